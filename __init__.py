@@ -1,0 +1,115 @@
+"""Millrace: large language models over datasets.
+
+The public face of the package. Rows stream in, engines stay full, results stream out:
+
+    from millrace import LLM, SamplingParams                  # tokens in, tokens out, in this process
+    from millrace import build_llm_processor                  # rows in, rows out, on Ray
+
+Importing it is cheap: a name is loaded from its subpackage when it is first used, so that neither torch nor Ray is
+loaded before something needs it, and `LLM` works where Ray is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engine.errors import (
+        ChatTemplateError,
+        CheckpointError,
+        ConfigError,
+        EngineDeadError,
+        EngineError,
+        MillraceError,
+        PromptError,
+        ReplicaDiedError,
+        RequestError,
+        SamplingParamsError,
+        UnsupportedModelError,
+        UserError,
+    )
+    from .engine.inputs import TextPrompt, TokensPrompt
+    from .engine.llm import LLM
+    from .engine.outputs import CompletionOutput, Logprob, RequestOutput
+    from .engine.sampling_params import SamplingParams
+    from .pipeline import (
+        EngineProcessorConfig,
+        Processor,
+        ProcessorConfig,
+        build_llm_processor,
+        build_processor,
+        vLLMEngineProcessorConfig,
+    )
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM",
+    "ChatTemplateError",
+    "CheckpointError",
+    "CompletionOutput",
+    "ConfigError",
+    "EngineDeadError",
+    "EngineError",
+    "EngineProcessorConfig",
+    "Logprob",
+    "MillraceError",
+    "Processor",
+    "ProcessorConfig",
+    "PromptError",
+    "ReplicaDiedError",
+    "RequestError",
+    "RequestOutput",
+    "SamplingParams",
+    "SamplingParamsError",
+    "TextPrompt",
+    "TokensPrompt",
+    "UnsupportedModelError",
+    "UserError",
+    "__version__",
+    "build_llm_processor",
+    "build_processor",
+    "vLLMEngineProcessorConfig",
+]
+
+_HOME = {
+    "LLM": "engine.llm",
+    "ChatTemplateError": "engine.errors",
+    "CheckpointError": "engine.errors",
+    "CompletionOutput": "engine.outputs",
+    "ConfigError": "engine.errors",
+    "EngineDeadError": "engine.errors",
+    "EngineError": "engine.errors",
+    "EngineProcessorConfig": "pipeline",
+    "Logprob": "engine.outputs",
+    "MillraceError": "engine.errors",
+    "Processor": "pipeline",
+    "ProcessorConfig": "pipeline",
+    "PromptError": "engine.errors",
+    "ReplicaDiedError": "engine.errors",
+    "RequestError": "engine.errors",
+    "RequestOutput": "engine.outputs",
+    "SamplingParams": "engine.sampling_params",
+    "SamplingParamsError": "engine.errors",
+    "TextPrompt": "engine.inputs",
+    "TokensPrompt": "engine.inputs",
+    "UnsupportedModelError": "engine.errors",
+    "UserError": "engine.errors",
+    "build_llm_processor": "pipeline",
+    "build_processor": "pipeline",
+    "vLLMEngineProcessorConfig": "pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Loads a public name from its home on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,59 @@
+"""Tokens in, tokens out: the inference engine. It knows neither Ray nor datasets.
+
+The face is lazy (PEP 562): importing it loads no torch; the first name that needs it does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .bundled import resolve_model
+    from .config import EngineConfig
+    from .engine import EngineStats, LLMEngine
+    from .llm import LLM
+    from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+    from .request import GenerateRequest
+    from .sampling_params import SamplingParams
+    from .tokenizer import Tokenizer
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "EngineConfig",
+    "EngineStats",
+    "GenerateRequest",
+    "LLMEngine",
+    "Logprob",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "Tokenizer",
+    "resolve_model",
+]
+
+_HOME = {
+    "LLM": "llm",
+    "CompletionOutput": "outputs",
+    "EngineConfig": "config",
+    "EngineStats": "engine",
+    "GenerateRequest": "request",
+    "LLMEngine": "engine",
+    "Logprob": "outputs",
+    "RequestMetrics": "outputs",
+    "RequestOutput": "outputs",
+    "SamplingParams": "sampling_params",
+    "Tokenizer": "tokenizer",
+    "resolve_model": "bundled",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,41 @@
+"""The tensors of one forward pass: what the model runner hands to a model.
+
+It holds what the model reads and nothing of who asked for it: requests, sampling and scheduling are elsewhere. It is
+passed as an argument everywhere; there is no current batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+__all__ = ["ForwardBatch", "KVCache"]
+
+KVCache: TypeAlias = list[tuple[Tensor, Tensor]]
+"""Per layer (k_cache, v_cache), each `[num_blocks, num_kv_heads, block_size, head_dim]` in the model's dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """The tokens of one step, sequence after sequence, and where their keys and values live.
+
+    The tokens of sequence b are the rows `query_start_loc[b]:query_start_loc[b + 1]`, and they are the last tokens of
+    that sequence so far. A whole prompt, a chunk of one and a decoded token differ only in how many rows they are.
+
+    Attributes:
+        token_ids: `[num_tokens]` int64.
+        positions: `[num_tokens]` int64, the index of each token in its sequence.
+        slot_mapping: `[num_tokens]` int64, where each token's key and value go: block_id * block_size + offset.
+        query_start_loc: `[num_seqs + 1]` int32, prefix sums of the number of tokens of each sequence.
+        seq_lens: `[num_seqs]` int32, tokens of each sequence including those of this step.
+        block_tables: `[num_seqs, max_blocks]` int32, block ids in order; columns past a sequence's end are not read.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slot_mapping: Tensor
+    query_start_loc: Tensor
+    seq_lens: Tensor
+    block_tables: Tensor

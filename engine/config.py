@@ -1,0 +1,205 @@
+"""Settings of one engine: `EngineConfig`, made from the keyword arguments that users of vLLM know.
+
+Sizes that depend on the model (length limit, number of KV blocks) stay None here and are settled when it is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ConfigError, unknown_key_message
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {
+    "auto": "auto",
+    "float32": "float32",
+    "float": "float32",
+    "float16": "float16",
+    "half": "float16",
+    "bfloat16": "bfloat16",
+}
+DEVICES = ("auto", "cpu", "cuda")
+
+IGNORED = {
+    "swap_space": "preempted requests are recomputed, never swapped",
+    "disable_log_stats": "statistics are returned as data by stats()",
+    "enforce_eager": "this release always runs eagerly",
+    "enable_chunked_prefill": "prompts are always prefilled in chunks when they exceed the token budget",
+    "disable_custom_all_reduce": "this release runs on one device",
+    "compilation_config": "nothing is compiled ahead of the first step",
+    "max_seq_len_to_capture": "this release captures no CUDA graphs",
+    "use_v2_block_manager": "there is one block manager",
+    "scheduler_reserve_full_isl": "a request always enters only when its whole prompt fits",
+    "tokenizer_mode": "the fast tokenizer is used when there is one",
+    "distributed_executor_backend": "this release runs on one device",
+    "async_scheduling": "the overlap of host and device follows the device",
+    "revision": "models are read from a local folder",
+    "tokenizer_revision": "models are read from a local folder",
+    "download_dir": "models are read from a local folder",
+    "hf_token": "models are read from a local folder",
+    "limit_mm_per_prompt": "this release takes text only",
+}
+"""Settings of vLLM that change nothing here, and why: they warn."""
+
+ONLY = {
+    "tensor_parallel_size": (1,),
+    "pipeline_parallel_size": (1,),
+    "data_parallel_size": (1,),
+    "quantization": (None,),
+    "kv_cache_dtype": ("auto",),
+    "task": ("auto", "generate"),
+    "runner": ("auto", "generate"),
+    "enable_lora": (False,),
+    "speculative_config": (None,),
+    "load_format": ("auto", "safetensors", "pt"),
+    "cpu_offload_gb": (0,),
+    "trust_remote_code": (False,),
+    "scheduling_policy": ("fcfs", "priority"),
+    "enable_prompt_embeds": (False,),
+}
+"""Settings of vLLM of which only some values work in this release."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine.
+
+    Attributes:
+        model: Folder of the model in Hugging Face's layout, or ``"bundled:NAME"``.
+        tokenizer: Folder of the tokenizer; None for the model's own.
+        skip_tokenizer_init: Load no tokenizer: prompts are token ids, outputs have no text.
+        chat_template: Jinja text or file that replaces the tokenizer's chat template.
+        hf_overrides: Values that replace those of the model's config.json.
+        generation_config: ``"auto"`` takes default sampling parameters from generation_config.json, ``"vllm"`` none.
+        dtype: ``"auto"`` (as stored, float32 on a CPU without bfloat16), ``"float32"``, ``"float16"``, ``"bfloat16"``.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        seed: Seed of the requests that bring none.
+        max_model_len: Most tokens of prompt and output together; None for what the model was made for.
+        max_num_seqs: Most requests running at once.
+        max_num_batched_tokens: Most tokens computed in one step; None for a default of the device.
+        block_size: Tokens per KV cache block.
+        num_gpu_blocks_override: Number of KV cache blocks, on any device; None to derive it from memory.
+        kv_cache_memory_bytes: Memory of the KV cache; None to derive it from the device.
+        gpu_memory_utilization: Share of a GPU's memory to use.
+        enable_prefix_caching: Whether requests share the KV cache of equal prefixes.
+        max_logprobs: Most log-probabilities a request may ask for per token; -1 for no limit.
+        num_threads: Threads of the CPU backend; None for the physical cores this process may use.
+        overlap_depth: Steps planned ahead of the one whose tokens are read; None for the device's own (CPU 0, CUDA 1).
+    """
+
+    model: str
+    tokenizer: str | None = None
+    skip_tokenizer_init: bool = False
+    chat_template: str | None = None
+    hf_overrides: dict[str, Any] | None = None
+    generation_config: str = "auto"
+    dtype: str = "auto"
+    device: str = "auto"
+    seed: int = 0
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int | None = None
+    block_size: int = 16
+    num_gpu_blocks_override: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.92
+    enable_prefix_caching: bool = True
+    max_logprobs: int = 20
+    num_threads: int | None = None
+    overlap_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("model", "tokenizer", "chat_template"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                object.__setattr__(self, name, str(value))
+        if not self.model:
+            raise ConfigError("model is empty; pass the folder of a model in Hugging Face's layout")
+        if self.dtype not in DTYPES:
+            raise _wrong("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
+        object.__setattr__(self, "dtype", DTYPES[self.dtype])
+        if self.device not in DEVICES:
+            raise _wrong("device", self.device, f"one of {', '.join(DEVICES)}")
+        if self.generation_config not in ("auto", "vllm"):
+            raise _wrong("generation_config", self.generation_config, "'auto' or 'vllm'")
+        if self.hf_overrides is not None and not isinstance(self.hf_overrides, dict):
+            raise _wrong("hf_overrides", self.hf_overrides, "a dict of config.json values")
+        self._check_sizes()
+
+    @classmethod
+    def from_kwargs(cls, **kwargs: Any) -> EngineConfig:
+        """Makes a config from the keyword arguments of vLLM's engine.
+
+        Args:
+            **kwargs: Fields of this class, and settings of vLLM: those without effect here warn.
+
+        Returns:
+            The checked config.
+
+        Raises:
+            ConfigError: An unknown name (the message names the nearest known one), a wrong value, or a setting of
+                vLLM that this release cannot honour.
+        """
+        fields = {}
+        names = {field.name for field in dataclasses.fields(cls)}
+        for name, value in kwargs.items():
+            if name in names:
+                fields[name] = value
+            elif name in IGNORED:
+                logger.warning("%s=%r is ignored: %s", name, value, IGNORED[name])
+            elif name in ONLY:
+                if value is not None and value not in ONLY[name]:
+                    allowed = " or ".join(repr(allowed) for allowed in ONLY[name])
+                    raise ConfigError(f"{name}={value!r} is not supported in this release; it can be {allowed}")
+            else:
+                raise ConfigError(unknown_key_message("the engine", name, names | IGNORED.keys() | ONLY.keys()))
+        if "model" not in fields:
+            raise ConfigError("model is missing; pass the folder of a model in Hugging Face's layout")
+        fields["max_model_len"] = _parse_length(fields.get("max_model_len"))
+        return cls(**fields)
+
+    def _check_sizes(self) -> None:
+        for name in ("max_num_seqs", "block_size"):
+            _check_at_least_one(name, getattr(self, name))
+        for name in OPTIONAL_SIZES:
+            if getattr(self, name) is not None:
+                _check_at_least_one(name, getattr(self, name))
+        if self.overlap_depth not in (None, 0, 1):
+            raise _wrong("overlap_depth", self.overlap_depth, "None, 0 or 1")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise _wrong("gpu_memory_utilization", self.gpu_memory_utilization, "a share above 0, at most 1")
+        if isinstance(self.max_logprobs, bool) or not isinstance(self.max_logprobs, int) or self.max_logprobs < -1:
+            raise _wrong("max_logprobs", self.max_logprobs, "an integer of at least 0, or -1 for no limit")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise _wrong("seed", self.seed, "an integer")
+
+
+OPTIONAL_SIZES = (
+    "max_model_len",
+    "max_num_batched_tokens",
+    "num_gpu_blocks_override",
+    "kv_cache_memory_bytes",
+    "num_threads",
+)
+
+
+def _check_at_least_one(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise _wrong(name, value, "an integer of at least 1")
+
+
+def _parse_length(value: Any) -> Any:
+    """Takes ``-1`` and ``"auto"`` for the model's own limit, and lengths such as ``"32k"``."""
+    if value in (-1, "auto"):
+        return None
+    if isinstance(value, str) and value.lower().endswith("k") and value[:-1].isdigit():
+        return int(value[:-1]) * 1024
+    return value
+
+
+def _wrong(name: str, given: Any, allowed: str) -> ConfigError:
+    return ConfigError(f"{name} must be {allowed}; got {given!r}")

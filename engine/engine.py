@@ -1,0 +1,268 @@
+"""The engine: requests in, finished outputs out, one step at a time.
+
+`step` plans, runs and reads. With an overlap depth of 1 it starts step N + 1 before it reads step N, so that a device
+never waits for the host; with 0 the two take turns. It is the same loop.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from .bundled import resolve_model
+from .capacity import plan_capacity
+from .config import EngineConfig
+from .device import Device, num_physical_cores
+from .errors import ConfigError, ModelExecutionError, RequestError
+from .executor import Executor, InProcessExecutor, StepHandle
+from .generation_config import default_sampling_params, read_generation_config
+from .inputs import InputProcessor, read_eos_token_ids
+from .kv_cache import KVCacheManager, kv_block_bytes
+from .outputs import RequestOutput
+from .request import GenerateRequest, Request
+from .results import OutputBuilder
+from .runner import ModelRunner, StepResult
+from .sampling_params import SamplingParams
+from .scheduler import Scheduler, SchedulerCounters, StepPlan
+from .tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is doing and has done.
+
+    Attributes:
+        num_running: Requests that hold KV cache.
+        num_waiting: Requests that hold none.
+        kv_cache_usage: Share of the KV cache blocks in use, 0 to 1.
+        step_time_s: Seconds spent in steps.
+        counters: What the scheduler counted.
+    """
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+    step_time_s: float
+    counters: SchedulerCounters
+
+
+@dataclass(slots=True)
+class RequestGroup:
+    """The sequences of one `GenerateRequest`."""
+
+    request: GenerateRequest
+    sequences: list[Request]
+    num_unfinished: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailedStep:
+    """A step that could not even be started; its error comes out where any step's does."""
+
+    error: Exception
+
+    def result(self) -> StepResult:
+        """Raises what the start raised."""
+        raise self.error
+
+
+@dataclass(slots=True)
+class LLMEngine:
+    """One model on one device.
+
+    Use `LLMEngine.from_config`; the constructor takes the parts, which lets tests replace them.
+
+    Attributes:
+        config: Settings.
+        tokenizer: The model's tokenizer; None if skipped.
+        default_params: For requests that bring none.
+        inputs: Checks requests.
+        scheduler: Plans steps.
+        executor: Runs them.
+        overlap_depth: Steps planned ahead.
+    """
+
+    config: EngineConfig
+    tokenizer: Tokenizer | None
+    default_params: SamplingParams
+    inputs: InputProcessor
+    scheduler: Scheduler
+    executor: Executor
+    overlap_depth: int = 0
+    _groups: dict[str, RequestGroup] = field(default_factory=dict)
+    _in_flight: deque[tuple[StepPlan, StepHandle]] = field(default_factory=deque)
+    _step_time_s: float = 0.0
+    _outputs: OutputBuilder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._outputs = OutputBuilder(self.tokenizer)
+
+    @classmethod
+    def from_config(cls, config: EngineConfig) -> LLMEngine:
+        """Loads a model and makes its engine.
+
+        Args:
+            config: Settings.
+
+        Raises:
+            UserError: A setting, the model folder or the tokenizer cannot be used.
+        """
+        import torch
+
+        from .models.registry import load_hf_config, load_model
+
+        device = Device.choose(config.device)
+        if device.is_cpu:
+            torch.set_num_threads(config.num_threads or num_physical_cores())
+        folder = resolve_model(config.model)
+        hf_config = load_hf_config(folder, config.hf_overrides)
+        dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
+        tokenizer = None
+        if not config.skip_tokenizer_init:
+            tokenizer = Tokenizer(resolve_model(config.tokenizer) if config.tokenizer else folder, config.chat_template)
+        model = load_model(folder, hf_config, dtype, device.torch_device)
+        spec = model.spec
+        block_bytes = kv_block_bytes(spec.num_layers, spec.num_kv_heads, spec.head_dim, config.block_size, dtype)
+        capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes)
+        runner = ModelRunner(
+            model,
+            device.torch_device,
+            num_blocks=capacity.num_blocks,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=capacity.max_model_len,
+            dtype=dtype,
+        )
+        generation_config = read_generation_config(folder)
+        eos_token_ids = read_eos_token_ids(tokenizer, generation_config, hf_config.to_dict())
+        recommended = generation_config if config.generation_config == "auto" else {}
+        return cls(
+            config=config,
+            tokenizer=tokenizer,
+            default_params=default_sampling_params(recommended),
+            inputs=InputProcessor(
+                tokenizer, spec.vocab_size, capacity.max_model_len, config.max_logprobs, eos_token_ids, config.seed
+            ),
+            scheduler=Scheduler(
+                KVCacheManager(capacity.num_blocks, config.block_size, config.enable_prefix_caching),
+                config.max_num_seqs,
+                capacity.max_num_batched_tokens,
+            ),
+            executor=InProcessExecutor(runner),
+            overlap_depth=device.overlap_depth if config.overlap_depth is None else config.overlap_depth,
+        )
+
+    def add_request(self, request: GenerateRequest) -> None:
+        """Takes a request.
+
+        Args:
+            request: With an id that no unfinished request has.
+
+        Raises:
+            UserError: The request cannot be run; nothing of it stays.
+        """
+        if request.request_id in self._groups:
+            raise ConfigError(f"request id {request.request_id!r} is in use; give each unfinished request its own")
+        sequences = self.inputs.process(request)
+        self._groups[request.request_id] = RequestGroup(request, sequences, len(sequences))
+        for sequence in sequences:
+            self.scheduler.add(sequence)
+
+    def abort(self, request_ids: Iterable[str]) -> None:
+        """Drops requests; they give no output. Unknown and finished ids are fine."""
+        for request_id in request_ids:
+            group = self._groups.pop(request_id, None)
+            for sequence in group.sequences if group else ():
+                self.scheduler.abort(sequence)
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one step.
+
+        Returns:
+            The requests that finished in it, well or with an error.
+        """
+        start_s = time.perf_counter()
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self._in_flight.append((plan, self._start(plan)))
+        ended: list[Request] = []
+        if self._in_flight and (plan is None or len(self._in_flight) > self.overlap_depth):
+            ended = self._read_step()
+        if not self.has_unfinished_requests():
+            self._in_flight.clear()
+        outputs = [output for request in ended for output in self._close_sequence(request)]
+        self._step_time_s += time.perf_counter() - start_s
+        return outputs
+
+    def has_unfinished_requests(self) -> bool:
+        """Returns whether any request has not given its output yet."""
+        return bool(self._groups)
+
+    def stats(self) -> EngineStats:
+        """Returns what the engine is doing and has done."""
+        scheduler = self.scheduler
+        return EngineStats(
+            num_running=len(scheduler.running),
+            num_waiting=scheduler.num_waiting,
+            kv_cache_usage=scheduler.kv_cache.usage,
+            step_time_s=self._step_time_s,
+            counters=scheduler.counters,
+        )
+
+    def check_integrity(self) -> None:
+        """Checks that nothing is lost, doubled or leaked.
+
+        Raises:
+            AssertionError: Something is.
+        """
+        self.scheduler.check_integrity()
+        if not self.has_unfinished_requests():
+            num_used = self.scheduler.kv_cache.pool.num_used
+            assert num_used == 0, f"the engine is idle and {num_used} KV cache blocks are in use"
+
+    def close(self) -> None:
+        """Drops all requests and frees the model and the KV cache."""
+        self.abort(list(self._groups))
+        self._in_flight.clear()
+        self.executor.close()
+        gc.collect()
+
+    def _start(self, plan: StepPlan) -> StepHandle:
+        try:
+            return self.executor.execute(plan)
+        except Exception as error:  # Whatever a model raises on some input must not take the other requests along.
+            return FailedStep(error)
+
+    def _read_step(self) -> list[Request]:
+        """Reads the oldest step in flight; a failed one is taken apart to find the request that makes it fail."""
+        plan, handle = self._in_flight.popleft()
+        try:
+            result = handle.result()
+        except Exception as error:  # As above.
+            plans = [plan, *(later for later, _ in self._in_flight)]
+            self._in_flight.clear()
+            logger.warning("a step of %d requests failed", len(plan.requests), exc_info=error)
+            cause = ModelExecutionError(f"the model failed on this request: {type(error).__name__}: {error}")
+            return self.scheduler.recover(plans, RequestError.from_exception(cause))
+        self._outputs.record_logprobs(plan, result)
+        return self.scheduler.update(plan, result.token_ids)
+
+    def _close_sequence(self, sequence: Request) -> list[RequestOutput]:
+        """Counts a sequence as ended; returns the request's output if it was the last or the first to fail."""
+        group = self._groups.get(sequence.request_id)
+        if group is None:
+            return []
+        group.num_unfinished -= 1
+        if sequence.error is None and group.num_unfinished:
+            return []
+        del self._groups[sequence.request_id]
+        for other in group.sequences:
+            self.scheduler.abort(other)
+        return [self._outputs.build(group.request, group.sequences)]
+

@@ -1,0 +1,264 @@
+"""Checks what a caller hands in and makes it runnable: prompts to tokens, parameters against the model."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, NotRequired, TypedDict
+
+from .detokenizer import StopStringMatcher
+from .errors import (
+    ConfigError,
+    EmptyPromptError,
+    PromptTooLongError,
+    PromptTypeError,
+    SamplingParamsError,
+    TokenOutOfVocabularyError,
+    unknown_key_message,
+)
+from .request import GenerateRequest, Request
+from .sampling_params import SamplingParams
+from .tokenizer import Tokenizer
+
+
+class TextPrompt(TypedDict):
+    """A prompt as text."""
+
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    """A prompt as token ids, with its text if the output should show it."""
+
+    prompt_token_ids: list[int]
+    prompt: NotRequired[str]
+
+
+PromptType = str | list[int] | TextPrompt | TokensPrompt
+"""Whatever stands for one prompt."""
+
+PROMPT_KEYS = ("prompt", "prompt_token_ids")
+
+
+def parse_prompt(prompt: Any) -> tuple[str | None, list[int] | None]:
+    """Reads one prompt.
+
+    Args:
+        prompt: Text, token ids, or one of the prompt dictionaries.
+
+    Returns:
+        (text, token ids); one of them may be None.
+
+    Raises:
+        PromptTypeError: It is something else.
+        EmptyPromptError: The text is empty.
+    """
+    text, token_ids = None, None
+    if isinstance(prompt, str):
+        text = prompt
+    elif isinstance(prompt, Mapping):
+        for key in prompt:
+            if key not in PROMPT_KEYS:
+                raise PromptTypeError(unknown_key_message("a prompt", str(key), PROMPT_KEYS))
+        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    elif _is_list(prompt):
+        token_ids = prompt
+    else:
+        raise PromptTypeError(f"Prompt should be a string, list of tokens, or dictionary; got {_describe(prompt)}")
+    if text is None and token_ids is None:
+        raise PromptTypeError("Prompt should be a string, list of tokens, or dictionary; got a dictionary without any")
+    if text is not None and not isinstance(text, str):
+        raise PromptTypeError(f"Prompt text should be a string; got {_describe(text)}")
+    if text == "" and token_ids is None:
+        raise EmptyPromptError("The decoder prompt cannot be empty; give it at least one character")
+    return text, None if token_ids is None else _parse_token_ids(token_ids)
+
+
+def _parse_token_ids(token_ids: Any) -> list[int]:
+    if not _is_list(token_ids):
+        raise PromptTypeError(f"Token prompt should be a list of integers; got {_describe(token_ids)}")
+    for token_id in token_ids:
+        if not isinstance(token_id, numbers.Integral) or isinstance(token_id, bool):
+            raise PromptTypeError(f"Token prompt should be a list of integers; it holds {_describe(token_id)}")
+    return [int(token_id) for token_id in token_ids]
+
+
+def _is_list(value: Any) -> bool:
+    """Takes arrays too: they are what a dataset's rows hold."""
+    is_sequence = isinstance(value, Sequence) or hasattr(value, "__array__")
+    return is_sequence and not isinstance(value, str | bytes)
+
+
+def _describe(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+@dataclass(frozen=True, slots=True)
+class InputProcessor:
+    """Turns a `GenerateRequest` into the requests the scheduler runs.
+
+    Attributes:
+        tokenizer: The model's; None if the engine works with token ids only.
+        vocab_size: Rows of the model's logits.
+        max_model_len: Most tokens of prompt and output.
+        max_logprobs: Most log-probabilities per token.
+        eos_token_ids: The model's end-of-sequence tokens, the tokenizer's own first.
+        seed: Of requests that bring none.
+    """
+
+    tokenizer: Tokenizer | None
+    vocab_size: int
+    max_model_len: int
+    max_logprobs: int
+    eos_token_ids: list[int]
+    seed: int
+
+    def process(self, request: GenerateRequest) -> list[Request]:
+        """Checks a request and splits it into its n sequences.
+
+        Args:
+            request: What the caller handed in.
+
+        Returns:
+            One request for each sequence.
+
+        Raises:
+            PromptError: The prompt cannot be run.
+            SamplingParamsError: The parameters do not fit the model.
+        """
+        params = request.sampling_params
+        if not isinstance(params, SamplingParams):
+            raise SamplingParamsError(f"sampling_params must be SamplingParams; got {_describe(params)}")
+        prompt_token_ids = self._tokenize(request)
+        self._check_prompt(prompt_token_ids)
+        params.check_against_model(self.vocab_size, self.max_logprobs)
+        self._check_text_features(params)
+        max_tokens_total = self._max_tokens_total(params, len(prompt_token_ids))
+        seed = params.seed if params.seed is not None else derive_seed(self.seed, request.request_id)
+        bad_word_ids = self._bad_word_ids(params)
+        return [
+            Request(
+                request_id=request.request_id,
+                index=index,
+                # The prompt is scored once; the other sequences may take it from the prefix cache.
+                params=params if index == 0 else params.clone(prompt_logprobs=None),
+                seed=_wrap_int64(seed + index),
+                token_ids=list(prompt_token_ids),
+                num_prompt_tokens=len(prompt_token_ids),
+                max_tokens_total=max_tokens_total,
+                stop_token_ids=self._stop_token_ids(params),
+                priority=request.priority,
+                matcher=self._matcher(params, prompt_token_ids),
+                bad_word_ids=bad_word_ids,
+            )
+            for index in range(params.n)
+        ]
+
+    def _tokenize(self, request: GenerateRequest) -> list[int]:
+        if request.prompt_token_ids is not None:
+            return _parse_token_ids(request.prompt_token_ids)
+        text, _ = parse_prompt(request.prompt)
+        if self.tokenizer is None:
+            raise PromptTypeError("the engine has no tokenizer (skip_tokenizer_init); give prompt_token_ids, not text")
+        return encode_text(self.tokenizer, text or "")
+
+    def _check_prompt(self, token_ids: list[int]) -> None:
+        if not token_ids:
+            raise EmptyPromptError("The decoder prompt cannot be empty; it has no token")
+        if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
+            wrong = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
+            raise TokenOutOfVocabularyError(
+                f"Token id {wrong} is out of vocabulary: the model's ids are 0 to {self.vocab_size - 1}"
+            )
+        if len(token_ids) >= self.max_model_len:
+            raise PromptTooLongError(
+                f"The prompt has {len(token_ids)} tokens, which is longer than the maximum model length of "
+                f"{self.max_model_len} with room for one new token. Please reduce the length of the prompt, or "
+                "construct the engine with a larger max_model_len if the model allows it"
+            )
+
+    def _max_tokens_total(self, params: SamplingParams, num_prompt_tokens: int) -> int:
+        if params.max_tokens is None:
+            room = self.max_model_len - num_prompt_tokens
+            if params.min_tokens > room:
+                raise SamplingParamsError(
+                    f"min_tokens={params.min_tokens}, but a prompt of {num_prompt_tokens} tokens leaves room for {room}"
+                )
+            return self.max_model_len
+        return min(self.max_model_len, num_prompt_tokens + params.max_tokens)
+
+    def _check_text_features(self, params: SamplingParams) -> None:
+        if self.tokenizer is None and (params.stop or params.bad_words):
+            raise SamplingParamsError(
+                "stop strings and bad_words need text, and the engine has no tokenizer (skip_tokenizer_init); "
+                "use stop_token_ids or logit_bias"
+            )
+
+    def _stop_token_ids(self, params: SamplingParams) -> dict[int, int | None]:
+        """Token that ends a sequence -> the stop reason to report; None for the tokenizer's own end of sequence."""
+        stops: dict[int, int | None] = {token_id: token_id for token_id in params.stop_token_ids or ()}
+        if not params.ignore_eos:
+            stops.update({token_id: token_id for token_id in self.eos_token_ids})
+            stops.update({token_id: None for token_id in self.eos_token_ids[:1]})
+        return stops
+
+    def _matcher(self, params: SamplingParams, prompt_token_ids: list[int]) -> StopStringMatcher | None:
+        if self.tokenizer is None or not params.stop:
+            return None
+        return StopStringMatcher(
+            self.tokenizer,
+            prompt_token_ids,
+            params.stop_strings,
+            skip_special_tokens=params.skip_special_tokens,
+            include_stop=params.include_stop_str_in_output,
+        )
+
+    def _bad_word_ids(self, params: SamplingParams) -> list[list[int]]:
+        if self.tokenizer is None or not params.bad_words:
+            return []
+        return [ids for word in params.bad_words for ids in self.tokenizer.bad_word_ids(word)]
+
+
+def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
+    """Tokenises one text.
+
+    Raises:
+        PromptTypeError: The tokenizer cannot read it, e.g. because it holds half of a surrogate pair.
+    """
+    try:
+        return tokenizer.encode_batch([text], add_special_tokens)[0]
+    except Exception as error:  # The Rust tokenizer raises plain TypeError or UnicodeError for text it cannot read.
+        raise PromptTypeError(f"Prompt text should be valid Unicode; the tokenizer refuses it: {error}") from error
+
+
+def derive_seed(seed: int, name: str) -> int:
+    """Returns a 64-bit seed that depends on both arguments and nothing else."""
+    digest = blake2b(f"{seed}:{name}".encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _wrap_int64(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def read_eos_token_ids(tokenizer: Tokenizer | None, *configs: Mapping[str, Any]) -> list[int]:
+    """Collects the end-of-sequence tokens, the tokenizer's own first.
+
+    Args:
+        tokenizer: The model's tokenizer, if there is one.
+        *configs: generation_config.json and config.json, which may name one or several.
+
+    Raises:
+        ConfigError: A config names something that is not a token id.
+    """
+    found = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for config in configs:
+        value = config.get("eos_token_id")
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(token_id, int) for token_id in values):
+            raise ConfigError(f"eos_token_id must be a token id or a list of them; the model's config says {value!r}")
+        found += values
+    return list(dict.fromkeys(found))

@@ -1,0 +1,125 @@
+"""Gives requests their KV cache blocks, and finds prefixes that were computed before.
+
+The content of a full block is named by the hash of its tokens and of all blocks before it, so equal names mean equal
+prefixes. Of a sequence with `block_size` 4, 11 known tokens and 9 of them computed:
+
+    tokens    [0, 4)       [4, 8)       [8, 9)                 [9, 11)
+    block     0            1            2                      2
+    content   published    published    not full: private      not computed
+"""
+
+from __future__ import annotations
+
+from array import array
+from hashlib import blake2b
+
+from ..request import Request
+from .blocks import BlockPool
+
+
+class KVCacheManager:
+    """Owns the block pool on behalf of requests.
+
+    Args:
+        num_blocks: Blocks of the pool.
+        block_size: Tokens per block.
+        enable_prefix_caching: Whether equal prefixes share blocks.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True) -> None:
+        self.pool = BlockPool(num_blocks)
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks that requests hold, 0 to 1."""
+        return self.pool.num_used / self.pool.num_blocks
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Returns the number of blocks that hold `num_tokens` tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def try_admit(self, request: Request) -> bool:
+        """Gives a waiting request the blocks of its cached prefix, if all of its known tokens would fit.
+
+        Asking for room for the whole request, not only for its first chunk, keeps a request from entering only to be
+        preempted a step later.
+
+        Args:
+            request: A request without blocks. On success `block_ids` and `num_computed_tokens` cover the prefix found.
+
+        Returns:
+            Whether it was admitted; if not, nothing has changed.
+        """
+        prefix = self._find_prefix(request)
+        num_missing = self.num_blocks_for(request.num_tokens) - len(prefix)
+        num_free_in_prefix = sum(self.pool.is_free(block) for block in prefix)
+        if num_missing > self.pool.num_free - num_free_in_prefix:
+            return False
+        self.pool.share(prefix)
+        request.block_ids = prefix
+        request.num_computed_tokens = len(prefix) * self.block_size
+        return True
+
+    def try_extend(self, request: Request, num_tokens: int) -> bool:
+        """Makes sure that a request has blocks for its first `num_tokens` tokens.
+
+        Returns:
+            Whether it has; if not, nothing has changed.
+        """
+        num_missing = self.num_blocks_for(num_tokens) - len(request.block_ids)
+        if num_missing > self.pool.num_free:
+            return False
+        if num_missing > 0:
+            request.block_ids += self.pool.allocate(num_missing)
+        return True
+
+    def publish(self, request: Request, num_tokens: int) -> None:
+        """Lets others find the full blocks among the first `num_tokens` tokens.
+
+        This may be called when the blocks are scheduled, before they are computed: a request of the same step that
+        shares them reads them after all keys and values of the step are stored.
+        """
+        if not self.enable_prefix_caching:
+            return
+        num_full = min(num_tokens, len(request.token_ids)) // self.block_size
+        if num_full <= request.num_published_blocks:
+            return
+        hashes = self._hashes(request, num_full)
+        for index in range(request.num_published_blocks, num_full):
+            self.pool.publish(request.block_ids[index], hashes[index])
+        request.num_published_blocks = num_full
+
+    def release(self, request: Request) -> None:
+        """Takes a request's blocks back; their content stays findable until they are needed."""
+        self.pool.release(request.block_ids)
+        request.block_ids = []
+        request.num_computed_tokens = 0
+        request.num_published_blocks = 0
+
+    def discard(self, request: Request) -> None:
+        """Takes a request's blocks back and forgets their content, which a failed step may have left half-written."""
+        self.pool.forget(request.block_ids)
+        self.release(request)
+
+    def _find_prefix(self, request: Request) -> list[int]:
+        """Finds the longest run of cached blocks; never the whole request, whose last token must be computed."""
+        if not self.enable_prefix_caching or not request.reads_prefix_cache:
+            return []
+        prefix: list[int] = []
+        for block_hash in self._hashes(request, (request.num_tokens - 1) // self.block_size):
+            block = self.pool.find(block_hash)
+            if block is None:
+                break
+            prefix.append(block)
+        return prefix
+
+    def _hashes(self, request: Request, num_blocks: int) -> list[bytes]:
+        """Returns the content hashes of the first blocks; each is computed once in a request's life."""
+        hashes = request.block_hashes
+        for index in range(len(hashes), num_blocks):
+            tokens = request.token_ids[index * self.block_size : (index + 1) * self.block_size]
+            parent = hashes[-1] if hashes else b""
+            hashes.append(blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest())
+        return hashes[:num_blocks]

@@ -1,0 +1,93 @@
+"""Causal self-attention over a paged KV cache, for any mix of prompts, chunks and decoded tokens.
+
+Legend: T tokens of the step, H query heads, K key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from ...kernels import paged_attention, store_kv
+from ..batch import ForwardBatch
+from .linear import Linear
+from .norm import Norm
+from .rotary import NoRotary, Rotary
+
+__all__ = ["Attention", "Heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """How an attention layer is divided.
+
+    Attributes:
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads; each serves `num_heads / num_kv_heads` query heads.
+        head_dim: Size of a head.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+
+
+class Attention(nn.Module):
+    """Projects, rotates, stores keys and values, attends, projects back.
+
+    Args:
+        heads: How many heads of which size.
+        qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`.
+        out: `[H * D] -> [hidden_size]`.
+        q_norm: Norm of each query head, before the rotation.
+        k_norm: Norm of each key head, before the rotation.
+        rotary: What tells queries and keys their positions.
+        window: Keys a query sees, itself included; 0 is all before it.
+    """
+
+    def __init__(
+        self,
+        heads: Heads,
+        *,
+        qkv: Linear,
+        out: Linear,
+        q_norm: Norm,
+        k_norm: Norm,
+        rotary: Rotary | NoRotary,
+        window: int,
+    ) -> None:
+        super().__init__()
+        self.qkv = qkv
+        self.out = out
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self.rotary = rotary
+        self.window = window
+        self.head_dim = heads.head_dim
+        self.scale = heads.head_dim**-0.5
+        self._split = (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
+        self._num_rows = sum(self._split)
+
+    def forward(self, hidden: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """Attends from the tokens of `batch` to their sequences' cached tokens and themselves.
+
+        Args:
+            hidden: `[T, hidden_size]`.
+            batch: Positions, and where keys and values are and go.
+            k_cache: `[num_blocks, K, block_size, D]`; this step's keys are written to it.
+            v_cache: The same for values.
+
+        Returns:
+            `[T, hidden_size]`.
+        """
+        qkv = self.qkv(hidden).view(-1, self._num_rows, self.head_dim)  # [T, H + 2 K, D]
+        query, key, value = qkv.split(self._split, dim=1)
+        query, _ = self.q_norm(query)
+        key, _ = self.k_norm(key)
+        self.rotary(batch.positions, query, key)
+        store_kv(key, value, k_cache, v_cache, batch.slot_mapping)
+        attended = paged_attention(
+            query, k_cache, v_cache, batch.block_tables, batch.seq_lens, batch.query_start_loc, self.scale, self.window
+        )
+        return self.out(attended.flatten(1))

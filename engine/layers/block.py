@@ -1,0 +1,65 @@
+"""One decoder layer: an attention and a feed-forward sublayer, each with its norm and its residual addition."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..batch import ForwardBatch
+from .attention import Attention
+from .mlp import MLP
+from .norm import Norm
+
+__all__ = ["PostNormBlock", "PreNormBlock"]
+
+
+class PreNormBlock(nn.Module):
+    """A decoder layer that norms before each sublayer and carries the residual stream beside the hidden states.
+
+    Args:
+        attention: The attention sublayer.
+        mlp: The feed-forward sublayer.
+        attention_norm: Norm before the attention.
+        mlp_norm: Norm before the feed-forward network.
+    """
+
+    def __init__(self, attention: Attention, mlp: MLP, attention_norm: Norm, mlp_norm: Norm) -> None:
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Maps (hidden, residual), whose sum is the stream, to the next such pair; both `[num_tokens, hidden_size]`."""
+        hidden, residual = self.attention_norm(hidden, residual)
+        hidden = self.attention(hidden, batch, k_cache, v_cache)
+        hidden, residual = self.mlp_norm(hidden, residual)
+        return self.mlp(hidden), residual
+
+
+class PostNormBlock(nn.Module):
+    """A decoder layer that norms the sum of each sublayer's input and output; no residual is left over.
+
+    Args:
+        attention: The attention sublayer.
+        mlp: The feed-forward sublayer.
+        attention_norm: Norm after the attention.
+        mlp_norm: Norm after the feed-forward network.
+    """
+
+    def __init__(self, attention: Attention, mlp: MLP, attention_norm: Norm, mlp_norm: Norm) -> None:
+        super().__init__()
+        self.attention = attention
+        self.attention_norm = attention_norm
+        self.mlp = mlp
+        self.mlp_norm = mlp_norm
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Maps (hidden, None), `[num_tokens, hidden_size]`, to the next such pair."""
+        hidden, _ = self.attention_norm(self.attention(hidden, batch, k_cache, v_cache), hidden)
+        hidden, _ = self.mlp_norm(self.mlp(hidden), hidden)
+        return hidden, None

@@ -1,0 +1,66 @@
+"""Feed-forward networks of a decoder layer."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...kernels import silu_and_mul
+from .linear import Linear
+
+__all__ = ["ACTIVATIONS", "MLP", "GatedMLP", "PlainMLP"]
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "silu": F.silu,
+}
+"""Elementwise activations by the names of Hugging Face configs."""
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (Shazeer, 2020, arXiv:2002.05202): `down(silu(gate(x)) * up(x))`.
+
+    Args:
+        gate_up: The fused gate and up projections, `[hidden_size] -> [2 * intermediate_size]`.
+        down: `[intermediate_size] -> [hidden_size]`.
+    """
+
+    def __init__(self, gate_up: Linear, down: Linear) -> None:
+        super().__init__()
+        self.gate_up = gate_up
+        self.down = down
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Maps `hidden` `[num_tokens, hidden_size]` to the same shape."""
+        return self.down(silu_and_mul(self.gate_up(hidden)))
+
+
+class PlainMLP(nn.Module):
+    """Two projections with an activation between: `down(activation(up(x)))`.
+
+    Args:
+        up: `[hidden_size] -> [intermediate_size]`.
+        down: `[intermediate_size] -> [hidden_size]`.
+        activation: Elementwise.
+    """
+
+    def __init__(self, up: Linear, down: Linear, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.up = up
+        self.down = down
+        self.activation = activation
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Maps `hidden` `[num_tokens, hidden_size]` to the same shape."""
+        return self.down(self.activation(self.up(hidden)))
+
+
+MLP: TypeAlias = GatedMLP | PlainMLP
+"""Either feed-forward network."""

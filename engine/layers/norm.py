@@ -1,0 +1,74 @@
+"""Normalisation, fused with the addition of the residual stream.
+
+Every norm maps (hidden, residual) to (norm(hidden + residual), hidden + residual): the sum is the new residual stream,
+and adding inside the kernel saves one pass over memory. Without a residual the sum is `hidden` itself.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ...kernels import layer_norm, rms_norm
+
+__all__ = ["LayerNorm", "NoNorm", "Norm", "RMSNorm"]
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root mean square of the last axis and scales; statistics in float32.
+
+    Args:
+        size: Length of the last axis.
+        eps: Added to the mean square.
+        dtype: Of the scale.
+        device: Of the scale. Its memory is not initialised.
+    """
+
+    def __init__(self, size: int, *, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns (normed sum, sum) of `hidden` and `residual`, both `[..., size]`."""
+        return rms_norm(hidden, self.weight, self.eps, residual)
+
+
+class LayerNorm(nn.Module):
+    """Subtracts the mean of the last axis, divides by its standard deviation, scales and shifts; statistics in float32.
+
+    Args:
+        size: Length of the last axis.
+        eps: Added to the variance.
+        affine: Whether there are a scale and a shift.
+        dtype: Of scale and shift.
+        device: Of scale and shift. Their memory is not initialised.
+    """
+
+    def __init__(self, size: int, *, eps: float, affine: bool, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight: nn.Parameter | None = None
+        self.bias: nn.Parameter | None = None
+        if affine:
+            self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
+            self.bias = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns (normed sum, sum) of `hidden` and `residual`, both `[..., size]`."""
+        return layer_norm(hidden, self.weight, self.bias, self.eps, residual)
+
+
+class NoNorm(nn.Module):
+    """Stands where a model has no norm: the sum passes through unchanged."""
+
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Returns the sum of `hidden` and `residual`, twice."""
+        total = hidden if residual is None else hidden + residual
+        return total, total
+
+
+Norm: TypeAlias = RMSNorm | LayerNorm | NoNorm
+"""Whatever stands where a norm may."""

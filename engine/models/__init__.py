@@ -1,0 +1,9 @@
+"""Models as data: a family describes itself as a `DecoderSpec`, and one decoder runs them all."""
+
+from __future__ import annotations
+
+from .decoder import Decoder
+from .registry import build_model, load_hf_config, load_model, supported_architectures
+from .spec import DecoderSpec
+
+__all__ = ["Decoder", "DecoderSpec", "build_model", "load_hf_config", "load_model", "supported_architectures"]

@@ -1,0 +1,143 @@
+"""Chooses the layers a `DecoderSpec` asks for: the one place where a field of the spec becomes a component.
+
+Every choice falls here, once, at construction; the forward passes have no branch on the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from ..layers import (
+    ACTIVATIONS,
+    MLP,
+    Attention,
+    GatedMLP,
+    Heads,
+    LayerNorm,
+    LearnedPositions,
+    Linear,
+    NoNorm,
+    NoPositions,
+    Norm,
+    NoRotary,
+    PlainMLP,
+    PostNormBlock,
+    PreNormBlock,
+    RMSNorm,
+    Rotary,
+    TokenEmbedding,
+)
+from .spec import DecoderSpec
+
+__all__ = ["Components"]
+
+
+class Components:
+    """Makes the parts of one decoder. Memory of their parameters is not initialised.
+
+    Args:
+        spec: The decoder.
+        dtype: Of all parameters.
+        device: Of all parameters.
+    """
+
+    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> None:
+        self._spec = spec
+        self._dtype = dtype
+        self._device = device
+        self._rotary = self._make_rotary()
+
+    def embed_tokens(self) -> TokenEmbedding:
+        """Makes the token embedding."""
+        spec = self._spec
+        return TokenEmbedding(spec.vocab_size, spec.embedding_size, dtype=self._dtype, device=self._device)
+
+    def positions(self) -> LearnedPositions | NoPositions:
+        """Makes the learned positions, if there are any."""
+        spec = self._spec
+        if spec.position_offset is None:
+            return NoPositions()
+        return LearnedPositions(
+            spec.max_position_embeddings,
+            spec.hidden_size,
+            offset=spec.position_offset,
+            dtype=self._dtype,
+            device=self._device,
+        )
+
+    def linear(self, in_features: int, out_features: int | Mapping[str, int], *, bias: bool) -> Linear:
+        """Makes a linear layer."""
+        return Linear(in_features, out_features, bias=bias, dtype=self._dtype, device=self._device)
+
+    def projection(self, in_features: int, out_features: int) -> Linear | nn.Identity:
+        """Makes a projection between two widths, or nothing between equal ones."""
+        return nn.Identity() if in_features == out_features else self.linear(in_features, out_features, bias=False)
+
+    def norm(self, *, present: bool = True) -> Norm:
+        """Makes a norm of the residual stream, or what adds the residual in its place."""
+        spec = self._spec
+        if not present:
+            return NoNorm()
+        if spec.rms_norm:
+            return RMSNorm(spec.hidden_size, eps=spec.norm_eps, dtype=self._dtype, device=self._device)
+        return LayerNorm(
+            spec.hidden_size, eps=spec.norm_eps, affine=spec.norm_affine, dtype=self._dtype, device=self._device
+        )
+
+    def head(self, embed_tokens: TokenEmbedding) -> Linear:
+        """Makes the output head; a tied one is the embedding's own table."""
+        spec = self._spec
+        # A tied head brings no memory of its own: made on no device, it is given the embedding's.
+        device = torch.device("meta") if spec.tie_word_embeddings else self._device
+        head = Linear(spec.embedding_size, spec.vocab_size, bias=False, dtype=self._dtype, device=device)
+        if spec.tie_word_embeddings:
+            head.weight = embed_tokens.weight
+        return head
+
+    def block(self, layer_idx: int) -> PreNormBlock | PostNormBlock:
+        """Makes one decoder layer."""
+        kind = PostNormBlock if self._spec.post_norm else PreNormBlock
+        return kind(self._attention(layer_idx), self._mlp(), self.norm(), self.norm())
+
+    def _attention(self, layer_idx: int) -> Attention:
+        spec = self._spec
+        query_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+        blocks = {"query": query_size, "key": kv_size, "value": kv_size}
+        return Attention(
+            Heads(spec.num_heads, spec.num_kv_heads, spec.head_dim),
+            qkv=self.linear(spec.hidden_size, blocks, bias=spec.qkv_bias),
+            out=self.linear(query_size, spec.hidden_size, bias=spec.attention_out_bias),
+            q_norm=self._head_norm(),
+            k_norm=self._head_norm(),
+            rotary=self._rotary,
+            window=spec.windows[layer_idx],
+        )
+
+    def _head_norm(self) -> Norm:
+        spec = self._spec
+        if not spec.qk_norm:
+            return NoNorm()
+        return RMSNorm(spec.head_dim, eps=spec.norm_eps, dtype=self._dtype, device=self._device)
+
+    def _make_rotary(self) -> Rotary | NoRotary:
+        spec = self._spec
+        if spec.rope is None:
+            return NoRotary()
+        return Rotary(
+            spec.rope.inv_freq,
+            scaling=spec.rope.scaling,
+            max_positions=spec.max_position_embeddings,
+            device=self._device,
+        )
+
+    def _mlp(self) -> MLP:
+        spec = self._spec
+        down = self.linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
+        if spec.gated_mlp:
+            blocks = {"gate": spec.intermediate_size, "up": spec.intermediate_size}
+            return GatedMLP(self.linear(spec.hidden_size, blocks, bias=spec.mlp_bias), down)
+        up = self.linear(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
+        return PlainMLP(up, down, ACTIVATIONS[spec.activation])

@@ -1,0 +1,75 @@
+"""Llama (Touvron et al., 2023) and its nearest kin: Mistral."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...weights import WeightMap
+from ..hf_config import attention_windows, flag, head_counts, one_of, positive_float, positive_int
+from ..rope import rope_max_positions, rope_spec
+from ..spec import DecoderSpec, Family
+
+__all__ = ["FAMILIES", "WEIGHTS", "llama_spec", "mistral_spec", "swiglu_fields"]
+
+WEIGHTS = WeightMap(
+    prefixes=("model.",),
+    modules={
+        "embed_tokens": "embed_tokens",
+        "layers.*.input_layernorm": "layers.*.attention_norm",
+        "layers.*.self_attn.q_proj": "layers.*.attention.qkv.query",
+        "layers.*.self_attn.k_proj": "layers.*.attention.qkv.key",
+        "layers.*.self_attn.v_proj": "layers.*.attention.qkv.value",
+        "layers.*.self_attn.q_norm": "layers.*.attention.q_norm",
+        "layers.*.self_attn.k_norm": "layers.*.attention.k_norm",
+        "layers.*.self_attn.o_proj": "layers.*.attention.out",
+        "layers.*.post_attention_layernorm": "layers.*.mlp_norm",
+        "layers.*.mlp.gate_proj": "layers.*.mlp.gate_up.gate",
+        "layers.*.mlp.up_proj": "layers.*.mlp.gate_up.up",
+        "layers.*.mlp.down_proj": "layers.*.mlp.down",
+        "norm": "norm",
+        "lm_head": "lm_head",
+    },
+    ignored=("rotary_emb", "layers.*.self_attn.rotary_emb"),
+)
+
+
+def swiglu_fields(config: Any) -> dict[str, Any]:
+    """Returns the spec fields common to all pre-norm decoders with RMSNorm, rotary positions and SwiGLU."""
+    return {
+        "vocab_size": positive_int(config, "vocab_size"),
+        "hidden_size": positive_int(config, "hidden_size"),
+        "intermediate_size": positive_int(config, "intermediate_size"),
+        "num_layers": positive_int(config, "num_hidden_layers"),
+        **head_counts(config),
+        "max_position_embeddings": rope_max_positions(config),
+        "embedding_size": config.hidden_size,
+        "tie_word_embeddings": flag(config, "tie_word_embeddings", False),
+        "rms_norm": True,
+        "norm_eps": positive_float(config, "rms_norm_eps"),
+        "gated_mlp": True,
+        "activation": one_of(config, "hidden_act", ("silu",)),
+        "rope": rope_spec(config),
+    }
+
+
+def llama_spec(config: Any) -> DecoderSpec:
+    """Describes a `LlamaConfig`: biases by flag, full attention everywhere."""
+    attention_bias = flag(config, "attention_bias", False)
+    return DecoderSpec(
+        **swiglu_fields(config),
+        windows=(0,) * config.num_hidden_layers,
+        qkv_bias=attention_bias,
+        attention_out_bias=attention_bias,
+        mlp_bias=flag(config, "mlp_bias", False),
+    )
+
+
+def mistral_spec(config: Any) -> DecoderSpec:
+    """Describes a `MistralConfig`: no biases, sliding windows."""
+    return DecoderSpec(**swiglu_fields(config), windows=attention_windows(config))
+
+
+FAMILIES = (
+    Family(("LlamaForCausalLM",), llama_spec, WEIGHTS),
+    Family(("MistralForCausalLM",), mistral_spec, WEIGHTS),
+)

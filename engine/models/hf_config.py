@@ -1,0 +1,210 @@
+"""Reading Hugging Face configs: from a model folder, and field by field with errors that name the field.
+
+No model family is known here. Rotary parameters have a file of their own, `rope.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError, UnsupportedModelError
+
+__all__ = ["attention_windows", "flag", "head_counts", "load_hf_config", "one_of", "positive_float", "positive_int"]
+
+
+def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
+    """Reads `config.json` of a model folder.
+
+    Args:
+        folder: The model folder.
+        overrides: Fields that replace those of the file (`hf_overrides`). A mapping inside, such as `rope_parameters`,
+            replaces the whole field.
+
+    Returns:
+        The transformers config object of the file's `model_type`.
+
+    Raises:
+        CheckpointError: There is no readable config, or it does not say which model it is for.
+        UnsupportedModelError: transformers does not know the `model_type`, or refuses a field's value.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    path = Path(folder) / "config.json"
+    fields = _merge(_fold_rope(_read_json(path)), _fold_rope(overrides or {}))
+    model_type = fields.get("model_type")
+    if not model_type or not fields.get("architectures"):
+        raise CheckpointError(
+            f"{path} does not say which model it is for: model_type={model_type!r}, "
+            f"architectures={fields.get('architectures')!r}; both are needed (set them with hf_overrides)"
+        )
+    if model_type not in CONFIG_MAPPING:
+        raise UnsupportedModelError(
+            f"model_type {model_type!r} of {folder} is unknown to the installed transformers; upgrade transformers, "
+            "or set another model_type with hf_overrides"
+        )
+    try:
+        return AutoConfig.for_model(**fields)
+    except Exception as error:  # config classes validate with errors of many kinds
+        raise UnsupportedModelError(f"config.json of {folder} was refused by transformers: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist; give a folder that holds a Hugging Face model") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{path} holds a {type(fields).__name__}, not a JSON object; the file is damaged")
+    return fields
+
+
+def _fold_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Brings the old form (`rope_scaling` beside `rope_theta`) to the new one (both inside `rope_parameters`)."""
+    rest = dict(fields)
+    old = {name: rest.pop(name) for name in ("rope_scaling", "rope_theta") if name in rest}
+    if not old:
+        return rest
+    rope = {**(rest.get("rope_parameters") or {})}
+    if "rope_scaling" in old:
+        rope |= old["rope_scaling"] or {"rope_type": "default"}
+    if old.get("rope_theta") is not None:
+        rope["rope_theta"] = old["rope_theta"]
+    return {**rest, "rope_parameters": rope}
+
+
+def _merge(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Lays overrides over the file's fields. Rotary parameters of another type keep nothing of the old but the base."""
+    rope, new_rope = fields.get("rope_parameters"), overrides.get("rope_parameters")
+    if rope and new_rope:
+        names_type = "rope_type" in new_rope or "type" in new_rope
+        kept = {name: value for name, value in rope.items() if name == "rope_theta" or not names_type}
+        overrides = {**overrides, "rope_parameters": {**kept, **new_rope}}
+    return {**fields, **overrides}
+
+
+def positive_int(config: Any, field: str) -> int:
+    """Returns a field that must be a positive integer.
+
+    Args:
+        config: A transformers config.
+        field: The field's name.
+
+    Raises:
+        UnsupportedModelError: It is missing or something else.
+    """
+    value = getattr(config, field, None)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UnsupportedModelError(f"config field {field!r} is {value!r}; it must be a positive integer")
+    return value
+
+
+def positive_float(config: Any, field: str) -> float:
+    """Returns a field that must be a positive number.
+
+    Args:
+        config: A transformers config.
+        field: The field's name.
+
+    Raises:
+        UnsupportedModelError: It is missing or something else.
+    """
+    value = getattr(config, field, None)
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise UnsupportedModelError(f"config field {field!r} is {value!r}; it must be a positive number")
+    return float(value)
+
+
+def flag(config: Any, field: str, default: bool) -> bool:
+    """Returns a field that must be true or false.
+
+    Args:
+        config: A transformers config.
+        field: The field's name.
+        default: What a missing field means.
+
+    Raises:
+        UnsupportedModelError: It is something else.
+    """
+    value = getattr(config, field, default)
+    if not isinstance(value, bool):
+        raise UnsupportedModelError(f"config field {field!r} is {value!r}; it must be true or false")
+    return value
+
+
+def one_of(config: Any, field: str, allowed: tuple[str, ...]) -> str:
+    """Returns a field that must be one of the values we implement.
+
+    Args:
+        config: A transformers config.
+        field: The field's name.
+        allowed: The values.
+
+    Raises:
+        UnsupportedModelError: It is missing or something else.
+    """
+    value = getattr(config, field, None)
+    if value not in allowed:
+        raise UnsupportedModelError(
+            f"config field {field!r} is {value!r}; implemented for this architecture: {', '.join(allowed)}"
+        )
+    return str(value)
+
+
+def head_counts(config: Any) -> dict[str, int]:
+    """Returns `num_heads`, `num_kv_heads` and `head_dim` of a config with grouped-query attention.
+
+    Args:
+        config: A transformers config.
+
+    Raises:
+        UnsupportedModelError: A count is missing, or they do not divide.
+    """
+    num_heads = positive_int(config, "num_attention_heads")
+    num_kv_heads = positive_int(config, "num_key_value_heads")
+    if num_heads % num_kv_heads:
+        raise UnsupportedModelError(
+            f"config field 'num_key_value_heads' is {num_kv_heads}; it must divide num_attention_heads={num_heads}"
+        )
+    if getattr(config, "head_dim", None) is not None:
+        return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": positive_int(config, "head_dim")}
+    hidden_size = positive_int(config, "hidden_size")
+    if hidden_size % num_heads:
+        raise UnsupportedModelError(
+            f"config field 'hidden_size' is {hidden_size}; without head_dim it must be a multiple of "
+            f"num_attention_heads={num_heads}"
+        )
+    return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": hidden_size // num_heads}
+
+
+def attention_windows(config: Any) -> tuple[int, ...]:
+    """Returns the attention window of each layer, 0 where a layer sees everything.
+
+    `layer_types` says which layers slide; without it all do when there is a `sliding_window`.
+
+    Args:
+        config: A transformers config.
+
+    Raises:
+        UnsupportedModelError: A layer type is neither full nor sliding attention, or their number is wrong.
+    """
+    num_layers = positive_int(config, "num_hidden_layers")
+    has_window = getattr(config, "sliding_window", None) is not None
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is None:
+        layer_types = ["sliding_attention" if has_window else "full_attention"] * num_layers
+    unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
+    if unknown or len(layer_types) != num_layers:
+        raise UnsupportedModelError(
+            f"config field 'layer_types' is {layer_types!r}; it must say full_attention or sliding_attention for each "
+            f"of the {num_layers} layers"
+        )
+    if "sliding_attention" not in layer_types:
+        return (0,) * num_layers
+    window = positive_int(config, "sliding_window")
+    return tuple(window if kind == "sliding_attention" else 0 for kind in layer_types)

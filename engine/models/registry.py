@@ -1,0 +1,93 @@
+"""From a config to a model: finds the family of an architecture, builds its decoder, loads its weights."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import UnsupportedModelError
+from ..weights import load_weights
+from . import families
+from .decoder import Decoder
+from .hf_config import load_hf_config
+from .spec import Family
+
+__all__ = ["build_model", "load_hf_config", "load_model", "supported_architectures"]
+
+
+def supported_architectures() -> list[str]:
+    """Returns the names a config's `architectures` may hold."""
+    return sorted(_families())
+
+
+def build_model(hf_config: Any, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+    """Builds the decoder a config describes, without weights: their memory is not initialised.
+
+    Args:
+        hf_config: A transformers config, as `load_hf_config` returns it.
+        dtype: Of weights and activations.
+        device: Where to build it.
+
+    Raises:
+        UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
+    """
+    spec = _find_family(hf_config).spec(hf_config)
+    return Decoder(spec, dtype=dtype, device=torch.device(device))
+
+
+def load_model(folder: str | Path, hf_config: Any, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+    """Builds the decoder a config describes, on its device, and streams the folder's weights into it.
+
+    Args:
+        folder: Holds the weights.
+        hf_config: A transformers config, as `load_hf_config` returns it.
+        dtype: Of weights and activations; the checkpoint's tensors are cast.
+        device: Where to build it.
+
+    Raises:
+        UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
+        CheckpointError: The weights are missing, damaged, or do not match the config.
+    """
+    model = build_model(hf_config, dtype, device)
+    load_weights(model, folder, _find_family(hf_config).weights)
+    model.pack()
+    return model.eval()
+
+
+def _find_family(hf_config: Any) -> Family:
+    names = getattr(hf_config, "architectures", None) or []
+    if getattr(hf_config, "quantization_config", None) is not None:
+        raise UnsupportedModelError(
+            "config field 'quantization_config' is set; quantised checkpoints cannot be loaded yet, use the "
+            "unquantised model"
+        )
+    known = _families()
+    family = known.get(names[0]) if names else None
+    if family is None:
+        near = difflib.get_close_matches(names[0], known, n=1, cutoff=0.4) if names else []
+        hint = f"; the nearest is {near[0]}" if near else ""
+        raise UnsupportedModelError(
+            f"architectures={list(names)} is not supported; supported are {', '.join(sorted(known))}{hint}"
+        )
+    return family
+
+
+@functools.cache
+def _families() -> Mapping[str, Family]:
+    """Collects `FAMILIES` of every module in `families/`, by architecture."""
+    found: dict[str, Family] = {}
+    for info in pkgutil.iter_modules(families.__path__):
+        module = importlib.import_module(f"{families.__name__}.{info.name}")
+        for family in module.FAMILIES:
+            for architecture in family.architectures:
+                if architecture in found:
+                    raise ValueError(f"{architecture} is described twice; the second time in {module.__name__}")
+                found[architecture] = family
+    return found

@@ -1,0 +1,83 @@
+"""Rotary parameters of a config, as numbers. The formulas of the scaled types are transformers' own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import UnsupportedModelError
+from .spec import RopeSpec
+
+__all__ = ["rope_max_positions", "rope_spec"]
+
+# "dynamic" recomputes its frequencies as a sequence outgrows max_position_embeddings. Up to there they are fixed, and
+# rope_max_positions lets no sequence grow further. "longrope" switches tables on the way and is not among them.
+_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+
+
+def rope_spec(config: Any) -> RopeSpec:
+    """Computes the rotary frequencies a config asks for.
+
+    Args:
+        config: A transformers config with `rope_parameters`.
+
+    Returns:
+        Frequencies in float32 precision, and the factor on cosine and sine.
+
+    Raises:
+        UnsupportedModelError: The rope type is not implemented, or its parameters are incomplete.
+    """
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = _parameters(config)
+    if parameters["rope_type"] == "default":
+        return RopeSpec(_default_inv_freq(config, parameters["rope_theta"]))
+    try:
+        inv_freq, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, torch.device("cpu"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(f"config field 'rope_parameters' is {parameters!r}: {error!r}") from error
+    return RopeSpec(tuple(inv_freq.tolist()), float(scaling))
+
+
+def rope_max_positions(config: Any) -> int:
+    """Returns how many positions a config's rotary parameters reach.
+
+    `linear` and `yarn` stretch the length the model was trained with (`original_max_position_embeddings` where given)
+    by their factor; configs differ in whether `max_position_embeddings` is the length before or after.
+
+    Args:
+        config: A transformers config with `rope_parameters`.
+    """
+    max_positions = int(config.max_position_embeddings)
+    parameters = _parameters(config)
+    if parameters["rope_type"] not in ("linear", "yarn"):
+        return max_positions
+    trained = parameters.get("original_max_position_embeddings") or max_positions
+    return max(max_positions, int(trained * parameters.get("factor", 1.0)))
+
+
+def _parameters(config: Any) -> dict[str, Any]:
+    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    rope_type = parameters.get("rope_type")
+    if rope_type not in _TYPES:
+        raise UnsupportedModelError(
+            f"config field 'rope_parameters' is {parameters!r}; implemented rope types: {', '.join(_TYPES)}, the same "
+            "for all layers"
+        )
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        raise UnsupportedModelError(
+            f"config field 'partial_rotary_factor' is {parameters['partial_rotary_factor']!r}; only whole heads (1.0) "
+            "are rotated"
+        )
+    theta = parameters.get("rope_theta")
+    if not isinstance(theta, int | float) or theta <= 0:
+        raise UnsupportedModelError(f"config field 'rope_theta' is {theta!r}; it must be a positive number")
+    return parameters
+
+
+def _default_inv_freq(config: Any, theta: float) -> tuple[float, ...]:
+    """Su et al., 2021, section 3.2.2: theta^(-2i / head_dim) for i in 0 .. head_dim / 2 - 1."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    return tuple((1.0 / theta**exponents).tolist())

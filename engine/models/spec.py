@@ -1,0 +1,103 @@
+"""What a decoder is, as data: everything that tells one model from another, and nothing of how it is computed.
+
+A family (`families/*.py`) turns a Hugging Face config into a `DecoderSpec`; `components.py` turns a spec into layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..weights import WeightMap
+
+__all__ = ["DecoderSpec", "Family", "RopeSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary positions.
+
+    Attributes:
+        inv_freq: Radians per position of each rotated pair of a head, scaling for long contexts included.
+        scaling: Factor on cosine and sine.
+    """
+
+    inv_freq: tuple[float, ...]
+    scaling: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderSpec:
+    """A decoder-only language model.
+
+    Attributes:
+        vocab_size: Rows of the token embedding and of the output head.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width inside the feed-forward network.
+        num_layers: Decoder layers.
+        num_heads: Query heads of a layer.
+        num_kv_heads: Key and value heads of a layer.
+        head_dim: Size of a head.
+        max_position_embeddings: Positions the model is defined for.
+        windows: Per layer, the keys a query sees, itself included; 0 is all before it.
+        embedding_size: Width of the token embedding; projected in and out where it is not `hidden_size`.
+        tie_word_embeddings: Whether the output head is the token embedding.
+        rms_norm: Root-mean-square norms, or else layer norms.
+        norm_eps: Added to the (mean square or) variance.
+        norm_affine: Whether layer norms scale and shift.
+        post_norm: Norms come after the residual addition, or else before each sublayer.
+        final_norm: Whether a norm follows the last layer.
+        qkv_bias: Whether query, key and value projections have biases.
+        attention_out_bias: Whether the attention's output projection has a bias.
+        mlp_bias: Whether the feed-forward projections have biases.
+        qk_norm: Whether each query and key head is normed before the rotation.
+        gated_mlp: SwiGLU, or else two projections with `activation` between.
+        activation: Key of `layers.ACTIVATIONS`.
+        rope: Rotary positions, or None.
+        position_offset: None without learned positions, else the leading rows of their table that belong to none.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    windows: tuple[int, ...]
+    embedding_size: int
+    tie_word_embeddings: bool
+    rms_norm: bool
+    norm_eps: float
+    norm_affine: bool = True
+    post_norm: bool = False
+    final_norm: bool = True
+    qkv_bias: bool = False
+    attention_out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    gated_mlp: bool
+    activation: str
+    rope: RopeSpec | None = None
+    position_offset: int | None = None
+
+    def __post_init__(self) -> None:
+        assert len(self.windows) == self.num_layers
+        assert self.num_heads % self.num_kv_heads == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Models that one function can describe.
+
+    Attributes:
+        architectures: Names in a config's `architectures`, e.g. `LlamaForCausalLM`.
+        spec: Turns a config of these architectures into a spec; raises `UnsupportedModelError` naming a field.
+        weights: What their checkpoints call our weights.
+    """
+
+    architectures: tuple[str, ...]
+    spec: Callable[[Any], DecoderSpec]
+    weights: WeightMap

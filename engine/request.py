@@ -1,0 +1,156 @@
+"""One request inside the engine: its tokens, how far they are computed, and when it ends.
+
+`GenerateRequest` is what a caller hands in. `Request` is one sequence the scheduler runs; a `GenerateRequest` with n > 1
+becomes n of them, which find each other's prompt in the prefix cache.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass, field
+
+from .detokenizer import StopStringMatcher
+from .errors import RequestError
+from .outputs import Logprob
+from .sampling_params import SamplingParams
+
+
+@dataclass(slots=True)
+class GenerateRequest:
+    """What a caller hands in; it pickles.
+
+    Attributes:
+        request_id: Unique among the engine's unfinished requests.
+        prompt: Text; may be None when token ids are given.
+        prompt_token_ids: Tokens; None lets the engine tokenise `prompt`.
+        sampling_params: How to generate.
+        priority: Lower runs first.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int] | None
+    sampling_params: SamplingParams
+    priority: int = 0
+
+
+class RequestStatus(enum.Enum):
+    """Where a request is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence the scheduler runs.
+
+    The tokens of a request, by what is known of them (`n` is `len(token_ids)`):
+
+        [0, num_computed_tokens)              keys and values are in the cache, or will be after the steps in flight
+        [num_computed_tokens, n)              known, to be computed
+        [n, n + num_pending)                  sampled on the device by a step in flight, not read yet
+
+    Attributes:
+        request_id: Of the `GenerateRequest` it belongs to.
+        index: Which of its n sequences.
+        params: Sampling parameters.
+        seed: Seed of its draws; with the position it names a draw, whatever the batch.
+        token_ids: Prompt, then output.
+        num_prompt_tokens: Length of the prompt.
+        max_tokens_total: Number of tokens at which it ends by length.
+        stop_token_ids: Tokens that end it; the value is what `stop_reason` says.
+        priority: Lower runs first.
+        arrival: Order of arrival.
+        matcher: Finds its stop strings; None if it has none.
+        bad_word_ids: Token sequences it must not generate.
+        row: Its row in the runner's tables while it runs.
+        is_suspect: Whether a step it was part of failed, so that it now runs alone.
+    """
+
+    request_id: str
+    index: int
+    params: SamplingParams
+    seed: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    max_tokens_total: int
+    stop_token_ids: dict[int, int | None]
+    priority: int = 0
+    arrival: int = 0
+    matcher: StopStringMatcher | None = None
+    bad_word_ids: list[list[int]] = field(default_factory=list)
+
+    status: RequestStatus = RequestStatus.WAITING
+    num_computed_tokens: int = 0
+    num_pending: int = 0
+    num_cached_tokens: int | None = None
+    num_preemptions: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_published_blocks: int = 0
+    row: int = -1
+    is_suspect: bool = False
+
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    error: RequestError | None = None
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=list)
+
+    arrival_s: float = field(default_factory=time.monotonic)
+    scheduled_s: float = 0.0
+    first_token_s: float = 0.0
+
+    def __lt__(self, other: Request) -> bool:
+        return (self.priority, self.arrival) < (other.priority, other.arrival)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and output, those still on the device included."""
+        return len(self.token_ids) + self.num_pending
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """Generated tokens."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Number of generated tokens."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has ended."""
+        return self.status is RequestStatus.FINISHED
+
+    @property
+    def reads_prefix_cache(self) -> bool:
+        """Whether cached blocks may stand for its prompt; log-probabilities of the prompt need every token computed."""
+        return self.params.prompt_logprobs is None
+
+    def append_output(self, token_id: int) -> bool:
+        """Takes one generated token and says whether it ends the request.
+
+        Order of the checks: a stop token, the length, a stop string.
+
+        Args:
+            token_id: The token.
+
+        Returns:
+            Whether the request has ended; `finish_reason` and `stop_reason` say why.
+        """
+        if not self.num_output_tokens:
+            self.first_token_s = time.monotonic()
+        self.token_ids.append(token_id)
+        is_past_min = self.num_output_tokens >= self.params.min_tokens
+        if is_past_min and token_id in self.stop_token_ids:
+            self.finish_reason, self.stop_reason = "stop", self.stop_token_ids[token_id]
+        elif self.matcher is not None and self.matcher.push(token_id, is_past_min):
+            self.finish_reason, self.stop_reason = "stop", self.matcher.matched
+        elif len(self.token_ids) >= self.max_tokens_total:
+            self.finish_reason = "length"
+        return self.finish_reason is not None

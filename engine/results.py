@@ -1,0 +1,111 @@
+"""Builds what the caller gets: text, log-probabilities and times of a finished request."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from .request import GenerateRequest, Request
+from .runner import StepResult
+from .sampler import TopLogprobs
+from .scheduler import StepPlan
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class OutputBuilder:
+    """Turns sequences into outputs.
+
+    Attributes:
+        tokenizer: For text; None gives empty text.
+    """
+
+    tokenizer: Tokenizer | None
+
+    def record_logprobs(self, plan: StepPlan, result: StepResult) -> None:
+        """Keeps the log-probabilities a step gave with the requests that asked for them."""
+        if result.logprobs is not None:
+            sampled = [request for request, samples in zip(plan.requests, plan.samples, strict=True) if samples]
+            for i, request in enumerate(sampled):
+                if request.params.logprobs is not None and not request.is_finished and result.token_ids[i] >= 0:
+                    request.logprobs.append(self._entry(request, result.logprobs, i, request.params.logprobs))
+        for i, scores in result.prompt_logprobs.items():
+            request = plan.requests[i]
+            num_logprobs = request.params.prompt_logprobs
+            assert num_logprobs is not None
+            if not request.prompt_logprobs:
+                request.prompt_logprobs = [None] * request.num_prompt_tokens
+            for j in range(len(scores.ranks)):
+                entry = self._entry(request, scores, j, num_logprobs)
+                request.prompt_logprobs[plan.starts[i] + 1 + j] = entry
+
+    def build(self, request: GenerateRequest, sequences: list[Request]) -> RequestOutput:
+        """Builds the output of a request whose sequences have ended, or of which one has failed."""
+        first = sequences[0]
+        prompt_token_ids = first.token_ids[: first.num_prompt_tokens]
+        failed = next((sequence.error for sequence in sequences if sequence.error), None)
+        if failed is not None:
+            return RequestOutput.from_error(request.request_id, failed, request.prompt, prompt_token_ids)
+        return RequestOutput(
+            request_id=request.request_id,
+            prompt=request.prompt,
+            prompt_token_ids=prompt_token_ids,
+            prompt_logprobs=(first.prompt_logprobs or [None]) if request.sampling_params.prompt_logprobs is not None else None,
+            outputs=[self._completion(sequence) for sequence in sequences],
+            finished=True,
+            metrics=_metrics(sequences),
+            num_cached_tokens=first.num_cached_tokens,
+        )
+
+    def _completion(self, sequence: Request) -> CompletionOutput:
+        wants_logprobs = sequence.params.logprobs is not None
+        token_ids = sequence.output_token_ids
+        total = None
+        if wants_logprobs:
+            total = sum(entry[token_id].logprob for entry, token_id in zip(sequence.logprobs, token_ids, strict=True))
+        return CompletionOutput(
+            index=sequence.index,
+            text=self._text(sequence),
+            token_ids=token_ids,
+            cumulative_logprob=total,
+            logprobs=sequence.logprobs if wants_logprobs else None,
+            finish_reason=sequence.finish_reason,
+            stop_reason=sequence.stop_reason,
+        )
+
+    def _text(self, sequence: Request) -> str:
+        """Makes the text once; a stop string has already cut it, a stop token has no place in it."""
+        params = sequence.params
+        if self.tokenizer is None or not params.detokenize:
+            return ""
+        if sequence.matcher is not None and sequence.matcher.matched is not None:
+            return sequence.matcher.text
+        token_ids = sequence.output_token_ids
+        if sequence.finish_reason == "stop" and not params.include_stop_str_in_output:
+            token_ids = token_ids[:-1]
+        prompt_token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
+        return self.tokenizer.decode(prompt_token_ids, token_ids, params.skip_special_tokens)
+
+    def _entry(self, request: Request, scores: TopLogprobs, i: int, num_logprobs: int) -> dict[int, Logprob]:
+        """Makes the entry of one position: the token itself first, then the most probable ones."""
+        num_columns = scores.token_ids.shape[1] if num_logprobs == -1 else num_logprobs + 1
+        token_ids = scores.token_ids[i, :num_columns].tolist()
+        logprobs = scores.logprobs[i, :num_columns].tolist()
+        has_text = self.tokenizer is not None and request.params.detokenize
+        entry: dict[int, Logprob] = {}
+        for column, (token_id, logprob) in enumerate(zip(token_ids, logprobs, strict=True)):
+            rank = column or int(scores.ranks[i])
+            text = self.tokenizer.token_text(token_id) if self.tokenizer is not None and has_text else None
+            entry.setdefault(token_id, Logprob(logprob, rank, text))
+        return entry
+
+
+def _metrics(sequences: list[Request]) -> RequestMetrics:
+    first = sequences[0]
+    return RequestMetrics(
+        queue_s=first.scheduled_s - first.arrival_s,
+        ttft_s=min(sequence.first_token_s for sequence in sequences) - first.arrival_s,
+        e2e_s=time.monotonic() - first.arrival_s,
+        num_preemptions=sum(sequence.num_preemptions for sequence in sequences),
+    )

@@ -1,0 +1,257 @@
+"""How to turn logits into text: `SamplingParams`, checked when it is made.
+
+Names, defaults and ranges are those that users of vLLM know. What depends on the model (vocabulary size, length limit)
+is checked when a request is added, by `SamplingParams.check_against_model`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import SamplingParamsError, unknown_key_message
+
+logger = logging.getLogger(__name__)
+
+GREEDY_BELOW = 1e-5
+"""Temperatures under this mean: always the most probable token."""
+
+LOWEST_TEMPERATURE = 0.01
+"""Sampling temperatures are raised to this, under which float32 logits overflow."""
+
+MAX_N = 16384
+
+
+@dataclass(slots=True)
+class SamplingParams:
+    """Parameters of one request.
+
+    Attributes:
+        n: Number of sequences to generate from the prompt. Sequence i draws with seed + i.
+        presence_penalty: Subtracted from the logit of every token generated before, in [-2, 2].
+        frequency_penalty: The same, once for each time the token was generated, in [-2, 2].
+        repetition_penalty: Divides positive and multiplies negative logits of tokens in prompt or output, > 0.
+        temperature: Divides the logits, in [0, 2]; 0 is greedy.
+        top_p: Smallest set of tokens whose probabilities reach this sum, in (0, 1].
+        top_k: This many most probable tokens; 0 or -1 for all.
+        min_p: Tokens at least this probable relative to the most probable one, in [0, 1].
+        seed: Seed of the draws; None lets the engine derive one.
+        stop: String or strings that end the text.
+        stop_token_ids: Tokens that end the sequence, besides the model's own.
+        ignore_eos: Whether to go on after the model's end-of-sequence tokens.
+        max_tokens: Most tokens to generate; None for as many as fit.
+        min_tokens: Least tokens to generate before any stop counts.
+        logprobs: Number of most probable tokens to report per generated token; -1 for all.
+        prompt_logprobs: The same for the prompt's tokens.
+        detokenize: Whether to produce text.
+        skip_special_tokens: Whether special tokens are left out of the text.
+        include_stop_str_in_output: Whether the text keeps the stop string that ended it.
+        logit_bias: Token id -> number added to its logit.
+        allowed_token_ids: If given, only these tokens can be generated.
+        bad_words: Words that must not be generated.
+    """
+
+    n: int = 1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool = False
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    detokenize: bool = True
+    skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
+    logit_bias: dict[int, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        self._normalise()
+        self._check_numbers()
+        self._check_lists()
+        if self.is_greedy:
+            self._make_greedy()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
+        """Makes parameters from a mapping, as a row of a dataset gives them; None means the default.
+
+        Args:
+            values: Field name -> value.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            SamplingParamsError: An unknown field (the message names the nearest known one) or a wrong value.
+        """
+        if not isinstance(values, Mapping):
+            raise SamplingParamsError(
+                f"sampling_params must be a mapping of field names to values, got {type(values).__name__}"
+            )
+        for key in values:
+            if key not in FIELD_NAMES:
+                raise SamplingParamsError(unknown_key_message("SamplingParams", str(key), FIELD_NAMES))
+        return cls(**{key: value for key, value in values.items() if value is not None or key == "max_tokens"})
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most probable token is always taken."""
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def stop_strings(self) -> list[str]:
+        """The stop strings as a list."""
+        return self.stop or []  # type: ignore[return-value]  # normalised to a list at construction
+
+    def clone(self, **changes: Any) -> SamplingParams:
+        """Returns a copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def check_against_model(self, vocab_size: int, max_logprobs: int) -> None:
+        """Checks what only the model can tell.
+
+        Args:
+            vocab_size: Number of rows of the model's logits.
+            max_logprobs: Most log-probabilities a request may ask for; -1 for no limit.
+
+        Raises:
+            SamplingParamsError: A token id that does not exist, or too many log-probabilities.
+        """
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            for token_id in getattr(self, name) or ():
+                if not 0 <= token_id < vocab_size:
+                    raise SamplingParamsError(
+                        f"{name} holds token id {token_id}, which is out of vocabulary: ids are 0 to {vocab_size - 1}"
+                    )
+        limit = vocab_size if max_logprobs == -1 else max_logprobs
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(self, name)
+            if asked is not None and (vocab_size if asked == -1 else asked) > limit:
+                raise SamplingParamsError(
+                    f"{name}={asked} is more than max_logprobs={max_logprobs}; "
+                    "ask for fewer, or construct the engine with a larger max_logprobs"
+                )
+
+    def _normalise(self) -> None:
+        if isinstance(self.stop, str):
+            self.stop = [self.stop]
+        if self.seed == -1:
+            self.seed = None
+        if self.top_k == -1:
+            self.top_k = 0
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is True:
+                setattr(self, name, 1)
+            elif getattr(self, name) is False:
+                setattr(self, name, None)
+        for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
+            value = getattr(self, name)
+            if value is not None:
+                if isinstance(value, str) or not isinstance(value, Iterable):
+                    raise _wrong(name, value, "a list")
+                setattr(self, name, list(dict.fromkeys(value)))
+        if self.logit_bias is not None:
+            self.logit_bias = _normalise_bias(self.logit_bias)
+
+    def _check_numbers(self) -> None:
+        for name, (kind, low, high, allowed) in NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and name in OPTIONAL_NUMBERS:
+                continue
+            if not _is_number(value, kind) or not low <= value <= high:
+                raise _wrong(name, value, allowed)
+            setattr(self, name, kind(value))
+        if self.top_p == 0:
+            raise _wrong("top_p", self.top_p, NUMBERS["top_p"][3])
+        if self.repetition_penalty == 0:
+            raise _wrong("repetition_penalty", 0, NUMBERS["repetition_penalty"][3])
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise _wrong("min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}")
+        if GREEDY_BELOW <= self.temperature < LOWEST_TEMPERATURE:
+            logger.warning("temperature=%s is raised to %s; use 0 for greedy", self.temperature, LOWEST_TEMPERATURE)
+            self.temperature = LOWEST_TEMPERATURE
+
+    def _check_lists(self) -> None:
+        for name in ("stop", "bad_words"):
+            words = getattr(self, name) or []
+            if not all(isinstance(word, str) and word for word in words):
+                raise _wrong(name, words, "non-empty strings")
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            ids = getattr(self, name) or []
+            if not all(_is_number(token_id, int) for token_id in ids):
+                raise _wrong(name, ids, "a list of token ids (integers)")
+        if self.allowed_token_ids is not None and not self.allowed_token_ids:
+            raise _wrong("allowed_token_ids", [], "at least one token id, or None for all")
+        if self.stop and not self.detokenize:
+            raise SamplingParamsError(
+                "stop strings are matched on text, which detokenize=False does not produce; "
+                "use stop_token_ids, or leave detokenize on"
+            )
+
+    def _make_greedy(self) -> None:
+        if self.n > 1:
+            raise SamplingParamsError(
+                f"n={self.n} with temperature=0 would give {self.n} equal sequences; use n=1 or a temperature above 0"
+            )
+        self.temperature, self.top_p, self.top_k, self.min_p = 0.0, 1.0, 0, 0.0
+
+
+FIELD_NAMES = frozenset(field.name for field in dataclasses.fields(SamplingParams))
+
+NUMBERS: dict[str, tuple[type, float, float, str]] = {
+    "n": (int, 1, MAX_N, f"an integer from 1 to {MAX_N}"),
+    "presence_penalty": (float, -2, 2, "a number from -2 to 2"),
+    "frequency_penalty": (float, -2, 2, "a number from -2 to 2"),
+    "repetition_penalty": (float, 0, math.inf, "a finite number above 0"),
+    "temperature": (float, 0, 2, "a number from 0 to 2 (0 is greedy)"),
+    "top_p": (float, 0, 1, "a number above 0, at most 1"),
+    "top_k": (int, 0, 2**31 - 1, "an integer of at least 0 (0 or -1 for all tokens)"),
+    "min_p": (float, 0, 1, "a number from 0 to 1"),
+    "seed": (int, -(2**63), 2**63 - 1, "an integer of at most 64 bits, or None"),
+    "max_tokens": (int, 1, 2**31 - 1, "an integer of at least 1, or None for as many as fit"),
+    "min_tokens": (int, 0, 2**31 - 1, "an integer of at least 0"),
+    "logprobs": (int, -1, 2**31 - 1, "an integer of at least 0, -1 for the whole vocabulary, or None"),
+    "prompt_logprobs": (int, -1, 2**31 - 1, "an integer of at least 0, -1 for the whole vocabulary, or None"),
+}
+"""Field -> (type, least, most, the same in words)."""
+
+OPTIONAL_NUMBERS = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs"})
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Takes numpy's scalars as well: they are what rows of a dataset hold."""
+    if isinstance(value, bool):
+        return False
+    if kind is int:
+        return isinstance(value, numbers.Integral)
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _normalise_bias(bias: Any) -> dict[int, float]:
+    """Takes string keys too, as JSON gives them, and limits each bias to [-100, 100]."""
+    try:
+        pairs = {int(token_id): float(value) for token_id, value in dict(bias).items()}
+    except (TypeError, ValueError) as error:
+        raise _wrong("logit_bias", bias, "a mapping of token ids to numbers") from error
+    if not all(math.isfinite(value) for value in pairs.values()):
+        raise _wrong("logit_bias", bias, "finite numbers")
+    return {token_id: min(100.0, max(-100.0, value)) for token_id, value in pairs.items()}
+
+
+def _wrong(name: str, given: Any, allowed: str) -> SamplingParamsError:
+    return SamplingParamsError(f"{name} must be {allowed}; got {given!r}")

@@ -1,0 +1,203 @@
+"""Streams a checkpoint from a local folder into a model: read, rename, cast, copy, one tensor at a time.
+
+It knows file formats and names, not layers: a layer says through `slots` which names fill which part of its parameters,
+a family's `WeightMap` says what checkpoints call them. Every tensor is used or refused, and every parameter is filled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .errors import CheckpointError
+from .layers import Linear
+
+__all__ = ["WeightMap", "checkpoint_files", "iter_tensors", "load_weights"]
+
+logger = logging.getLogger(__name__)
+
+# In the order of preference: the single file, then the index of a sharded one.
+_SOURCES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightMap:
+    """What a family's checkpoints call our modules. `*` stands for a layer's index.
+
+    Attributes:
+        prefixes: Leading parts of a checkpoint's names to cut off; the first that fits is.
+        modules: From the checkpoint's module names to ours.
+        ignored: Checkpoint modules without a counterpart here, because what they hold is computed.
+    """
+
+    prefixes: tuple[str, ...]
+    modules: Mapping[str, str]
+    ignored: tuple[str, ...] = ()
+
+    def ours(self, name: str) -> str | None:
+        """Returns our name for a checkpoint's tensor, or None for one that is ignored.
+
+        Args:
+            name: The checkpoint's name, e.g. `model.layers.0.self_attn.q_proj.weight`.
+
+        Raises:
+            KeyError: The family has no such tensor.
+        """
+        prefix = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
+        module, indices, leaf = _split_name(name.removeprefix(prefix))
+        return None if module in self.ignored else _join_name(self.modules[module], indices, leaf)
+
+    def theirs(self, name: str) -> str:
+        """Returns what a checkpoint calls a weight of ours, without prefix."""
+        module, indices, leaf = _split_name(name)
+        theirs = next((their for their, our in self.modules.items() if our == module), module)
+        return _join_name(theirs, indices, leaf)
+
+
+def _split_name(name: str) -> tuple[str, list[str], str]:
+    """Splits `layers.3.mlp.up.weight` into `layers.*.mlp.up`, its indices `["3"]`, and `weight`."""
+    *parts, leaf = name.split(".")
+    indices = [part for part in parts if part.isdigit()]
+    return ".".join("*" if part.isdigit() else part for part in parts), indices, leaf
+
+
+def _join_name(module: str, indices: Iterable[str], leaf: str) -> str:
+    for index in indices:
+        module = module.replace("*", index, 1)
+    return f"{module}.{leaf}"
+
+
+def load_weights(model: nn.Module, folder: str | Path, weights: WeightMap) -> None:
+    """Fills every parameter of a model from a checkpoint.
+
+    Two names of one tensor (a tied output head) may both be there, if they hold the same numbers.
+
+    Args:
+        model: On its device and in its dtype; the checkpoint's tensors are cast.
+        folder: Holds `model.safetensors` or `pytorch_model.bin`, whole or sharded with an index.
+        weights: What the checkpoint calls the model's weights.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, a name is left over on either side, or a shape is wrong.
+    """
+    slots = _weight_slots(model)
+    filled: set[int] = set()
+    unexpected: list[str] = []
+    for name, tensor in iter_tensors(folder):
+        try:
+            ours = weights.ours(name)
+            if ours is not None:
+                _fill(slots[ours], name, tensor, filled)
+        except KeyError:
+            unexpected.append(name)
+    missing = [weights.theirs(name) for name, slot in slots.items() if slot.data_ptr() not in filled]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"the weights in {folder} do not match its config.json: missing {_listed(missing)}; unexpected "
+            f"{_listed(unexpected)}; check that config.json and the weights belong together"
+        )
+    logger.info("loaded %d tensors from %s", len(filled), folder)
+
+
+def _weight_slots(model: nn.Module) -> dict[str, Tensor]:
+    """Returns every name to be filled, with the memory it fills. Tied weights share memory."""
+    slots = {}
+    for prefix, module in model.named_modules():
+        own = module.slots() if isinstance(module, Linear) else module.named_parameters(recurse=False)
+        slots.update({f"{prefix}.{name}": slot for name, slot in own})
+    return slots
+
+
+def _fill(slot: Tensor, name: str, tensor: Tensor, filled: set[int]) -> None:
+    if tensor.shape != slot.shape:
+        raise CheckpointError(
+            f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {list(slot.shape)}"
+        )
+    if not tensor.is_floating_point():
+        raise CheckpointError(f"{name} is of {tensor.dtype}; quantised checkpoints cannot be loaded yet")
+    if slot.data_ptr() not in filled:
+        slot.copy_(tensor)
+        filled.add(slot.data_ptr())
+    elif not torch.equal(slot, tensor.to(slot)):
+        raise CheckpointError(
+            f"{name} differs from the tensor that config.json ties it to; if the output head has weights of its own, "
+            "pass hf_overrides={'tie_word_embeddings': False}"
+        )
+
+
+def _listed(names: list[str], limit: int = 12) -> str:
+    if not names:
+        return "none"
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(sorted(names)[:limit]) + rest
+
+
+def checkpoint_files(folder: str | Path) -> list[Path]:
+    """Returns the weight files of a model folder; safetensors come before pickles.
+
+    Args:
+        folder: The model folder.
+
+    Raises:
+        CheckpointError: There are none, the index is damaged, or it names files that are not there.
+    """
+    folder = Path(folder)
+    source = next((folder / name for name in _SOURCES if (folder / name).is_file()), None)
+    if source is None:
+        present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
+        raise CheckpointError(f"{folder} holds no weights: looked for {', '.join(_SOURCES)}; found {present}")
+    if source.suffix != ".json":
+        return [source]
+    try:
+        names = sorted(set(json.loads(source.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source} is not an index of weight files: {error!r}; fetch it again") from error
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise CheckpointError(f"{source} names files that {folder} lacks: {_listed(absent)}; fetch them")
+    return [folder / name for name in names]
+
+
+def iter_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields every (name, tensor) of a checkpoint. Tensors are on the CPU, mapped from their file: read only.
+
+    Args:
+        folder: The model folder.
+
+    Raises:
+        CheckpointError: As `checkpoint_files`, or a file is damaged.
+    """
+    for path in checkpoint_files(folder):
+        with path.open("rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in {folder}")
+        yield from _iter_safetensors(path) if path.suffix == ".safetensors" else _iter_pickle(path)
+
+
+def _iter_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+
+
+def _iter_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        # Files from before torch 1.6 are not zip archives and cannot be mapped.
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged pickle raises errors of any kind
+        raise CheckpointError(f"{path} is truncated, damaged or not just tensors ({error}); fetch it again") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} is not a mapping of names to tensors; save it with model.save_pretrained")
+    yield from tensors.items()

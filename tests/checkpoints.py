@@ -1,0 +1,153 @@
+"""Tiny random checkpoints of every family, with a real tokenizer, made on the spot by transformers.
+
+The weights are drawn so that logits differ clearly: greedy decoding has one answer, and every parameter matters to it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+__all__ = ["FAMILIES", "tiny_checkpoint", "tiny_config", "tiny_tokenizer"]
+
+VOCAB_SIZE = 384
+# Qwen2Tokenizer adds <|endoftext|> to any vocabulary without it.
+PAD, BOS, EOS = "<|endoftext|>", "<s>", "</s>"
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+CORPUS = (
+    "The mill wheel turns as long as water comes down the race.",
+    "Rows stream in, engines stay full, and results stream out.",
+    "Pack my box with five dozen liquor jugs, then count them: 0 1 2 3 4 5 6 7 8 9.",
+    "Größe, naïve, 水車, emoji 🙂 and\ttabs are only bytes.",
+)
+
+_SMALL = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": False,
+}
+_SWIGLU = {**_SMALL, "intermediate_size": 96, "num_key_value_heads": 2}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+_OPT = {**_SMALL, "ffn_dim": 96, "word_embed_proj_dim": 64, "tie_word_embeddings": True}
+
+# family -> (model_type, architecture, config fields)
+FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("llama", "LlamaForCausalLM", {**_SWIGLU}),
+    "llama3-rope": ("llama", "LlamaForCausalLM", {**_SWIGLU, "rope_parameters": _LLAMA3_ROPE, "attention_bias": True}),
+    "mistral": ("mistral", "MistralForCausalLM", {**_SWIGLU, "sliding_window": 6, "head_dim": 32}),
+    "qwen2": (
+        "qwen2",
+        "Qwen2ForCausalLM",
+        {**_SWIGLU, "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+    ),
+    "qwen3": ("qwen3", "Qwen3ForCausalLM", {**_SWIGLU, "head_dim": 32, "tie_word_embeddings": True}),
+    "opt": ("opt", "OPTForCausalLM", {**_OPT}),
+    "opt-350m": ("opt", "OPTForCausalLM", {**_OPT, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
+}
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE tokenizer: every string encodes and decodes to itself. Ids 0, 1, 2 are pad, bos, eos."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, chat_template=CHAT_TEMPLATE
+    )
+
+
+def tiny_config(family: str, **overrides: Any) -> Any:
+    """Returns the config of a tiny model; `overrides` are fields of it."""
+    model_type, architecture, fields = FAMILIES[family]
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return AutoConfig.for_model(model_type, **{**special, **fields, "architectures": [architecture], **overrides})
+
+
+def tiny_checkpoint(
+    folder: str | Path, family: str, *, seed: int = 0, weights: str = "safetensors", shards: int = 1, **overrides: Any
+) -> Path:
+    """Writes a tiny random model with its tokenizer to a folder.
+
+    Args:
+        folder: Where to; made if absent.
+        family: A key of `FAMILIES`.
+        seed: Of the weights.
+        weights: `"safetensors"`, or `"bin"` for a pickle.
+        shards: Into how many files; more than one come with an index.
+        **overrides: Config fields.
+
+    Returns:
+        The folder. `AutoModelForCausalLM` and `AutoTokenizer` load it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = tiny_config(family, **overrides)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _draw(model)
+    config.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    state = model.state_dict()
+    if config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    _save(state, folder, weights, shards)
+    return folder
+
+
+@torch.no_grad()
+def _draw(model: torch.nn.Module) -> None:
+    """Draws every parameter from the global generator: matrices keep variance, and no bias or scale is at rest."""
+    for name, parameter in model.named_parameters():
+        if "embed" in name or "lm_head" in name:
+            parameter.normal_(0.0, 0.3)
+        elif parameter.dim() == 2:
+            parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)
+        else:
+            parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
+
+
+def _save(state: dict[str, torch.Tensor], folder: Path, weights: str, shards: int) -> None:
+    from safetensors.torch import save_file
+
+    stem, suffix = ("model", "safetensors") if weights == "safetensors" else ("pytorch_model", "bin")
+    files = [f"{stem}.{suffix}"]
+    if shards > 1:
+        files = [f"{stem}-{i + 1:05d}-of-{shards:05d}.{suffix}" for i in range(shards)]
+    parts: dict[str, dict[str, torch.Tensor]] = {file: {} for file in files}
+    for i, (name, tensor) in enumerate(state.items()):
+        parts[files[i % shards]][name] = tensor.contiguous()
+    for file, part in parts.items():
+        if weights == "safetensors":
+            save_file(part, folder / file, metadata={"format": "pt"})
+        else:
+            torch.save(part, folder / file)
+    if shards > 1:
+        weight_map = {name: file for file, part in parts.items() for name in part}
+        index = {"metadata": {}, "weight_map": weight_map}
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))

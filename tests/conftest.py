@@ -1,0 +1,70 @@
+"""What all tests share: the package, found with or without an install; tiny models; the marker for GPU tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def register_checkout() -> None:
+    """Makes the checkout importable as `millrace`, so that tests that need neither Ray nor the CLI run uninstalled."""
+    spec = importlib.util.spec_from_file_location(
+        "millrace", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["millrace"] = module
+    spec.loader.exec_module(module)
+
+
+if importlib.util.find_spec("millrace") is None:
+    register_checkout()
+
+
+def pytest_report_header() -> str:
+    """Names the package under test: an install may be of another checkout than these tests are from."""
+    import millrace
+
+    return f"millrace {millrace.__version__} from {millrace.__path__[0]}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked `gpu` where there is none; torch is loaded only if there are such tests."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function from a family's name to the folder of a tiny random checkpoint, built once a session."""
+    folders: dict[str, Path] = {}
+
+    def build(family: str) -> Path:
+        from checkpoints import tiny_checkpoint
+
+        if family not in folders:
+            folder = tmp_path_factory.mktemp("tiny") / family
+            tiny_checkpoint(folder, family)
+            folders[family] = folder
+        return folders[family]
+
+    return build

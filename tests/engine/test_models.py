@@ -1,0 +1,380 @@
+"""Every family against Hugging Face's own modules, through a paged cache with shuffled blocks."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
+from millrace.engine.batch import ForwardBatch, KVCache
+from millrace.engine.errors import CheckpointError, UnsupportedModelError
+from millrace.engine.layers import Linear
+from millrace.engine.models import Decoder, build_model, load_hf_config, load_model, supported_architectures
+
+BLOCK_SIZE = 4
+SEQUENCE_LENGTHS = (13, 5, 22, 1, 9)
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{family: (family, {}) for family in FAMILIES},
+    "llama-mlp-bias-tied": ("llama", {"mlp_bias": True, "tie_word_embeddings": True}),
+    "llama-linear-rope": ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}),
+    "llama-yarn-rope": (
+        "llama",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 64,
+            }
+        },
+    ),
+    "llama-dynamic-rope": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+    "mistral-full-attention": ("mistral", {"sliding_window": None}),
+    "qwen3-biased": ("qwen3", {"attention_bias": True, "use_sliding_window": True, "max_window_layers": 1}),
+    "opt-gelu-no-final-norm": ("opt", {"activation_function": "gelu", "_remove_final_layer_norm": True}),
+    "opt-bare": ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False, "tie_word_embeddings": False}),
+}
+
+
+class PagedSequences:
+    """Sequences in a paged cache, advanced by any number of tokens at a time."""
+
+    def __init__(self, model: Decoder, sequences: list[list[int]], dtype: torch.dtype, seed: int = 0) -> None:
+        self.model = model
+        self.sequences = sequences
+        self.num_computed_tokens = [0] * len(sequences)
+        num_blocks = [-(-len(tokens) // BLOCK_SIZE) for tokens in sequences]
+        block_ids = list(range(sum(num_blocks) + 3))
+        random.Random(seed).shuffle(block_ids)
+        self.block_ids = [[block_ids.pop() for _ in range(count)] for count in num_blocks]
+        # What no sequence has written is large: reading it would show.
+        self.kv_cache: KVCache = [
+            (
+                torch.full(
+                    (sum(num_blocks) + 3, model.spec.num_kv_heads, BLOCK_SIZE, model.spec.head_dim), 1e4, dtype=dtype
+                ),
+                torch.full(
+                    (sum(num_blocks) + 3, model.spec.num_kv_heads, BLOCK_SIZE, model.spec.head_dim), 1e4, dtype=dtype
+                ),
+            )
+            for _ in range(model.spec.num_layers)
+        ]
+
+    def batch(self, num_scheduled_tokens: dict[int, int]) -> ForwardBatch:
+        token_ids, positions, slots, lengths, starts = [], [], [], [], [0]
+        for index, count in num_scheduled_tokens.items():
+            start = self.num_computed_tokens[index]
+            for position in range(start, start + count):
+                token_ids.append(self.sequences[index][position])
+                positions.append(position)
+                block_id = self.block_ids[index][position // BLOCK_SIZE]
+                slots.append(block_id * BLOCK_SIZE + position % BLOCK_SIZE)
+            lengths.append(start + count)
+            starts.append(starts[-1] + count)
+        width = max(len(self.block_ids[index]) for index in num_scheduled_tokens)
+        tables = [(self.block_ids[index] + [0] * width)[:width] for index in num_scheduled_tokens]
+        return ForwardBatch(
+            token_ids=torch.tensor(token_ids),
+            positions=torch.tensor(positions),
+            slot_mapping=torch.tensor(slots),
+            query_start_loc=torch.tensor(starts, dtype=torch.int32),
+            seq_lens=torch.tensor(lengths, dtype=torch.int32),
+            block_tables=torch.tensor(tables, dtype=torch.int32),
+        )
+
+    def step(self, num_scheduled_tokens: dict[int, int]) -> dict[int, torch.Tensor]:
+        """Advances the sequences; returns the logits of their new positions."""
+        hidden = self.model(self.batch(num_scheduled_tokens), self.kv_cache)
+        logits = self.model.compute_logits(hidden).split(list(num_scheduled_tokens.values()))
+        for index, count in num_scheduled_tokens.items():
+            self.num_computed_tokens[index] += count
+        return dict(zip(num_scheduled_tokens, logits, strict=True))
+
+    def run(self, schedule: Iterator[dict[int, int]]) -> list[torch.Tensor]:
+        """Runs a schedule to the end of all sequences; returns each sequence's logits, `[num_tokens, vocab_size]`."""
+        parts: list[list[torch.Tensor]] = [[] for _ in self.sequences]
+        for num_scheduled_tokens in schedule:
+            for index, logits in self.step(num_scheduled_tokens).items():
+                parts[index].append(logits)
+        assert self.num_computed_tokens == [len(tokens) for tokens in self.sequences]
+        return [torch.cat(part) for part in parts]
+
+
+def schedule_by(count: int) -> Iterator[dict[int, int]]:
+    """Advances every unfinished sequence by at most `count` tokens a step."""
+    left = dict(enumerate(SEQUENCE_LENGTHS))
+    while left:
+        step = {index: min(count, remaining) for index, remaining in left.items()}
+        yield step
+        left = {index: left[index] - step[index] for index in left if left[index] > step[index]}
+
+
+def schedule_mixed() -> Iterator[dict[int, int]]:
+    """Prompts whole and in chunks, joined by others while the first already decode, in changing order."""
+    yield {2: 15, 0: 7}
+    yield {0: 3, 1: 5, 2: 1}
+    yield {4: 8, 2: 1, 0: 1, 3: 1}
+    yield {0: 1, 2: 4, 4: 1}
+    yield {2: 1, 0: 1}
+
+
+SCHEDULES = {
+    "prefill": lambda: schedule_by(max(SEQUENCE_LENGTHS)),
+    "chunks": lambda: schedule_by(6),
+    "decode": lambda: schedule_by(1),
+    "mixed": schedule_mixed,
+}
+
+
+@pytest.fixture(scope="module")
+def sequences() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randint(3, 384, (length,), generator=generator).tolist() for length in SEQUENCE_LENGTHS]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    family, overrides = VARIANTS[request.param]
+    return tiny_checkpoint(tmp_path_factory.mktemp(request.param), family, **overrides)
+
+
+@pytest.fixture(scope="module")
+def model(variant: Path) -> Decoder:
+    return load_model(variant, load_hf_config(variant), torch.float32, "cpu")
+
+
+@pytest.fixture(scope="module")
+def hugging_face_logits(variant: Path, sequences: list[list[int]]) -> list[torch.Tensor]:
+    reference = AutoModelForCausalLM.from_pretrained(variant, dtype=torch.float32, attn_implementation="eager")
+    with torch.inference_mode():
+        return [reference(torch.tensor([tokens])).logits[0] for tokens in sequences]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@torch.inference_mode()
+def test_log_probabilities_equal_hugging_face(
+    model: Decoder, hugging_face_logits: list[torch.Tensor], sequences: list[list[int]], schedule: str
+) -> None:
+    logits = PagedSequences(model, sequences, torch.float32).run(SCHEDULES[schedule]())
+    for ours, theirs in zip(logits, hugging_face_logits, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_greedy_tokens_equal_hugging_face(model: Decoder, variant: Path) -> None:
+    prompt, num_new_tokens = [5, 77, 301, 9, 42, 42, 130], 12
+    reference = AutoModelForCausalLM.from_pretrained(variant, dtype=torch.float32, attn_implementation="eager")
+    expected = reference.generate(
+        torch.tensor([prompt]), max_new_tokens=num_new_tokens, min_new_tokens=num_new_tokens, do_sample=False
+    )[0].tolist()
+    sequence = prompt + [0] * num_new_tokens
+    pages = PagedSequences(model, [sequence], torch.float32)
+    logits = pages.step({0: len(prompt)})[0][-1]
+    for position in range(len(prompt), len(sequence)):
+        logits[2] = -torch.inf  # min_new_tokens keeps the end-of-sequence token out of the reference
+        sequence[position] = int(logits.argmax())
+        logits = pages.step({0: 1})[0][-1]
+    assert sequence == expected
+
+
+@torch.inference_mode()
+def test_bfloat16_stays_near_float32(
+    variant: Path, hugging_face_logits: list[torch.Tensor], sequences: list[list[int]]
+) -> None:
+    model = load_model(variant, load_hf_config(variant), torch.bfloat16, "cpu")
+    logits = PagedSequences(model, sequences, torch.bfloat16).run(schedule_mixed())
+    for ours, theirs in zip(logits, hugging_face_logits, strict=True):
+        assert ours.dtype == torch.float32
+        cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)
+        assert cosine.min() > 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_a_packed_linear_computes_the_same(dtype: torch.dtype, bias: bool) -> None:
+    device = torch.device("cpu")
+    linear = Linear(72, {"gate": 40, "up": 24}, bias=bias, dtype=dtype, device=device)
+    for _, slot in linear.slots():
+        slot.normal_()
+    rows = torch.randn(33, 100, dtype=dtype)
+    plain = [linear(x) for x in (rows[:, :72], rows[:1, 20:92], rows[:0, :72])]
+    linear.pack()
+    packed = [linear(x) for x in (rows[:, :72], rows[:1, 20:92], rows[:0, :72])]
+    torch.testing.assert_close(packed, plain, atol=1e-4 if dtype == torch.float32 else 0.25, rtol=1e-2)
+
+
+def test_every_architecture_has_a_checkpoint_to_test_it() -> None:
+    assert supported_architectures() == sorted({architecture for _, architecture, _ in FAMILIES.values()})
+
+
+def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
+    config = tiny_config("llama", architectures=["LlamaForCausaLM"])
+    with pytest.raises(UnsupportedModelError, match=r"LlamaForCausaLM.*OPTForCausalLM.*nearest is LlamaForCausalLM"):
+        build_model(config, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("family", "field", "value"),
+    [
+        ("llama", "hidden_act", "gelu"),
+        ("llama", "num_key_value_heads", 3),
+        ("llama", "quantization_config", {"quant_method": "awq"}),
+        ("llama", "partial_rotary_factor", 0.5),
+        ("llama", "rms_norm_eps", None),
+        ("qwen2", "layer_types", ["full_attention", "linear_attention", "full_attention"]),
+        ("qwen2", "layer_types", ["full_attention"]),
+        ("opt", "num_attention_heads", 5),
+        ("opt", "activation_function", "swoosh"),
+        ("opt", "do_layer_norm_before", None),
+    ],
+)
+def test_a_config_value_that_is_not_implemented_is_named(family: str, field: str, value: Any) -> None:
+    config = tiny_config(family)
+    target = config.rope_parameters if field == "partial_rotary_factor" else config.__dict__
+    target[field] = value
+    with pytest.raises(UnsupportedModelError, match=field):
+        build_model(config, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "rope_theta": 1e4},
+        {"rope_type": "spiral", "rope_theta": 1e4},
+        {"rope_type": "linear", "rope_theta": 1e4},
+        {"rope_type": "default"},
+    ],
+)
+def test_rope_parameters_that_are_not_implemented_are_named(rope: dict[str, Any]) -> None:
+    config = tiny_config("llama")
+    config.rope_parameters = rope
+    with pytest.raises(UnsupportedModelError, match="rope_"):
+        build_model(config, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ({"rope_theta": 5e5}, {"rope_type": "default", "rope_theta": 5e5}),
+        (
+            {"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}},
+            {"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0},
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7.0}},
+            {"rope_type": "linear", "rope_theta": 7.0, "factor": 2.0},
+        ),
+    ],
+)
+def test_old_and_new_rope_fields_mean_the_same(
+    tmp_path: Path, written: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    fields = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **written}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    rope = load_hf_config(tmp_path).rope_parameters
+    assert {name: rope[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({"rope_theta": 9.0}, {"rope_type": "llama3", "rope_theta": 9.0, "factor": 8.0}),
+        ({"rope_scaling": None}, {"rope_type": "default", "rope_theta": 10000.0}),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
+        ),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 3.0}}, {"rope_type": "default", "rope_theta": 3.0}),
+    ],
+)
+def test_overrides_reach_rope_in_either_form(
+    tmp_path: Path, overrides: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    tiny_config("llama3-rope").save_pretrained(tmp_path)
+    rope = load_hf_config(tmp_path, overrides).rope_parameters
+    assert {name: rope[name] for name in expected} == expected
+    assert ("low_freq_factor" in rope) == (expected["rope_type"] == "llama3")
+
+
+def test_overrides_replace_fields(tmp_path: Path) -> None:
+    tiny_config("qwen3").save_pretrained(tmp_path)
+    config = load_hf_config(tmp_path, {"num_hidden_layers": 1, "layer_types": None, "max_position_embeddings": 99})
+    spec = build_model(config, torch.float32, "cpu").spec
+    assert (spec.num_layers, spec.max_position_embeddings) == (1, 99)
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 4.0}, 1024),
+        ({"rope_type": "linear", "factor": 2.0}, 512),
+        ({"rope_type": "dynamic", "factor": 2.0}, 256),
+        ({"rope_type": "default"}, 256),
+    ],
+)
+def test_scaled_rope_stretches_the_length(rope: dict[str, Any], expected: int) -> None:
+    config = tiny_config("llama", rope_parameters={**rope, "rope_theta": 1e4})
+    assert build_model(config, torch.float32, "cpu").spec.max_position_embeddings == expected
+
+
+def test_a_folder_without_config_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json does not exist"):
+        load_hf_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+def test_a_damaged_config_says_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load_hf_config(tmp_path)
+
+
+@pytest.mark.parametrize("fields", [{}, {"model_type": "llama"}, {"architectures": ["LlamaForCausalLM"]}])
+def test_a_config_of_no_model_says_so(tmp_path: Path, fields: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match="does not say which model"):
+        load_hf_config(tmp_path)
+    complete = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    assert load_hf_config(tmp_path, complete).architectures == ["LlamaForCausalLM"]
+
+
+def test_a_model_type_transformers_does_not_know_says_so(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "lama", "architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(UnsupportedModelError, match="'lama'"):
+        load_hf_config(tmp_path)
+
+
+def test_a_value_transformers_refuses_says_so(tmp_path: Path) -> None:
+    fields = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": "wide"}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(UnsupportedModelError, match="hidden_size"):
+        load_hf_config(tmp_path)
+
+
+def test_packing_frees_the_plain_weights_but_not_a_tied_embedding(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "qwen3")
+    model = load_model(folder, load_hf_config(folder), torch.float32, "cpu")
+    names = {name for name, _ in model.named_parameters()}
+    assert "embed_tokens.weight" in names
+    if torch.backends.mkldnn.is_available():
+        assert not any("qkv.weight" in name or "lm_head" in name for name in names)
+
+
+def test_checkpoints_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    first, second = (tiny_checkpoint(tmp_path / name, "llama", seed=3) for name in "ab")
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
+    assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
+    shutil.rmtree(second)
+    other = tiny_checkpoint(second, "llama", seed=4)
+    assert (first / "model.safetensors").read_bytes() != (other / "model.safetensors").read_bytes()

@@ -1,0 +1,285 @@
+"""The scheduler and the block pool, proved by rules: whatever is added, aborted, preempted or exhausted, nothing is lost."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from millrace.engine.errors import RequestError
+from millrace.engine.kv_cache.manager import KVCacheManager
+from millrace.engine.request import Request
+from millrace.engine.sampling_params import SamplingParams
+from millrace.engine.scheduler import Scheduler, StepPlan
+
+EOS = 7
+
+
+def make_request(name: str, prompt: list[int], max_tokens: int, priority: int = 0, min_tokens: int = 0) -> Request:
+    return Request(
+        request_id=name,
+        index=0,
+        params=SamplingParams(max_tokens=max_tokens, min_tokens=min_tokens),
+        seed=0,
+        token_ids=list(prompt),
+        num_prompt_tokens=len(prompt),
+        max_tokens_total=len(prompt) + max_tokens,
+        stop_token_ids={EOS: None},
+        priority=priority,
+    )
+
+
+def next_token(request: Request, position: int) -> int:
+    """What the model of these tests generates: it depends on the request and the position, as a real draw does."""
+    return (len(request.request_id) * 31 + int(request.request_id) * 17 + position * 13) % 50
+
+
+def expected_output(request: Request) -> list[int]:
+    output: list[int] = []
+    while request.num_prompt_tokens + len(output) < request.max_tokens_total:
+        output.append(next_token(request, request.num_prompt_tokens + len(output)))
+        if output[-1] == EOS and len(output) >= request.params.min_tokens:
+            break
+    return output
+
+
+class FakeDevice:
+    """Keeps, for every slot of the KV cache, the tokens that its key and value were computed from."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.slots: dict[int, tuple[int, ...]] = {}
+        self.block_tables: dict[int, list[int]] = {}
+
+    def tokens(self, request: Request, length: int) -> tuple[int, ...]:
+        known = request.token_ids[:length]
+        return tuple(known + [next_token(request, p) for p in range(len(known), length)])
+
+    def slot(self, row: int, position: int) -> int:
+        return self.block_tables[row][position // self.block_size] * self.block_size + position % self.block_size
+
+    def run(self, plan: StepPlan) -> list[int]:
+        for new in plan.new_rows:
+            self.block_tables[new.row] = []
+        for row, first, blocks in plan.new_blocks:
+            assert len(self.block_tables[row]) == first, "a block table is appended to out of order"
+            self.block_tables[row] += blocks
+        written: set[int] = set()
+        for request, row, start, count in zip(plan.requests, plan.rows, plan.starts, plan.counts, strict=True):
+            for position in range(start, start + count):
+                slot = self.slot(row, position)
+                assert slot not in written, "two tokens of one step share a slot"
+                written.add(slot)
+                self.slots[slot] = self.tokens(request, position + 1)
+        # All keys and values are stored before any are read, as in the model.
+        for request, row, start, count in zip(plan.requests, plan.rows, plan.starts, plan.counts, strict=True):
+            for position in range(start + count):
+                expected = self.tokens(request, position + 1)
+                assert self.slots[self.slot(row, position)] == expected, "a cached token has another history"
+        ends = [s + c for s, c in zip(plan.starts, plan.counts, strict=True)]
+        return [
+            next_token(request, end)
+            for request, end, samples in zip(plan.requests, ends, plan.samples, strict=True)
+            if samples
+        ]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Adds, steps, aborts and fails requests in any order, with steps planned ahead."""
+
+    @initialize(
+        num_blocks=st.integers(8, 24),
+        block_size=st.sampled_from([1, 2, 4]),
+        max_num_seqs=st.integers(1, 6),
+        budget=st.integers(1, 16),
+        depth=st.sampled_from([0, 1]),
+        caching=st.booleans(),
+    )
+    def start(self, num_blocks, block_size, max_num_seqs, budget, depth, caching) -> None:
+        self.capacity = num_blocks * block_size
+        self.scheduler = Scheduler(KVCacheManager(num_blocks, block_size, caching), max_num_seqs, budget)
+        self.device = FakeDevice(block_size)
+        self.depth = depth
+        self.in_flight: deque[tuple[StepPlan, list[int]]] = deque()
+        self.live: dict[str, Request] = {}
+        self.ended: dict[str, Request] = {}
+        self.num_made = 0
+
+    @rule(data=st.data(), prefix=st.integers(0, 2), priority=st.integers(0, 1))
+    def add(self, data, prefix, priority) -> None:
+        room = min(self.capacity, 24)
+        length = data.draw(st.integers(1, room - 1), label="prompt length")
+        max_tokens = data.draw(st.integers(1, min(12, room - length)), label="max_tokens")
+        min_tokens = data.draw(st.integers(0, max_tokens), label="min_tokens")
+        prompt = [(prefix * 100 + i) % 50 for i in range(length)]
+        request = make_request(str(self.num_made), prompt, max_tokens, priority, min_tokens)
+        self.num_made += 1
+        self.live[request.request_id] = request
+        self.scheduler.add(request)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def abort(self, data) -> None:
+        name = data.draw(st.sampled_from(sorted(self.live)), label="request")
+        request = self.live.pop(name)
+        self.scheduler.abort(request)
+        assert request.finish_reason == "abort" and not request.block_ids
+
+    @rule()
+    def step(self) -> None:
+        plan = self.scheduler.schedule()
+        if plan is not None:
+            self.check_plan(plan)
+            self.in_flight.append((plan, self.device.run(plan)))
+        if self.in_flight and (plan is None or len(self.in_flight) > self.depth):
+            self.end(self.scheduler.update(*self.in_flight.popleft()))
+
+    @precondition(lambda self: self.in_flight)
+    @rule()
+    def fail_steps(self) -> None:
+        plans = [plan for plan, _ in self.in_flight]
+        self.in_flight.clear()
+        for request in self.scheduler.recover(plans, RequestError("Boom", "the step failed", True)):
+            assert request.error is not None
+            del self.live[request.request_id]
+
+    def end(self, requests: list[Request]) -> None:
+        for request in requests:
+            assert request.output_token_ids == expected_output(request)
+            self.ended[request.request_id] = self.live.pop(request.request_id)
+
+    def check_plan(self, plan: StepPlan) -> None:
+        assert 0 < plan.num_tokens <= self.scheduler.max_num_batched_tokens
+        assert len(plan.requests) <= self.scheduler.max_num_seqs
+        assert len(set(plan.rows)) == len(plan.rows)
+        assert len({request.is_suspect for request in plan.requests}) == 1, "a suspect runs with others"
+        assert not plan.requests[0].is_suspect or len(plan.requests) == 1
+        for request, start, count in zip(plan.requests, plan.starts, plan.counts, strict=True):
+            assert start + count <= request.max_tokens_total
+
+    @invariant()
+    def is_sound(self) -> None:
+        if hasattr(self, "scheduler"):
+            self.scheduler.check_integrity()
+            names = {request.request_id for request in self.scheduler.running}
+            assert names <= self.live.keys()
+            assert len(names) + self.scheduler.num_waiting == len(self.live)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        for _ in range(10_000):
+            if not self.scheduler.has_requests and not self.in_flight:
+                break
+            self.step()
+            self.is_sound()
+        assert not self.live, "a request never ends"
+        assert self.scheduler.kv_cache.pool.num_used == 0
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(
+    max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+
+
+def run_all(scheduler: Scheduler, device: FakeDevice) -> None:
+    while (plan := scheduler.schedule()) is not None:
+        scheduler.update(plan, device.run(plan))
+        scheduler.check_integrity()
+
+
+def test_decodes_and_prompt_chunks_share_one_budget():
+    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=4, max_num_batched_tokens=8)
+    device = FakeDevice(4)
+    scheduler.add(make_request("0", [1] * 3, 9))
+    plan = scheduler.schedule()
+    scheduler.update(plan, device.run(plan))
+    scheduler.add(make_request("1", [2] * 20, 4))
+    plan = scheduler.schedule()
+    assert (plan.counts, plan.samples) == ([1, 7], [True, False])
+    scheduler.update(plan, device.run(plan))
+    run_all(scheduler, device)
+    assert scheduler.counters.num_chunked_prefills >= 2
+
+
+def test_equal_prompts_of_one_step_compute_their_prefix_once():
+    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=8, max_num_batched_tokens=100)
+    device = FakeDevice(4)
+    for i in range(3):
+        scheduler.add(make_request(str(i), list(range(10)), 3))
+    plan = scheduler.schedule()
+    assert plan.counts == [10, 2, 2]
+    scheduler.update(plan, device.run(plan))
+    assert scheduler.counters.num_cached_tokens == 16
+    run_all(scheduler, device)
+
+
+def test_the_last_served_is_preempted_and_finds_its_tokens_in_the_cache_again():
+    scheduler = Scheduler(KVCacheManager(6, 2), max_num_seqs=2, max_num_batched_tokens=100)
+    device = FakeDevice(2)
+    first, second = make_request("0", [1] * 4, 6), make_request("1", [2] * 4, 6)
+    scheduler.add(first)
+    scheduler.add(second)
+    run_all(scheduler, device)
+    assert (first.num_preemptions, second.num_preemptions) == (0, 1)
+    assert first.output_token_ids == expected_output(first)
+    assert second.output_token_ids == expected_output(second)
+
+
+def test_priority_enters_first_and_is_preempted_last():
+    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=1, max_num_batched_tokens=100)
+    scheduler.add(make_request("0", [1] * 4, 2, priority=1))
+    scheduler.add(make_request("1", [1] * 4, 2, priority=0))
+    assert [request.request_id for request in scheduler.schedule().requests] == ["1"]
+
+
+def test_at_most_one_token_is_wasted_when_a_step_is_planned_ahead():
+    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=8, max_num_batched_tokens=100)
+    device = FakeDevice(4)
+    requests = [make_request(str(i), [i] * 5, 12) for i in range(8)]
+    for request in requests:
+        scheduler.add(request)
+    in_flight: deque = deque()
+    while scheduler.has_requests or in_flight:
+        plan = scheduler.schedule()
+        if plan is not None:
+            in_flight.append((plan, device.run(plan)))
+        if plan is None or len(in_flight) > 1:
+            scheduler.update(*in_flight.popleft())
+        scheduler.check_integrity()
+    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
+    num_stopped = sum(request.finish_reason == "stop" for request in requests)
+    assert 0 < num_stopped and scheduler.counters.num_wasted_tokens <= num_stopped
+
+
+def test_a_request_that_makes_every_step_fail_ends_alone():
+    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=8, max_num_batched_tokens=100)
+    device = FakeDevice(4)
+    requests = [make_request(str(i), [i] * 5, 6) for i in range(6)]
+    poison = requests[3]
+    for request in requests:
+        scheduler.add(request)
+    while (plan := scheduler.schedule()) is not None:
+        if poison in plan.requests:
+            scheduler.recover([plan], RequestError("Boom", "the step failed", True))
+        else:
+            scheduler.update(plan, device.run(plan))
+        scheduler.check_integrity()
+    assert poison.error is not None and poison.finish_reason == "error"
+    for request in requests:
+        if request is not poison:
+            assert request.error is None and request.output_token_ids == expected_output(request)
+
+
+def test_releasing_a_block_twice_is_found():
+    kv_cache = KVCacheManager(4, 2)
+    request = make_request("0", [1, 2, 3], 2)
+    assert kv_cache.try_admit(request) and kv_cache.try_extend(request, 3)
+    kv_cache.pool.release(request.block_ids)
+    with pytest.raises(AssertionError):
+        kv_cache.pool.check_integrity([request.block_ids])
+    with pytest.raises(AssertionError, match="released more often"):
+        kv_cache.pool.release(request.block_ids)

@@ -1,0 +1,253 @@
+"""Checkpoints whole and damaged: every format loads the same, and every fault is named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from checkpoints import FAMILIES, tiny_checkpoint
+from millrace.engine.errors import CheckpointError
+from millrace.engine.models import Decoder, build_model, load_hf_config, load_model
+from millrace.engine.models.families import llama, opt
+from millrace.engine.weights import WeightMap, checkpoint_files, iter_tensors, load_weights
+
+Edit = Callable[[dict[str, torch.Tensor]], Any]
+
+
+def load(folder: Path, **overrides: Any) -> Decoder:
+    """Loads without packing, so that the parameters can be looked at."""
+    config = load_hf_config(folder, overrides)
+    model = build_model(config, torch.float32, "cpu")
+    for parameter in model.parameters():
+        parameter.fill_(torch.nan)
+    weights = opt.WEIGHTS if config.model_type == "opt" else llama.WEIGHTS
+    load_weights(model, folder, weights)
+    return model
+
+
+def edit(folder: Path, change: Edit) -> Path:
+    """Rewrites `model.safetensors` after a change of its tensors."""
+    path = folder / "model.safetensors"
+    tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(tensors)
+    save_file(tensors, path)
+    return folder
+
+
+def assert_same_parameters(first: Decoder, second: Decoder) -> None:
+    ours, theirs = dict(first.named_parameters()), dict(second.named_parameters())
+    assert ours.keys() == theirs.keys()
+    for name, parameter in ours.items():
+        assert torch.equal(parameter, theirs[name]), name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_parameter_is_filled(tmp_path: Path, family: str) -> None:
+    model = load(tiny_checkpoint(tmp_path, family))
+    assert not any(parameter.isnan().any() for parameter in model.parameters())
+
+
+def test_fused_parameters_hold_their_parts_in_order(folder: Path) -> None:
+    model, tensors = load(folder), load_file(folder / "model.safetensors")
+    attention, mlp = model.layers[0].attention, model.layers[0].mlp
+    parts = [tensors[f"model.layers.0.self_attn.{name}_proj.weight"] for name in "qkv"]
+    assert torch.equal(attention.qkv.weight, torch.cat(parts))
+    parts = [tensors[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up")]
+    assert torch.equal(mlp.gate_up.weight, torch.cat(parts))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "opt-350m"])
+@pytest.mark.parametrize(("weights", "shards"), [("safetensors", 3), ("bin", 1), ("bin", 2)])
+def test_formats_load_the_same(tmp_path: Path, family: str, weights: str, shards: int) -> None:
+    plain = load(tiny_checkpoint(tmp_path / "plain", family))
+    folder = tiny_checkpoint(tmp_path / "other", family, weights=weights, shards=shards)
+    assert len(checkpoint_files(folder)) == shards
+    assert_same_parameters(plain, load(folder))
+
+
+def test_a_pickle_from_before_zip_archives_loads(folder: Path) -> None:
+    plain = load(folder)
+    tensors = dict(iter_tensors(folder))
+    torch.save(tensors, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    (folder / "model.safetensors").unlink()
+    assert_same_parameters(plain, load(folder))
+
+
+def test_safetensors_are_preferred_to_pickles(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    assert [path.name for path in checkpoint_files(folder)] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("family", "prefix", "other"),
+    [("llama", "model.", ""), ("opt", "model.decoder.", "decoder."), ("opt", "model.decoder.", "")],
+)
+def test_prefixes_may_differ(tmp_path: Path, family: str, prefix: str, other: str) -> None:
+    folder = tiny_checkpoint(tmp_path, family)
+    plain = load(folder)
+
+    def rename(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if name.startswith(prefix)]:
+            tensors[other + name.removeprefix(prefix)] = tensors.pop(name)
+
+    assert_same_parameters(plain, load(edit(folder, rename)))
+
+
+def test_computed_buffers_of_old_checkpoints_are_ignored(folder: Path) -> None:
+    plain = load(folder)
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    assert_same_parameters(plain, load(edit(folder, lambda tensors: tensors.update({name: torch.ones(8)}))))
+
+
+def test_weights_are_cast_to_the_models_dtype(folder: Path) -> None:
+    model = load_model(folder, load_hf_config(folder), torch.bfloat16, "cpu")
+    expected = load_file(folder / "model.safetensors")["model.embed_tokens.weight"].bfloat16()
+    assert torch.equal(model.embed_tokens.weight, expected)
+
+
+def test_missing_weights_are_listed(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors.pop("model.layers.0.self_attn.k_proj.weight"))
+    with pytest.raises(CheckpointError, match=r"missing layers\.0\.self_attn\.k_proj\.weight; unexpected none"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.0.self_attn.q_proj.bias", "model.layers.9.mlp.up_proj.weight", "router"]
+)
+def test_unexpected_weights_are_listed(folder: Path, name: str) -> None:
+    edit(folder, lambda tensors: tensors.update({name: torch.ones(64)}))
+    with pytest.raises(CheckpointError, match=f"missing none; unexpected {name}"):
+        load(folder)
+
+
+def test_a_long_list_is_cut(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors.update({f"extra.{i:02d}": torch.ones(1) for i in range(40)}))
+    with pytest.raises(CheckpointError, match=r"extra\.11 and 28 more"):
+        load(folder)
+
+
+def test_a_wrong_shape_says_both(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.weight": torch.ones(96, 63)}))
+    with pytest.raises(CheckpointError, match=r"mlp\.up_proj\.weight has shape \[96, 63\].*asks for \[96, 64\]"):
+        load(folder)
+
+
+def test_integers_are_refused(folder: Path) -> None:
+    edit(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is of torch\.int8"):
+        load(folder)
+
+
+class TestTiedHead:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        return tiny_checkpoint(tmp_path / "tied", "qwen3", num_hidden_layers=1)
+
+    def test_it_shares_the_embedding(self, folder: Path) -> None:
+        model = load(folder)
+        assert model.lm_head.weight is model.embed_tokens.weight
+
+    def test_an_equal_copy_may_be_there(self, folder: Path) -> None:
+        plain = load(folder)
+        edit(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}))
+        assert_same_parameters(plain, load(folder))
+
+    def test_the_head_alone_is_enough(self, folder: Path) -> None:
+        plain = load(folder)
+        edit(folder, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")}))
+        assert_same_parameters(plain, load(folder))
+
+    def test_a_head_of_its_own_is_refused_until_untied(self, folder: Path) -> None:
+        edit(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] * 2}))
+        with pytest.raises(CheckpointError, match="tie_word_embeddings"):
+            load(folder)
+        model = load(folder, tie_word_embeddings=False)
+        assert torch.equal(model.lm_head.weight, model.embed_tokens.weight * 2)
+
+
+def test_a_folder_without_weights_says_what_it_holds(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    with pytest.raises(CheckpointError, match=r"looked for model\.safetensors.*consolidated\.safetensors"):
+        load(folder)
+
+
+def test_a_folder_that_is_not_there_says_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such folder"):
+        checkpoint_files(tmp_path / "nowhere")
+
+
+def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", shards=2)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model-00002-of-00002"):
+        load(folder)
+
+
+@pytest.mark.parametrize("index", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_a_damaged_index_is_named(tmp_path: Path, index: str) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", shards=2)
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json is not an index"):
+        load(folder)
+
+
+@pytest.mark.parametrize("weights", ["safetensors", "bin"])
+@pytest.mark.parametrize("keep", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_named(tmp_path: Path, weights: str, keep: float) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", weights=weights)
+    path = checkpoint_files(folder)[0]
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(CheckpointError, match=rf"{path.name} is truncated"):
+        load(folder)
+
+
+@pytest.mark.parametrize("weights", ["safetensors", "bin"])
+def test_a_git_lfs_pointer_is_recognised(tmp_path: Path, weights: str) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", weights=weights)
+    checkpoint_files(folder)[0].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(CheckpointError, match="Git LFS pointer"):
+        load(folder)
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", weights="bin")
+    trace = tmp_path / "trace"
+
+    class Touch:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(trace),)
+
+    torch.save({"model.norm.weight": Touch()}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="not just tensors"):
+        load(folder)
+    assert not trace.exists()
+
+
+def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama", weights="bin")
+    torch.save({"state_dict": {}, "step": 3}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="not a mapping of names to tensors"):
+        load(folder)
+
+
+def test_a_weight_map_goes_both_ways() -> None:
+    weights = WeightMap(("outer.", "out"), {"layers.*.a": "blocks.*.b", "head": "top"}, ignored=("layers.*.mask",))
+    assert weights.ours("outer.layers.11.a.weight") == "blocks.11.b.weight"
+    assert weights.ours("layers.0.a.bias") == "blocks.0.b.bias"
+    assert weights.ours("head.weight") == "top.weight"
+    assert weights.ours("outer.layers.3.mask.bias") is None
+    assert weights.theirs("blocks.11.b.weight") == "layers.11.a.weight"
+    with pytest.raises(KeyError):
+        weights.ours("layers.0.c.weight")
