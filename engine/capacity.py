@@ -56,7 +56,9 @@ def plan_capacity(config: EngineConfig, device: Device, max_positions: int, bloc
                 f"max_model_len={max_model_len} does not fit the KV cache, which holds {num_cache_tokens} tokens "
                 f"({num_blocks} blocks of {config.block_size}); lower max_model_len or give the cache more memory"
             )
-        logger.warning("max_model_len is lowered from %d to %d, which the KV cache holds", max_model_len, num_cache_tokens)
+        logger.warning(
+            "max_model_len is lowered from %d to %d, which the KV cache holds", max_model_len, num_cache_tokens
+        )
         max_model_len = num_cache_tokens
     return Capacity(max_model_len, num_blocks, config.max_num_batched_tokens or device.max_num_batched_tokens)
 

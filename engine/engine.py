@@ -236,7 +236,7 @@ class LLMEngine:
     def _start(self, plan: StepPlan) -> StepHandle:
         try:
             return self.executor.execute(plan)
-        except Exception as error:  # Whatever a model raises on some input must not take the other requests along.
+        except Exception as error:  # noqa: BLE001  # Whatever a model raises must not take the other requests along.
             return FailedStep(error)
 
     def _read_step(self) -> list[Request]:
@@ -265,4 +265,3 @@ class LLMEngine:
         for other in group.sequences:
             self.scheduler.abort(other)
         return [self._outputs.build(group.request, group.sequences)]
-

@@ -202,7 +202,7 @@ class InputProcessor:
         stops: dict[int, int | None] = {token_id: token_id for token_id in params.stop_token_ids or ()}
         if not params.ignore_eos:
             stops.update({token_id: token_id for token_id in self.eos_token_ids})
-            stops.update({token_id: None for token_id in self.eos_token_ids[:1]})
+            stops.update(dict.fromkeys(self.eos_token_ids[:1]))
         return stops
 
     def _matcher(self, params: SamplingParams, prompt_token_ids: list[int]) -> StopStringMatcher | None:

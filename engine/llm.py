@@ -44,7 +44,7 @@ class LLM:
         prompts: PromptType | Sequence[PromptType],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        use_tqdm: bool | Callable[..., tqdm] = True,
+        use_tqdm: bool | Callable[..., Any] = True,
         priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
     ) -> list[RequestOutput]:
@@ -73,7 +73,7 @@ class LLM:
         self,
         messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        use_tqdm: bool | Callable[..., tqdm] = True,
+        use_tqdm: bool | Callable[..., Any] = True,
         *,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
@@ -156,10 +156,10 @@ class LLM:
         where = [i for i, item in enumerate(parsed) if not isinstance(item, UserError) and item[1] is None]
         if tokenizer is None or not where:
             return
-        texts = [parsed[i][0] for i in where]  # type: ignore[index]  # errors are not in `where`
+        texts = [str(parsed[i][0]) for i in where]  # type: ignore[index]  # errors are not in `where`
         try:
             encoded = tokenizer.encode_batch(texts, add_special_tokens)
-        except Exception:  # One text the tokenizer cannot read fails the batch; find it.
+        except Exception:  # noqa: BLE001  # One text the tokenizer cannot read fails the batch; find it.
             for i, text in zip(where, texts, strict=True):
                 parsed[i] = _attempt(lambda text=text: (text, encode_text(tokenizer, text, add_special_tokens)))
             return
@@ -171,7 +171,7 @@ class LLM:
         parsed: list[Parsed],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         priority: Sequence[int] | None,
-        use_tqdm: bool | Callable[..., tqdm],
+        use_tqdm: bool | Callable[..., Any],
         on_error: OnError,
     ) -> list[RequestOutput]:
         if on_error not in ("raise", "return"):
@@ -206,7 +206,7 @@ class LLM:
         self,
         requests: list[GenerateRequest],
         outputs: dict[str, RequestOutput],
-        use_tqdm: bool | Callable[..., tqdm],
+        use_tqdm: bool | Callable[..., Any],
         on_error: OnError,
     ) -> None:
         """Steps until every request has its output."""
@@ -291,7 +291,7 @@ def _in_good_order(requests: list[GenerateRequest]) -> list[GenerateRequest]:
 class _Progress:
     """The progress bar of one call: requests done, tokens per second in and out."""
 
-    def __init__(self, num_requests: int, use_tqdm: bool | Callable[..., tqdm]) -> None:
+    def __init__(self, num_requests: int, use_tqdm: bool | Callable[..., Any]) -> None:
         make = use_tqdm if callable(use_tqdm) else tqdm
         self._bar = make(total=num_requests, desc="Processed prompts", dynamic_ncols=True, disable=not use_tqdm)
         self._num_in = 0

@@ -1,7 +1,7 @@
 """One request inside the engine: its tokens, how far they are computed, and when it ends.
 
-`GenerateRequest` is what a caller hands in. `Request` is one sequence the scheduler runs; a `GenerateRequest` with n > 1
-becomes n of them, which find each other's prompt in the prefix cache.
+`GenerateRequest` is what a caller hands in. `Request` is one sequence the scheduler runs; a `GenerateRequest` with
+n > 1 becomes n of them, which find each other's prompt in the prefix cache.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class OutputBuilder:
         """Builds the output of a request whose sequences have ended, or of which one has failed."""
         first = sequences[0]
         prompt_token_ids = first.token_ids[: first.num_prompt_tokens]
+        wants_scores = request.sampling_params.prompt_logprobs is not None
         failed = next((sequence.error for sequence in sequences if sequence.error), None)
         if failed is not None:
             return RequestOutput.from_error(request.request_id, failed, request.prompt, prompt_token_ids)
@@ -51,7 +52,8 @@ class OutputBuilder:
             request_id=request.request_id,
             prompt=request.prompt,
             prompt_token_ids=prompt_token_ids,
-            prompt_logprobs=(first.prompt_logprobs or [None]) if request.sampling_params.prompt_logprobs is not None else None,
+            # A prompt of one token has nothing to score: its only entry is the first, which is always None.
+            prompt_logprobs=(first.prompt_logprobs or [None]) if wants_scores else None,
             outputs=[self._completion(sequence) for sequence in sequences],
             finished=True,
             metrics=_metrics(sequences),

@@ -29,7 +29,7 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            self.hf = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            self.hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # Each tokenizer class raises its own kinds for missing or broken files.
             raise ConfigError(
                 f"no tokenizer could be loaded from {folder}: {_first_line(error)}; pass tokenizer=FOLDER, or "
@@ -136,7 +136,9 @@ def _check_messages(messages: Any) -> None:
         )
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping) or "role" not in message:
-            raise ChatTemplateError(f"message {index} must be a dict with 'role' and 'content'; got {_shorten(message)}")
+            raise ChatTemplateError(
+                f"message {index} must be a dict with 'role' and 'content'; got {_shorten(message)}"
+            )
 
 
 def _shorten(value: Any) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
+from tqdm import tqdm
+
 from millrace.engine.errors import (
     ConfigError,
     EmptyPromptError,
@@ -15,7 +18,6 @@ from millrace.engine.errors import (
 )
 from millrace.engine.llm import LLM
 from millrace.engine.sampling_params import SamplingParams
-from tqdm import tqdm
 
 PROMPT = "Hello, my name is"
 
@@ -82,7 +84,9 @@ def test_unseeded_draws_differ_between_prompts_and_follow_the_engine_seed(tiny_m
 
 def test_sampled_output_is_the_same_alone_in_a_batch_and_after_preemption(tiny_model):
     prompts = [f"row {i} of a table with {i * 7} entries" for i in range(64)]
-    params = [SamplingParams(temperature=0.8, top_p=0.9, seed=100 + i, max_tokens=24, ignore_eos=True) for i in range(64)]
+    params = [
+        SamplingParams(temperature=0.8, top_p=0.9, seed=100 + i, max_tokens=24, ignore_eos=True) for i in range(64)
+    ]
     model = str(tiny_model("qwen3"))
     small = {"block_size": 4, "num_gpu_blocks_override": 80, "max_model_len": 120}
     with LLM(model, dtype="float32", max_num_seqs=64, max_num_batched_tokens=64, **small) as llm:
@@ -157,7 +161,7 @@ def test_bad_words_of_several_tokens_only_break_the_word(llm):
     assert len(ids) == 2
     both = {"allowed_token_ids": ids, "max_tokens": 12, "ignore_eos": True, "logit_bias": {ids[1]: 50.0}}
     first = one(llm, **both, bad_words=[word]).token_ids
-    assert all(pair != tuple(ids) for pair in zip(first, first[1:], strict=False))
+    assert all(pair != tuple(ids) for pair in itertools.pairwise(first))
 
 
 def test_penalties_change_repetition(llm):
@@ -176,7 +180,7 @@ def test_logprobs_report_the_raw_distribution(llm):
     assert len(first) == 5 and [item.rank for item in first.values()] == [1, 2, 3, 4, 5]
     assert all(item.decoded_token is not None for item in first.values())
     forced = one(llm, max_tokens=1, logprobs=2, allowed_token_ids=[list(first)[3]])
-    assert list(forced.logprobs[0])[0] == list(first)[3] and len(forced.logprobs[0]) == 3
+    assert next(iter(forced.logprobs[0])) == list(first)[3] and len(forced.logprobs[0]) == 3
     assert forced.logprobs[0][list(first)[3]].rank == 4
     assert forced.logprobs[0][list(first)[3]].logprob == pytest.approx(first[list(first)[3]].logprob, abs=1e-5)
     only = one(llm, max_tokens=1, logprobs=0)
@@ -188,7 +192,6 @@ def test_all_logprobs_can_be_allowed(tiny_model):
         everything = one(llm, max_tokens=1, logprobs=-1).logprobs[0]
     assert len(everything) == llm.llm_engine.inputs.vocab_size
     assert math.fsum(math.exp(item.logprob) for item in everything.values()) == pytest.approx(1, abs=1e-4)
-
 
 
 def test_detokenize_off_gives_tokens_only(llm):

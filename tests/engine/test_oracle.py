@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from millrace.engine.llm import LLM
 from millrace.engine.sampling_params import SamplingParams
 from oracles import greedy, score_prompt

@@ -1,4 +1,4 @@
-"""The scheduler and the block pool, proved by rules: whatever is added, aborted, preempted or exhausted, nothing is lost."""
+"""Scheduler and block pool, proved by rules: whatever is added, aborted, preempted or exhausted, nothing is lost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
 from millrace.engine.errors import RequestError
 from millrace.engine.kv_cache.manager import KVCacheManager
 from millrace.engine.request import Request
@@ -252,7 +253,7 @@ def test_at_most_one_token_is_wasted_when_a_step_is_planned_ahead():
         scheduler.check_integrity()
     assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
     num_stopped = sum(request.finish_reason == "stop" for request in requests)
-    assert 0 < num_stopped and scheduler.counters.num_wasted_tokens <= num_stopped
+    assert num_stopped > 0 and scheduler.counters.num_wasted_tokens <= num_stopped
 
 
 def test_a_request_that_makes_every_step_fail_ends_alone():

@@ -1,0 +1,76 @@
+"""Engine settings: wrong ones are refused by name, those of vLLM that change nothing warn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from millrace.engine.bundled import resolve_model
+from millrace.engine.capacity import plan_capacity
+from millrace.engine.config import EngineConfig
+from millrace.engine.device import Device
+from millrace.engine.errors import ConfigError
+from millrace.engine.llm import LLM
+
+CPU = Device(torch.device("cpu"), max_num_batched_tokens=100, overlap_depth=0)
+
+WRONG = [
+    ({"max_num_seq": 3}, "did you mean 'max_num_seqs'"),
+    ({"dtype": "float8"}, "dtype must be one of"),
+    ({"device": "tpu"}, "device must be one of"),
+    ({"max_num_seqs": 0}, "max_num_seqs must be"),
+    ({"block_size": 1.5}, "block_size must be"),
+    ({"max_model_len": "long"}, "max_model_len must be"),
+    ({"gpu_memory_utilization": 2}, "gpu_memory_utilization must be"),
+    ({"overlap_depth": 2}, "overlap_depth must be"),
+    ({"tensor_parallel_size": 2}, "not supported in this release"),
+    ({"quantization": "awq"}, "not supported in this release"),
+    ({"task": "embed"}, "not supported in this release"),
+    ({"seed": "x"}, "seed must be"),
+    ({"max_logprobs": -2}, "max_logprobs must be"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG, ids=[next(iter(values)) for values, _ in WRONG])
+def test_a_wrong_setting_is_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        EngineConfig.from_kwargs(model="m", **values)
+
+
+def test_settings_of_vllm_without_effect_warn(caplog):
+    config = EngineConfig.from_kwargs(
+        model="m", swap_space=4, enforce_eager=True, tensor_parallel_size=1, max_model_len="2k", dtype="half"
+    )
+    assert (config.max_model_len, config.dtype) == (2048, "float16")
+    assert "swap_space" in caplog.text and "enforce_eager" in caplog.text
+    assert EngineConfig.from_kwargs(model="m", max_model_len=-1).max_model_len is None
+
+
+def test_the_length_limit_fits_model_and_cache(caplog):
+    def plan(**values):
+        return plan_capacity(EngineConfig(model="m", max_num_seqs=4, **values), CPU, 512, block_bytes=1000)
+
+    assert plan().max_model_len == 512 and plan().num_blocks == 4 * 32
+    assert plan(kv_cache_memory_bytes=50_500).num_blocks == 50
+    assert plan(num_gpu_blocks_override=10).max_model_len == 160
+    assert "lowered" in caplog.text
+    with pytest.raises(ConfigError, match="positions the model was made for"):
+        plan(max_model_len=513)
+    with pytest.raises(ConfigError, match="does not fit the KV cache"):
+        plan(max_model_len=512, num_gpu_blocks_override=10)
+    with pytest.raises(ConfigError, match="no room for a KV cache"):
+        plan(kv_cache_memory_bytes=500)
+
+
+def test_a_model_that_is_not_there_is_one_clear_error(tmp_path):
+    with pytest.raises(ConfigError, match="not a local folder"):
+        LLM(str(tmp_path / "absent"))
+    with pytest.raises(ConfigError, match="no bundled model"):
+        resolve_model("bundled:absent")
+
+
+def test_auto_dtype_keeps_what_the_cpu_can_compute():
+    assert CPU.resolve_dtype("auto", torch.float16) == torch.float32
+    assert CPU.resolve_dtype("auto", None) == torch.float32
+    assert CPU.resolve_dtype("auto", torch.bfloat16) in (torch.bfloat16, torch.float32)
+    assert CPU.resolve_dtype("float16", torch.float32) == torch.float16
