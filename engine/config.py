@@ -42,6 +42,10 @@ IGNORED = {
     "download_dir": "models are read from a local folder",
     "hf_token": "models are read from a local folder",
     "limit_mm_per_prompt": "this release takes text only",
+    "trust_remote_code": "code that comes with a model is never run",
+    "served_model_name": "nothing is served",
+    "performance_mode": "batch throughput is what the engine is made for",
+    "optimization_level": "nothing is compiled ahead of the first step",
 }
 """Settings of vLLM that change nothing here, and why: they warn."""
 
@@ -57,7 +61,6 @@ ONLY = {
     "speculative_config": (None,),
     "load_format": ("auto", "safetensors", "pt"),
     "cpu_offload_gb": (0,),
-    "trust_remote_code": (False,),
     "scheduling_policy": ("fcfs", "priority"),
     "enable_prompt_embeds": (False,),
 }

@@ -43,8 +43,8 @@ class LLM:
         self,
         prompts: PromptType | Sequence[PromptType],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
-        *,
         use_tqdm: bool | Callable[..., Any] = True,
+        *,
         priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
     ) -> list[RequestOutput]:

@@ -94,25 +94,27 @@ class Scheduler:
         self.counters = SchedulerCounters()
         self.running: list[Request] = []
         """In order of service: the last is preempted first."""
+        # A heap. A request that ends while it waits stays in it until its turn: taking it out would cost a search.
         self._waiting: list[Request] = []
+        self._num_waiting = 0
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
         self._num_arrived = 0
 
     @property
     def num_waiting(self) -> int:
         """Number of requests that hold no blocks."""
-        return len(self._waiting)
+        return self._num_waiting
 
     @property
     def has_requests(self) -> bool:
         """Whether any request is not finished."""
-        return bool(self.running or self._waiting)
+        return bool(self.running or self._num_waiting)
 
     def add(self, request: Request) -> None:
         """Takes a new request."""
         request.arrival = self._num_arrived
         self._num_arrived += 1
-        heapq.heappush(self._waiting, request)
+        self._enqueue(request)
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step.
@@ -139,7 +141,7 @@ class Scheduler:
         suspects = [request for request in self.running if request.is_suspect]
         if suspects:
             self._schedule_running(plan, suspects[:1], budget)
-        elif self._waiting and self._waiting[0].is_suspect:
+        elif (first := self._first_waiting()) is not None and first.is_suspect:
             self._schedule_waiting(plan, budget, max_num_new=1)
         return bool(suspects or plan.requests)
 
@@ -168,14 +170,15 @@ class Scheduler:
 
     def _schedule_waiting(self, plan: StepPlan, budget: int, max_num_new: int | None = None) -> None:
         """Admits waiting requests, the first in line first, while budget, rows and blocks last."""
-        while self._waiting and budget > 0 and self._free_rows and len(plan.new_rows) != max_num_new:
-            request = self._waiting[0]
-            if request.is_suspect and max_num_new is None:
+        while budget > 0 and self._free_rows and len(plan.new_rows) != max_num_new:
+            request = self._first_waiting()
+            if request is None or (request.is_suspect and max_num_new is None):
                 return
             # A preempted request whose last token is not read yet: its tokens are not all known.
             if request.num_pending or not self.kv_cache.try_admit(request):
                 return
             heapq.heappop(self._waiting)
+            self._num_waiting -= 1
             count = min(request.num_tokens - request.num_computed_tokens, budget)
             has_room = self.kv_cache.try_extend(request, request.num_computed_tokens + count)
             assert has_room, "try_admit() found room for the whole request"
@@ -271,8 +274,7 @@ class Scheduler:
             self.kv_cache.pool.forget(request.block_ids)
             if request.status is RequestStatus.RUNNING:
                 self._leave(request)
-                request.status = RequestStatus.WAITING
-                heapq.heappush(self._waiting, request)
+                self._enqueue(request)
         return []
 
     def fail(self, request: Request, error: RequestError) -> None:
@@ -288,17 +290,25 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self._leave(request)
-        request.status = RequestStatus.WAITING
+        self._enqueue(request)
         request.num_preemptions += 1
         self.counters.num_preemptions += 1
+
+    def _enqueue(self, request: Request) -> None:
+        request.status = RequestStatus.WAITING
         heapq.heappush(self._waiting, request)
+        self._num_waiting += 1
+
+    def _first_waiting(self) -> Request | None:
+        while self._waiting and self._waiting[0].is_finished:
+            heapq.heappop(self._waiting)
+        return self._waiting[0] if self._waiting else None
 
     def _finish(self, request: Request) -> None:
         if request.status is RequestStatus.RUNNING:
             self._leave(request)
         else:
-            self._waiting.remove(request)
-            heapq.heapify(self._waiting)
+            self._num_waiting -= 1
         request.status = RequestStatus.FINISHED
 
     def _leave(self, request: Request) -> None:
@@ -322,7 +332,9 @@ class Scheduler:
             assert request.num_computed_tokens <= request.num_tokens
             num_held = len(request.block_ids) * self.kv_cache.block_size
             assert request.num_computed_tokens <= num_held, "a token was computed into a block that nobody holds"
-        for request in self._waiting:
+        waiting = [request for request in self._waiting if not request.is_finished]
+        assert len(waiting) == self._num_waiting, "the waiting requests are miscounted"
+        for request in waiting:
             assert request.status is RequestStatus.WAITING and not request.block_ids and request.row < 0
         self.kv_cache.pool.check_integrity(request.block_ids for request in self.running)
 
