@@ -1,0 +1,204 @@
+"""The seam between a kernel's definition and its implementations.
+
+An op is a function whose body is plain torch: that body defines the result. A file beside it may register a faster
+implementation for a device type: `cpu.py` for "cpu", `triton.py` for "cuda" (torch reports ROCm devices as "cuda" too).
+Such a file is imported when the op first meets a tensor on its device, so importing `millrace.kernels` loads neither
+numba nor triton.
+
+It is not a plugin system: implementations live in the op's own folder, and there is one per device type.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import logging
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_logger = logging.getLogger(__name__)
+
+_MODULE_OF_DEVICE = MappingProxyType({"cpu": "cpu", "cuda": "triton"})
+_OPTIONAL_PACKAGES = frozenset({"numba", "llvmlite", "triton"})
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One set of inputs on which every implementation must agree with the plain body.
+
+    Args:
+        name: A few words that say what is special about it.
+        args: The positional arguments. An op that works in place changes the tensors among them.
+    """
+
+    name: str
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Makes the random tensors of sample inputs: the same ones whenever it is made anew.
+
+    Args:
+        dtype: The dtype of the floating point inputs.
+        device: Where the tensors go.
+        generator: The source of the numbers, on the CPU whatever the device is.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    generator: torch.Generator
+
+    @classmethod
+    def seeded(cls, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0) -> Draw:
+        """Returns a draw that starts from `seed`."""
+        return cls(dtype, torch.device(device), torch.Generator().manual_seed(seed))
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Returns standard normal numbers in `dtype` (the draw's own if None)."""
+        return torch.randn(shape, generator=self.generator).to(self.device, dtype or self.dtype)
+
+    def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """Returns integers in `[low, high)`."""
+        return torch.randint(low, high, shape, generator=self.generator).to(self.device, dtype)
+
+    def permutation(self, n: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """Returns `0 .. n - 1` in random order."""
+        return torch.randperm(n, generator=self.generator).to(self.device, dtype)
+
+    def full(self, value: float, *shape: int) -> torch.Tensor:
+        """Returns a tensor that holds `value` everywhere."""
+        return torch.full(shape, value, dtype=self.dtype, device=self.device)
+
+    def tensor(self, values: Any, dtype: torch.dtype) -> torch.Tensor:
+        """Returns `values` as a tensor."""
+        return torch.tensor(values, dtype=dtype, device=self.device)
+
+
+Samples = Callable[[Draw], Iterable[Sample]]
+Tolerance = Mapping[torch.dtype, tuple[float, float]]
+
+
+class Op(Generic[P, R]):
+    """A kernel: a plain torch definition, and at most one implementation per device type.
+
+    Calling it runs the implementation for the device of its first tensor argument, or else the plain body.
+
+    Attributes:
+        name: The name of the function.
+        plain: The plain torch body, which defines the result on every device.
+        samples: Yields the inputs on which every implementation is tested.
+        tolerance: `(rtol, atol)` against the plain body run in higher precision, for each dtype that the op takes.
+    """
+
+    def __init__(self, plain: Callable[P, R], samples: Samples, tolerance: Tolerance) -> None:
+        functools.update_wrapper(self, plain)
+        self.name = plain.__name__
+        self.plain = plain
+        self.samples = samples
+        self.tolerance = tolerance
+        self._package = plain.__module__.rpartition(".")[0]
+        self._registered: dict[str, Callable[P, R]] = {}
+        self._resolved: dict[str, Callable[P, R]] = {}
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        device: str = args[0].device.type if args else _device_type(kwargs)  # type: ignore[attr-defined]
+        implementation = self._resolved.get(device)
+        if implementation is None:
+            implementation = self._resolve(device)
+        return implementation(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<Op {self.name}{inspect.signature(self.plain)}>"
+
+    def __reduce__(self) -> str:
+        return self.name
+
+    def register(self, device: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Makes the decorated function the implementation for a device type.
+
+        Args:
+            device: "cpu" or "cuda".
+
+        Returns:
+            The decorator, which returns the function as it is.
+
+        Raises:
+            ValueError: The device type is not known, or it has an implementation already.
+        """
+        if device not in _MODULE_OF_DEVICE:
+            raise ValueError(f"{self.name}: no device type {device!r}; use one of {sorted(_MODULE_OF_DEVICE)}")
+        if device in self._registered:
+            raise ValueError(
+                f"{self.name} already has an implementation for {device!r} "
+                f"({self._registered[device].__module__}); an op has one per device type: change that one"
+            )
+
+        def decorate(implementation: Callable[P, R]) -> Callable[P, R]:
+            self._registered[device] = implementation
+            return implementation
+
+        return decorate
+
+    def implementations(self) -> Mapping[str, Callable[P, R]]:
+        """Returns the registered implementation of each device type that has one, importing them all."""
+        for device in _MODULE_OF_DEVICE:
+            self._resolve(device)
+        return MappingProxyType(self._registered)
+
+    def _resolve(self, device: str) -> Callable[P, R]:
+        """Finds what runs on a device type, and remembers it."""
+        if device in self._resolved:
+            return self._resolved[device]
+        module = f"{self._package}.{_MODULE_OF_DEVICE.get(device, device)}"
+        if device in _MODULE_OF_DEVICE and device not in self._registered and importlib.util.find_spec(module):
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                # Only the absence of an optional package is tolerated: anything else is a fault of ours.
+                if (error.name or "").partition(".")[0] not in _OPTIONAL_PACKAGES:
+                    raise
+                _logger.warning(
+                    "%s runs its plain torch body on %s, which is slower: package %s is not installed",
+                    self.name,
+                    device,
+                    error.name,
+                )
+        return self._resolved.setdefault(device, self._registered.get(device, self.plain))
+
+
+def op(*, samples: Samples, tolerance: Tolerance) -> Callable[[Callable[P, R]], Op[P, R]]:
+    """Turns a function with a plain torch body into an `Op`.
+
+    Args:
+        samples: Yields the sample inputs, made with the `Draw` that it gets.
+        tolerance: `(rtol, atol)` for each dtype that the op takes.
+
+    Returns:
+        The decorator.
+    """
+    return lambda plain: Op(plain, samples, tolerance)
+
+
+def all_ops() -> dict[str, Op[..., Any]]:
+    """Returns every op of the package by name: each subfolder holds the op that it is named after."""
+    package = importlib.import_module(__package__ or "")
+    folders = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
+    return {name: getattr(importlib.import_module(f"{package.__name__}.{name}.op"), name) for name in folders}
+
+
+def _device_type(kwargs: Mapping[str, object]) -> str:
+    for value in kwargs.values():
+        if isinstance(value, torch.Tensor):
+            return value.device.type
+    raise TypeError("a kernel was called without a tensor: its first argument must be one")

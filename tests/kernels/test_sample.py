@@ -1,0 +1,180 @@
+"""Sampling: the distribution that is drawn from, and what a draw may depend on."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millrace.kernels import sample
+from millrace.kernels.sample.exact import exp32, gumbel, log32, random_bits
+
+IMPLEMENTATIONS = [sample.plain, *sample.implementations().values()]
+each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda f: f.__name__)
+
+LOGITS = torch.tensor([2.0, 1.5, 0.0, -1.0, 1.0, 0.5, -torch.inf, -3.0])
+
+
+def draw_tokens(implementation, logits, *, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seeds=0, positions=0):
+    """Draws one token per row; each parameter is one number, or a tensor with one per row."""
+    columns = zip(
+        (temperature, top_k, top_p, min_p, seeds, positions),
+        (torch.float32, torch.int32, torch.float32, torch.float32, torch.int64, torch.int64),
+        strict=True,
+    )
+    return implementation(logits, *(torch.as_tensor(x).to(dtype).expand(len(logits)).clone() for x, dtype in columns))
+
+
+def assert_follows(tokens: torch.Tensor, probabilities: torch.Tensor) -> None:
+    """Fails if draws so far from the probabilities come once in a million (chi-square, Wilson and Hilferty, 1931)."""
+    counts = tokens.bincount(minlength=len(probabilities)).double()
+    possible = probabilities > 0
+    assert counts[~possible].sum() == 0
+    expected = probabilities[possible].double() * len(tokens)
+    statistic = ((counts[possible] - expected) ** 2 / expected).sum().item()
+    freedom = int(possible.sum()) - 1
+    if freedom:
+        z = ((statistic / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / math.sqrt(2 / (9 * freedom))
+        assert z < 4.75
+
+
+FILTERS = {
+    "none": ({}, range(8)),
+    "temperature": ({"temperature": 0.5}, range(8)),
+    "top_k": ({"top_k": 3}, [0, 1, 4]),
+    "top_p": ({"top_p": 0.7}, [0, 1, 4]),
+    "min_p": ({"min_p": 0.3}, [0, 1, 4]),
+    "min_p of one": ({"min_p": 1.0}, [0]),
+    "top_p after top_k": ({"top_k": 3, "top_p": 0.75}, [0, 1]),
+    "top_p after min_p": ({"min_p": 0.2, "top_p": 0.9}, [0, 1, 4, 5]),
+}
+
+
+@each_implementation
+@pytest.mark.parametrize("over", ["seeds", "positions"])
+@pytest.mark.parametrize("name", FILTERS)
+def test_draws_follow_the_softmax_of_what_is_kept(implementation, over, name):
+    parameters, kept = FILTERS[name]
+    num_draws = 20_000
+    counter = {"seeds": torch.arange(num_draws), "positions": torch.arange(num_draws)}[over]
+    tokens = draw_tokens(implementation, LOGITS.expand(num_draws, -1), **parameters, **{over: counter})
+    scaled = torch.full_like(LOGITS, -torch.inf)
+    scaled[list(kept)] = LOGITS[list(kept)] / parameters.get("temperature", 1.0)
+    assert_follows(tokens, scaled.softmax(-1))
+
+
+@each_implementation
+def test_a_draw_does_not_depend_on_the_batch(implementation):
+    torch.manual_seed(0)
+    logits = torch.randn(40, 3000) * 3
+    parameters = {
+        "temperature": torch.rand(40) + 0.2,
+        "top_k": torch.randint(0, 60, (40,)),
+        "top_p": torch.rand(40) * 0.5 + 0.5,
+        "min_p": torch.rand(40) * 0.1,
+        "seeds": torch.randint(-(2**62), 2**62, (40,)),
+        "positions": torch.arange(40),
+    }
+    parameters["temperature"][::7] = 0
+    together = draw_tokens(implementation, logits, **parameters)
+    order = torch.randperm(40)
+    shuffled = draw_tokens(implementation, logits[order], **{name: value[order] for name, value in parameters.items()})
+    assert torch.equal(shuffled, together[order])
+    for row in (0, 7, 39):
+        alone = draw_tokens(implementation, logits[row : row + 1], **{k: v[row] for k, v in parameters.items()})
+        assert alone.item() == together[row]
+
+
+@pytest.mark.usefixtures("two_threads")
+@given(
+    seed=st.integers(0, 2**32),
+    vocab_size=st.integers(1, 400),
+    spread=st.sampled_from([0.0, 0.01, 1.0, 5.0, 100.0]),
+    digits=st.sampled_from([0, 1, 6]),
+)
+@settings(deadline=None, max_examples=100)
+def test_implementations_choose_the_very_same_ids(seed, vocab_size, spread, digits):
+    generator = torch.Generator().manual_seed(seed)
+    rows = 12
+    # Few digits make many ties.
+    logits = (torch.randn(rows, vocab_size, generator=generator) * spread).round(decimals=digits)
+    arguments = (
+        torch.rand(rows, generator=generator) * 2,
+        torch.randint(-1, vocab_size + 5, (rows,), generator=generator).int(),
+        torch.rand(rows, generator=generator) * 1.2,
+        torch.rand(rows, generator=generator) * 0.2,
+        torch.randint(0, 2**60, (rows,), generator=generator),
+        torch.randint(0, 2**30, (rows,), generator=generator),
+    )
+    first, *others = (implementation(logits, *arguments) for implementation in IMPLEMENTATIONS)
+    for other in others:
+        assert torch.equal(first, other)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_implementations_agree_on_a_real_vocabulary():
+    torch.manual_seed(0)
+    logits = torch.randn(6, 50_257) * 3
+    top_k, top_p = torch.tensor([0, 50, 0, 20, 50_000, 0]), torch.tensor([1.0, 1.0, 0.9, 0.8, 0.99, 0.9999])
+    results = [draw_tokens(f, logits, top_k=top_k, top_p=top_p, seeds=torch.arange(6)) for f in IMPLEMENTATIONS]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@each_implementation
+def test_greedy_takes_the_lowest_of_several_best(implementation):
+    logits = torch.tensor([[0.0, 3.0, 3.0], [3.0, 0.0, 3.0], [1.0, 1.0, 1.0]])
+    assert draw_tokens(implementation, logits, temperature=0.0).tolist() == [1, 0, 0]
+
+
+@each_implementation
+@pytest.mark.parametrize("filters", [{"top_k": 2}, {"top_p": 0.5}, {"min_p": 0.9}], ids=str)
+def test_ties_at_a_threshold_are_all_kept(implementation, filters):
+    logits = torch.tensor([1.0, 1.0, 1.0, -5.0]).expand(300, -1)
+    assert set(draw_tokens(implementation, logits, seeds=torch.arange(300), **filters).tolist()) == {0, 1, 2}
+
+
+@each_implementation
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_without_a_finite_best_gives_minus_one(implementation, temperature):
+    logits = torch.zeros(5, 9)
+    logits[1, 4], logits[2, 8], logits[3] = torch.nan, torch.inf, -torch.inf
+    tokens = draw_tokens(implementation, logits, temperature=temperature, seeds=torch.arange(5))
+    assert (tokens == -1).tolist() == [False, True, True, True, False]
+
+
+def test_known_draws_stay_as_they_are():
+    """A job that is resumed with a newer release must draw what it would have drawn."""
+    assert random_bits(torch.tensor([5]), torch.tensor([7]), 4).tolist() == [
+        [1241435289, 1439013770, 2537540674, 1902978517]
+    ]
+
+
+def test_bits_are_fair_and_independent():
+    bits = random_bits(torch.arange(256), torch.full((256,), 3), 512)
+    assert bits.unique().numel() > 0.999 * bits.numel()
+    digits = ((bits.unsqueeze(-1) >> torch.arange(32)) & 1).double()
+    error = 0.5 / math.sqrt(bits.numel())
+    assert ((digits.mean((0, 1)) - 0.5).abs() < 5 * error).all()
+    for axis in (0, 1):  # neighbours in seed, and in token id
+        same = (digits.diff(dim=axis) == 0).double().mean((0, 1))
+        assert ((same - 0.5).abs() < 5 * error).all()
+
+
+def test_the_noise_is_gumbels():
+    noise = gumbel(torch.arange(64), torch.zeros(64, dtype=torch.int64), 4096).double()
+    assert noise.isfinite().all()
+    assert abs(noise.mean().item() - 0.5772156649) < 0.01
+    assert abs(noise.var().item() - math.pi**2 / 6) < 0.02
+    for level in (-1.0, 0.0, 2.0, 6.0):
+        assert abs((noise < level).double().mean().item() - math.exp(-math.exp(-level))) < 0.005
+
+
+def test_exp32_and_log32_are_accurate():
+    x = -torch.linspace(0, 80, 100_001)
+    torch.testing.assert_close(exp32(x).double(), x.double().exp(), rtol=3e-7, atol=0)
+    assert exp32(torch.tensor([-torch.inf])).item() < 1e-37
+    y = torch.cat((torch.logspace(-30, 3, 100_000), 1 + torch.linspace(-1e-3, 1e-3, 1001)))
+    torch.testing.assert_close(log32(y).double(), y.double().log(), rtol=4e-7, atol=0)
