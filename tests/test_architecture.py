@@ -1,0 +1,281 @@
+"""The rules of the house, read off the source: who may import whom, what may stand where, how long things may be.
+
+The table of folders is drawn in docs/architecture.md; the reasons are in docs/decisions.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("actors", "engine", "kernels", "pipeline")
+
+MAY_IMPORT_OURS = {
+    "pipeline": {"actors", "engine"},
+    "actors": {"engine"},
+    "engine": {"kernels"},
+    "kernels": set(),
+}
+MAY_IMPORT_OTHERS = {
+    "pipeline": {
+        "fsspec", "jinja2", "numpy", "pyarrow", "pydantic", "ray", "rich", "s3fs", "tenacity", "tqdm", "typer", "yaml",
+    },
+    "actors": {"ray", "tenacity"},
+    "engine": {"jinja2", "numpy", "safetensors", "tokenizers", "torch", "tqdm", "transformers"},
+    "kernels": {"llvmlite", "numba", "numpy", "torch", "triton"},
+}  # fmt: skip
+ROOT_CONSTANT = "millrace.__version__"
+"""What any folder may import from the root."""
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_POSITIONAL = 8
+
+
+@dataclass(frozen=True)
+class Module:
+    """One source file of the package."""
+
+    path: Path
+
+    @property
+    def folder(self) -> str:
+        """The subpackage it belongs to; empty for the root."""
+        parts = self.path.relative_to(ROOT).parts
+        return parts[0] if len(parts) > 1 else ""
+
+    @property
+    def name(self) -> str:
+        """Its place in the tree, as tests print it."""
+        return self.path.relative_to(ROOT).as_posix()
+
+    @property
+    def package(self) -> list[str]:
+        """The dotted name of the package that relative imports in this file start from, split."""
+        return ["millrace", *self.path.parent.relative_to(ROOT).parts]
+
+    @property
+    def source(self) -> str:
+        return self.path.read_text(encoding="utf-8")
+
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source, filename=str(self.path))
+
+    def imports(self) -> Iterator[tuple[int, str]]:
+        """Yields every import wherever it stands, also inside functions, as (line, absolute dotted name)."""
+        for node in ast.walk(self.tree()):
+            if isinstance(node, ast.Import):
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = self.package[: len(self.package) - node.level + 1] if node.level else []
+                start = [*base, *(node.module.split(".") if node.module else [])]
+                yield from ((node.lineno, ".".join([*start, alias.name])) for alias in node.names)
+
+
+MODULES = [
+    Module(path)
+    for path in (ROOT / "__init__.py", *(p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))))
+]
+
+
+def findings(lines: Iterator[str]) -> str:
+    """Joins what a test found, so that one run shows all of it."""
+    return "\n".join(lines)
+
+
+def dotted(node: ast.AST) -> str:
+    """Returns `a.b.c` for a chain of attributes of a name, else an empty string."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{start}.{node.attr}" if (start := dotted(node.value)) else ""
+    return ""
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def uses(module: Module, *names: str) -> Iterator[str]:
+    """Yields where a module uses one of the dotted names, as an attribute or by importing it."""
+    at = [(node.lineno, dotted(node)) for node in ast.walk(module.tree()) if isinstance(node, ast.Attribute)]
+    for line, used in [*at, *module.imports()]:
+        if any(used == name or used.startswith(f"{name}.") for name in names):
+            yield f"{module.name}:{line} uses {used}"
+
+
+def test_all_four_folders_are_read() -> None:
+    assert {module.folder for module in MODULES} == {"", *FOLDERS}
+
+
+def test_imports_go_down_only() -> None:
+    wrong = (
+        f"{module.name}:{line} imports {name}"
+        for module in MODULES
+        if module.folder
+        for line, name in module.imports()
+        if name != ROOT_CONSTANT
+        and (parts := name.split("."))[0] == "millrace"
+        and (len(parts) < 2 or parts[1] not in {module.folder, *MAY_IMPORT_OURS[module.folder]})
+    )
+    assert not (text := findings(wrong)), text
+
+
+def test_each_folder_keeps_to_its_libraries() -> None:
+    wrong = (
+        f"{module.name}:{line} imports {name}"
+        for module in MODULES
+        for line, name in module.imports()
+        if (top := name.partition(".")[0]) not in sys.stdlib_module_names
+        and top not in {"millrace", *MAY_IMPORT_OTHERS.get(module.folder, set())}
+    )
+    assert not (text := findings(wrong)), text
+
+
+def test_imports_inside_the_package_are_relative() -> None:
+    wrong = (
+        f"{module.name}:{node.lineno}"
+        for module in MODULES
+        for node in ast.walk(module.tree())
+        if (isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").split(".")[0] == "millrace")
+        or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "millrace" for alias in node.names))
+    )
+    assert not (text := findings(wrong)), text
+
+
+def test_no_folder_takes_private_names_of_another() -> None:
+    wrong = (
+        f"{module.name}:{line} imports {name}"
+        for module in MODULES
+        if module.folder
+        for line, name in module.imports()
+        if name != ROOT_CONSTANT
+        and (parts := name.split("."))[0] == "millrace"
+        and parts[1:2] != [module.folder]
+        and any(part.startswith("_") for part in parts)
+    )
+    assert not (text := findings(wrong)), text
+
+
+@pytest.mark.parametrize(
+    ("names", "allowed"),
+    [
+        (("torch.cuda",), ("engine/device.py", "engine/cuda_graph.py")),
+        (("os.environ", "os.getenv", "os.putenv"), ("engine/env.py",)),
+        (("ray.remote",), ("actors/",)),
+        (("ray.data",), ("pipeline/",)),
+    ],
+    ids=["torch.cuda", "os.environ", "ray.remote", "ray.data"],
+)
+def test_some_things_stand_in_one_place(names: tuple[str, ...], allowed: tuple[str, ...]) -> None:
+    wrong = (line for module in MODULES if not module.name.startswith(allowed) for line in uses(module, *names))
+    assert not (text := findings(wrong)), text
+
+
+def test_pyproject_lists_every_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = sorted({".".join(module.package) for module in MODULES})
+    assert listed == found
+
+
+def test_every_folder_of_code_is_a_package() -> None:
+    folders = {module.path.parent for module in MODULES}
+    assert not [folder for folder in folders if not (folder / "__init__.py").exists()]
+
+
+def test_files_are_short() -> None:
+    paths = [module.path for module in MODULES] + sorted((ROOT / "tests").rglob("*.py"))
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text().splitlines()) for path in paths}
+    wrong = (f"{name}: {length} lines" for name, length in lengths.items() if length >= MAX_FILE_LINES)
+    assert not (text := findings(wrong)), text
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Returns the length of a function without its docstring."""
+    first = function.body[0]
+    is_docstring = ast.get_docstring(function, clean=False) is not None
+    docstring = (first.end_lineno or first.lineno) - first.lineno + 1 if is_docstring else 0
+    return (function.end_lineno or function.lineno) - function.lineno + 1 - docstring
+
+
+def test_functions_are_short() -> None:
+    wrong = (
+        f"{module.name}:{function.lineno} {function.name}: {length} lines"
+        for module in MODULES
+        for function in functions(module.tree())
+        if (length := code_lines(function)) >= MAX_FUNCTION_LINES
+    )
+    assert not (text := findings(wrong)), text
+
+
+def is_device_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a compiler other than Python's reads the function: those have no keyword-only parameters."""
+    decorators = {dotted(d.func if isinstance(d, ast.Call) else d) for d in function.decorator_list}
+    return any(name.split(".")[0] in {"triton", "numba"} or name.endswith(("jit", "njit")) for name in decorators)
+
+
+def num_positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Returns how many parameters can be given by position, `self` apart."""
+    parameters = [*function.args.posonlyargs, *function.args.args]
+    return len([parameter for parameter in parameters if parameter.arg not in {"self", "cls"}])
+
+
+def test_signatures_are_short() -> None:
+    wrong = (
+        f"{module.name}:{function.lineno} {function.name}: {count} positional parameters"
+        for module in MODULES
+        for function in functions(module.tree())
+        if not is_device_code(function) and (count := num_positional(function)) > MAX_POSITIONAL
+    )
+    assert not (text := findings(wrong)), text
+
+
+def undocumented(node: ast.Module | ast.ClassDef, prefix: str) -> Iterator[str]:
+    """Yields the public classes and functions in a body that have no docstring."""
+    for child in node.body:
+        if not isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or child.name.startswith("_"):
+            continue
+        decorators = {dotted(d) for d in child.decorator_list}
+        overloaded = any(name.endswith(("overload", ".setter")) for name in decorators)
+        if ast.get_docstring(child) is None and not overloaded:
+            yield f"{prefix}.{child.name}"
+        if isinstance(child, ast.ClassDef):
+            yield from undocumented(child, f"{prefix}.{child.name}")
+
+
+def test_everything_public_has_a_docstring() -> None:
+    modules = (module.name for module in MODULES if ast.get_docstring(module.tree()) is None)
+    assert not (text := findings(modules)), text
+    wrong = (name for module in MODULES for name in undocumented(module.tree(), module.name))
+    assert not (text := findings(wrong)), text
+
+
+def test_no_path_of_a_machine_is_left_behind() -> None:
+    pattern = re.compile(r"(?<![\w.])/(?:home|root|Users|work)/\w")
+    kinds = {".py", ".md", ".toml", ".yaml", ".txt"}
+    skipped = {".git", ".venv", "build", "dist"}
+    paths = [p for p in ROOT.rglob("*") if p.suffix in kinds and not skipped & set(p.relative_to(ROOT).parts)]
+    wrong = (
+        f"{path.relative_to(ROOT)}: {line.strip()}"
+        for path in paths
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if pattern.search(line)
+    )
+    assert not (text := findings(wrong)), text
+
+
+def test_the_tour_names_every_module_and_no_other() -> None:
+    tour = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `([\w/]+(?:\.py|/))` \|", tour, flags=re.MULTILINE)) - {f"{f}/" for f in FOLDERS}
+    modules = {module.name for module in MODULES if module.folder and module.path.name != "__init__.py"}
+    ops = {f"{path.parent.name}/" for path in (ROOT / "kernels").glob("*/op.py")}
+    found = {name for name in modules if name.count("/") < 2 or not name.startswith("kernels/")}
+    assert named == found | {f"kernels/{op}" for op in ops}
