@@ -1,0 +1,72 @@
+"""Pools of fake engines, and waiting for events with a deadline."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray import cloudpickle
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
+
+from millrace.actors import EnginePool, PoolConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import fake_engine
+
+# Workers cannot import from the tests, so the fake engine travels as it is.
+cloudpickle.register_pickle_by_value(fake_engine)
+
+
+@pytest.fixture
+def start_pool(cluster: None) -> Iterator[Callable[..., EnginePool]]:
+    """Starts pools of fake engines, and closes them at the end."""
+    pools: list[EnginePool] = []
+
+    def start(**settings: Any) -> EnginePool:
+        defaults = {
+            "engine_kwargs": {},
+            "num_cpus_per_replica": 0,
+            "start_backoff_s": 0.01,
+            "engine_factory": fake_engine.FakeEngine,
+        }
+        pools.append(EnginePool.start(PoolConfig(**(defaults | settings))))
+        return pools[-1]
+
+    yield start
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """A path that does not exist yet: gated requests finish once it does."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], object]], None]:
+    """Waits until a condition holds; fails if it does not within a minute."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        calls = Retrying(retry=retry_if_result(lambda met: not met), wait=wait_fixed(0.02), stop=stop_after_delay(60))
+        calls(condition)
+
+    return wait
+
+
+@pytest.fixture
+def is_running() -> Callable[[int], bool]:
+    """Says whether a process is there and not just waiting to be buried."""
+
+    def check(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return check
