@@ -191,6 +191,7 @@ class LLMEngine:
         plan = self.scheduler.schedule()
         if plan is not None:
             self._in_flight.append((plan, self._start(plan)))
+        assert self._in_flight or not self._groups, "requests wait, and none of them can ever run"
         ended: list[Request] = []
         if self._in_flight and (plan is None or len(self._in_flight) > self.overlap_depth):
             ended = self._read_step()

@@ -164,7 +164,9 @@ class ModelRunner:
 
     def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> dict[int, TopLogprobs]:
         """Computes the log-probabilities of prompt tokens, for the sequences that ask for them."""
-        scores = {}
+        scores: dict[int, TopLogprobs] = {}
+        if not self._prompt_logprobs:
+            return scores
         offset = 0
         for i, (row, start, count) in enumerate(zip(plan.rows, plan.starts, plan.counts, strict=True)):
             num_logprobs, num_prompt_tokens = self._prompt_logprobs.get(row, (0, 0))
