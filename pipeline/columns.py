@@ -1,0 +1,94 @@
+"""Every column name and type in one place.
+
+The names are those that users of Ray Data LLM know; `finish_reason`, `stop_reason`, `num_cached_tokens`, `outputs` and
+the columns of time and place are ours. Columns are added, none is renamed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DATA = "__data"
+"""Between our operators a row travels in this one column, pickled, so that its values keep their types."""
+
+INPUT = "__input"
+"""Where a job keeps the row as it was read, since its prompt may take the name of a column of the input."""
+
+# What a row may bring to the stages.
+MESSAGES = "messages"
+PROMPT = "prompt"
+TOKENIZED_PROMPT = "tokenized_prompt"
+SAMPLING_PARAMS = "sampling_params"
+MODEL = "model"
+
+# What generation adds.
+REQUEST_ID = "request_id"
+BATCH_UUID = "batch_uuid"
+TIME_TAKEN = "time_taken_llm"
+PARAMS = "params"
+PROMPT_TOKEN_IDS = "prompt_token_ids"
+NUM_INPUT_TOKENS = "num_input_tokens"
+GENERATED_TOKENS = "generated_tokens"
+GENERATED_TEXT = "generated_text"
+NUM_GENERATED_TOKENS = "num_generated_tokens"
+METRICS = "metrics"
+LOGPROBS = "logprobs"
+PROMPT_LOGPROBS = "prompt_logprobs"
+INFERENCE_ERROR = "__inference_error__"
+
+# What we add beyond Ray Data LLM.
+FINISH_REASON = "finish_reason"
+STOP_REASON = "stop_reason"
+NUM_CACHED_TOKENS = "num_cached_tokens"
+OUTPUTS = "outputs"
+ATTEMPT = "attempt"
+REPLICA_ID = "replica_id"
+
+NO_ERROR = ""
+"""`__inference_error__` of a row that went through."""
+
+
+def result_types() -> dict[str, pa.DataType]:
+    """Returns the Arrow type of every column that generation writes with one type.
+
+    An explicit type keeps a block in which every value is None (a block of failed rows) from becoming a column of
+    nulls that no reader can join with the other blocks.
+    """
+    import pyarrow as pa
+
+    logprob = pa.struct([("logprob", pa.float64()), ("rank", pa.int64()), ("decoded_token", pa.string())])
+    logprobs = pa.list_(pa.map_(pa.int64(), logprob))
+    sequence = pa.struct(
+        [
+            ("index", pa.int64()),
+            ("text", pa.string()),
+            ("token_ids", pa.list_(pa.int64())),
+            ("finish_reason", pa.string()),
+            ("stop_reason", pa.string()),
+            ("cumulative_logprob", pa.float64()),
+            ("logprobs", logprobs),
+        ]
+    )
+    return {
+        REQUEST_ID: pa.string(),
+        BATCH_UUID: pa.string(),
+        TIME_TAKEN: pa.float64(),
+        PARAMS: pa.string(),
+        PROMPT_TOKEN_IDS: pa.list_(pa.int64()),
+        NUM_INPUT_TOKENS: pa.int64(),
+        GENERATED_TOKENS: pa.list_(pa.int64()),
+        GENERATED_TEXT: pa.string(),
+        NUM_GENERATED_TOKENS: pa.int64(),
+        INFERENCE_ERROR: pa.string(),
+        FINISH_REASON: pa.string(),
+        STOP_REASON: pa.string(),
+        NUM_CACHED_TOKENS: pa.int64(),
+        ATTEMPT: pa.int64(),
+        REPLICA_ID: pa.string(),
+        LOGPROBS: logprobs,
+        PROMPT_LOGPROBS: logprobs,
+        OUTPUTS: pa.list_(sequence),
+    }

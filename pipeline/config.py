@@ -1,0 +1,276 @@
+"""Settings of a processor: which model, how many replicas, which stages.
+
+The names are those that users of Ray Data LLM know. Engine settings are checked here, when the config is made, and no
+model is loaded for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, PrivateAttr, field_validator, model_validator
+
+from ..engine.config import EngineConfig
+from ..engine.errors import ConfigError, SamplingParamsError
+from ..engine.sampling_params import SamplingParams
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+LEGACY_STAGES = {
+    "apply_chat_template": ("chat_template_stage", "enabled"),
+    "chat_template": ("chat_template_stage", "chat_template"),
+    "chat_template_kwargs": ("chat_template_stage", "chat_template_kwargs"),
+    "tokenize": ("tokenize_stage", "enabled"),
+    "detokenize": ("detokenize_stage", "enabled"),
+}
+"""Flags of older releases of Ray Data LLM -> the stage and the setting they became."""
+
+NOT_YET = {
+    "has_image": "images",
+    "prepare_image_stage": "images",
+    "prepare_multimodal_stage": "images, audio and video",
+    "dynamic_lora_loading_path": "adapters chosen by row",
+    "placement_group_config": "placement of one replica over several devices",
+}
+"""Settings of Ray Data LLM whose feature this release does not have: anything but off is refused."""
+
+WITHOUT_EFFECT = {
+    "log_engine_metrics": "statistics are returned as data by Processor.stats()",
+    "experimental": "there are no experimental settings",
+}
+
+
+class StageConfig(Settings):
+    """Settings that every stage has. None takes the processor's value.
+
+    Attributes:
+        enabled: Whether the stage runs.
+        model_source: Folder of another model's tokenizer.
+        concurrency: Number of processes of the operator the stage runs in, fixed or as (min, max).
+        num_cpus: CPUs of one such process.
+        memory: Bytes of memory of one such process.
+        runtime_env: Ray runtime environment of the operator.
+        batch_size: Accepted and without effect: blocks have the processor's `batch_size`.
+    """
+
+    enabled: bool = True
+    model_source: str | None = None
+    concurrency: int | tuple[int, int] | None = None
+    num_cpus: float | None = Field(default=None, gt=0)
+    memory: float | None = Field(default=None, gt=0)
+    runtime_env: dict[str, Any] | None = None
+    batch_size: int | None = None
+
+    @field_validator("concurrency", mode="before")
+    @classmethod
+    def _read_concurrency(cls, value: Any) -> Any:
+        return None if value is None else _pool_size(value)
+
+    @field_validator("batch_size")
+    @classmethod
+    def _warn_of_batch_size(cls, value: int | None) -> int | None:
+        if value is not None:
+            logger.warning("batch_size=%d of a stage is ignored: set batch_size of the processor", value)
+        return value
+
+
+class ChatTemplateStageConfig(StageConfig):
+    """The stage that renders `messages`.
+
+    Attributes:
+        chat_template: Jinja text or file that replaces the model's template.
+        chat_template_kwargs: Variables of the template, such as `enable_thinking`.
+    """
+
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class TokenizerStageConfig(StageConfig):
+    """The stage that tokenises `prompt`."""
+
+
+class DetokenizeStageConfig(StageConfig):
+    """The stage that makes text of `generated_tokens`."""
+
+
+class ProcessorConfig(Settings):
+    """Settings of any processor.
+
+    Attributes:
+        batch_size: Rows per block between stages. Rows of all blocks share the engine, so it bounds no batch there.
+        accelerator_type: Kind of accelerator a replica asks for, such as ``"H100"``.
+        concurrency: Number of replicas. The pool is fixed: (n, n) is the same as n.
+    """
+
+    batch_size: int = Field(default=128, gt=0)
+    accelerator_type: str | None = None
+    concurrency: int | tuple[int, int] = 1
+
+    @field_validator("concurrency", mode="before")
+    @classmethod
+    def _read_concurrency(cls, value: Any) -> Any:
+        size = _pool_size(value)
+        low, high = size if isinstance(size, tuple) else (size, size)
+        if low != high:
+            raise ConfigError(
+                f"concurrency={value!r} asks for a pool that grows, which is not there yet; "
+                f"pass concurrency={high} for a fixed number of replicas"
+            )
+        return high
+
+    @property
+    def num_replicas(self) -> int:
+        """Number of replicas of the model."""
+        return self.concurrency[1] if isinstance(self.concurrency, tuple) else self.concurrency
+
+
+class EngineProcessorConfig(ProcessorConfig):
+    """Settings of a processor that runs a model on our engine.
+
+    Attributes:
+        model_source: Folder of the model in Hugging Face's layout, or ``"bundled:NAME"``.
+        engine_kwargs: Settings of the engine, under the names that users of vLLM know.
+        sampling_params: Sampling parameters of rows that bring none; None takes the model's own defaults.
+        task_type: What the model does; ``"generate"``.
+        should_continue_on_error: Whether a failed row becomes an error row (`__inference_error__`) or stops the job.
+        runtime_env: Ray runtime environment of the replicas and of our operators.
+        num_cpus_per_replica: CPUs a replica asks Ray for; None for what is left by one task and our operators, at
+            most 1.
+        num_gpus_per_replica: GPUs a replica asks Ray for; None for 1 where the cluster has some, else 0.
+        max_concurrent_batches: Blocks under way in the generate stage at once; None for enough to keep every replica's
+            `max_num_seqs` places filled twice over.
+        max_pending_requests: Accepted and without effect: the blocks under way bound the requests.
+        max_tasks_in_flight_per_actor: Blocks given to the generate stage at once; None for twice as many as are under
+            way.
+        chat_template_stage: Stage that renders `messages`: on, off, or its settings.
+        tokenize_stage: Stage that tokenises `prompt`, away from the engine.
+        detokenize_stage: Stage that makes the text, away from the engine.
+    """
+
+    model_source: str
+    engine_kwargs: dict[str, Any] = Field(default_factory=dict)
+    sampling_params: dict[str, Any] | None = None
+    task_type: Literal["generate"] = "generate"
+    should_continue_on_error: bool = False
+    runtime_env: dict[str, Any] | None = None
+    num_cpus_per_replica: float | None = Field(default=None, gt=0)
+    num_gpus_per_replica: float | None = Field(default=None, ge=0)
+    max_concurrent_batches: int | None = Field(default=None, gt=0)
+    max_pending_requests: int | None = None
+    max_tasks_in_flight_per_actor: int | None = Field(default=None, gt=0)
+    chat_template_stage: ChatTemplateStageConfig = ChatTemplateStageConfig()
+    tokenize_stage: TokenizerStageConfig = TokenizerStageConfig()
+    detokenize_stage: DetokenizeStageConfig = DetokenizeStageConfig()
+
+    _engine_config: EngineConfig = PrivateAttr()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_names_of_ray(cls, values: Any) -> Any:
+        return _translate(dict(values)) if isinstance(values, Mapping) else values
+
+    @field_validator("task_type", mode="before")
+    @classmethod
+    def _refuse_other_tasks(cls, value: Any) -> Any:
+        if value != "generate":
+            raise ConfigError(f"task_type={value!r} is not there yet; this release does task_type='generate'")
+        return value
+
+    @field_validator("chat_template_stage", "tokenize_stage", "detokenize_stage", mode="before")
+    @classmethod
+    def _read_stage(cls, value: Any, info: Any) -> Any:
+        return _stage_config(value, STAGE_CONFIGS[info.field_name], info.field_name)
+
+    @field_validator("sampling_params")
+    @classmethod
+    def _check_sampling_params(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            try:
+                SamplingParams.from_dict(value)
+            except SamplingParamsError as error:
+                raise ConfigError(f"sampling_params: {error}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _check_engine_kwargs(self) -> EngineProcessorConfig:
+        kwargs = dict(self.engine_kwargs)
+        model = kwargs.setdefault("model", self.model_source)
+        if model != self.model_source:
+            raise ConfigError(
+                f"engine_kwargs name the model {model!r} and model_source {self.model_source!r}; drop one"
+            )
+        self._engine_config = EngineConfig.from_kwargs(**kwargs)
+        if self.max_pending_requests is not None:
+            logger.warning("max_pending_requests is ignored: max_concurrent_batches x batch_size bounds the requests")
+        return self
+
+    @property
+    def engine_config(self) -> EngineConfig:
+        """The checked engine settings."""
+        return self._engine_config
+
+
+vLLMEngineProcessorConfig = EngineProcessorConfig  # noqa: N816  # the name that users of Ray Data LLM import
+
+STAGE_CONFIGS: dict[str, type[StageConfig]] = {
+    "chat_template_stage": ChatTemplateStageConfig,
+    "tokenize_stage": TokenizerStageConfig,
+    "detokenize_stage": DetokenizeStageConfig,
+}
+
+
+def _stage_config(value: Any, kind: type[StageConfig], field: str) -> StageConfig:
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, bool):
+        return kind(enabled=value)
+    if isinstance(value, Mapping):
+        return kind(**value)
+    raise ConfigError(f"{field} must be a bool, a dict or a {kind.__name__}; got {type(value).__name__} {value!r:.80}")
+
+
+def _pool_size(value: Any) -> int | tuple[int, int]:
+    """Reads a number of processes, or (min, max), in the spellings Ray Data LLM takes."""
+    if isinstance(value, list | tuple):
+        if len(value) != 2:
+            raise ConfigError(f"concurrency must be a positive integer or (min, max); got {value!r}")
+        low, high = (_positive_int(one) for one in value)
+        if low > high:
+            raise ConfigError(f"concurrency must have min at most max; got min > max in {value!r}")
+        return low, high
+    return _positive_int(value)
+
+
+def _positive_int(value: Any) -> int:
+    try:
+        number = int(float(value)) if not isinstance(value, bool) and float(value) == int(float(value)) else 0
+    except (TypeError, ValueError, OverflowError):
+        number = 0
+    if number < 1:
+        raise ConfigError(f"concurrency must be a positive integer or (min, max) of them; got {value!r}")
+    return number
+
+
+def _translate(values: dict[str, Any]) -> dict[str, Any]:
+    """Turns what only Ray Data LLM has, or once had, into our settings: with a warning, or an error."""
+    for name, feature in NOT_YET.items():
+        value = values.pop(name, None)
+        if value and not (isinstance(value, Mapping) and value.get("enabled") is False):
+            raise ConfigError(f"{name}={value!r:.80} needs {feature}, which this release does not have")
+    for name, reason in WITHOUT_EFFECT.items():
+        if name in values:
+            logger.warning("%s=%r is ignored: %s", name, values.pop(name), reason)
+    for name, (field, key) in LEGACY_STAGES.items():
+        if name not in values:
+            continue
+        value = values.pop(name)
+        logger.warning("%s is the name of an older release; use %s={%r: ...}", name, field, key)
+        stage = values.get(field, {})
+        if not isinstance(stage, dict):
+            raise ConfigError(f"{name} and {field} are both given; use {field} only")
+        values[field] = {**stage, key: value}
+    return values

@@ -1,0 +1,49 @@
+"""The error of a job that stops at a bad row, and how to find our errors inside those of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..engine.errors import MillraceError
+
+RAY_NOTE = "\nFailed to apply UDF transform after"
+"""What Ray Data adds to the message of an exception of a worker begins with this."""
+
+
+class RowFailedError(MillraceError):
+    """A row failed, and the processor was told to stop at the first one (`should_continue_on_error=False`)."""
+
+
+def find_millrace_error(error: BaseException) -> MillraceError | None:
+    """Digs the error of this package out of what Ray raised on the driver.
+
+    Ray wraps an exception of a worker in its own (`RayTaskError`, `UserCodeException`), several layers deep, and keeps
+    the original in `cause`, `__cause__` or `__context__`. Some wrappers also take the class of what they wrap, and a
+    whole traceback for a message: those are passed over.
+
+    Args:
+        error: The exception caught on the driver.
+
+    Returns:
+        The outermost error that is ours and no wrapper, with its own message, or None if there is none.
+    """
+    from ray.exceptions import RayError
+
+    for one in _unwrap(error):
+        if isinstance(one, MillraceError) and not isinstance(one, RayError):
+            message, note, _ = str(one).partition(RAY_NOTE)
+            return type(one)(message) if note else one
+    return None
+
+
+def _unwrap(error: BaseException) -> Iterator[BaseException]:
+    """Yields an exception and every one it was raised from, each once, outermost first."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        current = waiting.pop(0)
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        links = (getattr(current, "cause", None), current.__cause__, current.__context__)
+        waiting += [link for link in links if isinstance(link, BaseException)]

@@ -1,0 +1,180 @@
+"""A job file: what to read, what to ask, what to run it on, where to write. YAML in, `JobConfig` out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from ..engine import SamplingParams
+from ..engine.errors import ConfigError, SamplingParamsError
+from .columns import GENERATED_TEXT
+from .settings import Settings
+from .template import Template
+
+
+class MessageTemplate(Settings):
+    """One message of the conversation that a row becomes.
+
+    Attributes:
+        role: ``"system"``, ``"user"`` or ``"assistant"``.
+        content: Text with {column} fields.
+    """
+
+    role: str
+    content: str
+
+
+class JobConfig(Settings):
+    """A job: rows of a file through a model into Parquet.
+
+    Attributes:
+        model: Folder of the model, or ``"bundled:NAME"``.
+        input: File, folder, pattern, or a list of these.
+        output: Folder to write Parquet files to.
+        format: ``"parquet"``, ``"jsonl"`` or ``"csv"``; None to tell by the extension.
+        prompt: Text with {column} fields.
+        messages: Conversation with {column} fields, rendered by the model's chat template. With neither `prompt` nor
+            `messages`, rows bring a column of one of these names.
+        sampling: Sampling parameters; None for the model's own.
+        engine: Settings of the engine.
+        replicas: Number of copies of the model.
+        batch_size: Rows per block.
+        on_error: What a failed row does: ``"row"`` makes it an error row, ``"stop"`` ends the job.
+        columns: Columns of the input to keep; None for all.
+        output_column: Name of the column of the generated text.
+        seed: Seed of the rows' draws; the engine's `seed` if None.
+        limit: Rows to run at most; None for all.
+    """
+
+    model: str
+    input: str | list[str]
+    output: str
+    format: Literal["parquet", "jsonl", "csv"] | None = None
+    prompt: str | None = None
+    messages: list[MessageTemplate] | None = None
+    sampling: dict[str, Any] | None = None
+    engine: dict[str, Any] = Field(default_factory=dict)
+    replicas: int = Field(default=1, gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    on_error: Literal["row", "stop"] = "row"
+    columns: list[str] | None = None
+    output_column: str = GENERATED_TEXT
+    seed: int | None = None
+    limit: int | None = Field(default=None, gt=0)
+
+    @field_validator("sampling")
+    @classmethod
+    def _check_sampling(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            try:
+                SamplingParams.from_dict(value)
+            except SamplingParamsError as error:
+                raise ConfigError(f"sampling: {error}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> JobConfig:
+        if self.prompt is not None and self.messages is not None:
+            raise ConfigError("prompt and messages are both given; keep one")
+        if self.messages == []:
+            raise ConfigError("messages is empty; give at least one message with role and content")
+        try:
+            self.templates()
+        except ConfigError as error:
+            raise ConfigError(f"{'messages' if self.prompt is None else 'prompt'}: {error}") from None
+        return self
+
+    def templates(self) -> list[Template]:
+        """Returns the parsed templates: of the prompt, or of each message."""
+        texts = [self.prompt] if self.prompt is not None else [one.content for one in self.messages or []]
+        return [Template.parse(text) for text in texts]
+
+    def engine_kwargs(self) -> dict[str, Any]:
+        """Returns the engine's settings, the job's seed among them."""
+        return self.engine if self.seed is None else {**self.engine, "seed": self.seed}
+
+    def relative_to(self, folder: Path) -> JobConfig:
+        """Returns the job with its relative paths taken from a folder, that of the job file."""
+        inputs = [self.input] if isinstance(self.input, str) else self.input
+        model = self.model
+        if not model.startswith("bundled:") and (folder / model).is_dir():
+            model = str(folder / model)
+        return self.model_copy(
+            update={
+                "model": model,
+                "input": [str(folder / Path(one).expanduser()) for one in inputs],
+                "output": str(folder / Path(self.output).expanduser()),
+            }
+        )
+
+
+def load_job(path: str | Path, **overrides: Any) -> JobConfig:
+    """Reads a job file.
+
+    Args:
+        path: A YAML file with the fields of `JobConfig`. Its relative paths start at its own folder.
+        **overrides: Fields that replace those of the file, where they are not None. Their paths start at the current
+            folder.
+
+    Returns:
+        The checked job.
+
+    Raises:
+        ConfigError: The file is missing, is no YAML, or a field is wrong; the message names file and line.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+        lines = _key_lines(yaml.compose(text))
+    except OSError as error:
+        raise ConfigError(f"job file {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"job file {str(path)!r} is not UTF-8 text: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(_describe_yaml(file, error)) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: a job file holds fields such as model, input and output; got {values!r:.80}")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    placeholders = {name: str(value) for name, value in given.items() if name in ("model", "input", "output")}
+    try:
+        job = JobConfig(**{**values, **placeholders}).relative_to(file.parent)
+    except ConfigError as error:
+        raise ConfigError("\n".join(_with_line(file, lines, line) for line in str(error).splitlines())) from None
+    except TypeError as error:  # A key of YAML may be a number, which is no name of a field.
+        raise ConfigError(f"{file}: {error}") from error
+    return JobConfig(**{**job.model_dump(exclude_unset=True), **given})
+
+
+def _key_lines(node: yaml.Node | None) -> dict[str, int]:
+    """Returns key -> line (from 1) of every key of the file; of equal ones the first."""
+    lines: dict[str, int] = {}
+    waiting = [node] if node is not None else []
+    while waiting:
+        current = waiting.pop(0)
+        if isinstance(current, yaml.MappingNode):
+            for key, value in current.value:
+                lines.setdefault(str(key.value), key.start_mark.line + 1)
+                waiting.append(value)
+        elif isinstance(current, yaml.SequenceNode):
+            waiting += current.value
+    return lines
+
+
+def _with_line(file: Path, lines: dict[str, int], message: str) -> str:
+    """Puts file and line before a problem: the line of the key it quotes, else of the first it mentions."""
+    for word in [*re.findall(r"'(\w+)'", message), *re.findall(r"\w+", message)]:
+        if word in lines:
+            return f"{file}:{lines[word]}: {message}"
+    return f"{file}: {message}"
+
+
+def _describe_yaml(file: Path, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    place = f"{file}:{mark.line + 1}" if mark is not None else str(file)
+    return f"{place}: not valid YAML: {problem}"

@@ -1,0 +1,239 @@
+"""From a processor's settings to its three operators: their stages, and what of the cluster they take.
+
+The `make_*` functions run in the worker that runs the stages; everything they are given pickles.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+
+from ..actors import PoolClient, PoolConfig, check_leaves_one_cpu
+from ..engine import SamplingParams, Tokenizer, resolve_model
+from ..engine.errors import ConfigError, unknown_key_message
+from ..engine.generation_config import default_sampling_params, read_generation_config
+from .config import EngineProcessorConfig, StageConfig
+from .stages import (
+    ChatTemplateStage,
+    DetokenizeStage,
+    GenerateStage,
+    PostprocessStage,
+    PreprocessStage,
+    Stage,
+    TokenizeStage,
+)
+from .stages.generate import GenerateClient
+
+OPERATOR_CPUS = 0.1
+"""CPUs that one process of an operator asks for. Small, so that a laptop of two keeps a whole one for reading."""
+
+MAX_CONCURRENT_BATCHES = 128
+FILL = 2
+"""How many times over the blocks under way fill the places of the replicas: a block's last rows hold it open."""
+
+MAP_KWARGS = frozenset(
+    {"accelerator_type", "compute", "concurrency", "fn_args", "fn_kwargs", "label_selector", "memory", "num_cpus"}
+    | {"num_gpus", "resources", "runtime_env"}
+)
+
+MakeClient = Callable[[str], GenerateClient]
+
+
+@dataclass(frozen=True)
+class UserFunction:
+    """A function of the user and how its operator is to run.
+
+    Attributes:
+        name: ``"preprocess"`` or ``"postprocess"``.
+        function: Called with each row; None if there is none.
+        map_kwargs: What the user would have given `Dataset.map` for it.
+    """
+
+    name: str
+    function: Callable[..., Mapping[str, Any]] | None = None
+    map_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.function is not None and not callable(self.function):
+            raise ConfigError(f"{self.name} must be a function of a row; got {type(self.function).__name__}")
+        for key in self.map_kwargs:
+            if key not in MAP_KWARGS:
+                raise ConfigError(unknown_key_message(f"{self.name}_map_kwargs", key, MAP_KWARGS))
+
+    @property
+    def call_kwargs(self) -> dict[str, Any]:
+        """Further arguments of the function."""
+        return {key: value for key, value in self.map_kwargs.items() if key in ("fn_args", "fn_kwargs")}
+
+
+@functools.lru_cache(maxsize=4)
+def load_tokenizer(folder: str, chat_template: str | None = None) -> Tokenizer:
+    """Loads a tokenizer once for all stages of a process."""
+    return Tokenizer(resolve_model(folder), chat_template)
+
+
+def make_prepare_stages(config: EngineProcessorConfig, user: UserFunction) -> list[Stage]:
+    """Makes the stages before the engine.
+
+    Args:
+        config: Settings of the processor.
+        user: The user's `preprocess`.
+    """
+    stop = not config.should_continue_on_error
+    engine, chat, tokenize = config.engine_config, config.chat_template_stage, config.tokenize_stage
+    stages: list[Stage] = []
+    if user.function is not None:
+        stages.append(PreprocessStage(user.function, **user.call_kwargs, stop_on_error=stop))
+    if chat.enabled:
+        tokenizer = load_tokenizer(_tokenizer_folder(config, chat), chat.chat_template or engine.chat_template)
+        stages.append(ChatTemplateStage(tokenizer, chat.chat_template_kwargs, stop_on_error=stop))
+    if tokenize.enabled:
+        same = chat.chat_template or engine.chat_template if chat.enabled else None
+        tokenizer = load_tokenizer(_tokenizer_folder(config, tokenize), same)
+        stages.append(TokenizeStage(tokenizer, stop_on_error=stop))
+    return stages
+
+
+def make_generate_stages(config: EngineProcessorConfig, pool_name: str, make_client: MakeClient) -> list[Stage]:
+    """Makes the stage that talks to the engine.
+
+    Args:
+        config: Settings of the processor.
+        pool_name: Name of the pool. A name, not a handle: handles in an actor's arguments break its restart.
+        make_client: Makes the pool's client from its name.
+    """
+    stage = GenerateStage(
+        make_client(pool_name),
+        default_params=_default_params(config),
+        model=config.model_source,
+        job_seed=config.engine_config.seed,
+        detokenize_later=config.detokenize_stage.enabled,
+        stop_on_error=not config.should_continue_on_error,
+    )
+    return [stage]
+
+
+def make_finish_stages(config: EngineProcessorConfig, user: UserFunction) -> list[Stage]:
+    """Makes the stages after the engine.
+
+    Args:
+        config: Settings of the processor.
+        user: The user's `postprocess`.
+    """
+    stop = not config.should_continue_on_error
+    stages: list[Stage] = []
+    if config.detokenize_stage.enabled:
+        tokenizer = load_tokenizer(_tokenizer_folder(config, config.detokenize_stage))
+        stages.append(DetokenizeStage(tokenizer, stop_on_error=stop))
+    if user.function is not None:
+        stages.append(PostprocessStage(user.function, **user.call_kwargs, stop_on_error=stop))
+    return stages
+
+
+def make_pool_client(pool_name: str) -> GenerateClient:
+    """Connects to a pool by its name."""
+    return PoolClient(pool_name)
+
+
+def operator_kwargs(config: EngineProcessorConfig, user: UserFunction, *stages: StageConfig) -> dict[str, Any]:
+    """Returns how an operator on the CPU runs, as arguments of `Dataset.map_batches`.
+
+    What the user said for a stage counts before the processor's, and what was said in `map_kwargs` before that.
+
+    Args:
+        config: Settings of the processor.
+        user: The user's function that runs in the operator.
+        *stages: Settings of the stages that run in it.
+    """
+    on = [stage for stage in stages if stage.enabled]
+    sizes = [stage.concurrency for stage in on if stage.concurrency is not None]
+    asked: dict[str, Any] = {
+        "num_cpus": sum(stage.num_cpus for stage in on if stage.num_cpus) or OPERATOR_CPUS,
+        "memory": sum(stage.memory for stage in on if stage.memory) or None,
+        "runtime_env": _one_runtime_env(on) or config.runtime_env,
+        "concurrency": max(sizes, key=lambda size: size if isinstance(size, int) else size[1]) if sizes else None,
+        **{key: value for key, value in user.map_kwargs.items() if key not in ("fn_args", "fn_kwargs")},
+    }
+    size = asked.pop("concurrency") or (1, config.num_replicas)
+    low, high = size if isinstance(size, tuple | list) else (size, size)
+    asked.setdefault("compute", ActorPoolStrategy(min_size=low, max_size=high))
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+def generate_kwargs(config: EngineProcessorConfig) -> dict[str, Any]:
+    """Returns how the generate operator runs: one process, a thread for each block under way."""
+    places = FILL * config.num_replicas * config.engine_config.max_num_seqs
+    derived = min(MAX_CONCURRENT_BATCHES, max(FILL, math.ceil(places / config.batch_size)))
+    compute = ActorPoolStrategy(
+        size=1,
+        max_tasks_in_flight_per_actor=config.max_tasks_in_flight_per_actor,
+        max_concurrent_calls_per_actor=config.max_concurrent_batches or derived,
+        enable_true_multi_threading=True,
+    )
+    kwargs = {"num_cpus": OPERATOR_CPUS, "compute": compute, "runtime_env": config.runtime_env}
+    return {key: value for key, value in kwargs.items() if value is not None}
+
+
+def pool_config(config: EngineProcessorConfig, operators: list[dict[str, Any]]) -> PoolConfig:
+    """Settles what a replica takes, and checks that the job can run beside the replicas.
+
+    Args:
+        config: Settings of the processor.
+        operators: Arguments of the operators, as from `operator_kwargs` and `generate_kwargs`.
+
+    Returns:
+        Settings of the pool.
+
+    Raises:
+        ConfigError: Replicas and operators would leave no whole CPU to read the dataset with.
+    """
+    held = sum(kwargs["num_cpus"] * kwargs["compute"].max_size for kwargs in operators)
+    have = ray.cluster_resources()
+    num_cpus = config.num_cpus_per_replica
+    if num_cpus is None:
+        share = (have.get("CPU", 0.0) - 1 - held) / config.num_replicas
+        num_cpus = min(1.0, max(0.0, math.floor(share * 100) / 100))
+    settled = PoolConfig(
+        engine_kwargs={"model": config.model_source, **config.engine_kwargs},
+        num_replicas=config.num_replicas,
+        num_cpus_per_replica=num_cpus,
+        num_gpus_per_replica=_num_gpus(config, have),
+        accelerator_type=config.accelerator_type,
+        runtime_env=config.runtime_env,
+    )
+    check_leaves_one_cpu(settled, held)
+    return settled
+
+
+def _num_gpus(config: EngineProcessorConfig, have: Mapping[str, float]) -> float:
+    if config.num_gpus_per_replica is not None:
+        return config.num_gpus_per_replica
+    device = config.engine_config.device
+    wants_one = device == "cuda" or (device == "auto" and (config.accelerator_type or have.get("GPU", 0) >= 1))
+    return 1.0 if wants_one else 0.0
+
+
+def _tokenizer_folder(config: EngineProcessorConfig, stage: StageConfig) -> str:
+    return stage.model_source or config.engine_config.tokenizer or config.model_source
+
+
+def _default_params(config: EngineProcessorConfig) -> SamplingParams:
+    """Returns the parameters of rows that bring none: the processor's, else those the model's makers recommend."""
+    if config.sampling_params is not None:
+        return SamplingParams.from_dict(config.sampling_params)
+    if config.engine_config.generation_config != "auto":
+        return SamplingParams()
+    return default_sampling_params(read_generation_config(resolve_model(config.model_source)))
+
+
+def _one_runtime_env(stages: list[StageConfig]) -> dict[str, Any] | None:
+    given = [stage.runtime_env for stage in stages if stage.runtime_env is not None]
+    if any(one != given[0] for one in given):
+        raise ConfigError("the chat template and tokenize stages run in one process: give them the same runtime_env")
+    return given[0] if given else None

@@ -1,0 +1,175 @@
+"""What a job took: counted from the files it wrote, so exact, and written beside them as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from . import columns
+
+COUNTED = (
+    columns.FINISH_REASON,
+    columns.INFERENCE_ERROR,
+    columns.NUM_INPUT_TOKENS,
+    columns.NUM_CACHED_TOKENS,
+    columns.NUM_GENERATED_TOKENS,
+)
+
+
+@dataclass(slots=True)
+class ErrorKind:
+    """Failed rows with one kind of error.
+
+    Attributes:
+        num_rows: How many.
+        example: The message of one of them.
+    """
+
+    num_rows: int
+    example: str
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the rows of an output add up to.
+
+    Attributes:
+        num_rows: Rows.
+        num_failed: Those with an error.
+        num_input_tokens: Prompt tokens.
+        num_cached_tokens: Prompt tokens found in the KV cache.
+        num_output_tokens: Generated tokens.
+        finish_reasons: Finish reason -> rows.
+        errors: Stage and class of the error -> rows.
+    """
+
+    num_rows: int = 0
+    num_failed: int = 0
+    num_input_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, ErrorKind] = field(default_factory=dict)
+
+    def add(self, table: pa.Table) -> None:
+        """Counts the rows of a table with the columns `COUNTED`."""
+        self.num_rows += table.num_rows
+        self.num_input_tokens += _sum(table, columns.NUM_INPUT_TOKENS)
+        self.num_cached_tokens += _sum(table, columns.NUM_CACHED_TOKENS)
+        self.num_output_tokens += _sum(table, columns.NUM_GENERATED_TOKENS)
+        self.finish_reasons.update(reason or "none" for reason in table[columns.FINISH_REASON].to_pylist())
+        for message in table[columns.INFERENCE_ERROR].to_pylist():
+            if message:
+                self._add_error(message)
+
+    def _add_error(self, message: str) -> None:
+        self.num_failed += 1
+        kind = ": ".join(message.split(": ", 2)[:2])
+        known = self.errors.setdefault(kind, ErrorKind(0, message))
+        known.num_rows += 1
+
+
+class OutputScan:
+    """Counts the rows of an output folder, file by file, while it fills.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._seen: set[Path] = set()
+        self.counts = Counts()
+
+    def update(self) -> Counts:
+        """Counts the files that are new since the last call.
+
+        Returns:
+            The counts of all files seen.
+        """
+        for path in sorted(set(self._folder.glob("*.parquet")) - self._seen):
+            try:
+                table = pyarrow.parquet.read_table(path, columns=list(COUNTED))
+            except (pa.ArrowInvalid, OSError):
+                continue  # Being written just now: it has no footer yet.
+            self._seen.add(path)
+            self.counts.add(table)
+        return self.counts
+
+
+@dataclass(slots=True)
+class JobSummary:
+    """The end of a job.
+
+    Attributes:
+        model: The model.
+        output: The output folder.
+        num_rows_in: Rows of the input.
+        num_rows_out: Rows of the output, failed ones included.
+        num_rows_failed: Rows that hold an error instead of a result.
+        num_input_tokens: Prompt tokens of the rows that went through.
+        num_cached_tokens: Those of them found in the KV cache.
+        num_output_tokens: Generated tokens.
+        start_up_s: Seconds until the model was loaded.
+        generate_s: Seconds from then until the last token.
+        write_s: Seconds from then until the last file.
+        finish_reasons: Finish reason -> rows.
+        errors: Stage and class of the error -> rows and one message.
+    """
+
+    model: str
+    output: str
+    num_rows_in: int
+    num_rows_out: int
+    num_rows_failed: int
+    num_input_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    start_up_s: float
+    generate_s: float
+    write_s: float
+    finish_reasons: dict[str, int]
+    errors: dict[str, ErrorKind]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row of the input has a row in the output."""
+        return self.num_rows_in == self.num_rows_out
+
+    @property
+    def input_tokens_per_s(self) -> float:
+        """Prompt tokens per second of generation."""
+        return self.num_input_tokens / self.generate_s if self.generate_s > 0 else 0.0
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        """Generated tokens per second of generation."""
+        return self.num_output_tokens / self.generate_s if self.generate_s > 0 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the summary as plain data, rates included."""
+        rates = {"input_tokens_per_s": self.input_tokens_per_s, "output_tokens_per_s": self.output_tokens_per_s}
+        return {
+            name: round(value, 3) if isinstance(value, float) else value
+            for name, value in {**asdict(self), **rates}.items()
+        }
+
+    def write(self, path: Path) -> None:
+        """Writes the summary as JSON."""
+        path.write_text(json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def summary_path(output: str | Path) -> Path:
+    """Returns where the summary of an output folder goes: beside it, so that the folder holds rows only."""
+    folder = Path(output)
+    return folder.with_name(f"{folder.name}.summary.json")
+
+
+def _sum(table: pa.Table, name: str) -> int:
+    return sum(value for value in table[name].to_pylist() if value is not None)

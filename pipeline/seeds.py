@@ -1,0 +1,59 @@
+"""The seed of a row that samples and brings none: a function of the row, so that its draws are too.
+
+The engine draws token i of a request from (seed, i). With the seed derived from the job's seed, the prompt and the
+parameters, a row's output depends neither on its batch nor on its replica, and a rerun repeats it. Two rows that are
+equal therefore give equal text: to draw several answers from one prompt, ask for `n`, or give the rows seeds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+
+from ..engine import SamplingParams
+
+MAX_SEED = 2**63 - 1
+
+
+def seeded(
+    params: SamplingParams, job_seed: int, prompt: str | None, prompt_token_ids: list[int] | None
+) -> SamplingParams:
+    """Returns parameters that hold a seed, if their draws need one.
+
+    Args:
+        params: The row's parameters.
+        job_seed: Seed of the job.
+        prompt: The row's prompt as text; used when there are no token ids.
+        prompt_token_ids: The row's prompt as tokens.
+
+    Returns:
+        The same parameters if they are greedy or have a seed, else a copy with a derived one.
+    """
+    if params.is_greedy or params.seed is not None:
+        return params
+    return params.clone(seed=derive_seed(job_seed, prompt if prompt_token_ids is None else prompt_token_ids, params))
+
+
+def derive_seed(job_seed: int, prompt: str | list[int] | None, params: SamplingParams) -> int:
+    """Hashes (job seed, prompt, parameters) to a seed, the same on every machine and in every release of Python.
+
+    Args:
+        job_seed: Seed of the job.
+        prompt: Text, or token ids.
+        params: Sampling parameters; `max_tokens` and what only shapes the report do not change the draws.
+
+    Returns:
+        An integer in [0, 2**63).
+    """
+    fields = {name: value for name, value in asdict(params).items() if name in DRAW_FIELDS}
+    text = json.dumps([job_seed, prompt, fields], sort_keys=True, ensure_ascii=True, default=str)
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") & MAX_SEED
+
+
+DRAW_FIELDS = frozenset({
+    "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
+    "logit_bias", "allowed_token_ids", "bad_words",
+})  # fmt: skip
+"""The parameters that shape the distribution a token is drawn from."""

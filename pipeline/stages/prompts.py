@@ -1,0 +1,65 @@
+"""What counts as a prompt in a row, and what to say when there is none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...engine.errors import PromptTypeError
+from .. import columns
+
+
+def checked_prompt(row: Mapping[str, Any]) -> str:
+    """Returns the text of a row's prompt.
+
+    Args:
+        row: The columns of the row.
+
+    Returns:
+        The text, which may be empty: the engine says so in its own words.
+
+    Raises:
+        PromptTypeError: There is no prompt, or it is not text.
+    """
+    prompt = row.get(columns.PROMPT)
+    if isinstance(prompt, str):
+        return prompt
+    if columns.PROMPT not in row:
+        raise PromptTypeError(
+            f"the row has no column {columns.PROMPT!r} or {columns.MESSAGES!r} to make a prompt of; its columns are: "
+            f"{', '.join(map(str, row)) or 'none'}"
+        )
+    if prompt is None or (isinstance(prompt, float | np.floating) and math.isnan(prompt)):
+        raise PromptTypeError(f"column {columns.PROMPT!r} is missing its value (got {prompt!r}); it must be text")
+    raise PromptTypeError(f"column {columns.PROMPT!r} must be text; got {type(prompt).__name__} {prompt!r:.80}")
+
+
+def checked_token_ids(row: Mapping[str, Any]) -> list[int] | None:
+    """Returns a row's prompt as token ids, None if it brings none.
+
+    Args:
+        row: The columns of the row.
+
+    Returns:
+        A list of plain integers, whatever sequence they came in.
+
+    Raises:
+        PromptTypeError: They are not integers.
+    """
+    given = row.get(columns.TOKENIZED_PROMPT)
+    if given is None:
+        return None
+    ids = given.tolist() if isinstance(given, np.ndarray) else given
+    if not isinstance(ids, list | tuple) or not all(_is_integer(token_id) for token_id in ids):
+        raise PromptTypeError(
+            f"column {columns.TOKENIZED_PROMPT!r} must be a list of token ids (integers); "
+            f"got {type(given).__name__} {given!r:.80}"
+        )
+    return [int(token_id) for token_id in ids]
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -1,0 +1,121 @@
+"""The command line: mistakes, exit statuses, and no traceback. Nothing here starts Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import millrace
+from millrace import EngineDeadError
+from millrace.pipeline import cli
+from millrace.pipeline.display import describe_progress, describe_summary
+from millrace.pipeline.progress import Progress
+from millrace.pipeline.report import ErrorKind, JobSummary
+
+
+def command(*args: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    code = "from millrace.pipeline.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *args], cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model_folder: Path) -> Path:
+    """A folder with a job's input and model."""
+    pq.write_table(pa.table({"id": [1, 2], "line": ["a", "b"]}), tmp_path / "in.parquet")
+    (tmp_path / "typo.yaml").write_text("model: model\ninput: in.parquet\noutput: out\npromt: x\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.parquet").touch()
+    return tmp_path
+
+
+FLAGS = ["run", "--model", "model", "--input", "in.parquet", "--output", "out", "--prompt", "{line}"]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["run", "nowhere.yaml"], "job file 'nowhere.yaml' cannot be read"),
+        (["run", "typo.yaml"], "typo.yaml:4: JobConfig has no field 'promt'; did you mean 'prompt'?"),
+        (["run"], "pass a job file, or --model"),
+        ([*FLAGS, "--model", "facebook/opt-125m"], "is not a local folder"),
+        ([*FLAGS, "--input", "nowhere.parquet"], "input 'nowhere.parquet' does not exist"),
+        ([*FLAGS, "--prompt", "{lin}"], "no column 'lin'; did you mean 'line'?"),
+        ([*FLAGS, "--output", "full"], "pass --overwrite"),
+        ([*FLAGS, "--temperature", "9"], "temperature must be a number from 0 to 2"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(folder: Path, args: list[str], said: str) -> None:
+    done = command(*args, folder=folder)
+    assert done.returncode == cli.EXIT_USER_ERROR
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (folder / "out").exists()
+
+
+def test_the_version_is_shown_without_ray_or_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from millrace.pipeline.cli import app; app(['--version'], standalone_mode=False); "
+        "sys.exit(bool({'ray', 'torch', 'transformers', 'pydantic'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stdout.split() == ["millrace", millrace.__version__]
+
+
+def test_the_face_of_the_pipeline_is_light() -> None:
+    code = (
+        "import sys, millrace.pipeline as p; assert p.__all__ == sorted(p.__all__); "
+        "sys.exit(bool({'ray', 'torch', 'transformers', 'pydantic', 'pyarrow'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def summary(**changes: object) -> JobSummary:
+    fields = {
+        "model": "m", "output": "out", "num_rows_in": 3, "num_rows_out": 3, "num_rows_failed": 0,
+        "num_input_tokens": 30, "num_cached_tokens": 10, "num_output_tokens": 60, "start_up_s": 1.0,
+        "generate_s": 2.0, "write_s": 0.5, "finish_reasons": {"stop": 3}, "errors": {},
+    }  # fmt: skip
+    return JobSummary(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [({}, 0), ({"num_rows_failed": 1}, cli.EXIT_ROWS_FAILED), ({"num_rows_out": 2}, cli.EXIT_FAILED)],
+)
+def test_the_status_says_whether_every_row_got_through(
+    changes: dict[str, int], status: int, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(cli, "_run", lambda *args, **kwargs: summary(**changes))
+    with pytest.raises(SystemExit) as caught:
+        cli.app(["run", "--model", "m", "--input", "i", "--output", "o", "--prompt", "x"])
+    assert caught.value.code == status
+
+
+def test_an_error_of_the_job_is_status_1(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise EngineDeadError("no replica is left")
+
+    monkeypatch.setattr(cli, "_run", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.app(["run", "--model", "m", "--input", "i", "--output", "o", "--prompt", "x"])
+    assert caught.value.code == cli.EXIT_FAILED
+    assert capfd.readouterr().err == "error: no replica is left\n"
+
+
+def test_the_line_of_progress_says_what_one_wants_to_know() -> None:
+    text = describe_progress(Progress("running", 6000, 1500, 2, 12_345.6, 789.0, 65.0, 195.0))
+    assert text == "1,500/6,000 rows, 2 failed, 12,346 tok/s in, 789 tok/s out, 1:05 gone, ETA 3:15"
+
+
+def test_the_summary_says_what_failed_with_an_example() -> None:
+    errors = {"generate: PromptTooLongError": ErrorKind(2, "generate: PromptTooLongError: 300 tokens [of 200]")}
+    text = describe_summary(summary(num_rows_failed=2, errors=errors))
+    assert "3 in, 3 out, 2 failed" in text
+    assert "2 x generate: PromptTooLongError: 300 tokens \\[of 200]" in text
+    assert "15 tok/s in, 30 tok/s out" in text

@@ -1,0 +1,109 @@
+"""What can be set, and what is said when it is set wrong."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import Any
+
+import pytest
+
+from millrace import ConfigError
+from millrace.pipeline import (
+    ChatTemplateStageConfig,
+    EngineProcessorConfig,
+    TokenizerStageConfig,
+    vLLMEngineProcessorConfig,
+)
+
+
+def make(**fields: Any) -> EngineProcessorConfig:
+    return EngineProcessorConfig(**{"model_source": "somewhere", **fields})
+
+
+def test_the_name_of_ray_data_llm_is_the_same_class() -> None:
+    assert vLLMEngineProcessorConfig is EngineProcessorConfig
+
+
+@pytest.mark.parametrize("given", [2, "2", 2.0, (2, 2), [2, 2]])
+def test_concurrency_is_a_fixed_number_of_replicas(given: Any) -> None:
+    assert make(concurrency=given).num_replicas == 2
+
+
+@pytest.mark.parametrize("given", [0, -1, "x", 1.5, True, None, (1, 2, 3), (2, 1), (0, 1), {}])
+def test_concurrency_must_be_a_positive_integer_or_a_pair(given: Any) -> None:
+    with pytest.raises(ConfigError, match="concurrency"):
+        make(concurrency=given)
+
+
+def test_a_pool_that_grows_is_refused_and_the_way_out_is_named() -> None:
+    with pytest.raises(ConfigError, match="not there yet; pass concurrency=4"):
+        make(concurrency=(1, 4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"concurency": 1}, "no field 'concurency'; did you mean 'concurrency'?"),
+        ({"engine_kwargs": {"max_num_sqs": 3}}, "did you mean 'max_num_seqs'?"),
+        ({"engine_kwargs": {"tensor_parallel_size": 2}}, "tensor_parallel_size=2 is not supported"),
+        ({"engine_kwargs": {"model": "elsewhere"}}, "drop one"),
+        ({"chat_template_stage": {"enabld": True}}, "did you mean 'enabled'?"),
+        ({"tokenize_stage": 3}, "tokenize_stage must be a bool, a dict or a TokenizerStageConfig; got int 3"),
+        ({"sampling_params": {"temprature": 0}}, "did you mean 'temperature'?"),
+        ({"task_type": "embed"}, "task_type='embed' is not there yet"),
+        ({"batch_size": 0}, "batch_size: input should be greater than 0; got 0"),
+        ({"has_image": True}, "needs images"),
+        ({"dynamic_lora_loading_path": "s3://x"}, "adapters"),
+    ],
+)
+def test_a_mistake_is_said_in_one_line(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(**fields)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_each_of_several_mistakes_gets_a_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(batch_size=0, runtime_env=3)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_missing_model_is_named() -> None:
+    with pytest.raises(ConfigError, match="model_source is missing"):
+        EngineProcessorConfig()
+
+
+@pytest.mark.parametrize("given", [False, {"enabled": False}, TokenizerStageConfig(enabled=False)])
+def test_a_stage_is_switched_in_three_ways(given: Any) -> None:
+    assert make(tokenize_stage=given).tokenize_stage == TokenizerStageConfig(enabled=False)
+
+
+def test_legacy_flags_become_stages_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        config = make(apply_chat_template=True, chat_template="{{ messages }}", tokenize=False, detokenize=True)
+    assert config.chat_template_stage == ChatTemplateStageConfig(chat_template="{{ messages }}")
+    assert not config.tokenize_stage.enabled
+    assert config.detokenize_stage.enabled
+    assert len(caplog.records) == 4
+
+
+def test_flags_that_are_off_need_no_feature() -> None:
+    make(has_image=False, prepare_multimodal_stage={"enabled": False}, dynamic_lora_loading_path=None)
+
+
+def test_a_legacy_flag_beside_its_stage_is_a_contradiction() -> None:
+    with pytest.raises(ConfigError, match="use tokenize_stage only"):
+        make(tokenize=False, tokenize_stage=TokenizerStageConfig())
+
+
+def test_engine_settings_are_checked_and_at_hand() -> None:
+    assert make(engine_kwargs={"max_num_seqs": 7, "seed": 3}).engine_config.max_num_seqs == 7
+
+
+def test_a_config_travels_to_workers() -> None:
+    config = make(engine_kwargs={"seed": 3}, chat_template_stage={"chat_template_kwargs": {"a": 1}})
+    copy = pickle.loads(pickle.dumps(config))
+    assert copy == config
+    assert copy.engine_config == config.engine_config

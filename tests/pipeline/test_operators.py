@@ -1,0 +1,118 @@
+"""Rows to blocks and back: nothing changes its type on the way, and good and bad rows fit one table."""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace.pipeline.operators import Finish, Prepare, pack, result_columns, to_columns, to_schema, unpack
+from millrace.pipeline.stages import PreprocessStage, Row, RowError
+
+BROKEN = RowError("generate", "PromptTooLongError", "too long")
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.lists(st.dictionaries(st.text(), VALUES, max_size=4), max_size=5))
+def test_rows_come_out_as_they_went_in(columns: list[dict[str, Any]]) -> None:
+    rows = [Row.read(one) for one in columns]
+    assert unpack(pack(rows)) == rows
+
+
+def test_an_error_travels_with_its_row() -> None:
+    assert unpack(pack([Row({"a": 1}, {}, BROKEN)]))[0].error == BROKEN
+
+
+def test_preprocess_gets_plain_python_values() -> None:
+    seen: list[dict[str, Any]] = []
+    table = pa.table({"list": [[1, 2]], "chat": [[{"role": "user"}]], "none": [None], "day": [dt.date(2024, 1, 2)]})
+    Prepare(lambda: [PreprocessStage(lambda row: seen.append(row) or {})])(table)
+    assert seen == [{"list": [1, 2], "chat": [{"role": "user"}], "none": None, "day": dt.date(2024, 1, 2)}]
+
+
+def test_a_failed_row_keeps_its_input_and_says_why() -> None:
+    row = Row({"id": 1, "prompt": 3}, {"id": 1, "prompt": "changed"}, BROKEN)
+    assert result_columns(row, mark_success=True) == {
+        "id": 1,
+        "prompt": 3,
+        "__inference_error__": "generate: PromptTooLongError: too long",
+        "finish_reason": "error",
+    }
+
+
+def test_a_good_row_says_so_only_where_rows_may_fail() -> None:
+    row = Row({}, {"y": 1})
+    assert result_columns(row, mark_success=True) == {"y": 1, "__inference_error__": ""}
+    assert result_columns(row, mark_success=False) == {"y": 1}
+
+
+def test_good_and_failed_blocks_read_back_as_one_dataset(tmp_path: Any) -> None:
+    good = to_columns([result_columns(Row({"id": 1}, {"id": 1, "finish_reason": "stop"}), mark_success=True)])
+    bad = to_columns([result_columns(Row({"id": 2}, {}, BROKEN), mark_success=True)])
+    pq.write_table(good, tmp_path / "0.parquet")
+    pq.write_table(bad, tmp_path / "1.parquet")
+    table = pq.read_table(tmp_path)
+    assert table["finish_reason"].to_pylist() == ["stop", "error"]
+    assert table["__inference_error__"].to_pylist() == ["", "generate: PromptTooLongError: too long"]
+
+
+def test_columns_of_results_have_their_type_even_without_a_value() -> None:
+    table = to_columns([{"generated_text": None, "num_input_tokens": None, "logprobs": None}])
+    assert table.schema.field("generated_text").type == pa.string()
+    assert table.schema.field("num_input_tokens").type == pa.int64()
+    assert not pa.types.is_null(table.schema.field("logprobs").type)
+
+
+def test_logprobs_and_sequences_have_columns() -> None:
+    logprobs = [{7: {"logprob": -0.5, "rank": 1, "decoded_token": "a"}}, None]
+    sequence = {"index": 0, "text": "a", "token_ids": [7], "finish_reason": "stop", "stop_reason": None}
+    rows = [{"logprobs": logprobs, "outputs": [{**sequence, "cumulative_logprob": None, "logprobs": logprobs}]}]
+    table = to_columns(rows)
+    assert table["logprobs"].to_pylist()[0][0] == [(7, logprobs[0][7])]
+    assert table["outputs"].to_pylist()[0][0]["token_ids"] == [7]
+
+
+def test_a_known_name_may_hold_what_the_user_wants() -> None:
+    assert to_columns([{"params": 3}])["params"].to_pylist() == [3]
+
+
+@pytest.mark.parametrize("values", [["a", 3], [np.ones((2, 2)), np.ones((2, 2))], [decimal.Decimal(1), object()]])
+def test_what_arrow_cannot_type_is_left_to_ray(values: list[Any]) -> None:
+    columns = to_columns([{"x": value, "y": 1} for value in values])
+    assert isinstance(columns, dict)
+    assert all(given is value for given, value in zip(columns["x"], values, strict=True))
+
+
+def test_a_schema_fixes_columns_order_and_types() -> None:
+    schema = pa.schema([("id", pa.int32()), ("text", pa.string()), ("__inference_error__", pa.string())])
+    rows = [Row({"id": 1}, {"text": "a", "id": 1, "other": 2}), Row({"id": 2}, {}, BROKEN)]
+    table = to_schema(rows, schema)
+    assert table.schema == schema
+    assert table["text"].to_pylist() == ["a", None]
+
+
+def test_a_value_that_does_not_fit_its_column_fails_its_row_only() -> None:
+    schema = pa.schema([("id", pa.int64()), ("n", pa.int64()), ("__inference_error__", pa.string())])
+    rows = [Row({"id": 1}, {"id": 1, "n": 1}), Row({"id": 2}, {"id": 2, "n": "many"})]
+    table = to_schema(rows, schema)
+    assert table["id"].to_pylist() == [1, 2]
+    assert table["n"].to_pylist() == [1, None]
+    assert table["__inference_error__"].to_pylist() == [
+        "",
+        "write: TypeError: column 'n' holds 'many', which is not int64",
+    ]
+
+
+def test_an_empty_block_passes() -> None:
+    assert Finish(list, mark_success=True)(pack([])).num_rows == 0
