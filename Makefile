@@ -15,7 +15,7 @@ setup: $(INSTALLED) ## install Millrace and its tools into .venv
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@mkdir -p $(BUILD)
-	@echo "Installing Millrace into .venv: some minutes the first time, then never again (log: $(BUILD)/setup.log)"
+	@echo "Installing Millrace into .venv: a minute or two, once (log: $(BUILD)/setup.log)"
 	@{ $(PYTHON) -m venv .venv \
 	  && $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt setuptools \
 	  && $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'; \

@@ -193,6 +193,8 @@ def processor_config(job: JobConfig) -> EngineProcessorConfig:
         batch_size=job.batch_size,
         concurrency=job.replicas,
         should_continue_on_error=job.on_error == "row",
+        # The engine makes the text as well, and has a tokenizer already: one process less that has to load one.
+        detokenize_stage=False,
     )
 
 

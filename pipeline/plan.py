@@ -195,12 +195,15 @@ def pool_config(config: EngineProcessorConfig, operators: list[dict[str, Any]]) 
     """
     held = sum(kwargs["num_cpus"] * kwargs["compute"].max_size for kwargs in operators)
     have = ray.cluster_resources()
+    share = max(0.0, (have.get("CPU", 0.0) - 1 - held) / config.num_replicas)
     num_cpus = config.num_cpus_per_replica
     if num_cpus is None:
-        share = (have.get("CPU", 0.0) - 1 - held) / config.num_replicas
-        num_cpus = min(1.0, max(0.0, math.floor(share * 100) / 100))
+        num_cpus = min(1.0, math.floor(share * 100) / 100)
+    # Threads of an engine wait for each other at every layer: one more than there are free cores, and all of them wait
+    # for the scheduler of the operating system instead.
+    defaults = {"model": config.model_source, "num_threads": max(1, int(share))}
     settled = PoolConfig(
-        engine_kwargs={"model": config.model_source, **config.engine_kwargs},
+        engine_kwargs={**defaults, **config.engine_kwargs},
         num_replicas=config.num_replicas,
         num_cpus_per_replica=num_cpus,
         num_gpus_per_replica=_num_gpus(config, have),
