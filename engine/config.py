@@ -90,7 +90,7 @@ class EngineConfig:
         gpu_memory_utilization: Share of a GPU's memory to use.
         enable_prefix_caching: Whether requests share the KV cache of equal prefixes.
         max_logprobs: Most log-probabilities a request may ask for per token; -1 for no limit.
-        num_threads: Threads of the CPU backend; None for the physical cores this process may use.
+        num_threads: Threads of the CPU backend; None for OMP_NUM_THREADS, or else the physical cores it may use.
         overlap_depth: Steps planned ahead of the one whose tokens are read; None for the device's own (CPU 0, CUDA 1).
     """
 

@@ -106,6 +106,11 @@ def has_bfloat16_arithmetic() -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def default_num_threads() -> int:
+    """Returns the threads to compute with: the physical cores, or fewer if OMP_NUM_THREADS says so (torch reads it)."""
+    return min(num_physical_cores(), torch.get_num_threads())
+
+
 def num_physical_cores() -> int:
     """Returns the number of physical cores this process may run on; siblings of one core count once."""
     cores = set()

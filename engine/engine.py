@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from .bundled import resolve_model
 from .capacity import plan_capacity
 from .config import EngineConfig
-from .device import Device, num_physical_cores
-from .errors import ConfigError, ModelExecutionError, RequestError
+from .device import Device, default_num_threads
+from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestError
 from .executor import Executor, InProcessExecutor, StepHandle
 from .generation_config import default_sampling_params, read_generation_config
 from .inputs import InputProcessor, read_eos_token_ids
@@ -98,6 +98,7 @@ class LLMEngine:
     _groups: dict[str, RequestGroup] = field(default_factory=dict)
     _in_flight: deque[tuple[StepPlan, StepHandle]] = field(default_factory=deque)
     _step_time_s: float = 0.0
+    _is_closed: bool = False
     _outputs: OutputBuilder = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,7 +120,7 @@ class LLMEngine:
 
         device = Device.choose(config.device)
         if device.is_cpu:
-            torch.set_num_threads(config.num_threads or num_physical_cores())
+            torch.set_num_threads(config.num_threads or default_num_threads())
         folder = resolve_model(config.model)
         hf_config = load_hf_config(folder, config.hf_overrides)
         dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
@@ -166,7 +167,10 @@ class LLMEngine:
 
         Raises:
             UserError: The request cannot be run; nothing of it stays.
+            EngineDeadError: The engine is closed.
         """
+        if self._is_closed:
+            raise EngineDeadError("this engine is closed and its model is freed; construct another one")
         if request.request_id in self._groups:
             raise ConfigError(f"request id {request.request_id!r} is in use; give each unfinished request its own")
         sequences = self.inputs.process(request)
@@ -231,6 +235,7 @@ class LLMEngine:
         """Drops all requests and frees the model and the KV cache."""
         self.abort(list(self._groups))
         self._in_flight.clear()
+        self._is_closed = True
         self.executor.close()
         gc.collect()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 
 import pytest
 from tqdm import tqdm
@@ -11,6 +12,7 @@ from tqdm import tqdm
 from millrace.engine.errors import (
     ConfigError,
     EmptyPromptError,
+    EngineDeadError,
     PromptTooLongError,
     PromptTypeError,
     SamplingParamsError,
@@ -272,6 +274,18 @@ def test_max_tokens_none_runs_to_the_length_limit(tiny_model):
     with LLM(str(tiny_model("llama")), dtype="float32", max_model_len=40) as llm:
         (output,) = llm.generate([[5] * 30], SamplingParams(max_tokens=None, ignore_eos=True), use_tqdm=False)
     assert (len(output.outputs[0].token_ids), output.outputs[0].finish_reason) == (10, "length")
+
+
+def test_closing_frees_model_and_cache(tiny_model):
+    with LLM(str(tiny_model("llama")), dtype="float32") as llm:
+        llm.generate(PROMPT, SamplingParams(max_tokens=2), use_tqdm=False)
+        runner = llm.llm_engine.executor._runner
+        held = [weakref.ref(thing) for thing in (runner.model, runner.kv_cache[0][0], runner)]
+        del runner
+    assert [reference() for reference in held] == [None, None, None]
+    llm.close()
+    with pytest.raises(EngineDeadError, match="closed"):
+        llm.generate(PROMPT, use_tqdm=False)
 
 
 class Poison:
