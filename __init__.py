@@ -11,8 +11,9 @@ loaded before something needs it, and `LLM` works where Ray is not installed.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ._lazy import lazy_face
 
 if TYPE_CHECKING:
     from .engine.errors import (
@@ -73,43 +74,33 @@ __all__ = [
     "vLLMEngineProcessorConfig",
 ]
 
-_HOME = {
-    "LLM": "engine.llm",
-    "ChatTemplateError": "engine.errors",
-    "CheckpointError": "engine.errors",
-    "CompletionOutput": "engine.outputs",
-    "ConfigError": "engine.errors",
-    "EngineDeadError": "engine.errors",
-    "EngineError": "engine.errors",
-    "EngineProcessorConfig": "pipeline",
-    "Logprob": "engine.outputs",
-    "MillraceError": "engine.errors",
-    "Processor": "pipeline",
-    "ProcessorConfig": "pipeline",
-    "PromptError": "engine.errors",
-    "ReplicaDiedError": "engine.errors",
-    "RequestError": "engine.errors",
-    "RequestOutput": "engine.outputs",
-    "SamplingParams": "engine.sampling_params",
-    "SamplingParamsError": "engine.errors",
-    "TextPrompt": "engine.inputs",
-    "TokensPrompt": "engine.inputs",
-    "UnsupportedModelError": "engine.errors",
-    "UserError": "engine.errors",
-    "build_llm_processor": "pipeline",
-    "build_processor": "pipeline",
-    "vLLMEngineProcessorConfig": "pipeline",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Loads a public name from its home on first use (PEP 562)."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "LLM": "engine.llm",
+        "ChatTemplateError": "engine.errors",
+        "CheckpointError": "engine.errors",
+        "CompletionOutput": "engine.outputs",
+        "ConfigError": "engine.errors",
+        "EngineDeadError": "engine.errors",
+        "EngineError": "engine.errors",
+        "EngineProcessorConfig": "pipeline",
+        "Logprob": "engine.outputs",
+        "MillraceError": "engine.errors",
+        "Processor": "pipeline",
+        "ProcessorConfig": "pipeline",
+        "PromptError": "engine.errors",
+        "ReplicaDiedError": "engine.errors",
+        "RequestError": "engine.errors",
+        "RequestOutput": "engine.outputs",
+        "SamplingParams": "engine.sampling_params",
+        "SamplingParamsError": "engine.errors",
+        "TextPrompt": "engine.inputs",
+        "TokensPrompt": "engine.inputs",
+        "UnsupportedModelError": "engine.errors",
+        "UserError": "engine.errors",
+        "build_llm_processor": "pipeline",
+        "build_processor": "pipeline",
+        "vLLMEngineProcessorConfig": "pipeline",
+    },
+)

@@ -6,8 +6,9 @@ Ray nor torch; the first name that is used loads Ray, and torch is loaded only i
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_face
 
 if TYPE_CHECKING:
     from .client import PoolClient
@@ -27,22 +28,15 @@ __all__ = [
     "check_leaves_one_cpu",
 ]
 
-_HOME = {
-    "EnginePool": "pool",
-    "EngineReplica": "replica",
-    "PoolClient": "client",
-    "PoolConfig": "config",
-    "PoolStats": "stats",
-    "ReplicaStats": "stats",
-    "check_leaves_one_cpu": "placement",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "EnginePool": "pool",
+        "EngineReplica": "replica",
+        "PoolClient": "client",
+        "PoolConfig": "config",
+        "PoolStats": "stats",
+        "ReplicaStats": "stats",
+        "check_leaves_one_cpu": "placement",
+    },
+)

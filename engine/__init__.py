@@ -5,8 +5,9 @@ The face is lazy (PEP 562): importing it loads no torch; the first name that nee
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_face
 
 if TYPE_CHECKING:
     from .bundled import resolve_model
@@ -33,27 +34,20 @@ __all__ = [
     "resolve_model",
 ]
 
-_HOME = {
-    "LLM": "llm",
-    "CompletionOutput": "outputs",
-    "EngineConfig": "config",
-    "EngineStats": "engine",
-    "GenerateRequest": "request",
-    "LLMEngine": "engine",
-    "Logprob": "outputs",
-    "RequestMetrics": "outputs",
-    "RequestOutput": "outputs",
-    "SamplingParams": "sampling_params",
-    "Tokenizer": "tokenizer",
-    "resolve_model": "bundled",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "LLM": "llm",
+        "CompletionOutput": "outputs",
+        "EngineConfig": "config",
+        "EngineStats": "engine",
+        "GenerateRequest": "request",
+        "LLMEngine": "engine",
+        "Logprob": "outputs",
+        "RequestMetrics": "outputs",
+        "RequestOutput": "outputs",
+        "SamplingParams": "sampling_params",
+        "Tokenizer": "tokenizer",
+        "resolve_model": "bundled",
+    },
+)

@@ -5,8 +5,9 @@ The face is lazy (PEP 562): importing it loads neither ray nor torch; the first 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._lazy import lazy_face
 
 if TYPE_CHECKING:
     from .config import (
@@ -40,30 +41,23 @@ __all__ = [
     "vLLMEngineProcessorConfig",
 ]
 
-_HOME = {
-    "ChatTemplateStageConfig": "config",
-    "DetokenizeStageConfig": "config",
-    "EngineProcessorConfig": "config",
-    "JobConfig": "job",
-    "JobSummary": "report",
-    "Processor": "processor",
-    "ProcessorConfig": "config",
-    "RowFailedError": "errors",
-    "TokenizerStageConfig": "config",
-    "build_llm_processor": "processor",
-    "build_processor": "processor",
-    "find_millrace_error": "errors",
-    "load_job": "job",
-    "run_job": "job",
-    "vLLMEngineProcessorConfig": "config",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "ChatTemplateStageConfig": "config",
+        "DetokenizeStageConfig": "config",
+        "EngineProcessorConfig": "config",
+        "JobConfig": "job",
+        "JobSummary": "report",
+        "Processor": "processor",
+        "ProcessorConfig": "config",
+        "RowFailedError": "errors",
+        "TokenizerStageConfig": "config",
+        "build_llm_processor": "processor",
+        "build_processor": "processor",
+        "find_millrace_error": "errors",
+        "load_job": "job",
+        "run_job": "job",
+        "vLLMEngineProcessorConfig": "config",
+    },
+)

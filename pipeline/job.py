@@ -14,7 +14,7 @@ from ray.data import Dataset
 from ..engine import resolve_model
 from ..engine.errors import ConfigError, PromptTypeError
 from . import columns
-from .config import EngineProcessorConfig
+from .config import DetokenizeStageConfig, EngineProcessorConfig
 from .job_config import JobConfig, load_job
 from .plan import UserFunction
 from .processor import Processor
@@ -194,7 +194,7 @@ def processor_config(job: JobConfig) -> EngineProcessorConfig:
         concurrency=job.replicas,
         should_continue_on_error=job.on_error == "row",
         # The engine makes the text as well, and has a tokenizer already: one process less that has to load one.
-        detokenize_stage=False,
+        detokenize_stage=DetokenizeStageConfig(enabled=False),
     )
 
 

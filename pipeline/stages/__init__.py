@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..._lazy import lazy_face
 
 if TYPE_CHECKING:
     from .base import BatchStage, Row, RowError, Stage
@@ -26,25 +27,18 @@ __all__ = [
     "TokenizeStage",
 ]
 
-_HOME = {
-    "BatchStage": "base",
-    "ChatTemplateStage": "chat_template",
-    "DetokenizeStage": "detokenize",
-    "GenerateStage": "generate",
-    "PostprocessStage": "user_function",
-    "PreprocessStage": "user_function",
-    "Row": "base",
-    "RowError": "base",
-    "Stage": "base",
-    "TokenizeStage": "tokenize",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_face(
+    __name__,
+    {
+        "BatchStage": "base",
+        "ChatTemplateStage": "chat_template",
+        "DetokenizeStage": "detokenize",
+        "GenerateStage": "generate",
+        "PostprocessStage": "user_function",
+        "PreprocessStage": "user_function",
+        "Row": "base",
+        "RowError": "base",
+        "Stage": "base",
+        "TokenizeStage": "tokenize",
+    },
+)
