@@ -1,0 +1,78 @@
+"""Compare the answers of a finished job with the right ones.
+
+    python examples/invoices/score.py OUTPUT_FOLDER [--expected examples/invoices/expected.parquet]
+
+The output is a Parquet file, or a folder of them, with a column `id` and either `generated_text` (the JSON the model
+wrote) or the four fields as columns of their own.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset
+
+FIELDS = ("invoice", "date", "amount", "currency")
+
+
+def parse(text: str | None) -> dict[str, Any]:
+    """Read the JSON object a model wrote; anything else reads as an object without fields."""
+    try:
+        value = json.loads(text or "")
+    except json.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def compare(answers: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return the share of right answers: `exact` for all four fields at once, then field by field.
+
+    Args:
+        answers: What was answered, row by row.
+        expected: What is right, in the same order.
+    """
+    right = [{f: f in a and a[f] == e[f] for f in FIELDS} for a, e in zip(answers, expected, strict=True)]
+    count = max(len(right), 1)
+    shares = {field: sum(row[field] for row in right) / count for field in FIELDS}
+    return {"exact": sum(all(row.values()) for row in right) / count, **shares}
+
+
+def score(output_rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Match rows by `id` and compare them; a missing row counts as wrong, a doubled or unknown one is an error.
+
+    Args:
+        output_rows: Rows with `id` and `generated_text`, or with `id` and the four fields.
+        expected: Rows with `id` and the four fields.
+
+    Returns:
+        What `compare` returns, and the number of expected `rows` and of `missing` ones.
+
+    Raises:
+        ValueError: If an id stands twice in the output, or is not among the expected ones.
+    """
+    answers = {row["id"]: parse(row["generated_text"]) if "generated_text" in row else row for row in output_rows}
+    if len(answers) != len(output_rows):
+        raise ValueError(f"{len(output_rows)} output rows have {len(answers)} distinct ids; each must stand once.")
+    if unknown := answers.keys() - {row["id"] for row in expected}:
+        raise ValueError(f"{len(unknown)} output ids are not expected, such as {min(unknown)}; is this the right job?")
+    shares = compare([answers.get(row["id"], {}) for row in expected], expected)
+    return {"rows": len(expected), "missing": len(expected) - len(answers), **shares}
+
+
+def main() -> None:
+    """Read both sides from Parquet and print the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=Path, help="Parquet file or folder that the job wrote")
+    parser.add_argument("--expected", type=Path, default=Path(__file__).parent / "expected.parquet")
+    arguments = parser.parse_args()
+    read = [pyarrow.dataset.dataset(path, format="parquet") for path in (arguments.output, arguments.expected)]
+    result = score(*(table.to_table().to_pylist() for table in read))
+    print(f"{result.pop('rows')} rows, {result.pop('missing')} missing")
+    for name, share in result.items():
+        print(f"{name:>9} {share:8.2%}")
+
+
+if __name__ == "__main__":
+    main()
