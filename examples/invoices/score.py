@@ -1,6 +1,8 @@
 """Compare the answers of a finished job with the right ones.
 
-    python examples/invoices/score.py OUTPUT_FOLDER [--expected examples/invoices/expected.parquet]
+    python examples/invoices/score.py OUTPUT_FOLDER [--expected examples/invoices/expected.parquet] [--at-least 0.98]
+
+It exits with 1 if a row is missing, or if fewer answers than asked for have all four fields right.
 
 The output is a Parquet file, or a folder of them, with a column `id` and either `generated_text` (the JSON the model
 wrote) or the four fields as columns of their own.
@@ -66,12 +68,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="Parquet file or folder that the job wrote")
     parser.add_argument("--expected", type=Path, default=Path(__file__).parent / "expected.parquet")
+    parser.add_argument("--at-least", type=float, default=0.0, help="share of rows that must be right in all fields")
     arguments = parser.parse_args()
     read = [pyarrow.dataset.dataset(path, format="parquet") for path in (arguments.output, arguments.expected)]
     result = score(*(table.to_table().to_pylist() for table in read))
-    print(f"{result.pop('rows')} rows, {result.pop('missing')} missing")
+    missing = result.pop("missing")
+    print(f"{result.pop('rows')} rows, {missing} missing")
     for name, share in result.items():
         print(f"{name:>9} {share:8.2%}")
+    if missing or result["exact"] < arguments.at_least:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
