@@ -6,6 +6,7 @@ It starts and closes; requests go through `PoolClient`, straight from where the 
 from __future__ import annotations
 
 import contextlib
+import logging
 import uuid
 from types import TracebackType
 from typing import Any, Self
@@ -21,6 +22,11 @@ from .stats import PoolStats
 from .supervisor import MAX_CALLS, NAMESPACE, PoolView, Supervisor
 
 __all__ = ["EnginePool", "PoolConfig"]
+
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 30.0
+"""Seconds after which a supervisor that does not close is killed: several times what it gives a replica."""
 
 
 class EnginePool:
@@ -109,7 +115,9 @@ class EnginePool:
         gone = self._supervisor.presence.remote()
         with contextlib.suppress(RayActorError):
             try:
-                ray.get(self._supervisor.close.remote())
+                ray.get(self._supervisor.close.remote(), timeout=CLOSE_TIMEOUT_S)
+            except GetTimeoutError:
+                logger.warning("pool %s does not close by itself and is killed", self.name)
             finally:  # Also when interrupted: Ray ends the replicas with their owner.
                 ray.kill(self._supervisor)
             ray.get(gone)
