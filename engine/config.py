@@ -24,30 +24,30 @@ DTYPES = {
 }
 DEVICES = ("auto", "cpu", "cuda")
 
-IGNORED = {
-    "swap_space": "preempted requests are recomputed, never swapped",
-    "disable_log_stats": "statistics are returned as data by stats()",
-    "enforce_eager": "this release always runs eagerly",
-    "enable_chunked_prefill": "prompts are always prefilled in chunks when they exceed the token budget",
-    "disable_custom_all_reduce": "this release runs on one device",
-    "compilation_config": "nothing is compiled ahead of the first step",
-    "max_seq_len_to_capture": "this release captures no CUDA graphs",
-    "use_v2_block_manager": "there is one block manager",
-    "scheduler_reserve_full_isl": "a request always enters only when its whole prompt fits",
-    "tokenizer_mode": "the fast tokenizer is used when there is one",
-    "distributed_executor_backend": "this release runs on one device",
-    "async_scheduling": "the overlap of host and device follows the device",
-    "revision": "models are read from a local folder",
-    "tokenizer_revision": "models are read from a local folder",
-    "download_dir": "models are read from a local folder",
-    "hf_token": "models are read from a local folder",
-    "limit_mm_per_prompt": "this release takes text only",
-    "trust_remote_code": "code that comes with a model is never run",
-    "served_model_name": "nothing is served",
-    "performance_mode": "batch throughput is what the engine is made for",
-    "optimization_level": "nothing is compiled ahead of the first step",
+IGNORED: dict[str, tuple[Any, str]] = {
+    "swap_space": (0, "preempted requests are recomputed, never swapped"),
+    "disable_log_stats": (True, "statistics are returned as data by stats()"),
+    "enforce_eager": (True, "this release always runs eagerly"),
+    "enable_chunked_prefill": (True, "prompts are always prefilled in chunks when they exceed the token budget"),
+    "disable_custom_all_reduce": (True, "this release runs on one device"),
+    "compilation_config": (None, "nothing is compiled ahead of the first step"),
+    "optimization_level": (None, "nothing is compiled ahead of the first step"),
+    "max_seq_len_to_capture": (None, "this release captures no CUDA graphs"),
+    "use_v2_block_manager": (True, "there is one block manager"),
+    "scheduler_reserve_full_isl": (True, "a request always enters only when its whole prompt fits"),
+    "tokenizer_mode": ("auto", "the fast tokenizer is used when there is one"),
+    "distributed_executor_backend": (None, "this release runs on one device"),
+    "async_scheduling": (None, "the overlap of host and device follows the device"),
+    "revision": (None, "models are read from a local folder"),
+    "tokenizer_revision": (None, "models are read from a local folder"),
+    "download_dir": (None, "models are read from a local folder"),
+    "hf_token": (None, "models are read from a local folder"),
+    "limit_mm_per_prompt": (None, "this release takes text only"),
+    "trust_remote_code": (False, "code that comes with a model is never run"),
+    "served_model_name": (None, "nothing is served"),
+    "performance_mode": ("throughput", "batch throughput is what the engine is made for"),
 }
-"""Settings of vLLM that change nothing here, and why: they warn."""
+"""Settings of vLLM that change nothing here: the value that is true anyway, and why another one warns."""
 
 ONLY = {
     "tensor_parallel_size": (1,),
@@ -153,7 +153,9 @@ class EngineConfig:
             if name in names:
                 fields[name] = value
             elif name in IGNORED:
-                logger.warning("%s=%r is ignored: %s", name, value, IGNORED[name])
+                anyway, why = IGNORED[name]
+                if value != anyway and value is not None:
+                    logger.warning("%s=%r is ignored: %s", name, value, why)
             elif name in ONLY:
                 if value is not None and value not in ONLY[name]:
                     allowed = " or ".join(repr(allowed) for allowed in ONLY[name])
