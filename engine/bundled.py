@@ -14,11 +14,12 @@ BUNDLED = {"invoices": PACKAGE / "examples" / "invoices" / "model"}
 PREFIX = "bundled:"
 
 
-def resolve_model(model: str) -> Path:
+def resolve_model(model: str, what: str = "model") -> Path:
     """Finds the folder of a model.
 
     Args:
         model: A local folder, or ``"bundled:NAME"``.
+        what: How an error names it.
 
     Returns:
         The folder.
@@ -35,6 +36,6 @@ def resolve_model(model: str) -> Path:
     if folder.is_dir():
         return folder
     raise ConfigError(
-        f"model {model!r} is not a local folder; this release downloads nothing: pass the path of a folder that holds "
+        f"{what} {model!r} is not a local folder; this release downloads nothing: pass the path of a folder that holds "
         f"config.json and the weights, or {PREFIX}{next(iter(BUNDLED))!s}"
     )

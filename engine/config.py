@@ -46,10 +46,21 @@ IGNORED: dict[str, tuple[Any, str]] = {
     "trust_remote_code": (False, "code that comes with a model is never run"),
     "served_model_name": (None, "nothing is served"),
     "performance_mode": ("throughput", "batch throughput is what the engine is made for"),
+    "disable_log_requests": (True, "requests are never logged"),
+    "prefix_caching_hash_algo": (None, "the hash of blocks is not a setting"),
+    "watermark": (0.0, "no blocks are held back"),
+    "long_prefill_token_threshold": (0, "a long prompt may take a whole step"),
+    "allowed_local_media_path": ("", "this release takes text only"),
+    "allowed_media_domains": (None, "this release takes text only"),
+    "mm_processor_kwargs": (None, "this release takes text only"),
+    "mm_processor_cache_gb": (None, "this release takes text only"),
+    "max_loras": (None, "this release has no adapters"),
+    "max_lora_rank": (None, "this release has no adapters"),
+    "max_cpu_loras": (None, "this release has no adapters"),
 }
 """Settings of vLLM that change nothing here: the value that is true anyway, and why another one warns."""
 
-ONLY = {
+ONLY: dict[str, tuple[Any, ...]] = {
     "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
@@ -63,6 +74,19 @@ ONLY = {
     "cpu_offload_gb": (0,),
     "scheduling_policy": ("fcfs", "priority"),
     "enable_prompt_embeds": (False,),
+    "convert": ("auto", "none"),
+    "model_impl": ("auto",),
+    "logprobs_mode": ("raw_logprobs",),
+    "logits_processors": (None, []),
+    "structured_outputs_config": (None,),
+    "override_generation_config": (None, {}),
+    "enable_sleep_mode": (False,),
+    "quantization_config": (None,),
+    "pooler_config": (None,),
+    "rope_scaling": (None,),
+    "spec_model": (None,),
+    "spec_method": (None,),
+    "kv_offloading_size": (None,),
 }
 """Settings of vLLM of which only some values work in this release."""
 
@@ -122,6 +146,7 @@ class EngineConfig:
                 object.__setattr__(self, name, str(value))
         if not self.model:
             raise ConfigError("model is empty; pass the folder of a model in Hugging Face's layout")
+        object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         if self.dtype not in DTYPES:
             raise _wrong("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
         object.__setattr__(self, "dtype", DTYPES[self.dtype])
@@ -151,7 +176,8 @@ class EngineConfig:
         names = {field.name for field in dataclasses.fields(cls)}
         for name, value in kwargs.items():
             if name in names:
-                fields[name] = value
+                if value is not None:  # None asks for the default, as it does in vLLM.
+                    fields[name] = value
             elif name in IGNORED:
                 anyway, why = IGNORED[name]
                 if value != anyway and value is not None:
@@ -179,6 +205,9 @@ class EngineConfig:
             raise _wrong("gpu_memory_utilization", self.gpu_memory_utilization, "a share above 0, at most 1")
         if isinstance(self.max_logprobs, bool) or not isinstance(self.max_logprobs, int) or self.max_logprobs < -1:
             raise _wrong("max_logprobs", self.max_logprobs, "an integer of at least 0, or -1 for no limit")
+        for name in ("enable_prefix_caching", "skip_tokenizer_init"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "True or False")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise _wrong("seed", self.seed, "an integer")
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 NUM_CONTEXT_TOKENS = 5
-"""Prompt tokens decoded along with the output; a character has at most four bytes, so at most four tokens."""
+"""Prompt tokens decoded along with the output, at first; a character has at most four bytes, so four tokens."""
 
 INCOMPLETE = "\ufffd"
 """What a decoder writes for bytes that are not a character (yet)."""
@@ -38,11 +38,28 @@ def decode_continuation(
         output_token_ids: Tokens to turn into text.
         skip_special_tokens: Whether special tokens have no text.
     """
-    context = list(prompt_token_ids[-NUM_CONTEXT_TOKENS:])
-    before = decoder.decode_ids(context, skip_special_tokens)
+    context, before = _context(decoder, prompt_token_ids, skip_special_tokens)
     whole = decoder.decode_ids(context + list(output_token_ids), skip_special_tokens)
+    return _added(before, whole)
+
+
+def _context(decoder: Decoder, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> tuple[list[int], str]:
+    """Returns the last tokens of a prompt, as many as it takes to begin with a whole character, and their text.
+
+    A tokenizer that falls back to bytes decodes a run of them all together or not at all.
+    """
+    num_tokens = NUM_CONTEXT_TOKENS
+    while True:
+        context = list(prompt_token_ids[-num_tokens:])
+        text = decoder.decode_ids(context, skip_special_tokens)
+        if num_tokens >= len(prompt_token_ids) or not text.startswith(INCOMPLETE):
+            return context, text
+        num_tokens *= 2
+
+
+def _added(before: str, whole: str) -> str:
+    """Returns what a longer text adds to a shorter one, whose last character it may complete."""
     if not whole.startswith(before):
-        # The prompt ends inside a character that the output completes.
         before = before.rstrip(INCOMPLETE)
     return whole[len(before) :]
 
@@ -72,7 +89,7 @@ class StopStringMatcher:
         self._skip_special_tokens = skip_special_tokens
         self._include_stop = include_stop
         # Tokens [start, read) have been turned into text; they are decoded again as context of the ones after.
-        self._ids = list(prompt_token_ids[-NUM_CONTEXT_TOKENS:])
+        self._ids, _ = _context(decoder, prompt_token_ids, skip_special_tokens)
         self._start, self._read = 0, len(self._ids)
         self.text = ""
         self.matched: str | None = None
@@ -98,10 +115,10 @@ class StopStringMatcher:
         self._ids.append(token_id)
         before = self._decoder.decode_ids(self._ids[self._start : self._read], self._skip_special_tokens)
         whole = self._decoder.decode_ids(self._ids[self._start :], self._skip_special_tokens)
-        if whole.endswith(INCOMPLETE) or len(whole) <= len(before):
-            return ""
-        self._start, self._read = self._read, len(self._ids)
-        return whole[len(before) :]
+        added = "" if whole.endswith(INCOMPLETE) else _added(before, whole)
+        if added:
+            self._start, self._read = self._read, len(self._ids)
+        return added
 
     def _match(self, num_old: int) -> None:
         """Finds the match that completes first; of several that complete together, the first listed."""

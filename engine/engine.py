@@ -126,7 +126,8 @@ class LLMEngine:
         dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
         tokenizer = None
         if not config.skip_tokenizer_init:
-            tokenizer = Tokenizer(resolve_model(config.tokenizer) if config.tokenizer else folder, config.chat_template)
+            own = folder if config.tokenizer is None else resolve_model(config.tokenizer, "tokenizer")
+            tokenizer = Tokenizer(own, config.chat_template)
         model = load_model(folder, hf_config, dtype, device.torch_device)
         spec = model.spec
         block_bytes = kv_block_bytes(spec.num_layers, spec.num_kv_heads, spec.head_dim, config.block_size, dtype)
@@ -199,11 +200,25 @@ class LLMEngine:
         ended: list[Request] = []
         if self._in_flight and (plan is None or len(self._in_flight) > self.overlap_depth):
             ended = self._read_step()
-        if not self.has_unfinished_requests():
-            self._in_flight.clear()
         outputs = [output for request in ended for output in self._close_sequence(request)]
+        while self._in_flight and not self.has_unfinished_requests():
+            # Only wasted tokens are in flight; but whether their steps succeeded says what the prefix cache is worth.
+            self._read_step()
         self._step_time_s += time.perf_counter() - start_s
         return outputs
+
+    def reset(self) -> None:
+        """Drops all requests and forgets the prefix cache.
+
+        For after an interrupt: that may come between any two halves of a change, so no state in between is trusted.
+        """
+        self._groups.clear()
+        self._in_flight.clear()
+        self.scheduler.reset()
+
+    def reset_prefix_cache(self) -> None:
+        """Forgets all cached prefixes; requests that run keep what they hold."""
+        self.scheduler.kv_cache.pool.forget_all()
 
     def has_unfinished_requests(self) -> bool:
         """Returns whether any request has not given its output yet."""
@@ -253,7 +268,8 @@ class LLMEngine:
         except Exception as error:  # As above.
             plans = [plan, *(later for later, _ in self._in_flight)]
             self._in_flight.clear()
-            logger.warning("a step of %d requests failed", len(plan.requests), exc_info=error)
+            if not plan.requests[0].is_suspect:
+                logger.warning("a step of %d requests failed", len(plan.requests), exc_info=error)
             cause = ModelExecutionError(f"the model failed on this request: {type(error).__name__}: {error}")
             return self.scheduler.recover(plans, RequestError.from_exception(cause))
         self._outputs.record_logprobs(plan, result)

@@ -132,6 +132,8 @@ class InputProcessor:
         params = request.sampling_params
         if not isinstance(params, SamplingParams):
             raise SamplingParamsError(f"sampling_params must be SamplingParams; got {_describe(params)}")
+        if not isinstance(request.priority, numbers.Integral):
+            raise ConfigError(f"priority must be an integer, lower first; got {_describe(request.priority)}")
         prompt_token_ids = self._tokenize(request)
         self._check_prompt(prompt_token_ids)
         params.check_against_model(self.vocab_size, self.max_logprobs)

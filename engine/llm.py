@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -11,7 +12,14 @@ from tqdm.auto import tqdm
 
 from .config import EngineConfig
 from .engine import EngineStats, LLMEngine
-from .errors import ChatTemplateError, ConfigError, PromptTypeError, SamplingParamsError, UserError
+from .errors import (
+    ChatTemplateError,
+    ConfigError,
+    PromptTypeError,
+    SamplingParamsError,
+    UserError,
+    unknown_key_message,
+)
 from .inputs import PromptType, encode_text, parse_prompt
 from .outputs import RequestOutput
 from .request import GenerateRequest
@@ -47,6 +55,7 @@ class LLM:
         *,
         priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
+        **vllm_kwargs: Any,
     ) -> list[RequestOutput]:
         """Generates from prompts.
 
@@ -58,6 +67,7 @@ class LLM:
             priority: One for each prompt, lower first.
             on_error: What a prompt that cannot be run, or fails, does: ``"raise"`` ends the call with its error before
                 or while others run; ``"return"`` gives it an output with `error` set, and the others run.
+            **vllm_kwargs: Further arguments of vLLM's method, with their neutral values.
 
         Returns:
             One output for each prompt, in the order of the prompts.
@@ -65,6 +75,7 @@ class LLM:
         Raises:
             UserError: A prompt or its parameters cannot be used, and `on_error` is ``"raise"``.
         """
+        _check_neutral("generate", vllm_kwargs)
         parsed = [_attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
         self._tokenize(parsed)
         return self._run(parsed, sampling_params, priority, use_tqdm, on_error)
@@ -80,7 +91,9 @@ class LLM:
         continue_final_message: bool = False,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
+        **vllm_kwargs: Any,
     ) -> list[RequestOutput]:
         """Generates the next message of conversations.
 
@@ -92,8 +105,10 @@ class LLM:
             add_generation_prompt: Whether to open the assistant's turn.
             continue_final_message: Whether the last message is the beginning of the answer.
             tools: Descriptions of tools, for templates that take them.
-            chat_template_kwargs: Further variables of the template.
+            chat_template_kwargs: Further variables of the template; they count before the arguments above.
+            priority: As in `generate`.
             on_error: As in `generate`.
+            **vllm_kwargs: As in `generate`.
 
         Returns:
             One output for each conversation, in order.
@@ -101,25 +116,25 @@ class LLM:
         Raises:
             UserError: A conversation or its parameters cannot be used, and `on_error` is ``"raise"``.
         """
+        _check_neutral("chat", vllm_kwargs)
         tokenizer = self.llm_engine.tokenizer
         if tokenizer is None:
             raise ConfigError("chat needs a tokenizer; construct the LLM without skip_tokenizer_init")
+        options: dict[str, Any] = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "chat_template": chat_template,
+            "tools": tools,
+            **(chat_template_kwargs or {}),
+        }
 
         def render(conversation: Messages) -> tuple[str, list[int] | None]:
-            text = tokenizer.render_chat(
-                conversation,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                chat_template=chat_template,
-                tools=tools,
-                **(chat_template_kwargs or {}),
-            )
-            return text, None
+            return tokenizer.render_chat(conversation, **options), None
 
         parsed = [_attempt(render, conversation) for conversation in _as_conversations(messages)]
         # The template has written the special tokens that the model expects.
         self._tokenize(parsed, add_special_tokens=False)
-        return self._run(parsed, sampling_params, None, use_tqdm, on_error)
+        return self._run(parsed, sampling_params, priority, use_tqdm, on_error)
 
     def get_tokenizer(self) -> Any:
         """Returns the Hugging Face tokenizer; None if it was skipped."""
@@ -134,8 +149,8 @@ class LLM:
         return self.llm_engine.stats()
 
     def reset_prefix_cache(self) -> bool:
-        """Forgets all cached prefixes."""
-        self.llm_engine.scheduler.kv_cache.pool.forget_all()
+        """Forgets all cached prefixes and returns that it did."""
+        self.llm_engine.reset_prefix_cache()
         return True
 
     def close(self) -> None:
@@ -187,11 +202,14 @@ class LLM:
             else:
                 requests.append(GenerateRequest(request_id, *item, row_params, row_priority))
         try:
-            added = [request for request in _in_good_order(requests) if self._add(request, outputs, on_error)]
-            self._drain(added, outputs, use_tqdm, on_error)
-        finally:
-            # After an error or an interrupt nothing of this call must be left for the next one.
+            num_added = sum([self._add(request, outputs, on_error) for request in _in_good_order(requests)])
+            self._drain(num_added, outputs, use_tqdm, on_error)
+        except Exception:
             self.llm_engine.abort(request.request_id for request in requests)
+            raise
+        except BaseException:  # Ctrl-C, anywhere.
+            self.llm_engine.reset()
+            raise
         return [outputs[request_id] for request_id in sorted(outputs, key=int)]
 
     def _add(self, request: GenerateRequest, outputs: dict[str, RequestOutput], on_error: OnError) -> bool:
@@ -204,13 +222,13 @@ class LLM:
 
     def _drain(
         self,
-        requests: list[GenerateRequest],
+        num_requests: int,
         outputs: dict[str, RequestOutput],
         use_tqdm: bool | Callable[..., Any],
         on_error: OnError,
     ) -> None:
         """Steps until every request has its output."""
-        with _Progress(len(requests), use_tqdm) as progress:
+        with _Progress(num_requests, use_tqdm) as progress:
             while self.llm_engine.has_unfinished_requests():
                 for output in self.llm_engine.step():
                     if output.error is not None and on_error == "raise":
@@ -234,6 +252,24 @@ Parsed = tuple[str | None, list[int] | None] | UserError
 """A prompt's (text, token ids), or why it cannot be run."""
 
 
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "lora_request": (None,),
+    "tokenization_kwargs": (None, {}),
+    "mm_processor_kwargs": (None, {}),
+    "chat_template_content_format": ("auto", "string"),
+}
+"""Arguments of vLLM's methods that this release has no use for, and the values that ask for nothing."""
+
+
+def _check_neutral(method: str, given: Mapping[str, Any]) -> None:
+    for name, value in given.items():
+        if name not in NEUTRAL:
+            raise ConfigError(unknown_key_message(f"LLM.{method}", name, NEUTRAL))
+        if value not in NEUTRAL[name]:
+            allowed = " or ".join(map(repr, NEUTRAL[name]))
+            raise ConfigError(f"{name}={value!r} is not supported in this release; it can be {allowed}")
+
+
 def _attempt(parse: Callable[..., Any], *args: Any) -> Any:
     """Calls, and returns instead of raising what is wrong with the argument."""
     try:
@@ -254,14 +290,16 @@ def _failed(
 
 def _as_prompts(prompts: Any) -> list[Any]:
     """Takes one prompt for a list of one; a list of integers is one prompt."""
-    if isinstance(prompts, str | Mapping):
+    if isinstance(prompts, str | bytes | Mapping):
         return [prompts]
+    if hasattr(prompts, "tolist"):
+        prompts = prompts.tolist()
     if not isinstance(prompts, Iterable):
         raise PromptTypeError(
             f"Prompt should be a string, list of tokens, or dictionary, or a list of them; got {type(prompts).__name__}"
         )
     items = list(prompts)
-    return [items] if items and all(isinstance(item, int) for item in items) else items
+    return [items] if items and all(isinstance(item, Integral) for item in items) else items
 
 
 def _as_conversations(messages: Any) -> list[Any]:

@@ -135,7 +135,8 @@ class Request:
     def append_output(self, token_id: int) -> bool:
         """Takes one generated token and says whether it ends the request.
 
-        Order of the checks: a stop token, the length, a stop string.
+        Order of the checks: a stop token, a stop string, the length. Of the first `min_tokens` tokens the last may be a
+        stop token, but none may complete a stop string.
 
         Args:
             token_id: The token.
@@ -146,10 +147,10 @@ class Request:
         if not self.num_output_tokens:
             self.first_token_s = time.monotonic()
         self.token_ids.append(token_id)
-        is_past_min = self.num_output_tokens >= self.params.min_tokens
-        if is_past_min and token_id in self.stop_token_ids:
+        num_past_min = self.num_output_tokens - self.params.min_tokens
+        if num_past_min >= 0 and token_id in self.stop_token_ids:
             self.finish_reason, self.stop_reason = "stop", self.stop_token_ids[token_id]
-        elif self.matcher is not None and self.matcher.push(token_id, is_past_min):
+        elif self.matcher is not None and self.matcher.push(token_id, num_past_min > 0):
             self.finish_reason, self.stop_reason = "stop", self.matcher.matched
         elif len(self.token_ids) >= self.max_tokens_total:
             self.finish_reason = "length"

@@ -29,7 +29,7 @@ class StepResult:
     """What a step gave, on the host.
 
     Attributes:
-        token_ids: One for each sequence of the plan that samples, in order; -1 where the logits held NaN.
+        token_ids: One for each sequence of the plan that samples, in order; negative where there is none.
         logprobs: Of those tokens, if any request asked.
         prompt_logprobs: Index in the plan -> of the prompt tokens after each computed position.
     """
@@ -179,7 +179,8 @@ class ModelRunner:
 
     def _score(self, hidden: Tensor, targets: Tensor, num_logprobs: int) -> TopLogprobs:
         """Scores the tokens that follow some positions, a few positions at a time."""
-        num_logprobs = self.model.spec.vocab_size if num_logprobs == -1 else num_logprobs
+        vocab_size = self.model.spec.vocab_size
+        num_logprobs = vocab_size if num_logprobs == -1 else min(num_logprobs, vocab_size)
         parts = [
             top_logprobs(self.model.compute_logits(states), ids, num_logprobs)
             for states, ids in zip(hidden.split(MAX_PROMPT_LOGITS), targets.split(MAX_PROMPT_LOGITS), strict=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..kernels import sample, top_logprobs
 from .request import Request
-from .sampling_params import SamplingParams
+from .sampling_params import ALL_FORBIDDEN, SamplingParams
 
 
 @dataclass(slots=True)
@@ -87,13 +87,10 @@ class LogitEdits:
             logits.index_add_(0, *self.bias)
         self._penalise(logits, token_ids)
 
-    @staticmethod
-    def _mask_bad_word(logits: Tensor, token_ids: Tensor, word: list[int]) -> None:
+    def _mask_bad_word(self, logits: Tensor, token_ids: Tensor, word: list[int]) -> None:
         """Masks the last token of a word whose other tokens were just generated."""
-        num_before = len(word) - 1
-        if num_before > len(token_ids):
-            return
-        if token_ids[len(token_ids) - num_before :].tolist() == word[:-1]:
+        first = len(token_ids) - (len(word) - 1)
+        if first >= self.num_prompt_tokens and token_ids[first:].tolist() == word[:-1]:
             logits[word[-1]] = -torch.inf
 
     def _penalise(self, logits: Tensor, token_ids: Tensor) -> None:
@@ -159,8 +156,8 @@ class Sampler:
             token_table: `[max_num_seqs, max_model_len]`, tokens by row.
 
         Returns:
-            Token ids `[num_rows]` int64, -1 where the logits hold NaN; and log-probabilities of all rows if any row
-            asked for them.
+            Token ids `[num_rows]` int64, `NAN_LOGITS` or `ALL_FORBIDDEN` where there is none; and log-probabilities of
+            all rows if any row asked for them.
         """
         edited = [(i, self._edits[row]) for i, row in enumerate(rows) if row in self._edits]
         num_logprobs = self._max_num_logprobs(rows, logits.shape[-1])
@@ -178,6 +175,10 @@ class Sampler:
             self._seeds[index],
             positions,
         )
+        if edited:
+            where = torch.tensor([i for i, _ in edited], device=self.device)
+            is_forbidden = logits[where].amax(dim=-1).isneginf()
+            token_ids[where] = token_ids[where].masked_fill(is_forbidden, ALL_FORBIDDEN)
         if num_logprobs is None:
             return token_ids, None
         return token_ids, TopLogprobs(*top_logprobs(raw, token_ids.clamp(min=0), num_logprobs))
@@ -186,4 +187,4 @@ class Sampler:
         asked = [self._num_logprobs[row] for row in rows if row in self._num_logprobs]
         if not asked:
             return None
-        return vocab_size if -1 in asked else max(asked)
+        return vocab_size if -1 in asked else min(vocab_size, max(asked))

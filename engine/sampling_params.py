@@ -26,6 +26,9 @@ LOWEST_TEMPERATURE = 0.01
 
 MAX_N = 16384
 
+NAN_LOGITS, ALL_FORBIDDEN = -1, -2
+"""What stands for a token where there is none: the logits hold NaN, or the parameters leave no token."""
+
 
 @dataclass(slots=True)
 class SamplingParams:
@@ -138,10 +141,11 @@ class SamplingParams:
                     raise SamplingParamsError(
                         f"{name} holds token id {token_id}, which is out of vocabulary: ids are 0 to {vocab_size - 1}"
                     )
-        limit = vocab_size if max_logprobs == -1 else max_logprobs
         for name in ("logprobs", "prompt_logprobs"):
             asked = getattr(self, name)
-            if asked is not None and (vocab_size if asked == -1 else asked) > limit:
+            if asked is None or max_logprobs == -1:
+                continue
+            if (vocab_size if asked == -1 else asked) > max_logprobs:
                 raise SamplingParamsError(
                     f"{name}={asked} is more than max_logprobs={max_logprobs}; "
                     "ask for fewer, or construct the engine with a larger max_logprobs"
@@ -187,6 +191,9 @@ class SamplingParams:
             self.temperature = LOWEST_TEMPERATURE
 
     def _check_lists(self) -> None:
+        for name in SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "True or False")
         for name in ("stop", "bad_words"):
             words = getattr(self, name) or []
             if not all(isinstance(word, str) and word for word in words):
@@ -229,6 +236,8 @@ NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "prompt_logprobs": (int, -1, 2**31 - 1, "an integer of at least 0, -1 for the whole vocabulary, or None"),
 }
 """Field -> (type, least, most, the same in words)."""
+
+SWITCHES = ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output")
 
 OPTIONAL_NUMBERS = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs"})
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from .errors import RequestError
 from .kv_cache.manager import KVCacheManager
 from .request import Request, RequestStatus
+from .sampling_params import ALL_FORBIDDEN, NAN_LOGITS
 
 
 @dataclass(slots=True)
@@ -48,6 +49,7 @@ class StepPlan:
         samples: Whether the last of them yields a new token.
         new_rows: Rows to fill before the step.
         new_blocks: (row, index of the first, block ids) to append to block tables before the step.
+        published: Blocks that others may find from now on, though this step is what fills them.
     """
 
     requests: list[Request] = field(default_factory=list)
@@ -57,6 +59,7 @@ class StepPlan:
     samples: list[bool] = field(default_factory=list)
     new_rows: list[NewRow] = field(default_factory=list)
     new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    published: list[int] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -97,8 +100,9 @@ class Scheduler:
         # A heap. A request that ends while it waits stays in it until its turn: taking it out would cost a search.
         self._waiting: list[Request] = []
         self._num_waiting = 0
-        self._free_rows = list(range(max_num_seqs - 1, -1, -1))
+        self._free_rows: list[int] = []
         self._num_arrived = 0
+        self.reset()
 
     @property
     def num_waiting(self) -> int:
@@ -211,7 +215,7 @@ class Scheduler:
             request.num_pending += 1
         else:
             self.counters.num_chunked_prefills += 1
-        self.kv_cache.publish(request, start + count)
+        plan.published += self.kv_cache.publish(request, start + count)
 
     def _plan_blocks(self, plan: StepPlan, request: Request, start: int, count: int) -> None:
         """Sends the blocks the runner does not know yet: all of them for a new row, else those this step begins."""
@@ -225,7 +229,7 @@ class Scheduler:
 
         Args:
             plan: The step.
-            token_ids: One for each sequence that samples, in order. -1 means that its logits hold NaN.
+            token_ids: One for each sequence that samples, in order; a negative one is a key of `NO_TOKEN`.
 
         Returns:
             Requests that ended.
@@ -240,7 +244,7 @@ class Scheduler:
                 continue
             self.counters.num_output_tokens += 1
             if token_id < 0:
-                self.fail(request, NAN_LOGITS)
+                self.fail(request, NO_TOKEN[token_id])
             elif request.append_output(token_id):
                 self._finish(request)
             else:
@@ -261,17 +265,18 @@ class Scheduler:
         Returns:
             Requests that ended.
         """
+        plans = list(plans)
+        for plan in plans:
+            self.kv_cache.pool.forget(plan.published)
         involved = {id(request): request for plan in plans for request in plan.requests if not request.is_finished}
         for request in involved.values():
             request.num_pending = 0
         if len(involved) == 1:
             (culprit,) = involved.values()
-            self.kv_cache.pool.forget(culprit.block_ids)
             self.fail(culprit, error)
             return [culprit]
         for request in involved.values():
             request.is_suspect = True
-            self.kv_cache.pool.forget(request.block_ids)
             if request.status is RequestStatus.RUNNING:
                 self._leave(request)
                 self._enqueue(request)
@@ -287,6 +292,12 @@ class Scheduler:
         if not request.is_finished:
             request.finish_reason = "abort"
             self._finish(request)
+
+    def reset(self) -> None:
+        """Drops all requests and forgets all cached content, whatever state they are in."""
+        self.kv_cache.reset()
+        self.running, self._waiting, self._num_waiting = [], [], 0
+        self._free_rows = list(range(self.max_num_seqs - 1, -1, -1))
 
     def _preempt(self, request: Request) -> None:
         self._leave(request)
@@ -339,8 +350,17 @@ class Scheduler:
         self.kv_cache.pool.check_integrity(request.block_ids for request in self.running)
 
 
-NAN_LOGITS = RequestError(
-    "NumericalError",
-    "the model's logits for this request hold NaN; check the checkpoint, or try dtype='float32'",
-    True,
-)
+NO_TOKEN = {
+    NAN_LOGITS: RequestError(
+        "NumericalError",
+        "the model's logits for this request hold NaN; check the checkpoint, or try dtype='float32'",
+        True,
+    ),
+    ALL_FORBIDDEN: RequestError(
+        "SamplingParamsError",
+        "the sampling parameters forbid every token: allowed_token_ids, bad_words, logit_bias and min_tokens (which "
+        "forbids the stop tokens) leave none; relax one of them",
+        False,
+    ),
+}
+"""What a sampler says instead of a token -> the error of the request."""

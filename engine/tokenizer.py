@@ -13,6 +13,20 @@ from typing import Any
 from .detokenizer import decode_continuation
 from .errors import ChatTemplateError, ConfigError
 
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tekken.json",
+    "tiktoken.model",
+)
+"""A tokenizer's folder holds at least one of these."""
+
+INSTEAD = "pass tokenizer=FOLDER, or skip_tokenizer_init=True to work with token ids only"
+
 
 class Tokenizer:
     """The tokenizer of a model folder.
@@ -28,13 +42,13 @@ class Tokenizer:
     def __init__(self, folder: str | Path, chat_template: str | None = None) -> None:
         from transformers import AutoTokenizer
 
+        if not any((Path(folder) / name).exists() for name in TOKENIZER_FILES):
+            # Some tokenizer classes load from an empty folder, and know no word.
+            raise ConfigError(f"{folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); {INSTEAD}")
         try:
             self.hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # Each tokenizer class raises its own kinds for missing or broken files.
-            raise ConfigError(
-                f"no tokenizer could be loaded from {folder}: {_first_line(error)}; pass tokenizer=FOLDER, or "
-                "skip_tokenizer_init=True to work with token ids only"
-            ) from error
+            raise ConfigError(f"no tokenizer could be loaded from {folder}: {_first_line(error)}; {INSTEAD}") from error
         self._chat_template = _read_template(chat_template)
 
     @property
@@ -110,7 +124,7 @@ class Tokenizer:
         try:
             _check_messages(messages)
             return self.hf.apply_chat_template(
-                list(messages),
+                [_with_plain_text(message) for message in messages],
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
@@ -139,6 +153,17 @@ def _check_messages(messages: Any) -> None:
             raise ChatTemplateError(
                 f"message {index} must be a dict with 'role' and 'content'; got {_shorten(message)}"
             )
+
+
+def _with_plain_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Joins content that comes in parts, as OpenAI's clients send it, into the one text that templates expect."""
+    parts = message.get("content")
+    if isinstance(parts, str) or not isinstance(parts, Sequence):
+        return message
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ChatTemplateError(f"this release takes text only; a message holds the part {_shorten(part)}")
+    return {**message, "content": "\n".join(part["text"] for part in parts)}
 
 
 def _shorten(value: Any) -> str:

@@ -75,21 +75,26 @@ class KVCacheManager:
             request.block_ids += self.pool.allocate(num_missing)
         return True
 
-    def publish(self, request: Request, num_tokens: int) -> None:
+    def publish(self, request: Request, num_tokens: int) -> list[int]:
         """Lets others find the full blocks among the first `num_tokens` tokens.
 
-        This may be called when the blocks are scheduled, before they are computed: a request of the same step that
-        shares them reads them after all keys and values of the step are stored.
+        This is done when the blocks are scheduled, before they are computed: a request of the same step that shares
+        them reads them after all keys and values of the step are stored. If the step fails, what it published must be
+        forgotten.
+
+        Returns:
+            The blocks that were not published before.
         """
-        if not self.enable_prefix_caching:
-            return
+        first = request.num_published_blocks
         num_full = min(num_tokens, len(request.token_ids)) // self.block_size
-        if num_full <= request.num_published_blocks:
-            return
+        if not self.enable_prefix_caching or num_full <= first:
+            return []
         hashes = self._hashes(request, num_full)
-        for index in range(request.num_published_blocks, num_full):
-            self.pool.publish(request.block_ids[index], hashes[index])
+        blocks = request.block_ids[first:num_full]
+        for block, block_hash in zip(blocks, hashes[first:], strict=True):
+            self.pool.publish(block, block_hash)
         request.num_published_blocks = num_full
+        return blocks
 
     def release(self, request: Request) -> None:
         """Takes a request's blocks back; their content stays findable until they are needed."""
@@ -98,10 +103,9 @@ class KVCacheManager:
         request.num_computed_tokens = 0
         request.num_published_blocks = 0
 
-    def discard(self, request: Request) -> None:
-        """Takes a request's blocks back and forgets their content, which a failed step may have left half-written."""
-        self.pool.forget(request.block_ids)
-        self.release(request)
+    def reset(self) -> None:
+        """Takes all blocks back from whoever holds them and forgets their content."""
+        self.pool = BlockPool(self.pool.num_blocks)
 
     def _find_prefix(self, request: Request) -> list[int]:
         """Finds the longest run of cached blocks; never the whole request, whose last token must be computed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from millrace.engine.detokenizer import StopStringMatcher, decode_continuation
 
@@ -15,6 +16,42 @@ class Bytes:
     def decode_ids(self, token_ids, skip_special_tokens):
         parts = b"".join(bytes([i]) if i < 256 else b"" if skip_special_tokens else b"<s>" for i in token_ids)
         return parts.decode(errors="replace")
+
+
+def byte_fallback() -> Tokenizer:
+    """A tokenizer as sentencepiece makes them: a character it does not know is a run of byte tokens."""
+    vocab = {f"<0x{byte:02X}>": byte for byte in range(256)}
+    tokenizer = Tokenizer(models.BPE(vocab, [], byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return tokenizer
+
+
+class ByteFallback:
+    """Decodes a run of byte tokens all together or not at all."""
+
+    def __init__(self) -> None:
+        self.tokenizer = byte_fallback()
+
+    def decode_ids(self, token_ids, skip_special_tokens):
+        return self.tokenizer.decode(list(token_ids))
+
+
+@pytest.mark.parametrize("prompt", ["日本", "😀😀", "x😀", "a", "日本語の長い文"])
+def test_an_output_after_a_run_of_byte_tokens_is_whole(prompt):
+    decoder, prompt_ids, output_ids = ByteFallback(), list(prompt.encode()), list("😀é!".encode())
+    assert decode_continuation(decoder, prompt_ids, output_ids, True) == "😀é!"
+    matcher = StopStringMatcher(decoder, prompt_ids, ["!"])
+    assert [matcher.push(token_id) for token_id in output_ids][-1]
+    assert matcher.text == "😀é"
+
+
+def test_text_does_not_depend_on_whether_there_is_a_stop_string():
+    start, rest = "日".encode()[:1], "日".encode()[1:]
+    prompt, output = [97, 98, *start], [*rest, ord("x")]
+    matcher = StopStringMatcher(Bytes(), prompt, ["never"])
+    for token_id in output:
+        matcher.push(token_id)
+    assert matcher.text == decode_continuation(Bytes(), prompt, output, True) == "日x"
 
 
 class Words:

@@ -6,7 +6,9 @@ import itertools
 import math
 import weakref
 
+import numpy as np
 import pytest
+import torch
 from tqdm import tqdm
 
 from millrace.engine.errors import (
@@ -261,6 +263,46 @@ def test_bad_prompts_fail_alone_when_errors_are_returned(llm):
     assert outputs[0].outputs[0].token_ids == outputs[-1].outputs[0].token_ids
 
 
+def test_a_wrong_priority_fails_alone_and_leaves_the_llm_usable(llm):
+    outputs = llm.generate(
+        ["a", "b"], SamplingParams(max_tokens=2), use_tqdm=False, priority=["x", 0], on_error="return"
+    )
+    assert [output.error is None for output in outputs] == [False, True]
+    assert "priority must be an integer" in outputs[0].error.message
+    assert one(llm, max_tokens=2).finish_reason
+
+
+def test_parameters_that_forbid_every_token_say_so(llm):
+    params = SamplingParams(temperature=0, max_tokens=4, min_tokens=2, allowed_token_ids=[7], stop_token_ids=[7])
+    good = SamplingParams(temperature=0, max_tokens=4)
+    bad, fine = llm.generate(["a", "b"], [params, good], use_tqdm=False, on_error="return")
+    assert bad.error.kind == "SamplingParamsError" and "forbid every token" in bad.error.message
+    assert not bad.error.retryable and fine.error is None
+
+
+def test_arguments_of_vllm_without_use_are_taken_at_their_neutral_value(llm):
+    conversation = [{"role": "user", "content": [{"type": "text", "text": "What is"}, {"type": "text", "text": "up?"}]}]
+    params = SamplingParams(temperature=0, max_tokens=2)
+    (output,) = llm.chat(conversation, params, use_tqdm=False, lora_request=None, chat_template_content_format="auto")
+    assert "What is\nup?" in output.prompt
+    llm.generate(PROMPT, params, use_tqdm=False, lora_request=None, tokenization_kwargs=None)
+    with pytest.raises(ConfigError, match="lora_request='x' is not supported"):
+        llm.generate(PROMPT, params, lora_request="x")
+    with pytest.raises(ConfigError, match="did you mean 'lora_request'"):
+        llm.generate(PROMPT, params, lora_reqest=None)
+    (closed,) = llm.chat(conversation, params, use_tqdm=False, chat_template_kwargs={"add_generation_prompt": False})
+    assert len(closed.prompt) < len(output.prompt)
+
+
+def test_arrays_are_prompts_and_bytes_are_not(llm):
+    params = SamplingParams(temperature=0, max_tokens=2)
+    ids = np.array([5, 6, 7])
+    outputs = [llm.generate(form, params, use_tqdm=False)[0] for form in (ids, list(ids), [ids], torch.tensor(ids))]
+    assert [output.prompt_token_ids for output in outputs] == [[5, 6, 7]] * 4
+    with pytest.raises(PromptTypeError, match="bytes"):
+        llm.generate(b"abc", params, use_tqdm=False)
+
+
 def test_params_must_match_prompts(llm):
     with pytest.raises(ConfigError, match=r"prompts \(2\) and params \(1\) must be the same"):
         llm.generate(["a", "b"], [SamplingParams()], use_tqdm=False)
@@ -336,6 +378,29 @@ def test_an_interrupted_call_leaves_nothing_behind(llm):
         llm.generate([PROMPT] * 8, SamplingParams(max_tokens=5, ignore_eos=True), use_tqdm=make_bar)
     assert not llm.llm_engine.has_unfinished_requests()
     assert one(llm, max_tokens=2).finish_reason
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_an_interrupt_inside_a_step_does_not_spoil_the_prefix_cache(tiny_model, depth):
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    prompt = [7, 9, 11, 13] * 12
+    with LLM(str(tiny_model("llama")), dtype="float32", overlap_depth=depth) as llm:
+        model = llm.llm_engine.executor._runner.model
+        forward = model.forward
+
+        def interrupted(*args, **kwargs):
+            model.forward = forward
+            raise KeyboardInterrupt
+
+        model.forward = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([prompt], params, use_tqdm=False)
+        llm.llm_engine.check_integrity()
+        (after,) = llm.generate([prompt], params, use_tqdm=False)
+        llm.reset_prefix_cache()
+        (truth,) = llm.generate([prompt], params, use_tqdm=False)
+    assert after.num_cached_tokens == 0
+    assert after.outputs[0].token_ids == truth.outputs[0].token_ids
 
 
 class InterruptingBar(tqdm):

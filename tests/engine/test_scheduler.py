@@ -52,6 +52,7 @@ class FakeDevice:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.slots: dict[int, tuple[int, ...]] = {}
+        self.writes: dict[int, set[int]] = {}
         self.block_tables: dict[int, list[int]] = {}
 
     def tokens(self, request: Request, length: int) -> tuple[int, ...]:
@@ -67,7 +68,7 @@ class FakeDevice:
         for row, first, blocks in plan.new_blocks:
             assert len(self.block_tables[row]) == first, "a block table is appended to out of order"
             self.block_tables[row] += blocks
-        written: set[int] = set()
+        written = self.writes[id(plan)] = set()
         for request, row, start, count in zip(plan.requests, plan.rows, plan.starts, plan.counts, strict=True):
             for position in range(start, start + count):
                 slot = self.slot(row, position)
@@ -85,6 +86,10 @@ class FakeDevice:
             for request, end, samples in zip(plan.requests, ends, plan.samples, strict=True)
             if samples
         ]
+
+    def spoil(self, plan: StepPlan) -> None:
+        """Makes a step that ran one that failed: whatever it wrote is garbage."""
+        self.slots.update(dict.fromkeys(self.writes[id(plan)], ()))
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -142,6 +147,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def fail_steps(self) -> None:
         plans = [plan for plan, _ in self.in_flight]
         self.in_flight.clear()
+        for plan in plans:
+            self.device.spoil(plan)
         for request in self.scheduler.recover(plans, RequestError("Boom", "the step failed", True)):
             assert request.error is not None
             del self.live[request.request_id]
