@@ -11,9 +11,8 @@ loaded before something needs it, and `LLM` works where Ray is not installed.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ._lazy import lazy_face
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .engine.errors import (
@@ -74,33 +73,42 @@ __all__ = [
     "vLLMEngineProcessorConfig",
 ]
 
-__getattr__, __dir__ = lazy_face(
-    __name__,
-    {
-        "LLM": "engine.llm",
-        "ChatTemplateError": "engine.errors",
-        "CheckpointError": "engine.errors",
-        "CompletionOutput": "engine.outputs",
-        "ConfigError": "engine.errors",
-        "EngineDeadError": "engine.errors",
-        "EngineError": "engine.errors",
-        "EngineProcessorConfig": "pipeline",
-        "Logprob": "engine.outputs",
-        "MillraceError": "engine.errors",
-        "Processor": "pipeline",
-        "ProcessorConfig": "pipeline",
-        "PromptError": "engine.errors",
-        "ReplicaDiedError": "engine.errors",
-        "RequestError": "engine.errors",
-        "RequestOutput": "engine.outputs",
-        "SamplingParams": "engine.sampling_params",
-        "SamplingParamsError": "engine.errors",
-        "TextPrompt": "engine.inputs",
-        "TokensPrompt": "engine.inputs",
-        "UnsupportedModelError": "engine.errors",
-        "UserError": "engine.errors",
-        "build_llm_processor": "pipeline",
-        "build_processor": "pipeline",
-        "vLLMEngineProcessorConfig": "pipeline",
-    },
-)
+_HOME = {
+    "LLM": "engine.llm",
+    "ChatTemplateError": "engine.errors",
+    "CheckpointError": "engine.errors",
+    "CompletionOutput": "engine.outputs",
+    "ConfigError": "engine.errors",
+    "EngineDeadError": "engine.errors",
+    "EngineError": "engine.errors",
+    "EngineProcessorConfig": "pipeline",
+    "Logprob": "engine.outputs",
+    "MillraceError": "engine.errors",
+    "Processor": "pipeline",
+    "ProcessorConfig": "pipeline",
+    "PromptError": "engine.errors",
+    "ReplicaDiedError": "engine.errors",
+    "RequestError": "engine.errors",
+    "RequestOutput": "engine.outputs",
+    "SamplingParams": "engine.sampling_params",
+    "SamplingParamsError": "engine.errors",
+    "TextPrompt": "engine.inputs",
+    "TokensPrompt": "engine.inputs",
+    "UnsupportedModelError": "engine.errors",
+    "UserError": "engine.errors",
+    "build_llm_processor": "pipeline",
+    "build_processor": "pipeline",
+    "vLLMEngineProcessorConfig": "pipeline",
+}
+
+
+# Not `_lazy.lazy_face`, which the subpackages share: pytest imports this file by its path too, outside of any package,
+# where a relative import has nothing to be relative to.
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
