@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", type=Path, default=Path("invoices-checkpoint.pt"), help="to go on from, if there"
     )
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=5600)
     parser.add_argument("--rows", type=int, default=64, help="samples in a step")
     parser.add_argument("--rate", type=float, default=2.5e-3, help="highest learning rate")
     parser.add_argument("--eager", dest="compiled", action="store_false", help="without torch.compile")
