@@ -7,21 +7,33 @@ but neither numba nor triton.
 
 from __future__ import annotations
 
+from .gather_batch import gather_batch
+from .gelu_and_mul import gelu_and_mul
+from .invariant_linear import invariant_linear
 from .layer_norm import layer_norm
 from .paged_attention import paged_attention
+from .quantize_fp8 import quantize_fp8
 from .rms_norm import rms_norm
+from .rope_and_store import rope_and_store
 from .rotary import rotary
 from .sample import sample
+from .scaled_linear import scaled_linear
 from .silu_and_mul import silu_and_mul
 from .store_kv import store_kv
 from .top_logprobs import top_logprobs
 
 __all__ = [
+    "gather_batch",
+    "gelu_and_mul",
+    "invariant_linear",
     "layer_norm",
     "paged_attention",
+    "quantize_fp8",
     "rms_norm",
+    "rope_and_store",
     "rotary",
     "sample",
+    "scaled_linear",
     "silu_and_mul",
     "store_kv",
     "top_logprobs",

@@ -7,6 +7,7 @@ to see whether a kernel has changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numba
@@ -23,6 +24,8 @@ Scalar: TypeAlias = Any
 
 REORDER: Set[str] = frozenset({"reassoc", "contract", "nsz", "arcp"})
 """Lets sums be vectorised. Unlike numba's `fastmath=True` it keeps NaN and infinity."""
+
+_BITS = MappingProxyType({torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float8_e4m3fn: torch.uint8})
 
 
 def jit(fastmath: Set[str] = frozenset()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -66,11 +69,8 @@ bits_from_float = _cast(types.float32, types.uint32, ir.IntType(32))
 def as_storage(tensor: Tensor) -> Array:
     """Returns the memory of a tensor as a numpy array that numba takes.
 
-    float32 stays; bfloat16 becomes its bits in uint16 and float16 its bits in int16, so that a kernel can tell them
-    apart by type.
+    float32 stays; bfloat16 becomes its bits in uint16, float16 its bits in int16 and float8_e4m3fn its bits in uint8,
+    so that a kernel can tell them apart by type.
     """
-    if tensor.dtype == torch.bfloat16:
-        return tensor.detach().view(torch.uint16).numpy()
-    if tensor.dtype == torch.float16:
-        return tensor.detach().view(torch.int16).numpy()
-    return tensor.detach().numpy()
+    bits = _BITS.get(tensor.dtype)
+    return (tensor.detach() if bits is None else tensor.detach().view(bits)).numpy()

@@ -1,9 +1,9 @@
 """The seam between a kernel's definition and its implementations.
 
 An op is a function whose body is plain torch: that body defines the result. A file beside it may register a faster
-implementation for a device type: `cpu.py` for "cpu", `triton.py` for "cuda" (torch reports ROCm devices as "cuda" too).
-Such a file is imported when the op first meets a tensor on its device, so importing `millrace.kernels` loads neither
-numba nor triton.
+implementation for a device type: `cpu.py` for "cpu"; for "cuda" `triton.py`, or `cuda.py` where a library that torch
+brings is as fast (torch reports ROCm devices as "cuda" too). Such a file is imported when the op first meets a tensor
+on its device, so importing `millrace.kernels` loads neither numba nor triton.
 
 It is not a plugin system: implementations live in the op's own folder, and there is one per device type.
 """
@@ -17,7 +17,7 @@ import inspect
 import logging
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -28,7 +28,7 @@ R = TypeVar("R")
 
 _logger = logging.getLogger(__name__)
 
-_MODULE_OF_DEVICE = MappingProxyType({"cpu": "cpu", "cuda": "triton"})
+_MODULES_OF_DEVICE = MappingProxyType({"cpu": ("cpu",), "cuda": ("triton", "cuda")})
 _OPTIONAL_PACKAGES = frozenset({"numba", "llvmlite", "triton"})
 
 
@@ -39,10 +39,12 @@ class Sample:
     Args:
         name: A few words that say what is special about it.
         args: The positional arguments. An op that works in place changes the tensors among them.
+        kwargs: The keyword arguments.
     """
 
     name: str
     args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +138,8 @@ class Op(Generic[P, R]):
         Raises:
             ValueError: The device type is not known, or it has an implementation already.
         """
-        if device not in _MODULE_OF_DEVICE:
-            raise ValueError(f"{self.name}: no device type {device!r}; use one of {sorted(_MODULE_OF_DEVICE)}")
+        if device not in _MODULES_OF_DEVICE:
+            raise ValueError(f"{self.name}: no device type {device!r}; use one of {sorted(_MODULES_OF_DEVICE)}")
         if device in self._registered:
             raise ValueError(
                 f"{self.name} already has an implementation for {device!r} "
@@ -152,7 +154,7 @@ class Op(Generic[P, R]):
 
     def implementations(self) -> Mapping[str, Callable[P, R]]:
         """Returns the registered implementation of each device type that has one, importing them all."""
-        for device in _MODULE_OF_DEVICE:
+        for device in _MODULES_OF_DEVICE:
             self._resolve(device)
         return MappingProxyType(self._registered)
 
@@ -160,21 +162,27 @@ class Op(Generic[P, R]):
         """Finds what runs on a device type, and remembers it."""
         if device in self._resolved:
             return self._resolved[device]
-        module = f"{self._package}.{_MODULE_OF_DEVICE.get(device, device)}"
-        if device in _MODULE_OF_DEVICE and device not in self._registered and importlib.util.find_spec(module):
-            try:
-                importlib.import_module(module)
-            except ModuleNotFoundError as error:
-                # Only the absence of an optional package is tolerated: anything else is a fault of ours.
-                if (error.name or "").partition(".")[0] not in _OPTIONAL_PACKAGES:
-                    raise
-                _logger.warning(
-                    "%s runs its plain torch body on %s, which is slower: package %s is not installed",
-                    self.name,
-                    device,
-                    error.name,
-                )
+        for module in _MODULES_OF_DEVICE.get(device, ()):
+            if device not in self._registered:
+                self._import(f"{self._package}.{module}", device)
         return self._resolved.setdefault(device, self._registered.get(device, self.plain))
+
+    def _import(self, module: str, device: str) -> None:
+        """Imports a file of implementations, if the op has it and what it needs is installed."""
+        if importlib.util.find_spec(module) is None:
+            return
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            # Only the absence of an optional package is tolerated: anything else is a fault of ours.
+            if (error.name or "").partition(".")[0] not in _OPTIONAL_PACKAGES:
+                raise
+            _logger.warning(
+                "%s runs its plain torch body on %s, which is slower: package %s is not installed",
+                self.name,
+                device,
+                error.name,
+            )
 
 
 def op(*, samples: Samples, tolerance: Tolerance) -> Callable[[Callable[P, R]], Op[P, R]]:

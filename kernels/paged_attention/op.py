@@ -1,8 +1,10 @@
 """Causal attention over a KV cache that is cut into blocks: the definition.
 
-    out[i] = Σ_j softmax_j(scale · q[i]·k[j]) · v[j]     over the keys j with  pos(i) - window < j <= pos(i)
+    out[i] = Σ_j w[j] · v[j],   w = softmax_j(s[j])    over the keys j with  pos(i) - window < j <= pos(i)
+    s[j]   = softcap · tanh(scale · q[i]·k[j] / softcap) + slope · (j - pos(i))
 
-Prefill, a chunk of a prompt and decode are one definition. README.md describes the layout.
+Prefill, a chunk of a prompt and decode are one definition. README.md describes the layout and where the options are
+from.
 """
 
 from __future__ import annotations
@@ -29,6 +31,13 @@ def paged_attention(
     query_start_loc: Tensor,
     scale: float,
     window: int = 0,
+    *,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    num_decodes: int = 0,
+    num_shared: Tensor | None = None,
+    deterministic: bool = False,
 ) -> Tensor:
     """Attends from the last tokens of each sequence to the cached keys and values of the whole sequence.
 
@@ -39,27 +48,37 @@ def paged_attention(
     Args:
         query: `[num_tokens, num_heads, head_dim]`, may be a strided view. Sequence b owns the rows
             `query_start_loc[b]` to `query_start_loc[b + 1] - 1`; of n such rows, row i is at position
-            `seq_lens[b] - n + i`.
-        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the query. Consecutive query heads
-            share a KV head when `num_heads > num_kv_heads`.
+            `seq_lens[b] - n + i`. A sequence of length 0 that owns rows is padding.
+        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the query or float8_e4m3fn.
+            Consecutive query heads share a KV head when `num_heads > num_kv_heads`.
         v_cache: The same.
         block_tables: `[num_seqs, max_blocks]` int32: token p of sequence b is in block
-            `block_tables[b, p // block_size]`.
+            `block_tables[b, p // block_size]`. No sequence is longer than `max_blocks * block_size`.
         seq_lens: `[num_seqs]` int32, the query tokens included.
         query_start_loc: `[num_seqs + 1]` int32, from 0 to num_tokens.
         scale: Multiplies the scores, `head_dim ** -0.5` as a rule.
         window: How many of the latest tokens, itself included, a token sees; 0 for all.
+        softcap: Bounds the scores smoothly to plus or minus this; 0 for no bound.
+        sinks: `[num_heads]` float32, the score of one more key per head, whose value is zero; None for none.
+        alibi_slopes: `[num_heads]` float32: what a score loses for each token of distance; None for none.
+        num_decodes: A hint: this many sequences at the front own one row each.
+        num_shared: A hint, `[1]` int32: all sequences at the front that are not padding hold the same blocks in this
+            many first entries of their tables, and every query of theirs comes after them. Reading them once may be
+            cheaper than once per sequence.
+        deterministic: Whether a row must come out the same to the bit whatever else is in the call: other sequences,
+            how a prompt is cut into chunks, padding. It may be slower.
 
     Returns:
-        `[num_tokens, num_heads, head_dim]`, in the dtype of the query. Sums are in float32.
+        `[num_tokens, num_heads, head_dim]`, in the dtype of the query; 0 in rows of padding. Sums are in float32.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     num_kv_heads, block_size = k_cache.shape[1:3]
-    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
+    per_head = (num_kv_heads, -1, 1, 1)  # [num_heads] -> [num_kv_heads, group, queries, keys]
     for seq, (start, end) in enumerate(pairwise(query_start_loc.tolist())):
-        if start == end:
-            continue
         seq_len = int(seq_lens[seq])
+        if start == end or seq_len == 0:
+            continue
         first_position = seq_len - (end - start)
         first_key = max(0, first_position - window + 1) if window else 0
         first_block = first_key // block_size
@@ -71,9 +90,18 @@ def paged_attention(
         grouped = query[start:end].unflatten(1, (num_kv_heads, -1)).permute(1, 2, 0, 3).to(wide)
         query_positions = torch.arange(first_position, seq_len, device=query.device).unsqueeze(-1)
         key_positions = torch.arange(first_key, seq_len, device=query.device)
+        scores = grouped @ keys.mT * scale
+        if softcap:
+            scores = torch.tanh(scores / softcap) * softcap
+        if alibi_slopes is not None:
+            scores = scores + alibi_slopes.view(per_head).to(wide) * (key_positions - query_positions)
         hidden = key_positions > query_positions
         if window:
             hidden |= key_positions <= query_positions - window
-        weights = (grouped @ keys.mT * scale).masked_fill(hidden, -torch.inf).softmax(-1)
+        scores = scores.masked_fill(hidden, -torch.inf)
+        if sinks is not None:
+            sink = sinks.view(per_head).to(wide).expand(*scores.shape[:-1], 1)
+            scores = torch.cat((scores, sink), dim=-1)
+        weights = scores.softmax(-1)[..., : len(key_positions)]
         out[start:end] = (weights @ values).permute(2, 0, 1, 3).flatten(1, 2).to(query.dtype)
     return out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -20,6 +21,8 @@ class Geometry:
         head_dim: The size of a head.
         block_size: Tokens per block.
         window: 0 for full attention.
+        num_shared: Leading blocks that all sequences have in common.
+        cache_dtype: Of the cache; None for that of the query.
     """
 
     num_heads: int
@@ -27,9 +30,13 @@ class Geometry:
     head_dim: int
     block_size: int
     window: int = 0
+    num_shared: int = 0
+    cache_dtype: torch.dtype | None = None
 
 
-def make_sample(name: str, draw: Draw, geometry: Geometry, lengths: Sequence[tuple[int, int]]) -> Sample:
+def make_sample(
+    name: str, draw: Draw, geometry: Geometry, lengths: Sequence[tuple[int, int]], **options: Any
+) -> Sample:
     """Builds a call whose sequences lie in scattered blocks.
 
     Slots that no query may see hold NaN, and entries of the block tables past the end of a sequence, or before every
@@ -39,24 +46,31 @@ def make_sample(name: str, draw: Draw, geometry: Geometry, lengths: Sequence[tup
         name: The name of the sample.
         draw: The source of the numbers.
         geometry: The sizes.
-        lengths: `(seq_len, num_queries)` of each sequence.
+        lengths: `(seq_len, num_queries)` of each sequence; a length of 0 is padding.
+        options: Keyword arguments of the call.
     """
     shape, num_tokens = geometry, sum(queries for _, queries in lengths)
     needed = [-(-seq_len // shape.block_size) for seq_len, _ in lengths]
-    num_blocks = sum(needed) + 2
+    num_blocks = sum(needed) + shape.num_shared + 2
     caches = [draw.normal(num_blocks, shape.num_kv_heads, shape.block_size, shape.head_dim) for _ in range(2)]
     readable = torch.zeros(num_blocks, shape.block_size, dtype=torch.bool)
     tables = torch.full((len(lengths), max(needed, default=0) + 1), 2**30, dtype=torch.int32)
     free = draw.permutation(num_blocks).tolist()
+    shared = [free.pop() for _ in range(shape.num_shared)]
     for seq, (seq_len, queries) in enumerate(lengths):
+        if shared and seq_len:
+            tables[seq, : len(shared)] = torch.tensor(shared, dtype=torch.int32)
         first = max(0, seq_len - queries - shape.window + 1) if shape.window else 0
         for position in range(first, seq_len):
             block = position // shape.block_size
             if tables[seq, block] == 2**30:
                 tables[seq, block] = free.pop()
             readable[tables[seq, block], position % shape.block_size] = True
-    for cache in caches:
-        cache.masked_fill_(~readable[:, None, :, None].to(cache.device), torch.nan)
+    for i, cache in enumerate(caches):
+        poisoned = cache.masked_fill(~readable[:, None, :, None].to(cache.device), torch.nan)
+        caches[i] = poisoned.to(shape.cache_dtype or draw.dtype)
+    if shape.num_shared:
+        options["num_shared"] = draw.tensor([shape.num_shared], torch.int32)
     starts = [0]
     for _, queries in lengths:
         starts.append(starts[-1] + queries)
@@ -73,6 +87,7 @@ def make_sample(name: str, draw: Draw, geometry: Geometry, lengths: Sequence[tup
             shape.head_dim**-0.5,
             shape.window,
         ),
+        options,
     )
 
 
@@ -92,3 +107,36 @@ def samples(draw: Draw) -> Iterator[Sample]:
     yield make_sample("chunk window", draw, Geometry(6, 3, 32, 16, window=50), [(123, 60), (170, 1), (400, 260)])
     yield make_sample("a sequence without queries", draw, grouped, [(5, 1), (12, 0), (20, 4)])
     yield make_sample("no sequences", draw, grouped, [])
+    yield from _samples_with_options(draw, grouped)
+
+
+def _samples_with_options(draw: Draw, grouped: Geometry) -> Iterator[Sample]:
+    """Yields calls with padding, hints, an 8-bit cache, and what some families do to the scores."""
+    mixed = [(123, 1), (40, 1), (90, 17), (150, 130)]
+    decodes = [(1, 1), (0, 1), (777, 1), (16, 1), (300, 1), (0, 1)]
+    shared = replace(grouped, num_shared=4)
+    small = replace(grouped, cache_dtype=torch.float8_e4m3fn)
+    slopes, sinks = (draw.normal(6, dtype=torch.float32) for _ in range(2))
+    yield make_sample("decodes and padding", draw, grouped, decodes, num_decodes=6)
+    yield make_sample("decodes first", draw, grouped, mixed, num_decodes=2)
+    yield make_sample("softcap", draw, grouped, mixed, num_decodes=2, softcap=0.7)
+    yield make_sample("sinks", draw, grouped, mixed, num_decodes=2, sinks=sinks)
+    yield make_sample("alibi", draw, grouped, mixed, num_decodes=2, alibi_slopes=slopes.abs() / 8)
+    windowed = replace(grouped, window=20)
+    yield make_sample("sinks and window", draw, windowed, mixed, num_decodes=2, sinks=sinks, softcap=3.0)
+    yield make_sample("8-bit cache", draw, small, mixed, num_decodes=2)
+    yield make_sample("8-bit cache, one block", draw, replace(small, block_size=128), [(100, 1), (128, 128)])
+    yield make_sample("shared prefix", draw, shared, [(65, 1), (100, 1), (0, 1), (333, 1)], num_decodes=4)
+    yield make_sample("shared prefix and a prompt", draw, shared, [(70, 1), (99, 1), (200, 60)], num_decodes=2)
+    yield make_sample(
+        "shared prefix, 8-bit cache, options",
+        draw,
+        replace(shared, cache_dtype=torch.float8_e4m3fn),
+        [(65, 1), (100, 1), (200, 1)],
+        num_decodes=3,
+        sinks=sinks,
+        softcap=2.0,
+        alibi_slopes=slopes.abs() / 8,
+    )
+    yield make_sample("deterministic", draw, grouped, [*decodes, (200, 60)], num_decodes=6, deterministic=True)
+    yield make_sample("deterministic, 8-bit cache", draw, small, mixed, num_decodes=2, deterministic=True)

@@ -12,33 +12,59 @@ from torch import Tensor
 
 from .._op import Draw, Sample, op
 
+_E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
+
 
 def _samples(draw: Draw) -> Iterator[Sample]:
-    def inputs(num_tokens: int, num_blocks: int, heads: int, block_size: int, head_dim: int) -> tuple[Tensor, ...]:
+    def inputs(
+        num_tokens: int,
+        num_blocks: int,
+        heads: int,
+        block_size: int,
+        head_dim: int,
+        cache_dtype: torch.dtype = draw.dtype,
+        num_padding: int = 0,
+    ) -> tuple[Tensor, ...]:
         # Keys and values are views of one fused projection, as the attention layer passes them.
         key, value = draw.normal(num_tokens, 2 * heads, head_dim).split(heads, dim=1)
-        cache = draw.normal(2, num_blocks, heads, block_size, head_dim)
-        return key, value, cache[0], cache[1], draw.permutation(num_blocks * block_size)[:num_tokens]
+        cache = draw.normal(2, num_blocks, heads, block_size, head_dim).to(cache_dtype)
+        slots = draw.permutation(num_blocks * block_size)[:num_tokens]
+        slots[draw.permutation(num_tokens)[:num_padding]] = -1
+        return key, value, cache[0], cache[1], slots
 
     yield Sample("one token", inputs(1, 1, 1, 1, 8))
     yield Sample("odd sizes", inputs(63, 9, 3, 16, 31))
     yield Sample("every slot", inputs(64, 4, 2, 16, 32))
     yield Sample("large blocks", inputs(123, 3, 1, 64, 128))
     yield Sample("no tokens", inputs(0, 2, 2, 16, 32))
+    yield Sample("padding", inputs(21, 3, 3, 16, 32, num_padding=6))
+    yield Sample("padding only", inputs(2, 1, 1, 16, 8, num_padding=2))
+    key, *others = inputs(40, 3, 9, 16, 64, torch.float8_e4m3fn, num_padding=3)
+    key[3:7] = torch.arange(-800, 800, 1600 / key[3:7].numel(), device=draw.device).view(4, 9, 64)
+    yield Sample("8-bit cache", (key, *others))
 
 
 @op(samples=_samples, tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), (0.0, 0.0)))
 def store_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
-    """Stores one key and one value per token and KV head.
+    """Stores one key and one value per token and KV head, rounded to the dtype of the cache, ties to even.
 
     Args:
-        key: `[num_tokens, num_kv_heads, head_dim]`, may be a strided view.
-        value: `[num_tokens, num_kv_heads, head_dim]`, may be a strided view.
-        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`. Changed in place.
-        v_cache: The same. Changed in place.
-        slot_mapping: `[num_tokens]` int64, distinct: `block_id * block_size + offset`.
+        key: `[num_tokens, num_kv_heads, head_dim]`, may be a strided view of contiguous heads.
+        value: The same.
+        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the key, or float8_e4m3fn: then
+            numbers beyond +-448, the largest it has, become that. Changed in place.
+        v_cache: The same, with the same strides. Changed in place.
+        slot_mapping: `[num_tokens]` int64: `block_id * block_size + offset`, distinct; a token with a negative slot is
+            padding and stores nothing.
     """
-    block_size = k_cache.shape[2]
+    block_size, is_kept = k_cache.shape[2], slot_mapping >= 0
+    if not bool(is_kept.all()):
+        key, value, slot_mapping = key[is_kept], value[is_kept], slot_mapping[is_kept]
     block_ids, offsets = slot_mapping // block_size, slot_mapping % block_size
-    k_cache[block_ids, :, offsets] = key
-    v_cache[block_ids, :, offsets] = value
+    for cache, new in ((k_cache, key), (v_cache, value)):
+        if cache.dtype == torch.float8_e4m3fn:
+            # As bytes: torch does not index 8-bit floats on every device.
+            narrow = new.clamp(-_E4M3_MAX, _E4M3_MAX).to(cache.dtype)
+            cache.view(torch.uint8)[block_ids, :, offsets] = narrow.view(torch.uint8)
+        else:
+            cache[block_ids, :, offsets] = new.to(cache.dtype)

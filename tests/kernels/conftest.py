@@ -31,21 +31,41 @@ def assert_agrees(
     """
     rtol, atol = op.tolerance[dtype]
     exact = rtol == atol == 0
-    args = nth_sample(op, index, dtype, device).args
+    sample = nth_sample(op, index, dtype, device)
+    args = [*sample.args, *sample.kwargs.values()]
     expected_args = [_clone(arg, exact) for arg in args]
-    expected = op.plain(*expected_args)
-    result = implementation(*args)
+    expected = op.plain(*expected_args[: len(sample.args)], **_named(sample, expected_args))
+    result = implementation(*sample.args, **sample.kwargs)
     for actual, wanted in zip(_flatten(result), _flatten(expected), strict=True):
-        assert exact or not actual.is_floating_point() or actual.dtype == dtype
-        torch.testing.assert_close(actual.to(wanted.dtype), wanted, rtol=rtol, atol=atol)
+        assert exact or not actual.is_floating_point() or actual.dtype in (dtype, *_KEPT_DTYPES)
+        _assert_close(actual, wanted, rtol, atol)
     for actual, wanted in zip(_flatten(args), _flatten(expected_args), strict=True):
-        torch.testing.assert_close(actual.to(wanted.dtype), wanted, rtol=rtol, atol=atol, equal_nan=True)
+        _assert_close(actual, wanted, rtol, atol, equal_nan=True)
+
+
+_KEPT_DTYPES = (torch.float32, torch.float8_e4m3fn)
+"""What an op may return whatever it is given: scales, and 8-bit numbers."""
+
+
+def _assert_close(actual: torch.Tensor, wanted: torch.Tensor, rtol: float, atol: float, **options: bool) -> None:
+    """Compares in the dtype of `wanted`; 8-bit floats may be neighbours (3 bits of mantissa), unless all is exact."""
+    assert (actual.dtype == torch.float8_e4m3fn) == (wanted.dtype == torch.float8_e4m3fn)
+    if wanted.dtype == torch.float8_e4m3fn:
+        actual, wanted = actual.float(), wanted.float()
+        rtol, atol = (rtol, atol) if rtol == atol == 0 else (0.126, 2.0**-9)
+    torch.testing.assert_close(actual.to(wanted.dtype), wanted, rtol=rtol, atol=atol, **options)
+
+
+def _named(sample: Sample, args: list[Any]) -> dict[str, Any]:
+    return dict(zip(sample.kwargs, args[len(sample.args) :], strict=True))
 
 
 def _clone(value: Any, exact: bool) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    return value.double() if value.is_floating_point() and not exact else value.clone()
+    # An 8-bit cache stays one: that what is written to it or read from it is rounded is part of the definition.
+    is_wide = value.is_floating_point() and value.dtype.itemsize > 1
+    return value.double() if is_wide and not exact else value.clone()
 
 
 def _flatten(value: Any) -> list[torch.Tensor]:

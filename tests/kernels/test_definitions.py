@@ -5,9 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers.activations import GELUActivation, NewGELUActivation
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from millrace.kernels import layer_norm, rms_norm, rotary, silu_and_mul, store_kv, top_logprobs
+from millrace.kernels import (
+    gather_batch,
+    gelu_and_mul,
+    layer_norm,
+    quantize_fp8,
+    rms_norm,
+    rope_and_store,
+    rotary,
+    silu_and_mul,
+    store_kv,
+    top_logprobs,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +87,84 @@ def test_store_kv_writes_its_slots_and_no_other():
     assert k_cache.count_nonzero() == v_cache.count_nonzero() == key.numel()
 
 
+@pytest.mark.parametrize(("approximate", "activation"), [("none", GELUActivation()), ("tanh", NewGELUActivation())])
+def test_gelu_and_mul_is_hugging_faces(approximate, activation):
+    gate, up = torch.randn(5, 24), torch.randn(5, 24)
+    torch.testing.assert_close(gelu_and_mul(torch.cat((gate, up), -1), approximate), activation(gate) * up)
+
+
+def test_a_token_without_a_slot_is_not_stored():
+    k_cache, v_cache = torch.zeros(2, 1, 4, 3), torch.zeros(2, 1, 4, 3)
+    key, value = torch.randn(3, 1, 3), torch.randn(3, 1, 3)
+    store_kv(key, value, k_cache, v_cache, torch.tensor([-1, 5, -7]))
+    assert torch.equal(k_cache[1, :, 1], key[1])
+    assert torch.equal(v_cache[1, :, 1], value[1])
+    assert k_cache.count_nonzero() == v_cache.count_nonzero() == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_8_bit_cache_rounds_to_even_and_saturates(dtype):
+    numbers = [1.0625, 1.1875, -1e4, 464.0, 2.0**-10, 3 * 2.0**-10, torch.nan]
+    stored = torch.tensor([1.0, 1.25, -448.0, 448.0, 0.0, 2.0**-8, torch.nan])
+    key = torch.tensor(numbers, dtype=dtype).view(1, 1, 7)
+    k_cache, v_cache = torch.zeros(2, 1, 1, 4, 7).to(torch.float8_e4m3fn)
+    store_kv(key, -key, k_cache, v_cache, torch.tensor([2]))
+    torch.testing.assert_close(k_cache[0, 0, 2].float(), stored, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(v_cache[0, 0, 2].float(), -stored, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("implementation", [rope_and_store.plain, rope_and_store])
+def test_rope_and_store_is_its_parts(implementation, norm):
+    fused = torch.randn(5, 6 + 2 * 2, 8)
+    query, key, value = (part.clone() for part in fused.split((6, 2, 2), dim=1))
+    angles, positions, slots = torch.randn(30, 3), torch.randint(0, 30, (5,)), torch.tensor([3, -1, 0, 7, 6])
+    table = torch.cat((angles.cos(), angles.sin()), -1)
+    weights = (torch.randn(8), torch.randn(8)) if norm else (None, None)
+    parts, whole = torch.zeros(2, 2, 2, 4, 8), torch.zeros(2, 2, 2, 4, 8)
+    if norm:
+        query, key = (rms_norm(x, weight, 1e-5)[0] for x, weight in zip((query, key), weights, strict=True))
+    rotary(positions, query, key, table)
+    store_kv(key, value, *parts, slots)
+    views, before = fused.split((6, 2, 2), dim=1), fused.clone()
+    implementation(*views, *whole, slots, positions, table, q_weight=weights[0], k_weight=weights[1], eps=1e-5)
+    torch.testing.assert_close(fused[:, :6], query)
+    torch.testing.assert_close(whole, parts)
+    assert torch.equal(fused[:, 6:], before[:, 6:])
+
+
+def test_rope_and_store_keeps_what_it_does_not_change_to_the_bit():
+    fused = torch.randn(4, 4, 16).half()
+    fused[:, :, -1] = torch.tensor([6e-8, -3e-5, 65504.0, torch.inf]).half()  # subnormals, the largest, infinity
+    before, cache = fused.clone(), torch.zeros(2, 1, 1, 4, 16).half()
+    table = torch.cat((torch.ones(1, 4), torch.zeros(1, 4)), -1)  # no turn
+    rope_and_store(*fused.split((2, 1, 1), dim=1), *cache, torch.arange(4), torch.zeros(4, dtype=torch.int64), table)
+    assert torch.equal(fused, before)
+    assert torch.equal(cache[0, 0, 0], before[:, 2])
+    assert torch.equal(cache[1, 0, 0], before[:, 3])
+
+
+def test_rope_and_store_takes_both_weights_or_neither():
+    x, cache = torch.randn(1, 1, 4), torch.zeros(1, 1, 4, 4)
+    index = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="give both or neither"):
+        rope_and_store(x, x, x, cache, cache, index, index, torch.randn(1, 4), q_weight=torch.ones(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quantized_rows_use_the_whole_range_and_come_back_within_half_a_step(dtype):
+    x = (torch.randn(6, 100) * 10.0 ** torch.arange(-3, 3).unsqueeze(-1)).to(dtype)
+    x[5] = 0
+    q, scale = quantize_fp8(x)
+    assert q.dtype == torch.float8_e4m3fn
+    assert scale.dtype == torch.float32
+    assert scale.shape == (6, 1)
+    assert q.float().abs().amax(-1).tolist() == [448.0] * 5 + [0.0]
+    assert scale[5] == 1
+    error = (q.float() * scale - x.float()).abs()
+    assert (error <= x.float().abs() / 16 + scale * 2.0**-10).all()
+
+
 def test_top_logprobs_are_those_of_the_log_softmax():
     logits = torch.randn(6, 50) * 3
     token_ids = torch.randint(0, 50, (6,))
@@ -89,3 +179,23 @@ def test_top_logprobs_are_those_of_the_log_softmax():
 def test_the_rank_counts_strictly_larger_logits():
     ranks = top_logprobs(torch.tensor([[2.0, 5.0, 5.0, 1.0]] * 3), torch.tensor([1, 2, 0]), 0)[2]
     assert ranks.tolist() == [1, 1, 3]
+
+
+def test_gather_batch_is_what_a_loop_over_sequences_finds():
+    tokens = torch.arange(60, dtype=torch.int32).view(5, 12)
+    blocks = torch.arange(20, dtype=torch.int32).flip(0).view(5, 4)
+    sequences = [(3, 11, 1), (0, 0, 5), (-1, 0, 1), (2, 4, 6)]  # row (-1 is padding), start, count
+    offsets = [0, 1, 6, 7]
+    plan = torch.tensor([[*each, offset] for each, offset in zip(sequences, offsets, strict=True)], dtype=torch.int32).T
+    found = gather_batch(tokens, blocks, plan.contiguous(), 13, 4, 3)
+    expected: list[list[int]] = [[], [], []]
+    for row, start, count in sequences:
+        for position in range(start, start + count):
+            slot = -1 if row < 0 else int(blocks[row, position // 3]) * 3 + position % 3
+            values = (0 if row < 0 else int(tokens[row, position]), position, slot)
+            for column, value in zip(expected, values, strict=True):
+                column.append(value)
+    assert [column.tolist() for column in found[:3]] == expected
+    assert found[3].tolist() == [*offsets, 13]
+    assert found[4].tolist() == [12, 5, 0, 10]
+    assert found[5].tolist() == [blocks[3].tolist(), blocks[0].tolist(), [0] * 4, blocks[2].tolist()]

@@ -1,9 +1,11 @@
-"""Paged attention: against torch's own, over random geometries, and from several threads."""
+"""Paged attention on the CPU: against torch's own, over random geometries, to the bit, and from several threads."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -12,10 +14,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from millrace.kernels import paged_attention
-from millrace.kernels._op import Draw
+from millrace.kernels._op import Draw, Sample
+from millrace.kernels.paged_attention import cpu
 from millrace.kernels.paged_attention.samples import Geometry, make_sample
 
-IMPLEMENTATIONS = [paged_attention.plain, *paged_attention.implementations().values()]
+IMPLEMENTATIONS = [paged_attention.plain, paged_attention.implementations()["cpu"]]
 
 
 def by_sdpa(query, k_cache, v_cache, block_tables, seq_lens, query_start_loc, scale, window):
@@ -89,6 +92,161 @@ def test_every_float16_is_read_right(value):
     keys = torch.zeros_like(cache)
     out = paged_attention(query, keys, cache, one.view(1, 1) - 1, one, torch.tensor([0, 1], dtype=torch.int32), 1.0)
     assert torch.equal(out, cache.view(1, 1, 2))
+
+
+@pytest.mark.parametrize("sign", [0, 0x80])
+def test_every_float8_is_read_as_torch_reads_it(sign):
+    codes = torch.arange(sign, sign + 0x80, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    values = codes.view(1, 1, 1, 128)
+    one = torch.ones(1, dtype=torch.int32)
+    keys, starts = torch.zeros_like(values), torch.tensor([0, 1], dtype=torch.int32)
+    out = paged_attention(torch.zeros(1, 1, 128), keys, values, one.view(1, 1) - 1, one, starts, 1.0)
+    torch.testing.assert_close(out.view(-1), codes.float(), rtol=0, atol=0, equal_nan=True)
+    assert out.isnan().sum() == 1
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_padding_of_any_length_gives_zeros(draw, implementation, deterministic):
+    sinks = torch.tensor([3.0, -3.0])
+    sample = make_sample("", draw, Geometry(2, 1, 8, 16), [(0, 1), (20, 1), (0, 200), (300, 140), (0, 0)])
+    out = implementation(*sample.args, sinks=sinks, deterministic=deterministic)
+    assert not out[0].any()
+    assert not out[2:202].any()
+    assert out[1].any()
+    assert out[202:].any(-1).all()
+
+
+def sharing_call(draw: Draw, options: dict, *, num_shared: int = 4) -> Sample:
+    """Returns decodes that share a prefix, enough to read it once, padding among them; and a prompt."""
+    lengths = [(num_shared * 16 + 1 + i % 50, 1) for i in range(140)]
+    lengths[3:3] = [(0, 1)]
+    geometry = Geometry(6, 2, 32, 16, num_shared=num_shared, cache_dtype=options.pop("cache_dtype", None))
+    return make_sample("", draw, geometry, [*lengths, (150, 40)], num_decodes=len(lengths), **options)
+
+
+SHARING_OPTIONS = {
+    "no options": {},
+    "sinks": {"sinks": torch.tensor([0.0, 1.0, -2.0, 5.0, 9.0, -9.0])},
+    "bent scores": {"softcap": 2.0, "alibi_slopes": torch.tensor([0.5, 0.1, 0.0, 0.3, 0.02, 1.0])},
+    "8-bit cache": {"cache_dtype": torch.float8_e4m3fn},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", SHARING_OPTIONS)
+def test_a_shared_prefix_changes_the_cost_alone(dtype, options):
+    sample = sharing_call(Draw.seeded(dtype), dict(SHARING_OPTIONS[options]))
+    without = {name: value for name, value in sample.kwargs.items() if name != "num_shared"}
+    rtol, atol = paged_attention.tolerance[dtype]
+    shared, expected = paged_attention(*sample.args, **sample.kwargs), paged_attention(*sample.args, **without)
+    torch.testing.assert_close(shared, expected, rtol=rtol, atol=atol)
+    assert not torch.equal(shared, expected)  # the hint was taken
+
+
+@pytest.mark.parametrize("num_shared", [0, 4, 9])
+def test_a_shared_prefix_is_read_through_one_table(draw, num_shared):
+    sample = sharing_call(draw, {}, num_shared=num_shared)
+    expected = paged_attention(*sample.args, **sample.kwargs)
+    torch.testing.assert_close(expected, paged_attention.plain(*sample.args, **sample.kwargs), rtol=1e-4, atol=1e-5)
+    tables, num_decodes = sample.args[3], sample.kwargs["num_decodes"]
+    _, k_cache, v_cache = sample.args[:3]
+    unused = next(i for i in range(len(k_cache)) if i not in tables)
+    assert k_cache[unused].isnan().all()
+    assert v_cache[unused].isnan().all()
+    tables[1:num_decodes, :num_shared] = unused
+    assert torch.equal(paged_attention(*sample.args, **sample.kwargs), expected)
+
+
+Piece = tuple[int, int, int]
+"""Some tokens of a sequence: the sequence, the first token, the token after the last one."""
+
+
+def attend_to_pieces(whole: Sample, pieces: list[Piece]) -> list[torch.Tensor]:
+    """Runs, in one call, pieces of the prompts that `whole` computes at once; returns the rows of each piece."""
+    query, k_cache, v_cache, tables, _, starts, scale, window = whole.args
+    rows = [slice(int(starts[seq]) + start, int(starts[seq]) + end) for seq, start, end in pieces]
+    sizes = [end - start for _, start, end in pieces]
+    out = paged_attention(
+        torch.cat([query[some] for some in rows]),
+        k_cache,
+        v_cache,
+        tables[[seq for seq, _, _ in pieces]],
+        torch.tensor([end for _, _, end in pieces], dtype=torch.int32),
+        torch.tensor([0, *sizes], dtype=torch.int32).cumsum(0, dtype=torch.int32),
+        scale,
+        window,
+        **whole.kwargs,
+    )
+    return list(out.split(sizes))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch's thread count is `count`, and no call is too small to be split."""
+    before, smallest = torch.get_num_threads(), cpu._MIN_PARALLEL_FLOPS
+    torch.set_num_threads(count)
+    cpu._MIN_PARALLEL_FLOPS = 0
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        cpu._MIN_PARALLEL_FLOPS = smallest
+
+
+@st.composite
+def whole_prompts(draw):
+    """Draws a deterministic call that computes all of two prompts, and ways to compute them in pieces."""
+    num_kv_heads, group = draw(st.integers(1, 2)), draw(st.integers(1, 4))
+    geometry = Geometry(
+        num_heads=num_kv_heads * group,
+        num_kv_heads=num_kv_heads,
+        head_dim=draw(st.one_of(st.integers(1, 70), st.sampled_from([64, 128]))),
+        block_size=draw(st.sampled_from([1, 4, 7, 16, 32])),
+        window=draw(st.sampled_from([0, 0, 1, 5, 33, 100])),
+    )
+    numbers = Draw.seeded(draw(st.sampled_from([torch.float32, torch.bfloat16])), seed=draw(st.integers(0, 99)))
+    options = {}
+    if draw(st.booleans()):
+        options["sinks"] = numbers.normal(geometry.num_heads, dtype=torch.float32)
+    if draw(st.booleans()):
+        options["softcap"] = 2.0
+        options["alibi_slopes"] = numbers.normal(geometry.num_heads, dtype=torch.float32).abs()
+    lengths = [draw(st.integers(1, 60)), draw(st.integers(129, 200))]
+    whole = make_sample("", numbers, geometry, [(length, length) for length in lengths], deterministic=True, **options)
+    pieces = []
+    for seq, length in enumerate(lengths):
+        cuts = draw(st.lists(st.integers(1, length), max_size=4))
+        ends = sorted({*cuts, *(cut - 1 for cut in cuts if cut > 1), length})  # single tokens too
+        pieces += [(seq, start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return whole, draw(st.permutations(pieces))
+
+
+@given(case=whole_prompts())
+@settings(deadline=None, max_examples=40)
+def test_deterministic_rows_depend_on_nothing_but_their_sequence(case):
+    whole, pieces = case
+    expected = paged_attention(*whole.args, **whole.kwargs)
+    starts = whole.args[5].tolist()
+    together = attend_to_pieces(whole, pieces)
+    alone = [rows for piece in pieces for rows in attend_to_pieces(whole, [piece])]
+    with threads(2):
+        split = attend_to_pieces(whole, pieces)
+    for (seq, start, end), *results in zip(pieces, together, alone, split, strict=True):
+        for rows in results:
+            assert torch.equal(rows, expected[starts[seq] + start : starts[seq] + end])
+
+
+def test_deterministic_decodes_are_the_rows_of_their_prompt(draw):
+    whole = make_sample("", draw, Geometry(6, 2, 64, 16), [(150, 150)], deterministic=True)
+    decodes = attend_to_pieces(whole, [(0, i, i + 1) for i in range(150)])
+    assert torch.equal(torch.cat(decodes), paged_attention(*whole.args, **whole.kwargs))
+
+
+def test_deterministic_ignores_the_shared_prefix(draw):
+    sample = sharing_call(draw, {"deterministic": True})
+    without = {name: value for name, value in sample.kwargs.items() if name != "num_shared"}
+    assert torch.equal(paged_attention(*sample.args, **sample.kwargs), paged_attention(*sample.args, **without))
 
 
 def large_call(seed: int) -> tuple:

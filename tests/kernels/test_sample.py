@@ -12,8 +12,15 @@ from hypothesis import strategies as st
 from millrace.kernels import sample
 from millrace.kernels.sample.exact import exp32, gumbel, log32, random_bits
 
-IMPLEMENTATIONS = [sample.plain, *sample.implementations().values()]
-each_implementation = pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda f: f.__name__)
+
+def on_the_gpu(*arguments):
+    return sample(*(argument.cuda() for argument in arguments)).cpu()
+
+
+IMPLEMENTATIONS = [sample.plain, sample.implementations()["cpu"]]
+each_implementation = pytest.mark.parametrize(
+    "implementation", [*IMPLEMENTATIONS, pytest.param(on_the_gpu, marks=pytest.mark.gpu)], ids=lambda f: f.__name__
+)
 
 LOGITS = torch.tensor([2.0, 1.5, 0.0, -1.0, 1.0, 0.5, -torch.inf, -3.0])
 
@@ -121,6 +128,22 @@ def test_implementations_agree_on_a_real_vocabulary():
     top_k, top_p = torch.tensor([0, 50, 0, 20, 50_000, 0]), torch.tensor([1.0, 1.0, 0.9, 0.8, 0.99, 0.9999])
     results = [draw_tokens(f, logits, top_k=top_k, top_p=top_p, seeds=torch.arange(6)) for f in IMPLEMENTATIONS]
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_what_a_cpu_draws_over_a_real_vocabulary():
+    torch.manual_seed(0)
+    logits = torch.randn(64, 151_936) * torch.linspace(0.1, 5, 64).unsqueeze(-1)
+    parameters = {
+        "temperature": torch.tensor([1.0, 0.7, 0.0, 1.5]).repeat(16),
+        "top_k": torch.tensor([0, 50, 0]).repeat(22)[:64],
+        "top_p": torch.tensor([1.0, 0.9, 0.99, 0.99995, 1.0]).repeat(13)[:64],
+        "seeds": torch.arange(64),
+    }
+    expected = draw_tokens(sample, logits, **parameters)
+    for num_rows in (64, 3, 1):
+        rows = {name: value[:num_rows] for name, value in parameters.items()}
+        assert torch.equal(draw_tokens(on_the_gpu, logits[:num_rows], **rows), expected[:num_rows])
 
 
 @each_implementation

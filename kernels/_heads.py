@@ -1,0 +1,48 @@
+"""What the Triton kernels over heads share: how many heads a program has, and where a slot of the KV cache is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._triton import Target
+
+_TILE = 1024
+_MAX_HEADS = 32
+_NUM_THREADS = 64
+
+
+def heads_per_program(head_dim: int) -> int:
+    """Returns how many heads make about 1,024 numbers, but at most 32: 8 of 128, say. A power of two."""
+    return max(1, min(_MAX_HEADS, _TILE // triton.next_power_of_2(head_dim)))
+
+
+def head_options(target: Target) -> dict[str, Any]:
+    """Returns how to compile and launch for such a tile: 16 numbers a thread."""
+    return {"num_warps": _NUM_THREADS // target.warp_size, "enable_fp_fusion": True}
+
+
+def check_cache(op: str, key: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Raises unless keys and caches belong together as the kernels assume it.
+
+    Raises:
+        ValueError: Heads are not contiguous, or the caches differ in layout.
+    """
+    same = k_cache.shape == v_cache.shape and k_cache.stride() == v_cache.stride() and k_cache.dtype == v_cache.dtype
+    fits = (k_cache.shape[1], k_cache.shape[3]) == tuple(key.shape[1:])
+    if not same or not fits or k_cache.stride(3) != 1 or key.stride(2) != 1:
+        raise ValueError(
+            f"{op}: keys are {list(key.shape)} with strides {key.stride()}, the caches {list(k_cache.shape)} with "
+            f"strides {k_cache.stride()} and {list(v_cache.shape)} with strides {v_cache.stride()}; both caches must "
+            f"be [num_blocks, {key.shape[1]}, block_size, {key.shape[2]}] with the same strides, and heads contiguous"
+        )
+
+
+@triton.jit
+def slot_offset(slot, block_stride, slot_stride, block_size):  # type: ignore[no-untyped-def]
+    """Returns where in a cache a slot begins, in elements, for KV head 0."""
+    slot = slot.to(tl.int64)
+    return slot // block_size * block_stride + slot % block_size * slot_stride

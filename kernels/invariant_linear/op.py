@@ -1,0 +1,50 @@
+"""A linear layer with rows that do not depend on the batch: the definition.
+
+    out = x · weightᵀ + bias
+
+What sets it apart from a library's product is a promise that every implementation keeps: a row of the result is the
+same to the bit however many rows there are and wherever it stands among them. Libraries break it, because they choose
+their tiles, and with them the order of their sums, by the number of rows. He et al., "Defeating Nondeterminism in LLM
+Inference", Thinking Machines Lab, 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .._op import Draw, Sample, op
+
+
+def _samples(draw: Draw) -> Iterator[Sample]:
+    for num_rows, in_features, out_features in ((1, 1, 1), (1, 63, 5), (63, 64, 96), (130, 123, 17), (3, 1000, 130)):
+        x, weight = draw.normal(num_rows, in_features), draw.normal(out_features, in_features) * in_features**-0.5
+        yield Sample(f"{num_rows} x {in_features} to {out_features}", (x, weight, None))
+        yield Sample(f"{num_rows} x {in_features} to {out_features} biased", (x, weight, draw.normal(out_features)))
+    yield Sample("no rows", (draw.normal(0, 64), draw.normal(32, 64), draw.normal(32)))
+    wider, taller = draw.full(torch.nan, 9, 160), draw.full(torch.nan, 14, 48)
+    wider[:, 32:96], taller[::2] = draw.normal(9, 64), draw.normal(7, 48)
+    yield Sample("columns of a wider matrix", (wider[:, 32:96], draw.normal(48, 64) / 8, None))
+    yield Sample("every other row", (taller[::2], draw.normal(24, 48) / 7, draw.normal(24)))
+
+
+@op(
+    samples=_samples,
+    tolerance={torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (1.6e-2, 1.6e-2)},
+)
+def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiplies rows by a matrix, each as if it were alone.
+
+    Args:
+        x: `[num_rows, in_features]`, contiguous rows, any stride between them.
+        weight: `[out_features, in_features]`, contiguous, the dtype of x; on a CPU also in oneDNN's packed layout.
+        bias: `[out_features]`, the dtype of x, or None for 0.
+
+    Returns:
+        `[num_rows, out_features]` in the dtype of x: summed in float32, rounded once.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    out = x.to(wide) @ weight.to(wide).t()
+    return (out if bias is None else out + bias).to(x.dtype)

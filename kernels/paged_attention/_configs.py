@@ -1,0 +1,129 @@
+"""How the attention kernels are cut: tiles, warps and splits, as functions of the shapes and the GPU alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from .._fp8 import has_e4m3
+from .._triton import Target
+
+MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
+MAX_SLOTS = 64
+"""The most partial results of a row: the merge holds them all at once."""
+_PROGRAMS_PER_PROCESSOR = 8
+"""What a decode grid should have: about three fit at once, and the rest evens out different lengths."""
+_MIN_ROWS = 16
+"""What a matrix instruction takes. Decode waits for memory, so that empty rows cost nothing."""
+_DECODE_TILE_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """How a kernel is compiled.
+
+    Attributes:
+        block_m: Rows of a tile: queries times heads.
+        block_n: Keys of a tile.
+        num_warps: Warps of a program.
+        num_stages: Tiles of keys that are loaded ahead, the current one included.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+    def tile(self) -> dict[str, int]:
+        """Returns the compile-time arguments of a kernel."""
+        return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
+
+    def options(self) -> dict[str, int]:
+        """Returns the options of a launch."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+
+
+MERGE_CONFIG = Config(block_m=1, block_n=1, num_warps=4, num_stages=1)
+"""The merge has no tile of keys."""
+
+
+def prefill_config(
+    target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, deterministic: bool = False
+) -> Config:
+    """Returns the tiles of the prefill and the prefix kernel: the largest of which no register is spilled.
+
+    It is the same for all calls of a model: `deterministic` relies on that. There the tiles have half the rows, since
+    decodes, which fill a few rows of a tile, come through them too.
+
+    Args:
+        target: The GPU.
+        dtype: Of the query.
+        cache_dtype: Of the cache.
+        head_dim: The size of a head.
+        deterministic: Whether decodes go to the prefill kernel.
+    """
+    is_large = head_dim > 128
+    if dtype == torch.float32:
+        return _float32_config(target, head_dim)
+    if target.warp_size == 64:
+        return Config(128, 16, 4, 1) if is_large else Config(64, 16, 4, 1)
+    if has_e4m3(target):
+        if is_large:
+            return Config(64, 32, 8, 2)
+        return Config(64, 64, 4, 3) if deterministic else Config(128, 64, 8, 3)
+    from_bits = cache_dtype.itemsize == 1  # widening byte by byte takes registers
+    if is_large:
+        return Config(64, 32, 8, 1 if from_bits else 2)
+    return Config(64, 32 if from_bits else 64, 8, 2)
+
+
+def decode_config(target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, group: int) -> Config:
+    """Returns the tiles of the decode kernel: the heads of a group times keys of about 16 KiB once widened.
+
+    Args:
+        target: The GPU.
+        dtype: Of the query.
+        cache_dtype: Of the cache.
+        head_dim: The size of a head.
+        group: Query heads per KV head.
+    """
+    if dtype == torch.float32:
+        return _float32_config(target, head_dim)
+    is_small = padded(head_dim) <= 64 or (head_dim <= 128 and cache_dtype == dtype)
+    block_m = 32 if group > _MIN_ROWS and is_small else _MIN_ROWS
+    if target.warp_size == 64:
+        return Config(block_m, 32, 4, 1)
+    keys = _DECODE_TILE_BYTES // (padded(head_dim) * dtype.itemsize)
+    num_warps = 8 if cache_dtype != dtype and has_e4m3(target) else 4  # widening takes registers
+    return Config(block_m, min(keys, 128), num_warps, 3)
+
+
+def _float32_config(target: Target, head_dim: int) -> Config:
+    """Returns small tiles: products in full float32 are not made by matrix instructions, but in registers."""
+    if target.warp_size == 64:
+        return Config(_MIN_ROWS, 16, 8, 2)
+    is_wide = 64 < head_dim <= (128 if has_e4m3(target) else MAX_HEAD_DIM)
+    return Config(_MIN_ROWS, 16, 16 if is_wide else 8, 1)
+
+
+def num_splits(target: Target, num_programs: int, max_keys: int, block_n: int, limit: int = MAX_SLOTS) -> int:
+    """Returns over how many programs the keys of a row are shared out, so that the grid fills the GPU.
+
+    It depends on nothing that only the GPU knows, and is therefore the same whenever a CUDA graph is replayed.
+
+    Args:
+        target: The GPU.
+        num_programs: Of the grid without splits.
+        max_keys: What a sequence can have.
+        block_n: Keys of a tile.
+        limit: The most splits.
+    """
+    wanted = triton.cdiv(_PROGRAMS_PER_PROCESSOR * target.num_processors, num_programs)
+    return max(1, min(wanted, triton.cdiv(max_keys, block_n), limit))
+
+
+def padded(head_dim: int) -> int:
+    """Returns the columns of a tile: a power of two, and what a matrix instruction takes at least."""
+    return max(16, triton.next_power_of_2(head_dim))

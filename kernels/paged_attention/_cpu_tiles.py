@@ -1,0 +1,272 @@
+"""Paged attention on the CPU in numba: the kernel that reads the blocks in place.
+
+A task is a tile of queries of one sequence, an item is a task and a KV head, and an item keeps a running softmax over
+the blocks (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Each key and value is widened to
+float32 once for all the query heads that share it.
+
+What a row adds up, and in which order, follows from its position, the window and the block size alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from .._numba import REORDER, Array, Scalar, float_from_bits, jit
+
+
+@jit()
+def plan(
+    query_start_loc: Array, seq_lens: Array, tile: int, min_long: int, num_decodes: int, shared_keys: int
+) -> tuple[Array, int, Array]:
+    """Cuts the sequences of fewer than `min_long` queries into tiles.
+
+    Args:
+        query_start_loc: `[num_seqs + 1]` int32, as in `paged_attention`.
+        seq_lens: `[num_seqs]` int32, the same.
+        tile: The largest number of queries in a task.
+        min_long: From this many queries on, a sequence is left out.
+        num_decodes: This many sequences at the front have attended to their first keys already,
+        shared_keys: and to this many of them.
+
+    Returns:
+        The tasks `[num_tasks, 5]`: sequence, first row, number of queries, position of the first query, first key. The
+        number of their (query, key) pairs, ignoring windows. And the sequences that are left out: `[num_long]`.
+    """
+    num_tasks, num_long = 0, 0
+    for seq in range(len(seq_lens)):
+        num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
+        if min(num_queries, seq_lens[seq]) < min_long:
+            num_tasks += (num_queries + tile - 1) // tile
+        else:
+            num_long += 1
+    tasks, long_seqs = np.empty((num_tasks, 5), np.int64), np.empty(num_long, np.int64)
+    num_pairs = 0
+    for seq in range(len(seq_lens) - 1, -1, -1):
+        start, num_queries = query_start_loc[seq], query_start_loc[seq + 1] - query_start_loc[seq]
+        if min(num_queries, seq_lens[seq]) >= min_long:  # padding has rows, but no length
+            num_long -= 1
+            long_seqs[num_long] = seq
+            continue
+        first_key = min(shared_keys, seq_lens[seq]) if seq < num_decodes else 0
+        num_pairs += num_queries * (seq_lens[seq] - first_key)
+        for first in range(0, num_queries, tile):
+            num_tasks -= 1
+            tasks[num_tasks, 0] = seq
+            tasks[num_tasks, 1] = start + first
+            tasks[num_tasks, 2] = min(tile, num_queries - first)
+            tasks[num_tasks, 3] = seq_lens[seq] - num_queries + first
+            tasks[num_tasks, 4] = first_key
+    return tasks, num_pairs, long_seqs
+
+
+def _widen(stored: Scalar) -> Scalar:
+    """Reads one stored number as float32: float32, or the bits that `as_storage` made of a smaller type."""
+    raise NotImplementedError("only compiled code calls this")
+
+
+@overload(_widen)
+def _choose_widen(stored: Scalar) -> Callable[[Scalar], Scalar]:
+    narrow = {types.uint16: _widen_bfloat16, types.int16: _widen_float16, types.uint8: _widen_float8}
+    return narrow.get(stored, _widen_float32)
+
+
+def _widen_float32(stored: Scalar) -> Scalar:
+    return stored
+
+
+def _widen_bfloat16(stored: Scalar) -> Scalar:
+    return float_from_bits(np.uint32(stored) << np.uint32(16))
+
+
+def _widen_float16(stored: Scalar) -> Scalar:
+    bits = np.uint32(np.uint16(stored))
+    sign = (bits & np.uint32(0x8000)) << np.uint32(16)
+    if bits & np.uint32(0x7C00) == np.uint32(0x7C00):  # infinity and NaN
+        return float_from_bits(sign | np.uint32(0x7F800000) | ((bits & np.uint32(0x3FF)) << np.uint32(13)))
+    # The exponent is biased by 15 here and by 127 in float32. A product sets it right, for subnormals too.
+    magnitude = float_from_bits((bits & np.uint32(0x7FFF)) << np.uint32(13)) * np.float32(2.0**112)
+    return -magnitude if sign else magnitude
+
+
+def _widen_float8(stored: Scalar) -> Scalar:
+    bits = np.uint32(stored)
+    magnitude = bits & np.uint32(0x7F)
+    if magnitude == np.uint32(0x7F):  # NaN; there is no infinity
+        return float_from_bits(np.uint32(0x7FC00000))
+    # As for float16: the bias is 7 here.
+    value = float_from_bits(magnitude << np.uint32(20)) * np.float32(2.0**120)
+    return -value if bits & np.uint32(0x80) else value
+
+
+@jit(REORDER)
+def _exp(x: Scalar) -> Scalar:
+    """Returns exp(x) for x <= 0, to 2e-7 of its value: 2^n by its bits times the Taylor series of what remains.
+
+    It is here, and not the library's, so that the loops which call it are vectorised.
+    """
+    x = np.float32(-87.0) if x < np.float32(-87.0) else x  # NaN stays
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    r = x - n * np.float32(0.693145751953125) - n * np.float32(1.4286068203094172e-06)  # ln 2 in two parts
+    series = np.float32(1 / 5040) * r + np.float32(1 / 720)
+    series = series * r + np.float32(1 / 120)
+    series = series * r + np.float32(1 / 24)
+    series = series * r + np.float32(1 / 6)
+    series = series * r + np.float32(1 / 2)
+    series = (series * r + np.float32(1)) * r + np.float32(1)
+    return series * float_from_bits(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))
+
+
+@jit(REORDER)
+def attend(
+    first: int,
+    last: int,
+    num_kv_heads: int,
+    tasks: Array,
+    query: Array,
+    k_cache: Array,
+    v_cache: Array,
+    tables: Array,
+    scale: Scalar,
+    window: int,
+    softcap: Scalar,
+    slopes: Array | None,
+    carried: Array,
+    max_queries: int,
+    out: Array,
+) -> None:
+    """Computes items `first` to `last - 1`: item i is KV head `i % num_kv_heads` of task `i // num_kv_heads`.
+
+    Args:
+        first: The first item.
+        last: The item after the last one.
+        num_kv_heads: KV heads.
+        tasks: `[num_tasks, 5]`, from `plan`.
+        query: `[num_tokens, num_heads, head_dim]`, from `as_storage`, as the caches.
+        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`.
+        v_cache: The same.
+        tables: `[num_seqs, max_blocks]` int32.
+        scale: float32.
+        window: 0 for none.
+        softcap: float32, 0 for none.
+        slopes: `[num_heads]` float32, of ALiBi, 0 for none. None where there is no softcap either.
+        carried: `[num_tokens, num_heads]` float32: the score of one key that each row has seen already. In a task that
+            begins at key 0 its value is 0: it is a sink, or nothing (minus infinity). In others it stands for all the
+            keys before: the logarithm of their sum of exp(score); the value is in `out`.
+        max_queries: The largest number of queries in a task.
+        out: `[num_tokens, num_heads, head_dim]` float32. The rows of the tasks are filled.
+    """
+    head_dim, block_size = query.shape[2], k_cache.shape[2]
+    group = query.shape[1] // num_kv_heads
+    max_rows = max_queries * group
+    q = np.empty((max_rows, head_dim), np.float32)  # row r: query r // group of the tile, head r % group of the group
+    sums = np.empty((max_rows, head_dim), np.float32)
+    peaks = np.empty(max_rows, np.float32)
+    totals = np.empty(max_rows, np.float32)
+    # Three rows more than a block has, so that groups of four keys may end past it: their weights there are 0.
+    keys = np.zeros((block_size + 3, head_dim), np.float32)
+    values = np.zeros((block_size + 3, head_dim), np.float32)
+    weights = np.zeros(block_size + 3, np.float32)
+    for item in range(first, last):
+        group_start = item % num_kv_heads * group
+        seq, row, num_queries, position, begin = tasks[item // num_kv_heads]
+        num_rows = num_queries * group
+        for r in range(num_rows):
+            token, head = row + r // group, group_start + r % group
+            for d in range(head_dim):
+                q[r, d] = _widen(query[token, head, d]) * scale
+                sums[r, d] = 0
+            if begin > 0:
+                for d in range(head_dim):
+                    sums[r, d] = out[token, head, d]
+            peaks[r], totals[r] = carried[token, head], 1
+        begin = max(begin, position - window + 1) if window > 0 else begin
+        end = position + num_queries
+        for block in range(begin // block_size, (end + block_size - 1) // block_size):
+            block_id, base = tables[seq, block], block * block_size
+            low, high = max(0, begin - base), min(block_size, end - base)
+            _load(keys, k_cache, block_id, item % num_kv_heads, low, high)
+            _load(values, v_cache, block_id, item % num_kv_heads, low, high)
+            for r in range(num_rows):
+                here = position + r // group - base  # the slot of the query, were it in this block
+                t0, t1 = max(low, here + 1 - window) if window > 0 else low, min(high, here + 1)
+                if t0 < t1:
+                    _products(weights, q, r, keys, t0, t1)
+                    if slopes is not None:  # decided when it is compiled
+                        _bend(weights, t0, t1, softcap, slopes[group_start + r % group], here)
+                    _accumulate(sums, peaks, totals, r, weights, values, t0, t1)
+        for r in range(num_rows):
+            for d in range(head_dim):
+                out[row + r // group, group_start + r % group, d] = sums[r, d] / totals[r]
+
+
+@jit(REORDER)
+def _load(wide: Array, cache: Array, block_id: int, head: int, low: int, high: int) -> None:
+    """Reads slots low to high - 1 of a block as float32, and puts zeros into the three rows after them."""
+    for t in range(low, high):
+        for d in range(wide.shape[1]):
+            wide[t, d] = _widen(cache[block_id, head, t, d])
+    for t in range(high, high + 3):
+        for d in range(wide.shape[1]):
+            wide[t, d] = 0
+
+
+@jit(REORDER)
+def _products(scores: Array, q: Array, r: int, keys: Array, t0: int, t1: int) -> None:
+    """Sets `scores[t0:t1]` to the products of row r of q with the keys, four at a time."""
+    for t in range(t0, t1, 4):
+        s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for d in range(q.shape[1]):
+            x = q[r, d]
+            s0 += x * keys[t, d]
+            s1 += x * keys[t + 1, d]
+            s2 += x * keys[t + 2, d]
+            s3 += x * keys[t + 3, d]
+        scores[t] = s0
+        scores[t + 1] = s1
+        scores[t + 2] = s2
+        scores[t + 3] = s3
+
+
+@jit(REORDER)
+def _bend(scores: Array, t0: int, t1: int, softcap: Scalar, slope: Scalar, here: int) -> None:
+    """Makes scores of the products in slots t0 to t1 - 1: the bound, and the loss with distance from slot `here`."""
+    if softcap > 0:
+        for t in range(t0, t1):
+            fold = _exp(
+                np.float32(-2) * np.abs(scores[t]) / softcap
+            )  # tanh by its own formula: that loop is vectorised
+            bounded = softcap * (np.float32(1) - fold) / (np.float32(1) + fold)
+            scores[t] = bounded if scores[t] > 0 else -bounded
+    if slope != 0:
+        for t in range(t0, t1):
+            scores[t] += slope * np.float32(t - here)
+
+
+@jit(REORDER)
+def _accumulate(
+    sums: Array, peaks: Array, totals: Array, r: int, weights: Array, values: Array, t0: int, t1: int
+) -> None:
+    """Turns scores into weights, in place, and adds the weighted values to row r of the running softmax."""
+    peak = peaks[r]
+    for t in range(t0, t1):
+        peak = weights[t] if weights[t] > peak else peak
+    shrink = _exp(peaks[r] - peak)
+    total = np.float32(0)
+    for t in range(t0, t1):
+        weight = _exp(weights[t] - peak)
+        weights[t] = weight
+        total += weight
+    for t in range(t1, t1 + 3):
+        weights[t] = 0
+    peaks[r] = peak
+    totals[r] = totals[r] * shrink + total
+    for d in range(values.shape[1]):
+        sums[r, d] *= shrink
+    for t in range(t0, t1, 4):
+        w0, w1, w2, w3 = weights[t], weights[t + 1], weights[t + 2], weights[t + 3]
+        for d in range(values.shape[1]):
+            sums[r, d] += w0 * values[t, d] + w1 * values[t + 1, d] + w2 * values[t + 2, d] + w3 * values[t + 3, d]

@@ -1,0 +1,131 @@
+"""Attention for sequences that compute one token: their keys are shared out over several programs, and merged.
+
+Decode grid: (sequences, KV heads, splits). How many splits there are is fixed by the host, which does not know the
+lengths; every program takes an equal share of its own sequence, whatever its length. Prefix grid: (tiles of sequences,
+KV heads, splits): where sequences begin with the same blocks, those are read once for a whole tile of sequences.
+
+A program leaves the maximum of its scores, the sum of its weights and its weighted sum of values in its slot of a
+float32 workspace; the merge (grid: sequences, heads) adds up the slots of a row (Dao et al., "Flash-Decoding", 2023).
+"""
+
+# ruff: noqa: N803
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._tile import attend, heads_of_tile, load_queries, load_slopes, normalised, start_rows, store_rows
+
+
+@triton.jit(do_not_specialize=["first_slot", "num_slots", "window"])
+def decode_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, num_shared_ptr, sinks_ptr, slopes_ptr, out_ptr, sums_ptr, stats_ptr,
+    q_stride, block_stride, table_stride, num_heads, group, first_slot, num_slots, window, score_scale, cap,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_ALIBI: tl.constexpr,
+    HAS_SHARED: tl.constexpr,
+):  # fmt: skip
+    """Computes a share of the keys of sequence `program_id(0)`; shared blocks are left to the prefix kernel."""
+    seq, split = tl.program_id(0), tl.program_id(2)
+    kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
+    rows = tl.arange(0, BLOCK_M)
+    heads, valid = first_head + rows, rows < tile_heads
+    tokens = tl.zeros([BLOCK_M], tl.int32) + seq
+    seq_len = tl.load(seq_lens_ptr + seq)
+    first_key = tl.maximum(seq_len - window, 0)
+    if HAS_SHARED:
+        first_key = tl.load(num_shared_ptr) * BLOCK_SIZE
+    first, end = _share(first_key, seq_len, split, tl.num_programs(2), BLOCK_N)
+
+    q = load_queries(q_ptr, k_ptr, tokens, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
+    has_sink = rows < tl.where(split == 0, tile_heads, 0)  # a sink counts once
+    row_max, row_sum, acc = start_rows(sinks_ptr, heads, has_sink, BLOCK_D, HAS_SINKS)
+    slopes = load_slopes(slopes_ptr, heads, valid, HAS_ALIBI)
+    k_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
+    v_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
+    tables_ptr += seq.to(tl.int64) * table_stride
+    row_max, row_sum, acc = attend(
+        q, row_max, row_sum, acc, tokens * 0 + seq_len - 1, slopes, first, end, first, window, k_ptr, v_ptr, tables_ptr,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, HAS_CAP, HAS_ALIBI, MASKED=True,
+    )  # fmt: skip
+    out_rows = tokens.to(tl.int64) * num_heads + heads
+    if num_slots == 1:
+        store_rows(out_ptr, normalised(acc, row_sum), out_rows, valid, HEAD_DIM)
+    else:
+        slots = out_rows * num_slots + first_slot + split
+        _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=["num_seqs", "num_slots", "window"])
+def prefix_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, num_shared_ptr, slopes_ptr, sums_ptr, stats_ptr,
+    q_stride, block_stride, table_stride, num_heads, group, num_seqs, num_slots, window, score_scale, cap,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr, HAS_ALIBI: tl.constexpr,
+):  # fmt: skip
+    """Computes a share of the shared keys for the sequences of tile `program_id(0)`."""
+    split = tl.program_id(2)
+    kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
+    width = tl.minimum(group, BLOCK_M)
+    rows = tl.arange(0, BLOCK_M)
+    seqs = tl.program_id(0) * (BLOCK_M // width) + rows // width
+    heads = first_head + rows % width
+    valid = (rows // width < BLOCK_M // width) & (rows % width < tile_heads) & (seqs < num_seqs)
+    seq_lens = tl.load(seq_lens_ptr + seqs, mask=valid, other=0)
+    leader = tl.min(tl.where(seq_lens > 0, seqs, num_seqs))  # padding has no blocks
+    num_keys = tl.where(leader < num_seqs, tl.load(num_shared_ptr) * BLOCK_SIZE, 0)
+    first, end = _share(0, num_keys, split, tl.num_programs(2), BLOCK_N)
+
+    q = load_queries(q_ptr, k_ptr, seqs, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
+    row_max, row_sum, acc = start_rows(None, heads, valid, BLOCK_D, HAS_SINKS=False)
+    slopes = load_slopes(slopes_ptr, heads, valid, HAS_ALIBI)
+    k_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
+    v_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
+    tables_ptr += leader.to(tl.int64) * table_stride
+    row_max, row_sum, acc = attend(
+        q, row_max, row_sum, acc, seq_lens - 1, slopes, first, end, first, window, k_ptr, v_ptr, tables_ptr,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, HAS_CAP, HAS_ALIBI, MASKED=True,
+    )  # fmt: skip
+    slots = (seqs.to(tl.int64) * num_heads + heads) * num_slots + split
+    _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=["num_slots"])
+def merge_kernel(  # type: ignore[no-untyped-def]
+    sums_ptr,
+    stats_ptr,
+    out_ptr,
+    num_slots,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MAX_SLOTS: tl.constexpr,
+):
+    """Adds up the slots of row `program_id(0)`, a sequence's head."""
+    row = tl.program_id(0).to(tl.int64)
+    slots, columns = tl.arange(0, MAX_SLOTS), tl.arange(0, BLOCK_D)
+    used = slots < num_slots
+    pointers = stats_ptr + (row * num_slots + slots) * 2
+    slot_max = tl.load(pointers, mask=used, other=float("-inf"))
+    weights = tl.exp2(slot_max - tl.max(slot_max, 0))
+    row_sum = tl.sum(tl.load(pointers + 1, mask=used, other=0.0) * weights, 0)
+    mask = used[:, None] & (columns < HEAD_DIM)[None, :]
+    sums = tl.load(sums_ptr + (row * num_slots + slots)[:, None] * HEAD_DIM + columns[None, :], mask=mask, other=0.0)
+    out = tl.sum(sums * weights[:, None], 0) / tl.where(row_sum > 0.0, row_sum, 1.0)
+    tl.store(out_ptr + row * HEAD_DIM + columns, out.to(out_ptr.dtype.element_ty), mask=columns < HEAD_DIM)
+
+
+@triton.jit
+def _share(first, end, split, num_splits, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Returns the first and the last (excluded) of the keys that a split takes: whole tiles but for the end."""
+    tiles = tl.cdiv(tl.maximum(end - first, 0), BLOCK_N)
+    keys = tl.cdiv(tiles, num_splits) * BLOCK_N
+    return first + split * keys, tl.minimum(first + (split + 1) * keys, end)
+
+
+@triton.jit
+def _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Stores what a split found out about its rows."""
+    store_rows(sums_ptr, acc, slots, valid, HEAD_DIM)
+    tl.store(stats_ptr + slots * 2, row_max, mask=valid)
+    tl.store(stats_ptr + slots * 2 + 1, row_sum, mask=valid)

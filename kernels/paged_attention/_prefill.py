@@ -1,0 +1,77 @@
+"""Attention for any number of queries per sequence: prompts, chunks of them, and decodes among them.
+
+A tile is BLOCK_M // group queries of one sequence times the heads of one KV head. Grid: (tiles, KV heads). The host
+does not know the lengths, so it launches as many tiles as there can be, and each program looks for its own: sequence b
+owns the tiles from `query_start_loc[b] // queries_per_tile + b` on, as many as it needs or one more.
+"""
+
+# ruff: noqa: N803
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ._tile import attend, heads_of_tile, load_queries, load_slopes, normalised, start_rows, store_rows
+
+
+@triton.jit(do_not_specialize=["first_seq", "num_seqs", "window"])
+def prefill_kernel(  # type: ignore[no-untyped-def]
+    q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, starts_ptr, sinks_ptr, slopes_ptr, out_ptr,
+    q_stride, block_stride, table_stride, num_heads, group, first_seq, num_seqs, window, score_scale, cap,
+    deterministic,
+    HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_ALIBI: tl.constexpr,
+):  # fmt: skip
+    """Computes one tile of the sequences from `first_seq` on. The last tiles of a prompt see most: they start first."""
+    kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
+    width = tl.minimum(group, BLOCK_M)
+    seq, tile = _find(starts_ptr, tl.num_programs(0) - 1 - tl.program_id(0), first_seq, num_seqs, BLOCK_M // width)
+    start = tl.load(starts_ptr + seq)
+    num_queries = tl.load(starts_ptr + seq + 1) - start
+    first_query = tile * (BLOCK_M // width)
+    if first_query >= num_queries:
+        return
+    rows = tl.arange(0, BLOCK_M)
+    queries, heads = first_query + rows // width, first_head + rows % width
+    last_query = tl.minimum(first_query + BLOCK_M // width, num_queries) - 1
+    valid = (queries <= last_query) & (rows % width < tile_heads)
+    context = tl.load(seq_lens_ptr + seq) - num_queries
+    positions = tl.where(valid, context + queries, -1)
+
+    first_read = tl.maximum(context + first_query - window + 1, 0)
+    first, end = first_read // BLOCK_N * BLOCK_N, context + last_query + 1
+    sees_all = (context + last_query - window < first) & (deterministic == 0)
+    whole = tl.where(sees_all, tl.maximum((context + first_query + 1) // BLOCK_N * BLOCK_N, first), first)
+
+    q = load_queries(q_ptr, k_ptr, start + queries, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
+    row_max, row_sum, acc = start_rows(sinks_ptr, heads, valid, BLOCK_D, HAS_SINKS)
+    slopes = load_slopes(slopes_ptr, heads, valid, HAS_ALIBI)
+    k_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
+    v_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
+    tables_ptr += seq.to(tl.int64) * table_stride
+    row_max, row_sum, acc = attend(
+        q, row_max, row_sum, acc, positions, slopes, first, whole, first_read, window, k_ptr, v_ptr, tables_ptr,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, HAS_CAP, HAS_ALIBI, MASKED=False,
+    )  # fmt: skip
+    row_max, row_sum, acc = attend(
+        q, row_max, row_sum, acc, positions, slopes, whole, end, first_read, window, k_ptr, v_ptr, tables_ptr,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, HAS_CAP, HAS_ALIBI, MASKED=True,
+    )  # fmt: skip
+    out_rows = (start + queries).to(tl.int64) * num_heads + heads
+    store_rows(out_ptr, normalised(acc, row_sum), out_rows, valid, HEAD_DIM)
+
+
+@triton.jit
+def _find(starts_ptr, tile, first_seq, num_seqs, queries_per_tile):  # type: ignore[no-untyped-def]
+    """Returns the sequence that owns a tile, by binary search, and the number of the tile within it."""
+    origin = tl.load(starts_ptr + first_seq)
+    low, high, low_tile = first_seq, num_seqs, first_seq * 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        middle_tile = (tl.load(starts_ptr + middle) - origin) // queries_per_tile + middle - first_seq
+        if middle_tile <= tile:
+            low, low_tile = middle, middle_tile
+        else:
+            high = middle
+    return low, tile - low_tile

@@ -1,0 +1,119 @@
+"""Device code that all attention kernels share: a tile of query rows meets a tile of keys at a time.
+
+A row is one query of one head. All rows of a tile belong to one KV head, so that a key is read once for all of them.
+The softmax is computed on the fly (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018): a row
+keeps the maximum of its scores, the sum of its weights and the weighted sum of values, all relative to that maximum.
+Scores are in units of log2(e), because GPUs have an instruction for powers of two.
+"""
+
+# ruff: noqa: N803
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .._fp8 import widen
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1e38)
+"""The maximum of no scores: finite, so that the difference of two of them is a number."""
+
+
+@triton.jit
+def heads_of_tile(group, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Returns (KV head, first query head, query heads) of `program_id(1)`: a group wider than a tile takes several."""
+    width = tl.minimum(group, BLOCK_M)
+    tiles_per_group = tl.cdiv(group, width)
+    kv_head = tl.program_id(1) // tiles_per_group
+    first = tl.program_id(1) % tiles_per_group * width
+    return kv_head, kv_head * group + first, tl.minimum(width, group - first)
+
+
+@triton.jit
+def load_queries(q_ptr, k_ptr, tokens, heads, valid, q_stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Loads rows `[rows, BLOCK_D]`: (tokens[i], heads[i]), zeros where not valid.
+
+    With an 8-bit cache, bfloat16 becomes float16: it holds every e4m3 number, and the conversion is one instruction.
+    """
+    columns = tl.arange(0, BLOCK_D)
+    offsets = tokens.to(tl.int64) * q_stride + heads * HEAD_DIM
+    mask = valid[:, None] & (columns < HEAD_DIM)[None, :]
+    q = tl.load(q_ptr + offsets[:, None] + columns[None, :], mask=mask, other=0.0)
+    if k_ptr.dtype.element_ty.primitive_bitwidth == 8 and q.dtype == tl.bfloat16:
+        q = q.to(tl.float16)
+    return q
+
+
+@triton.jit
+def start_rows(sinks_ptr, heads, valid, BLOCK_D: tl.constexpr, HAS_SINKS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Returns (maximum, sum, weighted sum) of rows that have seen no key: only their sink, which has no value."""
+    row_max = tl.full(heads.shape, LOWEST, tl.float32)
+    row_sum = tl.zeros(heads.shape, tl.float32)
+    if HAS_SINKS:
+        row_max = tl.where(valid, tl.load(sinks_ptr + heads, mask=valid, other=0.0) * LOG2_E, LOWEST)
+        row_sum = tl.where(valid, 1.0, 0.0)
+    return row_max, row_sum, tl.zeros([heads.shape[0], BLOCK_D], tl.float32)
+
+
+@triton.jit
+def load_slopes(slopes_ptr, heads, valid, HAS_ALIBI: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Returns the ALiBi slope of every row; zeros if there are none."""
+    if HAS_ALIBI:
+        slopes = tl.load(slopes_ptr + heads, mask=valid, other=0.0) * LOG2_E
+    else:
+        slopes = tl.zeros(heads.shape, tl.float32)
+    return slopes
+
+
+@triton.jit
+def attend(  # type: ignore[no-untyped-def]
+    q, row_max, row_sum, acc, positions, slopes, first, end, first_read, window, k_ptr, v_ptr, table_ptr, block_stride,
+    score_scale, cap,
+    BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr,
+    HAS_ALIBI: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Takes rows at `positions` over the keys from `first` to `end - 1`, in tiles of BLOCK_N.
+
+    With MASKED, a row sees only keys of its window, and none before `first_read` are read; a tile of which a row sees
+    nothing leaves that row as it is, to the bit. Without, every row sees all keys, which are whole tiles.
+    """
+    columns = tl.arange(0, q.shape[1])
+    for start in range(first, end, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        readable = (keys >= first_read) & (keys < end) if MASKED else tl.full([BLOCK_N], True, tl.int1)
+        blocks = tl.load(table_ptr + keys // BLOCK_SIZE, mask=readable, other=0).to(tl.int64)
+        offsets = (blocks * block_stride + keys % BLOCK_SIZE * HEAD_DIM)[:, None] + columns[None, :]
+        mask = readable[:, None] & (columns < HEAD_DIM)[None, :]
+        k = widen(tl.load(k_ptr + offsets, mask=mask, other=0.0), q.dtype)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
+        if HAS_CAP:
+            scores = cap - 2.0 * cap / (tl.exp2(scores) + 1.0)  # cap * tanh; the factor 2 log2(e) is in the scale
+        if HAS_ALIBI:
+            scores += slopes[:, None] * (keys[None, :] - positions[:, None])
+        if MASKED:
+            ages = positions[:, None] - tl.where(readable, keys, 2**30)[None, :]
+            scores = tl.where(ages.to(tl.uint32) < window.to(tl.uint32), scores, float("-inf"))  # below 0 is huge
+        new_max = tl.maximum(row_max, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_max[:, None])
+        kept = tl.exp2(row_max - new_max)
+        row_sum = row_sum * kept + tl.sum(weights, 1)
+        v = widen(tl.load(v_ptr + offsets, mask=mask, other=0.0), q.dtype)
+        acc = tl.dot(weights.to(v.dtype), v, acc * kept[:, None], input_precision="ieee")
+        row_max = new_max
+    return row_max, row_sum, acc
+
+
+@triton.jit
+def normalised(acc, row_sum):  # type: ignore[no-untyped-def]
+    """Divides the weighted sums by the sums of weights; 0 for rows that saw nothing."""
+    return acc / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]
+
+
+@triton.jit
+def store_rows(out_ptr, x, rows, valid, HEAD_DIM: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Stores x `[rows, BLOCK_D]` to the given rows of a contiguous tensor."""
+    columns = tl.arange(0, x.shape[1])
+    mask = valid[:, None] & (columns < HEAD_DIM)[None, :]
+    pointers = out_ptr + (rows.to(tl.int64) * HEAD_DIM)[:, None] + columns[None, :]
+    tl.store(pointers, x.to(out_ptr.dtype.element_ty), mask=mask)

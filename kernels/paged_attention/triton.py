@@ -1,0 +1,231 @@
+"""Paged attention on the GPU, in Triton: checks a call, and chooses what runs.
+
+Sequences that compute one token go to the decode kernel (`_decode.py`), after the prefix kernel where they share their
+first blocks; all others go to the prefill kernel (`_prefill.py`). With `deterministic` all go there: its tiles lie at
+fixed positions of the sequence and it never splits, so a row comes out the same in any company.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from .._fp8 import e4m3_storage, e4m3_type
+from .._triton import TORCH_TO_TRITON, Specialisation, Target, current_target
+from ._configs import (
+    MAX_HEAD_DIM,
+    MAX_SLOTS,
+    MERGE_CONFIG,
+    MIN_HEAD_DIM,
+    Config,
+    decode_config,
+    num_splits,
+    padded,
+    prefill_config,
+)
+from ._decode import decode_kernel, merge_kernel, prefix_kernel
+from ._prefill import prefill_kernel
+from .op import paged_attention
+
+_LOG2_E = 1.4426950408889634
+_NO_WINDOW = 2**31 - 1
+_Arguments = dict[str, Any]
+"""Arguments of kernels by name; each kernel takes those it has."""
+
+
+@paged_attention.register("cuda")
+def paged_attention_triton(
+    query: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    seq_lens: Tensor,
+    query_start_loc: Tensor,
+    scale: float,
+    window: int = 0,
+    *,
+    softcap: float = 0.0,
+    sinks: Tensor | None = None,
+    alibi_slopes: Tensor | None = None,
+    num_decodes: int = 0,
+    num_shared: Tensor | None = None,
+    deterministic: bool = False,
+) -> Tensor:
+    """Runs `paged_attention` in one to four kernels, without asking the GPU for anything.
+
+    Raises:
+        ValueError: The heads, the dtypes or the layout of the cache are not what the kernels take.
+    """
+    _check(query, k_cache, v_cache)
+    if query.stride(2) != 1 or query.stride(1) != query.shape[2]:
+        query = query.contiguous()
+    out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    absent = seq_lens.view(torch.float32)  # a pointer of the right type, which is not read
+    arguments = {
+        "q_ptr": query,
+        "k_ptr": e4m3_storage(k_cache, current_target()),
+        "v_ptr": e4m3_storage(v_cache, current_target()),
+        "tables_ptr": block_tables,
+        "seq_lens_ptr": seq_lens,
+        "starts_ptr": query_start_loc,
+        "num_shared_ptr": seq_lens if num_shared is None else num_shared,
+        "sinks_ptr": absent if sinks is None else sinks,
+        "slopes_ptr": absent if alibi_slopes is None else alibi_slopes,
+        "out_ptr": out,
+        "q_stride": query.stride(0),
+        "block_stride": k_cache.stride(0),
+        "table_stride": block_tables.stride(0),
+        "num_heads": query.shape[1],
+        "group": query.shape[1] // k_cache.shape[1],
+        "window": window or _NO_WINDOW,
+        "score_scale": _LOG2_E * (2 * scale / softcap if softcap else scale),
+        "cap": _LOG2_E * softcap,
+        "deterministic": int(deterministic),
+        "HEAD_DIM": query.shape[2],
+        "BLOCK_SIZE": k_cache.shape[2],
+        "BLOCK_D": padded(query.shape[2]),
+        "HAS_CAP": int(softcap > 0),
+        "HAS_SINKS": int(sinks is not None),
+        "HAS_ALIBI": int(alibi_slopes is not None),
+        "HAS_SHARED": int(num_shared is not None and not window),
+    }
+    num_decodes = 0 if deterministic else num_decodes
+    if num_decodes:
+        _decode(arguments, num_decodes)
+    if len(query) > num_decodes:
+        _prefill(arguments, num_decodes)
+    return out
+
+
+def _prefill(arguments: _Arguments, first_seq: int) -> None:
+    """Launches the prefill kernel for the sequences from `first_seq` on; those before own one row each."""
+    query, num_seqs = arguments["q_ptr"], len(arguments["seq_lens_ptr"])
+    sizes = query.dtype, arguments["k_ptr"].dtype, query.shape[2]
+    config = prefill_config(current_target(), *sizes, deterministic=bool(arguments["deterministic"]))
+    num_tiles = (len(query) - first_seq) // _rows_per_tile(arguments, config) + num_seqs - first_seq
+    own = {"first_seq": first_seq, "num_seqs": num_seqs}
+    _launch(prefill_kernel, (num_tiles, _head_tiles(arguments, config)), config, arguments | own)
+
+
+def _decode(arguments: _Arguments, num_seqs: int) -> None:
+    """Launches what the first `num_seqs` sequences need: the prefix kernel, the decode kernel and the merge."""
+    query, has_prefix = arguments["q_ptr"], arguments["HAS_SHARED"]
+    num_heads, head_dim = query.shape[1:]
+    sizes = current_target(), query.dtype, arguments["k_ptr"].dtype, head_dim
+    config, prefix_config = decode_config(*sizes, arguments["group"]), prefill_config(*sizes)
+    limit = MAX_SLOTS // 2 if has_prefix else MAX_SLOTS
+    grid = _split_grid(arguments, config, num_seqs, limit)
+    num_tiles = triton.cdiv(num_seqs, _rows_per_tile(arguments, prefix_config))
+    prefix_grid = _split_grid(arguments, prefix_config, num_tiles, limit) if has_prefix else (0, 0, 0)
+    num_slots = prefix_grid[2] + grid[2]
+    sums = stats = arguments["slopes_ptr"]  # not used if there is one slot
+    if num_slots > 1:
+        sums = torch.empty((num_seqs, num_heads, num_slots, head_dim), dtype=torch.float32, device=query.device)
+        stats = torch.empty((num_seqs, num_heads, num_slots, 2), dtype=torch.float32, device=query.device)
+    own = {"sums_ptr": sums, "stats_ptr": stats, "num_slots": num_slots, "num_seqs": num_seqs}
+    arguments = arguments | own | {"first_slot": prefix_grid[2]}
+    if has_prefix:
+        _launch(prefix_kernel, prefix_grid, prefix_config, arguments)
+    _launch(decode_kernel, grid, config, arguments)
+    if num_slots > 1:
+        max_slots = {"MAX_SLOTS": triton.next_power_of_2(num_slots)}
+        _launch(merge_kernel, (num_seqs * num_heads,), MERGE_CONFIG, arguments | max_slots)
+
+
+def _split_grid(arguments: _Arguments, config: Config, num_tiles: int, limit: int) -> tuple[int, int, int]:
+    """Returns the grid of a kernel that shares out the keys of `num_tiles` tiles of rows."""
+    max_keys = arguments["tables_ptr"].shape[1] * arguments["BLOCK_SIZE"]
+    head_tiles = _head_tiles(arguments, config)
+    splits = num_splits(current_target(), num_tiles * head_tiles, max_keys, config.block_n, limit)
+    return num_tiles, head_tiles, splits
+
+
+def _head_tiles(arguments: _Arguments, config: Config) -> int:
+    """Returns how many tiles hold the heads of one query: one per KV head, unless a group is wider than a tile."""
+    group = arguments["group"]
+    return arguments["num_heads"] // group * triton.cdiv(group, config.block_m)
+
+
+def _rows_per_tile(arguments: _Arguments, config: Config) -> int:
+    """Returns how many queries a tile holds, each with the heads of a group."""
+    return config.block_m // min(arguments["group"], config.block_m)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], config: Config, arguments: _Arguments) -> None:
+    """Launches a kernel with those of the arguments that it has."""
+    arguments = arguments | config.tile()
+    own = {name: arguments[name] for name in kernel.arg_names}
+    kernel[grid](**own, **config.options())
+
+
+def _check(query: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Raises unless the kernels can take these."""
+    num_heads, head_dim = query.shape[1:]
+    num_kv_heads, block_size = k_cache.shape[1:3]
+    sizes_fit = MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM and k_cache.shape[3] == head_dim
+    if not sizes_fit or num_heads % num_kv_heads:
+        raise ValueError(
+            f"paged_attention: {num_heads} query heads of {head_dim} over {num_kv_heads} KV heads of "
+            f"{k_cache.shape[3]}; the sizes must be equal, {MIN_HEAD_DIM} to {MAX_HEAD_DIM}, and the number of KV "
+            f"heads must divide that of query heads"
+        )
+    if k_cache.dtype not in (query.dtype, torch.float8_e4m3fn):
+        raise ValueError(
+            f"paged_attention: a query in {query.dtype} over a cache in {k_cache.dtype}; "
+            f"the cache must be in the dtype of the query or in torch.float8_e4m3fn"
+        )
+    strides = (block_size * head_dim, head_dim, 1)
+    if k_cache.stride()[1:] != strides or v_cache.stride() != k_cache.stride() or v_cache.shape != k_cache.shape:
+        raise ValueError(
+            f"paged_attention: caches of strides {list(k_cache.stride())} and {list(v_cache.stride())}; "
+            f"they must be alike and contiguous within a block: [..., {', '.join(map(str, strides))}]"
+        )
+
+
+_POINTERS_OF_QUERY = ("q_ptr", "out_ptr")
+_POINTERS_OF_CACHE = ("k_ptr", "v_ptr")
+_INTEGER_POINTERS = ("tables_ptr", "seq_lens_ptr", "starts_ptr", "num_shared_ptr")
+_FLOAT_POINTERS = ("sinks_ptr", "slopes_ptr", "sums_ptr", "stats_ptr")
+_FLOATS = ("score_scale", "cap")
+_MULTIPLES_OF_16 = ("q_stride", "block_stride")
+
+
+def specialisations(target: Target) -> Iterator[Specialisation]:
+    """Yields the forms of the four kernels: the smallest and the largest sizes, with no option and with all."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        for cache_dtype in (dtype, torch.float8_e4m3fn):
+            types = _types(dtype, cache_dtype, target)
+            for head_dim, block_size, has_options in ((8, 1, 0), (64, 16, 1), (128, 16, 1), (256, 256, 1)):
+                flags = dict.fromkeys(("HAS_CAP", "HAS_SINKS", "HAS_ALIBI", "HAS_SHARED"), has_options)
+                constants = {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "BLOCK_D": padded(head_dim)} | flags
+                sizes = target, dtype, cache_dtype, head_dim
+                for config in {prefill_config(*sizes, deterministic=choice) for choice in (False, True)}:
+                    yield _form(prefill_kernel, types, constants, config)
+                yield _form(prefix_kernel, types, constants, prefill_config(*sizes))
+                for config in {decode_config(*sizes, group) for group in (1, 32)}:
+                    yield _form(decode_kernel, types, constants, config)
+        for head_dim, max_slots in ((MIN_HEAD_DIM, 2), (128, MAX_SLOTS), (MAX_HEAD_DIM, MAX_SLOTS)):
+            constants = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim), "MAX_SLOTS": max_slots}
+            yield _form(merge_kernel, types, constants, MERGE_CONFIG)
+
+
+def _types(dtype: torch.dtype, cache_dtype: torch.dtype, target: Target) -> dict[str, str]:
+    """Returns the types of the pointers and the floats; what has none is an integer."""
+    cache = e4m3_type(target) if cache_dtype == torch.float8_e4m3fn else TORCH_TO_TRITON[cache_dtype]
+    types = dict.fromkeys(_POINTERS_OF_QUERY, "*" + TORCH_TO_TRITON[dtype])
+    types |= dict.fromkeys(_POINTERS_OF_CACHE, "*" + cache)
+    types |= dict.fromkeys(_INTEGER_POINTERS, "*i32") | dict.fromkeys(_FLOAT_POINTERS, "*fp32")
+    return types | dict.fromkeys(_FLOATS, "fp32")
+
+
+def _form(kernel: Any, types: dict[str, str], constants: dict[str, int], config: Config) -> Specialisation:
+    """Builds one form from what its kernel has of all types and constants."""
+    values = constants | config.tile()
+    constants = {name: values[name] for name in kernel.arg_names if name in values}
+    types = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}
+    multiples = tuple(name for name in _MULTIPLES_OF_16 if name in types and constants["HEAD_DIM"] % 16 == 0)
+    return Specialisation(kernel, types, constants, config.options(), multiples)

@@ -1,0 +1,7 @@
+"""Rows of numbers as 8-bit floats with a scale per row."""
+
+from __future__ import annotations
+
+from .op import quantize_fp8
+
+__all__ = ["quantize_fp8"]

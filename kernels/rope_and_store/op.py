@@ -1,0 +1,113 @@
+"""What an attention layer does to its queries, keys and values before it attends, in one pass: the definition.
+
+    x     = x / sqrt(mean(x²) + eps) · weight         for each query and key head, if weights are given
+    query = rotate(query),   k_cache[slot] = rotate(key),   v_cache[slot] = value
+
+It is `rms_norm`, `rotary` and `store_kv` (they say where the formulas are from) without rounding between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._op import Draw, Sample, op
+from ..store_kv.op import store_kv
+
+
+def _samples(draw: Draw) -> Iterator[Sample]:
+    def sample(
+        name: str,
+        num_tokens: int,
+        heads: tuple[int, int],
+        head_dim: int,
+        *,
+        rot_dim: int | None = None,
+        has_norm: bool = True,
+        num_padding: int = 0,
+        cache_dtype: torch.dtype = draw.dtype,
+    ) -> Sample:
+        rot_dim = head_dim if rot_dim is None else rot_dim
+        # Views of one fused projection, as the attention layer passes them.
+        fused = draw.normal(num_tokens, heads[0] + 2 * heads[1], head_dim)
+        query, key, value = fused.split((heads[0], heads[1], heads[1]), dim=1)
+        num_blocks, block_size = num_tokens // 16 + 1, 16
+        cache = draw.normal(2, num_blocks, heads[1], block_size, head_dim).to(cache_dtype)
+        slots = draw.permutation(num_blocks * block_size)[:num_tokens]
+        slots[draw.permutation(num_tokens)[:num_padding]] = -1
+        angles = draw.normal(200, rot_dim // 2, dtype=torch.float32) * 10
+        table = torch.cat((angles.cos(), angles.sin()), dim=-1)
+        options: dict[str, Any] = {}
+        if has_norm:
+            options = {"q_weight": draw.normal(head_dim), "k_weight": draw.normal(head_dim), "eps": 1e-6}
+        positions = draw.integers(0, 200, num_tokens)
+        return Sample(name, (query, key, value, cache[0], cache[1], slots, positions, table), options)
+
+    small = torch.float8_e4m3fn
+    yield sample("one token", 1, (1, 1), 2)
+    yield sample("no norm", 21, (6, 2), 32, has_norm=False)
+    yield sample("grouped heads", 33, (6, 2), 32, num_padding=5)
+    yield sample("many heads", 3, (19, 9), 128)
+    yield sample("part of the head", 9, (4, 4), 80, rot_dim=32)
+    yield sample("odd half, no norm", 5, (2, 1), 14, has_norm=False, num_padding=1)
+    yield sample("8-bit cache", 17, (4, 2), 64, num_padding=2, cache_dtype=small)
+    yield sample("8-bit cache, no norm, part", 7, (3, 1), 48, rot_dim=16, has_norm=False, cache_dtype=small)
+    yield sample("padding only", 2, (2, 1), 16, num_padding=2)
+    yield sample("no tokens", 0, (2, 1), 16)
+
+
+@op(
+    samples=_samples,
+    tolerance={torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (1.6e-2, 1.6e-2)},
+)
+def rope_and_store(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 0.0,
+) -> None:
+    """Norms and rotates queries and keys, and stores keys and values.
+
+    Arithmetic is in float32 until a result is rounded, once.
+
+    Args:
+        query: `[num_tokens, num_heads, head_dim]`, may be a strided view of contiguous heads. Changed in place.
+        key: `[num_tokens, num_kv_heads, head_dim]`, may be a strided view of contiguous heads. Only read.
+        value: The same.
+        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the key or float8_e4m3fn, where
+            numbers beyond +-448 become that. Changed in place.
+        v_cache: The same, with the same strides. Changed in place.
+        slot_mapping: `[num_tokens]` int64: `block_id * block_size + offset`, distinct; a token with a negative slot is
+            padding and stores nothing.
+        positions: `[num_tokens]` int64, rows of `cos_sin`.
+        cos_sin: `[max_position, rot_dim]` float32: the cosines of the `rot_dim / 2` angles of a position, then the
+            sines. `rot_dim <= head_dim`; the dimensions after it are not rotated.
+        q_weight: `[head_dim]`, the dtype of the query: what multiplies a normed query head. None for no norm.
+        k_weight: The same for the keys. Both are given, or neither.
+        eps: Added to the mean square.
+    """
+    cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [num_tokens, 1, rot_dim / 2] each
+    query.copy_(_rotate(_norm(query, q_weight, eps), cos, sin))
+    store_kv.plain(_rotate(_norm(key, k_weight, eps), cos, sin), value, k_cache, v_cache, slot_mapping)
+
+
+def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide if weight is None else wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = cos.shape[-1]
+    first, second, rest = x.tensor_split((half, 2 * half), dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)

@@ -1,0 +1,208 @@
+"""Norm, rotation and the write to the KV cache on the GPU, in Triton: one launch before attention.
+
+    x     = x / sqrt(mean(x²) + eps) · weight         for each query and key head, if weights are given
+    query = rotate(query),   k_cache[slot] = rotate(key),   v_cache[slot] = value
+
+Grid: (tokens, groups of query heads, then groups of KV heads). A program owns about 1,024 numbers of heads of one
+token: it reads them once, and writes the queries where they were, or keys and values to their slot. A head is held as
+its two rotated halves and what is not rotated, so that turning it moves nothing between threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._fp8 import e4m3_storage, e4m3_type, narrow
+from .._heads import check_cache, head_options, heads_per_program, slot_offset
+from .._triton import Specialisation, Target, current_target
+from .op import rope_and_store
+
+
+@rope_and_store.register("cuda")
+def rope_and_store_triton(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 0.0,
+) -> None:
+    """Runs `rope_and_store` in one kernel.
+
+    Raises:
+        ValueError: One weight without the other, or tensors that do not belong together.
+    """
+    if (q_weight is None) != (k_weight is None):
+        raise ValueError("rope_and_store: one of q_weight and k_weight is None; give both or neither")
+    check_cache("rope_and_store", key, k_cache, v_cache)
+    num_tokens, num_heads, head_dim = query.shape
+    num_kv_heads, rot_dim = key.shape[1], cos_sin.shape[1]
+    if not num_tokens:
+        return
+    target, tile = current_target(), _tile(head_dim, rot_dim)
+    num_query_groups = triton.cdiv(num_heads, tile["HEADS"])
+    rope_and_store_kernel[(num_tokens, num_query_groups + triton.cdiv(num_kv_heads, tile["HEADS"]))](
+        query,
+        key,
+        value,
+        e4m3_storage(k_cache, target),
+        e4m3_storage(v_cache, target),
+        slot_mapping,
+        positions,
+        cos_sin,
+        q_weight,
+        k_weight,
+        *query.stride()[:2],
+        *key.stride()[:2],
+        *value.stride()[:2],
+        *k_cache.stride()[:3],
+        k_cache.shape[2],
+        num_heads,
+        num_kv_heads,
+        num_query_groups,
+        head_dim,
+        rot_dim // 2,
+        eps,
+        **tile,
+        **head_options(target),
+    )
+
+
+def _tile(head_dim: int, rot_dim: int) -> dict[str, int]:
+    """Returns the tile of a program: heads, half of what is rotated, what is not (1 if nothing), the whole head."""
+    return {
+        "HEADS": heads_per_program(head_dim),
+        "HALF": triton.next_power_of_2(max(1, rot_dim // 2)),
+        "REST": triton.next_power_of_2(max(1, head_dim - rot_dim)),
+        "BLOCK": triton.next_power_of_2(head_dim),
+    }
+
+
+_STRIDES = (
+    *("query_stride", "query_head", "key_stride", "key_head", "value_stride", "value_head"),
+    *("block_stride", "head_stride", "slot_stride"),
+)
+_SIZES = ("block_size", "num_heads", "num_kv_heads", "num_query_groups", "head_dim", "half")
+
+
+def specialisations(target: Target) -> Iterator[Specialisation]:
+    """Yields the forms the kernel takes on a target: heads from one number to 512, rotated wholly or in part."""
+    largest = {**_tile(512, 512), "REST": 512}  # of either part; no head has both
+    for dtype in ("fp32", "fp16", "bf16"):
+        for cache in (dtype, e4m3_type(target)):
+            for absent in ((), ("q_weight_ptr", "k_weight_ptr")):
+                for tile in (_tile(1, 0), _tile(128, 128), largest):
+                    tensors = ("query_ptr", "key_ptr", "value_ptr", "q_weight_ptr", "k_weight_ptr")
+                    types = {name: f"*{dtype}" for name in tensors if name not in absent}
+                    types |= {"k_cache_ptr": f"*{cache}", "v_cache_ptr": f"*{cache}", "cos_sin_ptr": "*fp32"}
+                    types |= {"slot_ptr": "*i64", "positions_ptr": "*i64", "eps": "fp32"}
+                    types |= dict.fromkeys((*_STRIDES, *_SIZES), "i32")
+                    constants = {**dict.fromkeys(absent), **tile}
+                    aligned = (*_STRIDES, "block_size", "head_dim", "half")
+                    yield Specialisation(rope_and_store_kernel, types, constants, head_options(target), aligned)
+
+
+@triton.jit
+def rope_and_store_kernel(  # type: ignore[no-untyped-def]
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    slot_ptr,
+    positions_ptr,
+    cos_sin_ptr,
+    q_weight_ptr,
+    k_weight_ptr,
+    query_stride,
+    query_head,
+    key_stride,
+    key_head,
+    value_stride,
+    value_head,
+    block_stride,
+    head_stride,
+    slot_stride,
+    block_size,
+    num_heads,
+    num_kv_heads,
+    num_query_groups,
+    head_dim,
+    half,
+    eps,
+    HEADS: tl.constexpr,  # noqa: N803
+    HALF: tl.constexpr,  # noqa: N803
+    REST: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    """Does the work of HEADS heads of token `program_id(0)`. `query_head` and the like are strides between heads."""
+    token = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1)
+    table_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * (2 * half)
+    if group < num_query_groups:
+        head = group * HEADS + tl.arange(0, HEADS)[:, None]
+        head_ptr = query_ptr + token * query_stride + head * query_head
+        is_head = head < num_heads
+        _norm_and_rotate(head_ptr, head_ptr, is_head, q_weight_ptr, table_ptr, head_dim, half, eps, HALF, REST)
+    else:
+        head = (group - num_query_groups) * HEADS + tl.arange(0, HEADS)[:, None]
+        head_ptr = key_ptr + token * key_stride + head * key_head
+        slot = tl.load(slot_ptr + token)
+        to = slot_offset(slot, block_stride, slot_stride, block_size) + head * head_stride
+        is_head = head < tl.where(slot >= 0, num_kv_heads, 0)
+        _norm_and_rotate(head_ptr, k_cache_ptr + to, is_head, k_weight_ptr, table_ptr, head_dim, half, eps, HALF, REST)
+        _copy(value_ptr + token * value_stride + head * value_head, v_cache_ptr + to, is_head, head_dim, BLOCK)
+
+
+@triton.jit
+def _copy(from_ptr, to_ptr, is_head, head_dim, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Copies heads at `from_ptr` `[HEADS, 1]` to `to_ptr`, rounded to what is there."""
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = is_head & (column < head_dim)
+    x = tl.load(from_ptr + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(to_ptr + column, narrow(x, to_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _norm_and_rotate(  # type: ignore[no-untyped-def]
+    from_ptr,
+    to_ptr,
+    is_head,
+    weight_ptr,
+    table_ptr,
+    head_dim,
+    half,
+    eps,
+    HALF: tl.constexpr,  # noqa: N803
+    REST: tl.constexpr,  # noqa: N803
+):
+    """Reads heads at `from_ptr` `[HEADS, 1]`, and writes them, normed and rotated, at `to_ptr`."""
+    column = tl.arange(0, HALF)[None, :]
+    rest_column = 2 * half + tl.arange(0, REST)[None, :]
+    turned, kept = is_head & (column < half), is_head & (rest_column < head_dim)
+    first = tl.load(from_ptr + column, mask=turned, other=0.0).to(tl.float32)
+    second = tl.load(from_ptr + half + column, mask=turned, other=0.0).to(tl.float32)
+    rest = tl.load(from_ptr + rest_column, mask=kept, other=0.0).to(tl.float32)
+    if weight_ptr is not None:
+        squares = tl.sum(first * first + second * second, axis=1, keep_dims=True)
+        squares += tl.sum(rest * rest, axis=1, keep_dims=True)
+        scale = tl.rsqrt(squares / head_dim + eps)
+        first *= scale * tl.load(weight_ptr + column, mask=column < half, other=0.0).to(tl.float32)
+        second *= scale * tl.load(weight_ptr + half + column, mask=column < half, other=0.0).to(tl.float32)
+        rest *= scale * tl.load(weight_ptr + rest_column, mask=rest_column < head_dim, other=0.0).to(tl.float32)
+    cos = tl.load(table_ptr + column, mask=column < half, other=0.0)
+    sin = tl.load(table_ptr + half + column, mask=column < half, other=0.0)
+    dtype: tl.constexpr = to_ptr.dtype.element_ty
+    tl.store(to_ptr + column, narrow(first * cos - second * sin, dtype), mask=turned)
+    tl.store(to_ptr + half + column, narrow(second * cos + first * sin, dtype), mask=turned)
+    tl.store(to_ptr + rest_column, narrow(rest, dtype), mask=kept)

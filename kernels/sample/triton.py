@@ -1,0 +1,361 @@
+"""Sampling on the GPU, in Triton, without a sort.
+
+Two passes over the vocabulary draw from a row: one finds its largest logit, one adds the noise. Rows with top_k or
+top_p take two more, which leave a few thousand candidates to search for their threshold. Which rows those are is
+decided on the device: the same launches do for all parameters, and fit in a CUDA graph.
+
+A token's distance is -s = (max - logit) / temperature, a float32 of at least 0. Its bits, read as an integer, are in
+the same order; so a row keeps the tokens whose bits are at most its limit, and the limit is found by bisection.
+
+Grid: (rows, chunks of the vocabulary), as many chunks as fill the GPU; each program leaves its part of the answer for
+the next kernel. The search and the last step take one program per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._triton import Specialisation, Target, current_target
+from .op import log_min_p, sample
+from .triton_exact import gumbel, mass_of, row_key
+
+TILE = 1024
+"""Tokens that a program looks at together."""
+
+MAX_CHUNKS = 128
+"""Of a row: the most parts that one program merges."""
+
+NUM_BOUNDS = 8
+"""Rows are measured at distances 2, 4, ... 14 and infinity: at 14 a token is a millionth as likely as the best."""
+
+MAX_CANDIDATES = 16_384
+"""Most tokens of a row that are collected for the search. With more it reads the whole row at every step."""
+
+OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
+"""Of every launch: fused multiplications would give other bits than the definition."""
+
+_PROGRAMS_PER_PROCESSOR = 4
+_INFINITY = tl.constexpr(0x7F800000)  # the bits of one
+_SIZES = ("vocab_size", "num_chunks")  # forms of their own for 1 and for multiples of 16 would bring nothing
+
+
+@sample.register("cuda")
+def sample_triton(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """Runs `sample` in six kernels; a row leaves those that it has no use for at once."""
+    ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
+    if not len(logits):
+        return ids
+    logits = logits if logits.stride(-1) == 1 else logits.contiguous()
+    num_rows, vocab_size = logits.shape
+    num_chunks, chunk_size = split(num_rows, vocab_size, current_target())
+    by_chunk = (num_rows, num_chunks)
+    # Each tensor is allocated by itself: Triton compiles another form for a pointer that is not aligned.
+    empty = partial(torch.empty, by_chunk, device=logits.device)
+    peaks, scores = empty(dtype=torch.float32), empty(dtype=torch.float32)
+    best, winners = empty(dtype=torch.int32), empty(dtype=torch.int32)
+    shape = (logits, logits.stride(0), vocab_size, num_chunks, chunk_size)
+    peak_kernel[by_chunk](*shape, peaks, best, TILE=TILE, **OPTIONS)
+    limits = _find_limits(shape, (temperature, top_k, top_p, log_min_p(min_p)), peaks)
+    draws = (temperature, seeds, positions, peaks, limits)
+    draw_kernel[by_chunk](*shape, *draws, scores, winners, MAX_CHUNKS=MAX_CHUNKS, TILE=TILE, **OPTIONS)
+    parts = (peaks, best, scores, winners)
+    choose_kernel[(num_rows,)](num_chunks, temperature, *parts, ids, MAX_CHUNKS=MAX_CHUNKS, **OPTIONS)
+    return ids
+
+
+def _find_limits(shape: tuple[Any, ...], filters: tuple[Tensor, ...], peaks: Tensor) -> Tensor:
+    """Returns the bits of the largest distance that each row keeps, `[num_rows]` int32."""
+    by_chunk, empty = tuple(peaks.shape), partial(torch.empty, device=peaks.device)
+    amounts = empty((*by_chunk, NUM_BOUNDS), dtype=torch.float32)
+    masses = empty(by_chunk, dtype=torch.int64)
+    candidates = empty((by_chunk[0], MAX_CANDIDATES), dtype=torch.float32)
+    num_candidates, limits = (empty(by_chunk[0], dtype=torch.int32) for _ in range(2))
+    parts = (*filters, peaks, amounts, masses, candidates, num_candidates, limits)
+    constants: dict[str, Any] = {"MAX_CHUNKS": MAX_CHUNKS, "TILE": TILE, **OPTIONS}
+    measure_kernel[by_chunk](*shape, *parts, NUM_BOUNDS=NUM_BOUNDS, **constants)
+    constants["MAX_CANDIDATES"] = MAX_CANDIDATES
+    collect_kernel[by_chunk](*shape, *parts, NUM_BOUNDS=NUM_BOUNDS, **constants)
+    search_kernel[by_chunk[:1]](*shape, *parts, **constants)
+    return limits
+
+
+def split(num_rows: int, vocab_size: int, target: Target) -> tuple[int, int]:
+    """Returns how many chunks each row is cut into, and their size, a multiple of a tile."""
+    num_tiles = triton.cdiv(vocab_size, TILE)
+    wanted = triton.cdiv(_PROGRAMS_PER_PROCESSOR * target.num_processors, num_rows)
+    tiles_per_chunk = triton.cdiv(num_tiles, min(wanted, num_tiles, MAX_CHUNKS))
+    return triton.cdiv(num_tiles, tiles_per_chunk), tiles_per_chunk * TILE
+
+
+def specialisations(target: Target) -> Iterator[Specialisation]:
+    """Yields the one form of each kernel."""
+    types = {
+        "logits_ptr": "*fp32", "row_stride": "i32", "vocab_size": "i32", "num_chunks": "i32", "chunk_size": "i32",
+        "temperature_ptr": "*fp32", "top_k_ptr": "*i32", "top_p_ptr": "*fp32", "lowest_ptr": "*fp32",
+        "seeds_ptr": "*i64", "positions_ptr": "*i64", "peaks_ptr": "*fp32", "best_ptr": "*i32",
+        "amounts_ptr": "*fp32", "masses_ptr": "*i64", "candidates_ptr": "*fp32", "num_candidates_ptr": "*i32",
+        "limits_ptr": "*i32", "scores_ptr": "*fp32", "winners_ptr": "*i32", "ids_ptr": "*i64",
+    }  # fmt: skip
+    sizes = {"TILE": TILE, "MAX_CHUNKS": MAX_CHUNKS, "NUM_BOUNDS": NUM_BOUNDS, "MAX_CANDIDATES": MAX_CANDIDATES}
+    for kernel in (peak_kernel, measure_kernel, collect_kernel, search_kernel, draw_kernel, choose_kernel):
+        yield Specialisation(
+            kernel,
+            {name: types[name] for name in kernel.arg_names if name in types},
+            {name: sizes[name] for name in kernel.arg_names if name in sizes},
+            OPTIONS,
+            ("row_stride", "chunk_size"),
+        )
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def peak_kernel(  # type: ignore[no-untyped-def]
+    logits_ptr, row_stride, vocab_size, num_chunks, chunk_size, peaks_ptr, best_ptr, TILE: tl.constexpr  # noqa: N803
+):  # fmt: skip
+    """Finds the largest logit of a chunk and the lowest token that has it. NaN counts as infinity: neither is drawn."""
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    lanes = tl.arange(0, TILE)
+    peaks = tl.full([TILE], float("-inf"), tl.float32)
+    tokens = tl.full([TILE], 0, tl.int32)
+    for start in range(chunk * chunk_size, min((chunk + 1) * chunk_size, vocab_size), TILE):
+        x = tl.load(logits_ptr + row * row_stride + start + lanes, mask=start + lanes < vocab_size, other=float("-inf"))
+        x = tl.where(x != x, float("inf"), x)
+        tokens = tl.where(x > peaks, start + lanes, tokens)
+        peaks = tl.maximum(x, peaks)
+    peak = tl.max(peaks)
+    tl.store(peaks_ptr + row * num_chunks + chunk, peak)
+    tl.store(best_ptr + row * num_chunks + chunk, tl.min(tl.where(peaks == peak, tokens, vocab_size)))
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def measure_kernel(  # type: ignore[no-untyped-def]
+    logits_ptr, row_stride, vocab_size, num_chunks, chunk_size,
+    temperature_ptr, top_k_ptr, top_p_ptr, lowest_ptr,
+    peaks_ptr, amounts_ptr, masses_ptr, candidates_ptr, num_candidates_ptr, limits_ptr,
+    MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr, NUM_BOUNDS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Measures how much of a chunk lies within each bound: tokens for top_k, else probability. And its whole mass."""
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if chunk == 0:
+        tl.store(num_candidates_ptr + row, 0)
+    peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
+    temperature = tl.load(temperature_ptr + row)
+    by_count = tl.load(top_k_ptr + row) > 0
+    if _is_drawn(peak, temperature) & (by_count | (tl.load(top_p_ptr + row) < 1)):
+        limit = _bits(tl.load(lowest_ptr + row))
+        bounds = tl.minimum(_bounds(NUM_BOUNDS), limit)
+        lanes = tl.arange(0, TILE // 2)  # of a whole tile, too many registers
+        amounts = tl.zeros([TILE // 2, NUM_BOUNDS], tl.float32)
+        masses = tl.zeros([TILE // 2], tl.int64)
+        for start in range(chunk * chunk_size, min((chunk + 1) * chunk_size, vocab_size), TILE // 2):
+            inside = start + lanes < vocab_size
+            x = tl.load(logits_ptr + row * row_stride + start + lanes, mask=inside, other=float("-inf"))
+            bits, mass = _measure(x, peak, temperature)
+            masses += tl.where(inside & (bits <= limit), mass, 0)
+            amount = tl.where(by_count, 1.0, mass.to(tl.float32))
+            is_within = inside[:, None] & (bits[:, None] <= bounds[None, :])
+            amounts += tl.where(is_within, amount[:, None], 0.0)
+        part = row * num_chunks + chunk
+        tl.store(masses_ptr + part, tl.sum(masses))
+        tl.store(amounts_ptr + part * NUM_BOUNDS + tl.arange(0, NUM_BOUNDS), tl.sum(amounts, axis=0))
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def collect_kernel(  # type: ignore[no-untyped-def]
+    logits_ptr, row_stride, vocab_size, num_chunks, chunk_size,
+    temperature_ptr, top_k_ptr, top_p_ptr, lowest_ptr,
+    peaks_ptr, amounts_ptr, masses_ptr, candidates_ptr, num_candidates_ptr, limits_ptr,
+    MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr, NUM_BOUNDS: tl.constexpr, MAX_CANDIDATES: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Copies the logits within the smallest bound that holds enough, in any order, and counts those without room."""
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
+    temperature = tl.load(temperature_ptr + row)
+    top_k, top_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
+    if _is_drawn(peak, temperature) & ((top_k > 0) | (top_p < 1)):
+        chunks, columns = tl.arange(0, MAX_CHUNKS)[:, None], tl.arange(0, NUM_BOUNDS)[None, :]
+        parts = (row * num_chunks + chunks) * NUM_BOUNDS + columns
+        amounts = tl.sum(tl.load(amounts_ptr + parts, mask=chunks < num_chunks, other=0.0), axis=0)
+        # Counts are exact. Sums of floats are not: a ten-thousandth more than enough is enough.
+        enough = tl.where(top_k > 0, top_k.to(tl.float32), top_p * 1.0001 * tl.max(amounts))
+        bound = tl.min(tl.where(amounts >= enough, _bounds(NUM_BOUNDS), _INFINITY))
+        bound = tl.minimum(bound, _bits(tl.load(lowest_ptr + row)))
+        lanes = tl.arange(0, TILE)
+        for start in range(chunk * chunk_size, min((chunk + 1) * chunk_size, vocab_size), TILE):
+            inside = start + lanes < vocab_size
+            x = tl.load(logits_ptr + row * row_stride + start + lanes, mask=inside, other=float("-inf"))
+            is_candidate = inside & (_distance(x, peak, temperature) <= bound)
+            rank = tl.cumsum(is_candidate.to(tl.int32))
+            num_found = tl.max(rank)
+            if num_found > 0:
+                place = tl.atomic_add(num_candidates_ptr + row, num_found) + rank - 1
+                has_room = is_candidate & (place < MAX_CANDIDATES)
+                tl.store(candidates_ptr + row * MAX_CANDIDATES + place, x, mask=has_room)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def search_kernel(  # type: ignore[no-untyped-def]
+    logits_ptr, row_stride, vocab_size, num_chunks, chunk_size,
+    temperature_ptr, top_k_ptr, top_p_ptr, lowest_ptr,
+    peaks_ptr, amounts_ptr, masses_ptr, candidates_ptr, num_candidates_ptr, limits_ptr,
+    MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr, MAX_CANDIDATES: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Finds the limit of a row among its candidates: of min_p, then top_k, then top_p, each within the one before."""
+    row = tl.program_id(0).to(tl.int64)
+    peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
+    temperature = tl.load(temperature_ptr + row)
+    top_k, top_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
+    limit = _bits(tl.load(lowest_ptr + row))
+    if _is_drawn(peak, temperature) & ((top_k > 0) | (top_p < 1)):
+        source, length = logits_ptr + row * row_stride, vocab_size
+        num_candidates = tl.load(num_candidates_ptr + row)
+        if num_candidates <= MAX_CANDIDATES:
+            source, length = candidates_ptr + row * MAX_CANDIDATES, num_candidates
+        if top_k > 0:
+            limit = _reach(top_k.to(tl.float64), limit, source, length, peak, temperature, False, TILE)
+        if top_p < 1:
+            # Candidates for top_k hold all that is kept so far, but those for top_p alone do not.
+            chunks = tl.arange(0, MAX_CHUNKS)
+            mass = tl.sum(tl.load(masses_ptr + row * num_chunks + chunks, mask=chunks < num_chunks, other=0))
+            if top_k > 0:
+                mass = _amount(limit, source, length, peak, temperature, True, TILE)
+            target = top_p.to(tl.float64) * mass.to(tl.float64)
+            limit = _reach(target, limit, source, length, peak, temperature, True, TILE)
+    tl.store(limits_ptr + row, limit)
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def draw_kernel(  # type: ignore[no-untyped-def]
+    logits_ptr, row_stride, vocab_size, num_chunks, chunk_size,
+    temperature_ptr, seeds_ptr, positions_ptr, peaks_ptr, limits_ptr, scores_ptr, winners_ptr,
+    MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Finds the largest sum of s and noise among the kept tokens of a chunk, and the lowest token that has it."""
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
+    temperature = tl.load(temperature_ptr + row)
+    if _is_drawn(peak, temperature):
+        limit = tl.load(limits_ptr + row)
+        key = row_key(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
+        lanes = tl.arange(0, TILE)
+        scores = tl.full([TILE], float("-inf"), tl.float32)
+        tokens = tl.full([TILE], 0, tl.int32)
+        for start in range(chunk * chunk_size, min((chunk + 1) * chunk_size, vocab_size), TILE):
+            inside = start + lanes < vocab_size
+            x = tl.load(logits_ptr + row * row_stride + start + lanes, mask=inside, other=float("-inf"))
+            is_kept = inside & (_distance(x, peak, temperature) <= limit)
+            if tl.max(is_kept.to(tl.int32)) > 0:
+                score = tl.div_rn(x - peak, temperature) + gumbel(start + lanes, key)
+                score = tl.where(is_kept, score, float("-inf"))
+                tokens = tl.where(score > scores, start + lanes, tokens)
+                scores = tl.maximum(score, scores)
+        score = tl.max(scores)
+        tl.store(scores_ptr + row * num_chunks + chunk, score)
+        tl.store(winners_ptr + row * num_chunks + chunk, tl.min(tl.where(scores == score, tokens, vocab_size)))
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def choose_kernel(  # type: ignore[no-untyped-def]
+    num_chunks, temperature_ptr, peaks_ptr, best_ptr, scores_ptr, winners_ptr, ids_ptr,
+    MAX_CHUNKS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    """Merges the chunks of a row: the drawn token, or the one of the largest logit, or -1."""
+    row = tl.program_id(0).to(tl.int64)
+    peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
+    if not tl.load(temperature_ptr + row) > 0:
+        scores_ptr, winners_ptr = peaks_ptr, best_ptr
+    token = tl.full([], -1, tl.int32)
+    if (peak > float("-inf")) & (peak < float("inf")):
+        chunks = tl.arange(0, MAX_CHUNKS)
+        mine, inside = row * num_chunks + chunks, chunks < num_chunks
+        scores = tl.load(scores_ptr + mine, mask=inside, other=float("-inf"))
+        winners = tl.load(winners_ptr + mine, mask=inside, other=0)
+        token = tl.min(tl.where(inside & (scores == tl.max(scores)), winners, 0x7FFFFFFF))
+    tl.store(ids_ptr + row, token.to(tl.int64))
+
+
+@triton.jit
+def _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    chunks = tl.arange(0, MAX_CHUNKS)
+    return tl.max(tl.load(peaks_ptr + row * num_chunks + chunks, mask=chunks < num_chunks, other=float("-inf")))
+
+
+@triton.jit
+def _is_drawn(peak, temperature):  # type: ignore[no-untyped-def]
+    return (temperature > 0) & (peak > float("-inf")) & (peak < float("inf"))
+
+
+@triton.jit
+def _bits(s):  # type: ignore[no-untyped-def]
+    return tl.abs(s).to(tl.int32, bitcast=True)
+
+
+@triton.jit
+def _distance(x, peak, temperature):  # type: ignore[no-untyped-def]
+    return _bits(tl.div_rn(x - peak, temperature))
+
+
+@triton.jit
+def _measure(x, peak, temperature):  # type: ignore[no-untyped-def]
+    bits = _distance(x, peak, temperature)
+    return bits, mass_of(bits.to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def _bounds(NUM_BOUNDS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    column = tl.arange(0, NUM_BOUNDS)
+    return tl.where(column == NUM_BOUNDS - 1, _INFINITY, _bits(2.0 * (column + 1).to(tl.float32)))
+
+
+@triton.jit
+def _reach(target, limit, source, length, peak, temperature, by_mass: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Returns the least distance, at most the limit, within which the candidates reach the target.
+
+    A bisection whose ends jump to the next candidate, so that it ends soon after few are left between them.
+    """
+    lanes = tl.arange(0, TILE)
+    low = limit * 0
+    while low < limit:
+        middle = low + (limit - low) // 2
+        amounts = tl.zeros([TILE], tl.int64)
+        below, above = tl.full([TILE], 0, tl.int32), tl.zeros([TILE], tl.int32) + limit
+        for start in range(0, length, TILE):
+            inside = start + lanes < length
+            x = tl.load(source + start + lanes, mask=inside, other=float("-inf"))
+            bits, mass = _measure(x, peak, temperature)
+            is_below = inside & (bits <= middle)
+            amounts += tl.where(is_below, mass if by_mass else 1, 0)
+            below = tl.maximum(below, tl.where(is_below, bits, 0))
+            above = tl.minimum(above, tl.where(is_below, limit, bits))
+        if tl.sum(amounts).to(tl.float64) >= target:
+            limit = tl.max(below)
+        else:
+            low = tl.min(above)
+    return limit
+
+
+@triton.jit
+def _amount(limit, source, length, peak, temperature, by_mass: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Returns how many candidates, or what mass of them, lie within the limit, int64."""
+    lanes = tl.arange(0, TILE)
+    amounts = tl.zeros([TILE], tl.int64)
+    for start in range(0, length, TILE):
+        inside = start + lanes < length
+        x = tl.load(source + start + lanes, mask=inside, other=float("-inf"))
+        bits, mass = _measure(x, peak, temperature)
+        amounts += tl.where(inside & (bits <= limit), mass if by_mass else 1, 0)
+    return tl.sum(amounts)

@@ -1,0 +1,97 @@
+"""Writing new keys and values into the KV cache on the GPU, in Triton.
+
+    k_cache[slot // block_size, :, slot % block_size] = key,   the same for the values
+
+Grid: (tokens, groups of KV heads). A program copies the keys and the values of about 1,024 numbers of heads. A token
+without a slot costs the reading of its slot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .._fp8 import e4m3_storage, e4m3_type, narrow
+from .._heads import check_cache, head_options, heads_per_program, slot_offset
+from .._triton import Specialisation, Target, current_target
+from .op import store_kv
+
+
+@store_kv.register("cuda")
+def store_kv_triton(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Runs `store_kv` in one kernel.
+
+    Raises:
+        ValueError: Keys and caches do not belong together.
+    """
+    check_cache("store_kv", key, k_cache, v_cache)
+    num_tokens, num_kv_heads, head_dim = key.shape
+    if not num_tokens:
+        return
+    target, heads = current_target(), heads_per_program(head_dim)
+    store_kv_kernel[(num_tokens, triton.cdiv(num_kv_heads, heads))](
+        key,
+        value,
+        e4m3_storage(k_cache, target),
+        e4m3_storage(v_cache, target),
+        slot_mapping,
+        *key.stride()[:2],
+        *value.stride()[:2],
+        *k_cache.stride()[:3],
+        num_kv_heads,
+        k_cache.shape[2],
+        head_dim,
+        HEADS=heads,
+        BLOCK=triton.next_power_of_2(head_dim),
+        **head_options(target),
+    )
+
+
+def specialisations(target: Target) -> Iterator[Specialisation]:
+    """Yields the forms the kernel takes on a target: from heads of one number to 1,024."""
+    strides = ("key_stride", "key_head", "value_stride", "value_head", "block_stride", "head_stride", "slot_stride")
+    for dtype in ("fp32", "fp16", "bf16"):
+        for cache in (dtype, e4m3_type(target)):
+            for head_dim in (1, 128, 1024):
+                types = {"key_ptr": f"*{dtype}", "value_ptr": f"*{dtype}", "slot_ptr": "*i64"}
+                types |= dict.fromkeys(("k_cache_ptr", "v_cache_ptr"), f"*{cache}")
+                types |= dict.fromkeys((*strides, "num_kv_heads", "block_size", "head_dim"), "i32")
+                constants = {"HEADS": heads_per_program(head_dim), "BLOCK": head_dim}
+                aligned = (*strides, "block_size", "head_dim")
+                yield Specialisation(store_kv_kernel, types, constants, head_options(target), aligned)
+
+
+@triton.jit
+def store_kv_kernel(  # type: ignore[no-untyped-def]
+    key_ptr,
+    value_ptr,
+    k_cache_ptr,
+    v_cache_ptr,
+    slot_ptr,
+    key_stride,
+    key_head,
+    value_stride,
+    value_head,
+    block_stride,
+    head_stride,
+    slot_stride,
+    num_kv_heads,
+    block_size,
+    head_dim,
+    HEADS: tl.constexpr,  # noqa: N803
+    BLOCK: tl.constexpr,  # noqa: N803
+):
+    """Stores HEADS heads of token `program_id(0)`. `key_head` and `value_head` are strides between heads."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slot_ptr + token)
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
+    inside = (head < tl.where(slot >= 0, num_kv_heads, 0)) & (column < head_dim)
+    key = tl.load(key_ptr + token * key_stride + head * key_head + column, mask=inside, other=0.0)
+    value = tl.load(value_ptr + token * value_stride + head * value_head + column, mask=inside, other=0.0)
+    to = slot_offset(slot, block_stride, slot_stride, block_size) + head * head_stride + column
+    tl.store(k_cache_ptr + to, narrow(key.to(tl.float32), k_cache_ptr.dtype.element_ty), mask=inside)
+    tl.store(v_cache_ptr + to, narrow(value.to(tl.float32), v_cache_ptr.dtype.element_ty), mask=inside)

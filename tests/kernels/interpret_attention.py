@@ -1,0 +1,139 @@
+"""What the samples of `paged_attention` do not show of its Triton kernels: a script of its own, as interpret.py is.
+
+python interpret_attention.py NAME, with a name of `CHECKS`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from interpret import record_launches
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+from conftest import poison
+from millrace.kernels._fp8 import e4m3_storage
+from millrace.kernels._op import Draw, Sample
+from millrace.kernels._triton import TARGETS
+from millrace.kernels.paged_attention import paged_attention
+from millrace.kernels.paged_attention import triton as launcher
+from millrace.kernels.paged_attention.samples import Geometry, make_sample
+
+GEOMETRY = Geometry(num_heads=4, num_kv_heads=2, head_dim=32, block_size=16)
+OPTIONS = {"softcap": 3.0, "sinks": torch.linspace(-1, 1, 4), "alibi_slopes": torch.linspace(0.1, 0.4, 4)}
+Launches = list[tuple[Any, dict[str, Any]]]
+
+
+def run(sample: Sample, **options: Any) -> torch.Tensor:
+    return launcher.paged_attention_triton(*sample.args, **{**sample.kwargs, **options})
+
+
+def assert_agrees(sample: Sample) -> None:
+    wanted = paged_attention.plain(*sample.args, **sample.kwargs)
+    torch.testing.assert_close(run(sample), wanted, rtol=1e-4, atol=1e-5)
+
+
+def part_of(sample: Sample, parts: list[tuple[int, int, int]]) -> Sample:
+    """Returns the call that computes, of sequence b, the queries first to end - 1, as a chunk that ends there."""
+    query, k_cache, v_cache, tables, lengths, starts, *rest = sample.args
+    rows, ends, new_starts = [], [], [0]
+    for seq, first, end in parts:
+        origin = int(starts[seq + 1]) - int(lengths[seq])  # the row of position 0
+        rows.append(query[origin + first : origin + end])
+        ends.append(end)
+        new_starts.append(new_starts[-1] + end - first)
+    picked = tables[[seq for seq, _, _ in parts]]
+    args = (torch.cat(rows), k_cache, v_cache, picked, torch.tensor(ends).int(), torch.tensor(new_starts).int(), *rest)
+    return Sample("part", args, sample.kwargs)
+
+
+def dot_by_row(self: Any, a: Any, b: Any, acc: Any, *precision: Any) -> TensorHandle:
+    """A product in which a row does not depend on its place, as on a GPU; that of numpy does."""
+    wide = a.data.astype(np.float32)[:, :, None] * b.data.astype(np.float32)[None]
+    return TensorHandle(acc.data + wide.sum(1), acc.dtype.scalar)
+
+
+def check_deterministic() -> None:
+    """The last tokens of a prompt come out the same to the bit in any company and in any chunks."""
+    InterpreterBuilder.create_dot = dot_by_row
+    for dtype in (torch.float32, torch.float16):
+        for window in (0, 50):
+            geometry = replace(GEOMETRY, window=window)
+            # The first sequence is whole; nothing of it is hidden, so that every chunk of it may be computed.
+            whole = make_sample("prompts", Draw.seeded(dtype), geometry, [(147, 147), (61, 61)], **OPTIONS)
+            wanted = run(whole, deterministic=True)
+            for first, end in ((146, 147), (130, 147), (17, 147), (100, 117)):
+                alone = run(part_of(whole, [(0, first, end)]), deterministic=True, num_decodes=int(end - first == 1))
+                assert torch.equal(alone, wanted[first:end]), (dtype, window, first, end)
+            together = run(part_of(whole, [(1, 60, 61), (0, 146, 147), (1, 3, 40)]), deterministic=True, num_decodes=2)
+            assert torch.equal(together[1], wanted[146])
+            assert torch.equal(together[0], wanted[147 + 60])
+            assert torch.equal(together[2:], wanted[147 + 3 : 147 + 40])
+
+
+def check_splits() -> None:
+    """A long row is shared out; where there are more splits than tiles, the empty ones add nothing."""
+    launches: Launches = []
+    record_launches(launches)
+    lengths = [(1000, 1), (1, 1), (0, 1), (33, 1)]
+    assert_agrees(make_sample("splits", Draw.seeded(torch.float32), GEOMETRY, lengths, num_decodes=4, **OPTIONS))
+    [decode, merge] = [arguments for _, arguments in launches]
+    num_tiles = -(-33 // decode["BLOCK_N"])
+    assert decode["num_slots"] > 8 > num_tiles
+    assert merge["num_slots"] == decode["num_slots"]
+
+
+def check_one_split() -> None:
+    """Where the grid is full without splits, there is neither a workspace nor a merge."""
+    launches: Launches = []
+    record_launches(launches)
+    tiny = replace(TARGETS["sm_90"], num_processors=1)
+    launcher.current_target = lambda: tiny
+    assert_agrees(make_sample("full", Draw.seeded(torch.float32), GEOMETRY, [(40, 1)] * 5, num_decodes=5, **OPTIONS))
+    [(kernel, arguments)] = launches
+    assert kernel.__name__ == "decode_kernel"
+    assert arguments["num_slots"] == 1
+
+
+def check_no_shared_blocks() -> None:
+    """The number of shared blocks is on the GPU, and may be 0 there; so may all sequences be padding."""
+    sample = make_sample("none", Draw.seeded(torch.float32), GEOMETRY, [(40, 1), (0, 1), (9, 1)], num_decodes=3)
+    none = torch.zeros(1, dtype=torch.int32)
+    assert_agrees(replace(sample, kwargs={**sample.kwargs, "num_shared": none}))
+    padding = make_sample("padding", Draw.seeded(torch.float32), GEOMETRY, [(0, 1), (0, 1)], num_decodes=2)
+    assert_agrees(replace(padding, kwargs={**padding.kwargs, "num_shared": none + 3}))
+
+
+def check_wide_groups() -> None:
+    """A group of more heads than a tile has rows takes several tiles of heads."""
+    geometry = Geometry(num_heads=71, num_kv_heads=1, head_dim=16, block_size=24)
+    sample = make_sample("wide", Draw.seeded(torch.float32), geometry, [(50, 1), (30, 3)], num_decodes=1)
+    assert_agrees(sample)
+
+
+def check_bytes() -> None:
+    """Where Triton does not know 8-bit floats, the caches are read as bytes."""
+    launches: Launches = []
+    record_launches(launches)
+    launcher.current_target = lambda: TARGETS["sm_80"]
+    geometry = replace(GEOMETRY, cache_dtype=torch.float8_e4m3fn)
+    assert_agrees(make_sample("bytes", Draw.seeded(torch.float32), geometry, [(50, 1), (30, 7)], num_decodes=1))
+    assert {arguments["k_ptr"].dtype for _, arguments in launches if "k_ptr" in arguments} == {torch.uint8}
+    assert e4m3_storage(torch.zeros(1, dtype=torch.float8_e4m3fn), TARGETS["sm_90"]).dtype == torch.float8_e4m3fn
+
+
+CHECKS = {
+    "deterministic": check_deterministic,
+    "splits": check_splits,
+    "one_split": check_one_split,
+    "no_shared_blocks": check_no_shared_blocks,
+    "wide_groups": check_wide_groups,
+    "bytes": check_bytes,
+}
+
+if __name__ == "__main__":
+    poison(setattr)
+    CHECKS[sys.argv[1]]()

@@ -1,0 +1,94 @@
+"""The promises of the linear ops that a comparison with the definition does not show."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from millrace.kernels import invariant_linear, quantize_fp8, scaled_linear
+from millrace.kernels._op import Draw
+from millrace.kernels.scaled_linear.cuda import scaled_linear_cuda
+
+SIZES = st.sampled_from([1, 2, 3, 7, 8, 9, 16, 33, 64, 100, 123, 192, 333, 512, 1000])
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def operands(
+    num_rows: int, sizes: tuple[int, int], dtype: torch.dtype, device: str = "cpu"
+) -> tuple[torch.Tensor, ...]:
+    in_features, out_features = sizes
+    draw = Draw.seeded(dtype, device, seed=num_rows)
+    weight = draw.normal(out_features, in_features) * in_features**-0.5
+    return draw.normal(num_rows, in_features), weight, draw.normal(out_features)
+
+
+def test_the_definitions_are_torchs_linear_layer():
+    x, weight, bias = operands(5, (32, 16), torch.float32)
+    torch.testing.assert_close(invariant_linear.plain(x, weight, bias), F.linear(x, weight, bias))
+    torch.testing.assert_close(invariant_linear.plain(x, weight, None), F.linear(x, weight))
+    small_x, small_weight = x.to(torch.float8_e4m3fn), weight.to(torch.float8_e4m3fn)
+    x_scale, weight_scale = torch.rand(5, 1), torch.rand(16, 1)
+    expected = F.linear(small_x.float() * x_scale, small_weight.float() * weight_scale, bias)
+    actual = scaled_linear.plain(small_x, x_scale, small_weight, weight_scale, bias, torch.float32)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@settings(deadline=None, max_examples=60)
+@given(data=st.data(), num_rows=st.integers(1, 70), sizes=st.tuples(SIZES, SIZES))
+def test_a_row_is_the_same_to_the_bit_in_any_company(dtype, data, num_rows, sizes):
+    x, weight, bias = operands(num_rows, sizes, dtype)
+    packs = dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    packed = torch.ops.mkldnn._reorder_linear_weight.default(weight) if packs else weight
+    whole = invariant_linear(x, weight, bias)
+    rows = data.draw(st.lists(st.integers(0, num_rows - 1), min_size=1, max_size=40))
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(data.draw(st.sampled_from([1, 2])))
+    try:
+        some = invariant_linear(x[rows], data.draw(st.sampled_from([weight, packed])), bias)
+    finally:
+        torch.set_num_threads(num_threads)
+    assert torch.equal(some, whole[rows])
+
+
+def test_a_row_is_not_touched_by_nan_in_others():
+    x, weight, bias = operands(40, (64, 48), torch.float32)
+    expected = invariant_linear(x, weight, bias)[::3]
+    x[1::3] = x[2::3] = torch.nan
+    assert torch.equal(invariant_linear(x, weight, bias)[::3], expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(1024, 3072), (4096, 4096), (1000, 333)], ids=str)
+def test_a_row_is_the_same_to_the_bit_in_any_company_on_a_gpu(dtype, sizes):
+    x, weight, bias = operands(700, sizes, dtype, "cuda")
+    whole = invariant_linear(x, weight, bias)
+    for rows in (slice(0, 1), slice(5, 6), slice(0, 16), slice(3, 131), slice(100, 356), slice(699, 700)):
+        assert torch.equal(invariant_linear(x[rows], weight, bias), whole[rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_gpus_8_bit_launcher_runs_on_cpu_tensors_too(agrees, dtype):
+    # torch has the operator for both: what is checked here is how it is called.
+    for index in range(len(list(scaled_linear.samples(Draw.seeded(dtype))))):
+        agrees(scaled_linear, scaled_linear_cuda, index, dtype)
+
+
+def test_the_gpus_8_bit_launcher_refuses_odd_sizes():
+    x, scale = quantize_fp8(torch.randn(3, 24))
+    weight, weight_scale = quantize_fp8(torch.randn(32, 24))
+    with pytest.raises(ValueError, match=r"\[32, 24\].*multiples of 16"):
+        scaled_linear_cuda(x, scale, weight, weight_scale, None, torch.float32)
+
+
+def test_quantised_products_are_near_the_full_ones():
+    x, weight, bias = operands(64, (512, 256), torch.float32)
+    full = F.linear(x, weight, bias)
+    product = scaled_linear(*quantize_fp8(x), *quantize_fp8(weight), bias, torch.float32)
+    # Two roundings to 3 bits of mantissa, each off by 2.6 % (root mean square).
+    error = (product - full).norm() / (full - bias).norm()
+    assert 0.03 < error < 0.045
