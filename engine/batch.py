@@ -24,6 +24,9 @@ class ForwardBatch:
     The tokens of sequence b are the rows `query_start_loc[b]:query_start_loc[b + 1]`, and they are the last tokens of
     that sequence so far. A whole prompt, a chunk of one and a decoded token differ only in how many rows they are.
 
+    A batch may be padded to a size: a sequence of padding has one token of id 0 at position 0, slot -1 (its key and
+    value are not stored) and length 0 (it attends to nothing). What the model gives for it means nothing.
+
     Attributes:
         token_ids: `[num_tokens]` int64.
         positions: `[num_tokens]` int64, the index of each token in its sequence.
@@ -31,6 +34,8 @@ class ForwardBatch:
         query_start_loc: `[num_seqs + 1]` int32, prefix sums of the number of tokens of each sequence.
         seq_lens: `[num_seqs]` int32, tokens of each sequence including those of this step.
         block_tables: `[num_seqs, max_blocks]` int32, block ids in order; columns past a sequence's end are not read.
+        num_decodes: This many sequences at the front compute one token each.
+        num_shared: `[1]` int32, how many leading blocks those sequences have in common; None if too few to matter.
     """
 
     token_ids: Tensor
@@ -39,3 +44,5 @@ class ForwardBatch:
     query_start_loc: Tensor
     seq_lens: Tensor
     block_tables: Tensor
+    num_decodes: int = 0
+    num_shared: Tensor | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +23,24 @@ DTYPES = {
     "half": "float16",
     "bfloat16": "bfloat16",
 }
-DEVICES = ("auto", "cpu", "cuda")
+CHOICES: dict[str, dict[Any, Any]] = {
+    "dtype": DTYPES,
+    "device": {"auto": "auto", "cpu": "cpu", "cuda": "cuda"},
+    "generation_config": {"auto": "auto", "vllm": "vllm"},
+    "quantization": {None: None, "fp8": "fp8"},
+    "kv_cache_dtype": {"auto": "auto", "fp8": "fp8", "fp8_e4m3": "fp8"},
+    "load_format": {"auto": "auto", "safetensors": "auto", "pt": "auto", "dummy": "dummy"},
+}
+"""Fields with a few values: what may be given, and what it stands for."""
 
 IGNORED: dict[str, tuple[Any, str]] = {
     "swap_space": (0, "preempted requests are recomputed, never swapped"),
     "disable_log_stats": (True, "statistics are returned as data by stats()"),
-    "enforce_eager": (True, "this release always runs eagerly"),
     "enable_chunked_prefill": (True, "prompts are always prefilled in chunks when they exceed the token budget"),
     "disable_custom_all_reduce": (True, "this release runs on one device"),
     "compilation_config": (None, "nothing is compiled ahead of the first step"),
     "optimization_level": (None, "nothing is compiled ahead of the first step"),
-    "max_seq_len_to_capture": (None, "this release captures no CUDA graphs"),
+    "max_seq_len_to_capture": (None, "graphs serve sequences of any length"),
     "use_v2_block_manager": (True, "there is one block manager"),
     "scheduler_reserve_full_isl": (True, "a request always enters only when its whole prompt fits"),
     "tokenizer_mode": ("auto", "the fast tokenizer is used when there is one"),
@@ -64,13 +72,10 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
-    "quantization": (None,),
-    "kv_cache_dtype": ("auto",),
     "task": ("auto", "generate"),
     "runner": ("auto", "generate"),
     "enable_lora": (False,),
     "speculative_config": (None,),
-    "load_format": ("auto", "safetensors", "pt"),
     "cpu_offload_gb": (0,),
     "scheduling_policy": ("fcfs", "priority"),
     "enable_prompt_embeds": (False,),
@@ -114,6 +119,12 @@ class EngineConfig:
         gpu_memory_utilization: Share of a GPU's memory to use.
         enable_prefix_caching: Whether requests share the KV cache of equal prefixes.
         max_logprobs: Most log-probabilities a request may ask for per token; -1 for no limit.
+        quantization: ``"fp8"`` stores the weights of the layers in 8 bits and multiplies in 8 bits; None for neither.
+        kv_cache_dtype: ``"auto"`` (the model's own) or ``"fp8"``, which holds twice the tokens of bfloat16.
+        deterministic: Compute every token the same to the bit, whatever else is in the batch. Slower.
+        enforce_eager: Launch every kernel from the host: no CUDA graphs. A CPU has none anyway.
+        cudagraph_capture_sizes: Batch sizes to capture decode graphs for; None for a ladder up to max_num_seqs.
+        load_format: ``"auto"`` reads the checkpoint; ``"dummy"`` makes random weights, for benchmarks.
         num_threads: Threads of the CPU backend; None for OMP_NUM_THREADS, or else the physical cores it may use.
         overlap_depth: Steps planned ahead of the one whose tokens are read; None for the device's own (CPU 0, CUDA 1).
     """
@@ -136,6 +147,12 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.92
     enable_prefix_caching: bool = True
     max_logprobs: int = 20
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    deterministic: bool = False
+    enforce_eager: bool = False
+    cudagraph_capture_sizes: Sequence[int] | None = None
+    load_format: str = "auto"
     num_threads: int | None = None
     overlap_depth: int | None = None
 
@@ -147,13 +164,11 @@ class EngineConfig:
         if not self.model:
             raise ConfigError("model is empty; pass the folder of a model in Hugging Face's layout")
         object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
-        if self.dtype not in DTYPES:
-            raise _wrong("dtype", self.dtype, f"one of {', '.join(DTYPES)}")
-        object.__setattr__(self, "dtype", DTYPES[self.dtype])
-        if self.device not in DEVICES:
-            raise _wrong("device", self.device, f"one of {', '.join(DEVICES)}")
-        if self.generation_config not in ("auto", "vllm"):
-            raise _wrong("generation_config", self.generation_config, "'auto' or 'vllm'")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or value not in choices:
+                raise _wrong(name, value, f"one of {', '.join(map(str, choices))}")
+            object.__setattr__(self, name, choices[value])
         if self.hf_overrides is not None and not isinstance(self.hf_overrides, dict):
             raise _wrong("hf_overrides", self.hf_overrides, "a dict of config.json values")
         self._check_sizes()
@@ -205,9 +220,11 @@ class EngineConfig:
             raise _wrong("gpu_memory_utilization", self.gpu_memory_utilization, "a share above 0, at most 1")
         if isinstance(self.max_logprobs, bool) or not isinstance(self.max_logprobs, int) or self.max_logprobs < -1:
             raise _wrong("max_logprobs", self.max_logprobs, "an integer of at least 0, or -1 for no limit")
-        for name in ("enable_prefix_caching", "skip_tokenizer_init"):
+        for name in ("enable_prefix_caching", "skip_tokenizer_init", "deterministic", "enforce_eager"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "True or False")
+        for size in self.cudagraph_capture_sizes or ():
+            _check_at_least_one("cudagraph_capture_sizes", size)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise _wrong("seed", self.seed, "an integer")
 

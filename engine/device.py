@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from .errors import ConfigError
 
 MAX_CPU_KV_CACHE_BYTES = 4 << 30
 """Most memory a CPU's KV cache takes by default."""
+
+LARGE_GPU_BYTES = 70 << 30
+"""Memory from which a GPU takes prompts in steps of 16,384 tokens."""
 
 CPU_KV_CACHE_SHARE = 0.4
 """Share of the available memory that a CPU's KV cache takes by default."""
@@ -46,12 +53,21 @@ class Device:
             raise ConfigError("device='cuda', but PyTorch finds no CUDA device; use device='cpu' or 'auto'")
         if name == "cpu" or not has_cuda:
             return cls(torch.device("cpu"), max_num_batched_tokens=2048, overlap_depth=0)
-        return cls(torch.device("cuda", torch.cuda.current_device()), max_num_batched_tokens=8192, overlap_depth=1)
+        device = torch.device("cuda", torch.cuda.current_device())
+        is_large = torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU_BYTES
+        return cls(device, max_num_batched_tokens=16_384 if is_large else 8192, overlap_depth=1)
 
     @property
     def is_cpu(self) -> bool:
         """Whether this is the host itself."""
         return self.torch_device.type == "cpu"
+
+    @property
+    def supports_fp8(self) -> bool:
+        """Whether matrices can be multiplied in 8 bits: NVIDIA from Ada and Hopper on; on a CPU slowly, for tests."""
+        if self.is_cpu:
+            return True
+        return torch.version.hip is None and torch.cuda.get_device_capability(self.torch_device) >= (8, 9)
 
     def resolve_dtype(self, asked: str, stored: torch.dtype | None) -> torch.dtype:
         """Chooses the number type of weights and activations.
@@ -75,30 +91,82 @@ class Device:
         free, total = torch.cuda.mem_get_info(self.torch_device)
         return int(free - total * (1 - utilization))
 
+    def used_memory_bytes(self) -> int:
+        """Returns the bytes of a GPU that are in use, by whomever."""
+        free, total = torch.cuda.mem_get_info(self.torch_device)
+        return total - free
 
-class HostCopy:
-    """A tensor on its way to the host: the copy starts at once and is waited for when it is read.
+    def measure_peak_bytes(self, work: Callable[[], None]) -> int:
+        """Runs something on a GPU and returns the most memory it took at any moment; what it freed is given back."""
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_reserved(self.torch_device)
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        work()
+        torch.cuda.synchronize(self.torch_device)
+        peak = torch.cuda.max_memory_reserved(self.torch_device)
+        torch.cuda.empty_cache()
+        return peak - before
 
-    Work queued on the device after it does not delay it.
+
+def to_device(values: Sequence[Any] | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Sends numbers to the device without waiting for it.
+
+    A copy to a GPU starts from pinned memory, or else the host would wait for it. PyTorch keeps that memory until the
+    copy is done.
 
     Args:
-        tensor: Anywhere; a tensor on the host is used as it is.
+        values: Numbers, nested as a tensor is. An array may be shared with the result on a CPU: leave it as it is.
+        dtype: Of the result.
+        device: Where to.
+
+    Returns:
+        A tensor of the shape of `values`.
+    """
+    host = torch.as_tensor(values, dtype=dtype)
+    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+
+
+@dataclass(frozen=True, slots=True)
+class HostCopy:
+    """Tensors on their way to the host.
+
+    Attributes:
+        sources: The tensors; kept, so that their memory is not used for others before they are copied.
+        tensors: What they are copied to, on the host.
+        is_done: What to wait for before reading; None if there is nothing to wait for.
     """
 
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        self._host = tensor
-        if tensor.is_cuda:
-            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._host.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record()
+    sources: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
+    is_done: torch.cuda.Event | None
 
-    def wait(self) -> torch.Tensor:
-        """Returns the tensor on the host."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._host
+    def wait(self) -> list[np.ndarray]:
+        """Returns what the tensors hold. This is the one place where the host waits for the device."""
+        if self.is_done is not None:
+            self.is_done.synchronize()
+        return [tensor.numpy() for tensor in self.tensors]
+
+
+class HostCopies:
+    """Copies results to the host on a stream of its own, so that they do not wait for work that is queued after them.
+
+    Args:
+        device: Where the results are.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def start(self, *tensors: Tensor) -> HostCopy:
+        """Starts to copy tensors as they will be when the work queued so far is done."""
+        if self._stream is None:
+            return HostCopy(tensors, tensors, None)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            hosts = tuple(torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors)
+            for host, tensor in zip(hosts, tensors, strict=True):
+                host.copy_(tensor, non_blocking=True)
+            return HostCopy(tensors, hosts, self._stream.record_event())
 
 
 def has_bfloat16_arithmetic() -> bool:

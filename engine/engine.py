@@ -14,18 +14,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .bundled import resolve_model
-from .capacity import plan_capacity
 from .config import EngineConfig
 from .device import Device, default_num_threads
 from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestError
 from .executor import Executor, InProcessExecutor, StepHandle
 from .generation_config import default_sampling_params, read_generation_config
 from .inputs import InputProcessor, read_eos_token_ids
-from .kv_cache import KVCacheManager, kv_block_bytes
+from .kv_cache import KVCacheManager
 from .outputs import RequestOutput
 from .request import GenerateRequest, Request
 from .results import OutputBuilder
-from .runner import ModelRunner, StepResult
+from .runner import StepResult
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerCounters, StepPlan
 from .tokenizer import Tokenizer
@@ -116,45 +115,35 @@ class LLMEngine:
         """
         import torch
 
-        from .models.registry import load_hf_config, load_model
+        from .loading import load_runner
+        from .models import load_hf_config
 
         device = Device.choose(config.device)
         if device.is_cpu:
             torch.set_num_threads(config.num_threads or default_num_threads())
         folder = resolve_model(config.model)
         hf_config = load_hf_config(folder, config.hf_overrides)
-        dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
         tokenizer = None
         if not config.skip_tokenizer_init:
             own = folder if config.tokenizer is None else resolve_model(config.tokenizer, "tokenizer")
             tokenizer = Tokenizer(own, config.chat_template)
-        model = load_model(folder, hf_config, dtype, device.torch_device)
-        spec = model.spec
-        block_bytes = kv_block_bytes(spec.num_layers, spec.num_kv_heads, spec.head_dim, config.block_size, dtype)
-        capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes)
-        runner = ModelRunner(
-            model,
-            device.torch_device,
-            num_blocks=capacity.num_blocks,
-            block_size=config.block_size,
-            max_num_seqs=config.max_num_seqs,
-            max_model_len=capacity.max_model_len,
-            dtype=dtype,
-        )
+        num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
+        runner, capacity = load_runner(config, device, folder, hf_config, num_tokens)
         generation_config = read_generation_config(folder)
         eos_token_ids = read_eos_token_ids(tokenizer, generation_config, hf_config.to_dict())
         recommended = generation_config if config.generation_config == "auto" else {}
+        vocab_size = runner.model.spec.vocab_size
         return cls(
             config=config,
             tokenizer=tokenizer,
             default_params=default_sampling_params(recommended),
             inputs=InputProcessor(
-                tokenizer, spec.vocab_size, capacity.max_model_len, config.max_logprobs, eos_token_ids, config.seed
+                tokenizer, vocab_size, capacity.max_model_len, config.max_logprobs, eos_token_ids, config.seed
             ),
             scheduler=Scheduler(
                 KVCacheManager(capacity.num_blocks, config.block_size, config.enable_prefix_caching),
                 config.max_num_seqs,
-                capacity.max_num_batched_tokens,
+                num_tokens,
             ),
             executor=InProcessExecutor(runner),
             overlap_depth=device.overlap_depth if config.overlap_depth is None else config.overlap_depth,

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from .request import GenerateRequest, Request
-from .runner import StepResult
-from .sampler import TopLogprobs
+from .runner import HostLogprobs, StepResult
 from .scheduler import StepPlan
 from .tokenizer import Tokenizer
 
@@ -89,7 +88,7 @@ class OutputBuilder:
         prompt_token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
         return self.tokenizer.decode(prompt_token_ids, token_ids, params.skip_special_tokens)
 
-    def _entry(self, request: Request, scores: TopLogprobs, i: int, num_logprobs: int) -> dict[int, Logprob]:
+    def _entry(self, request: Request, scores: HostLogprobs, i: int, num_logprobs: int) -> dict[int, Logprob]:
         """Makes the entry of one position: the token itself first, then the most probable ones."""
         num_columns = scores.token_ids.shape[1] if num_logprobs == -1 else num_logprobs + 1
         token_ids = scores.token_ids[i, :num_columns].tolist()

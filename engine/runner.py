@@ -1,30 +1,48 @@
-"""Runs step plans on one device: fills the tables, builds the batch, runs the model, samples.
+"""Runs step plans on one device: sends the plan, runs the model, samples, starts the results on their way back.
 
-Every running request owns a row of two tables that stay on the device: its tokens, and its block table. A plan sends
-what is new; a sampled token is written into its row on the device, so the next step can read it before the host does.
+Nothing in `ModelRunner.execute` waits for the device. What the host must know is read from the `RunningStep`, as a rule
+when the next step has been started.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..kernels import top_logprobs
-from .batch import ForwardBatch, KVCache
-from .device import HostCopy
+from .batch import KVCache
+from .cuda_graph import DecodeGraphs, GraphBackend
+from .device import HostCopies, HostCopy
 from .kv_cache.layout import allocate_kv_cache
 from .models.decoder import Decoder
 from .sampler import Sampler, TopLogprobs
 from .scheduler import StepPlan
+from .tables import SentPlan, Tables
 
 MAX_PROMPT_LOGITS = 512
 """Prompt positions whose logits exist at once: a vocabulary of 150,000 takes 300 MB for them."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class HostLogprobs:
+    """`TopLogprobs`, on the host.
+
+    Attributes:
+        logprobs: `[num_positions, k + 1]` float32; column 0 is the token itself, then the k most probable.
+        token_ids: `[num_positions, k + 1]` int64.
+        ranks: `[num_positions]` int64, of the token itself.
+    """
+
+    logprobs: np.ndarray
+    token_ids: np.ndarray
+    ranks: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
     """What a step gave, on the host.
 
@@ -35,29 +53,31 @@ class StepResult:
     """
 
     token_ids: list[int]
-    logprobs: TopLogprobs | None
-    prompt_logprobs: dict[int, TopLogprobs]
+    logprobs: HostLogprobs | None = None
+    prompt_logprobs: Mapping[int, HostLogprobs] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
 class RunningStep:
-    """A step whose work is queued on the device.
+    """A step whose work is queued on the device, and whose results will be on the host when it is done.
 
-    Args:
-        token_ids: `[num_samples]` int64, on the device.
-        logprobs: Of those tokens.
-        prompt_logprobs: Index in the plan -> of prompt tokens.
+    Attributes:
+        token_ids: `[num_samples]` int64; None if no sequence samples.
+        logprobs: The fields of `TopLogprobs`, of those tokens; None if no request asked.
+        prompt_logprobs: Index in the plan -> the same, of prompt tokens.
     """
 
-    def __init__(
-        self, token_ids: Tensor, logprobs: TopLogprobs | None, prompt_logprobs: dict[int, TopLogprobs]
-    ) -> None:
-        self._token_ids = HostCopy(token_ids)
-        self._logprobs = logprobs
-        self._prompt_logprobs = prompt_logprobs
+    token_ids: HostCopy | None
+    logprobs: HostCopy | None
+    prompt_logprobs: Mapping[int, HostCopy]
 
     def result(self) -> StepResult:
-        """Waits for the sampled tokens."""
-        return StepResult(self._token_ids.wait().tolist(), self._logprobs, self._prompt_logprobs)
+        """Waits for the step."""
+        return StepResult(
+            [] if self.token_ids is None else self.token_ids.wait()[0].tolist(),
+            None if self.logprobs is None else HostLogprobs(*self.logprobs.wait()),
+            {index: HostLogprobs(*copy.wait()) for index, copy in self.prompt_logprobs.items()},
+        )
 
 
 class ModelRunner:
@@ -71,6 +91,8 @@ class ModelRunner:
         max_num_seqs: Rows of the tables.
         max_model_len: Tokens a row can hold.
         dtype: Of the KV cache.
+        graph_backend: Records decode steps; None to launch every kernel of every step.
+        graph_sizes: Numbers of sequences to record decode steps for, ascending.
     """
 
     def __init__(
@@ -83,18 +105,18 @@ class ModelRunner:
         max_num_seqs: int,
         max_model_len: int,
         dtype: torch.dtype,
+        graph_backend: GraphBackend | None = None,
+        graph_sizes: Sequence[int] = (),
     ) -> None:
         self.model = model
-        self.device = device
-        self.block_size = block_size
         spec = model.spec
         self.kv_cache: KVCache = allocate_kv_cache(
             spec.num_layers, num_blocks, spec.num_kv_heads, block_size, spec.head_dim, dtype=dtype, device=device
         )
-        max_blocks = -(-max_model_len // block_size)
-        self._token_table = torch.zeros((max_num_seqs, max_model_len), dtype=torch.int32, device=device)
-        self._block_table = torch.zeros((max_num_seqs, max_blocks), dtype=torch.int32, device=device)
+        self._tables = Tables(max_num_seqs, max_model_len, block_size, device)
         self._sampler = Sampler(max_num_seqs, device)
+        self._host_copies = HostCopies(device)
+        self._graphs = DecodeGraphs(self._decode, graph_sizes, graph_backend) if graph_backend else None
         self._prompt_logprobs: dict[int, tuple[int, int]] = {}
 
     @torch.inference_mode()
@@ -107,64 +129,51 @@ class ModelRunner:
         Returns:
             The step; reading its result waits for it.
         """
-        self._fill_tables(plan)
-        batch = self._build_batch(plan)
-        hidden = self.model(batch, self.kv_cache)
+        self._enter_rows(plan)
+        hidden, sent = self._forward(plan)
         prompt_logprobs = self._score_prompts(plan, hidden)
-        sampled = [i for i, samples in enumerate(plan.samples) if samples]
-        if not sampled:
-            return RunningStep(torch.empty(0, dtype=torch.int64), None, prompt_logprobs)
-        last = np.cumsum(plan.counts)[sampled] - 1
-        logits = self.model.compute_logits(hidden[torch.from_numpy(last).to(self.device)])
-        rows = [plan.rows[i] for i in sampled]
-        lengths = [plan.starts[i] + plan.counts[i] for i in sampled]
-        token_ids, logprobs = self._sampler.draw(logits, rows, lengths, self._token_table)
-        where = (torch.tensor(rows, device=self.device), torch.tensor(lengths, device=self.device))
-        # A row whose logits hold NaN must still leave a token that exists: a step that is planned ahead reads it.
-        self._token_table[where] = token_ids.clamp(min=0).int()
-        return RunningStep(token_ids, logprobs, prompt_logprobs)
+        if not any(plan.samples):
+            return RunningStep(None, None, prompt_logprobs)
+        logits = self.model.compute_logits(hidden[sent.sampled[0]])
+        ends = zip(plan.rows, plan.starts, plan.counts, plan.samples, strict=True)
+        rows, lengths = zip(*((row, start + count) for row, start, count, samples in ends if samples), strict=True)
+        token_ids, logprobs = self._sampler.draw(logits, rows, lengths, self._tables.tokens)
+        self._tables.append(sent.sampled, token_ids)
+        logprobs_copy = None if logprobs is None else self._copy(logprobs)
+        return RunningStep(self._host_copies.start(token_ids), logprobs_copy, prompt_logprobs)
 
-    def _fill_tables(self, plan: StepPlan) -> None:
-        """Writes what is new: the tokens and parameters of rows that change hands, and the blocks that were added."""
+    def _enter_rows(self, plan: StepPlan) -> None:
+        """Takes over the parameters of the requests that enter."""
         for new in plan.new_rows:
-            token_ids = torch.tensor(new.request.token_ids[: new.num_tokens], dtype=torch.int32)
-            self._token_table[new.row, : new.num_tokens] = token_ids.to(self.device)
             self._prompt_logprobs.pop(new.row, None)
-            if new.request.params.prompt_logprobs is not None:
-                num_logprobs = new.request.params.prompt_logprobs
+            if (num_logprobs := new.request.params.prompt_logprobs) is not None:
                 self._prompt_logprobs[new.row] = (num_logprobs, new.request.num_prompt_tokens)
         if plan.new_rows:
             self._sampler.set_rows([new.row for new in plan.new_rows], [new.request for new in plan.new_rows])
-        if plan.new_blocks:
-            rows = [row for row, _, blocks in plan.new_blocks for _ in blocks]
-            columns = [first + i for _, first, blocks in plan.new_blocks for i in range(len(blocks))]
-            values = [block for _, _, blocks in plan.new_blocks for block in blocks]
-            where = torch.tensor([rows, columns], device=self.device)
-            self._block_table[where[0], where[1]] = torch.tensor(values, dtype=torch.int32, device=self.device)
 
-    def _build_batch(self, plan: StepPlan) -> ForwardBatch:
-        """Derives the step's tensors from the tables; the host sends three numbers per sequence."""
-        rows, starts, counts = torch.tensor([plan.rows, plan.starts, plan.counts]).to(self.device)
-        num_tokens = plan.num_tokens
-        query_start_loc = torch.zeros(len(plan.rows) + 1, dtype=torch.int64, device=self.device)
-        torch.cumsum(counts, 0, out=query_start_loc[1:])
-        sequence = torch.repeat_interleave(counts, output_size=num_tokens)
-        positions = torch.arange(num_tokens, device=self.device) - (query_start_loc[:-1] - starts)[sequence]
-        row = rows[sequence]
-        block = self._block_table[row, positions // self.block_size]
-        max_blocks = -(-max(map(sum, zip(plan.starts, plan.counts, strict=True))) // self.block_size)
-        return ForwardBatch(
-            token_ids=self._token_table[row, positions].long(),
-            positions=positions,
-            slot_mapping=block.long() * self.block_size + positions % self.block_size,
-            query_start_loc=query_start_loc.int(),
-            seq_lens=(starts + counts).int(),
-            block_tables=self._block_table[rows, :max_blocks],
-        )
+    def _forward(self, plan: StepPlan) -> tuple[Tensor, SentPlan]:
+        """Runs the model: from a recording if every sequence computes one token, and there is one of the size."""
+        num_seqs = len(plan.rows)
+        size = self._graphs.padded_size(num_seqs) if self._graphs and plan.num_decodes == num_seqs else None
+        sent = self._tables.send(plan, size or num_seqs)
+        num_shared = sent.num_shared if plan.num_shared_blocks else None
+        if self._graphs and size:
+            return self._graphs.run(sent.sequences, num_shared), sent
+        longest = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
+        max_blocks = -(-longest // self._tables.block_size)
+        batch = self._tables.gather(sent.sequences, plan.num_tokens, max_blocks, plan.num_decodes, num_shared)
+        return self.model(batch, self.kv_cache), sent
 
-    def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> dict[int, TopLogprobs]:
+    def _decode(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
+        """Runs a decode step whose every size is fixed: it serves sequences of any length."""
+        num_seqs = sequences.shape[1]
+        batch = self._tables.gather(sequences, num_seqs, self._tables.max_blocks, num_seqs, num_shared)
+        hidden: Tensor = self.model(batch, self.kv_cache)
+        return hidden
+
+    def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> dict[int, HostCopy]:
         """Computes the log-probabilities of prompt tokens, for the sequences that ask for them."""
-        scores: dict[int, TopLogprobs] = {}
+        scores: dict[int, HostCopy] = {}
         if not self._prompt_logprobs:
             return scores
         offset = 0
@@ -172,8 +181,8 @@ class ModelRunner:
             num_logprobs, num_prompt_tokens = self._prompt_logprobs.get(row, (0, 0))
             num_scored = min(start + count, num_prompt_tokens - 1) - start
             if num_scored > 0:
-                targets = self._token_table[row, start + 1 : start + 1 + num_scored].long()
-                scores[i] = self._score(hidden[offset : offset + num_scored], targets, num_logprobs)
+                targets = self._tables.tokens[row, start + 1 : start + 1 + num_scored].long()
+                scores[i] = self._copy(self._score(hidden[offset : offset + num_scored], targets, num_logprobs))
             offset += count
         return scores
 
@@ -186,3 +195,6 @@ class ModelRunner:
             for states, ids in zip(hidden.split(MAX_PROMPT_LOGITS), targets.split(MAX_PROMPT_LOGITS), strict=True)
         ]
         return TopLogprobs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _copy(self, scores: TopLogprobs) -> HostCopy:
+        return self._host_copies.start(scores.logprobs, scores.token_ids, scores.ranks)

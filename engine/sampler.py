@@ -7,14 +7,16 @@ min_tokens, logit_bias, the penalties; then temperature, min_p, top_k, top_p and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..kernels import sample, top_logprobs
+from .device import to_device
+from .logit_edits import LogitEdits
 from .request import Request
-from .sampling_params import ALL_FORBIDDEN, SamplingParams
+from .sampling_params import ALL_FORBIDDEN
 
 
 @dataclass(slots=True)
@@ -32,80 +34,6 @@ class TopLogprobs:
     ranks: Tensor
 
 
-@dataclass(slots=True)
-class LogitEdits:
-    """What a request wants done to its logits, with its words and sets as token ids.
-
-    Attributes:
-        params: The request's parameters.
-        num_prompt_tokens: Where its output begins.
-        stop_token_ids: Tokens to mask until min_tokens are there.
-        bad_words: Token sequences never to complete.
-        allowed: The only tokens to keep, if given.
-        bias: (token ids, numbers to add), if given.
-    """
-
-    params: SamplingParams
-    num_prompt_tokens: int
-    stop_token_ids: list[int]
-    bad_words: list[list[int]] = field(default_factory=list)
-    allowed: Tensor | None = None
-    bias: tuple[Tensor, Tensor] | None = None
-
-    @classmethod
-    def of(cls, request: Request, device: torch.device) -> LogitEdits | None:
-        """Returns the edits of a request, or None if it wants none."""
-        params = request.params
-        has_penalty = params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1
-        has_set = params.allowed_token_ids or params.logit_bias or request.bad_word_ids
-        if not (has_penalty or has_set or params.min_tokens):
-            return None
-        edits = cls(params, request.num_prompt_tokens, list(request.stop_token_ids), request.bad_word_ids)
-        if params.allowed_token_ids:
-            edits.allowed = torch.tensor(params.allowed_token_ids, device=device)
-        if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=device)
-            edits.bias = ids, torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=device)
-        return edits
-
-    def apply(self, logits: Tensor, token_ids: Tensor) -> None:
-        """Edits one row in place.
-
-        Args:
-            logits: `[vocab_size]` float32.
-            token_ids: `[num_tokens]` int64, prompt and output so far.
-        """
-        if self.allowed is not None:
-            kept = logits[self.allowed]
-            logits.fill_(-torch.inf)
-            logits[self.allowed] = kept
-        for word in self.bad_words:
-            self._mask_bad_word(logits, token_ids, word)
-        if len(token_ids) - self.num_prompt_tokens < self.params.min_tokens and self.stop_token_ids:
-            logits[self.stop_token_ids] = -torch.inf
-        if self.bias is not None:
-            logits.index_add_(0, *self.bias)
-        self._penalise(logits, token_ids)
-
-    def _mask_bad_word(self, logits: Tensor, token_ids: Tensor, word: list[int]) -> None:
-        """Masks the last token of a word whose other tokens were just generated."""
-        first = len(token_ids) - (len(word) - 1)
-        if first >= self.num_prompt_tokens and token_ids[first:].tolist() == word[:-1]:
-            logits[word[-1]] = -torch.inf
-
-    def _penalise(self, logits: Tensor, token_ids: Tensor) -> None:
-        """Applies the penalties: repetition to tokens of prompt and output, the others to those of the output."""
-        params = self.params
-        if params.repetition_penalty != 1:
-            seen = token_ids.unique()
-            values = logits[seen]
-            factor = params.repetition_penalty
-            logits[seen] = torch.where(values > 0, values / factor, values * factor)
-        if params.frequency_penalty or params.presence_penalty:
-            generated, counts = token_ids[self.num_prompt_tokens :].unique(return_counts=True)
-            logits[generated] -= params.frequency_penalty * counts + params.presence_penalty
-
-
 class Sampler:
     """Keeps the sampling parameters of each row of the batch, and draws.
 
@@ -121,12 +49,12 @@ class Sampler:
         self._top_p = torch.ones(max_num_seqs, dtype=torch.float32, device=device)
         self._min_p = torch.zeros(max_num_seqs, dtype=torch.float32, device=device)
         self._seeds = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
-        self._edits: dict[int, LogitEdits] = {}
+        self._edits = LogitEdits(max_num_seqs, device)
         self._num_logprobs: dict[int, int] = {}
 
     def set_rows(self, rows: Sequence[int], requests: Sequence[Request]) -> None:
         """Takes the parameters of the requests that now own these rows."""
-        index = torch.tensor(rows, device=self.device)
+        index = to_device(rows, torch.int64, self.device)
         params = [request.params for request in requests]
         for table, values in (
             (self._temperature, [p.temperature for p in params]),
@@ -135,11 +63,9 @@ class Sampler:
             (self._min_p, [p.min_p for p in params]),
             (self._seeds, [request.seed for request in requests]),
         ):
-            table[index] = torch.tensor(values, dtype=table.dtype, device=self.device)
+            table[index] = to_device(values, table.dtype, self.device)
+        self._edits.set_rows(rows, requests)
         for row, request in zip(rows, requests, strict=True):
-            self._edits.pop(row, None)
-            if (edits := LogitEdits.of(request, self.device)) is not None:
-                self._edits[row] = edits
             self._num_logprobs.pop(row, None)
             if request.params.logprobs is not None:
                 self._num_logprobs[row] = request.params.logprobs
@@ -159,13 +85,11 @@ class Sampler:
             Token ids `[num_rows]` int64, `NAN_LOGITS` or `ALL_FORBIDDEN` where there is none; and log-probabilities of
             all rows if any row asked for them.
         """
-        edited = [(i, self._edits[row]) for i, row in enumerate(rows) if row in self._edits]
+        edited = self._edits.find(rows, lengths)
         num_logprobs = self._max_num_logprobs(rows, logits.shape[-1])
         raw = logits.clone() if edited and num_logprobs is not None else logits
-        for i, edits in edited:
-            edits.apply(logits[i], token_table[rows[i], : lengths[i]].long())
-        index = torch.tensor(rows, device=self.device)
-        positions = torch.tensor(lengths, device=self.device)
+        is_forbidden = self._edits.apply(logits, edited, rows, lengths, token_table) if edited else None
+        index, positions = to_device([rows, lengths], torch.int64, self.device)
         token_ids = sample(
             logits,
             self._temperature[index],
@@ -175,10 +99,8 @@ class Sampler:
             self._seeds[index],
             positions,
         )
-        if edited:
-            where = torch.tensor([i for i, _ in edited], device=self.device)
-            is_forbidden = logits[where].amax(dim=-1).isneginf()
-            token_ids[where] = token_ids[where].masked_fill(is_forbidden, ALL_FORBIDDEN)
+        if is_forbidden is not None:
+            token_ids.masked_fill_(is_forbidden, ALL_FORBIDDEN)
         if num_logprobs is None:
             return token_ids, None
         return token_ids, TopLogprobs(*top_logprobs(raw, token_ids.clamp(min=0), num_logprobs))

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from .errors import RequestError
 from .kv_cache.manager import KVCacheManager
+from .kv_cache.shared_prefix import SharedPrefix
 from .request import Request, RequestStatus
 from .sampling_params import ALL_FORBIDDEN, NAN_LOGITS
 
@@ -50,6 +51,8 @@ class StepPlan:
         new_rows: Rows to fill before the step.
         new_blocks: (row, index of the first, block ids) to append to block tables before the step.
         published: Blocks that others may find from now on, though this step is what fills them.
+        num_decodes: This many sequences at the front compute one token each; all others compute more.
+        num_shared_blocks: This many leading blocks those at the front have in common, if it pays to know.
     """
 
     requests: list[Request] = field(default_factory=list)
@@ -60,11 +63,22 @@ class StepPlan:
     new_rows: list[NewRow] = field(default_factory=list)
     new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
+    num_decodes: int = 0
+    num_shared_blocks: int = 0
 
     @property
     def num_tokens(self) -> int:
         """Tokens that the step computes."""
         return sum(self.counts)
+
+    def put_decodes_first(self) -> None:
+        """Orders the sequences: those that compute one token, then the others, as attention wants them."""
+        self.num_decodes = self.counts.count(1)
+        if self.counts[: self.num_decodes].count(1) < self.num_decodes:
+            order = sorted(range(len(self.counts)), key=lambda i: self.counts[i] > 1)
+            for name in ("requests", "rows", "starts", "counts", "samples"):
+                values = getattr(self, name)
+                setattr(self, name, [values[i] for i in order])
 
 
 @dataclass(slots=True)
@@ -102,6 +116,7 @@ class Scheduler:
         self._num_waiting = 0
         self._free_rows: list[int] = []
         self._num_arrived = 0
+        self._shared_prefix = SharedPrefix(kv_cache.block_size)
         self.reset()
 
     @property
@@ -135,6 +150,8 @@ class Scheduler:
                 self._schedule_waiting(plan, budget)
         if not plan.requests:
             return None
+        plan.put_decodes_first()
+        plan.num_shared_blocks = self._shared_prefix.find(plan.requests[: plan.num_decodes], bool(plan.new_rows))
         self.counters.num_steps += 1
         self.counters.num_scheduled_tokens += plan.num_tokens
         return plan

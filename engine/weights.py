@@ -1,4 +1,4 @@
-"""Streams a checkpoint from a local folder into a model: read, rename, cast, copy, one tensor at a time.
+"""Streams a checkpoint from a local folder into a model: read, rename, cast, copy, a few tensors at a time.
 
 It knows file formats and names, not layers: a layer says through `slots` which names fill which part of its parameters,
 a family's `WeightMap` says what checkpoints call them. Every tensor is used or refused, and every parameter is filled.
@@ -10,6 +10,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +19,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .layers import Linear
+from .layers import Linear, Slot
 
-__all__ = ["WeightMap", "checkpoint_files", "iter_tensors", "load_weights"]
+__all__ = ["WeightMap", "checkpoint_files", "iter_tensors", "load_dummy_weights", "load_weights"]
 
 logger = logging.getLogger(__name__)
 
 # In the order of preference: the single file, then the index of a sharded one.
 _SOURCES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _LFS_POINTER = b"version https://git-lfs"
+_NUM_THREADS = 8  # while some wait for pages of the file, others copy
+_DUMMY_SCALE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,48 +93,73 @@ def load_weights(model: nn.Module, folder: str | Path, weights: WeightMap) -> No
         CheckpointError: A file is missing or damaged, a name is left over on either side, or a shape is wrong.
     """
     slots = _weight_slots(model)
-    filled: set[int] = set()
-    unexpected: list[str] = []
+    # Nothing is read yet: the tensors are mapped from their files, and their pages come when they are copied.
+    sources: dict[int, list[tuple[str, Tensor]]] = {slot.key: [] for slot in slots.values()}
+    unexpected = []
     for name, tensor in iter_tensors(folder):
         try:
             ours = weights.ours(name)
             if ours is not None:
-                _fill(slots[ours], name, tensor, filled)
+                sources[slots[ours].key].append((name, tensor))
         except KeyError:
             unexpected.append(name)
-    missing = [weights.theirs(name) for name, slot in slots.items() if slot.data_ptr() not in filled]
+    missing = [weights.theirs(name) for name, slot in slots.items() if not sources[slot.key]]
     if missing or unexpected:
         raise CheckpointError(
             f"the weights in {folder} do not match its config.json: missing {_listed(missing)}; unexpected "
             f"{_listed(unexpected)}; check that config.json and the weights belong together"
         )
-    logger.info("loaded %d tensors from %s", len(filled), folder)
+    distinct = {slot.key: slot for slot in slots.values()}
+    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="millrace-weights") as pool:
+        for _ in pool.map(_fill, distinct.values(), (sources[key] for key in distinct)):
+            pass
+    logger.info("loaded %d tensors from %s", len(distinct), folder)
 
 
-def _weight_slots(model: nn.Module) -> dict[str, Tensor]:
-    """Returns every name to be filled, with the memory it fills. Tied weights share memory."""
+def load_dummy_weights(model: nn.Module) -> None:
+    """Fills every parameter of a model with random numbers of standard deviation 0.02, the same ones every time.
+
+    They are made where they will be, so that a model of any size starts without a checkpoint.
+
+    Args:
+        model: On its device and in its dtype.
+    """
+    slots = {slot.key: slot for slot in _weight_slots(model).values()}.values()
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(0)
+    for slot in slots:
+        slot.fill(torch.randn(slot.shape, generator=generator, dtype=torch.bfloat16, device=device) * _DUMMY_SCALE)
+
+
+def _weight_slots(model: nn.Module) -> dict[str, Slot]:
+    """Returns every name to be filled, with what it fills. Tied weights share memory."""
     slots = {}
     for prefix, module in model.named_modules():
-        own = module.slots() if isinstance(module, Linear) else module.named_parameters(recurse=False)
+        if isinstance(module, Linear):
+            own = module.slots()
+        else:
+            own = ((name, Slot((parameter,))) for name, parameter in module.named_parameters(recurse=False))
         slots.update({f"{prefix}.{name}": slot for name, slot in own})
     return slots
 
 
-def _fill(slot: Tensor, name: str, tensor: Tensor, filled: set[int]) -> None:
-    if tensor.shape != slot.shape:
-        raise CheckpointError(
-            f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {list(slot.shape)}"
-        )
-    if not tensor.is_floating_point():
-        raise CheckpointError(f"{name} is of {tensor.dtype}; quantised checkpoints cannot be loaded yet")
-    if slot.data_ptr() not in filled:
-        slot.copy_(tensor)
-        filled.add(slot.data_ptr())
-    elif not torch.equal(slot, tensor.to(slot)):
-        raise CheckpointError(
-            f"{name} differs from the tensor that config.json ties it to; if the output head has weights of its own, "
-            "pass hf_overrides={'tie_word_embeddings': False}"
-        )
+@torch.inference_mode()  # the caller's mode does not hold in other threads
+def _fill(slot: Slot, sources: list[tuple[str, Tensor]]) -> None:
+    """Fills a slot from the first of its sources, and checks that all others hold the same numbers."""
+    for i, (name, tensor) in enumerate(sources):
+        if tensor.shape != slot.shape:
+            raise CheckpointError(
+                f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {list(slot.shape)}"
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{name} is of {tensor.dtype}; quantised checkpoints cannot be loaded yet")
+        if i == 0:
+            slot.fill(tensor)
+        elif not slot.holds(tensor):
+            raise CheckpointError(
+                f"{name} differs from the tensor that config.json ties it to; if the output head has weights of its "
+                "own, pass hf_overrides={'tie_word_embeddings': False}"
+            )
 
 
 def _listed(names: list[str], limit: int = 12) -> str:

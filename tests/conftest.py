@@ -58,6 +58,12 @@ def root() -> Path:
     return ROOT
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> str:
+    """A device name: a test that asks for it runs on the CPU, and on a GPU where there is one."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A function from a family's name to the folder of a tiny random checkpoint, built once a session."""

@@ -5,17 +5,23 @@ from __future__ import annotations
 from .attention import Attention, Heads
 from .block import PostNormBlock, PreNormBlock
 from .embedding import LearnedPositions, NoPositions, TokenEmbedding
+from .fp8_linear import Fp8Linear
+from .invariant_linear import InvariantLinear
 from .linear import Linear
-from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
+from .mlp import ACTIVATIONS, GATES, MLP, GatedMLP, PlainMLP
 from .norm import LayerNorm, NoNorm, Norm, RMSNorm
-from .rotary import NoRotary, Rotary
+from .rotary import NoRotary, Rotary, rotary_table
+from .slots import Slot
 
 __all__ = [
     "ACTIVATIONS",
+    "GATES",
     "MLP",
     "Attention",
+    "Fp8Linear",
     "GatedMLP",
     "Heads",
+    "InvariantLinear",
     "LayerNorm",
     "LearnedPositions",
     "Linear",
@@ -28,5 +34,7 @@ __all__ = [
     "PreNormBlock",
     "RMSNorm",
     "Rotary",
+    "Slot",
     "TokenEmbedding",
+    "rotary_table",
 ]

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ...kernels import paged_attention, store_kv
+from ...kernels import paged_attention
 from ..batch import ForwardBatch
 from .linear import Linear
-from .norm import Norm
 from .rotary import NoRotary, Rotary
 
 __all__ = ["Attention", "Heads"]
@@ -40,10 +39,9 @@ class Attention(nn.Module):
         heads: How many heads of which size.
         qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`.
         out: `[H * D] -> [hidden_size]`.
-        q_norm: Norm of each query head, before the rotation.
-        k_norm: Norm of each key head, before the rotation.
-        rotary: What tells queries and keys their positions.
+        rotary: What tells queries and keys their positions, and stores keys and values.
         window: Keys a query sees, itself included; 0 is all before it.
+        deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
     """
 
     def __init__(
@@ -52,18 +50,16 @@ class Attention(nn.Module):
         *,
         qkv: Linear,
         out: Linear,
-        q_norm: Norm,
-        k_norm: Norm,
         rotary: Rotary | NoRotary,
         window: int,
+        deterministic: bool,
     ) -> None:
         super().__init__()
         self.qkv = qkv
         self.out = out
-        self.q_norm = q_norm
-        self.k_norm = k_norm
         self.rotary = rotary
         self.window = window
+        self.deterministic = deterministic
         self.head_dim = heads.head_dim
         self.scale = heads.head_dim**-0.5
         self._split = (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
@@ -83,11 +79,18 @@ class Attention(nn.Module):
         """
         qkv = self.qkv(hidden).view(-1, self._num_rows, self.head_dim)  # [T, H + 2 K, D]
         query, key, value = qkv.split(self._split, dim=1)
-        query, _ = self.q_norm(query)
-        key, _ = self.k_norm(key)
-        self.rotary(batch.positions, query, key)
-        store_kv(key, value, k_cache, v_cache, batch.slot_mapping)
+        self.rotary(query, key, value, k_cache, v_cache, batch)
         attended = paged_attention(
-            query, k_cache, v_cache, batch.block_tables, batch.seq_lens, batch.query_start_loc, self.scale, self.window
+            query,
+            k_cache,
+            v_cache,
+            batch.block_tables,
+            batch.seq_lens,
+            batch.query_start_loc,
+            self.scale,
+            self.window,
+            num_decodes=batch.num_decodes,
+            num_shared=batch.num_shared,
+            deterministic=self.deterministic,
         )
         return self.out(attended.flatten(1))

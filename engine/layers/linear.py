@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .slots import Slot
+
 __all__ = ["Linear"]
 
 
@@ -23,8 +25,9 @@ class Linear(nn.Module):
         in_features: Columns of W.
         out_features: Rows of W, or the sizes of its named row blocks in order, e.g. `{"gate": 512, "up": 512}`.
         bias: Whether there is a b.
-        dtype: Of W and b.
+        dtype: Of W and b, and of what goes in and out.
         device: Of W and b. Their memory is not initialised.
+        weight_dtype: Of W, where a subclass stores it in another dtype; None for `dtype`.
     """
 
     def __init__(
@@ -35,25 +38,31 @@ class Linear(nn.Module):
         bias: bool,
         dtype: torch.dtype,
         device: torch.device,
+        weight_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self._blocks = {} if isinstance(out_features, int) else dict(out_features)
-        rows = out_features if isinstance(out_features, int) else sum(out_features.values())
-        weight = torch.empty(rows, in_features, dtype=dtype, device=device)
+        self._num_rows = out_features if isinstance(out_features, int) else sum(out_features.values())
+        weight = torch.empty(self._num_rows, in_features, dtype=weight_dtype or dtype, device=device)
         self.weight: nn.Parameter | None = nn.Parameter(weight, requires_grad=False)
         self.bias: nn.Parameter | None = None
         if bias:
-            self.bias = nn.Parameter(torch.empty(rows, dtype=dtype, device=device), requires_grad=False)
+            self.bias = nn.Parameter(torch.empty(self._num_rows, dtype=dtype, device=device), requires_grad=False)
         self._packed: Tensor | None = None
 
-    def slots(self) -> Iterator[tuple[str, Tensor]]:
-        """Yields every (name, view) a checkpoint fills: `weight`, or `gate.weight` and `up.weight` of a fused layer."""
-        for name, parameter in self.named_parameters(recurse=False):
+    def slots(self) -> Iterator[tuple[str, Slot]]:
+        """Yields every (name, slot) a checkpoint fills: `weight`, or `gate.weight` and `up.weight` of a fused layer."""
+        for name, _ in self.named_parameters(recurse=False):
             if not self._blocks:
-                yield name, parameter
-                continue
-            views = parameter.split(list(self._blocks.values()))
-            yield from ((f"{block}.{name}", view) for block, view in zip(self._blocks, views, strict=True))
+                yield name, self._slot(name, slice(None))
+            first = 0
+            for block, size in self._blocks.items():
+                yield f"{block}.{name}", self._slot(name, slice(first, first + size))
+                first += size
+
+    def _slot(self, name: str, rows: slice) -> Slot:
+        """Returns the slot of some rows of a parameter."""
+        return Slot((self.get_parameter(name)[rows],))
 
     def pack(self) -> None:
         """Lays the weight out for oneDNN where that is supported, and lets go of the plain copy.

@@ -9,10 +9,10 @@ from typing import TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import silu_and_mul
+from ...kernels import gelu_and_mul, silu_and_mul
 from .linear import Linear
 
-__all__ = ["ACTIVATIONS", "MLP", "GatedMLP", "PlainMLP"]
+__all__ = ["ACTIVATIONS", "GATES", "MLP", "GatedMLP", "PlainMLP"]
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -23,23 +23,32 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 """Elementwise activations by the names of Hugging Face configs."""
 
+GATES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "gelu": functools.partial(gelu_and_mul, approximate="none"),
+    "gelu_pytorch_tanh": functools.partial(gelu_and_mul, approximate="tanh"),
+    "silu": silu_and_mul,
+}
+"""Activations of gated networks, by the same names: each maps a row `cat(gate, up)` to `activation(gate) * up`."""
+
 
 class GatedMLP(nn.Module):
-    """SwiGLU (Shazeer, 2020, arXiv:2002.05202): `down(silu(gate(x)) * up(x))`.
+    """A gated network (Shazeer, 2020, arXiv:2002.05202): `down(activation(gate(x)) * up(x))`.
 
     Args:
         gate_up: The fused gate and up projections, `[hidden_size] -> [2 * intermediate_size]`.
         down: `[intermediate_size] -> [hidden_size]`.
+        gate: One of `GATES`.
     """
 
-    def __init__(self, gate_up: Linear, down: Linear) -> None:
+    def __init__(self, gate_up: Linear, down: Linear, gate: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.gate_up = gate_up
         self.down = down
+        self.gate = gate
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Maps `hidden` `[num_tokens, hidden_size]` to the same shape."""
-        return self.down(silu_and_mul(self.gate_up(hidden)))
+        return self.down(self.gate(self.gate_up(hidden)))
 
 
 class PlainMLP(nn.Module):

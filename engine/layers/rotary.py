@@ -1,6 +1,7 @@
-"""Rotary position embedding (Su et al., 2021, arXiv:2104.09864), half-split pairs.
+"""What queries, keys and values pass between their projection and the attention: norms, positions, the KV cache.
 
-How frequencies are scaled for long contexts is decided when the model's spec is made; here they are given.
+Rotary position embedding is that of Su et al., 2021 (arXiv:2104.09864), in half-split pairs. How frequencies are scaled
+for long contexts is decided when the model's spec is made; here they are given.
 """
 
 from __future__ import annotations
@@ -10,43 +11,83 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...kernels import rotary
+from ...kernels import rope_and_store, store_kv
+from ..batch import ForwardBatch
+from .norm import RMSNorm
 
-__all__ = ["NoRotary", "Rotary"]
+__all__ = ["NoRotary", "Rotary", "rotary_table"]
 
 
-class Rotary(nn.Module):
-    """Rotates queries and keys by their positions. One instance serves all layers.
+def rotary_table(
+    inv_freq: Sequence[float], *, scaling: float, max_positions: int, device: torch.device
+) -> torch.Tensor:
+    """Makes the cosines and sines of every position. One table serves all layers.
 
     Args:
         inv_freq: Radians per position of each rotated pair, `rot_dim / 2` numbers.
         scaling: Factor on cosine and sine (YaRN's attention scaling; 1 otherwise).
         max_positions: Positions the table covers.
         device: Of the table.
+
+    Returns:
+        `[max_positions, rot_dim]` float32: the cosines of a position, then its sines.
+    """
+    frequencies = torch.tensor(inv_freq, dtype=torch.float32, device=device)
+    angles = torch.outer(torch.arange(max_positions, dtype=torch.float32, device=device), frequencies)
+    return torch.cat((angles.cos(), angles.sin()), dim=-1).mul_(scaling)
+
+
+class Rotary(nn.Module):
+    """Norms queries and keys if the model does, rotates them by their positions, stores keys and values: one kernel.
+
+    Args:
+        table: As `rotary_table` makes it.
+        q_norm: Norm of each query head; None for none.
+        k_norm: Norm of each key head; there are both or neither.
     """
 
-    cos_sin: Tensor
+    table: Tensor
 
-    def __init__(self, inv_freq: Sequence[float], *, scaling: float, max_positions: int, device: torch.device) -> None:
+    def __init__(self, table: Tensor, q_norm: RMSNorm | None = None, k_norm: RMSNorm | None = None) -> None:
         super().__init__()
-        frequencies = torch.tensor(inv_freq, dtype=torch.float32, device=device)
-        angles = torch.outer(torch.arange(max_positions, dtype=torch.float32, device=device), frequencies)
-        table = torch.cat((angles.cos(), angles.sin()), dim=-1).mul_(scaling)  # [max_positions, rot_dim]
-        self.register_buffer("cos_sin", table, persistent=False)
+        self.register_buffer("table", table, persistent=False)
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self._eps = 0.0 if q_norm is None else q_norm.eps
 
-    def forward(self, positions: Tensor, query: Tensor, key: Tensor) -> None:
-        """Rotates queries and keys in place.
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch
+    ) -> None:
+        """Makes queries ready to attend, and keys and values ready to be attended to.
 
         Args:
-            positions: `[num_tokens]` int64.
-            query: `[num_tokens, num_heads, head_dim]`; changed.
-            key: `[num_tokens, num_kv_heads, head_dim]`; changed.
+            query: `[num_tokens, num_heads, head_dim]`; changed in place.
+            key: `[num_tokens, num_kv_heads, head_dim]`.
+            value: The same.
+            k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`; changed in place.
+            v_cache: The same.
+            batch: Positions and slots.
         """
-        rotary(positions, query, key, self.cos_sin)
+        rope_and_store(
+            query,
+            key,
+            value,
+            k_cache,
+            v_cache,
+            batch.slot_mapping,
+            batch.positions,
+            self.table,
+            q_weight=None if self.q_norm is None else self.q_norm.weight,
+            k_weight=None if self.k_norm is None else self.k_norm.weight,
+            eps=self._eps,
+        )
 
 
 class NoRotary(nn.Module):
-    """Stands where positions reach the model another way: queries and keys stay as they are."""
+    """Stands where positions reach the model another way: keys and values are stored as they are."""
 
-    def forward(self, positions: Tensor, query: Tensor, key: Tensor) -> None:
-        """Does nothing."""
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch
+    ) -> None:
+        """As `Rotary.forward`, without norm and rotation."""
+        store_kv(key, value, k_cache, v_cache, batch.slot_mapping)

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from .decoder import Decoder
+from .options import ModelOptions
 from .registry import build_model, load_hf_config, load_model, supported_architectures
 from .spec import DecoderSpec
 
-__all__ = ["Decoder", "DecoderSpec", "build_model", "load_hf_config", "load_model", "supported_architectures"]
+__all__ = [
+    "Decoder",
+    "DecoderSpec",
+    "ModelOptions",
+    "build_model",
+    "load_hf_config",
+    "load_model",
+    "supported_architectures",
+]

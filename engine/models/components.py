@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers import (
     ACTIVATIONS,
+    GATES,
     MLP,
     Attention,
+    Fp8Linear,
     GatedMLP,
     Heads,
+    InvariantLinear,
     LayerNorm,
     LearnedPositions,
     Linear,
@@ -29,10 +32,15 @@ from ..layers import (
     RMSNorm,
     Rotary,
     TokenEmbedding,
+    rotary_table,
 )
+from .options import ModelOptions
 from .spec import DecoderSpec
 
 __all__ = ["Components"]
+
+_FP8_MULTIPLE = 16
+"""What the sizes of an 8-bit matrix product must be multiples of on a GPU."""
 
 
 class Components:
@@ -42,13 +50,16 @@ class Components:
         spec: The decoder.
         dtype: Of all parameters.
         device: Of all parameters.
+        options: What the user chooses about it.
     """
 
-    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, options: ModelOptions) -> None:
         self._spec = spec
+        self._options = options
+        self._full_linear = InvariantLinear if options.deterministic else Linear
         self._dtype = dtype
         self._device = device
-        self._rotary = self._make_rotary()
+        self._rotary_table = self._make_rotary_table()
 
     def embed_tokens(self) -> TokenEmbedding:
         """Makes the token embedding."""
@@ -69,8 +80,11 @@ class Components:
         )
 
     def linear(self, in_features: int, out_features: int | Mapping[str, int], *, bias: bool) -> Linear:
-        """Makes a linear layer."""
-        return Linear(in_features, out_features, bias=bias, dtype=self._dtype, device=self._device)
+        """Makes a linear layer of the decoder: of 8 bits if that was asked for and its sizes allow it."""
+        rows = out_features if isinstance(out_features, int) else sum(out_features.values())
+        fits = in_features % _FP8_MULTIPLE == rows % _FP8_MULTIPLE == 0
+        kind = Fp8Linear if self._options.quantization == "fp8" and fits else self._full_linear
+        return kind(in_features, out_features, bias=bias, dtype=self._dtype, device=self._device)
 
     def projection(self, in_features: int, out_features: int) -> Linear | nn.Identity:
         """Makes a projection between two widths, or nothing between equal ones."""
@@ -88,11 +102,11 @@ class Components:
         )
 
     def head(self, embed_tokens: TokenEmbedding) -> Linear:
-        """Makes the output head; a tied one is the embedding's own table."""
+        """Makes the output head, never of 8 bits; a tied one is the embedding's own table."""
         spec = self._spec
         # A tied head brings no memory of its own: made on no device, it is given the embedding's.
         device = torch.device("meta") if spec.tie_word_embeddings else self._device
-        head = Linear(spec.embedding_size, spec.vocab_size, bias=False, dtype=self._dtype, device=device)
+        head = self._full_linear(spec.embedding_size, spec.vocab_size, bias=False, dtype=self._dtype, device=device)
         if spec.tie_word_embeddings:
             head.weight = embed_tokens.weight
         return head
@@ -110,23 +124,27 @@ class Components:
             Heads(spec.num_heads, spec.num_kv_heads, spec.head_dim),
             qkv=self.linear(spec.hidden_size, blocks, bias=spec.qkv_bias),
             out=self.linear(query_size, spec.hidden_size, bias=spec.attention_out_bias),
-            q_norm=self._head_norm(),
-            k_norm=self._head_norm(),
-            rotary=self._rotary,
+            rotary=self._rotary(),
             window=spec.windows[layer_idx],
+            deterministic=self._options.deterministic,
         )
 
-    def _head_norm(self) -> Norm:
+    def _rotary(self) -> Rotary | NoRotary:
+        if self._rotary_table is None:
+            return NoRotary()
+        return Rotary(self._rotary_table, self._head_norm(), self._head_norm())
+
+    def _head_norm(self) -> RMSNorm | None:
         spec = self._spec
         if not spec.qk_norm:
-            return NoNorm()
+            return None
         return RMSNorm(spec.head_dim, eps=spec.norm_eps, dtype=self._dtype, device=self._device)
 
-    def _make_rotary(self) -> Rotary | NoRotary:
+    def _make_rotary_table(self) -> Tensor | None:
         spec = self._spec
         if spec.rope is None:
-            return NoRotary()
-        return Rotary(
+            return None
+        return rotary_table(
             spec.rope.inv_freq,
             scaling=spec.rope.scaling,
             max_positions=spec.max_position_embeddings,
@@ -138,6 +156,7 @@ class Components:
         down = self.linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
         if spec.gated_mlp:
             blocks = {"gate": spec.intermediate_size, "up": spec.intermediate_size}
-            return GatedMLP(self.linear(spec.hidden_size, blocks, bias=spec.mlp_bias), down)
+            gate_up = self.linear(spec.hidden_size, blocks, bias=spec.mlp_bias)
+            return GatedMLP(gate_up, down, GATES[spec.activation])
         up = self.linear(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
         return PlainMLP(up, down, ACTIVATIONS[spec.activation])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..batch import ForwardBatch, KVCache
 from ..layers import Linear
 from .components import Components
+from .options import DEFAULT_OPTIONS, ModelOptions
 from .spec import DecoderSpec
 
 __all__ = ["Decoder"]
@@ -21,13 +22,21 @@ class Decoder(nn.Module):
 
     Args:
         spec: What it is.
-        dtype: Of weights, hidden states and KV cache.
+        dtype: Of weights and hidden states.
         device: Where its weights are. Their memory is not initialised: `load_weights` fills it.
+        options: What the user chooses about it.
     """
 
-    def __init__(self, spec: DecoderSpec, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        options: ModelOptions = DEFAULT_OPTIONS,
+    ) -> None:
         super().__init__()
-        make = Components(spec, dtype, device)
+        make = Components(spec, dtype, device, options)
         self.spec = spec
         self.embed_tokens = make.embed_tokens()
         self.project_in = make.projection(spec.embedding_size, spec.hidden_size)

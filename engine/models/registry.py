@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import logging
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,13 +14,17 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedModelError
-from ..weights import load_weights
+from ..layers import Linear
+from ..weights import load_dummy_weights, load_weights
 from . import families
 from .decoder import Decoder
 from .hf_config import load_hf_config
+from .options import DEFAULT_OPTIONS, ModelOptions
 from .spec import Family
 
 __all__ = ["build_model", "load_hf_config", "load_model", "supported_architectures"]
+
+logger = logging.getLogger(__name__)
 
 
 def supported_architectures() -> list[str]:
@@ -27,38 +32,64 @@ def supported_architectures() -> list[str]:
     return sorted(_families())
 
 
-def build_model(hf_config: Any, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+def build_model(
+    hf_config: Any, dtype: torch.dtype, device: torch.device | str, options: ModelOptions = DEFAULT_OPTIONS
+) -> Decoder:
     """Builds the decoder a config describes, without weights: their memory is not initialised.
 
     Args:
         hf_config: A transformers config, as `load_hf_config` returns it.
         dtype: Of weights and activations.
         device: Where to build it.
+        options: What the user chooses about it.
 
     Raises:
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
     """
     spec = _find_family(hf_config).spec(hf_config)
-    return Decoder(spec, dtype=dtype, device=torch.device(device))
+    model = Decoder(spec, dtype=dtype, device=torch.device(device), options=options)
+    if options.quantization == "fp8":
+        _warn_of_odd_sizes(model)
+    return model
 
 
-def load_model(folder: str | Path, hf_config: Any, dtype: torch.dtype, device: torch.device | str) -> Decoder:
+def load_model(
+    folder: str | Path,
+    hf_config: Any,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    options: ModelOptions = DEFAULT_OPTIONS,
+) -> Decoder:
     """Builds the decoder a config describes, on its device, and streams the folder's weights into it.
 
     Args:
-        folder: Holds the weights.
+        folder: Holds the weights; not read if they are to be dummies.
         hf_config: A transformers config, as `load_hf_config` returns it.
         dtype: Of weights and activations; the checkpoint's tensors are cast.
         device: Where to build it.
+        options: What the user chooses about it.
 
     Raises:
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
         CheckpointError: The weights are missing, damaged, or do not match the config.
     """
-    model = build_model(hf_config, dtype, device)
-    load_weights(model, folder, _find_family(hf_config).weights)
+    model = build_model(hf_config, dtype, device, options)
+    if options.is_dummy:
+        load_dummy_weights(model)
+    else:
+        load_weights(model, folder, _find_family(hf_config).weights)
     model.pack()
     return model.eval()
+
+
+def _warn_of_odd_sizes(model: Decoder) -> None:
+    kept = [name for name, module in model.layers.named_modules() if type(module) is Linear]
+    if kept:
+        logger.warning(
+            "layers.%s and %d more stay in full precision: 8-bit products take sizes that are multiples of 16",
+            kept[0],
+            len(kept) - 1,
+        )
 
 
 def _find_family(hf_config: Any) -> Family:

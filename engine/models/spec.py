@@ -52,8 +52,8 @@ class DecoderSpec:
         attention_out_bias: Whether the attention's output projection has a bias.
         mlp_bias: Whether the feed-forward projections have biases.
         qk_norm: Whether each query and key head is normed before the rotation.
-        gated_mlp: SwiGLU, or else two projections with `activation` between.
-        activation: Key of `layers.ACTIVATIONS`.
+        gated_mlp: One projection gates another, or else two projections with `activation` between.
+        activation: Key of `layers.GATES` if gated, else of `layers.ACTIVATIONS`.
         rope: Rotary positions, or None.
         position_offset: None without learned positions, else the leading rows of their table that belong to none.
     """
@@ -86,6 +86,7 @@ class DecoderSpec:
     def __post_init__(self) -> None:
         assert len(self.windows) == self.num_layers
         assert self.num_heads % self.num_kv_heads == 0
+        assert self.rope is not None or not self.qk_norm, "norms of heads come with rotary positions"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
-from millrace.engine.batch import ForwardBatch, KVCache
 from millrace.engine.errors import CheckpointError, UnsupportedModelError
 from millrace.engine.layers import Linear
 from millrace.engine.models import Decoder, build_model, load_hf_config, load_model, supported_architectures
+from paged import SCHEDULES, PagedSequences, random_sequences, schedule_mixed
 
-BLOCK_SIZE = 4
-SEQUENCE_LENGTHS = (13, 5, 22, 1, 9)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{family: (family, {}) for family in FAMILIES},
     "llama-mlp-bias-tied": ("llama", {"mlp_bias": True, "tie_word_embeddings": True}),
@@ -37,6 +33,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "llama-dynamic-rope": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
+    "llama-gelu-gate": ("llama", {"hidden_act": "gelu"}),
+    "mistral-tanh-gate": ("mistral", {"hidden_act": "gelu_pytorch_tanh"}),
     "mistral-full-attention": ("mistral", {"sliding_window": None}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "use_sliding_window": True, "max_window_layers": 1}),
     "opt-gelu-no-final-norm": ("opt", {"activation_function": "gelu", "_remove_final_layer_norm": True}),
@@ -44,100 +42,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class PagedSequences:
-    """Sequences in a paged cache, advanced by any number of tokens at a time."""
-
-    def __init__(self, model: Decoder, sequences: list[list[int]], dtype: torch.dtype, seed: int = 0) -> None:
-        self.model = model
-        self.sequences = sequences
-        self.num_computed_tokens = [0] * len(sequences)
-        num_blocks = [-(-len(tokens) // BLOCK_SIZE) for tokens in sequences]
-        block_ids = list(range(sum(num_blocks) + 3))
-        random.Random(seed).shuffle(block_ids)
-        self.block_ids = [[block_ids.pop() for _ in range(count)] for count in num_blocks]
-        # What no sequence has written is large: reading it would show.
-        self.kv_cache: KVCache = [
-            (
-                torch.full(
-                    (sum(num_blocks) + 3, model.spec.num_kv_heads, BLOCK_SIZE, model.spec.head_dim), 1e4, dtype=dtype
-                ),
-                torch.full(
-                    (sum(num_blocks) + 3, model.spec.num_kv_heads, BLOCK_SIZE, model.spec.head_dim), 1e4, dtype=dtype
-                ),
-            )
-            for _ in range(model.spec.num_layers)
-        ]
-
-    def batch(self, num_scheduled_tokens: dict[int, int]) -> ForwardBatch:
-        token_ids, positions, slots, lengths, starts = [], [], [], [], [0]
-        for index, count in num_scheduled_tokens.items():
-            start = self.num_computed_tokens[index]
-            for position in range(start, start + count):
-                token_ids.append(self.sequences[index][position])
-                positions.append(position)
-                block_id = self.block_ids[index][position // BLOCK_SIZE]
-                slots.append(block_id * BLOCK_SIZE + position % BLOCK_SIZE)
-            lengths.append(start + count)
-            starts.append(starts[-1] + count)
-        width = max(len(self.block_ids[index]) for index in num_scheduled_tokens)
-        tables = [(self.block_ids[index] + [0] * width)[:width] for index in num_scheduled_tokens]
-        return ForwardBatch(
-            token_ids=torch.tensor(token_ids),
-            positions=torch.tensor(positions),
-            slot_mapping=torch.tensor(slots),
-            query_start_loc=torch.tensor(starts, dtype=torch.int32),
-            seq_lens=torch.tensor(lengths, dtype=torch.int32),
-            block_tables=torch.tensor(tables, dtype=torch.int32),
-        )
-
-    def step(self, num_scheduled_tokens: dict[int, int]) -> dict[int, torch.Tensor]:
-        """Advances the sequences; returns the logits of their new positions."""
-        hidden = self.model(self.batch(num_scheduled_tokens), self.kv_cache)
-        logits = self.model.compute_logits(hidden).split(list(num_scheduled_tokens.values()))
-        for index, count in num_scheduled_tokens.items():
-            self.num_computed_tokens[index] += count
-        return dict(zip(num_scheduled_tokens, logits, strict=True))
-
-    def run(self, schedule: Iterator[dict[int, int]]) -> list[torch.Tensor]:
-        """Runs a schedule to the end of all sequences; returns each sequence's logits, `[num_tokens, vocab_size]`."""
-        parts: list[list[torch.Tensor]] = [[] for _ in self.sequences]
-        for num_scheduled_tokens in schedule:
-            for index, logits in self.step(num_scheduled_tokens).items():
-                parts[index].append(logits)
-        assert self.num_computed_tokens == [len(tokens) for tokens in self.sequences]
-        return [torch.cat(part) for part in parts]
-
-
-def schedule_by(count: int) -> Iterator[dict[int, int]]:
-    """Advances every unfinished sequence by at most `count` tokens a step."""
-    left = dict(enumerate(SEQUENCE_LENGTHS))
-    while left:
-        step = {index: min(count, remaining) for index, remaining in left.items()}
-        yield step
-        left = {index: left[index] - step[index] for index in left if left[index] > step[index]}
-
-
-def schedule_mixed() -> Iterator[dict[int, int]]:
-    """Prompts whole and in chunks, joined by others while the first already decode, in changing order."""
-    yield {2: 15, 0: 7}
-    yield {0: 3, 1: 5, 2: 1}
-    yield {4: 8, 2: 1, 0: 1, 3: 1}
-    yield {0: 1, 2: 4, 4: 1}
-    yield {2: 1, 0: 1}
-
-
-SCHEDULES = {
-    "prefill": lambda: schedule_by(max(SEQUENCE_LENGTHS)),
-    "chunks": lambda: schedule_by(6),
-    "decode": lambda: schedule_by(1),
-    "mixed": schedule_mixed,
-}
-
-
 @pytest.fixture(scope="module")
 def sequences() -> list[list[int]]:
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randint(3, 384, (length,), generator=generator).tolist() for length in SEQUENCE_LENGTHS]
+    return random_sequences()
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -205,7 +112,7 @@ def test_a_packed_linear_computes_the_same(dtype: torch.dtype, bias: bool) -> No
     device = torch.device("cpu")
     linear = Linear(72, {"gate": 40, "up": 24}, bias=bias, dtype=dtype, device=device)
     for _, slot in linear.slots():
-        slot.normal_()
+        slot.fill(torch.randn(slot.shape))
     rows = torch.randn(33, 100, dtype=dtype)
     plain = [linear(x) for x in (rows[:, :72], rows[:1, 20:92], rows[:0, :72])]
     linear.pack()
@@ -226,7 +133,7 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("family", "field", "value"),
     [
-        ("llama", "hidden_act", "gelu"),
+        ("llama", "hidden_act", "relu"),
         ("llama", "num_key_value_heads", 3),
         ("llama", "quantization_config", {"quant_method": "awq"}),
         ("llama", "partial_rotary_factor", 0.5),

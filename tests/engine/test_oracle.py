@@ -29,7 +29,7 @@ def mixed_prompts(num_prompts: int = 64, seed: int = 0) -> list[list[int]]:
 
 @pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_equals_hugging_face_under_pressure(family, depth, tiny_model, references):
+def test_greedy_equals_hugging_face_under_pressure(family, depth, device, tiny_model, references):
     prompts = mixed_prompts()
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=3)
     with LLM(
@@ -41,6 +41,7 @@ def test_greedy_equals_hugging_face_under_pressure(family, depth, tiny_model, re
         max_num_seqs=16,
         max_num_batched_tokens=48,
         overlap_depth=depth,
+        device=device,
     ) as llm:
         outputs = llm.generate(prompts, params, use_tqdm=False)
         llm.llm_engine.check_integrity()
@@ -60,10 +61,10 @@ def test_greedy_equals_hugging_face_under_pressure(family, depth, tiny_model, re
 
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
-def test_prompt_logprobs_equal_hugging_face_in_chunks(family, tiny_model):
+def test_prompt_logprobs_equal_hugging_face_in_chunks(family, device, tiny_model):
     prompt = mixed_prompts()[7]
     expected = score_prompt(tiny_model(family), prompt)
-    with LLM(str(tiny_model(family)), dtype="float32", max_num_batched_tokens=20) as llm:
+    with LLM(str(tiny_model(family)), dtype="float32", max_num_batched_tokens=20, device=device) as llm:
         params = SamplingParams(temperature=0, max_tokens=2, prompt_logprobs=2)
         # The second call finds the prompt in the prefix cache and must score it all the same.
         for _ in range(2):

@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoints import FAMILIES, tiny_checkpoint
+from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from millrace.engine.errors import CheckpointError
-from millrace.engine.models import Decoder, build_model, load_hf_config, load_model
+from millrace.engine.layers import Fp8Linear
+from millrace.engine.models import Decoder, ModelOptions, build_model, load_hf_config, load_model
 from millrace.engine.models.families import llama, opt
-from millrace.engine.weights import WeightMap, checkpoint_files, iter_tensors, load_weights
+from millrace.engine.weights import WeightMap, checkpoint_files, iter_tensors, load_dummy_weights, load_weights
 
 Edit = Callable[[dict[str, torch.Tensor]], Any]
 
@@ -240,6 +241,48 @@ def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}, "step": 3}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="not a mapping of names to tensors"):
         load(folder)
+
+
+def test_the_first_fault_is_the_one_reported(folder: Path) -> None:
+    def damage(tensors: dict[str, torch.Tensor]) -> None:
+        for name in ("embed_tokens", "norm", "layers.0.mlp.down_proj"):
+            tensors[f"model.{name}.weight"] = torch.ones(3, 3)
+
+    edit(folder, damage)
+    for _ in range(5):
+        with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight has shape \[3, 3\]"):
+            load(folder)
+
+
+class TestDummyWeights:
+    DUMMY = ModelOptions(is_dummy=True)
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """A folder with a config and nothing else."""
+        tiny_config("qwen3").save_pretrained(tmp_path)
+        return tmp_path
+
+    @pytest.mark.parametrize("options", [DUMMY, ModelOptions(quantization="fp8", is_dummy=True)])
+    def test_they_fill_everything_without_a_checkpoint(self, folder: Path, options: ModelOptions) -> None:
+        config = load_hf_config(folder)
+        model = build_model(config, torch.bfloat16, "cpu", options)
+        for tensor in (*model.parameters(), *(m.weight_scale for m in model.modules() if isinstance(m, Fp8Linear))):
+            tensor.fill_(torch.nan)
+        load_dummy_weights(model)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            assert tensor.float().isfinite().all() and tensor.float().std() > 0, name
+        assert 0.019 < float(model.embed_tokens.weight.float().std()) < 0.021
+        assert model.lm_head.weight is model.embed_tokens.weight
+
+    def test_they_are_the_same_every_time(self, folder: Path) -> None:
+        config = load_hf_config(folder)
+        first, second = (load_model(folder, config, torch.float32, "cpu", self.DUMMY) for _ in range(2))
+        assert_same_parameters(first, second)
+
+    def test_a_folder_without_weights_needs_the_option(self, folder: Path) -> None:
+        with pytest.raises(CheckpointError, match="holds no weights"):
+            load_model(folder, load_hf_config(folder), torch.float32, "cpu")
 
 
 def test_a_weight_map_goes_both_ways() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...layers import GATES
 from ...weights import WeightMap
 from ..hf_config import attention_windows, flag, head_counts, one_of, positive_float, positive_int
 from ..rope import rope_max_positions, rope_spec
 from ..spec import DecoderSpec, Family
 
-__all__ = ["FAMILIES", "WEIGHTS", "llama_spec", "mistral_spec", "swiglu_fields"]
+__all__ = ["FAMILIES", "WEIGHTS", "gated_fields", "llama_spec", "mistral_spec"]
 
 WEIGHTS = WeightMap(
     prefixes=("model.",),
@@ -19,8 +20,8 @@ WEIGHTS = WeightMap(
         "layers.*.self_attn.q_proj": "layers.*.attention.qkv.query",
         "layers.*.self_attn.k_proj": "layers.*.attention.qkv.key",
         "layers.*.self_attn.v_proj": "layers.*.attention.qkv.value",
-        "layers.*.self_attn.q_norm": "layers.*.attention.q_norm",
-        "layers.*.self_attn.k_norm": "layers.*.attention.k_norm",
+        "layers.*.self_attn.q_norm": "layers.*.attention.rotary.q_norm",
+        "layers.*.self_attn.k_norm": "layers.*.attention.rotary.k_norm",
         "layers.*.self_attn.o_proj": "layers.*.attention.out",
         "layers.*.post_attention_layernorm": "layers.*.mlp_norm",
         "layers.*.mlp.gate_proj": "layers.*.mlp.gate_up.gate",
@@ -33,8 +34,8 @@ WEIGHTS = WeightMap(
 )
 
 
-def swiglu_fields(config: Any) -> dict[str, Any]:
-    """Returns the spec fields common to all pre-norm decoders with RMSNorm, rotary positions and SwiGLU."""
+def gated_fields(config: Any) -> dict[str, Any]:
+    """Returns the spec fields common to all pre-norm decoders with RMSNorm, rotary positions and a gated network."""
     return {
         "vocab_size": positive_int(config, "vocab_size"),
         "hidden_size": positive_int(config, "hidden_size"),
@@ -47,7 +48,7 @@ def swiglu_fields(config: Any) -> dict[str, Any]:
         "rms_norm": True,
         "norm_eps": positive_float(config, "rms_norm_eps"),
         "gated_mlp": True,
-        "activation": one_of(config, "hidden_act", ("silu",)),
+        "activation": one_of(config, "hidden_act", tuple(GATES)),
         "rope": rope_spec(config),
     }
 
@@ -56,7 +57,7 @@ def llama_spec(config: Any) -> DecoderSpec:
     """Describes a `LlamaConfig`: biases by flag, full attention everywhere."""
     attention_bias = flag(config, "attention_bias", False)
     return DecoderSpec(
-        **swiglu_fields(config),
+        **gated_fields(config),
         windows=(0,) * config.num_hidden_layers,
         qkv_bias=attention_bias,
         attention_out_bias=attention_bias,
@@ -66,7 +67,7 @@ def llama_spec(config: Any) -> DecoderSpec:
 
 def mistral_spec(config: Any) -> DecoderSpec:
     """Describes a `MistralConfig`: no biases, sliding windows."""
-    return DecoderSpec(**swiglu_fields(config), windows=attention_windows(config))
+    return DecoderSpec(**gated_fields(config), windows=attention_windows(config))
 
 
 FAMILIES = (

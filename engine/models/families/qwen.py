@@ -6,21 +6,21 @@ from typing import Any
 
 from ..hf_config import attention_windows, flag
 from ..spec import DecoderSpec, Family
-from .llama import WEIGHTS, swiglu_fields
+from .llama import WEIGHTS, gated_fields
 
 __all__ = ["FAMILIES", "qwen2_spec", "qwen3_spec"]
 
 
 def qwen2_spec(config: Any) -> DecoderSpec:
     """Describes a `Qwen2Config`: query, key and value have biases, the output has none."""
-    return DecoderSpec(**swiglu_fields(config), windows=attention_windows(config), qkv_bias=True)
+    return DecoderSpec(**gated_fields(config), windows=attention_windows(config), qkv_bias=True)
 
 
 def qwen3_spec(config: Any) -> DecoderSpec:
     """Describes a `Qwen3Config`: each query and key head is normed."""
     attention_bias = flag(config, "attention_bias", False)
     return DecoderSpec(
-        **swiglu_fields(config),
+        **gated_fields(config),
         windows=attention_windows(config),
         qkv_bias=attention_bias,
         attention_out_bias=attention_bias,

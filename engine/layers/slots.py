@@ -1,0 +1,50 @@
+"""Where a checkpoint's tensor goes: a place in a layer's memory, and the form that it takes there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Slot"]
+
+
+def _as_it_is(tensor: Tensor) -> tuple[Tensor, ...]:
+    return (tensor,)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """What one tensor of a checkpoint fills. Two names of one weight (a tied head's) have slots with the same key.
+
+    Attributes:
+        targets: The memory to be filled: a parameter or some of its rows, and what belongs to it (scales).
+        encode: Maps the checkpoint's tensor to what the targets hold, one for one; the rest is a cast and a copy.
+    """
+
+    targets: tuple[Tensor, ...]
+    encode: Callable[[Tensor], tuple[Tensor, ...]] = _as_it_is
+
+    @property
+    def key(self) -> int:
+        """What tells this memory from any other's: its address."""
+        return self.targets[0].data_ptr()
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the tensor that fills it."""
+        return self.targets[0].shape
+
+    def fill(self, tensor: Tensor) -> None:
+        """Stores a tensor of `shape`, whatever its dtype and device are."""
+        for target, value in zip(self.targets, self.encode(tensor), strict=True):
+            target.copy_(value)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Says whether filling it with this tensor would change nothing."""
+        return all(
+            torch.equal(target, value.to(target))
+            for target, value in zip(self.targets, self.encode(tensor), strict=True)
+        )

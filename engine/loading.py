@@ -1,0 +1,93 @@
+"""From settings to a model that is ready to run: its weights, the memory beside them, its runner."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, plan_capacity
+from .config import EngineConfig
+from .cuda_graph import CudaGraphs, graph_sizes
+from .device import Device
+from .errors import ConfigError
+from .kv_cache import kv_block_bytes
+from .memory_profile import run_largest_step
+from .models import Decoder, ModelOptions, load_model
+from .runner import ModelRunner
+
+
+def load_runner(
+    config: EngineConfig, device: Device, folder: Path, hf_config: Any, num_tokens: int
+) -> tuple[ModelRunner, Capacity]:
+    """Loads a model, sees what fits beside it, and makes its runner.
+
+    Args:
+        config: Settings.
+        device: Where to run.
+        folder: Of the model.
+        hf_config: Its config.
+        num_tokens: Most tokens of a step.
+
+    Returns:
+        The runner, and the limits it was made for.
+
+    Raises:
+        UserError: A setting or the model folder cannot be used.
+    """
+    dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
+    kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
+    model = load_model(folder, hf_config, dtype, device.torch_device, _model_options(config, device))
+    has_graphs = not (device.is_cpu or config.enforce_eager)
+    sizes = graph_sizes(config.max_num_seqs, config.cudagraph_capture_sizes) if has_graphs else []
+    reserve = Reserve(_step_bytes(config, device, model, num_tokens, kv_dtype), len(sizes) * GRAPH_BYTES)
+    spec = model.spec
+    block_bytes = kv_block_bytes(spec.num_layers, spec.num_kv_heads, spec.head_dim, config.block_size, kv_dtype)
+    capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve)
+    runner = ModelRunner(
+        model,
+        device.torch_device,
+        num_blocks=capacity.num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=capacity.max_model_len,
+        dtype=kv_dtype,
+        graph_backend=CudaGraphs() if has_graphs else None,
+        graph_sizes=sizes,
+    )
+    return runner, capacity
+
+
+def _model_options(config: EngineConfig, device: Device) -> ModelOptions:
+    """Collects what a user may choose about a model, if the device can do it."""
+    if config.quantization == "fp8" and not device.supports_fp8:
+        raise ConfigError(
+            "quantization='fp8' needs a GPU that multiplies 8-bit floats (NVIDIA Ada, Hopper or newer), and this one "
+            "does not; drop it, or store only the KV cache in 8 bits with kv_cache_dtype='fp8'"
+        )
+    return ModelOptions(config.quantization, config.deterministic, config.load_format == "dummy")
+
+
+def _step_bytes(config: EngineConfig, device: Device, model: Decoder, num_tokens: int, kv_dtype: torch.dtype) -> int:
+    """Measures the memory of the largest step on a GPU; a CPU's is shared out by rule."""
+    if device.is_cpu:
+        return 0
+    step = functools.partial(
+        run_largest_step,
+        model,
+        device.torch_device,
+        num_tokens=num_tokens,
+        num_seqs=config.max_num_seqs,
+        max_model_len=choose_max_model_len(config, model.spec.max_position_embeddings),
+        block_size=config.block_size,
+        kv_dtype=kv_dtype,
+    )
+    try:
+        return device.measure_peak_bytes(step)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"a step of {num_tokens} tokens does not fit beside the weights, {device.used_memory_bytes()} bytes are in "
+            "use; lower max_num_batched_tokens or max_num_seqs, or use a smaller model"
+        ) from error

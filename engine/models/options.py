@@ -1,0 +1,38 @@
+"""How a model is to be built and run, as far as its config.json does not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+
+__all__ = ["DEFAULT_OPTIONS", "ModelOptions"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """What the user chooses about a model.
+
+    Attributes:
+        quantization: `"fp8"` stores and multiplies the decoder layers' matrices in 8 bits; None keeps the dtype.
+        deterministic: Every row of a batch is computed the same to the bit, whatever rows are beside it.
+        is_dummy: Random weights in place of a checkpoint's.
+
+    Raises:
+        ConfigError: The options exclude each other.
+    """
+
+    quantization: str | None = None
+    deterministic: bool = False
+    is_dummy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quantization is not None and self.deterministic:
+            raise ConfigError(
+                f"quantization={self.quantization!r} and deterministic=True exclude each other: the 8-bit matrix "
+                "product of a GPU may depend on the batch; drop one of the two"
+            )
+
+
+DEFAULT_OPTIONS = ModelOptions()
+"""Full precision, fastest, from a checkpoint."""

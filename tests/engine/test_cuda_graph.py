@@ -1,0 +1,157 @@
+"""Recorded decode steps: padding, sizes, and what memory they read; on a CPU with a backend that calls again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fake_device import CallAgain
+from millrace.engine.batch import ForwardBatch, KVCache
+from millrace.engine.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
+from millrace.engine.kv_cache import shared_prefix
+from millrace.engine.llm import LLM
+from millrace.engine.sampling_params import SamplingParams
+
+MAX_NUM_SEQS = 11
+
+
+class Watched:
+    """A model that notes the batches it gets, and gives NaN for padding."""
+
+    def __init__(self, model: Any) -> None:
+        self.spec, self.compute_logits = model.spec, model.compute_logits
+        self.batches: list[ForwardBatch] = []
+        self._model = model
+
+    def __call__(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
+        self.batches.append(batch)
+        hidden = self._model(batch, kv_cache)
+        if batch.num_decodes == len(batch.seq_lens):
+            hidden[batch.seq_lens == 0] = torch.nan
+        return hidden
+
+    def sizes(self) -> set[int]:
+        """Returns the sizes of decode steps."""
+        return {len(batch.seq_lens) for batch in self.batches if batch.num_decodes == len(batch.seq_lens)}
+
+
+@pytest.fixture
+def llm(tiny_model) -> Iterator[LLM]:
+    with LLM(str(tiny_model("llama")), dtype="float32", max_num_seqs=MAX_NUM_SEQS, block_size=4) as llm:
+        yield llm
+
+
+def record_decodes(llm: LLM, sizes: list[int]) -> tuple[Watched, CallAgain]:
+    """Lets an engine record decode steps of some sizes."""
+    runner, backend = llm.llm_engine.executor._runner, CallAgain()
+    runner.model = model = Watched(runner.model)
+    runner._graphs = DecodeGraphs(runner._decode, sizes, backend)
+    llm.llm_engine.reset_prefix_cache()  # So that the same prompts take the same steps again.
+    return model, backend
+
+
+def prompts(num_seqs: int, shared: int = 0) -> list[list[int]]:
+    return [list(range(100, 100 + shared)) + [3 + (7 * i + j) % 200 for j in range(1 + 5 * i)] for i in range(num_seqs)]
+
+
+def params(num_seqs: int) -> list[SamplingParams]:
+    """Greedy and drawn, of different lengths, so that the batch shrinks one by one."""
+    return [SamplingParams(temperature=i % 2, seed=i, max_tokens=3 + i, ignore_eos=True) for i in range(num_seqs)]
+
+
+def generate(llm: LLM, inputs: list[list[int]]) -> list[list[int]]:
+    outputs = llm.generate(inputs, params(len(inputs)), use_tqdm=False)
+    llm.llm_engine.check_integrity()
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+@pytest.mark.parametrize("sizes", [[1, 2, 4, 8, 11], [3], [11]])
+def test_padded_and_recorded_steps_give_the_tokens_of_plain_ones(sizes, llm):
+    counts = [1, 2, 5, MAX_NUM_SEQS]
+    expected = [generate(llm, prompts(n)) for n in counts]
+    model, backend = record_decodes(llm, sizes)
+    assert [generate(llm, prompts(n)) for n in counts] == expected
+    padded = [batch for batch in model.batches if 0 in batch.seq_lens]
+    assert padded and all(len(batch.seq_lens) in sizes for batch in padded)
+    assert set(sizes) <= model.sizes()
+    assert backend.num_recorded == len(sizes), "each size is recorded once"
+
+
+def test_steps_that_no_size_holds_are_launched_one_by_one(llm):
+    expected = generate(llm, prompts(6))
+    model, backend = record_decodes(llm, [2])
+    assert generate(llm, prompts(6)) == expected
+    assert backend.num_recorded == 1 and model.sizes() == {2, 3, 4, 5, 6}
+
+
+def test_shared_blocks_are_told_and_recorded_apart(llm, monkeypatch):
+    expected = generate(llm, prompts(5, shared=21))
+    monkeypatch.setattr(shared_prefix, "MIN_READS_SAVED", 3 * 20)
+    model, backend = record_decodes(llm, [8])
+    assert generate(llm, prompts(5, shared=21)) == expected
+    assert backend.num_recorded == 2, "few sequences share too little, so both forms occur"
+    told = [batch for batch in model.batches if batch.num_shared is not None]
+    assert {int(batch.num_shared) for batch in told if batch.num_decodes} == {5}
+    for batch in told:
+        held = batch.block_tables[: batch.num_decodes][batch.seq_lens[: batch.num_decodes] > 0]
+        assert len(held) > 1 and (held[:, :5] == held[0, :5]).all()
+        assert (batch.positions[: batch.num_decodes][batch.slot_mapping[: batch.num_decodes] >= 0] >= 20).all()
+
+
+@given(max_num_seqs=st.integers(1, 2000))
+def test_the_ladder_wastes_little(max_num_seqs):
+    sizes = graph_sizes(max_num_seqs)
+    assert sizes[-1] == max_num_seqs and sizes[0] == 1
+    assert all(small < large for small, large in pairwise(sizes))
+    for small, large in pairwise(sizes):
+        padding = (large - small - 1) / large
+        assert padding < (1 / 2 if large <= 16 else 1 / 3 if large <= 128 else 1 / 5)
+
+
+def test_sizes_that_were_asked_for_are_the_sizes():
+    assert graph_sizes(100, [64, 8, 8, 300]) == [8, 64]
+    graphs = DecodeGraphs(lambda sequences, _: sequences, [8, 64], CallAgain())
+    assert [graphs.padded_size(n) for n in (1, 8, 9, 64, 65)] == [8, 8, 64, 64, None]
+
+
+def test_a_recording_reads_the_same_memory_every_time():
+    seen = []
+
+    def run(sequences: Tensor, num_shared: Tensor | None) -> Tensor:
+        seen.append((sequences.data_ptr(), num_shared is not None and num_shared.data_ptr()))
+        return sequences + (0 if num_shared is None else num_shared)
+
+    graphs = DecodeGraphs(run, [2], CallAgain())
+    for value in (1, 2, 3):
+        given_plan, shared = torch.full((4, 2), value), torch.tensor([10 * value])
+        assert graphs.run(given_plan, None).unique().tolist() == [value]
+        assert graphs.run(given_plan, shared).unique().tolist() == [11 * value]
+    assert len(set(seen)) == 2
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_repeats_on_what_its_input_holds_now():
+    x = torch.zeros(4, device="cuda")
+    graphs = CudaGraphs()
+    double, square = graphs.record(lambda: x * 2), graphs.record(lambda: x * x)
+    for value in (1.0, 3.0):
+        x.fill_(value)
+        assert double().tolist() == [2 * value] * 4
+        assert square().tolist() == [value * value] * 4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["llama", "opt"])
+def test_recorded_steps_give_the_tokens_of_launched_ones(family, tiny_model):
+    tokens = []
+    for enforce_eager in (True, False):
+        with LLM(str(tiny_model(family)), dtype="float32", max_num_seqs=5, enforce_eager=enforce_eager) as llm:
+            tokens.append([generate(llm, prompts(n)) for n in (1, 3, 5)])
+    assert tokens[0] == tokens[1]

@@ -1,0 +1,152 @@
+"""8-bit weights and an 8-bit cache: what they take, and how far they move a model's outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
+from millrace.engine.errors import CheckpointError, ConfigError
+from millrace.engine.kv_cache.layout import allocate_kv_cache, kv_block_bytes
+from millrace.engine.layers import Fp8Linear, Linear
+from millrace.engine.models import Decoder, ModelOptions, build_model, load_hf_config, load_model
+from paged import PagedSequences, random_sequences, schedule_mixed
+
+FP8 = ModelOptions(quantization="fp8")
+PLAIN = ModelOptions()
+E4M3 = torch.float8_e4m3fn
+
+
+def load(folder: Path, options: ModelOptions, dtype: torch.dtype = torch.float32) -> Decoder:
+    return load_model(folder, load_hf_config(folder), dtype, "cpu", options)
+
+
+@torch.inference_mode()
+def logits(model: Decoder, sequences: list[list[int]], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Returns the logits of all tokens, `[num_tokens, vocab_size]`."""
+    whole = iter([{index: len(tokens) for index, tokens in enumerate(sequences)}])
+    return torch.cat(PagedSequences(model, sequences, dtype).run(whole))
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).mean())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outputs_stay_near_full_precision(tmp_path: Path, family: str) -> None:
+    # Rounding to 3 bits of mantissa moves a number by 2.6 % (root mean square), so a product by 3.7 %. Two layers of
+    # four products, and a softmax of random, steep scores, make about 15 % of that; an error of scale makes more.
+    folder = tiny_checkpoint(tmp_path, family)
+    full, quantised = (logits(load(folder, options), random_sequences()) for options in (PLAIN, FP8))
+    assert 0.01 < relative_error(quantised, full) < 0.2
+    assert F.cosine_similarity(quantised, full, dim=-1).mean() > 0.975
+
+
+def test_a_trained_model_gives_the_same_tokens(root: Path) -> None:
+    folder = root / "examples" / "invoices" / "model"
+    lines = pyarrow.parquet.read_table(root / "examples" / "invoices" / "invoices.parquet")["line"][:12].to_pylist()
+    sequences = AutoTokenizer.from_pretrained(folder)(lines)["input_ids"]
+    full, quantised = (logits(load(folder, options), sequences) for options in (PLAIN, FP8))
+    assert len(full) > 300
+    assert F.cosine_similarity(quantised, full, dim=-1).min() > 0.995
+    divergence = F.kl_div(quantised.log_softmax(-1), full.log_softmax(-1), log_target=True, reduction="batchmean")
+    assert 0 < divergence < 0.02
+    assert (quantised.argmax(-1) == full.argmax(-1)).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_activations_may_be_of_16_bits(tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = tiny_checkpoint(tmp_path, "qwen2")
+    single = logits(load(folder, FP8), random_sequences())
+    half = logits(load(folder, FP8, dtype), random_sequences(), dtype)
+    assert 0 < relative_error(half, single) < 0.15
+
+
+def test_matrices_of_the_layers_take_half_the_memory_from_the_start() -> None:
+    config = tiny_config("llama", hidden_size=256, intermediate_size=512)
+    full, quantised = (build_model(config, torch.bfloat16, "cpu", options) for options in (PLAIN, FP8))
+
+    def num_bytes(model: Decoder) -> int:
+        linears = [module for module in model.layers.modules() if isinstance(module, Linear)]
+        return sum(tensor.nbytes for module in linears for tensor in (*module.parameters(), *module.buffers()))
+
+    assert num_bytes(quantised) < 0.51 * num_bytes(full)  # a scale per row
+    matrices = [parameter for parameter in quantised.layers.parameters() if parameter.dim() == 2]
+    assert matrices and all(parameter.dtype == E4M3 for parameter in matrices)
+    assert quantised.lm_head.weight.dtype == quantised.embed_tokens.weight.dtype == torch.bfloat16
+
+
+def test_each_row_has_its_own_scale_and_fused_parts_their_order(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+    mlp, tensors = load(folder, FP8).layers[0].mlp, load_file(folder / "model.safetensors")
+    rows = torch.cat([tensors[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up")])
+    torch.testing.assert_close(mlp.gate_up.weight_scale, rows.abs().amax(1, keepdim=True) / 448)
+    error = (mlp.gate_up.weight.float() * mlp.gate_up.weight_scale - rows).abs()
+    smallest = mlp.gate_up.weight_scale * 2.0**-9  # the spacing of the smallest numbers
+    assert (error <= torch.maximum(rows.abs() / 16, smallest / 2) * 1.001).all()
+    assert not mlp.gate_up.weight.float().isnan().any()
+
+
+def test_a_tensor_that_is_there_twice_must_be_the_same(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+    tensors = load_file(folder / "model.safetensors")
+    name = "layers.0.mlp.up_proj.weight"
+    save_file({**tensors, name: tensors[f"model.{name}"].clone()}, folder / "model.safetensors")
+    load(folder, FP8)
+    save_file({**tensors, name: tensors[f"model.{name}"] * 2}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"mlp\.up_proj\.weight differs"):
+        load(folder, FP8)
+
+
+def test_sizes_that_a_gpu_cannot_multiply_stay_in_full_precision(caplog: pytest.LogCaptureFixture) -> None:
+    model = build_model(tiny_config("llama", intermediate_size=100), torch.float32, "cpu", FP8)
+    layer = model.layers[0]
+    assert type(layer.mlp.down) is Linear and type(layer.mlp.gate_up) is Linear
+    assert type(layer.attention.qkv) is Fp8Linear
+    assert "layers.0.mlp.gate_up and 3 more stay in full precision" in caplog.text
+    caplog.clear()
+    build_model(tiny_config("llama"), torch.float32, "cpu", FP8)
+    assert not caplog.text
+
+
+def test_packing_leaves_8_bits_alone() -> None:
+    linear = Fp8Linear(32, {"a": 16, "b": 32}, bias=True, dtype=torch.bfloat16, device=torch.device("cpu"))
+    for _, slot in linear.slots():
+        slot.fill(torch.randn(slot.shape))
+    before = linear(x := torch.randn(5, 32, dtype=torch.bfloat16))
+    linear.pack()
+    assert torch.equal(linear(x), before)
+    assert before.shape == (5, 48) and before.dtype == torch.bfloat16
+
+
+def test_fp8_and_deterministic_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"quantization='fp8' and deterministic=True"):
+        ModelOptions(quantization="fp8", deterministic=True)
+
+
+def test_an_8_bit_cache_takes_half_the_bytes_and_starts_as_zeros() -> None:
+    half, whole = (kv_block_bytes(2, 4, 64, 16, dtype) for dtype in (E4M3, torch.bfloat16))
+    assert 2 * half == whole
+    cache = allocate_kv_cache(2, 3, 4, 16, 64, dtype=E4M3, device=torch.device("cpu"))
+    assert len(cache) == 2
+    for side in (side for layer in cache for side in layer):
+        assert side.shape == (3, 4, 16, 64) and side.dtype == E4M3
+        assert not side.view(torch.uint8).any()
+
+
+@torch.inference_mode()
+def test_an_8_bit_cache_keeps_the_model_near(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "llama")
+    model = load(folder, PLAIN)
+    full, quantised = (
+        torch.cat(PagedSequences(model, random_sequences(), dtype).run(schedule_mixed()))
+        for dtype in (torch.float32, E4M3)
+    )
+    # Keys and values are off by 2.6 %, and nothing else is.
+    assert 0.001 < relative_error(quantised, full) < 0.15

@@ -1,0 +1,210 @@
+"""What a step sends, and what it becomes on the device; what a start reserves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace.engine import loading
+from millrace.engine.capacity import Reserve, plan_capacity
+from millrace.engine.config import EngineConfig
+from millrace.engine.device import Device, HostCopies, to_device
+from millrace.engine.errors import ConfigError
+from millrace.engine.kv_cache.shared_prefix import MIN_READS_SAVED, SharedPrefix
+from millrace.engine.llm import LLM
+from millrace.engine.memory_profile import run_largest_step
+from millrace.engine.scheduler import NewRow, StepPlan
+from millrace.engine.tables import Tables
+
+CPU = torch.device("cpu")
+
+
+def make_plan() -> StepPlan:
+    """A decode, the end of a prompt, and the first chunk of a prompt that enters."""
+    entering = SimpleNamespace(token_ids=[50, 51, 52, 53, 54, 55])
+    return StepPlan(
+        rows=[2, 0, 1],
+        starts=[5, 2, 0],
+        counts=[1, 2, 3],
+        samples=[True, True, False],
+        new_rows=[NewRow(1, entering, 5)],
+        new_blocks=[(2, 2, [9]), (1, 0, [7, 8])],
+        num_decodes=1,
+        num_shared_blocks=3,
+    )
+
+
+def make_tables() -> Tables:
+    tables = Tables(4, 12, 2, CPU)
+    tables.tokens[:] = torch.arange(48).view(4, 12) + 100
+    tables.blocks[:] = torch.arange(24).view(4, 6) + 30
+    return tables
+
+
+def test_a_plan_enters_the_tables_and_becomes_a_batch():
+    tables = make_tables()
+    sent = tables.send(make_plan(), 3)
+    assert tables.tokens[1].tolist() == [50, 51, 52, 53, 54, *range(117, 124)]
+    assert tables.blocks[2].tolist() == [42, 43, 9, 45, 46, 47] and tables.blocks[1, :3].tolist() == [7, 8, 38]
+    assert sent.num_shared.tolist() == [3]
+    assert sent.sampled.tolist() == [[0, 2], [2, 0], [6, 4]]
+    batch = tables.gather(sent.sequences, 6, 3, 1, None)
+    assert batch.token_ids.tolist() == [129, 102, 103, 50, 51, 52]
+    assert batch.positions.tolist() == [5, 2, 3, 0, 1, 2]
+    assert batch.slot_mapping.tolist() == [19, 62, 63, 14, 15, 16]
+    assert batch.query_start_loc.tolist() == [0, 1, 3, 6]
+    assert batch.seq_lens.tolist() == [6, 4, 3]
+    assert batch.block_tables.tolist() == [[42, 43, 9], [30, 31, 32], [7, 8, 38]]
+
+
+def test_what_is_sampled_is_appended_to_its_row():
+    tables = make_tables()
+    sent = tables.send(make_plan(), 3)
+    tables.append(sent.sampled, torch.tensor([77, -1]))
+    assert tables.tokens[2, 5:8].tolist() == [129, 77, 131], "after the last token"
+    assert tables.tokens[0, 4] == 0, "no token, but one that exists"
+
+
+@given(num_seqs=st.integers(1, 6), num_padding=st.integers(0, 5))
+def test_padding_is_inert(num_seqs, num_padding):
+    tables = make_tables()
+    rows = [i % 4 for i in range(num_seqs)]
+    plan = StepPlan(rows=rows, starts=[3] * num_seqs, counts=[1] * num_seqs, samples=[True] * num_seqs)
+    size = num_seqs + num_padding
+    sent = tables.send(plan, size)
+    batch = tables.gather(sent.sequences, size, 6, size, None)
+    assert len(sent.sampled[0]) == num_seqs
+    assert batch.query_start_loc.tolist() == list(range(size + 1))
+    assert batch.seq_lens.tolist() == [4] * num_seqs + [0] * num_padding
+    assert batch.token_ids[num_seqs:].tolist() == batch.positions[num_seqs:].tolist() == [0] * num_padding
+    assert batch.slot_mapping[num_seqs:].tolist() == [-1] * num_padding and (batch.slot_mapping[:num_seqs] >= 0).all()
+
+
+def test_all_of_a_plan_is_sent_in_one_copy_and_aligned(monkeypatch):
+    copies = []
+
+    def counted(values, dtype, device):
+        copies.append(to_device(values, dtype, device))
+        return copies[-1]
+
+    monkeypatch.setattr("millrace.engine.tables.to_device", counted)
+    sent = make_tables().send(make_plan(), 3)
+    assert len(copies) == 1
+    base = copies[0].data_ptr()
+    for part in (sent.sequences, sent.num_shared, sent.sampled):
+        assert (part.data_ptr() - base) % 16 == 0 and part.is_contiguous()
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=9))
+def test_sequences_of_one_token_come_first_and_keep_their_order(sequences):
+    counts, samples = ([entry[i] for entry in sequences] for i in (0, 1))
+    numbers = list(range(len(counts)))
+    plan = StepPlan(requests=numbers, rows=numbers[:], starts=numbers[:], counts=counts, samples=samples)
+    plan.put_decodes_first()
+    assert plan.counts[: plan.num_decodes] == [1] * plan.num_decodes and 1 not in plan.counts[plan.num_decodes :]
+    assert plan.rows == sorted(numbers, key=lambda i: (sequences[i][0] > 1, i)) == plan.starts == plan.requests
+    assert [(plan.counts[i], plan.samples[i]) for i in numbers] == [sequences[row] for row in plan.rows]
+
+
+@given(data=st.data(), num_requests=st.integers(1, 5), num_shared=st.integers(0, 4))
+def test_shared_blocks_are_those_all_have_before_their_last(data, num_requests, num_shared):
+    block_size = MIN_READS_SAVED  # So that one block saved is enough.
+    head = list(range(num_shared))
+    tails = data.draw(st.lists(st.lists(st.integers(4, 6), max_size=3), min_size=num_requests, max_size=num_requests))
+    requests = [SimpleNamespace(block_ids=[*head, *tail, 100 + i]) for i, tail in enumerate(tails)]
+    held = [request.block_ids[:-1] for request in requests]
+    columns = [len(set(column)) == 1 for column in zip(*held, strict=False)]
+    expected = next((i for i, equal in enumerate(columns) if not equal), len(columns)) if num_requests > 1 else 0
+    prefix = SharedPrefix(block_size)
+    assert prefix.find(requests, True) == expected
+    assert prefix.find(list(requests), False) == expected
+
+
+def test_few_shared_tokens_are_not_worth_a_pass_of_their_own():
+    requests = [SimpleNamespace(block_ids=[1, 2, 3 + i]) for i in range(9)]
+    assert SharedPrefix(MIN_READS_SAVED // 16).find(requests, True) == 2
+    assert SharedPrefix(MIN_READS_SAVED // 16 - 1).find(requests, True) == 0
+
+
+def test_host_copies_give_arrays():
+    copy = HostCopies(CPU).start(torch.tensor([1, 2]), torch.tensor([0.5]))
+    ids, numbers = copy.wait()
+    assert ids.tolist() == [1, 2] and numbers.dtype == np.float32
+
+
+@pytest.mark.parametrize("values", [[1, 2], [[1, 2], [3, 4]], [], np.array([3, 4])])
+def test_to_device_takes_lists_and_arrays(values):
+    sent = to_device(values, torch.int64, CPU)
+    assert sent.dtype == torch.int64 and sent.tolist() == np.asarray(values).tolist()
+
+
+@pytest.mark.gpu
+def test_to_device_and_back_on_a_gpu():
+    device = torch.device("cuda")
+    copies = HostCopies(device)
+    started = [copies.start(to_device([i, i + 1], torch.int64, device) * 2) for i in range(100)]
+    assert [copy.wait()[0].tolist() for copy in started] == [[2 * i, 2 * i + 2] for i in range(100)]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 63, 200])
+def test_the_largest_step_runs_whatever_its_size(num_tokens, tiny_model):
+    with LLM(str(tiny_model("llama")), dtype="float32", max_num_seqs=4) as llm:
+        model = llm.llm_engine.executor._runner.model
+        run_largest_step(
+            model, CPU, num_tokens=num_tokens, num_seqs=4, max_model_len=63, block_size=8, kv_dtype=torch.float32
+        )
+
+
+class SmallGpu(Device):
+    """A GPU with 10,000 bytes, 4,000 of them in use."""
+
+    def free_memory_bytes(self, utilization: float) -> int:
+        return int(6000 - 10_000 * (1 - utilization))
+
+    def used_memory_bytes(self) -> int:
+        return 4000
+
+    def measure_peak_bytes(self, work) -> int:
+        raise torch.OutOfMemoryError("tried to allocate 20 GiB")
+
+
+GPU = SmallGpu(torch.device("cuda", 0), max_num_batched_tokens=8, overlap_depth=1)
+
+
+def test_what_a_step_and_the_graphs_take_is_not_for_the_cache():
+    config = EngineConfig(model="m", max_num_seqs=64, gpu_memory_utilization=0.9)
+    assert plan_capacity(config, GPU, 512, block_bytes=100).num_blocks == 50
+    assert plan_capacity(config, GPU, 512, 100, Reserve(step_bytes=1000, graph_bytes=500)).num_blocks == 35
+
+
+def test_an_engine_without_room_says_what_took_it():
+    config = EngineConfig(model="m", gpu_memory_utilization=0.9)
+    with pytest.raises(ConfigError, match=r"no room .* in use .* for a step and .* for recorded steps; raise"):
+        plan_capacity(config, GPU, 512, 100, Reserve(step_bytes=4950, graph_bytes=0))
+
+
+def test_a_step_without_room_says_what_to_lower(monkeypatch):
+    model = SimpleNamespace(spec=SimpleNamespace(max_position_embeddings=512))
+    monkeypatch.setattr(loading, "load_model", lambda *args: model)
+    hf_config = SimpleNamespace(dtype=torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"a step of 8192 tokens .* 4000 bytes are in use; lower max_num_batched"):
+        loading.load_runner(EngineConfig(model="m"), GPU, Path(), hf_config, 8192)
+
+
+def test_8_bit_products_are_refused_where_the_gpu_has_none(tiny_model, monkeypatch):
+    monkeypatch.setattr(Device, "supports_fp8", False)
+    with pytest.raises(ConfigError, match=r"quantization='fp8' needs a GPU .* kv_cache_dtype='fp8'"):
+        LLM(str(tiny_model("llama")), quantization="fp8")
+
+
+def test_the_layers_read_an_8_bit_cache_when_asked(tiny_model):
+    with LLM(str(tiny_model("llama")), kv_cache_dtype="fp8", dtype="float32", max_num_seqs=2) as llm:
+        (k_cache, _), *_ = llm.llm_engine.executor._runner.kv_cache
+        assert k_cache.dtype == torch.float8_e4m3fn
+        assert len(llm.generate([[5, 6, 7]], use_tqdm=False)[0].outputs[0].token_ids) > 0

@@ -1,0 +1,267 @@
+"""The sampler: each row is edited and drawn as if it were alone, and the device is never read on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millrace.engine import logit_edits, sampler
+from millrace.engine.logit_edits import LogitEdits
+from millrace.engine.request import Request
+from millrace.engine.sampler import Sampler
+from millrace.engine.sampling_params import ALL_FORBIDDEN, NAN_LOGITS, SamplingParams
+from millrace.kernels import sample, top_logprobs
+
+CPU = torch.device("cpu")
+VOCAB_SIZE, MAX_NUM_SEQS, MAX_MODEL_LEN = 11, 6, 12
+
+
+def make_request(token_ids=(1, 2), num_prompt_tokens=1, stops=(), bad_words=(), seed=0, **params) -> Request:
+    return Request(
+        request_id="r",
+        index=0,
+        params=SamplingParams(max_tokens=None, **params),
+        seed=seed,
+        token_ids=list(token_ids),
+        num_prompt_tokens=num_prompt_tokens,
+        max_tokens_total=MAX_MODEL_LEN,
+        stop_token_ids=dict.fromkeys(stops),
+        bad_word_ids=[list(word) for word in bad_words],
+    )
+
+
+def edited(logits: torch.Tensor, request: Request) -> torch.Tensor:
+    """Edits one row, one token at a time: slow, and plain to see. This is what any batch must give, to the bit."""
+    params, tokens, logits = request.params, request.token_ids, logits.clone()
+    output = tokens[request.num_prompt_tokens :]
+    if params.allowed_token_ids:
+        for token in set(range(len(logits))) - set(params.allowed_token_ids):
+            logits[token] = -torch.inf
+    for word in request.bad_word_ids:
+        start = word[:-1]
+        if len(output) >= len(start) and output[len(output) - len(start) :] == start:
+            logits[word[-1]] = -torch.inf
+    if len(output) < params.min_tokens:
+        for token in request.stop_token_ids:
+            logits[token] = -torch.inf
+    for token, bias in (params.logit_bias or {}).items():
+        logits[token] += bias
+    for token in set(tokens):
+        value, factor = logits[token], torch.tensor(params.repetition_penalty)
+        logits[token] = value / factor if value > 0 else value * factor
+    for token in set(output):
+        count = torch.tensor(float(output.count(token)))
+        logits[token] -= torch.tensor(params.frequency_penalty) * count + torch.tensor(params.presence_penalty)
+    return logits
+
+
+tokens = st.integers(0, VOCAB_SIZE - 1)
+penalty = st.one_of(st.just(0.0), st.floats(-2, 2, width=32))
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> Request:
+    """Any mixture of edits; few tokens, so that words do come up and tokens repeat."""
+    token_ids = draw(st.lists(tokens, min_size=1, max_size=MAX_MODEL_LEN))
+    optional = {
+        "presence_penalty": penalty,
+        "frequency_penalty": penalty,
+        "repetition_penalty": st.floats(0.125, 4, width=32),
+        "min_tokens": st.integers(0, MAX_MODEL_LEN),
+        "allowed_token_ids": st.lists(tokens, min_size=1, max_size=VOCAB_SIZE),
+        "logit_bias": st.dictionaries(tokens, st.floats(-100, 100, width=32), max_size=4),
+    }
+    words = st.lists(st.lists(tokens, min_size=1, max_size=3), max_size=5)
+    ends = token_ids[-2:]
+    return make_request(
+        token_ids,
+        draw(st.integers(1, len(token_ids))),
+        stops=draw(st.lists(tokens, unique=True, max_size=3)),
+        bad_words=draw(words) + draw(st.sampled_from([[], [[*ends, 3]], [[ends[-1], 5], [4]]])),
+        **draw(st.fixed_dictionaries({}, optional=optional)),
+    )
+
+
+@dataclass
+class Batch:
+    """Some rows of a sampler and what is in them."""
+
+    rows: list[int]
+    requests: list[Request]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(request.token_ids) for request in self.requests]
+
+    def token_table(self, device: torch.device = CPU) -> torch.Tensor:
+        """What lies behind the tokens of a row is no token at all: nothing may look at it."""
+        table = torch.full((MAX_NUM_SEQS, MAX_MODEL_LEN), 10**6, dtype=torch.int32)
+        for row, request in zip(self.rows, self.requests, strict=True):
+            table[row, : len(request.token_ids)] = torch.tensor(request.token_ids)
+        return table.to(device)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    rows = draw(st.lists(st.integers(0, MAX_NUM_SEQS - 1), unique=True, min_size=1))
+    return Batch(rows, [draw(requests()) for _ in rows])
+
+
+def logits_for(batch: Batch, seed: int = 0) -> torch.Tensor:
+    logits = torch.randn(len(batch.rows), VOCAB_SIZE, generator=torch.Generator().manual_seed(seed)) * 3
+    return logits.masked_fill(logits.abs() < 0.1, 0.0)
+
+
+@given(history=st.lists(batches(), min_size=1, max_size=3), at_once=st.sampled_from([1, 30, 1 << 24]))
+@settings(deadline=None, max_examples=150)
+def test_every_row_is_edited_as_if_it_were_alone(history, at_once):
+    edits = LogitEdits(MAX_NUM_SEQS, CPU)
+    for seed, batch in enumerate(history):  # rows change hands
+        edits.set_rows(batch.rows, batch.requests)
+        raw = logits_for(batch, seed)
+        expected = torch.stack([edited(row, request) for row, request in zip(raw, batch.requests, strict=True)])
+        logits, found = raw.clone(), edits.find(batch.rows, batch.lengths)
+        is_forbidden = torch.zeros(len(raw), dtype=torch.bool)
+        if found:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(logit_edits, "MAX_LOGITS_AT_ONCE", at_once)
+                is_forbidden = edits.apply(logits, found, batch.rows, batch.lengths, batch.token_table())
+        assert logits.tolist() == expected.tolist()
+        assert is_forbidden.tolist() == expected.isneginf().all(-1).tolist()
+
+
+def test_the_reference_knows_each_edit():
+    """The edits that the comparison above relies on, with numbers worked out by hand."""
+    flat = torch.full((VOCAB_SIZE,), 2.0)
+    assert edited(flat, make_request(allowed_token_ids=[3, 4])).isfinite().nonzero().flatten().tolist() == [3, 4]
+    word = make_request((1, 7, 8), bad_words=[(7, 8, 9), (8, 0), (5,), (1, 7, 8, 6)])
+    assert edited(flat, word).isneginf().nonzero().flatten().tolist() == [0, 5, 9]  # the last one starts in the prompt
+    assert edited(flat, make_request(stops=[4], min_tokens=2))[4] == -torch.inf
+    assert edited(flat, make_request((1, 2, 3), stops=[4], min_tokens=2))[4] == 2
+    assert edited(flat, make_request(logit_bias={6: -1.5}))[6] == 0.5
+    repeated = make_request((1, 2, 2), repetition_penalty=4.0, frequency_penalty=0.25, presence_penalty=1.0)
+    assert edited(flat, repeated)[:4].tolist() == [2, 0.5, 0.5 - 1.5, 2]
+
+
+def test_a_row_that_only_waits_for_min_tokens_is_left_alone_afterwards():
+    edits = LogitEdits(MAX_NUM_SEQS, CPU)
+    edits.set_rows([4, 2], [make_request(stops=[3], min_tokens=2), make_request(logit_bias={0: 1.0})])
+    assert edits.find([2, 4, 1], [9, 2, 9]) == [0, 1]
+    assert edits.find([2, 4, 1], [9, 3, 9]) == [0]
+    edits.set_rows([2], [make_request()])
+    assert edits.find([2, 4, 1], [9, 3, 9]) == []
+
+
+@given(batch=batches(), parameters=st.data())
+@settings(deadline=None, max_examples=100)
+def test_a_draw_is_the_kernels_draw_from_the_edited_row(batch, parameters):
+    for request in batch.requests:
+        request.seed = parameters.draw(st.integers(-(2**63), 2**63 - 1))
+        request.params.temperature = parameters.draw(st.sampled_from([0.0, 0.7, 1.5]))
+        request.params.top_k = parameters.draw(st.sampled_from([0, 2]))
+        request.params.top_p = parameters.draw(st.sampled_from([1.0, 0.6]))
+        request.params.min_p = parameters.draw(st.sampled_from([0.0, 0.3]))
+        request.params.logprobs = parameters.draw(st.sampled_from([None, 0, 3]))
+    ours, raw = Sampler(MAX_NUM_SEQS, CPU), logits_for(batch)
+    ours.set_rows(batch.rows, batch.requests)
+    token_ids, logprobs = ours.draw(raw.clone(), batch.rows, batch.lengths, batch.token_table())
+    for i, request in enumerate(batch.requests):
+        row, p = edited(raw[i], request), request.params
+        floats = [torch.tensor([value]) for value in (p.temperature, p.top_p, p.min_p)]
+        where = torch.tensor([request.seed]), torch.tensor([len(request.token_ids)])
+        top_k = torch.tensor([p.top_k], dtype=torch.int32)
+        expected = sample.plain(row[None], floats[0], top_k, floats[1], floats[2], *where).item()
+        assert token_ids[i] == (ALL_FORBIDDEN if row.isneginf().all() else expected)
+        if p.logprobs is not None:
+            chosen = token_ids[i].clamp(min=0)
+            assert logprobs.logprobs[i, 0].item() == pytest.approx(raw[i].log_softmax(-1)[chosen].item(), abs=1e-5)
+            assert logprobs.token_ids[i, 0] == chosen
+    assert (logprobs is None) == all(request.params.logprobs is None for request in batch.requests)
+
+
+def test_nan_is_told_apart_from_all_forbidden():
+    ours = Sampler(MAX_NUM_SEQS, CPU)
+    ours.set_rows([0, 1, 2], [make_request(allowed_token_ids=[3], bad_words=[(3,)]), *[make_request()] * 2])
+    logits = torch.zeros(3, VOCAB_SIZE)
+    logits[1, 4] = torch.nan
+    batch = Batch([0, 1, 2], [make_request()] * 3)
+    token_ids, _ = ours.draw(logits, batch.rows, batch.lengths, batch.token_table())
+    assert token_ids[:2].tolist() == [ALL_FORBIDDEN, NAN_LOGITS] and token_ids[2] >= 0
+
+
+@pytest.fixture
+def blind_device(monkeypatch) -> torch.device:
+    """A device whose memory cannot be read: whatever needs a number from it raises. `to_device` is the only way in."""
+
+    def send(values: Any, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(np.shape(values), dtype=dtype, device=device)
+
+    def refuse(*_args: Any, **_kwargs: Any) -> None:
+        raise AssertionError("a copy that waits for the device; use to_device")
+
+    for module in (sampler, logit_edits):
+        monkeypatch.setattr(module, "to_device", send)
+    for name in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, refuse)
+    monkeypatch.setattr(sampler, "sample", sample.plain)
+    monkeypatch.setattr(sampler, "top_logprobs", top_logprobs.plain)
+    return torch.device("meta")
+
+
+READS = {
+    "item": lambda x: x[0].item(),
+    "tolist": lambda x: x.tolist(),
+    "bool": lambda x: bool(x.any()),
+    "to the host": lambda x: x.cpu(),
+    "numpy": lambda x: x.numpy(),
+    "mask": lambda x: x[x > 0],
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "nonzero": lambda x: x.nonzero(),
+    "unique": lambda x: x.unique(),
+    "equal": lambda x: x.equal(x),
+    "repeat_interleave": lambda x: x.long().repeat_interleave(x.long()),
+    "upload": lambda x: x + torch.tensor([1.0] * 3),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_the_blind_device_notices_a_read(blind_device, read):
+    with pytest.raises((RuntimeError, NotImplementedError, TypeError, AssertionError)):
+        read(torch.zeros(3, device=blind_device))
+
+
+EVERYTHING = {
+    "presence_penalty": 1.0,
+    "frequency_penalty": 0.5,
+    "repetition_penalty": 1.5,
+    "min_tokens": 9,
+    "allowed_token_ids": [1, 2, 3],
+    "logit_bias": {1: 1.0, 4: 2.0},
+    "top_k": 3,
+    "top_p": 0.9,
+    "min_p": 0.1,
+    "logprobs": 4,
+}
+
+
+def test_nothing_is_read_from_the_device(blind_device):
+    ours, table = (
+        Sampler(MAX_NUM_SEQS, blind_device),
+        torch.zeros(MAX_NUM_SEQS, MAX_MODEL_LEN, device=blind_device).int(),
+    )
+    plain, busy = make_request(), make_request(stops=[5], bad_words=[(1, 2), (3,)], **EVERYTHING)
+    longer = make_request(stops=[5, 6], bad_words=[(1, 2, 3, 4)] * 3, allowed_token_ids=[*range(9)], min_tokens=1)
+    greedy = make_request(temperature=0.0, logprobs=-1)
+    for step in ([plain], [plain, busy], [busy, greedy], [longer, busy, plain], [longer]):
+        rows = list(range(len(step)))
+        ours.set_rows(rows, step)
+        logits = torch.zeros(len(step), VOCAB_SIZE, device=blind_device)
+        token_ids, logprobs = ours.draw(logits, rows, [2] * len(step), table)
+        assert token_ids.shape == (len(step),) and token_ids.device == blind_device
+        assert (logprobs is not None) == any(request.params.logprobs is not None for request in step)
