@@ -1,4 +1,6 @@
 # Every target does its own set-up. Needed on the machine: python3.11, pip, make, g++.
+# The targets for a GPU install nothing: they run from a bare checkout with the Python that has torch, triton and
+# transformers (make bench-gpu PYTHON=python3), or else that of .venv.
 
 PYTHON ?= python3.11
 BUILD := build
@@ -6,10 +8,18 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench clean kernels-report bench-gpu test-gpu
+
+GIVEN := $(filter command environment,$(firstword $(origin PYTHON)))
+BARE_PYTHON := $(if $(GIVEN),$(PYTHON),$(or $(wildcard $(BIN)/python),python3))
+# A link named `millrace` to the checkout: what an install would give.
+LINK := $(BUILD)/path/millrace
+RUN_BARE = PYTHONPATH=$(CURDIR)/$(dir $(LINK)) $(BARE_PYTHON)
+OUT ?= $(BUILD)
+GPU_SECONDS ?= 480
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## install Millrace and its tools into .venv
 
@@ -35,9 +45,24 @@ check: $(INSTALLED) ## lint, formatting and types
 	@$(BIN)/ruff format --check .
 	@mkdir -p $(BUILD)/mypy && ln -sfn ../.. $(BUILD)/mypy/millrace
 	@$(BIN)/mypy
+	@MYPYPATH=$(BUILD)/mypy:benchmarks $(BIN)/mypy benchmarks/*.py
 
 bench: $(INSTALLED) ## run the benchmarks on this machine, one JSON line a case
-	@for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	@for name in kernels offline startup host_overhead; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+$(LINK):
+	@mkdir -p $(dir $@) && ln -sfn ../.. $@
+
+kernels-report: $(LINK) ## compile every Triton kernel for three GPUs, none needed: registers, shared memory, occupancy
+	@$(RUN_BARE) benchmarks/kernels_report.py
+
+bench-gpu: $(LINK) ## measure what matters on this machine's GPU within 8 minutes; a table, and JSON lines in OUT
+	@$(RUN_BARE) benchmarks/suite.py --time-limit $(GPU_SECONDS) --output "$(OUT)"
+
+# In several processes where pytest-xdist is installed: most of the time goes into compiling kernels, on the host.
+test-gpu: $(LINK) ## run the tests that need a GPU, within 8 minutes
+	@workers=$$($(RUN_BARE) -c 'import xdist' 2> /dev/null && echo '-n 8'); \
+	  timeout $(GPU_SECONDS) env $(RUN_BARE) -P -m pytest -m gpu $$workers tests/engine tests/kernels
 
 clean: ## remove .venv and everything that was built
 	rm -rf .venv $(BUILD) dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

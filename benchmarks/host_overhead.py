@@ -1,6 +1,9 @@
-"""Host time of one engine step: planning and reading, with a model that costs nothing.
+"""Host time of one decode step, with a model that costs nothing.
 
-Prints one JSON line per number of running requests: the median step, in milliseconds.
+Prints one JSON line per number of running requests and case, the median step in milliseconds. "scheduler" plans and
+reads; "engine" also does all that the runner does on the host: it packs the plan, keeps the tables, calls the (empty)
+model, samples from a vocabulary of 8 and reads the tokens. On a CPU that includes the sampler's arithmetic, which on a
+GPU the host would only launch.
 """
 
 from __future__ import annotations
@@ -10,17 +13,23 @@ import json
 import statistics
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
 
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import LLMEngine
+from millrace.engine.executor import Executor, InProcessExecutor
 from millrace.engine.inputs import InputProcessor
 from millrace.engine.kv_cache import KVCacheManager
 from millrace.engine.request import GenerateRequest
-from millrace.engine.runner import StepResult
+from millrace.engine.runner import ModelRunner, StepResult
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.scheduler import Scheduler, StepPlan
 
 BLOCK_SIZE, PROMPT_TOKENS, WARMUP_STEPS = 16, 100, 20
+VOCAB_SIZE = 8
 
 
 @dataclass(frozen=True)
@@ -31,11 +40,11 @@ class NullStep:
 
     def result(self) -> StepResult:
         """Returns a token for each sequence that samples."""
-        return StepResult([1] * self.num_samples, None, {})
+        return StepResult([1] * self.num_samples)
 
 
 class NullExecutor:
-    """Runs no model."""
+    """Runs neither a model nor a runner."""
 
     def execute(self, plan: StepPlan) -> NullStep:
         """Returns a step that is done."""
@@ -45,27 +54,63 @@ class NullExecutor:
         """Has nothing to free."""
 
 
-def make_engine(num_seqs: int, num_steps: int) -> LLMEngine:
+class NullModel:
+    """A model without layers, whose hidden states and logits are constant."""
+
+    spec = SimpleNamespace(num_layers=0, num_kv_heads=1, head_dim=1, vocab_size=VOCAB_SIZE)
+
+    def __init__(self, max_num_tokens: int) -> None:
+        self._hidden = torch.zeros(max_num_tokens, 1)
+        self._logits = torch.arange(VOCAB_SIZE, dtype=torch.float32).expand(max_num_tokens, -1).contiguous()
+
+    def __call__(self, batch: Any, _kv_cache: Any) -> torch.Tensor:
+        """Returns hidden states `[num_tokens, 1]`."""
+        return self._hidden[: len(batch.token_ids)]
+
+    def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns logits `[num_rows, VOCAB_SIZE]`."""
+        return self._logits[: len(hidden)]
+
+
+def make_executor(case: str, num_seqs: int, num_blocks: int, length: int) -> Executor:
+    """Makes what runs the steps of a case."""
+    if case == "scheduler":
+        return NullExecutor()
+    model: Any = NullModel(num_seqs * PROMPT_TOKENS)
+    runner = ModelRunner(
+        model,
+        torch.device("cpu"),
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        max_num_seqs=num_seqs,
+        max_model_len=length,
+        dtype=torch.float32,
+    )
+    return InProcessExecutor(runner)
+
+
+def make_engine(case: str, num_seqs: int, num_steps: int) -> LLMEngine:
     """Makes an engine without a model, filled with `num_seqs` requests that run for `num_steps` and more."""
     length = PROMPT_TOKENS + num_steps + 1
-    kv_cache = KVCacheManager(num_seqs * (length // BLOCK_SIZE + 1), BLOCK_SIZE)
+    num_blocks = num_seqs * (length // BLOCK_SIZE + 1)
     engine = LLMEngine(
         config=EngineConfig(model="none"),
         tokenizer=None,
         default_params=SamplingParams(),
         inputs=InputProcessor(None, 10_000, length + 1, 20, [2], 0),
-        scheduler=Scheduler(kv_cache, num_seqs, 8192),
-        executor=NullExecutor(),
+        scheduler=Scheduler(KVCacheManager(num_blocks, BLOCK_SIZE), num_seqs, num_seqs * PROMPT_TOKENS),
+        executor=make_executor(case, num_seqs, num_blocks, length + 1),
+        overlap_depth=1,
     )
-    params = SamplingParams(max_tokens=num_steps, ignore_eos=True)
+    params = SamplingParams(temperature=0.6, max_tokens=num_steps, ignore_eos=True)
     for i in range(num_seqs):
         engine.add_request(GenerateRequest(str(i), None, [3 + i] * PROMPT_TOKENS, params))
     return engine
 
 
-def measure(num_seqs: int, num_steps: int) -> list[float]:
+def measure(case: str, num_seqs: int, num_steps: int) -> list[float]:
     """Returns the milliseconds of each decode step."""
-    engine = make_engine(num_seqs, num_steps + WARMUP_STEPS + 10)
+    engine = make_engine(case, num_seqs, num_steps + WARMUP_STEPS + 10)
     for _ in range(WARMUP_STEPS):
         engine.step()
     times_ms = []
@@ -78,14 +123,16 @@ def measure(num_seqs: int, num_steps: int) -> list[float]:
 
 def main() -> None:
     """Measures a few batch sizes."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--num-seqs", type=int, nargs="+", default=[1, 64, 256, 1024])
     args = parser.parse_args()
-    for num_seqs in args.num_seqs:
-        times_ms = measure(num_seqs, args.steps)
-        figures = {"median_ms": round(statistics.median(times_ms), 3), "max_ms": round(max(times_ms), 3)}
-        print(json.dumps({"case": "host_overhead", "num_seqs": num_seqs, **figures}))
+    torch.set_num_threads(1)
+    for case in ("scheduler", "engine"):
+        for num_seqs in args.num_seqs:
+            times_ms = measure(case, num_seqs, args.steps)
+            figures = {"median_ms": round(statistics.median(times_ms), 3), "max_ms": round(max(times_ms), 3)}
+            print(json.dumps({"case": f"host_overhead/{case}", "num_seqs": num_seqs, **figures}))
 
 
 if __name__ == "__main__":

@@ -1,137 +1,117 @@
-"""Times the CPU implementation of each kernel against its plain torch body.
+"""Times every kernel, and says what share of the machine's limit it reaches.
 
-    python benchmarks/kernels.py [--threads 2] [--repeats 15] [--only paged_attention]
+    python benchmarks/kernels.py [--device cuda] [--only paged_attention ...] [--plain] [--repeats 15] [--threads 2]
 
-One JSON line per case: the median of interleaved calls of each, and what the implementation reaches in GB/s (bytes that
-must be moved) or GFLOP/s (multiplications and additions that must be done), whichever bounds the case.
+One JSON line per case. `share_of_limit` is the least time, the larger of bytes over copy bandwidth and operations over
+matrix rate, both measured in the same run (limits.py), over the median time. The rate that is shown is that of the one
+which bounds the case. On a GPU calls are replayed from graphs, on enough sets of inputs that none stays in the cache.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
-import time
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from millrace.kernels._op import Draw, all_ops
-from millrace.kernels.paged_attention.samples import Geometry, make_sample
+from kernel_cases import CPU, GPU, TINY, Case, Cases
+from limits import Limits, measure_limits
+from millrace.kernels._op import all_ops
+from timing import Call, time_calls
+
+MAX_SETS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A call to time, and the work in it: `unit` is "GB" or "GFLOP", `work` is in that unit."""
-
-    op: str
-    name: str
-    args: tuple[Any, ...]
-    work: float
-    unit: str
+def cases(device: torch.device, *, is_tiny: bool) -> Iterator[Case]:
+    """Yields the cases of a device: a CPU computes in float32 as often as in bfloat16."""
+    is_cuda = device.type == "cuda"
+    sizes = TINY if is_tiny else GPU if is_cuda else CPU
+    yield from Cases(sizes, torch.float32, device).around_the_model()
+    for dtype in (torch.bfloat16,) if is_cuda else (torch.float32, torch.bfloat16):
+        yield from Cases(sizes, dtype, device).of_the_model()
 
 
-def cases() -> Iterator[Case]:
-    """Yields every case."""
-    yield from attention_cases()
-    yield from sample_cases()
-    for dtype in (torch.float32, torch.bfloat16):
-        draw, name = Draw.seeded(dtype), str(dtype).removeprefix("torch.")
-        qkv = draw.normal(64, 32, 128)
-        table = draw.normal(4096, 128, dtype=torch.float32)
-        args = (draw.integers(0, 4096, 64), qkv[:, :16], qkv[:, 16:24], table)
-        yield Case("rotary", f"64 tokens, 16+8 heads of 128 {name}", args, gigabytes(qkv) * 1.5, "GB")
+def run(case: Case, limits: Limits, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the line of a case: its figures, or why it failed."""
+    line = {"benchmark": "kernels", "op": case.op, "case": case.name, "dtype": case.dtype}
+    try:
+        return line | measure(case, limits, device, options)
+    except Exception as error:  # noqa: BLE001 - the other cases are worth their time whatever one of them raises
+        return line | {"failed": f"{type(error).__name__}: {error}"}
 
 
-def attention_cases() -> Iterator[Case]:
-    """Yields decode steps, prompts and a chunk, for a small model and one of ordinary heads."""
-    shapes = [
-        ("decode 32 x 512", torch.bfloat16, Geometry(16, 8, 128, 16), [(512, 1)] * 32),
-        ("decode 32 x 512", torch.float32, Geometry(16, 8, 128, 16), [(512, 1)] * 32),
-        ("decode 64 x 100, small model", torch.float32, Geometry(6, 2, 32, 16), [(100, 1)] * 64),
-        ("prefill 64 x 40, small model", torch.float32, Geometry(6, 6, 32, 16), [(40, 40)] * 64),
-        ("prefill 512", torch.bfloat16, Geometry(16, 8, 128, 16), [(512, 512)]),
-        ("prefill 512", torch.float32, Geometry(16, 8, 128, 16), [(512, 512)]),
-        ("chunk of 64 at 1024", torch.bfloat16, Geometry(16, 8, 128, 16), [(1024, 64)]),
-    ]
-    for name, dtype, geometry, lengths in shapes:
-        args = make_sample("", Draw.seeded(dtype), geometry, lengths).args
-        pairs = sum(queries * (seq_len - (queries - 1) / 2) for seq_len, queries in lengths)
-        work, unit = pairs * geometry.num_heads * geometry.head_dim * 4 / 1e9, "GFLOP"
-        if all(queries == 1 for _, queries in lengths):
-            tokens = sum(seq_len for seq_len, _ in lengths)
-            work, unit = 2 * tokens * geometry.num_kv_heads * geometry.head_dim * dtype.itemsize / 1e9, "GB"
-        yield Case("paged_attention", f"{name} {str(dtype).removeprefix('torch.')}", args, work, unit)
-
-
-def sample_cases() -> Iterator[Case]:
-    """Yields every kind of filter over a large vocabulary."""
-    filters = {
-        "greedy": (0.0, 0, 1.0, 0.0),
-        "plain draw": (1.0, 0, 1.0, 0.0),
-        "top_k 20, top_p 0.8": (0.7, 20, 0.8, 0.0),
-        "top_p 0.9": (1.0, 0, 0.9, 0.0),
-        "min_p 0.05": (1.0, 0, 1.0, 0.05),
-    }
-    draw, num_rows = Draw.seeded(torch.float32), 8
-    logits = draw.normal(num_rows, 151_936) * 3
-    rows = torch.arange(num_rows)
-    for name, (temperature, top_k, top_p, min_p) in filters.items():
-        args = (
-            logits,
-            torch.full((num_rows,), temperature),
-            torch.full((num_rows,), top_k, dtype=torch.int32),
-            torch.full((num_rows,), top_p),
-            torch.full((num_rows,), min_p),
-            rows,
-            rows,
-        )
-        yield Case("sample", f"{num_rows} x 151936, {name}", args, gigabytes(logits), "GB")
-
-
-def gigabytes(tensor: torch.Tensor) -> float:
-    """Returns the size of a tensor in GB."""
-    return tensor.numel() * tensor.element_size() / 1e9
-
-
-def timed(function: Callable[..., Any], args: tuple[Any, ...]) -> float:
-    """Returns how long one call takes, in seconds."""
-    start = time.perf_counter()
-    function(*args)
-    return time.perf_counter() - start
-
-
-def measure(case: Case, repeats: int) -> dict[str, Any]:
-    """Runs both bodies in turn, after one call each that is not counted."""
+def measure(case: Case, limits: Limits, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
+    """Times a case, and beside it the library's function if there is one, and the plain body if asked for."""
     op = all_ops()[case.op]
-    functions = {"plain": op.plain, "cpu": op.implementations()["cpu"]}
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for repeat in range(repeats + 1):
-        for name, function in functions.items():
-            seconds = timed(function, case.args)
-            if repeat:
-                times[name].append(seconds)
-    plain_s, cpu_s = (statistics.median(times[name]) for name in functions)
-    return {
-        "op": case.op,
-        "case": case.name,
-        "num_threads": torch.get_num_threads(),
-        "plain_ms": round(plain_s * 1e3, 4),
-        "cpu_ms": round(cpu_s * 1e3, 4),
-        "speedup": round(plain_s / cpu_s, 2),
-        f"{case.unit}_per_s": round(case.work / cpu_s, 2),
+    functions: dict[str, Callable[..., Any]] = {"kernel": op}
+    if case.library is not None:
+        functions["library"] = case.library
+    if options.plain and device.type == "cpu":  # Some read numbers back, which no graph can hold.
+        functions["plain"] = op.plain
+    inputs = [case.make()]
+    inputs += [case.make() for _ in range(num_sets(inputs[0].args, device) - 1)]
+    variants: dict[str, list[Call]] = {
+        name: [partial(function, *call.args, **call.kwargs) for call in inputs] for name, function in functions.items()
     }
+    timed = time_calls(variants, device, options.repeats)
+    seconds = {name: statistics.median(times) for name, times in timed.items()}
+    figures = {"us" if name == "kernel" else f"{name}_us": round(s * 1e6, 2) for name, s in seconds.items()}
+    return figures | rate(case, limits, seconds["kernel"])
+
+
+def num_sets(args: tuple[Any, ...], device: torch.device) -> int:
+    """Returns how many sets of inputs are needed so that a set has left the GPU's cache when its turn comes again."""
+    if device.type != "cuda":
+        return 1
+    size = sum(arg.numel() * arg.element_size() for arg in args if isinstance(arg, torch.Tensor))
+    return min(MAX_SETS, 1 + 2 * torch.cuda.get_device_properties(device).L2_cache_size // max(size, 1))
+
+
+def rate(case: Case, limits: Limits, seconds: float) -> dict[str, Any]:
+    """Returns what a case reaches in the unit that bounds it, and the share of the limit."""
+    peak = limits.flops_per_s.get(case.rate) or limits.flops_per_s.get(case.dtype, math.inf)
+    bytes_s, flops_s = case.num_bytes / limits.copy_bytes_per_s, case.num_flops / peak
+    share = {"share_of_limit": round(max(bytes_s, flops_s) / seconds, 4)}
+    if bytes_s > flops_s:
+        return {"GB_per_s": round(case.num_bytes / seconds / 1e9, 1), **share}
+    return {"TFLOP_per_s": round(case.num_flops / seconds / 1e12, 3), **share}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--only", nargs="+", choices=list(all_ops()), metavar="OP")
+    parser.add_argument("--plain", action="store_true", help="time the plain torch body too, on a CPU")
+    parser.add_argument("--tiny", action="store_true", help="sizes that only show that it works")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    """Prints the limits and a line per case; returns 1 if a case failed."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    device, num_failed = torch.device(options.device), 0
+    limits = measure_limits(device, is_tiny=options.tiny)
+    print(json.dumps({"benchmark": "limits", **limits.figures()}), flush=True)
+    for case in cases(device, is_tiny=options.tiny):
+        if options.only is None or case.op in options.only:
+            line = run(case, limits, device, options)
+            num_failed += "failed" in line
+            print(json.dumps(line), flush=True)
+    if num_failed:
+        print(f"{num_failed} cases failed", file=sys.stderr)
+    return int(num_failed > 0)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--only", help="the name of one op")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    for case in cases():
-        if options.only in (None, case.op):
-            print(json.dumps(measure(case, options.repeats)), flush=True)
+    raise SystemExit(main())

@@ -1,0 +1,308 @@
+"""The calls that kernels.py times: every op, at the sizes of real models, with the work that each call must do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FP8 = torch.float8_e4m3fn
+BLOCK_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """The arguments of one call."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A call to time.
+
+    Attributes:
+        op: The name of the op.
+        name: What is special about it.
+        dtype: Of what is computed with.
+        make: Draws fresh inputs.
+        num_bytes: Bytes that any implementation must read and write.
+        num_flops: Additions and multiplications of matrix products in it.
+        rate: Element type of these products, as in `Limits.flops_per_s`; empty for `dtype`.
+        library: The same by a library, to be timed beside it; takes the same arguments.
+    """
+
+    op: str
+    name: str
+    dtype: str
+    make: Callable[[], Call]
+    num_bytes: float
+    num_flops: float = 0.0
+    rate: str = ""
+    library: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large the calls are.
+
+    Attributes:
+        decodes: (sequences, tokens of each) of a full decode batch.
+        long_decodes: The same for few long sequences.
+        prompt: Tokens of a prompt.
+        num_heads: Query heads.
+        num_kv_heads: Key and value heads.
+        head_dim: Size of a head.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the MLP.
+        logits: (rows, size of the vocabulary).
+        num_tokens: Rows of the small kernels: a decode step's, and a prefill step's.
+    """
+
+    decodes: tuple[int, int]
+    long_decodes: tuple[int, int]
+    prompt: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int
+    logits: tuple[int, int]
+    num_tokens: tuple[int, ...]
+
+
+GPU = Sizes((256, 1024), (32, 8192), 8192, 32, 8, 128, 4096, 12_288, (256, 151_936), (256, 8192))
+CPU = Sizes((32, 512), (4, 2048), 512, 16, 8, 128, 1024, 3072, (8, 151_936), (64,))
+TINY = Sizes((4, 40), (2, 70), 33, 4, 2, 32, 64, 96, (3, 300), (5,))
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """Makes the cases of one device and dtype.
+
+    Attributes:
+        sizes: How large.
+        dtype: Of activations and weights.
+        device: Where the inputs go.
+    """
+
+    sizes: Sizes
+    dtype: torch.dtype
+    device: torch.device
+
+    def of_the_model(self) -> Iterator[Case]:
+        """Yields the cases that depend on the model's dtype."""
+        yield from self.attention()
+        for num_tokens in self.sizes.num_tokens:
+            yield from self.elementwise(num_tokens)
+            yield from self.heads(num_tokens)
+            yield from self.products(num_tokens)
+
+    def around_the_model(self) -> Iterator[Case]:
+        """Yields the cases that come before and after it: token ids in, logits out."""
+        yield self.batch()
+        yield from self.sampling()
+
+    def batch(self) -> Case:
+        """Returns the start of a decode step: its tensors out of the tables of the running requests."""
+        count, length = self.sizes.decodes
+        max_blocks = length // BLOCK_SIZE + 1
+
+        def gather() -> Call:
+            rows = torch.arange(count, dtype=torch.int32)
+            plan = torch.stack((rows, torch.full_like(rows, length - 1), torch.ones_like(rows), rows)).to(self.device)
+            tables = (torch.ones(count + 1, n, dtype=torch.int32, device=self.device) for n in (4 * length, length))
+            return Call((*tables, plan, count, max_blocks, BLOCK_SIZE))
+
+        # A sequence: its blocks read and written, four numbers of the plan, a token id, and five results.
+        num_bytes = count * (8 * max_blocks + 16 + 4 + 3 * 8 + 2 * 4)
+        return Case("gather_batch", f"decode {count} x {length}", "int32", gather, num_bytes)
+
+    def attention(self) -> Iterator[Case]:
+        """Yields decode steps, a prompt, and a mixture of both."""
+        count, length = self.sizes.decodes
+        decodes, prompt = [(length, 1)] * count, self.sizes.prompt
+        name = f"decode {count} x {length}"
+        yield self._attend(name, decodes)
+        yield self._attend(f"{name}, fp8 cache", decodes, cache_dtype=FP8)
+        shared = length * 7 // 8 // BLOCK_SIZE
+        yield self._attend(f"{name}, {shared * BLOCK_SIZE} shared", decodes, num_shared=shared)
+        yield self._attend(f"{name}, deterministic", decodes, deterministic=True)
+        count, length = self.sizes.long_decodes
+        yield self._attend(f"decode {count} x {length}", [(length, 1)] * count)
+        yield self._attend(f"prompt of {prompt}", [(prompt, prompt)])
+        yield self._attend(f"{name} and half a prompt", [*decodes, (prompt, prompt // 2)])
+
+    def elementwise(self, num_tokens: int) -> Iterator[Case]:
+        """Yields the kernels that touch each number once."""
+        width, inner, itemsize = self.sizes.hidden_size, self.sizes.intermediate_size, self.dtype.itemsize
+        rows, name = num_tokens * width, f"{num_tokens} x {width}"
+
+        def norm() -> Call:
+            x, residual = self._normal(num_tokens, width), self._normal(num_tokens, width)
+            return Call((x, self._normal(width), 1e-6, residual))
+
+        def layer_norm() -> Call:
+            x, residual = self._normal(num_tokens, width), self._normal(num_tokens, width)
+            return Call((x, self._normal(width), self._normal(width), 1e-6, residual))
+
+        def gated(*options: str) -> Call:
+            return Call((self._normal(num_tokens, 2 * inner), *options))
+
+        yield self._case("rms_norm", f"{name}, residual", norm, 4 * rows * itemsize)
+        yield self._case("layer_norm", f"{name}, residual", layer_norm, 4 * rows * itemsize)
+        num_bytes = 3 * num_tokens * inner * itemsize
+        yield self._case("silu_and_mul", f"{num_tokens} x {inner}", gated, num_bytes)
+        yield self._case("gelu_and_mul", f"{num_tokens} x {inner}", partial(gated, "tanh"), num_bytes)
+        yield self._case("quantize_fp8", name, lambda: Call((self._normal(num_tokens, width),)), rows * (itemsize + 1))
+
+    def heads(self, num_tokens: int) -> Iterator[Case]:
+        """Yields what happens to queries, keys and values before attention."""
+        sizes, itemsize = self.sizes, self.dtype.itemsize
+        q_size, kv_size = (num_tokens * heads * sizes.head_dim for heads in (sizes.num_heads, sizes.num_kv_heads))
+        name = f"{num_tokens} tokens, {sizes.num_heads}+{sizes.num_kv_heads} heads of {sizes.head_dim}"
+
+        def rotary() -> Call:
+            query, key, _ = self._qkv(num_tokens)
+            return Call((self._integers(4096, num_tokens), query, key, self._table()))
+
+        def store() -> Call:
+            _, key, value = self._qkv(num_tokens)
+            return Call((key, value, *self._caches(num_tokens, self.dtype), self._slots(num_tokens)))
+
+        def fused(cache_dtype: torch.dtype) -> Call:
+            caches, slots = self._caches(num_tokens, cache_dtype), self._slots(num_tokens)
+            args = (*self._qkv(num_tokens), *caches, slots, self._integers(4096, num_tokens), self._table())
+            weights = {name: self._normal(sizes.head_dim) for name in ("q_weight", "k_weight")}
+            return Call(args, {**weights, "eps": 1e-6})
+
+        yield self._case("rotary", name, rotary, 2 * (q_size + kv_size) * itemsize)
+        yield self._case("store_kv", name, store, 4 * kv_size * itemsize)
+        for cache_dtype in (self.dtype, FP8):
+            num_bytes = (2 * q_size + 2 * kv_size) * itemsize + 2 * kv_size * cache_dtype.itemsize
+            kind = f"{name}, normed" + (", fp8 cache" if cache_dtype == FP8 else "")
+            yield self._case("rope_and_store", kind, partial(fused, cache_dtype), num_bytes)
+
+    def products(self, num_tokens: int) -> Iterator[Case]:
+        """Yields the matrix products that are not left to torch."""
+        inner, outer = self.sizes.hidden_size, self.sizes.intermediate_size
+        name, flops = f"{num_tokens} x {inner} to {outer}", 2 * num_tokens * inner * outer
+        num_inputs, out_bytes = (num_tokens + outer) * inner, num_tokens * outer * self.dtype.itemsize
+
+        def plain() -> Call:
+            return Call((self._normal(num_tokens, inner), self._normal(outer, inner), None))
+
+        def scaled() -> Call:
+            x, weight = self._normal(num_tokens, inner).to(FP8), self._normal(outer, inner).to(FP8)
+            scales = [torch.full((rows, 1), 0.01, device=self.device) for rows in (num_tokens, outer)]
+            return Call((x, scales[0], weight, scales[1], None, self.dtype))
+
+        num_bytes = num_inputs * self.dtype.itemsize + out_bytes
+        yield self._case("invariant_linear", name, plain, num_bytes, flops, library=F.linear)
+        yield self._case("scaled_linear", name, scaled, num_inputs + out_bytes, flops, rate="fp8")
+
+    def sampling(self) -> Iterator[Case]:
+        """Yields draws with every kind of filter, and the log-probabilities of the best tokens."""
+        num_rows, vocab_size = self.sizes.logits
+        num_bytes = num_rows * vocab_size * 4
+        filters = {
+            "greedy": (0.0, 0, 1.0, 0.0),
+            "plain draw": (1.0, 0, 1.0, 0.0),
+            "top_k 20, top_p 0.8": (0.7, 20, 0.8, 0.0),
+            "top_p 0.9": (1.0, 0, 0.9, 0.0),
+            "min_p 0.05": (1.0, 0, 1.0, 0.05),
+        }
+
+        def logits() -> Tensor:
+            return torch.randn(num_rows, vocab_size, device=self.device) * 3
+
+        def draws(temperature: float, top_k: int, top_p: float, min_p: float) -> Call:
+            rows = torch.arange(num_rows, device=self.device)
+            k = torch.full((num_rows,), top_k, dtype=torch.int32, device=self.device)
+            floats = [torch.full((num_rows,), value, device=self.device) for value in (temperature, top_p, min_p)]
+            return Call((logits(), floats[0], k, floats[1], floats[2], rows, rows))
+
+        for name, values in filters.items():
+            yield Case("sample", f"{num_rows} x {vocab_size}, {name}", "float32", partial(draws, *values), num_bytes)
+
+        def best() -> Call:
+            return Call((logits(), self._integers(vocab_size, num_rows), 5))
+
+        yield Case("top_logprobs", f"{num_rows} x {vocab_size}, best 5", "float32", best, num_bytes)
+
+    def _attend(
+        self,
+        name: str,
+        lengths: Sequence[tuple[int, int]],
+        *,
+        num_shared: int = 0,
+        cache_dtype: torch.dtype | None = None,
+        deterministic: bool = False,
+    ) -> Case:
+        """Makes a case of attention from (seq_len, queries) of each sequence; `num_shared` counts blocks."""
+        sizes, cache_dtype = self.sizes, cache_dtype or self.dtype
+        num_queries = sum(queries for _, queries in lengths)
+        own = sum(seq_len - num_shared * BLOCK_SIZE for seq_len, _ in lengths)
+        kv_numbers = 2 * (own + num_shared * BLOCK_SIZE) * sizes.num_kv_heads * sizes.head_dim
+        q_numbers = 2 * num_queries * sizes.num_heads * sizes.head_dim
+        pairs = sum(queries * (seq_len - (queries - 1) / 2) for seq_len, queries in lengths)
+        return self._case(
+            "paged_attention",
+            name,
+            partial(self._attention_call, lengths, num_shared, cache_dtype, deterministic),
+            kv_numbers * cache_dtype.itemsize + q_numbers * self.dtype.itemsize,
+            4 * pairs * sizes.num_heads * sizes.head_dim,
+        )
+
+    def _case(
+        self, op: str, name: str, make: Callable[[], Call], num_bytes: float, num_flops: float = 0.0, **options: Any
+    ) -> Case:
+        return Case(op, name, str(self.dtype).removeprefix("torch."), make, num_bytes, num_flops, **options)
+
+    def _attention_call(
+        self, lengths: Sequence[tuple[int, int]], num_shared: int, cache_dtype: torch.dtype, deterministic: bool
+    ) -> Call:
+        needed = [-(-seq_len // BLOCK_SIZE) for seq_len, _ in lengths]
+        ids = torch.randperm(num_shared + sum(needed) - num_shared * len(needed), dtype=torch.int32)
+        shared, own = ids[:num_shared], ids[num_shared:].split([n - num_shared for n in needed])
+        tables = torch.zeros(len(needed), max(needed), dtype=torch.int32)
+        for table, blocks in zip(tables, own, strict=True):
+            table[: num_shared + len(blocks)] = torch.cat((shared, blocks))
+        starts = torch.tensor([0, *(queries for _, queries in lengths)]).cumsum(0).to(torch.int32)
+        query, _, _ = self._qkv(int(starts[-1]))
+        seq_lens = torch.tensor([seq_len for seq_len, _ in lengths], dtype=torch.int32)
+        hints = {
+            "num_decodes": sum(queries == 1 for _, queries in lengths),
+            "num_shared": torch.tensor([num_shared], dtype=torch.int32, device=self.device) if num_shared else None,
+            "deterministic": deterministic,
+        }
+        tensors = (tensor.to(self.device) for tensor in (tables, seq_lens, starts))
+        caches = self._caches(len(ids) * BLOCK_SIZE, cache_dtype)
+        return Call((query, *caches, *tensors, self.sizes.head_dim**-0.5), hints)
+
+    def _normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=self.dtype, device=self.device)
+
+    def _integers(self, high: int, count: int) -> Tensor:
+        return torch.randint(high, (count,), device=self.device)
+
+    def _qkv(self, num_tokens: int) -> tuple[Tensor, ...]:
+        heads = (self.sizes.num_heads, self.sizes.num_kv_heads, self.sizes.num_kv_heads)
+        return self._normal(num_tokens, sum(heads), self.sizes.head_dim).split(heads, dim=1)
+
+    def _caches(self, num_slots: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        shape = (-(-num_slots // BLOCK_SIZE), self.sizes.num_kv_heads, BLOCK_SIZE, self.sizes.head_dim)
+        keys, values = (self._normal(*shape).to(dtype) for _ in range(2))
+        return keys, values
+
+    def _slots(self, num_tokens: int) -> Tensor:
+        return torch.randperm(num_tokens, device=self.device)
+
+    def _table(self) -> Tensor:
+        return torch.randn(4096, self.sizes.head_dim, device=self.device)
