@@ -66,17 +66,16 @@ def prefill_config(
     """
     is_large = head_dim > 128
     if dtype == torch.float32:
-        return _float32_config(target, head_dim)
+        return _float32_config(target, cache_dtype, head_dim)
     if target.warp_size == 64:
         return Config(128, 16, 4, 1) if is_large else Config(64, 16, 4, 1)
     if has_e4m3(target):
         if is_large:
             return Config(64, 32, 8, 2)
         return Config(64, 64, 4, 3) if deterministic else Config(128, 64, 8, 3)
-    from_bits = cache_dtype.itemsize == 1  # widening byte by byte takes registers
-    if is_large:
-        return Config(64, 32, 8, 1 if from_bits else 2)
-    return Config(64, 32 if from_bits else 64, 8, 2)
+    if cache_dtype.itemsize == 1:  # widening byte by byte takes registers
+        return Config(32, 32, 8, 1) if is_large else Config(32, 32, 4, 2)
+    return Config(64, 32, 8, 2) if is_large else Config(64, 64, 8, 2)
 
 
 def decode_config(target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, group: int) -> Config:
@@ -90,22 +89,24 @@ def decode_config(target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, 
         group: Query heads per KV head.
     """
     if dtype == torch.float32:
-        return _float32_config(target, head_dim)
+        return _float32_config(target, cache_dtype, head_dim)
+    if target.warp_size == 64:
+        return Config(_MIN_ROWS, 32, 4, 1)
     is_small = padded(head_dim) <= 64 or (head_dim <= 128 and cache_dtype == dtype)
     block_m = 32 if group > _MIN_ROWS and is_small else _MIN_ROWS
-    if target.warp_size == 64:
-        return Config(block_m, 32, 4, 1)
     keys = _DECODE_TILE_BYTES // (padded(head_dim) * dtype.itemsize)
     num_warps = 8 if cache_dtype != dtype and has_e4m3(target) else 4  # widening takes registers
-    return Config(block_m, min(keys, 128), num_warps, 3)
+    return Config(block_m, min(keys, 2048 // block_m), num_warps, 3)
 
 
-def _float32_config(target: Target, head_dim: int) -> Config:
+def _float32_config(target: Target, cache_dtype: torch.dtype, head_dim: int) -> Config:
     """Returns small tiles: products in full float32 are not made by matrix instructions, but in registers."""
     if target.warp_size == 64:
         return Config(_MIN_ROWS, 16, 8, 2)
     is_wide = 64 < head_dim <= (128 if has_e4m3(target) else MAX_HEAD_DIM)
-    return Config(_MIN_ROWS, 16, 16 if is_wide else 8, 1)
+    if is_wide:
+        return Config(_MIN_ROWS, 16, 16, 2 if cache_dtype == torch.float32 else 1)
+    return Config(_MIN_ROWS, 16, 8, 1)
 
 
 def num_splits(target: Target, num_programs: int, max_keys: int, block_n: int, limit: int = MAX_SLOTS) -> int:

@@ -15,16 +15,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._tile import attend, heads_of_tile, load_queries, load_slopes, normalised, start_rows, store_rows
+from ._tile import attend, heads_of_tile, load_queries, load_slopes, normalised, see_sinks, start_rows, store_rows
 
 
-@triton.jit(do_not_specialize=["first_slot", "num_slots", "window"])
+@triton.jit(do_not_specialize=["first_slot", "num_slots", "window", "has_sinks", "has_slopes", "has_shared"])
 def decode_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, num_shared_ptr, sinks_ptr, slopes_ptr, out_ptr, sums_ptr, stats_ptr,
     q_stride, block_stride, table_stride, num_heads, group, first_slot, num_slots, window, score_scale, cap,
+    has_sinks, has_slopes, has_shared,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_ALIBI: tl.constexpr,
-    HAS_SHARED: tl.constexpr,
+    BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
 ):  # fmt: skip
     """Computes a share of the keys of sequence `program_id(0)`; shared blocks are left to the prefix kernel."""
     seq, split = tl.program_id(0), tl.program_id(2)
@@ -33,21 +33,21 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     heads, valid = first_head + rows, rows < tile_heads
     tokens = tl.zeros([BLOCK_M], tl.int32) + seq
     seq_len = tl.load(seq_lens_ptr + seq)
-    first_key = tl.maximum(seq_len - window, 0)
-    if HAS_SHARED:
-        first_key = tl.load(num_shared_ptr) * BLOCK_SIZE
+    num_shared = tl.load(num_shared_ptr, mask=has_shared != 0, other=0)
+    first_key = tl.maximum(seq_len - window, num_shared * BLOCK_SIZE)
     first, end = _share(first_key, seq_len, split, tl.num_programs(2), BLOCK_N)
 
     q = load_queries(q_ptr, k_ptr, tokens, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
-    has_sink = rows < tl.where(split == 0, tile_heads, 0)  # a sink counts once
-    row_max, row_sum, acc = start_rows(sinks_ptr, heads, has_sink, BLOCK_D, HAS_SINKS)
-    slopes = load_slopes(slopes_ptr, heads, valid, HAS_ALIBI)
+    has_sink = rows < tl.where(split == 0, tile_heads * has_sinks, 0)  # a sink counts once
+    row_max, row_sum, acc = start_rows(heads, BLOCK_D)
+    row_max, row_sum = see_sinks(row_max, row_sum, sinks_ptr, heads, has_sink)
+    slopes = load_slopes(slopes_ptr, heads, rows < tile_heads * has_slopes, EDITED)
     k_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     v_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     tables_ptr += seq.to(tl.int64) * table_stride
     row_max, row_sum, acc = attend(
         q, row_max, row_sum, acc, tokens * 0 + seq_len - 1, slopes, first, end, first, window, k_ptr, v_ptr, tables_ptr,
-        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, HAS_CAP, HAS_ALIBI, MASKED=True,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, MASKED=True,
     )  # fmt: skip
     out_rows = tokens.to(tl.int64) * num_heads + heads
     if num_slots == 1:
@@ -57,12 +57,13 @@ def decode_kernel(  # type: ignore[no-untyped-def]
         _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_slots", "window"])
+@triton.jit(do_not_specialize=["num_seqs", "num_slots", "window", "has_slopes"])
 def prefix_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, num_shared_ptr, slopes_ptr, sums_ptr, stats_ptr,
     q_stride, block_stride, table_stride, num_heads, group, num_seqs, num_slots, window, score_scale, cap,
+    has_slopes,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr, HAS_ALIBI: tl.constexpr,
+    BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
 ):  # fmt: skip
     """Computes a share of the shared keys for the sequences of tile `program_id(0)`."""
     split = tl.program_id(2)
@@ -78,14 +79,14 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
     first, end = _share(0, num_keys, split, tl.num_programs(2), BLOCK_N)
 
     q = load_queries(q_ptr, k_ptr, seqs, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
-    row_max, row_sum, acc = start_rows(None, heads, valid, BLOCK_D, HAS_SINKS=False)
-    slopes = load_slopes(slopes_ptr, heads, valid, HAS_ALIBI)
+    row_max, row_sum, acc = start_rows(heads, BLOCK_D)
+    slopes = load_slopes(slopes_ptr, heads, rows % width < tile_heads * has_slopes, EDITED)
     k_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     v_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     tables_ptr += leader.to(tl.int64) * table_stride
     row_max, row_sum, acc = attend(
         q, row_max, row_sum, acc, seq_lens - 1, slopes, first, end, first, window, k_ptr, v_ptr, tables_ptr,
-        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, HAS_CAP, HAS_ALIBI, MASKED=True,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, MASKED=True,
     )  # fmt: skip
     slots = (seqs.to(tl.int64) * num_heads + heads) * num_slots + split
     _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)

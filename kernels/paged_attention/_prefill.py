@@ -12,16 +12,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._tile import attend, heads_of_tile, load_queries, load_slopes, normalised, start_rows, store_rows
+from ._tile import attend, heads_of_tile, load_queries, load_slopes, normalised, see_sinks, start_rows, store_rows
 
 
-@triton.jit(do_not_specialize=["first_seq", "num_seqs", "window"])
+@triton.jit(do_not_specialize=["first_seq", "num_seqs", "window", "has_sinks", "has_slopes", "deterministic"])
 def prefill_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, starts_ptr, sinks_ptr, slopes_ptr, out_ptr,
     q_stride, block_stride, table_stride, num_heads, group, first_seq, num_seqs, window, score_scale, cap,
-    deterministic,
+    has_sinks, has_slopes, deterministic,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr, HAS_ALIBI: tl.constexpr,
+    BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
 ):  # fmt: skip
     """Computes one tile of the sequences from `first_seq` on. The last tiles of a prompt see most: they start first."""
     kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
@@ -45,18 +45,19 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     whole = tl.where(sees_all, tl.maximum((context + first_query + 1) // BLOCK_N * BLOCK_N, first), first)
 
     q = load_queries(q_ptr, k_ptr, start + queries, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
-    row_max, row_sum, acc = start_rows(sinks_ptr, heads, valid, BLOCK_D, HAS_SINKS)
-    slopes = load_slopes(slopes_ptr, heads, valid, HAS_ALIBI)
+    row_max, row_sum, acc = start_rows(heads, BLOCK_D)
+    row_max, row_sum = see_sinks(row_max, row_sum, sinks_ptr, heads, valid & (rows % width < tile_heads * has_sinks))
+    slopes = load_slopes(slopes_ptr, heads, rows % width < tile_heads * has_slopes, EDITED)
     k_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     v_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     tables_ptr += seq.to(tl.int64) * table_stride
     row_max, row_sum, acc = attend(
         q, row_max, row_sum, acc, positions, slopes, first, whole, first_read, window, k_ptr, v_ptr, tables_ptr,
-        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, HAS_CAP, HAS_ALIBI, MASKED=False,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, MASKED=False,
     )  # fmt: skip
     row_max, row_sum, acc = attend(
         q, row_max, row_sum, acc, positions, slopes, whole, end, first_read, window, k_ptr, v_ptr, tables_ptr,
-        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, HAS_CAP, HAS_ALIBI, MASKED=True,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, MASKED=True,
     )  # fmt: skip
     out_rows = (start + queries).to(tl.int64) * num_heads + heads
     store_rows(out_ptr, normalised(acc, row_sum), out_rows, valid, HEAD_DIM)

@@ -46,21 +46,24 @@ def load_queries(q_ptr, k_ptr, tokens, heads, valid, q_stride, HEAD_DIM: tl.cons
 
 
 @triton.jit
-def start_rows(sinks_ptr, heads, valid, BLOCK_D: tl.constexpr, HAS_SINKS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Returns (maximum, sum, weighted sum) of rows that have seen no key: only their sink, which has no value."""
+def start_rows(heads, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Returns (maximum, sum, weighted sum) of rows that have seen nothing."""
     row_max = tl.full(heads.shape, LOWEST, tl.float32)
-    row_sum = tl.zeros(heads.shape, tl.float32)
-    if HAS_SINKS:
-        row_max = tl.where(valid, tl.load(sinks_ptr + heads, mask=valid, other=0.0) * LOG2_E, LOWEST)
-        row_sum = tl.where(valid, 1.0, 0.0)
-    return row_max, row_sum, tl.zeros([heads.shape[0], BLOCK_D], tl.float32)
+    return row_max, tl.zeros(heads.shape, tl.float32), tl.zeros([heads.shape[0], BLOCK_D], tl.float32)
 
 
 @triton.jit
-def load_slopes(slopes_ptr, heads, valid, HAS_ALIBI: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Returns the ALiBi slope of every row; zeros if there are none."""
-    if HAS_ALIBI:
-        slopes = tl.load(slopes_ptr + heads, mask=valid, other=0.0) * LOG2_E
+def see_sinks(row_max, row_sum, sinks_ptr, heads, has_sink):  # type: ignore[no-untyped-def]
+    """Returns (maximum, sum) of the same rows after the sink of their head, which has a score but no value."""
+    sinks = tl.load(sinks_ptr + heads, mask=has_sink, other=0.0) * LOG2_E
+    return tl.where(has_sink, sinks, row_max), tl.where(has_sink, 1.0, row_sum)
+
+
+@triton.jit
+def load_slopes(slopes_ptr, heads, has_slope, EDITED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Returns the ALiBi slope of every row, 0 where there is none."""
+    if EDITED:
+        slopes = tl.load(slopes_ptr + heads, mask=has_slope, other=0.0) * LOG2_E
     else:
         slopes = tl.zeros(heads.shape, tl.float32)
     return slopes
@@ -70,10 +73,12 @@ def load_slopes(slopes_ptr, heads, valid, HAS_ALIBI: tl.constexpr):  # type: ign
 def attend(  # type: ignore[no-untyped-def]
     q, row_max, row_sum, acc, positions, slopes, first, end, first_read, window, k_ptr, v_ptr, table_ptr, block_stride,
     score_scale, cap,
-    BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, HAS_CAP: tl.constexpr,
-    HAS_ALIBI: tl.constexpr, MASKED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """Takes rows at `positions` over the keys from `first` to `end - 1`, in tiles of BLOCK_N.
+
+    With EDITED, scores are bounded by `cap`, if it is not 0, and lose `slopes` for each token of distance.
 
     With MASKED, a row sees only keys of its window, and none before `first_read` are read; a tile of which a row sees
     nothing leaves that row as it is, to the bit. Without, every row sees all keys, which are whole tiles.
@@ -87,10 +92,9 @@ def attend(  # type: ignore[no-untyped-def]
         mask = readable[:, None] & (columns < HEAD_DIM)[None, :]
         k = widen(tl.load(k_ptr + offsets, mask=mask, other=0.0), q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
-        if HAS_CAP:
-            scores = cap - 2.0 * cap / (tl.exp2(scores) + 1.0)  # cap * tanh; the factor 2 log2(e) is in the scale
-        if HAS_ALIBI:
-            scores += slopes[:, None] * (keys[None, :] - positions[:, None])
+        if EDITED:
+            capped = cap - 2.0 * cap / (tl.exp2(scores) + 1.0)  # cap * tanh; the factor 2 log2(e) is in the scale
+            scores = tl.where(cap > 0.0, capped, scores) + slopes[:, None] * (keys[None, :] - positions[:, None])
         if MASKED:
             ages = positions[:, None] - tl.where(readable, keys, 2**30)[None, :]
             scores = tl.where(ages.to(tl.uint32) < window.to(tl.uint32), scores, float("-inf"))  # below 0 is huge

@@ -8,6 +8,7 @@ fixed positions of the sequence and it never splits, so a row comes out the same
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -84,14 +85,14 @@ def paged_attention_triton(
         "window": window or _NO_WINDOW,
         "score_scale": _LOG2_E * (2 * scale / softcap if softcap else scale),
         "cap": _LOG2_E * softcap,
+        "has_sinks": int(sinks is not None),
+        "has_slopes": int(alibi_slopes is not None),
+        "has_shared": int(num_shared is not None and not window),
         "deterministic": int(deterministic),
         "HEAD_DIM": query.shape[2],
         "BLOCK_SIZE": k_cache.shape[2],
         "BLOCK_D": padded(query.shape[2]),
-        "HAS_CAP": int(softcap > 0),
-        "HAS_SINKS": int(sinks is not None),
-        "HAS_ALIBI": int(alibi_slopes is not None),
-        "HAS_SHARED": int(num_shared is not None and not window),
+        "EDITED": softcap > 0 or alibi_slopes is not None,
     }
     num_decodes = 0 if deterministic else num_decodes
     if num_decodes:
@@ -113,7 +114,7 @@ def _prefill(arguments: _Arguments, first_seq: int) -> None:
 
 def _decode(arguments: _Arguments, num_seqs: int) -> None:
     """Launches what the first `num_seqs` sequences need: the prefix kernel, the decode kernel and the merge."""
-    query, has_prefix = arguments["q_ptr"], arguments["HAS_SHARED"]
+    query, has_prefix = arguments["q_ptr"], arguments["has_shared"]
     num_heads, head_dim = query.shape[1:]
     sizes = current_target(), query.dtype, arguments["k_ptr"].dtype, head_dim
     config, prefix_config = decode_config(*sizes, arguments["group"]), prefill_config(*sizes)
@@ -195,13 +196,13 @@ _MULTIPLES_OF_16 = ("q_stride", "block_stride")
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the forms of the four kernels: the smallest and the largest sizes, with no option and with all."""
+    """Yields the forms of the four kernels, from the smallest to the largest sizes."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for cache_dtype in (dtype, torch.float8_e4m3fn):
             types = _types(dtype, cache_dtype, target)
-            for head_dim, block_size, has_options in ((8, 1, 0), (64, 16, 1), (128, 16, 1), (256, 256, 1)):
-                flags = dict.fromkeys(("HAS_CAP", "HAS_SINKS", "HAS_ALIBI", "HAS_SHARED"), has_options)
-                constants = {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "BLOCK_D": padded(head_dim)} | flags
+            for (head_dim, block_size), edited in product(((8, 1), (64, 16), (128, 16), (256, 256)), (False, True)):
+                constants = {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "BLOCK_D": padded(head_dim)}
+                constants |= {"EDITED": edited}
                 sizes = target, dtype, cache_dtype, head_dim
                 for config in {prefill_config(*sizes, deterministic=choice) for choice in (False, True)}:
                     yield _form(prefill_kernel, types, constants, config)
