@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 
 
@@ -22,8 +25,7 @@ def allocate_kv_cache(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Allocates the key and value cache of every layer.
 
-    Zeroed, so that no kernel ever meets a NaN in a slot that was not written; on a CPU, zeroed memory that nobody
-    touched yet costs nothing.
+    Zeroed, so that no kernel ever meets a NaN in a slot that was not written.
 
     Args:
         num_layers: Layers of the model.
@@ -38,7 +40,12 @@ def allocate_kv_cache(
         Per layer (k_cache, v_cache), each `[num_blocks, num_kv_heads, block_size, head_dim]`.
     """
     shape = (num_blocks, num_kv_heads, block_size, head_dim)
-    return [
-        (torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
-        for _ in range(num_layers)
-    ]
+    return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_layers)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy asks the system for zeroed pages, which take neither time nor memory before they are written; torch writes.
+    num_bytes = math.prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from millrace.engine.capacity import Reserve, plan_capacity
 from millrace.engine.config import EngineConfig
 from millrace.engine.device import Device, HostCopies, to_device
 from millrace.engine.errors import ConfigError
+from millrace.engine.kv_cache.layout import allocate_kv_cache
 from millrace.engine.kv_cache.shared_prefix import MIN_READS_SAVED, SharedPrefix
 from millrace.engine.llm import LLM
 from millrace.engine.memory_profile import run_largest_step
@@ -208,3 +210,16 @@ def test_the_layers_read_an_8_bit_cache_when_asked(tiny_model):
         (k_cache, _), *_ = llm.llm_engine.executor._runner.kv_cache
         assert k_cache.dtype == torch.float8_e4m3fn
         assert len(llm.generate([[5, 6, 7]], use_tqdm=False)[0].outputs[0].token_ids) > 0
+
+
+def resident_bytes() -> int:
+    """Returns the memory of this process that is in RAM."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_a_cache_takes_no_memory_before_it_is_written():
+    before = resident_bytes()
+    layers = allocate_kv_cache(4, 4096, 8, 16, 128, dtype=torch.bfloat16, device=CPU)
+    assert sum(cache.nbytes for layer in layers for cache in layer) == 1 << 30
+    assert resident_bytes() - before < 1 << 26
+    assert not layers[3][1][-1].any()
