@@ -1,7 +1,7 @@
 """What the numba kernels share: how they are compiled, and how bits become floats.
 
 Helpers that hold arithmetic live in the file of the kernel that uses them: numba's disk cache looks only at that file
-to see whether a kernel has changed.
+to see whether a kernel has changed. The conversions between number formats, which cannot change, are in `_storage.py`.
 """
 
 from __future__ import annotations

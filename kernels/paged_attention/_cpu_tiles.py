@@ -9,13 +9,10 @@ What a row adds up, and in which order, follows from its position, the window an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from .._numba import REORDER, Array, Scalar, float_from_bits, jit
+from .._storage import widen
 
 
 @jit()
@@ -61,45 +58,6 @@ def plan(
             tasks[num_tasks, 3] = seq_lens[seq] - num_queries + first
             tasks[num_tasks, 4] = first_key
     return tasks, num_pairs, long_seqs
-
-
-def _widen(stored: Scalar) -> Scalar:
-    """Reads one stored number as float32: float32, or the bits that `as_storage` made of a smaller type."""
-    raise NotImplementedError("only compiled code calls this")
-
-
-@overload(_widen)
-def _choose_widen(stored: Scalar) -> Callable[[Scalar], Scalar]:
-    narrow = {types.uint16: _widen_bfloat16, types.int16: _widen_float16, types.uint8: _widen_float8}
-    return narrow.get(stored, _widen_float32)
-
-
-def _widen_float32(stored: Scalar) -> Scalar:
-    return stored
-
-
-def _widen_bfloat16(stored: Scalar) -> Scalar:
-    return float_from_bits(np.uint32(stored) << np.uint32(16))
-
-
-def _widen_float16(stored: Scalar) -> Scalar:
-    bits = np.uint32(np.uint16(stored))
-    sign = (bits & np.uint32(0x8000)) << np.uint32(16)
-    if bits & np.uint32(0x7C00) == np.uint32(0x7C00):  # infinity and NaN
-        return float_from_bits(sign | np.uint32(0x7F800000) | ((bits & np.uint32(0x3FF)) << np.uint32(13)))
-    # The exponent is biased by 15 here and by 127 in float32. A product sets it right, for subnormals too.
-    magnitude = float_from_bits((bits & np.uint32(0x7FFF)) << np.uint32(13)) * np.float32(2.0**112)
-    return -magnitude if sign else magnitude
-
-
-def _widen_float8(stored: Scalar) -> Scalar:
-    bits = np.uint32(stored)
-    magnitude = bits & np.uint32(0x7F)
-    if magnitude == np.uint32(0x7F):  # NaN; there is no infinity
-        return float_from_bits(np.uint32(0x7FC00000))
-    # As for float16: the bias is 7 here.
-    value = float_from_bits(magnitude << np.uint32(20)) * np.float32(2.0**120)
-    return -value if bits & np.uint32(0x80) else value
 
 
 @jit(REORDER)
@@ -177,7 +135,7 @@ def attend(
         for r in range(num_rows):
             token, head = row + r // group, group_start + r % group
             for d in range(head_dim):
-                q[r, d] = _widen(query[token, head, d]) * scale
+                q[r, d] = widen(query[token, head, d]) * scale
                 sums[r, d] = 0
             if begin > 0:
                 for d in range(head_dim):
@@ -208,7 +166,7 @@ def _load(wide: Array, cache: Array, block_id: int, head: int, low: int, high: i
     """Reads slots low to high - 1 of a block as float32, and puts zeros into the three rows after them."""
     for t in range(low, high):
         for d in range(wide.shape[1]):
-            wide[t, d] = _widen(cache[block_id, head, t, d])
+            wide[t, d] = widen(cache[block_id, head, t, d])
     for t in range(high, high + 3):
         for d in range(wide.shape[1]):
             wide[t, d] = 0
