@@ -51,7 +51,8 @@ def run_largest_step(
     hidden = model(_prompts(num_tokens, max_model_len, block_size, device), kv_cache)
     logits = model.compute_logits(hidden.new_zeros((num_rows, hidden.shape[1])))
     raw = logits.clone()  # As the sampler keeps them where a request edits its logits.
-    token_ids, _ = sampler.draw(logits, range(num_rows), [1] * num_rows, tables.tokens)
+    placed = torch.stack((torch.arange(num_rows, device=device), torch.ones(num_rows, device=device).long()))
+    token_ids, _ = sampler.draw(logits, range(num_rows), [1] * num_rows, placed, tables.tokens)
     top_logprobs(raw, token_ids.clamp(min=0), min(NUM_LOGPROBS, spec.vocab_size))
 
 

@@ -71,7 +71,7 @@ class Sampler:
                 self._num_logprobs[row] = request.params.logprobs
 
     def draw(
-        self, logits: Tensor, rows: Sequence[int], lengths: Sequence[int], token_table: Tensor
+        self, logits: Tensor, rows: Sequence[int], lengths: Sequence[int], placed: Tensor, token_table: Tensor
     ) -> tuple[Tensor, TopLogprobs | None]:
         """Draws one token for each row.
 
@@ -79,6 +79,7 @@ class Sampler:
             logits: `[num_rows, vocab_size]` float32; may be overwritten.
             rows: The row each belongs to.
             lengths: Number of tokens of each so far, which is the position of the new one.
+            placed: The same rows and lengths on the device, `[2, num_rows]` integers.
             token_table: `[max_num_seqs, max_model_len]`, tokens by row.
 
         Returns:
@@ -89,7 +90,7 @@ class Sampler:
         num_logprobs = self._max_num_logprobs(rows, logits.shape[-1])
         raw = logits.clone() if edited and num_logprobs is not None else logits
         is_forbidden = self._edits.apply(logits, edited, rows, lengths, token_table) if edited else None
-        index, positions = to_device([rows, lengths], torch.int64, self.device)
+        index, positions = placed.long()
         token_ids = sample(
             logits,
             self._temperature[index],

@@ -170,7 +170,9 @@ def test_a_draw_is_the_kernels_draw_from_the_edited_row(batch, parameters):
         request.params.logprobs = parameters.draw(st.sampled_from([None, 0, 3]))
     ours, raw = Sampler(MAX_NUM_SEQS, CPU), logits_for(batch)
     ours.set_rows(batch.rows, batch.requests)
-    token_ids, logprobs = ours.draw(raw.clone(), batch.rows, batch.lengths, batch.token_table())
+    token_ids, logprobs = ours.draw(
+        raw.clone(), batch.rows, batch.lengths, torch.tensor([batch.rows, batch.lengths]), batch.token_table()
+    )
     for i, request in enumerate(batch.requests):
         row, p = edited(raw[i], request), request.params
         floats = [torch.tensor([value]) for value in (p.temperature, p.top_p, p.min_p)]
@@ -191,7 +193,9 @@ def test_nan_is_told_apart_from_all_forbidden():
     logits = torch.zeros(3, VOCAB_SIZE)
     logits[1, 4] = torch.nan
     batch = Batch([0, 1, 2], [make_request()] * 3)
-    token_ids, _ = ours.draw(logits, batch.rows, batch.lengths, batch.token_table())
+    token_ids, _ = ours.draw(
+        logits, batch.rows, batch.lengths, torch.tensor([batch.rows, batch.lengths]), batch.token_table()
+    )
     assert token_ids[:2].tolist() == [ALL_FORBIDDEN, NAN_LOGITS] and token_ids[2] >= 0
 
 
@@ -262,6 +266,8 @@ def test_nothing_is_read_from_the_device(blind_device):
         rows = list(range(len(step)))
         ours.set_rows(rows, step)
         logits = torch.zeros(len(step), VOCAB_SIZE, device=blind_device)
-        token_ids, logprobs = ours.draw(logits, rows, [2] * len(step), table)
+        token_ids, logprobs = ours.draw(
+            logits, rows, [2] * len(step), torch.empty(2, len(step), dtype=torch.int32, device=logits.device), table
+        )
         assert token_ids.shape == (len(step),) and token_ids.device == blind_device
         assert (logprobs is not None) == any(request.params.logprobs is not None for request in step)
