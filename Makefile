@@ -23,7 +23,8 @@ help: ## list these targets
 
 setup: $(INSTALLED) ## install Millrace and its tools into .venv
 
-$(INSTALLED): pyproject.toml constraints.txt
+# An install compiles the CPU kernels, so a change of one is a reason to install again.
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard kernels/_cpu/* kernels/*/native.cpp)
 	@mkdir -p $(BUILD)
 	@echo "Installing Millrace into .venv: a minute or two, once (log: $(BUILD)/setup.log)"
 	@{ $(PYTHON) -m venv .venv \

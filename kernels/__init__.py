@@ -7,10 +7,13 @@ but neither numba nor triton.
 
 from __future__ import annotations
 
+from .embedding import embedding
 from .gather_batch import gather_batch
 from .gelu_and_mul import gelu_and_mul
+from .int8_linear import int8_linear
 from .invariant_linear import invariant_linear
 from .layer_norm import layer_norm
+from .packed_linear import packed_linear
 from .paged_attention import paged_attention
 from .quantize_fp8 import quantize_fp8
 from .rms_norm import rms_norm
@@ -23,10 +26,13 @@ from .store_kv import store_kv
 from .top_logprobs import top_logprobs
 
 __all__ = [
+    "embedding",
     "gather_batch",
     "gelu_and_mul",
+    "int8_linear",
     "invariant_linear",
     "layer_norm",
+    "packed_linear",
     "paged_attention",
     "quantize_fp8",
     "rms_norm",

@@ -18,6 +18,8 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from .tape import refuse
+
 Array: TypeAlias = npt.NDArray[Any]
 Scalar: TypeAlias = Any
 """One number of a numpy type: a kernel is compiled for the types that it is called with."""
@@ -72,5 +74,6 @@ def as_storage(tensor: Tensor) -> Array:
     float32 stays; bfloat16 becomes its bits in uint16, float16 its bits in int16 and float8_e4m3fn its bits in uint8,
     so that a kernel can tell them apart by type.
     """
+    refuse("a numba kernel")
     bits = _BITS.get(tensor.dtype)
     return (tensor.detach() if bits is None else tensor.detach().view(bits)).numpy()

@@ -18,7 +18,7 @@ import logging
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
@@ -158,6 +158,19 @@ class Op(Generic[P, R]):
             self._resolve(device)
         return MappingProxyType(self._registered)
 
+    def fallback(self, name: str, device: str = "cpu") -> Callable[P, R]:
+        """Returns an implementation for what the registered one does not serve, imported when it is first needed.
+
+        Args:
+            name: Of the function, in the file `_cpu_numba.py` of the op's folder.
+            device: What the warning says, if the plain body must do, since numba is not installed.
+        """
+        key = f"{device}: {name}"
+        if key not in self._resolved:
+            module = self._import(f"{self._package}._cpu_numba", device)
+            self._resolved[key] = self.plain if module is None else getattr(module, name)
+        return self._resolved[key]
+
     def _resolve(self, device: str) -> Callable[P, R]:
         """Finds what runs on a device type, and remembers it."""
         if device in self._resolved:
@@ -167,12 +180,12 @@ class Op(Generic[P, R]):
                 self._import(f"{self._package}.{module}", device)
         return self._resolved.setdefault(device, self._registered.get(device, self.plain))
 
-    def _import(self, module: str, device: str) -> None:
+    def _import(self, module: str, device: str) -> ModuleType | None:
         """Imports a file of implementations, if the op has it and what it needs is installed."""
         if importlib.util.find_spec(module) is None:
-            return
+            return None
         try:
-            importlib.import_module(module)
+            return importlib.import_module(module)
         except ModuleNotFoundError as error:
             # Only the absence of an optional package is tolerated: anything else is a fault of ours.
             if (error.name or "").partition(".")[0] not in _OPTIONAL_PACKAGES:
@@ -183,6 +196,7 @@ class Op(Generic[P, R]):
                 device,
                 error.name,
             )
+            return None
 
 
 def op(*, samples: Samples, tolerance: Tolerance) -> Callable[[Callable[P, R]], Op[P, R]]:

@@ -1,38 +1,16 @@
-"""Paged attention on the CPU.
-
-Sequences with few queries (decode, short prompts, short chunks) go through one numba kernel that reads the blocks in
-place. Sequences with many queries, and a prefix that many decodes share, go through torch's matrix multiplication.
-README.md has the measurements behind the borders between the two.
-
-The numba kernel computes a row by steps that depend on its position and its keys only: the order of its sums does not
-change with its neighbours, its tile, or the thread. The matrix multiplication makes no such promise, so `deterministic`
-goes without it.
-"""
+"""Paged attention on the CPU: compiled (`native.cpp`), or else in numba and torch."""
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from .._numba import as_storage
-from .._threads import team
-from ._cpu_matmul import Scoring, attend_by_matmul, gather
-from ._cpu_tiles import attend, plan
+from .._native import kernels_by_dtype
+from ..tape import empty
 from .op import paged_attention
 
-_MIN_MATMUL_QUERIES = 128
-"""From this many queries on, a sequence goes through torch's matrix multiplication."""
-
-_MIN_SHARING = 8
-_MIN_SHARED_PAIRS = 8192
-"""From so many decodes, and pairs of a decode and a key that they share, on, those pairs go the same way."""
-
-_TILE_ROWS = 64
-_MIN_PARALLEL_FLOPS = 4_000_000
-"""About 200 µs of one core: below it, threads cost more than they bring."""
+_KERNELS = kernels_by_dtype("paged_attention", "10P 4l 7i 2f i")
 
 
 @paged_attention.register("cpu")
@@ -53,91 +31,40 @@ def paged_attention_cpu(
     num_shared: Tensor | None = None,
     deterministic: bool = False,
 ) -> Tensor:
-    """Runs `paged_attention`: short sequences in the numba kernel, long ones and shared prefixes by matmul."""
-    num_heads, head_dim = query.shape[1:]
-    num_kv_heads = k_cache.shape[1]
-    tile = max(1, _TILE_ROWS // (num_heads // num_kv_heads))
-    starts, lens = query_start_loc.numpy(), seq_lens.numpy()
-    scoring = Scoring(scale, window, softcap, sinks, alibi_slopes)
-    out = torch.empty(query.shape, dtype=torch.float32)
-    # The numba kernel begins each row with one key that is in no cache: nothing, a sink, or all of a shared prefix.
-    carried = torch.full(query.shape[:2], -torch.inf) if sinks is None else sinks.repeat(len(query), 1)
-    shared_keys = 0
-    if num_shared is not None and not window and not deterministic:
-        table, decodes = block_tables[:, : int(num_shared)], seq_lens[:num_decodes]
-        shared_keys = _attend_to_shared(out, carried, query, k_cache, v_cache, table, decodes, scoring)
-    min_long = sys.maxsize if deterministic else _MIN_MATMUL_QUERIES
-    tasks, num_pairs, long_seqs = plan(starts, lens, tile, min_long, num_decodes, shared_keys)
-    slopes = torch.zeros(num_heads) if softcap and alibi_slopes is None else alibi_slopes
-    arguments = (
-        num_kv_heads,
-        tasks,
-        as_storage(query),
-        as_storage(k_cache),
-        as_storage(v_cache),
-        block_tables.numpy(),
-        np.float32(scale),
+    """Runs `paged_attention` in the compiled kernel, or in numba where the cache has another dtype than the query."""
+    kernel = _KERNELS.get(query.dtype) if k_cache.dtype == query.dtype else None
+    if kernel is None:
+        paged = (k_cache, v_cache, block_tables, seq_lens, query_start_loc)
+        options: dict[str, Any] = {"softcap": softcap, "sinks": sinks, "alibi_slopes": alibi_slopes}
+        options |= {"num_decodes": num_decodes, "num_shared": num_shared, "deterministic": deterministic}
+        return paged_attention.fallback("paged_attention_numba")(query, *paged, scale, window, **options)
+    num_tokens, num_heads, head_dim = query.shape
+    num_seqs = len(seq_lens)
+    shared = None if window or deterministic else num_shared
+    is_decode = num_decodes == num_seqs == num_tokens
+    out = empty((num_tokens, num_heads, head_dim), query.dtype)
+    kernel(
+        num_tokens,
+        query.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        block_tables.data_ptr(),
+        seq_lens.data_ptr(),
+        query_start_loc.data_ptr(),
+        0 if sinks is None else sinks.data_ptr(),
+        0 if alibi_slopes is None else alibi_slopes.data_ptr(),
+        0 if shared is None else shared.data_ptr(),
+        out.data_ptr(),
+        *query.stride()[:2],
+        k_cache.stride(0),
+        block_tables.stride(0),
+        *((-1, -1) if is_decode else (num_seqs, num_decodes)),
+        num_heads,
+        *k_cache.shape[1:3],
+        head_dim,
         window,
-        np.float32(softcap),
-        None if slopes is None else slopes.contiguous().numpy(),
-        carried.numpy(),
-        tile,
-        out.numpy(),
+        scale,
+        softcap,
+        not deterministic,
     )
-    num_items = len(tasks) * num_kv_heads
-    if 4 * num_pairs * num_heads * head_dim < _MIN_PARALLEL_FLOPS:
-        attend(0, num_items, *arguments)
-    else:
-        team.run(attend, num_items, *arguments)
-    for seq in long_seqs.tolist():
-        rows = slice(int(starts[seq]), int(starts[seq + 1]))
-        _attend_to_sequence(out[rows], query[rows], k_cache, v_cache, block_tables[seq], int(lens[seq]), scoring)
-    return out.to(query.dtype)
-
-
-def _attend_to_shared(
-    out: Tensor,
-    carried: Tensor,
-    query: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    tables: Tensor,
-    seq_lens: Tensor,
-    scoring: Scoring,
-) -> int:
-    """Attends from the decodes to the blocks that they share, if they are many.
-
-    Args:
-        out: `[num_tokens, num_heads, head_dim]` float32. The results go to the rows of the decodes.
-        carried: `[num_tokens, num_heads]` float32. So do the logarithms of their sums of exp(score).
-        query: `[num_tokens, num_heads, head_dim]`.
-        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`.
-        v_cache: The same.
-        tables: `[num_seqs, num_shared]`, the shared blocks.
-        seq_lens: `[num_decodes]`, 0 for padding.
-        scoring: How scores are made.
-
-    Returns:
-        How many keys have been attended to.
-    """
-    rows = seq_lens.nonzero().squeeze(1)
-    num_keys = tables.shape[1] * k_cache.shape[2]
-    if len(rows) < _MIN_SHARING or len(rows) * num_keys < _MIN_SHARED_PAIRS:
-        return 0
-    keys, values = (gather(cache, tables[rows[0]], query.dtype) for cache in (k_cache, v_cache))
-    results, logsumexp = torch.empty(len(rows), *query.shape[1:]), torch.empty(len(rows), query.shape[1])
-    attend_by_matmul(results, query[rows], keys, values, seq_lens[rows] - 1, 0, scoring, logsumexp)
-    out[rows], carried[rows] = results, logsumexp
-    return num_keys
-
-
-def _attend_to_sequence(
-    out: Tensor, query: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, seq_len: int, scoring: Scoring
-) -> None:
-    """Fills `out`, the rows of one sequence, by matrix multiplication."""
-    block_size, first_position = k_cache.shape[2], seq_len - len(query)
-    first_block = max(0, first_position - scoring.window + 1) // block_size if scoring.window else 0
-    table = table[first_block : -(-seq_len // block_size)]
-    keys, values = (gather(cache, table, query.dtype) for cache in (k_cache, v_cache))
-    positions = torch.arange(first_position, seq_len)
-    attend_by_matmul(out, query, keys, values, positions, first_block * block_size, scoring)
+    return out

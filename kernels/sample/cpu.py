@@ -1,32 +1,14 @@
-"""Sampling on the CPU, without a sort.
-
-A batch of greedy rows is torch's argmax. Otherwise a numba kernel takes each row on its own:
-
-1. scale the row, in a scratch buffer;
-2. only if top_k or top_p is on: count tokens and mass in slices of s, and find the threshold in the one slice that
-   decides, by partitioning it;
-3. add the noise and keep the largest.
-"""
+"""Sampling on the CPU: the largest logit of each row (compiled: `native.cpp`), and a draw for those that want one."""
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 from torch import Tensor
 
-from .._numba import Array, Scalar, bits_from_float, float_from_bits, jit
-from .._threads import team
-from .exact import GOLDEN_32, LN2_HIGH, LN2_LOW, row_keys
-from .op import MASS_SCALE, log_min_p, sample
+from .._native import native_kernel
+from .op import sample
 
-_MIN_PARALLEL_TOKENS = 100_000
-"""About 200 µs of one core: below it, threads cost more than they bring."""
-
-_SLICES_PER_UNIT = 64
-_NUM_SLICES = 28 * _SLICES_PER_UNIT + 1
-"""Slices of s from 0 down to -28, where a token's mass is 0 (exp(-28) < 2^-40), and one for what lies below."""
-
-_TILE = 1024
-"""Scores are made so many at a time: that loop is vectorised, the search for the largest is not."""
+_FIND_PEAKS = native_kernel("find_peaks", "PPPli")
 
 
 @sample.register("cpu")
@@ -39,212 +21,19 @@ def sample_cpu(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Runs `sample` row by row in numba, or by argmax where every row is greedy."""
-    peaks, ids = logits.max(-1)
-    ids.masked_fill_(~peaks.isfinite(), -1)
-    rows = ((temperature > 0) & (ids >= 0)).nonzero().flatten()
-    if len(rows):
-        arguments = (
-            rows.numpy(),
-            logits.numpy(),
-            peaks.numpy(),
-            temperature.numpy(),
-            top_k.numpy(),
-            top_p.numpy(),
-            log_min_p(min_p).numpy(),
-            row_keys(seeds, positions).numpy(),
-            ids.numpy(),
-        )
-        if len(rows) * logits.shape[-1] < _MIN_PARALLEL_TOKENS:
-            _draw(0, len(rows), *arguments)
-        else:
-            team.run(_draw, len(rows), *arguments)
-    return ids
+    """Runs `sample`: a search for the largest logits where every row is greedy, else row by row in numba."""
+    if (temperature > 0).any():
+        return sample.fallback("sample_numba")(logits, temperature, top_k, top_p, min_p, seeds, positions)
+    peaks, ids = _find_peaks(logits)
+    return ids.masked_fill_(~peaks.isfinite(), -1)
 
 
-@jit()
-def _draw(
-    first: int,
-    last: int,
-    rows: Array,
-    logits: Array,
-    peaks: Array,
-    temperature: Array,
-    top_k: Array,
-    top_p: Array,
-    lowest: Array,
-    keys: Array,
-    ids: Array,
-) -> None:
-    """Draws the tokens of `rows[first:last]` into `ids`."""
-    vocab_size = logits.shape[1]
-    scaled, candidates = np.empty(vocab_size, np.float32), np.empty(vocab_size, np.float32)
-    for row in rows[first:last]:
-        for token in range(vocab_size):
-            scaled[token] = (logits[row, token] - peaks[row]) / temperature[row]
-        threshold = lowest[row]
-        if top_k[row] > 0 or top_p[row] < 1:
-            num_kept = _compress(scaled, vocab_size, threshold, candidates)
-            if 0 < top_k[row] < num_kept:
-                threshold = _reach(candidates, num_kept, np.float64(top_k[row]), False)
-                num_kept = _compress(candidates, num_kept, threshold, candidates)
-            if top_p[row] < 1:
-                threshold = _reach(candidates, num_kept, np.float64(top_p[row]), True)
-        key_low, key_high = np.uint32(keys[row] & 0xFFFFFFFF), np.uint32((keys[row] >> 32) & 0xFFFFFFFF)
-        if threshold == -np.inf:
-            ids[row] = _argmax(scaled, key_low, key_high)
-        else:
-            ids[row] = _argmax_kept(scaled, threshold, key_low, key_high)
-
-
-@jit()
-def _compress(source: Array, length: int, threshold: Scalar, out: Array) -> int:
-    """Moves what is at least the threshold to the front of `out`, which may be the source, and returns how many."""
-    count = 0
-    for i in range(length):
-        s = source[i]
-        if s >= threshold:
-            out[count] = s
-            count += 1
-    return count
-
-
-@jit()
-def _reach(candidates: Array, length: int, target: Scalar, by_mass: bool) -> Scalar:
-    """Returns the largest s such that the candidates of at least s reach the target.
-
-    Args:
-        candidates: `[length]` float32 and more, in any order.
-        length: How many there are.
-        target: A share of the candidates' mass if `by_mass`, else a number of candidates.
-        by_mass: What is summed.
-    """
-    amounts = np.zeros(_NUM_SLICES, np.int64)
-    for i in range(length):
-        amounts[_slice(candidates[i])] += _mass(candidates[i]) if by_mass else 1
-    if by_mass:
-        target *= np.float64(amounts.sum())
-    above, deciding = np.int64(0), 0
-    while deciding < _NUM_SLICES - 1 and np.float64(above + amounts[deciding]) < target:
-        above += amounts[deciding]
-        deciding += 1
-    inside = np.empty(length, np.float32)
-    count = 0
-    for i in range(length):
-        if _slice(candidates[i]) == deciding:
-            inside[count] = candidates[i]
-            count += 1
-    return _reach_inside(inside[:count], above, target, by_mass)
-
-
-@jit()
-def _reach_inside(inside: Array, above: Scalar, target: Scalar, by_mass: bool) -> Scalar:
-    """Finds the same among the candidates of one slice, `above` being the amount over it, by three-way partition."""
-    while True:
-        pivot = inside[len(inside) // 2]
-        larger, smaller = np.empty_like(inside), np.empty_like(inside)
-        num_larger, num_smaller = 0, 0
-        amount_larger, amount_equal = np.int64(0), np.int64(0)
-        for s in inside:
-            amount = _mass(s) if by_mass else 1
-            if s > pivot:
-                larger[num_larger] = s
-                num_larger += 1
-                amount_larger += amount
-            elif s < pivot:
-                smaller[num_smaller] = s
-                num_smaller += 1
-            else:
-                amount_equal += amount
-        if num_larger > 0 and np.float64(above + amount_larger) >= target:
-            inside = larger[:num_larger]
-        elif num_smaller == 0 or np.float64(above + amount_larger + amount_equal) >= target:
-            return pivot
-        else:
-            above += amount_larger + amount_equal
-            inside = smaller[:num_smaller]
-
-
-@jit()
-def _slice(s: Scalar) -> Scalar:
-    return np.int64(min(s * np.float32(-_SLICES_PER_UNIT), np.float32(_NUM_SLICES - 1)))
-
-
-@jit()
-def _mass(s: Scalar) -> Scalar:
-    return np.int64(_exp32(s) * np.float32(MASS_SCALE))
-
-
-@jit()
-def _argmax(scaled: Array, key_low: Scalar, key_high: Scalar) -> int:
-    """Returns the token with the largest score."""
-    scores = np.empty(_TILE, np.float32)
-    best, winner = np.float32(-np.inf), 0
-    for start in range(0, len(scaled), _TILE):
-        length = min(_TILE, len(scaled) - start)
-        for i in range(length):
-            scores[i] = scaled[start + i] + _gumbel(np.uint32(start + i), key_low, key_high)
-        for i in range(length):
-            if scores[i] > best:
-                best, winner = scores[i], start + i
-    return winner
-
-
-@jit()
-def _argmax_kept(scaled: Array, threshold: Scalar, key_low: Scalar, key_high: Scalar) -> int:
-    """Returns the token with the largest score of those at or above the threshold."""
-    best, winner = np.float32(-np.inf), 0
-    for token in range(len(scaled)):
-        if scaled[token] >= threshold:
-            score = scaled[token] + _gumbel(np.uint32(token), key_low, key_high)
-            if score > best:
-                best, winner = score, token
-    return winner
-
-
-# From here on: exact.py, operation by operation. No fastmath, or the bits differ.
-
-
-@jit()
-def _gumbel(token_id: Scalar, key_low: Scalar, key_high: Scalar) -> Scalar:
-    # numba widens the product to 64 bits: each step is cut back to 32.
-    bits = _mix32(np.uint32(_mix32(np.uint32(token_id * np.uint32(GOLDEN_32) + key_low)) ^ key_high))
-    v = min((np.float32(bits) + np.float32(0.5)) * np.float32(2.0**-32), np.float32(1 - 2.0**-24))
-    rest = np.float32(1) - v
-    exact = -_log32(rest) * (v / (np.float32(1) - rest))
-    return -_log32(v if rest == np.float32(1) else exact)
-
-
-@jit()
-def _mix32(h: Scalar) -> Scalar:
-    h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
-    h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
-    return np.uint32(h ^ (h >> np.uint32(16)))
-
-
-@jit()
-def _log32(x: Scalar) -> Scalar:
-    bits = np.int32(bits_from_float(x)) - np.int32(0x3F3504F3)
-    n = np.float32(np.int32(bits >> np.int32(23)))
-    m = float_from_bits(np.uint32((bits & np.int32(0x7FFFFF)) + np.int32(0x3F3504F3)))
-    z = (m - np.float32(1)) / (m + np.float32(1))
-    square = z * z
-    series = np.float32(1 / 9) * square + np.float32(1 / 7)
-    series = series * square + np.float32(1 / 5)
-    series = series * square + np.float32(1 / 3)
-    series = series * square + np.float32(1)
-    return n * np.float32(LN2_HIGH) + (n * np.float32(LN2_LOW) + z * series * np.float32(2))
-
-
-@jit()
-def _exp32(x: Scalar) -> Scalar:
-    x = max(x, np.float32(-87))
-    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-    r = x - n * np.float32(LN2_HIGH) - n * np.float32(LN2_LOW)
-    series = np.float32(1 / 5040) * r + np.float32(1 / 720)
-    series = series * r + np.float32(1 / 120)
-    series = series * r + np.float32(1 / 24)
-    series = series * r + np.float32(1 / 6)
-    series = series * r + np.float32(1 / 2)
-    series = (series * r + np.float32(1)) * r + np.float32(1)
-    return series * float_from_bits(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))
+def _find_peaks(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the largest number of each row, and the first place where it is; NaN, and some place, if any is NaN."""
+    if _FIND_PEAKS is None or logits.stride(1) != 1:
+        largest = logits.max(-1)
+        return largest.values, largest.indices
+    num_rows, vocab_size = logits.shape
+    peaks, ids = torch.empty(num_rows), torch.empty(num_rows, dtype=torch.int64)
+    _FIND_PEAKS(num_rows, logits.data_ptr(), peaks.data_ptr(), ids.data_ptr(), logits.stride(0), vocab_size)
+    return peaks, ids

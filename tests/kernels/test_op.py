@@ -77,8 +77,8 @@ import logging, sys, torch
 logging.basicConfig(level=logging.WARNING)
 {before}
 from millrace.kernels import paged_attention
-cache = torch.ones(2, 1, 4, 8)
-args = torch.ones(1, 1, 8), cache, cache, *(torch.tensor(x, dtype=torch.int32) for x in ([[1]], [3], [0, 1]))
+cache = torch.ones(2, 1, 4, 8).half()  # which no compiled kernel takes
+args = torch.ones(1, 1, 8).half(), cache, cache, *(torch.tensor(x, dtype=torch.int32) for x in ([[1]], [3], [0, 1]))
 for _ in range(2):
     print(paged_attention(*args, 1.0).sum().item())
 """

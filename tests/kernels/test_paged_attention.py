@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from millrace.kernels import paged_attention
 from millrace.kernels._op import Draw, Sample
-from millrace.kernels.paged_attention import cpu
+from millrace.kernels.paged_attention import _cpu_numba
 from millrace.kernels.paged_attention.samples import Geometry, make_sample
 
 IMPLEMENTATIONS = [paged_attention.plain, paged_attention.implementations()["cpu"]]
@@ -184,14 +184,14 @@ def attend_to_pieces(whole: Sample, pieces: list[Piece]) -> list[torch.Tensor]:
 @contextmanager
 def threads(count: int) -> Iterator[None]:
     """torch's thread count is `count`, and no call is too small to be split."""
-    before, smallest = torch.get_num_threads(), cpu._MIN_PARALLEL_FLOPS
+    before, smallest = torch.get_num_threads(), _cpu_numba._MIN_PARALLEL_FLOPS
     torch.set_num_threads(count)
-    cpu._MIN_PARALLEL_FLOPS = 0
+    _cpu_numba._MIN_PARALLEL_FLOPS = 0
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        cpu._MIN_PARALLEL_FLOPS = smallest
+        _cpu_numba._MIN_PARALLEL_FLOPS = smallest
 
 
 @st.composite

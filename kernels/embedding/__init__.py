@@ -1,0 +1,7 @@
+"""Rows of a table, by id."""
+
+from __future__ import annotations
+
+from .op import embedding
+
+__all__ = ["embedding"]

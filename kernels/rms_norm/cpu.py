@@ -1,0 +1,35 @@
+"""RMSNorm on the CPU: compiled (`native.cpp`), or else the plain body."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .._native import kernels_by_dtype
+from ..tape import empty
+from .op import rms_norm
+
+_KERNELS = kernels_by_dtype("rms_norm", "PPPPPllif")
+
+
+@rms_norm.register("cpu")
+def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Runs `rms_norm` in one pass."""
+    kernel = _KERNELS.get(x.dtype)
+    if kernel is None or x.dim() != 2 or x.stride(1) != 1:
+        return rms_norm.plain(x, weight, eps, residual)
+    num_rows, size = x.shape
+    out = empty((num_rows, size), x.dtype)
+    new_residual = x if residual is None else empty((num_rows, size), x.dtype)
+    kernel(
+        num_rows,
+        x.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        weight.data_ptr(),
+        out.data_ptr(),
+        new_residual.data_ptr(),
+        x.stride(0),
+        0 if residual is None else residual.stride(0),
+        size,
+        eps,
+    )
+    return out, new_residual
