@@ -27,7 +27,7 @@ CHOICES: dict[str, dict[Any, Any]] = {
     "dtype": DTYPES,
     "device": {"auto": "auto", "cpu": "cpu", "cuda": "cuda"},
     "generation_config": {"auto": "auto", "vllm": "vllm"},
-    "quantization": {None: None, "fp8": "fp8"},
+    "quantization": {None: None, "fp8": "fp8", "int8": "int8"},
     "kv_cache_dtype": {"auto": "auto", "fp8": "fp8", "fp8_e4m3": "fp8"},
     "load_format": {"auto": "auto", "safetensors": "auto", "pt": "auto", "dummy": "dummy"},
 }
@@ -119,7 +119,8 @@ class EngineConfig:
         gpu_memory_utilization: Share of a GPU's memory to use.
         enable_prefix_caching: Whether requests share the KV cache of equal prefixes.
         max_logprobs: Most log-probabilities a request may ask for per token; -1 for no limit.
-        quantization: ``"fp8"`` stores the weights of the layers in 8 bits and multiplies in 8 bits; None for neither.
+        quantization: ``"fp8"`` (GPU) and ``"int8"`` (CPU) store the weights of the layers in 8 bits and multiply in 8
+            bits; None for neither.
         kv_cache_dtype: ``"auto"`` (the model's own) or ``"fp8"``, which holds twice the tokens of bfloat16.
         deterministic: Compute every token the same to the bit, whatever else is in the batch. Slower.
         enforce_eager: Launch every kernel from the host: no CUDA graphs. A CPU has none anyway.

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from .bundled import resolve_model
 from .config import EngineConfig
-from .device import Device, default_num_threads
+from .device import Device, default_num_threads, keep_freed_memory
 from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestError
 from .executor import Executor, InProcessExecutor, StepHandle
 from .generation_config import default_sampling_params, read_generation_config
@@ -121,6 +121,7 @@ class LLMEngine:
         device = Device.choose(config.device)
         if device.is_cpu:
             torch.set_num_threads(config.num_threads or default_num_threads())
+            keep_freed_memory()
         folder = resolve_model(config.model)
         hf_config = load_hf_config(folder, config.hf_overrides)
         tokenizer = None

@@ -10,13 +10,14 @@ import torch
 
 from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, plan_capacity
 from .config import EngineConfig
-from .cuda_graph import CudaGraphs, graph_sizes
+from .cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
+from .decode_tape import DecodeTape
 from .device import Device
 from .errors import ConfigError
 from .kv_cache import kv_block_bytes
 from .memory_profile import run_largest_step
 from .models import Decoder, ModelOptions, load_model
-from .runner import ModelRunner
+from .runner import MakeRecorder, ModelRunner
 
 
 def load_runner(
@@ -40,9 +41,8 @@ def load_runner(
     dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
     kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     model = load_model(folder, hf_config, dtype, device.torch_device, _model_options(config, device))
-    has_graphs = not (device.is_cpu or config.enforce_eager)
-    sizes = graph_sizes(config.max_num_seqs, config.cudagraph_capture_sizes) if has_graphs else []
-    reserve = Reserve(_step_bytes(config, device, model, num_tokens, kv_dtype), len(sizes) * GRAPH_BYTES)
+    make_recorder, num_graphs = _choose_recorder(config, device)
+    reserve = Reserve(_step_bytes(config, device, model, num_tokens, kv_dtype), num_graphs * GRAPH_BYTES)
     spec = model.spec
     block_bytes = kv_block_bytes(spec.num_layers, spec.num_kv_heads, spec.head_dim, config.block_size, kv_dtype)
     capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve)
@@ -54,10 +54,19 @@ def load_runner(
         max_num_seqs=config.max_num_seqs,
         max_model_len=capacity.max_model_len,
         dtype=kv_dtype,
-        graph_backend=CudaGraphs() if has_graphs else None,
-        graph_sizes=sizes,
+        make_recorder=make_recorder,
     )
     return runner, capacity
+
+
+def _choose_recorder(config: EngineConfig, device: Device) -> tuple[MakeRecorder | None, int]:
+    """Returns what makes the recorder of decode steps, if there is to be one, and how many graphs it may record."""
+    if config.enforce_eager:
+        return None, 0
+    if device.is_cpu:
+        return functools.partial(DecodeTape, max_num_seqs=config.max_num_seqs), 0
+    sizes = graph_sizes(config.max_num_seqs, config.cudagraph_capture_sizes)
+    return lambda run: DecodeGraphs(run, sizes, CudaGraphs()), len(sizes)
 
 
 def _model_options(config: EngineConfig, device: Device) -> ModelOptions:
@@ -66,6 +75,10 @@ def _model_options(config: EngineConfig, device: Device) -> ModelOptions:
         raise ConfigError(
             "quantization='fp8' needs a GPU that multiplies 8-bit floats (NVIDIA Ada, Hopper or newer), and this one "
             "does not; drop it, or store only the KV cache in 8 bits with kv_cache_dtype='fp8'"
+        )
+    if config.quantization == "int8" and not device.is_cpu:
+        raise ConfigError(
+            "quantization='int8' is for CPUs, and this engine runs on a GPU; use quantization='fp8', or device='cpu'"
         )
     return ModelOptions(config.quantization, config.deterministic, config.load_format == "dummy")
 

@@ -6,8 +6,9 @@ when the next step has been started.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from ..kernels import top_logprobs
 from .batch import KVCache
-from .cuda_graph import DecodeGraphs, GraphBackend
 from .device import HostCopies, HostCopy
 from .kv_cache.layout import allocate_kv_cache
 from .models.decoder import Decoder
@@ -80,6 +80,20 @@ class RunningStep:
         )
 
 
+class DecodeRecorder(Protocol):
+    """Runs decode steps from recordings: `DecodeGraphs` on a GPU, `DecodeTape` on a CPU."""
+
+    def padded_size(self, num_seqs: int) -> int | None:
+        """Returns the number of sequences to which a step of so many is padded; None if none is recorded."""
+
+    def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
+        """Runs a step of `[4, size]` sequences; returns its hidden states."""
+
+
+MakeRecorder = Callable[[Callable[[Tensor, Tensor | None], Tensor]], DecodeRecorder]
+"""Makes a recorder of a function that runs a decode step."""
+
+
 class ModelRunner:
     """A model with its KV cache and its tables.
 
@@ -91,8 +105,7 @@ class ModelRunner:
         max_num_seqs: Rows of the tables.
         max_model_len: Tokens a row can hold.
         dtype: Of the KV cache.
-        graph_backend: Records decode steps; None to launch every kernel of every step.
-        graph_sizes: Numbers of sequences to record decode steps for, ascending.
+        make_recorder: Makes what records decode steps; None to run every kernel of every step by itself.
     """
 
     def __init__(
@@ -105,8 +118,7 @@ class ModelRunner:
         max_num_seqs: int,
         max_model_len: int,
         dtype: torch.dtype,
-        graph_backend: GraphBackend | None = None,
-        graph_sizes: Sequence[int] = (),
+        make_recorder: MakeRecorder | None = None,
     ) -> None:
         self.model = model
         spec = model.spec
@@ -116,7 +128,7 @@ class ModelRunner:
         self._tables = Tables(max_num_seqs, max_model_len, block_size, device)
         self._sampler = Sampler(max_num_seqs, device)
         self._host_copies = HostCopies(device)
-        self._graphs = DecodeGraphs(self._decode, graph_sizes, graph_backend) if graph_backend else None
+        self._recorder = make_recorder(self._decode) if make_recorder else None
         self._prompt_logprobs: dict[int, tuple[int, int]] = {}
 
     @torch.inference_mode()
@@ -154,11 +166,11 @@ class ModelRunner:
     def _forward(self, plan: StepPlan) -> tuple[Tensor, SentPlan]:
         """Runs the model: from a recording if every sequence computes one token, and there is one of the size."""
         num_seqs = len(plan.rows)
-        size = self._graphs.padded_size(num_seqs) if self._graphs and plan.num_decodes == num_seqs else None
+        size = self._recorder.padded_size(num_seqs) if self._recorder and plan.num_decodes == num_seqs else None
         sent = self._tables.send(plan, size or num_seqs)
         num_shared = sent.num_shared if plan.num_shared_blocks else None
-        if self._graphs and size:
-            return self._graphs.run(sent.sequences, num_shared), sent
+        if self._recorder and size:
+            return self._recorder.run(sent.sequences, num_shared), sent
         longest = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
         max_blocks = -(-longest // self._tables.block_size)
         batch = self._tables.gather(sent.sequences, plan.num_tokens, max_blocks, plan.num_decodes, num_shared)

@@ -6,6 +6,7 @@ from .attention import Attention, Heads
 from .block import PostNormBlock, PreNormBlock
 from .embedding import LearnedPositions, NoPositions, TokenEmbedding
 from .fp8_linear import Fp8Linear
+from .int8_linear import Int8Linear
 from .invariant_linear import InvariantLinear
 from .linear import Linear
 from .mlp import ACTIVATIONS, GATES, MLP, GatedMLP, PlainMLP
@@ -21,6 +22,7 @@ __all__ = [
     "Fp8Linear",
     "GatedMLP",
     "Heads",
+    "Int8Linear",
     "InvariantLinear",
     "LayerNorm",
     "LearnedPositions",

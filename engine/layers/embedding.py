@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ...kernels import embedding
 
 __all__ = ["LearnedPositions", "NoPositions", "TokenEmbedding"]
 
@@ -25,7 +26,7 @@ class TokenEmbedding(nn.Module):
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Maps `token_ids` `[num_tokens]` int64 to `[num_tokens, size]`."""
-        return F.embedding(token_ids, self.weight)
+        return embedding(token_ids, self.weight)
 
 
 class LearnedPositions(nn.Module):
@@ -47,7 +48,7 @@ class LearnedPositions(nn.Module):
 
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """Returns `hidden` `[num_tokens, size]` plus the vectors of `positions` `[num_tokens]`."""
-        return hidden + F.embedding(positions, self.weight[self.offset :])
+        return hidden + embedding(positions, self.weight[self.offset :])
 
 
 class NoPositions(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...kernels import invariant_linear
-from .linear import Linear
+from .linear import Linear, OneDnnWeight, PackedWeight, pack_for_onednn
 
 __all__ = ["InvariantLinear"]
 
@@ -13,8 +13,16 @@ __all__ = ["InvariantLinear"]
 class InvariantLinear(Linear):
     """Computes `x W^T + b` such that no row of the result depends, in any bit, on the other rows of x."""
 
+    def _pack(self, weight: Tensor) -> PackedWeight | None:
+        """Returns the weight for oneDNN, of which the kernel knows that it can be made to keep the promise."""
+        return pack_for_onednn(weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[num_tokens, in_features]` to `[num_tokens, out_features]` in the same dtype."""
-        weight = self.weight if self._packed is None else self._packed
+        weight = self._packed.packed if isinstance(self._packed, OneDnnWeight) else self.weight
         assert weight is not None
         return invariant_linear(x, weight, self.bias)
+
+    def forward_float32(self, x: Tensor) -> Tensor:
+        """Maps `x` as `forward` does, to float32."""
+        return self(x).float()

@@ -1,21 +1,64 @@
 """Linear layers: one matrix, made of one or more named row blocks.
 
 Fusing (query, key and value; gate and up) is a matter of construction: the layer names its row blocks, and a loader
-fills each through `slots` without knowing that they share a matrix. On CPU the matrix can be packed once, after
-loading, into oneDNN's blocked layout, which is 1.1 to 5 times faster (docs/recipes/model.md has the figures).
+fills each through `slots` without knowing that they share a matrix. On a CPU the matrix is packed once, after loading,
+which is 1.1 to 5 times faster (docs/recipes/model.md has the figures): for our own kernel, or for oneDNN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...kernels import packed_linear
+from ...kernels.packed_linear import can_pack_panels, pack_panels
 from .slots import Slot
 
 __all__ = ["Linear"]
+
+
+class PackedWeight(Protocol):
+    """A weight in a layout that a matrix product of the CPU reads."""
+
+    def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """Returns `x W^T + b`, `[num_rows, out_features]` in `dtype`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PanelWeight:
+    """A weight in the panels of `kernels.packed_linear`.
+
+    Attributes:
+        packed: The panels.
+        out_features: Rows of the weight.
+    """
+
+    packed: Tensor
+    out_features: int
+
+    def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """As `PackedWeight.multiply`; rounded once."""
+        return packed_linear(x, self.packed, bias, self.out_features, dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OneDnnWeight:
+    """A weight in a layout of oneDNN's own choice.
+
+    Attributes:
+        packed: A tensor that only oneDNN's functions take.
+    """
+
+    packed: Tensor
+
+    def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """As `PackedWeight.multiply`; rounded to the dtype of x first."""
+        return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, bias, "none", [], "").to(dtype)
 
 
 class Linear(nn.Module):
@@ -48,7 +91,7 @@ class Linear(nn.Module):
         self.bias: nn.Parameter | None = None
         if bias:
             self.bias = nn.Parameter(torch.empty(self._num_rows, dtype=dtype, device=device), requires_grad=False)
-        self._packed: Tensor | None = None
+        self._packed: PackedWeight | None = None
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
         """Yields every (name, slot) a checkpoint fills: `weight`, or `gate.weight` and `up.weight` of a fused layer."""
@@ -65,21 +108,37 @@ class Linear(nn.Module):
         return Slot((self.get_parameter(name)[rows],))
 
     def pack(self) -> None:
-        """Lays the weight out for oneDNN where that is supported, and lets go of the plain copy.
+        """Lays the weight out for the CPU's matrix products where there are any, and lets go of the plain copy.
 
-        Called once, after the last weight has been loaded. Does nothing on a device other than the CPU, or for a dtype
-        in which this CPU has no oneDNN matrix product.
+        Called once, after the last weight has been loaded. Does nothing on another device.
         """
-        if self.weight is not None and _can_pack(self.weight):
-            self._packed = torch.ops.mkldnn._reorder_linear_weight.default(self.weight.detach())
-            self.weight = None
+        if self.weight is not None:
+            self._packed = self._pack(self.weight.detach())
+            self.weight = None if self._packed else self.weight
+
+    def _pack(self, weight: Tensor) -> PackedWeight | None:
+        """Returns the weight in the layout that is fastest here; None to keep it as it is."""
+        if can_pack_panels(weight):
+            return PanelWeight(pack_panels(weight), len(weight))
+        return pack_for_onednn(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[..., in_features]` to `[..., out_features]` in the same dtype."""
         if self._packed is not None:
-            return torch.ops.mkldnn._linear_pointwise.default(x, self._packed, self.bias, "none", [], "")
+            return self._packed.multiply(x, self.bias, x.dtype)
         assert self.weight is not None
         return F.linear(x, self.weight, self.bias)
+
+    def forward_float32(self, x: Tensor) -> Tensor:
+        """Maps `x` as `forward` does, to float32: not rounded in between where the product allows it."""
+        if self._packed is not None:
+            return self._packed.multiply(x, self.bias, torch.float32)
+        return self(x).float()
+
+
+def pack_for_onednn(weight: Tensor) -> OneDnnWeight | None:
+    """Lays a weight out for oneDNN; None if it cannot multiply by it on this machine."""
+    return OneDnnWeight(torch.ops.mkldnn._reorder_linear_weight.default(weight)) if _can_pack(weight) else None
 
 
 def _can_pack(weight: Tensor) -> bool:

@@ -18,6 +18,7 @@ from ..layers import (
     Fp8Linear,
     GatedMLP,
     Heads,
+    Int8Linear,
     InvariantLinear,
     LayerNorm,
     LearnedPositions,
@@ -40,7 +41,7 @@ from .spec import DecoderSpec
 __all__ = ["Components"]
 
 _FP8_MULTIPLE = 16
-"""What the sizes of an 8-bit matrix product must be multiples of on a GPU."""
+"""What the sizes of a product of 8-bit floats must be multiples of on a GPU."""
 
 
 class Components:
@@ -82,9 +83,16 @@ class Components:
     def linear(self, in_features: int, out_features: int | Mapping[str, int], *, bias: bool) -> Linear:
         """Makes a linear layer of the decoder: of 8 bits if that was asked for and its sizes allow it."""
         rows = out_features if isinstance(out_features, int) else sum(out_features.values())
-        fits = in_features % _FP8_MULTIPLE == rows % _FP8_MULTIPLE == 0
-        kind = Fp8Linear if self._options.quantization == "fp8" and fits else self._full_linear
+        kind = self._linear_kind(in_features, rows)
         return kind(in_features, out_features, bias=bias, dtype=self._dtype, device=self._device)
+
+    def _linear_kind(self, in_features: int, rows: int) -> type[Linear]:
+        quantization = self._options.quantization
+        if quantization == "fp8" and in_features % _FP8_MULTIPLE == rows % _FP8_MULTIPLE == 0:
+            return Fp8Linear
+        if quantization == "int8" and Int8Linear.takes(in_features):
+            return Int8Linear
+        return self._full_linear
 
     def projection(self, in_features: int, out_features: int) -> Linear | nn.Identity:
         """Makes a projection between two widths, or nothing between equal ones."""

@@ -78,4 +78,4 @@ class Decoder(nn.Module):
         Returns:
             `[num_rows, vocab_size]` float32.
         """
-        return self.lm_head(hidden).float()
+        return self.lm_head.forward_float32(hidden)

@@ -14,7 +14,8 @@ class ModelOptions:
     """What the user chooses about a model.
 
     Attributes:
-        quantization: `"fp8"` stores and multiplies the decoder layers' matrices in 8 bits; None keeps the dtype.
+        quantization: `"fp8"`, or `"int8"` on a CPU, stores and multiplies the decoder layers' matrices in 8 bits; None
+            keeps the dtype.
         deterministic: Every row of a batch is computed the same to the bit, whatever rows are beside it.
         is_dummy: Random weights in place of a checkpoint's.
 
@@ -27,10 +28,10 @@ class ModelOptions:
     is_dummy: bool = False
 
     def __post_init__(self) -> None:
-        if self.quantization is not None and self.deterministic:
+        if self.quantization == "fp8" and self.deterministic:
             raise ConfigError(
-                f"quantization={self.quantization!r} and deterministic=True exclude each other: the 8-bit matrix "
-                "product of a GPU may depend on the batch; drop one of the two"
+                "quantization='fp8' and deterministic=True exclude each other: the 8-bit matrix product of a GPU may "
+                "depend on the batch; drop one of the two, or use quantization='int8' on a CPU"
             )
 
 

@@ -9,12 +9,13 @@ import logging
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from ..errors import UnsupportedModelError
-from ..layers import Linear
+from ..layers import InvariantLinear, Linear
 from ..weights import load_dummy_weights, load_weights
 from . import families
 from .decoder import Decoder
@@ -25,6 +26,8 @@ from .spec import Family
 __all__ = ["build_model", "load_hf_config", "load_model", "supported_architectures"]
 
 logger = logging.getLogger(__name__)
+
+_EIGHT_BIT_SIZES = MappingProxyType({"fp8": "sizes that are multiples of 16", "int8": "inputs in multiples of 4"})
 
 
 def supported_architectures() -> list[str]:
@@ -48,8 +51,8 @@ def build_model(
     """
     spec = _find_family(hf_config).spec(hf_config)
     model = Decoder(spec, dtype=dtype, device=torch.device(device), options=options)
-    if options.quantization == "fp8":
-        _warn_of_odd_sizes(model)
+    if options.quantization is not None:
+        _warn_of_odd_sizes(model, _EIGHT_BIT_SIZES[options.quantization])
     return model
 
 
@@ -82,13 +85,14 @@ def load_model(
     return model.eval()
 
 
-def _warn_of_odd_sizes(model: Decoder) -> None:
-    kept = [name for name, module in model.layers.named_modules() if type(module) is Linear]
+def _warn_of_odd_sizes(model: Decoder, allowed: str) -> None:
+    kept = [name for name, module in model.layers.named_modules() if type(module) in (Linear, InvariantLinear)]
     if kept:
         logger.warning(
-            "layers.%s and %d more stay in full precision: 8-bit products take sizes that are multiples of 16",
+            "layers.%s and %d more stay in full precision: 8-bit products take %s",
             kept[0],
             len(kept) - 1,
+            allowed,
         )
 
 

@@ -24,7 +24,7 @@ WRONG = [
     ({"gpu_memory_utilization": 2}, "gpu_memory_utilization must be"),
     ({"overlap_depth": 2}, "overlap_depth must be"),
     ({"tensor_parallel_size": 2}, "not supported in this release"),
-    ({"quantization": "awq"}, "quantization must be one of None, fp8"),
+    ({"quantization": "awq"}, "quantization must be one of None, fp8, int8;"),
     ({"task": "embed"}, "not supported in this release"),
     ({"seed": "x"}, "seed must be"),
     ({"max_logprobs": -2}, "max_logprobs must be"),

@@ -52,7 +52,7 @@ def record_decodes(llm: LLM, sizes: list[int]) -> tuple[Watched, CallAgain]:
     """Lets an engine record decode steps of some sizes."""
     runner, backend = llm.llm_engine.executor._runner, CallAgain()
     runner.model = model = Watched(runner.model)
-    runner._graphs = DecodeGraphs(runner._decode, sizes, backend)
+    runner._recorder = DecodeGraphs(runner._decode, sizes, backend)
     llm.llm_engine.reset_prefix_cache()  # So that the same prompts take the same steps again.
     return model, backend
 

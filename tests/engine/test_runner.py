@@ -205,6 +205,12 @@ def test_8_bit_products_are_refused_where_the_gpu_has_none(tiny_model, monkeypat
         LLM(str(tiny_model("llama")), quantization="fp8")
 
 
+def test_8_bit_integers_are_refused_on_a_gpu():
+    gpu = Device(torch.device("cuda"), max_num_batched_tokens=100, overlap_depth=1)
+    with pytest.raises(ConfigError, match=r"quantization='int8' is for CPUs.*use quantization='fp8'"):
+        loading._model_options(EngineConfig(model="m", quantization="int8"), gpu)
+
+
 def test_the_layers_read_an_8_bit_cache_when_asked(tiny_model):
     with LLM(str(tiny_model("llama")), kv_cache_dtype="fp8", dtype="float32", max_num_seqs=2) as llm:
         (k_cache, _), *_ = llm.llm_engine.executor._runner.kv_cache

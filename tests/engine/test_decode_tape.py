@@ -1,0 +1,58 @@
+"""Recorded decode steps on the CPU: the same tokens, for every number of sequences, and a way out for other models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from millrace import LLM, SamplingParams
+from millrace.engine.decode_tape import DecodeTape
+from millrace.kernels._native import find_library
+
+pytestmark = pytest.mark.skipif(find_library() is None, reason="no compiled kernels here")
+
+PREFIX = list(range(5, 47))
+PROMPTS = [[*PREFIX[: 3 * i], 7 + i, 60 - i] for i in range(9)]
+
+
+def generate(folder: object, prompts: list[list[int]], **settings: object) -> tuple[list[list[int]], DecodeTape | None]:
+    params = [
+        SamplingParams(temperature=0.7 * (i % 2), seed=i, max_tokens=5 + 3 * i, ignore_eos=True) for i in range(9)
+    ]
+    with LLM(str(folder), dtype="bfloat16", max_num_seqs=8, **settings) as llm:
+        outputs = llm.generate(prompts, params[: len(prompts)], use_tqdm=False)
+        recorder = llm.llm_engine.executor._runner._recorder
+        return [output.outputs[0].token_ids for output in outputs], recorder
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_recorded_steps_give_the_same_tokens(tiny_model, family):
+    recorded, recorder = generate(tiny_model(family), PROMPTS)
+    assert isinstance(recorder, DecodeTape)
+    assert recorder._recordings
+    launched, none = generate(tiny_model(family), PROMPTS, enforce_eager=True)
+    assert none is None
+    assert recorded == launched
+
+
+def test_a_model_that_cannot_be_recorded_runs_all_the_same(tiny_model):
+    recorded, recorder = generate(tiny_model("opt"), PROMPTS)
+    assert isinstance(recorder, DecodeTape)
+    assert not recorder._recordings
+    assert recorder.padded_size(1) is None
+    assert recorded == generate(tiny_model("opt"), PROMPTS, enforce_eager=True)[0]
+
+
+def test_a_shared_prefix_is_recorded_too(tiny_model, monkeypatch):
+    monkeypatch.setattr("millrace.engine.kv_cache.shared_prefix.MIN_READS_SAVED", 1)
+    prompts = [[*PREFIX, 7 + i] for i in range(8)]
+    recorded, recorder = generate(tiny_model("qwen3"), prompts)
+    assert isinstance(recorder, DecodeTape)
+    assert True in recorder._recordings
+    assert recorded == generate(tiny_model("qwen3"), prompts, enforce_eager=True)[0]
+
+
+def test_more_sequences_than_were_recorded_for_are_launched():
+    tape = DecodeTape(lambda sequences, _: torch.zeros(sequences.shape[1], 4), 1000)
+    assert tape.padded_size(256) == 256
+    assert tape.padded_size(257) is None
