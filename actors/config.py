@@ -19,7 +19,8 @@ class PoolConfig:
         engine_kwargs: Keyword arguments of the engine, the model among them.
         num_replicas: Engines to keep alive, each in a process of its own.
         num_cpus_per_replica: CPUs that Ray sets aside for a replica: any share, also 0. It only places the replica; how
-            many threads the engine uses is its own setting, `num_threads`.
+            many threads its engine has is said by `num_threads` in `engine_kwargs`, and without it the replicas of a
+            node share its cores.
         num_gpus_per_replica: GPUs that Ray sets aside for a replica.
         accelerator_type: Kind of accelerator its node must have, as Ray names it; None for any.
         runtime_env: Ray runtime environment of the replicas; None for the job's own.
@@ -27,7 +28,8 @@ class PoolConfig:
         max_start_failures: Starts of a replica that may fail in a row before it is given up. An error in what the user
             gave (a `UserError`) fails every time and is never tried again.
         start_backoff_s: Seconds before a failed start is tried again; they double with each failure in a row.
-        engine_factory: Makes the engine from `engine_kwargs`; workers must be able to import it.
+        engine_factory: Makes the engine from `engine_kwargs` and the number of replicas that share a node; workers must
+            be able to import it.
     """
 
     engine_kwargs: dict[str, Any]
@@ -39,7 +41,7 @@ class PoolConfig:
     max_attempts: int = 4
     max_start_failures: int = 3
     start_backoff_s: float = 1.0
-    engine_factory: Callable[[dict[str, Any]], Engine] = build_engine
+    engine_factory: Callable[[dict[str, Any], int], Engine] = build_engine
 
     def __post_init__(self) -> None:
         for name in ("num_replicas", "max_attempts", "max_start_failures"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import ray
@@ -34,6 +35,19 @@ def cluster_nodes() -> list[Resources]:
     """Returns all resources of each living node of the cluster, free or not."""
     nodes: list[dict[str, Any]] = ray.nodes()
     return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def replicas_per_node(config: PoolConfig, nodes: list[Resources] | None = None) -> int:
+    """Returns how many replicas share a node at most when they are spread over all nodes that can hold one.
+
+    Args:
+        config: Settings of the pool.
+        nodes: Resources of each node; None for those of the cluster this process is connected to.
+    """
+    nodes = cluster_nodes() if nodes is None else nodes
+    asked = replica_resources(config)
+    num_hosts = sum(_num_fitting(asked, node, 1) for node in nodes)
+    return math.ceil(config.num_replicas / max(1, num_hosts))
 
 
 def check_placeable(config: PoolConfig, nodes: list[Resources] | None = None) -> None:

@@ -37,19 +37,46 @@ class ReplicaInfo:
     node_id: str
 
 
-def build_engine(engine_kwargs: dict[str, Any]) -> Engine:
+def build_engine(engine_kwargs: dict[str, Any], num_sharing: int = 1) -> Engine:
     """Builds the engine of this package; torch is loaded here and not before.
 
     Args:
-        engine_kwargs: Keyword arguments of `EngineConfig.from_kwargs`.
+        engine_kwargs: Keyword arguments of `EngineConfig.from_kwargs`. Without `num_threads` the engine gets its share
+            of this node's cores.
+        num_sharing: Replicas that share them.
 
     Returns:
         The engine with its model loaded.
     """
     from ..engine.config import EngineConfig
+    from ..engine.device import num_physical_cores
     from ..engine.engine import LLMEngine
 
-    return LLMEngine.from_config(EngineConfig.from_kwargs(**engine_kwargs))
+    settings = dict(engine_kwargs)
+    if settings.get("num_threads") is None:
+        # Not the engine's own default: Ray sets OMP_NUM_THREADS in its workers to the CPUs that it set aside.
+        settings["num_threads"] = share_of_cores(num_physical_cores(), _node_cpus(), num_sharing)
+    return LLMEngine.from_config(EngineConfig.from_kwargs(**settings))
+
+
+def share_of_cores(num_cores: int, num_cpus: float, num_sharing: int) -> int:
+    """Returns the threads of an engine that shares its node with others.
+
+    Threads of an engine wait for each other at every layer: one more than there are free cores, and all of them wait
+    for the scheduler of the operating system instead.
+
+    Args:
+        num_cores: Physical cores of the node.
+        num_cpus: CPUs of the node that Ray may use.
+        num_sharing: Engines on the node.
+    """
+    return max(1, int(min(num_cores, num_cpus)) // num_sharing)
+
+
+def _node_cpus() -> float:
+    node_id = ray.get_runtime_context().get_node_id()
+    cpus: float = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == node_id)
+    return cpus
 
 
 class EngineReplica:
@@ -62,16 +89,18 @@ class EngineReplica:
         replica_id: Its name, shown in front of its log lines.
         engine_kwargs: What `engine_factory` takes.
         engine_factory: Makes the engine.
+        num_sharing: Replicas that share this node's cores.
     """
 
     def __init__(
         self,
         replica_id: str,
         engine_kwargs: dict[str, Any],
-        engine_factory: Callable[[dict[str, Any]], Engine] = build_engine,
+        engine_factory: Callable[[dict[str, Any], int], Engine] = build_engine,
+        num_sharing: int = 1,
     ) -> None:
         self._replica_id = replica_id
-        self._engine = EngineThread(lambda: engine_factory(engine_kwargs), on_fatal=lambda: os._exit(1))
+        self._engine = EngineThread(lambda: engine_factory(engine_kwargs, num_sharing), on_fatal=lambda: os._exit(1))
         self._submissions: dict[Reference, set[Submission]] = {}
         self._watchers: set[asyncio.Task[None]] = set()
 

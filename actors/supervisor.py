@@ -20,6 +20,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from ..engine.errors import EngineDeadError, RequestError, UserError
 from .config import PoolConfig
+from .placement import replicas_per_node
 from .replica import EngineReplica, ReplicaInfo
 from .stats import PoolState, PoolStats, ReplicaState, ReplicaStats
 
@@ -251,9 +252,12 @@ class Supervisor:
             "accelerator_type": config.accelerator_type,
             "runtime_env": config.runtime_env,
             "max_concurrency": MAX_CALLS,
+            # Ray would fill a node to the half before it takes the next one, and leave the cores of that idle.
+            "scheduling_strategy": "SPREAD",
         }
         replica: Any = ray.remote(EngineReplica)
-        return replica.options(**options).remote(replica_id, config.engine_kwargs, config.engine_factory)
+        num_sharing = replicas_per_node(config)
+        return replica.options(**options).remote(replica_id, config.engine_kwargs, config.engine_factory, num_sharing)
 
     async def _give_up(self, slot: Slot, error: Exception) -> None:
         slot.state = "failed"

@@ -199,11 +199,8 @@ def pool_config(config: EngineProcessorConfig, operators: list[dict[str, Any]]) 
     num_cpus = config.num_cpus_per_replica
     if num_cpus is None:
         num_cpus = min(1.0, math.floor(share * 100) / 100)
-    # Threads of an engine wait for each other at every layer: one more than there are free cores, and all of them wait
-    # for the scheduler of the operating system instead.
-    defaults = {"model": config.model_source, "num_threads": max(1, int(share))}
     settled = PoolConfig(
-        engine_kwargs={**defaults, **config.engine_kwargs},
+        engine_kwargs={"model": config.model_source, **config.engine_kwargs},
         num_replicas=config.num_replicas,
         num_cpus_per_replica=num_cpus,
         num_gpus_per_replica=_num_gpus(config, have),

@@ -33,7 +33,7 @@ class FakeEngine:
             how many starts fail that way.
     """
 
-    def __init__(self, engine_kwargs: dict[str, Any]) -> None:
+    def __init__(self, engine_kwargs: dict[str, Any], num_sharing: int = 1) -> None:
         self._num_steps_left: dict[str, int] = {}
         self._requests: dict[str, GenerateRequest] = {}
         self._thread = threading.current_thread()
