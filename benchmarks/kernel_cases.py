@@ -155,11 +155,15 @@ class Cases:
         def gated(*options: str) -> Call:
             return Call((self._normal(num_tokens, 2 * inner), *options))
 
+        def look_up() -> Call:
+            return Call((self._integers(width, num_tokens), self._normal(width, width)))
+
         yield self._case("rms_norm", f"{name}, residual", norm, 4 * rows * itemsize)
         yield self._case("layer_norm", f"{name}, residual", layer_norm, 4 * rows * itemsize)
         num_bytes = 3 * num_tokens * inner * itemsize
         yield self._case("silu_and_mul", f"{num_tokens} x {inner}", gated, num_bytes)
         yield self._case("gelu_and_mul", f"{num_tokens} x {inner}", partial(gated, "tanh"), num_bytes)
+        yield self._case("embedding", name, look_up, 2 * rows * itemsize)
         yield self._case("quantize_fp8", name, lambda: Call((self._normal(num_tokens, width),)), rows * (itemsize + 1))
 
     def heads(self, num_tokens: int) -> Iterator[Case]:
@@ -206,6 +210,26 @@ class Cases:
         num_bytes = num_inputs * self.dtype.itemsize + out_bytes
         yield self._case("invariant_linear", name, plain, num_bytes, flops, library=F.linear)
         yield self._case("scaled_linear", name, scaled, num_inputs + out_bytes, flops, rate="fp8")
+        if self.device.type == "cpu":
+            yield from self._packed_products(name, num_tokens)
+
+    def _packed_products(self, name: str, num_tokens: int) -> Iterator[Case]:
+        """Yields the products whose weights are laid out for a CPU."""
+        from millrace.kernels.int8_linear import pack_int8, quantize_int8
+        from millrace.kernels.packed_linear import pack_panels
+
+        inner, outer, itemsize = self.sizes.hidden_size, self.sizes.intermediate_size, self.dtype.itemsize
+
+        def packed() -> Call:
+            return Call((self._normal(num_tokens, inner), pack_panels(self._normal(outer, inner)), None, outer))
+
+        def integers() -> Call:
+            weight, scale = quantize_int8(self._normal(outer, inner))
+            return Call((self._normal(num_tokens, inner), pack_int8(weight), scale, None, outer))
+
+        flops, num_activations = 2 * num_tokens * inner * outer, num_tokens * (inner + outer)
+        yield self._case("packed_linear", name, packed, (num_activations + inner * outer) * itemsize, flops)
+        yield self._case("int8_linear", name, integers, num_activations * itemsize + inner * outer, flops)
 
     def sampling(self) -> Iterator[Case]:
         """Yields draws with every kind of filter, and the log-probabilities of the best tokens."""

@@ -1,9 +1,10 @@
 """Measures what this machine can do at most: bytes copied and operations of a matrix product, per second.
 
-    python benchmarks/limits.py [--device cuda]
+    python benchmarks/limits.py [--device cuda] [--shapes]
 
 Other scripts call `measure_limits` first and give every figure as a share of these, so that figure and limit come from
-one machine, in one state, in one run. Prints one JSON line.
+one machine, in one state, in one run. Prints one JSON line; with --shapes others for reading, and for each shape of a
+matrix product that models of 100 and of 600 million parameters run, with weights that no cache holds.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from millrace.engine.layers import Linear
 from timing import time_calls
 
 REPEATS = 7
@@ -68,6 +71,54 @@ def measure_limits(device: torch.device, *, is_tiny: bool = False) -> Limits:
     return limits
 
 
+SHAPES = (
+    (1, 768, 4096),
+    (16, 1024, 6144),
+    (64, 768, 1280),
+    (64, 768, 4096),
+    (64, 2048, 768),
+    (64, 768, 32000),
+    (2048, 768, 4096),
+    (2048, 2048, 768),
+)
+"""(rows, in_features, out_features)"""
+
+_COLD_BYTES = 128 << 20
+"""Weights of so many bytes are multiplied in turn, so that each comes from memory, as in a model."""
+
+
+def shape_rates(device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yields, as fields of JSON lines, how fast memory is read and each of `SHAPES` multiplied."""
+    numbers = torch.ones(1 << 28, dtype=torch.float32, device=device)
+    rate = numbers.nbytes / _least_seconds(numbers.sum, device)
+    del numbers
+    yield {"limit_read_GB_per_s": round(rate / 1e9, 1)}
+    for (rows, inputs, outputs), dtype in product(SHAPES, (torch.float32, torch.bfloat16)):
+        count = max(1, _COLD_BYTES // (inputs * outputs * dtype.itemsize))
+        layers = []
+        for _ in range(count):
+            layer = Linear(inputs, outputs, bias=False, dtype=dtype, device=device)
+            torch.nn.init.normal_(layer.get_parameter("weight"))
+            layer.pack()
+            layers.append(layer)
+        x = torch.randn(rows, inputs, device=device, dtype=dtype)
+        seconds = _least_seconds(partial(_multiply, layers, x), device) / count
+        flops, weight_bytes = 2 * rows * inputs * outputs, inputs * outputs * dtype.itemsize
+        yield {
+            "shape": f"{rows} x {inputs} to {outputs}",
+            "dtype": str(dtype).removeprefix("torch."),
+            "us": round(seconds * 1e6, 1),
+            "TFLOP_per_s": round(flops / seconds / 1e12, 3),
+            "weight_GB_per_s": round(weight_bytes / seconds / 1e9, 1),
+        }
+
+
+@torch.inference_mode()
+def _multiply(layers: Sequence[Linear], x: torch.Tensor) -> None:
+    for layer in layers:
+        layer(x)
+
+
 def device_name(device: torch.device) -> str:
     """Returns the name that the maker gave to a GPU, or to the processor with the number of threads in use."""
     if device.type == "cuda":
@@ -89,8 +140,8 @@ def _copy_rate(num_bytes: int, device: torch.device) -> float:
     return 2 * num_bytes / _least_seconds(partial(target.copy_, source), device)
 
 
-def _matmul_rate(product: Callable[[], Any], size: int, device: torch.device) -> float:
-    return 2 * size**3 / _least_seconds(product, device)
+def _matmul_rate(call: Callable[[], Any], size: int, device: torch.device) -> float:
+    return 2 * size**3 / _least_seconds(call, device)
 
 
 def _least_seconds(call: Callable[[], Any], device: torch.device) -> float:
@@ -114,9 +165,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it works")
+    parser.add_argument("--shapes", action="store_true", help="also the products that models run, and reading")
     options = parser.parse_args()
-    limits = measure_limits(torch.device(options.device), is_tiny=options.tiny)
-    print(json.dumps({"benchmark": "limits", **limits.figures()}))
+    device = torch.device(options.device)
+    limits = measure_limits(device, is_tiny=options.tiny)
+    print(json.dumps({"benchmark": "limits", **limits.figures()}), flush=True)
+    for figures in shape_rates(device) if options.shapes else ():
+        print(json.dumps({"benchmark": "limits", "device": limits.device, **figures}), flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ class Roofline:
         shape: The model.
         limits: What the machine can do.
         dtype: "bfloat16" or "float32": weights, activations, and the KV cache if not said otherwise.
-        quantization: "fp8" if the layers' matrices are 8 bits wide; the output head never is.
+        quantization: "fp8" or "int8" if the layers' matrices are 8 bits wide; the output head never is.
         kv_cache_dtype: "fp8" or "auto".
     """
 
@@ -43,7 +43,7 @@ class Roofline:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that one step reads."""
-        layer_itemsize = 1 if self.quantization == "fp8" else self.itemsize
+        layer_itemsize = 1 if self.quantization else self.itemsize
         return self.shape.num_layer_params * layer_itemsize + self.shape.num_head_params * self.itemsize
 
     @property
@@ -61,8 +61,8 @@ class Roofline:
             num_kv_tokens: Tokens of KV cache that decoding requests read.
         """
         peak = self.limits.flops_per_s[self.dtype]
-        # Without a product of 8-bit numbers they are widened first.
-        layer_peak = self.limits.flops_per_s.get("fp8", peak) if self.quantization == "fp8" else peak
+        # Without a measured product of 8-bit numbers the peak is that of the wide ones.
+        layer_peak = self.limits.flops_per_s.get(self.quantization or self.dtype, peak)
         products_s = 2 * num_tokens * self.shape.num_layer_params / layer_peak
         products_s += 2 * num_logits * self.shape.num_head_params / peak
         weights_s = self.weight_bytes / self.limits.copy_bytes_per_s

@@ -232,6 +232,13 @@ def num_positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return len([parameter for parameter in parameters if parameter.arg not in {"self", "cls"}])
 
 
+def test_every_source_of_the_compiled_kernels_is_listed() -> None:
+    (extension,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    found = [*ROOT.glob("kernels/_cpu/*.cpp"), *ROOT.glob("kernels/*/native.cpp")]
+    assert sorted(extension["sources"]) == sorted(path.relative_to(ROOT).as_posix() for path in found)
+    assert extension["optional"]
+
+
 def test_signatures_are_short() -> None:
     wrong = (
         f"{module.name}:{function.lineno} {function.name}: {count} positional parameters"
