@@ -2,9 +2,9 @@
 
     python benchmarks/pipeline.py [--model FOLDER] [--rows 2000] [--rounds 3] [--replicas 1]
 
-Without a folder a model of 100 million random weights and a small tokenizer are written to a temporary one. Rows are
-Without a folder, 100 million random weights and a small tokenizer are written to a temporary one. Rows are
-tokens per second; the last line has the medians and their ratio.
+Without a folder, 100 million random weights and a small tokenizer are written to a temporary one. Rows are sentences of
+20 to 60 words that want 16 to 48 tokens each. Each case runs in a process of its own and prints its output tokens per
+second; the last line has the medians and their ratio.
 
 Starting is not timed: both are warmed up by rows of their own, the second dataset finds the replicas ready, and its
 clock runs from the moment at which the first row enters preprocess, when all of Ray Data's actors are up, to the moment

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_face
+from .openmp import shorten_spinning
 
 if TYPE_CHECKING:
     from .bundled import resolve_model
@@ -33,6 +34,9 @@ __all__ = [
     "Tokenizer",
     "resolve_model",
 ]
+
+# Here, because nothing of the engine, torch included, is imported before its face.
+shorten_spinning()
 
 __getattr__, __dir__ = lazy_face(
     __name__,

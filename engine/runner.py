@@ -146,7 +146,11 @@ class ModelRunner:
         prompt_logprobs = self._score_prompts(plan, hidden)
         if not any(plan.samples):
             return RunningStep(None, None, prompt_logprobs)
-        logits = self.model.compute_logits(hidden[sent.sampled[0]])
+        # Where each sequence computed one token, as it decodes, the last tokens are all tokens.
+        num_seqs = len(plan.rows)
+        is_decode = plan.num_tokens == num_seqs and all(plan.samples)
+        last = hidden[:num_seqs] if is_decode else hidden[sent.sampled[0]]
+        logits = self.model.compute_logits(last)
         ends = zip(plan.rows, plan.starts, plan.counts, plan.samples, strict=True)
         rows, lengths = zip(*((row, start + count) for row, start, count, samples in ends if samples), strict=True)
         token_ids, logprobs = self._sampler.draw(logits, rows, lengths, sent.sampled[1:], self._tables.tokens)

@@ -141,8 +141,8 @@ class EngineProcessorConfig(ProcessorConfig):
         num_cpus_per_replica: CPUs a replica asks Ray for; None for what is left by one task and our operators, at
             most 1.
         num_gpus_per_replica: GPUs a replica asks Ray for; None for 1 where the cluster has some, else 0.
-        max_concurrent_batches: Blocks under way in the generate stage at once; None for enough to keep every replica's
-            `max_num_seqs` places filled twice over.
+        max_concurrent_batches: Blocks under way in the generate stage at once; None for as many as hold four times the
+            rows that fit the replicas' `max_num_seqs` places.
         max_pending_requests: Accepted and without effect: the blocks under way bound the requests.
         max_tasks_in_flight_per_actor: Blocks given to the generate stage at once; None for twice as many as are under
             way.

@@ -34,8 +34,12 @@ OPERATOR_CPUS = 0.1
 """CPUs that one process of an operator asks for. Small, so that a laptop of two keeps a whole one for reading."""
 
 MAX_CONCURRENT_BATCHES = 128
-FILL = 2
-"""How many times over the blocks under way fill the places of the replicas: a block's last rows hold it open."""
+FILL = 4
+"""How many times over the blocks under way fill the places of the replicas.
+
+A block's last rows hold it open, half as long again as its average one where lengths vary, and the next block takes its
+time to come: with 2, engines run dry now and then.
+"""
 
 MAP_KWARGS = frozenset(
     {"accelerator_type", "compute", "concurrency", "fn_args", "fn_kwargs", "label_selector", "memory", "num_cpus"}

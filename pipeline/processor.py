@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 from ray.data import Dataset
+from ray.data.dataset import MaterializedDataset
 
 from ..actors import EnginePool, PoolConfig, PoolStats
 from ..engine import resolve_model
@@ -121,10 +122,10 @@ class Processor:
         finish = operator_kwargs(config, self._postprocess, config.detokenize_stage)
         pool = self._ensure_pool([prepare, generate, finish])
         stages = functools.partial(make_generate_stages, config, pool.name, self._make_client)
-        # Large blocks are split, so that the first rows generate while the last are still being read. Small ones are
-        # not joined before their rows are packed: blocks in which a column has different types cannot be.
+        # Small blocks are not joined before their rows are packed: blocks in which a column has different types cannot
+        # be.
         results = (
-            dataset.repartition(target_num_rows_per_block=config.batch_size)
+            _without_large_blocks(dataset, config.batch_size)
             .map_batches(
                 Prepare,
                 fn_constructor_args=[functools.partial(make_prepare_stages, config, self._preprocess)],
@@ -237,6 +238,23 @@ class Processor:
         if config.detokenize_stage.enabled:
             stages.append(StageInfo("DetokenizeStage", config.detokenize_stage, (columns.GENERATED_TOKENS,)))
         return stages
+
+
+def _without_large_blocks(dataset: Dataset, max_rows: int) -> Dataset:
+    """Splits blocks, so that the first rows generate while the last are still being read.
+
+    Splitting is a task for each block, also for those that stay whole, and a task costs as much as many rows. So blocks
+    that exist already and are small are left alone.
+
+    Args:
+        dataset: Any dataset.
+        max_rows: Of a block.
+    """
+    if isinstance(dataset, MaterializedDataset):
+        sizes = [bundle.num_rows() for bundle in dataset.iter_internal_ref_bundles()]
+        if all(size is not None and size <= max_rows for size in sizes):
+            return dataset
+    return dataset.repartition(target_num_rows_per_block=max_rows)
 
 
 def build_llm_processor(

@@ -1,4 +1,4 @@
-"""The benchmark scripts: they run at tiny sizes on a CPU, without Ray, and their limits are those worked out by hand.
+"""The benchmark scripts: they run at tiny sizes on a CPU, all but one without Ray, and their limits are those worked out by hand.
 
 What they measure here is not looked at.
 """
@@ -186,6 +186,14 @@ def test_a_peer_that_cannot_run_is_skipped_with_its_reason(load: Load, capsys: p
     (line,) = (json.loads(text) for text in capsys.readouterr().out.splitlines())
     assert line["engine"] == "transformers"
     assert "no-such-model" in line["skipped"]
+
+
+@pytest.mark.slow
+def test_the_pipeline_is_measured_beside_the_engine() -> None:
+    *cases, ratio = run(dict(os.environ), "pipeline.py", "--tiny", "--rows", "40", "--cpus", "2")
+    assert [line["case"] for line in cases] == ["engine", "pipeline"]
+    assert len({(line["rows"], line["output_tokens"]) for line in cases}) == 1
+    assert ratio["ratio"] > 0
 
 
 @pytest.mark.slow

@@ -1,25 +1,17 @@
 // y = q(x) W^T * scales + b, where q(x) and W are 8-bit integers. W was packed once: `[panel][1 + unit][64 columns]`,
 // units of 32 bits along in_features, here four integers; the first of a panel is what its sums start from (layout.py).
 //
-// First all rows of x are quantised, to a scratch that all threads read; then it is as in packed_linear: a panel is what
-// one pass over the units yields, 64 outputs of up to 6 rows, in 24 registers. Sums are exact, so results do not depend
-// on the batch.
-#include "../_cpu/simd.h"
+// First all rows of x are quantised, to a scratch that all threads read; then panels pass (panels.h). Sums are exact.
+#include "../_cpu/panels.h"
 
 namespace millrace {
-
 namespace {
 
 constexpr int UNIT = 4;  // integers in a unit
-constexpr int PANEL = 64;
-constexpr int VECS = PANEL / LANES;
-constexpr int MAX_ROWS = 6;
-constexpr int BLOCK_ROWS = 96;  // rows that stay in the L2 cache while panels pass
-constexpr int MIN_TILES_AHEAD = 6;  // with fewer, memory is busy anyway
 constexpr float INT8_MAX_FLOAT = 127.0f, SMALLEST = 1e-30f;
 constexpr int OFFSET = 128;  // makes bytes unsigned; the sums start from what it adds to them
 
-struct Product : Header {
+struct Call : Header {
     const void* x;
     const uint32_t* packed;
     const float* weight_scale;
@@ -69,19 +61,13 @@ void quantise(const T* x, int size, uint32_t* row) {
     std::memcpy(bytes + size, &scale, sizeof scale);
 }
 
-/// What a tile brings to the cache: a part of the next panel.
-struct Ahead {
-    const char* start = nullptr;
-    int step = 0;
-};
-
 /// out[r][v] = start[v] + a[r] . b[v] over the units of ROWS rows and a panel; its first unit holds the starts.
 ///
 /// It is `multiply_tile` of simd.h in integers. The sums are variables of its own, each named by a constant: only then
 /// does the compiler (gcc 12) keep them in registers for the whole loop, which is twice as fast.
 template <int ROWS>
 inline void add_products(
-    __m512i (&out)[ROWS][VECS], const Product& p, const uint32_t* a, const uint32_t* b, Ahead ahead
+    __m512i (&out)[ROWS][VECS], const Call& p, const uint32_t* a, const uint32_t* b, Ahead ahead
 ) {
     const long a_stride = p.row_units();
     const int num_units = p.num_units, step = ahead.step;
@@ -110,80 +96,50 @@ inline void add_products(
         for (int v = 0; v < VECS; v++) out[r][v] = sum[r][v];
 }
 
-template <typename T, typename Out, int ROWS>
-void tile(const Product& p, int row, int panel, Ahead ahead) {
-    __m512i sum[ROWS][VECS];
-    add_products(sum, p, p.row(row), p.panel(panel), ahead);
-    const int first = panel * PANEL;
-    for (int v = 0; v < VECS && first + v * LANES < p.num_columns; v++) {
-        const int column = first + v * LANES, left = p.num_columns - column;
-        const Vec weight_scale = load(p.weight_scale + column, left);
-        const Vec bias = p.bias ? load(static_cast<const T*>(p.bias) + column, left) : zero();
-        for (int r = 0; r < ROWS; r++) {
-            const Vec scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][v]), splat(p.row_scale(row + r)));
-            Out* out = static_cast<Out*>(p.out) + long(row + r) * p.num_columns + column;
-            store(out, _mm512_fmadd_ps(scaled, weight_scale, bias), left);
+template <typename T, typename Out>
+struct Product : Call {
+    template <int ROWS>
+    void tile(int row, int panel_index, Ahead ahead) const {
+        __m512i sum[ROWS][VECS];
+        add_products(sum, *this, this->row(row), panel(panel_index), ahead);
+        const int first = panel_index * PANEL;
+        for (int v = 0; v < VECS && first + v * LANES < num_columns; v++) {
+            const int column = first + v * LANES, left = num_columns - column;
+            const Vec scale = load(weight_scale + column, left);
+            const Vec start = bias ? load(static_cast<const T*>(bias) + column, left) : zero();
+            for (int r = 0; r < ROWS; r++) {
+                const Vec scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][v]), splat(row_scale(row + r)));
+                Out* to = static_cast<Out*>(out) + long(row + r) * num_columns + column;
+                store(to, _mm512_fmadd_ps(scaled, scale, start), left);
+            }
         }
     }
-}
+};
 
 template <typename T, typename Out>
-void rows_by_panel(const Product& p, int row, int num_rows, int panel, Ahead ahead) {
-    switch (num_rows) {
-        case 1: return tile<T, Out, 1>(p, row, panel, ahead);
-        case 2: return tile<T, Out, 2>(p, row, panel, ahead);
-        case 3: return tile<T, Out, 3>(p, row, panel, ahead);
-        case 4: return tile<T, Out, 4>(p, row, panel, ahead);
-        case 5: return tile<T, Out, 5>(p, row, panel, ahead);
-        default: return tile<T, Out, 6>(p, row, panel, ahead);
-    }
-}
-
-/// Multiplies rows `first` to `last - 1` by one panel, in tiles of nearly equal height; `next` is the panel after it.
-template <typename T, typename Out>
-void block_by_panel(const Product& p, int first, int last, int panel, int next) {
-    const int num_tiles = ceil_div(last - first, MAX_ROWS);
-    const char* ahead = reinterpret_cast<const char*>(p.panel(next));
-    const int step = next == panel || num_tiles < MIN_TILES_AHEAD ? 0 : ceil_div(PANEL * sizeof(uint32_t), num_tiles);
-    for (int row = first, i = 0; row < last; i++) {
-        const int num_rows = ceil_div(last - row, num_tiles - i);
-        rows_by_panel<T, Out>(p, row, num_rows, panel, {ahead + i * long(step) * p.num_units, step});
-        row += num_rows;
-    }
-}
-
-/// Quantises the rows; then cuts them in blocks that stay in the L2 cache, and shares out the panels of each block.
-template <typename T, typename Out>
-void multiply(const Product& p) {
-    const int num_rows = int(p.num_rows), num_threads = p.team(long(p.num_columns) * p.num_units);
-    const int num_panels = ceil_div(p.num_columns, PANEL), num_blocks = ceil_div(num_rows, BLOCK_ROWS);
-    const int height = ceil_div(num_rows, std::max(1, num_blocks));
-    const int run = num_blocks >= 4 * num_threads ? num_panels : std::max(1, num_panels / (4 * num_threads));
+void multiply(const Call& call) {
+    const Product<T, Out> product{call};
+    const int num_threads = call.team(long(call.num_columns) * call.num_units);
 #pragma omp parallel num_threads(num_threads)
     {
 #pragma omp for schedule(static)
-        for (int row = 0; row < num_rows; row++)
-            quantise(static_cast<const T*>(p.x) + row * p.x_stride, p.num_units * UNIT,
-                     p.quantised + row * p.row_units());
-#pragma omp for collapse(2) schedule(dynamic, 1)
-        for (int block = 0; block < num_blocks; block++)
-            for (int panel = 0; panel < num_panels; panel += run)
-                for (int i = panel, end = std::min(panel + run, num_panels); i < end; i++)
-                    block_by_panel<T, Out>(p, block * height, std::min((block + 1) * height, num_rows), i,
-                                           std::min(i + 1, num_panels - 1));
+        for (int row = 0; row < int(call.num_rows); row++)
+            quantise(static_cast<const T*>(call.x) + row * call.x_stride, call.num_units * UNIT,
+                     call.quantised + row * call.row_units());
+        multiply_panels(product, num_threads);
     }
 }
 
 }  // namespace
 }  // namespace millrace
 
-extern "C" void int8_linear_bf16(const void* call) {
+extern "C" void int8_linear_bf16(const void* arguments) {
     using namespace millrace;
-    const Product& product = *static_cast<const Product*>(call);
-    if (product.out_is_float) multiply<Bf16, float>(product);
-    else multiply<Bf16, Bf16>(product);
+    const Call& call = *static_cast<const Call*>(arguments);
+    if (call.out_is_float) multiply<Bf16, float>(call);
+    else multiply<Bf16, Bf16>(call);
 }
 
-extern "C" void int8_linear_f32(const void* call) {
-    millrace::multiply<float, float>(*static_cast<const millrace::Product*>(call));
+extern "C" void int8_linear_f32(const void* arguments) {
+    millrace::multiply<float, float>(*static_cast<const millrace::Call*>(arguments));
 }

@@ -31,12 +31,14 @@ class FakeEngine:
     Args:
         engine_kwargs: `starts`: file that gets a line per start. `fail_start`: kind of failure. `num_failing_starts`:
             how many starts fail that way.
+        num_sharing: Replicas on its node.
     """
 
     def __init__(self, engine_kwargs: dict[str, Any], num_sharing: int = 1) -> None:
         self._num_steps_left: dict[str, int] = {}
         self._requests: dict[str, GenerateRequest] = {}
         self._thread = threading.current_thread()
+        self.num_sharing = num_sharing
         self.num_aborted = 0
         self.num_steps = 0
         self.is_closed = False
@@ -102,7 +104,12 @@ class FakeEngine:
 
     def stats(self) -> dict[str, int]:
         self._check_thread()
-        return {"num_running": len(self._requests), "num_aborted": self.num_aborted, "num_steps": self.num_steps}
+        return {
+            "num_running": len(self._requests),
+            "num_aborted": self.num_aborted,
+            "num_steps": self.num_steps,
+            "num_sharing": self.num_sharing,
+        }
 
     def close(self) -> None:
         self._check_thread()

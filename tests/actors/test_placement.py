@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.actors import PoolConfig
-from millrace.actors.placement import check_leaves_one_cpu, check_placeable, replica_resources
+from millrace.actors.placement import check_leaves_one_cpu, check_placeable, replica_resources, replicas_per_node
+from millrace.actors.replica import share_of_cores
 from millrace.engine.errors import ConfigError
 
 
@@ -96,6 +97,26 @@ def test_passes_exactly_if_every_placement_leaves_a_cpu(cpus: list[int], num_rep
     else:
         with pytest.raises(ConfigError):
             check_leaves_one_cpu(pool, 0.0, nodes)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "num_replicas", "per_node"),
+    [([2.0], 1, 1), ([2.0], 3, 3), ([8.0, 8.0], 2, 1), ([8.0, 8.0], 3, 2), ([8.0, 0.5], 4, 4), ([0.0], 1, 1)],
+)
+def test_replicas_are_spread_over_the_nodes_that_can_hold_one(
+    cpus: list[float], num_replicas: int, per_node: int
+) -> None:
+    pool = config(num_replicas=num_replicas, num_cpus_per_replica=1)
+    assert replicas_per_node(pool, [{"CPU": count} for count in cpus]) == per_node
+
+
+@given(num_cores=st.integers(1, 256), num_cpus=st.integers(0, 256), num_sharing=st.integers(1, 20))
+def test_engines_of_a_node_have_a_thread_each_and_no_more_threads_than_cores(
+    num_cores: int, num_cpus: int, num_sharing: int
+) -> None:
+    share = share_of_cores(num_cores, float(num_cpus), num_sharing)
+    assert share >= 1
+    assert share == 1 or share * num_sharing <= min(num_cores, num_cpus) < (share + 1) * num_sharing
 
 
 @pytest.mark.parametrize(

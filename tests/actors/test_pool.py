@@ -64,6 +64,7 @@ def test_pool_is_described(start_pool: Start, is_running: IsRunning) -> None:
     assert len(set(pids(stats))) == 2
     assert all(is_running(pid) for pid in [stats.pid, *pids(stats)])
     assert [replica.engine["num_running"] for replica in stats.replicas] == [0, 0]
+    assert [replica.engine["num_sharing"] for replica in stats.replicas] == [2, 2]
     assert [replica.engine for replica in pool.stats().replicas] == [None, None]
 
 

@@ -14,6 +14,9 @@ from fake_engine import FakeEngine, request, requests
 from ray.exceptions import ActorDiedError, TaskCancelledError
 
 from millrace.actors import EngineReplica
+from millrace.actors.replica import build_engine, share_of_cores
+from millrace.engine import device
+from millrace.engine.engine import LLMEngine
 from millrace.engine.errors import ConfigError, EngineDeadError
 
 
@@ -126,3 +129,12 @@ def test_engine_that_fails_ends_its_process(
     with pytest.raises(ActorDiedError):
         ids(replica.generate.remote([request("a", "crash")]))
     eventually(lambda: not is_running(pid))
+
+
+@pytest.mark.parametrize(("asked", "num_sharing"), [(None, 1), (None, 2), (5, 1), (5, 2)])
+def test_an_engine_gets_its_share_of_the_cores_unless_told_otherwise(
+    cluster: None, monkeypatch: pytest.MonkeyPatch, asked: int | None, num_sharing: int
+) -> None:
+    monkeypatch.setattr(LLMEngine, "from_config", lambda config: config)
+    built: Any = build_engine({"model": "m", "num_threads": asked}, num_sharing)
+    assert built.num_threads == (asked or share_of_cores(device.num_physical_cores(), 2, num_sharing))

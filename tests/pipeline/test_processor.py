@@ -153,14 +153,20 @@ def test_more_replicas_than_fit_still_leave_it(make_config: Any, operators: Any)
     assert 3 * config.num_cpus_per_replica <= 1.0
 
 
+def test_threads_are_the_users_choice_or_else_the_replicas_own(make_config: Any, operators: Any) -> None:
+    assert "num_threads" not in pool_config(make_config(), operators()).engine_kwargs
+    config = make_config(engine_kwargs={"num_threads": 3})
+    assert pool_config(config, operators()).engine_kwargs["num_threads"] == 3
+
+
 def test_a_job_that_would_wait_forever_is_refused(make_config: Any, operators: Any) -> None:
     with pytest.raises(ConfigError, match="wait forever"):
         pool_config(make_config(num_cpus_per_replica=1.0), operators())
 
 
-def test_blocks_under_way_fill_the_engines_twice_over(make_config: Any) -> None:
+def test_blocks_under_way_fill_the_engines_four_times_over(make_config: Any) -> None:
     config = make_config(batch_size=32, concurrency=2, engine_kwargs={"max_num_seqs": 64})
-    assert generate_kwargs(config)["compute"].max_concurrent_calls_per_actor == 8
+    assert generate_kwargs(config)["compute"].max_concurrent_calls_per_actor == 16
     config = make_config(max_concurrent_batches=3)
     assert generate_kwargs(config)["compute"].max_concurrent_calls_per_actor == 3
 

@@ -202,6 +202,17 @@ def test_engine_faults_are_worth_a_retry_and_mistakes_are_not() -> None:
     assert [row.error.retryable for row in rows if row.error] == [True, False]
 
 
+def test_long_outputs_of_a_block_go_first() -> None:
+    client = EchoClient()
+    limits = {"a": 3, "b": 7, "c": None, "d": 7}
+    rows = run(
+        generate_stage(client=client),
+        *({"prompt": prompt, "sampling_params": {"max_tokens": limit}} for prompt, limit in limits.items()),
+    )
+    assert [request.prompt for request in client.seen] == ["c", "b", "d", "a"]
+    assert [row.data["generated_text"] for row in rows] == ["A0", "B0", "C0", "D0"]
+
+
 def test_a_pool_that_dies_ends_the_job_not_the_row() -> None:
     with pytest.raises(EngineDeadError, match="no replica is left"):
         run(generate_stage(), {"prompt": "dead"})
