@@ -13,7 +13,7 @@ from .._lazy import lazy_face
 if TYPE_CHECKING:
     from .client import PoolClient
     from .config import PoolConfig
-    from .placement import check_leaves_one_cpu
+    from .nodes import check_leaves_one_cpu
     from .pool import EnginePool
     from .replica import EngineReplica
     from .stats import PoolStats, ReplicaStats
@@ -37,6 +37,6 @@ __getattr__, __dir__ = lazy_face(
         "PoolConfig": "config",
         "PoolStats": "stats",
         "ReplicaStats": "stats",
-        "check_leaves_one_cpu": "placement",
+        "check_leaves_one_cpu": "nodes",
     },
 )

@@ -127,14 +127,6 @@ def test_waiting_too_long_says_so(start_pool: Start) -> None:
         start_pool().wait_ready(timeout_s=0)
 
 
-@pytest.mark.parametrize(
-    ("settings", "asked"), [({"num_cpus_per_replica": 64}, "CPU: 64"), ({"num_gpus_per_replica": 512}, "GPU: 512")]
-)
-def test_pool_that_can_never_be_placed_is_refused(start_pool: Start, settings: dict[str, float], asked: str) -> None:
-    with pytest.raises(ConfigError, match=f"{asked}.*room for 0"):
-        start_pool(**settings)
-
-
 def test_close_leaves_no_process_whatever_runs(
     start_pool: Start, gate: Path, is_running: IsRunning, eventually: Eventually
 ) -> None:
