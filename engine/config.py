@@ -121,7 +121,7 @@ class EngineConfig:
         max_num_batched_tokens: Most tokens computed in one step; None for a default of the device.
         block_size: Tokens per KV cache block.
         num_gpu_blocks_override: Number of KV cache blocks, on any device; None to derive it from memory.
-        kv_cache_memory_bytes: Memory of the KV cache; None to derive it from the device.
+        kv_cache_memory_bytes: Memory of the KV cache, of each rank; None to derive it from the device.
         gpu_memory_utilization: Share of a GPU's memory to use.
         enable_prefix_caching: Whether requests share the KV cache of equal prefixes.
         max_logprobs: Most log-probabilities a request may ask for per token; -1 for no limit.

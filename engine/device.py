@@ -57,7 +57,7 @@ class Device:
             index: Which GPU, made the current one; None for the one that is current.
 
         Raises:
-            ConfigError: CUDA was asked for and there is none, or too few.
+            ConfigError: CUDA was asked for and there is none.
         """
         has_cuda = torch.cuda.is_available()
         if name == "cuda" and not has_cuda:
@@ -65,16 +65,23 @@ class Device:
         if name == "cpu" or not has_cuda:
             return cls(torch.device("cpu"), max_num_batched_tokens=2048, overlap_depth=0)
         if index is not None:
-            num_gpus = torch.cuda.device_count()
-            if index >= num_gpus:
-                raise ConfigError(
-                    f"rank {index} finds {num_gpus} GPUs on this host, and every rank needs one of its own; lower "
-                    "tensor_parallel_size or pipeline_parallel_size, or use device='cpu'"
-                )
             torch.cuda.set_device(index)
         device = torch.device("cuda", torch.cuda.current_device())
         is_large = torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU_BYTES
         return cls(device, max_num_batched_tokens=16_384 if is_large else 8192, overlap_depth=1)
+
+    def check_enough(self, num_ranks: int) -> None:
+        """Checks that every one of so many ranks on this host can have a device of its own.
+
+        Raises:
+            ConfigError: There are too few GPUs.
+        """
+        if not self.is_cpu and torch.cuda.device_count() < num_ranks:
+            raise ConfigError(
+                f"tensor_parallel_size x pipeline_parallel_size is {num_ranks}, and this host has "
+                f"{torch.cuda.device_count()} GPUs; lower one of them, use device='cpu', or spread the ranks "
+                "over hosts with Ray"
+            )
 
     def shared_by(self, num_ranks: int) -> Device:
         """Returns the same device, for one of several ranks on its host."""

@@ -192,6 +192,7 @@ def start_ranks(
     place = ParallelContext.of_rank(0, config.tensor_parallel_size, config.pipeline_parallel_size)
     processes = None
     if rendezvous is None:
+        device.check_enough(config.num_ranks)
         rendezvous = Rendezvous.open()
         processes = LocalRanks(config, rendezvous.address)
     team = None

@@ -7,6 +7,7 @@ child, which watches it, ends itself. So no process outlives a `kill -9` of the 
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -18,6 +19,8 @@ from typing import IO
 
 from .config import EngineConfig
 from .errors import EngineDeadError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["LocalRanks", "main"]
 
@@ -95,9 +98,12 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
     try:
         run_worker(config, rank, address, device_index=rank)
-    except Exception:  # noqa: BLE001  # It was logged, and rank 0 knows. What is left of a GPU's work is not waited for.
+    except EngineDeadError:  # Rank 0 knows, and says it.
         os._exit(1)
-    os._exit(0)
+    except Exception:
+        logger.exception("rank %d failed", rank)
+        os._exit(1)
+    os._exit(0)  # Not by the usual way: what is queued on a GPU may wait for ranks that have ended.
 
 
 def _end_with(pipe: IO[bytes]) -> None:

@@ -6,10 +6,8 @@ reports (the first of the last of several stages), it sends the results back.
 
 from __future__ import annotations
 
-import logging
-import pickle
+import contextlib
 from pathlib import Path
-from typing import Any
 
 from .bundled import resolve_model
 from .channel import Channel
@@ -24,8 +22,6 @@ from .rendezvous import Rendezvous, join
 from .runner import ModelRunner
 
 __all__ = ["Worker", "run_worker"]
-
-logger = logging.getLogger(__name__)
 
 SPIN_S = 0.002
 """How long a rank looks for the next plan before it sleeps: rank 0 makes one in less, when it has work."""
@@ -113,11 +109,8 @@ class Worker:
 
 def _report(channel: Channel, rank: int, error: Exception) -> None:
     """Tells rank 0 what went wrong here, if it still listens."""
-    told: Any = error if isinstance(error, MillraceError) else None
-    if told is None:
+    told = error
+    if not isinstance(error, MillraceError):  # It may not pickle.
         told = EngineDeadError(f"rank {rank} failed: {type(error).__name__}: {error}")
-    logger.error("rank %d failed", rank, exc_info=error)
-    try:
-        channel.send(pickle.dumps(told, protocol=5))
-    except EngineDeadError:
-        logger.error("rank 0 has ended too")
+    with contextlib.suppress(EngineDeadError):
+        channel.send_object(told)
