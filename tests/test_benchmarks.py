@@ -191,3 +191,11 @@ def test_a_peer_that_cannot_run_is_skipped_with_its_reason(load: Load, capsys: p
 @pytest.mark.slow
 def test_the_host_overhead_is_measured(bare_environment: dict[str, str]) -> None:
     assert run(bare_environment, "host_overhead.py", "--steps", "3", "--num-seqs", "2")
+
+
+@pytest.mark.slow
+def test_ranks_are_measured(bare_environment: dict[str, str]) -> None:
+    lines = run(bare_environment, "parallel.py", "--steps", "3", "--num-seqs", "2", "--lengths", "4", "3")
+    assert [line["case"] for line in lines] == ["parallel/step"] + ["parallel/throughput"] * 4
+    measured = {"control_path_us", "us_per_sum", "output_tokens_per_s", "skipped"}
+    assert all(measured & line.keys() for line in lines)

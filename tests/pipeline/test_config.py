@@ -46,7 +46,7 @@ def test_a_pool_that_grows_is_refused_and_the_way_out_is_named() -> None:
     [
         ({"concurency": 1}, "no field 'concurency'; did you mean 'concurrency'?"),
         ({"engine_kwargs": {"max_num_sqs": 3}}, "did you mean 'max_num_seqs'?"),
-        ({"engine_kwargs": {"tensor_parallel_size": 2}}, "tensor_parallel_size=2 is not supported"),
+        ({"engine_kwargs": {"data_parallel_size": 2}}, "data_parallel_size=2 is not supported"),
         ({"engine_kwargs": {"model": "elsewhere"}}, "drop one"),
         ({"chat_template_stage": {"enabld": True}}, "did you mean 'enabled'?"),
         ({"tokenize_stage": 3}, "tokenize_stage must be a bool, a dict or a TokenizerStageConfig; got int 3"),
