@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .client import PoolClient
     from .config import PoolConfig
     from .nodes import check_leaves_one_cpu
+    from .placement import Placement
     from .pool import EnginePool
     from .replica import EngineReplica
     from .stats import PoolStats, ReplicaStats
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EnginePool",
     "EngineReplica",
+    "Placement",
     "PoolClient",
     "PoolConfig",
     "PoolStats",
@@ -33,6 +35,7 @@ __getattr__, __dir__ = lazy_face(
     {
         "EnginePool": "pool",
         "EngineReplica": "replica",
+        "Placement": "placement",
         "PoolClient": "client",
         "PoolConfig": "config",
         "PoolStats": "stats",

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..engine.errors import ConfigError
-from .engine_thread import Engine
 from .placement import Placement
-from .replica import build_engine
+from .ranks import EngineFactory, RankMain, build_engine, run_rank
 
 DEFAULT_REQUESTS_PER_REPLICA = 256
 
@@ -42,8 +40,8 @@ class PoolConfig:
         requests_per_replica: Requests on board of each replica beyond which a growing pool starts another one; None for
             the engine's `max_num_seqs`.
         scale_down_delay_s: Seconds that a replica must have been one too many before it is drained.
-        engine_factory: Makes the engine from `engine_kwargs` and the number of ranks that share a node; workers must be
-            able to import it.
+        engine_factory: Makes the engine, in rank 0; workers must be able to import it.
+        rank_main: What the other ranks of a replica run.
     """
 
     engine_kwargs: dict[str, Any]
@@ -61,7 +59,8 @@ class PoolConfig:
     step_timeout_s: float = 600.0
     requests_per_replica: int | None = None
     scale_down_delay_s: float = 30.0
-    engine_factory: Callable[[dict[str, Any], int], Engine] = build_engine
+    engine_factory: EngineFactory = build_engine
+    rank_main: RankMain = run_rank
 
     def __post_init__(self) -> None:
         for name in ("max_attempts", "max_start_failures", "max_deaths_in_a_row"):

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..engine.outputs import RequestOutput
 from ..engine.request import GenerateRequest
 from .engine_thread import Engine, EngineThread, Submission
 from .metrics import Meter
+from .ranks import EngineFactory, RankInfo, RankMain, build_engine, run_rank
 from .watchdog import StepWatchdog
 
 Reference = ray.ObjectRef[Any]
@@ -37,7 +39,9 @@ class ReplicaSettings:
         pool_name: Its pool.
         replica_id: Its name, shown in front of its log lines.
         engine_kwargs: What `engine_factory` takes.
-        engine_factory: Makes the engine.
+        engine_factory: Makes the engine, in rank 0.
+        rank_main: What the other ranks run.
+        num_ranks: Processes of the replica.
         num_sharing: Ranks that share this node's cores.
         step_timeout_s: Seconds a step may take; None for any time.
     """
@@ -45,64 +49,11 @@ class ReplicaSettings:
     pool_name: str
     replica_id: str
     engine_kwargs: dict[str, Any]
-    engine_factory: Callable[[dict[str, Any], int], Engine]
+    engine_factory: EngineFactory = build_engine
+    rank_main: RankMain = run_rank
+    num_ranks: int = 1
     num_sharing: int = 1
     step_timeout_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaInfo:
-    """Where a replica runs.
-
-    Attributes:
-        pid: Its process.
-        node_id: Its Ray node, in hexadecimal.
-    """
-
-    pid: int
-    node_id: str
-
-
-def build_engine(engine_kwargs: dict[str, Any], num_sharing: int = 1) -> Engine:
-    """Builds the engine of this package; torch is loaded here and not before.
-
-    Args:
-        engine_kwargs: Keyword arguments of `EngineConfig.from_kwargs`. Without `num_threads` the engine gets its share
-            of this node's cores.
-        num_sharing: Replicas that share them.
-
-    Returns:
-        The engine with its model loaded.
-    """
-    from ..engine.config import EngineConfig
-    from ..engine.device import num_physical_cores
-    from ..engine.engine import LLMEngine
-
-    settings = dict(engine_kwargs)
-    if settings.get("num_threads") is None:
-        # Not the engine's own default: Ray sets OMP_NUM_THREADS in its workers to the CPUs that it set aside.
-        settings["num_threads"] = share_of_cores(num_physical_cores(), _node_cpus(), num_sharing)
-    return LLMEngine.from_config(EngineConfig.from_kwargs(**settings))
-
-
-def share_of_cores(num_cores: int, num_cpus: float, num_sharing: int) -> int:
-    """Returns the threads of an engine that shares its node with others.
-
-    Threads of an engine wait for each other at every layer: one more than there are free cores, and all of them wait
-    for the scheduler of the operating system instead.
-
-    Args:
-        num_cores: Physical cores of the node.
-        num_cpus: CPUs of the node that Ray may use.
-        num_sharing: Engines on the node.
-    """
-    return max(1, int(min(num_cores, num_cpus)) // num_sharing)
-
-
-def _node_cpus() -> float:
-    node_id = ray.get_runtime_context().get_node_id()
-    cpus: float = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == node_id)
-    return cpus
 
 
 class EngineReplica:
@@ -124,11 +75,8 @@ class EngineReplica:
     def __init__(self, settings: ReplicaSettings) -> None:
         self._settings = settings
         watchdog = StepWatchdog(settings.step_timeout_s) if settings.step_timeout_s else None
-        self._engine = EngineThread(
-            lambda: settings.engine_factory(settings.engine_kwargs, settings.num_sharing),
-            on_fatal=lambda: os._exit(1),
-            watchdog=watchdog,
-        )
+        self._address: Future[str] = Future()
+        self._engine = EngineThread(self._build, on_fatal=lambda: os._exit(1), watchdog=watchdog)
         self._meter = Meter(settings.pool_name, settings.replica_id)
         self._submissions: dict[Reference, set[Submission]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,7 +89,11 @@ class EngineReplica:
     def __repr__(self) -> str:
         return f"EngineReplica({self._settings.replica_id})"
 
-    async def ready(self) -> ReplicaInfo:
+    async def address(self) -> str:
+        """Waits until this rank knows where the others are to come."""
+        return await asyncio.wrap_future(self._address)
+
+    async def ready(self) -> RankInfo:
         """Waits until the model is loaded.
 
         Returns:
@@ -159,7 +111,7 @@ class EngineReplica:
             raise EngineDeadError(f"{type(exc).__name__}: {exc}") from exc
         if not self._tasks:
             self._keep(self._publish())
-        return ReplicaInfo(os.getpid(), ray.get_runtime_context().get_node_id())
+        return RankInfo(os.getpid(), ray.get_runtime_context().get_node_id())
 
     @ray.method(num_returns="streaming")
     async def generate(
@@ -239,6 +191,11 @@ class EngineReplica:
     async def close(self) -> None:
         """Drops what is unfinished and frees what the engine holds; the process stays until it is killed."""
         await asyncio.wrap_future(self._engine.close())
+
+    def _build(self) -> Engine:
+        settings = self._settings
+        announce = self._address.set_result if settings.num_ranks > 1 else None
+        return settings.engine_factory(settings.engine_kwargs, settings.num_sharing, announce)
 
     async def _engine_stats(self) -> Any:
         return await asyncio.wrap_future(self._engine.ask(lambda engine: engine.stats()))

@@ -16,8 +16,10 @@ from ..engine.errors import EngineDeadError
 from .config import PoolConfig
 from .nodes import is_alive, ranks_per_node
 from .placement import rank_options, release, reserve
-from .replica import EngineReplica, ReplicaInfo, ReplicaSettings
+from .ranks import RankInfo
+from .replica import EngineReplica, ReplicaSettings
 from .stats import ReplicaState, ReplicaStats
+from .worker import EngineWorker
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class Slot:
     is_leaving: bool = False
     up_order: int = 0
     actors: list[Any] = field(default_factory=list)
-    infos: list[ReplicaInfo] = field(default_factory=list)
+    infos: list[RankInfo] = field(default_factory=list)
     _group: PlacementGroup | None = None
 
     @property
@@ -102,7 +104,7 @@ class Slot:
         self.state = "starting"
         try:
             self.actors = self._create(self._group)
-            self.infos = await asyncio.gather(*(actor.ready.remote() for actor in self.actors))
+            self.infos = await self._load()
         except RayTaskError as exc:
             raise exc.cause from None
         except RayError as exc:
@@ -145,12 +147,49 @@ class Slot:
             replica_id=self.replica_id,
             engine_kwargs=config.engine_kwargs,
             engine_factory=config.engine_factory,
+            rank_main=config.rank_main,
+            num_ranks=config.num_ranks,
             num_sharing=ranks_per_node(config),
             step_timeout_s=config.step_timeout_s,
         )
         replica: Any = ray.remote(EngineReplica)
-        options = {"runtime_env": config.runtime_env, "max_concurrency": MAX_CALLS}
-        return [replica.options(**options, **rank_options(group, config.placement, 0)).remote(settings)]
+        worker: Any = ray.remote(EngineWorker)
+        options = [
+            {"runtime_env": config.runtime_env, "max_concurrency": MAX_CALLS}
+            | rank_options(group, config.placement, rank)
+            for rank in range(config.num_ranks)
+        ]
+        workers = [worker.options(**options[rank]).remote(settings, rank) for rank in range(1, config.num_ranks)]
+        return [replica.options(**options[0]).remote(settings), *workers]
+
+    async def _load(self) -> list[RankInfo]:
+        """Brings the ranks together and waits until all have loaded their part, or one has failed."""
+        replica, *workers = self.actors
+        ready = _begin(replica.ready)
+        if not workers:
+            return [await ready]
+        address = _begin(replica.address)
+        await asyncio.wait([ready, address], return_when=asyncio.FIRST_COMPLETED)
+        runs = [_begin(worker.run, await address) for worker in workers] if address.done() else []
+        await asyncio.wait([ready, *runs], return_when=asyncio.FIRST_COMPLETED)
+        if not ready.done():
+            # A rank has ended. Rank 0 hears of it too, and may know more of the reason.
+            await asyncio.wait([ready], timeout=CLOSE_TIMEOUT_S)
+        for ended in [ready, *runs]:
+            if ended.done() and (error := ended.exception()):
+                raise error
+        return [await ready, *await asyncio.gather(*(worker.where.remote() for worker in workers))]
+
+
+def _begin(method: Any, *args: Any) -> asyncio.Task[Any]:
+    """Calls an actor. The call may outlast the interest in it: it ends with the actor at the latest."""
+
+    async def call() -> Any:
+        return await method.remote(*args)
+
+    task = asyncio.create_task(call())
+    task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+    return task
 
 
 async def _death(actor: Any) -> str:
