@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 CLOSE_TIMEOUT_S = 30.0
 """Seconds after which a supervisor that does not close is killed: several times what it gives a replica."""
 
+MAX_JOINS = 10
+"""Times that a pool is started over because the one of that name just ends."""
+
 ENGINE_FIELDS = (
     "engine_kwargs",
     "engine_factory",
@@ -59,9 +62,10 @@ class EnginePool:
     def __init__(self, name: str, supervisor: Any) -> None:
         self.name = name
         self._supervisor = supervisor
-        self._is_closed = False
+        self._is_closed = threading.Event()
         # A callback rather than a thread that waits: it holds up no end of the driver.
-        supervisor.presence.remote().future().add_done_callback(functools.partial(_after_death, name))
+        after_death = functools.partial(_after_death, name, self._is_closed)
+        supervisor.presence.remote().future().add_done_callback(after_death)
 
     @classmethod
     def start(cls, config: PoolConfig) -> Self:
@@ -103,12 +107,13 @@ class EnginePool:
             "scheduling_strategy": here,
         }
         actor_class: Any = ray.remote(Supervisor)
-        while True:
+        for _ in range(MAX_JOINS):
             supervisor = actor_class.options(**options).remote(name, config)
             with contextlib.suppress(RayActorError):
                 if ray.get(supervisor.join.remote(config)):
                     return cls(name, supervisor)
                 ray.get(supervisor.presence.remote())  # It closes: another one can have the name once it is gone.
+        raise EngineDeadError(f"pool {name!r}: its supervisor does not stay; Ray's log of actor {name!r} says why")
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Waits until each replica is ready or was given up.
@@ -152,9 +157,9 @@ class EnginePool:
 
     def close(self) -> None:
         """Gives the pool up; its last user ends all replicas and waits for that. A second call does nothing."""
-        if self._is_closed or not ray.is_initialized():
+        if self._is_closed.is_set() or not ray.is_initialized():
             return
-        self._is_closed = True
+        self._is_closed.set()
         with contextlib.suppress(RayActorError):
             if ray.get(self._supervisor.leave.remote()):
                 self._end()
@@ -196,9 +201,9 @@ def _engine_digest(config: PoolConfig) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _after_death(pool_name: str, presence: Future[None]) -> None:
+def _after_death(pool_name: str, is_closed: threading.Event, presence: Future[None]) -> None:
     """Cleans up after a supervisor that was killed. Ray calls this on a thread of its own, where it must not wait."""
-    if isinstance(presence.exception(), RayActorError):
+    if not is_closed.is_set() and isinstance(presence.exception(), RayActorError):
         threading.Thread(target=_reclaim, args=[pool_name], name=f"reclaim-{pool_name}", daemon=True).start()
 
 

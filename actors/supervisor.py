@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Coroutine, Sequence
@@ -36,6 +37,9 @@ LOOK_ROUND_S = 0.5
 
 NO_ROOM_RETRY_S = 30.0
 """Seconds before a cluster that had no room for a replica is asked again."""
+
+LOSS_TIMEOUT_S = 60.0
+"""Seconds in which the supervisor must have heard of a death that a client reports."""
 
 LAST_SECONDS_S = 5.0
 """Of the time a node has left, what is kept for handing back."""
@@ -153,7 +157,10 @@ class Supervisor:
         Returns:
             Whether a request may be to blame.
         """
-        await self._roster.until(lambda: not any(s.is_up and s.replica_id == replica_id for s in self._roster.slots))
+        try:
+            await asyncio.wait_for(self._roster.until(lambda: not self._is_up(replica_id)), LOSS_TIMEOUT_S)
+        except TimeoutError:  # It is up, and out of reach of that client alone.
+            return "left"
         loss: Loss = "left" if replica_id in self._left else "died"
         if num_finished:
             self._barren.clear()
@@ -173,6 +180,9 @@ class Supervisor:
         await asyncio.gather(*(slot.close() for slot in self._roster.slots))
         await self._roster.tell()
 
+    def _is_up(self, replica_id: str) -> bool:
+        return any(slot.is_up and slot.replica_id == replica_id for slot in self._roster.slots)
+
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
@@ -185,7 +195,7 @@ class Supervisor:
 
     async def _grow(self, size: int) -> None:
         taken = {slot.index for slot in self._roster.slots}
-        free = (index for index in range(self._high) if index not in taken)
+        free = (index for index in itertools.count() if index not in taken)
         for _ in range(size - sum(not slot.is_leaving for slot in self._roster.slots)):
             slot = Slot(self._name, self._config, next(free))
             self._roster.slots.append(slot)
