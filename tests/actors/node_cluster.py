@@ -15,8 +15,9 @@ class Nodes:
         self._cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False}, shutdown_at_exit=False
         )
-        self.nodes = [self.add() for _ in range(count)]
+        # Before there are other nodes: the driver takes any that is on its machine, and must not die with one of them.
         ray.init(address=self._cluster.address, log_to_driver=False, logging_level="ERROR")
+        self.nodes = [self.add() for _ in range(count)]
         self._cluster.wait_for_nodes()
 
     @property
