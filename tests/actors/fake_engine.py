@@ -31,7 +31,7 @@ class FakeEngine:
 
     Args:
         engine_kwargs: `starts`: file that gets a line per start. `fail_start`: kind of failure. `num_failing_starts`:
-            how many starts fail that way.
+            how many starts fail that way. `fail_rank`: whether the other ranks refuse to load.
     """
 
     def __init__(
@@ -39,6 +39,8 @@ class FakeEngine:
     ) -> None:
         if announce is not None:
             announce("nowhere")
+        if engine_kwargs.get("fail_rank"):
+            threading.Event().wait()  # for the other ranks
         self._num_steps_left: dict[str, int] = {}
         self._requests: dict[str, GenerateRequest] = {}
         self._thread = threading.current_thread()
@@ -122,6 +124,8 @@ class FakeEngine:
 def run_rank(engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str) -> None:
     """A rank that is there and has nothing to do."""
     assert rank and address == "nowhere"
+    if engine_kwargs.get("fail_rank"):
+        raise ConfigError(f"rank {rank} has no such device")
     threading.Event().wait()
 
 

@@ -114,6 +114,13 @@ def test_error_of_the_user_is_raised_as_it_is_and_not_tried_again(start_pool: St
         next(PoolClient(pool.name).generate(requests("steps 1", 1)))
 
 
+def test_rank_that_cannot_load_says_why_and_the_replica_is_not_tried_again(start_pool: Start) -> None:
+    pool = start_pool(engine_kwargs={"tensor_parallel_size": 2, "fail_rank": True})
+    with pytest.raises(ConfigError, match="rank 1 has no such device"):
+        pool.wait_ready()
+    assert [replica.pids for replica in pool.stats().replicas] == [()]
+
+
 def test_start_that_fails_at_first_is_tried_again(start_pool: Start, tmp_path: Path) -> None:
     starts = tmp_path / "starts"
     pool = start_pool(engine_kwargs={"starts": str(starts), "fail_start": "error", "num_failing_starts": 2})

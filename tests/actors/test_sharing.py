@@ -52,7 +52,9 @@ def num_cached(pools: Pools, model: Path, num_replicas: int) -> int:
     """Runs rows of 20 beginnings, one after the other in turn, and returns how many prompt tokens were in the cache."""
     from millrace.actors.ranks import build_engine
 
+    # Room for all beginnings at once: what is looked for is not lost for want of it.
     kwargs = {"model": str(model), "dtype": "float32", "max_num_seqs": 8, "num_threads": 1}
+    kwargs["num_gpu_blocks_override"] = 1200
     pool = pools(engine_kwargs=kwargs, engine_factory=build_engine, num_replicas=num_replicas)
     pool.wait_ready()
     params = SamplingParams(max_tokens=2, temperature=0, ignore_eos=True)
