@@ -16,7 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util import placement_group, placement_group_table, remove_placement_group
+
+# The public functions start a new Ray where there is none any more. A driver that reclaims may be ending at that moment.
+from ray._private.state import state as ray_state
+from ray._private.worker import global_worker
+from ray._raylet import PlacementGroupID
+from ray.util import placement_group, remove_placement_group
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -154,14 +159,14 @@ def reclaim(pool_name: str) -> list[str]:
     Returns:
         Names of the groups that were there.
     """
-    left = [
-        entry["name"]
-        for entry in placement_group_table().values()
+    left = {
+        entry["name"]: entry["placement_group_id"]
+        for entry in ray_state.placement_group_table().values()
         if entry["name"].startswith(f"{pool_name}/") and entry["state"] != "REMOVED"
-    ]
-    for name in left:
-        release(ray.util.get_placement_group(name))
-    return left
+    }
+    for group_id in left.values():
+        global_worker.core_worker.remove_placement_group(PlacementGroupID(bytes.fromhex(group_id)))
+    return list(left)
 
 
 def rank_options(group: PlacementGroup, placement: Placement, rank: int) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class EnginePool:
     @classmethod
     def _join(cls, name: str, config: PoolConfig) -> Self:
         # On the driver's node: the pool cannot outlive the driver anyway, and must not go with any other node.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: dict[str, Any] = {
             "name": name,
             "namespace": NAMESPACE,
