@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-# The public functions start a new Ray where there is none any more. A driver that reclaims may be ending at that moment.
+# The public functions start a new Ray where there is none any more, and a driver that reclaims may just be ending.
 from ray._private.state import state as ray_state
 from ray._private.worker import global_worker
 from ray._raylet import PlacementGroupID
