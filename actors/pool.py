@@ -97,7 +97,7 @@ class EnginePool:
     @classmethod
     def _join(cls, name: str, config: PoolConfig) -> Self:
         # On the driver's node: the pool cannot outlive the driver anyway, and must not go with any other node.
-        # Not softly: seen with Ray 2.60, a supervisor that was softly placed here stood on another node, and died with it.
+        # Not softly: with Ray 2.60, a supervisor softly placed here was seen on another node, and died with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: dict[str, Any] = {
             "name": name,
