@@ -13,7 +13,8 @@ from .._lazy import lazy_face
 if TYPE_CHECKING:
     from .client import PoolClient
     from .config import PoolConfig
-    from .placement import check_leaves_one_cpu
+    from .nodes import check_leaves_one_cpu
+    from .placement import Placement
     from .pool import EnginePool
     from .replica import EngineReplica
     from .stats import PoolStats, ReplicaStats
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EnginePool",
     "EngineReplica",
+    "Placement",
     "PoolClient",
     "PoolConfig",
     "PoolStats",
@@ -33,10 +35,11 @@ __getattr__, __dir__ = lazy_face(
     {
         "EnginePool": "pool",
         "EngineReplica": "replica",
+        "Placement": "placement",
         "PoolClient": "client",
         "PoolConfig": "config",
         "PoolStats": "stats",
         "ReplicaStats": "stats",
-        "check_leaves_one_cpu": "placement",
+        "check_leaves_one_cpu": "nodes",
     },
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..engine.errors import ConfigError
-from .engine_thread import Engine
-from .replica import build_engine
+from .placement import Placement
+from .ranks import EngineFactory, RankMain, build_engine, run_rank
+
+DEFAULT_REQUESTS_PER_REPLICA = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,38 +18,113 @@ class PoolConfig:
 
     Attributes:
         engine_kwargs: Keyword arguments of the engine, the model among them.
-        num_replicas: Engines to keep alive, each in a process of its own.
+        num_replicas: Engines to keep alive, each in processes of its own; (min, max) lets the pool grow and shrink with
+            its work.
         num_cpus_per_replica: CPUs that Ray sets aside for a replica: any share, also 0. It only places the replica; how
             many threads its engine has is said by `num_threads` in `engine_kwargs`, and without it the replicas of a
             node share its cores.
-        num_gpus_per_replica: GPUs that Ray sets aside for a replica.
-        accelerator_type: Kind of accelerator its node must have, as Ray names it; None for any.
+        num_gpus_per_replica: GPUs that Ray sets aside for a replica, all its ranks together.
+        accelerator_type: Kind of accelerator its nodes must have, as Ray names it; None for any.
+        placement_group_config: What each rank takes and how ranks are spread over nodes, as in Ray Data LLM; None for
+            the CPUs and GPUs above in even shares, on one node if one is large enough. Given, it replaces them.
+        placement_timeout_s: Seconds that a replica waits for room.
         runtime_env: Ray runtime environment of the replicas; None for the job's own.
-        max_attempts: Replicas that may die with a request on board before that request is given up.
+        max_attempts: Deaths of replicas after which a request is given up, if it was alone on board at the last one.
         max_start_failures: Starts of a replica that may fail in a row before it is given up. An error in what the user
             gave (a `UserError`) fails every time and is never tried again.
+        max_deaths_in_a_row: Replicas that may die one after the other with no request finished anywhere between them,
+            before the pool is given up.
         start_backoff_s: Seconds before a failed start is tried again; they double with each failure in a row.
-        engine_factory: Makes the engine from `engine_kwargs` and the number of replicas that share a node; workers must
-            be able to import it.
+        step_timeout_s: Seconds a step may take. A replica that is stuck in one longer writes its stacks to its log and
+            dies.
+        requests_per_replica: Requests on board of each replica beyond which a growing pool starts another one; None for
+            the engine's `max_num_seqs`.
+        scale_down_delay_s: Seconds that a replica must have been one too many before it is drained.
+        engine_factory: Makes the engine, in rank 0; workers must be able to import it.
+        rank_main: What the other ranks of a replica run.
     """
 
     engine_kwargs: dict[str, Any]
-    num_replicas: int = 1
+    num_replicas: int | tuple[int, int] = 1
     num_cpus_per_replica: float = 1.0
     num_gpus_per_replica: float = 0.0
     accelerator_type: str | None = None
+    placement_group_config: dict[str, Any] | None = None
+    placement_timeout_s: float = 30.0
     runtime_env: dict[str, Any] | None = None
-    max_attempts: int = 4
+    max_attempts: int = 2
     max_start_failures: int = 3
+    max_deaths_in_a_row: int = 10
     start_backoff_s: float = 1.0
-    engine_factory: Callable[[dict[str, Any], int], Engine] = build_engine
+    step_timeout_s: float = 600.0
+    requests_per_replica: int | None = None
+    scale_down_delay_s: float = 30.0
+    engine_factory: EngineFactory = build_engine
+    rank_main: RankMain = run_rank
 
     def __post_init__(self) -> None:
-        for name in ("num_replicas", "max_attempts", "max_start_failures"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be an integer of at least 1; got {value!r}")
-        for name in ("num_cpus_per_replica", "num_gpus_per_replica", "start_backoff_s"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-                raise ConfigError(f"{name} must be a number of at least 0; got {value!r}")
+        for name in ("max_attempts", "max_start_failures", "max_deaths_in_a_row"):
+            _check_count(name, getattr(self, name))
+        if self.requests_per_replica is not None:
+            _check_count("requests_per_replica", self.requests_per_replica)
+        for name in ("num_cpus_per_replica", "num_gpus_per_replica", "start_backoff_s", "scale_down_delay_s"):
+            _check_number(name, getattr(self, name))
+        for name in ("placement_timeout_s", "step_timeout_s"):
+            _check_number(name, getattr(self, name))
+            if not getattr(self, name):
+                raise ConfigError(f"{name} must be a number of more than 0; got 0")
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            _check_count(name, self.engine_kwargs.get(name, 1))
+        self._check_size()
+        _ = self.placement
+
+    @property
+    def min_replicas(self) -> int:
+        """The fewest replicas."""
+        return self.num_replicas if isinstance(self.num_replicas, int) else self.num_replicas[0]
+
+    @property
+    def max_replicas(self) -> int:
+        """The most replicas."""
+        return self.num_replicas if isinstance(self.num_replicas, int) else self.num_replicas[1]
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes of one replica."""
+        kwargs = self.engine_kwargs
+        return int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
+
+    @property
+    def placement(self) -> Placement:
+        """What Ray sets aside for one replica."""
+        if self.placement_group_config is not None:
+            return Placement.read(self.placement_group_config, self.num_ranks).on(self.accelerator_type)
+        resources = {"CPU": self.num_cpus_per_replica, "GPU": self.num_gpus_per_replica}
+        return Placement.even(resources, self.num_ranks, self.accelerator_type)
+
+    @property
+    def places(self) -> int:
+        """Requests that keep a replica full."""
+        return self.requests_per_replica or self.engine_kwargs.get("max_num_seqs") or DEFAULT_REQUESTS_PER_REPLICA
+
+    def _check_size(self) -> None:
+        size = self.num_replicas
+        if not isinstance(size, tuple):
+            _check_count("num_replicas", size)
+            return
+        if len(size) != 2 or any(not _is_count(one) for one in size) or size[0] > size[1]:
+            raise ConfigError(f"num_replicas must be an integer of at least 1, or (min, max) of them; got {size!r}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not _is_count(value):
+        raise ConfigError(f"{name} must be an integer of at least 1; got {value!r}")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise ConfigError(f"{name} must be a number of at least 0; got {value!r}")

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 from ..engine.errors import UserError
 from ..engine.outputs import RequestOutput
 from ..engine.request import GenerateRequest
+from .watchdog import StepWatchdog
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +70,18 @@ class EngineThread:
     Args:
         build: Makes the engine. It runs on the thread.
         on_fatal: Called on the thread when the engine itself fails, after the traceback was logged.
+        watchdog: Told of each step, and of the time without one; None for none.
 
     Attributes:
         loaded: Resolves when the engine is built; holds the exception if that failed.
     """
 
-    def __init__(self, build: Callable[[], Engine], on_fatal: Callable[[], None]) -> None:
+    def __init__(
+        self, build: Callable[[], Engine], on_fatal: Callable[[], None], watchdog: StepWatchdog | None = None
+    ) -> None:
         self._build = build
         self._on_fatal = on_fatal
+        self._watchdog = watchdog
         self._inbox: queue.SimpleQueue[Callable[[Engine], None]] = queue.SimpleQueue()
         self._owners: dict[str, Submission] = {}
         self._held_back: list[tuple[Submission, GenerateRequest]] = []
@@ -139,7 +144,11 @@ class EngineThread:
             while not self._is_closing:
                 self._take_in(engine)
                 if not self._is_closing and engine.has_unfinished_requests():
+                    if self._watchdog:
+                        self._watchdog.before_step()
                     self._hand_out(engine, engine.step())
+            if self._watchdog:
+                self._watchdog.stop()
         except BaseException:
             logger.critical("the engine failed: its process ends and its requests go elsewhere", exc_info=True)
             self._on_fatal()
@@ -147,6 +156,8 @@ class EngineThread:
     def _take_in(self, engine: Engine) -> None:
         """Empties the inbox; waits for a message only if the engine has nothing to do."""
         if not engine.has_unfinished_requests():
+            if self._watchdog:
+                self._watchdog.stop()
             self._inbox.get()(engine)
         while not self._is_closing:
             try:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,63 +21,39 @@ from ..engine.errors import EngineDeadError, MillraceError
 from ..engine.outputs import RequestOutput
 from ..engine.request import GenerateRequest
 from .engine_thread import Engine, EngineThread, Submission
+from .metrics import Meter
+from .ranks import EngineFactory, RankInfo, RankMain, build_engine, run_rank
+from .watchdog import StepWatchdog
 
 Reference = ray.ObjectRef[Any]
 
+METRICS_INTERVAL_S = 5.0
+"""Seconds between two publications of a replica's figures."""
 
-@dataclass(frozen=True, slots=True)
-class ReplicaInfo:
-    """Where a replica runs.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaSettings:
+    """What a replica is made from; it pickles.
 
     Attributes:
-        pid: Its process.
-        node_id: Its Ray node, in hexadecimal.
+        pool_name: Its pool.
+        replica_id: Its name, shown in front of its log lines.
+        engine_kwargs: What `engine_factory` takes.
+        engine_factory: Makes the engine, in rank 0.
+        rank_main: What the other ranks run.
+        num_ranks: Processes of the replica.
+        num_sharing: Ranks that share this node's cores.
+        step_timeout_s: Seconds a step may take; None for any time.
     """
 
-    pid: int
-    node_id: str
-
-
-def build_engine(engine_kwargs: dict[str, Any], num_sharing: int = 1) -> Engine:
-    """Builds the engine of this package; torch is loaded here and not before.
-
-    Args:
-        engine_kwargs: Keyword arguments of `EngineConfig.from_kwargs`. Without `num_threads` the engine gets its share
-            of this node's cores.
-        num_sharing: Replicas that share them.
-
-    Returns:
-        The engine with its model loaded.
-    """
-    from ..engine.config import EngineConfig
-    from ..engine.device import num_physical_cores
-    from ..engine.engine import LLMEngine
-
-    settings = dict(engine_kwargs)
-    if settings.get("num_threads") is None:
-        # Not the engine's own default: Ray sets OMP_NUM_THREADS in its workers to the CPUs that it set aside.
-        settings["num_threads"] = share_of_cores(num_physical_cores(), _node_cpus(), num_sharing)
-    return LLMEngine.from_config(EngineConfig.from_kwargs(**settings))
-
-
-def share_of_cores(num_cores: int, num_cpus: float, num_sharing: int) -> int:
-    """Returns the threads of an engine that shares its node with others.
-
-    Threads of an engine wait for each other at every layer: one more than there are free cores, and all of them wait
-    for the scheduler of the operating system instead.
-
-    Args:
-        num_cores: Physical cores of the node.
-        num_cpus: CPUs of the node that Ray may use.
-        num_sharing: Engines on the node.
-    """
-    return max(1, int(min(num_cores, num_cpus)) // num_sharing)
-
-
-def _node_cpus() -> float:
-    node_id = ray.get_runtime_context().get_node_id()
-    cpus: float = next(node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == node_id)
-    return cpus
+    pool_name: str
+    replica_id: str
+    engine_kwargs: dict[str, Any]
+    engine_factory: EngineFactory = build_engine
+    rank_main: RankMain = run_rank
+    num_ranks: int = 1
+    num_sharing: int = 1
+    step_timeout_s: float | None = None
 
 
 class EngineReplica:
@@ -85,29 +62,38 @@ class EngineReplica:
     The model loads after construction, on the engine's thread; `ready` says how that went. When the engine itself
     fails, the process ends: its supervisor starts another one.
 
+        open -> draining -> open         the drain ends with `resume`
+        open -> draining -> (killed)     the supervisor ends the process when nothing is on board
+
+    While it drains it hands new calls back: their streams end at once, with their requests unfinished, and the client
+    takes these elsewhere. Calls in quarantine are the exception: they run while nothing else does.
+
     Args:
-        replica_id: Its name, shown in front of its log lines.
-        engine_kwargs: What `engine_factory` takes.
-        engine_factory: Makes the engine.
-        num_sharing: Replicas that share this node's cores.
+        settings: What it is made from.
     """
 
-    def __init__(
-        self,
-        replica_id: str,
-        engine_kwargs: dict[str, Any],
-        engine_factory: Callable[[dict[str, Any], int], Engine] = build_engine,
-        num_sharing: int = 1,
-    ) -> None:
-        self._replica_id = replica_id
-        self._engine = EngineThread(lambda: engine_factory(engine_kwargs, num_sharing), on_fatal=lambda: os._exit(1))
+    def __init__(self, settings: ReplicaSettings) -> None:
+        self._settings = settings
+        watchdog = StepWatchdog(settings.step_timeout_s) if settings.step_timeout_s else None
+        self._address: Future[str] = Future()
+        self._engine = EngineThread(self._build, on_fatal=lambda: os._exit(1), watchdog=watchdog)
+        self._meter = Meter(settings.pool_name, settings.replica_id)
         self._submissions: dict[Reference, set[Submission]] = {}
-        self._watchers: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[Submission] = set()
+        self._num_on_board = 0
+        self._is_draining = False
+        self._hands_back = False
+        self._emptied = asyncio.Event()
 
     def __repr__(self) -> str:
-        return f"EngineReplica({self._replica_id})"
+        return f"EngineReplica({self._settings.replica_id})"
 
-    async def ready(self) -> ReplicaInfo:
+    async def address(self) -> str:
+        """Waits until this rank knows where the others are to come."""
+        return await asyncio.wrap_future(self._address)
+
+    async def ready(self) -> RankInfo:
         """Waits until the model is loaded.
 
         Returns:
@@ -123,11 +109,13 @@ class EngineReplica:
             raise
         except Exception as exc:
             raise EngineDeadError(f"{type(exc).__name__}: {exc}") from exc
-        return ReplicaInfo(os.getpid(), ray.get_runtime_context().get_node_id())
+        if not self._tasks:
+            self._keep(self._publish())
+        return RankInfo(os.getpid(), ray.get_runtime_context().get_node_id())
 
     @ray.method(num_returns="streaming")
     async def generate(
-        self, requests: list[GenerateRequest], caller: Sequence[Reference] = ()
+        self, requests: list[GenerateRequest], caller: Sequence[Reference] = (), in_quarantine: bool = False
     ) -> AsyncIterator[list[RequestOutput]]:
         """Runs requests and yields them as they finish.
 
@@ -135,10 +123,14 @@ class EngineReplica:
             requests: Requests with different ids. One that the engine refuses comes back with an error.
             caller: At most one reference that is never resolved and that the caller owns (in a list: Ray waits for a
                 bare one). When its owner dies, what is unfinished is dropped. Without it, only cancelling drops it.
+            in_quarantine: Whether the caller has this replica for itself.
 
         Yields:
-            Whatever finished since the last time, at least one output.
+            Whatever finished since the last time, at least one output. A stream that ends before the last request hands
+            the rest back.
         """
+        if self._is_draining and not in_quarantine:
+            return
         arrived: asyncio.Queue[list[RequestOutput]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -146,23 +138,51 @@ class EngineReplica:
             loop.call_soon_threadsafe(arrived.put_nowait, outputs)
 
         submission = self._engine.submit(requests, deliver)
+        num_left = len(requests)
+        self._board(caller, submission, num_left)
         try:
-            self._watch(caller, submission)
-            num_left = len(requests)
-            while num_left and self._is_there(caller):
+            while num_left and self._goes_on(caller):
                 chunk = await arrived.get()
                 while not arrived.empty():
                     chunk += arrived.get_nowait()
                 num_left -= len(chunk)
+                self._num_on_board -= len(chunk)
                 if chunk:
                     yield chunk
         finally:
             self._engine.abort(submission)
-            self._unwatch(caller, submission)
+            self._leave(caller, submission, num_left)
 
-    async def stats(self) -> Any:
-        """Returns the engine's counters, read between two steps."""
-        return await asyncio.wrap_future(self._engine.ask(lambda engine: engine.stats()))
+    async def drain(self, timeout_s: float | None = None) -> None:
+        """Takes in nothing more and returns when nothing is on board.
+
+        Args:
+            timeout_s: Seconds after which what is unfinished is handed back; None for as long as it takes.
+        """
+        self._is_draining = True
+        if not self._open:
+            return
+        self._emptied.clear()
+        try:
+            await asyncio.wait_for(self._emptied.wait(), timeout_s)
+        except TimeoutError:
+            self._hands_back = True
+            for submission in self._open:
+                submission.deliver([])
+            await self._emptied.wait()
+
+    async def resume(self) -> None:
+        """Takes in requests again."""
+        self._is_draining = self._hands_back = False
+
+    async def load(self) -> int:
+        """Returns how many requests are on board."""
+        return self._num_on_board
+
+    async def stats(self) -> tuple[Any, dict[str, float]]:
+        """Returns the engine's counters, read between two steps, and the figures that follow from them."""
+        stats = await self._engine_stats()
+        return stats, self._meter.read(stats)
 
     async def until_death(self) -> None:
         """Never returns: the call fails when this process dies, which is how the supervisor learns of it."""
@@ -172,21 +192,44 @@ class EngineReplica:
         """Drops what is unfinished and frees what the engine holds; the process stays until it is killed."""
         await asyncio.wrap_future(self._engine.close())
 
-    def _watch(self, caller: Sequence[Reference], submission: Submission) -> None:
+    def _build(self) -> Engine:
+        settings = self._settings
+        announce = self._address.set_result if settings.num_ranks > 1 else None
+        return settings.engine_factory(settings.engine_kwargs, settings.num_sharing, announce)
+
+    async def _engine_stats(self) -> Any:
+        return await asyncio.wrap_future(self._engine.ask(lambda engine: engine.stats()))
+
+    async def _publish(self) -> None:
+        while True:
+            self._meter.publish(await self._engine_stats())
+            await asyncio.sleep(METRICS_INTERVAL_S)
+
+    def _board(self, caller: Sequence[Reference], submission: Submission, count: int) -> None:
+        self._open.add(submission)
+        self._num_on_board += count
         for presence in caller:
             if presence not in self._submissions:
                 self._submissions[presence] = set()
-                task = asyncio.create_task(self._abort_after(presence))
-                self._watchers.add(task)
-                task.add_done_callback(self._watchers.discard)
+                self._keep(self._abort_after(presence))
             self._submissions[presence].add(submission)
 
-    def _is_there(self, caller: Sequence[Reference]) -> bool:
-        return all(presence in self._submissions for presence in caller)
+    def _goes_on(self, caller: Sequence[Reference]) -> bool:
+        return not self._hands_back and all(presence in self._submissions for presence in caller)
 
-    def _unwatch(self, caller: Sequence[Reference], submission: Submission) -> None:
+    def _leave(self, caller: Sequence[Reference], submission: Submission, num_left: int) -> None:
+        self._num_on_board -= num_left
         for presence in caller:
             self._submissions.get(presence, set()).discard(submission)
+        self._open.discard(submission)
+        if not self._open:
+            self._emptied.set()
+
+    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Starts a task and holds on to it: asyncio itself would not."""
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _abort_after(self, presence: Reference) -> None:
         """Waits for the end of a caller, one watch for all its calls, and drops what it has left here."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .._lazy import lazy_face
-from .openmp import shorten_spinning
+from .env import shorten_spinning
 
 if TYPE_CHECKING:
     from .bundled import resolve_model

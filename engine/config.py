@@ -29,7 +29,13 @@ CHOICES: dict[str, dict[Any, Any]] = {
     "generation_config": {"auto": "auto", "vllm": "vllm"},
     "quantization": {None: None, "fp8": "fp8", "int8": "int8"},
     "kv_cache_dtype": {"auto": "auto", "fp8": "fp8", "fp8_e4m3": "fp8"},
-    "load_format": {"auto": "auto", "safetensors": "auto", "pt": "auto", "dummy": "dummy"},
+    "load_format": {
+        "auto": "auto",
+        "safetensors": "auto",
+        "pt": "auto",
+        "dummy": "dummy",
+        "sharded_state": "sharded_state",
+    },
 }
 """Fields with a few values: what may be given, and what it stands for."""
 
@@ -37,14 +43,14 @@ IGNORED: dict[str, tuple[Any, str]] = {
     "swap_space": (0, "preempted requests are recomputed, never swapped"),
     "disable_log_stats": (True, "statistics are returned as data by stats()"),
     "enable_chunked_prefill": (True, "prompts are always prefilled in chunks when they exceed the token budget"),
-    "disable_custom_all_reduce": (True, "this release runs on one device"),
+    "disable_custom_all_reduce": (True, "GPUs add up with NCCL"),
     "compilation_config": (None, "nothing is compiled ahead of the first step"),
     "optimization_level": (None, "nothing is compiled ahead of the first step"),
     "max_seq_len_to_capture": (None, "graphs serve sequences of any length"),
     "use_v2_block_manager": (True, "there is one block manager"),
     "scheduler_reserve_full_isl": (True, "a request always enters only when its whole prompt fits"),
     "tokenizer_mode": ("auto", "the fast tokenizer is used when there is one"),
-    "distributed_executor_backend": (None, "this release runs on one device"),
+    "distributed_executor_backend": (None, "an engine starts its own ranks, a replica on Ray is given them"),
     "async_scheduling": (None, "the overlap of host and device follows the device"),
     "revision": (None, "models are read from a local folder"),
     "tokenizer_revision": (None, "models are read from a local folder"),
@@ -69,8 +75,6 @@ IGNORED: dict[str, tuple[Any, str]] = {
 """Settings of vLLM that change nothing here: the value that is true anyway, and why another one warns."""
 
 ONLY: dict[str, tuple[Any, ...]] = {
-    "tensor_parallel_size": (1,),
-    "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
     "task": ("auto", "generate"),
     "runner": ("auto", "generate"),
@@ -109,13 +113,15 @@ class EngineConfig:
         generation_config: ``"auto"`` takes default sampling parameters from generation_config.json, ``"vllm"`` none.
         dtype: ``"auto"`` (as stored, float32 on a CPU without bfloat16), ``"float32"``, ``"float16"``, ``"bfloat16"``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        tensor_parallel_size: Ranks that share every matrix of a stage; it must divide the model's heads.
+        pipeline_parallel_size: Stages that the layers are cut into. Every rank is a process with a device of its own.
         seed: Seed of the requests that bring none.
         max_model_len: Most tokens of prompt and output together; None for what the model was made for.
         max_num_seqs: Most requests running at once.
         max_num_batched_tokens: Most tokens computed in one step; None for a default of the device.
         block_size: Tokens per KV cache block.
         num_gpu_blocks_override: Number of KV cache blocks, on any device; None to derive it from memory.
-        kv_cache_memory_bytes: Memory of the KV cache; None to derive it from the device.
+        kv_cache_memory_bytes: Memory of the KV cache, of each rank; None to derive it from the device.
         gpu_memory_utilization: Share of a GPU's memory to use.
         enable_prefix_caching: Whether requests share the KV cache of equal prefixes.
         max_logprobs: Most log-probabilities a request may ask for per token; -1 for no limit.
@@ -125,8 +131,10 @@ class EngineConfig:
         deterministic: Compute every token the same to the bit, whatever else is in the batch. Slower.
         enforce_eager: Launch every kernel from the host: no CUDA graphs. A CPU has none anyway.
         cudagraph_capture_sizes: Batch sizes to capture decode graphs for; None for a ladder up to max_num_seqs.
-        load_format: ``"auto"`` reads the checkpoint; ``"dummy"`` makes random weights, for benchmarks.
-        num_threads: Threads of the CPU backend; None for OMP_NUM_THREADS, or else the physical cores it may use.
+        load_format: ``"auto"`` reads the checkpoint; ``"dummy"`` makes random weights, for benchmarks;
+            ``"sharded_state"`` reads what `LLM.save_sharded_state` wrote for the same numbers of ranks.
+        num_threads: Threads of the CPU backend, of each rank; None for OMP_NUM_THREADS, or else the physical cores it
+            may use, shared among the ranks of a host.
         overlap_depth: Steps planned ahead of the one whose tokens are read; None for the device's own (CPU 0, CUDA 1).
     """
 
@@ -138,6 +146,8 @@ class EngineConfig:
     generation_config: str = "auto"
     dtype: str = "auto"
     device: str = "auto"
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
     seed: int = 0
     max_model_len: int | None = None
     max_num_seqs: int = 256
@@ -173,6 +183,12 @@ class EngineConfig:
         if self.hf_overrides is not None and not isinstance(self.hf_overrides, dict):
             raise _wrong("hf_overrides", self.hf_overrides, "a dict of config.json values")
         self._check_sizes()
+        self._check_ranks()
+
+    @property
+    def num_ranks(self) -> int:
+        """Processes that the engine consists of."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> EngineConfig:
@@ -209,8 +225,20 @@ class EngineConfig:
         fields["max_model_len"] = _parse_length(fields.get("max_model_len"))
         return cls(**fields)
 
+    def _check_ranks(self) -> None:
+        if self.deterministic and self.tensor_parallel_size > 2:
+            raise ConfigError(
+                f"deterministic=True with tensor_parallel_size={self.tensor_parallel_size}: a sum of more than "
+                "two parts depends on their order; use at most 2, and pipeline_parallel_size for more ranks"
+            )
+        if self.pipeline_parallel_size > 1 and self.overlap_depth is not None:
+            raise ConfigError(
+                f"overlap_depth={self.overlap_depth} with pipeline_parallel_size={self.pipeline_parallel_size}: the "
+                "steps under way are as many as the stages; leave overlap_depth out"
+            )
+
     def _check_sizes(self) -> None:
-        for name in ("max_num_seqs", "block_size"):
+        for name in ("max_num_seqs", "block_size", "tensor_parallel_size", "pipeline_parallel_size"):
             _check_at_least_one(name, getattr(self, name))
         for name in OPTIONAL_SIZES:
             if getattr(self, name) is not None:

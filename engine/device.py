@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,21 @@ class Device:
         torch_device: Where tensors live.
         max_num_batched_tokens: Tokens per step that fill it.
         overlap_depth: Steps to plan ahead: 1 where the host can run ahead of the device.
+        num_sharing: Ranks of one engine that share the host's cores, and on a CPU its memory.
     """
 
     torch_device: torch.device
     max_num_batched_tokens: int
     overlap_depth: int
+    num_sharing: int = 1
 
     @classmethod
-    def choose(cls, name: str) -> Device:
+    def choose(cls, name: str, index: int | None = None) -> Device:
         """Finds a device.
 
         Args:
             name: ``"auto"`` (CUDA if there is any), ``"cpu"`` or ``"cuda"``.
+            index: Which GPU, made the current one; None for the one that is current.
 
         Raises:
             ConfigError: CUDA was asked for and there is none.
@@ -61,9 +64,33 @@ class Device:
             raise ConfigError("device='cuda', but PyTorch finds no CUDA device; use device='cpu' or 'auto'")
         if name == "cpu" or not has_cuda:
             return cls(torch.device("cpu"), max_num_batched_tokens=2048, overlap_depth=0)
+        if index is not None:
+            torch.cuda.set_device(index)
         device = torch.device("cuda", torch.cuda.current_device())
         is_large = torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU_BYTES
         return cls(device, max_num_batched_tokens=16_384 if is_large else 8192, overlap_depth=1)
+
+    def check_enough(self, num_ranks: int) -> None:
+        """Checks that every one of so many ranks on this host can have a device of its own.
+
+        Raises:
+            ConfigError: There are too few GPUs.
+        """
+        if not self.is_cpu and torch.cuda.device_count() < num_ranks:
+            raise ConfigError(
+                f"tensor_parallel_size x pipeline_parallel_size is {num_ranks}, and this host has "
+                f"{torch.cuda.device_count()} GPUs; lower one of them, use device='cpu', or spread the ranks "
+                "over hosts with Ray"
+            )
+
+    def shared_by(self, num_ranks: int) -> Device:
+        """Returns the same device, for one of several ranks on its host."""
+        return replace(self, num_sharing=num_ranks)
+
+    @property
+    def default_num_threads(self) -> int:
+        """Threads to compute with: this rank's share of the cores."""
+        return max(1, default_num_threads() // self.num_sharing)
 
     @property
     def is_cpu(self) -> bool:
@@ -95,7 +122,8 @@ class Device:
     def free_memory_bytes(self, utilization: float) -> int:
         """Returns the bytes a KV cache may take: on a GPU what is left of its share, on a CPU a share of the host's."""
         if self.is_cpu:
-            return min(MAX_CPU_KV_CACHE_BYTES, int(_available_host_bytes() * CPU_KV_CACHE_SHARE))
+            most = min(MAX_CPU_KV_CACHE_BYTES, int(_available_host_bytes() * CPU_KV_CACHE_SHARE))
+            return most // self.num_sharing
         free, total = torch.cuda.mem_get_info(self.torch_device)
         return int(free - total * (1 - utilization))
 

@@ -12,10 +12,13 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .bundled import resolve_model
+from .capacity import Capacity
 from .config import EngineConfig
-from .device import Device, default_num_threads, keep_freed_memory
+from .device import Device
 from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestError
 from .executor import Executor, InProcessExecutor, StepHandle
 from .generation_config import default_sampling_params, read_generation_config
@@ -28,6 +31,9 @@ from .runner import StepResult
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerCounters, StepPlan
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .rendezvous import Rendezvous
 
 logger = logging.getLogger(__name__)
 
@@ -104,24 +110,22 @@ class LLMEngine:
         self._outputs = OutputBuilder(self.tokenizer)
 
     @classmethod
-    def from_config(cls, config: EngineConfig) -> LLMEngine:
+    def from_config(cls, config: EngineConfig, rendezvous: Rendezvous | None = None) -> LLMEngine:
         """Loads a model and makes its engine.
 
         Args:
             config: Settings.
+            rendezvous: Where the other ranks of a parallel engine come to (`worker.run_worker`); None to start them as
+                processes on this host.
 
         Raises:
             UserError: A setting, the model folder or the tokenizer cannot be used.
+            EngineDeadError: A rank did not come, or has ended.
         """
-        import torch
-
-        from .loading import load_runner
         from .models import load_hf_config
 
-        device = Device.choose(config.device)
-        if device.is_cpu:
-            torch.set_num_threads(config.num_threads or default_num_threads())
-            keep_freed_memory()
+        starts_ranks = config.num_ranks > 1 and rendezvous is None
+        device = Device.choose(config.device, 0 if starts_ranks else None)
         folder = resolve_model(config.model)
         hf_config = load_hf_config(folder, config.hf_overrides)
         tokenizer = None
@@ -129,11 +133,10 @@ class LLMEngine:
             own = folder if config.tokenizer is None else resolve_model(config.tokenizer, "tokenizer")
             tokenizer = Tokenizer(own, config.chat_template)
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
-        runner, capacity = load_runner(config, device, folder, hf_config, num_tokens)
+        executor, capacity, vocab_size = _open_executor(config, device, folder, hf_config, rendezvous)
         generation_config = read_generation_config(folder)
         eos_token_ids = read_eos_token_ids(tokenizer, generation_config, hf_config.to_dict())
         recommended = generation_config if config.generation_config == "auto" else {}
-        vocab_size = runner.model.spec.vocab_size
         return cls(
             config=config,
             tokenizer=tokenizer,
@@ -145,9 +148,10 @@ class LLMEngine:
                 KVCacheManager(capacity.num_blocks, config.block_size, config.enable_prefix_caching),
                 config.max_num_seqs,
                 num_tokens,
+                config.pipeline_parallel_size,
             ),
-            executor=InProcessExecutor(runner),
-            overlap_depth=device.overlap_depth if config.overlap_depth is None else config.overlap_depth,
+            executor=executor,
+            overlap_depth=_overlap_depth(config, device),
         )
 
     def add_request(self, request: GenerateRequest) -> None:
@@ -210,6 +214,23 @@ class LLMEngine:
         """Forgets all cached prefixes; requests that run keep what they hold."""
         self.scheduler.kv_cache.pool.forget_all()
 
+    def save_sharded_state(self, folder: str | Path) -> None:
+        """Writes each rank's part of the weights to files of its own, which start faster than a checkpoint.
+
+        Args:
+            folder: Where to; made if absent. It is then a model folder for `load_format="sharded_state"` and the same
+                numbers of ranks.
+
+        Raises:
+            UserError: The engine has read no checkpoint.
+        """
+        from .sharded_state import copy_model_files
+
+        target = Path(folder).resolve()
+        target.mkdir(parents=True, exist_ok=True)
+        self.executor.save_sharded_state(self.config, target)
+        copy_model_files(resolve_model(self.config.model), target)
+
     def has_unfinished_requests(self) -> bool:
         """Returns whether any request has not given its output yet."""
         return bool(self._groups)
@@ -247,6 +268,8 @@ class LLMEngine:
     def _start(self, plan: StepPlan) -> StepHandle:
         try:
             return self.executor.execute(plan)
+        except EngineDeadError:
+            raise
         except Exception as error:  # noqa: BLE001  # Whatever a model raises must not take the other requests along.
             return FailedStep(error)
 
@@ -255,6 +278,8 @@ class LLMEngine:
         plan, handle = self._in_flight.popleft()
         try:
             result = handle.result()
+        except EngineDeadError:
+            raise
         except Exception as error:  # As above.
             plans = [plan, *(later for later, _ in self._in_flight)]
             self._in_flight.clear()
@@ -277,3 +302,28 @@ class LLMEngine:
         for other in group.sequences:
             self.scheduler.abort(other)
         return [self._outputs.build(group.request, group.sequences)]
+
+
+def _open_executor(
+    config: EngineConfig, device: Device, folder: Path, hf_config: Any, rendezvous: Rendezvous | None
+) -> tuple[Executor, Capacity, int]:
+    """Loads the model, here or on many ranks; returns what runs it, its limits, and the size of its vocabulary."""
+    from .loading import load_runner, prepare_host
+    from .models import describe_model
+
+    vocab_size = describe_model(hf_config).vocab_size
+    if config.num_ranks > 1:
+        from .distributed_executor import start_ranks
+
+        return *start_ranks(config, device, folder, hf_config, rendezvous), vocab_size
+    prepare_host(config, device)
+    num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
+    runner, capacity = load_runner(config, device, folder, hf_config, num_tokens)
+    return InProcessExecutor(runner), capacity, vocab_size
+
+
+def _overlap_depth(config: EngineConfig, device: Device) -> int:
+    """Returns how many steps to plan ahead: of several stages, each is to have one."""
+    if config.pipeline_parallel_size > 1:
+        return config.pipeline_parallel_size - 1
+    return device.overlap_depth if config.overlap_depth is None else config.overlap_depth

@@ -17,6 +17,7 @@
         ├── ModelExecutionError               the forward pass raised
         ├── OutOfBlocksError                  the KV cache cannot hold one request
         ├── ReplicaDiedError                  the process died with this request on board, too often
+        ├── PlacementError                    the cluster has no room for a replica
         └── EngineDeadError                   no engine is left to run on
 
 A message says what was given, what is allowed and what to do. Errors cross process borders, so each one pickles: an
@@ -96,6 +97,10 @@ class OutOfBlocksError(EngineError):
 
 class ReplicaDiedError(EngineError):
     """The replica died with the request on board more often than allowed."""
+
+
+class PlacementError(EngineError):
+    """The cluster had no room for a replica in the time it was given."""
 
 
 class EngineDeadError(EngineError):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
+from .config import EngineConfig
+from .parallel import SINGLE
 from .runner import ModelRunner, StepResult
 from .scheduler import StepPlan
 
@@ -21,6 +24,10 @@ class Executor(Protocol):
 
     def execute(self, plan: StepPlan) -> StepHandle:
         """Starts a step; does not wait where the device can run on its own."""
+        ...
+
+    def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
+        """Writes each rank's part of the weights to files of its own."""
         ...
 
     def close(self) -> None:
@@ -42,6 +49,12 @@ class InProcessExecutor:
         """Starts a step."""
         assert self._runner is not None, "the executor is closed"
         return self._runner.execute(plan)
+
+    def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
+        """Writes the weights, as those of the only rank."""
+        from .loading import save_rank
+
+        save_rank(config, SINGLE, folder)
 
     def close(self) -> None:
         """Frees the model and the KV cache."""

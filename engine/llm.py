@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -152,6 +153,17 @@ class LLM:
         """Forgets all cached prefixes and returns that it did."""
         self.llm_engine.reset_prefix_cache()
         return True
+
+    def save_sharded_state(self, folder: str | Path) -> None:
+        """Writes each rank's part of the weights to files of its own, which start faster than a checkpoint.
+
+        Args:
+            folder: Where to; made if absent. Load it with `load_format="sharded_state"` and the same numbers of ranks.
+
+        Raises:
+            UserError: The engine has read no checkpoint.
+        """
+        self.llm_engine.save_sharded_state(folder)
 
     def close(self) -> None:
         """Frees the model and the KV cache."""

@@ -8,20 +8,58 @@ from typing import Any
 
 import torch
 
+from .bundled import resolve_model
 from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, plan_capacity
 from .config import EngineConfig
 from .cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
 from .decode_tape import DecodeTape
-from .device import Device
+from .device import Device, keep_freed_memory
 from .errors import ConfigError
 from .kv_cache import kv_block_bytes
 from .memory_profile import run_largest_step
-from .models import Decoder, ModelOptions, load_model
+from .models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
+from .models.stages import kv_cache_sizes
+from .parallel import SINGLE, ParallelContext
 from .runner import MakeRecorder, ModelRunner
+from .sharded_state import save_sharded_state
+
+
+def prepare_host(config: EngineConfig, device: Device) -> None:
+    """Sets what holds for the process: the threads to compute with, and what becomes of memory that is freed."""
+    if device.is_cpu:
+        torch.set_num_threads(config.num_threads or device.default_num_threads)
+        keep_freed_memory()
+
+
+def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> None:
+    """Writes a rank's part of the model's weights to a folder, from which `load_format="sharded_state"` reads it.
+
+    Args:
+        config: Of the engine. Its checkpoint is read again: by now the weights may be packed, or of 8 bits.
+        parallel: The rank.
+        folder: Where to.
+
+    Raises:
+        UserError: There is no checkpoint to read, or it cannot be read.
+    """
+    if config.load_format != "auto":
+        raise ConfigError(
+            f"save_sharded_state cuts a checkpoint, and load_format={config.load_format!r} has read none; use 'auto'"
+        )
+    source = resolve_model(config.model)
+    hf_config = load_hf_config(source, config.hf_overrides)
+    dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
+    model = build_model(hf_config, dtype, "meta", parallel=parallel)
+    save_sharded_state(model, source, find_family(hf_config).weights, parallel, folder)
 
 
 def load_runner(
-    config: EngineConfig, device: Device, folder: Path, hf_config: Any, num_tokens: int
+    config: EngineConfig,
+    device: Device,
+    folder: Path,
+    hf_config: Any,
+    num_tokens: int,
+    parallel: ParallelContext = SINGLE,
 ) -> tuple[ModelRunner, Capacity]:
     """Loads a model, sees what fits beside it, and makes its runner.
 
@@ -31,21 +69,23 @@ def load_runner(
         folder: Of the model.
         hf_config: Its config.
         num_tokens: Most tokens of a step.
+        parallel: This rank.
 
     Returns:
-        The runner, and the limits it was made for.
+        The runner, and the limits it was made for: those that all ranks can keep.
 
     Raises:
         UserError: A setting or the model folder cannot be used.
     """
     dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
     kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
-    model = load_model(folder, hf_config, dtype, device.torch_device, _model_options(config, device))
+    model = load_model(folder, hf_config, dtype, device.torch_device, _model_options(config, device), parallel)
     make_recorder, num_graphs = _choose_recorder(config, device)
     reserve = Reserve(_step_bytes(config, device, model, num_tokens, kv_dtype), num_graphs * GRAPH_BYTES)
     spec = model.spec
-    block_bytes = kv_block_bytes(spec.num_layers, spec.num_kv_heads, spec.head_dim, config.block_size, kv_dtype)
+    block_bytes = kv_block_bytes(*kv_cache_sizes(spec, parallel), config.block_size, kv_dtype)
     capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve)
+    capacity = Capacity(parallel.smallest(capacity.max_model_len), parallel.smallest(capacity.num_blocks))
     runner = ModelRunner(
         model,
         device.torch_device,
@@ -55,13 +95,15 @@ def load_runner(
         max_model_len=capacity.max_model_len,
         dtype=kv_dtype,
         make_recorder=make_recorder,
+        parallel=parallel,
     )
     return runner, capacity
 
 
 def _choose_recorder(config: EngineConfig, device: Device) -> tuple[MakeRecorder | None, int]:
     """Returns what makes the recorder of decode steps, if there is to be one, and how many graphs it may record."""
-    if config.enforce_eager:
+    # A tape takes nothing but kernels, and sums over several GPUs are not recorded yet.
+    if config.enforce_eager or config.num_ranks > 1:
         return None, 0
     if device.is_cpu:
         return functools.partial(DecodeTape, max_num_seqs=config.max_num_seqs), 0
@@ -80,7 +122,7 @@ def _model_options(config: EngineConfig, device: Device) -> ModelOptions:
         raise ConfigError(
             "quantization='int8' is for CPUs, and this engine runs on a GPU; use quantization='fp8', or device='cpu'"
         )
-    return ModelOptions(config.quantization, config.deterministic, config.load_format == "dummy")
+    return ModelOptions(config.quantization, config.deterministic, config.load_format)
 
 
 def _step_bytes(config: EngineConfig, device: Device, model: Decoder, num_tokens: int, kv_dtype: torch.dtype) -> int:

@@ -11,6 +11,7 @@ from ..kernels import top_logprobs
 from .batch import ForwardBatch
 from .kv_cache.layout import allocate_kv_cache
 from .models.decoder import Decoder
+from .models.stages import kv_cache_sizes
 from .runner import MAX_PROMPT_LOGITS
 from .sampler import Sampler
 from .tables import Tables
@@ -45,10 +46,11 @@ def run_largest_step(
     """
     spec, num_rows = model.spec, max(num_seqs, MAX_PROMPT_LOGITS)
     tables, sampler = Tables(num_rows, max_model_len, block_size, device), Sampler(num_rows, device)
-    kv_cache = allocate_kv_cache(
-        spec.num_layers, 1, spec.num_kv_heads, block_size, spec.head_dim, dtype=kv_dtype, device=device
-    )
+    num_layers, num_kv_heads, head_dim = kv_cache_sizes(spec, model.parallel)
+    kv_cache = allocate_kv_cache(num_layers, 1, num_kv_heads, block_size, head_dim, dtype=kv_dtype, device=device)
     hidden = model(_prompts(num_tokens, max_model_len, block_size, device), kv_cache)
+    if not model.parallel.is_last_stage:
+        return
     logits = model.compute_logits(hidden.new_zeros((num_rows, hidden.shape[1])))
     raw = logits.clone()  # As the sampler keeps them where a request edits its logits.
     placed = torch.stack((torch.arange(num_rows, device=device), torch.ones(num_rows, device=device).long()))

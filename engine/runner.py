@@ -19,6 +19,8 @@ from .batch import KVCache
 from .device import HostCopies, HostCopy
 from .kv_cache.layout import allocate_kv_cache
 from .models.decoder import Decoder
+from .models.stages import kv_cache_sizes
+from .parallel import SINGLE, ParallelContext
 from .sampler import Sampler, TopLogprobs
 from .scheduler import StepPlan
 from .tables import SentPlan, Tables
@@ -106,6 +108,7 @@ class ModelRunner:
         max_model_len: Tokens a row can hold.
         dtype: Of the KV cache.
         make_recorder: Makes what records decode steps; None to run every kernel of every step by itself.
+        parallel: This rank.
     """
 
     def __init__(
@@ -119,12 +122,14 @@ class ModelRunner:
         max_model_len: int,
         dtype: torch.dtype,
         make_recorder: MakeRecorder | None = None,
+        parallel: ParallelContext = SINGLE,
     ) -> None:
         self.model = model
-        spec = model.spec
+        num_layers, num_kv_heads, head_dim = kv_cache_sizes(model.spec, parallel)
         self.kv_cache: KVCache = allocate_kv_cache(
-            spec.num_layers, num_blocks, spec.num_kv_heads, block_size, spec.head_dim, dtype=dtype, device=device
+            num_layers, num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, device=device
         )
+        self._draws = parallel.is_last_stage
         self._tables = Tables(max_num_seqs, max_model_len, block_size, device)
         self._sampler = Sampler(max_num_seqs, device)
         self._host_copies = HostCopies(device)
@@ -143,6 +148,8 @@ class ModelRunner:
         """
         self._enter_rows(plan)
         hidden, sent = self._forward(plan)
+        if not self._draws:
+            return RunningStep(None, None, {})
         prompt_logprobs = self._score_prompts(plan, hidden)
         if not any(plan.samples):
             return RunningStep(None, None, prompt_logprobs)

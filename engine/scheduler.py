@@ -50,6 +50,7 @@ class StepPlan:
         samples: Whether the last of them yields a new token.
         new_rows: Rows to fill before the step.
         new_blocks: (row, index of the first, block ids) to append to block tables before the step.
+        new_tokens: (row, first position, token ids) to enter before the step, where not every stage draws the tokens.
         published: Blocks that others may find from now on, though this step is what fills them.
         num_decodes: This many sequences at the front compute one token each; all others compute more.
         num_shared_blocks: This many leading blocks those at the front have in common, if it pays to know.
@@ -62,6 +63,7 @@ class StepPlan:
     samples: list[bool] = field(default_factory=list)
     new_rows: list[NewRow] = field(default_factory=list)
     new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    new_tokens: list[tuple[int, int, list[int]]] = field(default_factory=list)
     published: list[int] = field(default_factory=list)
     num_decodes: int = 0
     num_shared_blocks: int = 0
@@ -102,12 +104,17 @@ class Scheduler:
         kv_cache: Gives out blocks.
         max_num_seqs: Most running requests; also the number of rows of the runner's tables.
         max_num_batched_tokens: Most tokens of one step.
+        num_stages: Steps that are to be under way at once. With more than one, each takes its share of the requests,
+            and none takes a request whose token is still to come.
     """
 
-    def __init__(self, kv_cache: KVCacheManager, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self, kv_cache: KVCacheManager, max_num_seqs: int, max_num_batched_tokens: int, num_stages: int = 1
+    ) -> None:
         self.kv_cache = kv_cache
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.num_stages = num_stages
         self.counters = SchedulerCounters()
         self.running: list[Request] = []
         """In order of service: the last is preempted first."""
@@ -168,9 +175,12 @@ class Scheduler:
 
     def _schedule_running(self, plan: StepPlan, candidates: list[Request], budget: int) -> int:
         """Plans running requests in order of service and returns the budget that is left."""
+        most = self._max_step_seqs()
         for request in list(candidates):
-            if request.status is not RequestStatus.RUNNING:
-                break  # It was preempted for one before it, and so were all behind it.
+            if request.status is not RequestStatus.RUNNING or len(plan.requests) == most:
+                break  # It was preempted for one before it, and so were all behind it; or the step has its share.
+            if self.num_stages > 1 and request.num_pending:
+                continue
             count = min(request.num_tokens - request.num_computed_tokens, budget)
             if count <= 0 or request.num_tokens >= request.max_tokens_total:
                 continue  # Out of budget, or certain to end by length once the step in flight is read.
@@ -191,7 +201,8 @@ class Scheduler:
 
     def _schedule_waiting(self, plan: StepPlan, budget: int, max_num_new: int | None = None) -> None:
         """Admits waiting requests, the first in line first, while budget, rows and blocks last."""
-        while budget > 0 and self._free_rows and len(plan.new_rows) != max_num_new:
+        most = self._max_step_seqs()
+        while budget > 0 and self._free_rows and len(plan.new_rows) != max_num_new and len(plan.requests) < most:
             request = self._first_waiting()
             if request is None or (request.is_suspect and max_num_new is None):
                 return
@@ -206,6 +217,11 @@ class Scheduler:
             self._admit(plan, request)
             self._plan_request(plan, request, count)
             budget -= count
+
+    def _max_step_seqs(self) -> int:
+        """Returns how many sequences a step may have, so that those that are under way at once have about the same."""
+        num_requests = min(len(self.running) + self._num_waiting, self.max_num_seqs)
+        return -(-num_requests // self.num_stages)
 
     def _admit(self, plan: StepPlan, request: Request) -> None:
         request.status = RequestStatus.RUNNING

@@ -64,7 +64,9 @@ class Tables:
             num_seqs: To pad the sequences to.
         """
         tokens = [(new.row, 0, new.request.token_ids[: new.num_tokens]) for new in plan.new_rows]
-        changed = [(table, new) for table, new in ((self.blocks, plan.new_blocks), (self.tokens, tokens)) if new]
+        # Tokens of a row that has changed hands come before those of its new owner.
+        entries_of = ((self.blocks, plan.new_blocks), (self.tokens, plan.new_tokens), (self.tokens, tokens))
+        changed = [(table, new) for table, new in entries_of if new]
         packed = [*_pack_sequences(plan, num_seqs), np.array([plan.num_shared_blocks])]
         packed += [_pack_entries(new) for _, new in changed]
         sequences, sampled, num_shared, *entries = _send_together(packed, self.tokens.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .layers import Linear, Slot
+from .layers import Linear, SharedTokenEmbedding, Slot
 
-__all__ = ["WeightMap", "checkpoint_files", "iter_tensors", "load_dummy_weights", "load_weights"]
+__all__ = [
+    "WeightMap",
+    "checkpoint_files",
+    "fill_slots",
+    "iter_safetensors",
+    "iter_tensors",
+    "load_dummy_weights",
+    "load_weights",
+    "weight_slots",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +88,7 @@ def _join_name(module: str, indices: Iterable[str], leaf: str) -> str:
     return f"{module}.{leaf}"
 
 
-def load_weights(model: nn.Module, folder: str | Path, weights: WeightMap) -> None:
+def load_weights(model: nn.Module, folder: str | Path, weights: WeightMap, elsewhere: Collection[str] = ()) -> None:
     """Fills every parameter of a model from a checkpoint.
 
     Two names of one tensor (a tied output head) may both be there, if they hold the same numbers.
@@ -88,18 +97,20 @@ def load_weights(model: nn.Module, folder: str | Path, weights: WeightMap) -> No
         model: On its device and in its dtype; the checkpoint's tensors are cast.
         folder: Holds `model.safetensors` or `pytorch_model.bin`, whole or sharded with an index.
         weights: What the checkpoint calls the model's weights.
+        elsewhere: Our names of weights that other ranks hold, which are not read here.
 
     Raises:
         CheckpointError: A file is missing or damaged, a name is left over on either side, or a shape is wrong.
     """
-    slots = _weight_slots(model)
-    # Nothing is read yet: the tensors are mapped from their files, and their pages come when they are copied.
+    slots = weight_slots(model)
+    # Nothing is read yet: the tensors are mapped from their files, and their pages come when they are copied. So of a
+    # tensor that ranks share, each reads its own part.
     sources: dict[int, list[tuple[str, Tensor]]] = {slot.key: [] for slot in slots.values()}
     unexpected = []
     for name, tensor in iter_tensors(folder):
         try:
             ours = weights.ours(name)
-            if ours is not None:
+            if ours is not None and (ours in slots or ours not in elsewhere):
                 sources[slots[ours].key].append((name, tensor))
         except KeyError:
             unexpected.append(name)
@@ -109,11 +120,23 @@ def load_weights(model: nn.Module, folder: str | Path, weights: WeightMap) -> No
             f"the weights in {folder} do not match its config.json: missing {_listed(missing)}; unexpected "
             f"{_listed(unexpected)}; check that config.json and the weights belong together"
         )
-    distinct = {slot.key: slot for slot in slots.values()}
+    fill_slots({slot.key: slot for slot in slots.values()}, sources)
+    logger.info("loaded %d tensors from %s", len(sources), folder)
+
+
+def fill_slots(slots: Mapping[int, Slot], sources: Mapping[int, list[tuple[str, Tensor]]]) -> None:
+    """Fills slots, several at once.
+
+    Args:
+        slots: By key.
+        sources: Key -> (name, tensor) of all that hold what fills it.
+
+    Raises:
+        CheckpointError: A tensor does not fit, or two that should be the same are not.
+    """
     with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="millrace-weights") as pool:
-        for _ in pool.map(_fill, distinct.values(), (sources[key] for key in distinct)):
+        for _ in pool.map(_fill, slots.values(), (sources[key] for key in slots)):
             pass
-    logger.info("loaded %d tensors from %s", len(distinct), folder)
 
 
 def load_dummy_weights(model: nn.Module) -> None:
@@ -124,18 +147,18 @@ def load_dummy_weights(model: nn.Module) -> None:
     Args:
         model: On its device and in its dtype.
     """
-    slots = {slot.key: slot for slot in _weight_slots(model).values()}.values()
+    slots = {slot.key: slot for slot in weight_slots(model).values()}.values()
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(0)
     for slot in slots:
         slot.fill(torch.randn(slot.shape, generator=generator, dtype=torch.bfloat16, device=device) * _DUMMY_SCALE)
 
 
-def _weight_slots(model: nn.Module) -> dict[str, Slot]:
-    """Returns every name to be filled, with what it fills. Tied weights share memory."""
+def weight_slots(model: nn.Module) -> dict[str, Slot]:
+    """Returns every name of a model to be filled, with what it fills. Tied weights share memory."""
     slots = {}
     for prefix, module in model.named_modules():
-        if isinstance(module, Linear):
+        if isinstance(module, Linear | SharedTokenEmbedding):
             own = module.slots()
         else:
             own = ((name, Slot((parameter,))) for name, parameter in module.named_parameters(recurse=False))
@@ -147,15 +170,17 @@ def _weight_slots(model: nn.Module) -> dict[str, Slot]:
 def _fill(slot: Slot, sources: list[tuple[str, Tensor]]) -> None:
     """Fills a slot from the first of its sources, and checks that all others hold the same numbers."""
     for i, (name, tensor) in enumerate(sources):
-        if tensor.shape != slot.shape:
+        if tensor.shape != slot.whole_shape:
+            asked = list(slot.whole_shape)
             raise CheckpointError(
-                f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {list(slot.shape)}"
+                f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}"
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f"{name} is of {tensor.dtype}; quantised checkpoints cannot be loaded yet")
+        part = slot.cut(tensor)
         if i == 0:
-            slot.fill(tensor)
-        elif not slot.holds(tensor):
+            slot.fill(part)
+        elif not slot.holds(part):
             raise CheckpointError(
                 f"{name} differs from the tensor that config.json ties it to; if the output head has weights of its "
                 "own, pass hf_overrides={'tie_word_embeddings': False}"
@@ -208,10 +233,15 @@ def iter_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
         with path.open("rb") as file:
             if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
                 raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in {folder}")
-        yield from _iter_safetensors(path) if path.suffix == ".safetensors" else _iter_pickle(path)
+        yield from iter_safetensors(path) if path.suffix == ".safetensors" else _iter_pickle(path)
 
 
-def _iter_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def iter_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields every (name, tensor) of one file, mapped.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping

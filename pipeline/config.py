@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
+from ..actors import Placement
 from ..engine.config import EngineConfig
 from ..engine.errors import ConfigError, SamplingParamsError
 from ..engine.sampling_params import SamplingParams
@@ -33,7 +34,6 @@ NOT_YET = {
     "prepare_image_stage": "images",
     "prepare_multimodal_stage": "images, audio and video",
     "dynamic_lora_loading_path": "adapters chosen by row",
-    "placement_group_config": "placement of one replica over several devices",
 }
 """Settings of Ray Data LLM whose feature this release does not have: anything but off is refused."""
 
@@ -103,7 +103,7 @@ class ProcessorConfig(Settings):
     Attributes:
         batch_size: Rows per block between stages. Rows of all blocks share the engine, so it bounds no batch there.
         accelerator_type: Kind of accelerator a replica asks for, such as ``"H100"``.
-        concurrency: Number of replicas. The pool is fixed: (n, n) is the same as n.
+        concurrency: Number of replicas; (min, max) for as many as the work needs.
     """
 
     batch_size: int = Field(default=128, gt=0)
@@ -114,17 +114,16 @@ class ProcessorConfig(Settings):
     @classmethod
     def _read_concurrency(cls, value: Any) -> Any:
         size = _pool_size(value)
-        low, high = size if isinstance(size, tuple) else (size, size)
-        if low != high:
-            raise ConfigError(
-                f"concurrency={value!r} asks for a pool that grows, which is not there yet; "
-                f"pass concurrency={high} for a fixed number of replicas"
-            )
-        return high
+        return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
+
+    @property
+    def min_replicas(self) -> int:
+        """The fewest replicas of the model."""
+        return self.concurrency[0] if isinstance(self.concurrency, tuple) else self.concurrency
 
     @property
     def num_replicas(self) -> int:
-        """Number of replicas of the model."""
+        """The most replicas of the model."""
         return self.concurrency[1] if isinstance(self.concurrency, tuple) else self.concurrency
 
 
@@ -141,6 +140,8 @@ class EngineProcessorConfig(ProcessorConfig):
         num_cpus_per_replica: CPUs a replica asks Ray for; None for what is left by one task and our operators, at
             most 1.
         num_gpus_per_replica: GPUs a replica asks Ray for; None for 1 where the cluster has some, else 0.
+        placement_group_config: What each rank of a replica takes of the cluster and how ranks are spread over nodes:
+            `bundle_per_worker` or `bundles`, and `strategy`. It replaces the CPUs and GPUs above.
         max_concurrent_batches: Blocks under way in the generate stage at once; None for as many as hold four times the
             rows that fit the replicas' `max_num_seqs` places.
         max_pending_requests: Accepted and without effect: the blocks under way bound the requests.
@@ -159,6 +160,7 @@ class EngineProcessorConfig(ProcessorConfig):
     runtime_env: dict[str, Any] | None = None
     num_cpus_per_replica: float | None = Field(default=None, gt=0)
     num_gpus_per_replica: float | None = Field(default=None, ge=0)
+    placement_group_config: dict[str, Any] | None = None
     max_concurrent_batches: int | None = Field(default=None, gt=0)
     max_pending_requests: int | None = None
     max_tasks_in_flight_per_actor: int | None = Field(default=None, gt=0)
@@ -204,6 +206,10 @@ class EngineProcessorConfig(ProcessorConfig):
                 f"engine_kwargs name the model {model!r} and model_source {self.model_source!r}; drop one"
             )
         self._engine_config = EngineConfig.from_kwargs(**kwargs)
+        if self.placement_group_config is not None:
+            Placement.read(self.placement_group_config, self._engine_config.num_ranks)
+            if self.num_cpus_per_replica is not None or self.num_gpus_per_replica is not None:
+                logger.warning("num_cpus_per_replica and num_gpus_per_replica give way to placement_group_config")
         if self.max_pending_requests is not None:
             logger.warning("max_pending_requests is ignored: max_concurrent_batches x batch_size bounds the requests")
         return self

@@ -205,10 +205,11 @@ def pool_config(config: EngineProcessorConfig, operators: list[dict[str, Any]]) 
         num_cpus = min(1.0, math.floor(share * 100) / 100)
     settled = PoolConfig(
         engine_kwargs={"model": config.model_source, **config.engine_kwargs},
-        num_replicas=config.num_replicas,
+        num_replicas=config.concurrency,
         num_cpus_per_replica=num_cpus,
         num_gpus_per_replica=_num_gpus(config, have),
         accelerator_type=config.accelerator_type,
+        placement_group_config=config.placement_group_config,
         runtime_env=config.runtime_env,
     )
     check_leaves_one_cpu(settled, held)
@@ -220,7 +221,7 @@ def _num_gpus(config: EngineProcessorConfig, have: Mapping[str, float]) -> float
         return config.num_gpus_per_replica
     device = config.engine_config.device
     wants_one = device == "cuda" or (device == "auto" and (config.accelerator_type or have.get("GPU", 0) >= 1))
-    return 1.0 if wants_one else 0.0
+    return float(config.engine_config.num_ranks) if wants_one else 0.0
 
 
 def _tokenizer_folder(config: EngineProcessorConfig, stage: StageConfig) -> str:

@@ -3,7 +3,8 @@
     dataset -> blocks of batch_size rows -> Prepare -> Generate -> Finish -> dataset
 
 The replicas belong to an `EnginePool` beside Ray Data, not to an operator: they live as long as the processor, serve
-every dataset it is called with, and end with `close`, with the driver at the latest.
+every dataset it is called with, and end with `close`, with the driver at the latest. Processors of one job that run the
+same engine share them.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Processor:
         postprocess: UserFunction,
         *,
         schema: pa.Schema | None = None,
-        start_pool: StartPool = EnginePool.start,
+        start_pool: StartPool = EnginePool.share,
         make_client: MakeClient = make_pool_client,
     ) -> None:
         self.config = config

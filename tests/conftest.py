@@ -81,12 +81,19 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
     return build
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[None]:
-    """A local Ray with two CPUs, as a small laptop has, for all tests that need one."""
+@pytest.fixture
+def cluster() -> None:
+    """A local Ray with two CPUs, as a small laptop has. The first test that needs it starts it, the others share it."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    if not ray.is_initialized():
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.data.DataContext.get_current().enable_progress_bars = False
+
+
+@pytest.fixture(scope="session", autouse=True)
+def end_of_ray() -> Iterator[None]:
+    """Ends Ray with the tests, if any of them started it."""
     yield
-    ray.shutdown()
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()

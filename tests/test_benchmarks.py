@@ -1,4 +1,4 @@
-"""The benchmark scripts: they run at tiny sizes on a CPU, all but one without Ray, and their limits are those worked out by hand.
+"""The benchmark scripts: they run at tiny sizes on a CPU, and their limits are those worked out by hand.
 
 What they measure here is not looked at.
 """
@@ -199,3 +199,11 @@ def test_the_pipeline_is_measured_beside_the_engine() -> None:
 @pytest.mark.slow
 def test_the_host_overhead_is_measured(bare_environment: dict[str, str]) -> None:
     assert run(bare_environment, "host_overhead.py", "--steps", "3", "--num-seqs", "2")
+
+
+@pytest.mark.slow
+def test_ranks_are_measured(bare_environment: dict[str, str]) -> None:
+    lines = run(bare_environment, "parallel.py", "--steps", "3", "--num-seqs", "2", "--lengths", "4", "3")
+    assert [line["case"] for line in lines] == ["parallel/step"] + ["parallel/throughput"] * 4
+    measured = {"control_path_us", "us_per_sum", "output_tokens_per_s", "skipped"}
+    assert all(measured & line.keys() for line in lines)

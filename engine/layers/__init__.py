@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .attention import Attention, Heads
 from .block import PostNormBlock, PreNormBlock
-from .embedding import LearnedPositions, NoPositions, TokenEmbedding
+from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
 from .fp8_linear import Fp8Linear
 from .int8_linear import Int8Linear
 from .invariant_linear import InvariantLinear
@@ -36,6 +36,7 @@ __all__ = [
     "PreNormBlock",
     "RMSNorm",
     "Rotary",
+    "SharedTokenEmbedding",
     "Slot",
     "TokenEmbedding",
     "rotary_table",

@@ -5,6 +5,7 @@ Legend: T tokens of the step, H query heads, K key/value heads, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ __all__ = ["Attention", "Heads"]
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """How an attention layer is divided.
+    """How an attention layer is divided: the heads of one rank.
 
     Attributes:
         num_heads: Query heads.
@@ -39,6 +40,7 @@ class Attention(nn.Module):
         heads: How many heads of which size.
         qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`.
         out: `[H * D] -> [hidden_size]`.
+        reduce: Adds up what the ranks that share the heads have computed.
         rotary: What tells queries and keys their positions, and stores keys and values.
         window: Keys a query sees, itself included; 0 is all before it.
         deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
@@ -50,6 +52,7 @@ class Attention(nn.Module):
         *,
         qkv: Linear,
         out: Linear,
+        reduce: Callable[[Tensor], Tensor],
         rotary: Rotary | NoRotary,
         window: int,
         deterministic: bool,
@@ -57,6 +60,7 @@ class Attention(nn.Module):
         super().__init__()
         self.qkv = qkv
         self.out = out
+        self.reduce = reduce
         self.rotary = rotary
         self.window = window
         self.deterministic = deterministic
@@ -93,4 +97,4 @@ class Attention(nn.Module):
             num_shared=batch.num_shared,
             deterministic=self.deterministic,
         )
-        return self.out(attended.flatten(1))
+        return self.reduce(self.out(attended.flatten(1)))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor, nn
 
 from ...kernels import embedding
+from ..shard import Shard
+from .slots import Slot
 
-__all__ = ["LearnedPositions", "NoPositions", "TokenEmbedding"]
+__all__ = ["LearnedPositions", "NoPositions", "SharedTokenEmbedding", "TokenEmbedding"]
 
 
 class TokenEmbedding(nn.Module):
@@ -27,6 +31,45 @@ class TokenEmbedding(nn.Module):
     def forward(self, token_ids: Tensor) -> Tensor:
         """Maps `token_ids` `[num_tokens]` int64 to `[num_tokens, size]`."""
         return embedding(token_ids, self.weight)
+
+
+class SharedTokenEmbedding(nn.Module):
+    """Looks token ids up in a table that several ranks share: each has some of the rows, and zeros for all others.
+
+    Args:
+        rows: Those of this rank.
+        size: Length of a row.
+        reduce: Adds up what the ranks have found.
+        dtype: Of the table.
+        device: Of the table. Its memory is not initialised, but for rows that this rank has no token for.
+    """
+
+    def __init__(
+        self,
+        rows: Shard,
+        size: int,
+        reduce: Callable[[Tensor], Tensor],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        make = torch.empty if rows.length == rows.room else torch.zeros
+        self.weight = nn.Parameter(make(rows.room, size, dtype=dtype, device=device), requires_grad=False)
+        self.rows = rows
+        self.reduce = reduce
+
+    def slots(self) -> Iterator[tuple[str, Slot]]:
+        """Yields every (name, slot) a checkpoint fills."""
+        table = self.weight[: self.rows.length]
+        yield "weight", Slot((table,), parts=(self.rows, Shard(table.shape[1])))
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Maps `token_ids` `[num_tokens]` int64 to `[num_tokens, size]`."""
+        local = token_ids - self.rows.start
+        is_elsewhere = (local < 0) | (local >= self.rows.length)
+        found = embedding(local.masked_fill_(is_elsewhere, 0), self.weight)
+        return self.reduce(found.masked_fill_(is_elsewhere.unsqueeze(-1), 0))
 
 
 class LearnedPositions(nn.Module):

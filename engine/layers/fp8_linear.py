@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import quantize_fp8, scaled_linear
+from ..shard import Dimension
 from .linear import Linear
 from .slots import Slot
 
@@ -31,8 +32,8 @@ class Fp8Linear(Linear):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int | Mapping[str, int],
+        in_features: Dimension,
+        out_features: Dimension | Mapping[str, Dimension],
         *,
         bias: bool,
         dtype: torch.dtype,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...kernels import int8_linear
 from ...kernels.int8_linear import can_pack_int8, pack_int8, quantize_int8
+from ..shard import Dimension, as_shard
 from .linear import Linear, PackedWeight
 from .slots import Slot
 
@@ -50,14 +51,14 @@ class Int8Linear(Linear):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int | Mapping[str, int],
+        in_features: Dimension,
+        out_features: Dimension | Mapping[str, Dimension],
         *,
         bias: bool,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        assert self.takes(in_features)
+        assert self.takes(as_shard(in_features).length)
         super().__init__(in_features, out_features, bias=bias, dtype=dtype, device=device, weight_dtype=torch.int8)
         self.weight_scale: Tensor
         self.register_buffer("weight_scale", torch.empty(self._num_rows, dtype=torch.float32, device=device))

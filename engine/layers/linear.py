@@ -1,14 +1,17 @@
 """Linear layers: one matrix, made of one or more named row blocks.
 
 Fusing (query, key and value; gate and up) is a matter of construction: the layer names its row blocks, and a loader
-fills each through `slots` without knowing that they share a matrix. On a CPU the matrix is packed once, after loading,
-which is 1.1 to 5 times faster (docs/recipes/model.md has the figures): for our own kernel, or for oneDNN.
+fills each through `slots` without knowing that they share a matrix. So is sharing a matrix out: a dimension may be a
+shard of a larger one, and the slots say which part of the checkpoint's tensor they take.
+
+On a CPU the matrix is packed once, after loading, which is 1.1 to 5 times faster (docs/recipes/model.md has the
+figures): for our own kernel, or for oneDNN.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from ...kernels import packed_linear
 from ...kernels.packed_linear import can_pack_panels, pack_panels
+from ..shard import Dimension, as_shard
 from .slots import Slot
 
 __all__ = ["Linear"]
@@ -66,7 +70,8 @@ class Linear(nn.Module):
 
     Args:
         in_features: Columns of W.
-        out_features: Rows of W, or the sizes of its named row blocks in order, e.g. `{"gate": 512, "up": 512}`.
+        out_features: Rows of W, or the sizes of its named row blocks in order, e.g. `{"gate": 512, "up": 512}`. Rows
+            that a shard has no element for are zeros.
         bias: Whether there is a b.
         dtype: Of W and b, and of what goes in and out.
         device: Of W and b. Their memory is not initialised.
@@ -75,8 +80,8 @@ class Linear(nn.Module):
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int | Mapping[str, int],
+        in_features: Dimension,
+        out_features: Dimension | Mapping[str, Dimension],
         *,
         bias: bool,
         dtype: torch.dtype,
@@ -84,24 +89,27 @@ class Linear(nn.Module):
         weight_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self._blocks = {} if isinstance(out_features, int) else dict(out_features)
-        self._num_rows = out_features if isinstance(out_features, int) else sum(out_features.values())
-        weight = torch.empty(self._num_rows, in_features, dtype=weight_dtype or dtype, device=device)
+        blocks = out_features if isinstance(out_features, Mapping) else {"": out_features}
+        self._blocks = {name: as_shard(rows) for name, rows in blocks.items()}
+        self._columns = as_shard(in_features)
+        self._num_rows = sum(rows.room for rows in self._blocks.values())
+        make = torch.empty if all(rows.length == rows.room for rows in self._blocks.values()) else torch.zeros
+        weight = make(self._num_rows, self._columns.length, dtype=weight_dtype or dtype, device=device)
         self.weight: nn.Parameter | None = nn.Parameter(weight, requires_grad=False)
         self.bias: nn.Parameter | None = None
         if bias:
-            self.bias = nn.Parameter(torch.empty(self._num_rows, dtype=dtype, device=device), requires_grad=False)
+            self.bias = nn.Parameter(make(self._num_rows, dtype=dtype, device=device), requires_grad=False)
         self._packed: PackedWeight | None = None
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
         """Yields every (name, slot) a checkpoint fills: `weight`, or `gate.weight` and `up.weight` of a fused layer."""
         for name, _ in self.named_parameters(recurse=False):
-            if not self._blocks:
-                yield name, self._slot(name, slice(None))
             first = 0
-            for block, size in self._blocks.items():
-                yield f"{block}.{name}", self._slot(name, slice(first, first + size))
-                first += size
+            for block, rows in self._blocks.items():
+                parts = (rows, self._columns) if name == "weight" else (rows,)
+                slot = self._slot(name, slice(first, first + rows.length))
+                yield f"{block}.{name}".lstrip("."), replace(slot, parts=parts)
+                first += rows.room
 
     def _slot(self, name: str, rows: slice) -> Slot:
         """Returns the slot of some rows of a parameter."""

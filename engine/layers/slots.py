@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..shard import Shard
+
 __all__ = ["Slot"]
 
 
@@ -22,10 +24,12 @@ class Slot:
     Attributes:
         targets: The memory to be filled: a parameter or some of its rows, and what belongs to it (scales).
         encode: Maps the checkpoint's tensor to what the targets hold, one for one; the rest is a cast and a copy.
+        parts: Which part of each of the tensor's dimensions the targets hold; empty where they hold all of it.
     """
 
     targets: tuple[Tensor, ...]
     encode: Callable[[Tensor], tuple[Tensor, ...]] = _as_it_is
+    parts: tuple[Shard, ...] = ()
 
     @property
     def key(self) -> int:
@@ -34,8 +38,20 @@ class Slot:
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of the tensor that fills it."""
+        """The shape of what fills it."""
         return self.targets[0].shape
+
+    @property
+    def whole_shape(self) -> torch.Size:
+        """The shape of the checkpoint's tensor, of which `cut` gives what fills it."""
+        return torch.Size(part.size for part in self.parts) if self.parts else self.shape
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """Returns the part of a tensor of `whole_shape` that fills this slot: a view, so the rest is not read."""
+        for dim, part in enumerate(self.parts):
+            if part.count > 1:
+                tensor = tensor.narrow(dim, part.start, part.length)
+        return tensor
 
     def fill(self, tensor: Tensor) -> None:
         """Stores a tensor of `shape`, whatever its dtype and device are."""

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from .decoder import Decoder
 from .options import ModelOptions
-from .registry import build_model, load_hf_config, load_model, supported_architectures
+from .registry import (
+    build_model,
+    describe_model,
+    find_family,
+    load_hf_config,
+    load_model,
+    supported_architectures,
+)
 from .spec import DecoderSpec
 
 __all__ = [
@@ -12,6 +19,8 @@ __all__ = [
     "DecoderSpec",
     "ModelOptions",
     "build_model",
+    "describe_model",
+    "find_family",
     "load_hf_config",
     "load_model",
     "supported_architectures",

@@ -32,9 +32,12 @@ from ..layers import (
     PreNormBlock,
     RMSNorm,
     Rotary,
+    SharedTokenEmbedding,
     TokenEmbedding,
     rotary_table,
 )
+from ..parallel import ParallelContext
+from ..shard import Dimension, Shard, as_shard
 from .options import ModelOptions
 from .spec import DecoderSpec
 
@@ -52,20 +55,34 @@ class Components:
         dtype: Of all parameters.
         device: Of all parameters.
         options: What the user chooses about it.
+        parallel: This rank: it gets its part of every matrix that its stage shares.
     """
 
-    def __init__(self, spec: DecoderSpec, dtype: torch.dtype, device: torch.device, options: ModelOptions) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        dtype: torch.dtype,
+        device: torch.device,
+        options: ModelOptions,
+        parallel: ParallelContext,
+    ) -> None:
         self._spec = spec
+        self._parallel = parallel
         self._options = options
         self._full_linear = InvariantLinear if options.deterministic else Linear
         self._dtype = dtype
         self._device = device
         self._rotary_table = self._make_rotary_table()
 
-    def embed_tokens(self) -> TokenEmbedding:
+    def embed_tokens(self) -> TokenEmbedding | SharedTokenEmbedding:
         """Makes the token embedding."""
-        spec = self._spec
-        return TokenEmbedding(spec.vocab_size, spec.embedding_size, dtype=self._dtype, device=self._device)
+        spec, parallel = self._spec, self._parallel
+        if parallel.tp_size == 1:
+            return TokenEmbedding(spec.vocab_size, spec.embedding_size, dtype=self._dtype, device=self._device)
+        rows = parallel.shard(spec.vocab_size)
+        return SharedTokenEmbedding(
+            rows, spec.embedding_size, parallel.all_reduce, dtype=self._dtype, device=self._device
+        )
 
     def positions(self) -> LearnedPositions | NoPositions:
         """Makes the learned positions, if there are any."""
@@ -80,11 +97,17 @@ class Components:
             device=self._device,
         )
 
-    def linear(self, in_features: int, out_features: int | Mapping[str, int], *, bias: bool) -> Linear:
+    def linear(
+        self, in_features: Dimension, out_features: Dimension | Mapping[str, Dimension], *, bias: bool
+    ) -> Linear:
         """Makes a linear layer of the decoder: of 8 bits if that was asked for and its sizes allow it."""
-        rows = out_features if isinstance(out_features, int) else sum(out_features.values())
-        kind = self._linear_kind(in_features, rows)
+        blocks = out_features.values() if isinstance(out_features, Mapping) else (out_features,)
+        kind = self._linear_kind(as_shard(in_features).length, sum(as_shard(rows).length for rows in blocks))
         return kind(in_features, out_features, bias=bias, dtype=self._dtype, device=self._device)
+
+    def _summed(self, in_features: Shard, out_features: int, *, bias: bool) -> Linear:
+        """Makes a linear layer whose results are added up over the stage: one rank of it has the bias."""
+        return self.linear(in_features, out_features, bias=bias and self._parallel.tp_rank == 0)
 
     def _linear_kind(self, in_features: int, rows: int) -> type[Linear]:
         quantization = self._options.quantization
@@ -109,13 +132,18 @@ class Components:
             spec.hidden_size, eps=spec.norm_eps, affine=spec.norm_affine, dtype=self._dtype, device=self._device
         )
 
-    def head(self, embed_tokens: TokenEmbedding) -> Linear:
-        """Makes the output head, never of 8 bits; a tied one is the embedding's own table."""
+    def head(self, embed_tokens: TokenEmbedding | SharedTokenEmbedding | None) -> Linear:
+        """Makes the output head, never of 8 bits; a tied one is the embedding's own table.
+
+        Args:
+            embed_tokens: The embedding to be tied to; None for a head of its own.
+        """
         spec = self._spec
         # A tied head brings no memory of its own: made on no device, it is given the embedding's.
-        device = torch.device("meta") if spec.tie_word_embeddings else self._device
-        head = self._full_linear(spec.embedding_size, spec.vocab_size, bias=False, dtype=self._dtype, device=device)
-        if spec.tie_word_embeddings:
+        device = self._device if embed_tokens is None else torch.device("meta")
+        rows = self._parallel.shard(spec.vocab_size)
+        head = self._full_linear(spec.embedding_size, rows, bias=False, dtype=self._dtype, device=device)
+        if embed_tokens is not None:
             head.weight = embed_tokens.weight
         return head
 
@@ -125,13 +153,14 @@ class Components:
         return kind(self._attention(layer_idx), self._mlp(), self.norm(), self.norm())
 
     def _attention(self, layer_idx: int) -> Attention:
-        spec = self._spec
-        query_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        blocks = {"query": query_size, "key": kv_size, "value": kv_size}
+        spec, parallel = self._spec, self._parallel
+        heads, kv_heads = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
+        query, kv = heads.times(spec.head_dim), kv_heads.times(spec.head_dim)
         return Attention(
-            Heads(spec.num_heads, spec.num_kv_heads, spec.head_dim),
-            qkv=self.linear(spec.hidden_size, blocks, bias=spec.qkv_bias),
-            out=self.linear(query_size, spec.hidden_size, bias=spec.attention_out_bias),
+            Heads(heads.length, kv_heads.length, spec.head_dim),
+            qkv=self.linear(spec.hidden_size, {"query": query, "key": kv, "value": kv}, bias=spec.qkv_bias),
+            out=self._summed(query, spec.hidden_size, bias=spec.attention_out_bias),
+            reduce=parallel.all_reduce,
             rotary=self._rotary(),
             window=spec.windows[layer_idx],
             deterministic=self._options.deterministic,
@@ -160,11 +189,11 @@ class Components:
         )
 
     def _mlp(self) -> MLP:
-        spec = self._spec
-        down = self.linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
+        spec, reduce = self._spec, self._parallel.all_reduce
+        inner = self._parallel.shard(spec.intermediate_size)
+        down = self._summed(inner, spec.hidden_size, bias=spec.mlp_bias)
         if spec.gated_mlp:
-            blocks = {"gate": spec.intermediate_size, "up": spec.intermediate_size}
-            gate_up = self.linear(spec.hidden_size, blocks, bias=spec.mlp_bias)
-            return GatedMLP(gate_up, down, GATES[spec.activation])
-        up = self.linear(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
-        return PlainMLP(up, down, ACTIVATIONS[spec.activation])
+            gate_up = self.linear(spec.hidden_size, {"gate": inner, "up": inner}, bias=spec.mlp_bias)
+            return GatedMLP(gate_up, down, GATES[spec.activation], reduce)
+        up = self.linear(spec.hidden_size, inner, bias=spec.mlp_bias)
+        return PlainMLP(up, down, ACTIVATIONS[spec.activation], reduce)

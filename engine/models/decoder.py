@@ -1,6 +1,7 @@
 """The decoder: every decoder-only language model we run, put together from the components its spec asks for.
 
-It maps a batch of tokens to hidden states and hidden states to logits. It does not sample, and it owns no KV cache.
+It maps a batch of tokens to hidden states and hidden states to logits. It does not sample, and it owns no KV cache. A
+decoder of many ranks is this one's part: some of the layers, and of each layer some of the heads and columns.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 from ..batch import ForwardBatch, KVCache
 from ..layers import Linear
+from ..parallel import SINGLE, ParallelContext
 from .components import Components
 from .options import DEFAULT_OPTIONS, ModelOptions
 from .spec import DecoderSpec
+from .stages import stage_layers
 
 __all__ = ["Decoder"]
 
@@ -25,6 +28,7 @@ class Decoder(nn.Module):
         dtype: Of weights and hidden states.
         device: Where its weights are. Their memory is not initialised: `load_weights` fills it.
         options: What the user chooses about it.
+        parallel: This rank.
     """
 
     def __init__(
@@ -34,17 +38,28 @@ class Decoder(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         options: ModelOptions = DEFAULT_OPTIONS,
+        parallel: ParallelContext = SINGLE,
     ) -> None:
         super().__init__()
-        make = Components(spec, dtype, device, options)
+        make = Components(spec, dtype, device, options, parallel)
         self.spec = spec
-        self.embed_tokens = make.embed_tokens()
-        self.project_in = make.projection(spec.embedding_size, spec.hidden_size)
-        self.positions = make.positions()
-        self.layers = nn.ModuleList(make.block(layer_idx) for layer_idx in range(spec.num_layers))
-        self.norm = make.norm(present=spec.final_norm)
-        self.project_out = make.projection(spec.hidden_size, spec.embedding_size)
-        self.lm_head = make.head(self.embed_tokens)
+        self.parallel = parallel
+        self._is_first, self._is_last = parallel.is_first_stage, parallel.is_last_stage
+        self._dtype, self._device = dtype, device
+        tied = None
+        if self._is_first or (self._is_last and spec.tie_word_embeddings):
+            self.embed_tokens = tied = make.embed_tokens()
+        if self._is_first:
+            self.project_in = make.projection(spec.embedding_size, spec.hidden_size)
+            self.positions = make.positions()
+        own = stage_layers(spec, parallel.pp_size)[parallel.pp_rank]
+        # Every layer keeps its number, and so its name in the checkpoint; the other stages' leave an empty place.
+        self.layers = nn.ModuleList(make.block(i) if i in own else nn.Identity() for i in range(spec.num_layers))
+        self._own_layers = [self.layers[i] for i in own]
+        if self._is_last:
+            self.norm = make.norm(present=spec.final_norm)
+            self.project_out = make.projection(spec.hidden_size, spec.embedding_size)
+            self.lm_head = make.head(tied if spec.tie_word_embeddings else None)
 
     def pack(self) -> None:
         """Lets every linear layer lay out its weight for the device. Called once, after the weights are loaded."""
@@ -57,25 +72,50 @@ class Decoder(nn.Module):
 
         Args:
             batch: The tokens and their places in the cache.
-            kv_cache: Keys and values of each layer; those of this step's tokens are written to it.
+            kv_cache: Keys and values of each layer of this stage; those of this step's tokens are written to it.
 
         Returns:
-            The last hidden states, `[num_tokens, embedding_size]` (which is `hidden_size` in all models but one).
+            The last hidden states, `[num_tokens, embedding_size]` (which is `hidden_size` in all models but one). They
+            mean nothing in a stage that is not the last: it has sent its own on.
         """
-        hidden = self.positions(self.project_in(self.embed_tokens(batch.token_ids)), batch.positions)
-        residual = None
-        for layer, (k_cache, v_cache) in zip(self.layers, kv_cache, strict=True):
+        if self._is_first:
+            hidden, residual = (
+                self.positions(self.project_in(self.embed_tokens(batch.token_ids)), batch.positions),
+                None,
+            )
+        else:
+            hidden, residual = self._receive(len(batch.token_ids))
+        for layer, (k_cache, v_cache) in zip(self._own_layers, kv_cache, strict=True):
             hidden, residual = layer(hidden, residual, batch, k_cache, v_cache)
+        if not self._is_last:
+            return self._send(hidden, residual)
         hidden, _ = self.norm(hidden, residual)
         return self.project_out(hidden)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Computes the logits of some tokens.
+        """Computes the logits of some tokens, in the last stage.
 
         Args:
             hidden: The rows to be sampled from of what `forward` returned.
 
         Returns:
-            `[num_rows, vocab_size]` float32.
+            `[num_rows, vocab_size]` float32; all ranks of the stage get the same bits.
         """
-        return self.lm_head.forward_float32(hidden)
+        logits = self.lm_head.forward_float32(hidden)
+        if self.parallel.tp_size == 1:
+            return logits
+        return self.parallel.all_gather(logits)[:, : self.spec.vocab_size].contiguous()
+
+    def _send(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        stages = self.parallel.stages
+        assert stages is not None
+        stages.send(hidden if residual is None else torch.stack((hidden, residual)))
+        return hidden
+
+    def _receive(self, num_tokens: int) -> tuple[Tensor, Tensor | None]:
+        stages, shape = self.parallel.stages, (num_tokens, self.spec.hidden_size)
+        assert stages is not None
+        if self.spec.post_norm:  # Such layers leave no residual.
+            return stages.receive(shape, self._dtype, self._device), None
+        hidden, residual = stages.receive((2, *shape), self._dtype, self._device)
+        return hidden, residual

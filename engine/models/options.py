@@ -17,7 +17,8 @@ class ModelOptions:
         quantization: `"fp8"`, or `"int8"` on a CPU, stores and multiplies the decoder layers' matrices in 8 bits; None
             keeps the dtype.
         deterministic: Every row of a batch is computed the same to the bit, whatever rows are beside it.
-        is_dummy: Random weights in place of a checkpoint's.
+        load_format: `"auto"` for a checkpoint, `"sharded_state"` for what `save_sharded_state` wrote, `"dummy"` for
+            random weights.
 
     Raises:
         ConfigError: The options exclude each other.
@@ -25,7 +26,7 @@ class ModelOptions:
 
     quantization: str | None = None
     deterministic: bool = False
-    is_dummy: bool = False
+    load_format: str = "auto"
 
     def __post_init__(self) -> None:
         if self.quantization == "fp8" and self.deterministic:

@@ -16,14 +16,24 @@ import torch
 
 from ..errors import UnsupportedModelError
 from ..layers import InvariantLinear, Linear
-from ..weights import load_dummy_weights, load_weights
+from ..parallel import SINGLE, ParallelContext
+from ..sharded_state import load_sharded_state
+from ..weights import load_dummy_weights, load_weights, weight_slots
 from . import families
 from .decoder import Decoder
 from .hf_config import load_hf_config
 from .options import DEFAULT_OPTIONS, ModelOptions
-from .spec import Family
+from .spec import DecoderSpec, Family
 
-__all__ = ["build_model", "load_hf_config", "load_model", "supported_architectures"]
+__all__ = [
+    "build_model",
+    "describe_model",
+    "find_family",
+    "load_hf_config",
+    "load_model",
+    "names_in_checkpoint",
+    "supported_architectures",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +45,21 @@ def supported_architectures() -> list[str]:
     return sorted(_families())
 
 
+def describe_model(hf_config: Any) -> DecoderSpec:
+    """Returns the spec of the model that a config describes.
+
+    Raises:
+        UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
+    """
+    return find_family(hf_config).spec(hf_config)
+
+
 def build_model(
-    hf_config: Any, dtype: torch.dtype, device: torch.device | str, options: ModelOptions = DEFAULT_OPTIONS
+    hf_config: Any,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    options: ModelOptions = DEFAULT_OPTIONS,
+    parallel: ParallelContext = SINGLE,
 ) -> Decoder:
     """Builds the decoder a config describes, without weights: their memory is not initialised.
 
@@ -45,12 +68,13 @@ def build_model(
         dtype: Of weights and activations.
         device: Where to build it.
         options: What the user chooses about it.
+        parallel: This rank, which gets its part.
 
     Raises:
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
     """
-    spec = _find_family(hf_config).spec(hf_config)
-    model = Decoder(spec, dtype=dtype, device=torch.device(device), options=options)
+    spec = describe_model(hf_config)
+    model = Decoder(spec, dtype=dtype, device=torch.device(device), options=options, parallel=parallel)
     if options.quantization is not None:
         _warn_of_odd_sizes(model, _EIGHT_BIT_SIZES[options.quantization])
     return model
@@ -62,6 +86,7 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device | str,
     options: ModelOptions = DEFAULT_OPTIONS,
+    parallel: ParallelContext = SINGLE,
 ) -> Decoder:
     """Builds the decoder a config describes, on its device, and streams the folder's weights into it.
 
@@ -71,18 +96,27 @@ def load_model(
         dtype: Of weights and activations; the checkpoint's tensors are cast.
         device: Where to build it.
         options: What the user chooses about it.
+        parallel: This rank, which gets its part and reads no other.
 
     Raises:
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
         CheckpointError: The weights are missing, damaged, or do not match the config.
     """
-    model = build_model(hf_config, dtype, device, options)
-    if options.is_dummy:
+    model = build_model(hf_config, dtype, device, options, parallel)
+    if options.load_format == "dummy":
         load_dummy_weights(model)
+    elif options.load_format == "sharded_state":
+        load_sharded_state(model, folder, parallel)
     else:
-        load_weights(model, folder, _find_family(hf_config).weights)
+        elsewhere = names_in_checkpoint(hf_config, dtype) if parallel.num_ranks > 1 else ()
+        load_weights(model, folder, find_family(hf_config).weights, elsewhere)
     model.pack()
     return model.eval()
+
+
+def names_in_checkpoint(hf_config: Any, dtype: torch.dtype) -> set[str]:
+    """Returns our names of all weights of a model, whatever rank has them: those of the whole, made without memory."""
+    return set(weight_slots(build_model(hf_config, dtype, "meta")))
 
 
 def _warn_of_odd_sizes(model: Decoder, allowed: str) -> None:
@@ -96,7 +130,12 @@ def _warn_of_odd_sizes(model: Decoder, allowed: str) -> None:
         )
 
 
-def _find_family(hf_config: Any) -> Family:
+def find_family(hf_config: Any) -> Family:
+    """Returns the family of a config's architecture.
+
+    Raises:
+        UnsupportedModelError: There is none.
+    """
     names = getattr(hf_config, "architectures", None) or []
     if getattr(hf_config, "quantization_config", None) is not None:
         raise UnsupportedModelError(

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 from ray import cloudpickle
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
@@ -17,15 +18,38 @@ from millrace.actors import EnginePool, PoolConfig
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fake_engine
+from node_cluster import Nodes
 
 # Workers cannot import from the tests, so the fake engine travels as it is.
 cloudpickle.register_pickle_by_value(fake_engine)
 
 
 @pytest.fixture
-def start_pool(cluster: None) -> Iterator[Callable[..., EnginePool]]:
-    """Starts pools of fake engines, and closes them at the end."""
-    pools: list[EnginePool] = []
+def start_pool(cluster: None, pools: Callable[..., EnginePool]) -> Callable[..., EnginePool]:
+    """Starts pools of fake engines on the local Ray, and closes them at the end."""
+    return pools
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    """Three nodes beside the head, for the tests of one module; a Ray that other tests have started ends."""
+    ray.shutdown()
+    started = Nodes(3)
+    yield started
+    started.shutdown()
+
+
+@pytest.fixture
+def cluster_of_three(nodes: Nodes) -> Nodes:
+    """The same with all its nodes."""
+    nodes.restore()
+    return nodes
+
+
+@pytest.fixture
+def pools() -> Iterator[Callable[..., EnginePool]]:
+    """Starts pools on whatever Ray is there, and closes them at the end."""
+    started: list[EnginePool] = []
 
     def start(**settings: Any) -> EnginePool:
         defaults = {
@@ -33,12 +57,13 @@ def start_pool(cluster: None) -> Iterator[Callable[..., EnginePool]]:
             "num_cpus_per_replica": 0,
             "start_backoff_s": 0.01,
             "engine_factory": fake_engine.FakeEngine,
+            "rank_main": fake_engine.run_rank,
         }
-        pools.append(EnginePool.start(PoolConfig(**(defaults | settings))))
-        return pools[-1]
+        started.append(EnginePool.start(PoolConfig(**(defaults | settings))))
+        return started[-1]
 
     yield start
-    for pool in pools:
+    for pool in started:
         pool.close()
 
 

@@ -6,6 +6,7 @@ refuse             is refused by add_request
 bug                makes add_request raise an error that is nobody's fault but ours
 crash              makes step raise
 exit               ends the process in the step that runs it
+hang               makes step never return
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,17 @@ class FakeEngine:
 
     Args:
         engine_kwargs: `starts`: file that gets a line per start. `fail_start`: kind of failure. `num_failing_starts`:
-            how many starts fail that way.
-        num_sharing: Replicas on its node.
+            how many starts fail that way. `fail_rank`: whether the other ranks refuse to load.
+        num_sharing: Ranks on its node.
     """
 
-    def __init__(self, engine_kwargs: dict[str, Any], num_sharing: int = 1) -> None:
+    def __init__(
+        self, engine_kwargs: dict[str, Any], num_sharing: int = 1, announce: Callable[[str], None] | None = None
+    ) -> None:
+        if announce is not None:
+            announce("nowhere")
+        if engine_kwargs.get("fail_rank"):
+            threading.Event().wait()  # for the other ranks
         self._num_steps_left: dict[str, int] = {}
         self._requests: dict[str, GenerateRequest] = {}
         self._thread = threading.current_thread()
@@ -96,6 +103,8 @@ class FakeEngine:
             raise RuntimeError("the device fell over")
         if verb == "exit":
             os._exit(3)
+        if verb == "hang":
+            threading.Event().wait()
         self._num_steps_left[request.request_id] -= 1
         return not self._num_steps_left[request.request_id]
 
@@ -117,6 +126,14 @@ class FakeEngine:
 
     def _check_thread(self) -> None:
         assert threading.current_thread() is self._thread, "the engine was touched from another thread"
+
+
+def run_rank(engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str) -> None:
+    """A rank that is there and has nothing to do."""
+    assert rank and address == "nowhere"
+    if engine_kwargs.get("fail_rank"):
+        raise ConfigError(f"rank {rank} has no such device")
+    threading.Event().wait()
 
 
 class UnpicklableError(Exception):

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.actors import PoolConfig
-from millrace.actors.placement import check_leaves_one_cpu, check_placeable, replica_resources, replicas_per_node
-from millrace.actors.replica import share_of_cores
+from millrace.actors.nodes import check_leaves_one_cpu, ranks_per_node
+from millrace.actors.placement import Placement
+from millrace.actors.ranks import share_of_cores
 from millrace.engine.errors import ConfigError
 
 
@@ -18,37 +19,66 @@ def config(**settings: object) -> PoolConfig:
     return PoolConfig(engine_kwargs={"model": "m"}, **settings)
 
 
+def bundles(**settings: object) -> list[dict[str, float]]:
+    return list(config(**settings).placement.bundles)
+
+
 def test_replica_asks_for_what_was_set() -> None:
-    assert replica_resources(config(num_cpus_per_replica=0)) == {}
-    assert replica_resources(config(num_cpus_per_replica=0.5, num_gpus_per_replica=1, accelerator_type="H100")) == {
-        "CPU": 0.5,
-        "GPU": 1,
-        "accelerator_type:H100": 0.001,
-    }
+    assert bundles(num_cpus_per_replica=0) == [{}]
+    assert bundles(num_cpus_per_replica=0.5, num_gpus_per_replica=1, accelerator_type="H100") == [
+        {"CPU": 0.5, "GPU": 1, "accelerator_type:H100": 0.001}
+    ]
 
 
-def test_replica_that_fits_no_node_is_refused_though_the_sum_would_do() -> None:
-    nodes = [{"CPU": 2.0, "memory": 1e9}, {"CPU": 2.0}]
-    check_placeable(config(num_replicas=2, num_cpus_per_replica=2), nodes)
-    with pytest.raises(ConfigError, match=r"1 replica\(s\) of \{CPU: 4\}.*room for 0.*\{CPU: 2\}; \{CPU: 2\}"):
-        check_placeable(config(num_cpus_per_replica=4), nodes)
+def test_ranks_share_evenly_what_was_set_for_the_replica() -> None:
+    kwargs = {"model": "m", "tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    pool = PoolConfig(engine_kwargs=kwargs, num_cpus_per_replica=2, num_gpus_per_replica=4)
+    assert pool.num_ranks == 4
+    assert pool.placement.bundles == ({"CPU": 0.5, "GPU": 1},) * 4
+    assert pool.placement.total == {"CPU": 2, "GPU": 4}
 
 
-def test_shares_that_sum_up_to_a_whole_fit() -> None:
-    check_placeable(config(num_replicas=10, num_cpus_per_replica=0.1), [{"CPU": 1.0}])
-    with pytest.raises(ConfigError, match="room for 10"):
-        check_placeable(config(num_replicas=11, num_cpus_per_replica=0.1), [{"CPU": 1.0}])
+def test_bundles_can_be_given_as_in_ray_data_llm() -> None:
+    tp2 = {"model": "m", "tensor_parallel_size": 2}
+    same = PoolConfig(engine_kwargs=tp2, placement_group_config={"bundle_per_worker": {"CPU": 2, "mill": 1, "GPU": 0}})
+    assert same.placement == Placement(({"CPU": 2, "mill": 1},) * 2)
+    each = {"bundles": [{"GPU": 1}, {"CPU": 1}], "strategy": "SPREAD"}
+    given = PoolConfig(engine_kwargs=tp2, placement_group_config=each, accelerator_type="L4")
+    kind = {"accelerator_type:L4": 0.001}
+    assert given.placement == Placement(({"GPU": 1, **kind}, {"CPU": 1, **kind}), "SPREAD")
 
 
-def test_accelerator_that_no_node_has_is_refused() -> None:
-    nodes = [{"CPU": 8.0, "GPU": 8.0, "accelerator_type:A100": 1.0}]
-    check_placeable(config(num_gpus_per_replica=1, accelerator_type="A100"), nodes)
-    with pytest.raises(ConfigError, match=r"accelerator_type:H100.*GPU: 8, accelerator_type:A100: 1"):
-        check_placeable(config(num_gpus_per_replica=1, accelerator_type="H100"), nodes)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"bundle": {}}, "no field 'bundle'; did you mean 'bundles'"),
+        ({}, "one of bundle_per_worker"),
+        ({"bundles": [{"CPU": 1}], "bundle_per_worker": {"CPU": 1}}, "one of bundle_per_worker"),
+        ({"bundles": [{"CPU": 1}, {"CPU": 1}]}, "bundles must be a list of 1"),
+        ({"bundles": {"CPU": 1}}, "bundles must be a list of 1"),
+        ({"bundle_per_worker": {"CPU": -1}}, "'CPU' of a bundle must be a number of at least 0; got -1"),
+        ({"bundle_per_worker": 1}, "a bundle must be a dict"),
+        ({"bundle_per_worker": {"CPU": 1}, "strategy": "TIGHT"}, "strategy must be one of PACK, STRICT_PACK"),
+    ],
+)
+def test_wrong_placement_group_config_is_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(placement_group_config=given)
 
 
-def test_replica_that_takes_nothing_always_fits() -> None:
-    check_placeable(config(num_replicas=100, num_cpus_per_replica=0), [{"CPU": 1.0}])
+def test_ranks_stay_on_one_node_where_one_is_large_enough() -> None:
+    placement = Placement(({"GPU": 1.0},) * 4)
+    assert placement.resolved_strategy([{"GPU": 2.0}, {"GPU": 4.0}]) == "STRICT_PACK"
+    assert placement.resolved_strategy([{"GPU": 2.0}, {"GPU": 2.0}]) == "PACK"
+    assert Placement(({"GPU": 1.0},), "SPREAD").resolved_strategy([{"GPU": 2.0}]) == "SPREAD"
+
+
+def test_ranks_that_share_a_node_are_counted() -> None:
+    assert ranks_per_node(config(num_replicas=3), [{"CPU": 4.0}, {"CPU": 1.0}]) == 2
+    assert ranks_per_node(config(num_replicas=(1, 4)), [{"CPU": 4.0}]) == 4
+    assert ranks_per_node(config(num_cpus_per_replica=0.1, num_replicas=10), [{"CPU": 1.0}]) == 10
+    accelerated = config(accelerator_type="H100", num_replicas=2)
+    assert ranks_per_node(accelerated, [{"CPU": 4.0}, {"CPU": 4.0, "accelerator_type:H100": 1.0}]) == 2
 
 
 @pytest.mark.parametrize(
@@ -89,7 +119,7 @@ def test_passes_exactly_if_every_placement_leaves_a_cpu(cpus: list[int], num_rep
     full = [placed for placed in placements if sum(placed) == num_replicas]
     is_safe = all(any(10 * c - n * tenths >= 10 for c, n in zip(cpus, p, strict=True)) for p in full)
     if not full:
-        return  # check_placeable refuses it
+        return  # there is no room at all
     pool = config(num_replicas=num_replicas, num_cpus_per_replica=tenths / 10)
     nodes = [{"CPU": float(count)} for count in cpus]
     if is_safe:
@@ -107,7 +137,7 @@ def test_replicas_are_spread_over_the_nodes_that_can_hold_one(
     cpus: list[float], num_replicas: int, per_node: int
 ) -> None:
     pool = config(num_replicas=num_replicas, num_cpus_per_replica=1)
-    assert replicas_per_node(pool, [{"CPU": count} for count in cpus]) == per_node
+    assert ranks_per_node(pool, [{"CPU": count} for count in cpus]) == per_node
 
 
 @given(num_cores=st.integers(1, 256), num_cpus=st.integers(0, 256), num_sharing=st.integers(1, 20))
@@ -125,7 +155,15 @@ def test_engines_of_a_node_have_a_thread_each_and_no_more_threads_than_cores(
         ("num_replicas", 0),
         ("num_replicas", 1.5),
         ("num_replicas", True),
+        ("num_replicas", (2, 1)),
+        ("num_replicas", (0, 1)),
+        ("num_replicas", (1, 2, 3)),
         ("max_attempts", 0),
+        ("max_deaths_in_a_row", 0),
+        ("requests_per_replica", 0),
+        ("placement_timeout_s", 0),
+        ("step_timeout_s", -1),
+        ("scale_down_delay_s", "1"),
         ("max_start_failures", 0),
         ("num_cpus_per_replica", -1),
         ("num_cpus_per_replica", float("nan")),

@@ -14,7 +14,8 @@ from fake_engine import FakeEngine, request, requests
 from ray.exceptions import ActorDiedError, TaskCancelledError
 
 from millrace.actors import EngineReplica
-from millrace.actors.replica import build_engine, share_of_cores
+from millrace.actors.ranks import build_engine, share_of_cores
+from millrace.actors.replica import ReplicaSettings
 from millrace.engine import device
 from millrace.engine.engine import LLMEngine
 from millrace.engine.errors import ConfigError, EngineDeadError
@@ -26,7 +27,10 @@ def start_replica(cluster: None) -> Iterator[Callable[..., Any]]:
 
     def start(**engine_kwargs: Any) -> Any:
         replica_class = ray.remote(EngineReplica).options(num_cpus=0, max_concurrency=100)
-        actors.append(replica_class.remote("0.0", engine_kwargs, FakeEngine))
+        settings = ReplicaSettings(
+            pool_name="p", replica_id="0.0", engine_kwargs=engine_kwargs, engine_factory=FakeEngine
+        )
+        actors.append(replica_class.remote(settings))
         return actors[-1]
 
     yield start
@@ -104,7 +108,7 @@ def test_cancelled_call_leaves_no_work(
     ray.cancel(stream)
     with pytest.raises(TaskCancelledError):
         ids(stream)
-    eventually(lambda: ray.get(replica.stats.remote())["num_aborted"] == 5)
+    eventually(lambda: ray.get(replica.stats.remote())[0]["num_aborted"] == 5)
 
 
 def test_dead_caller_leaves_no_work_and_disturbs_no_other(
@@ -113,10 +117,10 @@ def test_dead_caller_leaves_no_work_and_disturbs_no_other(
     replica, caller = start_replica(), Caller.remote()
     ray.get(caller.call.remote(replica, f"gate {gate}", 5))
     mine = replica.generate.remote(requests(f"gate {gate}", 2), [replica.until_death.remote()])
-    eventually(lambda: ray.get(replica.stats.remote())["num_running"] == 7)
+    eventually(lambda: ray.get(replica.stats.remote())[0]["num_running"] == 7)
     os.kill(ray.get(caller.pid.remote()), signal.SIGKILL)
-    eventually(lambda: ray.get(replica.stats.remote())["num_running"] == 2)
-    assert ray.get(replica.stats.remote())["num_aborted"] == 5
+    eventually(lambda: ray.get(replica.stats.remote())[0]["num_running"] == 2)
+    assert ray.get(replica.stats.remote())[0]["num_aborted"] == 5
     gate.touch()
     assert ids(mine) == ["0", "1"]
 

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from fake_engine import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.actors.routing import Router
+from millrace.actors.routing import BLOCK_CHARACTERS, BLOCK_TOKENS, MAX_BLOCKS, MAX_LEAD, Router, block_hashes
+from millrace.engine.request import GenerateRequest
+from millrace.engine.sampling_params import SamplingParams
 
 
 def sizes(shares: dict[str, list]) -> dict[str, int]:
     return {replica_id: len(share) for replica_id, share in shares.items()}
+
+
+def tokens(request_id: str, token_ids: list[int]) -> GenerateRequest:
+    return GenerateRequest(request_id, None, token_ids, SamplingParams())
+
+
+def with_prefix(prefix: int, count: int, start: int = 0) -> list[GenerateRequest]:
+    """Requests that share their first two blocks and then differ."""
+    return [
+        tokens(f"{prefix}-{index}", [prefix] * 2 * BLOCK_TOKENS + [index] * BLOCK_TOKENS)
+        for index in range(start, start + count)
+    ]
 
 
 def test_least_loaded_replica_comes_first() -> None:
@@ -36,3 +52,55 @@ def test_shares_hold_each_request_once_in_order_and_are_even(counts: list[int], 
         for replica_id, share in shares.items():
             totals[replica_id] += len(share)
         assert max(totals.values()) - min(totals.values()) <= 1
+
+
+def test_one_beginning_goes_to_one_replica() -> None:
+    router = Router()
+    homes = {}
+    for index in range(10):
+        mixed = [with_prefix(prefix, 1, index)[0] for prefix in range(6)]
+        for replica_id, share in router.share_out(mixed, ["a", "b", "c"]).items():
+            for request in share:
+                homes.setdefault(request.request_id.split("-")[0], Counter())[replica_id] += 1
+    assert all(len(home) == 1 for home in homes.values())
+    assert Counter(next(iter(home)) for home in homes.values()) == {"a": 2, "b": 2, "c": 2}
+
+
+def test_the_longest_known_beginning_counts() -> None:
+    router = Router()
+    first, second = with_prefix(1, 2)
+    assert sizes(router.share_out([first], ["a"])) == {"a": 1}
+    assert sizes(router.share_out([second], ["b"])) == {"b": 1}
+    assert sizes(router.share_out([tokens("again", list(second.prompt_token_ids or []))], ["a", "b"])) == {"b": 1}
+    assert sizes(router.share_out([tokens("again", list(first.prompt_token_ids or []))], ["a", "b"])) == {"a": 1}
+
+
+def test_a_beginning_that_all_share_is_spread_over_all() -> None:
+    assert sizes(Router().share_out(with_prefix(1, 8), ["a", "b", "c", "d"])) == {"a": 2, "b": 2, "c": 2, "d": 2}
+    shares = sizes(Router().share_out(with_prefix(1, 400), ["a", "b"]))
+    assert abs(shares["a"] - shares["b"]) <= MAX_LEAD
+
+
+def test_a_dead_replica_is_forgotten() -> None:
+    router = Router()
+    router.share_out(with_prefix(1, 4), ["a"])
+    assert sizes(router.share_out(with_prefix(1, 4), ["b"])) == {"b": 4}
+
+
+def test_memory_is_bounded() -> None:
+    router = Router(max_known=6)
+    for prefix in range(5):
+        router.share_out(with_prefix(prefix, 1), ["a"])
+    router.release("a", 5)
+    assert sizes(router.share_out(with_prefix(4, 1), ["b", "a"])) == {"a": 1}
+    assert sizes(router.share_out(with_prefix(0, 1), ["b", "a"])) == {"b": 1}
+
+
+def test_blocks_are_whole_chained_and_bounded() -> None:
+    short, long = [7] * (BLOCK_TOKENS - 1), [7] * (BLOCK_TOKENS * (MAX_BLOCKS + 3))
+    assert list(block_hashes(tokens("a", short))) == []
+    hashes = list(block_hashes(tokens("a", long)))
+    assert len(hashes) == len(set(hashes)) == MAX_BLOCKS
+    assert hashes[:2] == list(block_hashes(tokens("b", [7] * (2 * BLOCK_TOKENS + 1))))
+    text = [GenerateRequest("a", "x" * BLOCK_CHARACTERS + end, None, SamplingParams()) for end in ("", "y")]
+    assert len({tuple(block_hashes(request)) for request in text}) == 1

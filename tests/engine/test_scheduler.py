@@ -101,11 +101,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         budget=st.integers(1, 16),
         depth=st.sampled_from([0, 1]),
+        num_stages=st.integers(1, 3),
         caching=st.booleans(),
     )
-    def start(self, num_blocks, block_size, max_num_seqs, budget, depth, caching) -> None:
+    def start(self, num_blocks, block_size, max_num_seqs, budget, depth, num_stages, caching) -> None:
         self.capacity = num_blocks * block_size
-        self.scheduler = Scheduler(KVCacheManager(num_blocks, block_size, caching), max_num_seqs, budget)
+        manager = KVCacheManager(num_blocks, block_size, caching)
+        self.scheduler = Scheduler(manager, max_num_seqs, budget, num_stages)
+        depth = depth if num_stages == 1 else num_stages - 1
         self.device = FakeDevice(block_size)
         self.depth = depth
         self.in_flight: deque[tuple[StepPlan, list[int]]] = deque()
@@ -166,6 +169,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not plan.requests[0].is_suspect or len(plan.requests) == 1
         for request, start, count in zip(plan.requests, plan.starts, plan.counts, strict=True):
             assert start + count <= request.max_tokens_total
+            assert self.scheduler.num_stages == 1 or start + count <= len(request.token_ids), "a token is not known yet"
 
     @invariant()
     def is_sound(self) -> None:
@@ -291,3 +295,15 @@ def test_releasing_a_block_twice_is_found():
         kv_cache.pool.check_integrity([request.block_ids])
     with pytest.raises(AssertionError, match="released more often"):
         kv_cache.pool.release(request.block_ids)
+
+
+def test_stages_share_the_requests_out() -> None:
+    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=8, max_num_batched_tokens=100, num_stages=2)
+    for i in range(5):
+        scheduler.add(make_request(str(i), [1, 2, 3], 4))
+    first, second = scheduler.schedule(), scheduler.schedule()
+    assert [len(plan.requests) for plan in (first, second)] == [3, 2]
+    assert scheduler.schedule() is None, "all wait for their tokens"
+    scheduler.update(first, [8, 8, 8])
+    third = scheduler.schedule()
+    assert third.requests == first.requests and third.counts == [1, 1, 1]

@@ -255,7 +255,7 @@ def test_the_first_fault_is_the_one_reported(folder: Path) -> None:
 
 
 class TestDummyWeights:
-    DUMMY = ModelOptions(is_dummy=True)
+    DUMMY = ModelOptions(load_format="dummy")
 
     @pytest.fixture
     def folder(self, tmp_path: Path) -> Path:
@@ -263,7 +263,7 @@ class TestDummyWeights:
         tiny_config("qwen3").save_pretrained(tmp_path)
         return tmp_path
 
-    @pytest.mark.parametrize("options", [DUMMY, ModelOptions(quantization="fp8", is_dummy=True)])
+    @pytest.mark.parametrize("options", [DUMMY, ModelOptions(quantization="fp8", load_format="dummy")])
     def test_they_fill_everything_without_a_checkpoint(self, folder: Path, options: ModelOptions) -> None:
         config = load_hf_config(folder)
         model = build_model(config, torch.bfloat16, "cpu", options)

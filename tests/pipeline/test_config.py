@@ -27,6 +27,7 @@ def test_the_name_of_ray_data_llm_is_the_same_class() -> None:
 
 @pytest.mark.parametrize("given", [2, "2", 2.0, (2, 2), [2, 2]])
 def test_concurrency_is_a_fixed_number_of_replicas(given: Any) -> None:
+    assert make(concurrency=given).concurrency == 2
     assert make(concurrency=given).num_replicas == 2
 
 
@@ -36,9 +37,18 @@ def test_concurrency_must_be_a_positive_integer_or_a_pair(given: Any) -> None:
         make(concurrency=given)
 
 
-def test_a_pool_that_grows_is_refused_and_the_way_out_is_named() -> None:
-    with pytest.raises(ConfigError, match="not there yet; pass concurrency=4"):
-        make(concurrency=(1, 4))
+def test_concurrency_can_be_the_fewest_and_the_most_replicas() -> None:
+    config = make(concurrency=(1, 4))
+    assert (config.min_replicas, config.num_replicas) == (1, 4)
+
+
+def test_placement_is_checked_when_the_config_is_made(caplog: pytest.LogCaptureFixture) -> None:
+    tp2 = {"tensor_parallel_size": 2}
+    assert make(engine_kwargs=tp2, placement_group_config={"bundle_per_worker": {"GPU": 1}}).placement_group_config
+    with pytest.raises(ConfigError, match="bundles must be a list of 2"):
+        make(engine_kwargs=tp2, placement_group_config={"bundles": [{"GPU": 1}]})
+    make(placement_group_config={"bundles": [{"GPU": 1}]}, num_gpus_per_replica=1)
+    assert "give way to placement_group_config" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -46,7 +56,7 @@ def test_a_pool_that_grows_is_refused_and_the_way_out_is_named() -> None:
     [
         ({"concurency": 1}, "no field 'concurency'; did you mean 'concurrency'?"),
         ({"engine_kwargs": {"max_num_sqs": 3}}, "did you mean 'max_num_seqs'?"),
-        ({"engine_kwargs": {"tensor_parallel_size": 2}}, "tensor_parallel_size=2 is not supported"),
+        ({"engine_kwargs": {"data_parallel_size": 2}}, "data_parallel_size=2 is not supported"),
         ({"engine_kwargs": {"model": "elsewhere"}}, "drop one"),
         ({"chat_template_stage": {"enabld": True}}, "did you mean 'enabled'?"),
         ({"tokenize_stage": 3}, "tokenize_stage must be a bool, a dict or a TokenizerStageConfig; got int 3"),

@@ -99,6 +99,19 @@ def test_sampled_rows_repeat_whatever_their_company(cluster: None, tiny_model: T
     assert len({tuple(row["tokens"]) for row in together.values()}) > 32
 
 
+def test_two_processors_of_one_engine_share_its_replicas(cluster: None, tiny_model: TinyModel) -> None:
+    rows = [{"id": index, "prompt": f"row {index}"} for index in range(20)]
+    config = config_for(tiny_model("llama"), sampling_params={"max_tokens": 4}, chat_template_stage=False)
+    with build_llm_processor(config) as first:
+        with build_llm_processor(config) as second:
+            results = [processor(ray.data.from_items(rows)) for processor in (first, second)]
+            stats = [processor.stats() for processor in (first, second)]
+            assert len({pool.name for pool in stats if pool}) == 1
+            assert [len(pool.replicas) for pool in stats if pool] == [1, 1]
+            assert [sorted(by_id(result)) for result in results] == [list(range(20))] * 2
+        assert sorted(by_id(first(ray.data.from_items(rows)))) == list(range(20))
+
+
 def test_kill_9_of_the_generate_client_loses_and_doubles_no_row(cluster: None, tiny_model: TinyModel) -> None:
     num_rows = 2000
     sampling = {"temperature": 0.8, "max_tokens": 16, "ignore_eos": True}

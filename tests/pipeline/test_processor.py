@@ -159,6 +159,20 @@ def test_threads_are_the_users_choice_or_else_the_replicas_own(make_config: Any,
     assert pool_config(config, operators()).engine_kwargs["num_threads"] == 3
 
 
+def test_the_pool_is_as_large_as_was_said_and_its_ranks_have_a_gpu_each(make_config: Any, operators: Any) -> None:
+    config = make_config(
+        concurrency=(1, 3),
+        engine_kwargs={"tensor_parallel_size": 2},
+        accelerator_type="L4",
+        placement_group_config=None,
+    )
+    pool = pool_config(config, operators(concurrency=3))
+    assert (pool.min_replicas, pool.max_replicas) == (1, 3)
+    assert [bundle["GPU"] for bundle in pool.placement.bundles] == [1.0, 1.0]
+    given = {"bundle_per_worker": {"mill": 1}}
+    assert pool_config(make_config(placement_group_config=given), operators()).placement.bundles == ({"mill": 1.0},)
+
+
 def test_a_job_that_would_wait_forever_is_refused(make_config: Any, operators: Any) -> None:
     with pytest.raises(ConfigError, match="wait forever"):
         pool_config(make_config(num_cpus_per_replica=1.0), operators())

@@ -1,4 +1,4 @@
-"""How long OpenMP's threads wait awake: `shorten_spinning`."""
+"""Environment variables: the one place where any is read or set."""
 
 from __future__ import annotations
 

@@ -1,0 +1,128 @@
+"""What is measured of a replica: one table, and the `Meter` that reads it.
+
+The figures go two ways: through `ray.util.metrics` to whatever scrapes Ray (named ``millrace_...``, with the tags
+``pool`` and ``replica``), and as data through `EnginePool.stats`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Protocol, runtime_checkable
+
+from ray.util.metrics import Gauge
+
+TAGS = ("pool", "replica")
+
+
+@runtime_checkable
+class EngineStats(Protocol):
+    """The counters that the figures are made of; those of `LLMEngine` are such, and name them in detail."""
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+    step_time_s: float
+    counters: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One figure of a replica.
+
+    Attributes:
+        description: What it is, with its unit.
+        read: Takes it from the engine's counters.
+        is_rate: Whether it is what the counter gained in a second rather than where it stands.
+    """
+
+    description: str
+    read: Callable[[EngineStats], float]
+    is_rate: bool = False
+
+
+def _cache_hit_rate(stats: EngineStats) -> float:
+    counters = stats.counters
+    return counters.num_cached_tokens / max(1, counters.num_prompt_tokens)
+
+
+def _step_time_s(stats: EngineStats) -> float:
+    return stats.step_time_s / max(1, stats.counters.num_steps)
+
+
+METRICS: Mapping[str, Metric] = MappingProxyType(
+    {
+        "num_running": Metric("Requests that hold KV cache", lambda stats: stats.num_running),
+        "num_waiting": Metric("Requests that hold none", lambda stats: stats.num_waiting),
+        "kv_cache_usage": Metric("Share of the KV cache blocks in use, 0 to 1", lambda stats: stats.kv_cache_usage),
+        "cache_hit_rate": Metric("Share of prompt tokens found in the prefix cache, 0 to 1", _cache_hit_rate),
+        "num_preemptions": Metric("Preemptions so far", lambda stats: stats.counters.num_preemptions),
+        "step_time_s": Metric("Mean seconds of a step", _step_time_s),
+        "prompt_tokens_per_s": Metric(
+            "Prompt tokens taken in, a second", lambda stats: stats.counters.num_prompt_tokens, is_rate=True
+        ),
+        "output_tokens_per_s": Metric(
+            "Tokens generated, a second", lambda stats: stats.counters.num_output_tokens, is_rate=True
+        ),
+    }
+)
+"""Every figure there is, by name. A rate is over the time since it was last published, some seconds."""
+
+
+class Meter:
+    """Reads the figures of one replica and publishes them.
+
+    Args:
+        pool_name: Its pool, for the tags.
+        replica_id: Its name, for the tags.
+        clock: Seconds that go on evenly.
+    """
+
+    def __init__(self, pool_name: str, replica_id: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._tags = dict(zip(TAGS, (pool_name, replica_id), strict=True))
+        self._clock = clock
+        self._gauges: dict[str, Gauge] = {}
+        self._counts: dict[str, float] = {}
+        self._rates: dict[str, float] = {}
+        self._counted_at_s = clock()
+
+    def read(self, stats: Any) -> dict[str, float]:
+        """Returns the figures.
+
+        Args:
+            stats: The engine's counters. An engine of another kind has other counters, and no figures.
+
+        Returns:
+            Name -> figure, as in the table; rates as of the last publication.
+        """
+        if not isinstance(stats, EngineStats):
+            return {}
+        return {
+            name: self._rates.get(name, 0.0) if metric.is_rate else float(metric.read(stats))
+            for name, metric in METRICS.items()
+        }
+
+    def publish(self, stats: Any) -> None:
+        """Gives the figures to Ray, after bringing the rates up to date.
+
+        Args:
+            stats: As for `read`.
+        """
+        if isinstance(stats, EngineStats):
+            self._count(stats)
+        for name, figure in self.read(stats).items():
+            if name not in self._gauges:
+                self._gauges[name] = Gauge(f"millrace_{name}", METRICS[name].description, TAGS)
+            self._gauges[name].set(figure, self._tags)
+
+    def _count(self, stats: EngineStats) -> None:
+        now_s = self._clock()
+        passed_s = max(1e-9, now_s - self._counted_at_s)
+        for name, metric in METRICS.items():
+            if metric.is_rate:
+                count = metric.read(stats)
+                self._rates[name] = (count - self._counts.get(name, 0.0)) / passed_s
+                self._counts[name] = count
+        self._counted_at_s = now_s

@@ -1,0 +1,62 @@
+"""Requests that were on board at a death, and how the one that killed is told from the others: `Suspects`.
+
+A few are run one at a time. Many are run in groups, as many as a group has members, so that a death which no request
+caused costs little time; the group that dies is a few, and is run one at a time. A request is guilty that died alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from ..engine.request import GenerateRequest
+
+MAX_ALONE = 8
+"""Suspects of one death that are run one at a time."""
+
+
+class Suspects:
+    """The suspects of one call.
+
+    Args:
+        max_attempts: Deaths before a request can be found guilty.
+    """
+
+    def __init__(self, max_attempts: int) -> None:
+        self._max_attempts = max_attempts
+        self._num_deaths: Counter[str] = Counter()
+        self._groups: deque[list[GenerateRequest]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._groups)
+
+    def num_deaths(self, request_id: str) -> int:
+        """Returns how many replicas died with a request on board."""
+        return self._num_deaths[request_id]
+
+    def note_death(self, on_board: Sequence[GenerateRequest], is_apart: bool) -> GenerateRequest | None:
+        """Takes in what was on board when a replica died.
+
+        Args:
+            on_board: The requests of this call.
+            is_apart: Whether there were no others.
+
+        Returns:
+            The request that is guilty, if it is known by this; all others will have to be run again.
+        """
+        self._num_deaths.update(request.request_id for request in on_board)
+        if is_apart and len(on_board) == 1 and self._num_deaths[on_board[0].request_id] >= self._max_attempts:
+            return on_board[0]
+        size = 1 if len(on_board) <= MAX_ALONE else math.isqrt(len(on_board))
+        groups = [list(on_board[start : start + size]) for start in range(0, len(on_board), size)]
+        self._groups.extendleft(reversed(groups))  # The guilty one is among them: the fewer first.
+        return None
+
+    def put_back(self, group: list[GenerateRequest]) -> None:
+        """Takes back a group that was not run to its end, though nothing died of it."""
+        self._groups.appendleft(group)
+
+    def next_group(self) -> list[GenerateRequest]:
+        """Returns those that are to be run next, apart from everything else."""
+        return self._groups.popleft()

@@ -1,0 +1,155 @@
+"""A connection between two ranks that carries small messages: step plans one way, results the other.
+
+TCP, on one host or between several. When a process ends, however it ends, the kernel closes its connections: who is at
+the other end hears of it at once, and nobody needs a timeout.
+"""
+
+from __future__ import annotations
+
+import pickle
+import select
+import socket
+import struct
+import time
+from typing import Any
+
+from .errors import EngineDeadError
+
+__all__ = ["Channel", "Listener", "connect"]
+
+_HEADER = struct.Struct("<Q")
+_CLOSED = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
+_KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
+"""A host that vanishes closes nothing: after 25 silent seconds it counts as gone."""
+
+
+class Channel:
+    """One end of a connection.
+
+    Args:
+        connection: The socket; it belongs to the channel.
+        peer: Who is at the other end, for messages.
+    """
+
+    def __init__(self, connection: socket.socket, peer: str) -> None:
+        connection.setblocking(True)
+        # Two plans may follow each other before the first is acknowledged; neither is to wait for that.
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, seconds in _KEEPALIVE:
+            connection.setsockopt(socket.IPPROTO_TCP, option, seconds)
+        self._connection = connection
+        self._closing = select.poll()
+        self._closing.register(connection, select.POLLRDHUP)
+        self.peer = peer
+
+    def send(self, message: bytes) -> None:
+        """Sends a message.
+
+        Raises:
+            EngineDeadError: The other end is closed.
+        """
+        try:
+            self._connection.sendall(_HEADER.pack(len(message)) + message)
+        except OSError as error:
+            raise self.dead() from error
+
+    def receive(self, spin_s: float = 0.0) -> bytes:
+        """Waits for a message.
+
+        Args:
+            spin_s: For so long it looks again and again instead of sleeping: waking up takes longer than the message.
+
+        Raises:
+            EngineDeadError: The other end is closed.
+        """
+        if spin_s:
+            self._spin(time.perf_counter() + spin_s)
+        (size,) = _HEADER.unpack(self._read(_HEADER.size))
+        return self._read(size)
+
+    def send_object(self, value: Any) -> None:
+        """Sends a small object, pickled: only processes of one engine talk here."""
+        self.send(pickle.dumps(value, protocol=5))
+
+    def receive_object(self) -> Any:
+        """Waits for an object."""
+        return pickle.loads(self.receive())
+
+    def is_closed(self) -> bool:
+        """Returns whether the other end is closed; messages sent before may still be received."""
+        return any(event & _CLOSED for _, event in self._closing.poll(0))
+
+    def dead(self) -> EngineDeadError:
+        """Returns the error of this channel's other end having ended."""
+        return EngineDeadError(
+            f"{self.peer} of this engine has ended, and no rank can go on without it; its own output says why. "
+            "Construct another engine"
+        )
+
+    def close(self) -> None:
+        """Closes this end."""
+        self._connection.close()
+
+    def _spin(self, until: float) -> None:
+        while time.perf_counter() < until:
+            try:
+                self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                return
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise self.dead() from error
+
+    def _read(self, size: int) -> bytes:
+        received = bytearray()
+        while len(received) < size:
+            try:
+                part = self._connection.recv(size - len(received))
+            except OSError as error:
+                raise self.dead() from error
+            if not part:
+                raise self.dead()
+            received += part
+        return bytes(received)
+
+
+class Listener:
+    """Where rank 0 is called by the others.
+
+    Args:
+        ip: Of this host, as the others reach it.
+    """
+
+    def __init__(self, ip: str) -> None:
+        self._server = socket.create_server((ip, 0))
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """IP and port."""
+        ip, port = self._server.getsockname()[:2]
+        return ip, port
+
+    def accept(self, timeout_s: float) -> socket.socket | None:
+        """Returns the next connection; None if nobody called in time."""
+        self._server.settimeout(timeout_s)
+        try:
+            return self._server.accept()[0]
+        except TimeoutError:
+            return None
+
+    def close(self) -> None:
+        """Takes no more calls."""
+        self._server.close()
+
+
+def connect(ip: str, port: int, peer: str, timeout_s: float) -> Channel:
+    """Calls a listener.
+
+    Raises:
+        EngineDeadError: It does not answer.
+    """
+    try:
+        return Channel(socket.create_connection((ip, port), timeout=timeout_s), peer)
+    except OSError as error:
+        raise EngineDeadError(f"{peer} does not answer at {ip}:{port}: {error}") from error

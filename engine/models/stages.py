@@ -1,0 +1,71 @@
+"""Cutting a model for many ranks: which layers a stage has, and whether the sizes can be shared out."""
+
+from __future__ import annotations
+
+from ..errors import ConfigError
+from ..parallel import ParallelContext
+from .spec import DecoderSpec
+
+__all__ = ["check_parallel", "kv_cache_sizes", "stage_layers"]
+
+
+def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
+    """Cuts a model's layers into stages that take about the same time.
+
+    A layer costs its weights: to read in a decode step, to multiply by in a prefill. The last stage has the head too.
+    Layers are alike, so each in turn goes to the stage that has least so far.
+
+    Args:
+        spec: The model.
+        pp_size: Stages, not more than layers.
+
+    Returns:
+        The layers of each stage; every stage has one.
+    """
+    costs = [0] * pp_size
+    costs[-1] = spec.vocab_size * spec.embedding_size if pp_size > 1 else 0
+    counts = [1] * pp_size
+    layer_cost = _layer_cost(spec)
+    for _ in range(spec.num_layers - pp_size):
+        cheapest = min(range(pp_size), key=lambda stage: costs[stage] + counts[stage] * layer_cost)
+        counts[cheapest] += 1
+    ends = [sum(counts[: stage + 1]) for stage in range(pp_size)]
+    return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+
+def kv_cache_sizes(spec: DecoderSpec, parallel: ParallelContext) -> tuple[int, int, int]:
+    """Returns a rank's number of layers, its number of key and value heads, and the size of a head."""
+    if parallel.num_ranks == 1:
+        return spec.num_layers, spec.num_kv_heads, spec.head_dim
+    num_layers = len(stage_layers(spec, parallel.pp_size)[parallel.pp_rank])
+    return num_layers, parallel.kv_shard(spec.num_kv_heads).length, spec.head_dim
+
+
+def _layer_cost(spec: DecoderSpec) -> int:
+    attention = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    return spec.hidden_size * (attention + (3 if spec.gated_mlp else 2) * spec.intermediate_size)
+
+
+def check_parallel(spec: DecoderSpec, tp_size: int, pp_size: int) -> None:
+    """Checks that a model can be cut as asked.
+
+    Raises:
+        ConfigError: It cannot; the message names the setting and what it can be.
+    """
+    kv = spec.num_kv_heads
+    possible = [
+        size
+        for size in range(1, spec.num_heads + 1)
+        if spec.num_heads % size == spec.intermediate_size % size == 0 and (kv % size == 0 or size % kv == 0)
+    ]
+    if tp_size not in possible:
+        raise ConfigError(
+            f"tensor_parallel_size={tp_size} cannot share out this model: it must divide num_attention_heads="
+            f"{spec.num_heads} and intermediate_size={spec.intermediate_size}, and divide or be a multiple of "
+            f"num_key_value_heads={kv}; use one of {', '.join(map(str, possible))}"
+        )
+    if pp_size > spec.num_layers:
+        raise ConfigError(
+            f"pipeline_parallel_size={pp_size} is more than the model's {spec.num_layers} layers, of which every stage "
+            f"needs one; use at most {spec.num_layers}"
+        )

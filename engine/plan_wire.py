@@ -1,0 +1,92 @@
+"""A step plan as bytes, for the ranks that have no scheduler.
+
+A decode step is a few small integers for each sequence; a request's tokens and parameters go once, when it enters. What
+only the scheduler reads (requests, published blocks) stays behind.
+"""
+
+from __future__ import annotations
+
+import pickle
+from array import array
+from typing import Any
+
+from .request import Request
+from .scheduler import NewRow, StepPlan
+
+__all__ = ["decode_plan", "encode_plan", "known_tokens"]
+
+
+def encode_plan(plan: StepPlan) -> bytes:
+    """Returns what `decode_plan` makes the plan from."""
+    fields = (
+        plan.rows,
+        plan.starts,
+        plan.counts,
+        plan.samples,
+        plan.new_blocks,
+        plan.new_tokens,
+        plan.num_decodes,
+        plan.num_shared_blocks,
+        [_pack_row(new) for new in plan.new_rows],
+    )
+    return pickle.dumps(fields, protocol=5)
+
+
+def decode_plan(message: bytes) -> StepPlan:
+    """Returns a plan that a runner can execute; its list of requests is empty."""
+    rows, starts, counts, samples, new_blocks, new_tokens, num_decodes, num_shared, new_rows = pickle.loads(message)
+    return StepPlan(
+        rows=rows,
+        starts=starts,
+        counts=counts,
+        samples=samples,
+        new_blocks=new_blocks,
+        new_tokens=new_tokens,
+        num_decodes=num_decodes,
+        num_shared_blocks=num_shared,
+        new_rows=[_unpack_row(packed) for packed in new_rows],
+    )
+
+
+def known_tokens(plan: StepPlan) -> list[tuple[int, int, list[int]]]:
+    """Returns the generated tokens that a step computes, as `StepPlan.new_tokens`.
+
+    The stage that embeds them did not draw them, so it must be told; a request that enters brings its own.
+    """
+    entered = {new.row for new in plan.new_rows}
+    return [
+        (row, start, request.token_ids[start : start + count])
+        for request, row, start, count in zip(plan.requests, plan.rows, plan.starts, plan.counts, strict=True)
+        if start >= request.num_prompt_tokens and row not in entered
+    ]
+
+
+def _pack_row(new: NewRow) -> tuple[Any, ...]:
+    request = new.request
+    return (
+        new.row,
+        array("i", request.token_ids[: new.num_tokens]).tobytes(),
+        request.params,
+        request.seed,
+        request.num_prompt_tokens,
+        request.max_tokens_total,
+        request.stop_token_ids,
+        request.bad_word_ids,
+    )
+
+
+def _unpack_row(packed: tuple[Any, ...]) -> NewRow:
+    row, tokens, params, seed, num_prompt_tokens, max_tokens_total, stop_token_ids, bad_word_ids = packed
+    token_ids = array("i", tokens).tolist()
+    request = Request(
+        request_id="",
+        index=0,
+        params=params,
+        seed=seed,
+        token_ids=token_ids,
+        num_prompt_tokens=num_prompt_tokens,
+        max_tokens_total=max_tokens_total,
+        stop_token_ids=stop_token_ids,
+        bad_word_ids=bad_word_ids,
+    )
+    return NewRow(row, request, len(token_ids))

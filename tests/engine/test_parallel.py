@@ -1,0 +1,136 @@
+"""Engines of many ranks give what one process gives. Real processes, gloo and shared memory, tiny models on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from checkpoints import tiny_checkpoint
+from millrace.engine.errors import CheckpointError, ConfigError
+from millrace.engine.llm import LLM
+from millrace.engine.outputs import RequestOutput
+from millrace.engine.sampling_params import SamplingParams
+from oracles import greedy
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = [[5 + i % 7, 30, 31, 32, *range(40, 40 + 9 * (i % 4))] for i in range(9)]
+GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=2, prompt_logprobs=1)
+SAMPLED = [
+    SamplingParams(
+        temperature=0.8, top_p=0.9, seed=i, max_tokens=10, ignore_eos=True, repetition_penalty=1.2, presence_penalty=0.1
+    )
+    for i in range(len(PROMPTS))
+]
+# Prompts are cut into chunks, and blocks are so few that requests are preempted.
+SETTINGS = {"dtype": "float32", "device": "cpu", "max_num_seqs": 6, "max_num_batched_tokens": 24, "max_model_len": 64}
+FEW_BLOCKS = {"num_gpu_blocks_override": 18, "block_size": 4}
+
+
+def generate(folder: Path, **kwargs) -> tuple[list[RequestOutput], list[RequestOutput]]:
+    with LLM(str(folder), **{**SETTINGS, **FEW_BLOCKS, **kwargs}) as llm:
+        outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False), llm.generate(PROMPTS, SAMPLED, use_tqdm=False)
+        llm.llm_engine.check_integrity()
+        assert llm.stats().counters.num_preemptions > 0
+        return outputs
+
+
+def assert_same(ours: list[RequestOutput], theirs: list[RequestOutput]) -> None:
+    for mine, other in zip(ours, theirs, strict=True):
+        (one,), (two,) = mine.outputs, other.outputs
+        assert one.token_ids == two.token_ids and one.text == two.text
+        for a, b in ((one.logprobs, two.logprobs), (mine.prompt_logprobs, other.prompt_logprobs)):
+            for x, y in zip(a or [], b or [], strict=True):
+                assert (x is None) == (y is None)
+                for token_id, logprob in (x or {}).items():
+                    assert token_id in (y or {}), "another token is among the best"
+                    assert logprob.logprob == pytest.approx(y[token_id].logprob, abs=1e-4)
+
+
+CASES = [
+    ("llama", 2, 1),
+    ("llama", 1, 2),
+    ("llama", 2, 2),
+    ("mistral", 2, 1),
+    ("mistral", 1, 2),
+    ("mistral", 2, 2),
+    ("qwen3", 4, 1),
+    ("opt", 2, 1),
+    ("opt", 1, 2),
+    ("opt", 2, 2),
+    ("opt-350m", 2, 2),
+]
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny_model):
+    """What one process gives, by family."""
+    known: dict[str, tuple[list[RequestOutput], list[RequestOutput]]] = {}
+
+    def run(family: str) -> tuple[list[RequestOutput], list[RequestOutput]]:
+        if family not in known:
+            known[family] = generate(tiny_model(family))
+        return known[family]
+
+    return run
+
+
+@pytest.mark.parametrize(("family", "tp_size", "pp_size"), CASES)
+def test_many_ranks_give_what_one_gives(tiny_model, one_process, family: str, tp_size: int, pp_size: int) -> None:
+    sizes = {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size}
+    for ours, theirs in zip(generate(tiny_model(family), **sizes), one_process(family), strict=True):
+        assert_same(ours, theirs)
+
+
+def test_three_stages_and_an_odd_vocabulary_match_transformers(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "qwen2", vocab_size=385)
+    expected = greedy(folder, PROMPTS, 8)
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    for sizes in ({"tensor_parallel_size": 2}, {"pipeline_parallel_size": 3}):
+        with LLM(str(folder), **SETTINGS, **sizes) as llm:
+            outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+        assert [output.outputs[0].token_ids for output in outputs] == [reference.token_ids for reference in expected]
+
+
+def test_steps_of_all_stages_are_under_way_at_once(tiny_model) -> None:
+    with LLM(str(tiny_model("llama")), **SETTINGS, pipeline_parallel_size=2) as llm:
+        engine, depths = llm.llm_engine, []
+        execute = engine.executor.execute
+
+        def count(plan):
+            handle = execute(plan)
+            depths.append(len(engine._in_flight) + 1)
+            return handle
+
+        engine.executor.execute = count
+        llm.generate(PROMPTS, GREEDY, use_tqdm=False)
+    assert max(depths) == 2 and depths.count(2) > len(depths) / 2
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 1), (2, 2)])
+def test_saved_shards_are_loaded(tiny_model, one_process, tmp_path: Path, sizes: tuple[int, int]) -> None:
+    ranks = dict(zip(("tensor_parallel_size", "pipeline_parallel_size"), sizes, strict=True))
+    with LLM(str(tiny_model("opt")), **SETTINGS, **ranks) as llm:
+        llm.save_sharded_state(tmp_path / "saved")
+    files = sorted(path.name for path in (tmp_path / "saved").glob("*.safetensors"))
+    assert files == [f"model-rank-{rank}-part-0.safetensors" for rank in range(sizes[0] * sizes[1])]
+    with safe_open(tmp_path / "saved" / files[-1], framework="pt") as file:
+        assert file.get_tensor("layers.1.mlp.up.weight").shape == (96 // sizes[0], 64)
+        assert ("layers.0.mlp.up.weight" in file.keys()) == (sizes[1] == 1)  # noqa: SIM118
+        assert "embed_tokens.weight" in file.keys()  # noqa: SIM118  # It is tied, so the last stage has it too.
+    for ours, theirs in zip(
+        generate(tmp_path / "saved", load_format="sharded_state", **ranks), one_process("opt"), strict=True
+    ):
+        assert_same(ours, theirs)
+
+
+def test_shards_of_other_ranks_are_refused(tiny_model, tmp_path: Path) -> None:
+    with LLM(str(tiny_model("llama")), **SETTINGS, tensor_parallel_size=2) as llm:
+        llm.save_sharded_state(tmp_path)
+    with pytest.raises(ConfigError, match=r"saved for .*tensor_parallel_size=1"):
+        LLM(str(tmp_path), **SETTINGS, load_format="sharded_state")
+    (tmp_path / "model-rank-1-part-0.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no model-rank-1-part"):  # What rank 1 met, raised by rank 0.
+        LLM(str(tmp_path), **SETTINGS, load_format="sharded_state", tensor_parallel_size=2)
