@@ -140,7 +140,7 @@ class DistributedExecutor:
         """Receives results until that of a step is there. They come in order, also those of steps nobody asks for."""
         while step.received is None:
             assert self._reporting is not None
-            message = self._reporting.receive_object()
+            message = self._team.receive_from(self._reporting)
             if isinstance(message, Exception):
                 raise message
             self._unread.popleft().received = message

@@ -8,6 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from checkpoints import tiny_checkpoint
+from millrace.engine import rendezvous
 from millrace.engine.errors import CheckpointError, ConfigError
 from millrace.engine.llm import LLM
 from millrace.engine.outputs import RequestOutput
@@ -81,6 +82,12 @@ def one_process(tiny_model):
 def test_many_ranks_give_what_one_gives(tiny_model, one_process, family: str, tp_size: int, pp_size: int) -> None:
     sizes = {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size}
     for ours, theirs in zip(generate(tiny_model(family), **sizes), one_process(family), strict=True):
+        assert_same(ours, theirs)
+
+
+def test_without_shared_memory_sums_go_over_gloo(tiny_model, one_process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "can_share_memory", lambda: False)  # Rank 0 decides for its stage.
+    for ours, theirs in zip(generate(tiny_model("llama"), tensor_parallel_size=2), one_process("llama"), strict=True):
         assert_same(ours, theirs)
 
 
