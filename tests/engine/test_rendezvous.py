@@ -33,7 +33,7 @@ class RankThread(threading.Thread):
     def run(self) -> None:
         try:
             run_worker(*self._arguments)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # The tests look at it.
             self.error = error
 
 
