@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from millrace.engine.distributed_executor import TeamStep
 from millrace.engine.errors import ConfigError, EngineDeadError
 from millrace.engine.llm import LLM
 from millrace.engine.sampling_params import SamplingParams
@@ -75,6 +76,20 @@ def test_a_step_that_fails_ends_the_engine(tiny_model) -> None:
     with pytest.raises(EngineDeadError, match="rank 0 failed: RuntimeError: out of luck"):
         llm.generate([[5, 6, 7]], LONG, use_tqdm=False)
     assert not psutil.pid_exists(pid)
+
+
+def test_a_device_that_waits_for_a_dead_rank_is_not_waited_for(tiny_model) -> None:
+    llm, pid = start(tiny_model, (2, 1))
+
+    class Stuck:
+        """A step on a GPU, in the middle of a sum."""
+
+        def is_ready(self) -> bool:
+            os.kill(pid, signal.SIGKILL)
+            return False
+
+    with pytest.raises(EngineDeadError, match="rank 1"):
+        TeamStep(llm.llm_engine.executor, Stuck()).result()
 
 
 def test_closing_leaves_no_process(tiny_model) -> None:
