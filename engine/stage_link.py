@@ -71,4 +71,4 @@ class ChannelLink:
 
 def _memory(tensor: Tensor) -> memoryview:
     """Returns the memory of a contiguous tensor, of any dtype."""
-    return memoryview(tensor.view(-1).view(torch.uint8).numpy())
+    return tensor.view(-1).view(torch.uint8).numpy().data

@@ -133,6 +133,15 @@ def test_saved_shards_are_loaded(tiny_model, one_process, tmp_path: Path, sizes:
         assert_same(ours, theirs)
 
 
+def test_what_cannot_be_saved_is_said_and_nothing_ends(tiny_model, tmp_path: Path) -> None:
+    folder = tiny_model("llama")
+    with LLM(str(folder), **SETTINGS, load_format="dummy") as llm:
+        for target, given in ((folder, str(folder)), (tmp_path, "load_format='dummy'")):
+            with pytest.raises(ConfigError, match=given):
+                llm.save_sharded_state(target)
+        assert llm.generate(PROMPTS[:1], SAMPLED[0], use_tqdm=False)[0].error is None
+
+
 def test_shards_of_other_ranks_are_refused(tiny_model, tmp_path: Path) -> None:
     with LLM(str(tiny_model("llama")), **SETTINGS, tensor_parallel_size=2) as llm:
         llm.save_sharded_state(tmp_path)
