@@ -1,10 +1,9 @@
 """What it costs, and what it brings, to run a model on several ranks of one host.
 
 Prints JSON lines. "parallel/step": the median step of a model that computes next to nothing, in one process and on two
-ranks; the difference is what two ranks cost, and from two depths of the model it is split into the control path (plan,
-wake-up, embedding, logits: once a step) and the sums (two a layer). "parallel/throughput": a model that computes, on
-every way to use the same number of threads. What the machine has not enough cores or GPUs for is skipped, and a line
-says so.
+ranks. The difference at one layer is the control path (the plan's way, waking up, embedding and logits in two parts)
+and two sums; each further layer has two sums more. "parallel/throughput": a model that computes, on every way to use
+the same number of threads. What the machine has not enough cores or GPUs for is skipped, and a line says so.
 """
 
 from __future__ import annotations
@@ -32,9 +31,6 @@ from models import SHAPES, ModelShape, write_config
 WARMUP_STEPS = 30
 DEPTHS = (1, 5)
 """Layers of the two models that compute next to nothing."""
-
-NUM_REPEATS = 3
-"""Measurements of each case; they take turns, so that what else the machine does meets all, and the best counts."""
 
 COMPUTING = ModelShape("llama", 12, 768, 2048, 12, 4, 64, 16_384, is_tied=False, max_position_embeddings=1024)
 """100 million parameters: what a laptop runs."""
@@ -75,31 +71,34 @@ def step_us(engine: LLMEngine, num_seqs: int, num_steps: int) -> float:
     return statistics.median(times) * 1e6
 
 
-def measure_steps(num_seqs: int, num_steps: int, device: str) -> None:
+def measure_steps(num_seqs: int, num_steps: int, repeats: int, device: str) -> None:
     """Prints what two ranks cost a step."""
     # Eager in one process too: what is compared is the same work, called the same way.
-    cases = {"one process": {}, "tp=2": {"tensor_parallel_size": 2}}
+    cases: dict[str, dict[str, Any]] = {
+        "one process": {},
+        "recorded": {"enforce_eager": False},
+        "tp=2": {"tensor_parallel_size": 2},
+    }
     best: dict[tuple[str, int], float] = {}
     for depth in DEPTHS:
         shape = replace(SHAPES["tiny"], num_layers=depth)
-        for _ in range(NUM_REPEATS):
+        for _ in range(repeats):  # In turns, so that what else the machine does meets all; the best counts.
             for name, sizes in cases.items():
-                settings = {"device": device, "dtype": "float32", "enforce_eager": True, "num_threads": 1, **sizes}
+                settings = {"device": device, "enforce_eager": True, "num_threads": 1} | sizes
                 with open_engine(shape, max_num_seqs=num_seqs, **settings) as engine:
                     measured = step_us(engine, num_seqs, num_steps)
                 best[name, depth] = min(measured, best.get((name, depth), measured))
-    added = [best["tp=2", depth] - best["one process", depth] for depth in DEPTHS]
-    sum_us = (added[1] - added[0]) / (2 * (DEPTHS[1] - DEPTHS[0]))
-    figures = {
-        "num_seqs": num_seqs,
-        "one_process_us": round(best["one process", DEPTHS[0]]),
-        "tp2_us": round(best["tp=2", DEPTHS[0]]),
-        "added_us": round(added[0]),
-        "added_us_5_layers": round(added[1]),
-        "control_path_us": round(added[0] - 2 * DEPTHS[0] * sum_us),
-        "us_per_sum": round(sum_us, 1),
-    }
-    print(json.dumps({"case": "parallel/step", **figures}), flush=True)
+    for depth in DEPTHS:
+        one, two = best["one process", depth], best["tp=2", depth]
+        figures = {
+            "num_seqs": num_seqs,
+            "num_layers": depth,
+            "one_process_us": round(one),
+            "one_process_recorded_us": round(best["recorded", depth]),
+            "tp2_us": round(two),
+            "added_us": round(two - one),
+        }
+        print(json.dumps({"case": "parallel/step", **figures}), flush=True)
 
 
 def measure_throughput(num_seqs: int, num_in: int, num_out: int, num_threads: int, device: str) -> None:
@@ -139,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--num-seqs", type=int, nargs="+", default=[1, 32])
     parser.add_argument("--lengths", type=int, nargs=2, default=[128, 64], metavar=("IN", "OUT"))
     parser.add_argument("--only", choices=("step", "throughput"))
@@ -147,7 +147,7 @@ def main() -> None:
         if args.only != "throughput":
             reason = too_small(2, args.device)
             if reason is None:
-                measure_steps(num_seqs, args.steps, args.device)
+                measure_steps(num_seqs, args.steps, args.repeats, args.device)
             else:
                 print(json.dumps({"case": "parallel/step", "num_seqs": num_seqs, "skipped": reason}), flush=True)
         if args.only != "step":

@@ -41,6 +41,8 @@ class Channel:
         self._connection = connection
         self._closing = select.poll()
         self._closing.register(connection, select.POLLRDHUP)
+        self._readable = select.poll()
+        self._readable.register(connection, select.POLLIN)
         self.peer = peer
 
     def send(self, message: bytes) -> None:
@@ -53,6 +55,32 @@ class Channel:
             self._connection.sendall(_HEADER.pack(len(message)) + message)
         except OSError as error:
             raise self.dead() from error
+
+    def send_bytes_of(self, memory: memoryview) -> None:
+        """Sends memory of a size that the other end knows.
+
+        Raises:
+            EngineDeadError: The other end is closed.
+        """
+        try:
+            self._connection.sendall(memory)
+        except OSError as error:
+            raise self.dead() from error
+
+    def receive_bytes_into(self, memory: memoryview) -> None:
+        """Waits until a memory is filled.
+
+        Raises:
+            EngineDeadError: The other end is closed.
+        """
+        while memory:
+            try:
+                received = self._connection.recv_into(memory)
+            except OSError as error:
+                raise self.dead() from error
+            if not received:
+                raise self.dead()
+            memory = memory[received:]
 
     def receive(self, spin_s: float = 0.0) -> bytes:
         """Waits for a message.
@@ -75,6 +103,10 @@ class Channel:
     def receive_object(self) -> Any:
         """Waits for an object."""
         return pickle.loads(self.receive())
+
+    def has_message(self, timeout_s: float) -> bool:
+        """Waits, at most so long, until something is there to be received, be it the end."""
+        return bool(self._readable.poll(timeout_s * 1e3))
 
     def is_closed(self) -> bool:
         """Returns whether the other end is closed; messages sent before may still be received."""
@@ -102,15 +134,8 @@ class Channel:
                 raise self.dead() from error
 
     def _read(self, size: int) -> bytes:
-        received = bytearray()
-        while len(received) < size:
-            try:
-                part = self._connection.recv(size - len(received))
-            except OSError as error:
-                raise self.dead() from error
-            if not part:
-                raise self.dead()
-            received += part
+        received = bytearray(size)
+        self.receive_bytes_into(memoryview(received))
         return bytes(received)
 
 

@@ -176,6 +176,10 @@ class HostCopy:
     tensors: tuple[Tensor, ...]
     is_done: torch.cuda.Event | None
 
+    def is_ready(self) -> bool:
+        """Returns whether `wait` would return at once."""
+        return self.is_done is None or bool(self.is_done.query())
+
     def wait(self) -> list[np.ndarray]:
         """Returns what the tensors hold. This is the one place where the host waits for the device."""
         if self.is_done is not None:

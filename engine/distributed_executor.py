@@ -26,7 +26,7 @@ from .models.stages import check_parallel
 from .parallel import ParallelContext
 from .plan_wire import encode_plan, known_tokens
 from .rendezvous import Rendezvous, Team, join
-from .runner import ModelRunner, StepResult
+from .runner import ModelRunner, RunningStep, StepResult
 from .scheduler import StepPlan
 from .worker import CLOSE, SAVE, STEP
 
@@ -58,7 +58,7 @@ class TeamStep:
     """
 
     executor: DistributedExecutor
-    local: StepHandle | None
+    local: RunningStep | None
     received: StepResult | None = None
 
     def result(self) -> StepResult:
@@ -69,7 +69,7 @@ class TeamStep:
         """
         local = self.local
         if local is not None:
-            return self.executor.guard(local.result)
+            return self.executor.guard(lambda: self.executor.wait_for(local))
         return self.executor.guard(lambda: self.executor.receive_until(self))
 
 
@@ -136,11 +136,17 @@ class DistributedExecutor:
             self.close()
             raise
 
+    def wait_for(self, step: RunningStep) -> StepResult:
+        """Waits for this rank's step. On a GPU its sums wait for ever for a rank that has ended, so here is looked."""
+        while not step.is_ready():
+            self._team.check()
+        return step.result()
+
     def receive_until(self, step: TeamStep) -> StepResult:
         """Receives results until that of a step is there. They come in order, also those of steps nobody asks for."""
         while step.received is None:
             assert self._reporting is not None
-            message = self._reporting.receive_object()
+            message = self._team.receive_from(self._reporting)
             if isinstance(message, Exception):
                 raise message
             self._unread.popleft().received = message

@@ -222,14 +222,19 @@ class LLMEngine:
                 numbers of ranks.
 
         Raises:
-            UserError: The engine has read no checkpoint.
+            ConfigError: The engine has read no checkpoint, or the folder is where it is.
         """
         from .sharded_state import copy_model_files
 
-        target = Path(folder).resolve()
+        source, target = resolve_model(self.config.model).resolve(), Path(folder).resolve()
+        if self.config.load_format != "auto" or source == target:
+            raise ConfigError(
+                f"save_sharded_state cuts a checkpoint that load_format='auto' has read, into another folder; got "
+                f"load_format={self.config.load_format!r} and folder {target}"
+            )
         target.mkdir(parents=True, exist_ok=True)
         self.executor.save_sharded_state(self.config, target)
-        copy_model_files(resolve_model(self.config.model), target)
+        copy_model_files(source, target)
 
     def has_unfinished_requests(self) -> bool:
         """Returns whether any request has not given its output yet."""

@@ -161,7 +161,7 @@ class LLM:
             folder: Where to; made if absent. Load it with `load_format="sharded_state"` and the same numbers of ranks.
 
         Raises:
-            UserError: The engine has read no checkpoint.
+            ConfigError: The engine has read no checkpoint, or the folder is where it is.
         """
         self.llm_engine.save_sharded_state(folder)
 

@@ -40,12 +40,8 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
         folder: Where to.
 
     Raises:
-        UserError: There is no checkpoint to read, or it cannot be read.
+        CheckpointError: The checkpoint cannot be read any more.
     """
-    if config.load_format != "auto":
-        raise ConfigError(
-            f"save_sharded_state cuts a checkpoint, and load_format={config.load_format!r} has read none; use 'auto'"
-        )
     source = resolve_model(config.model)
     hf_config = load_hf_config(source, config.hf_overrides)
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)

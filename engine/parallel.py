@@ -32,9 +32,13 @@ class StageLink(Protocol):
         """Returns the next tensor from the stage before."""
         ...
 
+    def close(self) -> None:
+        """Ends the connections."""
+        ...
+
 
 class World(Protocol):
-    """All ranks, on their hosts."""
+    """All ranks."""
 
     def smallest(self, value: int) -> int:
         """Returns the smallest of all ranks' values."""

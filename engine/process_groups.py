@@ -1,7 +1,6 @@
-"""Process groups of torch.distributed, made without its global state, and what of them the engine uses.
+"""Process groups of torch.distributed, made without its global state: NCCL between GPUs, gloo between CPUs.
 
-gloo between CPUs, NCCL between GPUs. `collectives` has the sums; here are the groups themselves, the way from stage to
-stage, and agreeing on a number.
+`collectives` has the sums; here are the groups themselves, and the way from stage to stage between GPUs.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroupGloo, Store  # type: ignore[attr-defined]
 
-__all__ = ["GroupLink", "GroupWorld", "make_group"]
+__all__ = ["GroupLink", "make_group"]
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for another in one operation. A dead process is noticed at once; this is for a lost host."""
@@ -44,7 +43,7 @@ def make_group(store: Store, rank: int, size: int, kind: str, ip: str) -> Any:
 
 
 class GroupLink:
-    """A chain of ranks, one of each stage, as `parallel.StageLink`.
+    """A chain of GPUs, one of each stage, as `parallel.StageLink`.
 
     Args:
         group: Of these ranks.
@@ -57,7 +56,7 @@ class GroupLink:
         self._sending: deque[tuple[Any, Tensor]] = deque()
 
     def send(self, tensor: Tensor) -> None:
-        """Starts to send a tensor to the next stage. It is kept until the send after the next one."""
+        """Queues sending a tensor to the next stage. Its memory is kept until the send after the next one."""
         if len(self._sending) > 1:
             work, _ = self._sending.popleft()
             work.wait()
@@ -65,26 +64,10 @@ class GroupLink:
         self._sending.append((self._group.send([tensor], self._next, 0), tensor))
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Waits for the next tensor from the stage before; on a GPU the stream waits, not the host."""
+        """Queues receiving the next tensor from the stage before: the stream waits for it, not the host."""
         tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
         self._group.recv([tensor], self._previous, 0).wait()
         return tensor
 
-
-class GroupWorld:
-    """All ranks of an engine, as `parallel.World`.
-
-    Args:
-        group: Of CPUs.
-    """
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-
-    def smallest(self, value: int) -> int:
-        """Returns the smallest of all ranks' values."""
-        options = dist.AllreduceOptions()
-        options.reduceOp = dist.ReduceOp(dist.ReduceOp.MIN)
-        values = torch.tensor([value], dtype=torch.int64)
-        self._group.allreduce([values], options).wait()
-        return int(values)
+    def close(self) -> None:
+        """Has nothing to close: the group ends with its last owner."""

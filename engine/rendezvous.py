@@ -20,9 +20,11 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from .channel import Channel, Listener, connect
 from .collectives import Collectives, GroupCollectives
 from .errors import EngineDeadError
-from .parallel import ParallelContext
-from .process_groups import GroupLink, GroupWorld, make_group
+from .parallel import ParallelContext, StageLink
+from .process_groups import GroupLink, make_group
 from .shared_memory import SharedCollectives, SharedRegion, can_share_memory
+from .stage_link import ChannelLink
+from .star import Star
 
 __all__ = ["Rendezvous", "Team", "join"]
 
@@ -62,9 +64,9 @@ class Rendezvous:
         Raises:
             EngineDeadError: There is none.
         """
-        ip, _, port = address.rpartition(":")
+        ip, port = split_address(address)
         try:
-            store = TCPStore(ip, int(port), is_master=False, wait_for_workers=False, timeout=_timeout())
+            store = TCPStore(ip, port, is_master=False, wait_for_workers=False, timeout=_timeout())
         except RuntimeError as error:
             raise EngineDeadError(f"rank 0 does not answer at {address}: {error}") from error
         return cls(address, store)
@@ -72,7 +74,7 @@ class Rendezvous:
     @property
     def ip(self) -> str:
         """IP of rank 0."""
-        return self.address.rpartition(":")[0]
+        return split_address(self.address)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +99,22 @@ class Team:
         """
         check_alive(self.channels)
 
+    def receive_from(self, channel: Channel) -> Any:
+        """Waits for an object from one rank; if it waits for another that has ended, that is noticed here.
+
+        Raises:
+            EngineDeadError: A rank has ended.
+        """
+        while not channel.has_message(_LOOK_S):
+            self.check()
+        return channel.receive_object()
+
     def close(self) -> None:
         """Closes the connections, by which the other ranks know that it is over."""
         for channel in self.channels:
             channel.close()
+        if self.parallel.stages is not None:
+            self.parallel.stages.close()
 
 
 def check_alive(channels: list[Channel]) -> None:
@@ -128,29 +142,29 @@ def join(
         EngineDeadError: A rank did not come.
     """
     channels = _meet(rendezvous, place, check)
-    num_on_host, ip = _count_on_host(rendezvous.store, place), _own_ip(rendezvous.ip)
+    world, ip = Star(channels, place.rank), _own_ip(rendezvous.ip)
+    num_on_host = _count_on_host(rendezvous.store, place)
 
-    def group(name: str, rank: int, size: int, kind: str = "cpu") -> Any:
-        return make_group(PrefixStore(name, rendezvous.store), rank, size, kind, ip)
+    def group(name: str, rank: int, size: int) -> Any:
+        return make_group(PrefixStore(name, rendezvous.store), rank, size, device.type, ip)
 
-    world = group("world", place.rank, place.num_ranks)
     tensor: Collectives | None = None
     if place.tp_size > 1:
         name = f"stage{place.pp_rank}"
-        shared = _share_memory(PrefixStore(name, rendezvous.store), world, place, device, channels)
-        tensor = shared or GroupCollectives(group(name, place.tp_rank, place.tp_size, device.type), place.tp_size)
-    link = None
-    if place.pp_size > 1:
-        lane = group(f"lane{place.tp_rank}", place.pp_rank, place.pp_size, device.type)
-        link = GroupLink(lane, place.pp_rank)
-    return Team(replace(place, tensor=tensor, stages=link, world=GroupWorld(world)), channels, num_on_host)
+        tensor = _share_memory(PrefixStore(name, rendezvous.store), world, place, device, channels)
+        tensor = tensor or GroupCollectives(group(name, place.tp_rank, place.tp_size), place.tp_size)
+    stages: StageLink | None = None
+    if place.pp_size > 1 and device.type == "cpu":
+        stages = _link_stages(rendezvous.store, place, ip)
+    elif place.pp_size > 1:
+        stages = GroupLink(group(f"lane{place.tp_rank}", place.pp_rank, place.pp_size), place.pp_rank)
+    return Team(replace(place, tensor=tensor, stages=stages, world=world), channels, num_on_host)
 
 
 def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], None]) -> list[Channel]:
     """Opens the channels between rank 0 and each of the others."""
     if place.rank:
-        ip, _, port = rendezvous.store.get("channels").decode().rpartition(":")
-        channel = connect(ip, int(port), "rank 0", JOIN_TIMEOUT_S)
+        channel = connect(*split_address(rendezvous.store.get("channels").decode()), "rank 0", JOIN_TIMEOUT_S)
         channel.send_object(place.rank)
         return [channel]
     listener = Listener(rendezvous.ip)
@@ -174,6 +188,31 @@ def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], No
     return [found[rank] for rank in sorted(found)]
 
 
+def _link_stages(store: Store, place: ParallelContext, ip: str) -> ChannelLink:
+    """Connects a rank with those of its place in the stage before and the next."""
+    listener = None
+    if not place.is_first_stage:
+        listener = Listener(ip)
+        store.set(f"lane{place.rank}", "{}:{}".format(*listener.address))
+    to_next = from_previous = None
+    if not place.is_last_stage:
+        rank = place.rank + place.tp_size
+        to_next = connect(*split_address(store.get(f"lane{rank}").decode()), f"rank {rank}", JOIN_TIMEOUT_S)
+    if listener is not None:
+        connection = listener.accept(JOIN_TIMEOUT_S)
+        if connection is None:
+            raise EngineDeadError(f"rank {place.rank - place.tp_size} did not call rank {place.rank}")
+        from_previous = Channel(connection, f"rank {place.rank - place.tp_size}")
+        listener.close()
+    return ChannelLink(to_next, from_previous)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Splits `ip:port`."""
+    ip, _, port = address.rpartition(":")
+    return ip, int(port)
+
+
 def _count_on_host(store: Store, place: ParallelContext) -> int:
     store.set(f"host{place.rank}", socket.gethostname())
     hosts = [store.get(f"host{rank}").decode() for rank in range(place.num_ranks)]
@@ -181,7 +220,7 @@ def _count_on_host(store: Store, place: ParallelContext) -> int:
 
 
 def _share_memory(
-    store: Store, world: Any, place: ParallelContext, device: torch.device, channels: list[Channel]
+    store: Store, world: Star, place: ParallelContext, device: torch.device, channels: list[Channel]
 ) -> SharedCollectives | None:
     """Sets up collectives in shared memory if all ranks of all stages can: they are on CPUs, each stage on one host."""
     num_bytes = SharedCollectives.num_bytes(place.tp_size)
@@ -190,7 +229,7 @@ def _share_memory(
         region = _open_region(store, place.tp_rank, num_bytes)
     elif place.tp_rank == 0:
         store.set("region", "")
-    all_have_it = GroupWorld(world).smallest(int(region is not None))
+    all_have_it = world.smallest(int(region is not None))
     if region is None:
         return None
     if place.tp_rank == 0:  # All that could open it have.

@@ -73,6 +73,11 @@ class RunningStep:
     logprobs: HostCopy | None
     prompt_logprobs: Mapping[int, HostCopy]
 
+    def is_ready(self) -> bool:
+        """Returns whether `result` would not wait."""
+        copies = (self.token_ids, self.logprobs, *self.prompt_logprobs.values())
+        return all(copy is None or copy.is_ready() for copy in copies)
+
     def result(self) -> StepResult:
         """Waits for the step."""
         return StepResult(

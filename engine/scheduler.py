@@ -104,8 +104,7 @@ class Scheduler:
         kv_cache: Gives out blocks.
         max_num_seqs: Most running requests; also the number of rows of the runner's tables.
         max_num_batched_tokens: Most tokens of one step.
-        num_stages: Steps that are to be under way at once. With more than one, each takes its share of the requests,
-            and none takes a request whose token is still to come.
+        num_stages: Steps under way at once. Of several, each takes a share of the requests whose tokens are all known.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class Scheduler:
         plan = StepPlan()
         if not self._schedule_suspect(plan):
             num_preemptions = self.counters.num_preemptions
-            budget = self._schedule_running(plan, self.running, self.max_num_batched_tokens)
+            budget = self._schedule_running(plan, self._ready(), self.max_num_batched_tokens)
             # A preemption means that blocks are short: nobody new enters in the same step.
             if self.counters.num_preemptions == num_preemptions:
                 self._schedule_waiting(plan, budget)
@@ -166,21 +165,18 @@ class Scheduler:
     def _schedule_suspect(self, plan: StepPlan) -> bool:
         """Plans one suspect alone, if there is any that can run; everybody else pauses for the step."""
         budget = self.max_num_batched_tokens
-        suspects = [request for request in self.running if request.is_suspect]
-        if suspects:
-            self._schedule_running(plan, suspects[:1], budget)
+        if suspects := [request for request in self.running if request.is_suspect]:
+            known = [r for r in suspects if self.num_stages == 1 or not r.num_pending]
+            self._schedule_running(plan, known[:1], budget)
         elif (first := self._first_waiting()) is not None and first.is_suspect:
             self._schedule_waiting(plan, budget, max_num_new=1)
         return bool(suspects or plan.requests)
 
     def _schedule_running(self, plan: StepPlan, candidates: list[Request], budget: int) -> int:
         """Plans running requests in order of service and returns the budget that is left."""
-        most = self._max_step_seqs()
         for request in list(candidates):
-            if request.status is not RequestStatus.RUNNING or len(plan.requests) == most:
-                break  # It was preempted for one before it, and so were all behind it; or the step has its share.
-            if self.num_stages > 1 and request.num_pending:
-                continue
+            if request.status is not RequestStatus.RUNNING:
+                break  # It was preempted for one before it, and so were all behind it.
             count = min(request.num_tokens - request.num_computed_tokens, budget)
             if count <= 0 or request.num_tokens >= request.max_tokens_total:
                 continue  # Out of budget, or certain to end by length once the step in flight is read.
@@ -218,10 +214,14 @@ class Scheduler:
             self._plan_request(plan, request, count)
             budget -= count
 
+    def _ready(self) -> list[Request]:
+        """Returns the running requests that a step may take."""
+        known = self.running if self.num_stages == 1 else [r for r in self.running if not r.num_pending]
+        return known[: self._max_step_seqs()]
+
     def _max_step_seqs(self) -> int:
-        """Returns how many sequences a step may have, so that those that are under way at once have about the same."""
-        num_requests = min(len(self.running) + self._num_waiting, self.max_num_seqs)
-        return -(-num_requests // self.num_stages)
+        """Returns how many sequences a step may have, so that those under way at once have about the same."""
+        return -(-min(len(self.running) + self._num_waiting, self.max_num_seqs) // self.num_stages)
 
     def _admit(self, plan: StepPlan, request: Request) -> None:
         request.status = RequestStatus.RUNNING

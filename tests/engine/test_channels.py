@@ -18,6 +18,7 @@ from millrace.engine.request import Request
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.scheduler import Scheduler
 from millrace.engine.shared_memory import SharedCollectives, SharedRegion, can_share_memory
+from millrace.engine.stage_link import ChannelLink
 
 shares_memory = pytest.mark.skipif(not can_share_memory(), reason="no shared memory that keeps its order")
 
@@ -50,6 +51,23 @@ def test_last_words_are_heard_and_the_end_is_an_error(ends: tuple[Channel, Chann
     assert near.receive_object() == {"why": "tired"}
     with pytest.raises(EngineDeadError, match="rank 0 of this engine has ended"):
         near.receive(spin_s=0.001)
+
+
+def test_hidden_states_arrive_in_order_however_large(ends: tuple[Channel, Channel]) -> None:
+    near, far = ends
+    sender, receiver = ChannelLink(near, None), ChannelLink(None, far)
+    sizes = [3, 2_000_000, 5, 70_000, 1]  # Those between two large ones must not overtake.
+    tensors = [torch.full((2, size), i, dtype=torch.bfloat16) for i, size in enumerate(sizes)]
+    for tensor in tensors:
+        sender.send(tensor)
+    for tensor in tensors:
+        assert torch.equal(receiver.receive(tensor.shape, tensor.dtype, tensor.device), tensor)
+    receiver.close()
+    sender.send(tensors[1])
+    sender._thread.join()  # It has met the end.
+    with pytest.raises(EngineDeadError, match="rank 0"):
+        sender.send(tensors[0])
+    sender.close()
 
 
 def test_nobody_at_an_address_is_an_error() -> None:

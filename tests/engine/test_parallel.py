@@ -8,6 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from checkpoints import tiny_checkpoint
+from millrace.engine import rendezvous
 from millrace.engine.errors import CheckpointError, ConfigError
 from millrace.engine.llm import LLM
 from millrace.engine.outputs import RequestOutput
@@ -84,6 +85,12 @@ def test_many_ranks_give_what_one_gives(tiny_model, one_process, family: str, tp
         assert_same(ours, theirs)
 
 
+def test_without_shared_memory_sums_go_over_gloo(tiny_model, one_process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rendezvous, "can_share_memory", lambda: False)  # Rank 0 decides for its stage.
+    for ours, theirs in zip(generate(tiny_model("llama"), tensor_parallel_size=2), one_process("llama"), strict=True):
+        assert_same(ours, theirs)
+
+
 def test_three_stages_and_an_odd_vocabulary_match_transformers(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "qwen2", vocab_size=385)
     expected = greedy(folder, PROMPTS, 8)
@@ -124,6 +131,15 @@ def test_saved_shards_are_loaded(tiny_model, one_process, tmp_path: Path, sizes:
         generate(tmp_path / "saved", load_format="sharded_state", **ranks), one_process("opt"), strict=True
     ):
         assert_same(ours, theirs)
+
+
+def test_what_cannot_be_saved_is_said_and_nothing_ends(tiny_model, tmp_path: Path) -> None:
+    folder = tiny_model("llama")
+    with LLM(str(folder), **SETTINGS, load_format="dummy") as llm:
+        for target, given in ((folder, str(folder)), (tmp_path, "load_format='dummy'")):
+            with pytest.raises(ConfigError, match=given):
+                llm.save_sharded_state(target)
+        assert llm.generate(PROMPTS[:1], SAMPLED[0], use_tqdm=False)[0].error is None
 
 
 def test_shards_of_other_ranks_are_refused(tiny_model, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from millrace.engine.distributed_executor import TeamStep
 from millrace.engine.errors import ConfigError, EngineDeadError
 from millrace.engine.llm import LLM
 from millrace.engine.sampling_params import SamplingParams
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = {"dtype": "float32", "device": "cpu", "max_num_seqs": 4}
 LONG = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
-BOTH = pytest.mark.parametrize("sizes", [(2, 1), (1, 2)], ids=["tp", "pp"])
+EACH = pytest.mark.parametrize("sizes", [(2, 1), (1, 2), (2, 2)], ids=["tp", "pp", "tp-pp"])
 
 SCRIPT = """
 import json, sys
@@ -35,26 +36,25 @@ while True:
 
 
 def start(tiny_model, sizes: tuple[int, int]) -> tuple[LLM, int]:
-    """Returns an engine of two ranks and the process of the second."""
+    """Returns an engine of several ranks and the process of the last."""
     ranks = dict(zip(("tensor_parallel_size", "pipeline_parallel_size"), sizes, strict=True))
     llm = LLM(str(tiny_model("llama")), **SETTINGS, **ranks)
-    (pid,) = llm.llm_engine.executor.processes.pids
-    return llm, pid
+    return llm, llm.llm_engine.executor.processes.pids[-1]
 
 
-@BOTH
+@EACH
 def test_a_killed_rank_is_an_error(tiny_model, sizes: tuple[int, int]) -> None:
     llm, pid = start(tiny_model, sizes)
     llm.generate([[5, 6, 7]], SamplingParams(max_tokens=2), use_tqdm=False)
     os.kill(pid, signal.SIGKILL)
     for _ in range(2):  # The second time it is known.
-        with pytest.raises(EngineDeadError, match="rank 1"):
+        with pytest.raises(EngineDeadError, match=r"rank \d"):
             llm.generate([[5, 6, 7]], LONG, use_tqdm=False)
     llm.close()
     assert not psutil.pid_exists(pid)
 
 
-@BOTH
+@EACH
 def test_a_rank_killed_in_the_middle_of_a_step_is_an_error(tiny_model, sizes: tuple[int, int]) -> None:
     llm, pid = start(tiny_model, sizes)
     os.kill(pid, signal.SIGSTOP)  # Rank 0 comes to wait for it; when it is killed does not matter.
@@ -76,6 +76,20 @@ def test_a_step_that_fails_ends_the_engine(tiny_model) -> None:
     with pytest.raises(EngineDeadError, match="rank 0 failed: RuntimeError: out of luck"):
         llm.generate([[5, 6, 7]], LONG, use_tqdm=False)
     assert not psutil.pid_exists(pid)
+
+
+def test_a_device_that_waits_for_a_dead_rank_is_not_waited_for(tiny_model) -> None:
+    llm, pid = start(tiny_model, (2, 1))
+
+    class Stuck:
+        """A step on a GPU, in the middle of a sum."""
+
+        def is_ready(self) -> bool:
+            os.kill(pid, signal.SIGKILL)
+            return False
+
+    with pytest.raises(EngineDeadError, match="rank 1"):
+        TeamStep(llm.llm_engine.executor, Stuck()).result()
 
 
 def test_closing_leaves_no_process(tiny_model) -> None:

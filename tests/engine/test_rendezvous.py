@@ -1,0 +1,109 @@
+"""How ranks meet, and the interface for whoever starts them: here threads, each a rank as a process would be one."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from millrace.engine.config import EngineConfig
+from millrace.engine.engine import LLMEngine
+from millrace.engine.errors import CheckpointError, EngineDeadError
+from millrace.engine.parallel import ParallelContext
+from millrace.engine.rendezvous import Rendezvous, join
+from millrace.engine.request import GenerateRequest
+from millrace.engine.sampling_params import SamplingParams
+from millrace.engine.worker import run_worker
+
+CPU = torch.device("cpu")
+PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+
+
+class RankThread(threading.Thread):
+    """A rank on a thread, with the error that it ended with."""
+
+    def __init__(self, config: EngineConfig, rank: int, address: str) -> None:
+        super().__init__()
+        self._arguments = config, rank, address
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            run_worker(*self._arguments)
+        except Exception as error:  # noqa: BLE001  # The tests look at it.
+            self.error = error
+
+
+@pytest.fixture
+def config(tiny_model) -> EngineConfig:
+    """Two stages, which need no process group."""
+    return EngineConfig(
+        model=str(tiny_model("llama")), dtype="float32", device="cpu", max_num_seqs=4, pipeline_parallel_size=2
+    )
+
+
+def generate(engine: LLMEngine) -> list[int]:
+    engine.add_request(GenerateRequest("a", None, [5, 6, 7], PARAMS))
+    while not (outputs := engine.step()):
+        pass
+    return outputs[0].outputs[0].token_ids
+
+
+def test_ranks_come_to_an_address_and_leave_when_the_engine_is_closed(config: EngineConfig) -> None:
+    alone = LLMEngine.from_config(replace(config, pipeline_parallel_size=1))
+    expected = generate(alone)
+    alone.close()
+    rendezvous = Rendezvous.open()
+    rank = RankThread(config, 1, rendezvous.address)
+    engine = LLMEngine.from_config(config, rendezvous)
+    assert generate(engine) == expected
+    engine.close()
+    rank.join()
+    assert rank.error is None
+
+
+def test_the_end_of_rank_0_ends_the_others(config: EngineConfig) -> None:
+    rendezvous = Rendezvous.open()
+    rank = RankThread(config, 1, rendezvous.address)
+    engine = LLMEngine.from_config(config, rendezvous)
+    engine.executor._team.close()
+    rank.join()
+    assert isinstance(rank.error, EngineDeadError) and "rank 0" in str(rank.error)
+
+
+def test_a_rank_that_cannot_load_tells_rank_0_why(config: EngineConfig, tmp_path) -> None:
+    rendezvous = Rendezvous.open()
+    rank = RankThread(replace(config, model=str(tmp_path)), 1, rendezvous.address)
+    with pytest.raises(CheckpointError, match=str(tmp_path)):
+        LLMEngine.from_config(config, rendezvous)
+    rank.join()
+    assert isinstance(rank.error, CheckpointError)
+
+
+def test_a_rank_that_cannot_come_ends_the_waiting() -> None:
+    def check() -> None:
+        raise EngineDeadError("rank 1 has ended")
+
+    with pytest.raises(EngineDeadError, match="rank 1 has ended"):
+        join(Rendezvous.open(), ParallelContext.of_rank(0, 2, 1), CPU, check)
+
+
+def test_all_ranks_agree_on_the_smallest() -> None:
+    rendezvous = Rendezvous.open()
+    found = {}
+
+    def ask(rank: int) -> None:
+        place = ParallelContext.of_rank(rank, 1, 3)
+        team = join(rendezvous if rank == 0 else Rendezvous.at(rendezvous.address), place, CPU)
+        found[rank] = team.parallel.smallest([7, 4, 9][rank]), team.num_on_host
+        team.close()
+
+    threads = [threading.Thread(target=ask, args=(rank,)) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(3), (4, 3))
