@@ -165,7 +165,8 @@ def reclaim(pool_name: str) -> list[str]:
         if entry["name"].startswith(f"{pool_name}/") and entry["state"] != "REMOVED"
     }
     for group_id in left.values():
-        global_worker.core_worker.remove_placement_group(PlacementGroupID(bytes.fromhex(group_id)))
+        worker: Any = global_worker
+        worker.core_worker.remove_placement_group(PlacementGroupID(bytes.fromhex(group_id)))
     return list(left)
 
 

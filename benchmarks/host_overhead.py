@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -49,6 +50,9 @@ class NullExecutor:
     def execute(self, plan: StepPlan) -> NullStep:
         """Returns a step that is done."""
         return NullStep(sum(plan.samples))
+
+    def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
+        """Has no weights to write."""
 
     def close(self) -> None:
         """Has nothing to free."""

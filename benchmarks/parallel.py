@@ -151,7 +151,8 @@ def main() -> None:
             else:
                 print(json.dumps({"case": "parallel/step", "num_seqs": num_seqs, "skipped": reason}), flush=True)
         if args.only != "step":
-            measure_throughput(num_seqs, *args.lengths, num_physical_cores(), args.device)
+            num_in, num_out = args.lengths
+            measure_throughput(num_seqs, num_in, num_out, num_physical_cores(), args.device)
 
 
 if __name__ == "__main__":
