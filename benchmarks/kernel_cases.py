@@ -255,6 +255,8 @@ class Cases:
         for name, values in filters.items():
             yield Case("sample", f"{num_rows} x {vocab_size}, {name}", "float32", partial(draws, *values), num_bytes)
 
+        yield Case("greedy", f"{num_rows} x {vocab_size}", "float32", lambda: Call((logits(),)), num_bytes)
+
         def best() -> Call:
             return Call((logits(), self._integers(vocab_size, num_rows), 5))
 

@@ -6,8 +6,8 @@ import os
 
 __all__ = ["SPIN_COUNT", "shorten_spinning"]
 
-SPIN_COUNT = 1000
-"""Turns of the loop in which a thread waits for the others, before it sleeps: some 20 µs."""
+SPIN_COUNT = 5000
+"""Turns of the loop in which a thread waits for the others, before it sleeps: some 100 µs."""
 
 
 def shorten_spinning() -> None:
@@ -15,7 +15,7 @@ def shorten_spinning() -> None:
 
     They meet at the end of every kernel. By default (GNU OpenMP) one that waits spins for milliseconds and keeps its
     core from whom it waits for, if another process has that one's core: with one busy process beside two threads on two
-    cores a decode step took 4 to 40 times as long, and 1.5 to 2 times with a short spin.
+    cores a decode step took 4 to 40 times as long, and 2 to 3 times with a short spin.
 
     OpenMP reads it once, when torch loads it, so this must run before torch is imported. What the user has set counts.
     """

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import sample, top_logprobs
+from ..kernels import greedy, sample, top_logprobs
 from .device import to_device
 from .logit_edits import LogitEdits
 from .request import Request
@@ -51,6 +51,7 @@ class Sampler:
         self._seeds = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         self._edits = LogitEdits(max_num_seqs, device)
         self._num_logprobs: dict[int, int] = {}
+        self._drawing_rows: set[int] = set()
 
     def set_rows(self, rows: Sequence[int], requests: Sequence[Request]) -> None:
         """Takes the parameters of the requests that now own these rows."""
@@ -67,6 +68,9 @@ class Sampler:
         self._edits.set_rows(rows, requests)
         for row, request in zip(rows, requests, strict=True):
             self._num_logprobs.pop(row, None)
+            self._drawing_rows.discard(row)
+            if request.params.temperature > 0:
+                self._drawing_rows.add(row)
             if request.params.logprobs is not None:
                 self._num_logprobs[row] = request.params.logprobs
 
@@ -90,8 +94,17 @@ class Sampler:
         num_logprobs = self._max_num_logprobs(rows, logits.shape[-1])
         raw = logits.clone() if edited and num_logprobs is not None else logits
         is_forbidden = self._edits.apply(logits, edited, rows, lengths, token_table) if edited else None
+        token_ids = greedy(logits) if self._drawing_rows.isdisjoint(rows) else self._sample(logits, placed)
+        if is_forbidden is not None:
+            token_ids.masked_fill_(is_forbidden, ALL_FORBIDDEN)
+        if num_logprobs is None:
+            return token_ids, None
+        return token_ids, TopLogprobs(*top_logprobs(raw, token_ids.clamp(min=0), num_logprobs))
+
+    def _sample(self, logits: Tensor, placed: Tensor) -> Tensor:
+        """Draws with the parameters of each row."""
         index, positions = placed.long()
-        token_ids = sample(
+        return sample(
             logits,
             self._temperature[index],
             self._top_k[index],
@@ -100,11 +113,6 @@ class Sampler:
             self._seeds[index],
             positions,
         )
-        if is_forbidden is not None:
-            token_ids.masked_fill_(is_forbidden, ALL_FORBIDDEN)
-        if num_logprobs is None:
-            return token_ids, None
-        return token_ids, TopLogprobs(*top_logprobs(raw, token_ids.clamp(min=0), num_logprobs))
 
     def _max_num_logprobs(self, rows: Sequence[int], vocab_size: int) -> int | None:
         asked = [self._num_logprobs[row] for row in rows if row in self._num_logprobs]

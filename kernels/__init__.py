@@ -10,9 +10,11 @@ from __future__ import annotations
 from .embedding import embedding
 from .gather_batch import gather_batch
 from .gelu_and_mul import gelu_and_mul
+from .greedy import greedy
 from .int8_linear import int8_linear
 from .invariant_linear import invariant_linear
 from .layer_norm import layer_norm
+from .packed_gated_linear import packed_gated_linear
 from .packed_linear import packed_linear
 from .paged_attention import paged_attention
 from .quantize_fp8 import quantize_fp8
@@ -29,9 +31,11 @@ __all__ = [
     "embedding",
     "gather_batch",
     "gelu_and_mul",
+    "greedy",
     "int8_linear",
     "invariant_linear",
     "layer_norm",
+    "packed_gated_linear",
     "packed_linear",
     "paged_attention",
     "quantize_fp8",

@@ -9,7 +9,8 @@ from typing import TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import gelu_and_mul, silu_and_mul
+from ...kernels import gelu_and_mul, packed_gated_linear, silu_and_mul
+from ...kernels.packed_gated_linear import can_pack_gated, pack_gated
 from .linear import Linear
 
 __all__ = ["ACTIVATIONS", "GATES", "MLP", "GatedMLP", "PlainMLP"]
@@ -53,9 +54,24 @@ class GatedMLP(nn.Module):
         self.down = down
         self.gate = gate
         self.reduce = reduce
+        self._packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Lays gate and up out for a product that ends with the gate, where the CPU has one.
+
+        Called before the linear layers lay out their weights; `gate_up` is left without one.
+        """
+        layer = self.gate_up
+        if type(layer) is not Linear or self.gate is not silu_and_mul or layer.bias is not None or layer.weight is None:
+            return
+        if can_pack_gated(layer.weight):
+            self._packed = pack_gated(layer.weight.detach())
+            layer.weight = None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Maps `hidden` `[num_tokens, hidden_size]` to the same shape."""
+        if self._packed is not None:
+            return self.reduce(self.down(packed_gated_linear(hidden, self._packed)))
         return self.reduce(self.down(self.gate(self.gate_up(hidden))))
 
 

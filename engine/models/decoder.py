@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import ForwardBatch, KVCache
-from ..layers import Linear
+from ..layers import GatedMLP, Linear
 from ..parallel import SINGLE, ParallelContext
 from .components import Components
 from .options import DEFAULT_OPTIONS, ModelOptions
@@ -62,9 +62,9 @@ class Decoder(nn.Module):
             self.lm_head = make.head(tied if spec.tie_word_embeddings else None)
 
     def pack(self) -> None:
-        """Lets every linear layer lay out its weight for the device. Called once, after the weights are loaded."""
-        for module in self.modules():
-            if isinstance(module, Linear):
+        """Lets every layer lay out its weights for the device. Called once, after they are loaded."""
+        for module in self.modules():  # a network before the linear layers it consists of
+            if isinstance(module, Linear | GatedMLP):
                 module.pack()
 
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:

@@ -61,7 +61,8 @@ struct Partials {
 struct Scratch {
     std::vector<uint32_t> queries, keys, values, weights;
     std::vector<float> sums, zeros;  // zeros: a row that is nobody's
-    float peaks[MAX_ROWS], totals[MAX_ROWS], shrink[MAX_ROWS];
+    float peaks[MAX_ROWS], shrink[MAX_ROWS];
+    float totals[MAX_ROWS][LANES];  // each the sum of 16 numbers
     int positions[MAX_ROWS];
 
     template <typename T>

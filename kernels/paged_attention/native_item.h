@@ -58,7 +58,7 @@ class Attention {
             s.positions[r] = c.seq_lens[seq] - (c.starts[seq + 1] - token);
             const bool has_sink = c.sinks && item.slot <= 0;
             s.peaks[r] = has_sink ? c.sinks[head] * LOG2_E : NOTHING;
-            s.totals[r] = has_sink ? 1.0f : 0.0f;
+            store(s.totals[r], has_sink ? _mm512_maskz_mov_ps(1, splat(1.0f)) : zero());
             slope_of_row[r] = c.slopes ? c.slopes + head : nullptr;
         }
     }
@@ -283,24 +283,34 @@ class Attention {
         const int here = s.positions[r] - base;
         high = std::min(high, here + 1);
         if (c.window) low = std::max(low, here + 1 - c.window);
+        constexpr uint64_t ALL = ~0ull >> (64 - VECS * LANES);
         const uint64_t seen = high <= low ? 0 : (~0ull >> (64 - high)) & (~0ull << low);
-        if (c.softcap || slope_of_row[r]) bend(x, slope_of_row[r], here);
-        else
-            for (auto& vec : x) vec = _mm512_mul_ps(vec, splat(c.scale * LOG2_E));
-        Vec top = splat(s.peaks[r]);
-        for (int v = 0; v < VECS; v++) top = _mm512_mask_max_ps(top, Mask(seen >> (v * LANES)), top, x[v]);
-        const float peak = _mm512_reduce_max_ps(top);
-        Vec total = zero();
+        const bool bends = c.softcap || slope_of_row[r];
+        if (bends) bend(x, slope_of_row[r], here);
+        const float factor = bends ? 1.0f : c.scale * LOG2_E;  // what makes products exponents of 2; positive
+        if (seen == ALL) weigh<VECS, true>(x, r, ALL, factor);
+        else weigh<VECS, false>(x, r, seen, factor);
+    }
+
+    template <int VECS, bool SEES_ALL>
+    void weigh(const Vec (&x)[VECS], int r, uint64_t seen, float factor) {
+        Vec top = splat(-INFINITY);
+        for (int v = 0; v < VECS; v++)
+            top = SEES_ALL ? _mm512_max_ps(top, x[v]) : _mm512_mask_max_ps(top, Mask(seen >> (v * LANES)), top, x[v]);
+        const float peak = std::max(s.peaks[r], _mm512_reduce_max_ps(top) * factor);
+        const float shrink = _mm512_cvtss_f32(exp2(_mm512_max_ps(splat(-150.0f), splat(s.peaks[r] - peak))));
+        Vec total = _mm512_mul_ps(load(s.totals[r]), splat(shrink));
         T* weights = reinterpret_cast<T*>(s.weights.data()) + r * KEYS;
         for (int v = 0; v < VECS; v++) {
             // Lower than -150 is 0 as well; in this order of the two, NaN stays.
-            const Vec below = _mm512_max_ps(splat(-150.0f), _mm512_sub_ps(x[v], splat(peak)));
-            const Vec weight = _mm512_maskz_mov_ps(Mask(seen >> (v * LANES)), exp2<sizeof(T) == 4>(below));
+            const Vec below = _mm512_max_ps(splat(-150.0f), _mm512_fmsub_ps(x[v], splat(factor), splat(peak)));
+            Vec weight = exp2<sizeof(T) == 4>(below);
+            if (!SEES_ALL) weight = _mm512_maskz_mov_ps(Mask(seen >> (v * LANES)), weight);
             total = _mm512_add_ps(total, weight);
             store(weights + v * LANES, weight);
         }
-        s.shrink[r] = _mm512_cvtss_f32(exp2(_mm512_max_ps(splat(-150.0f), splat(s.peaks[r] - peak))));
-        s.totals[r] = s.totals[r] * s.shrink[r] + _mm512_reduce_add_ps(total);
+        store(s.totals[r], total);
+        s.shrink[r] = shrink;
         s.peaks[r] = peak;
     }
 
@@ -345,13 +355,14 @@ class Attention {
         for (int r = 0; r < num_rows; r++) {
             const long token = item.first_token + r / item.num_heads, head = item.first_head + r % item.num_heads;
             const float* sums = s.sums.data() + r * width;
+            const float total = _mm512_reduce_add_ps(load(s.totals[r]));
             if (item.slot < 0) {
-                write(c, token, head, [&](int d) { return load(sums + d); }, s.totals[r]);
+                write(c, token, head, [&](int d) { return load(sums + d); }, total);
                 continue;
             }
             float* partial = partials.at(token * c.num_heads + head, item.slot);
             partial[0] = s.peaks[r];
-            partial[1] = s.totals[r];
+            partial[1] = total;
             std::memcpy(partial + 2, sums, sizeof(float) * width);
         }
     }

@@ -1,4 +1,6 @@
-// The largest number of each row, and the first place where it is.
+// The first place of the largest number of each row; -1 where that is not finite, or a number is NaN.
+#include <cmath>
+
 #include "../_cpu/simd.h"
 
 namespace millrace {
@@ -6,13 +8,12 @@ namespace {
 
 struct Call : Header {
     const float* x;
-    float* peaks;
     int64_t* ids;
     long x_stride;
     int size;
 };
 
-void find_peak(const float* x, int size, float& peak, int64_t& id) {
+int64_t place_of_largest(const float* x, int size) {
     Vec top = splat(-INFINITY);
     __m512i where = _mm512_setzero_si512();
     __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -25,17 +26,17 @@ void find_peak(const float* x, int size, float& peak, int64_t& id) {
         top = _mm512_mask_mov_ps(top, larger, number);
         where = _mm512_mask_mov_epi32(where, larger, index);
     }
-    peak = is_nan ? NAN : _mm512_reduce_max_ps(top);
-    const Mask ties = _mm512_cmp_ps_mask(top, splat(peak), _CMP_EQ_OQ);
-    id = ties ? _mm512_mask_reduce_min_epi32(ties, where) : 0;
+    const float largest = _mm512_reduce_max_ps(top);
+    if (is_nan || !std::isfinite(largest)) return -1;
+    return _mm512_mask_reduce_min_epi32(_mm512_cmp_ps_mask(top, splat(largest), _CMP_EQ_OQ), where);
 }
 
 void run(const Call& c) {
 #pragma omp parallel for num_threads(c.team(c.num_rows * c.size)) schedule(static)
-    for (long row = 0; row < c.num_rows; row++) find_peak(c.x + row * c.x_stride, c.size, c.peaks[row], c.ids[row]);
+    for (long row = 0; row < c.num_rows; row++) c.ids[row] = place_of_largest(c.x + row * c.x_stride, c.size);
 }
 
 }  // namespace
 }  // namespace millrace
 
-extern "C" void find_peaks(const void* call) { millrace::run(*static_cast<const millrace::Call*>(call)); }
+extern "C" void greedy(const void* call) { millrace::run(*static_cast<const millrace::Call*>(call)); }
