@@ -54,8 +54,9 @@ template <typename Product>
 void multiply_panels(const Product& p, int num_threads) {
     const int num_rows = int(p.num_rows), num_panels = ceil_div(p.num_columns, PANEL);
     const int num_blocks = ceil_div(num_rows, BLOCK_ROWS), height = ceil_div(num_rows, std::max(1, num_blocks));
-    // Panels in a row, each of which brings the next one: all of them if there are blocks enough to share out.
-    const int run = num_blocks >= 4 * num_threads ? num_panels : std::max(1, num_panels / (4 * num_threads));
+    // Panels in a row, each of which brings the next one. Not too many even where there are blocks enough: another process
+    // may take a thread's core for a while, and then the others wait for it until it has done what it took.
+    const int run = std::max(1, num_panels / (num_blocks >= 4 * num_threads ? 4 : 4 * num_threads));
 #pragma omp for collapse(2) schedule(dynamic, 1) nowait
     for (int block = 0; block < num_blocks; block++)
         for (int panel = 0; panel < num_panels; panel += run)
