@@ -6,6 +6,7 @@ the other end hears of it at once, and nobody needs a timeout.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import select
 import socket
@@ -14,8 +15,11 @@ import time
 from typing import Any
 
 from .errors import EngineDeadError
+from .handshake import answer, call
 
 __all__ = ["Channel", "Listener", "connect"]
+
+logger = logging.getLogger(__name__)
 
 _HEADER = struct.Struct("<Q")
 _CLOSED = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
@@ -144,10 +148,12 @@ class Listener:
 
     Args:
         ip: Of this host, as the others reach it.
+        secret: What a caller must know.
     """
 
-    def __init__(self, ip: str) -> None:
+    def __init__(self, ip: str, secret: str) -> None:
         self._server = socket.create_server((ip, 0))
+        self._secret = secret
 
     @property
     def address(self) -> tuple[str, int]:
@@ -156,25 +162,34 @@ class Listener:
         return ip, port
 
     def accept(self, timeout_s: float) -> socket.socket | None:
-        """Returns the next connection; None if nobody called in time."""
+        """Returns the next connection; None if nobody called in time, or somebody who is not of this engine."""
         self._server.settimeout(timeout_s)
         try:
-            return self._server.accept()[0]
+            connection = self._server.accept()[0]
         except TimeoutError:
             return None
+        try:
+            answer(connection, self._secret)
+        except OSError as error:
+            logger.warning("a call at %s:%d was refused: %s", *self.address, error)
+            connection.close()
+            return None
+        return connection
 
     def close(self) -> None:
         """Takes no more calls."""
         self._server.close()
 
 
-def connect(ip: str, port: int, peer: str, timeout_s: float) -> Channel:
+def connect(ip: str, port: int, secret: str, peer: str, timeout_s: float) -> Channel:
     """Calls a listener.
 
     Raises:
-        EngineDeadError: It does not answer.
+        EngineDeadError: It does not answer, or does not know the secret.
     """
     try:
-        return Channel(socket.create_connection((ip, port), timeout=timeout_s), peer)
+        connection = socket.create_connection((ip, port), timeout=timeout_s)
+        call(connection, secret)
+        return Channel(connection, peer)
     except OSError as error:
         raise EngineDeadError(f"{peer} does not answer at {ip}:{port}: {error}") from error

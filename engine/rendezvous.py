@@ -20,6 +20,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 from .channel import Channel, Listener, connect
 from .collectives import Collectives, GroupCollectives
 from .errors import EngineDeadError
+from .handshake import new_secret
 from .parallel import ParallelContext, StageLink
 from .process_groups import GroupLink, make_group
 from .shared_memory import SharedCollectives, SharedRegion, can_share_memory
@@ -40,8 +41,8 @@ class Rendezvous:
     """Where the ranks of one engine meet.
 
     Attributes:
-        address: IP and port, as in `10.0.0.1:29500`.
-        store: Of torch.distributed.
+        address: IP, port and secret, as in `10.0.0.1:29500#0a1b...`. Who has it can join, so it is told to ranks alone.
+        store: Of torch.distributed. Not secret, and not trusted with more than where listeners are.
     """
 
     address: str
@@ -55,7 +56,7 @@ class Rendezvous:
             ip: Of this host, as the other ranks reach it.
         """
         store = TCPStore(ip, 0, is_master=True, wait_for_workers=False, timeout=_timeout())
-        return cls(f"{ip}:{store.port}", store)
+        return cls(f"{ip}:{store.port}#{new_secret()}", store)
 
     @classmethod
     def at(cls, address: str) -> Self:
@@ -64,17 +65,22 @@ class Rendezvous:
         Raises:
             EngineDeadError: There is none.
         """
-        ip, port = split_address(address)
+        ip, port = split_address(address.partition("#")[0])
         try:
             store = TCPStore(ip, port, is_master=False, wait_for_workers=False, timeout=_timeout())
         except RuntimeError as error:
-            raise EngineDeadError(f"rank 0 does not answer at {address}: {error}") from error
+            raise EngineDeadError(f"rank 0 does not answer at {ip}:{port}: {error}") from error
         return cls(address, store)
 
     @property
     def ip(self) -> str:
         """IP of rank 0."""
-        return split_address(self.address)[0]
+        return split_address(self.address.partition("#")[0])[0]
+
+    @property
+    def secret(self) -> str:
+        """What the ranks of this engine know each other by."""
+        return self.address.partition("#")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +161,7 @@ def join(
         tensor = tensor or GroupCollectives(group(name, place.tp_rank, place.tp_size), place.tp_size)
     stages: StageLink | None = None
     if place.pp_size > 1 and device.type == "cpu":
-        stages = _link_stages(rendezvous.store, place, ip)
+        stages = _link_stages(rendezvous, place, ip)
     elif place.pp_size > 1:
         stages = GroupLink(group(f"lane{place.tp_rank}", place.pp_rank, place.pp_size), place.pp_rank)
     return Team(replace(place, tensor=tensor, stages=stages, world=world), channels, num_on_host)
@@ -164,10 +170,11 @@ def join(
 def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], None]) -> list[Channel]:
     """Opens the channels between rank 0 and each of the others."""
     if place.rank:
-        channel = connect(*split_address(rendezvous.store.get("channels").decode()), "rank 0", JOIN_TIMEOUT_S)
+        place_of_0 = split_address(rendezvous.store.get("channels").decode())
+        channel = connect(*place_of_0, rendezvous.secret, "rank 0", JOIN_TIMEOUT_S)
         channel.send_object(place.rank)
         return [channel]
-    listener = Listener(rendezvous.ip)
+    listener = Listener(rendezvous.ip, rendezvous.secret)
     rendezvous.store.set("channels", "{}:{}".format(*listener.address))
     found: dict[int, Channel] = {}
     deadline = time.monotonic() + JOIN_TIMEOUT_S
@@ -181,30 +188,38 @@ def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], No
             found[rank] = channel
         elif time.monotonic() > deadline:
             raise EngineDeadError(
-                f"{len(found) + 1} of {place.num_ranks} ranks came to {rendezvous.address} within {JOIN_TIMEOUT_S} s; "
+                f"{len(found) + 1} of {place.num_ranks} ranks came to {rendezvous.ip} within {JOIN_TIMEOUT_S} s; "
                 "start the others at the same time, and see that they reach this address"
             )
     listener.close()
     return [found[rank] for rank in sorted(found)]
 
 
-def _link_stages(store: Store, place: ParallelContext, ip: str) -> ChannelLink:
+def _link_stages(rendezvous: Rendezvous, place: ParallelContext, ip: str) -> ChannelLink:
     """Connects a rank with those of its place in the stage before and the next."""
+    store, secret = rendezvous.store, rendezvous.secret
     listener = None
     if not place.is_first_stage:
-        listener = Listener(ip)
+        listener = Listener(ip, secret)
         store.set(f"lane{place.rank}", "{}:{}".format(*listener.address))
     to_next = from_previous = None
     if not place.is_last_stage:
         rank = place.rank + place.tp_size
-        to_next = connect(*split_address(store.get(f"lane{rank}").decode()), f"rank {rank}", JOIN_TIMEOUT_S)
+        address = split_address(store.get(f"lane{rank}").decode())
+        to_next = connect(*address, secret, f"rank {rank}", JOIN_TIMEOUT_S)
     if listener is not None:
-        connection = listener.accept(JOIN_TIMEOUT_S)
-        if connection is None:
-            raise EngineDeadError(f"rank {place.rank - place.tp_size} did not call rank {place.rank}")
-        from_previous = Channel(connection, f"rank {place.rank - place.tp_size}")
-        listener.close()
+        from_previous = _await_call(listener, f"rank {place.rank - place.tp_size}")
     return ChannelLink(to_next, from_previous)
+
+
+def _await_call(listener: Listener, peer: str) -> Channel:
+    """Waits for a rank to call."""
+    deadline = time.monotonic() + JOIN_TIMEOUT_S
+    while (connection := listener.accept(_LOOK_S)) is None:
+        if time.monotonic() > deadline:
+            raise EngineDeadError(f"{peer} did not call within {JOIN_TIMEOUT_S} s")
+    listener.close()
+    return Channel(connection, peer)
 
 
 def split_address(address: str) -> tuple[str, int]:

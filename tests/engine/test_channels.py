@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from millrace.engine import shared_memory
 from millrace.engine.channel import Channel, Listener, connect
 from millrace.engine.errors import EngineDeadError
+from millrace.engine.handshake import new_secret
 from millrace.engine.kv_cache import KVCacheManager
 from millrace.engine.plan_wire import decode_plan, encode_plan, known_tokens
 from millrace.engine.request import Request
@@ -23,11 +26,16 @@ from millrace.engine.stage_link import ChannelLink
 shares_memory = pytest.mark.skipif(not can_share_memory(), reason="no shared memory that keeps its order")
 
 
+SECRET = new_secret()
+
+
 @pytest.fixture
 def ends() -> tuple[Channel, Channel]:
-    listener = Listener("127.0.0.1")
-    near = connect(*listener.address, "rank 0", 10)
-    connection = listener.accept(10)
+    listener = Listener("127.0.0.1", SECRET)
+    with ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(listener.accept, 10)
+        near = connect(*listener.address, SECRET, "rank 0", 10)
+        connection = accepted.result()
     listener.close()
     assert connection is not None
     return near, Channel(connection, "rank 1")
@@ -71,12 +79,43 @@ def test_hidden_states_arrive_in_order_however_large(ends: tuple[Channel, Channe
 
 
 def test_nobody_at_an_address_is_an_error() -> None:
-    listener = Listener("127.0.0.1")
+    listener = Listener("127.0.0.1", SECRET)
     address = listener.address
     assert listener.accept(0.01) is None
     listener.close()
     with pytest.raises(EngineDeadError, match="rank 0 does not answer"):
-        connect(*address, "rank 0", 5)
+        connect(*address, SECRET, "rank 0", 5)
+
+
+def test_who_does_not_know_the_secret_is_turned_away_and_the_next_one_heard() -> None:
+    listener = Listener("127.0.0.1", SECRET)
+    with ThreadPoolExecutor(1) as pool:
+        accepted = pool.submit(listener.accept, 10)
+        with pytest.raises(EngineDeadError, match="rank 0 does not answer"):
+            connect(*listener.address, new_secret(), "rank 0", 10)
+        assert accepted.result() is None
+        accepted = pool.submit(listener.accept, 10)
+        connect(*listener.address, SECRET, "rank 0", 10).close()
+        connection = accepted.result()
+    assert connection is not None
+    connection.close()
+    listener.close()
+
+
+def test_a_caller_does_not_trust_a_listener_without_the_secret() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+
+        def pretend() -> None:
+            connection = server.accept()[0]
+            with connection:
+                connection.sendall(bytes(16))  # a challenge
+                connection.recv(4096)
+                connection.sendall(bytes(32))  # no proof
+
+        pretended = pool.submit(pretend)
+        with pytest.raises(EngineDeadError, match="not of this engine"):
+            connect(*server.getsockname()[:2], SECRET, "rank 0", 10)
+        pretended.result()
 
 
 def make_request(index: int) -> Request:
