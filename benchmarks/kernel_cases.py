@@ -216,6 +216,7 @@ class Cases:
     def _packed_products(self, name: str, num_tokens: int) -> Iterator[Case]:
         """Yields the products whose weights are laid out for a CPU."""
         from millrace.kernels.int8_linear import pack_int8, quantize_int8
+        from millrace.kernels.packed_gated_linear import pack_gated
         from millrace.kernels.packed_linear import pack_panels
 
         inner, outer, itemsize = self.sizes.hidden_size, self.sizes.intermediate_size, self.dtype.itemsize
@@ -223,12 +224,17 @@ class Cases:
         def packed() -> Call:
             return Call((self._normal(num_tokens, inner), pack_panels(self._normal(outer, inner)), None, outer))
 
+        def gated() -> Call:
+            return Call((self._normal(num_tokens, inner), pack_gated(self._normal(2 * outer, inner))))
+
         def integers() -> Call:
             weight, scale = quantize_int8(self._normal(outer, inner))
             return Call((self._normal(num_tokens, inner), pack_int8(weight), scale, None, outer))
 
         flops, num_activations = 2 * num_tokens * inner * outer, num_tokens * (inner + outer)
         yield self._case("packed_linear", name, packed, (num_activations + inner * outer) * itemsize, flops)
+        num_bytes = (num_activations + 2 * inner * outer) * itemsize
+        yield self._case("packed_gated_linear", name, gated, num_bytes, 2 * flops)
         yield self._case("int8_linear", name, integers, num_activations * itemsize + inner * outer, flops)
 
     def sampling(self) -> Iterator[Case]:
