@@ -38,8 +38,10 @@ demo: $(INSTALLED) ## run the bundled job (invoice lines to JSON) through Ray Da
 	@$(BIN)/python examples/invoices/score.py $(BUILD)/invoices --at-least 0.98
 
 # -P keeps the checkout off sys.path, where its folder `kernels` would stand for another project's package.
+# In two runs: tests of kernels and engine take a core each, those that start Ray take the machine.
 test: $(INSTALLED) ## run all tests (those for a GPU only where there is one)
-	@$(BIN)/python -P -m pytest
+	@$(BIN)/python -P -m pytest -n auto --maxprocesses 8 --dist worksteal tests/kernels tests/engine
+	@$(BIN)/python -P -m pytest tests --ignore tests/kernels --ignore tests/engine
 
 check: $(INSTALLED) ## lint, formatting and types
 	@$(BIN)/ruff check .
