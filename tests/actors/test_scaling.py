@@ -53,19 +53,28 @@ def num_ready(pool: EnginePool) -> int:
     return sum(replica.state == "ready" for replica in pool.stats().replicas)
 
 
+def num_at_work(pool: EnginePool) -> int:
+    replicas = pool.stats(with_engines=True).replicas
+    return sum(bool(replica.engine and replica.engine["num_running"]) for replica in replicas)
+
+
 def test_one_to_four_and_back_under_load_loses_no_row(start_pool: Start, gate: Path, eventually: Eventually) -> None:
     pool = start_pool(num_replicas=(1, 4), requests_per_replica=20, scale_down_delay_s=0.2)
     client = PoolClient(pool.name)
 
     def call(number: int) -> list[RequestOutput]:
+        # A client of its own knows of every replica that is up by now.
         return list(
-            client.generate([*requests(f"gate {gate}", 20, f"{number}-"), *requests("steps 9", 5, f"{number}+")])
+            PoolClient(pool.name).generate(
+                [*requests(f"gate {gate}", 20, f"{number}-"), *requests("steps 9", 5, f"{number}+")]
+            )
         )
 
     with ThreadPoolExecutor(12) as threads:
         first = [threads.submit(call, number) for number in range(6)]
         eventually(lambda: num_ready(pool) == 4)
         rest = [threads.submit(call, number) for number in range(6, 12)]
+        eventually(lambda: num_at_work(pool) == 4)  # before it may shrink again
         gate.touch()
         # Work goes on while replicas are given back.
         trickle = []
