@@ -14,8 +14,8 @@ def shorten_spinning() -> None:
     """Has the threads of a kernel sleep soon when they wait for each other.
 
     They meet at the end of every kernel. By default (GNU OpenMP) one that waits spins for milliseconds and keeps its
-    core from whom it waits for, if another process has that one's core: with one busy process beside two threads on two
-    cores a decode step took 4 to 40 times as long, and 2 to 3 times with a short spin.
+    core from whom it waits for, if another process has that one's core (docs/decisions/0009-compiled-cpu-kernels.md has
+    what that costs).
 
     OpenMP reads it once, when torch loads it, so this must run before torch is imported. What the user has set counts.
     """
