@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 DATA = "__data"
 """Between our operators a row travels in this one column, pickled, so that its values keep their types."""
 
+POSITION = "__position"
+
 INPUT = "__input"
 """Where a job keeps the row as it was read, since its prompt may take the name of a column of the input."""
 
@@ -23,6 +25,8 @@ PROMPT = "prompt"
 TOKENIZED_PROMPT = "tokenized_prompt"
 SAMPLING_PARAMS = "sampling_params"
 MODEL = "model"
+TOOLS = "tools"
+CHAT_TEMPLATE_KWARGS = "chat_template_kwargs"
 
 # What generation adds.
 REQUEST_ID = "request_id"
@@ -46,6 +50,10 @@ NUM_CACHED_TOKENS = "num_cached_tokens"
 OUTPUTS = "outputs"
 ATTEMPT = "attempt"
 REPLICA_ID = "replica_id"
+
+CONTENT = "content"
+REASONING_CONTENT = "reasoning_content"
+TOOL_CALLS = "tool_calls"
 
 NO_ERROR = ""
 """`__inference_error__` of a row that went through."""

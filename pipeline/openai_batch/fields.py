@@ -130,6 +130,10 @@ FIELDS = (
     BodyField("tool_choice", "request", ANY, '"auto", or "none" to hide the tools from the template', endpoints=_CHAT),
     BodyField("chat_template_kwargs", "request", OBJECT, "variables of the chat template", endpoints=_CHAT),
     BodyField("reasoning_effort", "request", TEXT, "a variable of the chat template", endpoints=_CHAT),
+    BodyField("add_generation_prompt", "request", BOOLEAN, "whether the template opens the answer", endpoints=_CHAT),
+    BodyField(
+        "continue_final_message", "request", BOOLEAN, "whether the last message is the answer's start", endpoints=_CHAT
+    ),
     # How it is drawn.
     _same_name("max_tokens", INTEGER),
     BodyField(
@@ -156,7 +160,7 @@ FIELDS = (
     # What is told of it.
     BodyField("logprobs", "request", BOOLEAN, "log-probabilities of the answer's tokens", endpoints=_CHAT),
     BodyField("top_logprobs", "request", INTEGER, "likely tokens beside each; needs `logprobs`", endpoints=_CHAT),
-    BodyField("logprobs", "request", INTEGER, "log-probabilities, and likely tokens beside each", endpoints=_COMPLETIONS),
+    BodyField("logprobs", "request", INTEGER, "log-probabilities, likely tokens beside each", endpoints=_COMPLETIONS),
     BodyField("echo", "request", BOOLEAN, "the prompt before the text; not with `logprobs`", endpoints=_COMPLETIONS),
     # What a service needs and a run does not.
     _ignored("user"),

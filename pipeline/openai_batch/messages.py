@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic_core import from_json
-
 from ...engine.errors import unknown_key_message
 from .fields import MESSAGE_FIELDS, ROLES
 from .refusal import Refusal, check_kind
+
+TEMPLATE_FIELDS = ("reasoning_effort", "add_generation_prompt", "continue_final_message")
+"""Fields of a body that are variables of the template."""
+
+NO_VARIABLES = ("chat_template", "conversation", "messages", "padding", "tokenize", "tools", "truncation")
+"""Names that belong to those who call the template."""
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -19,7 +23,7 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
         messages: The objects of the body's list.
 
     Returns:
-        The messages: `developer` is `system`, by its older name; arguments of tool calls are objects, not JSON in text.
+        The messages; the role `developer` has its older name, `system`, which templates know.
 
     Raises:
         Refusal: A message is not one, or holds more than text.
@@ -51,6 +55,27 @@ def read_tools(body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     return None if choice == "none" else tools
 
 
+def read_template_kwargs(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the variables that a body gives the chat template, None for none.
+
+    Args:
+        body: A chat's body, whose messages were checked.
+
+    Raises:
+        Refusal: One of them is no variable.
+    """
+    variables = dict(body.get("chat_template_kwargs", {}))
+    for name in variables:
+        if name in NO_VARIABLES:
+            place = f"chat_template_kwargs.{name}"
+            raise Refusal("unsupported_value", f"{place} is not a variable of the template; leave it out", place)
+    variables.update({name: body[name] for name in TEMPLATE_FIELDS if name in body})
+    if body["messages"][-1]["role"] == "assistant":
+        # The service answers with a message of its own; the stage by itself would go on with this one.
+        variables.setdefault("continue_final_message", False)
+    return variables or None
+
+
 def _read_message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
     given = {name: value for name, value in message.items() if value is not None}
     for name, value in given.items():
@@ -64,8 +89,8 @@ def _read_message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
         raise Refusal("missing_required_parameter", f"{place}.content is missing", f"{place}.content")
     if isinstance(given.get("content"), list):
         _check_parts(given["content"], f"{place}.content")
-    if "tool_calls" in given:
-        given["tool_calls"] = [_read_call(call, f"{place}.tool_calls") for call in given["tool_calls"]]
+    for call in given.get("tool_calls", ()):
+        _check_call(call, f"{place}.tool_calls")
     return {**given, "role": "system" if role == "developer" else role}
 
 
@@ -81,19 +106,10 @@ def _check_parts(parts: Sequence[Any], place: str) -> None:
             raise Refusal("invalid_type", f"{here}.text must be a string; got {part.get('text')!r:.80}", f"{here}.text")
 
 
-def _read_call(call: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Opens the arguments, which the API has as JSON in text and templates want as an object."""
+def _check_call(call: Mapping[str, Any], place: str) -> None:
     function = call.get("function")
     if not isinstance(function, dict) or not _is_name(function.get("name")):
         raise Refusal("invalid_value", f"{place} must hold calls of functions by name; got {call!r:.80}", place)
-    arguments = function.get("arguments")
-    if not isinstance(arguments, str):
-        return dict(call)
-    try:
-        opened = from_json(arguments)
-    except ValueError:
-        return dict(call)
-    return {**call, "function": {**function, "arguments": opened}} if isinstance(opened, dict) else dict(call)
 
 
 def _is_name(value: Any) -> bool:

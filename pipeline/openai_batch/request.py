@@ -13,7 +13,7 @@ from ...engine.errors import SamplingParamsError, unknown_key_message
 from .. import columns
 from .fields import CHAT, EMBEDDINGS, ENDPOINTS, FIELDS_OF, LINE_FIELDS, BodyField
 from .line_error import LineError
-from .messages import read_messages, read_tools
+from .messages import read_messages, read_template_kwargs, read_tools
 from .refusal import Refusal, check_kind
 
 BOM = b"\xef\xbb\xbf"
@@ -183,13 +183,10 @@ def _check_field(known: Mapping[str, BodyField], name: str, value: Any) -> None:
 
 
 def _chat_columns(body: Mapping[str, Any]) -> dict[str, Any]:
-    template = dict(body.get("chat_template_kwargs", {}))
-    if "reasoning_effort" in body:
-        template["reasoning_effort"] = body["reasoning_effort"]
     return {
         columns.MESSAGES: read_messages(_required(body, "messages")),
         columns.TOOLS: read_tools(body),
-        columns.CHAT_TEMPLATE_KWARGS: template or None,
+        columns.CHAT_TEMPLATE_KWARGS: read_template_kwargs(body),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import to_json
@@ -12,6 +12,9 @@ from .. import columns
 from .fields import CHAT
 from .line_error import LineError
 from .request import BatchRequest
+
+Token = Mapping[str, Any]
+"""Of a token at a position: its `decoded_token`, `logprob` and `rank`."""
 
 LOWEST_LOGPROB = -9999.0
 """What the API has for a probability of nothing, which JSON could not write."""
@@ -77,16 +80,32 @@ def _only_sequence(row: Mapping[str, Any]) -> dict[str, Any]:
         "finish_reason": row[columns.FINISH_REASON],
         "stop_reason": row[columns.STOP_REASON],
         "logprobs": row[columns.LOGPROBS],
+        **{name: row.get(name) for name in (columns.CONTENT, columns.REASONING_CONTENT, columns.TOOL_CALLS)},
     }
 
 
 def _chat_choice(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any]:
+    message, finish_reason = _message(request, sequence), sequence["finish_reason"]
     return {
         "index": sequence["index"],
-        "message": {"role": "assistant", "content": sequence["text"], "refusal": None},
+        "message": message,
         "logprobs": _chat_logprobs(request, sequence),
-        "finish_reason": sequence["finish_reason"],
+        "finish_reason": "tool_calls" if "tool_calls" in message and finish_reason == "stop" else finish_reason,
     }
+
+
+def _message(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the answer as a message; what the stages that read answers have found is set apart in it."""
+    message = {"role": "assistant", "content": sequence["text"], "refusal": None}
+    reasoning = sequence.get(columns.REASONING_CONTENT)
+    calls = sequence.get(columns.TOOL_CALLS) if request.prompt[columns.TOOLS] else None
+    if calls or reasoning is not None:
+        message["content"] = sequence.get(columns.CONTENT)
+    if reasoning is not None:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
+    return message
 
 
 def _text_choice(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,7 +137,7 @@ def _chat_logprobs(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[s
     return {"content": content, "refusal": None}
 
 
-def _chat_token(token: Mapping[str, Any]) -> dict[str, Any]:
+def _chat_token(token: Token) -> dict[str, Any]:
     text = _text_of(token)
     # Of part of a character the text says not which; the bytes are not known then.
     bytes_ = None if BROKEN in text else list(text.encode())
@@ -139,19 +158,15 @@ def _text_logprobs(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[s
     return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
 
 
-def _positions(
-    request: BatchRequest, sequence: Mapping[str, Any]
-) -> list[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]]:
-    """Returns (token, likely tokens, the most probable first) of each position whose token is part of the text."""
+def _positions(request: BatchRequest, sequence: Mapping[str, Any]) -> Iterator[tuple[Token, Sequence[Token]]]:
+    """Yields (token, likely tokens, the most probable first) of each position whose token is part of the text."""
     token_ids, positions = sequence["token_ids"], sequence["logprobs"] or []
     if _ended_by_token(sequence) and not request.sampling.include_stop_str_in_output:
         token_ids, positions = token_ids[:-1], positions[:-1]
     num_top = request.num_top or 0
-    found = []
     for token_id, position in zip(token_ids, positions, strict=True):
         ranked = sorted(position.values(), key=lambda one: one["rank"])
-        found.append((position[token_id], ranked[:num_top]))
-    return found
+        yield position[token_id], ranked[:num_top]
 
 
 def _ended_by_token(sequence: Mapping[str, Any]) -> bool:
@@ -161,9 +176,9 @@ def _ended_by_token(sequence: Mapping[str, Any]) -> bool:
     return sequence["stop_reason"] in (None, str(sequence["token_ids"][-1]))
 
 
-def _text_of(token: Mapping[str, Any]) -> str:
+def _text_of(token: Token) -> str:
     return token["decoded_token"] or ""
 
 
-def _logprob_of(token: Mapping[str, Any]) -> float:
+def _logprob_of(token: Token) -> float:
     return max(token["logprob"], LOWEST_LOGPROB)
