@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from pydantic_core import from_json
 from ...engine import SamplingParams
 from ...engine.errors import SamplingParamsError, unknown_key_message
 from .. import columns
+from ..seeds import MAX_SEED
 from .fields import CHAT, EMBEDDINGS, ENDPOINTS, FIELDS_OF, LINE_FIELDS, BodyField
 from .line_error import LineError
 from .messages import read_messages, read_template_kwargs, read_tools
@@ -52,10 +54,13 @@ class RequestReader:
     Attributes:
         models: Names of models that lines may give.
         defaults: Sampling parameters of bodies that leave them out.
+        seed: Of the job. A line that samples and has no seed draws by this one and its `custom_id`: equal bodies are
+            different draws, as they are for the service, and a line that is run again gives what it gave.
     """
 
     models: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
 
     def read(self, line: bytes) -> BatchRequest | LineError:
         """Reads a line.
@@ -93,7 +98,7 @@ class RequestReader:
             url,
             given["model"],
             prompt,
-            self._sampling(url, given, num_top),
+            self._seeded(self._sampling(url, given, num_top), custom_id),
             echo=_checked_echo(given, num_top),
             num_top=num_top,
         )
@@ -117,6 +122,12 @@ class RequestReader:
             return SamplingParams(**{**defaults, **values, "logprobs": num_top})
         except SamplingParamsError as error:
             raise Refusal("invalid_value", str(error), _culprit(known, given)) from None
+
+    def _seeded(self, sampling: SamplingParams, custom_id: str) -> SamplingParams:
+        if sampling.is_greedy or sampling.seed is not None:
+            return sampling
+        digest = hashlib.blake2b(f"{self.seed}:{custom_id}".encode(), digest_size=8).digest()
+        return sampling.clone(seed=int.from_bytes(digest, "big") & MAX_SEED)
 
 
 def parse_object(line: bytes) -> dict[str, Any]:

@@ -46,6 +46,12 @@ def test_a_chat_becomes_messages_and_parameters() -> None:
     )
 
 
+def test_equal_bodies_are_different_draws_and_the_same_again() -> None:
+    seeds = [READER.read(line().replace(b'"a"', custom_id)).sampling.seed for custom_id in (b'"a"', b'"b"', b'"a"')]
+    assert seeds[0] == seeds[2] != seeds[1]
+    assert RequestReader(("m",), {"temperature": 0}).read(line()).sampling.seed is None
+
+
 def test_a_body_wins_over_the_defaults_and_a_limit_is_the_endpoints() -> None:
     assert request(temperature=1.5).sampling.temperature == 1.5
     assert request().sampling.max_tokens is None
