@@ -46,6 +46,8 @@ NUM_CACHED_TOKENS = "num_cached_tokens"
 OUTPUTS = "outputs"
 ATTEMPT = "attempt"
 REPLICA_ID = "replica_id"
+IS_DUPLICATE = "__is_duplicate"
+"""Whether the row took the output of an identical one; between generation and the sink only."""
 
 NO_ERROR = ""
 """`__inference_error__` of a row that went through."""
