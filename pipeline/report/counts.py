@@ -132,12 +132,10 @@ class Counts:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Counts:
         """Returns the counts that `as_dict` described; what an older version did not know is nought."""
-        return cls(
-            **{name: data.get(name, 0) for name in NUMBERS},
-            finish_reasons=Counter(data.get("finish_reasons", {})),
-            errors={kind: ErrorKind(**error) for kind, error in data.get("errors", {}).items()},
-            **{name: Histogram.from_dict(data[name]) for name in HISTOGRAMS if name in data},
-        )
+        known: dict[str, Any] = {name: data.get(name, 0) for name in NUMBERS}
+        known |= {name: Histogram.from_dict(data[name]) for name in HISTOGRAMS if name in data}
+        errors = {kind: ErrorKind(**error) for kind, error in data.get("errors", {}).items()}
+        return cls(finish_reasons=Counter(data.get("finish_reasons", {})), errors=errors, **known)
 
     def _add_times(self, times: Mapping[str, Any]) -> None:
         for name in TIMES:
