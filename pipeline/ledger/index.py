@@ -40,6 +40,12 @@ class RowIndex:
             parts.append(self._runs.pop())
         self._runs.append(_mapped(parts))
 
+    def sorted_ids(self) -> np.ndarray:
+        """Returns all ids, sorted, [num_rows]."""
+        if len(self._runs) > 1:
+            self._runs = [_mapped(self._runs)]
+        return self._runs[0] if self._runs else np.empty(0, ID_TYPE)
+
     def contains(self, ids: np.ndarray) -> np.ndarray:
         """Looks rows up.
 

@@ -33,28 +33,27 @@ ABOUT = b"millrace"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A flush, or the commit of a part.
+    """A flush, or the commit of a part. The ids stay where they are until `read_ids` is asked for them.
 
     Attributes:
         name: Its name in the work folder.
-        ids: Row ids, [num_rows]; sorted in a commit.
+        num_rows: Number of its rows.
         counts: What its rows add up to.
         part: Name of the part in the work folder; None in a flush.
         num_bytes: Size of the part.
         replaces: Names of the flushes whose rows the part has.
+        first: The least id of a part.
+        last: The greatest id of a part.
     """
 
     name: str
-    ids: np.ndarray
+    num_rows: int
     counts: Counts
     part: str | None = None
     num_bytes: int = 0
     replaces: tuple[str, ...] = ()
-
-    @property
-    def num_rows(self) -> int:
-        """Number of its rows."""
-        return len(self.ids)
+    first: bytes = b""
+    last: bytes = b""
 
 
 def write_flush(work: Storage, name: str, rows: pa.Table, counts: Counts) -> None:
@@ -66,18 +65,27 @@ def write_flush(work: Storage, name: str, rows: pa.Table, counts: Counts) -> Non
         rows: Rows, with the column `columns.ROW_ID`.
         counts: What they add up to.
     """
-    _write(work / name, rows, {"counts": counts.as_dict()})
+    _write(work / name, rows, {"counts": counts.as_dict(), "num_rows": rows.num_rows})
 
 
-def write_commit(work: Storage, record: Record) -> None:
-    """Writes the commit of a part that is there already."""
+def write_commit(work: Storage, record: Record, ids: np.ndarray) -> None:
+    """Writes the commit of a part that is there already.
+
+    Args:
+        work: Work folder.
+        record: The commit.
+        ids: Its row ids, sorted.
+    """
     about = {
+        "num_rows": record.num_rows,
         "counts": record.counts.as_dict(),
         "part": record.part,
         "num_bytes": record.num_bytes,
         "replaces": record.replaces,
+        "first": record.first.hex(),
+        "last": record.last.hex(),
     }
-    _write(work / record.name, pa.table({columns.ROW_ID: row_id.to_arrow(record.ids)}), about)
+    _write(work / record.name, pa.table({columns.ROW_ID: row_id.to_arrow(ids)}), about)
 
 
 def read_records(work: Storage, names: Iterable[str]) -> list[Record]:
@@ -99,16 +107,23 @@ def read_records(work: Storage, names: Iterable[str]) -> list[Record]:
 
 def read_record(work: Storage, name: str) -> Record:
     """Reads a record."""
-    table = _read(work / name)
-    about = json.loads(table.schema.metadata[ABOUT])
+    with (work / name).open_arrow() as opened:
+        about = json.loads(pa.ipc.open_file(opened).schema.metadata[ABOUT])
     return Record(
         name,
-        row_id.from_arrow(table[columns.ROW_ID]),
+        about["num_rows"],
         Counts.from_dict(about["counts"]),
         about.get("part"),
         about.get("num_bytes", 0),
         tuple(about.get("replaces", ())),
+        bytes.fromhex(about.get("first", "")),
+        bytes.fromhex(about.get("last", "")),
     )
+
+
+def read_ids(work: Storage, record: Record) -> np.ndarray:
+    """Returns the ids of a record, [num_rows]; sorted if it is a commit."""
+    return row_id.from_arrow(_read(work / record.name)[columns.ROW_ID])
 
 
 def read_flush_rows(work: Storage, name: str) -> pa.Table:
@@ -140,4 +155,6 @@ def _write(file: Storage, table: pa.Table, about: dict[str, object]) -> None:
 
 
 def _read(file: Storage) -> pa.Table:
+    if file.is_local:
+        return pa.ipc.open_file(pa.memory_map(file.url)).read_all()
     return pa.ipc.open_file(pa.py_buffer(file.read_bytes())).read_all()

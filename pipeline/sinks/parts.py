@@ -47,6 +47,10 @@ class OutputSpec:
         return FORMATS[self.format if kind == "results" and not self.is_ordered else "parquet"]
 
 
+Closed = tuple[Record, np.ndarray]
+"""The commit of a part, and the ids in it, sorted."""
+
+
 @dataclass(slots=True)
 class Flushed:
     """A flush that no part has yet.
@@ -80,7 +84,7 @@ class PartWriter:
     max_rows: int
     flushed: list[Flushed] = field(default_factory=list)
 
-    def add(self, rows: pa.Table, counts: Counts) -> list[np.ndarray]:
+    def add(self, rows: pa.Table, counts: Counts) -> list[Closed]:
         """Makes rows durable.
 
         Args:
@@ -88,13 +92,13 @@ class PartWriter:
             counts: What they add up to.
 
         Returns:
-            The ids of each part that was closed for it.
+            The parts that were closed for it.
         """
         name = self.epoch.next_name(self.kind) + FLUSH
         write_flush(self.epoch.work, name, rows, counts)
         return self.take_over(Flushed(name, rows, counts))
 
-    def take_over(self, flushed: Flushed) -> list[np.ndarray]:
+    def take_over(self, flushed: Flushed) -> list[Closed]:
         """Makes a flush part of the next part; as `add` for one that is written already."""
         closed = [] if self._has_room_for(flushed.rows) else self.close_part()
         self.flushed.append(flushed)
@@ -102,11 +106,11 @@ class PartWriter:
             closed += self.close_part()
         return closed
 
-    def close_part(self) -> list[np.ndarray]:
+    def close_part(self) -> list[Closed]:
         """Makes a part of the flushes, sorted by row id, and removes them.
 
         Returns:
-            The ids of its rows; nothing if there was none.
+            The part; nothing if there was no row for one.
 
         Raises:
             ConfigError: Another writer has begun since; nothing was removed.
@@ -117,20 +121,26 @@ class PartWriter:
         rows = pa.concat_tables([one.rows for one in self.flushed], promote_options="permissive")
         ids = row_id.from_arrow(rows[columns.ROW_ID])
         order = np.argsort(ids, kind="stable")
+        ids = ids[order]
         content = self.format.encode(self._shown(rows.take(pa.array(order))))
         part = f"{name}.{self.format.extension}"
         (work / part).write_bytes(content)
-        counts = Counts()
-        for one in self.flushed:
-            counts.merge(one.counts)
         replaced = tuple(one.name for one in self.flushed)
-        write_commit(work, Record(name + COMMIT, ids[order], counts, part, len(content), replaced))
+        first, last = row_id.as_bytes(ids[[0, -1]])
+        commit = Record(name + COMMIT, len(ids), self._counts(), part, len(content), replaced, first, last)
+        write_commit(work, commit, ids)
         if not self.epoch.is_last():
             raise ConfigError(f"another run has begun to write to {work.url!r}; let one run at a time write to a folder")
         for flush in replaced:
             (work / flush).remove()
         self.flushed = []
-        return [ids[order]]
+        return [(commit, ids)]
+
+    def _counts(self) -> Counts:
+        counts = Counts()
+        for one in self.flushed:
+            counts.merge(one.counts)
+        return counts
 
     @property
     def _num_rows(self) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from ..ledger import row_id
 from ..ledger.epoch import FAILED, RESULTS, Epoch
 from ..ledger.index import RowIndex
-from ..ledger.records import read_records
+from ..ledger.records import read_ids, read_records
 from ..report.counts import Counts
 from ..stages.base import Row
 from .parts import OutputSpec, PartWriter
@@ -54,7 +54,7 @@ class ResultWriter:
         self._spec = spec
         self._max_waiting = max(1, max_blocks // 2)
         epoch = Epoch.open(spec.work)
-        self._index = RowIndex(record.ids for record in read_records(spec.work, epoch.records))
+        self._index = RowIndex(read_ids(spec.work, one) for one in read_records(spec.work, epoch.records))
         self._parts = {
             kind: PartWriter(epoch, kind, spec.part_format(kind), spec.max_rows_per_file) for kind in (RESULTS, FAILED)
         }
@@ -188,7 +188,7 @@ class ResultWriter:
         with self._lock:
             self._counts.merge(counts)
             self._recent[kind].update(one.row_id for one in rows)
-            for ids in closed:
+            for _, ids in closed:
                 self._index.add(ids)
                 self._recent[kind].difference_update(row_id.as_bytes(ids))
 
