@@ -19,17 +19,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from . import columns
+from .errors import RowFailedError
 from .ledger import row_id
 from .ledger.index import RowIndex
 from .ledger.records import read_ids, read_records
 from .operators import MakeStages, pack, run_stages, unpack
 from .sinks.parts import OutputSpec
 from .sinks.writer import ResultWriter
-from .stages.base import Row
+from .sources import READ_ERROR
+from .stages.base import Row, RowError
 from .storage import Storage
 
 COUNTS = "counts"
 """Column of what `GenerateAndWrite` returns: counts of rows written since another call said so, as JSON."""
+
+
+NOT_INPUT = (
+    columns.POSITION,
+    columns.ROW_ID,
+    *(columns.ERROR_STAGE, columns.ERROR_KIND, columns.ERROR_MESSAGE, columns.ERROR_RETRYABLE),
+)
+"""Columns that stages do not see; of a dead letter that is run again they see how often it was tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +47,17 @@ class Identity:
     """What the rows of a dataset are known by.
 
     Attributes:
-        key: Names of columns; None for the column `columns.POSITION`.
+        key: Names of columns; None for one that holds ids.
+        column: That one.
     """
 
     key: tuple[str, ...] | None = None
+    column: str = columns.POSITION
 
     def ids_of(self, table: pa.Table) -> np.ndarray:
         """Returns the ids of rows, [num_rows]. A row without any value of the key is known by its position."""
         if self.key is None:
-            return row_id.from_arrow(table[columns.POSITION])
+            return row_id.from_arrow(table[self.column])
         ids = row_id.key_ids(table, self.key)
         if columns.POSITION not in table.column_names:
             return ids
@@ -61,11 +73,20 @@ class PrepareNew:
         identity: What rows are known by.
         work: The work folder.
         records: Names of the records in it that former runs have left.
+        stop_on_error: Whether a piece of the input that is no row stops the job.
     """
 
-    def __init__(self, make_stages: MakeStages, identity: Identity, work: Storage, records: Sequence[str]) -> None:
+    def __init__(
+        self,
+        make_stages: MakeStages,
+        identity: Identity,
+        work: Storage,
+        records: Sequence[str],
+        stop_on_error: bool = False,
+    ) -> None:
         self._stages = make_stages()
         self._identity = identity
+        self._stop_on_error = stop_on_error
         self._done = RowIndex(read_ids(work, one) for one in read_records(work, records))
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -74,9 +95,19 @@ class PrepareNew:
         is_new = ~self._done.contains(ids)
         if not is_new.all():
             table, ids = table.filter(pa.array(is_new)), ids[is_new]
-        shown = table.drop_columns([columns.POSITION]) if columns.POSITION in table.column_names else table
-        rows = run_stages(self._stages, [Row.read(values) for values in shown.to_pylist()])
+        shown = table.drop_columns([name for name in NOT_INPUT if name in table.column_names])
+        rows = run_stages(self._stages, [self._row(values) for values in shown.to_pylist()])
         return pack(rows).append_column(columns.ROW_ID, row_id.to_arrow(ids))
+
+    def _row(self, values: dict[str, Any]) -> Row:
+        reason = values.get(READ_ERROR)
+        if reason is not None:
+            error = RowError("read", "ReadError", reason)
+            if self._stop_on_error:
+                raise RowFailedError(f"a row failed in {error}")
+            return Row(values, values, error)
+        values.pop(READ_ERROR, None)
+        return Row.read(values)
 
 
 class GenerateAndWrite:
@@ -113,8 +144,3 @@ class GenerateAndWrite:
         first, *others = self._generate
         for row in first.stream(rows):
             yield run_stages(others, [row])[0]
-
-
-def operator_arguments(*arguments: Any) -> dict[str, Any]:
-    """Returns how an operator of this file takes its input: block by block, as Arrow tables."""
-    return {"fn_constructor_args": list(arguments), "batch_format": "pyarrow"}

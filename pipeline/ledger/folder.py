@@ -10,6 +10,8 @@ from ...engine.errors import ConfigError
 from ..storage import Storage
 
 OURS = "_millrace"
+PLAN = "publish.json"
+RETRY = "retry.json"
 MANIFEST = "_manifest.json"
 FAILED_FOLDER = "_failed"
 EXTENSIONS = (".parquet", ".jsonl", ".csv", ".arrow")
@@ -96,6 +98,16 @@ class JobFolder:
     def is_finished(self) -> bool:
         """Whether the output is whole."""
         return (self.root / MANIFEST).exists()
+
+    @property
+    def is_publishing(self) -> bool:
+        """Whether everything has run, and only the files are to be put in their places."""
+        return (self.work / PLAN).exists()
+
+    @property
+    def is_retrying(self) -> bool:
+        """Whether the dead letters are being run again."""
+        return (self.work / RETRY).exists()
 
     def read_state(self) -> JobState | None:
         """Returns the job that was begun here; None if there was none."""

@@ -46,6 +46,11 @@ class RowIndex:
             self._runs = [_mapped(self._runs)]
         return self._runs[0] if self._runs else np.empty(0, ID_TYPE)
 
+    def count_between(self, first: bytes, end: bytes) -> int:
+        """Returns how many ids there are from `first` to before `end`."""
+        ends = np.array([first, end], dtype=ID_TYPE)
+        return sum(int(np.diff(np.searchsorted(run, ends))[0]) for run in self._runs)
+
     def contains(self, ids: np.ndarray) -> np.ndarray:
         """Looks rows up.
 

@@ -12,6 +12,7 @@ import pyarrow.parquet
 
 from .. import columns
 from ..stages.base import RowError
+from ..storage import Storage
 from .counts import Counts, ErrorKind
 
 COUNTED = (
@@ -108,9 +109,9 @@ class JobSummary:
             for name, value in {**asdict(self), **rates}.items()
         }
 
-    def write(self, path: Path) -> None:
+    def write(self, file: Storage) -> None:
         """Writes the summary as JSON."""
-        path.write_text(json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        file.write_bytes((json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def summary_path(output: str | Path) -> Path:

@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..ledger.epoch import FAILED, KINDS, RESULTS, Epoch
-from ..ledger.folder import FAILED_FOLDER, MANIFEST
+from ..ledger.folder import FAILED_FOLDER, MANIFEST, PLAN, RETRY
 from ..ledger.records import Record, read_flush_rows, read_records, sum_counts
 from ..report.counts import Counts
 from ..storage import Storage
 from .ordered import order_parts
 from .parts import Flushed, OutputSpec, PartWriter
 
-PLAN = "publish.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,5 +178,8 @@ def _carry_out(output: Storage, work: Storage, plan: dict[str, Any]) -> Manifest
     (output / MANIFEST).write_bytes(json.dumps(manifest.as_dict(), indent=2).encode())
     for name in plan["removed"]:
         (output / name).remove()
+    # In this order: nobody is to find a retry that has ended, or to take leftovers for work.
+    for name in (RETRY, PLAN):
+        (work / name).remove()
     work.remove()
     return manifest
