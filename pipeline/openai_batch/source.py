@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +14,12 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from .. import columns
+from ..ledger.index import RowIndex
+from ..sources.base import position_column
 from ..storage import Storage
-from .input_index import InputIndex, read_lines
+from .input_index import CHUNK, CHUNK_BYTES, InputIndex, read_lines
+
+BLOCK_BYTES = 4 * CHUNK_BYTES
 
 LINE = "line"
 LINE_NUMBER = "line_number"
@@ -48,9 +52,18 @@ class BatchSource:
         """Lines that are not empty."""
         return self.index.num_rows
 
-    def read(self) -> ray.data.Dataset:
-        """Returns the dataset of the lines that are not empty."""
-        return ray.data.read_datasource(LineDatasource(self.file, self.index))
+    def read(self, done: RowIndex) -> ray.data.Dataset:
+        """Returns the dataset of the lines that are not empty.
+
+        Args:
+            done: Ids of lines that need not be read: chunks that have no others are left out.
+        """
+        chunks = [chunk for chunk in self.index.chunks if done.count_between(*_bounds(chunk)) < chunk["num_rows"]]
+        index = replace(self.index, chunks=np.array(chunks, CHUNK))
+        dataset = ray.data.read_datasource(LineDatasource(self.file, index))
+        # Else a task keeps what it has read until it is 128 MB.
+        dataset.context.target_max_block_size = BLOCK_BYTES
+        return dataset
 
 
 class LineDatasource(Datasource):
@@ -112,14 +125,14 @@ def _block(data: bytes, chunk: np.ndarray, duplicates: np.ndarray) -> pa.Table:
             LINE: pa.array([line for _, _, line in rows], pa.binary()),
             LINE_NUMBER: pa.array([number for number, _, _ in rows], pa.int64()),
             IS_DUPLICATE: np.isin(offsets, duplicates),
-            columns.POSITION: _positions(offsets),
+            columns.POSITION: position_column(0, offsets),
         },
         schema=SCHEMA,
     )
 
 
-def _positions(offsets: np.ndarray) -> pa.Array:
-    """Writes places of the one file: its ordinal, 0, and the offset, so that they sort as the lines do."""
-    places = np.zeros(len(offsets), [("file", ">u4"), ("offset", ">u8")])
-    places["offset"] = offsets
-    return pa.Array.from_buffers(pa.binary(12), len(places), [None, pa.py_buffer(places.tobytes())])
+def _bounds(chunk: np.void) -> tuple[bytes, bytes]:
+    """Returns the position at which a chunk begins, and that at which it has ended."""
+    begin = int(chunk["offset"])
+    low, high = position_column(0, [begin, begin + int(chunk["num_bytes"])]).to_pylist()
+    return low, high

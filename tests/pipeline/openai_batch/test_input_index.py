@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipeline import columns
+from millrace.pipeline.ledger.index import RowIndex
+from millrace.pipeline.ledger.row_id import ID_TYPE
 from millrace.pipeline.openai_batch import input_index
 from millrace.pipeline.openai_batch.duplicates import DuplicateFinder
 from millrace.pipeline.openai_batch.input_index import InputIndex
@@ -62,7 +65,7 @@ def test_the_dataset_holds_every_line_once_with_its_number(
 ) -> None:
     monkeypatch.setattr(input_index, "CHUNK_ROWS", 3)
     file = write(tmp_path)
-    rows = sorted(BatchSource(file, InputIndex.scan(file)).read().take_all(), key=lambda one: one[LINE_NUMBER])
+    rows = sorted(BatchSource(file, InputIndex.scan(file)).read(RowIndex()).take_all(), key=lambda one: one[LINE_NUMBER])
     assert [(one[LINE_NUMBER], one[LINE]) for one in rows] == [
         (number, text) for number, text in enumerate(LINES, start=1) if text.strip()
     ]
@@ -70,3 +73,6 @@ def test_the_dataset_holds_every_line_once_with_its_number(
     positions = [one[columns.POSITION] for one in rows]
     assert positions == sorted(positions)
     assert {len(position) for position in positions} == {12}
+    done = RowIndex([np.array(positions[:4], ID_TYPE)])
+    rest = BatchSource(file, InputIndex.scan(file)).read(done).take_all()
+    assert sorted(one[LINE_NUMBER] for one in rest) == [6, 7, 8, 9, 10]
