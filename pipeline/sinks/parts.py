@@ -143,6 +143,11 @@ class PartWriter:
         return counts
 
     @property
+    def num_rows_left(self) -> int:
+        """How many rows the next part has room for."""
+        return self.max_rows - self._num_rows
+
+    @property
     def _num_rows(self) -> int:
         return sum(one.rows.num_rows for one in self.flushed)
 
