@@ -155,13 +155,13 @@ def _read_job(job_file: Path | None, flags: dict[str, Any], sampling: dict[str, 
 
 
 def _run(job: JobConfig, *, overwrite: bool, verbose: bool, started_s: float, console: Console) -> JobSummary:
-    from .display import ProgressLine
+    from .display import ProgressView
     from .job import prepare_job, run_job
     from .session import ray_session
 
     prepared = prepare_job(job, overwrite=overwrite)
-    with ray_session(verbose=verbose), ProgressLine(console) as line:
-        return run_job(prepared, on_progress=line.show, started_s=started_s)
+    with ray_session(verbose=verbose), ProgressView(console) as view:
+        return run_job(prepared, on_progress=view.show, started_s=started_s)
 
 
 def _explain(error: Exception, console: Console, verbose: bool) -> int:

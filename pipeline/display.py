@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from .progress import Progress
-from .report.summary import JobSummary, summary_path
+from .report.summary import JobSummary
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds between lines where the output is no terminal."""
@@ -36,7 +36,12 @@ class ProgressView:
         self._shown_s = -PLAIN_INTERVAL_S
         self._live: Live | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(BAR_WIDTH), MofNCompleteColumn(), TaskProgressColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(BAR_WIDTH),
+                MofNCompleteColumn(),
+                TaskProgressColumn(),
+            )
             self._bar = Bar(*columns, console=console)
             self._task = self._bar.add_task("starting", total=None)
             self._live = Live(self._bar, console=console, transient=True, refresh_per_second=4)
@@ -106,7 +111,7 @@ def describe_summary(summary: JobSummary) -> str:
         f"finished  {reasons}",
     ]
     lines += [f"[red]error[/]     {error.num_rows:,} x {escape(error.example)}" for error in summary.errors.values()]
-    return "\n".join([*lines, f"output    {summary.output}", f"summary   {summary_path(summary.output)}"])
+    return "\n".join([*lines, f"output    {summary.output}", f"report    {summary.output}/_millrace/report.html"])
 
 
 def _eta(progress: Progress) -> str:

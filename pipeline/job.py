@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,11 +20,15 @@ from .job_config import JobConfig, load_job
 from .plan import UserFunction
 from .processor import Processor
 from .progress import Progress, ProgressMonitor
-from .report import JobSummary, OutputScan, summary_path
+from .report import JobSummary, OutputScan, ReportWriter
 from .sources import READ_ERROR, Source
+from .storage import Storage
 from .template import Template
 
 __all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "run_job"]
+
+WORKING_FOLDER = "_millrace"
+"""Folder in the output for what is not rows."""
 
 FILES_PER_JOB = 20
 MAX_ROWS_PER_FILE = 50_000
@@ -144,7 +149,7 @@ def run_job(
         started_s: When the start-up began, on `time.monotonic`; None for now.
 
     Returns:
-        The summary, counted from what was written; it is also written beside the output folder.
+        The summary, counted from what was written. The whole report is in the output folder, in `_millrace`.
 
     Raises:
         ConfigError: Something in the job cannot be used; nothing has been run.
@@ -152,17 +157,18 @@ def run_job(
     """
     started_s = time.monotonic() if started_s is None else started_s
     prepared = job if isinstance(job, PreparedJob) else prepare_job(job, overwrite=overwrite)
+    job = prepared.job
+    writer = ReportWriter(Storage.at(prepared.folder) / WORKING_FOLDER, job.model, job.output, job.prices)
+    write = functools.partial(writer.write, num_rows_in=prepared.num_rows)
+    reader = OutputScan(prepared.folder)
     with _processor(prepared) as processor:
-        scan = OutputScan(prepared.folder)
-        monitor = ProgressMonitor(processor, scan, prepared.num_rows, started_s, on_progress)
+        monitor = ProgressMonitor(processor, reader, prepared.num_rows, started_s, show=on_progress, save=write)
         if prepared.num_rows:
             results = processor(_read(prepared))
             with monitor:
                 results.write_parquet(str(prepared.folder), min_rows_per_file=_rows_per_file(prepared))
-        ended_s = time.monotonic()
-    summary = _summarise(prepared, monitor, started_s, ended_s)
-    summary.write(summary_path(prepared.folder))
-    return summary
+    counts = reader.update()
+    return write(monitor.finish(counts), counts).summary
 
 
 def _read(prepared: PreparedJob) -> Dataset:
@@ -247,7 +253,7 @@ def prepare_output(output: str, overwrite: bool) -> Path:
     folder = Path(output)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output {output!r} is a file; pass a folder")
-    present = sorted(folder.iterdir()) if folder.exists() else []
+    present = [path for path in sorted(folder.iterdir()) if path.name != WORKING_FOLDER] if folder.exists() else []
     foreign = [path.name for path in present if not (path.is_file() and path.suffix == ".parquet")]
     if present and (foreign or not overwrite):
         advice = "pass another folder" if foreign else "pass --overwrite to replace them, or another folder"
@@ -255,6 +261,7 @@ def prepare_output(output: str, overwrite: bool) -> Path:
     try:
         for path in present:
             path.unlink()
+        (Storage.at(folder) / WORKING_FOLDER).remove()
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output folder {output!r} cannot be written: {error.strerror}") from error
@@ -270,25 +277,4 @@ def _processor(prepared: PreparedJob) -> Processor:
         UserFunction("preprocess", prompt),
         UserFunction("postprocess", MakeResult(job.output_column)),
         schema=prepared.schema,
-    )
-
-
-def _summarise(prepared: PreparedJob, monitor: ProgressMonitor, started_s: float, ended_s: float) -> JobSummary:
-    counts = OutputScan(prepared.folder).update()
-    ready_s = monitor.ready_s or ended_s
-    last_token_s = min(ended_s, max(ready_s, monitor.last_token_s or ended_s))
-    return JobSummary(
-        model=prepared.job.model,
-        output=prepared.job.output,
-        num_rows_in=prepared.num_rows,
-        num_rows_out=counts.num_rows,
-        num_rows_failed=counts.num_failed,
-        num_input_tokens=counts.num_input_tokens,
-        num_cached_tokens=counts.num_cached_tokens,
-        num_output_tokens=counts.num_output_tokens,
-        start_up_s=ready_s - started_s,
-        generate_s=last_token_s - ready_s,
-        write_s=ended_s - last_token_s,
-        finish_reasons=dict(counts.finish_reasons),
-        errors=counts.errors,
     )

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from ..engine import SamplingParams
 from ..engine.errors import ConfigError, SamplingParamsError
 from .columns import GENERATED_TEXT
+from .prices import Prices
 from .settings import Settings
 from .template import Template
 
@@ -48,6 +49,7 @@ class JobConfig(Settings):
         output_column: Name of the column of the generated text.
         seed: Seed of the rows' draws; the engine's `seed` if None.
         limit: Rows to run at most; None for all.
+        prices: What things cost, for plan and report: a table, or the path of a YAML or JSON file with one.
     """
 
     model: str
@@ -65,6 +67,7 @@ class JobConfig(Settings):
     output_column: str = GENERATED_TEXT
     seed: int | None = None
     limit: int | None = Field(default=None, gt=0)
+    prices: Prices | None = None
 
     @field_validator("sampling")
     @classmethod

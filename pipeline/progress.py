@@ -100,7 +100,7 @@ class ProgressMonitor:
         started_s: float,
         *,
         show: Callable[[Progress], None] | None = None,
-        save: Callable[[Run, Counts], None] | None = None,
+        save: Callable[[Run, Counts], object] | None = None,
     ) -> None:
         self._processor, self._reader, self._num_rows, self._started_s = processor, reader, num_rows, started_s
         self._show, self._save = show, save

@@ -105,7 +105,9 @@ def _over_time(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield title, _chart(report, title, kind, _coarse(_pieces(report, name), max_steps))
     for title, name, kind in LEVELS:
         factor = 100.0 if name == "kv_cache_usage" else 1.0
-        amounts = [(start_s, end_s, factor * level * (end_s - start_s)) for start_s, end_s, level in _pieces(report, name)]
+        amounts = [
+            (start_s, end_s, factor * level * (end_s - start_s)) for start_s, end_s, level in _pieces(report, name)
+        ]
         yield title, _chart(report, title, kind, _coarse(amounts, MAX_STEPS))
 
 

@@ -105,17 +105,3 @@ def describe(histogram: Histogram) -> dict[str, Any]:
         **quantiles,
         "largest": round(histogram.largest, 4),
     }
-
-
-def earlier_runs(text: str | bytes) -> list[Run]:
-    """Returns the runs of a report that is there already, for a job that goes on.
-
-    Args:
-        text: A `report.json`. One of another version, or a broken one, holds no run: the report is for people, and a
-            job does not fail with it.
-    """
-    try:
-        data = json.loads(text)
-        return [Run.from_dict(run) for run in data["runs"]] if data["version"] == VERSION else []
-    except (ValueError, KeyError, TypeError):
-        return []

@@ -49,9 +49,7 @@ class Interval:
         """Returns this interval and the next one as one: amounts add up, levels are averaged over the time."""
         duration_s = self.duration_s + later.duration_s
         share = later.duration_s / duration_s if duration_s else 1.0
-        levels = {
-            name: getattr(self, name) + (getattr(later, name) - getattr(self, name)) * share for name in LEVELS
-        }
+        levels = {name: getattr(self, name) + (getattr(later, name) - getattr(self, name)) * share for name in LEVELS}
         amounts = {name: getattr(self, name) + getattr(later, name) for name in AMOUNTS}
         return replace(later, duration_s=duration_s, **amounts, **levels)
 
