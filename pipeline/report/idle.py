@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .tally import Work
@@ -16,29 +17,40 @@ REASONS = {
 }
 """Why a replica does nothing."""
 
+BUSY, UNDECIDED = "busy", "undecided"
+
 ABSENT = ("dead", "unplaced", "failed")
 LEAVING = ("draining", "quarantine")
+UP = ("ready", *LEAVING)
+
+NO_WORK = Work()
 
 
 class IdleClock:
     """Adds up the seconds of all replicas.
 
-    Whether an engine without requests is starved or done shows only later: its time is held back until a replica works
-    again, and what is held back at the end was the end.
-
-    Attributes:
-        busy_s: Replica seconds in steps.
-        idle_s: Reason -> replica seconds.
+    Whether an engine without requests is starved or done shows only later: its time is undecided until a replica works
+    again, and what is undecided at the end was the end.
     """
 
     def __init__(self) -> None:
-        self.busy_s = 0.0
-        self.idle_s = dict.fromkeys(REASONS, 0.0)
-        self._held_back_s = 0.0
-        self._blocked_s = 0.0
+        self._seconds = dict.fromkeys((*REASONS, BUSY, UNDECIDED), 0.0)
+        self._last: dict[str, tuple[str, float]] = {}
         self._unseen_s: dict[str, float] = {}
+        self._blocked_s = 0.0
 
-    def look(self, replicas: list[Any], gains: Any, passed_s: float, blocked_s: float) -> None:
+    @property
+    def busy_s(self) -> float:
+        """Replica seconds in steps."""
+        return self._seconds[BUSY]
+
+    @property
+    def idle_s(self) -> dict[str, float]:
+        """Reason -> replica seconds; what is undecided counts as the end."""
+        idle_s = {reason: self._seconds[reason] for reason in REASONS}
+        return idle_s | {"draining": idle_s["draining"] + self._seconds[UNDECIDED]}
+
+    def look(self, replicas: list[Any], gains: Mapping[str, Work], passed_s: float, blocked_s: float) -> None:
         """Takes the time since the last look.
 
         Args:
@@ -48,39 +60,44 @@ class IdleClock:
             blocked_s: Seconds that outputs have waited for the sink so far.
         """
         if any(gain.num_steps for gain in gains.values()):
-            self._settle(blocked_s)
+            self._decide(blocked_s)
         for replica in replicas:
-            self._add(replica, gains.get(replica.replica_id, Work()), passed_s)
-
-    def finish(self) -> None:
-        """Takes the end of the run: what was held back was waiting for it."""
-        self.idle_s["draining"] += self._held_back_s
-        self._held_back_s = 0.0
+            self._add(replica, gains.get(replica.replica_id, NO_WORK), passed_s)
 
     def _add(self, replica: Any, gain: Work, passed_s: float) -> None:
-        if replica.state in ABSENT:
-            self.idle_s["no_replica"] += passed_s
-        elif replica.state == "starting":
-            self.idle_s["loading"] += passed_s
-        elif replica.engine is None:  # It did not answer in time; the next answer tells of this while too.
-            self._unseen_s[replica.replica_id] = self._unseen_s.get(replica.replica_id, 0.0) + passed_s
-        else:
-            self._add_up(replica, gain, passed_s + self._unseen_s.pop(replica.replica_id, 0.0))
-
-    def _add_up(self, replica: Any, gain: Work, passed_s: float) -> None:
+        name = replica.replica_id
+        if replica.engine is None and replica.state in UP:  # It was slow to answer; its next answer tells of this too.
+            self._unseen_s[name] = self._unseen_s.get(name, 0.0) + passed_s
+            return
+        passed_s += self._unseen_s.pop(name, 0.0)
         busy_s = min(passed_s, gain.step_time_s)
-        idle_s = passed_s - busy_s
-        self.busy_s += busy_s
-        if replica.state in LEAVING:
-            self.idle_s["draining"] += idle_s
-        elif replica.engine.num_running or replica.engine.num_waiting:
-            self.idle_s["between_steps"] += idle_s
-        else:
-            self._held_back_s += idle_s
+        self._take_back(name, gain.step_time_s - busy_s)
+        reason = self._reason(replica, name not in self._last)
+        self._seconds[BUSY] += busy_s
+        self._seconds[reason] += passed_s - busy_s
+        if replica.engine is not None:
+            self._last[name] = (reason, passed_s - busy_s)
 
-    def _settle(self, blocked_s: float) -> None:
+    def _reason(self, replica: Any, is_new: bool) -> str:
+        if replica.state in ABSENT:
+            return "no_replica"
+        if replica.engine is None or is_new:  # When it is first seen up, it has been loading until then.
+            return "loading"
+        if replica.state in LEAVING:
+            return "draining"
+        return "between_steps" if replica.engine.num_running or replica.engine.num_waiting else UNDECIDED
+
+    def _take_back(self, name: str, busy_s: float) -> None:
+        """Counts more work than there was time: an answer may be older than it arrives, so some was done before."""
+        reason, idle_s = self._last.get(name, (UNDECIDED, 0.0))
+        taken_s = min(busy_s, idle_s, self._seconds[reason])
+        self._seconds[reason] -= taken_s
+        self._seconds[BUSY] += taken_s
+
+    def _decide(self, blocked_s: float) -> None:
         """Says why engines had nothing to do before the work that has come now."""
-        waited_s = min(self._held_back_s, max(0.0, blocked_s - self._blocked_s))
-        self.idle_s["backpressured"] += waited_s
-        self.idle_s["starved"] += self._held_back_s - waited_s
-        self._held_back_s, self._blocked_s = 0.0, blocked_s
+        undecided_s, self._seconds[UNDECIDED] = self._seconds[UNDECIDED], 0.0
+        waited_s = min(undecided_s, max(0.0, blocked_s - self._blocked_s))
+        self._seconds["backpressured"] += waited_s
+        self._seconds["starved"] += undecided_s - waited_s
+        self._blocked_s = blocked_s

@@ -8,15 +8,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from .counts import Counts
-from .idle import ABSENT, IdleClock
+from .idle import ABSENT, NO_WORK, IdleClock
 from .run import Run
 from .tally import Tally, Work
 from .timeline import Interval, Timeline
 
 RATE_WINDOW_S = 10.0
 """Rates are those of the last seconds, so that they show what happens now."""
-
-NO_WORK = Work()
 
 
 class Recorder:
@@ -116,7 +114,7 @@ class Recorder:
         run.seconds, run.start_up_s = now_s - self._started_s, ready_s - self._started_s
         run.generate_s, run.write_s = last_token_s - ready_s, now_s - last_token_s
         run.held_s, run.accelerator_s = sum(self._held_s.values()), self._accelerator_seconds()
-        run.busy_s, run.idle_s = self._idle.busy_s, dict(self._idle.idle_s)
+        run.busy_s, run.idle_s = self._idle.busy_s, self._idle.idle_s
         run.num_restarts, run.work, run.timeline = self._tally.num_restarts, self._tally.total, self._timeline
         return run
 
@@ -129,7 +127,6 @@ class Recorder:
             now_s: When this is.
         """
         self.look(replicas, counts, now_s)
-        self._idle.finish()
         return self.record(now_s)
 
     def _new_rows(self, counts: Counts) -> dict[str, int]:

@@ -64,6 +64,6 @@ def read_runs(folder: Storage) -> list[Run]:
         return [Run.from_dict(run) for run in data["runs"]] if data["version"] == VERSION else []
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, MillraceError, ValueError, KeyError, TypeError) as error:
         logger.warning("the report in %s cannot be read (%s); the new one begins with this run", folder, error)
         return []
