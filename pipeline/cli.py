@@ -6,10 +6,11 @@ by Ctrl-C.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
@@ -19,7 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from .. import __version__
-from ..engine.errors import ConfigError, MillraceError, UserError
+from ..engine.errors import MillraceError, UserError
+from .commands.init import init, schema
+from .commands.plan import plan
 
 if TYPE_CHECKING:
     from .job_config import JobConfig
@@ -78,6 +81,9 @@ def run(
         typer.Option(help="A failed row becomes an error row, or stops the job."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace Parquet files in the output folder.")] = False,
+    set_fields: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the job; may be repeated.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")] = False,
 ) -> None:
     """Run a job: rows of a file through a model into Parquet."""
@@ -99,7 +105,7 @@ def run(
     with quiet_stderr(verbose=verbose) as stream, _shown_warnings(stream):
         errors = Console(file=stream, soft_wrap=True, highlight=False)
         try:
-            job = _read_job(job_file, flags, {"max_tokens": max_tokens, "temperature": temperature})
+            job = _read_job(job_file, flags, {"max_tokens": max_tokens, "temperature": temperature}, set_fields or [])
             summary = _run(job, overwrite=overwrite, verbose=verbose, started_s=started_s, console=errors)
         except KeyboardInterrupt:
             errors.print("[yellow]stopped[/]; what was written so far stays in the output folder")
@@ -136,22 +142,13 @@ def _shown_warnings(stream: TextIO) -> Iterator[None]:
         ours.removeHandler(handler)
 
 
-def _read_job(job_file: Path | None, flags: dict[str, Any], sampling: dict[str, Any]) -> JobConfig:
-    """Joins job file and flags; flags win."""
-    from .job_config import JobConfig, load_job
+def _read_job(job_file: Path | None, flags: dict[str, Any], sampling: dict[str, Any], settings: list[str]) -> JobConfig:
+    """Joins job file, environment and flags; later ones win."""
+    from .job_file import load_job
 
     given = {name: value for name, value in flags.items() if value is not None and value != []}
-    if job_file is not None:
-        job = load_job(job_file, **given)
-    else:
-        for name in ("model", "input", "output"):
-            if name not in given:
-                raise ConfigError(f"pass a job file, or --{name} (and --model, --input, --output, --prompt)")
-        job = JobConfig(**given)
-    changes = {name: value for name, value in sampling.items() if value is not None}
-    if not changes:
-        return job
-    return JobConfig(**{**job.model_dump(exclude_unset=True), "sampling": {**(job.sampling or {}), **changes}})
+    changed = [f"sampling.{name}={value}" for name, value in sampling.items() if value is not None]
+    return load_job(job_file, settings=[*changed, *settings], **given)
 
 
 def _run(job: JobConfig, *, overwrite: bool, verbose: bool, started_s: float, console: Console) -> JobSummary:
@@ -180,6 +177,24 @@ def _explain(error: Exception, console: Console, verbose: bool) -> int:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''} (run again with --verbose for the traceback)"
+
+
+def _explained(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns a command whose errors are lines and an exit status."""
+
+    @functools.wraps(command)
+    def explained(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  # the last resort of the program: a line and an exit status
+            console = Console(stderr=True, soft_wrap=True, highlight=False)
+            raise typer.Exit(_explain(error, console, kwargs.get("verbose", False))) from None
+
+    return explained
+
+
+for _command in (plan, init, schema):
+    app.command()(_explained(_command))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from ..engine import resolve_model
 from ..engine.errors import ConfigError, PromptTypeError
 from . import columns
 from .config import DetokenizeStageConfig, EngineProcessorConfig
-from .job_config import JobConfig, load_job
+from .job_config import JobConfig
+from .job_file import load_job
 from .plan import UserFunction
 from .processor import Processor
 from .progress import Progress, ProgressMonitor
