@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -20,14 +21,15 @@ from ..engine.errors import ConfigError
 from . import columns
 from .config import DetokenizeStageConfig, EngineProcessorConfig
 from .durable import Identity
-from .job_config import JobConfig, load_job
+from .job_config import JobConfig
+from .job_file import load_job
 from .job_rows import REPORTED, MakePrompt, MakeResult
-from .ledger.folder import RETRY, JobFolder, JobState
+from .ledger.folder import OURS, RETRY, JobFolder, JobState
 from .ledger.index import RowIndex
 from .plan import UserFunction
 from .processor import Processor
 from .progress import Progress, ProgressMonitor
-from .report import JobSummary
+from .report import JobSummary, ReportWriter
 from .sinks.parts import OutputSpec
 from .sinks.publish import Manifest, publish
 from .sources import READ_ERROR, Source, Unit
@@ -65,10 +67,10 @@ class PreparedJob:
     former: Manifest | None = None
 
     @property
-    def num_rows(self) -> int | None:
-        """Rows to run; None if that is not known."""
+    def num_rows_in(self) -> int | None:
+        """Rows of the input; None if that is not known."""
         if self.former is not None:
-            return self.former.num_failed
+            return self.former.total.num_rows
         known = self.state.num_rows
         return known if self.job.limit is None else min(known or self.job.limit, self.job.limit)
 
@@ -167,16 +169,18 @@ def run_job(
     started_s = time.monotonic() if started_s is None else started_s
     prepared = job if isinstance(job, PreparedJob) else prepare_job(job, overwrite=overwrite)
     _begin(prepared)
+    job = prepared.job
+    report = ReportWriter(prepared.folder.root / OURS, job.model, job.output, job.prices)
+    write = functools.partial(report.write, num_rows_in=prepared.num_rows_in or 0)
+    live = LiveCounts()
     with _processor(prepared) as processor:
-        live = LiveCounts()
-        monitor = ProgressMonitor(processor, live, prepared.num_rows or 0, started_s, on_progress)
+        monitor = ProgressMonitor(processor, live, prepared.num_rows_in, started_s, show=on_progress, save=write)
         if not prepared.folder.is_publishing:
             _run_rows(prepared, processor, live, monitor)
         manifest = publish(prepared.folder.root, prepared.spec, prepared.former)
-        ended_s = time.monotonic()
-    summary = _summarise(prepared, manifest, monitor, started_s, ended_s)
-    summary.write(prepared.folder.report_file)
-    return summary
+    counts = manifest.total
+    num_rows_in = counts.num_rows if prepared.num_rows_in is None else prepared.num_rows_in
+    return report.write(monitor.finish(counts), counts, num_rows_in).summary
 
 
 def resume_job(output: str, **options: Any) -> JobSummary:
@@ -223,7 +227,9 @@ def _begin(prepared: PreparedJob) -> None:
 def _run_rows(prepared: PreparedJob, processor: Processor, live: LiveCounts, monitor: ProgressMonitor) -> None:
     done = Done.find(prepared.folder.work)
     live.add(done.counts)
-    if done.counts.num_rows == prepared.num_rows:
+    if prepared.former is not None:
+        live.add(prepared.former.counts)
+    if live.update().num_rows == prepared.num_rows_in:
         return
     dataset = _read(prepared, done)
     with monitor:
@@ -351,28 +357,4 @@ def _processor(prepared: PreparedJob) -> Processor:
         prepared.config,
         UserFunction("preprocess", prompt),
         UserFunction("postprocess", MakeResult(job.output_column)),
-    )
-
-
-def _summarise(
-    prepared: PreparedJob, manifest: Manifest, monitor: ProgressMonitor, started_s: float, ended_s: float
-) -> JobSummary:
-    counts = manifest.total
-    ready_s = monitor.ready_s or ended_s
-    last_token_s = min(ended_s, max(ready_s, monitor.last_token_s or ended_s))
-    known = prepared.num_rows if prepared.former is None else prepared.former.total.num_rows
-    return JobSummary(
-        model=prepared.job.model,
-        output=prepared.job.output,
-        num_rows_in=counts.num_rows if known is None else known,
-        num_rows_out=counts.num_rows,
-        num_rows_failed=counts.num_failed,
-        num_input_tokens=counts.num_input_tokens,
-        num_cached_tokens=counts.num_cached_tokens,
-        num_output_tokens=counts.num_output_tokens,
-        start_up_s=ready_s - started_s,
-        generate_s=last_token_s - ready_s,
-        write_s=ended_s - last_token_s,
-        finish_reasons=dict(counts.finish_reasons),
-        errors=counts.errors,
     )
