@@ -17,8 +17,10 @@ from ..engine.errors import ConfigError
 from ..engine.generation_config import default_sampling_params, read_generation_config
 from .config import EngineProcessorConfig
 from .forecast import Forecast, Lengths, Replicas
-from .job import WORKING_FOLDER, MakePrompt, processor_config, result_schema
 from .job_config import JobConfig
+from .job_rows import MakePrompt
+from .job_settings import processor_config, result_schema
+from .ledger.folder import OURS
 from .operators import run_stages
 from .pace import Pace
 from .plan import UserFunction, make_prepare_stages
@@ -61,7 +63,7 @@ def forecast_job(
     """
     config = processor_config(job)
     source = Source.find(job.input, job.format)
-    result_schema(job, source)
+    result_schema(job, source.schema)
     footprint = Footprint.of(config.engine_config, memory_bytes)
     sample = Sample.take(source, sample_size, seed)
     if job.limit is not None and sample.num_rows is not None:
@@ -101,7 +103,7 @@ def _pace_of_report(job: JobConfig, report: str | None) -> Pace | None:
                 f"the job of report {report!r} was of another model than {job.model!r}, or came to nothing"
             )
         return pace
-    last = Storage.at(job.output) / WORKING_FOLDER / REPORT_JSON
+    last = Storage.at(job.output) / OURS / REPORT_JSON
     return Pace.of_report(last, job.model) if last.exists() else None
 
 
