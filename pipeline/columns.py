@@ -17,6 +17,9 @@ DATA = "__data"
 INPUT = "__input"
 """Where a job keeps the row as it was read, since its prompt may take the name of a column of the input."""
 
+POSITION = "__position"
+"""Where a row is in the input of a job: 4 bytes of the file's number, 8 of the place in it."""
+
 # What a row may bring to the stages.
 MESSAGES = "messages"
 PROMPT = "prompt"

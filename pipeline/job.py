@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -108,8 +109,9 @@ class PreparedJob:
 
     @property
     def num_rows(self) -> int:
-        """Rows to run."""
-        return min(self.source.num_rows, self.job.limit or self.source.num_rows)
+        """Rows to run, or a number that is larger, if it takes reading the input to know."""
+        known = sys.maxsize if self.source.num_rows is None else self.source.num_rows
+        return min(known, self.job.limit or known)
 
 
 def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
