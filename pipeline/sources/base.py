@@ -20,8 +20,11 @@ POSITION_TYPE = pa.binary(12)
 END = 1 << 62
 """A position after every one that a file can have."""
 
-LOOK_BYTES = 64 << 20
-"""So much of text is looked through for the types of its columns; of more than that, a sample."""
+LOOK_BYTES = 32 << 20
+"""Text is looked through whole for the types of its columns up to this size."""
+
+SAMPLE_BYTES = 8 << 20
+"""Of more text than that, so much is looked through."""
 
 TABLE_BYTES = 1 << 20
 """A table that a reader hands out has about so many bytes, if a row is no larger."""
@@ -93,8 +96,13 @@ class Look:
     @property
     def num_rows(self) -> int | None:
         """Rows of all parts; None if not known."""
-        counts = [unit.num_rows for unit in self.units]
-        return None if None in counts else sum(count for count in counts if count is not None)
+        return count_rows(self.units)
+
+
+def count_rows(units: Sequence[Unit]) -> int | None:
+    """Returns the rows of all parts; None if not known."""
+    counts = [unit.num_rows for unit in units]
+    return None if None in counts else sum(count for count in counts if count is not None)
 
 
 class Format(Protocol):

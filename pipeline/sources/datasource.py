@@ -9,7 +9,7 @@ from ray.data import DataContext, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from .base import Format, Unit, full_schema
+from .base import Format, Unit, count_rows, full_schema
 
 TASK_BYTES = 64 << 20
 MAX_TASKS = 10_000
@@ -30,12 +30,19 @@ class UnitsDatasource(Datasource):
         super().__init__()
         self._format = format
         self._units = units
+        groups = list(_grouped(units)) if max_rows is None else [list(units)]
+        self._groups = [group for group in groups if group]
         self._schema = schema
         self._max_rows = max_rows
 
     def get_name(self) -> str:
         """Returns what Ray shows of it."""
         return "Input"
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks there will be."""
+        return len(self._groups)
 
     def estimate_inmemory_data_size(self) -> int | None:
         """Returns the size of the files: what they take in memory is not known before."""
@@ -51,17 +58,15 @@ class UnitsDatasource(Datasource):
             per_task_row_limit: Rows that each may hand out.
             data_context: Unused.
         """
-        groups = [self._units] if self._max_rows is not None else list(_grouped(self._units))
         limits = [limit for limit in (self._max_rows, per_task_row_limit) if limit is not None]
         return [
             ReadTask(
                 _reader(self._format, units, self._schema),
-                _metadata(units),
+                _metadata(units, self._max_rows),
                 full_schema(self._schema),
                 per_task_row_limit=min(limits, default=None),
             )
-            for units in groups
-            if units
+            for units in self._groups
         ]
 
 
@@ -85,10 +90,10 @@ def _reader(format: Format, units: Sequence[Unit], schema: pa.Schema) -> Callabl
     return read
 
 
-def _metadata(units: Sequence[Unit]) -> BlockMetadata:
-    counts = [unit.num_rows for unit in units]
+def _metadata(units: Sequence[Unit], max_rows: int | None) -> BlockMetadata:
+    num_rows = count_rows(units)
     return BlockMetadata(
-        num_rows=None if None in counts else sum(count for count in counts if count is not None),
+        num_rows=num_rows if num_rows is None or max_rows is None else min(num_rows, max_rows),
         size_bytes=sum(unit.num_bytes for unit in units),
         input_files=tuple(dict.fromkeys(unit.file.path for unit in units)),
         exec_stats=None,

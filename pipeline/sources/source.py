@@ -90,7 +90,9 @@ class Source:
         """
         units, max_rows = (self.units, None) if limit is None else _first_units(self.units, limit)
         wanted = [unit for unit in units if is_done is None or not is_done(unit)]
-        dataset = ray.data.read_datasource(UnitsDatasource(FORMATS[self.format], wanted, self.schema, max_rows))
+        datasource = UnitsDatasource(FORMATS[self.format], wanted, self.schema, max_rows)
+        # The number of blocks, so that Ray does not split what it reads in order to have more of them.
+        dataset = ray.data.read_datasource(datasource, override_num_blocks=max(1, datasource.num_tasks))
         # Else a task keeps what it has read until it is 128 MB.
         dataset.context.target_max_block_size = BLOCK_BYTES
         return dataset

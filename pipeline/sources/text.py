@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from ...engine.errors import StorageError
-from .base import END, LOOK_BYTES, TABLE_BYTES, InputFile, Unit, first_line
+from .base import END, LOOK_BYTES, SAMPLE_BYTES, TABLE_BYTES, InputFile, Unit, first_line
 from .finding import compression_of
 
 READ_BYTES = 4 << 20
@@ -146,7 +146,7 @@ def take_samples(
     is_small = sum(unit.num_bytes for unit in units) <= LOOK_BYTES
     step = 1 if is_small else -(-len(units) // MAX_SAMPLES)
     chosen = units[::step]
-    max_bytes = LOOK_BYTES if is_small else LOOK_BYTES // len(chosen)
+    max_bytes = LOOK_BYTES if is_small else SAMPLE_BYTES // len(chosen)
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="millrace-look") as pool:
         samples = list(pool.map(look, chosen, [max_bytes] * len(chosen)))
     seen = {index * step: sample.num_rows for index, sample in enumerate(samples) if sample.is_whole}
