@@ -11,9 +11,12 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .commands.init import init, schema
+from .commands.plan import plan
 from .commands.resume import resume
 from .commands.retry_failed import retry_failed
 from .commands.run import run
+from .commands.running import explained
 
 app = typer.Typer(
     add_completion=False,
@@ -46,6 +49,8 @@ def options(
 app.command()(run)
 app.command()(resume)
 app.command("retry-failed")(retry_failed)
+for _command in (plan, init, schema):
+    app.command()(explained(_command))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,25 @@ import ray.data
 from ray.data import Dataset
 
 from .. import __version__
-from ..engine import resolve_model
 from ..engine.errors import ConfigError
 from . import columns
-from .config import DetokenizeStageConfig, EngineProcessorConfig
+from .config import EngineProcessorConfig
 from .durable import Identity
-from .job_config import JobConfig, load_job
-from .job_rows import REPORTED, MakePrompt, MakeResult
-from .ledger.folder import RETRY, JobFolder, JobState
+from .engine_backend import EngineBackend
+from .job_config import JobConfig
+from .job_file import load_job
+from .job_rows import MakePrompt, MakeResult
+from .job_settings import processor_config, result_schema
+from .ledger.folder import OURS, RETRY, JobFolder, JobState
 from .ledger.index import RowIndex
-from .plan import UserFunction
+from .plan import finish_plans, prepare_plans
 from .processor import Processor
 from .progress import Progress, ProgressMonitor
-from .report import JobSummary
+from .report import JobSummary, ReportWriter
 from .sinks.parts import OutputSpec
 from .sinks.publish import Manifest, publish
 from .sources import READ_ERROR, Source, Unit
 from .storage import Storage, StorageOptions
-from .template import Template
 from .writing import Done, LiveCounts, write_rows
 
 __all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "prepare_resume", "prepare_retry", "run_job"]
@@ -65,10 +67,10 @@ class PreparedJob:
     former: Manifest | None = None
 
     @property
-    def num_rows(self) -> int | None:
-        """Rows to run; None if that is not known."""
+    def num_rows_in(self) -> int | None:
+        """Rows of the input; None if that is not known."""
         if self.former is not None:
-            return self.former.num_failed
+            return self.former.total.num_rows
         known = self.state.num_rows
         return known if self.job.limit is None else min(known or self.job.limit, self.job.limit)
 
@@ -167,16 +169,18 @@ def run_job(
     started_s = time.monotonic() if started_s is None else started_s
     prepared = job if isinstance(job, PreparedJob) else prepare_job(job, overwrite=overwrite)
     _begin(prepared)
+    job = prepared.job
+    report = ReportWriter(prepared.folder.root / OURS, job.model, job.output, job.prices)
+    write = functools.partial(report.write, num_rows_in=prepared.num_rows_in or 0)
+    live = LiveCounts()
     with _processor(prepared) as processor:
-        live = LiveCounts()
-        monitor = ProgressMonitor(processor, live, prepared.num_rows or 0, started_s, on_progress)
+        monitor = ProgressMonitor(processor, live, prepared.num_rows_in, started_s, show=on_progress, save=write)
         if not prepared.folder.is_publishing:
             _run_rows(prepared, processor, live, monitor)
         manifest = publish(prepared.folder.root, prepared.spec, prepared.former)
-        ended_s = time.monotonic()
-    summary = _summarise(prepared, manifest, monitor, started_s, ended_s)
-    summary.write(prepared.folder.report_file)
-    return summary
+    counts = manifest.total
+    num_rows_in = counts.num_rows if prepared.num_rows_in is None else prepared.num_rows_in
+    return report.write(monitor.finish(counts), counts, num_rows_in).summary
 
 
 def resume_job(output: str, **options: Any) -> JobSummary:
@@ -223,7 +227,9 @@ def _begin(prepared: PreparedJob) -> None:
 def _run_rows(prepared: PreparedJob, processor: Processor, live: LiveCounts, monitor: ProgressMonitor) -> None:
     done = Done.find(prepared.folder.work)
     live.add(done.counts)
-    if done.counts.num_rows == prepared.num_rows:
+    if prepared.former is not None:
+        live.add(prepared.former.counts)
+    if live.update().num_rows == prepared.num_rows_in:
         return
     dataset = _read(prepared, done)
     with monitor:
@@ -286,93 +292,13 @@ def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema
     )
 
 
-def processor_config(job: JobConfig) -> EngineProcessorConfig:
-    """Returns the processor's settings for a job.
-
-    Args:
-        job: The job.
-
-    Raises:
-        ConfigError: The model folder or a setting of the engine cannot be used.
-    """
-    folder = resolve_model(job.model)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model folder {str(folder)!r} holds no config.json; pass a folder in Hugging Face's layout")
-    return EngineProcessorConfig(
-        model_source=job.model if job.model.startswith("bundled:") else str(folder.resolve()),
-        engine_kwargs=job.engine_kwargs(),
-        batch_size=job.batch_size,
-        concurrency=job.replicas,
-        should_continue_on_error=job.on_error == "row",
-        deduplicate=job.dedup,
-        # The engine makes the text as well, and has a tokenizer already: one process less that has to load one.
-        detokenize_stage=DetokenizeStageConfig(enabled=False),
-    )
-
-
-def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
-    """Returns the columns of the output: those kept of the input, the text, and what is reported of a row.
-
-    Args:
-        job: The job.
-        given: Columns and types of its input.
-
-    Raises:
-        ConfigError: The job names a column that the input does not have, or one would be written twice.
-    """
-    names = given.names
-    asked = [Template("", (("", name),)) for name in [*(job.columns or []), *(job.key or [])]]
-    for template in (*job.templates(), *asked):
-        template.check_columns(names)
-    if not job.templates() and not {columns.PROMPT, columns.MESSAGES} & set(names):
-        raise ConfigError(
-            f"the job has neither prompt nor messages, and the input no column of these names: {', '.join(names)}"
-        )
-    types = columns.result_types()
-    result = [(job.output_column, pa.string())]
-    if (job.sampling or {}).get("n", 1) != 1:
-        result.append((columns.OUTPUTS, pa.list_(pa.string())))
-    result += [(name, types[name]) for name in REPORTED]
-    kept = [given.field(name) for name in (names if job.columns is None else job.columns)]
-    for name in [field.name for field in kept]:
-        if name in dict(result):
-            raise ConfigError(
-                f"the input's column {name!r} would be overwritten by the result; leave it out of columns, "
-                "or set output_column"
-            )
-    return pa.schema([*kept, *(pa.field(*one) for one in result)])
-
-
 def _processor(prepared: PreparedJob) -> Processor:
-    job = prepared.job
+    job, config = prepared.job, prepared.config
     roles = tuple(message.role for message in job.messages or [])
     prompt = MakePrompt(tuple(job.templates()), roles, job.sampling)
     return Processor(
-        prepared.config,
-        UserFunction("preprocess", prompt),
-        UserFunction("postprocess", MakeResult(job.output_column)),
-    )
-
-
-def _summarise(
-    prepared: PreparedJob, manifest: Manifest, monitor: ProgressMonitor, started_s: float, ended_s: float
-) -> JobSummary:
-    counts = manifest.total
-    ready_s = monitor.ready_s or ended_s
-    last_token_s = min(ended_s, max(ready_s, monitor.last_token_s or ended_s))
-    known = prepared.num_rows if prepared.former is None else prepared.former.total.num_rows
-    return JobSummary(
-        model=prepared.job.model,
-        output=prepared.job.output,
-        num_rows_in=counts.num_rows if known is None else known,
-        num_rows_out=counts.num_rows,
-        num_rows_failed=counts.num_failed,
-        num_input_tokens=counts.num_input_tokens,
-        num_cached_tokens=counts.num_cached_tokens,
-        num_output_tokens=counts.num_output_tokens,
-        start_up_s=ready_s - started_s,
-        generate_s=last_token_s - ready_s,
-        write_s=ended_s - last_token_s,
-        finish_reasons=dict(counts.finish_reasons),
-        errors=counts.errors,
+        config,
+        [*prepare_plans(config), EngineBackend(config), *finish_plans(config)],
+        prompt,
+        MakeResult(job.output_column),
     )

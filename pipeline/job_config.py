@@ -1,17 +1,16 @@
-"""A job file: what to read, what to ask, what to run it on, where to write. YAML in, `JobConfig` out."""
+"""`JobConfig`: what to read, what to ask, what to run it on, where to write."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from ..engine import SamplingParams
+from ..engine import EngineConfig, SamplingParams
 from ..engine.errors import ConfigError, SamplingParamsError
 from .columns import GENERATED_TEXT
+from .prices import Prices
 from .settings import Settings
 from .template import Template
 
@@ -55,6 +54,7 @@ class JobConfig(Settings):
         max_rows_per_file: Most rows of a file of the output.
         flush_interval_s: Seconds after which a finished row is durable.
         dedup: Whether identical rows run once.
+        prices: What things cost, for plan and report: a table, or the path of a YAML or JSON file with one.
     """
 
     model: str
@@ -79,6 +79,7 @@ class JobConfig(Settings):
     max_rows_per_file: int = Field(default=50_000, gt=0)
     flush_interval_s: float = Field(default=5.0, gt=0)
     dedup: bool = True
+    prices: Prices | None = None
 
     @field_validator("sampling")
     @classmethod
@@ -88,6 +89,17 @@ class JobConfig(Settings):
                 SamplingParams.from_dict(value)
             except SamplingParamsError as error:
                 raise ConfigError(f"sampling: {error}") from error
+        return value
+
+    @field_validator("engine")
+    @classmethod
+    def _check_engine(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            EngineConfig.check_kwargs(model="any", **value)
+        except ConfigError as error:
+            raise ConfigError(f"engine: {error}") from error
+        except TypeError as error:
+            raise ConfigError("engine: leave out model; it is a field of the job") from error
         return value
 
     @model_validator(mode="after")
@@ -134,71 +146,3 @@ class JobConfig(Settings):
 
 def _from_folder(folder: Path, path: str) -> str:
     return path if "://" in path else str(folder / Path(path).expanduser())
-
-
-def load_job(path: str | Path, **overrides: Any) -> JobConfig:
-    """Reads a job file.
-
-    Args:
-        path: A YAML file with the fields of `JobConfig`. Its relative paths start at its own folder.
-        **overrides: Fields that replace those of the file, where they are not None. Their paths start at the current
-            folder.
-
-    Returns:
-        The checked job.
-
-    Raises:
-        ConfigError: The file is missing, is no YAML, or a field is wrong; the message names file and line.
-    """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-        lines = _key_lines(yaml.compose(text))
-    except OSError as error:
-        raise ConfigError(f"job file {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"job file {str(path)!r} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(_describe_yaml(file, error)) from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: a job file holds fields such as model, input and output; got {values!r:.80}")
-    given = {name: value for name, value in overrides.items() if value is not None}
-    placeholders = {name: str(value) for name, value in given.items() if name in ("model", "input", "output")}
-    try:
-        job = JobConfig(**{**values, **placeholders}).relative_to(file.parent)
-    except ConfigError as error:
-        raise ConfigError("\n".join(_with_line(file, lines, line) for line in str(error).splitlines())) from None
-    except TypeError as error:  # A key of YAML may be a number, which is no name of a field.
-        raise ConfigError(f"{file}: {error}") from error
-    return JobConfig(**{**job.model_dump(exclude_unset=True), **given})
-
-
-def _key_lines(node: yaml.Node | None) -> dict[str, int]:
-    """Returns key -> line (from 1) of every key of the file; of equal ones the first."""
-    lines: dict[str, int] = {}
-    waiting = [node] if node is not None else []
-    while waiting:
-        current = waiting.pop(0)
-        if isinstance(current, yaml.MappingNode):
-            for key, value in current.value:
-                lines.setdefault(str(key.value), key.start_mark.line + 1)
-                waiting.append(value)
-        elif isinstance(current, yaml.SequenceNode):
-            waiting += current.value
-    return lines
-
-
-def _with_line(file: Path, lines: dict[str, int], message: str) -> str:
-    """Puts file and line before a problem: the line of the key it quotes, else of the first it mentions."""
-    for word in [*re.findall(r"'(\w+)'", message), *re.findall(r"\w+", message)]:
-        if word in lines:
-            return f"{file}:{lines[word]}: {message}"
-    return f"{file}: {message}"
-
-
-def _describe_yaml(file: Path, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    place = f"{file}:{mark.line + 1}" if mark is not None else str(file)
-    return f"{place}: not valid YAML: {problem}"

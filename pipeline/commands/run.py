@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ...engine.errors import ConfigError
 from .running import run_shown
 
 if TYPE_CHECKING:
     from ..job import PreparedJob
-    from ..job_config import JobConfig
 
 
 def run(
@@ -39,6 +37,9 @@ def run(
         typer.Option(help="A failed row goes to the folder _failed of the output, or stops the job."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the job in the output folder.")] = False,
+    set_fields: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the job; may be repeated.")
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")] = False,
 ) -> None:
     """Run a job: rows of files through a model into files. A job that was interrupted goes on where it stopped."""
@@ -58,30 +59,17 @@ def run(
         "on_error": on_error,
     }
     sampling = {"max_tokens": max_tokens, "temperature": temperature}
-    run_shown(lambda: _prepare(job_file, flags, sampling, overwrite), verbose=verbose)
+    run_shown(lambda: _prepare(job_file, flags, sampling, set_fields or [], overwrite), verbose=verbose)
 
 
 def _prepare(
-    job_file: Path | None, flags: dict[str, Any], sampling: dict[str, Any], overwrite: bool
+    job_file: Path | None, flags: dict[str, Any], sampling: dict[str, Any], settings: list[str], overwrite: bool
 ) -> PreparedJob:
+    """Joins job file, environment and flags, later ones win, and checks the job."""
     from ..job import prepare_job
-
-    return prepare_job(_read_job(job_file, flags, sampling), overwrite=overwrite)
-
-
-def _read_job(job_file: Path | None, flags: dict[str, Any], sampling: dict[str, Any]) -> JobConfig:
-    """Joins job file and flags; flags win."""
-    from ..job_config import JobConfig, load_job
+    from ..job_file import load_job
 
     given = {name: value for name, value in flags.items() if value is not None and value != []}
-    if job_file is not None:
-        job = load_job(job_file, **given)
-    else:
-        for name in ("model", "input", "output"):
-            if name not in given:
-                raise ConfigError(f"pass a job file, or --{name} (and --model, --input, --output, --prompt)")
-        job = JobConfig(**given)
-    changes = {name: value for name, value in sampling.items() if value is not None}
-    if not changes:
-        return job
-    return JobConfig(**{**job.model_dump(exclude_unset=True), "sampling": {**(job.sampling or {}), **changes}})
+    changed = [f"sampling.{name}={value}" for name, value in sampling.items() if value is not None]
+    job = load_job(job_file, settings=[*changed, *settings], **given)
+    return prepare_job(job, overwrite=overwrite)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -63,14 +64,28 @@ def run(prepared: PreparedJob, *, verbose: bool, started_s: float, console: Cons
         started_s: When the start-up began, on `time.monotonic`.
         console: Where the line goes.
     """
-    from ..display import ProgressLine
+    from ..display import ProgressView
     from ..job import run_job
     from ..session import ray_session
 
     if prepared.resumes:
         console.print(f"going on with the job in {prepared.folder.root.url}")
-    with ray_session(verbose=verbose), ProgressLine(console) as line:
-        return run_job(prepared, on_progress=line.show, started_s=started_s)
+    with ray_session(verbose=verbose), ProgressView(console) as view:
+        return run_job(prepared, on_progress=view.show, started_s=started_s)
+
+
+def explained(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns a command whose errors are lines and an exit status."""
+
+    @functools.wraps(command)
+    def explained(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except Exception as error:  # noqa: BLE001  # the last resort of the program: a line and an exit status
+            console = Console(stderr=True, soft_wrap=True, highlight=False)
+            raise typer.Exit(_explain(error, console, kwargs.get("verbose", False), None)) from None
+
+    return explained
 
 
 def _how_to_go_on(prepared: PreparedJob | None) -> str:

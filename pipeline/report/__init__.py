@@ -12,9 +12,22 @@ from ..._lazy import lazy_face
 if TYPE_CHECKING:
     from .counts import Counts, ErrorKind
     from .histogram import Histogram
-    from .summary import COUNTED, JobSummary, OutputScan, summary_path
+    from .report import Report
+    from .run import Run
+    from .summary import COUNTED, JobSummary, OutputScan
+    from .writer import ReportWriter
 
-__all__ = ["COUNTED", "Counts", "ErrorKind", "Histogram", "JobSummary", "OutputScan", "summary_path"]
+__all__ = [
+    "COUNTED",
+    "Counts",
+    "ErrorKind",
+    "Histogram",
+    "JobSummary",
+    "OutputScan",
+    "Report",
+    "ReportWriter",
+    "Run",
+]
 
 __getattr__, __dir__ = lazy_face(
     __name__,
@@ -25,6 +38,8 @@ __getattr__, __dir__ = lazy_face(
         "Histogram": "histogram",
         "JobSummary": "summary",
         "OutputScan": "summary",
-        "summary_path": "summary",
+        "Report": "report",
+        "ReportWriter": "writer",
+        "Run": "run",
     },
 )

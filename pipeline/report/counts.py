@@ -49,6 +49,7 @@ class Counts:
         num_output_tokens: Tokens of their outputs.
         num_duplicate_input_tokens: Prompt tokens of the duplicates, which were not computed.
         num_duplicate_output_tokens: Output tokens of the duplicates, which were not generated again.
+        blocked_s: Seconds that outputs waited for the sink; whoever writes adds them.
         finish_reasons: Finish reason -> rows.
         errors: Stage and class of the error -> rows and a message.
         input_tokens: Prompt tokens by row.
@@ -66,6 +67,7 @@ class Counts:
     num_output_tokens: int = 0
     num_duplicate_input_tokens: int = 0
     num_duplicate_output_tokens: int = 0
+    blocked_s: float = 0.0
     finish_reasons: Counter[str] = field(default_factory=Counter)
     errors: dict[str, ErrorKind] = field(default_factory=dict)
     input_tokens: Histogram = field(default_factory=Histogram)
@@ -152,6 +154,7 @@ NUMBERS = (
     "num_output_tokens",
     "num_duplicate_input_tokens",
     "num_duplicate_output_tokens",
+    "blocked_s",
 )
 TIMES = ("queue_s", "ttft_s", "e2e_s")
 HISTOGRAMS = ("input_tokens", "output_tokens", *TIMES)

@@ -1,8 +1,8 @@
-"""What a job took: counted from the files it wrote, so exact, and written beside them as JSON."""
+"""The end of a job in a few numbers, and the counts of a folder of Parquet files."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import pyarrow.parquet
 
 from .. import columns
 from ..stages.base import RowError
-from ..storage import Storage
 from .counts import Counts, ErrorKind
+from .run import Run
 
 COUNTED = (
     columns.FINISH_REASON,
@@ -65,11 +65,12 @@ class JobSummary:
         num_input_tokens: Prompt tokens of the rows that went through.
         num_cached_tokens: Those of them found in the KV cache.
         num_output_tokens: Generated tokens.
-        start_up_s: Seconds until the model was loaded.
-        generate_s: Seconds from then until the last token.
-        write_s: Seconds from then until the last file.
+        start_up_s: Seconds until the model was loaded, of all runs of the job.
+        generate_s: Seconds from then until the last token, of all runs.
+        write_s: Seconds from then until the last file, of all runs.
         finish_reasons: Finish reason -> rows.
         errors: Stage and class of the error -> rows and one message.
+        num_duplicates: Rows that took the output of an identical one.
     """
 
     model: str
@@ -85,6 +86,35 @@ class JobSummary:
     write_s: float
     finish_reasons: dict[str, int]
     errors: dict[str, ErrorKind]
+    num_duplicates: int = 0
+
+    @classmethod
+    def of(cls, model: str, output: str, num_rows_in: int, counts: Counts, runs: Sequence[Run]) -> JobSummary:
+        """Sums up a job.
+
+        Args:
+            model: The model.
+            output: The output folder.
+            num_rows_in: Rows of the input.
+            counts: Of all rows of the output, whichever run wrote them.
+            runs: The runs of the job.
+        """
+        return cls(
+            model=model,
+            output=output,
+            num_rows_in=num_rows_in,
+            num_rows_out=counts.num_rows,
+            num_rows_failed=counts.num_failed,
+            num_input_tokens=counts.num_input_tokens,
+            num_cached_tokens=counts.num_cached_tokens,
+            num_output_tokens=counts.num_output_tokens,
+            start_up_s=sum(run.start_up_s for run in runs),
+            generate_s=sum(run.generate_s for run in runs),
+            write_s=sum(run.write_s for run in runs),
+            finish_reasons=dict(counts.finish_reasons),
+            errors=counts.errors,
+            num_duplicates=counts.num_duplicates,
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -108,16 +138,6 @@ class JobSummary:
             name: round(value, 3) if isinstance(value, float) else value
             for name, value in {**asdict(self), **rates}.items()
         }
-
-    def write(self, file: Storage) -> None:
-        """Writes the summary as JSON."""
-        file.write_bytes((json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def summary_path(output: str | Path) -> Path:
-    """Returns where the summary of an output folder goes: beside it, so that the folder holds rows only."""
-    folder = Path(output)
-    return folder.with_name(f"{folder.name}.summary.json")
 
 
 def add_table(counts: Counts, table: pa.Table) -> None:

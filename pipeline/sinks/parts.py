@@ -130,7 +130,9 @@ class PartWriter:
         commit = Record(name + COMMIT, len(ids), self._counts(), part, len(content), replaced, first, last)
         write_commit(work, commit, ids)
         if not self.epoch.is_last():
-            raise ConfigError(f"another run has begun to write to {work.url!r}; let one run at a time write to a folder")
+            raise ConfigError(
+                f"another run has begun to write to {work.url!r}; let one run at a time write to a folder"
+            )
         for flush in replaced:
             (work / flush).remove()
         self.flushed = []
@@ -141,6 +143,11 @@ class PartWriter:
         for one in self.flushed:
             counts.merge(one.counts)
         return counts
+
+    @property
+    def num_rows_left(self) -> int:
+        """How many rows the next part has room for."""
+        return self.max_rows - self._num_rows
 
     @property
     def _num_rows(self) -> int:

@@ -158,9 +158,10 @@ class ResultWriter:
                 with self._lock:
                     self._much_to_write.wait_for(self._must_write, self._spec.flush_interval_s)
                     finished, self._finished = self._finished, []
-                most = min(MAX_ROWS_PER_FLUSH, self._spec.max_rows_per_file)
-                for start in range(0, len(finished), most):
-                    self._write(finished[start : start + most])
+                while finished:
+                    num_rows = min(MAX_ROWS_PER_FLUSH, self._parts[RESULTS].num_rows_left)
+                    self._write(finished[:num_rows])
+                    finished = finished[num_rows:]
         except BaseException as error:  # noqa: BLE001
             with self._lock:
                 self._error = error

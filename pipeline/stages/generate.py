@@ -9,16 +9,20 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from ...engine import CompletionOutput, GenerateRequest, RequestOutput, SamplingParams
 from ...engine.errors import ConfigError, EngineError, SamplingParamsError
+from ...engine.outputs import RequestMetrics
 from .. import columns
 from ..seeds import seeded
 from .base import Row, RowError, Stage
 from .duplicates import Arrival, Duplicates, Inbox, request_key
 from .prompts import checked_prompt, checked_token_ids
+
+METRICS = tuple(one.name for one in fields(RequestMetrics) if one.name not in ("attempt", "replica_id"))
+"""What of a request's metrics is in the column of that name; the others have columns of their own."""
 
 
 class GenerateClient(Protocol):
@@ -126,7 +130,9 @@ class GenerateStage(Stage):
                 yield self._finish(call, output)
                 yield from self._arrived(call)
             if call.running:
-                raise EngineError(f"the engine pool ended without an output for {len(call.running)} of {len(rows)} rows")
+                raise EngineError(
+                    f"the engine pool ended without an output for {len(call.running)} of {len(rows)} rows"
+                )
             while call.num_waiting:
                 yield self._take(call, call.inbox.get())
         finally:
@@ -273,7 +279,7 @@ def output_columns(output: RequestOutput, params: SamplingParams, params_text: s
     """
     first = output.outputs[0]
     prompt_token_ids = output.prompt_token_ids or []
-    times = asdict(output.metrics)
+    times = {name: getattr(output.metrics, name) for name in METRICS}
     return {
         columns.REQUEST_ID: output.request_id,
         columns.PARAMS: params_text,
@@ -289,8 +295,8 @@ def output_columns(output: RequestOutput, params: SamplingParams, params_text: s
         columns.OUTPUTS: [_sequence(one, params) for one in output.outputs] if len(output.outputs) > 1 else None,
         columns.LOGPROBS: _plain_logprobs(first.logprobs),
         columns.PROMPT_LOGPROBS: _plain_logprobs(output.prompt_logprobs),
-        columns.ATTEMPT: times.pop("attempt"),
-        columns.REPLICA_ID: times.pop("replica_id"),
+        columns.ATTEMPT: output.metrics.attempt,
+        columns.REPLICA_ID: output.metrics.replica_id,
         columns.METRICS: times,
     }
 
