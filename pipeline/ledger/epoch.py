@@ -57,9 +57,7 @@ class Epoch:
         file = work / EPOCHS / _file_name(number)
         file.write_bytes(json.dumps({"token": token}).encode())
         # Flushes before commits, and both after the announcement: see above.
-        there = [
-            f"{kind}/{one.name}" for suffix in (FLUSH, COMMIT) for kind in KINDS for one in _all(work, kind, suffix)
-        ]
+        there = [f"{kind}/{name}" for suffix in (FLUSH, COMMIT) for kind in KINDS for name in _all(work, kind, suffix)]
         known = _known(work, former)
         records = tuple(sorted(name for name in there if name in known.names or _epoch_of(name) == known.number))
         file.write_bytes(json.dumps({"token": token, "records": records}).encode())
