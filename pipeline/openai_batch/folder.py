@@ -13,9 +13,7 @@ from ..storage import Storage
 from .batch_config import BatchConfig
 from .input_index import InputIndex
 
-FINGERPRINT = (
-    "model", "served_model_names", "max_tokens", "engine", "seed", "tool_call_format", "reasoning_format",
-)  # fmt: skip
+FINGERPRINT = ("model", "served_model_names", "max_tokens", "engine", "seed")
 """Settings that the lines of the output follow from."""
 
 STATE, INDEX = "batch.json", "index.npz"

@@ -15,12 +15,12 @@ from ...engine.generation_config import default_sampling_params, read_generation
 from ...engine.sampling_params import SamplingParams
 from ..config import EngineProcessorConfig
 from ..durable import Identity
-from ..job import processor_config
+from ..engine_backend import EngineBackend
 from ..job_config import JobConfig
-from ..plan import UserFunction
+from ..job_settings import processor_config
+from ..plan import finish_plans, prepare_plans
 from ..processor import Processor
-from ..progress import Progress
-from ..report.counts import Counts
+from ..progress import Progress, ProgressMonitor
 from ..sinks.parts import OutputSpec
 from ..sinks.publish import Manifest, publish
 from ..writing import Done, LiveCounts, write_rows
@@ -85,7 +85,7 @@ def run_batch(
     batch: BatchConfig | PreparedBatch,
     *,
     overwrite: bool = False,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Callable[[Progress], None] | None = None,
     started_s: float | None = None,
 ) -> BatchSummary:
     """Runs a batch to its end, or on to its end if it has begun. Ray is started if it is not, and left as it is after.
@@ -93,7 +93,7 @@ def run_batch(
     Args:
         batch: The batch.
         overwrite: As in `prepare_batch`; on a batch that is prepared it must be said there.
-        on_progress: Called now and then with how far it is.
+        on_progress: Called with each look at the running batch, from another thread.
         started_s: When the start-up began, on `time.monotonic`; None for now.
 
     Returns:
@@ -131,7 +131,7 @@ def _run_lines(
     prepared: PreparedBatch,
     index: InputIndex,
     reader: RequestReader,
-    on_progress: Callable[[Progress], None],
+    on_progress: Callable[[Progress], None] | None,
     started_s: float,
 ) -> Manifest:
     """Runs the lines that are not done, and puts what came of all of them in order."""
@@ -143,33 +143,22 @@ def _run_lines(
         is_ordered=True,
         flush_interval_s=prepared.config.flush_interval_s,
     )
-    live = LiveCounts()
-
-    def show(more: Counts) -> None:
-        live.add(more)
-        on_progress(_progress(live.counts, index.num_rows, time.monotonic() - started_s))
-
-    done = Done.find(spec.work)
-    show(done.counts)
+    done, live = Done.find(spec.work), LiveCounts()
+    live.add(done.counts)
     if done.counts.num_rows < index.num_rows:
-        ask, answer = AskLine(reader), AnswerLine(_fingerprint(prepared))
-        functions = UserFunction("preprocess", ask), UserFunction("postprocess", answer)
-        with Processor(prepared.processor, *functions) as processor:
-            write_rows(processor, source.read(done.index()), Identity(), spec, done, show)
+        lines = source.read(done.index())
+        with (
+            _processor(prepared, reader) as processor,
+            ProgressMonitor(processor, live, index.num_rows, started_s, show=on_progress),
+        ):
+            write_rows(processor, lines, Identity(), spec, done, live.add)
     return publish(prepared.folder.root, spec)
 
 
-def _progress(counts: Counts, num_rows: int, elapsed_s: float) -> Progress:
-    return Progress(
-        phase="running" if counts.num_rows else "starting",
-        num_rows=num_rows,
-        num_done=counts.num_rows,
-        num_failed=counts.num_failed,
-        input_tokens_per_s=counts.num_input_tokens / elapsed_s,
-        output_tokens_per_s=counts.num_output_tokens / elapsed_s,
-        elapsed_s=elapsed_s,
-        eta_s=(num_rows - counts.num_rows) * elapsed_s / counts.num_rows if counts.num_rows else None,
-    )
+def _processor(prepared: PreparedBatch, reader: RequestReader) -> Processor:
+    config = prepared.processor
+    stages = [*prepare_plans(config), EngineBackend(config), *finish_plans(config)]
+    return Processor(config, stages, AskLine(reader), AnswerLine(_fingerprint(prepared)))
 
 
 def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
@@ -178,7 +167,7 @@ def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
     named = config.served_model_names or ([] if index.model is None else [index.model])
     if not config.served_model_names and index.model not in (None, config.model):
         logger.warning(
-            "lines that ask for %r, as the first one does, are answered by %s; --served-model-name says which names are",
+            "lines that ask for %r, as the first one does, are answered by %s; --served-model-name says which are",
             index.model,
             config.model,
         )

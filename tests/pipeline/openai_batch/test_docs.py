@@ -26,7 +26,9 @@ def table() -> str:
 
 
 def test_the_page_has_the_table() -> None:
-    found = re.search(r"^<!-- fields.*?-->\n(.*?)<!-- end -->", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    found = re.search(
+        r"^<!-- fields.*?-->\n(.*?)<!-- end -->", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
     assert found is not None
     if found[1].strip() != table():
         pytest.fail(f"docs/openai_batch.md is to have this table:\n{table()}")

@@ -65,7 +65,8 @@ def test_the_dataset_holds_every_line_once_with_its_number(
 ) -> None:
     monkeypatch.setattr(input_index, "CHUNK_ROWS", 3)
     file = write(tmp_path)
-    rows = sorted(BatchSource(file, InputIndex.scan(file)).read(RowIndex()).take_all(), key=lambda one: one[LINE_NUMBER])
+    source = BatchSource(file, InputIndex.scan(file))
+    rows = sorted(source.read(RowIndex()).take_all(), key=lambda one: one[LINE_NUMBER])
     assert [(one[LINE_NUMBER], one[LINE]) for one in rows] == [
         (number, text) for number, text in enumerate(LINES, start=1) if text.strip()
     ]
@@ -74,5 +75,5 @@ def test_the_dataset_holds_every_line_once_with_its_number(
     assert positions == sorted(positions)
     assert {len(position) for position in positions} == {12}
     done = RowIndex([np.array(positions[:4], ID_TYPE)])
-    rest = BatchSource(file, InputIndex.scan(file)).read(done).take_all()
+    rest = source.read(done).take_all()
     assert sorted(one[LINE_NUMBER] for one in rest) == [6, 7, 8, 9, 10]

@@ -139,7 +139,7 @@ def test_a_folder_is_never_replaced_by_a_file(tmp_path: Path, overwrite: bool) -
 def test_files_that_are_there_are_replaced_only_if_told(tmp_path: Path) -> None:
     (tmp_path / "out.errors.jsonl").touch()
     batch = BatchFolder(config(tmp_path))
-    with pytest.raises(ConfigError, match="out.errors.jsonl' is there already"):
+    with pytest.raises(ConfigError, match=r"out\.errors\.jsonl' is there already"):
         batch.check(overwrite=False)
     assert not batch.check(overwrite=True)
     batch.begin()
@@ -149,5 +149,5 @@ def test_files_that_are_there_are_replaced_only_if_told(tmp_path: Path) -> None:
 def test_a_missing_input_is_said(tmp_path: Path) -> None:
     batch = config(tmp_path)
     (tmp_path / "in.jsonl").unlink()
-    with pytest.raises(ConfigError, match="in.jsonl' does not exist"):
+    with pytest.raises(ConfigError, match=r"in\.jsonl' does not exist"):
         BatchFolder(batch).check(overwrite=False)
