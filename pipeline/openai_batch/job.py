@@ -40,6 +40,9 @@ ADVISED = (
 )  # fmt: skip
 """Sampling parameters that a model's makers may recommend."""
 
+MAX_ROWS_PER_PART = 20_000
+"""So many lines are in memory when they are put in order."""
+
 
 @dataclass(frozen=True, slots=True)
 class PreparedBatch:
@@ -141,6 +144,7 @@ def _run_lines(
         schema=RESULT_SCHEMA,
         input_schema=source.schema,
         is_ordered=True,
+        max_rows_per_file=MAX_ROWS_PER_PART,
         flush_interval_s=prepared.config.flush_interval_s,
     )
     done, live = Done.find(spec.work), LiveCounts()

@@ -19,7 +19,8 @@ from openai.types import BatchError, Completion
 from openai.types.chat import ChatCompletion
 
 from millrace.pipeline.cli import app
-from millrace.pipeline.openai_batch.job import run_batch
+from millrace.pipeline.openai_batch import job, run_batch
+from millrace.pipeline.storage import Storage
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -113,6 +114,25 @@ def check_answer(body: dict[str, Any], answer: dict[str, Any]) -> None:
             assert choice.text.startswith(body["prompt"])
 
 
+def test_a_file_without_lines_makes_two_empty_files_even_after_a_death(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(b"\n")
+    config = batch_config(str(tmp_path / "in.jsonl"), str(tmp_path / "out.jsonl"))
+
+    def fail(*_: object) -> int:
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "write_answers", fail)
+        with pytest.raises(OSError, match="disk full"):
+            run_batch(config)
+    assert not (tmp_path / "out.jsonl").exists()
+    summary = run_batch(config)
+    assert (summary.num_rows_in, summary.num_empty, summary.is_complete) == (0, 1, True)
+    assert [(tmp_path / name).read_bytes() for name in ("out.jsonl", "out.errors.jsonl")] == [b"", b""]
+
+
 @pytest.mark.slow
 def test_a_killed_batch_goes_on_to_two_whole_files(cluster: None, tmp_path: Path) -> None:
     lines = write_input(tmp_path, 200, 20)
@@ -146,6 +166,22 @@ def test_five_thousand_lines_are_all_accounted_for(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     check_output(tmp_path, lines)
     print(done.stdout, Counter(code for _, code in lines if code is not None))
+
+
+@pytest.mark.soak
+def test_a_batch_in_a_bucket(tmp_path: Path, bucket: Storage) -> None:
+    lines = write_input(tmp_path, 100, 10)
+    (bucket / "in.jsonl").write_bytes((tmp_path / "in.jsonl").read_bytes())
+    code = "from millrace.pipeline.cli import main; main()"
+    files = [(bucket / name).url for name in ("in.jsonl", "out.jsonl")]
+    where = ["--model", "bundled:invoices", "--endpoint-url", str(bucket.options.endpoint_url)]
+    command = [sys.executable, "-c", code, "batch", *files, *where]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert sorted(one.name for one in bucket.walk()) == ["in.jsonl", "out.errors.jsonl", "out.jsonl"]
+    for name in ("out.jsonl", "out.errors.jsonl"):
+        (tmp_path / name).write_bytes((bucket / name).read_bytes())
+    check_output(tmp_path, lines)
 
 
 COMMAND = ["batch", "in.jsonl", "out.jsonl", "--model"]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from moto.server import ThreadedMotoServer
 
 from millrace import ConfigError
-from millrace.engine.storage import StorageOptions
 from millrace.pipeline import columns
 from millrace.pipeline.openai_batch import output_file
 from millrace.pipeline.openai_batch.assemble import write_answers, write_errors
@@ -21,21 +18,6 @@ from millrace.pipeline.openai_batch.folder import BatchFolder
 from millrace.pipeline.openai_batch.output_file import whole_file
 from millrace.pipeline.openai_batch.request import RequestReader
 from millrace.pipeline.storage import Storage
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Storage]:
-    """A bucket of a real S3 server."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    server = ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    name = f"lake-{port}"  # The server's memory is the process's, and outlives it.
-    place = Storage.at(f"s3://{name}", options=StorageOptions(endpoint_url=f"http://{host}:{port}"))
-    (output_file.RemoteFiles("s3", place.options).library).mkdir(name)
-    yield place
-    server.stop()
 
 
 @pytest.fixture(params=["here", "s3"])
