@@ -23,6 +23,9 @@ PROMPT = "prompt"
 TOKENIZED_PROMPT = "tokenized_prompt"
 SAMPLING_PARAMS = "sampling_params"
 MODEL = "model"
+TOOLS = "tools"
+CHAT_TEMPLATE = "chat_template"
+CHAT_TEMPLATE_KWARGS = "chat_template_kwargs"
 
 # What generation adds.
 REQUEST_ID = "request_id"
@@ -47,6 +50,12 @@ OUTPUTS = "outputs"
 ATTEMPT = "attempt"
 REPLICA_ID = "replica_id"
 
+# What the stages that read the answer add (`reasoning_stage`, `tool_call_stage`).
+CONTENT = "content"
+REASONING_CONTENT = "reasoning_content"
+TOOL_CALLS = "tool_calls"
+TOOL_CALL_ERROR = "tool_call_error"
+
 NO_ERROR = ""
 """`__inference_error__` of a row that went through."""
 
@@ -61,6 +70,14 @@ def result_types() -> dict[str, pa.DataType]:
 
     logprob = pa.struct([("logprob", pa.float64()), ("rank", pa.int64()), ("decoded_token", pa.string())])
     logprobs = pa.list_(pa.map_(pa.int64(), logprob))
+    function = pa.struct([("name", pa.string()), ("arguments", pa.string())])
+    tool_calls = pa.list_(pa.struct([("id", pa.string()), ("type", pa.string()), ("function", function)]))
+    answer = {
+        CONTENT: pa.string(),
+        REASONING_CONTENT: pa.string(),
+        TOOL_CALLS: tool_calls,
+        TOOL_CALL_ERROR: pa.string(),
+    }
     sequence = pa.struct(
         [
             ("index", pa.int64()),
@@ -70,6 +87,7 @@ def result_types() -> dict[str, pa.DataType]:
             ("stop_reason", pa.string()),
             ("cumulative_logprob", pa.float64()),
             ("logprobs", logprobs),
+            *answer.items(),
         ]
     )
     return {
@@ -91,4 +109,5 @@ def result_types() -> dict[str, pa.DataType]:
         LOGPROBS: logprobs,
         PROMPT_LOGPROBS: logprobs,
         OUTPUTS: pa.list_(sequence),
+        **answer,
     }

@@ -19,27 +19,34 @@ from ..engine import SamplingParams, Tokenizer, resolve_model
 from ..engine.errors import ConfigError, unknown_key_message
 from ..engine.generation_config import default_sampling_params, read_generation_config
 from .config import EngineProcessorConfig, StageConfig
+from .reasoning import find_reasoning_format
 from .stages import (
     ChatTemplateStage,
     DetokenizeStage,
     GenerateStage,
     PostprocessStage,
     PreprocessStage,
+    ReasoningStage,
     Stage,
     TokenizeStage,
+    ToolCallStage,
 )
 from .stages.generate import GenerateClient
+from .tool_calls import find_tool_call_format
 
 OPERATOR_CPUS = 0.1
 """CPUs that one process of an operator asks for. Small, so that a laptop of two keeps a whole one for reading."""
 
 MAX_CONCURRENT_BATCHES = 128
 FILL = 4
-"""How many times over the blocks under way fill the places of the replicas.
+"""How many times over the rows in flight fill the places of the replicas.
 
 A block's last rows hold it open, half as long again as its average one where lengths vary, and the next block takes its
 time to come: with 2, engines run dry now and then.
 """
+
+SPARE_BATCHES = 2
+"""Blocks under way beyond those whose rows are in flight, so that the next rows are there when places come free."""
 
 MAP_KWARGS = frozenset(
     {"accelerator_type", "compute", "concurrency", "fn_args", "fn_kwargs", "label_selector", "memory", "num_cpus"}
@@ -96,11 +103,11 @@ def make_prepare_stages(config: EngineProcessorConfig, user: UserFunction) -> li
         stages.append(PreprocessStage(user.function, **user.call_kwargs, stop_on_error=stop))
     if chat.enabled:
         tokenizer = load_tokenizer(_tokenizer_folder(config, chat), chat.chat_template or engine.chat_template)
-        stages.append(ChatTemplateStage(tokenizer, chat.chat_template_kwargs, stop_on_error=stop))
+        stages.append(_sized(chat, ChatTemplateStage(tokenizer, chat.chat_template_kwargs, stop_on_error=stop)))
     if tokenize.enabled:
         same = chat.chat_template or engine.chat_template if chat.enabled else None
         tokenizer = load_tokenizer(_tokenizer_folder(config, tokenize), same)
-        stages.append(TokenizeStage(tokenizer, stop_on_error=stop))
+        stages.append(_sized(tokenize, TokenizeStage(tokenizer, stop_on_error=stop)))
     return stages
 
 
@@ -134,15 +141,67 @@ def make_finish_stages(config: EngineProcessorConfig, user: UserFunction) -> lis
     stages: list[Stage] = []
     if config.detokenize_stage.enabled:
         tokenizer = load_tokenizer(_tokenizer_folder(config, config.detokenize_stage))
-        stages.append(DetokenizeStage(tokenizer, stop_on_error=stop))
+        stages.append(_sized(config.detokenize_stage, DetokenizeStage(tokenizer, stop_on_error=stop)))
+    stages += _answer_stages(config)
     if user.function is not None:
         stages.append(PostprocessStage(user.function, **user.call_kwargs, stop_on_error=stop))
     return stages
 
 
-def make_pool_client(pool_name: str) -> GenerateClient:
-    """Connects to a pool by its name."""
-    return PoolClient(pool_name)
+def _answer_stages(config: EngineProcessorConfig) -> list[Stage]:
+    """Makes the stages that read the model's text."""
+    stop = not config.should_continue_on_error
+    reasoning, tools = config.reasoning_stage, config.tool_call_stage
+    call_format = find_tool_call_format(tools.parser) if tools.enabled else None
+    stages: list[Stage] = []
+    if reasoning.enabled:
+        tokenizer = load_tokenizer(_tokenizer_folder(config, reasoning))
+        marks = call_format.marks if call_format else ()
+        kind = find_reasoning_format(reasoning.parser)
+        stages.append(_sized(reasoning, ReasoningStage(tokenizer, kind, marks, stop_on_error=stop)))
+    if call_format is not None:
+        tokenizer = load_tokenizer(_tokenizer_folder(config, tools))
+        stage = ToolCallStage(tokenizer, call_format, reads_content=reasoning.enabled, stop_on_error=stop)
+        stages.append(_sized(tools, stage))
+    return stages
+
+
+def _sized(config: StageConfig, stage: Stage) -> Stage:
+    stage.batch_size = config.batch_size
+    return stage
+
+
+def make_pool_client(pool_name: str, max_pending: int | None = None) -> GenerateClient:
+    """Connects to a pool by its name.
+
+    Args:
+        pool_name: Name of the pool.
+        max_pending: Rows in flight at once; None for no bound.
+    """
+    return PoolClient(pool_name, max_pending)
+
+
+def max_pending_rows(config: EngineProcessorConfig) -> int | None:
+    """Returns how many rows may be in flight at once; None if there is no bound.
+
+    Rows are counted, not blocks: however large the blocks of a dataset are, the replicas see the same.
+
+    Args:
+        config: Settings of the processor.
+    """
+    if config.max_pending_requests is not None:
+        return config.max_pending_requests if config.max_pending_requests > 0 else None
+    return FILL * config.num_replicas * config.engine_config.max_num_seqs
+
+
+def block_rows(config: EngineProcessorConfig, *stages: StageConfig) -> int:
+    """Returns how many rows a block needs for every stage that runs over it to get its `batch_size` of them.
+
+    Args:
+        config: Settings of the processor.
+        *stages: Settings of the stages.
+    """
+    return max(config.batch_size, *(stage.batch_size or 0 for stage in stages if stage.enabled), 1)
 
 
 def operator_kwargs(config: EngineProcessorConfig, user: UserFunction, *stages: StageConfig) -> dict[str, Any]:
@@ -171,16 +230,26 @@ def operator_kwargs(config: EngineProcessorConfig, user: UserFunction, *stages: 
 
 
 def generate_kwargs(config: EngineProcessorConfig) -> dict[str, Any]:
-    """Returns how the generate operator runs: one process, a thread for each block under way."""
-    places = FILL * config.num_replicas * config.engine_config.max_num_seqs
-    derived = min(MAX_CONCURRENT_BATCHES, max(FILL, math.ceil(places / config.batch_size)))
+    """Returns how the generate operator runs: one process, a thread for each block under way.
+
+    Small blocks are gathered until so many rows are in one that the blocks under way hold the rows in flight.
+    """
+    pending = max_pending_rows(config)
+    num_blocks = MAX_CONCURRENT_BATCHES if pending is None else math.ceil(pending / config.batch_size) + SPARE_BATCHES
+    derived = min(MAX_CONCURRENT_BATCHES, max(FILL, num_blocks))
     compute = ActorPoolStrategy(
         size=1,
         max_tasks_in_flight_per_actor=config.max_tasks_in_flight_per_actor,
         max_concurrent_calls_per_actor=config.max_concurrent_batches or derived,
         enable_true_multi_threading=True,
     )
-    kwargs = {"num_cpus": OPERATOR_CPUS, "compute": compute, "runtime_env": config.runtime_env}
+    gathered = max(config.batch_size, math.ceil((pending or 0) / (derived - SPARE_BATCHES)))
+    kwargs = {
+        "num_cpus": OPERATOR_CPUS,
+        "compute": compute,
+        "runtime_env": config.runtime_env,
+        "batch_size": gathered,
+    }
     return {key: value for key, value in kwargs.items() if value is not None}
 
 

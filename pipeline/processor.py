@@ -31,11 +31,13 @@ from .operators import Finish, Generate, Prepare
 from .plan import (
     MakeClient,
     UserFunction,
+    block_rows,
     generate_kwargs,
     make_finish_stages,
     make_generate_stages,
     make_pool_client,
     make_prepare_stages,
+    max_pending_rows,
     operator_kwargs,
     pool_config,
 )
@@ -77,7 +79,7 @@ class Processor:
         postprocess: The user's function after them.
         schema: Columns and types of the result; None for what `postprocess` returns.
         start_pool: Starts the replicas.
-        make_client: Connects a worker to them.
+        make_client: Connects a worker to them; None for the pool's own client, with the bound of the config.
     """
 
     DATA_COLUMN = columns.DATA
@@ -90,14 +92,14 @@ class Processor:
         *,
         schema: pa.Schema | None = None,
         start_pool: StartPool = EnginePool.share,
-        make_client: MakeClient = make_pool_client,
+        make_client: MakeClient | None = None,
     ) -> None:
         self.config = config
         self._preprocess = preprocess
         self._postprocess = postprocess
         self._schema = schema
         self._start_pool = start_pool
-        self._make_client = make_client
+        self._make_client = make_client or functools.partial(make_pool_client, max_pending=max_pending_rows(config))
         self._pool: EnginePool | None = None
         self._is_closed = False
         self._lock = threading.Lock()
@@ -118,15 +120,18 @@ class Processor:
             ConfigError: The processor is closed, or the cluster has no room for it.
         """
         config = self.config
-        prepare = operator_kwargs(config, self._preprocess, config.chat_template_stage, config.tokenize_stage)
+        before = (config.chat_template_stage, config.tokenize_stage)
+        after = (config.detokenize_stage, config.reasoning_stage, config.tool_call_stage)
+        prepare = operator_kwargs(config, self._preprocess, *before)
         generate = generate_kwargs(config)
-        finish = operator_kwargs(config, self._postprocess, config.detokenize_stage)
+        finish = operator_kwargs(config, self._postprocess, *after)
+        finish_rows = block_rows(config, *after)
         pool = self._ensure_pool([prepare, generate, finish])
         stages = functools.partial(make_generate_stages, config, pool.name, self._make_client)
         # Small blocks are not joined before their rows are packed: blocks in which a column has different types cannot
         # be.
         results = (
-            _without_large_blocks(dataset, config.batch_size)
+            _without_large_blocks(dataset, block_rows(config, *before))
             .map_batches(
                 Prepare,
                 fn_constructor_args=[functools.partial(make_prepare_stages, config, self._preprocess)],
@@ -136,8 +141,6 @@ class Processor:
             .map_batches(
                 Generate,
                 fn_constructor_args=[stages],
-                # Whole blocks too, but Ray first gathers small ones until they have this many rows.
-                batch_size=config.batch_size,
                 batch_format="pyarrow",
                 **generate,
             )
@@ -148,7 +151,7 @@ class Processor:
                     config.should_continue_on_error,
                     self._schema,
                 ],
-                **WHOLE_BLOCKS,
+                **{**WHOLE_BLOCKS, "batch_size": finish_rows if finish_rows > config.batch_size else None},
                 **finish,
             )
         )
@@ -229,8 +232,8 @@ class Processor:
         config = self.config
         stages = []
         if config.chat_template_stage.enabled:
-            chat = StageInfo("ChatTemplateStage", config.chat_template_stage, (columns.MESSAGES,), (columns.PROMPT,))
-            stages.append(chat)
+            optional = (columns.PROMPT, columns.CHAT_TEMPLATE_KWARGS, columns.TOOLS, columns.CHAT_TEMPLATE)
+            stages.append(StageInfo("ChatTemplateStage", config.chat_template_stage, (columns.MESSAGES,), optional))
         if config.tokenize_stage.enabled:
             tokenize = (columns.PROMPT,), (columns.TOKENIZED_PROMPT,)
             stages.append(StageInfo("TokenizeStage", config.tokenize_stage, *tokenize))
@@ -238,6 +241,10 @@ class Processor:
         stages.append(StageInfo("GenerateStage", config, *generate))
         if config.detokenize_stage.enabled:
             stages.append(StageInfo("DetokenizeStage", config.detokenize_stage, (columns.GENERATED_TOKENS,)))
+        if config.reasoning_stage.enabled:
+            stages.append(StageInfo("ReasoningStage", config.reasoning_stage, (columns.GENERATED_TEXT,)))
+        if config.tool_call_stage.enabled:
+            stages.append(StageInfo("ToolCallStage", config.tool_call_stage, (columns.GENERATED_TEXT,)))
         return stages
 
 

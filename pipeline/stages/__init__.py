@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ..._lazy import lazy_face
 
 if TYPE_CHECKING:
+    from .answer import AnswerStage, ReasoningStage, ToolCallStage
     from .base import BatchStage, Row, RowError, Stage
     from .chat_template import ChatTemplateStage
     from .detokenize import DetokenizeStage
@@ -15,30 +16,36 @@ if TYPE_CHECKING:
     from .user_function import PostprocessStage, PreprocessStage
 
 __all__ = [
+    "AnswerStage",
     "BatchStage",
     "ChatTemplateStage",
     "DetokenizeStage",
     "GenerateStage",
     "PostprocessStage",
     "PreprocessStage",
+    "ReasoningStage",
     "Row",
     "RowError",
     "Stage",
     "TokenizeStage",
+    "ToolCallStage",
 ]
 
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "AnswerStage": "answer",
         "BatchStage": "base",
         "ChatTemplateStage": "chat_template",
         "DetokenizeStage": "detokenize",
         "GenerateStage": "generate",
         "PostprocessStage": "user_function",
         "PreprocessStage": "user_function",
+        "ReasoningStage": "answer",
         "Row": "base",
         "RowError": "base",
         "Stage": "base",
         "TokenizeStage": "tokenize",
+        "ToolCallStage": "answer",
     },
 )

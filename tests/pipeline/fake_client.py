@@ -56,6 +56,8 @@ def echo(index: int, text: str, params: SamplingParams) -> CompletionOutput:
 class FakeTokenizer:
     """A token is a letter. A text with a zero byte fails the whole call, as a broken text fails a batch."""
 
+    special_tokens = frozenset({"[TOOL_CALLS]"})
+
     def __init__(self) -> None:
         self.num_calls = 0
 
@@ -65,8 +67,11 @@ class FakeTokenizer:
             raise UnicodeError("a text holds a zero byte")
         return [[*([1] if add_special_tokens else []), *(ord(letter) for letter in text)] for text in texts]
 
-    def decode(self, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]) -> str:
-        return "".join(chr(token_id) for token_id in output_token_ids if token_id > 1)
+    def decode(
+        self, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int], skip_special_tokens: bool = True
+    ) -> str:
+        text = "".join(chr(token_id) for token_id in output_token_ids if token_id > 1)
+        return text.replace("[TOOL_CALLS]", "") if skip_special_tokens else text
 
     def render_chat(
         self, messages: Sequence[dict[str, Any]], *, continue_final_message: bool = False, **kw: Any
