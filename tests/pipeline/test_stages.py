@@ -144,7 +144,7 @@ def test_a_row_brings_variables_tools_and_a_template_of_its_own() -> None:
         ({"tools": {"name": "f"}}, "column 'tools' must be a list"),
         ({"chat_template": 3}, "column 'chat_template' must be Jinja text; got 3"),
         ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "must be a dict with a 'function'; got 'f'"),
-        ({"chat_template_kwargs": {"messages": []}}, "multiple values for keyword argument 'messages'"),
+        ({"chat_template_kwargs": {"messages": []}}, "multiple values for argument 'messages'"),
     ],
 )
 def test_what_a_row_says_of_its_template_fails_alone(columns: dict[str, Any], said: str) -> None:
