@@ -15,8 +15,9 @@ from ..engine import resolve_model
 from ..engine.errors import ConfigError, PromptTypeError
 from . import columns
 from .config import DetokenizeStageConfig, EngineProcessorConfig
+from .engine_backend import EngineBackend
 from .job_config import JobConfig, load_job
-from .plan import UserFunction
+from .plan import finish_plans, prepare_plans
 from .processor import Processor
 from .progress import Progress, ProgressMonitor
 from .report import JobSummary, OutputScan, summary_path
@@ -265,10 +266,12 @@ def _processor(prepared: PreparedJob) -> Processor:
     job = prepared.job
     roles = tuple(message.role for message in job.messages or [])
     prompt = MakePrompt(tuple(job.templates()), roles, job.sampling)
+    config = prepared.config
     return Processor(
-        prepared.config,
-        UserFunction("preprocess", prompt),
-        UserFunction("postprocess", MakeResult(job.output_column)),
+        config,
+        [*prepare_plans(config), EngineBackend(config), *finish_plans(config)],
+        prompt,
+        MakeResult(job.output_column),
         schema=prepared.schema,
     )
 

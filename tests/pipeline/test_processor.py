@@ -22,7 +22,8 @@ from millrace.pipeline import (
     build_processor,
     find_millrace_error,
 )
-from millrace.pipeline.plan import UserFunction, generate_kwargs, operator_kwargs, pool_config
+from millrace.pipeline.engine_backend import EngineBackend
+from millrace.pipeline.plan import UserFunction, generate_kwargs, max_pending_rows, operator_kwargs, pool_config
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -105,13 +106,13 @@ def test_the_pool_starts_with_the_first_dataset_and_not_before(make_config: Any)
         started.append(config)
         return FakePool()  # type: ignore[return-value]
 
-    none = UserFunction("preprocess"), UserFunction("postprocess")
-    processor = Processor(make_config(concurrency=2, engine_kwargs={"seed": 4}), *none, start_pool=start)
+    config = make_config(concurrency=2, engine_kwargs={"seed": 4})
+    processor = Processor(config, [EngineBackend(config, start_pool=start)])
     assert not started
     processor(ray.data.range(1))
     processor(ray.data.range(1))
-    (config,) = started
-    assert (config.num_replicas, config.engine_kwargs["seed"]) == (2, 4)
+    (pool,) = started
+    assert (pool.num_replicas, pool.engine_kwargs["seed"]) == (2, 4)
 
 
 def test_a_lazy_dataset_keeps_the_pool_of_a_forgotten_processor(make_processor: Make) -> None:
@@ -178,11 +179,22 @@ def test_a_job_that_would_wait_forever_is_refused(make_config: Any, operators: A
         pool_config(make_config(num_cpus_per_replica=1.0), operators())
 
 
-def test_blocks_under_way_fill_the_engines_four_times_over(make_config: Any) -> None:
-    config = make_config(batch_size=32, concurrency=2, engine_kwargs={"max_num_seqs": 64})
-    assert generate_kwargs(config)["compute"].max_concurrent_calls_per_actor == 16
+@pytest.mark.parametrize("batch_size", [1, 32, 10_000])
+def test_blocks_under_way_hold_rows_for_the_engines_four_times_over(make_config: Any, batch_size: int) -> None:
+    config = make_config(batch_size=batch_size, concurrency=2, engine_kwargs={"max_num_seqs": 64})
+    assert max_pending_rows(config) == 512
+    kwargs = generate_kwargs(config)
+    num_blocks = kwargs["compute"].max_concurrent_calls_per_actor
+    assert 4 <= num_blocks <= 128
+    assert num_blocks * kwargs["batch_size"] >= 512
+
+
+def test_rows_and_blocks_under_way_are_the_users_choice(make_config: Any) -> None:
     config = make_config(max_concurrent_batches=3)
     assert generate_kwargs(config)["compute"].max_concurrent_calls_per_actor == 3
+    assert max_pending_rows(make_config(max_pending_requests=7)) == 7
+    assert max_pending_rows(make_config(max_pending_requests=0)) is None
+    assert max_pending_rows(make_config(max_pending_requests=-1)) is None
 
 
 def test_what_the_user_says_of_an_operator_holds(make_config: Any) -> None:
@@ -208,8 +220,9 @@ def test_stages_are_listed_and_found(model_folder: Any) -> None:
     [
         ({"preprocess": 3}, "preprocess must be a function of a row; got int"),
         ({"preprocess_map_kwargs": {"num_cpu": 1}}, "did you mean 'num_cpus'?"),
+        ({"builder_kwargs": {"preprocess": dict}}, "builder_kwargs hold 'preprocess'"),
         ({"builder_kwargs": {"chat_template_kwarg": {}}}, "did you mean 'chat_template_kwargs'?"),
-        ({"config": 3}, "config must be an EngineProcessorConfig; got int"),
+        ({"config": 3}, "config must be one of EngineProcessorConfig, "),
     ],
 )
 def test_builder_mistakes_are_said(model_folder: Any, fields: dict[str, Any], said: str) -> None:
