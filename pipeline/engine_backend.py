@@ -12,7 +12,15 @@ from . import columns
 from .backend import Backend, OperatorKwargs
 from .config import EngineProcessorConfig
 from .operators import MakeStages
-from .plan import MakeClient, generate_kwargs, make_generate_stages, make_pool_client, max_pending_rows, pool_config
+from .plan import (
+    MakeClient,
+    gathered_rows,
+    generate_kwargs,
+    make_generate_stages,
+    make_pool_client,
+    max_pending_rows,
+    pool_config,
+)
 from .stage_plan import StageInfo
 
 StartPool = Callable[[PoolConfig], EnginePool]
@@ -37,7 +45,7 @@ class EngineBackend(Backend):
         make_client: MakeClient | None = None,
     ) -> None:
         needs = (columns.PROMPT,), (columns.TOKENIZED_PROMPT, columns.SAMPLING_PARAMS)
-        super().__init__(StageInfo("GenerateStage", config, *needs), generate_kwargs(config))
+        super().__init__(StageInfo("GenerateStage", config, *needs), generate_kwargs(config), gathered_rows(config))
         self._config = config
         self._start_pool = start_pool
         self._make_client = make_client or functools.partial(make_pool_client, max_pending=max_pending_rows(config))

@@ -250,27 +250,35 @@ def operator_kwargs(config: ProcessorConfig, user: UserFunction, *stages: StageC
 
 
 def generate_kwargs(config: EngineProcessorConfig) -> dict[str, Any]:
-    """Returns how the generate operator runs: one process, a thread for each block under way.
-
-    Small blocks are gathered until so many rows are in one that the blocks under way hold the rows in flight.
-    """
-    pending = max_pending_rows(config)
-    num_blocks = MAX_CONCURRENT_BATCHES if pending is None else math.ceil(pending / config.batch_size) + SPARE_BATCHES
-    derived = min(MAX_CONCURRENT_BATCHES, max(FILL, num_blocks))
+    """Returns how the generate operator runs: one process, a thread for each block under way."""
     compute = ActorPoolStrategy(
         size=1,
         max_tasks_in_flight_per_actor=config.max_tasks_in_flight_per_actor,
-        max_concurrent_calls_per_actor=config.max_concurrent_batches or derived,
+        max_concurrent_calls_per_actor=_num_blocks(config),
         enable_true_multi_threading=True,
     )
-    gathered = max(config.batch_size, math.ceil((pending or 0) / (derived - SPARE_BATCHES)))
-    kwargs = {
-        "num_cpus": OPERATOR_CPUS,
-        "compute": compute,
-        "runtime_env": config.runtime_env,
-        "batch_size": gathered,
-    }
+    kwargs = {"num_cpus": OPERATOR_CPUS, "compute": compute, "runtime_env": config.runtime_env}
     return {key: value for key, value in kwargs.items() if value is not None}
+
+
+def gathered_rows(config: EngineProcessorConfig) -> int:
+    """Returns how many rows small blocks are gathered into, so that the blocks under way hold the rows in flight.
+
+    Args:
+        config: Settings of the processor.
+    """
+    pending = max_pending_rows(config)
+    if pending is None or config.max_concurrent_batches is not None:
+        return config.batch_size
+    return max(config.batch_size, math.ceil(pending / (MAX_CONCURRENT_BATCHES - SPARE_BATCHES)))
+
+
+def _num_blocks(config: EngineProcessorConfig) -> int:
+    if config.max_concurrent_batches is not None:
+        return config.max_concurrent_batches
+    pending = max_pending_rows(config)
+    wanted = MAX_CONCURRENT_BATCHES if pending is None else math.ceil(pending / config.batch_size) + SPARE_BATCHES
+    return min(MAX_CONCURRENT_BATCHES, max(FILL, wanted))
 
 
 def pool_config(config: EngineProcessorConfig, operators: Sequence[OperatorKwargs]) -> PoolConfig:
@@ -288,7 +296,8 @@ def pool_config(config: EngineProcessorConfig, operators: Sequence[OperatorKwarg
     """
     held = held_cpus(operators)
     have = ray.cluster_resources()
-    share = max(0.0, (have.get("CPU", 0.0) - 1 - held) / config.num_replicas)
+    # Half of what is left: a second processor may stand behind this one, on the same replicas.
+    share = max(0.0, (have.get("CPU", 0.0) - 1 - held) / config.num_replicas / 2)
     num_cpus = config.num_cpus_per_replica
     if num_cpus is None:
         num_cpus = min(1.0, math.floor(share * 100) / 100)

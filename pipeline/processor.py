@@ -123,9 +123,12 @@ class Processor:
         if self._backend is not None:
             # Whole blocks too, but Ray first gathers small ones until they have this many rows. Not before their rows
             # are packed: blocks in which a column has different types cannot be joined.
-            batches: dict[str, Any] = {"batch_size": self.config.batch_size, "batch_format": "pyarrow"}
             results = results.map_batches(
-                Generate, fn_constructor_args=[make_backend], **{**batches, **self._backend.kwargs}
+                Generate,
+                fn_constructor_args=[make_backend],
+                batch_size=self._backend.batch_size or self.config.batch_size,
+                batch_format="pyarrow",
+                **self._backend.kwargs,
             )
         arguments = [self._make(after, self._postprocess), self.config.should_continue_on_error, self._schema]
         num_rows = block_rows(self.config, _settings(after))

@@ -4,6 +4,7 @@ A prompt that begins with a word of these is not answered:
 
 fail               the request fails in the engine
 dead               the pool dies
+undecodable        the output is a token that no tokenizer knows
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def echo(index: int, text: str, params: SamplingParams) -> CompletionOutput:
     """Returns one sequence: the text in capitals, its number, and a stop token."""
     answer = f"{text.upper()}{index}"
     token_ids = [*(ord(letter) for letter in answer), 0]
+    if text.startswith("undecodable"):
+        token_ids = [-1, 0]
     return CompletionOutput(index, answer if params.detokenize else "", token_ids, finish_reason="stop")
 
 

@@ -23,7 +23,14 @@ from millrace.pipeline import (
     find_millrace_error,
 )
 from millrace.pipeline.engine_backend import EngineBackend
-from millrace.pipeline.plan import UserFunction, generate_kwargs, max_pending_rows, operator_kwargs, pool_config
+from millrace.pipeline.plan import (
+    UserFunction,
+    gathered_rows,
+    generate_kwargs,
+    max_pending_rows,
+    operator_kwargs,
+    pool_config,
+)
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -183,10 +190,9 @@ def test_a_job_that_would_wait_forever_is_refused(make_config: Any, operators: A
 def test_blocks_under_way_hold_rows_for_the_engines_four_times_over(make_config: Any, batch_size: int) -> None:
     config = make_config(batch_size=batch_size, concurrency=2, engine_kwargs={"max_num_seqs": 64})
     assert max_pending_rows(config) == 512
-    kwargs = generate_kwargs(config)
-    num_blocks = kwargs["compute"].max_concurrent_calls_per_actor
+    num_blocks = generate_kwargs(config)["compute"].max_concurrent_calls_per_actor
     assert 4 <= num_blocks <= 128
-    assert num_blocks * kwargs["batch_size"] >= 512
+    assert num_blocks * gathered_rows(config) >= 512
 
 
 def test_rows_and_blocks_under_way_are_the_users_choice(make_config: Any) -> None:
