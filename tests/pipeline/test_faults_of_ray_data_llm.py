@@ -200,6 +200,17 @@ def test_failed_rows_do_not_change_the_columns_of_the_others(
     assert set(types) - set(good.schema.names) == {"prompt", "finish_reason"}
 
 
+def test_requests_are_under_way_together(cluster: None) -> None:
+    """Fact 9. There: the next request is sent when the one before is answered, so this server never answers."""
+    server = Server(hold=10)
+    with running(server):
+        config = HttpRequestProcessorConfig(url=server.url, request_timeout_s=DEADLINE_S)
+        with build_llm_processor(config, lambda row: {"payload": {"id": row["id"]}}) as processor:
+            rows = processor(ray.data.from_items([{"id": index} for index in range(10)])).take_all()
+    assert sorted(row["http_response"]["echo"]["id"] for row in rows) == list(range(10))
+    assert server.max_in_flight == 10
+
+
 STAGE_FIELDS = {
     "enabled": [True, False],
     "batch_size": [1, 512],
