@@ -200,10 +200,19 @@ def operator_kwargs(config: ProcessorConfig, user: UserFunction, *stages: StageC
     return {key: value for key, value in asked.items() if value is not None}
 
 
+def num_concurrent_batches(num_places: int, batch_size: int) -> int:
+    """Returns how many blocks must be under way so that a backend's places stay full.
+
+    Args:
+        num_places: Rows it can take at once.
+        batch_size: Rows of a block.
+    """
+    return min(MAX_CONCURRENT_BATCHES, max(FILL, math.ceil(FILL * num_places / batch_size)))
+
+
 def generate_kwargs(config: EngineProcessorConfig) -> dict[str, Any]:
     """Returns how the generate operator runs: one process, a thread for each block under way."""
-    places = FILL * config.num_replicas * config.engine_config.max_num_seqs
-    derived = min(MAX_CONCURRENT_BATCHES, max(FILL, math.ceil(places / config.batch_size)))
+    derived = num_concurrent_batches(config.num_replicas * config.engine_config.max_num_seqs, config.batch_size)
     compute = ActorPoolStrategy(
         size=1,
         max_tasks_in_flight_per_actor=config.max_tasks_in_flight_per_actor,

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .chat_template import ChatTemplateStage
     from .detokenize import DetokenizeStage
     from .generate import GenerateStage
+    from .http import HttpRequestStage
+    from .serve import ServeDeploymentStage
     from .tokenize import TokenizeStage
     from .user_function import PostprocessStage, PreprocessStage
 
@@ -19,10 +21,12 @@ __all__ = [
     "ChatTemplateStage",
     "DetokenizeStage",
     "GenerateStage",
+    "HttpRequestStage",
     "PostprocessStage",
     "PreprocessStage",
     "Row",
     "RowError",
+    "ServeDeploymentStage",
     "Stage",
     "TokenizeStage",
 ]
@@ -34,10 +38,12 @@ __getattr__, __dir__ = lazy_face(
         "ChatTemplateStage": "chat_template",
         "DetokenizeStage": "detokenize",
         "GenerateStage": "generate",
+        "HttpRequestStage": "http",
         "PostprocessStage": "user_function",
         "PreprocessStage": "user_function",
         "Row": "base",
         "RowError": "base",
+        "ServeDeploymentStage": "serve",
         "Stage": "base",
         "TokenizeStage": "tokenize",
     },
