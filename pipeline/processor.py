@@ -27,7 +27,7 @@ from . import columns
 from .backend import Backend, check_room
 from .config import ProcessorConfig
 from .operators import Finish, Generate, MakeStages, Prepare
-from .plan import UserFunction, make_stages, operator_kwargs
+from .plan import UserFunction, block_rows, make_stages, operator_kwargs
 from .stage_plan import CustomStage, StageInfo, StagePlan, index_of
 
 logger = logging.getLogger(__name__)
@@ -116,18 +116,24 @@ class Processor:
         prepare = operator_kwargs(self.config, self._preprocess, *_settings(before))
         finish = operator_kwargs(self.config, self._postprocess, *_settings(after))
         make_backend = self._start(prepare, finish)
-        results = _without_large_blocks(dataset, self.config.batch_size).map_batches(
+        blocks = _without_large_blocks(dataset, block_rows(self.config, _settings(before)))
+        results = blocks.map_batches(
             Prepare, fn_constructor_args=[self._make(before, self._preprocess)], **WHOLE_BLOCKS, **prepare
         )
         if self._backend is not None:
             # Whole blocks too, but Ray first gathers small ones until they have this many rows. Not before their rows
             # are packed: blocks in which a column has different types cannot be joined.
-            batches: dict[str, Any] = {"batch_size": self.config.batch_size, "batch_format": "pyarrow"}
             results = results.map_batches(
-                Generate, fn_constructor_args=[make_backend], **batches, **self._backend.kwargs
+                Generate,
+                fn_constructor_args=[make_backend],
+                batch_size=self._backend.batch_size or self.config.batch_size,
+                batch_format="pyarrow",
+                **self._backend.kwargs,
             )
         arguments = [self._make(after, self._postprocess), self.config.should_continue_on_error, self._schema]
-        results = results.map_batches(Finish, fn_constructor_args=arguments, **WHOLE_BLOCKS, **finish)
+        num_rows = block_rows(self.config, _settings(after))
+        gathered = {"batch_size": num_rows if num_rows > self.config.batch_size else None}
+        results = results.map_batches(Finish, fn_constructor_args=arguments, **{**WHOLE_BLOCKS, **gathered}, **finish)
         # Else Ray passes on the text of a worker's exception, and what can be caught is an error of Ray's.
         results.context.raise_original_map_exception = True
         return results

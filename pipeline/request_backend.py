@@ -13,7 +13,7 @@ from . import columns
 from .backend import Backend, OperatorKwargs, check_room
 from .config import StageConfig
 from .operators import MakeStages
-from .plan import OPERATOR_CPUS, num_concurrent_batches
+from .plan import OPERATOR_CPUS, num_blocks, rows_per_block
 from .request_config import HttpRequestProcessorConfig, RequestProcessorConfig, ServeDeploymentProcessorConfig
 from .stage_plan import StageInfo
 from .stages.base import Stage
@@ -26,6 +26,7 @@ class RequestBackend(Backend):
         info: Name, settings and columns of the stage that asks it.
         make_stages: Makes that stage, in the worker.
         kwargs: How its operator runs.
+        batch_size: Rows that small blocks are gathered into.
         check: Called on the driver with each dataset, for what the config cannot know.
     """
 
@@ -34,9 +35,10 @@ class RequestBackend(Backend):
         info: StageInfo,
         make_stages: MakeStages,
         kwargs: OperatorKwargs,
+        batch_size: int,
         check: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(info, kwargs)
+        super().__init__(info, kwargs, batch_size)
         self._make_stages = make_stages
         self._check = check
 
@@ -58,7 +60,7 @@ def http_backend(config: HttpRequestProcessorConfig) -> Backend:
     num_processes = _max_processes(config, stage)
     info = StageInfo("HttpRequestStage", stage, (columns.PAYLOAD,))
     make = functools.partial(make_http_stages, config, num_processes)
-    return RequestBackend(info, make, _request_kwargs(config, stage))
+    return RequestBackend(info, make, _request_kwargs(config, stage), _batch_size(config, stage))
 
 
 def serve_backend(config: ServeDeploymentProcessorConfig) -> Backend:
@@ -67,11 +69,12 @@ def serve_backend(config: ServeDeploymentProcessorConfig) -> Backend:
     Args:
         config: Settings of the processor.
     """
-    num_processes = _max_processes(config, StageConfig())
+    stage = StageConfig()
+    num_processes = _max_processes(config, stage)
     info = StageInfo("ServeDeploymentStage", config, (columns.METHOD, columns.REQUEST_KWARGS), (columns.DTYPE,))
     make = functools.partial(make_serve_stages, config, num_processes)
     check = functools.partial(check_deployment, config.deployment_name, config.app_name)
-    return RequestBackend(info, make, _request_kwargs(config, StageConfig()), check)
+    return RequestBackend(info, make, _request_kwargs(config, stage), _batch_size(config, stage), check)
 
 
 def make_http_stages(config: HttpRequestProcessorConfig, num_processes: int) -> list[Stage]:
@@ -149,6 +152,11 @@ def _share(config: RequestProcessorConfig, num_processes: int) -> int:
     return max(1, config.max_concurrent_requests // num_processes)
 
 
+def _batch_size(config: RequestProcessorConfig, stage: StageConfig) -> int:
+    """Returns the rows of a block: as asked for, or more where so many blocks could not keep all places full."""
+    return rows_per_block(_share(config, _max_processes(config, stage)), stage.batch_size or config.batch_size)
+
+
 def _max_processes(config: RequestProcessorConfig, stage: StageConfig) -> int:
     size = stage.concurrency or config.concurrency
     return size if isinstance(size, int) else size[1]
@@ -161,7 +169,7 @@ def _request_kwargs(config: RequestProcessorConfig, stage: StageConfig) -> dict[
     compute = ActorPoolStrategy(
         min_size=low,
         max_size=high,
-        max_concurrent_calls_per_actor=num_concurrent_batches(_share(config, high), config.batch_size),
+        max_concurrent_calls_per_actor=num_blocks(_share(config, high), _batch_size(config, stage)),
         enable_true_multi_threading=True,
     )
     kwargs = {

@@ -72,9 +72,11 @@ class Stage(ABC):
     Attributes:
         name: How errors name the stage.
         stop_on_error: Whether the first failed row stops the job.
+        batch_size: Rows that the stage is given at once, at most; None for all rows of a block.
     """
 
     name: ClassVar[str]
+    batch_size: int | None = None
 
     def __init__(self, *, stop_on_error: bool = False) -> None:
         self.stop_on_error = stop_on_error
@@ -92,9 +94,15 @@ class Stage(ABC):
         Raises:
             RowFailedError: A row failed, and the stage stops at errors.
         """
+        live = [row for row in rows if row.error is None]
+        size = self.batch_size or len(live) or 1
+        for start in range(0, len(live), size):
+            self.run_batch(live[start : start + size])
+
+    def run_batch(self, rows: Sequence[Row]) -> None:
+        """Runs the stage over rows that have not failed, `batch_size` of them at most, in place."""
         for row in rows:
-            if row.error is None:
-                self._run_one(row)
+            self._run_one(row)
 
     def merge(self, row: Row, columns: Mapping[str, Any]) -> None:
         """Puts what the stage computed into the row."""
@@ -127,7 +135,7 @@ class Stage(ABC):
 class BatchStage(Stage):
     """A stage that is faster for many rows at once.
 
-    If the call for a whole block raises, it is repeated row by row, so that one bad row fails alone. `process_batch`
+    If the call for all of them raises, it is repeated row by row, so that one bad row fails alone. `process_batch`
     must therefore be free of side effects.
     """
 
@@ -139,16 +147,15 @@ class BatchStage(Stage):
         """Computes the columns of one row, alone."""
         return self.process_batch([row])[0]
 
-    def run(self, rows: Sequence[Row]) -> None:
+    def run_batch(self, rows: Sequence[Row]) -> None:
         """Runs the stage over all rows at once; if that raises, over each alone."""
-        live = [row for row in rows if row.error is None]
         try:
             results = [
-                checked_columns(self.name, columns) for columns in self.process_batch([row.data for row in live])
+                checked_columns(self.name, columns) for columns in self.process_batch([row.data for row in rows])
             ]
-            pairs = list(zip(live, results, strict=True))
+            pairs = list(zip(rows, results, strict=True))
         except Exception:  # noqa: BLE001  # repeated row by row, where it finds the row it belongs to
-            super().run(live)
+            super().run_batch(rows)
         else:
             for row, columns in pairs:
                 self.merge(row, columns)

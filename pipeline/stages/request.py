@@ -73,13 +73,13 @@ class RequestStage(Stage):
         """
         return error.error if isinstance(error, DescribedError) else RowError.from_exception(self.name, error)
 
-    def run(self, rows: Sequence[Row]) -> None:
+    def run_batch(self, rows: Sequence[Row]) -> None:
         """Asks for all rows at once and returns when the last has its answer.
 
         Raises:
             RowFailedError: A row failed, and the stage stops at errors.
         """
-        self.wait(self._run(rows))
+        self.wait(self._ask_all(rows))
 
     def process(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """Asks for one row alone."""
@@ -102,13 +102,9 @@ class RequestStage(Stage):
         self._thread.join()
         self._loop.close()
 
-    async def _run(self, rows: Sequence[Row]) -> None:
+    async def _ask_all(self, rows: Sequence[Row]) -> None:
         batch_uuid = uuid.uuid4().hex
-        tasks = [
-            asyncio.ensure_future(self._run_row(RequestId(batch_uuid, index), row))
-            for index, row in enumerate(rows)
-            if row.error is None
-        ]
+        tasks = [asyncio.ensure_future(self._ask(RequestId(batch_uuid, index), row)) for index, row in enumerate(rows)]
         try:
             await asyncio.gather(*tasks)
         finally:
@@ -116,7 +112,7 @@ class RequestStage(Stage):
             for task in tasks:
                 task.cancel()
 
-    async def _run_row(self, request_id: RequestId, row: Row) -> None:
+    async def _ask(self, request_id: RequestId, row: Row) -> None:
         async with self._places:
             try:
                 columns = checked_columns(self.name, await self.request(request_id, row.data))
