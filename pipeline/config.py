@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -22,6 +22,8 @@ from .tool_calls import find_tool_call_format
 
 logger = logging.getLogger(__name__)
 
+AnyStageConfig = TypeVar("AnyStageConfig", bound="StageConfig")
+
 LEGACY_STAGES = {
     "apply_chat_template": ("chat_template_stage", "enabled"),
     "chat_template": ("chat_template_stage", "chat_template"),
@@ -34,7 +36,6 @@ LEGACY_STAGES = {
 NOT_YET = {
     "has_image": "images",
     "prepare_image_stage": "images",
-    "prepare_multimodal_stage": "images, audio and video",
     "dynamic_lora_loading_path": "adapters chosen by row",
 }
 """Settings of Ray Data LLM whose feature this release does not have: anything but off is refused."""
@@ -92,6 +93,21 @@ class DetokenizeStageConfig(StageConfig):
     """The stage that makes text of `generated_tokens`."""
 
 
+class PrepareMultimodalStageConfig(StageConfig):
+    """The stage that would fetch images, audio and video. This release has none: it stays off.
+
+    Attributes:
+        model_config_kwargs: Settings of the model for it.
+        chat_template_content_format: How a message's content reaches the template.
+        apply_sys_msg_formatting: Whether system messages are brought into that form too.
+    """
+
+    enabled: bool = False
+    model_config_kwargs: dict[str, Any] | None = None
+    chat_template_content_format: Literal["string", "openai"] = "string"
+    apply_sys_msg_formatting: bool = False
+
+
 class ReasoningStageConfig(StageConfig):
     """The stage that splits `generated_text` into `reasoning_content` and `content`.
 
@@ -122,6 +138,17 @@ class ToolCallStageConfig(StageConfig):
         if self.enabled:
             find_tool_call_format(self.parser)
         return self
+
+
+STAGE_CONFIGS: dict[str, type[StageConfig]] = {
+    "chat_template_stage": ChatTemplateStageConfig,
+    "tokenize_stage": TokenizerStageConfig,
+    "detokenize_stage": DetokenizeStageConfig,
+    "reasoning_stage": ReasoningStageConfig,
+    "tool_call_stage": ToolCallStageConfig,
+    "prepare_multimodal_stage": PrepareMultimodalStageConfig,
+}
+"""Field of a processor -> the class of its settings."""
 
 
 class ProcessorConfig(Settings):
@@ -187,6 +214,7 @@ class EngineProcessorConfig(ProcessorConfig):
         detokenize_stage: Stage that makes the text, away from the engine.
         reasoning_stage: Stage that tells the model's reasoning from its answer; off unless given its parser.
         tool_call_stage: Stage that reads tool calls; off unless given its parser.
+        prepare_multimodal_stage: Not there yet: it stays off.
     """
 
     model_source: str
@@ -204,6 +232,7 @@ class EngineProcessorConfig(ProcessorConfig):
     detokenize_stage: DetokenizeStageConfig = DetokenizeStageConfig()
     reasoning_stage: ReasoningStageConfig = ReasoningStageConfig(enabled=False)
     tool_call_stage: ToolCallStageConfig = ToolCallStageConfig(enabled=False)
+    prepare_multimodal_stage: PrepareMultimodalStageConfig = PrepareMultimodalStageConfig()
 
     _engine_config: EngineConfig = PrivateAttr()
 
@@ -219,12 +248,19 @@ class EngineProcessorConfig(ProcessorConfig):
             raise ConfigError(f"task_type={value!r} is not there yet; this release does task_type='generate'")
         return value
 
-    @field_validator(
-        "chat_template_stage", "tokenize_stage", "detokenize_stage", "reasoning_stage", "tool_call_stage", mode="before"
-    )
+    @field_validator(*STAGE_CONFIGS, mode="before")
     @classmethod
     def _read_stage(cls, value: Any, info: Any) -> Any:
-        return _stage_config(value, STAGE_CONFIGS[info.field_name], info.field_name)
+        return read_stage(value, STAGE_CONFIGS[info.field_name], info.field_name)
+
+    @field_validator("prepare_multimodal_stage")
+    @classmethod
+    def _refuse_multimodal(cls, value: PrepareMultimodalStageConfig) -> PrepareMultimodalStageConfig:
+        if value.enabled:
+            raise ConfigError(
+                "prepare_multimodal_stage needs images, audio and video, which this release does not have"
+            )
+        return value
 
     @field_validator("sampling_params")
     @classmethod
@@ -259,16 +295,18 @@ class EngineProcessorConfig(ProcessorConfig):
 
 vLLMEngineProcessorConfig = EngineProcessorConfig  # noqa: N816  # the name that users of Ray Data LLM import
 
-STAGE_CONFIGS: dict[str, type[StageConfig]] = {
-    "chat_template_stage": ChatTemplateStageConfig,
-    "tokenize_stage": TokenizerStageConfig,
-    "detokenize_stage": DetokenizeStageConfig,
-    "reasoning_stage": ReasoningStageConfig,
-    "tool_call_stage": ToolCallStageConfig,
-}
 
+def read_stage(value: Any, kind: type[AnyStageConfig], field: str) -> AnyStageConfig:
+    """Returns the settings of a stage in whichever of three ways they were given.
 
-def _stage_config(value: Any, kind: type[StageConfig], field: str) -> StageConfig:
+    Args:
+        value: A bool, a dict of settings, or the settings.
+        kind: Their class.
+        field: The field they were given to.
+
+    Raises:
+        ConfigError: It is none of these, or a setting is wrong.
+    """
     if isinstance(value, kind):
         return value
     if isinstance(value, bool):

@@ -254,31 +254,44 @@ def generate_kwargs(config: EngineProcessorConfig) -> dict[str, Any]:
     compute = ActorPoolStrategy(
         size=1,
         max_tasks_in_flight_per_actor=config.max_tasks_in_flight_per_actor,
-        max_concurrent_calls_per_actor=_num_blocks(config),
+        max_concurrent_calls_per_actor=config.max_concurrent_batches
+        or num_blocks(max_pending_rows(config), config.batch_size),
         enable_true_multi_threading=True,
     )
     kwargs = {"num_cpus": OPERATOR_CPUS, "compute": compute, "runtime_env": config.runtime_env}
     return {key: value for key, value in kwargs.items() if value is not None}
 
 
-def gathered_rows(config: EngineProcessorConfig) -> int:
+def num_blocks(max_rows: int | None, batch_size: int) -> int:
+    """Returns how many blocks must be under way to hold the rows in flight.
+
+    Args:
+        max_rows: Rows in flight at once; None for no bound.
+        batch_size: Rows of a block.
+    """
+    wanted = MAX_CONCURRENT_BATCHES if max_rows is None else math.ceil(max_rows / batch_size) + SPARE_BATCHES
+    return min(MAX_CONCURRENT_BATCHES, max(FILL, wanted))
+
+
+def rows_per_block(max_rows: int | None, batch_size: int) -> int:
     """Returns how many rows small blocks are gathered into, so that the blocks under way hold the rows in flight.
+
+    Args:
+        max_rows: Rows in flight at once; None for no bound.
+        batch_size: Rows of a block that the user asked for.
+    """
+    return max(batch_size, math.ceil((max_rows or 0) / (MAX_CONCURRENT_BATCHES - SPARE_BATCHES)))
+
+
+def gathered_rows(config: EngineProcessorConfig) -> int:
+    """Returns how many rows small blocks are gathered into before the engine.
 
     Args:
         config: Settings of the processor.
     """
-    pending = max_pending_rows(config)
-    if pending is None or config.max_concurrent_batches is not None:
-        return config.batch_size
-    return max(config.batch_size, math.ceil(pending / (MAX_CONCURRENT_BATCHES - SPARE_BATCHES)))
-
-
-def _num_blocks(config: EngineProcessorConfig) -> int:
     if config.max_concurrent_batches is not None:
-        return config.max_concurrent_batches
-    pending = max_pending_rows(config)
-    wanted = MAX_CONCURRENT_BATCHES if pending is None else math.ceil(pending / config.batch_size) + SPARE_BATCHES
-    return min(MAX_CONCURRENT_BATCHES, max(FILL, wanted))
+        return config.batch_size
+    return rows_per_block(max_pending_rows(config), config.batch_size)
 
 
 def pool_config(config: EngineProcessorConfig, operators: Sequence[OperatorKwargs]) -> PoolConfig:

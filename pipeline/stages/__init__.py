@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .chat_template import ChatTemplateStage
     from .detokenize import DetokenizeStage
     from .generate import GenerateStage
+    from .http import HttpRequestStage
+    from .serve import ServeDeploymentStage
     from .tokenize import TokenizeStage
     from .user_function import PostprocessStage, PreprocessStage
 
@@ -21,11 +23,13 @@ __all__ = [
     "ChatTemplateStage",
     "DetokenizeStage",
     "GenerateStage",
+    "HttpRequestStage",
     "PostprocessStage",
     "PreprocessStage",
     "ReasoningStage",
     "Row",
     "RowError",
+    "ServeDeploymentStage",
     "Stage",
     "TokenizeStage",
     "ToolCallStage",
@@ -39,11 +43,13 @@ __getattr__, __dir__ = lazy_face(
         "ChatTemplateStage": "chat_template",
         "DetokenizeStage": "detokenize",
         "GenerateStage": "generate",
+        "HttpRequestStage": "http",
         "PostprocessStage": "user_function",
         "PreprocessStage": "user_function",
         "ReasoningStage": "answer",
         "Row": "base",
         "RowError": "base",
+        "ServeDeploymentStage": "serve",
         "Stage": "base",
         "TokenizeStage": "tokenize",
         "ToolCallStage": "answer",

@@ -125,7 +125,7 @@ class Stage(ABC):
 
     def _run_one(self, row: Row) -> None:
         try:
-            columns = _checked(self.name, self.process(row.data))
+            columns = checked_columns(self.name, self.process(row.data))
         except Exception as error:  # noqa: BLE001  # whatever a stage raises for a row is that row's error
             self.fail(row, RowError.from_exception(self.name, error), error)
         else:
@@ -150,7 +150,9 @@ class BatchStage(Stage):
     def run_batch(self, rows: Sequence[Row]) -> None:
         """Runs the stage over all rows at once; if that raises, over each alone."""
         try:
-            results = [_checked(self.name, columns) for columns in self.process_batch([row.data for row in rows])]
+            results = [
+                checked_columns(self.name, columns) for columns in self.process_batch([row.data for row in rows])
+            ]
             pairs = list(zip(rows, results, strict=True))
         except Exception:  # noqa: BLE001  # repeated row by row, where it finds the row it belongs to
             super().run_batch(rows)
@@ -159,7 +161,16 @@ class BatchStage(Stage):
                 self.merge(row, columns)
 
 
-def _checked(stage: str, columns: Any) -> Mapping[str, Any]:
+def checked_columns(stage: str, columns: Any) -> Mapping[str, Any]:
+    """Returns what a stage made of a row, if it is columns.
+
+    Args:
+        stage: Name of the stage.
+        columns: What it returned.
+
+    Raises:
+        UserError: It is something else.
+    """
     if not isinstance(columns, Mapping):
         raise UserError(f"{stage} must return a dict of columns; got {type(columns).__name__}")
     return columns

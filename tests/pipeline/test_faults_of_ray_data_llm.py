@@ -15,13 +15,20 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from fake_client import EchoClient, FakePool
+from http_server import Server, running
 from ray import cloudpickle
 from ray.util import placement_group_table
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from millrace import ConfigError
 from millrace.actors import EnginePool, PoolConfig
-from millrace.pipeline import EngineProcessorConfig, Processor, build_llm_processor, vLLMEngineProcessorConfig
+from millrace.pipeline import (
+    EngineProcessorConfig,
+    HttpRequestProcessorConfig,
+    Processor,
+    build_llm_processor,
+    vLLMEngineProcessorConfig,
+)
 from millrace.pipeline.config import StageConfig
 from millrace.pipeline.engine_backend import EngineBackend
 from millrace.pipeline.plan import finish_plans, prepare_plans
