@@ -225,10 +225,6 @@ def test_failed_rows_do_not_change_the_columns_of_the_others(
 
 def test_requests_are_under_way_together(cluster: None) -> None:
     """Fact 9. There: the next request is sent when the one before is answered, so this server never answers."""
-    from http_server import Server, running
-
-    from millrace.pipeline import HttpRequestProcessorConfig
-
     server = Server(hold=10)
     with running(server):
         config = HttpRequestProcessorConfig(url=server.url, request_timeout_s=DEADLINE_S)
