@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import http.client
 import random
 import socket
@@ -13,7 +14,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+SLOW_DOWN = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
 FAULTS = ("503", "reset", "lost answer", "stall", "truncate", "shorten")
 """Too busy; a reset before the request is passed on; one after, so that it was done and nobody says so; an answer that
 never ends; one that ends before its length; one whose length is said to be less."""
@@ -88,10 +91,8 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: FaultProxy
 
     def handle(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # The client has gone.
             super().handle()
-        except OSError:
-            pass  # The client has gone.
 
     def _handle(self) -> None:
         body = self._read_body()
@@ -116,8 +117,6 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(status, headers, content[:half], half)
         else:
             self._answer(status, headers, content, length)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _handle
 
     def _read_body(self) -> bytes:
         if self.headers.get("Expect", "").lower() == "100-continue":
@@ -170,3 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keeps quiet."""
+
+
+for verb in ("GET", "PUT", "POST", "HEAD", "DELETE"):
+    setattr(_Handler, f"do_{verb}", _Handler._handle)
