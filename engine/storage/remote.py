@@ -50,7 +50,7 @@ class RemoteFiles:
 
     @property
     def library(self) -> Any:
-        """The file system of fsspec."""
+        """The file system of fsspec, which does not retry: for calls that are not here, through `with_retries`."""
         return self._fs
 
     def info(self, url: str) -> FileInfo | None:

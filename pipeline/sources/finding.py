@@ -80,16 +80,13 @@ def _extensions(path: str) -> tuple[str, str | None]:
 
 
 def _expand(place: Storage, format: str | None) -> list[FileInfo]:
-    info = None if _is_pattern(place) and not place.is_local else place.info()
-    if info is not None and not info.is_dir:
-        return [info]
+    info = place.info()
     if info is not None:
-        return _in_folder(place, format)
-    found = sorted(place.files.glob(place.url), key=lambda one: one.url)
+        return _in_folder(place, format) if info.is_dir else [info]
+    found = sorted(place.files.glob(place.url), key=lambda one: one.url) if _is_pattern(place) else []
     if not found:
-        raise ConfigError(
-            f"input {place.url!r} does not exist; pass a file, a folder or a pattern such as data/*.parquet"
-        )
+        advice = "pass a file, a folder or a pattern such as data/*.parquet"
+        raise ConfigError(f"input {place.url!r} does not exist; {advice}")
     return found
 
 
@@ -101,7 +98,7 @@ def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
     for mark, kind in TABLES.items():
         if mark in names:  # The folder may hold files that are no part of the table any more.
             raise ConfigError(
-                f"input {place.url!r} is a {kind} table, and those are not read; pass the list of its files, or an export"
+                f"input {place.url!r} is a {kind} table, which is not read; pass the list of its files, or an export"
             )
     wanted = [one for one in found if not one.is_dir and _extensions(one.url)[0] in known]
     visible = [one for one in wanted if one.url.rpartition("/")[2][0] not in "._"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
@@ -143,6 +144,21 @@ def test_every_row_is_read_once_through_a_broken_store(s3: S3Server, broken: Fau
     assert len(set(read[columns.POSITION].to_pylist())) == 4000
     assert read[READ_ERROR].null_count == 4000
     assert broken.counts.total() > broken.counts["none"]
+
+
+def test_arrow_reads_and_writes_through_a_broken_store(s3: S3Server, broken: FaultProxy) -> None:
+    root = Storage.at(f"s3://{s3.make_bucket()}/data", options=options(broken))
+    tables = [pa.table({"id": range(1000 * part, 1000 * part + 1000)}) for part in range(5)]
+    filesystem, path = pickle.loads(pickle.dumps(root.filesystem()))
+    for part, table in enumerate(tables):
+        pq.write_table(table, f"{path}/{part}.parquet", filesystem=filesystem)
+    assert pq.read_table(path, filesystem=filesystem) == pa.concat_tables(tables)
+    filesystem.move(f"{path}/0.parquet", f"{path}/sub/0.parquet")
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
+    assert sorted(info.base_name for info in found) == [f"{part}.parquet" for part in range(5)]
+    assert filesystem.get_file_info(f"{path}/0.parquet").type == pyarrow.fs.FileType.NotFound
+    filesystem.delete_dir(path)
+    assert not root.exists()
 
 
 def test_a_store_that_never_answers_well_is_given_up(s3: S3Server) -> None:
