@@ -190,6 +190,14 @@ def test_missing_credentials_are_said_at_once(s3: S3Server, monkeypatch: pytest.
     assert "\n" not in str(caught.value)
 
 
+def test_wrong_credentials_are_said_at_once(s3: S3Server) -> None:
+    with FaultProxy(s3.host, s3.port, FaultPlan(rate=1.0, faults=("403",))) as proxy:
+        for action in ("read_bytes", "list"):
+            with pytest.raises(ConfigError, match=r"access denied .*check the credentials"):
+                getattr(Storage.at("s3://bucket/x", proxy.url), action)()
+        assert proxy.counts == {"403": 2}
+
+
 def test_the_endpoint_may_come_from_the_environment(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket = s3.make_bucket()
     Storage.at(f"s3://{bucket}/x", s3.url).write_bytes(b"x")
