@@ -255,6 +255,8 @@ def test_a_limit_takes_the_first_rows(
     source = Source.find([write_rows(tmp_path / f"{part}.{kind}", rows) for part in range(2)])
     assert sorted(row["id"] for row in source.read(limit=120).take_all()) == list(range(120))
     assert source.read(limit=301).count() == 301
+    done = source.read(limit=120, is_done=lambda unit: unit.start == 0).take_all()
+    assert not {row["id"] for row in done} - set(range(120))
     assert len(source.read().limit(7).take_all()) == 7
     assert source.read(is_done=lambda unit: True).count() == 0
 
