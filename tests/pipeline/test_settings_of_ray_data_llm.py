@@ -15,10 +15,13 @@ from millrace.pipeline import (
     ChatTemplateStageConfig,
     EngineProcessorConfig,
     PrepareMultimodalStageConfig,
+    SGLangEngineProcessorConfig,
     TokenizerStageConfig,
     build_llm_processor,
 )
 from millrace.pipeline.plan import UserFunction, generate_kwargs, operator_kwargs, pool_config
+from millrace.pipeline.sglang import SamplingNamesStage
+from millrace.pipeline.stages import Row
 
 HEAVY = ("torch", "transformers", "vllm", "ray.serve", "aiohttp")
 NO_FUNCTION = UserFunction("preprocess")
@@ -51,7 +54,7 @@ def test_what_a_stage_says_counts_and_replaces() -> None:
 
 
 def test_stages_of_one_process_agree_on_its_environment() -> None:
-    with pytest.raises(ConfigError, match="the same runtime_env"):
+    with pytest.raises(ConfigError, match="give them one runtime_env"):
         prepare_kwargs(
             chat_template_stage={"runtime_env": {"pip": ["a"]}}, tokenize_stage={"runtime_env": {"pip": ["b"]}}
         )
@@ -100,11 +103,53 @@ def test_importing_a_name_loads_nothing_heavy(name: str, tmp_path: Path) -> None
     assert done.stdout.strip() == "[]"
 
 
+def test_names_of_sglang_are_read() -> None:
+    kwargs = {
+        "tp_size": 2,
+        "context_length": 64,
+        "disable_radix_cache": True,
+        "skip_tokenizer_init": True,
+        "dp_size": 1,
+    }
+    engine = SGLangEngineProcessorConfig(model_source="somewhere", engine_kwargs=kwargs).engine_config
+    assert (engine.tensor_parallel_size, engine.max_model_len, engine.enable_prefix_caching) == (2, 64, False)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "said"),
+    [
+        ({"dp_size": 2}, "replicas are said with concurrency"),
+        ({"tp_size": 2, "tensor_parallel_size": 2}, "are the same setting; drop one"),
+        ({"speculative_algorithm": "EAGLE"}, "speculative_algorithm"),
+    ],
+)
+def test_what_the_engine_lacks_is_refused(kwargs: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        SGLangEngineProcessorConfig(model_source="somewhere", engine_kwargs=kwargs)
+
+
+def test_rows_may_use_names_of_sglang_or_ours(model_folder: Path) -> None:
+    config = SGLangEngineProcessorConfig(model_source=str(model_folder), detokenize_stage=False)
+    names = ["ChatTemplateStage", "TokenizeStage", "SamplingNamesStage", "GenerateStage"]
+    assert build_llm_processor(config).list_stage_names() == names
+    given = [{"max_new_tokens": 3, "stop": None}, {"max_tokens": 4}, {"top_p": 0.5}, None]
+    rows = [Row.read({"sampling_params": one}) for one in [*given, {"max_new_tokens": 3, "max_tokens": 3}]]
+    SamplingNamesStage().run(rows)
+    assert [row.data["sampling_params"] for row in rows[:4]] == [
+        {"max_tokens": 3},
+        {"max_tokens": 4},
+        {"max_tokens": 128, "top_p": 0.5},
+        None,
+    ]
+    assert "are the same setting" in str(rows[4].error)
+
+
 def test_every_public_name_of_ray_data_llm_is_here() -> None:
     import millrace.pipeline
 
     theirs = {
-        "ProcessorConfig", "Processor", "HttpRequestProcessorConfig", "vLLMEngineProcessorConfig",
+        "ProcessorConfig", "Processor", "SGLangEngineProcessorConfig", "HttpRequestProcessorConfig",
+        "vLLMEngineProcessorConfig",
         "ServeDeploymentProcessorConfig", "ChatTemplateStageConfig", "DetokenizeStageConfig",
         "PrepareMultimodalStageConfig", "TokenizerStageConfig", "HttpRequestStageConfig", "build_processor",
     }  # fmt: skip
