@@ -198,6 +198,7 @@ class EngineProcessorConfig(ProcessorConfig):
         engine_kwargs: Settings of the engine, under the names that users of vLLM know.
         sampling_params: Sampling parameters of rows that bring none; None takes the model's own defaults.
         task_type: What the model does; ``"generate"``.
+        deduplicate: Whether identical requests run once and share the output, which is that of each of them.
         num_cpus_per_replica: CPUs a replica asks Ray for; None for a share of half of what is left by one task and our
             operators, at most 1.
         num_gpus_per_replica: GPUs a replica asks Ray for; None for 1 where the cluster has some, else 0.
@@ -221,6 +222,7 @@ class EngineProcessorConfig(ProcessorConfig):
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     sampling_params: dict[str, Any] | None = None
     task_type: Literal["generate"] = "generate"
+    deduplicate: bool = True
     num_cpus_per_replica: float | None = Field(default=None, gt=0)
     num_gpus_per_replica: float | None = Field(default=None, ge=0)
     placement_group_config: dict[str, Any] | None = None

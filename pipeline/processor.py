@@ -14,11 +14,12 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
-from ray.data import Dataset
+from ray.data import ActorPoolStrategy, Dataset
 from ray.data.dataset import MaterializedDataset
 
 from ..actors import PoolStats
@@ -27,7 +28,7 @@ from . import columns
 from .backend import Backend, check_room
 from .config import ProcessorConfig
 from .operators import Finish, Generate, MakeStages, Prepare
-from .plan import UserFunction, block_rows, make_stages, operator_kwargs
+from .plan import OPERATOR_CPUS, UserFunction, block_rows, make_stages, operator_kwargs
 from .stage_plan import CustomStage, StageInfo, StagePlan, index_of
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,33 @@ RowFunction = Callable[..., Mapping[str, Any]]
 
 WHOLE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
 """How an operator takes its input: block by block, as Arrow tables."""
+
+
+WITHOUT_BACKEND = {"num_cpus": OPERATOR_CPUS, "compute": ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=4)}
+"""How the operator of the last stages runs if there is no backend before them."""
+
+
+@dataclass(frozen=True)
+class Operators:
+    """What the operators of a processor are made of, if the last one is to write its rows itself.
+
+    Attributes:
+        make_prepare: Makes the stages before the backend.
+        prepare_kwargs: Resources of their operator, as arguments of `Dataset.map_batches`.
+        make_generate: Makes the backend's stage.
+        generate_kwargs: Resources of its operator.
+        make_finish: Makes the stages after it.
+        prepare_rows: Rows of a block that the stages before the backend run over.
+        generate_rows: Rows that small blocks are gathered into for the backend.
+    """
+
+    make_prepare: MakeStages
+    prepare_kwargs: dict[str, Any]
+    make_generate: MakeStages
+    generate_kwargs: dict[str, Any]
+    make_finish: MakeStages
+    prepare_rows: int
+    generate_rows: int
 
 
 class Processor:
@@ -115,8 +143,8 @@ class Processor:
         before, after = self._plans()
         prepare = operator_kwargs(self.config, self._preprocess, *_settings(before))
         finish = operator_kwargs(self.config, self._postprocess, *_settings(after))
-        make_backend = self._start(prepare, finish)
-        blocks = _without_large_blocks(dataset, block_rows(self.config, _settings(before)))
+        make_backend = self._start([prepare, finish])
+        blocks = without_large_blocks(dataset, block_rows(self.config, _settings(before)))
         results = blocks.map_batches(
             Prepare, fn_constructor_args=[self._make(before, self._preprocess)], **WHOLE_BLOCKS, **prepare
         )
@@ -126,7 +154,7 @@ class Processor:
             results = results.map_batches(
                 Generate,
                 fn_constructor_args=[make_backend],
-                batch_size=self._backend.batch_size or self.config.batch_size,
+                batch_size=self._gathered_rows,
                 batch_format="pyarrow",
                 **self._backend.kwargs,
             )
@@ -137,6 +165,25 @@ class Processor:
         # Else Ray passes on the text of a worker's exception, and what can be caught is an error of Ray's.
         results.context.raise_original_map_exception = True
         return results
+
+    def operators(self) -> Operators:
+        """Starts the backend if it does not run yet, and returns what operators are made of that write their rows.
+
+        Raises:
+            ConfigError: The processor is closed, or the cluster has no room for it.
+        """
+        before, after = self._plans()
+        prepare = operator_kwargs(self.config, self._preprocess, *_settings(before))
+        make_backend = self._start([prepare])
+        return Operators(
+            make_prepare=self._make(before, self._preprocess),
+            prepare_kwargs=prepare,
+            make_generate=make_backend or list,
+            generate_kwargs=WITHOUT_BACKEND if self._backend is None else dict(self._backend.kwargs),
+            make_finish=self._make(after, self._postprocess),
+            prepare_rows=block_rows(self.config, _settings(before)),
+            generate_rows=self._gathered_rows,
+        )
 
     def list_stage_names(self) -> list[str]:
         """Returns the names of the stages that run, in order."""
@@ -199,6 +246,10 @@ class Processor:
     def _backend(self) -> Backend | None:
         return next((stage for stage in self._stages if isinstance(stage, Backend)), None)
 
+    @property
+    def _gathered_rows(self) -> int:
+        return (self._backend and self._backend.batch_size) or self.config.batch_size
+
     def _plans(self) -> tuple[list[StagePlan], list[StagePlan]]:
         """Returns the stages before the backend and those after it."""
         place = next((i for i, stage in enumerate(self._stages) if isinstance(stage, Backend)), len(self._stages))
@@ -208,15 +259,15 @@ class Processor:
     def _make(self, plans: list[StagePlan], user: UserFunction) -> MakeStages:
         return functools.partial(make_stages, plans, user, stop_on_error=self.config.stop_on_error)
 
-    def _start(self, prepare: dict[str, Any], finish: dict[str, Any]) -> MakeStages | None:
-        """Starts the backend, or, where there is none, checks that the operators have room."""
+    def _start(self, operators: list[dict[str, Any]]) -> MakeStages | None:
+        """Starts the backend, or, where there is none, checks that the other operators have room."""
         with self._lock:
             if self._is_closed:
                 raise ConfigError("the processor is closed; build another one")
             if self._backend is None:
-                check_room([prepare, finish])
+                check_room(operators)
                 return None
-            make_stages = self._backend.start([prepare, dict(self._backend.kwargs), finish])
+            make_stages = self._backend.start([*operators, dict(self._backend.kwargs)])
             # A lazy dataset does not keep its processor alive, so the end of the driver is what ends a pool that
             # nobody closed. Registered once: `atexit` calls a function as often as it was registered.
             atexit.unregister(self.close)
@@ -228,7 +279,7 @@ def _settings(plans: Sequence[StagePlan]) -> list[Any]:
     return [plan.info.config for plan in plans]
 
 
-def _without_large_blocks(dataset: Dataset, max_rows: int) -> Dataset:
+def without_large_blocks(dataset: Dataset, max_rows: int) -> Dataset:
     """Splits blocks, so that the first rows generate while the last are still being read.
 
     Splitting is a task for each block, also for those that stay whole, and a task costs as much as many rows. So blocks

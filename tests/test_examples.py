@@ -35,6 +35,9 @@ with build_processor(vLLMEngineProcessorConfig(model_source="bundled:invoices"))
         print(json.dumps({"script": script, "shown": shown.getvalue(), "problem": problem}), flush=True)
 """
 
+QUICK = {"01_quickstart", "04_http_endpoint", "07_row_errors", "13_shared_engine"}
+"""Scenarios of `make test`; `make test-soak` runs all."""
+
 SHOWN = {
     "02_replicas": "concurrency (1, 2) is 1 to 2 replicas",
     "03_text_generation": '{"id": 2, "answers": ["',
@@ -61,18 +64,22 @@ def test_example_runs(script: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def scenarios(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What became of each scenario of Ray Data LLM: all run in one process, on one Ray, one after the other."""
-    command = [sys.executable, "-P", "-c", RUN_SCENARIOS, *map(str, SCENARIOS)]
+def scenarios(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What became of the scenarios that were selected: all run in one process, on one Ray, one after the other."""
+    params = [item.callspec.params for item in request.session.items if "scenarios" in item.fixturenames]
+    scripts = [str(ROOT / "examples" / "ray_data_llm" / f"{one['name']}.py") for one in params]
+    command = [sys.executable, "-P", "-c", RUN_SCENARIOS, *scripts]
     folder = tmp_path_factory.mktemp("scenarios")
-    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=600)
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
     lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith('{"script"')]
-    assert len(lines) == len(SCENARIOS), ran.stderr
+    assert len(lines) == len(scripts), ran.stderr
     return {Path(one["script"]).stem: one for one in lines}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [path.stem for path in SCENARIOS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=() if one in QUICK else pytest.mark.soak) for one in (p.stem for p in SCENARIOS)]
+)
 def test_scenario_of_ray_data_llm_runs(name: str, scenarios: dict[str, dict[str, Any]]) -> None:
     assert not scenarios[name]["problem"]
     assert SHOWN.get(name, "answer") in scenarios[name]["shown"]

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray.data.checkpoint import CheckpointConfig
@@ -32,7 +33,8 @@ def postprocess(row: dict[str, Any]) -> dict[str, Any]:
 def run(folder: Path, num_rows: int) -> None:
     """Answer the rows of the input that have no answer yet."""
     lines = [{"id": index, "line": f"Invoice {index:04} / 2024-12-01 / USD {index}.50"} for index in range(num_rows)]
-    ray.data.from_items(lines).write_parquet(str(folder / "in"), mode="overwrite")
+    (folder / "in").mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(lines), folder / "in" / "lines.parquet")
     config = vLLMEngineProcessorConfig(model_source="bundled:invoices")
     with build_processor(config, preprocess=preprocess, postprocess=postprocess) as processor:
         processor(ray.data.read_parquet(str(folder / "in"))).write_parquet(str(folder / "out"))

@@ -20,17 +20,20 @@ from ray import cloudpickle
 from ray.util import placement_group_table
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from millrace import ConfigError
+from millrace import ConfigError, MillraceError
 from millrace.actors import EnginePool, PoolConfig
 from millrace.pipeline import (
     EngineProcessorConfig,
     HttpRequestProcessorConfig,
+    JobConfig,
     Processor,
     build_llm_processor,
+    run_job,
     vLLMEngineProcessorConfig,
 )
 from millrace.pipeline.config import StageConfig
 from millrace.pipeline.engine_backend import EngineBackend
+from millrace.pipeline.job import prepare_retry
 from millrace.pipeline.plan import finish_plans, prepare_plans
 from millrace.pipeline.stage_plan import CustomStage
 from millrace.pipeline.stages import BatchStage
@@ -91,23 +94,37 @@ def test_no_placement_group_is_left(cluster: None, make_config: MakeConfig, fail
     until(lambda: not groups_of(stats.name))
 
 
-@pytest.mark.parametrize("size", [5, 16, 48])
-def test_batch_size_of_a_stage_holds(cluster: None, make_config: MakeConfig, size: int) -> None:
+def test_batch_size_of_a_stage_holds(cluster: None, make_config: MakeConfig) -> None:
     """Fact 4. There: the processor's batch_size (16 here) replaces the stage's, whichever is larger."""
 
     class Count(BatchStage):
         name = "count"
 
+        def __init__(self, column: str) -> None:
+            super().__init__()
+            self._column = column
+
         def process_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-            return [{"num_together": len(rows)} for _ in rows]
+            return [{self._column: len(rows)} for _ in rows]
+
+    def counting(column: str, batch_size: int, **place: str) -> CustomStage:
+        return CustomStage(Count, {"column": column}, config=StageConfig(batch_size=batch_size), **place)
 
     config = make_config(batch_size=16)
     backend = EngineBackend(config, start_pool=lambda _: FakePool(), make_client=EchoClient)  # type: ignore[arg-type, return-value]
-    for place in ({"before": "GenerateStage"}, {"after": "GenerateStage"}):
-        counting = CustomStage(Count, config=StageConfig(batch_size=size), **place)
-        with Processor(config, [backend, counting]) as processor:
-            rows = processor(ray.data.from_items([{"prompt": "a"}] * 240, override_num_blocks=1)).take_all()
-        assert {row["num_together"] for row in rows} == ({5, 1} if size == 5 else {size}), place
+    stages = [
+        backend,
+        counting("large before", 48, before="GenerateStage"),
+        counting("small before", 4, before="GenerateStage"),
+        counting("small after", 8),
+        counting("large after", 80),
+    ]
+    with Processor(config, stages) as processor:
+        rows = processor(ray.data.from_items([{"prompt": "a"}] * 240, override_num_blocks=1)).take_all()
+    sizes = {name: {row[name] for row in rows} for name in rows[0] if name.endswith(("before", "after"))}
+    # Blocks are gathered for a stage after the engine, and what is beyond a batch is a smaller one.
+    assert max(sizes.pop("large after")) == 80
+    assert sizes == {"large before": {48}, "small before": {4}, "small after": {8}}
 
 
 @pytest.mark.parametrize(("num_blocks", "batch_size"), [(64, 1), (1, 10_000)], ids=["blocks of a row", "one block"])
@@ -123,7 +140,7 @@ def test_rows_in_flight_do_not_depend_on_blocks(
         stats = backend.stats()
         return sum(one.engine["num_running"] for one in stats.replicas if one.engine) if stats else 0  # type: ignore[index]
 
-    rows = [{"prompt": f"gate {gate}"}] * 64
+    rows = [{"prompt": f"gate {gate} {index}"} for index in range(64)]
     with processor, ThreadPoolExecutor(1) as thread:
         results = processor(ray.data.from_items(rows, override_num_blocks=num_blocks))
         count = thread.submit(results.count)
@@ -192,19 +209,50 @@ def test_failed_rows_do_not_change_the_columns_of_the_others(
     def postprocess(row: dict[str, Any]) -> dict[str, Any]:
         return {"id": row["id"], "count": row["num_generated_tokens"], "text": row["generated_text"], "tags": [1, 2]}
 
-    def run(name: str, bad: Callable[[int], bool]) -> pa.Table:
-        rows = [{"id": index, "prompt": "fail" if bad(index) else "x"} for index in range(64)]
-        with make_processor(None, postprocess) as processor:
-            processor(ray.data.from_items(rows, override_num_blocks=8)).write_parquet(str(tmp_path / name))
-        return pa.concat_tables(
-            [pq.read_table(path) for path in (tmp_path / name).glob("*.parquet")], promote_options="permissive"
-        )
+    rows = [{"id": index, "prompt": "fail" if index < 8 or index % 5 == 0 else "x"} for index in range(64)]
+    with make_processor(None, postprocess) as processor:
+        processor(ray.data.from_items(rows, override_num_blocks=8)).write_parquet(str(tmp_path))
+    tables = [pq.read_table(path) for path in tmp_path.glob("*.parquet")]
+    table = pa.concat_tables(tables, promote_options="default")
+    assert table.num_rows == 64
+    assert {field.name: field.type for field in table.schema} == {
+        "id": pa.int64(),
+        "count": pa.int64(),
+        "text": pa.string(),
+        "tags": pa.list_(pa.int64()),
+        "prompt": pa.string(),
+        "finish_reason": pa.string(),
+        "__inference_error__": pa.string(),
+    }
 
-    good, mixed = run("good", lambda index: False), run("mixed", lambda index: index < 8 or index % 5 == 0)
-    assert mixed.num_rows == 64
-    types = {field.name: field.type for field in mixed.schema}
-    assert {name: types[name] for name in good.schema.names} == {field.name: field.type for field in good.schema}
-    assert set(types) - set(good.schema.names) == {"prompt", "finish_reason"}
+
+@pytest.mark.slow
+def test_a_restart_neither_waits_for_itself_nor_forgets_the_failed(
+    cluster: None, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Fact 8 and research 6.1. There: on two CPUs a job that goes on from a checkpoint makes no progress, since its two
+    actors hold both and no read task ever runs; and a failed row counts as done, so that a rerun leaves it out."""
+    lines = [f"line {index}" for index in range(40)]
+    lines[20] = "z " * 60
+    pq.write_table(pa.table({"line": lines}), tmp_path / "in.parquet")
+    job = JobConfig(
+        model=str(tiny_model("llama")),
+        input=str(tmp_path / "in.parquet"),
+        output=str(tmp_path / "out"),
+        prompt="{line}",
+        sampling={"max_tokens": 4},
+        engine={"max_model_len": 32, "num_threads": 1},
+        batch_size=8,
+        flush_interval_s=0.1,
+        on_error="stop",
+    )
+    with pytest.raises(MillraceError, match="PromptTooLongError"):
+        run_job(job)
+    gone_on = run_job(job.model_copy(update={"on_error": "row"}))
+    assert (gone_on.num_rows_out, gone_on.num_rows_failed) == (40, 1)
+    again = run_job(prepare_retry(job.output, engine={**job.engine, "max_model_len": 256}))
+    assert (again.num_rows_out, again.num_rows_failed) == (40, 0)
+    assert sorted(pq.read_table(tmp_path / "out")["line"].to_pylist()) == sorted(lines)
 
 
 def test_requests_are_under_way_together(cluster: None) -> None:
@@ -279,12 +327,6 @@ def test_every_documented_value_builds_a_processor(field: str, value: Any, caplo
 def test_what_is_not_there_yet_says_so(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=r"not there yet|does not have"):
         vLLMEngineProcessorConfig(**{"model_source": "bundled:invoices", field: value})
-
-
-def test_a_bound_of_nothing_is_no_bound(cluster: None, make_config: MakeConfig) -> None:
-    """Research 1.2. There: `max_pending_requests=0` calls `asyncio.NullContext`, which does not exist."""
-    with with_fake_engines(make_config(max_pending_requests=0))[0] as processor:
-        assert processor(ray.data.from_items([{"prompt": "steps 1"}] * 20)).count() == 20
 
 
 def test_resources_of_a_stage_reach_its_process(cluster: None, make_config: MakeConfig) -> None:
