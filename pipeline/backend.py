@@ -87,7 +87,7 @@ def check_room(operators: Sequence[OperatorKwargs]) -> None:
         ConfigError: There is none, so the job would wait forever.
     """
     held, have = held_cpus(operators), ray.cluster_resources().get("CPU", 0.0)
-    if have - held < 1 - 1e-6:
+    if held and have - held < 1 - 1e-6:  # Whoever holds nothing waits for nobody, and a cluster may still grow.
         raise ConfigError(
             f"the operators of the job hold {held:g} of the cluster's {have:g} CPUs and leave less than a whole one to "
             "read with: the job would wait forever; lower num_cpus or concurrency of the stages and functions"
