@@ -48,22 +48,22 @@ class Operators:
     """What the operators of a processor are made of, if the last one is to write its rows itself.
 
     Attributes:
+        block_rows: Most rows of a block.
         make_prepare: Makes the stages before the backend.
         prepare_kwargs: Resources of their operator, as arguments of `Dataset.map_batches`.
+        generate_rows: Rows that small blocks are gathered into for the backend.
         make_generate: Makes the backend's stage.
         generate_kwargs: Resources of its operator.
         make_finish: Makes the stages after it.
-        prepare_rows: Rows of a block that the stages before the backend run over.
-        generate_rows: Rows that small blocks are gathered into for the backend.
     """
 
+    block_rows: int
     make_prepare: MakeStages
     prepare_kwargs: dict[str, Any]
+    generate_rows: int
     make_generate: MakeStages
     generate_kwargs: dict[str, Any]
     make_finish: MakeStages
-    prepare_rows: int
-    generate_rows: int
 
 
 class Processor:
@@ -176,13 +176,13 @@ class Processor:
         prepare = operator_kwargs(self.config, self._preprocess, *_settings(before))
         make_backend = self._start([prepare])
         return Operators(
+            block_rows=block_rows(self.config, _settings(before)),
             make_prepare=self._make(before, self._preprocess),
             prepare_kwargs=prepare,
+            generate_rows=self._gathered_rows,
             make_generate=make_backend or list,
             generate_kwargs=WITHOUT_BACKEND if self._backend is None else dict(self._backend.kwargs),
             make_finish=self._make(after, self._postprocess),
-            prepare_rows=block_rows(self.config, _settings(before)),
-            generate_rows=self._gathered_rows,
         )
 
     def list_stage_names(self) -> list[str]:
