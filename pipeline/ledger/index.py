@@ -66,7 +66,6 @@ class RowIndex:
             found |= run[at] == ids
         return found
 
-
     def _append(self, parts: Iterable[np.ndarray]) -> None:
         if len(run := _mapped(parts)):
             self._runs.append(run)

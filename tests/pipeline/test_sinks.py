@@ -94,7 +94,9 @@ def test_many_blocks_write_at_once(folder: JobFolder) -> None:
     writer = ResultWriter(spec, max_blocks=8)
     blocks = [list(range(start, start + 30)) for start in range(0, 900, 25)]  # Neighbours have rows in common.
     with ThreadPoolExecutor(8) as threads:
-        written = [number for new in threads.map(lambda numbers: write_block(writer, numbers), blocks) for number in new]
+        written = [
+            number for new in threads.map(lambda numbers: write_block(writer, numbers), blocks) for number in new
+        ]
     assert sorted(written) == list(range(905))
     manifest = publish(folder.root, spec)
     assert manifest.counts.num_output_tokens == 2 * 905
