@@ -18,9 +18,6 @@ from ..engine.errors import ConfigError
 from .job_config import JobConfig
 
 REQUIRED = tuple(name for name, field in JobConfig.model_fields.items() if field.is_required())
-PATHS = ("model", "input", "output", "prices")
-"""Fields that name files."""
-
 Places = dict[str, str]
 """Dotted path of a field -> where it is written, for people."""
 
@@ -112,19 +109,15 @@ def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tupl
 
 
 def _parsed(path: str, text: str, place: str) -> Any:
-    """Reads a value as YAML; a field of text takes it as it stands, unless it is a list."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        if _takes_text(path):
-            return text
-        raise ConfigError(_describe_yaml(place, error, is_file=False)) from error
-    return text if _takes_text(path) and not isinstance(value, list) else value
-
-
-def _takes_text(path: str) -> bool:
+    """Reads a value as YAML. A field of text takes it as it stands, unless it is a list and may be one."""
     field = JobConfig.model_fields.get(path)
-    return path == "prices" or (field is not None and str in (field.annotation, *get_args(field.annotation)))
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    if str in kinds and not (list[str] in kinds and text.startswith("[")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(_describe_yaml(place, error, is_file=False)) from error
 
 
 def _put(values: dict[str, Any], places: Places, path: str, value: Any, place: str) -> None:
