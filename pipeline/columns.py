@@ -17,6 +17,12 @@ DATA = "__data"
 INPUT = "__input"
 """Where a job keeps the row as it was read, since its prompt may take the name of a column of the input."""
 
+POSITION = "__position"
+"""Where a row stands in the input, as `binary(12)`: number of the file, place in it, both big-endian."""
+
+ROW_ID = "__row_id"
+"""What the ledger knows a row by, as `binary(12)`: its position, or a hash of its key."""
+
 # What a row may bring to the stages.
 MESSAGES = "messages"
 PROMPT = "prompt"
@@ -48,6 +54,13 @@ ATTEMPT = "attempt"
 REPLICA_ID = "replica_id"
 IS_DUPLICATE = "__is_duplicate"
 """Whether the row took the output of an identical one; between generation and the sink only."""
+
+# What a dead letter has besides the row as it was read.
+ERROR_STAGE = "__error_stage"
+ERROR_KIND = "__error_kind"
+ERROR_MESSAGE = "__error_message"
+ERROR_RETRYABLE = "__error_retryable"
+ERROR_ATTEMPTS = "__error_attempts"
 
 NO_ERROR = ""
 """`__inference_error__` of a row that went through."""
@@ -93,4 +106,18 @@ def result_types() -> dict[str, pa.DataType]:
         LOGPROBS: logprobs,
         PROMPT_LOGPROBS: logprobs,
         OUTPUTS: pa.list_(sequence),
+    }
+
+
+def error_types() -> dict[str, pa.DataType]:
+    """Returns the Arrow types of the columns that a dead letter adds to its row."""
+    import pyarrow as pa
+
+    return {
+        ROW_ID: pa.binary(12),
+        ERROR_STAGE: pa.string(),
+        ERROR_KIND: pa.string(),
+        ERROR_MESSAGE: pa.string(),
+        ERROR_RETRYABLE: pa.bool_(),
+        ERROR_ATTEMPTS: pa.int64(),
     }

@@ -136,6 +136,7 @@ class EngineProcessorConfig(ProcessorConfig):
         sampling_params: Sampling parameters of rows that bring none; None takes the model's own defaults.
         task_type: What the model does; ``"generate"``.
         should_continue_on_error: Whether a failed row becomes an error row (`__inference_error__`) or stops the job.
+        deduplicate: Whether identical requests run once and share the output, which is that of each of them.
         runtime_env: Ray runtime environment of the replicas and of our operators.
         num_cpus_per_replica: CPUs a replica asks Ray for; None for what is left by one task and our operators, at
             most 1.
@@ -157,6 +158,7 @@ class EngineProcessorConfig(ProcessorConfig):
     sampling_params: dict[str, Any] | None = None
     task_type: Literal["generate"] = "generate"
     should_continue_on_error: bool = False
+    deduplicate: bool = True
     runtime_env: dict[str, Any] | None = None
     num_cpus_per_replica: float | None = Field(default=None, gt=0)
     num_gpus_per_replica: float | None = Field(default=None, ge=0)

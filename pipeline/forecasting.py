@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -17,17 +18,18 @@ from ..engine.errors import ConfigError
 from ..engine.generation_config import default_sampling_params, read_generation_config
 from .config import EngineProcessorConfig
 from .forecast import Forecast, Lengths, Replicas
-from .job import WORKING_FOLDER, MakePrompt, processor_config, result_schema
+from .job import processor_config, result_schema
 from .job_config import JobConfig
+from .job_rows import MakePrompt
+from .ledger.folder import JobFolder
 from .operators import run_stages
 from .pace import Pace
 from .plan import UserFunction, make_prepare_stages
-from .report.writer import REPORT_JSON
 from .sample import Sample
 from .session import MIN_CPUS
 from .sources import Source
 from .stages.base import Row
-from .storage import Storage
+from .storage import Storage, StorageOptions
 
 MAX_MEASURED_ROWS = 256
 
@@ -59,9 +61,10 @@ def forecast_job(
     Raises:
         ConfigError: Something in the job cannot be used.
     """
+    job = job.relative_to(Path.cwd())
     config = processor_config(job)
-    source = Source.find(job.input, job.format)
-    result_schema(job, source)
+    source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url))
+    result_schema(job, source.schema)
     footprint = Footprint.of(config.engine_config, memory_bytes)
     sample = Sample.take(source, sample_size, seed)
     if job.limit is not None and sample.num_rows is not None:
@@ -101,7 +104,7 @@ def _pace_of_report(job: JobConfig, report: str | None) -> Pace | None:
                 f"the job of report {report!r} was of another model than {job.model!r}, or came to nothing"
             )
         return pace
-    last = Storage.at(job.output) / WORKING_FOLDER / REPORT_JSON
+    last = JobFolder(Storage.at(job.output, job.endpoint_url)).report_file
     return Pace.of_report(last, job.model) if last.exists() else None
 
 

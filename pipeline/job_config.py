@@ -28,13 +28,15 @@ class MessageTemplate(Settings):
 
 
 class JobConfig(Settings):
-    """A job: rows of a file through a model into Parquet.
+    """A job: rows of files through a model into files.
 
     Attributes:
         model: Folder of the model, or ``"bundled:NAME"``.
         input: File, folder, pattern, or a list of these.
-        output: Folder to write Parquet files to.
-        format: ``"parquet"``, ``"jsonl"`` or ``"csv"``; None to tell by the extension.
+        output: Folder to write files to; a path or a URL.
+        format: Of the input: ``"parquet"``, ``"jsonl"`` or ``"csv"``; None to tell by the extension.
+        output_format: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"arrow"``.
+        endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
         prompt: Text with {column} fields.
         messages: Conversation with {column} fields, rendered by the model's chat template. With neither `prompt` nor
             `messages`, rows bring a column of one of these names.
@@ -47,6 +49,11 @@ class JobConfig(Settings):
         output_column: Name of the column of the generated text.
         seed: Seed of the rows' draws; the engine's `seed` if None.
         limit: Rows to run at most; None for all.
+        key: Columns by whose values a row is known when the job is resumed; None for its place in the input.
+        order: ``"any"``, or ``"input"`` for rows in the order of the input.
+        max_rows_per_file: Most rows of a file of the output.
+        flush_interval_s: Seconds after which a finished row is durable.
+        dedup: Whether identical rows run once.
         prices: What things cost, for plan and report: a table, or the path of a YAML or JSON file with one.
     """
 
@@ -65,6 +72,13 @@ class JobConfig(Settings):
     output_column: str = GENERATED_TEXT
     seed: int | None = None
     limit: int | None = Field(default=None, gt=0)
+    output_format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
+    endpoint_url: str | None = None
+    key: list[str] | None = Field(default=None, min_length=1)
+    order: Literal["any", "input"] = "any"
+    max_rows_per_file: int = Field(default=50_000, gt=0)
+    flush_interval_s: float = Field(default=5.0, gt=0)
+    dedup: bool = True
     prices: Prices | None = None
 
     @field_validator("sampling")
@@ -87,6 +101,12 @@ class JobConfig(Settings):
         except TypeError as error:
             raise ConfigError("engine: leave out model; it is a field of the job") from error
         return value
+
+    @model_validator(mode="after")
+    def _check_order(self) -> JobConfig:
+        if self.order == "input" and self.key is not None:
+            raise ConfigError("order: input needs the place of a row in the input, and key replaces it; drop one")
+        return self
 
     @model_validator(mode="after")
     def _check_prompt(self) -> JobConfig:
@@ -118,7 +138,11 @@ class JobConfig(Settings):
         return self.model_copy(
             update={
                 "model": model,
-                "input": [str(folder / Path(one).expanduser()) for one in inputs],
-                "output": str(folder / Path(self.output).expanduser()),
+                "input": [_from_folder(folder, one) for one in inputs],
+                "output": _from_folder(folder, self.output),
             }
         )
+
+
+def _from_folder(folder: Path, path: str) -> str:
+    return path if "://" in path else str(folder / Path(path).expanduser())

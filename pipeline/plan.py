@@ -118,6 +118,7 @@ def make_generate_stages(config: EngineProcessorConfig, pool_name: str, make_cli
         model=config.model_source,
         job_seed=config.engine_config.seed,
         detokenize_later=config.detokenize_stage.enabled,
+        duplicates=config.deduplicate,
         stop_on_error=not config.should_continue_on_error,
     )
     return [stage]

@@ -13,7 +13,7 @@ import atexit
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -27,7 +27,7 @@ from ..engine import resolve_model
 from ..engine.errors import ConfigError, unknown_key_message
 from . import columns
 from .config import EngineProcessorConfig, ProcessorConfig
-from .operators import Finish, Generate, Prepare
+from .operators import Finish, Generate, MakeStages, Prepare
 from .plan import (
     MakeClient,
     UserFunction,
@@ -64,6 +64,25 @@ class StageInfo:
     config: Any
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Operators:
+    """What the operators of a processor are made of.
+
+    Attributes:
+        make_prepare: Makes the stages before generation.
+        prepare_kwargs: Resources of their operator, as arguments of `Dataset.map_batches`.
+        make_generate: Makes the stages that generate.
+        generate_kwargs: Resources of their operator.
+        make_finish: Makes the stages after generation.
+    """
+
+    make_prepare: MakeStages
+    prepare_kwargs: dict[str, Any]
+    make_generate: MakeStages
+    generate_kwargs: dict[str, Any]
+    make_finish: MakeStages
 
 
 class Processor:
@@ -118,33 +137,30 @@ class Processor:
             ConfigError: The processor is closed, or the cluster has no room for it.
         """
         config = self.config
-        prepare = operator_kwargs(config, self._preprocess, config.chat_template_stage, config.tokenize_stage)
-        generate = generate_kwargs(config)
         finish = operator_kwargs(config, self._postprocess, config.detokenize_stage)
-        pool = self._ensure_pool([prepare, generate, finish])
-        stages = functools.partial(make_generate_stages, config, pool.name, self._make_client)
+        operators = self.operators([finish])
         # Small blocks are not joined before their rows are packed: blocks in which a column has different types cannot
         # be.
         results = (
-            _without_large_blocks(dataset, config.batch_size)
+            without_large_blocks(dataset, config.batch_size)
             .map_batches(
                 Prepare,
-                fn_constructor_args=[functools.partial(make_prepare_stages, config, self._preprocess)],
+                fn_constructor_args=[operators.make_prepare],
                 **WHOLE_BLOCKS,
-                **prepare,
+                **operators.prepare_kwargs,
             )
             .map_batches(
                 Generate,
-                fn_constructor_args=[stages],
+                fn_constructor_args=[operators.make_generate],
                 # Whole blocks too, but Ray first gathers small ones until they have this many rows.
                 batch_size=config.batch_size,
                 batch_format="pyarrow",
-                **generate,
+                **operators.generate_kwargs,
             )
             .map_batches(
                 Finish,
                 fn_constructor_args=[
-                    functools.partial(make_finish_stages, config, self._postprocess),
+                    operators.make_finish,
                     config.should_continue_on_error,
                     self._schema,
                 ],
@@ -155,6 +171,27 @@ class Processor:
         # Else Ray passes on the text of a worker's exception, and what can be caught is an error of Ray's.
         results.context.raise_original_map_exception = True
         return results
+
+    def operators(self, others: Sequence[Mapping[str, Any]] = ()) -> Operators:
+        """Starts the replicas if they are not up, and returns what the operators are made of.
+
+        Args:
+            others: Arguments of further operators that run beside prepare and generate.
+
+        Raises:
+            ConfigError: The processor is closed, or the cluster has no room for it.
+        """
+        config = self.config
+        prepare = operator_kwargs(config, self._preprocess, config.chat_template_stage, config.tokenize_stage)
+        generate = generate_kwargs(config)
+        pool = self._ensure_pool([prepare, generate, *map(dict, others)])
+        return Operators(
+            make_prepare=functools.partial(make_prepare_stages, config, self._preprocess),
+            prepare_kwargs=prepare,
+            make_generate=functools.partial(make_generate_stages, config, pool.name, self._make_client),
+            generate_kwargs=generate,
+            make_finish=functools.partial(make_finish_stages, config, self._postprocess),
+        )
 
     def list_stage_names(self) -> list[str]:
         """Returns the names of the stages that run, in order."""
@@ -241,7 +278,7 @@ class Processor:
         return stages
 
 
-def _without_large_blocks(dataset: Dataset, max_rows: int) -> Dataset:
+def without_large_blocks(dataset: Dataset, max_rows: int) -> Dataset:
     """Splits blocks, so that the first rows generate while the last are still being read.
 
     Splitting is a task for each block, also for those that stay whole, and a task costs as much as many rows. So blocks

@@ -12,7 +12,7 @@ import pytest
 from millrace import ConfigError
 from millrace.pipeline import JobConfig, load_job
 from millrace.pipeline.job import MakePrompt, MakeResult, prepare_job, prepare_output
-from millrace.pipeline.report import COUNTED, JobSummary, OutputScan
+from millrace.pipeline.report import JobSummary
 from millrace.pipeline.template import Template
 
 GOOD = "model: model\ninput: in.parquet\noutput: out\nprompt: 'Q: {line}'\n"
@@ -152,24 +152,6 @@ def test_messages_are_filled_in() -> None:
     asked = ask({"how": "brief", "line": "x"})
     assert asked["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]
     assert asked["prompt"] is None
-
-
-def output_table(*rows: tuple[str, str, int | None, int | None, int | None]) -> pa.Table:
-    return pa.Table.from_pylist([dict(zip(COUNTED, row, strict=True)) for row in rows])
-
-
-def test_the_summary_is_counted_from_the_files(tmp_path: Path) -> None:
-    scan = OutputScan(tmp_path)
-    pq.write_table(output_table(("stop", "", 5, 2, 3), ("length", "", 7, 0, 4)), tmp_path / "0.parquet")
-    assert scan.update().num_rows == 2
-    (tmp_path / "half.parquet").write_bytes(b"PAR1")
-    failed = ("error", "tokenize: PromptTypeError: column: x", None, None, None)
-    pq.write_table(output_table(failed, failed, ("stop", "", 1, 1, 1)), tmp_path / "1.parquet")
-    counts = scan.update()
-    assert (counts.num_rows, counts.num_failed) == (5, 2)
-    assert (counts.num_input_tokens, counts.num_cached_tokens, counts.num_output_tokens) == (13, 3, 8)
-    assert counts.finish_reasons == {"stop": 2, "length": 1, "error": 2}
-    assert counts.errors["tokenize: PromptTypeError"].num_rows == 2
 
 
 def test_a_summary_says_whether_every_row_came_out() -> None:
