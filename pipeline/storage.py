@@ -7,18 +7,24 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.fs
 
-from ..engine.storage import Location, RemoteFiles, StorageOptions
+from ..engine.storage import BUFFER_BYTES, FileInfo, Location, RemoteFiles, StorageOptions
 
-__all__ = ["Storage", "StorageOptions"]
+__all__ = ["FileInfo", "Storage", "StorageOptions"]
 
 
 @dataclass(frozen=True, slots=True)
 class Storage(Location):
     """A file or a folder of a job, local or behind a URL, for Python and for Arrow."""
 
-    def open_arrow(self) -> pa.NativeFile:
-        """Opens the file for reading at any place, as Arrow does."""
-        return pa.memory_map(self.url) if self.is_local else pa.PythonFile(self.open_input(), mode="r")
+    def open_arrow(self, buffer_bytes: int = BUFFER_BYTES) -> pa.NativeFile:
+        """Opens the file for reading at any place, as Arrow does.
+
+        Args:
+            buffer_bytes: What one request asks for, at least, when the file is behind a URL.
+        """
+        if self.is_local:
+            return pa.OSFile(self.url, "rb")
+        return pa.PythonFile(self.open_input(buffer_bytes), mode="r")
 
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """Returns Arrow's face of the storage, and the path in it. It has the library's retries, not ours."""

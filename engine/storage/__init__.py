@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .files import FileInfo, StorageOptions
-from .location import Location
+from .location import BUFFER_BYTES, Location
 from .remote import RemoteFiles
 
-__all__ = ["FileInfo", "Location", "RemoteFiles", "StorageOptions"]
+__all__ = ["BUFFER_BYTES", "FileInfo", "Location", "RemoteFiles", "StorageOptions"]
