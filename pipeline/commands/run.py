@@ -64,9 +64,7 @@ def run(
     run_shown(lambda: _prepare(job_file, flags, settings, overwrite), verbose=verbose)
 
 
-def _prepare(
-    job_file: Path | None, flags: dict[str, Any], settings: list[str], overwrite: bool
-) -> PreparedJob:
+def _prepare(job_file: Path | None, flags: dict[str, Any], settings: list[str], overwrite: bool) -> PreparedJob:
     """Joins job file, environment, flags and settings; later ones win."""
     from ..job import prepare_job
     from ..job_file import load_job

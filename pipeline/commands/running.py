@@ -1,4 +1,4 @@
-"""A job at the command line: quiet Ray, a view of its progress, the summary, one line for an error, and the exit status."""
+"""A job at the command line: quiet Ray, a view of its progress, the summary, a line for an error, the exit status."""
 
 from __future__ import annotations
 

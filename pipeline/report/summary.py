@@ -9,6 +9,7 @@ from typing import Any
 from .counts import Counts, ErrorKind
 from .run import Run
 
+
 @dataclass(slots=True)
 class JobSummary:
     """The end of a job.
