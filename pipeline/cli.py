@@ -46,12 +46,11 @@ def options(
     """Holds what stands before a command."""
 
 
-app.command()(explained(init))
-app.command()(explained(plan))
 app.command()(run)
 app.command()(resume)
 app.command("retry-failed")(retry_failed)
-app.command()(explained(schema))
+for _command in (plan, init, schema):
+    app.command()(explained(_command))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,14 @@ TOKENIZED_PROMPT = "tokenized_prompt"
 SAMPLING_PARAMS = "sampling_params"
 MODEL = "model"
 
+# What a row brings to an HTTP endpoint or a deployment of Ray Serve, and what comes back.
+PAYLOAD = "payload"
+HTTP_RESPONSE = "http_response"
+METHOD = "method"
+REQUEST_KWARGS = "request_kwargs"
+DTYPE = "dtype"
+SERVE_TIME_TAKEN = "time_taken"
+
 # What generation adds.
 REQUEST_ID = "request_id"
 BATCH_UUID = "batch_uuid"

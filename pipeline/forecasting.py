@@ -18,9 +18,9 @@ from ..engine.errors import ConfigError
 from ..engine.generation_config import default_sampling_params, read_generation_config
 from .config import EngineProcessorConfig
 from .forecast import Forecast, Lengths, Replicas
-from .job import processor_config, result_schema
 from .job_config import JobConfig
 from .job_rows import MakePrompt
+from .job_settings import processor_config, result_schema
 from .ledger.folder import JobFolder
 from .operators import run_stages
 from .pace import Pace

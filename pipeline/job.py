@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -15,25 +16,25 @@ import ray.data
 from ray.data import Dataset
 
 from .. import __version__
-from ..engine import resolve_model
 from ..engine.errors import ConfigError
 from . import columns
-from .config import DetokenizeStageConfig, EngineProcessorConfig
+from .config import EngineProcessorConfig
 from .durable import Identity
+from .engine_backend import EngineBackend
 from .job_config import JobConfig
 from .job_file import load_job
-from .job_rows import REPORTED, MakePrompt, MakeResult
+from .job_rows import MakePrompt, MakeResult
+from .job_settings import processor_config, result_schema
 from .ledger.folder import OURS, RETRY, JobFolder, JobState
 from .ledger.index import RowIndex
-from .plan import UserFunction
+from .plan import finish_plans, prepare_plans
 from .processor import Processor
 from .progress import Progress, ProgressMonitor
-from .report import Counts, JobSummary, Report, ReportWriter, Run
+from .report import JobSummary, ReportWriter
 from .sinks.parts import OutputSpec
 from .sinks.publish import Manifest, publish
 from .sources import READ_ERROR, Source, Unit
 from .storage import Storage, StorageOptions
-from .template import Template
 from .writing import Done, LiveCounts, write_rows
 
 __all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "prepare_resume", "prepare_retry", "run_job"]
@@ -66,10 +67,10 @@ class PreparedJob:
     former: Manifest | None = None
 
     @property
-    def num_rows(self) -> int | None:
-        """Rows to run; None if that is not known."""
+    def num_rows_in(self) -> int | None:
+        """Rows of the input; None if that is not known."""
         if self.former is not None:
-            return self.former.num_failed
+            return self.former.total.num_rows
         known = self.state.num_rows
         return known if self.job.limit is None else min(known or self.job.limit, self.job.limit)
 
@@ -168,41 +169,18 @@ def run_job(
     started_s = time.monotonic() if started_s is None else started_s
     prepared = job if isinstance(job, PreparedJob) else prepare_job(job, overwrite=overwrite)
     _begin(prepared)
-    report = _ReportOfJob(prepared)
+    job = prepared.job
+    report = ReportWriter(prepared.folder.root / OURS, job.model, job.output, job.prices)
+    write = functools.partial(report.write, num_rows_in=prepared.num_rows_in)
+    live = LiveCounts()
     with _processor(prepared) as processor:
-        live = LiveCounts()
-        # While dead letters run again, the report is that of the output as it still is.
-        save = report.write if prepared.former is None else None
-        monitor = ProgressMonitor(processor, live, prepared.num_rows, started_s, show=on_progress, save=save)
+        monitor = ProgressMonitor(processor, live, prepared.num_rows_in, started_s, show=on_progress, save=write)
         if not prepared.folder.is_publishing:
             _run_rows(prepared, processor, live, monitor)
         manifest = publish(prepared.folder.root, prepared.spec, prepared.former)
-    return report.write(monitor.finish(live.update()), manifest.total, is_over=True).summary
-
-
-class _ReportOfJob:
-    """Writes the report of a job into its folder.
-
-    Args:
-        prepared: The job.
-    """
-
-    def __init__(self, prepared: PreparedJob) -> None:
-        job = prepared.job
-        self._prepared = prepared
-        self._writer = ReportWriter(prepared.folder.root / OURS, job.model, job.output, job.prices)
-
-    def write(self, run: Run, counts: Counts, *, is_over: bool = False) -> Report:
-        """Writes it as things stand.
-
-        Args:
-            run: The run that is under way, or has ended.
-            counts: Of everything written.
-            is_over: Whether the output is whole; then an input of unknown length had as many rows.
-        """
-        prepared = self._prepared
-        known = prepared.num_rows if prepared.former is None else prepared.former.total.num_rows
-        return self._writer.write(run, counts, counts.num_rows if known is None and is_over else known)
+    counts = manifest.total
+    num_rows_in = counts.num_rows if prepared.num_rows_in is None else prepared.num_rows_in
+    return report.write(monitor.finish(counts), counts, num_rows_in).summary
 
 
 def resume_job(output: str, **options: Any) -> JobSummary:
@@ -249,7 +227,9 @@ def _begin(prepared: PreparedJob) -> None:
 def _run_rows(prepared: PreparedJob, processor: Processor, live: LiveCounts, monitor: ProgressMonitor) -> None:
     done = Done.find(prepared.folder.work)
     live.add(done.counts)
-    if done.counts.num_rows == prepared.num_rows:
+    if prepared.former is not None:
+        live.add(prepared.former.counts)
+    if live.update().num_rows == prepared.num_rows_in:
         return
     dataset = _read(prepared, done)
     with monitor:
@@ -312,69 +292,13 @@ def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema
     )
 
 
-def processor_config(job: JobConfig) -> EngineProcessorConfig:
-    """Returns the processor's settings for a job.
-
-    Args:
-        job: The job.
-
-    Raises:
-        ConfigError: The model folder or a setting of the engine cannot be used.
-    """
-    folder = resolve_model(job.model)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model folder {str(folder)!r} holds no config.json; pass a folder in Hugging Face's layout")
-    return EngineProcessorConfig(
-        model_source=job.model if job.model.startswith("bundled:") else str(folder.resolve()),
-        engine_kwargs=job.engine_kwargs(),
-        batch_size=job.batch_size,
-        concurrency=job.replicas,
-        should_continue_on_error=job.on_error == "row",
-        deduplicate=job.dedup,
-        # The engine makes the text as well, and has a tokenizer already: one process less that has to load one.
-        detokenize_stage=DetokenizeStageConfig(enabled=False),
-    )
-
-
-def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
-    """Returns the columns of the output: those kept of the input, the text, and what is reported of a row.
-
-    Args:
-        job: The job.
-        given: Columns and types of its input.
-
-    Raises:
-        ConfigError: The job names a column that the input does not have, or one would be written twice.
-    """
-    names = given.names
-    asked = [Template("", (("", name),)) for name in [*(job.columns or []), *(job.key or [])]]
-    for template in (*job.templates(), *asked):
-        template.check_columns(names)
-    if not job.templates() and not {columns.PROMPT, columns.MESSAGES} & set(names):
-        raise ConfigError(
-            f"the job has neither prompt nor messages, and the input no column of these names: {', '.join(names)}"
-        )
-    types = columns.result_types()
-    result = [(job.output_column, pa.string())]
-    if (job.sampling or {}).get("n", 1) != 1:
-        result.append((columns.OUTPUTS, pa.list_(pa.string())))
-    result += [(name, types[name]) for name in REPORTED]
-    kept = [given.field(name) for name in (names if job.columns is None else job.columns)]
-    for name in [field.name for field in kept]:
-        if name in dict(result):
-            raise ConfigError(
-                f"the input's column {name!r} would be overwritten by the result; leave it out of columns, "
-                "or set output_column"
-            )
-    return pa.schema([*kept, *(pa.field(*one) for one in result)])
-
-
 def _processor(prepared: PreparedJob) -> Processor:
-    job = prepared.job
+    job, config = prepared.job, prepared.config
     roles = tuple(message.role for message in job.messages or [])
     prompt = MakePrompt(tuple(job.templates()), roles, job.sampling)
     return Processor(
-        prepared.config,
-        UserFunction("preprocess", prompt),
-        UserFunction("postprocess", MakeResult(job.output_column)),
+        config,
+        [*prepare_plans(config), EngineBackend(config), *finish_plans(config)],
+        prompt,
+        MakeResult(job.output_column),
     )

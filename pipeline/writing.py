@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ray.data import Dataset
+import pyarrow as pa
+from ray.data import ActorPoolStrategy, Dataset
 
 from ..engine.errors import ConfigError
 from . import columns
@@ -22,6 +23,9 @@ from .sinks.formats import FORMATS
 from .sinks.parts import OutputSpec
 from .sinks.publish import Manifest, publish
 from .storage import Storage
+
+DEFAULT_MAX_BLOCKS = 4
+"""Blocks under way at once where the processor does not say."""
 
 
 @dataclass(slots=True)
@@ -91,14 +95,16 @@ def write_rows(
         MillraceError: The run failed. What it has written stays, and is not run again.
     """
     operators = processor.operators()
-    max_blocks = operators.generate_kwargs["compute"].max_concurrent_calls_per_actor
+    # One process writes: who comes after it must be able to tell what counts.
+    max_blocks = operators.generate_kwargs["compute"].max_concurrent_calls_per_actor or DEFAULT_MAX_BLOCKS
+    one = ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=max_blocks, enable_true_multi_threading=True)
     batches = (
         without_large_blocks(dataset, processor.config.batch_size)
         .map_batches(
             PrepareNew,
             fn_constructor_args=[
                 *(operators.make_prepare, identity, spec.work, done.records),
-                not processor.config.should_continue_on_error,
+                processor.config.stop_on_error,
             ],
             **WHOLE_BLOCKS,
             **operators.prepare_kwargs,
@@ -108,10 +114,11 @@ def write_rows(
             fn_constructor_args=[operators.make_generate, operators.make_finish, spec, max_blocks],
             batch_size=processor.config.batch_size,
             batch_format="pyarrow",
-            **operators.generate_kwargs,
+            **{**operators.generate_kwargs, "compute": one},
         )
     )
     batches.context.raise_original_map_exception = True
+    table: pa.Table
     for table in batches.iter_batches(batch_size=None, batch_format="pyarrow"):
         for text in table[COUNTS].to_pylist():
             on_counts(Counts.from_dict(json.loads(text)))

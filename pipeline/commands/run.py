@@ -59,15 +59,17 @@ def run(
         "on_error": on_error,
     }
     sampling = {"max_tokens": max_tokens, "temperature": temperature}
-    settings = [f"sampling.{name}={value}" for name, value in sampling.items() if value is not None]
-    settings += set_fields or []
-    run_shown(lambda: _prepare(job_file, flags, settings, overwrite), verbose=verbose)
+    run_shown(lambda: _prepare(job_file, flags, sampling, set_fields or [], overwrite), verbose=verbose)
 
 
-def _prepare(job_file: Path | None, flags: dict[str, Any], settings: list[str], overwrite: bool) -> PreparedJob:
-    """Joins job file, environment, flags and settings; later ones win."""
+def _prepare(
+    job_file: Path | None, flags: dict[str, Any], sampling: dict[str, Any], settings: list[str], overwrite: bool
+) -> PreparedJob:
+    """Joins job file, environment and flags, later ones win, and checks the job."""
     from ..job import prepare_job
     from ..job_file import load_job
 
     given = {name: value for name, value in flags.items() if value is not None and value != []}
-    return prepare_job(load_job(job_file, settings=settings, **given), overwrite=overwrite)
+    changed = [f"sampling.{name}={value}" for name, value in sampling.items() if value is not None]
+    job = load_job(job_file, settings=[*changed, *settings], **given)
+    return prepare_job(job, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""A job at the command line: quiet Ray, a view of its progress, the summary, a line for an error, the exit status."""
+"""A job at the command line: quiet Ray, a line of progress, the summary, one line for an error, and the exit status."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def run_shown(prepare: Callable[[], PreparedJob], *, verbose: bool) -> None:
 
 
 def run(prepared: PreparedJob, *, verbose: bool, started_s: float, console: Console) -> JobSummary:
-    """Runs a job with a Ray of its own and shows its progress.
+    """Runs a job with a Ray of its own and a line of progress.
 
     Args:
         prepared: The job.
         verbose: Whether Ray's logs are shown.
         started_s: When the start-up began, on `time.monotonic`.
-        console: Where that is shown.
+        console: Where the line goes.
     """
     from ..display import ProgressView
     from ..job import run_job
@@ -75,17 +75,17 @@ def run(prepared: PreparedJob, *, verbose: bool, started_s: float, console: Cons
 
 
 def explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Returns a command whose errors are one line and an exit status, for those that run no job."""
+    """Returns a command whose errors are lines and an exit status."""
 
     @functools.wraps(command)
-    def run_explained(*args: Any, **kwargs: Any) -> None:
+    def explained(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  # the last resort of the program: a line and an exit status
             console = Console(stderr=True, soft_wrap=True, highlight=False)
             raise typer.Exit(_explain(error, console, kwargs.get("verbose", False), None)) from None
 
-    return run_explained
+    return explained
 
 
 def _how_to_go_on(prepared: PreparedJob | None) -> str:

@@ -18,6 +18,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..storage import Storage
 from .records import COMMIT, FLUSH
@@ -56,7 +57,7 @@ class Epoch:
         file = work / EPOCHS / _file_name(number)
         file.write_bytes(json.dumps({"token": token}).encode())
         # Flushes before commits, and both after the announcement: see above.
-        there = [f"{kind}/{one.name}" for suffix in (FLUSH, COMMIT) for kind in KINDS for one in _all(work, kind, suffix)]
+        there = [f"{kind}/{name}" for suffix in (FLUSH, COMMIT) for kind in KINDS for name in _all(work, kind, suffix)]
         known = _known(work, former)
         records = tuple(sorted(name for name in there if name in known.names or _epoch_of(name) == known.number))
         file.write_bytes(json.dumps({"token": token, "records": records}).encode())
@@ -93,11 +94,11 @@ def _list(work: Storage) -> list[int]:
     return [int(one.name.partition(".")[0]) for one in (work / EPOCHS).list(".json") if one.name[0] != "."]
 
 
-def _all(work: Storage, kind: str, suffix: str) -> list[Storage]:
-    return [one for one in (work / kind).list(suffix) if one.name[0] != "."]
+def _all(work: Storage, kind: str, suffix: str) -> list[str]:
+    return [one.name for one in (work / kind).list(suffix) if one.name[0] != "."]
 
 
-def _read(work: Storage, number: int) -> dict[str, object]:
+def _read(work: Storage, number: int) -> dict[str, Any]:
     return json.loads((work / EPOCHS / _file_name(number)).read_bytes())
 
 

@@ -72,7 +72,7 @@ def _mapped(parts: Iterable[np.ndarray]) -> np.ndarray:
     """Joins arrays in a sorted one that lies in a file."""
     with tempfile.TemporaryFile() as file:
         for part in parts:
-            file.write(memoryview(np.ascontiguousarray(part)).cast("B") if len(part) else b"")
+            file.write(np.ascontiguousarray(part).view(np.uint8).data)
         num_rows = file.tell() // ID_TYPE.itemsize
         if not num_rows:
             return np.empty(0, ID_TYPE)

@@ -61,7 +61,9 @@ def _csv(table: pa.Table) -> bytes:
 
 
 def _cells(column: pa.ChunkedArray) -> pa.Array:
-    values = (None if one is None else json.dumps(one, ensure_ascii=False, default=_plain) for one in column.to_pylist())
+    values = (
+        None if one is None else json.dumps(one, ensure_ascii=False, default=_plain) for one in column.to_pylist()
+    )
     return pa.array(values, pa.string())
 
 

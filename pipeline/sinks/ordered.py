@@ -34,7 +34,7 @@ def order_parts(epoch: Epoch, parts: Sequence[Record], spec: OutputSpec) -> list
         A record of each file. They are no commits: the parts stay what counts until the files are published.
     """
     everything = RowIndex(read_ids(epoch.work, part) for part in parts).sorted_ids()
-    written = []
+    written: list[Record] = []
     for start in range(0, len(everything), spec.max_rows_per_file):
         ids = everything[start : start + spec.max_rows_per_file]
         kind = FORMATS[spec.format]

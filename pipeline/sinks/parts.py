@@ -130,7 +130,9 @@ class PartWriter:
         commit = Record(name + COMMIT, len(ids), self._counts(), part, len(content), replaced, first, last)
         write_commit(work, commit, ids)
         if not self.epoch.is_last():
-            raise ConfigError(f"another run has begun to write to {work.url!r}; let one run at a time write to a folder")
+            raise ConfigError(
+                f"another run has begun to write to {work.url!r}; let one run at a time write to a folder"
+            )
         for flush in replaced:
             (work / flush).remove()
         self.flushed = []

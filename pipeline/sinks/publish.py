@@ -20,7 +20,6 @@ from .ordered import order_parts
 from .parts import Flushed, OutputSpec, PartWriter
 
 
-
 @dataclass(frozen=True, slots=True)
 class OutputFile:
     """A file of an output.
@@ -145,10 +144,8 @@ def _close_parts(epoch: Epoch, spec: OutputSpec) -> dict[str, list[Record]]:
     return parts
 
 
-def _plan(
-    parts: dict[str, list[Record]], former: Manifest, spec: OutputSpec
-) -> tuple[list[tuple[str, str]], Manifest]:
-    """Names the files: results go on after those that are there, dead letters too, since both are there for a moment."""
+def _plan(parts: dict[str, list[Record]], former: Manifest, spec: OutputSpec) -> tuple[list[tuple[str, str]], Manifest]:
+    """Names the files. Numbers go on after those that are there: old and new dead letters are there for a moment."""
     counts = sum_counts(parts[RESULTS])
     counts.merge(former.counts)
     manifest = Manifest(list(former.files), [], counts, sum_counts(parts[FAILED]))

@@ -145,7 +145,9 @@ def _unfit_error(data: Mapping[str, Any], schema: pa.Schema | None) -> RowError:
         name, kind = next((name, kind) for name, kind in kinds if not fits(data.get(name), kind))
         return RowError(WRITE, "TypeError", f"column {name!r} holds {data[name]!r:.80}, which is not {kind}")
     name = next(name for name, value in data.items() if not fits(value, None))
-    return RowError(WRITE, "TypeError", f"column {name!r} holds {data[name]!r:.80}, which no file format has a type for")
+    return RowError(
+        WRITE, "TypeError", f"column {name!r} holds {data[name]!r:.80}, which no file format has a type for"
+    )
 
 
 def _as_text(values: Mapping[str, Any]) -> dict[str, Any]:

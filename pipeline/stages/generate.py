@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from ...engine import CompletionOutput, GenerateRequest, RequestOutput, SamplingParams
-from ...engine.outputs import RequestMetrics
 from ...engine.errors import ConfigError, EngineError, SamplingParamsError
+from ...engine.outputs import RequestMetrics
 from .. import columns
 from ..seeds import seeded
 from .base import Row, RowError, Stage
 from .duplicates import Arrival, Duplicates, Inbox, request_key
 from .prompts import checked_prompt, checked_token_ids
-
 
 METRICS = tuple(one.name for one in fields(RequestMetrics) if one.name not in ("attempt", "replica_id"))
 """What of a request's metrics is in the column of that name; the others have columns of their own."""
@@ -131,7 +130,9 @@ class GenerateStage(Stage):
                 yield self._finish(call, output)
                 yield from self._arrived(call)
             if call.running:
-                raise EngineError(f"the engine pool ended without an output for {len(call.running)} of {len(rows)} rows")
+                raise EngineError(
+                    f"the engine pool ended without an output for {len(call.running)} of {len(rows)} rows"
+                )
             while call.num_waiting:
                 yield self._take(call, call.inbox.get())
         finally:
