@@ -192,11 +192,6 @@ def find_field(problem: str, paths: Iterable[str]) -> str | None:
         The path, of the innermost field that is written; None if the message speaks of none.
     """
     known = list(paths)
-    for dotted in re.findall(r"\w+(?:\.\w+)+", problem):
-        parts = dotted.split(".")[1:]
-        for length in range(len(parts), 0, -1):
-            if ".".join(parts[:length]) in known:
-                return ".".join(parts[:length])
     words, quoted = re.findall(r"\w+", problem), re.findall(r"'(\w+)'", problem)
 
     def rank(path: str) -> tuple[bool, int, int, int]:
@@ -205,7 +200,25 @@ def find_field(problem: str, paths: Iterable[str]) -> str | None:
         unmentioned = sum(not part.isdigit() and part not in words for part in around)
         return name not in quoted, unmentioned, -len(around), words.index(name)
 
-    return min((path for path in known if path.split(".")[-1] in words), key=rank, default=None)
+    asked = _path_in(problem)
+    outer = next((path for path in _outwards(asked) if path in known), None)
+    if outer != asked:  # The field itself is not written: it is missing there.
+        return outer
+    inside = [path for path in known if outer is None or path.startswith(f"{outer}.")]
+    return min((path for path in inside if path.split(".")[-1] in words), key=rank, default=outer)
+
+
+def _path_in(problem: str) -> str | None:
+    """Returns the path that a message begins with: ``a.b`` of ``JobConfig.a.b``."""
+    begin = re.match(r"\w+\.(\w+(?:\.\w+)*)", problem)
+    return None if begin is None else begin[1]
+
+
+def _outwards(path: str | None) -> Iterator[str]:
+    """Yields a path and those around it, innermost first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
 
 
 def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
