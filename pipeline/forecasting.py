@@ -17,6 +17,7 @@ from ..engine.env import ray_address
 from ..engine.errors import ConfigError
 from ..engine.generation_config import default_sampling_params, read_generation_config
 from .config import EngineProcessorConfig
+from .durable import NOT_INPUT, read_row
 from .forecast import Forecast, Lengths, Replicas
 from .job_config import JobConfig
 from .job_rows import MakePrompt
@@ -85,7 +86,8 @@ def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> 
     roles = tuple(message.role for message in job.messages or [])
     prompt = UserFunction("preprocess", MakePrompt(tuple(job.templates()), roles, job.sampling))
     stages = make_prepare_stages(config.model_copy(update={"should_continue_on_error": True}), prompt)
-    return run_stages(stages, [Row.read(columns) for columns in sample.rows])
+    shown = [{name: value for name, value in row.items() if name not in NOT_INPUT} for row in sample.rows]
+    return run_stages(stages, [read_row(values) for values in shown])
 
 
 def _default_params(config: EngineProcessorConfig) -> SamplingParams:
