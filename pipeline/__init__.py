@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .job import (
         JobConfig,
         load_job,
+        resume_job,
+        retry_failed,
         run_job,
     )
     from .processor import (
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
         HttpRequestStageConfig,
         ServeDeploymentProcessorConfig,
     )
+    from .sglang import SGLangEngineProcessorConfig
     from .stage_plan import (
         CustomStage,
         StageInfo,
@@ -53,6 +56,9 @@ if TYPE_CHECKING:
     from .stages import (
         BatchStage,
         Stage,
+    )
+    from .writing import (
+        write_results,
     )
 
 __all__ = [
@@ -71,6 +77,7 @@ __all__ = [
     "ProcessorBuilder",
     "ProcessorConfig",
     "RowFailedError",
+    "SGLangEngineProcessorConfig",
     "ServeDeploymentProcessorConfig",
     "Stage",
     "StageConfig",
@@ -80,8 +87,11 @@ __all__ = [
     "build_processor",
     "find_millrace_error",
     "load_job",
+    "resume_job",
+    "retry_failed",
     "run_job",
     "vLLMEngineProcessorConfig",
+    "write_results",
 ]
 
 __getattr__, __dir__ = lazy_face(
@@ -102,6 +112,7 @@ __getattr__, __dir__ = lazy_face(
         "ProcessorBuilder": "builder",
         "ProcessorConfig": "config",
         "RowFailedError": "errors",
+        "SGLangEngineProcessorConfig": "sglang",
         "ServeDeploymentProcessorConfig": "request_config",
         "Stage": "stages",
         "StageConfig": "config",
@@ -111,7 +122,10 @@ __getattr__, __dir__ = lazy_face(
         "build_processor": "builder",
         "find_millrace_error": "errors",
         "load_job": "job",
+        "resume_job": "job",
+        "retry_failed": "job",
         "run_job": "job",
         "vLLMEngineProcessorConfig": "config",
+        "write_results": "writing",
     },
 )
