@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline_alone.py [--rows 10000000] [--block 1024] [--cpus 2] [--every 5]
 
-A JSON line every few seconds: rows written, rows a second since the last line, and the resident memory of the driver and
+A JSON line every few seconds: rows written, rows a second since the last line, the resident memory of the driver and
 of each kind of worker (`anonymous` leaves out pages of files and of Ray's shared memory). The last line has the rows a
 second of the whole, from the moment the first row was written.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 
 from ..engine import resolve_model
@@ -26,7 +28,7 @@ def processor_config(job: JobConfig) -> EngineProcessorConfig:
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model folder {str(folder)!r} holds no config.json; pass a folder in Hugging Face's layout")
     return EngineProcessorConfig(
-        model_source=job.model if job.model.startswith("bundled:") else str(folder.resolve()),
+        model_source=str(folder.resolve()) if Path(job.model).expanduser().is_dir() else job.model,
         engine_kwargs=job.engine_kwargs(),
         batch_size=job.batch_size,
         concurrency=job.replicas,

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..env import STORAGE_TIMEOUT, storage_timeout
 from ..errors import ConfigError
+
+
+def _default_timeout_s() -> float:
+    given = storage_timeout()
+    try:
+        return 30.0 if given is None else float(given)
+    except ValueError:
+        raise ConfigError(f"{STORAGE_TIMEOUT} must be a number of seconds; got {given!r}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +26,13 @@ class StorageOptions:
         endpoint_url: Of an S3-compatible store, e.g. ``"http://minio:9000"``; None for what ``AWS_ENDPOINT_URL`` or
             ``AWS_ENDPOINT_URL_S3`` says, else Amazon's.
         connect_timeout_s: Longest wait for a connection.
-        read_timeout_s: Longest silence within an answer.
+        read_timeout_s: Longest silence within an answer; 30 unless ``MILLRACE_STORAGE_TIMEOUT_S`` says otherwise.
         max_attempts: Times a request is tried in all, when what fails may pass.
     """
 
     endpoint_url: str | None = None
     connect_timeout_s: float = 10.0
-    read_timeout_s: float = 30.0
+    read_timeout_s: float = field(default_factory=_default_timeout_s)
     max_attempts: int = 8
 
     def __post_init__(self) -> None:

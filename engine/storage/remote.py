@@ -50,7 +50,7 @@ class RemoteFiles:
 
     @property
     def library(self) -> Any:
-        """The file system of fsspec."""
+        """The file system of fsspec, which does not retry: for calls that are not here, through `with_retries`."""
         return self._fs
 
     def info(self, url: str) -> FileInfo | None:
@@ -125,6 +125,8 @@ class RemoteFiles:
     def _read_piece(self, url: str, start: int, end: int) -> bytes:
         def read() -> bytes:
             data = self._fs.cat_file(url, start=start, end=end)
+            if len(data) > end - start:  # A server of HTTP that knows no ranges sends all.
+                data = data[start:end]
             if len(data) != end - start:
                 raise TruncatedError(f"asked for {end - start} bytes from {start} on, got {len(data)}")
             return data
@@ -149,12 +151,14 @@ def _filesystem(protocol: str, options: StorageOptions) -> Any:
 
     try:
         kind = fsspec.get_filesystem_class(protocol)
-    except ImportError as error:
-        package = PACKAGES.get(protocol)
-        advice = f"pip install {package}" if package else str(error)
-        raise ConfigError(f"{protocol}:// needs a package that is not installed: {advice}") from error
-    except ValueError as error:
-        raise ConfigError(f"{protocol}:// is not known; known are s3, gs, abfss, hf and what fsspec has") from error
+    except (ImportError, ValueError) as error:
+        if protocol in PACKAGES:
+            advice = f"needs a package that is not installed: pip install {PACKAGES[protocol]}"
+        elif isinstance(error, ImportError):
+            advice = f"needs a package that is not installed: {error}"
+        else:
+            advice = "is not known; known are s3, gs, abfss, hf and what fsspec has"
+        raise ConfigError(f"{protocol}:// {advice}") from error
     # What was listed is never remembered: others write to the same folders.
     fs = kind(use_listings_cache=False, skip_instance_cache=True, **_arguments(protocol, options))
     if protocol in ("s3", "s3a"):

@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-FIRST_WAIT_S = 0.2
+FIRST_WAIT_S = 0.4
 MAX_WAIT_S = 20.0
+"""A wait is random, up to a limit that doubles from the first to the longest, so that clients come apart."""
 
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 TRANSIENT_CODES = {"BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown"}
@@ -26,6 +27,7 @@ TRANSIENT_CLASSES = {
     "ClientConnectionError",
     "ClientPayloadError",
     "ConnectionError",
+    "FlexibleChecksumError",
     "HTTPClientError",
     "IncompleteRead",
     "ResponseParserError",
@@ -70,11 +72,11 @@ def with_retries(call: Callable[[], Result], action: str, url: str, max_attempts
         FileNotFoundError: There is no such file.
         StorageError: The store failed to the last, or with a fault that does not pass.
     """
-    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+    from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
     retrying = Retrying(
         stop=stop_after_attempt(max_attempts),
-        wait=wait_exponential_jitter(initial=FIRST_WAIT_S, max=MAX_WAIT_S),
+        wait=wait_random_exponential(FIRST_WAIT_S, MAX_WAIT_S),
         retry=retry_if_exception(is_transient),
         before_sleep=lambda state: logger.info("%s %s: %s; again", action, url, _describe(state)),
         reraise=True,

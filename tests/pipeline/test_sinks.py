@@ -175,7 +175,7 @@ def test_lists_in_csv_are_json(folder: JobFolder) -> None:
     assert (folder.root / file.name).read_text() == '"n"\n"[1,2]"\n\n'.replace("1,2", "1, 2")
 
 
-class Interrupted(Exception):
+class DiedError(Exception):
     """Stands for a death."""
 
 
@@ -192,7 +192,7 @@ def test_publishing_may_be_interrupted_anywhere(
 
         def step(storage: Storage, *args: Any) -> Any:
             if next(steps) == at_step:
-                raise Interrupted
+                raise DiedError
             return whole(storage, *args)
 
         return step
@@ -200,7 +200,7 @@ def test_publishing_may_be_interrupted_anywhere(
     with monkeypatch.context() as patch:
         for name in ("write_bytes", "move_to"):
             patch.setattr(Storage, name, interrupted(name))
-        with pytest.raises(Interrupted):
+        with pytest.raises(DiedError):
             publish(folder.root, spec)
     assert Manifest.read(folder.root) is None
     manifest = publish(folder.root, spec)
