@@ -121,14 +121,9 @@ def answer_of(row: dict[str, Any]) -> dict[str, Any]:
 def make_processor(block: int, folder: Path) -> Processor:
     """Makes a processor without an engine and without a tokenizer."""
     (folder / "config.json").write_text("{}")
+    off: dict[str, Any] = dict.fromkeys(["chat_template_stage", "tokenize_stage", "detokenize_stage"], False)
     config = EngineProcessorConfig(
-        model_source=str(folder),
-        batch_size=block,
-        should_continue_on_error=True,
-        max_concurrent_batches=8,
-        chat_template_stage=False,
-        tokenize_stage=False,
-        detokenize_stage=False,
+        model_source=str(folder), batch_size=block, should_continue_on_error=True, max_concurrent_batches=8, **off
     )
     backend = EngineBackend(config, lambda config: NoPool(), lambda name: NullClient())  # type: ignore[arg-type, return-value]
     return Processor(config, [backend], postprocess=answer_of)
@@ -176,7 +171,8 @@ def run(num_rows: int, block: int, every_s: float, folder: Path) -> dict[str, An
     job = JobFolder(Storage.at(folder / "out"))
     schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
     spec = OutputSpec(job.work, schema=schema)
-    live, stop, first = LiveCounts(), threading.Event(), []
+    live, stop = LiveCounts(), threading.Event()
+    first: list[tuple[float, int, float]] = []
 
     def add(counts: Any) -> None:
         if not first:
