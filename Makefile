@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean kernels-report bench-gpu test-gpu
+.PHONY: help setup demo test test-soak check bench clean kernels-report bench-gpu test-gpu
 
 GIVEN := $(filter command environment,$(firstword $(origin PYTHON)))
 BARE_PYTHON := $(if $(GIVEN),$(PYTHON),$(or $(wildcard $(BIN)/python),python3))
@@ -40,8 +40,11 @@ demo: $(INSTALLED) ## run the bundled job (invoice lines to JSON) through Ray Da
 # -P keeps the checkout off sys.path, where its folder `kernels` would stand for another project's package.
 # In two runs: tests of kernels and engine take a core each, those that start Ray take the machine.
 test: $(INSTALLED) ## run all tests (those for a GPU only where there is one)
-	@$(BIN)/python -P -m pytest -n auto --maxprocesses 8 --dist worksteal tests/kernels tests/engine
-	@$(BIN)/python -P -m pytest tests --ignore tests/kernels --ignore tests/engine
+	@$(BIN)/python -P -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not soak" tests/kernels tests/engine
+	@$(BIN)/python -P -m pytest -m "not soak" tests --ignore tests/kernels --ignore tests/engine
+
+test-soak: $(INSTALLED) ## run the tests that take minutes each
+	@$(BIN)/python -P -m pytest -m soak tests
 
 check: $(INSTALLED) ## lint, formatting and types
 	@$(BIN)/ruff check .

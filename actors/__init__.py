@@ -13,7 +13,7 @@ from .._lazy import lazy_face
 if TYPE_CHECKING:
     from .client import PoolClient
     from .config import PoolConfig
-    from .nodes import check_leaves_one_cpu
+    from .nodes import accelerator_of, check_leaves_one_cpu
     from .placement import Placement
     from .pool import EnginePool
     from .replica import EngineReplica
@@ -27,6 +27,7 @@ __all__ = [
     "PoolConfig",
     "PoolStats",
     "ReplicaStats",
+    "accelerator_of",
     "check_leaves_one_cpu",
 ]
 
@@ -40,6 +41,7 @@ __getattr__, __dir__ = lazy_face(
         "PoolConfig": "config",
         "PoolStats": "stats",
         "ReplicaStats": "stats",
+        "accelerator_of": "nodes",
         "check_leaves_one_cpu": "nodes",
     },
 )

@@ -21,6 +21,9 @@ Resources = dict[str, float]
 _UNITS = 10_000
 """Ray counts resources in ten-thousandths; whole numbers keep 3 x 0.1 from being more than 0.3."""
 
+KIND = "accelerator_type:"
+"""How Ray's name of the resource that stands for a kind of accelerator begins."""
+
 _BOOKKEEPING = ("node:", "memory", "object_store_memory", "bundle_group_")
 """Beginnings of the names of resources that nobody asks for by hand."""
 
@@ -34,6 +37,12 @@ def cluster_nodes() -> list[Resources]:
 def is_alive(node_id: str) -> bool:
     """Returns whether a node, named in hexadecimal, is up."""
     return any(node["Alive"] and node["NodeID"] == node_id for node in ray.nodes())
+
+
+def accelerator_of(node_id: str) -> str | None:
+    """Returns the kind of accelerator of a node, named in hexadecimal; None if it has none, or is gone."""
+    names = [name for node in ray.nodes() if node["NodeID"] == node_id for name in node["Resources"]]
+    return next((name.removeprefix(KIND) for name in names if name.startswith(KIND)), None)
 
 
 def draining_nodes() -> dict[str, float | None]:

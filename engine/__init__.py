@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .bundled import resolve_model
     from .config import EngineConfig
     from .engine import EngineStats, LLMEngine
+    from .footprint import Footprint
     from .llm import LLM
     from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from .request import GenerateRequest
@@ -25,6 +26,7 @@ __all__ = [
     "CompletionOutput",
     "EngineConfig",
     "EngineStats",
+    "Footprint",
     "GenerateRequest",
     "LLMEngine",
     "Logprob",
@@ -45,6 +47,7 @@ __getattr__, __dir__ = lazy_face(
         "CompletionOutput": "outputs",
         "EngineConfig": "config",
         "EngineStats": "engine",
+        "Footprint": "footprint",
         "GenerateRequest": "request",
         "LLMEngine": "engine",
         "Logprob": "outputs",

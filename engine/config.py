@@ -204,7 +204,24 @@ class EngineConfig:
             ConfigError: An unknown name (the message names the nearest known one), a wrong value, or a setting of
                 vLLM that this release cannot honour.
         """
-        fields = {}
+        config, warnings = cls._read(kwargs)
+        for warning in warnings:
+            logger.warning("%s", warning)
+        return config
+
+    @classmethod
+    def check_kwargs(cls, **kwargs: Any) -> None:
+        """Checks what `from_kwargs` would be given, without its warnings.
+
+        Raises:
+            ConfigError: As `from_kwargs`.
+        """
+        cls._read(kwargs)
+
+    @classmethod
+    def _read(cls, kwargs: dict[str, Any]) -> tuple[EngineConfig, list[str]]:
+        """Makes the config, and the warnings of settings without effect."""
+        fields, warnings = {}, []
         names = {field.name for field in dataclasses.fields(cls)}
         for name, value in kwargs.items():
             if name in names:
@@ -213,7 +230,7 @@ class EngineConfig:
             elif name in IGNORED:
                 anyway, why = IGNORED[name]
                 if value != anyway and value is not None:
-                    logger.warning("%s=%r is ignored: %s", name, value, why)
+                    warnings.append(f"{name}={value!r} is ignored: {why}")
             elif name in ONLY:
                 if value is not None and value not in ONLY[name]:
                     allowed = " or ".join(repr(allowed) for allowed in ONLY[name])
@@ -223,7 +240,7 @@ class EngineConfig:
         if "model" not in fields:
             raise ConfigError("model is missing; pass the folder of a model in Hugging Face's layout")
         fields["max_model_len"] = _parse_length(fields.get("max_model_len"))
-        return cls(**fields)
+        return cls(**fields), warnings
 
     def _check_ranks(self) -> None:
         if self.deterministic and self.tensor_parallel_size > 2:

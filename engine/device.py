@@ -144,6 +144,11 @@ class Device:
         return peak - before
 
 
+def num_accelerators() -> int:
+    """Returns the number of GPUs that this process sees."""
+    return torch.cuda.device_count()
+
+
 def to_device(values: Sequence[Any] | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Sends numbers to the device without waiting for it.
 

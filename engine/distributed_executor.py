@@ -176,14 +176,13 @@ class DistributedExecutor:
 
 
 def start_ranks(
-    config: EngineConfig, device: Device, folder: Path, hf_config: Any, rendezvous: Rendezvous | None
+    config: EngineConfig, device: Device, hf_config: Any, rendezvous: Rendezvous | None
 ) -> tuple[DistributedExecutor, Capacity]:
     """Brings the ranks of an engine together and loads the model, for rank 0.
 
     Args:
         config: Settings.
         device: Of rank 0.
-        folder: Of the model.
         hf_config: Its config.
         rendezvous: Where the other ranks come to; None to start them here.
 
@@ -208,7 +207,7 @@ def start_ranks(
         device = device.shared_by(team.num_on_host)
         prepare_host(config, device)
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
-        runner, capacity = load_runner(config, device, folder, hf_config, num_tokens, team.parallel)
+        runner, capacity = load_runner(config, device, hf_config, num_tokens, team.parallel)
         for channel in team.channels:
             if (error := channel.receive_object()) is not None:
                 raise error

@@ -133,7 +133,7 @@ class LLMEngine:
             own = folder if config.tokenizer is None else resolve_model(config.tokenizer, "tokenizer")
             tokenizer = Tokenizer(own, config.chat_template)
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
-        executor, capacity, vocab_size = _open_executor(config, device, folder, hf_config, rendezvous)
+        executor, capacity, vocab_size = _open_executor(config, device, hf_config, rendezvous)
         generation_config = read_generation_config(folder)
         eos_token_ids = read_eos_token_ids(tokenizer, generation_config, hf_config.to_dict())
         recommended = generation_config if config.generation_config == "auto" else {}
@@ -310,7 +310,7 @@ class LLMEngine:
 
 
 def _open_executor(
-    config: EngineConfig, device: Device, folder: Path, hf_config: Any, rendezvous: Rendezvous | None
+    config: EngineConfig, device: Device, hf_config: Any, rendezvous: Rendezvous | None
 ) -> tuple[Executor, Capacity, int]:
     """Loads the model, here or on many ranks; returns what runs it, its limits, and the size of its vocabulary."""
     from .loading import load_runner, prepare_host
@@ -320,10 +320,10 @@ def _open_executor(
     if config.num_ranks > 1:
         from .distributed_executor import start_ranks
 
-        return *start_ranks(config, device, folder, hf_config, rendezvous), vocab_size
+        return *start_ranks(config, device, hf_config, rendezvous), vocab_size
     prepare_host(config, device)
     num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
-    runner, capacity = load_runner(config, device, folder, hf_config, num_tokens)
+    runner, capacity = load_runner(config, device, hf_config, num_tokens)
     return InProcessExecutor(runner), capacity, vocab_size
 
 

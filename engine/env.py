@@ -4,10 +4,41 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["SPIN_COUNT", "shorten_spinning"]
+__all__ = [
+    "JOB_PREFIX",
+    "SPIN_COUNT",
+    "STORAGE_TIMEOUT",
+    "job_variables",
+    "ray_address",
+    "shorten_spinning",
+    "storage_timeout",
+]
 
 SPIN_COUNT = 5000
 """Turns of the loop in which a thread waits for the others, before it sleeps: some 100 µs."""
+
+
+JOB_PREFIX = "MILLRACE_JOB_"
+"""How the names of variables begin that stand for a field of a job."""
+
+
+def job_variables() -> dict[str, str]:
+    """Returns the variables that stand for fields of a job: name -> value, in the order of their names."""
+    return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(JOB_PREFIX)}
+
+
+STORAGE_TIMEOUT = "MILLRACE_STORAGE_TIMEOUT_S"
+"""Longest silence, in seconds, within an answer of a store behind a URL."""
+
+
+def storage_timeout() -> str | None:
+    """Returns what the user has set for that, if anything."""
+    return os.environ.get(STORAGE_TIMEOUT) or None
+
+
+def ray_address() -> str | None:
+    """Returns the cluster that Ray would connect to by itself; None if it would start one."""
+    return os.environ.get("RAY_ADDRESS") or None
 
 
 def shorten_spinning() -> None:

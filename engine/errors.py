@@ -12,6 +12,7 @@
     │   ├── ChatTemplateError                 a conversation that cannot be rendered
     │   ├── CheckpointError                   a model folder that cannot be read
     │   └── UnsupportedModelError             a model we do not implement
+    ├── StorageError (also OSError)           a file behind a URL cannot be read or written, retries included
     └── EngineError (also RuntimeError)       the engine failed at its work
         ├── NumericalError                    the model's logits for one request are not numbers
         ├── ModelExecutionError               the forward pass raised
@@ -79,6 +80,10 @@ class UnsupportedModelError(UserError):
     """The model's architecture, or a feature its config asks for, is not implemented."""
 
 
+class StorageError(MillraceError, OSError):
+    """A store of files failed, and kept failing when asked again."""
+
+
 class EngineError(MillraceError, RuntimeError):
     """The engine failed at its work."""
 
@@ -123,7 +128,7 @@ class RequestError:
 
     @classmethod
     def from_exception(cls, error: BaseException) -> RequestError:
-        """Describes an exception; only engine faults are worth a retry.
+        """Describes an exception; only faults of an engine or a store are worth a retry.
 
         Args:
             error: The exception that ended the request.
@@ -131,7 +136,7 @@ class RequestError:
         Returns:
             Its kind, its message, and whether to try again.
         """
-        return cls(type(error).__name__, str(error) or repr(error), isinstance(error, EngineError))
+        return cls(type(error).__name__, str(error) or repr(error), isinstance(error, EngineError | StorageError))
 
     def to_exception(self) -> MillraceError:
         """Returns the typed error this describes, for callers that want it raised."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .bundled import resolve_model
+from .bundled import locate_model, resolve_model
 from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, plan_capacity
 from .config import EngineConfig
 from .cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
@@ -42,17 +42,15 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
     Raises:
         CheckpointError: The checkpoint cannot be read any more.
     """
-    source = resolve_model(config.model)
-    hf_config = load_hf_config(source, config.hf_overrides)
+    hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
     model = build_model(hf_config, dtype, "meta", parallel=parallel)
-    save_sharded_state(model, source, find_family(hf_config).weights, parallel, folder)
+    save_sharded_state(model, locate_model(config.model), find_family(hf_config).weights, parallel, folder)
 
 
 def load_runner(
     config: EngineConfig,
     device: Device,
-    folder: Path,
     hf_config: Any,
     num_tokens: int,
     parallel: ParallelContext = SINGLE,
@@ -62,7 +60,6 @@ def load_runner(
     Args:
         config: Settings.
         device: Where to run.
-        folder: Of the model.
         hf_config: Its config.
         num_tokens: Most tokens of a step.
         parallel: This rank.
@@ -75,7 +72,8 @@ def load_runner(
     """
     dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
     kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
-    model = load_model(folder, hf_config, dtype, device.torch_device, _model_options(config, device), parallel)
+    place = locate_model(config.model)
+    model = load_model(place, hf_config, dtype, device.torch_device, _model_options(config, device), parallel)
     make_recorder, num_graphs = _choose_recorder(config, device)
     reserve = Reserve(_step_bytes(config, device, model, num_tokens, kv_dtype), num_graphs * GRAPH_BYTES)
     spec = model.spec

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, ConfigError
 from .parallel import ParallelContext
-from .weights import WeightMap, fill_slots, iter_safetensors, iter_tensors, weight_slots
+from .remote_weights import iter_remote_tensors, read_metadata
+from .storage import Location
+from .weights import StoredTensor, WeightMap, fill_slots, iter_safetensors, iter_tensors, read_part, weight_slots
 
 __all__ = ["copy_model_files", "load_sharded_state", "save_sharded_state"]
 
@@ -30,7 +32,7 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".safetensors.index.json", ".
 
 
 def save_sharded_state(
-    model: nn.Module, folder: Path, weights: WeightMap, parallel: ParallelContext, target: Path
+    model: nn.Module, folder: str | Path | Location, weights: WeightMap, parallel: ParallelContext, target: Path
 ) -> None:
     """Reads a rank's part of a checkpoint and writes it to files of its own.
 
@@ -52,7 +54,7 @@ def save_sharded_state(
         ours = weights.ours(name)
         if ours not in slots:
             continue
-        part[ours] = slots[ours].cut(tensor).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        part[ours] = read_part(slots[ours], tensor).to(dtype, copy=True, memory_format=torch.contiguous_format)
         if sum(tensor.nbytes for tensor in part.values()) >= MAX_FILE_BYTES:
             _write(part, target, parallel, num_parts)
             part, num_parts = {}, num_parts + 1
@@ -66,7 +68,7 @@ def copy_model_files(folder: Path, target: Path) -> None:
             shutil.copyfile(path, target / path.name)
 
 
-def load_sharded_state(model: nn.Module, folder: str | Path, parallel: ParallelContext) -> None:
+def load_sharded_state(model: nn.Module, folder: str | Path | Location, parallel: ParallelContext) -> None:
     """Fills every parameter of a rank's model from the files that were saved for it.
 
     Args:
@@ -79,9 +81,9 @@ def load_sharded_state(model: nn.Module, folder: str | Path, parallel: ParallelC
         CheckpointError: A file is missing or damaged, or what it holds is not this model.
     """
     slots = {name: replace(slot, parts=()) for name, slot in weight_slots(model).items()}
-    sources: dict[int, list[tuple[str, Tensor]]] = {slot.key: [] for slot in slots.values()}
+    sources: dict[int, list[tuple[str, StoredTensor]]] = {slot.key: [] for slot in slots.values()}
     unexpected = []
-    for name, tensor in _read(Path(folder), parallel):
+    for name, tensor in _read(folder, parallel):
         if name in slots:
             sources[slots[name].key].append((name, tensor))
         else:
@@ -103,22 +105,30 @@ def _ranks(parallel: ParallelContext) -> dict[str, str]:
     return {"ranks": json.dumps({"tp_size": parallel.tp_size, "pp_size": parallel.pp_size})}
 
 
-def _read(folder: Path, parallel: ParallelContext) -> Iterator[tuple[str, Tensor]]:
-    paths = sorted(folder.glob(f"model-rank-{parallel.rank}-part-*.safetensors"))
-    if not paths:
+def _read(folder: str | Path | Location, parallel: ParallelContext) -> Iterator[tuple[str, StoredTensor]]:
+    place = folder if isinstance(folder, Location) else Location.at(folder)
+    prefix = f"model-rank-{parallel.rank}-part-"
+    files = [file for file in place.list(".safetensors") if file.name.startswith(prefix)]
+    if not files:
         raise CheckpointError(
-            f"{folder} holds no model-rank-{parallel.rank}-part-*.safetensors; write them with save_sharded_state, or "
-            "read an ordinary checkpoint with load_format='auto'"
+            f"{place} holds no {prefix}*.safetensors; write them with save_sharded_state, or read an ordinary "
+            "checkpoint with load_format='auto'"
         )
-    for path in paths:
+    for file in files:
         try:
-            with safe_open(path, framework="pt") as file:
-                saved = file.metadata()["ranks"]
+            saved = _metadata(file)["ranks"]
         except (SafetensorError, OSError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged or not of save_sharded_state ({error!r})") from error
+            raise CheckpointError(f"{file} is damaged or not of save_sharded_state ({error!r})") from error
         if {"ranks": saved} != _ranks(parallel):
             raise ConfigError(
-                f"{path} was saved for {saved}, and this engine has tensor_parallel_size={parallel.tp_size}, "
+                f"{file} was saved for {saved}, and this engine has tensor_parallel_size={parallel.tp_size}, "
                 f"pipeline_parallel_size={parallel.pp_size}; use the same, or save again"
             )
-        yield from iter_safetensors(path)
+        yield from iter_safetensors(Path(file.url)) if file.is_local else iter_remote_tensors([file])
+
+
+def _metadata(file: Location) -> dict[str, str]:
+    if not file.is_local:
+        return read_metadata(file)
+    with safe_open(file.url, framework="pt") as opened:
+        return opened.metadata()

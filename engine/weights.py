@@ -1,4 +1,4 @@
-"""Streams a checkpoint from a local folder into a model: read, rename, cast, copy, a few tensors at a time.
+"""Streams a checkpoint, local or behind a URL, into a model: read, rename, cast, copy, a few tensors at a time.
 
 It knows file formats and names, not layers: a layer says through `slots` which names fill which part of its parameters,
 a family's `WeightMap` says what checkpoints call them. Every tensor is used or refused, and every parameter is filled.
@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .layers import Linear, SharedTokenEmbedding, Slot
+from .remote_weights import RemoteTensor, iter_remote_tensors
+from .storage import Location
 
 __all__ = [
+    "StoredTensor",
     "WeightMap",
     "checkpoint_files",
     "fill_slots",
@@ -29,6 +33,7 @@ __all__ = [
     "iter_tensors",
     "load_dummy_weights",
     "load_weights",
+    "read_part",
     "weight_slots",
 ]
 
@@ -39,6 +44,9 @@ _SOURCES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.
 _LFS_POINTER = b"version https://git-lfs"
 _NUM_THREADS = 8  # while some wait for pages of the file, others copy
 _DUMMY_SCALE = 0.02
+
+StoredTensor: TypeAlias = Tensor | RemoteTensor
+"""A tensor whose numbers come when they are used: from a mapped file, or from behind a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,9 @@ def _join_name(module: str, indices: Iterable[str], leaf: str) -> str:
     return f"{module}.{leaf}"
 
 
-def load_weights(model: nn.Module, folder: str | Path, weights: WeightMap, elsewhere: Collection[str] = ()) -> None:
+def load_weights(
+    model: nn.Module, folder: str | Path | Location, weights: WeightMap, elsewhere: Collection[str] = ()
+) -> None:
     """Fills every parameter of a model from a checkpoint.
 
     Two names of one tensor (a tied output head) may both be there, if they hold the same numbers.
@@ -103,9 +113,9 @@ def load_weights(model: nn.Module, folder: str | Path, weights: WeightMap, elsew
         CheckpointError: A file is missing or damaged, a name is left over on either side, or a shape is wrong.
     """
     slots = weight_slots(model)
-    # Nothing is read yet: the tensors are mapped from their files, and their pages come when they are copied. So of a
-    # tensor that ranks share, each reads its own part.
-    sources: dict[int, list[tuple[str, Tensor]]] = {slot.key: [] for slot in slots.values()}
+    # No numbers are read yet: the tensors are mapped from their files, and their pages come when they are copied, or
+    # they are behind a URL. So of a tensor that ranks share, each reads its own part.
+    sources: dict[int, list[tuple[str, StoredTensor]]] = {slot.key: [] for slot in slots.values()}
     unexpected = []
     for name, tensor in iter_tensors(folder):
         try:
@@ -124,7 +134,7 @@ def load_weights(model: nn.Module, folder: str | Path, weights: WeightMap, elsew
     logger.info("loaded %d tensors from %s", len(sources), folder)
 
 
-def fill_slots(slots: Mapping[int, Slot], sources: Mapping[int, list[tuple[str, Tensor]]]) -> None:
+def fill_slots(slots: Mapping[int, Slot], sources: Mapping[int, list[tuple[str, StoredTensor]]]) -> None:
     """Fills slots, several at once.
 
     Args:
@@ -167,7 +177,7 @@ def weight_slots(model: nn.Module) -> dict[str, Slot]:
 
 
 @torch.inference_mode()  # the caller's mode does not hold in other threads
-def _fill(slot: Slot, sources: list[tuple[str, Tensor]]) -> None:
+def _fill(slot: Slot, sources: list[tuple[str, StoredTensor]]) -> None:
     """Fills a slot from the first of its sources, and checks that all others hold the same numbers."""
     for i, (name, tensor) in enumerate(sources):
         if tensor.shape != slot.whole_shape:
@@ -177,7 +187,7 @@ def _fill(slot: Slot, sources: list[tuple[str, Tensor]]) -> None:
             )
         if not tensor.is_floating_point():
             raise CheckpointError(f"{name} is of {tensor.dtype}; quantised checkpoints cannot be loaded yet")
-        part = slot.cut(tensor)
+        part = read_part(slot, tensor)
         if i == 0:
             slot.fill(part)
         elif not slot.holds(part):
@@ -194,7 +204,7 @@ def _listed(names: list[str], limit: int = 12) -> str:
     return ", ".join(sorted(names)[:limit]) + rest
 
 
-def checkpoint_files(folder: str | Path) -> list[Path]:
+def checkpoint_files(folder: str | Path | Location) -> list[Location]:
     """Returns the weight files of a model folder; safetensors come before pickles.
 
     Args:
@@ -203,25 +213,26 @@ def checkpoint_files(folder: str | Path) -> list[Path]:
     Raises:
         CheckpointError: There are none, the index is damaged, or it names files that are not there.
     """
-    folder = Path(folder)
-    source = next((folder / name for name in _SOURCES if (folder / name).is_file()), None)
+    place = _place(folder)
+    present = {file.name: file for file in place.list()}
+    source = next((present[name] for name in _SOURCES if name in present), None)
     if source is None:
-        present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
-        raise CheckpointError(f"{folder} holds no weights: looked for {', '.join(_SOURCES)}; found {present}")
-    if source.suffix != ".json":
+        found = sorted(present) or "no such folder"
+        raise CheckpointError(f"{place} holds no weights: looked for {', '.join(_SOURCES)}; found {found}")
+    if not source.name.endswith(".json"):
         return [source]
     try:
-        names = sorted(set(json.loads(source.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(source.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{source} is not an index of weight files: {error!r}; fetch it again") from error
-    absent = [name for name in names if not (folder / name).is_file()]
+    absent = [name for name in names if name not in present]
     if absent:
-        raise CheckpointError(f"{source} names files that {folder} lacks: {_listed(absent)}; fetch them")
-    return [folder / name for name in names]
+        raise CheckpointError(f"{source} names files that {place} lacks: {_listed(absent)}; fetch them")
+    return [present[name] for name in names]
 
 
-def iter_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
-    """Yields every (name, tensor) of a checkpoint. Tensors are on the CPU, mapped from their file: read only.
+def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTensor]]:
+    """Yields every (name, tensor) of a checkpoint. Local tensors are mapped from their file: read only.
 
     Args:
         folder: The model folder.
@@ -229,11 +240,30 @@ def iter_tensors(folder: str | Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         CheckpointError: As `checkpoint_files`, or a file is damaged.
     """
-    for path in checkpoint_files(folder):
-        with path.open("rb") as file:
-            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
-                raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in {folder}")
+    files = checkpoint_files(folder)
+    if not files[0].is_local:
+        pickles = [file.name for file in files if not file.name.endswith(".safetensors")]
+        if pickles:
+            raise CheckpointError(f"{files[0]}: of weights behind a URL only safetensors are read; convert them")
+        yield from iter_remote_tensors(files)
+        return
+    for path in (Path(file.url) for file in files):
+        with path.open("rb") as opened:
+            if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise CheckpointError(
+                    f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in {path.parent}"
+                )
         yield from iter_safetensors(path) if path.suffix == ".safetensors" else _iter_pickle(path)
+
+
+def read_part(slot: Slot, tensor: StoredTensor) -> Tensor:
+    """Returns the part of a stored tensor that fills a slot: a view of a mapped file, or read from where it is."""
+    part = slot.cut(tensor)
+    return part.read() if isinstance(part, RemoteTensor) else part
+
+
+def _place(folder: str | Path | Location) -> Location:
+    return folder if isinstance(folder, Location) else Location.at(folder)
 
 
 def iter_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -65,10 +65,9 @@ def run_worker(config: EngineConfig, rank: int, address: str, device_index: int 
 
 def _load(config: EngineConfig, device: Device, parallel: ParallelContext) -> ModelRunner:
     prepare_host(config, device)
-    folder = resolve_model(config.model)
-    hf_config = load_hf_config(folder, config.hf_overrides)
+    hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
     num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
-    return load_runner(config, device, folder, hf_config, num_tokens, parallel)[0]
+    return load_runner(config, device, hf_config, num_tokens, parallel)[0]
 
 
 class Worker:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_face
 
 if TYPE_CHECKING:
+    from .builder import ProcessorBuilder, build_llm_processor, build_processor
     from .config import (
         ChatTemplateStageConfig,
         DetokenizeStageConfig,
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
     )
     from .errors import RowFailedError, find_millrace_error
     from .job import JobConfig, load_job, run_job
-    from .processor import Processor, build_llm_processor, build_processor
+    from .processor import Processor
     from .report import JobSummary
+    from .stage_plan import CustomStage
 
 __all__ = [
     "ChatTemplateStageConfig",
+    "CustomStage",
     "DetokenizeStageConfig",
     "EngineProcessorConfig",
     "JobConfig",
     "JobSummary",
     "Processor",
+    "ProcessorBuilder",
     "ProcessorConfig",
     "RowFailedError",
     "TokenizerStageConfig",
@@ -45,16 +49,18 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "ChatTemplateStageConfig": "config",
+        "CustomStage": "stage_plan",
         "DetokenizeStageConfig": "config",
         "EngineProcessorConfig": "config",
         "JobConfig": "job",
         "JobSummary": "report",
         "Processor": "processor",
+        "ProcessorBuilder": "builder",
         "ProcessorConfig": "config",
         "RowFailedError": "errors",
         "TokenizerStageConfig": "config",
-        "build_llm_processor": "processor",
-        "build_processor": "processor",
+        "build_llm_processor": "builder",
+        "build_processor": "builder",
         "find_millrace_error": "errors",
         "load_job": "job",
         "run_job": "job",

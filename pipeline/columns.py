@@ -17,12 +17,26 @@ DATA = "__data"
 INPUT = "__input"
 """Where a job keeps the row as it was read, since its prompt may take the name of a column of the input."""
 
+POSITION = "__position"
+"""Where a row stands in the input, as `binary(12)`: number of the file, place in it, both big-endian."""
+
+ROW_ID = "__row_id"
+"""What the ledger knows a row by, as `binary(12)`: its position, or a hash of its key."""
+
 # What a row may bring to the stages.
 MESSAGES = "messages"
 PROMPT = "prompt"
 TOKENIZED_PROMPT = "tokenized_prompt"
 SAMPLING_PARAMS = "sampling_params"
 MODEL = "model"
+
+# What a row brings to an HTTP endpoint or a deployment of Ray Serve, and what comes back.
+PAYLOAD = "payload"
+HTTP_RESPONSE = "http_response"
+METHOD = "method"
+REQUEST_KWARGS = "request_kwargs"
+DTYPE = "dtype"
+SERVE_TIME_TAKEN = "time_taken"
 
 # What generation adds.
 REQUEST_ID = "request_id"
@@ -46,6 +60,15 @@ NUM_CACHED_TOKENS = "num_cached_tokens"
 OUTPUTS = "outputs"
 ATTEMPT = "attempt"
 REPLICA_ID = "replica_id"
+IS_DUPLICATE = "__is_duplicate"
+"""Whether the row took the output of an identical one; between generation and the sink only."""
+
+# What a dead letter has besides the row as it was read.
+ERROR_STAGE = "__error_stage"
+ERROR_KIND = "__error_kind"
+ERROR_MESSAGE = "__error_message"
+ERROR_RETRYABLE = "__error_retryable"
+ERROR_ATTEMPTS = "__error_attempts"
 
 NO_ERROR = ""
 """`__inference_error__` of a row that went through."""
@@ -91,4 +114,18 @@ def result_types() -> dict[str, pa.DataType]:
         LOGPROBS: logprobs,
         PROMPT_LOGPROBS: logprobs,
         OUTPUTS: pa.list_(sequence),
+    }
+
+
+def error_types() -> dict[str, pa.DataType]:
+    """Returns the Arrow types of the columns that a dead letter adds to its row."""
+    import pyarrow as pa
+
+    return {
+        ROW_ID: pa.binary(12),
+        ERROR_STAGE: pa.string(),
+        ERROR_KIND: pa.string(),
+        ERROR_MESSAGE: pa.string(),
+        ERROR_RETRYABLE: pa.bool_(),
+        ERROR_ATTEMPTS: pa.int64(),
     }

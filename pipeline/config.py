@@ -104,17 +104,26 @@ class ProcessorConfig(Settings):
         batch_size: Rows per block between stages. Rows of all blocks share the engine, so it bounds no batch there.
         accelerator_type: Kind of accelerator a replica asks for, such as ``"H100"``.
         concurrency: Number of replicas; (min, max) for as many as the work needs.
+        should_continue_on_error: Whether a failed row becomes an error row (`__inference_error__`) or stops the job.
+        runtime_env: Ray runtime environment of our operators, and of the replicas.
     """
 
     batch_size: int = Field(default=128, gt=0)
     accelerator_type: str | None = None
     concurrency: int | tuple[int, int] = 1
+    should_continue_on_error: bool = False
+    runtime_env: dict[str, Any] | None = None
 
     @field_validator("concurrency", mode="before")
     @classmethod
     def _read_concurrency(cls, value: Any) -> Any:
         size = _pool_size(value)
         return size[0] if isinstance(size, tuple) and size[0] == size[1] else size
+
+    @property
+    def stop_on_error(self) -> bool:
+        """Whether the first failed row stops the job."""
+        return not self.should_continue_on_error
 
     @property
     def min_replicas(self) -> int:
@@ -135,8 +144,7 @@ class EngineProcessorConfig(ProcessorConfig):
         engine_kwargs: Settings of the engine, under the names that users of vLLM know.
         sampling_params: Sampling parameters of rows that bring none; None takes the model's own defaults.
         task_type: What the model does; ``"generate"``.
-        should_continue_on_error: Whether a failed row becomes an error row (`__inference_error__`) or stops the job.
-        runtime_env: Ray runtime environment of the replicas and of our operators.
+        deduplicate: Whether identical requests run once and share the output, which is that of each of them.
         num_cpus_per_replica: CPUs a replica asks Ray for; None for what is left by one task and our operators, at
             most 1.
         num_gpus_per_replica: GPUs a replica asks Ray for; None for 1 where the cluster has some, else 0.
@@ -156,8 +164,7 @@ class EngineProcessorConfig(ProcessorConfig):
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     sampling_params: dict[str, Any] | None = None
     task_type: Literal["generate"] = "generate"
-    should_continue_on_error: bool = False
-    runtime_env: dict[str, Any] | None = None
+    deduplicate: bool = True
     num_cpus_per_replica: float | None = Field(default=None, gt=0)
     num_gpus_per_replica: float | None = Field(default=None, ge=0)
     placement_group_config: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""What the command line shows of a job: a line while it runs, a few at its end."""
+"""What the command line shows of a job: a view while it runs, a few lines at its end."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bar
+from rich.table import Table
 
 from .progress import Progress
-from .report import JobSummary, summary_path
+from .report.summary import JobSummary
 
 PLAIN_INTERVAL_S = 10.0
 """Seconds between lines where the output is no terminal."""
 
+BAR_WIDTH = 32
 
-class ProgressLine:
-    """A line that follows a job; where the output is no terminal, a plain line now and then.
 
-    A context manager: the line is there while the block runs.
+class ProgressView:
+    """A view that follows a job; where the output is no terminal, a plain line now and then.
+
+    A context manager: the view is there while the block runs.
 
     Args:
         console: Where to show it.
@@ -30,43 +34,68 @@ class ProgressLine:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._shown_s = -PLAIN_INTERVAL_S
-        self._bar: Bar | None = None
+        self._live: Live | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[text]}"))
-            self._bar = Bar(*columns, console=console, transient=True)
-            self._task = self._bar.add_task("starting", total=None, text="")
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(BAR_WIDTH),
+                MofNCompleteColumn(),
+                TaskProgressColumn(),
+            )
+            self._bar = Bar(*columns, console=console)
+            self._task = self._bar.add_task("starting", total=None)
+            self._live = Live(self._bar, console=console, transient=True, refresh_per_second=4)
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def show(self, progress: Progress) -> None:
         """Shows how far the job is."""
-        text = describe_progress(progress)
-        if self._bar is not None:
+        if self._live is not None:
             total = progress.num_rows if progress.phase == "running" else None
-            self._bar.update(
-                self._task, description=progress.phase, total=total, completed=progress.num_done, text=text
-            )
+            self._bar.update(self._task, description=progress.phase, total=total, completed=progress.num_done)
+            self._live.update(Group(self._bar, details(progress)))
         elif time.monotonic() - self._shown_s >= PLAIN_INTERVAL_S:
             self._shown_s = time.monotonic()
-            self._console.print(f"{progress.phase}: {text}", highlight=False)
+            self._console.print(f"{progress.phase}: {describe_progress(progress)}", highlight=False)
+
+
+def details(progress: Progress) -> Table:
+    """Returns what stands under the bar: rows failed, tokens per second, replicas, cache, time to go."""
+    failed = f"{progress.num_failed:,} failed"
+    replicas = f"{progress.num_ready} of {progress.num_replicas} replicas up"
+    if progress.num_restarts:
+        replicas += f", {progress.num_restarts} restarted"
+    basis = f" [dim]from {progress.eta_basis}[/]" if progress.eta_basis else ""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("[dim]rows[/]", f"[red]{failed}[/]" if progress.num_failed else failed)
+    table.add_row(
+        "[dim]tok/s[/]", f"{progress.input_tokens_per_s:,.0f} in, [bold]{progress.output_tokens_per_s:,.0f}[/] out"
+    )
+    table.add_row(
+        "[dim]engine[/]",
+        f"{replicas}; {progress.num_running:,} running, {progress.num_waiting:,} waiting; "
+        f"KV cache {progress.kv_cache_usage:.0%} in use, {progress.cache_hit_rate:.0%} of prompts found in it",
+    )
+    table.add_row("[dim]time[/]", f"{_clock(progress.elapsed_s)} gone, ETA {_eta(progress)}{basis}")
+    return table
 
 
 def describe_progress(progress: Progress) -> str:
     """Returns one line: rows, failures, tokens per second, time to go."""
-    eta = "?" if progress.eta_s is None else _clock(progress.eta_s)
+    total = "?" if progress.num_rows is None else f"{progress.num_rows:,}"
     return (
-        f"{progress.num_done:,}/{progress.num_rows:,} rows, {progress.num_failed:,} failed, "
+        f"{progress.num_done:,}/{total} rows, {progress.num_failed:,} failed, "
         f"{progress.input_tokens_per_s:,.0f} tok/s in, {progress.output_tokens_per_s:,.0f} tok/s out, "
-        f"{_clock(progress.elapsed_s)} gone, ETA {eta}"
+        f"{_clock(progress.elapsed_s)} gone, ETA {_eta(progress)}"
     )
 
 
@@ -82,7 +111,11 @@ def describe_summary(summary: JobSummary) -> str:
         f"finished  {reasons}",
     ]
     lines += [f"[red]error[/]     {error.num_rows:,} x {escape(error.example)}" for error in summary.errors.values()]
-    return "\n".join([*lines, f"output    {summary.output}", f"summary   {summary_path(summary.output)}"])
+    return "\n".join([*lines, f"output    {summary.output}", f"report    {summary.output}/_millrace/report.html"])
+
+
+def _eta(progress: Progress) -> str:
+    return "?" if progress.eta_s is None else _clock(progress.eta_s)
 
 
 def _clock(seconds: float) -> str:

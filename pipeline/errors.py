@@ -1,4 +1,4 @@
-"""The error of a job that stops at a bad row, and how to find our errors inside those of Ray."""
+"""The errors that end a job, and how to find our errors inside those of Ray."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ RAY_NOTE = "\nFailed to apply UDF transform after"
 
 class RowFailedError(MillraceError):
     """A row failed, and the processor was told to stop at the first one (`should_continue_on_error=False`)."""
+
+
+class DeploymentError(MillraceError):
+    """A deployment of Ray Serve died, is overloaded or cannot be reached: no row's fault, so the job stops."""
 
 
 def find_millrace_error(error: BaseException) -> MillraceError | None:

@@ -1,91 +1,45 @@
-"""Runs a job: input -> processor -> Parquet, with a summary beside it."""
+"""Runs a job: input -> processor -> files, resumed after any death, and its failed rows again on request."""
 
 from __future__ import annotations
 
+import base64
+import functools
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import ray.data
 from ray.data import Dataset
 
-from ..engine import resolve_model
-from ..engine.errors import ConfigError, PromptTypeError
+from .. import __version__
+from ..engine.errors import ConfigError
 from . import columns
-from .config import DetokenizeStageConfig, EngineProcessorConfig
-from .job_config import JobConfig, load_job
-from .plan import UserFunction
+from .config import EngineProcessorConfig
+from .durable import Identity
+from .engine_backend import EngineBackend
+from .job_config import JobConfig
+from .job_file import load_job
+from .job_rows import MakePrompt, MakeResult
+from .job_settings import processor_config, result_schema
+from .ledger.folder import OURS, RETRY, JobFolder, JobState
+from .ledger.index import RowIndex
+from .plan import finish_plans, prepare_plans
 from .processor import Processor
 from .progress import Progress, ProgressMonitor
-from .report import JobSummary, OutputScan, summary_path
-from .sources import READ_ERROR, Source
-from .template import Template
+from .report import JobSummary, ReportWriter
+from .sinks.parts import OutputSpec
+from .sinks.publish import Manifest, publish
+from .sources import READ_ERROR, Source, Unit
+from .storage import Storage, StorageOptions
+from .writing import Done, LiveCounts, write_rows
 
-__all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "run_job"]
+__all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "prepare_resume", "prepare_retry", "run_job"]
 
-FILES_PER_JOB = 20
-MAX_ROWS_PER_FILE = 50_000
-
-
-@dataclass(frozen=True)
-class MakePrompt:
-    """The job's `preprocess`: what a row asks the model.
-
-    Attributes:
-        templates: Of the prompt, or of each message.
-        roles: Of the messages; empty for a prompt.
-        sampling: The job's sampling parameters.
-    """
-
-    templates: tuple[Template, ...]
-    roles: tuple[str, ...]
-    sampling: Mapping[str, Any] | None
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns the columns that the stages read; those that the job leaves open are not the input's either."""
-        if row.get(READ_ERROR) is not None:
-            raise PromptTypeError(row[READ_ERROR])
-        asked: dict[str, Any] = {columns.INPUT: row, columns.SAMPLING_PARAMS: self.sampling, columns.MODEL: None}
-        if not self.templates:
-            return asked
-        texts = [template.render(row) for template in self.templates]
-        if self.roles:
-            pairs = zip(self.roles, texts, strict=True)
-            messages = [{"role": role, "content": text} for role, text in pairs]
-            return {**asked, columns.PROMPT: None, columns.MESSAGES: messages, columns.TOKENIZED_PROMPT: None}
-        return {**asked, columns.PROMPT: texts[0], columns.MESSAGES: None, columns.TOKENIZED_PROMPT: None}
-
-
-@dataclass(frozen=True)
-class MakeResult:
-    """The job's `postprocess`: the row as it was read, and what came of it.
-
-    Attributes:
-        output_column: Name of the column of the text.
-    """
-
-    output_column: str
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns the columns of the output; those not in its schema are left out when it is written."""
-        texts = [one["text"] for one in row[columns.OUTPUTS] or []]
-        return {
-            **row[columns.INPUT],
-            self.output_column: row[columns.GENERATED_TEXT],
-            columns.OUTPUTS: texts,
-            **{name: row[name] for name in REPORTED},
-        }
-
-
-REPORTED = (
-    columns.FINISH_REASON,
-    columns.NUM_INPUT_TOKENS,
-    columns.NUM_CACHED_TOKENS,
-    columns.NUM_GENERATED_TOKENS,
-)
-"""What every output says of a row, besides its text and its error."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,37 +49,99 @@ class PreparedJob:
     Attributes:
         job: The job.
         config: Settings of its processor.
-        source: Its input.
-        schema: Columns of its output.
-        folder: Where that goes; empty.
+        state: What is noted of it in its folder.
+        folder: Where its output goes.
+        spec: What that looks like.
+        source: Its input; None if its dead letters are to run again.
+        resumes: Whether it has begun already and goes on.
+        former: What its output consists of, if its dead letters are to run again.
     """
 
     job: JobConfig
     config: EngineProcessorConfig
-    source: Source
-    schema: pa.Schema
-    folder: Path
+    state: JobState
+    folder: JobFolder
+    spec: OutputSpec
+    source: Source | None
+    resumes: bool = False
+    former: Manifest | None = None
 
     @property
-    def num_rows(self) -> int:
-        """Rows to run."""
-        return min(self.source.num_rows, self.job.limit or self.source.num_rows)
+    def num_rows_in(self) -> int | None:
+        """Rows of the input; None if that is not known."""
+        if self.former is not None:
+            return self.former.total.num_rows
+        known = self.state.num_rows
+        return known if self.job.limit is None else min(known or self.job.limit, self.job.limit)
+
+    @property
+    def identity(self) -> Identity:
+        """What its rows are known by."""
+        if self.former is not None:
+            return Identity(column=columns.ROW_ID)
+        return Identity(None if self.job.key is None else tuple(self.job.key))
 
 
 def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
-    """Checks a job against the model and the input, without Ray.
+    """Checks a job against the model, the input and what is in the output folder, without Ray. Nothing is written.
 
     Args:
         job: The job.
-        overwrite: Whether Parquet files that are in the output folder give way.
+        overwrite: Whether the output of another job gives way, when this one runs.
 
     Raises:
-        ConfigError: Something in the job cannot be used.
+        ConfigError: Something in the job cannot be used, or the folder holds something else.
     """
+    job = job.relative_to(Path.cwd())
     config = processor_config(job)
-    source = Source.find(job.input, job.format)
-    schema = result_schema(job, source)
-    return PreparedJob(job, config, source, schema, prepare_output(job.output, overwrite))
+    source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url))
+    schema = result_schema(job, source.schema)
+    state = _state(job, source)
+    folder = JobFolder(Storage.at(job.output, job.endpoint_url))
+    resumes = folder.check(state, overwrite)
+    return PreparedJob(job, config, state, folder, _spec(job, folder, schema, source.schema), source, resumes)
+
+
+def prepare_resume(output: str, endpoint_url: str | None = None, **changes: Any) -> PreparedJob:
+    """Checks an unfinished job in an output folder, so that it can go on.
+
+    Args:
+        output: The folder.
+        endpoint_url: Where ``s3://`` leads, if the folder is there.
+        **changes: Fields of the job that are to be others now, such as `replicas`.
+
+    Raises:
+        ConfigError: There is no unfinished job, or its input has changed.
+    """
+    folder, state = _begun(output, endpoint_url)
+    if folder.is_retrying:
+        return prepare_retry(output, endpoint_url, **changes)
+    if folder.is_finished:
+        raise ConfigError(f"the job in {output!r} is finished; there is nothing to resume")
+    return prepare_job(_changed(state, output, changes))
+
+
+def prepare_retry(output: str, endpoint_url: str | None = None, **changes: Any) -> PreparedJob:
+    """Checks a finished job whose dead letters are to run again.
+
+    Args:
+        output: The output folder of the job.
+        endpoint_url: Where ``s3://`` leads, if the folder is there.
+        **changes: Fields of the job that are to be others now, such as `engine`.
+
+    Raises:
+        ConfigError: There is no finished job, or no row of it has failed.
+    """
+    folder, state = _begun(output, endpoint_url)
+    former = Manifest.read(folder.root)
+    if former is None:
+        raise ConfigError(f"the job in {output!r} is not finished; first: millrace resume {output}")
+    if not former.failed_files:
+        raise ConfigError(f"the job in {output!r} has no failed rows; there is nothing to run again")
+    job = _changed(state, output, changes)
+    given = _read_schema(state.input_schema)
+    spec = _spec(job, folder, result_schema(job, given), given)
+    return PreparedJob(job, processor_config(job), state, folder, spec, None, folder.is_retrying, former)
 
 
 def run_job(
@@ -135,160 +151,154 @@ def run_job(
     on_progress: Callable[[Progress], None] | None = None,
     started_s: float | None = None,
 ) -> JobSummary:
-    """Runs a job to its end. Ray is started if it is not, and left as it is after.
+    """Runs a job to its end, or on to its end if it has begun. Ray is started if it is not, and left as it is after.
 
     Args:
         job: The job.
-        overwrite: As in `prepare_job`; without effect on a job that is prepared.
+        overwrite: As in `prepare_job`; on a job that is prepared it must be said there.
         on_progress: Called with each look at the running job, from another thread.
         started_s: When the start-up began, on `time.monotonic`; None for now.
 
     Returns:
-        The summary, counted from what was written; it is also written beside the output folder.
+        The summary of all its runs.
 
     Raises:
         ConfigError: Something in the job cannot be used; nothing has been run.
-        MillraceError: The job failed. What was written until then stays.
+        MillraceError: The job failed. What has finished until then stays: run it again to go on.
     """
     started_s = time.monotonic() if started_s is None else started_s
     prepared = job if isinstance(job, PreparedJob) else prepare_job(job, overwrite=overwrite)
+    _begin(prepared)
+    job = prepared.job
+    report = ReportWriter(prepared.folder.root / OURS, job.model, job.output, job.prices)
+    write = functools.partial(report.write, num_rows_in=prepared.num_rows_in or 0)
+    live = LiveCounts()
     with _processor(prepared) as processor:
-        scan = OutputScan(prepared.folder)
-        monitor = ProgressMonitor(processor, scan, prepared.num_rows, started_s, on_progress)
-        if prepared.num_rows:
-            results = processor(_read(prepared))
-            with monitor:
-                results.write_parquet(str(prepared.folder), min_rows_per_file=_rows_per_file(prepared))
-        ended_s = time.monotonic()
-    summary = _summarise(prepared, monitor, started_s, ended_s)
-    summary.write(summary_path(prepared.folder))
-    return summary
+        monitor = ProgressMonitor(processor, live, prepared.num_rows_in, started_s, show=on_progress, save=write)
+        if not prepared.folder.is_publishing:
+            _run_rows(prepared, processor, live, monitor)
+        manifest = publish(prepared.folder.root, prepared.spec, prepared.former)
+    counts = manifest.total
+    num_rows_in = counts.num_rows if prepared.num_rows_in is None else prepared.num_rows_in
+    return report.write(monitor.finish(counts), counts, num_rows_in).summary
 
 
-def _read(prepared: PreparedJob) -> Dataset:
-    dataset = prepared.source.read()
-    return dataset if prepared.job.limit is None else dataset.limit(prepared.job.limit)
-
-
-def _rows_per_file(prepared: PreparedJob) -> int:
-    """Returns the least rows of a file: several files for a small job, so that progress shows, few for a large one."""
-    return min(MAX_ROWS_PER_FILE, max(prepared.job.batch_size, prepared.num_rows // FILES_PER_JOB))
-
-
-def processor_config(job: JobConfig) -> EngineProcessorConfig:
-    """Returns the processor's settings for a job.
+def resume_job(output: str, **options: Any) -> JobSummary:
+    """Runs an unfinished job on to its end.
 
     Args:
-        job: The job.
+        output: Its output folder.
+        **options: As of `run_job`.
 
     Raises:
-        ConfigError: The model folder or a setting of the engine cannot be used.
+        ConfigError: There is no unfinished job, or its input has changed.
+        MillraceError: The job failed.
     """
-    folder = resolve_model(job.model)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"model folder {str(folder)!r} holds no config.json; pass a folder in Hugging Face's layout")
-    return EngineProcessorConfig(
-        model_source=job.model if job.model.startswith("bundled:") else str(folder.resolve()),
-        engine_kwargs=job.engine_kwargs(),
-        batch_size=job.batch_size,
-        concurrency=job.replicas,
-        should_continue_on_error=job.on_error == "row",
-        # The engine makes the text as well, and has a tokenizer already: one process less that has to load one.
-        detokenize_stage=DetokenizeStageConfig(enabled=False),
+    return run_job(prepare_resume(output), **options)
+
+
+def retry_failed(output: str, **options: Any) -> JobSummary:
+    """Runs the failed rows of a finished job again. Those that succeed now are added to its results.
+
+    Args:
+        output: Its output folder.
+        **options: As of `run_job`.
+
+    Raises:
+        ConfigError: There is no finished job, or no row of it has failed.
+        MillraceError: The run failed; the output is as it was.
+    """
+    return run_job(prepare_retry(output), **options)
+
+
+def _begin(prepared: PreparedJob) -> None:
+    """Leaves in the folder what a resume needs."""
+    folder = prepared.folder
+    if prepared.resumes:
+        return
+    if prepared.former is not None:
+        folder.work.remove()
+        (folder.work / RETRY).write_bytes(b"{}")
+    else:
+        folder.clear()
+        folder.write_state(prepared.state)
+
+
+def _run_rows(prepared: PreparedJob, processor: Processor, live: LiveCounts, monitor: ProgressMonitor) -> None:
+    done = Done.find(prepared.folder.work)
+    live.add(done.counts)
+    if prepared.former is not None:
+        live.add(prepared.former.counts)
+    if live.update().num_rows == prepared.num_rows_in:
+        return
+    dataset = _read(prepared, done)
+    with monitor:
+        write_rows(processor, dataset, prepared.identity, prepared.spec, done, live.add)
+
+
+def _read(prepared: PreparedJob, done: Done) -> Dataset:
+    if prepared.source is not None:
+        index = done.index()
+        return prepared.source.read(prepared.job.limit, lambda unit: _is_done(unit, index))
+    assert prepared.former is not None
+    files = [prepared.folder.root / one.name for one in prepared.former.failed_files]
+    filesystem, _ = files[0].filesystem()
+    return ray.data.read_parquet([file.filesystem()[1] for file in files], filesystem=filesystem)
+
+
+def _is_done(unit: Unit, index: RowIndex) -> bool:
+    """Whether every row of a part of the input is done; where a key says so, only reading tells."""
+    return unit.num_rows is not None and index.count_between(*unit.bounds()) == unit.num_rows
+
+
+def _begun(output: str, endpoint_url: str | None) -> tuple[JobFolder, JobState]:
+    folder = JobFolder(Storage.at(output, endpoint_url))
+    state = folder.read_state()
+    if state is None:
+        raise ConfigError(f"{output!r} is no output folder of a job: it holds no {folder.state_file.url}")
+    return folder, state
+
+
+def _changed(state: JobState, output: str, changes: dict[str, Any]) -> JobConfig:
+    given = {name: value for name, value in changes.items() if value is not None}
+    return JobConfig(**{**state.job, "output": output, **given})
+
+
+def _state(job: JobConfig, source: Source) -> JobState:
+    inputs = [{"url": file.path, "size": file.size, "etag": file.etag} for file in source.files]
+    schema = base64.b64encode(_with_read_error(source.schema).serialize().to_pybytes()).decode()
+    return JobState(job.model_dump(mode="json"), inputs, source.num_rows, schema, __version__)
+
+
+def _read_schema(text: str) -> pa.Schema:
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    return pa.schema([field for field in schema if field.name != READ_ERROR])
+
+
+def _with_read_error(schema: pa.Schema) -> pa.Schema:
+    """Returns the columns of a row as it is read: a dead letter keeps why its line is no row."""
+    return schema.append(pa.field(READ_ERROR, pa.string()))
+
+
+def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema) -> OutputSpec:
+    return OutputSpec(
+        folder.work,
+        job.output_format,
+        schema,
+        _with_read_error(given),
+        is_ordered=job.order == "input",
+        max_rows_per_file=job.max_rows_per_file,
+        flush_interval_s=job.flush_interval_s,
     )
-
-
-def result_schema(job: JobConfig, source: Source) -> pa.Schema:
-    """Returns the columns of the output: those kept of the input, the text, and what is reported of a row.
-
-    Args:
-        job: The job.
-        source: Its input.
-
-    Raises:
-        ConfigError: The job names a column that the input does not have, or one would be written twice.
-    """
-    names = source.schema.names
-    asked = [Template("", (("", name),)) for name in job.columns or []]
-    for template in (*job.templates(), *asked):
-        template.check_columns(names)
-    if not job.templates() and not {columns.PROMPT, columns.MESSAGES} & set(names):
-        raise ConfigError(
-            f"the job has neither prompt nor messages, and the input no column of these names: {', '.join(names)}"
-        )
-    types = columns.result_types()
-    result = [(job.output_column, pa.string())]
-    if (job.sampling or {}).get("n", 1) != 1:
-        result.append((columns.OUTPUTS, pa.list_(pa.string())))
-    result += [(name, types[name]) for name in (*REPORTED, columns.INFERENCE_ERROR)]
-    kept = [source.schema.field(name) for name in (names if job.columns is None else job.columns)]
-    for name in [field.name for field in kept]:
-        if name in dict(result):
-            raise ConfigError(
-                f"the input's column {name!r} would be overwritten by the result; leave it out of columns, "
-                "or set output_column"
-            )
-    return pa.schema([*kept, *(pa.field(*one) for one in result)])
-
-
-def prepare_output(output: str, overwrite: bool) -> Path:
-    """Makes the output folder, empty.
-
-    Args:
-        output: The folder.
-        overwrite: Whether Parquet files in it are removed. Nothing else ever is.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ConfigError: It holds something that must not be mixed with the output.
-    """
-    folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"output {output!r} is a file; pass a folder")
-    present = sorted(folder.iterdir()) if folder.exists() else []
-    foreign = [path.name for path in present if not (path.is_file() and path.suffix == ".parquet")]
-    if present and (foreign or not overwrite):
-        advice = "pass another folder" if foreign else "pass --overwrite to replace them, or another folder"
-        raise ConfigError(f"output folder {output!r} already holds {(foreign or [present[0].name])[0]!r}; {advice}")
-    try:
-        for path in present:
-            path.unlink()
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output folder {output!r} cannot be written: {error.strerror}") from error
-    return folder
 
 
 def _processor(prepared: PreparedJob) -> Processor:
-    job = prepared.job
+    job, config = prepared.job, prepared.config
     roles = tuple(message.role for message in job.messages or [])
     prompt = MakePrompt(tuple(job.templates()), roles, job.sampling)
     return Processor(
-        prepared.config,
-        UserFunction("preprocess", prompt),
-        UserFunction("postprocess", MakeResult(job.output_column)),
-        schema=prepared.schema,
-    )
-
-
-def _summarise(prepared: PreparedJob, monitor: ProgressMonitor, started_s: float, ended_s: float) -> JobSummary:
-    counts = OutputScan(prepared.folder).update()
-    ready_s = monitor.ready_s or ended_s
-    last_token_s = min(ended_s, max(ready_s, monitor.last_token_s or ended_s))
-    return JobSummary(
-        model=prepared.job.model,
-        output=prepared.job.output,
-        num_rows_in=prepared.num_rows,
-        num_rows_out=counts.num_rows,
-        num_rows_failed=counts.num_failed,
-        num_input_tokens=counts.num_input_tokens,
-        num_cached_tokens=counts.num_cached_tokens,
-        num_output_tokens=counts.num_output_tokens,
-        start_up_s=ready_s - started_s,
-        generate_s=last_token_s - ready_s,
-        write_s=ended_s - last_token_s,
-        finish_reasons=dict(counts.finish_reasons),
-        errors=counts.errors,
+        config,
+        [*prepare_plans(config), EngineBackend(config), *finish_plans(config)],
+        prompt,
+        MakeResult(job.output_column),
     )

@@ -1,17 +1,16 @@
-"""A job file: what to read, what to ask, what to run it on, where to write. YAML in, `JobConfig` out."""
+"""`JobConfig`: what to read, what to ask, what to run it on, where to write."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
-from ..engine import SamplingParams
+from ..engine import EngineConfig, SamplingParams
 from ..engine.errors import ConfigError, SamplingParamsError
 from .columns import GENERATED_TEXT
+from .prices import Prices
 from .settings import Settings
 from .template import Template
 
@@ -29,13 +28,15 @@ class MessageTemplate(Settings):
 
 
 class JobConfig(Settings):
-    """A job: rows of a file through a model into Parquet.
+    """A job: rows of files through a model into files.
 
     Attributes:
         model: Folder of the model, or ``"bundled:NAME"``.
         input: File, folder, pattern, or a list of these.
-        output: Folder to write Parquet files to.
-        format: ``"parquet"``, ``"jsonl"`` or ``"csv"``; None to tell by the extension.
+        output: Folder to write files to; a path or a URL.
+        format: Of the input: ``"parquet"``, ``"jsonl"`` or ``"csv"``; None to tell by the extension.
+        output_format: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"arrow"``.
+        endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
         prompt: Text with {column} fields.
         messages: Conversation with {column} fields, rendered by the model's chat template. With neither `prompt` nor
             `messages`, rows bring a column of one of these names.
@@ -48,6 +49,12 @@ class JobConfig(Settings):
         output_column: Name of the column of the generated text.
         seed: Seed of the rows' draws; the engine's `seed` if None.
         limit: Rows to run at most; None for all.
+        key: Columns by whose values a row is known when the job is resumed; None for its place in the input.
+        order: ``"any"``, or ``"input"`` for rows in the order of the input.
+        max_rows_per_file: Most rows of a file of the output.
+        flush_interval_s: Seconds after which a finished row is durable.
+        dedup: Whether identical rows run once.
+        prices: What things cost, for plan and report: a table, or the path of a YAML or JSON file with one.
     """
 
     model: str
@@ -65,6 +72,14 @@ class JobConfig(Settings):
     output_column: str = GENERATED_TEXT
     seed: int | None = None
     limit: int | None = Field(default=None, gt=0)
+    output_format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
+    endpoint_url: str | None = None
+    key: list[str] | None = Field(default=None, min_length=1)
+    order: Literal["any", "input"] = "any"
+    max_rows_per_file: int = Field(default=50_000, gt=0)
+    flush_interval_s: float = Field(default=5.0, gt=0)
+    dedup: bool = True
+    prices: Prices | None = None
 
     @field_validator("sampling")
     @classmethod
@@ -75,6 +90,23 @@ class JobConfig(Settings):
             except SamplingParamsError as error:
                 raise ConfigError(f"sampling: {error}") from error
         return value
+
+    @field_validator("engine")
+    @classmethod
+    def _check_engine(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            EngineConfig.check_kwargs(model="any", **value)
+        except ConfigError as error:
+            raise ConfigError(f"engine: {error}") from error
+        except TypeError as error:
+            raise ConfigError("engine: leave out model; it is a field of the job") from error
+        return value
+
+    @model_validator(mode="after")
+    def _check_order(self) -> JobConfig:
+        if self.order == "input" and self.key is not None:
+            raise ConfigError("order: input needs the place of a row in the input, and key replaces it; drop one")
+        return self
 
     @model_validator(mode="after")
     def _check_prompt(self) -> JobConfig:
@@ -106,75 +138,11 @@ class JobConfig(Settings):
         return self.model_copy(
             update={
                 "model": model,
-                "input": [str(folder / Path(one).expanduser()) for one in inputs],
-                "output": str(folder / Path(self.output).expanduser()),
+                "input": [_from_folder(folder, one) for one in inputs],
+                "output": _from_folder(folder, self.output),
             }
         )
 
 
-def load_job(path: str | Path, **overrides: Any) -> JobConfig:
-    """Reads a job file.
-
-    Args:
-        path: A YAML file with the fields of `JobConfig`. Its relative paths start at its own folder.
-        **overrides: Fields that replace those of the file, where they are not None. Their paths start at the current
-            folder.
-
-    Returns:
-        The checked job.
-
-    Raises:
-        ConfigError: The file is missing, is no YAML, or a field is wrong; the message names file and line.
-    """
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-        lines = _key_lines(yaml.compose(text))
-    except OSError as error:
-        raise ConfigError(f"job file {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"job file {str(path)!r} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(_describe_yaml(file, error)) from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file}: a job file holds fields such as model, input and output; got {values!r:.80}")
-    given = {name: value for name, value in overrides.items() if value is not None}
-    placeholders = {name: str(value) for name, value in given.items() if name in ("model", "input", "output")}
-    try:
-        job = JobConfig(**{**values, **placeholders}).relative_to(file.parent)
-    except ConfigError as error:
-        raise ConfigError("\n".join(_with_line(file, lines, line) for line in str(error).splitlines())) from None
-    except TypeError as error:  # A key of YAML may be a number, which is no name of a field.
-        raise ConfigError(f"{file}: {error}") from error
-    return JobConfig(**{**job.model_dump(exclude_unset=True), **given})
-
-
-def _key_lines(node: yaml.Node | None) -> dict[str, int]:
-    """Returns key -> line (from 1) of every key of the file; of equal ones the first."""
-    lines: dict[str, int] = {}
-    waiting = [node] if node is not None else []
-    while waiting:
-        current = waiting.pop(0)
-        if isinstance(current, yaml.MappingNode):
-            for key, value in current.value:
-                lines.setdefault(str(key.value), key.start_mark.line + 1)
-                waiting.append(value)
-        elif isinstance(current, yaml.SequenceNode):
-            waiting += current.value
-    return lines
-
-
-def _with_line(file: Path, lines: dict[str, int], message: str) -> str:
-    """Puts file and line before a problem: the line of the key it quotes, else of the first it mentions."""
-    for word in [*re.findall(r"'(\w+)'", message), *re.findall(r"\w+", message)]:
-        if word in lines:
-            return f"{file}:{lines[word]}: {message}"
-    return f"{file}: {message}"
-
-
-def _describe_yaml(file: Path, error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    place = f"{file}:{mark.line + 1}" if mark is not None else str(file)
-    return f"{place}: not valid YAML: {problem}"
+def _from_folder(folder: Path, path: str) -> str:
+    return path if "://" in path else str(folder / Path(path).expanduser())

@@ -116,7 +116,13 @@ def result_columns(row: Row, mark_success: bool) -> dict[str, Any]:
     """
     if row.error is not None:
         return {**row.input, columns.INFERENCE_ERROR: str(row.error), columns.FINISH_REASON: "error"}
-    return {**row.data, columns.INFERENCE_ERROR: columns.NO_ERROR} if mark_success else row.data
+    data = without_marks(row.data)
+    return {**data, columns.INFERENCE_ERROR: columns.NO_ERROR} if mark_success else data
+
+
+def without_marks(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns the columns of a row without what only the pipeline reads."""
+    return {name: value for name, value in data.items() if name != columns.IS_DUPLICATE}
 
 
 def to_columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table | dict[str, Any]:

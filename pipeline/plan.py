@@ -1,4 +1,4 @@
-"""From a processor's settings to its three operators: their stages, and what of the cluster they take.
+"""From a processor's settings to its operators: their stages, and what of the cluster they take.
 
 The `make_*` functions run in the worker that runs the stages; everything they are given pickles.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,10 @@ from ..actors import PoolClient, PoolConfig, check_leaves_one_cpu
 from ..engine import SamplingParams, Tokenizer, resolve_model
 from ..engine.errors import ConfigError, unknown_key_message
 from ..engine.generation_config import default_sampling_params, read_generation_config
-from .config import EngineProcessorConfig, StageConfig
+from . import columns
+from .backend import OperatorKwargs, held_cpus
+from .config import EngineProcessorConfig, ProcessorConfig, StageConfig
+from .stage_plan import StageInfo, StagePlan
 from .stages import (
     ChatTemplateStage,
     DetokenizeStage,
@@ -82,6 +85,52 @@ def load_tokenizer(folder: str, chat_template: str | None = None) -> Tokenizer:
     return Tokenizer(resolve_model(folder), chat_template)
 
 
+def prepare_plans(config: EngineProcessorConfig) -> list[StagePlan]:
+    """Returns the stages before the engine, in order.
+
+    Args:
+        config: Settings of the processor.
+    """
+    chat, tokenize = config.chat_template_stage, config.tokenize_stage
+    plans = []
+    if chat.enabled:
+        info = StageInfo("ChatTemplateStage", chat, (columns.MESSAGES,), (columns.PROMPT,))
+        plans.append(StagePlan(info, functools.partial(_make_chat_template, config)))
+    if tokenize.enabled:
+        info = StageInfo("TokenizeStage", tokenize, (columns.PROMPT,), (columns.TOKENIZED_PROMPT,))
+        plans.append(StagePlan(info, functools.partial(_make_tokenize, config)))
+    return plans
+
+
+def finish_plans(config: EngineProcessorConfig) -> list[StagePlan]:
+    """Returns the stages after the engine, in order.
+
+    Args:
+        config: Settings of the processor.
+    """
+    plans = []
+    if config.detokenize_stage.enabled:
+        info = StageInfo("DetokenizeStage", config.detokenize_stage, (columns.GENERATED_TOKENS,))
+        plans.append(StagePlan(info, functools.partial(_make_detokenize, config)))
+    return plans
+
+
+def make_stages(plans: Sequence[StagePlan], user: UserFunction, *, stop_on_error: bool) -> list[Stage]:
+    """Makes the stages of one operator on the CPU: those planned, and the user's function at its end of them.
+
+    Args:
+        plans: The stages, in order.
+        user: `preprocess`, which goes first, or `postprocess`, which goes last.
+        stop_on_error: Whether the first failed row stops the job.
+    """
+    stages = [plan.make() for plan in plans]
+    if user.function is None:
+        return stages
+    kind = PreprocessStage if user.name == "preprocess" else PostprocessStage
+    function = kind(user.function, **user.call_kwargs, stop_on_error=stop_on_error)
+    return [function, *stages] if kind is PreprocessStage else [*stages, function]
+
+
 def make_prepare_stages(config: EngineProcessorConfig, user: UserFunction) -> list[Stage]:
     """Makes the stages before the engine.
 
@@ -89,19 +138,7 @@ def make_prepare_stages(config: EngineProcessorConfig, user: UserFunction) -> li
         config: Settings of the processor.
         user: The user's `preprocess`.
     """
-    stop = not config.should_continue_on_error
-    engine, chat, tokenize = config.engine_config, config.chat_template_stage, config.tokenize_stage
-    stages: list[Stage] = []
-    if user.function is not None:
-        stages.append(PreprocessStage(user.function, **user.call_kwargs, stop_on_error=stop))
-    if chat.enabled:
-        tokenizer = load_tokenizer(_tokenizer_folder(config, chat), chat.chat_template or engine.chat_template)
-        stages.append(ChatTemplateStage(tokenizer, chat.chat_template_kwargs, stop_on_error=stop))
-    if tokenize.enabled:
-        same = chat.chat_template or engine.chat_template if chat.enabled else None
-        tokenizer = load_tokenizer(_tokenizer_folder(config, tokenize), same)
-        stages.append(TokenizeStage(tokenizer, stop_on_error=stop))
-    return stages
+    return make_stages(prepare_plans(config), user, stop_on_error=config.stop_on_error)
 
 
 def make_generate_stages(config: EngineProcessorConfig, pool_name: str, make_client: MakeClient) -> list[Stage]:
@@ -118,7 +155,8 @@ def make_generate_stages(config: EngineProcessorConfig, pool_name: str, make_cli
         model=config.model_source,
         job_seed=config.engine_config.seed,
         detokenize_later=config.detokenize_stage.enabled,
-        stop_on_error=not config.should_continue_on_error,
+        duplicates=config.deduplicate,
+        stop_on_error=config.stop_on_error,
     )
     return [stage]
 
@@ -130,14 +168,7 @@ def make_finish_stages(config: EngineProcessorConfig, user: UserFunction) -> lis
         config: Settings of the processor.
         user: The user's `postprocess`.
     """
-    stop = not config.should_continue_on_error
-    stages: list[Stage] = []
-    if config.detokenize_stage.enabled:
-        tokenizer = load_tokenizer(_tokenizer_folder(config, config.detokenize_stage))
-        stages.append(DetokenizeStage(tokenizer, stop_on_error=stop))
-    if user.function is not None:
-        stages.append(PostprocessStage(user.function, **user.call_kwargs, stop_on_error=stop))
-    return stages
+    return make_stages(finish_plans(config), user, stop_on_error=config.stop_on_error)
 
 
 def make_pool_client(pool_name: str) -> GenerateClient:
@@ -145,7 +176,7 @@ def make_pool_client(pool_name: str) -> GenerateClient:
     return PoolClient(pool_name)
 
 
-def operator_kwargs(config: EngineProcessorConfig, user: UserFunction, *stages: StageConfig) -> dict[str, Any]:
+def operator_kwargs(config: ProcessorConfig, user: UserFunction, *stages: StageConfig) -> dict[str, Any]:
     """Returns how an operator on the CPU runs, as arguments of `Dataset.map_batches`.
 
     What the user said for a stage counts before the processor's, and what was said in `map_kwargs` before that.
@@ -184,7 +215,7 @@ def generate_kwargs(config: EngineProcessorConfig) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if value is not None}
 
 
-def pool_config(config: EngineProcessorConfig, operators: list[dict[str, Any]]) -> PoolConfig:
+def pool_config(config: EngineProcessorConfig, operators: Sequence[OperatorKwargs]) -> PoolConfig:
     """Settles what a replica takes, and checks that the job can run beside the replicas.
 
     Args:
@@ -197,7 +228,7 @@ def pool_config(config: EngineProcessorConfig, operators: list[dict[str, Any]]) 
     Raises:
         ConfigError: Replicas and operators would leave no whole CPU to read the dataset with.
     """
-    held = sum(kwargs["num_cpus"] * kwargs["compute"].max_size for kwargs in operators)
+    held = held_cpus(operators)
     have = ray.cluster_resources()
     share = max(0.0, (have.get("CPU", 0.0) - 1 - held) / config.num_replicas)
     num_cpus = config.num_cpus_per_replica
@@ -224,6 +255,27 @@ def _num_gpus(config: EngineProcessorConfig, have: Mapping[str, float]) -> float
     return float(config.engine_config.num_ranks) if wants_one else 0.0
 
 
+def _make_chat_template(config: EngineProcessorConfig) -> Stage:
+    chat = config.chat_template_stage
+    tokenizer = load_tokenizer(
+        _tokenizer_folder(config, chat), chat.chat_template or config.engine_config.chat_template
+    )
+    return ChatTemplateStage(tokenizer, chat.chat_template_kwargs, stop_on_error=config.stop_on_error)
+
+
+def _make_tokenize(config: EngineProcessorConfig) -> Stage:
+    chat = config.chat_template_stage
+    # The same template as the stage before, so that the two share a tokenizer.
+    same = chat.chat_template or config.engine_config.chat_template if chat.enabled else None
+    tokenizer = load_tokenizer(_tokenizer_folder(config, config.tokenize_stage), same)
+    return TokenizeStage(tokenizer, stop_on_error=config.stop_on_error)
+
+
+def _make_detokenize(config: EngineProcessorConfig) -> Stage:
+    tokenizer = load_tokenizer(_tokenizer_folder(config, config.detokenize_stage))
+    return DetokenizeStage(tokenizer, stop_on_error=config.stop_on_error)
+
+
 def _tokenizer_folder(config: EngineProcessorConfig, stage: StageConfig) -> str:
     return stage.model_source or config.engine_config.tokenizer or config.model_source
 
@@ -240,5 +292,7 @@ def _default_params(config: EngineProcessorConfig) -> SamplingParams:
 def _one_runtime_env(stages: list[StageConfig]) -> dict[str, Any] | None:
     given = [stage.runtime_env for stage in stages if stage.runtime_env is not None]
     if any(one != given[0] for one in given):
-        raise ConfigError("the chat template and tokenize stages run in one process: give them the same runtime_env")
+        raise ConfigError(
+            "the stages before the engine run in one process, as do those after it: give them one runtime_env"
+        )
     return given[0] if given else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -10,7 +10,10 @@ from ..engine.errors import ConfigError, unknown_key_message
 
 
 class Settings(BaseModel):
-    """Base of every config: immutable, refuses unknown keys, and raises `ConfigError` with a line per problem."""
+    """Base of every config: refuses unknown keys, and raises `ConfigError` with a line per problem.
+
+    A config does not change, since what was checked together must stay together: `replace` makes another one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -19,6 +22,23 @@ class Settings(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError("\n".join(_describe(type(self), one) for one in error.errors())) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            raise ConfigError(f"a {type(self).__name__} does not change; use config.replace({name}={value!r:.60})")
+        super().__setattr__(name, value)
+
+    def replace(self, **changes: Any) -> Self:
+        """Returns a copy with some fields changed, checked as a new one is.
+
+        Args:
+            **changes: Field name -> new value.
+
+        Raises:
+            ConfigError: A field is unknown, or its value cannot be used.
+        """
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**given, **changes})
 
 
 def _describe(model: type[BaseModel], problem: Any) -> str:

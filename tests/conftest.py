@@ -7,8 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from s3 import S3Server
 
 # Tiny models gain nothing from threads, and on a busy machine threads that wait for each other lose a lot. Torch reads
 # this when it is first imported, here and in every process the tests start.
@@ -79,6 +83,15 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
         return folders[family]
 
     return build
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """A server of the S3 API on loopback."""
+    from s3 import start_s3
+
+    with start_s3() as server:
+        yield server
 
 
 @pytest.fixture

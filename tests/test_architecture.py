@@ -29,7 +29,9 @@ MAY_IMPORT_OTHERS = {
         "fsspec", "jinja2", "numpy", "pyarrow", "pydantic", "ray", "rich", "s3fs", "tenacity", "tqdm", "typer", "yaml",
     },
     "actors": {"ray", "tenacity"},
-    "engine": {"jinja2", "numpy", "safetensors", "tokenizers", "torch", "tqdm", "transformers"},
+    "engine": {
+        "fsspec", "jinja2", "numpy", "safetensors", "tenacity", "tokenizers", "torch", "tqdm", "transformers",
+    },
     "kernels": {"llvmlite", "numba", "numpy", "torch", "triton"},
 }  # fmt: skip
 FROM_ROOT = ("millrace.__version__", "millrace._lazy.lazy_face")

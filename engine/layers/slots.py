@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ from torch import Tensor
 from ..shard import Shard
 
 __all__ = ["Slot"]
+
+
+class _Narrows(Protocol):
+    def narrow(self, dim: int, start: int, length: int) -> Any: ...
+
+
+Narrowable = TypeVar("Narrowable", bound=_Narrows)
+"""A tensor, or what stands for one that is not read yet."""
 
 
 def _as_it_is(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -46,7 +55,7 @@ class Slot:
         """The shape of the checkpoint's tensor, of which `cut` gives what fills it."""
         return torch.Size(part.size for part in self.parts) if self.parts else self.shape
 
-    def cut(self, tensor: Tensor) -> Tensor:
+    def cut(self, tensor: Narrowable) -> Narrowable:
         """Returns the part of a tensor of `whole_shape` that fills this slot: a view, so the rest is not read."""
         for dim, part in enumerate(self.parts):
             if part.count > 1:

@@ -18,6 +18,7 @@ from ..errors import UnsupportedModelError
 from ..layers import InvariantLinear, Linear
 from ..parallel import SINGLE, ParallelContext
 from ..sharded_state import load_sharded_state
+from ..storage import Location
 from ..weights import load_dummy_weights, load_weights, weight_slots
 from . import families
 from .decoder import Decoder
@@ -81,7 +82,7 @@ def build_model(
 
 
 def load_model(
-    folder: str | Path,
+    folder: str | Path | Location,
     hf_config: Any,
     dtype: torch.dtype,
     device: torch.device | str,
@@ -91,7 +92,7 @@ def load_model(
     """Builds the decoder a config describes, on its device, and streams the folder's weights into it.
 
     Args:
-        folder: Holds the weights; not read if they are to be dummies.
+        folder: Holds the weights, here or behind a URL; not read if they are to be dummies.
         hf_config: A transformers config, as `load_hf_config` returns it.
         dtype: Of weights and activations; the checkpoint's tensors are cast.
         device: Where to build it.

@@ -8,7 +8,7 @@ neither Ray nor blocks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -95,6 +95,18 @@ class Stage(ABC):
         for row in rows:
             if row.error is None:
                 self._run_one(row)
+
+    def stream(self, rows: Sequence[Row]) -> Iterator[Row]:
+        """Runs the stage over rows in place and yields each once it is through, in any order.
+
+        Args:
+            rows: The rows of a block.
+
+        Yields:
+            The same rows, those that have failed among them.
+        """
+        self.run(rows)
+        yield from rows
 
     def merge(self, row: Row, columns: Mapping[str, Any]) -> None:
         """Puts what the stage computed into the row."""

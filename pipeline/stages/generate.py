@@ -9,15 +9,20 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Protocol
 
 from ...engine import CompletionOutput, GenerateRequest, RequestOutput, SamplingParams
 from ...engine.errors import ConfigError, EngineError, SamplingParamsError
+from ...engine.outputs import RequestMetrics
 from .. import columns
 from ..seeds import seeded
 from .base import Row, RowError, Stage
+from .duplicates import Arrival, Duplicates, Inbox, request_key
 from .prompts import checked_prompt, checked_token_ids
+
+METRICS = tuple(one.name for one in fields(RequestMetrics) if one.name not in ("attempt", "replica_id"))
+"""What of a request's metrics is in the column of that name; the others have columns of their own."""
 
 
 class GenerateClient(Protocol):
@@ -26,6 +31,34 @@ class GenerateClient(Protocol):
     def generate(self, requests: list[GenerateRequest]) -> Iterator[RequestOutput]:
         """Yields the output of each request once, as they finish."""
         ...
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A row and its request; `params` are its parameters as text, `key` is what identical requests share."""
+
+    row: Row
+    request: GenerateRequest
+    params: str
+    key: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = request_key(self.request, self.params)
+
+
+@dataclass(slots=True)
+class _Call:
+    """The rows of a block under way: those that run, by request id, and how many wait for identical ones."""
+
+    batch_uuid: str
+    start_s: float
+    running: dict[str, _Asked] = field(default_factory=dict)
+    num_waiting: int = 0
+    inbox: Inbox = field(default_factory=Inbox)
+
+    @property
+    def requests(self) -> list[GenerateRequest]:
+        return [asked.request for asked in self.running.values()]
 
 
 class GenerateStage(Stage):
@@ -40,6 +73,7 @@ class GenerateStage(Stage):
         model: The model that runs; a row that names another one is refused.
         job_seed: Seed from which rows that bring none derive theirs.
         detokenize_later: Whether a later stage makes the text of the rows that allow it.
+        duplicates: Whether identical requests run once.
         on_output: Called with each output as it arrives, from the thread of its block.
         stop_on_error: Whether the first failed row stops the job.
     """
@@ -54,6 +88,7 @@ class GenerateStage(Stage):
         model: str,
         job_seed: int = 0,
         detokenize_later: bool = False,
+        duplicates: bool = True,
         on_output: Callable[[RequestOutput], None] | None = None,
         stop_on_error: bool = False,
     ) -> None:
@@ -63,6 +98,7 @@ class GenerateStage(Stage):
         self._model = model
         self._job_seed = job_seed
         self._detokenize_later = detokenize_later
+        self._duplicates = Duplicates() if duplicates else None
         self._on_output = on_output
 
     def run(self, rows: Sequence[Row]) -> None:
@@ -72,24 +108,73 @@ class GenerateStage(Stage):
             RowFailedError: A row failed, and the stage stops at errors.
             EngineError: The pool ended without an output for a row.
         """
-        batch_uuid = uuid.uuid4().hex
-        waiting: dict[str, tuple[Row, GenerateRequest]] = {}
-        for index, row in enumerate(rows):
-            if row.error is None and (request := self._request(f"{batch_uuid}-{index}", row)) is not None:
-                waiting[request.request_id] = (row, request)
-        start_s = time.monotonic()
-        requests = in_good_order(request for _, request in waiting.values())
-        for output in self._client.generate(requests) if requests else ():
-            row, request = waiting.pop(output.request_id)
-            if self._on_output is not None:
-                self._on_output(output)
-            if output.error is not None:
-                self.fail(row, _row_error(output), output.error.to_exception())
-                continue
-            timing = {columns.BATCH_UUID: batch_uuid, columns.TIME_TAKEN: time.monotonic() - start_s}
-            self.merge(row, {**output_columns(output, request.sampling_params), **timing})
-        if waiting:
-            raise EngineError(f"the engine pool ended without an output for {len(waiting)} of {len(rows)} rows")
+        for _ in self.stream(rows):
+            pass
+
+    def stream(self, rows: Sequence[Row]) -> Iterator[Row]:
+        """Generates for the rows in place and yields each as soon as it is finished, and first those that cannot run.
+
+        Raises:
+            RowFailedError: A row failed, and the stage stops at errors.
+            EngineError: The pool ended without an output for a row.
+        """
+        call = _Call(uuid.uuid4().hex, time.monotonic())
+        try:
+            for index, row in enumerate(rows):
+                request = None if row.error is not None else self._request(f"{call.batch_uuid}-{index}", row)
+                if request is None:
+                    yield row
+                else:
+                    self._admit(call, _Asked(row, request, repr(request.sampling_params)))
+            for output in self._client.generate(in_good_order(call.requests)) if call.running else ():
+                yield self._finish(call, output)
+                yield from self._arrived(call)
+            if call.running:
+                raise EngineError(
+                    f"the engine pool ended without an output for {len(call.running)} of {len(rows)} rows"
+                )
+            while call.num_waiting:
+                yield self._take(call, call.inbox.get())
+        finally:
+            if self._duplicates is not None:
+                for asked in call.running.values():
+                    self._duplicates.abandon(asked.key, EngineError("the identical request of another row did not end"))
+
+    def _admit(self, call: _Call, asked: _Asked) -> None:
+        """Decides whether a request runs or waits for one that is identical."""
+        if self._duplicates is not None and not self._duplicates.claim(asked.key, call.inbox, asked):
+            call.num_waiting += 1
+        else:
+            call.running[asked.request.request_id] = asked
+
+    def _finish(self, call: _Call, output: RequestOutput) -> Row:
+        asked = call.running.pop(output.request_id)
+        if self._duplicates is not None:
+            self._duplicates.finish(asked.key, output)
+        if self._on_output is not None:
+            self._on_output(output)
+        return self._completed(call, asked, output, {})
+
+    def _arrived(self, call: _Call) -> Iterator[Row]:
+        """Yields the rows whose output came from an identical request meanwhile."""
+        while not call.inbox.empty():
+            yield self._take(call, call.inbox.get())
+
+    def _take(self, call: _Call, arrival: Arrival) -> Row:
+        call.num_waiting -= 1
+        if arrival.output is None:
+            raise arrival.error or EngineError("the identical request of another row did not end")
+        own = {columns.REQUEST_ID: arrival.item.request.request_id, columns.IS_DUPLICATE: True}
+        return self._completed(call, arrival.item, arrival.output, own)
+
+    def _completed(self, call: _Call, asked: _Asked, output: RequestOutput, own: Mapping[str, Any]) -> Row:
+        if output.error is not None:
+            self.fail(asked.row, _row_error(output), output.error.to_exception())
+            return asked.row
+        timing = {columns.BATCH_UUID: call.batch_uuid, columns.TIME_TAKEN: time.monotonic() - call.start_s}
+        added = output_columns(output, asked.request.sampling_params, asked.params)
+        self.merge(asked.row, {**added, **timing, **own})
+        return asked.row
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Generates for one row alone."""
@@ -139,15 +224,24 @@ class GenerateStage(Stage):
 
 
 def in_good_order(requests: Iterable[GenerateRequest]) -> list[GenerateRequest]:
-    """Puts long outputs first, as `LLM` does: a block, and the last one of a job above all, ends sooner.
+    """Puts long outputs first, and among those of one length prompts with a common beginning side by side.
+
+    Length counts before: a block, and the last one of a job above all, ends sooner if its long outputs start first, and
+    most blocks have one limit for all rows anyway. Where prompts with a common beginning stand side by side, the first
+    of them has computed it, and the cache still holds it, when the next one comes.
 
     Args:
         requests: The requests of a block; an output without a limit counts as longest.
 
     Returns:
-        The same requests; those of one length keep their order.
+        The same requests.
     """
-    return sorted(requests, key=lambda request: -(request.sampling_params.max_tokens or sys.maxsize))
+    return sorted(requests, key=_place)
+
+
+def _place(request: GenerateRequest) -> tuple[int, list[int], str]:
+    prompt = (request.prompt_token_ids, "") if request.prompt_token_ids is not None else ([], request.prompt or "")
+    return (-(request.sampling_params.max_tokens or sys.maxsize), *prompt)
 
 
 def _needs_text_at_the_end_only(params: SamplingParams) -> bool:
@@ -172,22 +266,23 @@ def _row_error(output: RequestOutput) -> RowError:
     return RowError(GenerateStage.name, error.kind, error.message, error.retryable, output.metrics.attempt)
 
 
-def output_columns(output: RequestOutput, params: SamplingParams) -> dict[str, Any]:
+def output_columns(output: RequestOutput, params: SamplingParams, params_text: str) -> dict[str, Any]:
     """Returns the columns that a finished request adds to its row.
 
     Args:
         output: What the engine returned.
         params: The parameters it ran with.
+        params_text: The same as text.
 
     Returns:
         Column name -> value; the columns of a single sequence are those of the first.
     """
     first = output.outputs[0]
     prompt_token_ids = output.prompt_token_ids or []
-    times = asdict(output.metrics)
+    times = {name: getattr(output.metrics, name) for name in METRICS}
     return {
         columns.REQUEST_ID: output.request_id,
-        columns.PARAMS: repr(params),
+        columns.PARAMS: params_text,
         columns.PROMPT: output.prompt,
         columns.PROMPT_TOKEN_IDS: prompt_token_ids,
         columns.NUM_INPUT_TOKENS: len(prompt_token_ids),
@@ -200,8 +295,8 @@ def output_columns(output: RequestOutput, params: SamplingParams) -> dict[str, A
         columns.OUTPUTS: [_sequence(one, params) for one in output.outputs] if len(output.outputs) > 1 else None,
         columns.LOGPROBS: _plain_logprobs(first.logprobs),
         columns.PROMPT_LOGPROBS: _plain_logprobs(output.prompt_logprobs),
-        columns.ATTEMPT: times.pop("attempt"),
-        columns.REPLICA_ID: times.pop("replica_id"),
+        columns.ATTEMPT: output.metrics.attempt,
+        columns.REPLICA_ID: output.metrics.replica_id,
         columns.METRICS: times,
     }
 

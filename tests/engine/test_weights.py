@@ -217,7 +217,7 @@ def test_a_truncated_file_is_named(tmp_path: Path, weights: str, keep: float) ->
 @pytest.mark.parametrize("weights", ["safetensors", "bin"])
 def test_a_git_lfs_pointer_is_recognised(tmp_path: Path, weights: str) -> None:
     folder = tiny_checkpoint(tmp_path, "llama", weights=weights)
-    checkpoint_files(folder)[0].write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    checkpoint_files(folder)[0].write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(CheckpointError, match="Git LFS pointer"):
         load(folder)
 

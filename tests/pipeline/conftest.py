@@ -11,7 +11,8 @@ import pytest
 from ray import cloudpickle
 
 from millrace.pipeline import EngineProcessorConfig, Processor
-from millrace.pipeline.plan import UserFunction
+from millrace.pipeline.engine_backend import EngineBackend
+from millrace.pipeline.plan import finish_plans, prepare_plans
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -47,12 +48,10 @@ def make_processor(make_config: Callable[..., EngineProcessorConfig]) -> Callabl
     """Makes a processor whose engine reads the prompt back."""
 
     def make(preprocess: Any = None, postprocess: Any = None, pool: Any = None, **changes: Any) -> Processor:
-        return Processor(
-            make_config(**changes),
-            UserFunction("preprocess", preprocess),
-            UserFunction("postprocess", postprocess),
-            start_pool=lambda config: pool or fake_client.FakePool(),
-            make_client=fake_client.EchoClient,
+        config = make_config(**changes)
+        backend = EngineBackend(
+            config, start_pool=lambda config: pool or fake_client.FakePool(), make_client=fake_client.EchoClient
         )
+        return Processor(config, [*prepare_plans(config), backend, *finish_plans(config)], preprocess, postprocess)
 
     return make

@@ -22,6 +22,7 @@ from millrace.pipeline import (
     build_processor,
     find_millrace_error,
 )
+from millrace.pipeline.engine_backend import EngineBackend
 from millrace.pipeline.plan import UserFunction, generate_kwargs, operator_kwargs, pool_config
 
 pytestmark = pytest.mark.usefixtures("cluster")
@@ -105,13 +106,13 @@ def test_the_pool_starts_with_the_first_dataset_and_not_before(make_config: Any)
         started.append(config)
         return FakePool()  # type: ignore[return-value]
 
-    none = UserFunction("preprocess"), UserFunction("postprocess")
-    processor = Processor(make_config(concurrency=2, engine_kwargs={"seed": 4}), *none, start_pool=start)
+    config = make_config(concurrency=2, engine_kwargs={"seed": 4})
+    processor = Processor(config, [EngineBackend(config, start_pool=start)])
     assert not started
     processor(ray.data.range(1))
     processor(ray.data.range(1))
-    (config,) = started
-    assert (config.num_replicas, config.engine_kwargs["seed"]) == (2, 4)
+    (pool,) = started
+    assert (pool.num_replicas, pool.engine_kwargs["seed"]) == (2, 4)
 
 
 def test_a_lazy_dataset_keeps_the_pool_of_a_forgotten_processor(make_processor: Make) -> None:
@@ -208,8 +209,9 @@ def test_stages_are_listed_and_found(model_folder: Any) -> None:
     [
         ({"preprocess": 3}, "preprocess must be a function of a row; got int"),
         ({"preprocess_map_kwargs": {"num_cpu": 1}}, "did you mean 'num_cpus'?"),
+        ({"builder_kwargs": {"preprocess": dict}}, "builder_kwargs hold 'preprocess'"),
         ({"builder_kwargs": {"chat_template_kwarg": {}}}, "did you mean 'chat_template_kwargs'?"),
-        ({"config": 3}, "config must be an EngineProcessorConfig; got int"),
+        ({"config": 3}, "config must be one of EngineProcessorConfig, "),
     ],
 )
 def test_builder_mistakes_are_said(model_folder: Any, fields: dict[str, Any], said: str) -> None:

@@ -1,23 +1,76 @@
-"""Finding and looking through input files."""
+"""Finding and looking through input files, and reading them in parts."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
 from millrace import ConfigError
-from millrace.pipeline.sources import READ_ERROR, Source, parse_lines
+from millrace.pipeline import columns
+from millrace.pipeline.sources import READ_ERROR, Source, base, json_lines, parquet, text
+from millrace.pipeline.sources.source import FORMATS
+
+KINDS = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.gz", "arrow", "arrows")
 
 
 def write_lines(path: Path, *lines: Any) -> str:
     path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
     return str(path)
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """Writes rows in the format that the name tells."""
+    table = pa.Table.from_pylist(list(rows))
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    kind, _, compression = path.name.partition(".")[2].partition(".")
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=7)
+    elif kind in ("arrow", "arrows"):
+        opened = pyarrow.ipc.new_file if kind == "arrow" else pyarrow.ipc.new_stream
+        with opened(str(path), table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+    else:
+        if kind == "csv":
+            sink = pa.BufferOutputStream()
+            pyarrow.csv.write_csv(table, sink)
+            lines = sink.getvalue().to_pybytes()
+        codec = {"": None, "gz": "gzip", "zst": "zstd"}[compression]
+        with pa.output_stream(str(path), compression=codec) as file:
+            file.write(lines)
+    return str(path)
+
+
+def read_units(source: Source) -> list[dict[str, Any]]:
+    """Reads all parts of a source in order; every row has a place of its own."""
+    tables = (table for unit in source.units for table in FORMATS[source.format].read(unit, source.schema))
+    rows = [row for table in tables for row in table.to_pylist()]
+    places = [row[columns.POSITION] for row in rows]
+    assert places == sorted(set(places))
+    assert source.num_rows in (None, len(rows))
+    return rows
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cuts inputs as if they were large, and looks through little of them."""
+    monkeypatch.setattr(json_lines, "UNIT_BYTES", 100)
+    monkeypatch.setattr(parquet, "UNIT_BYTES", 100)
+    monkeypatch.setattr(parquet, "MAX_ROWS", 5)
+    monkeypatch.setattr(text, "LOOK_BYTES", 300)
+    monkeypatch.setattr(text, "SAMPLE_BYTES", 300)
+    monkeypatch.setattr(text, "MAX_SAMPLES", 3)
+    monkeypatch.setattr(base, "TABLE_BYTES", 200)
+    monkeypatch.setattr(text, "TABLE_BYTES", 200)
 
 
 def test_parquet_folders_and_patterns(tmp_path: Path) -> None:
@@ -26,7 +79,10 @@ def test_parquet_folders_and_patterns(tmp_path: Path) -> None:
     (tmp_path / "_SUCCESS").touch()
     assert Source.find(str(tmp_path)).num_rows == 6
     assert len(Source.find(str(tmp_path / "[01].parquet")).paths) == 2
-    assert Source.find([str(tmp_path / "0.parquet"), str(tmp_path / "2.parquet")]).schema.names == ["id"]
+    source = Source.find([str(tmp_path / "0.parquet"), str(tmp_path / "2.parquet")])
+    assert source.schema.names == ["id"]
+    assert [file.size for file in source.files] == [os.path.getsize(path) for path in source.paths]
+    assert len({file.etag for file in source.files} | {""}) == 3
 
 
 def test_types_of_json_lines_hold_every_row(tmp_path: Path) -> None:
@@ -38,16 +94,53 @@ def test_types_of_json_lines_hold_every_row(tmp_path: Path) -> None:
 
 
 def test_lines_that_are_no_rows_say_so_and_the_others_are_read(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "x.jsonl", {"a": 1, "m": "x"}, "{broken", "[1]", {"a": 2, "m": 3})
-    source = Source.find(path)
-    assert source.num_rows == 4
-    lines = [line for line in Path(path).read_text().splitlines() if line]
-    rows = parse_lines(pa.table({"text": lines}), source.schema).to_pylist()
-    assert [row["a"] for row in rows] == [1, None, None, 2]
-    assert [row["m"] for row in rows] == ["x", None, None, "3"]
-    assert [row[READ_ERROR] is None for row in rows] == [True, False, False, True]
-    assert "not JSON" in rows[1][READ_ERROR]
-    assert "JSON list, not an object" in rows[2][READ_ERROR]
+    lines = [b'{"a":1,"m":"x"}', b"", b"{broken", b"[1]", b'{"a":2,"m":3}', b'{"a":3,"m":"\xff"}', b'{"a":4}']
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    rows = read_units(Source.find(str(path)))
+    assert [row["a"] for row in rows] == [1, None, None, 2, None, 4]
+    assert [row["m"] for row in rows] == ["x", None, None, "3", None, None]
+    said = ["not JSON", "JSON list, not an object", "not UTF-8"]
+    errors = [row[READ_ERROR] for row in rows if row[READ_ERROR] is not None]
+    assert [part in error for part, error in zip(said, errors, strict=True)] == [True] * 3
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_what_was_not_looked_at_may_not_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows: list[Any] = [{"a": index, "b": "x" * 20} for index in range(100)]
+    rows[97] = {"a": "text", "b": 1}
+    rows[98] = {"a": 98, "new": 1}
+    source = Source.find(write_lines(tmp_path / "x.jsonl", *rows))
+    assert source.num_rows is None
+    read = read_units(source)
+    assert [row["a"] for row in read] == [*range(97), None, 98, 99]
+    assert "column 'a' holds 'text', which is not int64" in read[97][READ_ERROR]
+    assert [row[READ_ERROR] for row in read[98:]] == [None, None]
+    assert "left out: new" in caplog.text
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("kind", KINDS)
+def test_parts_hold_every_row_once_in_order(tmp_path: Path, kind: str) -> None:
+    files = [[{"id": 100 * file + index, "line": f"row {index}\n, "} for index in range(90)] for file in range(3)]
+    paths = [write_rows(tmp_path / f"{index}.{kind}", rows) for index, rows in enumerate(files)]
+    rows = read_units(Source.find(paths))
+    assert [(row["id"], row["line"]) for row in rows] == [(row["id"], row["line"]) for file in files for row in file]
+    assert not any(row[READ_ERROR] for row in rows)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_know_the_places_of_their_rows(tmp_path: Path) -> None:
+    for kind in ("parquet", "jsonl"):
+        rows = [{"id": index} for index in range(200)]
+        source = Source.find([write_rows(tmp_path / f"{part}.{kind}", rows) for part in range(2)])
+        assert len(source.units) > 10
+        for unit in source.units:
+            low, high = unit.bounds()
+            tables = list(FORMATS[kind].read(unit, source.schema))
+            places = [place for table in tables for place in table[columns.POSITION].to_pylist()]
+            assert all(low <= place < high for place in places)
+            assert unit.num_rows in (None, len(places))
 
 
 def test_a_csv_whose_types_change_is_text(tmp_path: Path) -> None:
@@ -61,15 +154,73 @@ def test_a_csv_whose_types_change_is_text(tmp_path: Path) -> None:
     assert source.num_rows == 400_001
 
 
+def test_records_of_csv_that_are_no_rows_say_so_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b'id,line\n1,"a\nb, ""q"""\n\n2,x\n3\n4,5" pipe\n5,\xff\n6,"never closed\n7,y\n')
+    rows = read_units(Source.find(str(path)))
+    assert [row["id"] for row in rows] == [1, 2, None, 4, None, 6, 7]
+    assert [row["line"] for row in rows][:4] == ['a\nb, "q"', "x", None, '5" pipe']
+    assert "Expected 2 columns, got 1" in rows[2][READ_ERROR]
+    assert "invalid UTF8" in rows[4][READ_ERROR]
+
+
+@pytest.mark.parametrize("compression", ["gz", "zst"])
+def test_of_a_truncated_file_the_rows_before_the_end_are_read(tmp_path: Path, compression: str) -> None:
+    rows = [{"id": index, "line": os.urandom(50).hex()} for index in range(5000)]
+    path = Path(write_rows(tmp_path / f"x.jsonl.{compression}", rows))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    read = read_units(Source.find(str(path)))
+    assert [row["id"] for row in read[:-1]] == list(range(len(read) - 1))
+    assert 1500 < len(read) < 3000
+    assert "cannot be read from byte" in read[-1][READ_ERROR]
+
+
+def test_a_damaged_row_group_is_error_rows_and_the_others_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"id": range(300), "line": ["x"] * 300}), path, row_group_size=100)
+    place = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    content = bytearray(path.read_bytes())
+    content[place : place + 60] = b"\xff" * 60
+    path.write_bytes(content)
+    rows = read_units(Source.find(str(path)))
+    assert [row["id"] for row in rows] == [*range(100), *[None] * 100, *range(200, 300)]
+    assert all(f"row group 1 of {path} is damaged" in row[READ_ERROR] for row in rows[100:200])
+
+
+def test_files_may_lack_columns_and_have_narrower_types(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"id": pa.array([1], pa.int32()), "a": ["x"]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"b": [1.5], "id": pa.array([2], pa.int64())}), tmp_path / "1.parquet")
+    rows = read_units(Source.find(str(tmp_path)))
+    values = [{name: row[name] for name in ("id", "a", "b")} for row in rows]
+    assert values == [{"id": 1, "a": "x", "b": None}, {"id": 2, "a": None, "b": 1.5}]
+
+
 @pytest.mark.parametrize(
-    ("name", "said"),
-    [("missing.parquet", "does not exist"), ("x.txt", "format of"), ("bad.parquet", "cannot be read as parquet")],
+    ("name", "content", "said"),
+    [
+        ("missing.parquet", None, "does not exist"),
+        ("x.txt", b"x", "format of"),
+        ("bad.parquet", b"no parquet", "bad.parquet' cannot be read as parquet"),
+        ("bad.arrow", b"no arrow", "bad.arrow' cannot be read as arrow"),
+        ("array.json", b'[\n{"a": 1}\n]', "one JSON array"),
+        ("empty.csv", b"", "begins with the names of its columns"),
+        ("twice.csv", b"a,a\n1,2\n", "names 'a' twice"),
+        ("x.parquet?", None, "does not exist"),
+    ],
 )
-def test_mistakes_are_said(tmp_path: Path, name: str, said: str) -> None:
-    (tmp_path / "x.txt").write_text("x")
-    (tmp_path / "bad.parquet").write_text("no parquet")
+def test_mistakes_are_said(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=said):
         Source.find(str(tmp_path / name))
+
+
+def test_a_broken_file_among_others_is_named_before_the_start(tmp_path: Path) -> None:
+    for index in range(20):
+        pq.write_table(pa.table({"id": [index]}), tmp_path / f"{index:02}.parquet")
+    (tmp_path / "13.parquet").write_bytes((tmp_path / "13.parquet").read_bytes()[:-20])
+    with pytest.raises(ConfigError, match=r"13\.parquet"):
+        Source.find(str(tmp_path))
 
 
 def test_a_folder_without_rows_is_a_mistake(tmp_path: Path) -> None:
@@ -77,18 +228,36 @@ def test_a_folder_without_rows_is_a_mistake(tmp_path: Path) -> None:
         Source.find(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_format_is_read_as_it_was_looked_at(cluster: None, tmp_path: Path, kind: str) -> None:
     rows = [{"id": index, "line": f"row, {index}"} for index in range(50)]
-    path = tmp_path / f"in.{kind}"
-    if kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-    elif kind == "csv":
-        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), path)
-    else:
-        write_lines(path, *rows, "", "{broken")
-    source = Source.find(str(path))
+    source = Source.find(write_rows(tmp_path / f"in.{kind}", rows))
     read = source.read().take_all()
-    assert len(read) == source.num_rows
-    good = [row for row in read if row.pop(READ_ERROR, None) is None]
-    assert sorted(good, key=lambda row: row["id"]) == rows
+    assert len({row.pop(columns.POSITION) for row in read}) == len(read) == source.num_rows
+    assert {row.pop(READ_ERROR) for row in read} == {None}
+    assert sorted(read, key=lambda row: row["id"]) == rows
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_limit_takes_the_first_rows(
+    cluster: None, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_lines, "UNIT_BYTES", 100)
+    rows = [{"id": index} for index in range(300)]
+    source = Source.find([write_rows(tmp_path / f"{part}.{kind}", rows) for part in range(2)])
+    assert sorted(row["id"] for row in source.read(limit=120).take_all()) == list(range(120))
+    assert source.read(limit=301).count() == 301
+    assert len(source.read().limit(7).take_all()) == 7
+    assert source.read(is_done=lambda unit: True).count() == 0
+
+
+def test_parts_that_are_done_are_not_read(cluster: None, tmp_path: Path) -> None:
+    paths = [write_rows(tmp_path / f"{part}.jsonl", [{"id": part}] * 10) for part in range(3)]
+    read = Source.find(paths).read(is_done=lambda unit: unit.file.ordinal == 1).take_all()
+    assert sorted(row["id"] for row in read) == [0] * 10 + [2] * 10
+
+
+def test_gzip_of_several_members_is_one_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl.gz"
+    path.write_bytes(b"".join(gzip.compress(b'{"id": %d}\n' % index) for index in range(3)))
+    assert [row["id"] for row in read_units(Source.find(str(path)))] == [0, 1, 2]

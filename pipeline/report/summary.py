@@ -1,17 +1,19 @@
-"""What a job took: counted from the files it wrote, so exact, and written beside them as JSON."""
+"""The end of a job in a few numbers, and the counts of a folder of Parquet files."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
 
-from . import columns
+from .. import columns
+from ..stages.base import RowError
+from .counts import Counts, ErrorKind
+from .run import Run
 
 COUNTED = (
     columns.FINISH_REASON,
@@ -20,59 +22,6 @@ COUNTED = (
     columns.NUM_CACHED_TOKENS,
     columns.NUM_GENERATED_TOKENS,
 )
-
-
-@dataclass(slots=True)
-class ErrorKind:
-    """Failed rows with one kind of error.
-
-    Attributes:
-        num_rows: How many.
-        example: The message of one of them.
-    """
-
-    num_rows: int
-    example: str
-
-
-@dataclass(slots=True)
-class Counts:
-    """What the rows of an output add up to.
-
-    Attributes:
-        num_rows: Rows.
-        num_failed: Those with an error.
-        num_input_tokens: Prompt tokens.
-        num_cached_tokens: Prompt tokens found in the KV cache.
-        num_output_tokens: Generated tokens.
-        finish_reasons: Finish reason -> rows.
-        errors: Stage and class of the error -> rows.
-    """
-
-    num_rows: int = 0
-    num_failed: int = 0
-    num_input_tokens: int = 0
-    num_cached_tokens: int = 0
-    num_output_tokens: int = 0
-    finish_reasons: Counter[str] = field(default_factory=Counter)
-    errors: dict[str, ErrorKind] = field(default_factory=dict)
-
-    def add(self, table: pa.Table) -> None:
-        """Counts the rows of a table with the columns `COUNTED`."""
-        self.num_rows += table.num_rows
-        self.num_input_tokens += _sum(table, columns.NUM_INPUT_TOKENS)
-        self.num_cached_tokens += _sum(table, columns.NUM_CACHED_TOKENS)
-        self.num_output_tokens += _sum(table, columns.NUM_GENERATED_TOKENS)
-        self.finish_reasons.update(reason or "none" for reason in table[columns.FINISH_REASON].to_pylist())
-        for message in table[columns.INFERENCE_ERROR].to_pylist():
-            if message:
-                self._add_error(message)
-
-    def _add_error(self, message: str) -> None:
-        self.num_failed += 1
-        kind = ": ".join(message.split(": ", 2)[:2])
-        known = self.errors.setdefault(kind, ErrorKind(0, message))
-        known.num_rows += 1
 
 
 class OutputScan:
@@ -99,7 +48,7 @@ class OutputScan:
             except (pa.ArrowInvalid, OSError):
                 continue  # Being written just now: it has no footer yet.
             self._seen.add(path)
-            self.counts.add(table)
+            add_table(self.counts, table)
         return self.counts
 
 
@@ -116,11 +65,12 @@ class JobSummary:
         num_input_tokens: Prompt tokens of the rows that went through.
         num_cached_tokens: Those of them found in the KV cache.
         num_output_tokens: Generated tokens.
-        start_up_s: Seconds until the model was loaded.
-        generate_s: Seconds from then until the last token.
-        write_s: Seconds from then until the last file.
+        start_up_s: Seconds until the model was loaded, of all runs of the job.
+        generate_s: Seconds from then until the last token, of all runs.
+        write_s: Seconds from then until the last file, of all runs.
         finish_reasons: Finish reason -> rows.
         errors: Stage and class of the error -> rows and one message.
+        num_duplicates: Rows that took the output of an identical one.
     """
 
     model: str
@@ -136,6 +86,35 @@ class JobSummary:
     write_s: float
     finish_reasons: dict[str, int]
     errors: dict[str, ErrorKind]
+    num_duplicates: int = 0
+
+    @classmethod
+    def of(cls, model: str, output: str, num_rows_in: int, counts: Counts, runs: Sequence[Run]) -> JobSummary:
+        """Sums up a job.
+
+        Args:
+            model: The model.
+            output: The output folder.
+            num_rows_in: Rows of the input.
+            counts: Of all rows of the output, whichever run wrote them.
+            runs: The runs of the job.
+        """
+        return cls(
+            model=model,
+            output=output,
+            num_rows_in=num_rows_in,
+            num_rows_out=counts.num_rows,
+            num_rows_failed=counts.num_failed,
+            num_input_tokens=counts.num_input_tokens,
+            num_cached_tokens=counts.num_cached_tokens,
+            num_output_tokens=counts.num_output_tokens,
+            start_up_s=sum(run.start_up_s for run in runs),
+            generate_s=sum(run.generate_s for run in runs),
+            write_s=sum(run.write_s for run in runs),
+            finish_reasons=dict(counts.finish_reasons),
+            errors=counts.errors,
+            num_duplicates=counts.num_duplicates,
+        )
 
     @property
     def is_complete(self) -> bool:
@@ -160,15 +139,17 @@ class JobSummary:
             for name, value in {**asdict(self), **rates}.items()
         }
 
-    def write(self, path: Path) -> None:
-        """Writes the summary as JSON."""
-        path.write_text(json.dumps(self.as_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
-
-def summary_path(output: str | Path) -> Path:
-    """Returns where the summary of an output folder goes: beside it, so that the folder holds rows only."""
-    folder = Path(output)
-    return folder.with_name(f"{folder.name}.summary.json")
+def add_table(counts: Counts, table: pa.Table) -> None:
+    """Counts the rows of a table with the columns `COUNTED`."""
+    counts.num_rows += table.num_rows
+    counts.num_input_tokens += _sum(table, columns.NUM_INPUT_TOKENS)
+    counts.num_cached_tokens += _sum(table, columns.NUM_CACHED_TOKENS)
+    counts.num_output_tokens += _sum(table, columns.NUM_GENERATED_TOKENS)
+    counts.finish_reasons.update(reason or "none" for reason in table[columns.FINISH_REASON].to_pylist())
+    for message in table[columns.INFERENCE_ERROR].to_pylist():
+        if message:
+            counts.add_error(RowError(*[*message.split(": ", 2), "", ""][:3]))
 
 
 def _sum(table: pa.Table, name: str) -> int:

@@ -1,0 +1,84 @@
+"""Files of this machine."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from .files import FileInfo
+
+
+class LocalFiles:
+    """Plain files. A URL is a path."""
+
+    def info(self, url: str) -> FileInfo | None:
+        """Describes a file or folder; None if there is none."""
+        return _describe(Path(url)) if os.path.exists(url) else None
+
+    def children(self, url: str) -> list[FileInfo]:
+        """Describes what is directly in a folder; nothing if there is no such folder."""
+        folder = Path(url)
+        return [_describe(path) for path in folder.iterdir() if path.exists()] if folder.is_dir() else []
+
+    def walk(self, url: str) -> Iterator[FileInfo]:
+        """Describes every file below a folder."""
+        for folder, _, names in os.walk(url):
+            yield from (_describe(Path(folder, name)) for name in names)
+
+    def glob(self, pattern: str) -> list[FileInfo]:
+        """Describes the files that a pattern with `*`, `**` and `?` finds."""
+        return [_describe(Path(path)) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+
+    def read(self, url: str, start: int, end: int | None) -> bytes:
+        """Returns the bytes from start to end, or to the file's end."""
+        with open(url, "rb") as file:
+            file.seek(start)
+            return file.read(-1 if end is None else end - start)
+
+    def write(self, url: str, data: bytes) -> None:
+        """Makes or replaces a file, and the folders above it."""
+        path = Path(url)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+        try:
+            with draft.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
+
+    def move(self, url: str, target: str) -> None:
+        """Gives a file another name, replacing what has it."""
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.replace(url, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self.write(target, Path(url).read_bytes())
+            os.unlink(url)
+
+    def remove(self, url: str) -> None:
+        """Removes a file, or a folder with all below it, if it is there."""
+        path = Path(url)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def make_folder(self, url: str) -> None:
+        """Makes a folder and those above it."""
+        Path(url).mkdir(parents=True, exist_ok=True)
+
+
+def _describe(path: Path) -> FileInfo:
+    stat = path.stat()
+    is_dir = path.is_dir()
+    return FileInfo(str(path), 0 if is_dir else stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}", is_dir)

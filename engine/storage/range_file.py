@@ -1,0 +1,52 @@
+"""A file behind a URL as a Python file: every read is a request for a range of bytes."""
+
+from __future__ import annotations
+
+import io
+
+from .files import Files
+
+
+class RangeFile(io.RawIOBase):
+    """Random access to a file whose size is known.
+
+    Args:
+        files: Where it is.
+        url: Its name there.
+        size: In bytes.
+    """
+
+    def __init__(self, files: Files, url: str, size: int) -> None:
+        super().__init__()
+        self._files = files
+        self._url = url
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a place; past the end there is nothing to read."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def tell(self) -> int:
+        """Returns the place."""
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Reads on, as much as fits into the buffer."""
+        end = min(self._at + len(buffer), self._size)
+        if end <= self._at:
+            return 0
+        data = self._files.read(self._url, self._at, end)
+        buffer[: len(data)] = data
+        self._at = end
+        return len(data)

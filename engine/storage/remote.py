@@ -1,0 +1,180 @@
+"""Files behind a URL: fsspec, with finite waits, checked lengths and retries."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from ..errors import ConfigError
+from .files import FileInfo, StorageOptions
+from .retries import TruncatedError, with_retries
+
+Result = TypeVar("Result")
+
+PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+    "az": "adlfs",
+    "hf": "huggingface_hub",
+}
+"""Protocol -> the package that knows it. These stores have no folders: a file's name may hold slashes."""
+
+ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "LastModified", "last_modified", "mtime", "updated")
+"""What the libraries call that which changes with the content, the best first."""
+
+PIECE_BYTES = 32 << 20
+"""A file is read in pieces of this size, so that a fault costs one of them."""
+
+
+class RemoteFiles:
+    """The files of one protocol.
+
+    Args:
+        protocol: ``"s3"``, say.
+        options: How to reach them.
+
+    Raises:
+        ConfigError: The package that knows the protocol is not installed, or nothing knows it.
+    """
+
+    def __init__(self, protocol: str, options: StorageOptions) -> None:
+        self._protocol = protocol
+        self._options = options
+        self._fs = _filesystem(protocol, options)
+
+    @property
+    def library(self) -> Any:
+        """The file system of fsspec."""
+        return self._fs
+
+    def info(self, url: str) -> FileInfo | None:
+        """Describes a file or folder; None if there is none."""
+        try:
+            return self._describe(self._call("look at", url, lambda: self._fs.info(url)))
+        except FileNotFoundError:
+            return None
+
+    def children(self, url: str) -> list[FileInfo]:
+        """Describes what is directly in a folder; nothing if there is no such folder."""
+        try:
+            found = self._call("list", url, lambda: self._fs.ls(url, detail=True))
+        except FileNotFoundError:
+            return []
+        return [one for one in map(self._describe, found) if one.url.rstrip("/") != url.rstrip("/")]
+
+    def walk(self, url: str) -> Iterator[FileInfo]:
+        """Describes every file below a folder."""
+        try:
+            found = self._call("list", url, lambda: self._fs.find(url, detail=True))
+        except FileNotFoundError:
+            return
+        yield from map(self._describe, found.values())
+
+    def glob(self, pattern: str) -> list[FileInfo]:
+        """Describes the files that a pattern with `*`, `**` and `?` finds."""
+        try:
+            found = self._call("list", pattern, lambda: self._fs.glob(pattern, detail=True))
+        except FileNotFoundError:
+            return []
+        return [one for one in map(self._describe, found.values()) if not one.is_dir]
+
+    def read(self, url: str, start: int, end: int | None) -> bytes:
+        """Returns the bytes from start to end, or to the file's end; each piece is tried again by itself."""
+        if end is None:
+            info = self.info(url)
+            if info is None or info.is_dir:
+                raise FileNotFoundError(f"no such file: {url}")
+            if info.size is None:  # The store does not say, so there is nothing to check against.
+                return self._call("read", url, lambda: self._fs.cat_file(url, start=start or None))
+            end = info.size
+        pieces = [(at, min(at + PIECE_BYTES, end)) for at in range(start, end, PIECE_BYTES)]
+        return b"".join(self._read_piece(url, *piece) for piece in pieces)
+
+    def write(self, url: str, data: bytes) -> None:
+        """Makes or replaces a file."""
+        if self._protocol not in PACKAGES:
+            self.make_folder(url.rpartition("/")[0])
+        self._call("write", url, lambda: self._fs.pipe_file(url, data))
+
+    def move(self, url: str, target: str) -> None:
+        """Gives a file another name: a copy within the store, then the old one goes."""
+        if self._protocol not in PACKAGES:
+            self.make_folder(target.rpartition("/")[0])
+        self._call("copy", url, lambda: self._fs.cp_file(url, target))
+        self.remove(url)
+
+    def remove(self, url: str) -> None:
+        """Removes a file, or a folder with all below it, if it is there."""
+        info = self.info(url)
+        if info is None:
+            return
+        with contextlib.suppress(FileNotFoundError):  # An attempt whose answer was lost had done it.
+            self._call("remove", url, lambda: self._fs.rm(url, recursive=info.is_dir))
+
+    def make_folder(self, url: str) -> None:
+        """Makes a folder and those above it, where the store has folders."""
+        if self._protocol not in PACKAGES:
+            self._call("make", url, lambda: self._fs.makedirs(url, exist_ok=True))
+
+    def _read_piece(self, url: str, start: int, end: int) -> bytes:
+        def read() -> bytes:
+            data = self._fs.cat_file(url, start=start, end=end)
+            if len(data) != end - start:
+                raise TruncatedError(f"asked for {end - start} bytes from {start} on, got {len(data)}")
+            return data
+
+        return self._call("read", url, read)
+
+    def _call(self, action: str, url: str, call: Callable[[], Result]) -> Result:
+        return with_retries(call, action, url, self._options.max_attempts)
+
+    def _describe(self, info: dict[str, Any]) -> FileInfo:
+        name = info["name"]
+        url = name if "://" in name else f"{self._protocol}://{name}"
+        etag = next((str(info[key]).strip('"') for key in ETAGS if info.get(key)), "")
+        is_dir = info["type"] == "directory"
+        return FileInfo(url, 0 if is_dir else info["size"], etag, is_dir)
+
+
+@functools.cache
+def _filesystem(protocol: str, options: StorageOptions) -> Any:
+    """Makes the library's file system: one for the process, since it holds its connections."""
+    import fsspec
+
+    try:
+        kind = fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        if protocol in PACKAGES:
+            advice = f"needs a package that is not installed: pip install {PACKAGES[protocol]}"
+        elif isinstance(error, ImportError):
+            advice = f"needs a package that is not installed: {error}"
+        else:
+            advice = "is not known; known are s3, gs, abfss, hf and what fsspec has"
+        raise ConfigError(f"{protocol}:// {advice}") from error
+    # What was listed is never remembered: others write to the same folders.
+    fs = kind(use_listings_cache=False, skip_instance_cache=True, **_arguments(protocol, options))
+    if protocol in ("s3", "s3a"):
+        fs.retries = 1  # Ours are around it; within each other they would multiply.
+    return fs
+
+
+def _arguments(protocol: str, options: StorageOptions) -> dict[str, Any]:
+    """Returns what a file system is made with beyond the environment."""
+    if protocol not in ("s3", "s3a"):
+        if options.endpoint_url is not None and protocol in PACKAGES:
+            raise ConfigError(f"endpoint_url is for s3:// only, not for {protocol}://")
+        return {}
+    return {
+        "endpoint_url": options.endpoint_url,
+        "config_kwargs": {
+            "connect_timeout": options.connect_timeout_s,
+            "read_timeout": options.read_timeout_s,
+            "retries": {"total_max_attempts": 1},
+        },
+    }

@@ -1,0 +1,1 @@
+"""The commands of the command line: one file, one command. `running.py` is what those that run a job share."""

@@ -1,0 +1,30 @@
+"""`millrace resume DIR`: an unfinished job goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .running import run_shown
+
+if TYPE_CHECKING:
+    from ..job import PreparedJob
+
+
+def resume(
+    output: Annotated[str, typer.Argument(metavar="DIR", help="Output folder of the job.", show_default=False)],
+    *,
+    replicas: Annotated[int | None, typer.Option(help="Copies of the model.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per block.")] = None,
+    endpoint_url: Annotated[str | None, typer.Option(help="Where s3:// leads, if not to Amazon.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")] = False,
+) -> None:
+    """Go on with a job that was interrupted. Rows that have finished are not run again."""
+
+    def prepare() -> PreparedJob:
+        from ..job import prepare_resume
+
+        return prepare_resume(output, endpoint_url, replicas=replicas, batch_size=batch_size)
+
+    run_shown(prepare, verbose=verbose)

@@ -1,0 +1,77 @@
+"""A pool of engines in the middle of a processor."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+
+from ..actors import EnginePool, PoolConfig, PoolStats
+from ..engine.errors import ConfigError
+from . import columns
+from .backend import Backend, OperatorKwargs
+from .config import EngineProcessorConfig
+from .operators import MakeStages
+from .plan import MakeClient, generate_kwargs, make_generate_stages, make_pool_client, pool_config
+from .stage_plan import StageInfo
+
+StartPool = Callable[[PoolConfig], EnginePool]
+
+
+class EngineBackend(Backend):
+    """Engines in a pool beside Ray Data.
+
+    The pool starts with the first dataset, serves every further one, and ends with `close`. Processors of one job that
+    run the same engine share it.
+
+    Args:
+        config: Settings of the processor.
+        start_pool: Starts the replicas.
+        make_client: Connects a worker to them.
+    """
+
+    def __init__(
+        self,
+        config: EngineProcessorConfig,
+        start_pool: StartPool = EnginePool.share,
+        make_client: MakeClient = make_pool_client,
+    ) -> None:
+        needs = (columns.PROMPT,), (columns.TOKENIZED_PROMPT, columns.SAMPLING_PARAMS)
+        super().__init__(StageInfo("GenerateStage", config, *needs), generate_kwargs(config))
+        self._config = config
+        self._start_pool = start_pool
+        self._make_client = make_client
+        self._pool: EnginePool | None = None
+        self._lock = threading.Lock()
+
+    def start(self, operators: Sequence[OperatorKwargs]) -> MakeStages:
+        """Starts the pool, once; the models load while the first dataset is read."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = self._start_pool(pool_config(self._config, operators))
+            return functools.partial(make_generate_stages, self._config, self._pool.name, self._make_client)
+
+    def stats(self) -> PoolStats | None:
+        """Describes the replicas and their engines' counters; None while there are none."""
+        return None if self._pool is None else self._pool.stats(with_engines=True)
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Waits until the model is loaded.
+
+        Args:
+            timeout_s: Seconds to wait at most.
+
+        Raises:
+            ConfigError: No dataset was given yet.
+            MillraceError: The model cannot be loaded, or it took too long.
+        """
+        if self._pool is None:
+            raise ConfigError("the replicas start with the first dataset: call the processor first")
+        self._pool.wait_ready(timeout_s)
+
+    def close(self) -> None:
+        """Ends the replicas, or leaves them to the processors that share them."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close()

@@ -1,0 +1,82 @@
+"""Which rows are done: sorted ids in files that are mapped into memory, twelve bytes a row.
+
+The pages belong to the system's file cache, not to the process: they come back from disk when memory is short. The
+files have no name, so they end with the process, whatever it dies of.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+
+import numpy as np
+
+from .row_id import ID_TYPE
+
+
+class RowIndex:
+    """A set of row ids that grows by whole arrays.
+
+    Each array is kept sorted by itself; two of a size are joined, so that a set of n rows is never in more than
+    log2(n) arrays.
+
+    Args:
+        ids: Arrays of ids to start with.
+    """
+
+    def __init__(self, ids: Iterable[np.ndarray] = ()) -> None:
+        self._runs: list[np.ndarray] = []
+        if len(run := _mapped(ids)):
+            self._runs.append(run)
+
+    def __len__(self) -> int:
+        """Returns the number of ids; one that was added twice counts twice."""
+        return sum(len(run) for run in self._runs)
+
+    def add(self, ids: np.ndarray) -> None:
+        """Adds ids, in any order."""
+        parts = [ids]
+        while self._runs and len(self._runs[-1]) <= 2 * sum(map(len, parts)):
+            parts.append(self._runs.pop())
+        self._runs.append(_mapped(parts))
+
+    def sorted_ids(self) -> np.ndarray:
+        """Returns all ids, sorted, [num_rows]."""
+        if len(self._runs) > 1:
+            self._runs = [_mapped(self._runs)]
+        return self._runs[0] if self._runs else np.empty(0, ID_TYPE)
+
+    def count_between(self, first: bytes, end: bytes) -> int:
+        """Returns how many ids there are from `first` to before `end`."""
+        ends = np.array([first, end], dtype=ID_TYPE)
+        return sum(int(np.diff(np.searchsorted(run, ends))[0]) for run in self._runs)
+
+    def contains(self, ids: np.ndarray) -> np.ndarray:
+        """Looks rows up.
+
+        Args:
+            ids: Ids of shape [num_rows].
+
+        Returns:
+            Whether each is in the set, bool of shape [num_rows].
+        """
+        found = np.zeros(len(ids), dtype=bool)
+        for run in self._runs:
+            at = np.searchsorted(run, ids)
+            at[at == len(run)] = 0
+            found |= run[at] == ids
+        return found
+
+
+def _mapped(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Joins arrays in a sorted one that lies in a file."""
+    with tempfile.TemporaryFile() as file:
+        for part in parts:
+            file.write(np.ascontiguousarray(part).view(np.uint8).data)
+        num_rows = file.tell() // ID_TYPE.itemsize
+        if not num_rows:
+            return np.empty(0, ID_TYPE)
+        file.flush()
+        run = np.memmap(file, dtype=ID_TYPE, mode="r+", shape=(num_rows,))
+    run.sort()
+    return run

@@ -1,0 +1,160 @@
+"""What is durable of a job under way: pieces of its output, each with the ids and the counts of its rows.
+
+A *flush* holds the rows that finished in a few seconds, ids and counts with them, in one object. A *part* is a file of
+the output, and its *commit* the object beside it with the ids and the counts. A commit names the flushes whose rows
+the part has: from then on they count no more, and are removed. A part without a commit never counted.
+
+    results/000002-000007.flush          rows, ids, counts
+    results/000002-000008.parquet        rows
+    results/000002-000008.ids            ids, counts, and "I replace 000002-000001.flush to 000002-000007.flush"
+
+The first number is that of the writer (`epoch.py`), the second counts what it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from .. import columns
+from ..report.counts import Counts
+from ..storage import Storage
+from . import row_id
+
+FLUSH = ".flush"
+COMMIT = ".ids"
+ABOUT = b"millrace"
+"""Key of the metadata of a record's schema, under which what is no column is kept, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A flush, or the commit of a part. The ids stay where they are until `read_ids` is asked for them.
+
+    Attributes:
+        name: Its name in the work folder.
+        num_rows: Number of its rows.
+        counts: What its rows add up to.
+        part: Name of the part in the work folder; None in a flush.
+        num_bytes: Size of the part.
+        replaces: Names of the flushes whose rows the part has.
+        first: The least id of a part.
+        last: The greatest id of a part.
+    """
+
+    name: str
+    num_rows: int
+    counts: Counts
+    part: str | None = None
+    num_bytes: int = 0
+    replaces: tuple[str, ...] = ()
+    first: bytes = b""
+    last: bytes = b""
+
+
+def write_flush(work: Storage, name: str, rows: pa.Table, counts: Counts) -> None:
+    """Writes a flush.
+
+    Args:
+        work: Work folder.
+        name: Name of the flush.
+        rows: Rows, with the column `columns.ROW_ID`.
+        counts: What they add up to.
+    """
+    _write(work / name, rows, {"counts": counts.as_dict(), "num_rows": rows.num_rows})
+
+
+def write_commit(work: Storage, record: Record, ids: np.ndarray) -> None:
+    """Writes the commit of a part that is there already.
+
+    Args:
+        work: Work folder.
+        record: The commit.
+        ids: Its row ids, sorted.
+    """
+    about = {
+        "num_rows": record.num_rows,
+        "counts": record.counts.as_dict(),
+        "part": record.part,
+        "num_bytes": record.num_bytes,
+        "replaces": record.replaces,
+        "first": record.first.hex(),
+        "last": record.last.hex(),
+    }
+    _write(work / record.name, pa.table({columns.ROW_ID: row_id.to_arrow(ids)}), about)
+
+
+def read_records(work: Storage, names: Iterable[str]) -> list[Record]:
+    """Reads records, those left out that others replace.
+
+    Args:
+        work: Work folder.
+        names: Names of flushes and commits.
+
+    Returns:
+        Records in the order of their names.
+    """
+    given = sorted(names)
+    commits = [read_record(work, name) for name in given if name.endswith(COMMIT)]
+    replaced = {name for commit in commits for name in commit.replaces}
+    flushes = [read_record(work, name) for name in given if name.endswith(FLUSH) and name not in replaced]
+    return sorted([*commits, *flushes], key=lambda record: record.name)
+
+
+def read_record(work: Storage, name: str) -> Record:
+    """Reads a record."""
+    with (work / name).open_arrow() as opened:
+        about = json.loads(pa.ipc.open_file(opened).schema.metadata[ABOUT])
+    return Record(
+        name,
+        about["num_rows"],
+        Counts.from_dict(about["counts"]),
+        about.get("part"),
+        about.get("num_bytes", 0),
+        tuple(about.get("replaces", ())),
+        bytes.fromhex(about.get("first", "")),
+        bytes.fromhex(about.get("last", "")),
+    )
+
+
+def read_ids(work: Storage, record: Record) -> np.ndarray:
+    """Returns the ids of a record, [num_rows]; sorted if it is a commit."""
+    return row_id.from_arrow(_read(work / record.name)[columns.ROW_ID])
+
+
+def read_flush_rows(work: Storage, name: str) -> pa.Table:
+    """Returns the rows of a flush, with the column `columns.ROW_ID`."""
+    return without_about(_read(work / name))
+
+
+def without_about(rows: pa.Table) -> pa.Table:
+    """Returns a table without what `ABOUT` holds."""
+    kept = {key: value for key, value in (rows.schema.metadata or {}).items() if key != ABOUT}
+    return rows.replace_schema_metadata(kept or None)
+
+
+def sum_counts(records: Sequence[Record]) -> Counts:
+    """Adds up the counts of records."""
+    total = Counts()
+    for record in records:
+        total.merge(record.counts)
+    return total
+
+
+def _write(file: Storage, table: pa.Table, about: dict[str, object]) -> None:
+    metadata = {**(table.schema.metadata or {}), ABOUT: json.dumps(about)}
+    table = table.replace_schema_metadata(metadata)
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    file.write_bytes(sink.getvalue().to_pybytes())
+
+
+def _read(file: Storage) -> pa.Table:
+    if file.is_local:
+        return pa.ipc.open_file(pa.memory_map(file.url)).read_all()
+    return pa.ipc.open_file(pa.py_buffer(file.read_bytes())).read_all()

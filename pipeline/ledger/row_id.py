@@ -1,0 +1,73 @@
+"""What a row is known by: twelve bytes, from its place in the input or from its key.
+
+As an array, ids are numpy strings of twelve bytes (`ID_TYPE`), whose order is that of the bytes. As Python values they
+are taken out by `as_bytes`: numpy itself drops zero bytes at the end of a string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+ROW_ID_BYTES = 12
+ID_TYPE = np.dtype(f"S{ROW_ID_BYTES}")
+
+
+def position_ids(file: int, positions: np.ndarray) -> np.ndarray:
+    """Returns the ids of rows known by their place.
+
+    Args:
+        file: Number of the file among those of the input.
+        positions: Places in it, int64 of shape [num_rows].
+
+    Returns:
+        Ids of shape [num_rows]. Their order is that of the input.
+    """
+    fields = np.empty(len(positions), dtype=[("file", ">u4"), ("position", ">u8")])
+    fields["file"] = file
+    fields["position"] = positions
+    return fields.view(ID_TYPE)
+
+
+def key_ids(table: pa.Table, key: Sequence[str]) -> np.ndarray:
+    """Returns the ids of rows known by the values of some columns.
+
+    Args:
+        table: The rows.
+        key: Names of the columns.
+
+    Returns:
+        Ids of shape [num_rows]: 96 bits of blake2b, so that two of a billion keys share one with a chance of 1e-11.
+    """
+    values = zip(*(table[name].to_pylist() for name in key), strict=True)
+    digest = b"".join(hashlib.blake2b(repr(one).encode(), digest_size=ROW_ID_BYTES).digest() for one in values)
+    return np.frombuffer(digest, dtype=ID_TYPE)
+
+
+def from_arrow(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Returns the ids of a column of `binary(12)` without copying them, if it is one piece."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if array.type != pa.binary(ROW_ID_BYTES):
+        array = array.cast(pa.binary(ROW_ID_BYTES))
+    if not len(array):
+        return np.empty(0, ID_TYPE)
+    return np.frombuffer(array.buffers()[1], dtype=ID_TYPE)[array.offset : array.offset + len(array)]
+
+
+def to_arrow(ids: np.ndarray) -> pa.FixedSizeBinaryArray:
+    """Returns ids as an Arrow column of `binary(12)`."""
+    data = pa.py_buffer(np.ascontiguousarray(ids))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(ROW_ID_BYTES), len(ids), [None, data])
+
+
+def as_bytes(ids: np.ndarray) -> list[bytes]:
+    """Returns ids as Python values of twelve bytes each."""
+    return [bytes(one) for one in ids.view(f"V{ROW_ID_BYTES}")]
+
+
+def from_bytes(values: Sequence[bytes]) -> np.ndarray:
+    """Returns Python values of twelve bytes each as an array."""
+    return np.frombuffer(b"".join(values), dtype=ID_TYPE)

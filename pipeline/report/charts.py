@@ -1,0 +1,263 @@
+"""Charts as SVG text: steps over time, bars of a histogram, ranges of percentiles. No script, no font, no network.
+
+Colours are classes, which the page's style gives a value for light and for dark. What a pointer is on says its numbers
+through the style alone; what a reader cannot see, the description says.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from .histogram import STEPS_PER_DOUBLING, ZERO_BUCKET, Histogram
+
+WIDTH, HEIGHT = 480, 132
+LEFT, RIGHT, TOP, BOTTOM = 48, 6, 20, 22
+WIDE, LABELS, ROW = 980, 120, 30
+"""Of the chart of ranges: its width, the room for labels, the height of a row."""
+
+MAX_BARS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A level that held for a while.
+
+    Attributes:
+        start_s: From when, in seconds.
+        end_s: Until when.
+        value: The level.
+    """
+
+    start_s: float
+    end_s: float
+    value: float
+
+
+def steps_chart(title: str, steps: Sequence[Step], marks: Sequence[float] = (), kind: str = "out") -> str:
+    """Draws levels over time.
+
+    Args:
+        title: What is shown, for those who cannot see it.
+        steps: The levels, in order of time.
+        marks: Times to mark with a line.
+        kind: Class of the colour.
+    """
+    top = nice_top(max((step.value for step in steps), default=0.0))
+    end_s = max((step.end_s for step in steps), default=1.0) or 1.0
+    frame = _Frame(0.0, end_s, top)
+    path = "".join(f"V{frame.y(step.value)}H{frame.x(step.end_s)}" for step in steps)
+    area = f"M{frame.x(0)} {frame.y(0)}{path}V{frame.y(0)}Z" if steps else ""
+    line = f"M{frame.x(0)} {frame.y(steps[0].value)}{path}" if steps else ""
+    mean = sum(step.value * (step.end_s - step.start_s) for step in steps) / end_s
+    peak = max((step.value for step in steps), default=0.0)
+    parts = [
+        _levels(frame),
+        *(f'<text class="tick" x="{frame.x(at)}" y="{HEIGHT - 6}" {_anchor(at, end_s)}>{clock(at)}</text>'
+          for at in time_ticks(end_s)),
+        f'<path class="area {kind}" d="{area}"/><path class="line {kind}" d="{line}"/>',
+        *(f'<line class="mark" x1="{frame.x(at)}" x2="{frame.x(at)}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+          for at in marks),
+        *(_bin(frame, step) for step in steps),
+    ]  # fmt: skip
+    told = f"{title}: {short(mean)} on average, {short(peak)} at most, over {clock(end_s)}."
+    return _svg(title, told, HEIGHT, parts)
+
+
+def bars_chart(title: str, histogram: Histogram, kind: str = "out") -> str:
+    """Draws a histogram of counts of tokens, coarsened to a number of bars that one can look at.
+
+    Args:
+        title: What is shown.
+        histogram: The values, whole numbers.
+        kind: Class of the colour.
+    """
+    bars = coarse_bars(histogram)
+    frame = _Frame(0.0, float(max(1, len(bars))), nice_top(max((count for _, _, count in bars), default=0)))
+    every = max(1, math.ceil(len(bars) / 7))
+    parts = [_levels(frame)]
+    for index, (low, high, count) in enumerate(bars):
+        x, y, width = frame.x(index + 0.08), frame.y(count), frame.x(0.84) - frame.x(0)
+        first, last = math.ceil(low), max(math.ceil(low), math.ceil(high) - 1)
+        span = f"{short(first)} tokens" if first == last else f"{short(first)} to {short(last)} tokens"
+        parts.append(
+            f'<g class="bin"><rect class="hit" x="{frame.x(index)}" y="{TOP}" width="{frame.x(1) - frame.x(0):.1f}" '
+            f'height="{HEIGHT - TOP - BOTTOM}"/><rect class="bar {kind}" x="{x}" y="{y}" width="{width:.1f}" '
+            f'height="{frame.y(0) - y:.1f}" rx="1.5"/>{_tip(f"{span}: {count:,} rows")}</g>'
+        )
+        if index % every == 0:
+            parts.append(f'<text class="tick" x="{x}" y="{HEIGHT - 6}">{short(first)}</text>')
+    told = f"{title}: {histogram.count:,} rows, half of them up to {short(round(histogram.quantile(0.5)))} tokens."
+    return _svg(title, told, HEIGHT, parts)
+
+
+def ranges_chart(title: str, rows: Sequence[tuple[str, Histogram]]) -> str:
+    """Draws median, 90th and 99th percentile of several times on one logarithmic scale.
+
+    Args:
+        title: What is shown.
+        rows: Label and times in seconds of each.
+    """
+    spans = [(label, [times.quantile(share) for share in (0.5, 0.9, 0.99)]) for label, times in rows if times.count]
+    low = min((values[0] for _, values in spans), default=0.0)
+    high = max((values[-1] for _, values in spans), default=1.0)
+    ticks = log_ticks(low, high)
+    first, last = math.log10(ticks[0]), math.log10(ticks[-1])
+    height = TOP + ROW * max(1, len(spans)) + BOTTOM
+
+    def x(seconds: float) -> float:
+        share = (math.log10(max(seconds, ticks[0])) - first) / (last - first)
+        return round(LABELS + share * (WIDE - LABELS - 24), 1)
+
+    parts = []
+    for tick in ticks:
+        at = x(tick)
+        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP - 6}" y2="{height - BOTTOM}"/>')
+        parts.append(f'<text class="tick middle" x="{at}" y="{height - 6}">{seconds_text(tick)}</text>')
+    for index, (label, (p50, p90, p99)) in enumerate(spans):
+        y = TOP + ROW * index + 12
+        parts.append(
+            f'<text class="label" x="0" y="{y + 4}">{escape(label)}</text>'
+            f'<line class="thin out" x1="{x(p50)}" x2="{x(p99)}" y1="{y}" y2="{y}"/>'
+            f'<line class="thick out" x1="{x(p50)}" x2="{x(p90)}" y1="{y}" y2="{y}"/>'
+            f'<circle class="dot out" cx="{x(p50)}" cy="{y}" r="5.5"/>'
+            f'<line class="end out" x1="{x(p99)}" x2="{x(p99)}" y1="{y - 6}" y2="{y + 6}"/>'
+        )
+    told = " ".join(
+        f"{label}: half within {seconds_text(p50)}, 99 % within {seconds_text(p99)}." for label, (p50, _, p99) in spans
+    )
+    return _svg(title, told, height, parts, WIDE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Where values are on the paper."""
+
+    first: float
+    last: float
+    top: float
+
+    def x(self, value: float) -> float:
+        share = (value - self.first) / (self.last - self.first)
+        return round(LEFT + share * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(self, value: float) -> float:
+        return round(HEIGHT - BOTTOM - value / self.top * (HEIGHT - TOP - BOTTOM), 1)
+
+
+def _svg(title: str, told: str, height: float, parts: Sequence[str], width: float = WIDTH) -> str:
+    return (
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(told)}">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def _levels(frame: _Frame) -> str:
+    parts = []
+    for share in (0, 0.5, 1):
+        y = frame.y(frame.top * share)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text class="tick end" x="{LEFT - 8}" y="{y + 4}">{short(frame.top * share)}</text>')
+    return "".join(parts)
+
+
+def _bin(frame: _Frame, step: Step) -> str:
+    x, end = frame.x(step.start_s), frame.x(step.end_s)
+    middle = round((x + end) / 2, 1)
+    return (
+        f'<g class="bin"><rect class="hit" x="{x}" y="{TOP}" width="{end - x:.1f}" height="{HEIGHT - TOP - BOTTOM}"/>'
+        f'<line class="tip cross" x1="{middle}" x2="{middle}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+        f"{_tip(f'{clock(step.start_s)} to {clock(step.end_s)}: {short(step.value)}')}</g>"
+    )
+
+
+def _tip(text: str) -> str:
+    return f'<text class="tip end" x="{WIDTH - RIGHT}" y="12">{escape(text)}</text>'
+
+
+def _anchor(at: float, end_s: float) -> str:
+    return 'text-anchor="end"' if at > 0.97 * end_s else ('text-anchor="start"' if at == 0 else 'text-anchor="middle"')
+
+
+def coarse_bars(histogram: Histogram, max_bars: int = MAX_BARS) -> list[tuple[float, float, int]]:
+    """Returns lower end, upper end and count of bars of one width, empty ones between them included.
+
+    Args:
+        histogram: The values.
+        max_bars: Most bars.
+    """
+    zeros = histogram.buckets.get(ZERO_BUCKET, 0)
+    buckets = sorted(bucket for bucket in histogram.buckets if bucket != ZERO_BUCKET)
+    bars: list[tuple[float, float, int]] = [(0.0, 0.0, zeros)] if zeros else []
+    if not buckets:
+        return bars
+    width = 1
+    while (buckets[-1] // width - buckets[0] // width) + 1 > max_bars:
+        width += 1
+    for index in range(buckets[0] // width, buckets[-1] // width + 1):
+        inside = range(index * width, (index + 1) * width)
+        low, high = (2 ** (edge / STEPS_PER_DOUBLING) for edge in (inside.start, inside.stop))
+        bars.append((low, high, sum(histogram.buckets.get(bucket, 0) for bucket in inside)))
+    return bars
+
+
+def nice_top(value: float) -> float:
+    """Returns the end of an axis that begins at zero: 1, 2, 2.5, 5 or 10 times a power of ten."""
+    if value <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(step * power for step in (1, 1.5, 2, 2.5, 4, 5, 6, 8, 10) if step * power >= value * 0.999)
+
+
+def time_ticks(end_s: float) -> list[float]:
+    """Returns times to write on an axis, at most seven: round ones, and zero."""
+    steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+    step = next((step for step in steps if end_s / step <= 6), math.ceil(end_s / 6 / 86400) * 86400)
+    return [float(step * index) for index in range(int(end_s / step) + 1)]
+
+
+def short(value: float) -> str:
+    """Writes a number in few letters: 950, 1.2k, 3.4M."""
+    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            return f"{value / (limit if suffix != 'k' else 1e3):.3g}{suffix}"
+    if value == int(value) or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """Writes a time as minutes and seconds, or hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def seconds_text(seconds: float) -> str:
+    """Writes a short time with the unit that suits it."""
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 120 else clock(seconds)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Returns times that divide a logarithmic axis: 1, 2 and 5 times powers of ten, or powers alone where it is long.
+
+    Args:
+        low: The least value on the axis.
+        high: The greatest.
+
+    Returns:
+        At least two times; the first is not above `low`, the last not under `high`.
+    """
+    low, high = max(low, 1e-6), max(high, 2e-6)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(decades) <= 4 else (1,)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    begin = max(index for index, tick in enumerate(ticks) if tick <= low * 1.0001)
+    end = next((index for index, tick in enumerate(ticks) if tick >= high * 0.9999), len(ticks) - 1)
+    return ticks[begin : max(end, begin + 1) + 1]

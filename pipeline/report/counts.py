@@ -1,0 +1,160 @@
+"""What the finished rows of a job add up to, in a form that merges and goes through JSON.
+
+Counted row by row where a row is written, each piece of an output by itself, and summed over the pieces: so the counts
+of a job that was resumed are those of all its runs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .. import columns
+from ..stages.base import Row, RowError
+from .histogram import Histogram
+
+MAX_EXAMPLE_CHARS = 500
+
+
+@dataclass(slots=True)
+class ErrorKind:
+    """Failed rows with one kind of error.
+
+    Attributes:
+        num_rows: How many.
+        example: The message of one of them.
+        num_retryable: Those that may succeed when they are run again as they are.
+    """
+
+    num_rows: int
+    example: str
+    num_retryable: int = 0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What rows add up to.
+
+    Tokens are those of the rows. What the engine had to compute is less: prompt tokens without the cached ones, and
+    neither prompt nor output of a duplicate, which took the output of an identical row.
+
+    Attributes:
+        num_rows: Rows, failed ones included.
+        num_failed: Those with an error.
+        num_duplicates: Those that took the output of an identical row.
+        num_input_tokens: Prompt tokens of the rows that went through.
+        num_cached_tokens: Those of them found in the KV cache.
+        num_output_tokens: Tokens of their outputs.
+        num_duplicate_input_tokens: Prompt tokens of the duplicates, which were not computed.
+        num_duplicate_output_tokens: Output tokens of the duplicates, which were not generated again.
+        blocked_s: Seconds that outputs waited for the sink; whoever writes adds them.
+        finish_reasons: Finish reason -> rows.
+        errors: Stage and class of the error -> rows and a message.
+        input_tokens: Prompt tokens by row.
+        output_tokens: Output tokens by row.
+        queue_s: Seconds from submission to the first step, by row that ran.
+        ttft_s: Seconds from submission to the first token, by row that ran.
+        e2e_s: Seconds from submission to the end, by row that ran.
+    """
+
+    num_rows: int = 0
+    num_failed: int = 0
+    num_duplicates: int = 0
+    num_input_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    num_duplicate_input_tokens: int = 0
+    num_duplicate_output_tokens: int = 0
+    blocked_s: float = 0.0
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, ErrorKind] = field(default_factory=dict)
+    input_tokens: Histogram = field(default_factory=Histogram)
+    output_tokens: Histogram = field(default_factory=Histogram)
+    queue_s: Histogram = field(default_factory=Histogram)
+    ttft_s: Histogram = field(default_factory=Histogram)
+    e2e_s: Histogram = field(default_factory=Histogram)
+
+    def add(self, row: Row) -> None:
+        """Counts a row as generation left it: before `postprocess`, which may drop what is read here.
+
+        Args:
+            row: The row. One with a true value in `columns.IS_DUPLICATE` took the output of an identical row.
+        """
+        self.num_rows += 1
+        if row.error is not None:
+            self.add_error(row.error)
+            return
+        data = row.data
+        num_in, num_out = data.get(columns.NUM_INPUT_TOKENS) or 0, data.get(columns.NUM_GENERATED_TOKENS) or 0
+        self.num_input_tokens += num_in
+        self.num_output_tokens += num_out
+        self.input_tokens.add(num_in)
+        self.output_tokens.add(num_out)
+        if data.get(columns.FINISH_REASON):
+            self.finish_reasons[data[columns.FINISH_REASON]] += 1
+        if data.get(columns.IS_DUPLICATE):
+            self.num_duplicates += 1
+            self.num_duplicate_input_tokens += num_in
+            self.num_duplicate_output_tokens += num_out
+        else:
+            self.num_cached_tokens += data.get(columns.NUM_CACHED_TOKENS) or 0
+            self._add_times(data.get(columns.METRICS) or {})
+
+    def add_error(self, error: RowError) -> None:
+        """Counts the error of a row that is counted already."""
+        self.num_failed += 1
+        kind = f"{error.stage}: {error.kind}"
+        known = self.errors.setdefault(kind, ErrorKind(0, str(error)[:MAX_EXAMPLE_CHARS]))
+        known.num_rows += 1
+        known.num_retryable += error.retryable
+
+    def merge(self, other: Counts) -> None:
+        """Adds other rows."""
+        for name in NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in HISTOGRAMS:
+            getattr(self, name).merge(getattr(other, name))
+        self.finish_reasons.update(other.finish_reasons)
+        for kind, error in other.errors.items():
+            known = self.errors.setdefault(kind, ErrorKind(0, error.example))
+            known.num_rows += error.num_rows
+            known.num_retryable += error.num_retryable
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the counts as plain data for JSON."""
+        return {
+            **{name: getattr(self, name) for name in NUMBERS},
+            "finish_reasons": dict(self.finish_reasons),
+            "errors": {kind: asdict(error) for kind, error in self.errors.items()},
+            **{name: getattr(self, name).as_dict() for name in HISTOGRAMS},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Counts:
+        """Returns the counts that `as_dict` described; what an older version did not know is nought."""
+        known: dict[str, Any] = {name: data.get(name, 0) for name in NUMBERS}
+        known |= {name: Histogram.from_dict(data[name]) for name in HISTOGRAMS if name in data}
+        errors = {kind: ErrorKind(**error) for kind, error in data.get("errors", {}).items()}
+        return cls(finish_reasons=Counter(data.get("finish_reasons", {})), errors=errors, **known)
+
+    def _add_times(self, times: Mapping[str, Any]) -> None:
+        for name in TIMES:
+            if times.get(name) is not None:
+                getattr(self, name).add(times[name])
+
+
+NUMBERS = (
+    "num_rows",
+    "num_failed",
+    "num_duplicates",
+    "num_input_tokens",
+    "num_cached_tokens",
+    "num_output_tokens",
+    "num_duplicate_input_tokens",
+    "num_duplicate_output_tokens",
+    "blocked_s",
+)
+TIMES = ("queue_s", "ttft_s", "e2e_s")
+HISTOGRAMS = ("input_tokens", "output_tokens", *TIMES)

@@ -1,0 +1,115 @@
+"""A histogram that keeps its size however much goes in, and adds up with others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+STEPS_PER_DOUBLING = 8
+"""A bucket is 2**(1/8), some 9 %, wider than the one before it: so exact is a percentile."""
+
+SMALLEST_EXPONENT = -20
+"""Values under 2**-20 (a microsecond, in seconds) share one bucket with zero."""
+
+ZERO_BUCKET = SMALLEST_EXPONENT * STEPS_PER_DOUBLING - 1
+
+
+@dataclass(slots=True)
+class Histogram:
+    """Counts of values that are zero or more, in buckets of equal width on a logarithmic scale.
+
+    Attributes:
+        count: Values.
+        total: Their sum.
+        smallest: The least of them; infinite while there is none.
+        largest: The greatest of them.
+        buckets: Bucket -> values in it; bucket i holds 2**(i/8) up to 2**((i+1)/8), and the lowest one zero.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    smallest: float = math.inf
+    largest: float = 0.0
+    buckets: dict[int, int] = field(default_factory=dict)
+
+    def add(self, value: float, times: int = 1) -> None:
+        """Counts a value.
+
+        Args:
+            value: Zero or more.
+            times: How often it came.
+        """
+        bucket = bucket_of(value)
+        self.buckets[bucket] = self.buckets.get(bucket, 0) + times
+        self.count += times
+        self.total += value * times
+        self.smallest = min(self.smallest, value)
+        self.largest = max(self.largest, value)
+
+    def merge(self, other: Histogram) -> None:
+        """Adds the values of another histogram."""
+        for bucket, count in other.buckets.items():
+            self.buckets[bucket] = self.buckets.get(bucket, 0) + count
+        self.count += other.count
+        self.total += other.total
+        self.smallest = min(self.smallest, other.smallest)
+        self.largest = max(self.largest, other.largest)
+
+    @property
+    def mean(self) -> float:
+        """The mean; 0 while there is no value."""
+        return self.total / self.count if self.count else 0.0
+
+    def quantile(self, share: float) -> float:
+        """Returns the value that a share of all values does not exceed, exact to the width of a bucket.
+
+        Args:
+            share: From 0 to 1; 0.5 for the median.
+
+        Returns:
+            The value, never beyond the smallest or largest one; 0 while there is none.
+        """
+        wanted, seen = share * self.count, 0
+        for low, high, count in self.bars():
+            if seen + count >= wanted:
+                inside = low + (high - low) * max(0.0, wanted - seen) / count
+                return min(max(inside, self.smallest), self.largest)
+            seen += count
+        return self.largest
+
+    def bars(self) -> Iterator[tuple[float, float, int]]:
+        """Yields lower end, upper end and count of each bucket that is not empty, in rising order."""
+        for bucket in sorted(self.buckets):
+            low = 0.0 if bucket == ZERO_BUCKET else 2 ** (bucket / STEPS_PER_DOUBLING)
+            yield low, 2 ** ((bucket + 1) / STEPS_PER_DOUBLING), self.buckets[bucket]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the histogram as plain data for JSON."""
+        return {
+            "count": self.count,
+            "total": self.total,
+            "smallest": self.smallest if self.count else None,
+            "largest": self.largest if self.count else None,
+            "buckets": [[bucket, self.buckets[bucket]] for bucket in sorted(self.buckets)],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Histogram:
+        """Returns the histogram that `as_dict` described."""
+        smallest, largest = data["smallest"], data["largest"]
+        return cls(
+            data["count"],
+            data["total"],
+            math.inf if smallest is None else smallest,
+            0.0 if largest is None else largest,
+            dict(data["buckets"]),
+        )
+
+
+def bucket_of(value: float) -> int:
+    """Returns the bucket that a value falls into."""
+    if value < 2**SMALLEST_EXPONENT:
+        return ZERO_BUCKET
+    return math.floor(math.log2(value) * STEPS_PER_DOUBLING)

@@ -1,0 +1,103 @@
+"""Where the time of the replicas went: busy, or idle and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .tally import Work
+
+REASONS = {
+    "loading": "the model was being loaded",
+    "starved": "no rows came",
+    "backpressured": "the sink held up the rows before",
+    "between_steps": "requests were there, and no step ran",
+    "draining": "nothing was left to do, or the replica was about to leave",
+    "no_replica": "a replica that was asked for was not there",
+}
+"""Why a replica does nothing."""
+
+BUSY, UNDECIDED = "busy", "undecided"
+
+ABSENT = ("dead", "unplaced", "failed")
+LEAVING = ("draining", "quarantine")
+UP = ("ready", *LEAVING)
+
+NO_WORK = Work()
+
+
+class IdleClock:
+    """Adds up the seconds of all replicas.
+
+    Whether an engine without requests is starved or done shows only later: its time is undecided until a replica works
+    again, and what is undecided at the end was the end.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = dict.fromkeys((*REASONS, BUSY, UNDECIDED), 0.0)
+        self._last: dict[str, tuple[str, float]] = {}
+        self._unseen_s: dict[str, float] = {}
+        self._blocked_s = 0.0
+
+    @property
+    def busy_s(self) -> float:
+        """Replica seconds in steps."""
+        return self._seconds[BUSY]
+
+    @property
+    def idle_s(self) -> dict[str, float]:
+        """Reason -> replica seconds; what is undecided counts as the end."""
+        idle_s = {reason: self._seconds[reason] for reason in REASONS}
+        return idle_s | {"draining": idle_s["draining"] + self._seconds[UNDECIDED]}
+
+    def look(self, replicas: list[Any], gains: Mapping[str, Work], passed_s: float, blocked_s: float) -> None:
+        """Takes the time since the last look.
+
+        Args:
+            replicas: The `ReplicaStats` of a pool.
+            gains: Replica id -> `Work` since the last look.
+            passed_s: Seconds since the last look.
+            blocked_s: Seconds that outputs have waited for the sink so far.
+        """
+        if any(gain.num_steps for gain in gains.values()):
+            self._decide(blocked_s)
+        for replica in replicas:
+            self._add(replica, gains.get(replica.replica_id, NO_WORK), passed_s)
+
+    def _add(self, replica: Any, gain: Work, passed_s: float) -> None:
+        name = replica.replica_id
+        if replica.engine is None and replica.state in UP:  # It was slow to answer; its next answer tells of this too.
+            self._unseen_s[name] = self._unseen_s.get(name, 0.0) + passed_s
+            return
+        passed_s += self._unseen_s.pop(name, 0.0)
+        busy_s = min(passed_s, gain.step_time_s)
+        self._take_back(name, gain.step_time_s - busy_s)
+        reason = self._reason(replica, name not in self._last)
+        self._seconds[BUSY] += busy_s
+        self._seconds[reason] += passed_s - busy_s
+        if replica.engine is not None:
+            self._last[name] = (reason, passed_s - busy_s)
+
+    def _reason(self, replica: Any, is_new: bool) -> str:
+        if replica.state in ABSENT:
+            return "no_replica"
+        if replica.engine is None or is_new:  # When it is first seen up, it has been loading until then.
+            return "loading"
+        if replica.state in LEAVING:
+            return "draining"
+        return "between_steps" if replica.engine.num_running or replica.engine.num_waiting else UNDECIDED
+
+    def _take_back(self, name: str, busy_s: float) -> None:
+        """Counts more work than there was time: an answer may be older than it arrives, so some was done before."""
+        reason, idle_s = self._last.get(name, (UNDECIDED, 0.0))
+        taken_s = min(busy_s, idle_s, self._seconds[reason])
+        self._seconds[reason] -= taken_s
+        self._seconds[BUSY] += taken_s
+
+    def _decide(self, blocked_s: float) -> None:
+        """Says why engines had nothing to do before the work that has come now."""
+        undecided_s, self._seconds[UNDECIDED] = self._seconds[UNDECIDED], 0.0
+        waited_s = min(undecided_s, max(0.0, blocked_s - self._blocked_s))
+        self._seconds["backpressured"] += waited_s
+        self._seconds["starved"] += undecided_s - waited_s
+        self._blocked_s = blocked_s

@@ -1,0 +1,59 @@
+"""One run of a job, from the start of its replicas to its end or its death. A job that is resumed has several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from .tally import Work
+from .timeline import Timeline
+
+
+@dataclass(slots=True)
+class Run:
+    """What was seen of a run.
+
+    Attributes:
+        started_at: When it began, in ISO 8601 with the time zone.
+        seconds: How long it was, as far as it was seen.
+        start_up_s: Of these, until the model was loaded.
+        generate_s: Of these, from then until the last token.
+        write_s: Of these, from then until the last file.
+        busy_s: Replica seconds in steps.
+        idle_s: Reason -> replica seconds in which nothing was done.
+        held_s: Replica seconds for which a replica held its place in the cluster.
+        accelerator_s: Kind of accelerator -> seconds times accelerators held; empty on CPUs.
+        num_restarts: Replicas that were started again.
+        work: What the engines did.
+        timeline: How it went.
+    """
+
+    started_at: str
+    seconds: float = 0.0
+    start_up_s: float = 0.0
+    generate_s: float = 0.0
+    write_s: float = 0.0
+    busy_s: float = 0.0
+    idle_s: dict[str, float] = field(default_factory=dict)
+    held_s: float = 0.0
+    accelerator_s: dict[str, float] = field(default_factory=dict)
+    num_restarts: int = 0
+    work: Work = field(default_factory=Work)
+    timeline: Timeline = field(default_factory=Timeline)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the run as plain data for JSON."""
+        plain = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("work", "timeline")}
+        plain["idle_s"] = {reason: round(seconds, 3) for reason, seconds in self.idle_s.items()}
+        plain["accelerator_s"] = {kind: round(seconds, 3) for kind, seconds in self.accelerator_s.items()}
+        rounded = {name: round(value, 3) if isinstance(value, float) else value for name, value in plain.items()}
+        return {**rounded, "work": self.work.as_dict(), "timeline": self.timeline.as_dict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Run:
+        """Returns the run that `as_dict` described."""
+        known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
+        known["work"] = Work(**data["work"])
+        known["timeline"] = Timeline.from_dict(data["timeline"])
+        return cls(**known)

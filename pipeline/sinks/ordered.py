@@ -1,0 +1,75 @@
+"""Parts in the order of the input: rows are taken from the parts they are in, one output file at a time.
+
+The ids of all rows, sorted, say which rows a file has. A part is sorted as well, so its share of a file is one stretch,
+and only the row groups of that stretch are read. In memory are the rows of one file, and twelve bytes a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..ledger import row_id
+from ..ledger.epoch import RESULTS, Epoch
+from ..ledger.index import RowIndex
+from ..ledger.records import Record, read_ids, sum_counts
+from ..report.counts import Counts
+from ..storage import Storage
+from .formats import FORMATS
+from .parts import OutputSpec
+
+
+def order_parts(epoch: Epoch, parts: Sequence[Record], spec: OutputSpec) -> list[Record]:
+    """Writes the rows of parts into files that follow on each other.
+
+    Args:
+        epoch: The writer's epoch.
+        parts: Commits of parts in Parquet.
+        spec: What is written.
+
+    Returns:
+        A record of each file. They are no commits: the parts stay what counts until the files are published.
+    """
+    everything = RowIndex(read_ids(epoch.work, part) for part in parts).sorted_ids()
+    written: list[Record] = []
+    for start in range(0, len(everything), spec.max_rows_per_file):
+        ids = everything[start : start + spec.max_rows_per_file]
+        kind = FORMATS[spec.format]
+        file = f"{epoch.next_name(RESULTS)}-ordered.{kind.extension}"
+        content = kind.encode(_rows_between(epoch.work, parts, ids[[0, -1]]))
+        (epoch.work / file).write_bytes(content)
+        # The counts are needed in their sum only.
+        counts = Counts() if written else sum_counts(parts)
+        written.append(Record(file, len(ids), counts, file, len(content)))
+    return written
+
+
+def _rows_between(work: Storage, parts: Sequence[Record], ends: np.ndarray) -> pa.Table:
+    """Returns the rows whose ids lie between two, sorted by them."""
+    least, greatest = row_id.as_bytes(ends)
+    rows, ids = [], []
+    for part in parts:
+        if part.last < least or part.first > greatest:
+            continue
+        own = read_ids(work, part)
+        first, last = np.searchsorted(own, ends[:1], "left")[0], np.searchsorted(own, ends[1:], "right")[0]
+        if first < last:
+            assert part.part is not None
+            rows.append(_read_rows(work / part.part, int(first), int(last)))
+            ids.append(own[first:last])
+    order = np.argsort(np.concatenate(ids), kind="stable")
+    return pa.concat_tables(rows, promote_options="permissive").take(pa.array(order))
+
+
+def _read_rows(file: Storage, first: int, last: int) -> pa.Table:
+    """Reads rows `first` to before `last` of a Parquet file."""
+    with file.open_arrow() as opened:
+        parquet = pq.ParquetFile(opened)
+        sizes = [parquet.metadata.row_group(at).num_rows for at in range(parquet.num_row_groups)]
+        ends = np.cumsum(sizes)
+        groups = [at for at in range(len(sizes)) if ends[at] > first and ends[at] - sizes[at] < last]
+        skipped = int(ends[groups[0]] - sizes[groups[0]])
+        return parquet.read_row_groups(groups).slice(first - skipped, last - first)

@@ -1,0 +1,170 @@
+"""Rows into durable pieces: a flush for what has just come, a part of the output once there is enough for a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from ...engine.errors import ConfigError
+from .. import columns
+from ..ledger import row_id
+from ..ledger.epoch import Epoch
+from ..ledger.records import COMMIT, FLUSH, Record, without_about, write_commit, write_flush
+from ..report.counts import Counts
+from ..storage import Storage
+from .formats import FORMATS, Format
+
+MAX_PART_BYTES = 256 << 20
+"""A part is closed when its rows are this large in memory, however few they are."""
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """What is written, and where to. It pickles, for the processes that write.
+
+    Attributes:
+        work: The work folder.
+        format: Name of the format of the results; dead letters are Parquet.
+        schema: Columns and types of the results; None for what the rows hold.
+        input_schema: Columns and types of the rows as they were read; None for what they hold.
+        is_ordered: Whether the files will have the order of the input.
+        max_rows_per_file: Most rows of a file.
+        flush_interval_s: Seconds after which a finished row is durable.
+    """
+
+    work: Storage
+    format: str = "parquet"
+    schema: pa.Schema | None = None
+    input_schema: pa.Schema | None = None
+    is_ordered: bool = False
+    max_rows_per_file: int = 50_000
+    flush_interval_s: float = 5.0
+
+    def part_format(self, kind: str) -> Format:
+        """Returns the format of the parts of a kind: that of the files, unless these are made of them in the end."""
+        return FORMATS[self.format if kind == "results" and not self.is_ordered else "parquet"]
+
+
+Closed = tuple[Record, np.ndarray]
+"""The commit of a part, and the ids in it, sorted."""
+
+
+@dataclass(slots=True)
+class Flushed:
+    """A flush that no part has yet.
+
+    Attributes:
+        name: Its name in the work folder.
+        rows: Its rows, with the column `columns.ROW_ID`.
+        counts: What they add up to.
+    """
+
+    name: str
+    rows: pa.Table
+    counts: Counts
+
+
+@dataclass(slots=True)
+class PartWriter:
+    """Writes the flushes and parts of one kind, one call after the other.
+
+    Attributes:
+        epoch: The writer's epoch.
+        kind: ``"results"`` or ``"failed"``.
+        format: Of the parts.
+        max_rows: Most rows of a part.
+        flushed: Flushes that no part has yet.
+    """
+
+    epoch: Epoch
+    kind: str
+    format: Format
+    max_rows: int
+    flushed: list[Flushed] = field(default_factory=list)
+
+    def add(self, rows: pa.Table, counts: Counts) -> list[Closed]:
+        """Makes rows durable.
+
+        Args:
+            rows: Rows with the column `columns.ROW_ID`, at most `max_rows`.
+            counts: What they add up to.
+
+        Returns:
+            The parts that were closed for it.
+        """
+        name = self.epoch.next_name(self.kind) + FLUSH
+        write_flush(self.epoch.work, name, rows, counts)
+        return self.take_over(Flushed(name, rows, counts))
+
+    def take_over(self, flushed: Flushed) -> list[Closed]:
+        """Makes a flush part of the next part; as `add` for one that is written already."""
+        closed = [] if self._has_room_for(flushed.rows) else self.close_part()
+        self.flushed.append(flushed)
+        if sum(one.rows.nbytes for one in self.flushed) >= MAX_PART_BYTES or self._num_rows >= self.max_rows:
+            closed += self.close_part()
+        return closed
+
+    def close_part(self) -> list[Closed]:
+        """Makes a part of the flushes, sorted by row id, and removes them.
+
+        Returns:
+            The part; nothing if there was no row for one.
+
+        Raises:
+            ConfigError: Another writer has begun since; nothing was removed.
+        """
+        if not self.flushed:
+            return []
+        work, name = self.epoch.work, self.epoch.next_name(self.kind)
+        rows = pa.concat_tables([one.rows for one in self.flushed], promote_options="permissive")
+        ids = row_id.from_arrow(rows[columns.ROW_ID])
+        order = np.argsort(ids, kind="stable")
+        ids = ids[order]
+        content = self.format.encode(self._shown(rows.take(pa.array(order))))
+        part = f"{name}.{self.format.extension}"
+        (work / part).write_bytes(content)
+        replaced = tuple(one.name for one in self.flushed)
+        first, last = row_id.as_bytes(ids[[0, -1]])
+        commit = Record(name + COMMIT, len(ids), self._counts(), part, len(content), replaced, first, last)
+        write_commit(work, commit, ids)
+        if not self.epoch.is_last():
+            raise ConfigError(
+                f"another run has begun to write to {work.url!r}; let one run at a time write to a folder"
+            )
+        for flush in replaced:
+            (work / flush).remove()
+        self.flushed = []
+        return [(commit, ids)]
+
+    def _counts(self) -> Counts:
+        counts = Counts()
+        for one in self.flushed:
+            counts.merge(one.counts)
+        return counts
+
+    @property
+    def num_rows_left(self) -> int:
+        """How many rows the next part has room for."""
+        return self.max_rows - self._num_rows
+
+    @property
+    def _num_rows(self) -> int:
+        return sum(one.rows.num_rows for one in self.flushed)
+
+    def _has_room_for(self, rows: pa.Table) -> bool:
+        if self._num_rows + rows.num_rows > self.max_rows:
+            return False
+        if not self.flushed:
+            return True
+        try:
+            schemas = [one.rows.schema for one in self.flushed]
+            pa.unify_schemas([*schemas, rows.schema], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            return False
+        return True
+
+    def _shown(self, rows: pa.Table) -> pa.Table:
+        """Returns the columns of a file: of dead letters the id as well, by which they are run again."""
+        return without_about(rows if self.kind == "failed" else rows.drop_columns([columns.ROW_ID]))

@@ -1,0 +1,200 @@
+"""Rows of many blocks into one output, durable a few seconds after they are finished: `ResultWriter`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ledger import row_id
+from ..ledger.epoch import FAILED, RESULTS, Epoch
+from ..ledger.index import RowIndex
+from ..ledger.records import read_ids, read_records
+from ..report.counts import Counts
+from ..stages.base import Row
+from .parts import OutputSpec, PartWriter
+from .tables import Finished, Group, failed_tables, result_tables
+
+MAX_ROWS_PER_FLUSH = 8192
+
+
+@dataclass(slots=True, eq=False)
+class BlockOfRows:
+    """The rows of a block under way, those left out that are done.
+
+    Attributes:
+        is_new: Whether each row of the block is to be run, [num_rows].
+        row_ids: Ids of the rows to run.
+        num_appended: Rows that are finished.
+        num_written: Those of them that are durable.
+    """
+
+    is_new: np.ndarray
+    row_ids: list[bytes]
+    num_appended: int = 0
+    num_written: int = 0
+
+
+class ResultWriter:
+    """Writes the rows of all blocks of a process, results and dead letters, each row once.
+
+    Blocks are under way in threads. A thread enters `block`, appends rows as they finish, and leaves when all of them
+    are durable: what Ray is told is done is done. Another thread writes: when `flush_interval_s` has passed, when no
+    block can go on before it has, or when there is much to write.
+
+    Args:
+        spec: What is written, and where to.
+        max_blocks: Blocks that can be under way at once.
+    """
+
+    def __init__(self, spec: OutputSpec, max_blocks: int) -> None:
+        self._spec = spec
+        self._max_waiting = max(1, max_blocks // 2)
+        epoch = Epoch.open(spec.work)
+        self._index = RowIndex(read_ids(spec.work, one) for one in read_records(spec.work, epoch.records))
+        self._parts = {
+            kind: PartWriter(epoch, kind, spec.part_format(kind), spec.max_rows_per_file) for kind in (RESULTS, FAILED)
+        }
+        self._recent: dict[str, set[bytes]] = {RESULTS: set(), FAILED: set()}
+        self._lock = threading.Lock()
+        self._much_to_write = threading.Condition(self._lock)
+        self._written = threading.Condition(self._lock)
+        self._released = threading.Condition(self._lock)
+        self._blocks: set[BlockOfRows] = set()
+        self._claimed: set[bytes] = set()
+        self._finished: list[tuple[BlockOfRows, Finished]] = []
+        self._counts = Counts()
+        self._num_waiting = 0
+        self._error: BaseException | None = None
+        threading.Thread(target=self._write_on, name="millrace-writer", daemon=True).start()
+
+    @contextmanager
+    def block(self, ids: np.ndarray) -> Iterator[BlockOfRows]:
+        """Holds a block of rows; at the end it waits until all that was appended is durable.
+
+        Rows that are done already are left out: Ray repeats a call whose answer was lost. So are the later ones of
+        rows with the same id. If another block has some of the rows, its end is waited for first.
+
+        Args:
+            ids: Row ids of the block, [num_rows].
+
+        Raises:
+            MillraceError: What finished cannot be written.
+        """
+        block = self._claim(ids)
+        try:
+            yield block
+            self._wait_until_written(block)
+        finally:
+            with self._lock:
+                self._blocks.discard(block)
+                self._claimed.difference_update(block.row_ids)
+                self._released.notify_all()
+                self._wake_if_needed()
+
+    def append(self, block: BlockOfRows, row_id: bytes, row: Row, generated: Row) -> None:
+        """Takes a row that is through all stages.
+
+        Args:
+            block: The block it is of.
+            row_id: Its id.
+            row: The row: a result, or with an error a dead letter.
+            generated: The row as generation left it.
+        """
+        with self._lock:
+            self._finished.append((block, Finished(row_id, row, generated)))
+            block.num_appended += 1
+            self._wake_if_needed()
+
+    def take_counts(self) -> Counts:
+        """Returns what has been written since the last call."""
+        with self._lock:
+            counts, self._counts = self._counts, Counts()
+        return counts
+
+    def _claim(self, ids: np.ndarray) -> BlockOfRows:
+        values = row_id.as_bytes(ids)
+        with self._lock:
+            self._released.wait_for(lambda: self._error is not None or self._claimed.isdisjoint(values))
+            self._raise_error()
+            is_new = ~self._index.contains(ids)
+            known: set[bytes] = set()
+            for at, one in enumerate(values):
+                is_new[at] &= not any(one in ids for ids in (known, *self._recent.values()))
+                known.add(one)
+            block = BlockOfRows(is_new, [one for one, new in zip(values, is_new, strict=True) if new])
+            self._blocks.add(block)
+            self._claimed.update(block.row_ids)
+        return block
+
+    def _wait_until_written(self, block: BlockOfRows) -> None:
+        with self._lock:
+            self._num_waiting += 1
+            self._wake_if_needed()
+            self._written.wait_for(lambda: self._error is not None or block.num_written == block.num_appended)
+            self._num_waiting -= 1
+            self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _must_write(self) -> bool:
+        """Whether there is much to write, or too many blocks wait for it."""
+        is_stuck = self._num_waiting >= min(len(self._blocks), self._max_waiting)
+        return bool(self._finished) and (is_stuck or len(self._finished) >= MAX_ROWS_PER_FLUSH)
+
+    def _wake_if_needed(self) -> None:
+        if self._must_write():
+            self._much_to_write.notify()
+
+    def _write_on(self) -> None:
+        """Writes what is finished, again and again; what it fails with is raised in the threads that have rows."""
+        try:
+            while True:
+                with self._lock:
+                    self._much_to_write.wait_for(self._must_write, self._spec.flush_interval_s)
+                    finished, self._finished = self._finished, []
+                while finished:
+                    num_rows = min(MAX_ROWS_PER_FLUSH, self._parts[RESULTS].num_rows_left)
+                    self._write(finished[:num_rows])
+                    finished = finished[num_rows:]
+        except BaseException as error:  # noqa: BLE001
+            with self._lock:
+                self._error = error
+                self._written.notify_all()
+                self._released.notify_all()
+
+    def _write(self, finished: Sequence[tuple[BlockOfRows, Finished]]) -> None:
+        """Makes rows durable."""
+        rows = [one for _, one in finished]
+        good, unfit = result_tables([one for one in rows if one.row.error is None], self._spec.schema)
+        failed = failed_tables([*(one for one in rows if one.row.error is not None), *unfit], self._spec.input_schema)
+        for kind, groups in ((RESULTS, good), (FAILED, failed)):
+            for group in groups:
+                self._write_group(kind, group)
+        with self._lock:
+            for block, _ in finished:
+                block.num_written += 1
+            self._written.notify_all()
+
+    def _write_group(self, kind: str, group: Group) -> None:
+        rows, table = group
+        counts = Counts()
+        for one in rows:
+            counts.add(_counted(one))
+        closed = self._parts[kind].add(table, counts)
+        with self._lock:
+            self._counts.merge(counts)
+            self._recent[kind].update(one.row_id for one in rows)
+            for _, ids in closed:
+                self._index.add(ids)
+                self._recent[kind].difference_update(row_id.as_bytes(ids))
+
+
+def _counted(one: Finished) -> Row:
+    """Returns a row as it is counted: as generation left it, or with the error that came after that."""
+    return one.generated if one.row.error is None else one.row

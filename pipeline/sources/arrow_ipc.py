@@ -1,0 +1,78 @@
+"""Arrow's own format, as a file with a footer (also Feather) or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from ...engine.errors import ConfigError, StorageError
+from .base import LOOK_BYTES, TABLE_BYTES, InputFile, Look, Unit, align, error_rows, finish_table, first_line, unify
+
+MAGIC = b"ARROW1"
+READ_BYTES = 4 << 20
+
+
+class ArrowFormat:
+    """A row is a row of a record batch. A position is its number in the file."""
+
+    def look(self, files: Sequence[InputFile]) -> Look:
+        """Reads the schemas, and counts the rows if that takes little reading."""
+        is_small = sum(file.size or LOOK_BYTES for file in files) <= LOOK_BYTES
+        looks = [_look_at(file, is_small) for file in files]
+        return Look(unify([schema for schema, _ in looks]), [unit for _, unit in looks])
+
+    def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
+        """Reads batches, in slices; where the file is damaged it ends with an error row."""
+        position = 0
+        try:
+            with unit.file.storage.open_arrow(READ_BYTES) as source:
+                for batch in _batches(source):
+                    for part in _slices(batch):
+                        table = align(pa.Table.from_batches([part]), schema)
+                        yield finish_table(table, unit.file.ordinal, range(position, position + len(part)))
+                        position += len(part)
+        except (StorageError, FileNotFoundError):
+            raise
+        except (pa.ArrowException, OSError) as error:
+            reason = f"{unit.file.path} cannot be read from row {position} on: {first_line(error)}"
+            yield error_rows(schema, unit.file.ordinal, [position], reason)
+
+
+def _look_at(file: InputFile, count: bool) -> tuple[pa.Schema, Unit]:
+    unit = Unit(file, num_bytes=file.size or 0)
+    try:
+        with file.storage.open_arrow(READ_BYTES) as source:
+            if not count:
+                return _open(source).schema, unit
+            batches = _open(source)
+            num_rows = sum(len(batch) for batch in _iterate(batches))
+            return batches.schema, Unit(file, 0, num_rows, num_rows, unit.num_bytes)
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"input {file.path!r} cannot be read as arrow: {first_line(error)}") from error
+
+
+def _open(source: pa.NativeFile) -> pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader:
+    is_file = source.read(len(MAGIC)) == MAGIC
+    source.seek(0)
+    return pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)
+
+
+def _iterate(reader: pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamReader) -> Iterator[pa.RecordBatch]:
+    if isinstance(reader, pa.ipc.RecordBatchFileReader):
+        return (reader.get_batch(index) for index in range(reader.num_record_batches))
+    return iter(reader)
+
+
+def _batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
+    return _iterate(_open(source))
+
+
+def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cuts a batch into parts of about the bytes of a table."""
+    row_bytes = max(1, batch.nbytes // max(1, len(batch)))
+    step = max(1, TABLE_BYTES // row_bytes)
+    return (batch.slice(start, step) for start in range(0, len(batch), step))

@@ -1,0 +1,157 @@
+"""CSV. Records are found here and parsed by Arrow, many at once; where it refuses, they are parsed in halves."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.csv
+
+from ...engine.errors import ConfigError
+from .base import InputFile, Look, Unit, align, error_rows, finish_table, first_line
+from .text import DamagedTextError, Line, Sample, chunks, iter_lines, join_schemas, take_samples, whole_file
+
+WHOLE = re.compile(rb'(?:"(?:[^"]|"")*+"[^,]*+|[^",][^,]*+|)(?:,(?:"(?:[^"]|"")*+"[^,]*+|[^",][^,]*+|))*+', re.DOTALL)
+"""A record in which every quote that opens a field is closed."""
+
+MAX_RECORD_BYTES = 16 << 20
+"""A quote that is not closed after so much was none."""
+
+
+class CsvFormat:
+    """A row is a record. A position is the number of the record, counted without the header."""
+
+    def look(self, files: Sequence[InputFile]) -> Look:
+        """Takes the types that Arrow finds; a column of several is text."""
+        units = [whole_file(file) for file in files]
+        samples, counts = take_samples(units, _look_through)
+        schema = join_schemas([sample.schema for sample in samples])
+        return Look(schema, [replace(unit, num_rows=count) for unit, count in zip(units, counts, strict=True)])
+
+    def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
+        """Reads records; those that are no rows say so."""
+        ordinal, count = unit.file.ordinal, 0
+        records = iter_records(iter_lines(unit.file))
+        try:
+            names = _header(unit.file, records)
+            for _, texts in chunks(records):
+                table, errors = parse_records(texts, names, schema)
+                yield finish_table(table, ordinal, range(count, count + len(texts)), errors)
+                count += len(texts)
+        except DamagedTextError as error:
+            yield error_rows(schema, ordinal, [count], error.args[0])
+
+
+def iter_records(lines: Iterator[Line]) -> Iterator[Line]:
+    """Joins lines to records: a line end between quotes belongs to a value. Empty lines are none.
+
+    Args:
+        lines: The lines.
+    """
+    waiting: list[Line] = []
+    while True:
+        offset, line = waiting.pop(0) if waiting else next(lines, (0, b""))
+        if not line:
+            return
+        if not line.strip():
+            continue
+        rest, is_closed = [], _is_closed(line)
+        for more in itertools.chain(waiting, lines) if not is_closed else ():
+            rest.append(more)
+            is_closed = b'"' in more[1] and _is_closed(b'"' + more[1])
+            if is_closed or more[0] - offset > MAX_RECORD_BYTES:
+                break
+        if is_closed:
+            yield offset, line + b"".join(text for _, text in rest)
+            waiting = waiting[len(rest) :]
+        else:  # The quote opened nothing: this line alone is broken.
+            yield offset, line
+            waiting = rest + waiting[len(rest) :]
+
+
+def _is_closed(text: bytes) -> bool:
+    return b'"' not in text or WHOLE.fullmatch(text) is not None
+
+
+def parse_records(
+    records: Sequence[bytes], names: Sequence[str], schema: pa.Schema
+) -> tuple[pa.Table, list[str | None]]:
+    """Makes rows of records.
+
+    Args:
+        records: The records.
+        names: The header.
+        schema: Columns of the rows.
+
+    Returns:
+        A row for each record, and for each why it is none: such a row has no values.
+    """
+    try:
+        types = {name: schema.field(name).type for name in names}
+        table = _parse(b"".join(records), names, pyarrow.csv.ConvertOptions(column_types=types))
+        if len(table) == len(records):
+            return align(table, schema), [None] * len(records)
+        reason = f"Arrow finds {len(table)} records in it"
+    except pa.ArrowInvalid as error:
+        reason = first_line(error)
+    if len(records) == 1:
+        text = records[0].decode("utf-8", errors="replace").rstrip()
+        return pa.Table.from_pylist([{}], schema), [f"the record is not a row ({reason}): {text:.200}"]
+    half = len(records) // 2
+    (left, left_errors), (right, right_errors) = (
+        parse_records(part, names, schema) for part in (records[:half], records[half:])
+    )
+    return pa.concat_tables([left, right]), left_errors + right_errors
+
+
+def _look_through(unit: Unit, max_bytes: int) -> Sample:
+    """Lets Arrow find the types of a file, or of its beginning."""
+    records = iter_records(iter_lines(unit.file))
+    names = _header(unit.file, records)
+    texts: list[bytes] = []
+    num_rows = num_bytes = 0
+    is_whole = True
+    try:
+        for _, text in records:
+            texts.append(text)
+            num_bytes += len(text)
+            if num_bytes >= max_bytes:
+                is_whole = False
+                break
+        num_rows = len(texts)
+    except DamagedTextError:
+        num_rows = len(texts) + 1  # The row that will say so.
+    if not texts:
+        return Sample(pa.schema([(name, pa.null()) for name in names]), num_rows, is_whole)
+    schema = _parse(b"".join(texts), names, pyarrow.csv.ConvertOptions(), lambda _: "skip").schema
+    text_columns = [field.with_type(pa.string()) if pa.types.is_binary(field.type) else field for field in schema]
+    return Sample(pa.schema(text_columns), num_rows, is_whole)
+
+
+def _header(file: InputFile, records: Iterator[Line]) -> list[str]:
+    first = next(records, None)
+    try:
+        names = [] if first is None else pyarrow.csv.read_csv(pa.BufferReader(first[1])).schema.names
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        raise ConfigError(f"the header of {file.path!r} cannot be read: {first_line(error)}") from error
+    if not names:
+        raise ConfigError(f"input {file.path!r} is empty; a CSV file begins with the names of its columns")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"the header of {file.path!r} names {twice[0]!r} twice; columns need names of their own")
+    return names
+
+
+def _parse(
+    text: bytes, names: Sequence[str], convert: pyarrow.csv.ConvertOptions, on_invalid: object = None
+) -> pa.Table:
+    """Parses all of a text as one block, so that types are found by all of its values."""
+    return pyarrow.csv.read_csv(
+        pa.BufferReader(text),
+        pyarrow.csv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(text) + 1),
+        pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_invalid),
+        convert,
+    )

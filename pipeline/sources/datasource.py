@@ -1,0 +1,100 @@
+"""The parts of an input as a datasource of Ray Data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pyarrow as pa
+from ray.data import DataContext, Datasource
+from ray.data.block import BlockMetadata
+from ray.data.datasource import ReadTask
+
+from .base import Format, Unit, count_rows, full_schema
+
+TASK_BYTES = 64 << 20
+MAX_TASKS = 10_000
+"""The driver keeps a record of every task, so of a huge input each task reads more."""
+
+
+class UnitsDatasource(Datasource):
+    """Reads parts of files, some in each task.
+
+    Args:
+        format: Of the files.
+        units: The parts, in the order of the input.
+        schema: The columns.
+        max_rows: Rows to read in all; they are counted in the order of the input, so one task reads them.
+    """
+
+    def __init__(self, format: Format, units: Sequence[Unit], schema: pa.Schema, max_rows: int | None = None) -> None:
+        super().__init__()
+        self._format = format
+        self._units = units
+        groups = list(_grouped(units)) if max_rows is None else [list(units)]
+        self._groups = [group for group in groups if group]
+        self._schema = schema
+        self._max_rows = max_rows
+
+    def get_name(self) -> str:
+        """Returns what Ray shows of it."""
+        return "Input"
+
+    @property
+    def num_tasks(self) -> int:
+        """How many tasks there will be."""
+        return len(self._groups)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Returns the size of the files: what they take in memory is not known before."""
+        return sum(unit.num_bytes for unit in self._units)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
+    ) -> list[ReadTask]:
+        """Returns the tasks, which hand out small tables one after another.
+
+        Args:
+            parallelism: Ignored: tasks are of a size that one worker reads in seconds.
+            per_task_row_limit: Rows that each may hand out.
+            data_context: Unused.
+        """
+        limits = [limit for limit in (self._max_rows, per_task_row_limit) if limit is not None]
+        return [
+            ReadTask(
+                _reader(self._format, units, self._schema),
+                _metadata(units, self._max_rows),
+                full_schema(self._schema),
+                per_task_row_limit=min(limits, default=None),
+            )
+            for units in self._groups
+        ]
+
+
+def _grouped(units: Sequence[Unit]) -> Iterator[list[Unit]]:
+    """Yields neighbouring parts that are read in one task."""
+    most = max(TASK_BYTES, sum(unit.num_bytes for unit in units) // MAX_TASKS)
+    group: list[Unit] = []
+    for unit in units:
+        if group and sum(one.num_bytes for one in group) + unit.num_bytes > most:
+            yield group
+            group = []
+        group.append(unit)
+    yield group
+
+
+def _reader(format: Format, units: Sequence[Unit], schema: pa.Schema) -> Callable[[], Iterator[pa.Table]]:
+    def read() -> Iterator[pa.Table]:
+        for unit in units:
+            yield from format.read(unit, schema)
+
+    return read
+
+
+def _metadata(units: Sequence[Unit], max_rows: int | None) -> BlockMetadata:
+    num_rows = count_rows(units)
+    return BlockMetadata(
+        num_rows=num_rows if num_rows is None or max_rows is None else min(num_rows, max_rows),
+        size_bytes=sum(unit.num_bytes for unit in units),
+        input_files=tuple(dict.fromkeys(unit.file.path for unit in units)),
+        exec_stats=None,
+    )

@@ -1,0 +1,172 @@
+"""Lines of JSON, cut by bytes: a line belongs to the part in which it starts."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from ...engine.errors import ConfigError
+from .base import InputFile, Look, Unit, error_rows, finish_table, first_line
+from .finding import compression_of
+from .text import (
+    DamagedTextError,
+    Line,
+    Sample,
+    chunks,
+    common_type,
+    iter_lines,
+    join_schemas,
+    take_samples,
+    whole_file,
+)
+
+logger = logging.getLogger(__name__)
+
+UNIT_BYTES = 16 << 20
+
+
+class JsonLinesFormat:
+    """A row is a line with a JSON object. A position is the byte at which the line starts."""
+
+    def look(self, files: Sequence[InputFile]) -> Look:
+        """Reads everything if it is little, so that the type of every column holds every value; else a sample."""
+        units = [unit for file in files for unit in _cut(file)]
+        samples, counts = take_samples(units, _look_through)
+        schema = join_schemas([sample.schema for sample in samples])
+        return Look(schema, [replace(unit, num_rows=count) for unit, count in zip(units, counts, strict=True)])
+
+    def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
+        """Reads lines; those that are no rows say so."""
+        unknown: set[str] = set()
+        try:
+            for positions, lines in chunks(_lines(unit)):
+                table, errors = parse_lines(lines, schema, unknown)
+                yield finish_table(table, unit.file.ordinal, positions, errors)
+        except DamagedTextError as error:
+            yield error_rows(schema, unit.file.ordinal, [error.args[1]], error.args[0])
+        if unknown:
+            logger.warning(
+                "%s has columns that were not among those looked at before the start, and are left out: %s",
+                unit.file.path,
+                ", ".join(sorted(unknown)),
+            )
+
+
+def parse_lines(
+    lines: Sequence[bytes], schema: pa.Schema, unknown: set[str] | None = None
+) -> tuple[pa.Table, list[str | None]]:
+    """Makes rows of lines of JSON.
+
+    Args:
+        lines: The lines.
+        schema: Columns of the rows.
+        unknown: Takes the names of other columns that lines have.
+
+    Returns:
+        A row for each line, and for each why it is none: such a row has no values.
+    """
+    pairs = [parse_line(line) for line in lines]
+    rows = [{name: _fit(value, schema, name) for name, value in row.items()} for row, _ in pairs]
+    errors = [error for _, error in pairs]
+    if unknown is not None:
+        unknown.update(name for row in rows for name in row if name not in schema.names)
+    try:
+        return pa.Table.from_pylist(rows, schema), errors
+    except (ValueError, TypeError, OverflowError):  # Arrow's are among them.
+        misfits = [error or _misfit(row, schema) for row, error in zip(rows, errors, strict=True)]
+        fitting = [row if error is None else {} for row, error in zip(rows, misfits, strict=True)]
+        return pa.Table.from_pylist(fitting, schema), misfits
+
+
+def parse_line(line: bytes) -> tuple[dict[str, Any], str | None]:
+    """Reads a line of JSON.
+
+    Args:
+        line: One line.
+
+    Returns:
+        The row and None, or an empty row and why it is none.
+    """
+    text = line.decode("utf-8", errors="replace").strip()
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return {}, f"the line is not UTF-8 ({error.reason} at its byte {error.start}): {text:.200}"
+    except (ValueError, RecursionError) as error:
+        return {}, f"the line is not JSON ({first_line(error)}): {text:.200}"
+    if not isinstance(value, dict):
+        return {}, f"the line is a JSON {type(value).__name__}, not an object: {text:.200}"
+    return value, None
+
+
+def _cut(file: InputFile) -> Iterator[Unit]:
+    if file.size is None or compression_of(file.path) is not None:
+        yield whole_file(file)
+        return
+    for start in range(0, file.size, UNIT_BYTES):
+        stop = min(start + UNIT_BYTES, file.size)
+        yield Unit(file, start, stop, num_bytes=stop - start)
+
+
+def _lines(unit: Unit) -> Iterator[Line]:
+    return ((offset, line) for offset, line in iter_lines(unit.file, unit.start, unit.stop) if line.strip())
+
+
+def _look_through(unit: Unit, max_bytes: int) -> Sample:
+    """Finds the types that hold the values of a unit, or of its beginning."""
+    types: dict[str, pa.DataType] = {}
+    num_rows = num_bytes = 0
+    try:
+        for positions, lines in chunks(_lines(unit)):
+            if unit.start == 0 and num_rows == 0:
+                _refuse_array(unit.file, lines[0])
+            num_rows += len(positions)
+            num_bytes += sum(map(len, lines))
+            _widen(types, [parse_line(line)[0] for line in lines])
+            if num_bytes >= max_bytes:
+                return Sample(pa.schema(list(types.items())), num_rows, is_whole=False)
+    except DamagedTextError:
+        num_rows += 1  # The row that will say so.
+    return Sample(pa.schema(list(types.items())), num_rows, is_whole=True)
+
+
+def _widen(types: dict[str, pa.DataType], rows: Sequence[dict[str, Any]]) -> None:
+    for name in dict.fromkeys(name for row in rows for name in row):
+        types[name] = common_type(types.get(name, pa.null()), _type_of([row.get(name) for row in rows]))
+
+
+def _type_of(values: Iterable[Any]) -> pa.DataType:
+    try:
+        return pa.array(values).type
+    except (ValueError, TypeError, OverflowError):
+        return pa.string()
+
+
+def _fit(value: Any, schema: pa.Schema, name: str) -> Any:
+    """Writes as JSON what stands among text: a column whose values differ in type is a column of text."""
+    if value is None or isinstance(value, str) or name not in schema.names or schema.field(name).type != pa.string():
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _misfit(row: dict[str, Any], schema: pa.Schema) -> str | None:
+    """Says which value does not fit its column."""
+    for field in schema:
+        try:
+            pa.array([row.get(field.name)], field.type)
+        except (ValueError, TypeError, OverflowError) as error:
+            return (
+                f"column {field.name!r} holds {row[field.name]!r:.80}, which is not {field.type}: {first_line(error)}"
+            )
+    return None
+
+
+def _refuse_array(file: InputFile, line: bytes) -> None:
+    """Tells a file that is one array from one of lines, before each of its lines becomes a dead letter."""
+    if line.strip() in (b"[", b"[{"):
+        raise ConfigError(f"input {file.path!r} is one JSON array; write one object per line instead")

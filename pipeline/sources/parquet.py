@@ -1,0 +1,106 @@
+"""Parquet, cut by row groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ...engine.errors import ConfigError, StorageError
+from .base import TABLE_BYTES, InputFile, Look, Unit, align, error_rows, finish_table, first_line, unify
+
+NUM_THREADS = 16  # they wait for answers of a store
+FOOTER_BYTES = 64 << 10
+UNIT_BYTES = 64 << 20
+"""Row groups are joined to parts of this size."""
+
+MAX_ROWS = 8192
+"""Of a table."""
+
+WHOLE_CHUNK_BYTES = 64 << 20
+"""The chunks of a row group are fetched at once up to this size, and streamed beyond it."""
+
+STREAM_BYTES = 4 << 20
+"""What a column is streamed in."""
+
+
+class ParquetFormat:
+    """Columns and row counts are in the footer of each file, so nothing else is read before the start."""
+
+    def look(self, files: Sequence[InputFile]) -> Look:
+        """Reads the footers, several at once."""
+        with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="millrace-footers") as pool:
+            footers = list(pool.map(_read_footer, files))
+        return Look(unify([schema for schema, _ in footers]), [unit for _, units in footers for unit in units])
+
+    def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
+        """Reads row groups a batch at a time; where one is damaged, the rest of its rows are error rows."""
+        with _open(unit.file, STREAM_BYTES) as source, pq.ParquetFile(source, buffer_size=STREAM_BYTES) as file:
+            start = 0
+            for index in range(file.metadata.num_row_groups):
+                stop = start + file.metadata.row_group(index).num_rows
+                if start < unit.stop and stop > unit.start:
+                    yield from _read_group(unit, schema, source, file.metadata, index, start)
+                start = stop
+
+
+def _read_group(
+    unit: Unit, schema: pa.Schema, source: pa.NativeFile, footer: pq.FileMetaData, index: int, first_row: int
+) -> Iterator[pa.Table]:
+    """Reads a row group, as far as its rows belong to the part."""
+    group = footer.row_group(index)
+    position, stop = first_row, min(first_row + group.num_rows, unit.stop)
+    at_once = sum(group.column(one).total_compressed_size for one in range(group.num_columns)) <= WHOLE_CHUNK_BYTES
+    file = pq.ParquetFile(source, metadata=footer, buffer_size=STREAM_BYTES, pre_buffer=at_once)
+    present = [name for name in file.schema_arrow.names if name in schema.names]
+    try:
+        for batch in file.iter_batches(_batch_rows(group), row_groups=[index], columns=present, use_threads=False):
+            begin, end = max(unit.start - position, 0), min(stop - position, len(batch))
+            if begin < end:
+                table = align(pa.Table.from_batches([batch.slice(begin, end - begin)]), schema)
+                yield finish_table(table, unit.file.ordinal, range(position + begin, position + end))
+            position += len(batch)
+            if position >= stop:
+                return
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = f"row group {index} of {unit.file.path} is damaged: {first_line(error)}"
+        rows = range(max(position, unit.start), stop)
+        for begin in range(rows.start, rows.stop, MAX_ROWS):
+            part = range(begin, min(begin + MAX_ROWS, rows.stop))
+            yield error_rows(schema, unit.file.ordinal, part, reason)
+
+
+def _batch_rows(group: pq.RowGroupMetaData) -> int:
+    row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
+    return min(max(1, TABLE_BYTES // row_bytes), MAX_ROWS)
+
+
+def _read_footer(file: InputFile) -> tuple[pa.Schema, list[Unit]]:
+    try:
+        with _open(file, FOOTER_BYTES) as source:
+            footer = pq.read_metadata(source)
+            return footer.schema.to_arrow_schema(), list(_units(file, footer))
+    except StorageError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise ConfigError(f"input {file.path!r} cannot be read as parquet: {first_line(error)}") from error
+
+
+def _units(file: InputFile, footer: pq.FileMetaData) -> Iterator[Unit]:
+    """Yields parts of whole row groups."""
+    start = position = num_bytes = 0
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        position += group.num_rows
+        num_bytes += sum(group.column(one).total_compressed_size for one in range(group.num_columns))
+        if num_bytes >= UNIT_BYTES or index == footer.num_row_groups - 1:
+            yield Unit(file, start, position, position - start, num_bytes)
+            start, num_bytes = position, 0
+
+
+def _open(file: InputFile, buffer_bytes: int) -> pa.NativeFile:
+    return file.storage.open_arrow(buffer_bytes)

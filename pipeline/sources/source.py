@@ -1,0 +1,109 @@
+"""`Source`: the input of a job, from what the user wrote to a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import pyarrow as pa
+import ray.data
+
+from ...engine.errors import ConfigError, StorageError
+from ..storage import StorageOptions
+from .arrow_ipc import ArrowFormat
+from .base import TABLE_BYTES, Format, InputFile, Unit, first_line
+from .csv_records import CsvFormat
+from .datasource import UnitsDatasource
+from .finding import find_files, format_of
+from .json_lines import JsonLinesFormat
+from .parquet import ParquetFormat
+
+FORMATS: dict[str, Format] = {
+    "parquet": ParquetFormat(),
+    "jsonl": JsonLinesFormat(),
+    "csv": CsvFormat(),
+    "arrow": ArrowFormat(),
+}
+
+BLOCK_BYTES = 4 * TABLE_BYTES
+"""Ray hands on what a task has read when it is so much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Files with rows of one kind.
+
+    Attributes:
+        files: The files, in the order of the input.
+        format: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"arrow"``.
+        schema: Columns and types.
+        units: The parts that are read, in the order of the input.
+        num_rows: Number of rows; None if it takes reading everything to know.
+    """
+
+    files: Sequence[InputFile]
+    format: str
+    schema: pa.Schema
+    units: Sequence[Unit]
+    num_rows: int | None
+
+    @classmethod
+    def find(cls, given: str | list[str], format: str | None = None, options: StorageOptions | None = None) -> Source:
+        """Finds the files and looks into them, without reading all of a large input.
+
+        Args:
+            given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder, or a list of these.
+            format: A key of `FORMATS`; None to tell by the extension.
+            options: How to reach what is behind a URL.
+
+        Raises:
+            ConfigError: A file is missing, of an unknown kind, or cannot be read.
+        """
+        files = find_files(given, format, options or StorageOptions())
+        kind = format or format_of(files)
+        if kind not in FORMATS:
+            raise ConfigError(f"format must be one of {', '.join(sorted(FORMATS))}; got {kind!r}")
+        try:
+            look = FORMATS[kind].look(files)
+        except StorageError:
+            raise
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(f"input {given!r} cannot be read as {kind}: {first_line(error)}") from error
+        return cls(files, kind, look.schema, look.units, look.num_rows)
+
+    @property
+    def paths(self) -> list[str]:
+        """Paths or URLs of the files."""
+        return [file.path for file in self.files]
+
+    def read(self, limit: int | None = None, is_done: Callable[[Unit], bool] | None = None) -> ray.data.Dataset:
+        """Returns the dataset of the rows.
+
+        Args:
+            limit: Rows to read at most, the first ones of the input; None for all.
+            is_done: Whether a part need not be read; None to read all.
+
+        Returns:
+            Rows with the columns of the schema, `columns.POSITION`, and `READ_ERROR`, which says why a piece of the
+            input is no row, and is null otherwise.
+        """
+        units, max_rows = (self.units, None) if limit is None else _first_units(self.units, limit)
+        wanted = [unit for unit in units if is_done is None or not is_done(unit)]
+        datasource = UnitsDatasource(FORMATS[self.format], wanted, self.schema, max_rows)
+        # The number of blocks, so that Ray does not split what it reads in order to have more of them.
+        dataset = ray.data.read_datasource(datasource, override_num_blocks=max(1, datasource.num_tasks))
+        # Else a task keeps what it has read until it is 128 MB.
+        dataset.context.target_max_block_size = BLOCK_BYTES
+        return dataset
+
+
+def _first_units(units: Sequence[Unit], limit: int) -> tuple[Sequence[Unit], int | None]:
+    """Cuts parts so that they have `limit` rows; where that is not known, says to count while reading."""
+    if any(unit.num_rows is None or unit.num_rows != unit.stop - unit.start for unit in units):
+        return units, limit
+    starts = [0]
+    for unit in units:
+        starts.append(starts[-1] + (unit.num_rows or 0))
+    pairs = takewhile(lambda pair: pair[1] < limit, zip(units, starts, strict=False))
+    return [unit.first_rows(limit - start) for unit, start in pairs], None

@@ -1,0 +1,185 @@
+"""A dataset through a processor into durable rows: what `run_job` does, and `write_results` for any dataset."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from ray.data import ActorPoolStrategy, Dataset
+
+from ..engine.errors import ConfigError
+from . import columns
+from .durable import COUNTS, GenerateAndWrite, Identity, PrepareNew
+from .ledger.epoch import Epoch
+from .ledger.folder import JobFolder
+from .ledger.index import RowIndex
+from .ledger.records import read_ids, read_records, sum_counts
+from .processor import WHOLE_BLOCKS, Processor, without_large_blocks
+from .report.counts import Counts
+from .sinks.formats import FORMATS
+from .sinks.parts import OutputSpec
+from .sinks.publish import Manifest, publish
+from .storage import Storage
+
+DEFAULT_MAX_BLOCKS = 4
+"""Blocks under way at once where the processor does not say."""
+
+
+@dataclass(slots=True)
+class LiveCounts:
+    """What a job has written so far, by earlier runs too. Any thread may ask."""
+
+    counts: Counts = field(default_factory=Counts)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, more: Counts) -> None:
+        """Adds what has been written since."""
+        with self._lock:
+            self.counts.merge(more)
+
+    def update(self) -> Counts:
+        """Returns a copy of the counts as they are now."""
+        copy = Counts()
+        with self._lock:
+            copy.merge(self.counts)
+        return copy
+
+
+@dataclass(frozen=True)
+class Done:
+    """What former runs have left in a work folder.
+
+    Attributes:
+        records: Names of the records.
+        counts: What their rows add up to.
+        work: The work folder.
+    """
+
+    records: tuple[str, ...]
+    counts: Counts
+    work: Storage
+
+    @classmethod
+    def find(cls, work: Storage) -> Done:
+        """Looks into a work folder; from now on nothing counts there that a former run may still write."""
+        epoch = Epoch.open(work)
+        return cls(epoch.records, sum_counts(read_records(work, epoch.records)), work)
+
+    def index(self) -> RowIndex:
+        """Returns the ids of the rows that are done."""
+        return RowIndex(read_ids(self.work, one) for one in read_records(self.work, self.records))
+
+
+def write_rows(
+    processor: Processor,
+    dataset: Dataset,
+    identity: Identity,
+    spec: OutputSpec,
+    done: Done,
+    on_counts: Callable[[Counts], None] = lambda counts: None,
+) -> None:
+    """Runs the rows of a dataset that are not done, and returns when they are durable in the work folder.
+
+    Args:
+        processor: Runs them.
+        dataset: The rows.
+        identity: What they are known by.
+        spec: What is written, and where to.
+        done: What former runs have left there.
+        on_counts: Called with what has been written since the last call.
+
+    Raises:
+        MillraceError: The run failed. What it has written stays, and is not run again.
+    """
+    operators = processor.operators()
+    # One process writes: who comes after it must be able to tell what counts.
+    max_blocks = operators.generate_kwargs["compute"].max_concurrent_calls_per_actor or DEFAULT_MAX_BLOCKS
+    one = ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=max_blocks, enable_true_multi_threading=True)
+    batches = (
+        without_large_blocks(dataset, processor.config.batch_size)
+        .map_batches(
+            PrepareNew,
+            fn_constructor_args=[
+                *(operators.make_prepare, identity, spec.work, done.records),
+                processor.config.stop_on_error,
+            ],
+            **WHOLE_BLOCKS,
+            **operators.prepare_kwargs,
+        )
+        .map_batches(
+            GenerateAndWrite,
+            fn_constructor_args=[operators.make_generate, operators.make_finish, spec, max_blocks],
+            batch_size=processor.config.batch_size,
+            batch_format="pyarrow",
+            **{**operators.generate_kwargs, "compute": one},
+        )
+    )
+    batches.context.raise_original_map_exception = True
+    table: pa.Table
+    for table in batches.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for text in table[COUNTS].to_pylist():
+            on_counts(Counts.from_dict(json.loads(text)))
+
+
+def write_results(
+    processor: Processor,
+    dataset: Dataset,
+    output: str,
+    *,
+    key: Sequence[str] | None = None,
+    output_format: str = "parquet",
+    order: str = "any",
+    max_rows_per_file: int = 50_000,
+    flush_interval_s: float = 5.0,
+    endpoint_url: str | None = None,
+) -> Manifest:
+    """Puts a dataset through a processor into files, each row once, whatever dies on the way.
+
+    Called again with the same output after a death, it goes on where that one stopped. Nothing checks that processor
+    and dataset are the same then: that is the caller's part. Called on an output that is whole, it does nothing.
+
+    Args:
+        processor: The processor. Its `postprocess` says what a row becomes.
+        dataset: The rows: of any dataset with columns that tell them apart, or one that `Source.read` returned.
+        output: Folder to write to; a path or a URL. Results come into it, rows that failed into its ``_failed``.
+        key: Columns by whose values a row is known; not needed for rows that have a position. Of rows with the same
+            values, one is run.
+        output_format: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"arrow"``.
+        order: ``"any"``, or ``"input"`` for the order of the input, for rows that have a position.
+        max_rows_per_file: Most rows of a file.
+        flush_interval_s: Seconds after which a finished row is durable.
+        endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
+
+    Returns:
+        The files that were written, with row counts.
+
+    Raises:
+        ConfigError: Something given cannot be used.
+        MillraceError: The run failed. Call again to go on.
+    """
+    has_position = columns.POSITION in (dataset.columns() or [])
+    if key is None and not has_position:
+        raise ConfigError(
+            f"the dataset has no column {columns.POSITION!r}, so its rows cannot be told apart: pass key=[...], the "
+            "columns whose values do"
+        )
+    if output_format not in FORMATS:
+        raise ConfigError(f"output_format must be one of {', '.join(FORMATS)}; got {output_format!r}")
+    if order not in ("any", "input") or (order == "input" and key is not None):
+        raise ConfigError(f"order must be 'any', or without key 'input'; got {order!r} and key={key!r}")
+    folder = JobFolder(Storage.at(output, endpoint_url))
+    if folder.is_finished and (manifest := Manifest.read(folder.root)) is not None:
+        return manifest
+    spec = OutputSpec(
+        folder.work,
+        output_format,
+        is_ordered=order == "input",
+        max_rows_per_file=max_rows_per_file,
+        flush_interval_s=flush_interval_s,
+    )
+    if not folder.is_publishing:
+        write_rows(processor, dataset, Identity(None if key is None else tuple(key)), spec, Done.find(folder.work))
+    return publish(folder.root, spec)

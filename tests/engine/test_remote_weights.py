@@ -1,0 +1,147 @@
+"""Models behind a URL: the same tokens as from disk, through a store that fails; each rank reads its part."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from fault_proxy import FaultPlan, FaultProxy
+from millrace import LLM, ConfigError, SamplingParams
+from millrace.engine.errors import CheckpointError
+from millrace.engine.remote_weights import RemoteTensor
+from millrace.engine.storage import Location
+from millrace.engine.weights import iter_tensors
+from s3 import CREDENTIALS, S3Server
+
+PROMPTS = ["The mill wheel", "Rows stream in", "0 1 2 3"]
+SETTINGS = {"max_model_len": 64, "num_threads": 1, "dtype": "float32"}
+
+
+@pytest.fixture(scope="module")
+def proxy(s3: S3Server) -> Iterator[FaultProxy]:
+    """A broken store that `s3://` leads to: the same for all tests, since a process keeps its connections."""
+    with FaultProxy(s3.host, s3.port, FaultPlan(seed=3, rate=0.15)) as proxy, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": proxy.url, "MILLRACE_STORAGE_TIMEOUT_S": "0.5"}.items():
+            patch.setenv(name, value)
+        yield proxy
+
+
+@pytest.fixture
+def store(s3: S3Server, proxy: FaultProxy) -> Callable[[Path], str]:
+    """A function that puts a folder into a bucket and returns its URL."""
+
+    def put(folder: Path) -> str:
+        place = Location.at(f"s3://{s3.make_bucket()}/{folder.name}", s3.url)
+        for path in folder.iterdir():
+            (place / path.name).write_bytes(path.read_bytes())
+        return place.url
+
+    return put
+
+
+def generate(model: str) -> list[list[int]]:
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    outputs = LLM(model, **SETTINGS).generate(PROMPTS, params, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def test_a_model_from_a_bucket_gives_the_tokens_of_the_one_on_disk(
+    tiny_model: Callable[[str], Path], store: Callable[[Path], str], proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tiny_model("qwen3")
+    written: list[str] = []
+    write_bytes = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda path, data: written.append(path.name) or write_bytes(path, data))
+    assert generate(store(folder)) == generate(str(folder))
+    assert "config.json" in written
+    assert not [name for name in written if name.endswith(".safetensors")]
+    assert proxy.counts.total() > proxy.counts["none"]
+
+
+def test_ranks_of_a_model_from_a_bucket_have_their_parts(
+    tiny_model: Callable[[str], Path], store: Callable[[Path], str]
+) -> None:
+    folder = tiny_model("qwen3")
+    place = Location.at(store(folder))
+    local = dict(iter_tensors(folder))
+    for name, tensor in list(iter_tensors(place))[::6]:
+        assert isinstance(tensor, RemoteTensor)
+        assert torch.equal(tensor.read(), local[name])
+        for dim, size in enumerate(tensor.shape):
+            half = size // 2
+            assert torch.equal(tensor.narrow(dim, half, size - half).read(), local[name].narrow(dim, half, size - half))
+
+
+def test_of_a_part_along_the_first_dimension_only_its_bytes_are_read(tmp_path: Path) -> None:
+    reads: list[tuple[int, int]] = []
+
+    class Counted(Location):
+        __slots__ = ()
+
+        def read_bytes(self, start: int = 0, end: int | None = None) -> bytes:
+            reads.append((start, end or 0))
+            return Location.read_bytes(self, start, end)
+
+    values = torch.arange(64 * 8, dtype=torch.bfloat16).reshape(64, 8)
+    (tmp_path / "x").write_bytes(b"header" + values.view(torch.uint8).numpy().tobytes())
+    tensor = RemoteTensor(Counted(str(tmp_path / "x")), 6, torch.bfloat16, values.shape, ((0, 64), (0, 8)))
+    assert torch.equal(tensor.narrow(0, 16, 16).read(), values[16:32])
+    assert reads == [(6 + 16 * 16, 6 + 32 * 16)]
+
+
+def test_tensors_that_ranks_shard_run_from_a_bucket(
+    tiny_model: Callable[[str], Path], store: Callable[[Path], str]
+) -> None:
+    folder = tiny_model("llama")
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    model = store(folder)
+    llm = LLM(model, **SETTINGS, tensor_parallel_size=2)
+    try:
+        tokens = [list(output.outputs[0].token_ids) for output in llm.generate(PROMPTS, params, use_tqdm=False)]
+    finally:
+        llm.close()
+    assert tokens == [answer[:4] for answer in generate(str(folder))]
+
+
+@pytest.mark.usefixtures("proxy")
+@pytest.mark.parametrize("damage", ["truncated", "no header", "empty", "pickle"])
+def test_damaged_weights_in_a_bucket_are_named(tiny_model: Callable[[str], Path], s3: S3Server, damage: str) -> None:
+    content = (tiny_model("qwen3") / "model.safetensors").read_bytes()
+    place = Location.at(f"s3://{s3.make_bucket()}/model")
+    name = "pytorch_model.bin" if damage == "pickle" else "model.safetensors"
+    contents = {"truncated": content[: len(content) // 2], "no header": b"no safetensors at all", "empty": b""}
+    (place / name).write_bytes(contents.get(damage, b"x"))
+    said = "only safetensors" if damage == "pickle" else "model.safetensors is truncated"
+    with pytest.raises(CheckpointError, match=said):
+        list(iter_tensors(place))
+
+
+@pytest.mark.usefixtures("proxy")
+def test_a_model_that_is_not_there_is_said_in_a_line(s3: S3Server) -> None:
+    with pytest.raises(ConfigError, match="does not exist, or is no folder with files"):
+        LLM(f"s3://{s3.make_bucket()}/nothing")
+    with pytest.raises(ConfigError, match="bucket 'no-such-bucket' does not exist"):
+        LLM("s3://no-such-bucket/model")
+
+
+def test_small_files_go_with_the_process(tmp_path: Path, tiny_model: Callable[[str], Path], s3: S3Server) -> None:
+    environment = {**os.environ, **CREDENTIALS, "AWS_ENDPOINT_URL": s3.url, "TMPDIR": str(tmp_path)}
+    url = f"s3://{s3.make_bucket()}/model"
+    script = (
+        "from millrace.engine import resolve_model; from millrace.engine.storage import Location;"
+        f"(Location.at({url!r}) / 'config.json').write_bytes(b'{{}}');"
+        f"folder = resolve_model({url!r}); print(folder, [path.name for path in folder.iterdir()])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path}/")
+    assert "['config.json']" in done.stdout
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,175 @@
+"""A real HTTP proxy that breaks some of the answers, by a plan that a seed decides."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import http.client
+import random
+import socket
+import struct
+import threading
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Self
+
+SLOW_DOWN = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+FAULTS = ("503", "reset", "lost answer", "stall", "truncate", "shorten")
+"""Too busy; a reset before the request is passed on; one after, so that it was done and nobody says so; an answer that
+never ends; one that ends before its length; one whose length is said to be less."""
+
+
+@dataclass(frozen=True)
+class FaultPlan:
+    """Which requests fail, and how.
+
+    Attributes:
+        seed: Of the choice.
+        rate: Share of the requests that fail.
+        faults: Of these kinds, all as often.
+    """
+
+    seed: int = 0
+    rate: float = 0.25
+    faults: tuple[str, ...] = FAULTS
+
+    def fault(self, number: int) -> str | None:
+        """Returns what happens to the request of this number."""
+        draw = random.Random(f"{self.seed}/{number}")
+        return draw.choice(self.faults) if draw.random() < self.rate else None
+
+
+class FaultProxy:
+    """Stands before a server. Use it as a context manager.
+
+    Args:
+        host: Of the server.
+        port: Of the server.
+        plan: What it breaks.
+    """
+
+    def __init__(self, host: str, port: int, plan: FaultPlan) -> None:
+        self.upstream = (host, port)
+        self.plan = plan
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.closed = threading.Event()
+        self._lock = threading.Lock()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+
+    @property
+    def url(self) -> str:
+        """The endpoint of its clients."""
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def next_fault(self) -> str | None:
+        """Counts a request and returns what happens to it."""
+        with self._lock:
+            fault = self.plan.fault(self.counts.total())
+            self.counts[fault or "none"] += 1
+            return fault
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closed.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    proxy: FaultProxy
+
+    def handle(self) -> None:
+        with contextlib.suppress(OSError):  # The client has gone.
+            super().handle()
+
+    def _handle(self) -> None:
+        body = self._read_body()
+        fault = self.proxy.next_fault()
+        if fault == "503":
+            self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN, len(SLOW_DOWN))
+            return
+        if fault == "reset":
+            self._reset()
+            return
+        status, headers, content, length = self._forward(body)
+        if fault == "lost answer":
+            self._reset()
+        elif fault in ("stall", "truncate") and content:
+            self._answer(status, headers, content[: len(content) // 2], length)
+            self.wfile.flush()
+            if fault == "stall":
+                self._wait_for_client()
+            self.close_connection = True
+        elif fault == "shorten" and status == 206:
+            half = len(content) // 2
+            self._answer(status, headers, content[:half], half)
+        else:
+            self._answer(status, headers, content, length)
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.send_response_only(100)
+            self.end_headers()
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def handle_expect_100(self) -> bool:
+        """Leaves the answer to `_read_body`."""
+        return True
+
+    def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes, int]:
+        upstream = http.client.HTTPConnection(*self.proxy.upstream, timeout=60)
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
+        try:
+            upstream.request(self.command, self.path, body or None, headers)
+            answer = upstream.getresponse()
+            content = answer.read()
+        finally:
+            upstream.close()
+        dropped = ("content-length", "connection", "transfer-encoding", "date", "server")
+        kept = {name: value for name, value in answer.getheaders() if name.lower() not in dropped}
+        return answer.status, kept, content, int(answer.headers.get("Content-Length", len(content)))
+
+    def _answer(self, status: int, headers: dict[str, str], content: bytes, length: int) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if status != 204:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _reset(self) -> None:
+        """Ends the connection so that the client is told of a reset."""
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
+        raise ConnectionResetError
+
+    def _wait_for_client(self) -> None:
+        """Says nothing more until the client gives up."""
+        self.connection.settimeout(0.2)
+        while not self.proxy.closed.is_set():
+            try:
+                if not self.connection.recv(1024):
+                    return
+            except TimeoutError:
+                continue
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keeps quiet."""
+
+
+for verb in ("GET", "PUT", "POST", "HEAD", "DELETE"):
+    setattr(_Handler, f"do_{verb}", _Handler._handle)

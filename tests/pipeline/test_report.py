@@ -1,0 +1,201 @@
+"""report.json and report.html: the page holds what the file says, and needs nothing but itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from looks import absent, up
+
+from millrace.pipeline import columns
+from millrace.pipeline.prices import Prices
+from millrace.pipeline.report import Counts, ReportWriter
+from millrace.pipeline.report.recorder import Recorder
+from millrace.pipeline.stages.base import Row, RowError
+from millrace.pipeline.storage import Storage
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+]  # fmt: skip
+NASTY = 'a column: </script><script>console.error("x")</script> & <b>'
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+def filled_counts(num_rows: int = 300) -> Counts:
+    counts = Counts()
+    for index in range(num_rows):
+        data = {
+            columns.NUM_INPUT_TOKENS: 20 + index, columns.NUM_GENERATED_TOKENS: index % 40,
+            columns.NUM_CACHED_TOKENS: 5, columns.FINISH_REASON: "stop" if index % 7 else "length",
+            columns.IS_DUPLICATE: index % 10 == 0,
+            columns.METRICS: {"queue_s": 0.01 * index, "ttft_s": 0.02 * index, "e2e_s": 0.03 * index},
+        }  # fmt: skip
+        error = RowError("chat_template", "ChatTemplateError", NASTY, retryable=True) if index % 50 == 0 else None
+        counts.add(Row(data, data, error))
+    return counts
+
+
+def write_report(folder: Path, prices: Prices | None = None, counts: Counts | None = None) -> dict[str, Any]:
+    """Writes the report of a run that was never run, and reads it back."""
+    counts = filled_counts() if counts is None else counts
+    recorder = Recorder(0.0, accelerator_of=lambda node_id: "H100")
+    recorder.look([absent("starting")], Counts(), 30.0)
+    for second in range(31, 90):
+        done = Counts(num_rows=counts.num_rows * (second - 30) // 60)
+        recorder.look([up(steps=second, out=50 * second, busy_s=second - 30, running=9)], done, float(second))
+    run = recorder.finish([up(steps=89, out=50 * 89, busy_s=59)], counts, 91.0)
+    ReportWriter(Storage.at(folder), "a-model", "an-output", prices).write(run, counts, counts.num_rows)
+    return json.loads((folder / "report.json").read_text())
+
+
+class Page(HTMLParser):
+    """What a page consists of; unbalanced elements fail."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.values: dict[str, str] = {}
+        self.embedded = ""
+        self._value: str | None = None
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        self._value = dict(attrs).get("data-value") if tag == "dd" else None
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.embedded += data
+        if self._value is not None:
+            self.values.setdefault(self._value, data.strip())
+
+
+def check_page(page: Page, report: dict[str, Any]) -> None:
+    """Checks that a page shows a report."""
+    assert json.loads(page.embedded) == report
+    shown = {name: page.values[f"summary.{name}"] for name in ("num_rows_out", "num_rows_failed")}
+    assert {name: int(text.replace(",", "")) for name, text in shown.items()} == {
+        name: report["summary"][name] for name in shown
+    }
+    drawn = [value for tag, name, value in page.attributes if tag == "path" and name == "d"]
+    assert len(drawn) == 12  # Area and line of six charts over time.
+    assert all(len(path) > 50 for path in drawn)
+    bars = [value for tag, name, value in page.attributes if tag == "rect" and name == "class" and "bar" in value]
+    assert len(bars) > 10
+    assert sum(tag == "circle" for tag, name, _ in page.attributes if name == "class") == 3
+
+
+def test_the_page_is_whole_and_says_what_the_json_says(tmp_path: Path) -> None:
+    report = write_report(tmp_path, Prices(per_replica_hour=3.0))
+    text = (tmp_path / "report.html").read_text()
+    check_page(Page(text), report)
+    for svg in re.findall(r"<svg.*?</svg>", text, flags=re.DOTALL):
+        ET.fromstring(svg)
+    assert len(text) < 400_000
+
+
+def test_the_page_needs_no_network_and_runs_no_script(tmp_path: Path) -> None:
+    write_report(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    links = [value for _, name, value in page.attributes if name in ("src", "href", "action", "data", "srcset")]
+    assert links == ["data:,"]
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert [value for tag, name, value in page.attributes if tag == "script" and name == "type"] == ["application/json"]
+    assert NASTY not in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed on this machine")
+def test_chromium_shows_the_page_without_a_complaint(tmp_path: Path) -> None:
+    report = write_report(tmp_path, Prices(per_accelerator_hour={"H100": 2.0}))
+    profile, page = tmp_path / "profile", tmp_path / "report.html"
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" not in done.stderr
+    check_page(Page(done.stdout.strip()), report)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed on this machine")
+def test_a_complaint_of_chromium_would_be_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text("<!doctype html><script>throw new Error('seen')</script>")
+    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert "CONSOLE" in done.stderr
+
+
+def test_a_report_adds_the_runs_of_a_job_up(tmp_path: Path) -> None:
+    first = write_report(tmp_path)
+    both = write_report(tmp_path)
+    assert len(both["runs"]) == 2
+    assert both["runs"][0] == first["runs"][0]
+    for name in ("start_up_s", "generate_s"):
+        assert both["summary"][name] == 2 * first["summary"][name]
+    assert both["replicas"]["held_s"] == 2 * first["replicas"]["held_s"]
+    assert both["engines"]["num_output_tokens"] == 2 * first["engines"]["num_output_tokens"]
+    assert both["counts"] == first["counts"]
+    assert "taken up again" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"version": 1}', '{"version": 99, "runs": []}', '{"version": 1, "runs": [3]}']
+)
+def test_a_report_that_cannot_be_read_is_begun_anew(tmp_path: Path, text: str) -> None:
+    (tmp_path / "report.json").write_text(text)
+    assert len(write_report(tmp_path)["runs"]) == 1
+
+
+def test_a_report_that_cannot_be_written_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    writer = ReportWriter(Storage.at(tmp_path / "file" / "below"), "m", "o")
+    report = writer.write(Recorder(0.0).finish([], Counts(), 1.0), Counts(), 0)
+    assert report.summary.is_complete
+    assert "cannot be written" in caplog.text
+
+
+def test_an_empty_job_has_a_page_too(tmp_path: Path) -> None:
+    report = write_report(tmp_path, Prices(), Counts())
+    assert report["cost"]["by_time"] is None
+    assert json.loads(Page((tmp_path / "report.html").read_text()).embedded) == report
+
+
+def test_the_numbers_of_a_report_agree_with_each_other(tmp_path: Path) -> None:
+    report = write_report(tmp_path, Prices(per_accelerator_hour={"H100": 3.6}, per_million_output_tokens=2.0))
+    counts, summary = report["counts"], report["summary"]
+    assert summary["num_rows_out"] == counts["num_rows"] == 300
+    assert sum(counts["finish_reasons"].values()) == counts["num_rows"] - counts["num_failed"]
+    assert report["distributions"]["input_tokens"]["count"] == counts["num_rows"] - counts["num_failed"]
+    assert sum(error["num_rows"] for error in counts["errors"].values()) == counts["num_failed"]
+    assert report["replicas"]["held_s"] == 91.0
+    assert report["replicas"]["busy_s"] + sum(report["replicas"]["idle_s"].values()) == pytest.approx(91.0)
+    assert report["cost"]["by_time"] == pytest.approx(3.6 * 91 / 3600)
+    computed = counts["num_output_tokens"] - counts["num_duplicate_output_tokens"]
+    assert report["cost"]["by_tokens"] == pytest.approx(2.0 * computed / 1e6)
+
+
+def test_prices_by_time_and_by_tokens_are_two_bills() -> None:
+    prices = Prices(per_replica_hour=2.0, per_accelerator_hour={"H100": 3.0}, per_million_input_tokens=1.0)
+    assert prices.by_time(3600.0, {"H100": 7200.0}) == 8.0
+    assert prices.by_tokens(2_000_000, 500_000, 9) == 2.0
+    assert Prices(per_million_input_tokens=1.0, per_million_cached_tokens=0.5).by_tokens(2e6, 1e6, 0) == 1.5
+    assert Prices().by_time(3600.0, {"H100": 1.0}) is None
+    assert Prices().by_tokens(1, 0, 1) is None
+    assert Prices(per_accelerator_hour={"A100": 1.0}).by_time(1.0, {"H100": 1.0}) is None
+    assert Prices(per_accelerator_hour={"A100": 1.0}).without_price({"H100": 1.0}) == ["H100"]

@@ -1,0 +1,260 @@
+"""Files here and in a bucket: the same calls, a store that fails now and then, and mistakes that are said at once."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fault_proxy import FaultPlan, FaultProxy
+from millrace import ConfigError
+from millrace.engine.errors import StorageError
+from millrace.pipeline import columns
+from millrace.pipeline.sources import READ_ERROR, Source
+from millrace.pipeline.sources.source import FORMATS
+from millrace.pipeline.storage import Storage, StorageOptions
+from s3 import CREDENTIALS, S3Server
+
+DEADLINE_S = 240.0
+ENGINE = {"max_num_seqs": 32, "max_model_len": 128, "num_threads": 1}
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """A folder that does not exist yet, here or in a bucket."""
+    if request.param == "local":
+        return Storage.at(tmp_path / "folder")
+    server: S3Server = request.getfixturevalue("s3")
+    return Storage.at(f"s3://{server.make_bucket()}/folder", server.url)
+
+
+@pytest.fixture
+def broken(s3: S3Server) -> Iterator[FaultProxy]:
+    """A proxy before the server, through which a quarter of the requests fails."""
+    with FaultProxy(s3.host, s3.port, FaultPlan(seed=6)) as proxy:
+        yield proxy
+
+
+def options(proxy: FaultProxy) -> StorageOptions:
+    """Settings under which a stall costs half a second. Real ones are longer, nothing else is different."""
+    return StorageOptions(proxy.url, read_timeout_s=0.5)
+
+
+def test_a_folder_is_written_listed_and_removed(folder: Storage) -> None:
+    assert (folder.exists(), folder.is_dir(), folder.list(), folder.walk()) == (False, False, [], [])
+    content = bytes(range(256)) * 40
+    file = folder / "b.bin"
+    file.write_bytes(content)
+    (folder / "sub" / "c.txt").write_bytes(b"")
+    assert (folder.is_dir(), file.is_dir(), file.size(), file.read_bytes()) == (True, False, len(content), content)
+    assert [one.name for one in folder.list()] == ["b.bin", "sub"]
+    assert [one.name for one in folder.list(".bin")] == ["b.bin"]
+    assert folder.walk() == [file, folder / "sub" / "c.txt"]
+    assert (folder / "sub" / "c.txt").read_bytes() == b""
+    etag = file.etag()
+    file.write_bytes(content + b"more")
+    assert file.etag() != etag
+    file.move_to(folder / "d.bin")
+    assert [one.name for one in folder.list()] == ["d.bin", "sub"]
+    with pytest.raises(FileNotFoundError):
+        file.read_bytes()
+    folder.remove()
+    folder.remove()
+    assert not folder.exists()
+
+
+def test_files_are_read_at_any_place_by_python_and_by_arrow(folder: Storage) -> None:
+    table = pa.table({"id": range(1000)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=100)
+    file = pickle.loads(pickle.dumps(folder / "x.parquet"))
+    file.write_bytes(sink.getvalue().to_pybytes())
+    with file.open_input() as opened:
+        opened.seek(-4, os.SEEK_END)
+        assert opened.read() == b"PAR1"
+    with file.open_arrow() as opened:
+        assert pq.ParquetFile(opened).read_row_group(3)["id"].to_pylist() == list(range(300, 400))
+    filesystem, path = file.filesystem()
+    assert pq.read_table(path, filesystem=filesystem) == table
+
+
+def test_a_local_file_is_never_seen_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = Storage.at(tmp_path / "x")
+    file.write_bytes(b"old")
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        file.write_bytes(b"new")
+    assert file.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_what_is_sent_through_a_broken_store_arrives(s3: S3Server, broken: FaultProxy) -> None:
+    root = Storage.at(f"s3://{s3.make_bucket()}/data", options=options(broken))
+    contents = {f"{index:02}.bin": os.urandom(20_000) for index in range(24)}
+
+    def there_and_back(name: str) -> bool:
+        (root / "draft" / name).write_bytes(contents[name])
+        (root / "draft" / name).move_to(root / name)
+        with (root / name).open_input(4096) as file:
+            pieces = iter(lambda: file.read(7000), b"")
+            return b"".join(pieces) == contents[name] == (root / name).read_bytes()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(there_and_back, contents))
+    assert [one.name for one in root.list()] == sorted(contents)
+    assert set(broken.counts) == {*broken.plan.faults, "none"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_every_row_is_read_once_through_a_broken_store(s3: S3Server, broken: FaultProxy, kind: str) -> None:
+    root = Storage.at(f"s3://{s3.make_bucket()}/in", s3.url)
+    for part in range(4):
+        rows = [{"id": 1000 * part + index, "line": "x" * 50} for index in range(1000)]
+        sink = pa.BufferOutputStream()
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=100)
+        else:
+            sink.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        (root / f"{part}.{kind}").write_bytes(sink.getvalue().to_pybytes())
+    source = Source.find(f"{root.url}/*.{kind}", options=options(broken))
+    tables = [table for unit in source.units for table in FORMATS[kind].read(unit, source.schema)]
+    read = pa.concat_tables(tables)
+    assert read["id"].to_pylist() == list(range(4000))
+    assert len(set(read[columns.POSITION].to_pylist())) == 4000
+    assert read[READ_ERROR].null_count == 4000
+    assert broken.counts.total() > broken.counts["none"]
+
+
+def test_a_store_that_never_answers_well_is_given_up(s3: S3Server) -> None:
+    with FaultProxy(s3.host, s3.port, FaultPlan(rate=1.0, faults=("503",))) as proxy:
+        file = Storage.at("s3://bucket/x", options=StorageOptions(proxy.url, max_attempts=3))
+        with pytest.raises(StorageError, match="cannot look at s3://bucket/x after 3 attempts"):
+            file.read_bytes()
+        assert proxy.counts == {"503": 3}
+
+
+@pytest.mark.parametrize("action", ["exists", "list", "walk", "read_bytes", "write_bytes", "remove"])
+def test_a_missing_bucket_is_said_at_once(s3: S3Server, action: str) -> None:
+    with FaultProxy(s3.host, s3.port, FaultPlan(rate=0)) as proxy:
+        file = Storage.at("s3://no-such-bucket/x", proxy.url)
+        call: Callable[..., Any] = getattr(file, action)
+        with pytest.raises(ConfigError, match="the bucket 'no-such-bucket' does not exist"):
+            call(*([b"x"] if action == "write_bytes" else []))
+        assert proxy.counts.total() <= 2
+
+
+def test_missing_credentials_are_said_at_once(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    # Other settings than those of other tests, whose connections have found credentials.
+    with pytest.raises(ConfigError, match=r"no credentials .*AWS_ACCESS_KEY_ID") as caught:
+        Storage.at("s3://bucket/x", options=StorageOptions(s3.url, read_timeout_s=29)).read_bytes()
+    assert "\n" not in str(caught.value)
+
+
+def test_the_endpoint_may_come_from_the_environment(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = s3.make_bucket()
+    Storage.at(f"s3://{bucket}/x", s3.url).write_bytes(b"x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
+    assert Storage.at(f"s3://{bucket}/x", options=StorageOptions(read_timeout_s=28)).read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("gs://bucket/x", "pip install gcsfs"),
+        ("abfss://container@account.dfs.core.windows.net/x", "pip install adlfs"),
+        ("nosuch://x", "nosuch:// is not known"),
+    ],
+)
+def test_what_is_not_installed_is_named(url: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Storage.at(url).exists()
+
+
+def test_settings_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="endpoint_url must begin with http"):
+        StorageOptions("minio:9000")
+    with pytest.raises(ConfigError, match="max_attempts must be greater than 0"):
+        StorageOptions(max_attempts=0)
+    monkeypatch.setenv("MILLRACE_STORAGE_TIMEOUT_S", "soon")
+    with pytest.raises(ConfigError, match=r"MILLRACE_STORAGE_TIMEOUT_S must be a number of seconds; got 'soon'"):
+        StorageOptions()
+
+
+def run_cli(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own, with credentials and nothing else of AWS."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
+    command = [sys.executable, "-P", "-c", "from millrace.pipeline.cli import main; main()", *arguments]
+    return subprocess.run(
+        command,
+        env={**clean, **CREDENTIALS, "MILLRACE_STORAGE_TIMEOUT_S": "0.5", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+
+
+@pytest.mark.slow
+def test_a_job_from_bucket_to_bucket_loses_nothing(s3: S3Server, tiny_model: Callable[[str], Path]) -> None:
+    bucket = s3.make_bucket()
+    root = Storage.at(f"s3://{bucket}", s3.url)
+    for path in tiny_model("llama").iterdir():
+        (root / "model" / path.name).write_bytes(path.read_bytes())
+    lines = [json.dumps({"id": index, "line": f"line {index}"}) for index in range(300)]
+    (root / "in" / "rows.jsonl").write_bytes("\n".join([*lines, "{broken", '{"id": 301, "line": null}']).encode())
+    with FaultProxy(s3.host, s3.port, FaultPlan(seed=1, rate=0.2)) as proxy:
+        done = run_cli(
+            *("run", "--model", f"s3://{bucket}/model", "--input", f"s3://{bucket}/in/*.jsonl"),
+            *("--output", f"s3://{bucket}/out", "--prompt", "{line}", "--max-tokens", "4"),
+            *(item for name, value in ENGINE.items() for item in ("--set", f"engine.{name}={value}")),
+            AWS_ENDPOINT_URL=proxy.url,
+        )
+    assert done.returncode == 3, done.stderr
+    assert "Traceback" not in done.stderr
+    assert set(proxy.counts) == {*proxy.plan.faults, "none"}
+    out = root / "out"
+    manifest = json.loads((out / "_manifest.json").read_bytes())
+    assert manifest
+    written = [pq.read_table(file.open_arrow()) for file in out.list(".parquet")]
+    failed = [pq.read_table(file.open_arrow()) for file in (out / "_failed").list(".parquet")]
+    ids = [one for table in written for one in table["id"].to_pylist()]
+    assert sorted(ids) == list(range(300))
+    assert sorted(str(one) for table in failed for one in table["id"].to_pylist()) == ["301", "None"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no credentials"), ({}, "bucket 'no-such-bucket' does")],
+    ids=["credentials", "bucket"],
+)
+def test_the_command_line_says_a_mistake_in_a_line(s3: S3Server, environment: dict[str, str], said: str) -> None:
+    names = {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull}
+    arguments = ("run", "--model", "bundled:invoices", "--input", "s3://no-such-bucket/in.jsonl", "--prompt", "{line}")
+    done = run_cli(*arguments, "--output", "out", AWS_ENDPOINT_URL=s3.url, **names, **environment)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert said in line
