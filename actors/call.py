@@ -90,18 +90,25 @@ class Call:
         if not shares:
             self._suspects.put_back(requests)
 
-    def outputs(self) -> Iterator[RequestOutput]:
-        """Yields outputs from all streams until none is open and no suspect is left."""
-        while self._streams or self._suspects:
-            self._ask_for_lease()
-            lease = self._lease
-            awaited = [*self._streams, *([lease.answer] if lease and not lease.replica else [])]
-            ready: Any = ray.wait(awaited, num_returns=1)[0][0]
-            if lease and ready is lease.answer:
-                self._enter(lease)
-            else:
-                yield from self._read(ready)
-        self._end_lease()
+    @property
+    def is_open(self) -> bool:
+        """Whether outputs are still to come."""
+        return bool(self._streams or self._suspects)
+
+    def next_outputs(self, timeout_s: float | None = None) -> Iterator[RequestOutput]:
+        """Waits for whichever stream has something and yields the outputs that came, perhaps none.
+
+        Args:
+            timeout_s: Seconds to wait at most; None for as long as it takes.
+        """
+        self._ask_for_lease()
+        lease = self._lease
+        awaited = [*self._streams, *([lease.answer] if lease and not lease.replica else [])]
+        ready: list[Any] = ray.wait(awaited, num_returns=1, timeout=timeout_s)[0]
+        if lease and ready and ready[0] is lease.answer:
+            self._enter(lease)
+        elif ready:
+            yield from self._read(ready[0])
 
     def cancel(self) -> None:
         """Takes back what is unfinished."""

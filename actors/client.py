@@ -7,7 +7,7 @@ ended that is gone.
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,12 +18,15 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 from ..engine.errors import EngineDeadError, UserError
 from ..engine.outputs import RequestOutput
 from ..engine.request import GenerateRequest
+from .admission import Admission
 from .call import Call
 from .replica import Reference
 from .routing import Router
 from .view import NAMESPACE, Loss, PoolView, ReplicaHandle
 
 UNREACHABLE_TIMEOUT_S = 60.0
+ADMISSION_INTERVAL_S = 0.05
+"""Seconds after which a call that waits for its own outputs looks whether another one has made room for more."""
 
 
 class PoolClient:
@@ -31,6 +34,7 @@ class PoolClient:
 
     Args:
         pool_name: Name of an `EnginePool` of this cluster.
+        max_pending: Requests in flight at once, those of all calls together; None for no bound.
 
     Attributes:
         presence: Belongs to this process and never resolves: who waits for it hears of this process's death.
@@ -39,8 +43,9 @@ class PoolClient:
         EngineDeadError: There is no such pool.
     """
 
-    def __init__(self, pool_name: str) -> None:
+    def __init__(self, pool_name: str, max_pending: int | None = None) -> None:
         self._pool_name = pool_name
+        self._admission: Admission = Admission(max_pending)
         try:
             self._supervisor: Any = ray.get_actor(pool_name, namespace=NAMESPACE)
         except ValueError:
@@ -75,12 +80,19 @@ class PoolClient:
         if len({request.request_id for request in requests}) < len(requests):
             twice = [name for name, count in Counter(r.request_id for r in requests).items() if count > 1]
             raise UserError(f"request ids must differ within a call; given twice or more: {', '.join(twice)}")
-        call = Call(self)
+        call, waiting, num_in = Call(self), deque(requests), 0
         try:
-            call.submit(requests)
-            yield from call.outputs()
+            while waiting or call.is_open:
+                if waiting and (count := self._admission.enter(len(waiting), wait=not call.is_open)):
+                    num_in += count
+                    call.submit([waiting.popleft() for _ in range(count)])
+                for output in call.next_outputs(ADMISSION_INTERVAL_S if waiting else None):
+                    num_in -= 1
+                    self._admission.leave(1)
+                    yield output
         finally:
             call.cancel()
+            self._admission.leave(num_in)
 
     @property
     def max_attempts(self) -> int:

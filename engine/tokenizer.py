@@ -61,6 +61,11 @@ class Tokenizer:
         """Number of tokens, added ones included."""
         return len(self.hf)
 
+    @cached_property
+    def special_tokens(self) -> frozenset[str]:
+        """Texts of the tokens that `decode` leaves out unless told otherwise."""
+        return frozenset(str(token) for token in self.hf.added_tokens_decoder.values() if token.special)
+
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """Tokenises texts together, in parallel where the tokenizer can.
 

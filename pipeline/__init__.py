@@ -10,32 +10,71 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_face
 
 if TYPE_CHECKING:
-    from .builder import ProcessorBuilder, build_llm_processor, build_processor
+    from .builder import (
+        ProcessorBuilder,
+        build_llm_processor,
+        build_processor,
+    )
     from .config import (
         ChatTemplateStageConfig,
         DetokenizeStageConfig,
         EngineProcessorConfig,
+        PrepareMultimodalStageConfig,
         ProcessorConfig,
+        StageConfig,
         TokenizerStageConfig,
         vLLMEngineProcessorConfig,
     )
-    from .errors import RowFailedError, find_millrace_error
-    from .job import JobConfig, load_job, run_job
-    from .processor import Processor
-    from .report import JobSummary
-    from .stage_plan import CustomStage
+    from .errors import (
+        DeploymentError,
+        RowFailedError,
+        find_millrace_error,
+    )
+    from .job import (
+        JobConfig,
+        load_job,
+        run_job,
+    )
+    from .processor import (
+        Processor,
+    )
+    from .report import (
+        JobSummary,
+    )
+    from .request_config import (
+        HttpRequestProcessorConfig,
+        HttpRequestStageConfig,
+        ServeDeploymentProcessorConfig,
+    )
+    from .stage_plan import (
+        CustomStage,
+        StageInfo,
+    )
+    from .stages import (
+        BatchStage,
+        Stage,
+    )
 
 __all__ = [
+    "BatchStage",
     "ChatTemplateStageConfig",
     "CustomStage",
+    "DeploymentError",
     "DetokenizeStageConfig",
     "EngineProcessorConfig",
+    "HttpRequestProcessorConfig",
+    "HttpRequestStageConfig",
     "JobConfig",
     "JobSummary",
+    "PrepareMultimodalStageConfig",
     "Processor",
     "ProcessorBuilder",
     "ProcessorConfig",
     "RowFailedError",
+    "ServeDeploymentProcessorConfig",
+    "Stage",
+    "StageConfig",
+    "StageInfo",
     "TokenizerStageConfig",
     "build_llm_processor",
     "build_processor",
@@ -48,16 +87,25 @@ __all__ = [
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
+        "BatchStage": "stages",
         "ChatTemplateStageConfig": "config",
         "CustomStage": "stage_plan",
+        "DeploymentError": "errors",
         "DetokenizeStageConfig": "config",
         "EngineProcessorConfig": "config",
+        "HttpRequestProcessorConfig": "request_config",
+        "HttpRequestStageConfig": "request_config",
         "JobConfig": "job",
         "JobSummary": "report",
+        "PrepareMultimodalStageConfig": "config",
         "Processor": "processor",
         "ProcessorBuilder": "builder",
         "ProcessorConfig": "config",
         "RowFailedError": "errors",
+        "ServeDeploymentProcessorConfig": "request_config",
+        "Stage": "stages",
+        "StageConfig": "config",
+        "StageInfo": "stage_plan",
         "TokenizerStageConfig": "config",
         "build_llm_processor": "builder",
         "build_processor": "builder",

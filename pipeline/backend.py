@@ -25,11 +25,13 @@ class Backend(ABC):
     Args:
         info: Name, settings and columns of the stage.
         kwargs: How its operator runs.
+        batch_size: Rows that small blocks are gathered into; None for the processor's `batch_size`.
     """
 
-    def __init__(self, info: StageInfo, kwargs: OperatorKwargs) -> None:
+    def __init__(self, info: StageInfo, kwargs: OperatorKwargs, batch_size: int | None = None) -> None:
         self.info = info
         self.kwargs = kwargs
+        self.batch_size = batch_size
 
     @abstractmethod
     def start(self, operators: Sequence[OperatorKwargs]) -> MakeStages:

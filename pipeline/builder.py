@@ -12,6 +12,8 @@ from .config import EngineProcessorConfig, ProcessorConfig
 from .engine_backend import EngineBackend
 from .plan import finish_plans, prepare_plans
 from .processor import Processor, RowFunction
+from .request_backend import http_backend, serve_backend
+from .request_config import HttpRequestProcessorConfig, ServeDeploymentProcessorConfig
 from .stage_plan import CustomStage
 
 Builder = Callable[..., Processor]
@@ -38,13 +40,37 @@ def build_engine_processor(
     return Processor(config, [*prepare_plans(config), EngineBackend(config), *finish_plans(config)], **functions)
 
 
+def build_http_processor(config: HttpRequestProcessorConfig, functions: Mapping[str, Any]) -> Processor:
+    """Builds the processor of an HTTP endpoint.
+
+    Args:
+        config: Settings.
+        functions: `preprocess`, `postprocess` and their map kwargs.
+    """
+    return Processor(config, [http_backend(config)], **functions)
+
+
+def build_serve_processor(config: ServeDeploymentProcessorConfig, functions: Mapping[str, Any]) -> Processor:
+    """Builds the processor of a deployment of Ray Serve.
+
+    Args:
+        config: Settings.
+        functions: `preprocess`, `postprocess` and their map kwargs.
+    """
+    return Processor(config, [serve_backend(config)], **functions)
+
+
 class ProcessorBuilder:
     """Finds the function that builds the processor of a config.
 
     Those of this package are always there; `register` adds one for a config class of yours.
     """
 
-    _OURS: ClassVar[Mapping[type[ProcessorConfig], Builder]] = {EngineProcessorConfig: build_engine_processor}
+    _OURS: ClassVar[Mapping[type[ProcessorConfig], Builder]] = {
+        EngineProcessorConfig: build_engine_processor,
+        HttpRequestProcessorConfig: build_http_processor,
+        ServeDeploymentProcessorConfig: build_serve_processor,
+    }
     _registered: ClassVar[dict[type[ProcessorConfig], Builder]] = {}
 
     @classmethod

@@ -29,6 +29,9 @@ PROMPT = "prompt"
 TOKENIZED_PROMPT = "tokenized_prompt"
 SAMPLING_PARAMS = "sampling_params"
 MODEL = "model"
+TOOLS = "tools"
+CHAT_TEMPLATE = "chat_template"
+CHAT_TEMPLATE_KWARGS = "chat_template_kwargs"
 
 # What a row brings to an HTTP endpoint or a deployment of Ray Serve, and what comes back.
 PAYLOAD = "payload"
@@ -70,6 +73,12 @@ ERROR_MESSAGE = "__error_message"
 ERROR_RETRYABLE = "__error_retryable"
 ERROR_ATTEMPTS = "__error_attempts"
 
+# What the stages that read the answer add (`reasoning_stage`, `tool_call_stage`).
+CONTENT = "content"
+REASONING_CONTENT = "reasoning_content"
+TOOL_CALLS = "tool_calls"
+TOOL_CALL_ERROR = "tool_call_error"
+
 NO_ERROR = ""
 """`__inference_error__` of a row that went through."""
 
@@ -84,6 +93,14 @@ def result_types() -> dict[str, pa.DataType]:
 
     logprob = pa.struct([("logprob", pa.float64()), ("rank", pa.int64()), ("decoded_token", pa.string())])
     logprobs = pa.list_(pa.map_(pa.int64(), logprob))
+    function = pa.struct([("name", pa.string()), ("arguments", pa.string())])
+    tool_calls = pa.list_(pa.struct([("id", pa.string()), ("type", pa.string()), ("function", function)]))
+    answer = {
+        CONTENT: pa.string(),
+        REASONING_CONTENT: pa.string(),
+        TOOL_CALLS: tool_calls,
+        TOOL_CALL_ERROR: pa.string(),
+    }
     sequence = pa.struct(
         [
             ("index", pa.int64()),
@@ -93,6 +110,7 @@ def result_types() -> dict[str, pa.DataType]:
             ("stop_reason", pa.string()),
             ("cumulative_logprob", pa.float64()),
             ("logprobs", logprobs),
+            *answer.items(),
         ]
     )
     return {
@@ -114,6 +132,7 @@ def result_types() -> dict[str, pa.DataType]:
         LOGPROBS: logprobs,
         PROMPT_LOGPROBS: logprobs,
         OUTPUTS: pa.list_(sequence),
+        **answer,
     }
 
 

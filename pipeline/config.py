@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -16,9 +16,13 @@ from ..actors import Placement
 from ..engine.config import EngineConfig
 from ..engine.errors import ConfigError, SamplingParamsError
 from ..engine.sampling_params import SamplingParams
+from .reasoning import find_reasoning_format
 from .settings import Settings
+from .tool_calls import find_tool_call_format
 
 logger = logging.getLogger(__name__)
+
+AnyStageConfig = TypeVar("AnyStageConfig", bound="StageConfig")
 
 LEGACY_STAGES = {
     "apply_chat_template": ("chat_template_stage", "enabled"),
@@ -32,13 +36,12 @@ LEGACY_STAGES = {
 NOT_YET = {
     "has_image": "images",
     "prepare_image_stage": "images",
-    "prepare_multimodal_stage": "images, audio and video",
     "dynamic_lora_loading_path": "adapters chosen by row",
 }
 """Settings of Ray Data LLM whose feature this release does not have: anything but off is refused."""
 
 WITHOUT_EFFECT = {
-    "log_engine_metrics": "statistics are returned as data by Processor.stats()",
+    "log_engine_metrics": "replicas always publish their metrics (docs/metrics.md); Processor.stats() has them too",
     "experimental": "there are no experimental settings",
 }
 
@@ -53,7 +56,7 @@ class StageConfig(Settings):
         num_cpus: CPUs of one such process.
         memory: Bytes of memory of one such process.
         runtime_env: Ray runtime environment of the operator.
-        batch_size: Accepted and without effect: blocks have the processor's `batch_size`.
+        batch_size: Rows that the stage is given at once, at most; None for all rows of a block.
     """
 
     enabled: bool = True
@@ -62,19 +65,12 @@ class StageConfig(Settings):
     num_cpus: float | None = Field(default=None, gt=0)
     memory: float | None = Field(default=None, gt=0)
     runtime_env: dict[str, Any] | None = None
-    batch_size: int | None = None
+    batch_size: int | None = Field(default=None, gt=0)
 
     @field_validator("concurrency", mode="before")
     @classmethod
     def _read_concurrency(cls, value: Any) -> Any:
         return None if value is None else _pool_size(value)
-
-    @field_validator("batch_size")
-    @classmethod
-    def _warn_of_batch_size(cls, value: int | None) -> int | None:
-        if value is not None:
-            logger.warning("batch_size=%d of a stage is ignored: set batch_size of the processor", value)
-        return value
 
 
 class ChatTemplateStageConfig(StageConfig):
@@ -95,6 +91,64 @@ class TokenizerStageConfig(StageConfig):
 
 class DetokenizeStageConfig(StageConfig):
     """The stage that makes text of `generated_tokens`."""
+
+
+class PrepareMultimodalStageConfig(StageConfig):
+    """The stage that would fetch images, audio and video. This release has none: it stays off.
+
+    Attributes:
+        model_config_kwargs: Settings of the model for it.
+        chat_template_content_format: How a message's content reaches the template.
+        apply_sys_msg_formatting: Whether system messages are brought into that form too.
+    """
+
+    enabled: bool = False
+    model_config_kwargs: dict[str, Any] | None = None
+    chat_template_content_format: Literal["string", "openai"] = "string"
+    apply_sys_msg_formatting: bool = False
+
+
+class ReasoningStageConfig(StageConfig):
+    """The stage that splits `generated_text` into `reasoning_content` and `content`.
+
+    Attributes:
+        parser: How the model marks its reasoning: a name in `reasoning.REASONING_FORMATS`.
+    """
+
+    parser: str = ""
+
+    @model_validator(mode="after")
+    def _check_parser(self) -> ReasoningStageConfig:
+        if self.enabled:
+            find_reasoning_format(self.parser)
+        return self
+
+
+class ToolCallStageConfig(StageConfig):
+    """The stage that takes `tool_calls` out of `generated_text` and leaves `content`.
+
+    Attributes:
+        parser: How the model writes calls: a name in `tool_calls.TOOL_CALL_FORMATS`.
+    """
+
+    parser: str = ""
+
+    @model_validator(mode="after")
+    def _check_parser(self) -> ToolCallStageConfig:
+        if self.enabled:
+            find_tool_call_format(self.parser)
+        return self
+
+
+STAGE_CONFIGS: dict[str, type[StageConfig]] = {
+    "chat_template_stage": ChatTemplateStageConfig,
+    "tokenize_stage": TokenizerStageConfig,
+    "detokenize_stage": DetokenizeStageConfig,
+    "reasoning_stage": ReasoningStageConfig,
+    "tool_call_stage": ToolCallStageConfig,
+    "prepare_multimodal_stage": PrepareMultimodalStageConfig,
+}
+"""Field of a processor -> the class of its settings."""
 
 
 class ProcessorConfig(Settings):
@@ -145,19 +199,23 @@ class EngineProcessorConfig(ProcessorConfig):
         sampling_params: Sampling parameters of rows that bring none; None takes the model's own defaults.
         task_type: What the model does; ``"generate"``.
         deduplicate: Whether identical requests run once and share the output, which is that of each of them.
-        num_cpus_per_replica: CPUs a replica asks Ray for; None for what is left by one task and our operators, at
-            most 1.
+        num_cpus_per_replica: CPUs a replica asks Ray for; None for a share of half of what is left by one task and our
+            operators, at most 1.
         num_gpus_per_replica: GPUs a replica asks Ray for; None for 1 where the cluster has some, else 0.
         placement_group_config: What each rank of a replica takes of the cluster and how ranks are spread over nodes:
             `bundle_per_worker` or `bundles`, and `strategy`. It replaces the CPUs and GPUs above.
-        max_concurrent_batches: Blocks under way in the generate stage at once; None for as many as hold four times the
-            rows that fit the replicas' `max_num_seqs` places.
-        max_pending_requests: Accepted and without effect: the blocks under way bound the requests.
+        max_pending_requests: Rows in flight at the replicas at once, whatever the size of blocks; 0 or less for no
+            bound; None for four times the replicas' `max_num_seqs` places.
+        max_concurrent_batches: Blocks under way in the generate stage at once; None for as many as hold the rows in
+            flight and some more.
         max_tasks_in_flight_per_actor: Blocks given to the generate stage at once; None for twice as many as are under
             way.
         chat_template_stage: Stage that renders `messages`: on, off, or its settings.
         tokenize_stage: Stage that tokenises `prompt`, away from the engine.
         detokenize_stage: Stage that makes the text, away from the engine.
+        reasoning_stage: Stage that tells the model's reasoning from its answer; off unless given its parser.
+        tool_call_stage: Stage that reads tool calls; off unless given its parser.
+        prepare_multimodal_stage: Not there yet: it stays off.
     """
 
     model_source: str
@@ -174,6 +232,9 @@ class EngineProcessorConfig(ProcessorConfig):
     chat_template_stage: ChatTemplateStageConfig = ChatTemplateStageConfig()
     tokenize_stage: TokenizerStageConfig = TokenizerStageConfig()
     detokenize_stage: DetokenizeStageConfig = DetokenizeStageConfig()
+    reasoning_stage: ReasoningStageConfig = ReasoningStageConfig(enabled=False)
+    tool_call_stage: ToolCallStageConfig = ToolCallStageConfig(enabled=False)
+    prepare_multimodal_stage: PrepareMultimodalStageConfig = PrepareMultimodalStageConfig()
 
     _engine_config: EngineConfig = PrivateAttr()
 
@@ -189,10 +250,19 @@ class EngineProcessorConfig(ProcessorConfig):
             raise ConfigError(f"task_type={value!r} is not there yet; this release does task_type='generate'")
         return value
 
-    @field_validator("chat_template_stage", "tokenize_stage", "detokenize_stage", mode="before")
+    @field_validator(*STAGE_CONFIGS, mode="before")
     @classmethod
     def _read_stage(cls, value: Any, info: Any) -> Any:
-        return _stage_config(value, STAGE_CONFIGS[info.field_name], info.field_name)
+        return read_stage(value, STAGE_CONFIGS[info.field_name], info.field_name)
+
+    @field_validator("prepare_multimodal_stage")
+    @classmethod
+    def _refuse_multimodal(cls, value: PrepareMultimodalStageConfig) -> PrepareMultimodalStageConfig:
+        if value.enabled:
+            raise ConfigError(
+                "prepare_multimodal_stage needs images, audio and video, which this release does not have"
+            )
+        return value
 
     @field_validator("sampling_params")
     @classmethod
@@ -217,8 +287,6 @@ class EngineProcessorConfig(ProcessorConfig):
             Placement.read(self.placement_group_config, self._engine_config.num_ranks)
             if self.num_cpus_per_replica is not None or self.num_gpus_per_replica is not None:
                 logger.warning("num_cpus_per_replica and num_gpus_per_replica give way to placement_group_config")
-        if self.max_pending_requests is not None:
-            logger.warning("max_pending_requests is ignored: max_concurrent_batches x batch_size bounds the requests")
         return self
 
     @property
@@ -229,14 +297,18 @@ class EngineProcessorConfig(ProcessorConfig):
 
 vLLMEngineProcessorConfig = EngineProcessorConfig  # noqa: N816  # the name that users of Ray Data LLM import
 
-STAGE_CONFIGS: dict[str, type[StageConfig]] = {
-    "chat_template_stage": ChatTemplateStageConfig,
-    "tokenize_stage": TokenizerStageConfig,
-    "detokenize_stage": DetokenizeStageConfig,
-}
 
+def read_stage(value: Any, kind: type[AnyStageConfig], field: str) -> AnyStageConfig:
+    """Returns the settings of a stage in whichever of three ways they were given.
 
-def _stage_config(value: Any, kind: type[StageConfig], field: str) -> StageConfig:
+    Args:
+        value: A bool, a dict of settings, or the settings.
+        kind: Their class.
+        field: The field they were given to.
+
+    Raises:
+        ConfigError: It is none of these, or a setting is wrong.
+    """
     if isinstance(value, kind):
         return value
     if isinstance(value, bool):
@@ -275,8 +347,9 @@ def _translate(values: dict[str, Any]) -> dict[str, Any]:
         if value and not (isinstance(value, Mapping) and value.get("enabled") is False):
             raise ConfigError(f"{name}={value!r:.80} needs {feature}, which this release does not have")
     for name, reason in WITHOUT_EFFECT.items():
-        if name in values:
-            logger.warning("%s=%r is ignored: %s", name, values.pop(name), reason)
+        value = values.pop(name, None)
+        if value not in (None, True, {}):
+            logger.warning("%s=%r is ignored: %s", name, value, reason)
     for name, (field, key) in LEGACY_STAGES.items():
         if name not in values:
             continue

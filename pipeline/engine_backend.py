@@ -12,7 +12,15 @@ from . import columns
 from .backend import Backend, OperatorKwargs
 from .config import EngineProcessorConfig
 from .operators import MakeStages
-from .plan import MakeClient, generate_kwargs, make_generate_stages, make_pool_client, pool_config
+from .plan import (
+    MakeClient,
+    gathered_rows,
+    generate_kwargs,
+    make_generate_stages,
+    make_pool_client,
+    max_pending_rows,
+    pool_config,
+)
 from .stage_plan import StageInfo
 
 StartPool = Callable[[PoolConfig], EnginePool]
@@ -27,20 +35,20 @@ class EngineBackend(Backend):
     Args:
         config: Settings of the processor.
         start_pool: Starts the replicas.
-        make_client: Connects a worker to them.
+        make_client: Connects a worker to them; None for the pool's own client, with the bound of the config.
     """
 
     def __init__(
         self,
         config: EngineProcessorConfig,
         start_pool: StartPool = EnginePool.share,
-        make_client: MakeClient = make_pool_client,
+        make_client: MakeClient | None = None,
     ) -> None:
         needs = (columns.PROMPT,), (columns.TOKENIZED_PROMPT, columns.SAMPLING_PARAMS)
-        super().__init__(StageInfo("GenerateStage", config, *needs), generate_kwargs(config))
+        super().__init__(StageInfo("GenerateStage", config, *needs), generate_kwargs(config), gathered_rows(config))
         self._config = config
         self._start_pool = start_pool
-        self._make_client = make_client
+        self._make_client = make_client or functools.partial(make_pool_client, max_pending=max_pending_rows(config))
         self._pool: EnginePool | None = None
         self._lock = threading.Lock()
 

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -16,20 +17,20 @@ from ..engine.env import ray_address
 from ..engine.errors import ConfigError
 from ..engine.generation_config import default_sampling_params, read_generation_config
 from .config import EngineProcessorConfig
+from .durable import NOT_INPUT, read_row
 from .forecast import Forecast, Lengths, Replicas
 from .job_config import JobConfig
 from .job_rows import MakePrompt
 from .job_settings import processor_config, result_schema
-from .ledger.folder import OURS
+from .ledger.folder import JobFolder
 from .operators import run_stages
 from .pace import Pace
 from .plan import UserFunction, make_prepare_stages
-from .report.writer import REPORT_JSON
 from .sample import Sample
 from .session import MIN_CPUS
 from .sources import Source
 from .stages.base import Row
-from .storage import Storage
+from .storage import Storage, StorageOptions
 
 MAX_MEASURED_ROWS = 256
 
@@ -61,8 +62,9 @@ def forecast_job(
     Raises:
         ConfigError: Something in the job cannot be used.
     """
+    job = job.relative_to(Path.cwd())
     config = processor_config(job)
-    source = Source.find(job.input, job.format)
+    source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url))
     result_schema(job, source.schema)
     footprint = Footprint.of(config.engine_config, memory_bytes)
     sample = Sample.take(source, sample_size, seed)
@@ -84,7 +86,8 @@ def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> 
     roles = tuple(message.role for message in job.messages or [])
     prompt = UserFunction("preprocess", MakePrompt(tuple(job.templates()), roles, job.sampling))
     stages = make_prepare_stages(config.model_copy(update={"should_continue_on_error": True}), prompt)
-    return run_stages(stages, [Row.read(columns) for columns in sample.rows])
+    shown = [{name: value for name, value in row.items() if name not in NOT_INPUT} for row in sample.rows]
+    return run_stages(stages, [read_row(values) for values in shown])
 
 
 def _default_params(config: EngineProcessorConfig) -> SamplingParams:
@@ -103,7 +106,7 @@ def _pace_of_report(job: JobConfig, report: str | None) -> Pace | None:
                 f"the job of report {report!r} was of another model than {job.model!r}, or came to nothing"
             )
         return pace
-    last = Storage.at(job.output) / OURS / REPORT_JSON
+    last = JobFolder(Storage.at(job.output, job.endpoint_url)).report_file
     return Pace.of_report(last, job.model) if last.exists() else None
 
 

@@ -171,7 +171,7 @@ def run_job(
     _begin(prepared)
     job = prepared.job
     report = ReportWriter(prepared.folder.root / OURS, job.model, job.output, job.prices)
-    write = functools.partial(report.write, num_rows_in=prepared.num_rows_in or 0)
+    write = functools.partial(report.write, num_rows_in=prepared.num_rows_in)
     live = LiveCounts()
     with _processor(prepared) as processor:
         monitor = ProgressMonitor(processor, live, prepared.num_rows_in, started_s, show=on_progress, save=write)

@@ -16,6 +16,10 @@ WAITING = ("starved", "backpressured", "between_steps")
 """What a replica does beside work while there is some."""
 
 
+WARM_UP_ROWS = 8
+"""Rows that go first, since some kernels are compiled or recorded when they are first used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How fast rows go through one replica.
@@ -23,7 +27,7 @@ class Pace:
     Attributes:
         output_tokens_per_s: Tokens a replica generates in a second.
         output_tokens_per_row: Tokens of a row's output; None if nobody knows.
-        start_up_s: Seconds until a model is loaded; None if nobody knows.
+        start_up_s: Seconds until a replica is ready; None if nobody knows.
         basis: Where this is from, in words.
     """
 
@@ -61,7 +65,7 @@ class Pace:
     def measure(
         cls, engine_kwargs: Mapping[str, Any], prompts: Sequence[list[int]], params: Sequence[SamplingParams]
     ) -> Pace:
-        """Runs an engine in this process for a while.
+        """Runs an engine in this process for a while. What Ray takes to start is not seen.
 
         Args:
             engine_kwargs: Settings of the engine, the model among them.
@@ -70,6 +74,7 @@ class Pace:
         """
         started_s = time.monotonic()
         with LLM(**engine_kwargs) as llm:
+            llm.generate(prompts[:WARM_UP_ROWS], list(params[:WARM_UP_ROWS]), use_tqdm=False, on_error="return")
             ready_s = time.monotonic()
             outputs = llm.generate(prompts, list(params), use_tqdm=False, on_error="return")
             ended_s = time.monotonic()

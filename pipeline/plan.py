@@ -21,6 +21,7 @@ from ..engine.generation_config import default_sampling_params, read_generation_
 from . import columns
 from .backend import OperatorKwargs, held_cpus
 from .config import EngineProcessorConfig, ProcessorConfig, StageConfig
+from .reasoning import find_reasoning_format
 from .stage_plan import StageInfo, StagePlan
 from .stages import (
     ChatTemplateStage,
@@ -28,21 +29,27 @@ from .stages import (
     GenerateStage,
     PostprocessStage,
     PreprocessStage,
+    ReasoningStage,
     Stage,
     TokenizeStage,
+    ToolCallStage,
 )
 from .stages.generate import GenerateClient
+from .tool_calls import find_tool_call_format
 
 OPERATOR_CPUS = 0.1
 """CPUs that one process of an operator asks for. Small, so that a laptop of two keeps a whole one for reading."""
 
 MAX_CONCURRENT_BATCHES = 128
 FILL = 4
-"""How many times over the blocks under way fill the places of the replicas.
+"""How many times over the rows in flight fill the places of the replicas.
 
 A block's last rows hold it open, half as long again as its average one where lengths vary, and the next block takes its
 time to come: with 2, engines run dry now and then.
 """
+
+SPARE_BATCHES = 2
+"""Blocks under way beyond those whose rows are in flight, so that the next rows are there when places come free."""
 
 MAP_KWARGS = frozenset(
     {"accelerator_type", "compute", "concurrency", "fn_args", "fn_kwargs", "label_selector", "memory", "num_cpus"}
@@ -94,7 +101,8 @@ def prepare_plans(config: EngineProcessorConfig) -> list[StagePlan]:
     chat, tokenize = config.chat_template_stage, config.tokenize_stage
     plans = []
     if chat.enabled:
-        info = StageInfo("ChatTemplateStage", chat, (columns.MESSAGES,), (columns.PROMPT,))
+        optional = (columns.PROMPT, columns.CHAT_TEMPLATE_KWARGS, columns.TOOLS, columns.CHAT_TEMPLATE)
+        info = StageInfo("ChatTemplateStage", chat, (columns.MESSAGES,), optional)
         plans.append(StagePlan(info, functools.partial(_make_chat_template, config)))
     if tokenize.enabled:
         info = StageInfo("TokenizeStage", tokenize, (columns.PROMPT,), (columns.TOKENIZED_PROMPT,))
@@ -112,6 +120,12 @@ def finish_plans(config: EngineProcessorConfig) -> list[StagePlan]:
     if config.detokenize_stage.enabled:
         info = StageInfo("DetokenizeStage", config.detokenize_stage, (columns.GENERATED_TOKENS,))
         plans.append(StagePlan(info, functools.partial(_make_detokenize, config)))
+    if config.reasoning_stage.enabled:
+        info = StageInfo("ReasoningStage", config.reasoning_stage, (columns.GENERATED_TEXT,))
+        plans.append(StagePlan(info, functools.partial(_make_reasoning, config)))
+    if config.tool_call_stage.enabled:
+        info = StageInfo("ToolCallStage", config.tool_call_stage, (columns.GENERATED_TEXT,))
+        plans.append(StagePlan(info, functools.partial(_make_tool_call, config)))
     return plans
 
 
@@ -123,12 +137,19 @@ def make_stages(plans: Sequence[StagePlan], user: UserFunction, *, stop_on_error
         user: `preprocess`, which goes first, or `postprocess`, which goes last.
         stop_on_error: Whether the first failed row stops the job.
     """
-    stages = [plan.make() for plan in plans]
+    stages = [_make_sized(plan) for plan in plans]
     if user.function is None:
         return stages
     kind = PreprocessStage if user.name == "preprocess" else PostprocessStage
     function = kind(user.function, **user.call_kwargs, stop_on_error=stop_on_error)
     return [function, *stages] if kind is PreprocessStage else [*stages, function]
+
+
+def _make_sized(plan: StagePlan) -> Stage:
+    stage = plan.make()
+    if plan.info.config.batch_size is not None:
+        stage.batch_size = plan.info.config.batch_size
+    return stage
 
 
 def make_prepare_stages(config: EngineProcessorConfig, user: UserFunction) -> list[Stage]:
@@ -171,9 +192,37 @@ def make_finish_stages(config: EngineProcessorConfig, user: UserFunction) -> lis
     return make_stages(finish_plans(config), user, stop_on_error=config.stop_on_error)
 
 
-def make_pool_client(pool_name: str) -> GenerateClient:
-    """Connects to a pool by its name."""
-    return PoolClient(pool_name)
+def make_pool_client(pool_name: str, max_pending: int | None = None) -> GenerateClient:
+    """Connects to a pool by its name.
+
+    Args:
+        pool_name: Name of the pool.
+        max_pending: Rows in flight at once; None for no bound.
+    """
+    return PoolClient(pool_name, max_pending)
+
+
+def max_pending_rows(config: EngineProcessorConfig) -> int | None:
+    """Returns how many rows may be in flight at once; None if there is no bound.
+
+    Rows are counted, not blocks: however large the blocks of a dataset are, the replicas see the same.
+
+    Args:
+        config: Settings of the processor.
+    """
+    if config.max_pending_requests is not None:
+        return config.max_pending_requests if config.max_pending_requests > 0 else None
+    return FILL * config.num_replicas * config.engine_config.max_num_seqs
+
+
+def block_rows(config: ProcessorConfig, stages: Sequence[StageConfig]) -> int:
+    """Returns how many rows a block needs for every stage that runs over it to get its `batch_size` of them.
+
+    Args:
+        config: Settings of the processor.
+        stages: Settings of the stages.
+    """
+    return max([config.batch_size, *(stage.batch_size or 0 for stage in stages)])
 
 
 def operator_kwargs(config: ProcessorConfig, user: UserFunction, *stages: StageConfig) -> dict[str, Any]:
@@ -203,16 +252,47 @@ def operator_kwargs(config: ProcessorConfig, user: UserFunction, *stages: StageC
 
 def generate_kwargs(config: EngineProcessorConfig) -> dict[str, Any]:
     """Returns how the generate operator runs: one process, a thread for each block under way."""
-    places = FILL * config.num_replicas * config.engine_config.max_num_seqs
-    derived = min(MAX_CONCURRENT_BATCHES, max(FILL, math.ceil(places / config.batch_size)))
     compute = ActorPoolStrategy(
         size=1,
         max_tasks_in_flight_per_actor=config.max_tasks_in_flight_per_actor,
-        max_concurrent_calls_per_actor=config.max_concurrent_batches or derived,
+        max_concurrent_calls_per_actor=config.max_concurrent_batches
+        or num_blocks(max_pending_rows(config), config.batch_size),
         enable_true_multi_threading=True,
     )
     kwargs = {"num_cpus": OPERATOR_CPUS, "compute": compute, "runtime_env": config.runtime_env}
     return {key: value for key, value in kwargs.items() if value is not None}
+
+
+def num_blocks(max_rows: int | None, batch_size: int) -> int:
+    """Returns how many blocks must be under way to hold the rows in flight.
+
+    Args:
+        max_rows: Rows in flight at once; None for no bound.
+        batch_size: Rows of a block.
+    """
+    wanted = MAX_CONCURRENT_BATCHES if max_rows is None else math.ceil(max_rows / batch_size) + SPARE_BATCHES
+    return min(MAX_CONCURRENT_BATCHES, max(FILL, wanted))
+
+
+def rows_per_block(max_rows: int | None, batch_size: int) -> int:
+    """Returns how many rows small blocks are gathered into, so that the blocks under way hold the rows in flight.
+
+    Args:
+        max_rows: Rows in flight at once; None for no bound.
+        batch_size: Rows of a block that the user asked for.
+    """
+    return max(batch_size, math.ceil((max_rows or 0) / (MAX_CONCURRENT_BATCHES - SPARE_BATCHES)))
+
+
+def gathered_rows(config: EngineProcessorConfig) -> int:
+    """Returns how many rows small blocks are gathered into before the engine.
+
+    Args:
+        config: Settings of the processor.
+    """
+    if config.max_concurrent_batches is not None:
+        return config.batch_size
+    return rows_per_block(max_pending_rows(config), config.batch_size)
 
 
 def pool_config(config: EngineProcessorConfig, operators: Sequence[OperatorKwargs]) -> PoolConfig:
@@ -230,7 +310,8 @@ def pool_config(config: EngineProcessorConfig, operators: Sequence[OperatorKwarg
     """
     held = held_cpus(operators)
     have = ray.cluster_resources()
-    share = max(0.0, (have.get("CPU", 0.0) - 1 - held) / config.num_replicas)
+    # Half of what is left: a second processor may stand behind this one, on the same replicas.
+    share = max(0.0, (have.get("CPU", 0.0) - 1 - held) / config.num_replicas / 2)
     num_cpus = config.num_cpus_per_replica
     if num_cpus is None:
         num_cpus = min(1.0, math.floor(share * 100) / 100)
@@ -274,6 +355,21 @@ def _make_tokenize(config: EngineProcessorConfig) -> Stage:
 def _make_detokenize(config: EngineProcessorConfig) -> Stage:
     tokenizer = load_tokenizer(_tokenizer_folder(config, config.detokenize_stage))
     return DetokenizeStage(tokenizer, stop_on_error=config.stop_on_error)
+
+
+def _make_reasoning(config: EngineProcessorConfig) -> Stage:
+    tokenizer = load_tokenizer(_tokenizer_folder(config, config.reasoning_stage))
+    tools = config.tool_call_stage
+    marks = find_tool_call_format(tools.parser).marks if tools.enabled else ()
+    kind = find_reasoning_format(config.reasoning_stage.parser)
+    return ReasoningStage(tokenizer, kind, marks, stop_on_error=config.stop_on_error)
+
+
+def _make_tool_call(config: EngineProcessorConfig) -> Stage:
+    tokenizer = load_tokenizer(_tokenizer_folder(config, config.tool_call_stage))
+    kind = find_tool_call_format(config.tool_call_stage.parser)
+    reads_content = config.reasoning_stage.enabled
+    return ToolCallStage(tokenizer, kind, reads_content=reads_content, stop_on_error=config.stop_on_error)
 
 
 def _tokenizer_folder(config: EngineProcessorConfig, stage: StageConfig) -> str:

@@ -28,7 +28,7 @@ from . import columns
 from .backend import Backend, check_room
 from .config import ProcessorConfig
 from .operators import Finish, Generate, MakeStages, Prepare
-from .plan import OPERATOR_CPUS, UserFunction, make_stages, operator_kwargs
+from .plan import OPERATOR_CPUS, UserFunction, block_rows, make_stages, operator_kwargs
 from .stage_plan import CustomStage, StageInfo, StagePlan, index_of
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Operators:
     """What the operators of a processor are made of, if the last one is to write its rows itself.
 
     Attributes:
+        block_rows: Most rows of a block.
         make_prepare: Makes the stages before the backend.
         prepare_kwargs: Resources of their operator, as arguments of `Dataset.map_batches`.
         make_generate: Makes the backend's stage.
@@ -55,6 +56,7 @@ class Operators:
         make_finish: Makes the stages after it.
     """
 
+    block_rows: int
     make_prepare: MakeStages
     prepare_kwargs: dict[str, Any]
     make_generate: MakeStages
@@ -140,18 +142,24 @@ class Processor:
         prepare = operator_kwargs(self.config, self._preprocess, *_settings(before))
         finish = operator_kwargs(self.config, self._postprocess, *_settings(after))
         make_backend = self._start([prepare, finish])
-        results = without_large_blocks(dataset, self.config.batch_size).map_batches(
+        blocks = without_large_blocks(dataset, block_rows(self.config, _settings(before)))
+        results = blocks.map_batches(
             Prepare, fn_constructor_args=[self._make(before, self._preprocess)], **WHOLE_BLOCKS, **prepare
         )
         if self._backend is not None:
             # Whole blocks too, but Ray first gathers small ones until they have this many rows. Not before their rows
             # are packed: blocks in which a column has different types cannot be joined.
-            batches: dict[str, Any] = {"batch_size": self.config.batch_size, "batch_format": "pyarrow"}
             results = results.map_batches(
-                Generate, fn_constructor_args=[make_backend], **batches, **self._backend.kwargs
+                Generate,
+                fn_constructor_args=[make_backend],
+                batch_size=self._backend.batch_size or self.config.batch_size,
+                batch_format="pyarrow",
+                **self._backend.kwargs,
             )
         arguments = [self._make(after, self._postprocess), self.config.should_continue_on_error, self._schema]
-        results = results.map_batches(Finish, fn_constructor_args=arguments, **WHOLE_BLOCKS, **finish)
+        num_rows = block_rows(self.config, _settings(after))
+        gathered = {"batch_size": num_rows if num_rows > self.config.batch_size else None}
+        results = results.map_batches(Finish, fn_constructor_args=arguments, **{**WHOLE_BLOCKS, **gathered}, **finish)
         # Else Ray passes on the text of a worker's exception, and what can be caught is an error of Ray's.
         results.context.raise_original_map_exception = True
         return results
@@ -166,6 +174,7 @@ class Processor:
         prepare = operator_kwargs(self.config, self._preprocess, *_settings(before))
         make_backend = self._start([prepare])
         return Operators(
+            block_rows=block_rows(self.config, _settings(before)),
             make_prepare=self._make(before, self._preprocess),
             prepare_kwargs=prepare,
             make_generate=make_backend or list,

@@ -99,7 +99,7 @@ def write_rows(
     max_blocks = operators.generate_kwargs["compute"].max_concurrent_calls_per_actor or DEFAULT_MAX_BLOCKS
     one = ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=max_blocks, enable_true_multi_threading=True)
     batches = (
-        without_large_blocks(dataset, processor.config.batch_size)
+        without_large_blocks(dataset, operators.block_rows)
         .map_batches(
             PrepareNew,
             fn_constructor_args=[

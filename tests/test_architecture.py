@@ -26,7 +26,8 @@ MAY_IMPORT_OURS = {
 }
 MAY_IMPORT_OTHERS = {
     "pipeline": {
-        "fsspec", "jinja2", "numpy", "pyarrow", "pydantic", "ray", "rich", "s3fs", "tenacity", "tqdm", "typer", "yaml",
+        "aiohttp", "fsspec", "jinja2", "numpy", "pyarrow", "pydantic", "ray", "rich", "s3fs", "tenacity", "tqdm",
+        "typer", "yaml",
     },
     "actors": {"ray", "tenacity"},
     "engine": {

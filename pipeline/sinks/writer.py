@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,6 +171,7 @@ class ResultWriter:
 
     def _write(self, finished: Sequence[tuple[BlockOfRows, Finished]]) -> None:
         """Makes rows durable."""
+        started_s = time.monotonic()
         rows = [one for _, one in finished]
         good, unfit = result_tables([one for one in rows if one.row.error is None], self._spec.schema)
         failed = failed_tables([*(one for one in rows if one.row.error is not None), *unfit], self._spec.input_schema)
@@ -177,6 +179,9 @@ class ResultWriter:
             for group in groups:
                 self._write_group(kind, group)
         with self._lock:
+            # While every block waits for this, the engines get nothing new.
+            if self._num_waiting == len(self._blocks):
+                self._counts.blocked_s += time.monotonic() - started_s
             for block, _ in finished:
                 block.num_written += 1
             self._written.notify_all()

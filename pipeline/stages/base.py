@@ -72,9 +72,11 @@ class Stage(ABC):
     Attributes:
         name: How errors name the stage.
         stop_on_error: Whether the first failed row stops the job.
+        batch_size: Rows that the stage is given at once, at most; None for all rows of a block.
     """
 
     name: ClassVar[str]
+    batch_size: int | None = None
 
     def __init__(self, *, stop_on_error: bool = False) -> None:
         self.stop_on_error = stop_on_error
@@ -92,9 +94,15 @@ class Stage(ABC):
         Raises:
             RowFailedError: A row failed, and the stage stops at errors.
         """
+        live = [row for row in rows if row.error is None]
+        size = self.batch_size or len(live) or 1
+        for start in range(0, len(live), size):
+            self.run_batch(live[start : start + size])
+
+    def run_batch(self, rows: Sequence[Row]) -> None:
+        """Runs the stage over rows that have not failed, `batch_size` of them at most, in place."""
         for row in rows:
-            if row.error is None:
-                self._run_one(row)
+            self._run_one(row)
 
     def stream(self, rows: Sequence[Row]) -> Iterator[Row]:
         """Runs the stage over rows in place and yields each once it is through, in any order.
@@ -129,7 +137,7 @@ class Stage(ABC):
 
     def _run_one(self, row: Row) -> None:
         try:
-            columns = _checked(self.name, self.process(row.data))
+            columns = checked_columns(self.name, self.process(row.data))
         except Exception as error:  # noqa: BLE001  # whatever a stage raises for a row is that row's error
             self.fail(row, RowError.from_exception(self.name, error), error)
         else:
@@ -139,7 +147,7 @@ class Stage(ABC):
 class BatchStage(Stage):
     """A stage that is faster for many rows at once.
 
-    If the call for a whole block raises, it is repeated row by row, so that one bad row fails alone. `process_batch`
+    If the call for all of them raises, it is repeated row by row, so that one bad row fails alone. `process_batch`
     must therefore be free of side effects.
     """
 
@@ -151,20 +159,30 @@ class BatchStage(Stage):
         """Computes the columns of one row, alone."""
         return self.process_batch([row])[0]
 
-    def run(self, rows: Sequence[Row]) -> None:
+    def run_batch(self, rows: Sequence[Row]) -> None:
         """Runs the stage over all rows at once; if that raises, over each alone."""
-        live = [row for row in rows if row.error is None]
         try:
-            results = [_checked(self.name, columns) for columns in self.process_batch([row.data for row in live])]
-            pairs = list(zip(live, results, strict=True))
+            results = [
+                checked_columns(self.name, columns) for columns in self.process_batch([row.data for row in rows])
+            ]
+            pairs = list(zip(rows, results, strict=True))
         except Exception:  # noqa: BLE001  # repeated row by row, where it finds the row it belongs to
-            super().run(live)
+            super().run_batch(rows)
         else:
             for row, columns in pairs:
                 self.merge(row, columns)
 
 
-def _checked(stage: str, columns: Any) -> Mapping[str, Any]:
+def checked_columns(stage: str, columns: Any) -> Mapping[str, Any]:
+    """Returns what a stage made of a row, if it is columns.
+
+    Args:
+        stage: Name of the stage.
+        columns: What it returned.
+
+    Raises:
+        UserError: It is something else.
+    """
     if not isinstance(columns, Mapping):
         raise UserError(f"{stage} must return a dict of columns; got {type(columns).__name__}")
     return columns

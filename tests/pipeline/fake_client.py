@@ -4,6 +4,7 @@ A prompt that begins with a word of these is not answered:
 
 fail               the request fails in the engine
 dead               the pool dies
+undecodable        the output is a token that no tokenizer knows
 """
 
 from __future__ import annotations
@@ -50,11 +51,15 @@ def echo(index: int, text: str, params: SamplingParams) -> CompletionOutput:
     """Returns one sequence: the text in capitals, its number, and a stop token."""
     answer = f"{text.upper()}{index}"
     token_ids = [*(ord(letter) for letter in answer), 0]
+    if text.startswith("undecodable"):
+        token_ids = [-1, 0]
     return CompletionOutput(index, answer if params.detokenize else "", token_ids, finish_reason="stop")
 
 
 class FakeTokenizer:
     """A token is a letter. A text with a zero byte fails the whole call, as a broken text fails a batch."""
+
+    special_tokens = frozenset({"[TOOL_CALLS]"})
 
     def __init__(self) -> None:
         self.num_calls = 0
@@ -65,8 +70,11 @@ class FakeTokenizer:
             raise UnicodeError("a text holds a zero byte")
         return [[*([1] if add_special_tokens else []), *(ord(letter) for letter in text)] for text in texts]
 
-    def decode(self, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]) -> str:
-        return "".join(chr(token_id) for token_id in output_token_ids if token_id > 1)
+    def decode(
+        self, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int], skip_special_tokens: bool = True
+    ) -> str:
+        text = "".join(chr(token_id) for token_id in output_token_ids if token_id > 1)
+        return text.replace("[TOOL_CALLS]", "") if skip_special_tokens else text
 
     def render_chat(
         self, messages: Sequence[dict[str, Any]], *, continue_final_message: bool = False, **kw: Any

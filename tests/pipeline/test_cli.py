@@ -13,6 +13,7 @@ import pytest
 import millrace
 from millrace import EngineDeadError
 from millrace.pipeline import cli
+from millrace.pipeline.commands import running
 from millrace.pipeline.display import describe_progress, describe_summary
 from millrace.pipeline.progress import Progress
 from millrace.pipeline.report import ErrorKind, JobSummary
@@ -43,15 +44,17 @@ FLAGS = ["run", "--model", "model", "--input", "in.parquet", "--output", "out", 
         (["run", "typo.yaml"], "typo.yaml:4: JobConfig has no field 'promt'; did you mean 'prompt'?"),
         (["run"], "pass a job file, or --model"),
         ([*FLAGS, "--model", "facebook/opt-125m"], "is not a local folder"),
-        ([*FLAGS, "--input", "nowhere.parquet"], "input 'nowhere.parquet' does not exist"),
+        ([*FLAGS, "--input", "nowhere.parquet"], "nowhere.parquet' does not exist"),
         ([*FLAGS, "--prompt", "{lin}"], "no column 'lin'; did you mean 'line'?"),
         ([*FLAGS, "--output", "full"], "pass --overwrite"),
+        (["resume", "model"], "is no output folder of a job"),
+        (["retry-failed", "nowhere"], "is no output folder of a job"),
         ([*FLAGS, "--temperature", "9"], "temperature must be a number from 0 to 2"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(folder: Path, args: list[str], said: str) -> None:
     done = command(*args, folder=folder)
-    assert done.returncode == cli.EXIT_USER_ERROR
+    assert done.returncode == running.EXIT_USER_ERROR
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (folder / "out").exists()
@@ -86,26 +89,32 @@ def summary(**changes: object) -> JobSummary:
 
 @pytest.mark.parametrize(
     ("changes", "status"),
-    [({}, 0), ({"num_rows_failed": 1}, cli.EXIT_ROWS_FAILED), ({"num_rows_out": 2}, cli.EXIT_FAILED)],
+    [({}, 0), ({"num_rows_failed": 1}, running.EXIT_ROWS_FAILED), ({"num_rows_out": 2}, running.EXIT_FAILED)],
 )
 def test_the_status_says_whether_every_row_got_through(
     changes: dict[str, int], status: int, monkeypatch: pytest.MonkeyPatch, folder: Path
 ) -> None:
-    monkeypatch.setattr(cli, "_run", lambda *args, **kwargs: summary(**changes))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(running, "run", lambda *args, **kwargs: summary(**changes))
     with pytest.raises(SystemExit) as caught:
-        cli.app(["run", "--model", "m", "--input", "i", "--output", "o", "--prompt", "x"])
+        cli.app(FLAGS)
     assert caught.value.code == status
 
 
-def test_an_error_of_the_job_is_status_1(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_the_job_is_status_1(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path
+) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise EngineDeadError("no replica is left")
 
-    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(running, "run", fail)
     with pytest.raises(SystemExit) as caught:
-        cli.app(["run", "--model", "m", "--input", "i", "--output", "o", "--prompt", "x"])
-    assert caught.value.code == cli.EXIT_FAILED
-    assert capfd.readouterr().err == "error: no replica is left\n"
+        cli.app(FLAGS)
+    assert caught.value.code == running.EXIT_FAILED
+    assert capfd.readouterr().err == (
+        f"error: no replica is left; what has finished is kept, go on with: millrace resume {folder / 'out'}\n"
+    )
 
 
 def test_the_line_of_progress_says_what_one_wants_to_know() -> None:

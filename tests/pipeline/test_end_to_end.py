@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
+from report_page import Page, check_page
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from millrace.pipeline import EngineProcessorConfig, Processor, build_llm_processor
@@ -145,22 +146,63 @@ def job_folder(tmp_path: Path, tiny_model: TinyModel) -> Path:
     return tmp_path
 
 
-COMMAND = [sys.executable, "-c", "from millrace.pipeline.cli import main; main()", "run", "job.yaml"]
+MILLRACE = [sys.executable, "-c", "from millrace.pipeline.cli import main; main()"]
+COMMAND = [*MILLRACE, "run", "job.yaml"]
 
 
-def test_a_job_writes_rows_dead_letters_and_a_summary(job_folder: Path) -> None:
-    done = subprocess.run(COMMAND, cwd=job_folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 3, done.stderr
+def run_command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*MILLRACE, *arguments], cwd=folder, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
-    table = pq.read_table(job_folder / "out")
-    assert sorted(table["id"].to_pylist()) == list(range(300))
-    reasons = dict(zip(table["id"].to_pylist(), table["finish_reason"].to_pylist(), strict=True))
-    assert {index for index, reason in reasons.items() if reason == "error"} == {298, 299}
-    assert set(reasons.values()) <= {"error", "stop", "length"}
-    summary = json.loads((job_folder / "out.summary.json").read_text())
-    assert (summary["num_rows_in"], summary["num_rows_out"], summary["num_rows_failed"]) == (300, 300, 2)
-    assert summary["num_output_tokens"] == sum(one or 0 for one in table["num_generated_tokens"].to_pylist())
+    return done
+
+
+def test_a_job_writes_results_dead_letters_and_a_report(job_folder: Path) -> None:
+    done = run_command(job_folder, "run", "job.yaml")
+    assert done.returncode == 3, done.stderr
     assert "300 in, 300 out, 2 failed" in done.stdout
+    out = job_folder / "out"
+    table = pq.read_table(out)
+    assert sorted(table["id"].to_pylist()) == list(range(298))
+    assert set(table["finish_reason"].to_pylist()) <= {"stop", "length"}
+    failed = sorted(pq.read_table(out / "_failed").to_pylist(), key=lambda row: row["id"])
+    assert [(row["id"], row["line"]) for row in failed] == [(298, None), (299, "z " * 1280)]
+    assert [row["__error_kind"] for row in failed] == ["PromptTypeError", "PromptTooLongError"]
+    report = json.loads((out / "_millrace" / "report.json").read_text())
+    check_page(Page((out / "_millrace" / "report.html").read_text()), report)
+    assert report["distributions"]["output_tokens"]["count"] == report["distributions"]["e2e_s"]["count"] == 298
+    assert report["engines"]["num_output_tokens"] == report["counts"]["num_output_tokens"]
+    assert report["replicas"]["held_s"] == pytest.approx(
+        report["replicas"]["busy_s"] + sum(report["replicas"]["idle_s"].values()), abs=0.1
+    )
+    summary = report["summary"]
+    assert (summary["num_rows_in"], summary["num_rows_out"], summary["num_rows_failed"]) == (300, 300, 2)
+    assert summary["num_output_tokens"] == sum(table["num_generated_tokens"].to_pylist())
+    manifest = json.loads((out / "_manifest.json").read_text())
+    assert [pq.read_metadata(out / one["name"]).num_rows for one in manifest["files"]] == [298]
+    assert not (out / "_millrace" / "work").exists()
+
+    again = run_command(job_folder, "retry-failed", "out")
+    assert again.returncode == 3, again.stderr
+    assert "300 in, 300 out, 2 failed" in again.stdout
+    assert sorted(pq.read_table(out)["id"].to_pylist()) == list(range(298))
+    assert pq.read_table(out / "_failed")["__error_attempts"].to_pylist() == [2, 2]
+
+
+def test_kill_9_of_a_job_and_resume(job_folder: Path) -> None:
+    more = ["--max-tokens", "64", "--set", "flush_interval_s=0.2", "--set", "batch_size=16", "--order", "input"]
+    work = job_folder / "out" / "_millrace" / "work" / "results"
+    with subprocess.Popen(
+        [*COMMAND, *more], cwd=job_folder, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        until(lambda: list(work.glob("*.flush")))
+        process.kill()
+    assert not (job_folder / "out" / "_manifest.json").exists()
+    done = run_command(job_folder, "resume", "out")
+    assert done.returncode == 3, done.stderr
+    assert "going on with the job" in done.stderr
+    assert pq.read_table(job_folder / "out")["id"].to_pylist() == list(range(298))
+    runs = json.loads((job_folder / "out" / "_millrace" / "report.json").read_text())["runs"]
+    assert sum(run["work"]["num_output_tokens"] for run in runs[-1:]) < 298 * 64
 
 
 def test_a_job_that_stops_says_why_in_a_line(job_folder: Path) -> None:
@@ -180,7 +222,7 @@ def test_an_interrupt_ends_everything(job_folder: Path) -> None:
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
         assert process.wait(DEADLINE_S) == 130, said
-    assert "stopped" in said
+    assert f"go on with: millrace resume {job_folder / 'out'}" in said
     assert "Traceback" not in said
     assert not psutil.wait_procs(family, timeout=DEADLINE_S)[1]
 

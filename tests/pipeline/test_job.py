@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 
 from millrace import ConfigError
 from millrace.pipeline import JobConfig, load_job
-from millrace.pipeline.job import MakePrompt, MakeResult, prepare_job, prepare_output
-from millrace.pipeline.report import COUNTED, JobSummary, OutputScan
+from millrace.pipeline.job import prepare_job, prepare_resume, prepare_retry
+from millrace.pipeline.job_rows import MakePrompt, MakeResult
+from millrace.pipeline.report import JobSummary
 from millrace.pipeline.template import Template
 
 GOOD = "model: model\ninput: in.parquet\noutput: out\nprompt: 'Q: {line}'\n"
@@ -78,21 +80,22 @@ def test_a_missing_job_file_is_said() -> None:
 
 
 def test_the_output_keeps_the_input_and_adds_the_result(folder: Path) -> None:
-    assert prepare_job(load(folder, GOOD)).schema.names == [
+    assert prepare_job(load(folder, GOOD)).spec.schema.names == [
         "id", "line", "generated_text", "finish_reason", "num_input_tokens", "num_cached_tokens",
-        "num_generated_tokens", "__inference_error__",
+        "num_generated_tokens",
     ]  # fmt: skip
 
 
 def test_columns_and_sequences_can_be_chosen(folder: Path) -> None:
     more = "columns: [id]\noutput_column: answer\nsampling: {n: 2, temperature: 1.0}\n"
-    assert prepare_job(load(folder, GOOD + more)).schema.names[:3] == ["id", "answer", "outputs"]
+    assert prepare_job(load(folder, GOOD + more)).spec.schema.names[:3] == ["id", "answer", "outputs"]
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ("columns: [idd]\n", "no column 'idd'; did you mean 'id'?"),
+        ("key: [idd]\n", "no column 'idd'; did you mean 'id'?"),
         ("output_column: line\n", "'line' would be overwritten"),
         ("engine: {max_num_sqs: 3}\n", "did you mean 'max_num_seqs'?"),
     ],
@@ -114,13 +117,31 @@ def test_a_folder_without_a_model_is_said(folder: Path) -> None:
         prepare_job(load(folder, GOOD))
 
 
+def begin(job: JobConfig) -> None:
+    """Leaves in the output folder what a job leaves that has begun."""
+    prepared = prepare_job(job)
+    prepared.folder.write_state(prepared.state)
+
+
+def finish(folder: Path, num_failed: int) -> None:
+    manifest = {"num_rows": 3, "num_failed": num_failed, "files": [], "counts": {}, "failed_counts": {}}
+    failed = [{"name": "_failed/part-00000.parquet", "num_rows": num_failed, "num_bytes": 1}] if num_failed else []
+    (folder / "out" / "_manifest.json").write_text(json.dumps({**manifest, "failed_files": failed}))
+
+
+def test_preparing_writes_nothing(folder: Path) -> None:
+    prepare_job(load(folder, GOOD))
+    assert not (folder / "out").exists()
+
+
 def test_two_jobs_are_never_mixed(folder: Path) -> None:
-    out = folder / "out"
-    prepare_output(str(out), overwrite=False)
-    (out / "a.parquet").touch()
+    (folder / "out").mkdir()
+    assert not prepare_job(load(folder, GOOD)).resumes
+    (folder / "out" / "a.parquet").touch()
     with pytest.raises(ConfigError, match="--overwrite"):
-        prepare_output(str(out), overwrite=False)
-    assert list(prepare_output(str(out), overwrite=True).iterdir()) == []
+        prepare_job(load(folder, GOOD))
+    prepare_job(load(folder, GOOD), overwrite=True).folder.clear()
+    assert list((folder / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["thesis.doc", "folder.parquet/x"])
@@ -130,9 +151,68 @@ def test_overwriting_removes_nothing_that_is_not_ours(folder: Path, name: str) -
     file.touch()
     (folder / "out" / "a.parquet").touch()
     with pytest.raises(ConfigError, match="pass another folder"):
-        prepare_output(str(folder / "out"), overwrite=True)
+        prepare_job(load(folder, GOOD), overwrite=True)
     assert file.exists()
     assert (folder / "out" / "a.parquet").exists()
+
+
+@pytest.mark.parametrize("more", ["", "replicas: 2\nengine: {max_num_seqs: 7}\nflush_interval_s: 1\non_error: stop\n"])
+def test_an_unfinished_job_goes_on(folder: Path, more: str) -> None:
+    begin(load(folder, GOOD))
+    assert prepare_job(load(folder, GOOD + more)).resumes
+    assert prepare_resume(str(folder / "out")).resumes
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("", "seed: 3\n", "seed was null and is now 3"),
+        ("", "sampling: {max_tokens: 3}\n", 'sampling was null and is now {"max_tokens": 3}'),
+        ("engine: {dtype: float32}\n", "", 'engine was {"dtype": "float32"} and is now {}'),
+        ("", "key: [id]\n", 'key was null and is now ["id"]'),
+    ],
+)
+def test_a_changed_job_is_refused_and_the_change_named(folder: Path, before: str, after: str, said: str) -> None:
+    begin(load(folder, GOOD + before))
+    with pytest.raises(ConfigError) as caught:
+        prepare_job(load(folder, GOOD + after))
+    assert said in str(caught.value)
+    assert "--overwrite" in str(caught.value)
+    assert not prepare_job(load(folder, GOOD + after), overwrite=True).resumes
+
+
+def test_a_changed_input_is_refused(folder: Path) -> None:
+    begin(load(folder, GOOD))
+    pq.write_table(pa.table({"id": [1, 2], "line": ["a", "b"]}), folder / "in.parquet")
+    with pytest.raises(ConfigError, match="input was"):
+        prepare_resume(str(folder / "out"))
+
+
+def test_a_finished_job_is_left_alone(folder: Path) -> None:
+    begin(load(folder, GOOD))
+    finish(folder, num_failed=0)
+    with pytest.raises(ConfigError, match="a finished job; pass --overwrite"):
+        prepare_job(load(folder, GOOD))
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        prepare_resume(str(folder / "out"))
+    with pytest.raises(ConfigError, match="no failed rows"):
+        prepare_retry(str(folder / "out"))
+
+
+def test_failed_rows_of_a_finished_job_can_run_again(folder: Path) -> None:
+    begin(load(folder, GOOD))
+    with pytest.raises(ConfigError, match="not finished; first: millrace resume"):
+        prepare_retry(str(folder / "out"))
+    finish(folder, num_failed=1)
+    (folder / "in.parquet").unlink()
+    prepared = prepare_retry(str(folder / "out"), batch_size=3)
+    assert prepared.job.batch_size == 3
+    assert prepared.spec.schema.names[:3] == ["id", "line", "generated_text"]
+
+
+def test_only_an_output_folder_can_be_resumed(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="is no output folder of a job"):
+        prepare_resume(str(folder))
 
 
 def test_the_columns_a_stage_reads_are_the_jobs_not_the_inputs() -> None:
@@ -152,24 +232,6 @@ def test_messages_are_filled_in() -> None:
     asked = ask({"how": "brief", "line": "x"})
     assert asked["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]
     assert asked["prompt"] is None
-
-
-def output_table(*rows: tuple[str, str, int | None, int | None, int | None]) -> pa.Table:
-    return pa.Table.from_pylist([dict(zip(COUNTED, row, strict=True)) for row in rows])
-
-
-def test_the_summary_is_counted_from_the_files(tmp_path: Path) -> None:
-    scan = OutputScan(tmp_path)
-    pq.write_table(output_table(("stop", "", 5, 2, 3), ("length", "", 7, 0, 4)), tmp_path / "0.parquet")
-    assert scan.update().num_rows == 2
-    (tmp_path / "half.parquet").write_bytes(b"PAR1")
-    failed = ("error", "tokenize: PromptTypeError: column: x", None, None, None)
-    pq.write_table(output_table(failed, failed, ("stop", "", 1, 1, 1)), tmp_path / "1.parquet")
-    counts = scan.update()
-    assert (counts.num_rows, counts.num_failed) == (5, 2)
-    assert (counts.num_input_tokens, counts.num_cached_tokens, counts.num_output_tokens) == (13, 3, 8)
-    assert counts.finish_reasons == {"stop": 2, "length": 1, "error": 2}
-    assert counts.errors["tokenize: PromptTypeError"].num_rows == 2
 
 
 def test_a_summary_says_whether_every_row_came_out() -> None:

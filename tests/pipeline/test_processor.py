@@ -23,7 +23,14 @@ from millrace.pipeline import (
     find_millrace_error,
 )
 from millrace.pipeline.engine_backend import EngineBackend
-from millrace.pipeline.plan import UserFunction, generate_kwargs, operator_kwargs, pool_config
+from millrace.pipeline.plan import (
+    UserFunction,
+    gathered_rows,
+    generate_kwargs,
+    max_pending_rows,
+    operator_kwargs,
+    pool_config,
+)
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -179,11 +186,21 @@ def test_a_job_that_would_wait_forever_is_refused(make_config: Any, operators: A
         pool_config(make_config(num_cpus_per_replica=1.0), operators())
 
 
-def test_blocks_under_way_fill_the_engines_four_times_over(make_config: Any) -> None:
-    config = make_config(batch_size=32, concurrency=2, engine_kwargs={"max_num_seqs": 64})
-    assert generate_kwargs(config)["compute"].max_concurrent_calls_per_actor == 16
+@pytest.mark.parametrize("batch_size", [1, 32, 10_000])
+def test_blocks_under_way_hold_rows_for_the_engines_four_times_over(make_config: Any, batch_size: int) -> None:
+    config = make_config(batch_size=batch_size, concurrency=2, engine_kwargs={"max_num_seqs": 64})
+    assert max_pending_rows(config) == 512
+    num_blocks = generate_kwargs(config)["compute"].max_concurrent_calls_per_actor
+    assert 4 <= num_blocks <= 128
+    assert num_blocks * gathered_rows(config) >= 512
+
+
+def test_rows_and_blocks_under_way_are_the_users_choice(make_config: Any) -> None:
     config = make_config(max_concurrent_batches=3)
     assert generate_kwargs(config)["compute"].max_concurrent_calls_per_actor == 3
+    assert max_pending_rows(make_config(max_pending_requests=7)) == 7
+    assert max_pending_rows(make_config(max_pending_requests=0)) is None
+    assert max_pending_rows(make_config(max_pending_requests=-1)) is None
 
 
 def test_what_the_user_says_of_an_operator_holds(make_config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from millrace.pipeline.stages import (
     PostprocessStage,
     PreprocessStage,
     Row,
+    RowError,
     Stage,
     TokenizeStage,
 )
@@ -114,6 +116,57 @@ def test_bad_messages_fail_alone(messages: Any) -> None:
     rows = run(ChatTemplateStage(FakeTokenizer()), {"messages": CHAT}, {"messages": messages}, {"messages": CHAT})
     assert [row.error is None for row in rows] == [True, False, True]
     assert errors(rows)[1].startswith("chat_template: ChatTemplateError: ")
+
+
+def test_a_row_brings_variables_tools_and_a_template_of_its_own() -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": None}}
+    rows = run(
+        ChatTemplateStage(FakeTokenizer(), {"k": 1, "j": 2}),
+        {"messages": CHAT, "chat_template_kwargs": {"k": 9, "absent": None}},
+        {"messages": CHAT, "chat_template_kwargs": '{"k": null}', "tools": np.array([tool], dtype=object)},
+        {"messages": CHAT, "tools": json.dumps([tool]), "chat_template": "{{ x }}"},
+        {"messages": CHAT, "chat_template_kwargs": None, "tools": [], "chat_template": None},
+    )
+    assert [row.data["prompt"].removeprefix("<user>hi<assistant>") for row in rows] == [
+        "k=9j=2",
+        "k=Nonej=2tools=[{'type': 'function', 'function': {'name': 'f'}}]",
+        f"k=1j=2tools={[tool]}chat_template={{{{ x }}}}",
+        "k=1j=2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"chat_template_kwargs": 3}, "column 'chat_template_kwargs' must be a dict; got 3"),
+        ({"chat_template_kwargs": "{"}, "column 'chat_template_kwargs' holds text that is no JSON"),
+        ({"tools": "[1]"}, "column 'tools' must be a list of descriptions of tools; got [1]"),
+        ({"tools": {"name": "f"}}, "column 'tools' must be a list"),
+        ({"chat_template": 3}, "column 'chat_template' must be Jinja text; got 3"),
+        ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]}, "must be a dict with a 'function'; got 'f'"),
+        ({"chat_template_kwargs": {"messages": []}}, "multiple values for argument 'messages'"),
+    ],
+)
+def test_what_a_row_says_of_its_template_fails_alone(columns: dict[str, Any], said: str) -> None:
+    rows = run(ChatTemplateStage(FakeTokenizer()), {"messages": CHAT}, {"messages": CHAT, **columns})
+    assert [row.error is None for row in rows] == [True, False]
+    assert said in errors(rows)[1]
+
+
+def test_calls_of_an_earlier_turn_reach_the_template_as_dicts() -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    turn = {"role": "assistant", "content": None, "tool_calls": [call]}
+    seen: list[Any] = []
+
+    class Listening(FakeTokenizer):
+        def render_chat(self, messages: Any, **kw: Any) -> str:
+            seen.extend(messages)
+            return ""
+
+    (row,) = run(ChatTemplateStage(Listening()), {"messages": [*CHAT, turn]})
+    assert row.error is None
+    assert seen[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"x": 1}}
+    assert call["function"]["arguments"] == '{"x": 1}', "the row as it was read stays as it was"
 
 
 def test_tokenize_is_one_call_for_all_rows() -> None:
@@ -258,6 +311,23 @@ def test_rows_are_conserved_and_only_the_bad_fail(numbers: list[int]) -> None:
     assert [row.input["x"] for row in rows] == numbers
     assert [row.error is not None for row in rows] == [number < 0 for number in numbers]
     assert [row.data["y"] for row in rows if row.error is None] == [number + 1 for number in numbers if number >= 0]
+
+
+@pytest.mark.parametrize(("size", "calls"), [(None, [7]), (3, [3, 3, 1]), (1, [1] * 7), (20, [7])])
+def test_a_stage_gets_as_many_rows_at_once_as_was_said(size: int | None, calls: list[int]) -> None:
+    seen: list[int] = []
+
+    class Counting(Fragile):
+        def process_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+            seen.append(len(rows))
+            return super().process_batch(rows)
+
+    stage, rows = Counting(), rows_of(*({"x": number} for number in range(8)))
+    stage.batch_size = size
+    rows[2].error = RowError("earlier", "E", "failed")
+    stage.run(rows)
+    assert seen == calls
+    assert [row.data.get("y") for row in rows] == [1, 2, None, 4, 5, 6, 7, 8]
 
 
 def test_a_stage_that_loses_results_fails_its_rows_rather_than_mixing_them() -> None:

@@ -1,6 +1,6 @@
-"""A script for Ray Data LLM with the import changed: rows of a dataset through a model, rows out.
+"""One model in two processes that share its layers; on GPUs each would have one of its own.
 
-python examples/ray_data_llm.py
+python examples/ray_data_llm/10_model_parallel.py
 """
 
 import json
@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from millrace.pipeline import build_llm_processor, vLLMEngineProcessorConfig
+from millrace.pipeline import build_processor, vLLMEngineProcessorConfig
 
 LINES = [
     "Inv #4821 - due 3 March '24 - total USD 1,204.50",
@@ -27,19 +27,17 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
     """Say what a row of the result holds."""
-    return {"line": row["item"], "answer": row["generated_text"], "finish_reason": row["finish_reason"]}
+    return {"line": row["item"], "answer": row["generated_text"]}
 
 
 def main() -> None:
-    """Read three lines."""
+    """Read the lines with two ranks of one replica, on one node."""
     config = vLLMEngineProcessorConfig(
         model_source="bundled:invoices",
-        engine_kwargs={"max_num_seqs": 64},
-        concurrency=1,
-        batch_size=64,
+        engine_kwargs={"device": "cpu", "tensor_parallel_size": 2},
+        placement_group_config={"bundle_per_worker": {"CPU": 0.25}, "strategy": "STRICT_PACK"},
     )
-    ray.init(include_dashboard=False, log_to_driver=False)
-    with build_llm_processor(config, preprocess=preprocess, postprocess=postprocess) as processor:
+    with build_processor(config, preprocess=preprocess, postprocess=postprocess) as processor:
         for row in processor(ray.data.from_items(LINES)).take_all():
             print(json.dumps(row, ensure_ascii=False))
 

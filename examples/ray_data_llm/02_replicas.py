@@ -1,0 +1,44 @@
+"""How many copies of the model work: exactly n, or from one to n as there is work.
+
+python examples/ray_data_llm/02_replicas.py
+"""
+
+import json
+from typing import Any
+
+import ray
+
+from millrace.pipeline import build_processor, vLLMEngineProcessorConfig
+
+LINES = [
+    "Inv #4821 - due 3 March '24 - total USD 1,204.50",
+    "Rechnung RE-2023-0117; fällig 09.03.2024; 88,00 EUR",
+    "Invoice 77-1032 / 2024-12-01 / ¥12,500",
+]
+
+
+def preprocess(row: dict[str, Any]) -> dict[str, Any]:
+    """Say what to ask the model about a row."""
+    return {
+        "messages": [{"role": "user", "content": row["item"]}],
+        "sampling_params": {"temperature": 0, "max_tokens": 64},
+    }
+
+
+def postprocess(row: dict[str, Any]) -> dict[str, Any]:
+    """Say what a row of the result holds."""
+    return {"line": row["item"], "answer": row["generated_text"]}
+
+
+def main() -> None:
+    """Read the lines with a fixed pool, then with one that may grow."""
+    for concurrency in (1, (1, 1), (1, 2)):
+        config = vLLMEngineProcessorConfig(model_source="bundled:invoices", concurrency=concurrency, batch_size=64)
+        print("concurrency", concurrency, "is", config.min_replicas, "to", config.num_replicas, "replicas")
+    with build_processor(config, preprocess=preprocess, postprocess=postprocess) as processor:
+        for row in processor(ray.data.from_items(LINES)).take_all():
+            print(json.dumps(row, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

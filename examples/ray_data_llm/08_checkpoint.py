@@ -1,0 +1,59 @@
+"""A job that goes on where it ended, with Ray Data's own checkpoints: rows need an id that is kept.
+
+`millrace run` and `millrace resume` need neither an id nor a format that Ray reads by itself.
+
+python examples/ray_data_llm/08_checkpoint.py
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.data.checkpoint import CheckpointConfig
+
+from millrace.pipeline import build_processor, vLLMEngineProcessorConfig
+
+
+def preprocess(row: dict[str, Any]) -> dict[str, Any]:
+    """Say what to ask the model about a row."""
+    return {
+        "messages": [{"role": "user", "content": row["line"]}],
+        "sampling_params": {"temperature": 0, "max_tokens": 64},
+    }
+
+
+def postprocess(row: dict[str, Any]) -> dict[str, Any]:
+    """Keep the id, by which a row is known as done."""
+    return {"id": row["id"], "answer": row["generated_text"]}
+
+
+def run(folder: Path, num_rows: int) -> None:
+    """Answer the rows of the input that have no answer yet."""
+    lines = [{"id": index, "line": f"Invoice {index:04} / 2024-12-01 / USD {index}.50"} for index in range(num_rows)]
+    (folder / "in").mkdir(exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(lines), folder / "in" / "lines.parquet")
+    config = vLLMEngineProcessorConfig(model_source="bundled:invoices")
+    with build_processor(config, preprocess=preprocess, postprocess=postprocess) as processor:
+        processor(ray.data.read_parquet(str(folder / "in"))).write_parquet(str(folder / "out"))
+    print(num_rows, "rows in,", sum(pq.read_metadata(path).num_rows for path in folder.glob("out/*")), "answers")
+
+
+def main() -> None:
+    """Answer 20 rows, then the 20 that came meanwhile."""
+    context = ray.data.DataContext.get_current()
+    with tempfile.TemporaryDirectory() as folder:
+        context.checkpoint_config = CheckpointConfig(
+            id_column="id", checkpoint_path=f"{folder}/done", delete_checkpoint_on_success=False
+        )
+        try:
+            for num_rows in (20, 40):
+                run(Path(folder), num_rows)
+        finally:
+            context.checkpoint_config = None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""What each stage takes and how: rows at once, CPUs, processes, another tokenizer, a template's variables.
+
+python examples/ray_data_llm/11_stage_settings.py
+"""
+
+import json
+from typing import Any
+
+import ray
+
+from millrace.pipeline import build_processor, vLLMEngineProcessorConfig
+
+LINES = [
+    "Inv #4821 - due 3 March '24 - total USD 1,204.50",
+    "Rechnung RE-2023-0117; fällig 09.03.2024; 88,00 EUR",
+    "Invoice 77-1032 / 2024-12-01 / ¥12,500",
+]
+
+
+def preprocess(row: dict[str, Any]) -> dict[str, Any]:
+    """Say what to ask the model about a row."""
+    return {
+        "messages": [{"role": "user", "content": row["item"]}],
+        "sampling_params": {"temperature": 0, "max_tokens": 64},
+    }
+
+
+def postprocess(row: dict[str, Any]) -> dict[str, Any]:
+    """Say what a row of the result holds."""
+    return {"line": row["item"], "answer": row["generated_text"]}
+
+
+def main() -> None:
+    """Read the lines with every stage set up."""
+    config = vLLMEngineProcessorConfig(
+        model_source="bundled:invoices",
+        batch_size=64,
+        chat_template_stage={"enabled": True, "batch_size": 256, "chat_template_kwargs": {"enable_thinking": False}},
+        tokenize_stage={"enabled": True, "batch_size": 256, "num_cpus": 0.2, "concurrency": 1},
+        detokenize_stage={"enabled": True, "model_source": "bundled:invoices", "memory": 50_000_000},
+    )
+    with build_processor(config, preprocess=preprocess, postprocess=postprocess) as processor:
+        for row in processor(ray.data.from_items(LINES)).take_all():
+            print(json.dumps(row, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

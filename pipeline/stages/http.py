@@ -1,0 +1,236 @@
+"""A row to an HTTP endpoint and back: `payload` -> `http_response`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    retry_if_result,
+    stop_after_attempt,
+)
+
+from ...engine.errors import PromptTypeError
+from .. import columns
+from .base import RowError
+from .pace import RetryRule, Throttle
+from .request import DescribedError, RequestId, RequestStage
+
+RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+RETRIED_ERRORS = (TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
+SHOWN_BODY = 200
+"""Characters of an answer's body that an error quotes."""
+
+SessionFactory = Callable[[], aiohttp.ClientSession]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said.
+
+    Attributes:
+        status: Such as 200.
+        reason: Such as OK.
+        retry_after: The header of that name.
+        body: As it came.
+    """
+
+    status: int
+    reason: str
+    retry_after: str | None
+    body: bytes
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the status is one of success."""
+        return 200 <= self.status < 300
+
+    @property
+    def is_retried(self) -> bool:
+        """Whether another try may go better."""
+        return self.status in RETRIED_STATUSES
+
+    @property
+    def start(self) -> str:
+        """The start of the body, as text."""
+        return self.body[: 4 * SHOWN_BODY].decode("utf-8", "replace")[:SHOWN_BODY]
+
+
+class HttpRequestStage(RequestStage):
+    """Posts each row's payload and takes the JSON of the answer.
+
+    A payload that holds bytes, or dicts with `content` (and `filename`, `content_type`), goes out as a form, anything
+    else as JSON. What may go better another time (busy servers, lost connections, cut bodies) is tried again; then, and
+    at once for any other status that is no success, the row fails with the status and the start of the body.
+
+    Args:
+        url: The endpoint.
+        headers: Of every request.
+        qps: Requests sent a second, retries included, at most.
+        retry: When a request is sent again.
+        request_timeout_s: Seconds that one attempt may take.
+        max_concurrent_requests: Requests under way at once.
+        session_factory: Makes the session, in the worker; None for one without a limit of connections.
+        stop_on_error: Whether the first failed row stops the job.
+    """
+
+    name = "http_request"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        qps: float | None = None,
+        retry: RetryRule | None = None,
+        request_timeout_s: float | None = None,
+        max_concurrent_requests: int = 256,
+        session_factory: SessionFactory | None = None,
+        stop_on_error: bool = False,
+    ) -> None:
+        super().__init__(max_concurrent_requests, stop_on_error=stop_on_error)
+        self._url = url
+        # Of the URL, errors show what is not secret.
+        parts = urlsplit(url)
+        self._shown_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._headers = dict(headers or {})
+        self._throttle = Throttle(qps)
+        self._retry = retry or RetryRule()
+        self._timeout = aiohttp.ClientTimeout(total=request_timeout_s)
+        self._session = self.wait(_open(session_factory or _unlimited_session))
+
+    async def request(self, request_id: RequestId, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Sends a row's payload until it is answered or given up."""
+        payload = checked_payload(row)
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(self._retry.max_retries + 1),
+            wait=self._wait_s,
+            retry=retry_if_exception_type(RETRIED_ERRORS) | retry_if_result(lambda answer: answer.is_retried),
+            retry_error_callback=_last_outcome,
+        )
+        try:
+            answer: Answer = await retrying(self._send, payload)
+        except (TimeoutError, aiohttp.ClientError) as error:
+            raise DescribedError(self._lost(error, _num_attempts(retrying))) from error
+        attempts = _num_attempts(retrying)
+        if not answer.is_success:
+            raise DescribedError(self._refused(answer, attempts))
+        return {columns.HTTP_RESPONSE: self._read(answer, attempts), columns.ATTEMPT: attempts}
+
+    def close(self) -> None:
+        """Closes the session and ends the event loop."""
+        self.wait(self._session.close())
+        super().close()
+
+    async def _send(self, payload: Any) -> Answer:
+        await self._throttle()
+        body, headers = encode(payload, self._headers)  # Each time: a form can be sent once only.
+        async with self._session.post(self._url, data=body, headers=headers, timeout=self._timeout) as response:
+            retry_after = response.headers.get("Retry-After")
+            return Answer(response.status, response.reason or "", retry_after, await response.read())
+
+    def _wait_s(self, state: RetryCallState) -> float:
+        failed = state.outcome is None or state.outcome.failed
+        return self._retry.wait_s(state.attempt_number, None if failed else _last_outcome(state).retry_after)
+
+    def _read(self, answer: Answer, attempts: int) -> Any:
+        try:
+            return json.loads(answer.body)
+        except ValueError as error:
+            message = f"{self._shown_url} answered {answer.status} with a body that is no JSON: {answer.start!r}"
+            raise DescribedError(RowError(self.name, "HttpBodyError", message, False, attempts)) from error
+
+    def _refused(self, answer: Answer, attempts: int) -> RowError:
+        message = f"{self._shown_url} answered {answer.status} {answer.reason}: {answer.start!r}"
+        return RowError(self.name, "HttpStatusError", message, answer.is_retried, attempts)
+
+    def _lost(self, error: Exception, attempts: int) -> RowError:
+        is_timeout = isinstance(error, TimeoutError)
+        said = f"no answer within {self._timeout.total:g} s" if is_timeout and self._timeout.total else str(error)
+        kind = "HttpTimeoutError" if is_timeout else type(error).__name__
+        message = f"{self._shown_url}: {said or type(error).__name__}"
+        return RowError(self.name, kind, message, isinstance(error, RETRIED_ERRORS), attempts)
+
+
+def checked_payload(row: Mapping[str, Any]) -> Any:
+    """Returns a row's payload.
+
+    Args:
+        row: The columns of the row.
+
+    Raises:
+        PromptTypeError: It has none.
+    """
+    if row.get(columns.PAYLOAD) is None:
+        raise PromptTypeError(
+            f"the row has no column {columns.PAYLOAD!r} with something to send; let preprocess return it. Its columns "
+            f"are: {', '.join(map(str, row)) or 'none'}"
+        )
+    return row[columns.PAYLOAD]
+
+
+def encode(payload: Any, headers: Mapping[str, str]) -> tuple[bytes | aiohttp.FormData, dict[str, str]]:
+    """Returns the body of a request, and headers that go with it.
+
+    Args:
+        payload: What to send.
+        headers: Those that were asked for.
+    """
+    plain = {name: value for name, value in headers.items() if name.lower() != "content-type"}
+    if isinstance(payload, Mapping) and any(_is_file(value) for value in payload.values()):
+        return _form(payload), plain  # The type of a form names its boundary, so nobody else can say it.
+    asked = next((value for name, value in headers.items() if name.lower() == "content-type"), "application/json")
+    return _json(payload).encode(), {**plain, "Content-Type": asked}
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, bytes | bytearray) or (isinstance(value, Mapping) and "content" in value)
+
+
+def _form(payload: Mapping[str, Any]) -> aiohttp.FormData:
+    form = aiohttp.FormData(default_to_multipart=True)
+    for name, value in payload.items():
+        if isinstance(value, Mapping) and "content" in value:
+            given = {"filename": value.get("filename") or name, "content_type": value.get("content_type")}
+            form.add_field(name, value["content"], **given)
+        elif isinstance(value, bytes | bytearray):
+            form.add_field(name, bytes(value), filename=name)
+        else:
+            form.add_field(name, value if isinstance(value, str) else _json(value))
+    return form
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    """Returns arrays and numbers of numpy as lists and numbers."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} {value!r:.80} cannot be sent as JSON")
+
+
+def _last_outcome(state: RetryCallState) -> Answer:
+    """Returns the last answer, or raises the last error."""
+    assert state.outcome is not None
+    return state.outcome.result()
+
+
+def _num_attempts(retrying: AsyncRetrying) -> int:
+    return int(retrying.statistics["attempt_number"])
+
+
+async def _open(factory: SessionFactory) -> aiohttp.ClientSession:
+    return factory()  # On the loop that it is to run on.
+
+
+def _unlimited_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))

@@ -1,0 +1,82 @@
+"""When a request is sent: so many a second, and again after a failure."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+
+class Throttle:
+    """Sends no more than so many requests a second, evenly spaced.
+
+    Args:
+        qps: Requests a second; None for no limit.
+    """
+
+    def __init__(self, qps: float | None) -> None:
+        self._gap_s = 1.0 / qps if qps else 0.0
+        self._next_s = 0.0
+
+    async def __call__(self) -> None:
+        """Waits for this request's turn."""
+        now_s = asyncio.get_running_loop().time()
+        turn_s = self.take_turn(now_s)
+        if turn_s > now_s:
+            await asyncio.sleep(turn_s - now_s)
+
+    def take_turn(self, now_s: float) -> float:
+        """Returns when the next request may go; the one after it goes later.
+
+        Args:
+            now_s: Time now, on any clock.
+        """
+        turn_s = max(now_s, self._next_s)
+        self._next_s = turn_s + self._gap_s
+        return turn_s
+
+
+@dataclass(frozen=True)
+class RetryRule:
+    """When a request is sent again.
+
+    Attributes:
+        max_retries: Times it is, at most.
+        base_wait_s: Seconds before the first time, at most. The bound doubles each time, and the wait is drawn evenly
+            below it ("full jitter"), so that rows which failed together do not come back together.
+        max_wait_s: Bound of that, and of what a server may ask for in `Retry-After`.
+    """
+
+    max_retries: int = 0
+    base_wait_s: float = 1.0
+    max_wait_s: float = 60.0
+
+    def wait_s(self, attempt: int, retry_after: str | None = None) -> float:
+        """Returns the seconds to wait after an attempt.
+
+        Args:
+            attempt: Its number, from 1.
+            retry_after: What the server said.
+        """
+        # A float's exponent ends long before an integer's: no number of attempts may overflow.
+        bound = min(self.max_wait_s, self.base_wait_s * 2.0 ** min(attempt - 1, 64))
+        return min(self.max_wait_s, retry_after_s(retry_after)) + random.uniform(0.0, bound)
+
+
+def retry_after_s(value: str | None) -> float:
+    """Returns the seconds that a `Retry-After` header asks for: a number, or a date.
+
+    Args:
+        value: The header; None and what cannot be read ask for nothing.
+    """
+    if value is None:
+        return 0.0
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

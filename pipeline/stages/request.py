@@ -1,0 +1,122 @@
+"""Stages that ask a server: a coroutine for each row, all of them on one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from abc import abstractmethod
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .base import Row, RowError, Stage, checked_columns
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestId:
+    """Names a request.
+
+    Attributes:
+        batch_uuid: The block its row came with.
+        index: The row's place in the block.
+    """
+
+    batch_uuid: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.batch_uuid}-{self.index}"
+
+
+class DescribedError(Exception):
+    """Carries what is known of a failed request already, where the exception alone would not tell it.
+
+    Attributes:
+        error: The row's error.
+    """
+
+    def __init__(self, error: RowError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class RequestStage(Stage):
+    """A stage that waits for answers, for many rows at a time.
+
+    Threads of one actor share the stage, a block each, and the rows of all their blocks share its event loop: a row is
+    sent when one of `max_concurrent_requests` places is free, whatever block it came with.
+
+    Args:
+        max_concurrent_requests: Requests under way at once, those that wait to be sent again included.
+        stop_on_error: Whether the first failed row stops the job.
+    """
+
+    def __init__(self, max_concurrent_requests: int, *, stop_on_error: bool = False) -> None:
+        super().__init__(stop_on_error=stop_on_error)
+        self._places = asyncio.Semaphore(max_concurrent_requests)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=self.name, daemon=True)
+        self._thread.start()
+
+    @abstractmethod
+    async def request(self, request_id: RequestId, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Asks for one row and returns the columns to merge into it; what it raises goes to `describe`."""
+
+    def describe(self, error: Exception) -> RowError:
+        """Returns the error of a row; raises instead what is no row's fault and ends the job.
+
+        Args:
+            error: What `request` raised.
+        """
+        return error.error if isinstance(error, DescribedError) else RowError.from_exception(self.name, error)
+
+    def run_batch(self, rows: Sequence[Row]) -> None:
+        """Asks for all rows at once and returns when the last has its answer.
+
+        Raises:
+            RowFailedError: A row failed, and the stage stops at errors.
+        """
+        self.wait(self._ask_all(rows))
+
+    def process(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Asks for one row alone."""
+        return self.wait(self.request(RequestId(uuid.uuid4().hex, 0), row))
+
+    def wait(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Runs a coroutine on the stage's event loop, from another thread.
+
+        Args:
+            work: The coroutine.
+
+        Returns:
+            What it returns.
+        """
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """Ends the event loop. Nothing may be under way."""
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _ask_all(self, rows: Sequence[Row]) -> None:
+        batch_uuid = uuid.uuid4().hex
+        tasks = [asyncio.ensure_future(self._ask(RequestId(batch_uuid, index), row)) for index, row in enumerate(rows)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            # Only where one of them ended the job are there any left.
+            for task in tasks:
+                task.cancel()
+
+    async def _ask(self, request_id: RequestId, row: Row) -> None:
+        async with self._places:
+            try:
+                columns = checked_columns(self.name, await self.request(request_id, row.data))
+            except Exception as error:  # noqa: BLE001  # whatever a stage raises for a row is that row's error
+                self.fail(row, self.describe(error), error)
+            else:
+                self.merge(row, columns)

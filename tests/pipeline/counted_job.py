@@ -1,0 +1,70 @@
+"""A driver that is killed: rows of a file through an engine that notes each one, into an output that goes on.
+
+    python counted_job.py ADDRESS INPUT OUTPUT LOG SECONDS_A_ROW
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+from ray import cloudpickle
+
+from millrace.engine import GenerateRequest, RequestOutput
+from millrace.pipeline import EngineProcessorConfig, Processor
+from millrace.pipeline.engine_backend import EngineBackend
+from millrace.pipeline.sources import Source
+from millrace.pipeline.writing import write_results
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import fake_client
+
+FLUSH_INTERVAL_S = 0.5
+MAX_BLOCKS = 8
+
+
+class CountingClient(fake_client.EchoClient):
+    """Takes its time for each row, and notes it when it is done: time, prompt, number of tokens."""
+
+    def __init__(self, log: str, seconds_a_row: float) -> None:
+        super().__init__()
+        self.log, self.seconds_a_row = log, seconds_a_row
+
+    def generate(self, requests: list[GenerateRequest]) -> Iterator[RequestOutput]:
+        for request in requests:
+            time.sleep(self.seconds_a_row)
+            output = self._answer(request)
+            with open(self.log, "a") as log:  # One write of a line: whole, whoever else writes.
+                log.write(f"{time.time()} {request.prompt} {len(output.outputs[0].token_ids)}\n")
+            yield output
+
+
+def main() -> None:
+    address, source, output, log, seconds_a_row = sys.argv[1:]
+    for module in (fake_client, sys.modules["__main__"]):
+        cloudpickle.register_pickle_by_value(module)
+    ray.init(address=address, logging_level="ERROR", log_to_driver=False)
+    config = EngineProcessorConfig(
+        model_source=str(Path(source).parent),
+        batch_size=64,
+        should_continue_on_error=True,
+        max_concurrent_batches=MAX_BLOCKS,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+    backend = EngineBackend(
+        config, lambda config: fake_client.FakePool(), lambda name: CountingClient(log, float(seconds_a_row))
+    )
+    processor = Processor(
+        config, [backend], postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]}
+    )
+    write_results(processor, Source.find(source).read(), output, flush_interval_s=FLUSH_INTERVAL_S)
+
+
+if __name__ == "__main__":
+    main()

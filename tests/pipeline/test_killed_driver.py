@@ -1,0 +1,124 @@
+"""kill -9 of the driver at random moments: nothing lost, nothing doubled, little done again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from counted_job import FLUSH_INTERVAL_S, MAX_BLOCKS
+
+from millrace.pipeline.sinks.publish import Manifest
+from millrace.pipeline.storage import Storage
+
+DEADLINE_S = 120.0
+WRITE_S = 2.0
+"""What writing a flush may take on a busy machine, on top of the interval."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """A row that the engine has done: when, which, and with how many tokens."""
+
+    at_s: float
+    prompt: str
+    num_tokens: int
+
+
+def read_log(log: Path) -> list[Done]:
+    lines = [line.rsplit(" ", 1) for line in log.read_text().splitlines()] if log.exists() else []
+    return [Done(float(left.split(" ", 1)[0]), left.split(" ", 1)[1], int(tokens)) for left, tokens in lines]
+
+
+def start(folder: Path, output: str, log: Path, seconds_a_row: float) -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("counted_job.py")
+    address = ray.get_runtime_context().gcs_address
+    arguments = [address, str(folder / "in.parquet"), str(folder / output), str(log), str(seconds_a_row)]
+    return subprocess.Popen([sys.executable, "-P", str(script), *arguments], stderr=subprocess.PIPE, text=True)
+
+
+def run_to_the_end(folder: Path, output: str, log: Path, seconds_a_row: float) -> None:
+    process = start(folder, output, log, seconds_a_row)
+    _, said = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, said
+
+
+def kill_after(process: subprocess.Popen[str], log: Path, num_rows: int) -> float:
+    """Kills a driver once the engine has done so many rows in all; returns when."""
+    until_s = time.monotonic() + DEADLINE_S
+    while len(read_log(log)) < num_rows:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    killed_s = time.time()
+    process.communicate()
+    return killed_s
+
+
+def texts(folder: Path) -> dict[int, str]:
+    rows = pq.read_table(folder).to_pylist()
+    assert max(Counter(row["id"] for row in rows).values()) == 1
+    return {row["id"]: row["text"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_kills", "seconds_a_row"),
+    [
+        pytest.param(2_000, 3, 0.008, id="2000-rows", marks=pytest.mark.slow),
+        pytest.param(20_000, 10, 0.008, id="20000-rows", marks=pytest.mark.soak),
+    ],
+)
+def test_a_killed_driver_costs_a_flush_interval(
+    cluster: None, tmp_path: Path, num_rows: int, num_kills: int, seconds_a_row: float
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    table = pa.table({"id": range(num_rows), "prompt": [f"row {index}" for index in range(num_rows)]})
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=1000)
+    run_to_the_end(tmp_path, "whole", tmp_path / "whole.log", 0.0)
+    whole = read_log(tmp_path / "whole.log")
+    assert len(whole) == num_rows
+
+    log = tmp_path / "killed.log"
+    draw = random.Random(6)
+    killed_s = [
+        kill_after(start(tmp_path, "killed", log, seconds_a_row), log, num_done)
+        for num_done in sorted(draw.sample(range(num_rows // 20, num_rows), num_kills))
+    ]
+    assert not (tmp_path / "killed" / "_manifest.json").exists()
+    run_to_the_end(tmp_path, "killed", log, seconds_a_row)
+
+    assert texts(tmp_path / "killed") == texts(tmp_path / "whole")
+    manifest = Manifest.read(Storage.at(tmp_path / "killed"))
+    assert manifest is not None
+    assert (manifest.num_rows, manifest.num_failed) == (num_rows, 0)
+
+    done = read_log(log)
+    last = {one.prompt: one for one in done}
+    again = [one for one in done if one is not last[one.prompt]]
+    # Done in vain is only what was done within a flush interval before a death, or by what outlived it for a moment.
+    at_risk = [
+        one for one in done if any(one.at_s > at_s - FLUSH_INTERVAL_S - WRITE_S for at_s in killed_s)
+    ]
+    in_vain = [min(at_s - one.at_s for at_s in killed_s if at_s > one.at_s - WRITE_S) for one in again]
+    assert all(seconds < FLUSH_INTERVAL_S + WRITE_S for seconds in in_vain), max(in_vain)
+    num_tokens = sum(one.num_tokens for one in done)
+    num_whole = sum(one.num_tokens for one in whole)
+    a_row = max(one.num_tokens for one in whole)
+    rate = MAX_BLOCKS / seconds_a_row
+    print(
+        f"{num_rows} rows, {num_kills} kills: {num_tokens} tokens, {num_whole} uninterrupted, {len(again)} rows done "
+        f"again, at most {max(in_vain, default=0.0):.2f} s before a kill"
+    )
+    assert at_risk
+    assert num_tokens <= num_whole + num_kills * a_row * (rate * (FLUSH_INTERVAL_S + WRITE_S) + MAX_BLOCKS)
