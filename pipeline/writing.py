@@ -112,7 +112,7 @@ def write_rows(
         .map_batches(
             GenerateAndWrite,
             fn_constructor_args=[operators.make_generate, operators.make_finish, spec, max_blocks],
-            batch_size=processor.config.batch_size,
+            batch_size=operators.generate_rows,
             batch_format="pyarrow",
             **{**operators.generate_kwargs, "compute": one},
         )
