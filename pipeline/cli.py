@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .commands.batch import batch
 from .commands.init import init, schema
 from .commands.plan import plan
 from .commands.resume import resume
@@ -47,6 +48,7 @@ def options(
 
 
 app.command()(run)
+app.command()(batch)
 app.command()(resume)
 app.command("retry-failed")(retry_failed)
 for _command in (plan, init, schema):
