@@ -43,6 +43,8 @@ PEER_CPUS = 8
 PEER_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_NO_USAGE_STATS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 NEEDED = "import ray.data.llm, vllm"
 
+WRITTEN = "last row written at"
+
 Row = dict[str, Any]
 
 
@@ -68,7 +70,7 @@ def run_job(options: argparse.Namespace) -> None:
     )
     processor = build_llm_processor(config, ask, keep)
     processor(ray.data.read_parquet(str(options.input))).write_parquet(str(options.output))
-    print(json.dumps({"written_s": time.time()}), flush=True)
+    print(WRITTEN, time.time(), flush=True)
 
 
 def ask(row: Row) -> Row:
@@ -127,9 +129,10 @@ def measure(side: str, count: int, folder: Path, options: argparse.Namespace) ->
         command = [python, "-P", __file__, "--side", side, "--engine-kwargs", engine_kwargs, *arguments]
         done = run_to_the_end(command, environment)
         if done.code:
-            raise RuntimeError(f"{side} failed on {count} rows:\n{done.stderr}\n{done.stdout}")
+            raise RuntimeError(f"{side} failed on {count} rows:\n{done.printed}")
         num_tokens = count_tokens(Path(output), count)
-    seconds = json.loads(done.stdout.splitlines()[-1])["written_s"] - done.started_s
+    (written_s,) = (float(line.removeprefix(WRITTEN)) for line in done.printed.splitlines() if line.startswith(WRITTEN))
+    seconds = written_s - done.started_s
     return {
         "rows": count,
         "seconds": round(seconds, 2),
