@@ -162,26 +162,38 @@ def count_tokens(output: Path, count: int) -> int:
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns medians with their spread, and what of them is the faster side's, at most two numbers of rows each.
+    """Returns what the runs say together.
 
     Args:
         lines: Of all runs.
+
+    Returns:
+        By side and number of rows the seconds (median, least, most). By side the output tokens per second of the rows
+        between the fewest and the most, from the medians. And how many times as fast as the peer we are by each.
     """
-    few, many = sorted({line["rows"] for line in lines})
-    found: dict[str, Any] = {}
-    steady: dict[str, float] = {}
-    middle: dict[tuple[str, int], float] = {}
-    for side in dict.fromkeys(line["side"] for line in lines):
-        for count in (few, many):
-            seconds = [line["seconds"] for line in lines if (line["side"], line["rows"]) == (side, count)]
-            middle[side, count] = statistics.median(seconds)
-            found[f"{side} {count} rows, s"] = [middle[side, count], min(seconds), max(seconds)]
-        steady[side] = (many - few) * MAX_TOKENS / (middle[side, many] - middle[side, few])
-        found[f"{side} steady, tokens/s"] = round(steady[side], 1)
-    if PEER in steady:
-        found["ratio steady"] = round(steady[OURS] / steady[PEER], 2)
-        for count in (few, many):
-            found[f"ratio in all, {count} rows"] = round(middle[PEER, count] / middle[OURS, count], 2)
+    sides, counts = ({line[name]: None for line in lines} for name in ("side", "rows"))
+    seconds = {
+        side: {
+            count: [line["seconds"] for line in lines if (line["side"], line["rows"]) == (side, count)]
+            for count in sorted(counts)
+        }
+        for side in sides
+    }
+    middle = {side: {count: statistics.median(runs) for count, runs in by.items()} for side, by in seconds.items()}
+    few, many = min(counts), max(counts)
+    found: dict[str, Any] = {
+        "seconds": {
+            side: {count: [middle[side][count], min(runs), max(runs)] for count, runs in by.items()}
+            for side, by in seconds.items()
+        },
+    }
+    if few < many:
+        steady = {side: (many - few) * MAX_TOKENS / (by[many] - by[few]) for side, by in middle.items()}
+        found["steady_tokens_per_s"] = {side: round(rate, 1) for side, rate in steady.items()}
+    if PEER in sides and OURS in sides:
+        found["ratio_in_all"] = {count: round(middle[PEER][count] / middle[OURS][count], 2) for count in counts}
+        if few < many:
+            found["ratio_steady"] = round(steady[OURS] / steady[PEER], 2)
     return found
 
 
@@ -205,7 +217,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peer-env", nargs="*", default=[], metavar="NAME=VALUE", help="of the peer's processes")
     parser.add_argument("--peer-engine-kwargs", default="{}", help="further settings of vLLM, as JSON")
     parser.add_argument("--engine-kwargs", default="{}", help="further settings of our engine, as JSON")
-    parser.add_argument("--rows", type=int, nargs=2, default=[100, 500], metavar=("FEW", "MANY"))
+    parser.add_argument("--rows", type=int, nargs="+", default=[100, 500], help="numbers of rows, each a job of its own")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="run only these")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that all works")
