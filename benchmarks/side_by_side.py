@@ -8,6 +8,9 @@ run on a CPU. A run is timed from the start of its process to the moment at whic
 of rows give two figures: the times as they are, and the tokens per second of the rows between the two numbers, where
 the start cancels out.
 
+One run of each side comes before those that are printed: what is kept from run to run (vLLM's compiled graphs, files in
+the page cache) is then there for both.
+
 The peer is any Python that has `ray[data]`, what `ray.data.llm` imports, and a vLLM for CPUs. Without it nothing is
 measured, and a message says so. The model has 100 million random weights and is written to a temporary folder.
 """
@@ -244,6 +247,8 @@ def main() -> None:
         write_model(folder / "model", SHAPES["tiny"] if options.tiny else SHAPE_100M)
         for count in options.rows:
             write_rows(folder / f"rows-{count}", count)
+        for side in options.sides:
+            measure(side, min(options.rows), folder, options)
         for round_index in range(options.rounds):
             for count in options.rows:
                 for side in options.sides:
