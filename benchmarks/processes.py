@@ -100,9 +100,7 @@ def run_to_the_end(command: Sequence[str], environment: Mapping[str, str]) -> Fi
         own_s, busy_s = sum(family.cpu_s.values()), _busy_cpu_s() - busy_s
         printed.seek(0)
         text = printed.read()
-    return Finished(
-        process.returncode, text, started_s, load, own_s / seconds, max(0.0, busy_s - own_s) / seconds
-    )
+    return Finished(process.returncode, text, started_s, load, own_s / seconds, max(0.0, busy_s - own_s) / seconds)
 
 
 def _wait_for_descendants(family: Family) -> None:

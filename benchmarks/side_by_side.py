@@ -2,11 +2,11 @@
 
     python benchmarks/side_by_side.py --peer-python VENV/bin/python [--rows 100 500] [--rounds 3]
 
-A job reads Parquet, asks the model once a row (greedy, 48 tokens, none stops earlier) and writes Parquet. Both sides run
-the same function in a process of their own; what differs is the import, and settings without which the peer does not
-run on a CPU. A run is timed from the start of its process to the moment at which the last row is written. Two numbers
-of rows give two figures: the times as they are, and the tokens per second of the rows between the two numbers, where
-the start cancels out.
+A job reads Parquet, asks the model once a row (greedy, 48 tokens, none stops earlier) and writes Parquet. Both sides
+run the same function in a process of their own; what differs is the import, and settings without which the peer does
+not run on a CPU. A run is timed from the start of its process to the moment at which the last row is written. Two
+numbers of rows give two figures: the times as they are, and the tokens per second of the rows between the two numbers,
+where the start cancels out.
 
 One run of each side comes before those that are printed: what is kept from run to run (vLLM's compiled graphs, files in
 the page cache) is then there for both.
@@ -220,8 +220,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--peer-env", nargs="*", default=[], metavar="NAME=VALUE", help="of the peer's processes")
     parser.add_argument("--peer-engine-kwargs", default="{}", help="further settings of vLLM, as JSON")
     parser.add_argument("--engine-kwargs", default="{}", help="further settings of our engine, as JSON")
-    parser.add_argument("--rows", type=int, nargs="+", default=[100, 500], help="numbers of rows, each a job of its own")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[100, 500], help="numbers of rows, each a job of its own"
+    )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-warm-up", action="store_true", help="leave out the runs before the first round")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES), help="run only these")
     parser.add_argument("--tiny", action="store_true", help="a tiny model, to see that all works")
     for name in ("--side", "--model", "--input", "--output"):
@@ -247,7 +250,7 @@ def main() -> None:
         write_model(folder / "model", SHAPES["tiny"] if options.tiny else SHAPE_100M)
         for count in options.rows:
             write_rows(folder / f"rows-{count}", count)
-        for side in options.sides:
+        for side in () if options.no_warm_up else options.sides:
             measure(side, min(options.rows), folder, options)
         for round_index in range(options.rounds):
             for count in options.rows:

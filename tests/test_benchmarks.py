@@ -240,9 +240,8 @@ def test_a_job_that_lost_doubled_or_cut_a_row_is_no_figure(
 
 @pytest.mark.slow
 def test_our_side_of_side_by_side_is_measured_alone() -> None:
-    line, summary = run(
-        dict(os.environ), "side_by_side.py", "--sides", "millrace", "--tiny", "--rows", "40", "--rounds", "1"
-    )
+    alone = ["--sides", "millrace", "--tiny", "--rows", "40", "--rounds", "1", "--no-warm-up"]
+    line, summary = run(dict(os.environ), "side_by_side.py", *alone)
     assert (line["side"], line["rows"], line["output_tokens"]) == ("millrace", 40, 40 * 48)
     assert summary["seconds"] == {"millrace": {"40": [line["seconds"]] * 3}}
 
@@ -250,7 +249,8 @@ def test_our_side_of_side_by_side_is_measured_alone() -> None:
 def test_what_a_process_leaves_behind_is_waited_for(load: Load, tmp_path: Path) -> None:
     left = f"import os; os.setsid(); open({str(tmp_path / 'late')!r}, 'w').write(str(sum(range(10**7))))"
     leaver = f"import subprocess, sys; print('first'); subprocess.Popen([sys.executable, '-c', {left!r}])"
-    script = f"from processes import run_to_the_end; import os, sys; print(run_to_the_end([sys.executable, '-c', {leaver!r}], os.environ))"
+    run_it = f"run_to_the_end([sys.executable, '-c', {leaver!r}], os.environ)"
+    script = f"import os, sys; from processes import run_to_the_end; print({run_it})"
     # In a process of its own: what waits for all descendants would take them from pytest.
     done = subprocess.run([sys.executable, "-c", script], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
     assert (tmp_path / "late").read_text()
