@@ -18,6 +18,7 @@ measured, and a message says so. The model has 100 million random weights and is
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -30,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 OURS, PEER = SIDES = ("millrace", "ray.data.llm")
+"""The modules that the job imports."""
+
 MAX_TOKENS = 48
 MAX_MODEL_LEN = 256
 ROWS_PER_FILE = 32
@@ -53,26 +56,20 @@ Row = dict[str, Any]
 
 def run_job(options: argparse.Namespace) -> None:
     """Runs the job, as a user of either side writes it, and prints when the last row was written."""
-    import ray
+    import ray.data
 
-    if options.side == OURS:
-        from millrace import build_llm_processor, vLLMEngineProcessorConfig
-
-        num_cpus, settings, engine_kwargs = None, {}, {}
-    else:
-        from ray.data.llm import build_processor as build_llm_processor
-        from ray.data.llm import vLLMEngineProcessorConfig
-
-        num_cpus, settings, engine_kwargs = PEER_CPUS, PEER_SETTINGS, PEER_ENGINE_KWARGS
-    ray.init(num_cpus=num_cpus, include_dashboard=False)
-    config = vLLMEngineProcessorConfig(
-        model_source=str(options.model),
+    llm = importlib.import_module(options.side)
+    is_peer = options.side == PEER
+    settings, engine_kwargs = (PEER_SETTINGS, PEER_ENGINE_KWARGS) if is_peer else ({}, {})
+    ray.init(num_cpus=PEER_CPUS if is_peer else None, include_dashboard=False)
+    config = llm.vLLMEngineProcessorConfig(
+        model_source=options.model,
         engine_kwargs={"max_model_len": MAX_MODEL_LEN, **engine_kwargs, **json.loads(options.engine_kwargs)},
         chat_template_stage=False,
         **settings,
     )
-    processor = build_llm_processor(config, ask, keep)
-    processor(ray.data.read_parquet(str(options.input))).write_parquet(str(options.output))
+    processor = llm.build_processor(config, ask, keep)
+    processor(ray.data.read_parquet(options.input)).write_parquet(options.output)
     print(WRITTEN, time.time(), flush=True)
 
 
