@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         build_llm_processor,
         build_processor,
         vLLMEngineProcessorConfig,
+        write_results,
     )
 
 __version__ = "0.1.0"
@@ -73,6 +74,7 @@ __all__ = [
     "build_llm_processor",
     "build_processor",
     "vLLMEngineProcessorConfig",
+    "write_results",
 ]
 
 _HOME = {
@@ -102,6 +104,7 @@ _HOME = {
     "build_llm_processor": "pipeline",
     "build_processor": "pipeline",
     "vLLMEngineProcessorConfig": "pipeline",
+    "write_results": "pipeline",
 }
 
 

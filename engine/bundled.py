@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import ConfigError
-from .storage import Location
+from .storage import FileInfo, Location
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -71,11 +71,12 @@ def _copy_small_files(url: str, what: str) -> tempfile.TemporaryDirectory[str]:
     infos = [info for info in place.files.children(place.url) if not info.is_dir]
     if not infos:
         raise ConfigError(f"{what} {url!r} does not exist, or is no folder with files; check the URL")
-    small = [Location(info.url, place.options) for info in infos if not info.url.endswith(WEIGHTS)]
+    small = [info for info in infos if not info.url.endswith(WEIGHTS)]
     folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="millrace-model-")
 
-    def copy(file: Location) -> None:
-        Path(folder.name, file.name).write_bytes(file.read_bytes())
+    def copy(info: FileInfo) -> None:
+        file = Location(info.url, place.options)
+        Path(folder.name, file.name).write_bytes(file.read_bytes(0, info.size))
 
     with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="millrace-model") as pool:
         list(pool.map(copy, small))

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from .job import (
         JobConfig,
         load_job,
+        resume_job,
+        retry_failed,
         run_job,
     )
     from .processor import (
@@ -54,6 +56,9 @@ if TYPE_CHECKING:
     from .stages import (
         BatchStage,
         Stage,
+    )
+    from .writing import (
+        write_results,
     )
 
 __all__ = [
@@ -82,8 +87,11 @@ __all__ = [
     "build_processor",
     "find_millrace_error",
     "load_job",
+    "resume_job",
+    "retry_failed",
     "run_job",
     "vLLMEngineProcessorConfig",
+    "write_results",
 ]
 
 __getattr__, __dir__ = lazy_face(
@@ -114,7 +122,10 @@ __getattr__, __dir__ = lazy_face(
         "build_processor": "builder",
         "find_millrace_error": "errors",
         "load_job": "job",
+        "resume_job": "job",
+        "retry_failed": "job",
         "run_job": "job",
         "vLLMEngineProcessorConfig": "config",
+        "write_results": "writing",
     },
 )

@@ -12,12 +12,13 @@ import typer
 
 from .. import __version__
 from .commands.batch import batch
-from .commands.init import init, schema
+from .commands.init import init
 from .commands.plan import plan
 from .commands.resume import resume
 from .commands.retry_failed import retry_failed
 from .commands.run import run
 from .commands.running import explained
+from .commands.schema import schema
 
 app = typer.Typer(
     add_completion=False,

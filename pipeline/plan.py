@@ -314,8 +314,7 @@ def pool_config(config: EngineProcessorConfig, operators: Sequence[OperatorKwarg
     """
     held = held_cpus(operators)
     have = ray.cluster_resources()
-    # Half of what is left: a second processor may stand behind this one, on the same replicas.
-    share = max(0.0, (have.get("CPU", 0.0) - 1 - held) / config.num_replicas / 2)
+    share = max(0.0, (have.get("CPU", 0.0) - 1 - held) / config.num_replicas)
     num_cpus = config.num_cpus_per_replica
     if num_cpus is None:
         num_cpus = min(1.0, math.floor(share * 100) / 100)

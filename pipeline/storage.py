@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.fs
 
-from ..engine.storage import BUFFER_BYTES, FileInfo, Location, RemoteFiles, StorageOptions
+from ..engine.storage import BUFFER_BYTES, FileInfo, Location, StorageOptions
+from .arrow_files import ArrowFiles
 
 __all__ = ["FileInfo", "Storage", "StorageOptions"]
 
@@ -16,20 +17,20 @@ __all__ = ["FileInfo", "Storage", "StorageOptions"]
 class Storage(Location):
     """A file or a folder of a job, local or behind a URL, for Python and for Arrow."""
 
-    def open_arrow(self, buffer_bytes: int = BUFFER_BYTES) -> pa.NativeFile:
+    def open_arrow(self, buffer_bytes: int = BUFFER_BYTES, size: int | None = None) -> pa.NativeFile:
         """Opens the file for reading at any place, as Arrow does.
 
         Args:
             buffer_bytes: What one request asks for, at least, when the file is behind a URL.
+            size: Of the file, if it is known; else the store is asked.
         """
         if self.is_local:
             return pa.OSFile(self.url, "rb")
-        return pa.PythonFile(self.open_input(buffer_bytes), mode="r")
+        return pa.PythonFile(self.open_input(buffer_bytes, size), mode="r")
 
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
-        """Returns Arrow's face of the storage, and the path in it. It has the library's retries, not ours."""
+        """Returns Arrow's face of the storage, and the path in it."""
         if self.is_local:
             return pyarrow.fs.LocalFileSystem(), self.url
-        library = RemoteFiles(self.protocol, self.options).library
-        handler = pyarrow.fs.FSSpecHandler(library)
-        return pyarrow.fs.PyFileSystem(handler), library._strip_protocol(self.url)
+        handler = ArrowFiles(self.protocol, self.options)
+        return pyarrow.fs.PyFileSystem(handler), self.url.partition("://")[2]

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
+REFUSED = b"<Error><Code>InvalidAccessKeyId</Code><Message>The key you provided does not exist.</Message></Error>"
 SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
@@ -97,8 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         body = self._read_body()
         fault = self.proxy.next_fault()
-        if fault == "503":
-            self._answer(503, {"Content-Type": "application/xml"}, SLOW_DOWN, len(SLOW_DOWN))
+        if fault in ("403", "503"):
+            content = REFUSED if fault == "403" else SLOW_DOWN
+            self._answer(int(fault), {"Content-Type": "application/xml"}, content, len(content))
             return
         if fault == "reset":
             self._reset()

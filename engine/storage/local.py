@@ -6,8 +6,9 @@ import errno
 import glob
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .files import FileInfo
@@ -18,21 +19,21 @@ class LocalFiles:
 
     def info(self, url: str) -> FileInfo | None:
         """Describes a file or folder; None if there is none."""
-        return _describe(Path(url)) if os.path.exists(url) else None
+        return _describe(Path(url))
 
     def children(self, url: str) -> list[FileInfo]:
         """Describes what is directly in a folder; nothing if there is no such folder."""
         folder = Path(url)
-        return [_describe(path) for path in folder.iterdir() if path.exists()] if folder.is_dir() else []
+        return list(_describe_all(folder.iterdir())) if folder.is_dir() else []
 
     def walk(self, url: str) -> Iterator[FileInfo]:
         """Describes every file below a folder."""
         for folder, _, names in os.walk(url):
-            yield from (_describe(Path(folder, name)) for name in names)
+            yield from _describe_all(Path(folder, name) for name in names)
 
     def glob(self, pattern: str) -> list[FileInfo]:
         """Describes the files that a pattern with `*`, `**` and `?` finds."""
-        return [_describe(Path(path)) for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+        return [one for one in _describe_all(map(Path, glob.glob(pattern, recursive=True))) if not one.is_dir]
 
     def read(self, url: str, start: int, end: int | None) -> bytes:
         """Returns the bytes from start to end, or to the file's end."""
@@ -78,7 +79,15 @@ class LocalFiles:
         Path(url).mkdir(parents=True, exist_ok=True)
 
 
-def _describe(path: Path) -> FileInfo:
-    stat = path.stat()
-    is_dir = path.is_dir()
-    return FileInfo(str(path), 0 if is_dir else stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}", is_dir)
+def _describe_all(paths: Iterable[Path]) -> Iterator[FileInfo]:
+    return (info for path in paths if (info := _describe(path)) is not None)
+
+
+def _describe(path: Path) -> FileInfo | None:
+    """Describes what is at a path; None if there is nothing, or nothing any more."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    is_dir = stat.S_ISDIR(found.st_mode)
+    return FileInfo(str(path), 0 if is_dir else found.st_size, f"{found.st_mtime_ns:x}-{found.st_size:x}", is_dir)

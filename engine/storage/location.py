@@ -93,7 +93,8 @@ class Location:
 
     def size(self) -> int:
         """Returns the file's size in bytes."""
-        return self._file_info().size or 0
+        size = self._file_info().size
+        return len(self.read_bytes()) if size is None else size
 
     def etag(self) -> str:
         """Returns what changes when the file's content does."""
@@ -119,16 +120,19 @@ class Location:
         """Returns the content, which is UTF-8."""
         return self.read_bytes().decode("utf-8")
 
-    def open_input(self, buffer_bytes: int = BUFFER_BYTES) -> BinaryIO:
+    def open_input(self, buffer_bytes: int = BUFFER_BYTES, size: int | None = None) -> BinaryIO:
         """Opens the file for reading at any place.
 
         Args:
             buffer_bytes: What one request asks for, at least, when the file is behind a URL.
+            size: Of the file, if it is known; else the store is asked.
         """
         if self.is_local:
             return open(self.url, "rb")
-        file = RangeFile(self.files, self.url, self.size())
-        return cast("BinaryIO", io.BufferedReader(file, buffer_bytes))
+        size = self._file_info().size if size is None else size
+        if size is None:  # The store does not say, so places cannot be asked for.
+            return io.BytesIO(self.read_bytes())
+        return cast("BinaryIO", io.BufferedReader(RangeFile(self.files, self.url, size), buffer_bytes))
 
     def write_bytes(self, data: bytes) -> None:
         """Makes or replaces the file, and the folders above it: a reader sees the old one whole, or the new one."""

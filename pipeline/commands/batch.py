@@ -31,6 +31,12 @@ def batch(
     engine: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of the engine; may be repeated.")
     ] = None,
+    tool_call_parser: Annotated[
+        str | None, typer.Option(help="How the model writes tool calls, such as hermes; not read if not given.")
+    ] = None,
+    reasoning_parser: Annotated[
+        str | None, typer.Option(help="How the model marks its reasoning, such as qwen3; not read if not given.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the draws of lines that set none.")] = 0,
     endpoint_url: Annotated[str | None, typer.Option(help="Where s3:// leads, if not to Amazon.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files, begin anew.")] = False,
@@ -46,6 +52,8 @@ def batch(
         "max_tokens": max_tokens,
         "replicas": replicas,
         "seed": seed,
+        "tool_call_parser": tool_call_parser,
+        "reasoning_parser": reasoning_parser,
         "endpoint_url": endpoint_url,
     }
     run_shown(lambda: _prepare(fields, engine or [], overwrite), verbose=verbose, load_kind=_kind)

@@ -26,8 +26,7 @@ class RowIndex:
 
     def __init__(self, ids: Iterable[np.ndarray] = ()) -> None:
         self._runs: list[np.ndarray] = []
-        if len(run := _mapped(ids)):
-            self._runs.append(run)
+        self._append(ids)
 
     def __len__(self) -> int:
         """Returns the number of ids; one that was added twice counts twice."""
@@ -38,7 +37,7 @@ class RowIndex:
         parts = [ids]
         while self._runs and len(self._runs[-1]) <= 2 * sum(map(len, parts)):
             parts.append(self._runs.pop())
-        self._runs.append(_mapped(parts))
+        self._append(parts)
 
     def sorted_ids(self) -> np.ndarray:
         """Returns all ids, sorted, [num_rows]."""
@@ -66,6 +65,10 @@ class RowIndex:
             at[at == len(run)] = 0
             found |= run[at] == ids
         return found
+
+    def _append(self, parts: Iterable[np.ndarray]) -> None:
+        if len(run := _mapped(parts)):
+            self._runs.append(run)
 
 
 def _mapped(parts: Iterable[np.ndarray]) -> np.ndarray:

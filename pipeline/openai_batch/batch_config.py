@@ -28,6 +28,8 @@ class BatchConfig(Settings):
         replicas: Number of copies of the model.
         engine: Settings of the engine.
         seed: Seed from which lines without one derive theirs.
+        tool_call_parser: How the model writes tool calls, e.g. ``"hermes"``; None to leave them in the text.
+        reasoning_parser: How the model marks its reasoning, e.g. ``"qwen3"``; None to leave it in the text.
         endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
         batch_size: Rows per block.
         flush_interval_s: Seconds after which a finished row is durable.
@@ -42,6 +44,8 @@ class BatchConfig(Settings):
     replicas: int = Field(default=1, gt=0)
     engine: dict[str, Any] = Field(default_factory=dict)
     seed: int = 0
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     endpoint_url: str | None = None
     batch_size: int = Field(default=128, gt=0)
     flush_interval_s: float = Field(default=5.0, gt=0)

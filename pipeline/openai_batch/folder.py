@@ -13,7 +13,9 @@ from ..storage import Storage
 from .batch_config import BatchConfig
 from .input_index import InputIndex
 
-FINGERPRINT = ("model", "served_model_names", "max_tokens", "engine", "seed")
+FINGERPRINT = (
+    "model", "served_model_names", "max_tokens", "engine", "seed", "tool_call_parser", "reasoning_parser",
+)  # fmt: skip
 """Settings that the lines of the output follow from."""
 
 STATE, INDEX = "batch.json", "index.npz"

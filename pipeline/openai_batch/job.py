@@ -13,7 +13,7 @@ from typing import Any
 from ...engine import resolve_model
 from ...engine.generation_config import default_sampling_params, read_generation_config
 from ...engine.sampling_params import SamplingParams
-from ..config import EngineProcessorConfig
+from ..config import EngineProcessorConfig, ReasoningStageConfig, StageConfig, ToolCallStageConfig
 from ..durable import Identity
 from ..engine_backend import EngineBackend
 from ..job_config import JobConfig
@@ -80,8 +80,14 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False) -> PreparedBa
         replicas=config.replicas,
         batch_size=config.batch_size,
     )
+    stages: dict[str, StageConfig] = {}
+    if config.tool_call_parser is not None:
+        stages["tool_call_stage"] = ToolCallStageConfig(parser=config.tool_call_parser)
+    if config.reasoning_parser is not None:
+        stages["reasoning_stage"] = ReasoningStageConfig(parser=config.reasoning_parser)
     folder = BatchFolder(config)
-    return PreparedBatch(config, processor_config(job), folder, folder.check(overwrite))
+    processor = processor_config(job).model_copy(update=stages)
+    return PreparedBatch(config, processor, folder, folder.check(overwrite))
 
 
 def run_batch(

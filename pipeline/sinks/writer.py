@@ -172,10 +172,11 @@ class ResultWriter:
     def _write(self, finished: Sequence[tuple[BlockOfRows, Finished]]) -> None:
         """Makes rows durable."""
         started_s = time.monotonic()
-        rows = [one for _, one in finished]
-        good, unfit = result_tables([one for one in rows if one.row.error is None], self._spec.schema)
-        failed = failed_tables([*(one for one in rows if one.row.error is not None), *unfit], self._spec.input_schema)
-        for kind, groups in ((RESULTS, good), (FAILED, failed)):
+        through = [one for _, one in finished if one.row.error is None]
+        failed = [one for _, one in finished if one.row.error is not None]
+        good, unfit = result_tables(through, self._spec.schema)
+        letters = failed_tables([*failed, *unfit], self._spec.input_schema)
+        for kind, groups in ((RESULTS, good), (FAILED, letters)):
             for group in groups:
                 self._write_group(kind, group)
         with self._lock:

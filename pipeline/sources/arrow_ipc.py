@@ -27,7 +27,7 @@ class ArrowFormat:
         """Reads batches, in slices; where the file is damaged it ends with an error row."""
         position = 0
         try:
-            with unit.file.storage.open_arrow(READ_BYTES) as source:
+            with unit.file.storage.open_arrow(READ_BYTES, unit.file.size) as source:
                 for batch in _batches(source):
                     for part in _slices(batch):
                         table = align(pa.Table.from_batches([part]), schema)
@@ -43,7 +43,7 @@ class ArrowFormat:
 def _look_at(file: InputFile, count: bool) -> tuple[pa.Schema, Unit]:
     unit = Unit(file, num_bytes=file.size or 0)
     try:
-        with file.storage.open_arrow(READ_BYTES) as source:
+        with file.storage.open_arrow(READ_BYTES, file.size) as source:
             if not count:
                 return _open(source).schema, unit
             batches = _open(source)

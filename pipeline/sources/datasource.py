@@ -74,11 +74,13 @@ def _grouped(units: Sequence[Unit]) -> Iterator[list[Unit]]:
     """Yields neighbouring parts that are read in one task."""
     most = max(TASK_BYTES, sum(unit.num_bytes for unit in units) // MAX_TASKS)
     group: list[Unit] = []
+    num_bytes = 0
     for unit in units:
-        if group and sum(one.num_bytes for one in group) + unit.num_bytes > most:
+        if group and num_bytes + unit.num_bytes > most:
             yield group
-            group = []
+            group, num_bytes = [], 0
         group.append(unit)
+        num_bytes += unit.num_bytes
     yield group
 
 

@@ -21,6 +21,9 @@ EXTENSIONS = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
+TABLES = {"_delta_log": "Delta", "_versions": "Lance"}
+"""What tells a folder of files from one whose files only its log explains."""
+
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
@@ -77,16 +80,13 @@ def _extensions(path: str) -> tuple[str, str | None]:
 
 
 def _expand(place: Storage, format: str | None) -> list[FileInfo]:
-    info = None if _is_pattern(place) and not place.is_local else place.info()
-    if info is not None and not info.is_dir:
-        return [info]
+    info = place.info()
     if info is not None:
-        return _in_folder(place, format)
-    found = sorted(place.files.glob(place.url), key=lambda one: one.url)
+        return _in_folder(place, format) if info.is_dir else [info]
+    found = sorted(place.files.glob(place.url), key=lambda one: one.url) if _is_pattern(place) else []
     if not found:
-        raise ConfigError(
-            f"input {place.url!r} does not exist; pass a file, a folder or a pattern such as data/*.parquet"
-        )
+        advice = "pass a file, a folder or a pattern such as data/*.parquet"
+        raise ConfigError(f"input {place.url!r} does not exist; {advice}")
     return found
 
 
@@ -94,6 +94,12 @@ def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
     """Returns the files directly in a folder that are of a known kind; other programs' notes begin with . or _."""
     known = {extension for extension, kind in EXTENSIONS.items() if format in (None, kind)}
     found = sorted(place.files.children(place.url), key=lambda one: one.url)
+    names = {one.url.rpartition("/")[2] for one in found}
+    for mark, kind in TABLES.items():
+        if mark in names:  # The folder may hold files that are no part of the table any more.
+            raise ConfigError(
+                f"input {place.url!r} is a {kind} table, which is not read; pass the list of its files, or an export"
+            )
     wanted = [one for one in found if not one.is_dir and _extensions(one.url)[0] in known]
     visible = [one for one in wanted if one.url.rpartition("/")[2][0] not in "._"]
     if not visible:

@@ -103,4 +103,4 @@ def _units(file: InputFile, footer: pq.FileMetaData) -> Iterator[Unit]:
 
 
 def _open(file: InputFile, buffer_bytes: int) -> pa.NativeFile:
-    return file.storage.open_arrow(buffer_bytes)
+    return file.storage.open_arrow(buffer_bytes, file.size)

@@ -89,7 +89,8 @@ class Source:
             input is no row, and is null otherwise.
         """
         units, max_rows = (self.units, None) if limit is None else _first_units(self.units, limit)
-        wanted = [unit for unit in units if is_done is None or not is_done(unit)]
+        # Where rows are counted while they are read, those of parts that are done count too.
+        wanted = [unit for unit in units if is_done is None or max_rows is not None or not is_done(unit)]
         datasource = UnitsDatasource(FORMATS[self.format], wanted, self.schema, max_rows)
         # The number of blocks, so that Ray does not split what it reads in order to have more of them.
         dataset = ray.data.read_datasource(datasource, override_num_blocks=max(1, datasource.num_tasks))

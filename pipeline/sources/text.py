@@ -70,7 +70,7 @@ def iter_lines(file: InputFile, start: int = 0, stop: int = END) -> Iterator[Lin
 
 
 def _open(file: InputFile, opened: contextlib.ExitStack) -> Any:
-    raw = opened.enter_context(file.storage.open_input(READ_BYTES))
+    raw = opened.enter_context(file.storage.open_input(READ_BYTES, file.size))
     compression = compression_of(file.path)
     if compression is None:
         return raw

@@ -1,6 +1,6 @@
 """A driver that is killed: rows of a file through an engine that notes each one, into an output that goes on.
 
-    python counted_job.py ADDRESS INPUT OUTPUT LOG SECONDS_A_ROW
+python counted_job.py ADDRESS INPUT OUTPUT LOG SECONDS_A_ROW
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def main() -> None:
     backend = EngineBackend(
         config, lambda config: fake_client.FakePool(), lambda name: CountingClient(log, float(seconds_a_row))
     )
-    processor = Processor(
-        config, [backend], postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]}
-    )
+    processor = Processor(config, [backend], postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]})
     write_results(processor, Source.find(source).read(), output, flush_interval_s=FLUSH_INTERVAL_S)
 
 

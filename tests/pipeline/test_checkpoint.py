@@ -23,13 +23,17 @@ from millrace.pipeline.engine_backend import EngineBackend
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
+DEADLINE_S = 120
+"""A job that waits forever fails after so long without progress."""
+
 
 @pytest.fixture
 def checkpoints(tmp_path: Path, cluster: None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
+    patience_s, context.execution_no_progress_timeout_s = context.execution_no_progress_timeout_s, DEADLINE_S
     context.checkpoint_config = CheckpointConfig("id", str(tmp_path / "done"), delete_checkpoint_on_success=False)
     yield
-    context.checkpoint_config = None
+    context.checkpoint_config, context.execution_no_progress_timeout_s = None, patience_s
 
 
 def write_rows(folder: Path, start: int, stop: int) -> None:

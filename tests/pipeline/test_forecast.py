@@ -17,9 +17,9 @@ from millrace.pipeline import JobConfig, cli
 from millrace.pipeline.commands.plan import read_duration
 from millrace.pipeline.forecast import Forecast
 from millrace.pipeline.forecasting import forecast_job
-from millrace.pipeline.pace import Pace
 from millrace.pipeline.sample import Sample
 from millrace.pipeline.sources import Source
+from millrace.pipeline.throughput import Throughput
 
 LINE = "Invoice 17, due 2024-03-05, total EUR 12.50"
 
@@ -54,7 +54,7 @@ def test_rows_that_do_not_fit_or_fail_are_counted(rows: Path) -> None:
 def test_without_a_pace_the_time_and_its_price_are_unknown(rows: Path) -> None:
     prices = {"per_replica_hour": 2.0, "per_million_output_tokens": 1000.0}
     told = forecast_job(job(rows, prices=prices)).as_dict()
-    assert (told["pace"], told["seconds"], told["replicas"]["needed"]) == (None, None, None)
+    assert (told["throughput"], told["seconds"], told["replicas"]["needed"]) == (None, None, None)
     assert told["cost"]["by_replica_time"] is None
     assert told["cost"]["by_tokens"] == pytest.approx(90 * 20 * 1000 / 1e6)
     assert told["is_upper_bound"]
@@ -64,7 +64,7 @@ def test_without_a_pace_the_time_and_its_price_are_unknown(rows: Path) -> None:
 def test_with_a_pace_they_follow(rows: Path) -> None:
     prices = {"per_replica_hour": 3600.0, "per_accelerator_hour": {"H100": 7200.0}}
     asked = job(rows, prices=prices, replicas=2)
-    told = forecast_job(asked, pace=Pace(100.0, 10.0, 1.0, "as given"), within_s=4.0).as_dict()
+    told = forecast_job(asked, throughput=Throughput(100.0, 10.0, 1.0, "as given"), within_s=4.0).as_dict()
     assert told["seconds"] == pytest.approx(1.0 + 90 * 10 / 100 / 2)
     assert told["cost"]["by_replica_time"] == pytest.approx(2 * 5.5)
     assert told["cost"]["by_accelerator_time"] == {"H100": pytest.approx(2 * 2 * 5.5)}
@@ -72,8 +72,16 @@ def test_with_a_pace_they_follow(rows: Path) -> None:
     assert not told["is_upper_bound"]
 
 
+def test_the_room_for_replicas_is_that_of_the_cluster(cluster: None, rows: Path) -> None:
+    replicas = forecast_job(job(rows)).replicas
+    assert (replicas.placeable, replicas.where) == (
+        1,
+        "in the cluster of 1 node(s), 2 CPUs of which one is for reading",
+    )
+
+
 def test_no_number_of_replicas_is_done_before_one_has_started(rows: Path) -> None:
-    told = forecast_job(job(rows), pace=Pace(100.0, 10.0, 5.0, "as given"), within_s=4.0)
+    told = forecast_job(job(rows), throughput=Throughput(100.0, 10.0, 5.0, "as given"), within_s=4.0)
     assert told.needed_replicas() is None
 
 
@@ -95,17 +103,19 @@ def write_report(file: Path, **changes: Any) -> str:
 
 
 def test_the_last_report_of_the_same_model_tells_the_pace(rows: Path, tmp_path: Path) -> None:
-    pace = forecast_job(job(rows), report=write_report(tmp_path / "report.json")).pace
-    assert pace is not None
-    assert (pace.output_tokens_per_s, pace.output_tokens_per_row, pace.start_up_s) == (100.0, 30.0, 4.0)
+    named = forecast_job(job(rows), report=write_report(tmp_path / "report.json")).throughput
+    assert named is not None
+    assert (named.output_tokens_per_s, named.output_tokens_per_row, named.start_up_s) == (100.0, 30.0, 4.0)
     write_report(tmp_path / "out" / "_millrace" / "report.json")
-    assert dataclasses.replace(pace, basis="") == dataclasses.replace(forecast_job(job(rows)).pace, basis="")  # type: ignore[type-var]
+    found = forecast_job(job(rows)).throughput
+    assert found is not None
+    assert dataclasses.replace(found, basis=named.basis) == named
 
 
 def test_the_report_of_another_model_tells_nothing(rows: Path, tmp_path: Path) -> None:
     other = {"model": "other", "start_up_s": 1.0}
     write_report(tmp_path / "out" / "_millrace" / "report.json", summary=other)
-    assert forecast_job(job(rows)).pace is None
+    assert forecast_job(job(rows)).throughput is None
     with pytest.raises(ConfigError, match="of another model"):
         forecast_job(job(rows), report=write_report(tmp_path / "report.json", summary=other))
     (tmp_path / "report.json").write_text("[]")
@@ -114,10 +124,10 @@ def test_the_report_of_another_model_tells_nothing(rows: Path, tmp_path: Path) -
 
 
 def test_a_pace_can_be_measured(rows: Path) -> None:
-    pace = forecast_job(job(rows), sample_size=8, measure=True).pace
-    assert pace is not None
-    assert pace.output_tokens_per_s > 0
-    assert 1 <= (pace.output_tokens_per_row or 0) <= 20
+    throughput = forecast_job(job(rows), sample_size=8, measure=True).throughput
+    assert throughput is not None
+    assert throughput.output_tokens_per_s > 0
+    assert 1 <= (throughput.output_tokens_per_row or 0) <= 20
 
 
 def test_a_sample_is_spread_over_the_input_and_follows_from_its_seed(tmp_path: Path) -> None:
@@ -217,6 +227,6 @@ def test_anything_else_is_no_time(text: str) -> None:
 
 
 def test_a_forecast_is_plain_data(rows: Path) -> None:
-    told = forecast_job(job(rows), pace=Pace.told(10.0))
+    told = forecast_job(job(rows), throughput=Throughput.told(10.0))
     assert isinstance(told, Forecast)
     assert json.loads(json.dumps(told.as_dict())) == told.as_dict()

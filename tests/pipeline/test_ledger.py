@@ -1,0 +1,122 @@
+"""What is known to be done: row ids, the index of them, records, and who may write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from millrace.pipeline import columns
+from millrace.pipeline.durable import Identity
+from millrace.pipeline.ledger import row_id
+from millrace.pipeline.ledger.epoch import Epoch
+from millrace.pipeline.ledger.index import RowIndex
+from millrace.pipeline.ledger.records import COMMIT, Record, read_ids, read_records, write_commit, write_flush
+from millrace.pipeline.report.counts import Counts
+from millrace.pipeline.storage import Storage
+
+NUMBERS = st.lists(st.integers(0, 300), max_size=40)
+
+
+def ids(*numbers: int, file: int = 0) -> np.ndarray:
+    return row_id.position_ids(file, np.array(numbers, dtype=np.int64))
+
+
+def flush(work: Storage, name: str, *numbers: int) -> str:
+    rows = pa.table({columns.ROW_ID: row_id.to_arrow(ids(*numbers)), "n": list(numbers)})
+    write_flush(work, name, rows, Counts(num_rows=len(numbers)))
+    return name
+
+
+def commit(work: Storage, name: str, *numbers: int, replaces: tuple[str, ...] = ()) -> str:
+    counts = Counts(num_rows=len(numbers))
+    write_commit(work, Record(name, len(numbers), counts, "part", 9, replaces, b"a", b"b"), ids(*numbers))
+    return name
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**62)), max_size=20))
+def test_ids_of_positions_have_the_order_of_the_input(places: list[tuple[int, int]]) -> None:
+    made = [row_id.position_ids(file, np.array([place])) for file, place in places]
+    joined = np.concatenate(made) if made else np.empty(0, row_id.ID_TYPE)
+    order = sorted(range(len(places)), key=places.__getitem__)
+    assert [places[at] for at in np.argsort(joined, kind="stable")] == [places[at] for at in order]
+    assert row_id.as_bytes(joined) == [f.to_bytes(4, "big") + p.to_bytes(8, "big") for f, p in places]
+    assert (row_id.from_arrow(row_id.to_arrow(joined)) == joined).all()
+
+
+def test_an_id_may_end_with_zero_bytes_and_be_part_of_a_longer_column() -> None:
+    array = row_id.to_arrow(ids(0, 256, 1))
+    assert row_id.as_bytes(row_id.from_arrow(array.slice(1))) == [bytes(10) + b"\1\0", bytes(11) + b"\1"]
+    chunks = pa.chunked_array([array, array.slice(2)])
+    assert (row_id.from_arrow(chunks) == ids(0, 256, 1, 1)).all()
+
+
+def test_a_key_tells_values_and_types_apart() -> None:
+    rows = [{"a": "1", "b": 2}, {"a": "1", "b": 3}, {"a": "12", "b": None}, {"a": None, "b": None}]
+    found = Identity(("a", "b")).ids_of(pa.Table.from_pylist(rows))
+    assert len(set(row_id.as_bytes(found))) == 4
+    assert row_id.as_bytes(found[:1]) == row_id.as_bytes(row_id.key_ids(pa.table({"a": ["1"], "b": [2]}), ["a", "b"]))
+    assert found[0] != row_id.key_ids(pa.table({"a": [1], "b": [2]}), ["a", "b"])[0]
+
+
+def test_rows_without_a_key_are_known_by_their_position() -> None:
+    table = pa.table({"k": ["x", None, None], columns.POSITION: row_id.to_arrow(ids(0, 1, 2))})
+    assert (Identity(("k",)).ids_of(table)[1:] == ids(1, 2)).all()
+
+
+@given(st.lists(NUMBERS, max_size=8), NUMBERS)
+def test_the_index_is_a_set_that_grows(added: list[list[int]], asked: list[int]) -> None:
+    index = RowIndex([ids(*numbers) for numbers in added[:2]])
+    for numbers in added[2:]:
+        index.add(ids(*numbers))
+    known = {number for numbers in added for number in numbers}
+    assert index.contains(ids(*asked)).tolist() == [number in known for number in asked]
+    everything = sorted(number for numbers in added for number in numbers)
+    assert index.count_between(*row_id.as_bytes(ids(10, 100))) == sum(10 <= number < 100 for number in everything)
+    assert row_id.as_bytes(index.sorted_ids()) == row_id.as_bytes(ids(*everything))
+
+
+def test_a_commit_stands_for_the_flushes_that_it_replaces(tmp_path: Path) -> None:
+    work = Storage.at(tmp_path)
+    first, second = flush(work, "results/000001-000000.flush", 3, 1), flush(work, "results/000001-000001.flush", 2)
+    name = commit(work, "results/000001-000002" + COMMIT, 1, 3, replaces=(first,))
+    records = read_records(work, [first, second, name])
+    assert [record.name for record in records] == [second, name]
+    assert [record.num_rows for record in records] == [1, 2]
+    assert [row_id.as_bytes(read_ids(work, record)) for record in records] == [
+        row_id.as_bytes(ids(2)),
+        row_id.as_bytes(ids(1, 3)),
+    ]
+
+
+def test_a_writer_knows_what_its_predecessors_left_and_not_what_they_add_later(tmp_path: Path) -> None:
+    work = Storage.at(tmp_path)
+    first = Epoch.open(work)
+    early = flush(work, first.next_name("results") + ".flush", 1)
+    second = Epoch.open(work)
+    late = flush(work, first.next_name("results") + ".flush", 2)
+    own = flush(work, second.next_name("failed") + ".flush", 3)
+    third = Epoch.open(work)
+    assert second.records == (early,)
+    assert third.records == tuple(sorted((early, own)))
+    assert late not in third.records
+    assert [epoch.is_last() for epoch in (first, second, third)] == [False, False, True]
+
+
+def test_a_writer_that_died_before_it_looked_changes_nothing(tmp_path: Path) -> None:
+    work = Storage.at(tmp_path)
+    first = Epoch.open(work)
+    name = flush(work, first.next_name("results") + ".flush", 1)
+    (work / "epochs" / "000002.json").write_bytes(b'{"token": "died"}')
+    assert Epoch.open(work).records == (name,)
+
+
+@pytest.mark.parametrize("name", [".results.tmp", "000001-000000.flush.tmp"])
+def test_drafts_are_no_records(tmp_path: Path, name: str) -> None:
+    work = Storage.at(tmp_path)
+    (work / "results" / name).write_bytes(b"half")
+    assert Epoch.open(work).records == ()
