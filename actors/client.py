@@ -62,6 +62,8 @@ class PoolClient:
     def generate(self, requests: list[GenerateRequest]) -> Iterator[RequestOutput]:
         """Runs requests and yields each as it finishes, wherever it ran, exactly once.
 
+        Those beyond the client's bound wait here until others have finished.
+
         Requests of a replica that leaves go to another one; they wait for one if none is up. Those of a replica that
         dies are run again apart from others, so that the one that kills is found. Closing the generator before its end
         takes back what is unfinished.

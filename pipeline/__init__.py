@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         HttpRequestStageConfig,
         ServeDeploymentProcessorConfig,
     )
+    from .sglang import SGLangEngineProcessorConfig
     from .stage_plan import (
         CustomStage,
         StageInfo,
@@ -76,6 +77,7 @@ __all__ = [
     "ProcessorBuilder",
     "ProcessorConfig",
     "RowFailedError",
+    "SGLangEngineProcessorConfig",
     "ServeDeploymentProcessorConfig",
     "Stage",
     "StageConfig",
@@ -110,6 +112,7 @@ __getattr__, __dir__ = lazy_face(
         "ProcessorBuilder": "builder",
         "ProcessorConfig": "config",
         "RowFailedError": "errors",
+        "SGLangEngineProcessorConfig": "sglang",
         "ServeDeploymentProcessorConfig": "request_config",
         "Stage": "stages",
         "StageConfig": "config",

@@ -7,11 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
+from ray.data import DataContext
 
 from ..actors import PoolStats
 from ..engine.errors import ConfigError
 from .operators import MakeStages
 from .stage_plan import StageInfo
+
+CHECKPOINT_CPUS = 1.0
+"""CPUs of the operator that Ray Data puts behind the reader to leave out rows that are done."""
 
 OperatorKwargs = Mapping[str, Any]
 """How an operator runs: arguments of `Dataset.map_batches`, `num_cpus` and `compute` among them."""
@@ -63,12 +67,14 @@ class Backend(ABC):
 
 
 def held_cpus(operators: Sequence[OperatorKwargs]) -> float:
-    """Returns the CPUs that operators hold while a job runs.
+    """Returns the CPUs that are held while a job runs, by our operators and by the filter of Ray Data's checkpoints.
 
     Args:
         operators: How they run.
     """
-    return float(sum(kwargs["num_cpus"] * kwargs["compute"].max_size for kwargs in operators))
+    held = float(sum(kwargs["num_cpus"] * kwargs["compute"].max_size for kwargs in operators))
+    resumes = DataContext.get_current().checkpoint_config is not None
+    return held + (CHECKPOINT_CPUS if resumes else 0.0)
 
 
 def check_room(operators: Sequence[OperatorKwargs]) -> None:
@@ -81,7 +87,7 @@ def check_room(operators: Sequence[OperatorKwargs]) -> None:
         ConfigError: There is none, so the job would wait forever.
     """
     held, have = held_cpus(operators), ray.cluster_resources().get("CPU", 0.0)
-    if have - held < 1 - 1e-6:
+    if held and have - held < 1 - 1e-6:  # Whoever holds nothing waits for nobody, and a cluster may still grow.
         raise ConfigError(
             f"the operators of the job hold {held:g} of the cluster's {have:g} CPUs and leave less than a whole one to "
             "read with: the job would wait forever; lower num_cpus or concurrency of the stages and functions"

@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 
 from ..engine import resolve_model
 from ..engine.errors import ConfigError, unknown_key_message
+from .backend import Backend
 from .config import EngineProcessorConfig, ProcessorConfig
 from .engine_backend import EngineBackend
 from .plan import finish_plans, prepare_plans
 from .processor import Processor, RowFunction
 from .request_backend import http_backend, serve_backend
 from .request_config import HttpRequestProcessorConfig, ServeDeploymentProcessorConfig
-from .stage_plan import CustomStage
+from .sglang import SGLangEngineProcessorConfig, sampling_names_plan
+from .stage_plan import CustomStage, StagePlan
 
 Builder = Callable[..., Processor]
 """Called with a config, the keyword arguments of `Processor` for the user's functions, and the `builder_kwargs`."""
@@ -37,7 +39,17 @@ def build_engine_processor(
     if chat_template_kwargs is not None:
         stage = config.chat_template_stage.replace(chat_template_kwargs=dict(chat_template_kwargs))
         config = config.replace(chat_template_stage=stage)
-    return Processor(config, [*prepare_plans(config), EngineBackend(config), *finish_plans(config)], **functions)
+    return Processor(config, engine_stages(config), **functions)
+
+
+def engine_stages(config: EngineProcessorConfig) -> list[StagePlan | Backend]:
+    """Returns the stages of an engine's processor, in order.
+
+    Args:
+        config: Settings.
+    """
+    names = [sampling_names_plan(config)] if isinstance(config, SGLangEngineProcessorConfig) else []
+    return [*prepare_plans(config), *names, EngineBackend(config), *finish_plans(config)]
 
 
 def build_http_processor(config: HttpRequestProcessorConfig, functions: Mapping[str, Any]) -> Processor:

@@ -11,12 +11,14 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .commands.init import init, schema
+from .commands.batch import batch
+from .commands.init import init
 from .commands.plan import plan
 from .commands.resume import resume
 from .commands.retry_failed import retry_failed
 from .commands.run import run
 from .commands.running import explained
+from .commands.schema import schema
 
 app = typer.Typer(
     add_completion=False,
@@ -47,6 +49,7 @@ def options(
 
 
 app.command()(run)
+app.command()(batch)
 app.command()(resume)
 app.command("retry-failed")(retry_failed)
 for _command in (plan, init, schema):

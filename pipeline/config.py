@@ -199,8 +199,8 @@ class EngineProcessorConfig(ProcessorConfig):
         sampling_params: Sampling parameters of rows that bring none; None takes the model's own defaults.
         task_type: What the model does; ``"generate"``.
         deduplicate: Whether identical requests run once and share the output, which is that of each of them.
-        num_cpus_per_replica: CPUs a replica asks Ray for; None for a share of half of what is left by one task and our
-            operators, at most 1.
+        num_cpus_per_replica: CPUs a replica asks Ray for; None for what is left by one task and our operators, at
+            most 1.
         num_gpus_per_replica: GPUs a replica asks Ray for; None for 1 where the cluster has some, else 0.
         placement_group_config: What each rank of a replica takes of the cluster and how ranks are spread over nodes:
             `bundle_per_worker` or `bundles`, and `strategy`. It replaces the CPUs and GPUs above.

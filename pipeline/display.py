@@ -103,7 +103,7 @@ def describe_summary(summary: JobSummary) -> str:
     """Returns the summary of a job in lines for people."""
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.finish_reasons.items())) or "none"
     lines = [
-        f"rows      {summary.num_rows_in:,} in, {summary.num_rows_out:,} out, {summary.num_rows_failed:,} failed",
+        f"rows      {summary.num_rows_in or 0:,} in, {summary.num_rows_out:,} out, {summary.num_rows_failed:,} failed",
         f"tokens    {summary.num_input_tokens:,} in ({summary.num_cached_tokens:,} cached), "
         f"{summary.num_output_tokens:,} out",
         f"speed     {summary.input_tokens_per_s:,.0f} tok/s in, {summary.output_tokens_per_s:,.0f} tok/s out",

@@ -100,14 +100,24 @@ class PrepareNew:
         return pack(rows).append_column(columns.ROW_ID, row_id.to_arrow(ids))
 
     def _row(self, values: dict[str, Any]) -> Row:
-        reason = values.get(READ_ERROR)
-        if reason is not None:
-            error = RowError("read", "ReadError", reason)
-            if self._stop_on_error:
-                raise RowFailedError(f"a row failed in {error}")
-            return Row(values, values, error)
-        values.pop(READ_ERROR, None)
-        return Row.read(values)
+        row = read_row(values)
+        if row.error is not None and self._stop_on_error:
+            raise RowFailedError(f"a row failed in {row.error}")
+        return row
+
+
+def read_row(values: dict[str, Any]) -> Row:
+    """Makes a row of what a source read.
+
+    Args:
+        values: The columns, with those of `NOT_INPUT` left out. A piece of the input that is no row says why in
+            `READ_ERROR`, and becomes an error row.
+    """
+    reason = values.get(READ_ERROR)
+    if reason is not None:
+        return Row(values, values, RowError("read", "ReadError", reason))
+    values.pop(READ_ERROR, None)
+    return Row.read(values)
 
 
 class GenerateAndWrite:

@@ -6,10 +6,10 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 
-from ..actors import EnginePool, PoolConfig, PoolStats
+from ..actors import EnginePool, PoolConfig, PoolStats, check_leaves_one_cpu
 from ..engine.errors import ConfigError
 from . import columns
-from .backend import Backend, OperatorKwargs
+from .backend import Backend, OperatorKwargs, held_cpus
 from .config import EngineProcessorConfig
 from .operators import MakeStages
 from .plan import (
@@ -50,13 +50,18 @@ class EngineBackend(Backend):
         self._start_pool = start_pool
         self._make_client = make_client or functools.partial(make_pool_client, max_pending=max_pending_rows(config))
         self._pool: EnginePool | None = None
+        self._pool_config: PoolConfig | None = None
         self._lock = threading.Lock()
 
     def start(self, operators: Sequence[OperatorKwargs]) -> MakeStages:
         """Starts the pool, once; the models load while the first dataset is read."""
         with self._lock:
-            if self._pool is None:
-                self._pool = self._start_pool(pool_config(self._config, operators))
+            if self._pool is None or self._pool_config is None:
+                self._pool_config = pool_config(self._config, operators)
+                self._pool = self._start_pool(self._pool_config)
+            else:
+                # What the pool holds is settled, but this dataset may be resumed from checkpoints, which take a CPU.
+                check_leaves_one_cpu(self._pool_config, held_cpus(operators))
             return functools.partial(make_generate_stages, self._config, self._pool.name, self._make_client)
 
     def stats(self) -> PoolStats | None:

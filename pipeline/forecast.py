@@ -1,6 +1,6 @@
-"""What a job will take, before any engine starts: from a sample of its rows, the model's config.json, and a pace.
+"""What a job will take, before any engine starts: from a sample of its rows, the model's config.json, a throughput.
 
-What nobody knows stays unknown: without a pace there is no time, and no price by time.
+What nobody knows stays unknown: without a throughput there is no time, and no price by time.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 
 from ..engine import Footprint, SamplingParams
 from . import columns
-from .pace import Pace
 from .prices import HOUR_S, Prices
 from .report.counts import Counts
 from .report.histogram import Histogram
 from .report.report import describe
 from .sample import Sample
 from .stages.base import Row
+from .throughput import Throughput
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ class Forecast:
         lengths: What they are like.
         footprint: What the engine is like.
         replicas: How many there are to be.
-        pace: How fast one is; None if nobody knows.
+        throughput: How fast one is; None if nobody knows.
         prices: What things cost; None if nobody said.
     """
 
@@ -114,7 +114,7 @@ class Forecast:
     lengths: Lengths
     footprint: Footprint
     replicas: Replicas
-    pace: Pace | None = None
+    throughput: Throughput | None = None
     prices: Prices | None = None
 
     @property
@@ -124,14 +124,14 @@ class Forecast:
 
     @property
     def output_tokens_per_row(self) -> float:
-        """Tokens of a row's output: as known from the pace, else the most there can be."""
-        known = None if self.pace is None else self.pace.output_tokens_per_row
+        """Tokens of a row's output: as known from the throughput, else the most there can be."""
+        known = None if self.throughput is None else self.throughput.output_tokens_per_row
         return self.lengths.max_output_tokens if known is None else known
 
     @property
     def is_bound(self) -> bool:
         """Whether the tokens of the outputs, and what follows from them, are a bound: at most so much."""
-        return self.pace is None or self.pace.output_tokens_per_row is None
+        return self.throughput is None or self.throughput.output_tokens_per_row is None
 
     def seconds(self, num_replicas: int) -> float | None:
         """Returns how long so many replicas take, start-up included where it is known; None if nobody knows."""
@@ -145,6 +145,15 @@ class Forecast:
             return None
         left_s = within_s - self._start_up_s()
         return max(1, math.ceil(work_s / left_s)) if left_s > 0 else None
+
+    def running_at_once(self, name: str) -> int:
+        """Returns how many sequences run at once.
+
+        Args:
+            name: Of the lengths of their prompts: ``"mean"`` or a percentile, such as ``"p99"``.
+        """
+        prompt = describe(self.lengths.prompt_tokens)[name]
+        return self.footprint.num_running(min(self.footprint.max_model_len, prompt + self.output_tokens_per_row))
 
     def cost(self) -> dict[str, Any] | None:
         """Returns what the job costs by the price table; None without one."""
@@ -184,27 +193,22 @@ class Forecast:
             },
             "failing": {kind: asdict(error) for kind, error in counts.errors.items()},
             "engine": asdict(self.footprint) | {"kv_tokens": self.footprint.kv_tokens},
-            "running_at_once": {name: self._running(name) for name in ("mean", "p50", "p99")},
+            "running_at_once": {name: self.running_at_once(name) for name in ("mean", "p50", "p99")},
             "replicas": asdict(self.replicas) | {"needed": self.needed_replicas()},
-            "pace": None if self.pace is None else asdict(self.pace),
+            "throughput": None if self.throughput is None else asdict(self.throughput),
             "output_tokens_per_row": round(self.output_tokens_per_row, 3),
             "is_upper_bound": self.is_bound,
             "seconds": self.seconds(self.replicas.asked),
             "cost": self.cost(),
         }
 
-    def _running(self, name: str) -> int:
-        """Returns how many sequences run at once whose prompts have a mean or percentile of the lengths."""
-        prompt = describe(self.lengths.prompt_tokens)[name]
-        return self.footprint.num_running(min(self.footprint.max_model_len, prompt + self.output_tokens_per_row))
-
     def _work_s(self) -> float | None:
-        if self.pace is None or self.num_rows is None or self.pace.output_tokens_per_s <= 0:
+        if self.throughput is None or self.num_rows is None or self.throughput.output_tokens_per_s <= 0:
             return None
-        return self.num_rows * self.output_tokens_per_row / self.pace.output_tokens_per_s
+        return self.num_rows * self.output_tokens_per_row / self.throughput.output_tokens_per_s
 
     def _start_up_s(self) -> float:
-        return 0.0 if self.pace is None else self.pace.start_up_s or 0.0
+        return 0.0 if self.throughput is None else self.throughput.start_up_s or 0.0
 
     def _mean_prompt(self) -> float:
         prompts = self.lengths.prompts

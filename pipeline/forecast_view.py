@@ -67,7 +67,7 @@ def facts(forecast: Forecast) -> Iterator[tuple[str, str]]:
     yield "replicas", _replicas(forecast)
     known = "" if forecast.is_bound else f", {forecast.output_tokens_per_row:,.1f} expected"
     yield "output", f"at most {lengths.max_output_tokens:,.1f} tokens a row{known}"
-    yield "pace", _pace(forecast)
+    yield "speed", _speed(forecast)
     yield "time", _time(forecast)
     yield from (("price", text) for text in _prices(forecast))
 
@@ -92,10 +92,10 @@ def _room(forecast: Forecast) -> str:
     footprint = forecast.footprint
     if footprint.problem is not None:
         return f"[red]{escape(footprint.problem)}[/]"
-    running = forecast.as_dict()["running_at_once"]
+    mean, long = forecast.running_at_once("mean"), forecast.running_at_once("p99")
     return (
-        f"room for {footprint.kv_tokens:,} tokens of {footprint.kv_bytes_per_token:,} bytes: {running['mean']:,} rows "
-        f"of mean length at once, {running['p99']:,} of the longest hundredth (max_num_seqs={footprint.max_num_seqs:,})"
+        f"room for {footprint.kv_tokens:,} tokens of {footprint.kv_bytes_per_token:,} bytes: {mean:,} rows of mean "
+        f"length at once, {long:,} of the longest hundredth (max_num_seqs={footprint.max_num_seqs:,})"
     )
 
 
@@ -110,18 +110,20 @@ def _replicas(forecast: Forecast) -> str:
     return f"{text}; {'an unknown number' if needed is None else f'[bold]{needed:,}[/]'} to be done within {within}"
 
 
-def _pace(forecast: Forecast) -> str:
-    pace = forecast.pace
-    if pace is None:
+def _speed(forecast: Forecast) -> str:
+    throughput = forecast.throughput
+    if throughput is None:
         return "[yellow]unknown[/]: pass --tokens-per-s, --report REPORT.json of the same model, or --measure"
-    start = "" if pace.start_up_s is None else f", {pace.start_up_s:.1f} s to start"
-    return f"{pace.output_tokens_per_s:,.0f} tokens/s a replica{start} ({escape(pace.basis)})"
+    start = "" if throughput.start_up_s is None else f", {throughput.start_up_s:.1f} s to start"
+    return f"{throughput.output_tokens_per_s:,.0f} tokens/s a replica{start} ({escape(throughput.basis)})"
 
 
 def _time(forecast: Forecast) -> str:
     seconds = forecast.seconds(forecast.replicas.asked)
     if seconds is None:
-        return "[yellow]unknown[/]" + (": nobody knows how many rows there are" if forecast.pace is not None else "")
+        return "[yellow]unknown[/]" + (
+            ": nobody knows how many rows there are" if forecast.throughput is not None else ""
+        )
     return f"[bold]{_at_most(forecast)}{clock(seconds)}[/] with {forecast.replicas.asked:,} replica(s)"
 
 

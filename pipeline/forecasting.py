@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -16,20 +17,20 @@ from ..engine.env import ray_address
 from ..engine.errors import ConfigError
 from ..engine.generation_config import default_sampling_params, read_generation_config
 from .config import EngineProcessorConfig
+from .durable import NOT_INPUT, read_row
 from .forecast import Forecast, Lengths, Replicas
 from .job_config import JobConfig
 from .job_rows import MakePrompt
 from .job_settings import processor_config, result_schema
-from .ledger.folder import OURS
+from .ledger.folder import JobFolder
 from .operators import run_stages
-from .pace import Pace
 from .plan import UserFunction, make_prepare_stages
-from .report.writer import REPORT_JSON
 from .sample import Sample
 from .session import MIN_CPUS
 from .sources import Source
 from .stages.base import Row
-from .storage import Storage
+from .storage import Storage, StorageOptions
+from .throughput import Throughput
 
 MAX_MEASURED_ROWS = 256
 
@@ -41,7 +42,7 @@ def forecast_job(
     seed: int = 0,
     memory_bytes: int | None = None,
     within_s: float | None = None,
-    pace: Pace | None = None,
+    throughput: Throughput | None = None,
     report: str | None = None,
     measure: bool = False,
 ) -> Forecast:
@@ -53,16 +54,17 @@ def forecast_job(
         seed: Of their draw.
         memory_bytes: Memory of one accelerator, where the job is to run elsewhere; None for this machine's.
         within_s: Seconds in which the job is to be done.
-        pace: How fast a replica is, if the user knows.
-        report: The `report.json` of an earlier job to take the pace from; None for the one in the output folder, if
-            there is one.
+        throughput: How fast a replica is, if the user knows.
+        report: The `report.json` of an earlier job that tells how fast a replica is; None for the one in the output
+            folder, if there is one.
         measure: Whether to run an engine here, on rows of the sample, to see how fast it is.
 
     Raises:
         ConfigError: Something in the job cannot be used.
     """
+    job = job.relative_to(Path.cwd())
     config = processor_config(job)
-    source = Source.find(job.input, job.format)
+    source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url))
     result_schema(job, source.schema)
     footprint = Footprint.of(config.engine_config, memory_bytes)
     sample = Sample.take(source, sample_size, seed)
@@ -71,12 +73,12 @@ def forecast_job(
     lengths = Lengths.of(_prepared(job, config, sample), _default_params(config), footprint.max_model_len)
     if measure:
         prompts, params = lengths.prompts[:MAX_MEASURED_ROWS], lengths.params[:MAX_MEASURED_ROWS]
-        pace = Pace.measure({"model": config.model_source, **config.engine_kwargs}, prompts, params)
-    elif pace is None:
-        pace = _pace_of_report(job, report)
+        throughput = Throughput.measure({"model": config.model_source, **config.engine_kwargs}, prompts, params)
+    elif throughput is None:
+        throughput = _pace_of_report(job, report)
     placeable, where = _placeable(config.engine_config)
     replicas = Replicas(job.replicas, placeable, where, within_s)
-    return Forecast(job.model, sample, seed, lengths, footprint, replicas, pace, job.prices)
+    return Forecast(job.model, sample, seed, lengths, footprint, replicas, throughput, job.prices)
 
 
 def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> list[Row]:
@@ -84,7 +86,8 @@ def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> 
     roles = tuple(message.role for message in job.messages or [])
     prompt = UserFunction("preprocess", MakePrompt(tuple(job.templates()), roles, job.sampling))
     stages = make_prepare_stages(config.model_copy(update={"should_continue_on_error": True}), prompt)
-    return run_stages(stages, [Row.read(columns) for columns in sample.rows])
+    shown = [{name: value for name, value in row.items() if name not in NOT_INPUT} for row in sample.rows]
+    return run_stages(stages, [read_row(values) for values in shown])
 
 
 def _default_params(config: EngineProcessorConfig) -> SamplingParams:
@@ -94,17 +97,17 @@ def _default_params(config: EngineProcessorConfig) -> SamplingParams:
     return default_sampling_params(read_generation_config(resolve_model(config.model_source)))
 
 
-def _pace_of_report(job: JobConfig, report: str | None) -> Pace | None:
-    """Reads the pace from the report that was named, else from that of the last job into the same folder."""
+def _pace_of_report(job: JobConfig, report: str | None) -> Throughput | None:
+    """Reads the throughput from the report that was named, else from that of the last job into the same folder."""
     if report is not None:
-        pace = Pace.of_report(Storage.at(report), job.model)
-        if pace is None:
+        throughput = Throughput.of_report(Storage.at(report), job.model)
+        if throughput is None:
             raise ConfigError(
                 f"the job of report {report!r} was of another model than {job.model!r}, or came to nothing"
             )
-        return pace
-    last = Storage.at(job.output) / OURS / REPORT_JSON
-    return Pace.of_report(last, job.model) if last.exists() else None
+        return throughput
+    last = JobFolder(Storage.at(job.output, job.endpoint_url)).report_file
+    return Throughput.of_report(last, job.model) if last.exists() else None
 
 
 def _placeable(config: EngineConfig) -> tuple[int, str]:
@@ -121,6 +124,9 @@ def _placeable(config: EngineConfig) -> tuple[int, str]:
 @contextmanager
 def _nodes() -> Iterator[tuple[list[dict[str, float]], str]]:
     """Connects to the cluster that a job would run on, if that is not a Ray of its own on this machine."""
+    if ray.is_initialized():
+        yield (nodes := cluster_nodes()), f"in the cluster of {len(nodes)} node(s)"
+        return
     if ray_address() is None:
         yield [{"CPU": max(MIN_CPUS, os.cpu_count() or 1), "GPU": num_accelerators()}], "on this machine"
         return

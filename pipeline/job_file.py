@@ -18,9 +18,6 @@ from ..engine.errors import ConfigError
 from .job_config import JobConfig
 
 REQUIRED = tuple(name for name, field in JobConfig.model_fields.items() if field.is_required())
-PATHS = ("model", "input", "output", "prices")
-"""Fields that name files."""
-
 Places = dict[str, str]
 """Dotted path of a field -> where it is written, for people."""
 
@@ -112,19 +109,15 @@ def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tupl
 
 
 def _parsed(path: str, text: str, place: str) -> Any:
-    """Reads a value as YAML; a field of text takes it as it stands, unless it is a list."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        if _takes_text(path):
-            return text
-        raise ConfigError(_describe_yaml(place, error, is_file=False)) from error
-    return text if _takes_text(path) and not isinstance(value, list) else value
-
-
-def _takes_text(path: str) -> bool:
+    """Reads a value as YAML. A field of text takes it as it stands, unless it is a list and may be one."""
     field = JobConfig.model_fields.get(path)
-    return path == "prices" or (field is not None and str in (field.annotation, *get_args(field.annotation)))
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    if str in kinds and not (list[str] in kinds and text.startswith("[")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(_describe_yaml(place, error, is_file=False)) from error
 
 
 def _put(values: dict[str, Any], places: Places, path: str, value: Any, place: str) -> None:
@@ -199,11 +192,6 @@ def find_field(problem: str, paths: Iterable[str]) -> str | None:
         The path, of the innermost field that is written; None if the message speaks of none.
     """
     known = list(paths)
-    for dotted in re.findall(r"\w+(?:\.\w+)+", problem):
-        parts = dotted.split(".")[1:]
-        for length in range(len(parts), 0, -1):
-            if ".".join(parts[:length]) in known:
-                return ".".join(parts[:length])
     words, quoted = re.findall(r"\w+", problem), re.findall(r"'(\w+)'", problem)
 
     def rank(path: str) -> tuple[bool, int, int, int]:
@@ -212,7 +200,25 @@ def find_field(problem: str, paths: Iterable[str]) -> str | None:
         unmentioned = sum(not part.isdigit() and part not in words for part in around)
         return name not in quoted, unmentioned, -len(around), words.index(name)
 
-    return min((path for path in known if path.split(".")[-1] in words), key=rank, default=None)
+    asked = _path_in(problem)
+    outer = next((path for path in _outwards(asked) if path in known), None)
+    if outer != asked:  # The field itself is not written: it is missing there.
+        return outer
+    inside = [path for path in known if outer is None or path.startswith(f"{outer}.")]
+    return min((path for path in inside if path.split(".")[-1] in words), key=rank, default=outer)
+
+
+def _path_in(problem: str) -> str | None:
+    """Returns the path that a message begins with: ``a.b`` of ``JobConfig.a.b``."""
+    begin = re.match(r"\w+\.(\w+(?:\.\w+)*)", problem)
+    return None if begin is None else begin[1]
+
+
+def _outwards(path: str | None) -> Iterator[str]:
+    """Yields a path and those around it, innermost first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
 
 
 def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:

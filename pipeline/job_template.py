@@ -28,8 +28,8 @@ BEGINNING = f"""\
 # (MILLRACE_JOB_REPLICAS=2, MILLRACE_JOB_ENGINE__MAX_NUM_SEQS=64), and both by the command line
 # (--set engine.max_num_seqs=64).
 
-# The model: a folder in Hugging Face's layout. This one ships with Millrace: it turns a messy line of
-# an invoice into JSON.
+# The model: a folder in Hugging Face's layout. This one ships with Millrace: it turns a messy line
+# of an invoice into JSON.
 model: bundled:invoices
 
 # The rows: a file, a folder, a pattern such as data/*.parquet, or a list of these.

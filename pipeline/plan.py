@@ -37,8 +37,12 @@ from .stages import (
 from .stages.generate import GenerateClient
 from .tool_calls import find_tool_call_format
 
-OPERATOR_CPUS = 0.1
-"""CPUs that one process of an operator asks for. Small, so that a laptop of two keeps a whole one for reading."""
+OPERATOR_CPUS = 0.0
+"""CPUs that one process of an operator asks for, unless told otherwise.
+
+An operator holds what it asks for as long as the job runs, and works in bursts. On a laptop of two CPUs a read task
+needs a whole one, and where a job is resumed from Ray Data's checkpoints, their filter holds the other.
+"""
 
 MAX_CONCURRENT_BATCHES = 128
 FILL = 4
@@ -310,8 +314,7 @@ def pool_config(config: EngineProcessorConfig, operators: Sequence[OperatorKwarg
     """
     held = held_cpus(operators)
     have = ray.cluster_resources()
-    # Half of what is left: a second processor may stand behind this one, on the same replicas.
-    share = max(0.0, (have.get("CPU", 0.0) - 1 - held) / config.num_replicas / 2)
+    share = max(0.0, (have.get("CPU", 0.0) - 1 - held) / config.num_replicas)
     num_cpus = config.num_cpus_per_replica
     if num_cpus is None:
         num_cpus = min(1.0, math.floor(share * 100) / 100)

@@ -51,6 +51,7 @@ class Operators:
         block_rows: Most rows of a block.
         make_prepare: Makes the stages before the backend.
         prepare_kwargs: Resources of their operator, as arguments of `Dataset.map_batches`.
+        generate_rows: Rows that small blocks are gathered into for the backend.
         make_generate: Makes the backend's stage.
         generate_kwargs: Resources of its operator.
         make_finish: Makes the stages after it.
@@ -59,6 +60,7 @@ class Operators:
     block_rows: int
     make_prepare: MakeStages
     prepare_kwargs: dict[str, Any]
+    generate_rows: int
     make_generate: MakeStages
     generate_kwargs: dict[str, Any]
     make_finish: MakeStages
@@ -152,7 +154,7 @@ class Processor:
             results = results.map_batches(
                 Generate,
                 fn_constructor_args=[make_backend],
-                batch_size=self._backend.batch_size or self.config.batch_size,
+                batch_size=self._gathered_rows,
                 batch_format="pyarrow",
                 **self._backend.kwargs,
             )
@@ -177,6 +179,7 @@ class Processor:
             block_rows=block_rows(self.config, _settings(before)),
             make_prepare=self._make(before, self._preprocess),
             prepare_kwargs=prepare,
+            generate_rows=self._gathered_rows,
             make_generate=make_backend or list,
             generate_kwargs=WITHOUT_BACKEND if self._backend is None else dict(self._backend.kwargs),
             make_finish=self._make(after, self._postprocess),
@@ -242,6 +245,10 @@ class Processor:
     @property
     def _backend(self) -> Backend | None:
         return next((stage for stage in self._stages if isinstance(stage, Backend)), None)
+
+    @property
+    def _gathered_rows(self) -> int:
+        return (self._backend and self._backend.batch_size) or self.config.batch_size
 
     def _plans(self) -> tuple[list[StagePlan], list[StagePlan]]:
         """Returns the stages before the backend and those after it."""

@@ -172,7 +172,7 @@ class ProgressMonitor:
         )
 
     def _eta(self, num_done: int, now_s: float) -> tuple[float | None, str]:
-        """Returns the seconds to go, and the pace that they follow from."""
+        """Returns the seconds to go, and the rate that they follow from."""
         if self._recorder.ready_s is None or self._num_rows is None:
             return None, ""
         if not self._done:

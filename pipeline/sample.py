@@ -72,7 +72,8 @@ def _rows_at(tables: Sequence[pa.Table], wanted: Sequence[int]) -> Iterator[dict
     start = 0
     for table in tables:
         stop = start + table.num_rows
-        yield from table.take([index - start for index in wanted if start <= index < stop]).to_pylist()
+        inside = [index - start for index in wanted if start <= index < stop]
+        yield from table.take(pa.array(inside, pa.int64())).to_pylist()
         start = stop
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +94,8 @@ def test_scenarios_use_what_ray_data_llm_has_too() -> None:
         names = [alias.name for node in imports if node.module == "millrace.pipeline" for alias in node.names]
         assert names
         assert set(names) <= set(ray.data.llm.__all__), path.name
+
+
+def test_the_page_for_users_of_ray_data_llm_names_every_scenario() -> None:
+    page = (ROOT / "docs" / "ray_data_llm.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"\]\(\.\./examples/ray_data_llm/(\w+)\.py\)", page)) == [path.stem for path in SCENARIOS]

@@ -1,4 +1,4 @@
-"""`millrace init [PATH]`: a commented job file that runs as it is. `millrace schema`: what it may hold."""
+"""`millrace init [PATH]`: a commented job file that runs as it is."""
 
 from __future__ import annotations
 
@@ -33,10 +33,3 @@ def init(
     Console(soft_wrap=True, highlight=False).print(
         f"wrote {', '.join(str(one) for one in texts)}\nnext:  millrace plan {file}\n       millrace run {file}"
     )
-
-
-def schema() -> None:
-    """Print the JSON schema of job files."""
-    from ..job_schema import schema_text
-
-    typer.echo(schema_text(), nl=False)

@@ -29,10 +29,10 @@ def plan(
         float | None, typer.Option(min=0.001, help="Tokens that a replica generates in a second, if you know.")
     ] = None,
     report: Annotated[
-        str | None, typer.Option(metavar="REPORT.json", help="Report of an earlier job, to take the pace from.")
+        str | None, typer.Option(metavar="REPORT.json", help="Report of an earlier job, to take the throughput from.")
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Run an engine here for a moment to see the pace.")
+        bool, typer.Option("--measure", help="Run an engine here for a moment to see the throughput.")
     ] = False,
     within: Annotated[str | None, typer.Option(help="Time the job may take, such as 90m: how many replicas?")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -42,8 +42,8 @@ def plan(
     from ..forecast_view import show
     from ..forecasting import forecast_job
     from ..job_file import load_job
-    from ..pace import Pace
     from ..session import quiet_stderr
+    from ..throughput import Throughput
 
     if sum((tokens_per_s is not None, report is not None, measure)) > 1:
         raise ConfigError("--tokens-per-s, --report and --measure exclude each other: each says how fast a replica is")
@@ -54,7 +54,7 @@ def plan(
             seed=seed,
             memory_bytes=None if memory is None else int(memory * GIB),
             within_s=None if within is None else read_duration(within),
-            pace=None if tokens_per_s is None else Pace.told(tokens_per_s),
+            throughput=None if tokens_per_s is None else Throughput.told(tokens_per_s),
             report=report,
             measure=measure,
         )

@@ -8,7 +8,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from dataclasses import dataclass
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
@@ -16,22 +17,34 @@ from rich.markup import escape
 
 from ...engine.errors import MillraceError, UserError
 
-if TYPE_CHECKING:
-    from ..job import PreparedJob
-    from ..report import JobSummary
-
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_ROWS_FAILED = 3
 EXIT_INTERRUPTED = 130
 
 
-def run_shown(prepare: Callable[[], PreparedJob], *, verbose: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class JobKind:
+    """What differs between kinds of jobs.
+
+    Attributes:
+        run: Runs a prepared one; takes `on_progress` and `started_s`, and returns its summary.
+        describe: Returns a summary in lines for people.
+        how_to_go_on: Returns the command that goes on with one that was interrupted.
+    """
+
+    run: Callable[..., Any]
+    describe: Callable[[Any], str]
+    how_to_go_on: Callable[[Any], str]
+
+
+def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[[], JobKind] | None = None) -> None:
     """Prepares and runs a job, shows how it goes, and ends with the status that it asks for.
 
     Args:
         prepare: Makes the job; what it raises is shown as the user's mistake that it is.
         verbose: Whether Ray's logs and tracebacks are shown.
+        load_kind: Imports and returns what is to be done with it; None for the jobs of job files.
 
     Raises:
         Exit: Always, with the status of the job.
@@ -41,37 +54,37 @@ def run_shown(prepare: Callable[[], PreparedJob], *, verbose: bool) -> None:
 
     with quiet_stderr(verbose=verbose) as stream, _shown_warnings(stream):
         errors = Console(file=stream, soft_wrap=True, highlight=False)
-        prepared = None
+        kind, prepared = (load_kind or _job_kind)(), None
         try:
             prepared = prepare()
-            summary = run(prepared, verbose=verbose, started_s=started_s, console=errors)
+            summary = run(prepared, kind, verbose=verbose, started_s=started_s, console=errors)
         except KeyboardInterrupt:
-            errors.print(f"[yellow]stopped[/]{_how_to_go_on(prepared)}")
+            errors.print(f"[yellow]stopped[/]{_advice(kind, prepared)}")
             # Everything is closed by now. Ray's threads do not always survive the end of an interpreter that an
             # interrupt has torn out of them: leave without it.
             os._exit(EXIT_INTERRUPTED)
         except Exception as error:  # noqa: BLE001  # the last resort of the program: a line and an exit status
-            raise typer.Exit(_explain(error, errors, verbose, prepared)) from None
-    _finish(summary)
+            raise typer.Exit(_explain(error, errors, verbose, _advice(kind, prepared))) from None
+    _finish(summary, kind.describe(summary))
 
 
-def run(prepared: PreparedJob, *, verbose: bool, started_s: float, console: Console) -> JobSummary:
-    """Runs a job with a Ray of its own and a line of progress.
+def run(prepared: Any, kind: JobKind, *, verbose: bool, started_s: float, console: Console) -> Any:
+    """Runs a job with a Ray of its own and a line of progress, and returns its summary.
 
     Args:
         prepared: The job.
+        kind: What is to be done with it.
         verbose: Whether Ray's logs are shown.
         started_s: When the start-up began, on `time.monotonic`.
         console: Where the line goes.
     """
     from ..display import ProgressView
-    from ..job import run_job
     from ..session import ray_session
 
     if prepared.resumes:
         console.print(f"going on with the job in {prepared.folder.root.url}")
     with ray_session(verbose=verbose), ProgressView(console) as view:
-        return run_job(prepared, on_progress=view.show, started_s=started_s)
+        return kind.run(prepared, on_progress=view.show, started_s=started_s)
 
 
 def explained(command: Callable[..., None]) -> Callable[..., None]:
@@ -83,22 +96,25 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except Exception as error:  # noqa: BLE001  # the last resort of the program: a line and an exit status
             console = Console(stderr=True, soft_wrap=True, highlight=False)
-            raise typer.Exit(_explain(error, console, kwargs.get("verbose", False), None)) from None
+            raise typer.Exit(_explain(error, console, kwargs.get("verbose", False), "")) from None
 
     return explained
 
 
-def _how_to_go_on(prepared: PreparedJob | None) -> str:
-    if prepared is None:
-        return ""
-    return f"; what has finished is kept, go on with: millrace resume {prepared.folder.root.url}"
+def _advice(kind: JobKind, prepared: Any) -> str:
+    return "" if prepared is None else f"; what has finished is kept, go on with: {kind.how_to_go_on(prepared)}"
 
 
-def _finish(summary: JobSummary) -> None:
-    """Prints the summary and exits with the status that it asks for."""
+def _job_kind() -> JobKind:
     from ..display import describe_summary
+    from ..job import run_job
 
-    Console(soft_wrap=True, highlight=False).print(describe_summary(summary))
+    return JobKind(run_job, describe_summary, lambda prepared: f"millrace resume {prepared.folder.root.url}")
+
+
+def _finish(summary: Any, description: str) -> None:
+    """Prints the summary and exits with the status that it asks for."""
+    Console(soft_wrap=True, highlight=False).print(description)
     if not summary.is_complete:
         lost = f"{summary.num_rows_in} rows went in and {summary.num_rows_out} came out"
         Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {lost}")
@@ -119,7 +135,7 @@ def _shown_warnings(stream: TextIO) -> Iterator[None]:
         ours.removeHandler(handler)
 
 
-def _explain(error: Exception, console: Console, verbose: bool, prepared: PreparedJob | None) -> int:
+def _explain(error: Exception, console: Console, verbose: bool, advice: str) -> int:
     """Prints one line for an error and returns the exit status; what is not ours keeps its traceback with --verbose."""
     from ..errors import find_millrace_error
 
@@ -128,7 +144,7 @@ def _explain(error: Exception, console: Console, verbose: bool, prepared: Prepar
         console.print_exception()
     shown: BaseException = ours if ours is not None else error
     text = str(shown).strip() if isinstance(shown, MillraceError) else _first_line(shown)
-    console.print(f"[red]error:[/] {escape(text + _how_to_go_on(prepared))}")
+    console.print(f"[red]error:[/] {escape(text + advice)}")
     return EXIT_USER_ERROR if isinstance(ours, UserError) else EXIT_FAILED
 
 

@@ -14,16 +14,14 @@ if TYPE_CHECKING:
     from .histogram import Histogram
     from .report import Report
     from .run import Run
-    from .summary import COUNTED, JobSummary, OutputScan
+    from .summary import JobSummary
     from .writer import ReportWriter
 
 __all__ = [
-    "COUNTED",
     "Counts",
     "ErrorKind",
     "Histogram",
     "JobSummary",
-    "OutputScan",
     "Report",
     "ReportWriter",
     "Run",
@@ -32,12 +30,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_face(
     __name__,
     {
-        "COUNTED": "summary",
         "Counts": "counts",
         "ErrorKind": "counts",
         "Histogram": "histogram",
         "JobSummary": "summary",
-        "OutputScan": "summary",
         "Report": "report",
         "ReportWriter": "writer",
         "Run": "run",

@@ -19,15 +19,15 @@ from .idle import REASONS
 
 TEMPLATE = "page.html"
 MAX_STEPS = 90
-MAX_ROW_STEPS = 30
-"""Rows are written in gusts, so a look at every single one would show nothing else."""
+GUST_S = 10.0
+"""Rows are written in gusts, so a step of the chart of rows is as long at least."""
 
 SERIES = (
-    ("Output tokens a second", "num_output_tokens", "out", MAX_STEPS),
-    ("Prompt tokens a second", "num_input_tokens", "in", MAX_STEPS),
-    ("Rows written a second", "num_rows", "rows", MAX_ROW_STEPS),
+    ("Output tokens a second", "num_output_tokens", "out"),
+    ("Prompt tokens a second", "num_input_tokens", "in"),
+    ("Rows written a second", "num_rows", "rows"),
 )
-"""What is shown over time as a rate: title, figure, colour, most steps."""
+"""What is shown over time as a rate: title, figure, colour."""
 
 LEVELS = (
     ("Requests running", "num_running", "out"),
@@ -101,7 +101,9 @@ def _histogram(report: Mapping[str, Any], name: str) -> Histogram:
 
 def _over_time(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields title and chart of what is shown over time."""
-    for title, name, kind, max_steps in SERIES:
+    row_steps = max(1, int(report["seconds"] / GUST_S))
+    for title, name, kind in SERIES:
+        max_steps = min(MAX_STEPS, row_steps) if name == "num_rows" else MAX_STEPS
         yield title, _chart(report, title, kind, _coarse(_pieces(report, name), max_steps))
     for title, name, kind in LEVELS:
         factor = 100.0 if name == "kv_cache_usage" else 1.0

@@ -13,6 +13,8 @@ from .run import Run
 from .tally import Tally, Work
 from .timeline import Interval, Timeline
 
+LATE = 1.5
+
 RATE_WINDOW_S = 10.0
 """Rates are those of the last seconds, so that they show what happens now."""
 
@@ -81,7 +83,9 @@ class Recorder:
             num_waiting=sum(engine.num_waiting for engine in engines),
             kv_cache_usage=sum(engine.kv_cache_usage for engine in engines) / max(1, len(engines)),
         )
-        self._timeline.add(interval)
+        # More work than there was time: the answer before this one was older than it arrived.
+        is_late = any(gain.step_time_s > LATE * passed_s for gain in gains.values())
+        self._timeline.add(interval, tells_of_last=is_late)
         self._recent.append((now_s, self._tally.total))
         while now_s - self._recent[0][0] > RATE_WINDOW_S:
             self._recent.popleft()

@@ -1,55 +1,13 @@
-"""The end of a job in a few numbers, and the counts of a folder of Parquet files."""
+"""The end of a job in a few numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet
-
-from .. import columns
-from ..stages.base import RowError
 from .counts import Counts, ErrorKind
 from .run import Run
-
-COUNTED = (
-    columns.FINISH_REASON,
-    columns.INFERENCE_ERROR,
-    columns.NUM_INPUT_TOKENS,
-    columns.NUM_CACHED_TOKENS,
-    columns.NUM_GENERATED_TOKENS,
-)
-
-
-class OutputScan:
-    """Counts the rows of an output folder, file by file, while it fills.
-
-    Args:
-        folder: The folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._seen: set[Path] = set()
-        self.counts = Counts()
-
-    def update(self) -> Counts:
-        """Counts the files that are new since the last call.
-
-        Returns:
-            The counts of all files seen.
-        """
-        for path in sorted(set(self._folder.glob("*.parquet")) - self._seen):
-            try:
-                table = pyarrow.parquet.read_table(path, columns=list(COUNTED))
-            except (pa.ArrowInvalid, OSError):
-                continue  # Being written just now: it has no footer yet.
-            self._seen.add(path)
-            add_table(self.counts, table)
-        return self.counts
 
 
 @dataclass(slots=True)
@@ -59,7 +17,7 @@ class JobSummary:
     Attributes:
         model: The model.
         output: The output folder.
-        num_rows_in: Rows of the input.
+        num_rows_in: Rows of the input; None while nobody knows.
         num_rows_out: Rows of the output, failed ones included.
         num_rows_failed: Rows that hold an error instead of a result.
         num_input_tokens: Prompt tokens of the rows that went through.
@@ -75,7 +33,7 @@ class JobSummary:
 
     model: str
     output: str
-    num_rows_in: int
+    num_rows_in: int | None
     num_rows_out: int
     num_rows_failed: int
     num_input_tokens: int
@@ -89,13 +47,13 @@ class JobSummary:
     num_duplicates: int = 0
 
     @classmethod
-    def of(cls, model: str, output: str, num_rows_in: int, counts: Counts, runs: Sequence[Run]) -> JobSummary:
+    def of(cls, model: str, output: str, num_rows_in: int | None, counts: Counts, runs: Sequence[Run]) -> JobSummary:
         """Sums up a job.
 
         Args:
             model: The model.
             output: The output folder.
-            num_rows_in: Rows of the input.
+            num_rows_in: Rows of the input; None while nobody knows.
             counts: Of all rows of the output, whichever run wrote them.
             runs: The runs of the job.
         """
@@ -138,19 +96,3 @@ class JobSummary:
             name: round(value, 3) if isinstance(value, float) else value
             for name, value in {**asdict(self), **rates}.items()
         }
-
-
-def add_table(counts: Counts, table: pa.Table) -> None:
-    """Counts the rows of a table with the columns `COUNTED`."""
-    counts.num_rows += table.num_rows
-    counts.num_input_tokens += _sum(table, columns.NUM_INPUT_TOKENS)
-    counts.num_cached_tokens += _sum(table, columns.NUM_CACHED_TOKENS)
-    counts.num_output_tokens += _sum(table, columns.NUM_GENERATED_TOKENS)
-    counts.finish_reasons.update(reason or "none" for reason in table[columns.FINISH_REASON].to_pylist())
-    for message in table[columns.INFERENCE_ERROR].to_pylist():
-        if message:
-            counts.add_error(RowError(*[*message.split(": ", 2), "", ""][:3]))
-
-
-def _sum(table: pa.Table, name: str) -> int:
-    return sum(value for value in table[name].to_pylist() if value is not None)

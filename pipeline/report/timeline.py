@@ -71,9 +71,14 @@ class Timeline:
         self._shortest_s = 0.0
         self.intervals: list[Interval] = []
 
-    def add(self, interval: Interval) -> None:
-        """Appends an interval. The last one takes it in while that is shorter than the others have become."""
-        if self.intervals and self.intervals[-1].duration_s < self._shortest_s:
+    def add(self, interval: Interval, *, tells_of_last: bool = False) -> None:
+        """Appends an interval. The last one takes it in while that is shorter than the others have become.
+
+        Args:
+            interval: What came next.
+            tells_of_last: Whether some of it was done before: then the two are one.
+        """
+        if self.intervals and (tells_of_last or self.intervals[-1].duration_s < self._shortest_s):
             self.intervals[-1] = self.intervals[-1].joined(interval)
             return
         if len(self.intervals) >= self._max_intervals:

@@ -33,13 +33,13 @@ class ReportWriter:
         self._folder, self._model, self._output, self._prices = folder, model, output, prices
         self._earlier = read_runs(folder)
 
-    def write(self, run: Run, counts: Counts, num_rows_in: int) -> Report:
+    def write(self, run: Run, counts: Counts, num_rows_in: int | None) -> Report:
         """Writes the report as things stand.
 
         Args:
             run: The run that is under way, or has ended.
             counts: Of everything written, by earlier runs too.
-            num_rows_in: Rows of the input.
+            num_rows_in: Rows of the input; None while nobody knows.
         """
         runs = [*self._earlier, run]
         summary = JobSummary.of(self._model, self._output, num_rows_in, counts, runs)

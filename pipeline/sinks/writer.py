@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,6 +171,7 @@ class ResultWriter:
 
     def _write(self, finished: Sequence[tuple[BlockOfRows, Finished]]) -> None:
         """Makes rows durable."""
+        started_s = time.monotonic()
         through = [one for _, one in finished if one.row.error is None]
         failed = [one for _, one in finished if one.row.error is not None]
         good, unfit = result_tables(through, self._spec.schema)
@@ -178,6 +180,9 @@ class ResultWriter:
             for group in groups:
                 self._write_group(kind, group)
         with self._lock:
+            # While every block waits for this, the engines get nothing new.
+            if self._num_waiting == len(self._blocks):
+                self._counts.blocked_s += time.monotonic() - started_s
             for block, _ in finished:
                 block.num_written += 1
             self._written.notify_all()

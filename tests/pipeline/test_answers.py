@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from millrace import ConfigError
 from millrace.pipeline import EngineProcessorConfig
-from millrace.pipeline.operators import to_columns
+from millrace.pipeline.operators import run_stages, to_columns
+from millrace.pipeline.plan import finish_plans, load_tokenizer
 from millrace.pipeline.reasoning import REASONING_FORMATS, split_reasoning
 from millrace.pipeline.stages import ReasoningStage, Row, ToolCallStage
 from millrace.pipeline.tool_calls import TOOL_CALL_FORMATS, parse_tool_calls
@@ -205,3 +206,25 @@ def test_a_parser_must_be_named(model_folder: Any) -> None:
         config(tool_call_stage={"parser": "llama3"})
     assert config(tool_call_stage={"parser": "hermes"}).tool_call_stage.enabled
     assert not config().tool_call_stage.enabled
+
+
+def test_the_stages_of_a_processor_read_what_a_model_wrote() -> None:
+    """With a real tokenizer; a special token in the middle of a text is no part of it."""
+    config = EngineProcessorConfig(
+        model_source="bundled:invoices",
+        reasoning_stage={"parser": "deepseek_r1"},
+        tool_call_stage={"parser": "qwen", "batch_size": 1},
+    )
+    stages = [plan.make() for plan in finish_plans(config)]
+    assert [stage.name for stage in stages] == ["detokenize", "reasoning", "tool_call"]
+    tokenizer = load_tokenizer("bundled:invoices")
+    assert tokenizer.special_tokens == {"<|im_start|>", "<|im_end|>", "<|pad|>"}
+    text = f"hm</think>Look:<|pad|> <tool_call>{CALL}</tool_call><|im_end|>"
+    (tokens,) = tokenizer.encode_batch([text], add_special_tokens=False)
+    made = {"generated_text": None, "generated_tokens": tokens, "prompt_token_ids": [3, 4], "finish_reason": "stop"}
+    rows = [Row.read({**made, "prompt": "<think>", "outputs": None})]
+    run_stages(stages, rows)
+    assert rows[0].error is None
+    assert rows[0].data["reasoning_content"] == "hm"
+    assert rows[0].data["content"] == "Look:"
+    assert [one["function"]["name"] for one in rows[0].data["tool_calls"]] == ["f"]

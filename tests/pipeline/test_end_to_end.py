@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray.data
+from report_page import Page, check_page
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from millrace.pipeline import EngineProcessorConfig, Processor, build_llm_processor
@@ -166,7 +167,14 @@ def test_a_job_writes_results_dead_letters_and_a_report(job_folder: Path) -> Non
     failed = sorted(pq.read_table(out / "_failed").to_pylist(), key=lambda row: row["id"])
     assert [(row["id"], row["line"]) for row in failed] == [(298, None), (299, "z " * 1280)]
     assert [row["__error_kind"] for row in failed] == ["PromptTypeError", "PromptTooLongError"]
-    summary = json.loads((out / "_millrace" / "report.json").read_text())["summary"]
+    report = json.loads((out / "_millrace" / "report.json").read_text())
+    check_page(Page((out / "_millrace" / "report.html").read_text()), report)
+    assert report["distributions"]["output_tokens"]["count"] == report["distributions"]["e2e_s"]["count"] == 298
+    assert report["engines"]["num_output_tokens"] == report["counts"]["num_output_tokens"]
+    assert report["replicas"]["held_s"] == pytest.approx(
+        report["replicas"]["busy_s"] + sum(report["replicas"]["idle_s"].values()), abs=0.1
+    )
+    summary = report["summary"]
     assert (summary["num_rows_in"], summary["num_rows_out"], summary["num_rows_failed"]) == (300, 300, 2)
     assert summary["num_output_tokens"] == sum(table["num_generated_tokens"].to_pylist())
     manifest = json.loads((out / "_manifest.json").read_text())

@@ -20,17 +20,20 @@ from ray import cloudpickle
 from ray.util import placement_group_table
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from millrace import ConfigError
+from millrace import ConfigError, MillraceError
 from millrace.actors import EnginePool, PoolConfig
 from millrace.pipeline import (
     EngineProcessorConfig,
     HttpRequestProcessorConfig,
+    JobConfig,
     Processor,
     build_llm_processor,
+    run_job,
     vLLMEngineProcessorConfig,
 )
 from millrace.pipeline.config import StageConfig
 from millrace.pipeline.engine_backend import EngineBackend
+from millrace.pipeline.job import prepare_retry
 from millrace.pipeline.plan import finish_plans, prepare_plans
 from millrace.pipeline.stage_plan import CustomStage
 from millrace.pipeline.stages import BatchStage
@@ -137,7 +140,7 @@ def test_rows_in_flight_do_not_depend_on_blocks(
         stats = backend.stats()
         return sum(one.engine["num_running"] for one in stats.replicas if one.engine) if stats else 0  # type: ignore[index]
 
-    rows = [{"prompt": f"gate {gate}"}] * 64
+    rows = [{"prompt": f"gate {gate} {index}"} for index in range(64)]
     with processor, ThreadPoolExecutor(1) as thread:
         results = processor(ray.data.from_items(rows, override_num_blocks=num_blocks))
         count = thread.submit(results.count)
@@ -221,6 +224,35 @@ def test_failed_rows_do_not_change_the_columns_of_the_others(
         "finish_reason": pa.string(),
         "__inference_error__": pa.string(),
     }
+
+
+@pytest.mark.slow
+def test_a_restart_neither_waits_for_itself_nor_forgets_the_failed(
+    cluster: None, tiny_model: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Fact 8 and research 6.1. There: on two CPUs a job that goes on from a checkpoint makes no progress, since its two
+    actors hold both and no read task ever runs; and a failed row counts as done, so that a rerun leaves it out."""
+    lines = [f"line {index}" for index in range(40)]
+    lines[20] = "z " * 60
+    pq.write_table(pa.table({"line": lines}), tmp_path / "in.parquet")
+    job = JobConfig(
+        model=str(tiny_model("llama")),
+        input=str(tmp_path / "in.parquet"),
+        output=str(tmp_path / "out"),
+        prompt="{line}",
+        sampling={"max_tokens": 4},
+        engine={"max_model_len": 32, "num_threads": 1},
+        batch_size=8,
+        flush_interval_s=0.1,
+        on_error="stop",
+    )
+    with pytest.raises(MillraceError, match="PromptTooLongError"):
+        run_job(job)
+    gone_on = run_job(job.model_copy(update={"on_error": "row"}))
+    assert (gone_on.num_rows_out, gone_on.num_rows_failed) == (40, 1)
+    again = run_job(prepare_retry(job.output, engine={**job.engine, "max_model_len": 256}))
+    assert (again.num_rows_out, again.num_rows_failed) == (40, 0)
+    assert sorted(pq.read_table(tmp_path / "out")["line"].to_pylist()) == sorted(lines)
 
 
 def test_requests_are_under_way_together(cluster: None) -> None:

@@ -183,7 +183,7 @@ def test_the_pool_is_as_large_as_was_said_and_its_ranks_have_a_gpu_each(make_con
 
 def test_a_job_that_would_wait_forever_is_refused(make_config: Any, operators: Any) -> None:
     with pytest.raises(ConfigError, match="wait forever"):
-        pool_config(make_config(num_cpus_per_replica=1.0), operators())
+        pool_config(make_config(num_cpus_per_replica=1.5), operators())
 
 
 @pytest.mark.parametrize("batch_size", [1, 32, 10_000])

@@ -7,12 +7,12 @@ import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 from looks import absent, up
+from report_page import Page, check_page
 
 from millrace.pipeline import columns
 from millrace.pipeline.prices import Prices
@@ -27,7 +27,6 @@ FLAGS = [
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
 ]  # fmt: skip
 NASTY = 'a column: </script><script>console.error("x")</script> & <b>'
-VOID = {"meta", "link", "br", "hr", "img", "input"}
 
 
 def filled_counts(num_rows: int = 300) -> Counts:
@@ -55,51 +54,6 @@ def write_report(folder: Path, prices: Prices | None = None, counts: Counts | No
     run = recorder.finish([up(steps=89, out=50 * 89, busy_s=59)], counts, 91.0)
     ReportWriter(Storage.at(folder), "a-model", "an-output", prices).write(run, counts, counts.num_rows)
     return json.loads((folder / "report.json").read_text())
-
-
-class Page(HTMLParser):
-    """What a page consists of; unbalanced elements fail."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.values: dict[str, str] = {}
-        self.embedded = ""
-        self._value: str | None = None
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-        self._value = dict(attrs).get("data-value") if tag == "dd" else None
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.embedded += data
-        if self._value is not None:
-            self.values.setdefault(self._value, data.strip())
-
-
-def check_page(page: Page, report: dict[str, Any]) -> None:
-    """Checks that a page shows a report."""
-    assert json.loads(page.embedded) == report
-    shown = {name: page.values[f"summary.{name}"] for name in ("num_rows_out", "num_rows_failed")}
-    assert {name: int(text.replace(",", "")) for name, text in shown.items()} == {
-        name: report["summary"][name] for name in shown
-    }
-    drawn = [value for tag, name, value in page.attributes if tag == "path" and name == "d"]
-    assert len(drawn) == 12  # Area and line of six charts over time.
-    assert all(len(path) > 50 for path in drawn)
-    bars = [value for tag, name, value in page.attributes if tag == "rect" and name == "class" and "bar" in value]
-    assert len(bars) > 10
-    assert sum(tag == "circle" for tag, name, _ in page.attributes if name == "class") == 3
 
 
 def test_the_page_is_whole_and_says_what_the_json_says(tmp_path: Path) -> None:

@@ -16,14 +16,18 @@ WAITING = ("starved", "backpressured", "between_steps")
 """What a replica does beside work while there is some."""
 
 
+WARM_UP_ROWS = 8
+"""Rows that go first, since some kernels are compiled or recorded when they are first used."""
+
+
 @dataclass(frozen=True, slots=True)
-class Pace:
+class Throughput:
     """How fast rows go through one replica.
 
     Attributes:
         output_tokens_per_s: Tokens a replica generates in a second.
         output_tokens_per_row: Tokens of a row's output; None if nobody knows.
-        start_up_s: Seconds until a model is loaded; None if nobody knows.
+        start_up_s: Seconds until a replica is ready; None if nobody knows.
         basis: Where this is from, in words.
     """
 
@@ -33,12 +37,12 @@ class Pace:
     basis: str
 
     @classmethod
-    def told(cls, output_tokens_per_s: float) -> Pace:
+    def told(cls, output_tokens_per_s: float) -> Throughput:
         """Takes the user's word."""
         return cls(output_tokens_per_s, None, None, "as given")
 
     @classmethod
-    def of_report(cls, file: Storage, model: str) -> Pace | None:
+    def of_report(cls, file: Storage, model: str) -> Throughput | None:
         """Reads the report of an earlier job.
 
         Args:
@@ -46,7 +50,7 @@ class Pace:
             model: The model of the job to come; what another one did tells nothing.
 
         Returns:
-            The pace, or None if the job was of another model or generated nothing.
+            The throughput, or None if the job was of another model or generated nothing.
 
         Raises:
             ConfigError: It is no report.
@@ -60,8 +64,8 @@ class Pace:
     @classmethod
     def measure(
         cls, engine_kwargs: Mapping[str, Any], prompts: Sequence[list[int]], params: Sequence[SamplingParams]
-    ) -> Pace:
-        """Runs an engine in this process for a while.
+    ) -> Throughput:
+        """Runs an engine in this process for a while. What Ray takes to start is not seen.
 
         Args:
             engine_kwargs: Settings of the engine, the model among them.
@@ -70,6 +74,7 @@ class Pace:
         """
         started_s = time.monotonic()
         with LLM(**engine_kwargs) as llm:
+            llm.generate(prompts[:WARM_UP_ROWS], list(params[:WARM_UP_ROWS]), use_tqdm=False, on_error="return")
             ready_s = time.monotonic()
             outputs = llm.generate(prompts, list(params), use_tqdm=False, on_error="return")
             ended_s = time.monotonic()
@@ -82,7 +87,7 @@ class Pace:
         )
 
     @classmethod
-    def _read(cls, report: Mapping[str, Any], file: Storage) -> Pace | None:
+    def _read(cls, report: Mapping[str, Any], file: Storage) -> Throughput | None:
         replicas, counts = report["replicas"], report["counts"]
         up_s = replicas["busy_s"] + sum(replicas["idle_s"][reason] for reason in WAITING)
         num_rows = counts["num_rows"] - counts["num_failed"]

@@ -1,0 +1,83 @@
+"""`millrace batch in.jsonl out.jsonl`: a batch file of OpenAI's, answered line by line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+from ...engine.errors import ConfigError
+from .running import JobKind, run_shown
+
+if TYPE_CHECKING:
+    from ..openai_batch.job import PreparedBatch
+
+
+def batch(
+    input: Annotated[str, typer.Argument(metavar="IN.jsonl", help="A request on every line.", show_default=False)],
+    output: Annotated[str, typer.Argument(metavar="OUT.jsonl", help="File for the answers.", show_default=False)],
+    *,
+    model: Annotated[str, typer.Option(help="Model folder, URL, or bundled:NAME.", show_default=False)],
+    errors: Annotated[
+        str | None, typer.Option(help="File for the lines without an answer; OUT.errors.jsonl if not given.")
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name that lines may give as their model; may be repeated. The first line's if not given."),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate for a line that sets none.")] = None,
+    replicas: Annotated[int, typer.Option(help="Copies of the model.")] = 1,
+    engine: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of the engine; may be repeated.")
+    ] = None,
+    tool_call_parser: Annotated[
+        str | None, typer.Option(help="How the model writes tool calls, such as hermes; not read if not given.")
+    ] = None,
+    reasoning_parser: Annotated[
+        str | None, typer.Option(help="How the model marks its reasoning, such as qwen3; not read if not given.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the draws of lines that set none.")] = 0,
+    endpoint_url: Annotated[str | None, typer.Option(help="Where s3:// leads, if not to Amazon.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files, begin anew.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")] = False,
+) -> None:
+    """Answer an OpenAI batch file. One that was interrupted goes on where it stopped."""
+    fields: dict[str, Any] = {
+        "model": model,
+        "input": input,
+        "output": output,
+        "errors": errors,
+        "served_model_names": served_model_name or [],
+        "max_tokens": max_tokens,
+        "replicas": replicas,
+        "seed": seed,
+        "tool_call_parser": tool_call_parser,
+        "reasoning_parser": reasoning_parser,
+        "endpoint_url": endpoint_url,
+    }
+    run_shown(lambda: _prepare(fields, engine or [], overwrite), verbose=verbose, load_kind=_kind)
+
+
+def _prepare(fields: dict[str, Any], engine: list[str], overwrite: bool) -> PreparedBatch:
+    from ..openai_batch.batch_config import BatchConfig
+    from ..openai_batch.job import prepare_batch
+
+    return prepare_batch(BatchConfig(**fields, engine=dict(map(_setting, engine))), overwrite=overwrite)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--engine takes KEY=VALUE, such as max_model_len=4096; got {text!r}")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key, value
+
+
+def _kind() -> JobKind:
+    from ..openai_batch.job import run_batch
+    from ..openai_batch.summary import describe_batch
+
+    return JobKind(run_batch, describe_batch, lambda prepared: "the same command again")

@@ -1,0 +1,12 @@
+"""`millrace schema`: what a job file may hold, for editors."""
+
+from __future__ import annotations
+
+import typer
+
+
+def schema() -> None:
+    """Print the JSON schema of job files."""
+    from ..job_schema import schema_text
+
+    typer.echo(schema_text(), nl=False)

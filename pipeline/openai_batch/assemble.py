@@ -1,0 +1,62 @@
+"""From the parts of a finished run to the two files: lines of the out file and of the error file, in input order."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from .. import columns
+from ..storage import Storage
+from .output_file import whole_file
+from .request import RequestReader
+from .response import error_line
+from .rows import error_of_row
+from .source import LINE, LINE_NUMBER
+
+ROWS_AT_ONCE = 1024
+
+
+def write_answers(parts: Sequence[Storage], target: Storage) -> int:
+    """Writes the out file.
+
+    Args:
+        parts: Results, in input order.
+        target: The file; it appears when it is whole.
+
+    Returns:
+        Number of lines.
+    """
+    return _write(target, (row[LINE] for part in parts for row in _rows(part)))
+
+
+def write_errors(parts: Sequence[Storage], target: Storage, reader: RequestReader) -> int:
+    """Writes the error file.
+
+    Args:
+        parts: Dead letters, each part in input order.
+        target: The file; it appears when it is whole.
+        reader: What read the lines.
+
+    Returns:
+        Number of lines.
+    """
+    rows = heapq.merge(*map(_rows, parts), key=lambda row: row[columns.ROW_ID])
+    return _write(target, (error_line(error_of_row(row, reader), row[LINE_NUMBER]) for row in rows))
+
+
+def _rows(part: Storage) -> Iterator[dict[str, Any]]:
+    with part.open_arrow() as opened, pq.ParquetFile(opened, pre_buffer=False) as parquet:
+        for batch in parquet.iter_batches(ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+
+
+def _write(target: Storage, lines: Iterable[bytes]) -> int:
+    num_lines = 0
+    with whole_file(target) as file:
+        for line in lines:
+            file.write(line)
+            num_lines += 1
+    return num_lines

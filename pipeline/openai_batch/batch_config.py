@@ -1,0 +1,92 @@
+"""What a batch is run with: `BatchConfig`, checked when it is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from ...engine.errors import ConfigError
+from ..settings import Settings
+from ..storage import Storage
+
+NO_LINES = (".gz", ".zst", ".bz2", ".xz", ".zip")
+
+
+class BatchConfig(Settings):
+    """A batch file through a model into an out file and an error file.
+
+    Attributes:
+        model: Folder of the model, ``"bundled:NAME"``, or a URL.
+        input: The batch file; a path or a URL.
+        output: The out file.
+        errors: The error file; None for a name beside the out file, ``"out.errors.jsonl"`` beside ``"out.jsonl"``.
+        served_model_names: Names that lines may give as their model; none for the one that the first line gives. The
+            name in `model` is always one.
+        max_tokens: Most tokens to generate for a line that does not say; None for what its endpoint has.
+        replicas: Number of copies of the model.
+        engine: Settings of the engine.
+        seed: Seed from which lines without one derive theirs.
+        tool_call_parser: How the model writes tool calls, e.g. ``"hermes"``; None to leave them in the text.
+        reasoning_parser: How the model marks its reasoning, e.g. ``"qwen3"``; None to leave it in the text.
+        endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
+        batch_size: Rows per block.
+        flush_interval_s: Seconds after which a finished row is durable.
+    """
+
+    model: str
+    input: str
+    output: str
+    errors: str | None = None
+    served_model_names: list[str] = Field(default_factory=list)
+    max_tokens: int | None = Field(default=None, gt=0)
+    replicas: int = Field(default=1, gt=0)
+    engine: dict[str, Any] = Field(default_factory=dict)
+    seed: int = 0
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+    endpoint_url: str | None = None
+    batch_size: int = Field(default=128, gt=0)
+    flush_interval_s: float = Field(default=5.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check_files(self) -> BatchConfig:
+        if self.input.endswith(NO_LINES):
+            raise ConfigError(f"input {self.input!r} is compressed; a batch file is plain lines: unpack it first")
+        files = {"input": self.input_file, "output": self.output_file, "errors": self.error_file}
+        names: dict[str, str] = {}
+        for name, file in files.items():
+            if file.url in names:
+                raise ConfigError(f"{names[file.url]} and {name} are both {file.url!r}; give each a file of its own")
+            names[file.url] = name
+        return self
+
+    @property
+    def input_file(self) -> Storage:
+        """The batch file."""
+        return self._file(self.input)
+
+    @property
+    def output_file(self) -> Storage:
+        """The out file."""
+        return self._file(self.output)
+
+    @property
+    def error_file(self) -> Storage:
+        """The error file."""
+        if self.errors is not None:
+            return self._file(self.errors)
+        stem, dot, suffix = self.output.rpartition(".")
+        return self._file(f"{stem}.errors.{suffix}" if dot and "/" not in suffix else f"{self.output}.errors")
+
+    @property
+    def work_folder(self) -> Storage:
+        """Where work in progress is: beside the out file, with its name."""
+        folder, slash, name = self.output_file.url.rpartition("/")
+        return self._file(f"{folder}{slash}.{name}.millrace")
+
+    def _file(self, path: str) -> Storage:
+        """Names a file; a path is made absolute, because workers have other current folders."""
+        url = path if "://" in path else str(Path(path).expanduser().absolute())
+        return Storage.at(url, self.endpoint_url)

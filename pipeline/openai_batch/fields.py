@@ -1,0 +1,224 @@
+"""Every field that a body of a batch file may hold, as data: where it goes, or why a line with it is refused.
+
+A field that is not in the table is an error of its line. docs/openai_batch.md is checked against the table by a test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+EMBEDDINGS = "/v1/embeddings"
+ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS)
+
+Use = Literal["sampling", "request", "ignored", "refused"]
+"""What becomes of a field: a sampling parameter, another part of the request, nothing, or an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A type of JSON value.
+
+    Attributes:
+        words: How an error names it.
+        matches: Whether a value is of it.
+    """
+
+    words: str
+    matches: Callable[[Any], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class BodyField:
+    """A field of a request's body.
+
+    Attributes:
+        name: Its name.
+        use: What becomes of it.
+        kind: What its value must be; null always means that it is left out.
+        note: Where it goes, why it has no effect, or what to do instead.
+        target: The field of `SamplingParams` that it sets.
+        off: Values that ask for nothing: a refused field may have these.
+        endpoints: The endpoints that have it.
+    """
+
+    name: str
+    use: Use
+    kind: Kind
+    note: str
+    target: str = ""
+    off: tuple[Any, ...] = ()
+    endpoints: tuple[str, ...] = (CHAT, COMPLETIONS)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    """Leaves out what no float can hold, which JSON can."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return _is_integer(value) and abs(value) < 2**64
+
+
+def _is_list_of(is_one: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(is_one(one) for one in value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_stop(value: Any) -> bool:
+    return isinstance(value, str) or _is_list_of(_is_text)(value)
+
+
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_number(one) for one in value.values())
+
+
+ANY = Kind("any value", lambda _: True)
+BOOLEAN = Kind("true or false", lambda value: isinstance(value, bool))
+INTEGER = Kind("an integer", _is_integer)
+NUMBER = Kind("a number", _is_number)
+TEXT = Kind("a string", _is_text)
+OBJECT = Kind("an object", _is_object)
+OBJECTS = Kind("a list of objects", _is_list_of(_is_object))
+TEXTS = Kind("a list of strings", _is_list_of(_is_text))
+STOP = Kind("a string or a list of strings", _is_stop)
+TOKEN_IDS = Kind("a list of token ids", _is_list_of(_is_integer))
+BIAS = Kind("an object of token ids and numbers", _is_bias)
+PROMPT = Kind("a string, a list of strings or a list of token ids", lambda value: isinstance(value, str | list))
+
+_LOCAL = "it has no meaning for a run of one's own"
+_STRUCTURED = "output by a grammar or a schema is not there yet; ask for it in the prompt"
+_SOUND = "text is the only output there is"
+
+
+def _same_name(name: str, kind: Kind, note: str = "") -> BodyField:
+    return BodyField(name, "sampling", kind, note or f"`SamplingParams.{name}`", name)
+
+
+def _ignored(name: str, kind: Kind = ANY, endpoints: tuple[str, ...] = (CHAT, COMPLETIONS)) -> BodyField:
+    return BodyField(name, "ignored", kind, _LOCAL, endpoints=endpoints)
+
+
+def _refused(
+    name: str, note: str, *off: Any, kind: Kind = ANY, endpoints: tuple[str, ...] = (CHAT, COMPLETIONS)
+) -> BodyField:
+    return BodyField(name, "refused", kind, note, off=off, endpoints=endpoints)
+
+
+_CHAT = (CHAT,)
+_COMPLETIONS = (COMPLETIONS,)
+
+FIELDS = (
+    # What is asked.
+    BodyField("model", "request", TEXT, "a name that is served; repeated in the answer"),
+    BodyField("messages", "request", OBJECTS, "the conversation, text only", endpoints=_CHAT),
+    BodyField("prompt", "request", PROMPT, "one text, or the token ids of one", endpoints=_COMPLETIONS),
+    BodyField("tools", "request", OBJECTS, "shown to the chat template", endpoints=_CHAT),
+    BodyField("tool_choice", "request", ANY, '"auto", or "none" to hide the tools from the template', endpoints=_CHAT),
+    BodyField("chat_template_kwargs", "request", OBJECT, "variables of the chat template", endpoints=_CHAT),
+    BodyField("reasoning_effort", "request", TEXT, "a variable of the chat template", endpoints=_CHAT),
+    BodyField("add_generation_prompt", "request", BOOLEAN, "whether the template opens the answer", endpoints=_CHAT),
+    BodyField(
+        "continue_final_message", "request", BOOLEAN, "whether the last message is the answer's start", endpoints=_CHAT
+    ),
+    # How it is drawn.
+    _same_name("max_tokens", INTEGER),
+    BodyField(
+        "max_completion_tokens", "sampling", INTEGER, "the newer name of `max_tokens`", "max_tokens", endpoints=_CHAT
+    ),
+    _same_name("temperature", NUMBER),
+    _same_name("top_p", NUMBER),
+    _same_name("n", INTEGER),
+    _same_name("stop", STOP),
+    _same_name("seed", INTEGER),
+    _same_name("presence_penalty", NUMBER),
+    _same_name("frequency_penalty", NUMBER),
+    _same_name("logit_bias", BIAS),
+    _same_name("top_k", INTEGER),
+    _same_name("min_p", NUMBER),
+    _same_name("repetition_penalty", NUMBER),
+    _same_name("min_tokens", INTEGER),
+    _same_name("ignore_eos", BOOLEAN),
+    _same_name("stop_token_ids", TOKEN_IDS),
+    _same_name("allowed_token_ids", TOKEN_IDS),
+    _same_name("bad_words", TEXTS),
+    _same_name("include_stop_str_in_output", BOOLEAN),
+    _same_name("skip_special_tokens", BOOLEAN),
+    # What is told of it.
+    BodyField("logprobs", "request", BOOLEAN, "log-probabilities of the answer's tokens", endpoints=_CHAT),
+    BodyField("top_logprobs", "request", INTEGER, "likely tokens beside each; needs `logprobs`", endpoints=_CHAT),
+    BodyField("logprobs", "request", INTEGER, "log-probabilities, likely tokens beside each", endpoints=_COMPLETIONS),
+    BodyField("echo", "request", BOOLEAN, "the prompt before the text; not with `logprobs`", endpoints=_COMPLETIONS),
+    # What a service needs and a run does not.
+    _ignored("user"),
+    _ignored("safety_identifier"),
+    _ignored("metadata", endpoints=_CHAT),
+    _ignored("store", endpoints=_CHAT),
+    _ignored("service_tier"),
+    _ignored("prompt_cache_key"),
+    _ignored("prompt_cache_options"),
+    _ignored("prompt_cache_retention"),
+    _ignored("priority"),
+    # What is not there.
+    _refused("stream", "a batch has no stream", False, kind=BOOLEAN),
+    _refused("stream_options", "a batch has no stream"),
+    _refused("response_format", _STRUCTURED, {"type": "text"}, kind=OBJECT),
+    _refused("guided_json", _STRUCTURED),
+    _refused("guided_regex", _STRUCTURED),
+    _refused("guided_choice", _STRUCTURED),
+    _refused("guided_grammar", _STRUCTURED),
+    _refused("structured_outputs", _STRUCTURED),
+    _refused("best_of", "the best of several is not chosen here; ask for n", 1),
+    _refused("use_beam_search", "there is no beam search", False),
+    _refused("length_penalty", "it belongs to beam search, which is not there", 1.0),
+    _refused("suffix", "text is only ever continued", "", endpoints=_COMPLETIONS),
+    _refused("prompt_logprobs", "log-probabilities of the prompt have no place in the answer"),
+    _refused("truncate_prompt_tokens", "prompts are not cut; shorten this one"),
+    _refused("parallel_tool_calls", "the model alone decides how many tools it calls", True, endpoints=_CHAT),
+    _refused("functions", "use tools", endpoints=_CHAT),
+    _refused("function_call", "use tool_choice", "none", "auto", endpoints=_CHAT),
+    _refused("audio", _SOUND, endpoints=_CHAT),
+    _refused("modalities", _SOUND, ["text"], endpoints=_CHAT),
+    _refused("prediction", "a foretold answer is not made use of", endpoints=_CHAT),
+    _refused("moderation", "answers are not judged", endpoints=_CHAT),
+    _refused("verbosity", 'ask for it in the prompt; only "medium" changes nothing', "medium", endpoints=_CHAT),
+    _refused("web_search_options", "there is no web search", endpoints=_CHAT),
+    _refused("chat_template", "a run has one template, the model's", endpoints=_CHAT),
+    _refused("documents", "put them into the messages", endpoints=_CHAT),
+)
+"""The table."""
+
+FIELDS_OF: Mapping[str, Mapping[str, BodyField]] = {
+    url: {field.name: field for field in FIELDS if url in field.endpoints} for url in (CHAT, COMPLETIONS)
+}
+"""Endpoint -> name -> field."""
+
+LINE_FIELDS = {"custom_id": TEXT, "method": TEXT, "url": TEXT, "body": OBJECT}
+"""What a line holds, all of it required."""
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+MESSAGE_FIELDS = {
+    "role": TEXT,
+    "content": Kind("a string or a list of parts", lambda value: isinstance(value, str | list)),
+    "name": TEXT,
+    "tool_calls": OBJECTS,
+    "tool_call_id": TEXT,
+    "refusal": TEXT,
+    "reasoning": TEXT,
+    "reasoning_content": TEXT,
+}
+"""What a message of a conversation may hold."""

@@ -1,0 +1,120 @@
+"""A look through the whole input before anything runs: where its lines are, and which repeat a `custom_id`.
+
+One process reads the file once, as OpenAI's service does before it takes one. What it finds is small, whatever the size
+of the file, and kept beside the work in progress, so that a resumed job does not look again.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from ..storage import Storage
+from .duplicates import DuplicateFinder
+from .refusal import Refusal
+from .request import custom_id_of, parse_object
+
+CHUNK = np.dtype([("offset", "<u8"), ("num_bytes", "<u8"), ("first_line", "<u8"), ("num_rows", "<u8")])
+CHUNK_BYTES = 1 << 20
+CHUNK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class InputIndex:
+    """What is known of a batch file.
+
+    Attributes:
+        chunks: Stretches of the file of about a megabyte, as `CHUNK`; lines are numbered from 1.
+        duplicates: Offsets of the lines whose `custom_id` an earlier one has, ascending.
+        num_empty: Lines without a request, which are skipped.
+        model: The model that the first line with one names; None if no line does.
+    """
+
+    chunks: np.ndarray
+    duplicates: np.ndarray
+    num_empty: int
+    model: str | None
+
+    @property
+    def num_rows(self) -> int:
+        """Lines that are not empty."""
+        return int(self.chunks["num_rows"].sum())
+
+    @classmethod
+    def scan(cls, file: Storage) -> InputIndex:
+        """Reads a file through.
+
+        Args:
+            file: The batch file.
+        """
+        with tempfile.TemporaryDirectory() as folder, file.open_input() as lines:
+            return _scan(lines, DuplicateFinder(Path(folder)))
+
+    def to_bytes(self) -> bytes:
+        """Returns it as bytes, to be kept."""
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            chunks=self.chunks,
+            duplicates=self.duplicates,
+            num_empty=self.num_empty,
+            model=np.frombuffer((self.model or "").encode(), np.uint8),
+        )
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> InputIndex:
+        """Reads what `to_bytes` returned."""
+        with np.load(io.BytesIO(data)) as kept:
+            model = kept["model"].tobytes().decode()
+            return cls(kept["chunks"], kept["duplicates"], int(kept["num_empty"]), model or None)
+
+
+def read_lines(file: BinaryIO, offset: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines of a file with the offsets they begin at; empty ones too.
+
+    Args:
+        file: The file, at a place where a line begins.
+        offset: That place.
+    """
+    for line in file:
+        yield offset, line
+        offset += len(line)
+
+
+def _scan(file: BinaryIO, finder: DuplicateFinder) -> InputIndex:
+    chunks: list[tuple[int, int, int, int]] = []
+    begin, first, num_rows, end, num_empty, model = 0, 1, 0, 0, 0, None
+    for number, (offset, line) in enumerate(read_lines(file), start=1):
+        if num_rows and (offset - begin >= CHUNK_BYTES or num_rows >= CHUNK_ROWS):
+            chunks.append((begin, offset - begin, first, num_rows))
+            begin, first, num_rows = offset, number, 0
+        end = offset + len(line)
+        if not line.strip():
+            num_empty += 1
+            continue
+        num_rows += 1
+        custom_id, named = _look_at(line)
+        model = model or named
+        if custom_id is not None:
+            finder.add(custom_id, offset)
+    if num_rows:
+        chunks.append((begin, end - begin, first, num_rows))
+    return InputIndex(np.array(chunks, CHUNK), finder.places(), num_empty, model)
+
+
+def _look_at(line: bytes) -> tuple[str | None, str | None]:
+    """Returns `custom_id` and model of a line, None for what it has not."""
+    with suppress(Refusal):
+        values = parse_object(line)
+        body = values.get("body")
+        model = body.get("model") if isinstance(body, dict) else None
+        return custom_id_of(values), model if isinstance(model, str) else None
+    return None, None

@@ -1,0 +1,210 @@
+"""Runs a batch: lines -> processor -> durable rows -> the out file and the error file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ...engine import resolve_model
+from ...engine.generation_config import default_sampling_params, read_generation_config
+from ...engine.sampling_params import SamplingParams
+from ..config import EngineProcessorConfig, ReasoningStageConfig, StageConfig, ToolCallStageConfig
+from ..durable import Identity
+from ..engine_backend import EngineBackend
+from ..job_config import JobConfig
+from ..job_settings import processor_config
+from ..plan import finish_plans, prepare_plans
+from ..processor import Processor
+from ..progress import Progress, ProgressMonitor
+from ..sinks.parts import OutputSpec
+from ..sinks.publish import Manifest, publish
+from ..writing import Done, LiveCounts, write_rows
+from .assemble import write_answers, write_errors
+from .batch_config import BatchConfig
+from .folder import BatchFolder
+from .input_index import InputIndex
+from .request import RequestReader
+from .rows import RESULT_SCHEMA, AnswerLine, AskLine
+from .source import BatchSource
+from .summary import BatchSummary
+
+logger = logging.getLogger(__name__)
+
+ADVISED = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+"""Sampling parameters that a model's makers may recommend."""
+
+MAX_ROWS_PER_PART = 20_000
+"""So many lines are in memory when they are put in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedBatch:
+    """A batch whose settings were checked, ready to run.
+
+    Attributes:
+        config: The batch.
+        processor: Settings of its processor.
+        folder: Its work in progress.
+        resumes: Whether it has begun already and goes on.
+    """
+
+    config: BatchConfig
+    processor: EngineProcessorConfig
+    folder: BatchFolder
+    resumes: bool
+
+
+def prepare_batch(config: BatchConfig, *, overwrite: bool = False) -> PreparedBatch:
+    """Checks a batch against the model and the files that are there, without Ray. Nothing is written.
+
+    Args:
+        config: The batch.
+        overwrite: Whether files and an unfinished batch in the way are replaced, when this one runs.
+
+    Raises:
+        ConfigError: Something in it cannot be used.
+    """
+    job = JobConfig(
+        model=config.model,
+        input=config.input,
+        output=config.output,
+        engine=config.engine,
+        seed=config.seed,
+        replicas=config.replicas,
+        batch_size=config.batch_size,
+    )
+    stages: dict[str, StageConfig] = {}
+    if config.tool_call_parser is not None:
+        stages["tool_call_stage"] = ToolCallStageConfig(parser=config.tool_call_parser)
+    if config.reasoning_parser is not None:
+        stages["reasoning_stage"] = ReasoningStageConfig(parser=config.reasoning_parser)
+    folder = BatchFolder(config)
+    processor = processor_config(job).model_copy(update=stages)
+    return PreparedBatch(config, processor, folder, folder.check(overwrite))
+
+
+def run_batch(
+    batch: BatchConfig | PreparedBatch,
+    *,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    started_s: float | None = None,
+) -> BatchSummary:
+    """Runs a batch to its end, or on to its end if it has begun. Ray is started if it is not, and left as it is after.
+
+    Args:
+        batch: The batch.
+        overwrite: As in `prepare_batch`; on a batch that is prepared it must be said there.
+        on_progress: Called with each look at the running batch, from another thread.
+        started_s: When the start-up began, on `time.monotonic`; None for now.
+
+    Returns:
+        What came of it, over all its runs.
+
+    Raises:
+        ConfigError: Something in it cannot be used; nothing has been run.
+        MillraceError: The run failed. What has finished stays: run it again to go on.
+    """
+    started_s = time.monotonic() if started_s is None else started_s
+    prepared = batch if isinstance(batch, PreparedBatch) else prepare_batch(batch, overwrite=overwrite)
+    config, folder = prepared.config, prepared.folder
+    if not prepared.resumes:
+        folder.begin()
+    index = folder.index()
+    reader = _reader(prepared, index)
+    manifest = Manifest.read(folder.root) or _run_lines(prepared, index, reader, on_progress, started_s)
+    errors = [folder.root / one.name for one in manifest.failed_files]
+    write_errors(errors, config.error_file, reader)
+    # The last one: who finds the out file finds both.
+    write_answers([folder.root / one.name for one in manifest.files], config.output_file)
+    folder.root.remove()
+    return BatchSummary(
+        config.model,
+        config.output_file.url,
+        config.error_file.url,
+        index.num_rows,
+        index.num_empty,
+        manifest.total,
+        time.monotonic() - started_s,
+    )
+
+
+def _run_lines(
+    prepared: PreparedBatch,
+    index: InputIndex,
+    reader: RequestReader,
+    on_progress: Callable[[Progress], None] | None,
+    started_s: float,
+) -> Manifest:
+    """Runs the lines that are not done, and puts what came of all of them in order."""
+    source = BatchSource(prepared.config.input_file, index)
+    spec = OutputSpec(
+        prepared.folder.root / "work",
+        schema=RESULT_SCHEMA,
+        input_schema=source.schema,
+        is_ordered=True,
+        max_rows_per_file=MAX_ROWS_PER_PART,
+        flush_interval_s=prepared.config.flush_interval_s,
+    )
+    done, live = Done.find(spec.work), LiveCounts()
+    live.add(done.counts)
+    if done.counts.num_rows < index.num_rows:
+        lines = source.read(done.index())
+        with (
+            _processor(prepared, reader) as processor,
+            ProgressMonitor(processor, live, index.num_rows, started_s, show=on_progress),
+        ):
+            write_rows(processor, lines, Identity(), spec, done, live.add)
+    return publish(prepared.folder.root, spec)
+
+
+def _processor(prepared: PreparedBatch, reader: RequestReader) -> Processor:
+    config = prepared.processor
+    return Processor(
+        config,
+        [*prepare_plans(config), EngineBackend(config), *finish_plans(config)],
+        AskLine(reader),
+        AnswerLine(_fingerprint(prepared)),
+    )
+
+
+def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
+    """Settles what lines may ask for, and what they get where they do not say."""
+    config = prepared.config
+    named = config.served_model_names or ([] if index.model is None else [index.model])
+    if not config.served_model_names and index.model not in (None, config.model):
+        logger.warning(
+            "lines that ask for %r, as the first one does, are answered by %s; --served-model-name says which are",
+            index.model,
+            config.model,
+        )
+    defaults = _advice(prepared.processor)
+    if config.max_tokens is not None:
+        defaults["max_tokens"] = config.max_tokens
+    return RequestReader(tuple(dict.fromkeys([*named, config.model])), defaults, config.seed)
+
+
+def _advice(config: EngineProcessorConfig) -> dict[str, Any]:
+    """Returns the sampling parameters that the model's makers recommend, of those that are not the usual ones."""
+    if config.engine_config.generation_config != "auto":
+        return {}
+    advice = read_generation_config(resolve_model(config.model_source))
+    params, usual = default_sampling_params(advice), SamplingParams()
+    given = {name: getattr(params, name) for name in ADVISED if getattr(params, name) != getattr(usual, name)}
+    if advice.get("max_new_tokens") is not None:
+        given["max_tokens"] = params.max_tokens
+    return given
+
+
+def _fingerprint(prepared: PreparedBatch) -> str:
+    """Returns what stands in answers as `system_fingerprint`: the same for the same model and settings."""
+    settings = [prepared.processor.model_source, prepared.processor.engine_kwargs]
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=5)
+    return f"fp_{digest.hexdigest()}"

@@ -1,0 +1,59 @@
+"""What an engine would be like, told from config.json: the same as it turns out to be."""
+
+from __future__ import annotations
+
+import pytest
+from safetensors.torch import load_file
+
+from millrace.engine import LLM, EngineConfig, Footprint, resolve_model
+
+MODEL = "bundled:invoices"
+
+
+def footprint(memory_bytes: int | None = None, **settings: object) -> Footprint:
+    return Footprint.of(EngineConfig(model=MODEL, **settings), memory_bytes)  # type: ignore[arg-type]
+
+
+def test_it_is_what_the_engine_turns_out_to_be() -> None:
+    settings = {"kv_cache_memory_bytes": 4 << 20, "max_model_len": 200, "max_num_seqs": 32}
+    told = footprint(**settings)
+    with LLM(MODEL, device="cpu", **settings) as llm:
+        engine = llm.llm_engine
+        assert engine.scheduler.kv_cache.pool.num_blocks == told.num_blocks
+        runner = engine.executor._runner  # type: ignore[attr-defined]
+        held = sum(tensor.numel() * tensor.element_size() for layer in runner.kv_cache for tensor in layer)
+        assert held == told.kv_tokens * told.kv_bytes_per_token
+    assert told.max_model_len == 200
+
+
+def test_parameters_are_those_of_the_checkpoint() -> None:
+    tensors = load_file(resolve_model(MODEL) / "model.safetensors")
+    assert footprint().num_parameters == sum(tensor.numel() for tensor in tensors.values())
+
+
+def test_memory_that_is_not_here_holds_the_weights_first() -> None:
+    weights = footprint().weight_bytes
+    told = footprint(memory_bytes=weights + (1 << 20), gpu_memory_utilization=1.0)
+    assert told.problem is None
+    assert told.kv_tokens == (1 << 20) // told.kv_bytes_per_token // told.block_size * told.block_size
+    assert told.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("memory_bytes", [1 << 20, 5_184_000])
+def test_a_model_that_does_not_fit_says_so(memory_bytes: int) -> None:
+    told = footprint(memory_bytes=memory_bytes, gpu_memory_utilization=1.0)
+    assert told.num_blocks == 0
+    assert told.problem
+    assert told.num_running(10) == 0
+
+
+def test_sequences_run_at_once_as_many_as_blocks_and_settings_allow() -> None:
+    told = footprint(num_gpu_blocks_override=40, max_model_len=100, max_num_seqs=9)
+    assert told.num_running(16) == 9
+    assert told.num_running(17) == 9
+    assert told.num_running(100) == 5
+
+
+def test_eight_bits_take_less() -> None:
+    assert footprint(kv_cache_dtype="fp8").kv_bytes_per_token * 2 == footprint().kv_bytes_per_token
+    assert footprint(quantization="int8", device="cpu").weight_bytes < footprint().weight_bytes

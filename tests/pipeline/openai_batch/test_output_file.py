@@ -1,0 +1,138 @@
+"""Large files that appear whole, here and in a store; the folder that tells one batch from another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from millrace import ConfigError
+from millrace.pipeline import columns
+from millrace.pipeline.openai_batch import output_file
+from millrace.pipeline.openai_batch.assemble import write_answers, write_errors
+from millrace.pipeline.openai_batch.batch_config import BatchConfig
+from millrace.pipeline.openai_batch.folder import BatchFolder
+from millrace.pipeline.openai_batch.output_file import whole_file
+from millrace.pipeline.openai_batch.request import RequestReader
+from millrace.pipeline.storage import Storage
+
+
+@pytest.fixture(params=["here", "s3", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """A folder here, one in S3, and one in a store that knows no pieces."""
+    if request.param == "s3":
+        return request.getfixturevalue("bucket")
+    return Storage.at(tmp_path / "sub" if request.param == "here" else f"memory://{tmp_path.name}")
+
+
+def test_a_file_appears_with_all_its_pieces(place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_file, "PIECE_BYTES", 5 << 20)
+    data = [bytes([at]) * (3 << 20) for at in range(5)]
+    with whole_file(place / "a.jsonl") as file:
+        for piece in data:
+            file.write(piece)
+            assert not (place / "a.jsonl").exists()
+    assert (place / "a.jsonl").read_bytes() == b"".join(data)
+    assert [one.name for one in place.list()] == ["a.jsonl"]
+
+
+def test_an_empty_file_is_a_file(place: Storage) -> None:
+    with whole_file(place / "a.jsonl"):
+        pass
+    assert (place / "a.jsonl").size() == 0
+
+
+def test_a_file_that_failed_is_not_there(place: Storage) -> None:
+    def write() -> None:
+        with whole_file(place / "a.jsonl") as file:
+            file.write(b"x")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write()
+    assert list(place.list()) == []
+
+
+def part(folder: Path, name: str, rows: list[dict[str, Any]]) -> Storage:
+    pq.write_table(pa.Table.from_pylist(rows), folder / name)
+    return Storage.at(folder / name)
+
+
+def test_answers_and_errors_are_in_the_order_of_the_input(tmp_path: Path) -> None:
+    answers = [part(tmp_path, f"{at}.parquet", [{"line": b"%d\n" % at}]) for at in range(3)]
+    assert write_answers(answers, Storage.at(tmp_path / "out")) == 3
+    assert (tmp_path / "out").read_bytes() == b"0\n1\n2\n"
+
+    def dead(number: int) -> dict[str, Any]:
+        row = {"line": b"{", "line_number": number, "is_duplicate": False, columns.ROW_ID: number.to_bytes(12, "big")}
+        return {**row, columns.ERROR_KIND: "BatchLineError", columns.ERROR_MESSAGE: "x"}
+
+    failed = [part(tmp_path, "a.parquet", [dead(1), dead(4)]), part(tmp_path, "b.parquet", [dead(2), dead(3)])]
+    assert write_errors(failed, Storage.at(tmp_path / "errors"), RequestReader(("m",))) == 4
+    lines = (tmp_path / "errors").read_text().splitlines()
+    assert [f'"line":{number}' in line for number, line in enumerate(lines, start=1)] == [True] * 4
+
+
+def config(folder: Path, **changes: Any) -> BatchConfig:
+    if not (folder / "in.jsonl").exists():
+        (folder / "in.jsonl").write_text("{}\n")
+    fields = {"model": "m", "input": str(folder / "in.jsonl"), "output": str(folder / "out.jsonl"), **changes}
+    return BatchConfig(**fields)
+
+
+def test_files_have_their_names_from_the_out_file(tmp_path: Path) -> None:
+    batch = config(tmp_path)
+    assert batch.error_file.url == str(tmp_path / "out.errors.jsonl")
+    assert batch.work_folder.url == str(tmp_path / ".out.jsonl.millrace")
+    assert config(tmp_path, output="s3://b/out").error_file.url == "s3://b/out.errors"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"input": "in.jsonl.gz"}, "unpack it first"),
+        ({"input": "a.jsonl", "output": "./a.jsonl"}, "input and output are both"),
+        ({"errors": "out.jsonl", "output": "out.jsonl"}, "output and errors are both"),
+        ({"max_tokens": 0}, "BatchConfig.max_tokens"),
+        ({"modell": "m"}, "did you mean 'model'?"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
+        config(tmp_path, **changes)
+
+
+def test_a_batch_that_has_begun_goes_on_unless_it_is_another(tmp_path: Path) -> None:
+    assert not BatchFolder(config(tmp_path)).check(overwrite=False)
+    BatchFolder(config(tmp_path)).begin()
+    assert BatchFolder(config(tmp_path, replicas=2)).check(overwrite=False)
+    with pytest.raises(ConfigError, match=r"max_tokens was None and is now 5.*--overwrite"):
+        BatchFolder(config(tmp_path, max_tokens=5)).check(overwrite=False)
+    assert not BatchFolder(config(tmp_path, max_tokens=5)).check(overwrite=True)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_is_never_replaced_by_a_file(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "out.jsonl").mkdir()
+    with pytest.raises(ConfigError, match="is a folder"):
+        BatchFolder(config(tmp_path)).check(overwrite)
+
+
+def test_files_that_are_there_are_replaced_only_if_told(tmp_path: Path) -> None:
+    (tmp_path / "out.errors.jsonl").touch()
+    batch = BatchFolder(config(tmp_path))
+    with pytest.raises(ConfigError, match=r"out\.errors\.jsonl' is there already"):
+        batch.check(overwrite=False)
+    assert not batch.check(overwrite=True)
+    batch.begin()
+    assert not (tmp_path / "out.errors.jsonl").exists()
+
+
+def test_a_missing_input_is_said(tmp_path: Path) -> None:
+    batch = config(tmp_path)
+    (tmp_path / "in.jsonl").unlink()
+    with pytest.raises(ConfigError, match=r"in\.jsonl' does not exist"):
+        BatchFolder(batch).check(overwrite=False)
