@@ -1,7 +1,8 @@
 """Requests that were on board at a death, and how the one that killed is told from the others: `Suspects`.
 
-A few are run one at a time. Many are run in groups, as many as a group has members, so that a death which no request
-caused costs little time; the group that dies is a few, and is run one at a time. A request is guilty that died alone.
+They are run one at a time, so that the guilty one is known by the second death. Only where a call had very many on
+board are they run in groups first, as many as a group has members: a death which no request caused would else hold up a
+replica for long. The group that dies is run one at a time. A request is guilty that died alone.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Sequence
 
 from ..engine.request import GenerateRequest
 
-MAX_ALONE = 8
-"""Suspects of one death that are run one at a time."""
+MAX_ALONE = 128
+"""Suspects of one death that are run one at a time: as many as a call of the pipeline has rows by default."""
 
 
 class Suspects:

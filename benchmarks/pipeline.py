@@ -83,8 +83,12 @@ def write_model(folder: Path, shape: ModelShape) -> None:
         vocab_size=512, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 2, trainer)
-    # The model draws ids of its whole vocabulary; those that stand for nothing would make no text.
-    tokenizer.add_tokens([f" word{number}" for number in range(shape.vocab_size - tokenizer.get_vocab_size())])
+    # The model draws ids of its whole vocabulary; those that stand for nothing would make no text. As words of the
+    # vocabulary that no merge leads to: so many added tokens would take seconds to load.
+    fields = json.loads(tokenizer.to_str())
+    vocab = fields["model"]["vocab"]
+    vocab |= {f"\u0120word{token_id}": token_id for token_id in range(len(vocab), shape.vocab_size)}
+    tokenizer = Tokenizer.from_str(json.dumps(fields))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>").save_pretrained(folder)
 
 

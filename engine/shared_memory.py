@@ -3,7 +3,8 @@
 A rank says by a counter how many rounds it has written. Parts are written to two places in turn, so one wait a round is
 enough: who has written round k + 1 has read round k, and only then is the memory of round k written again.
 
-Counters are plain memory, without fences: x86 keeps stores in order, and only there is this used.
+Counters are plain memory, without fences: x86 keeps stores in order, and only there is this used. Sums, of which a step
+has two a layer, are one compiled call where there is one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from ..kernels.exchange import SharedSum, shared_sums
 
 __all__ = ["SharedCollectives", "SharedRegion", "can_share_memory"]
 
@@ -95,6 +98,9 @@ class SharedCollectives:
         self._data = data.view(2, size, CHUNK_BYTES)
         self._views: dict[torch.dtype, Tensor] = {}
         self._round = 0
+        self._sums = shared_sums()
+        self._places = [place.data_ptr() for place in self._data]
+        self._counters_at = self._data.data_ptr() - head
 
     @staticmethod
     def num_bytes(size: int) -> int:
@@ -103,8 +109,12 @@ class SharedCollectives:
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """As `Collectives.all_reduce`: every rank adds the parts in the same order."""
+        compiled = self._sums.get(tensor.dtype)
         for chunk in self._chunks(tensor):
-            torch.sum(self._exchange(chunk), dim=0, out=chunk)
+            if compiled is None:
+                torch.sum(self._exchange(chunk), dim=0, out=chunk)
+            else:
+                self._sum(compiled, chunk)
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -121,6 +131,14 @@ class SharedCollectives:
         flat = tensor.view(-1)
         most = CHUNK_BYTES // tensor.element_size()
         return (flat,) if len(flat) <= most else flat.split(most)
+
+    def _sum(self, compiled: SharedSum, chunk: Tensor) -> None:
+        part = (chunk.data_ptr(), len(chunk), self._places[self._round & 1], self._data.stride(1))
+        self._round += 1
+        if not compiled.exchange(*part, self._counters_at, self._rank, self._size, self._round, SPINS_BEFORE_YIELD):
+            for other in self._others:
+                self._wait(other)
+            compiled.add(*part, self._size)
 
     def _exchange(self, chunk: Tensor) -> Tensor:
         """Writes this rank's `[n]` and returns all ranks', `[size, n]`: to be read before the next exchange but one."""

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -194,6 +196,65 @@ def test_the_pipeline_is_measured_beside_the_engine() -> None:
     assert [line["case"] for line in cases] == ["engine", "pipeline"]
     assert len({(line["rows"], line["output_tokens"]) for line in cases}) == 1
     assert ratio["ratio"] > 0
+
+
+def test_without_the_peer_nothing_is_measured_side_by_side() -> None:
+    command = [sys.executable, str(BENCHMARKS / "side_by_side.py")]
+    for arguments, reason in ([], "--peer-python"), (["--peer-python", "/no/such/python"], "/no/such/python"):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "skipped" in done.stderr
+        assert reason in done.stderr
+
+
+def test_a_python_without_the_peer_is_told_from_one_with_it(load: Load, tmp_path: Path) -> None:
+    find_peer = load("side_by_side").find_peer
+    python = tmp_path / "python"
+    for status, found in (1, "No module named 'vllm'"), (0, None):
+        python.write_text(f"#!/bin/sh\necho \"ModuleNotFoundError: No module named 'vllm'\" >&2\nexit {status}\n")
+        python.chmod(0o755)
+        reason = find_peer(str(python))
+        assert reason is None if found is None else found in reason
+
+
+def test_starting_cancels_out_between_two_numbers_of_rows(load: Load) -> None:
+    side_by_side = load("side_by_side")
+    runs = {(side_by_side.OURS, 100): 5, (side_by_side.OURS, 500): 10, (side_by_side.PEER, 100): 60}
+    runs |= {(side_by_side.PEER, 500): 80}
+    noise = (0, -1, 2)
+    lines = [{"side": side, "rows": rows, "seconds": s + more} for more in noise for (side, rows), s in runs.items()]
+    found = side_by_side.summary(lines)
+    assert found["seconds"][side_by_side.PEER] == {100: [60, 59, 62], 500: [80, 79, 82]}
+    assert found["steady_tokens_per_s"] == {"millrace": 400 * 48 / 5, "ray.data.llm": 400 * 48 / 20}
+    assert (found["ratio_steady"], found["ratio_in_all"]) == (4, {100: 12, 500: 8})
+
+
+@pytest.mark.parametrize(("ids", "lengths"), [([0, 1], [48, 48]), ([0, 1, 1], [48, 48, 48]), ([0, 1, 2], [48, 7, 48])])
+def test_a_job_that_lost_doubled_or_cut_a_row_is_no_figure(
+    load: Load, tmp_path: Path, ids: list[int], lengths: list[int]
+) -> None:
+    pq.write_table(pa.table({"id": ids, "num_generated_tokens": lengths}), tmp_path / "part.parquet")
+    with pytest.raises(RuntimeError, match=r"rows were written for 3|rows have 7 to 48 tokens"):
+        load("side_by_side").count_tokens(tmp_path, 3)
+
+
+@pytest.mark.slow
+def test_our_side_of_side_by_side_is_measured_alone() -> None:
+    alone = ["--sides", "millrace", "--tiny", "--rows", "40", "--rounds", "1", "--no-warm-up"]
+    line, summary = run(dict(os.environ), "side_by_side.py", *alone)
+    assert (line["side"], line["rows"], line["output_tokens"]) == ("millrace", 40, 40 * 48)
+    assert summary["seconds"] == {"millrace": {"40": [line["seconds"]] * 3}}
+
+
+def test_what_a_process_leaves_behind_is_waited_for(load: Load, tmp_path: Path) -> None:
+    left = f"import os; os.setsid(); open({str(tmp_path / 'late')!r}, 'w').write(str(sum(range(10**7))))"
+    leaver = f"import subprocess, sys; print('first'); subprocess.Popen([sys.executable, '-c', {left!r}])"
+    run_it = f"run_to_the_end([sys.executable, '-c', {leaver!r}], os.environ)"
+    script = f"import os, sys; from processes import run_to_the_end; print({run_it})"
+    # In a process of its own: what waits for all descendants would take them from pytest.
+    done = subprocess.run([sys.executable, "-c", script], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
+    assert (tmp_path / "late").read_text()
+    assert "code=0, printed='first" in done.stdout
 
 
 @pytest.mark.slow

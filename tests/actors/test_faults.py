@@ -36,7 +36,7 @@ class Job:
         self._client = PoolClient(pool.name)
 
     def run(self) -> list[RequestOutput]:
-        rows = [request(str(index), f"steps {self._random.randrange(1, 60)}") for index in range(NUM_ROWS)]
+        rows = [request(str(index), f"steps {self._random.randrange(1, 16)}") for index in range(NUM_ROWS)]
         calls = [rows[start : start + ROWS_PER_CALL] for start in range(0, NUM_ROWS, ROWS_PER_CALL)]
         with ThreadPoolExecutor(NUM_CALLERS) as threads:
             return [output for outputs in threads.map(self._call, calls) for output in outputs]

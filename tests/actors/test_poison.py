@@ -24,10 +24,8 @@ def test_poison_is_a_dead_letter_after_two_deaths_and_every_other_row_is_there(
 ) -> None:
     pool = start_pool(num_replicas=num_replicas)
     pool.wait_ready()
-    sent = [*requests("steps 3", 6), request("poison", "exit"), *requests("steps 2", 6, "late")]
-    # Few enough on board of each replica that suspects are run one at a time.
-    client = PoolClient(pool.name)
-    outputs = [output for start in range(0, 13, 7) for output in client.generate(sent[start : start + 7])]
+    sent = [*requests("steps 3", 60), request("poison", "exit"), *requests("steps 2", 60, "late")]
+    outputs = list(PoolClient(pool.name).generate(sent))
     assert sorted(output.request_id for output in outputs) == sorted(one.request_id for one in sent)
     (bad,) = [output for output in outputs if output.error]
     assert (bad.request_id, bad.metrics.attempt) == ("poison", 2)

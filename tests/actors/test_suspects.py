@@ -26,7 +26,7 @@ def run(count: int, guilty: set[str], max_attempts: int = 2) -> tuple[list[str],
     return finished, found, num_deaths
 
 
-@given(count=st.integers(1, 200), data=st.data(), max_attempts=st.integers(1, 5))
+@given(count=st.integers(1, 400), data=st.data(), max_attempts=st.integers(1, 5))
 def test_exactly_the_guilty_are_found_and_the_others_finish_once(
     count: int, data: st.DataObject, max_attempts: int
 ) -> None:
@@ -36,13 +36,12 @@ def test_exactly_the_guilty_are_found_and_the_others_finish_once(
     assert sorted(finished) == sorted({str(index) for index in range(count)} - guilty)
 
 
-def test_one_of_a_few_is_found_at_the_second_death() -> None:
+def test_one_is_found_at_the_second_death() -> None:
     assert run(MAX_ALONE, {"3"})[1:] == (["3"], 2)
 
 
-def test_one_of_many_is_found_in_three_or_four_deaths() -> None:
-    assert run(64, {"40"})[1:] == (["40"], 3)
-    assert run(1000, {"40"})[1:] == (["40"], 4)
+def test_one_of_very_many_is_found_at_the_third() -> None:
+    assert run(1000, {"40"})[1:] == (["40"], 3)
 
 
 def test_alone_among_strangers_is_not_guilty_yet() -> None:

@@ -26,7 +26,7 @@ SETTINGS = {"max_model_len": 64, "num_threads": 1, "dtype": "float32"}
 @pytest.fixture(scope="module")
 def proxy(s3: S3Server) -> Iterator[FaultProxy]:
     """A broken store that `s3://` leads to: the same for all tests, since a process keeps its connections."""
-    with FaultProxy(s3.host, s3.port, FaultPlan(seed=3, rate=0.15)) as proxy, pytest.MonkeyPatch.context() as patch:
+    with FaultProxy(s3.host, s3.port, FaultPlan(seed=3, rate=0.12)) as proxy, pytest.MonkeyPatch.context() as patch:
         for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": proxy.url, "MILLRACE_STORAGE_TIMEOUT_S": "0.5"}.items():
             patch.setenv(name, value)
         yield proxy

@@ -111,7 +111,7 @@ def test_a_local_file_is_never_seen_half(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_what_is_sent_through_a_broken_store_arrives(s3: S3Server, broken: FaultProxy) -> None:
     root = Storage.at(f"s3://{s3.make_bucket()}/data", options=options(broken))
-    contents = {f"{index:02}.bin": os.urandom(20_000) for index in range(24)}
+    contents = {f"{index:02}.bin": os.urandom(20_000) for index in range(16)}
 
     def there_and_back(name: str) -> bool:
         (root / "draft" / name).write_bytes(contents[name])
@@ -129,20 +129,20 @@ def test_what_is_sent_through_a_broken_store_arrives(s3: S3Server, broken: Fault
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
 def test_every_row_is_read_once_through_a_broken_store(s3: S3Server, broken: FaultProxy, kind: str) -> None:
     root = Storage.at(f"s3://{s3.make_bucket()}/in", s3.url)
-    for part in range(4):
+    for part in range(2):
         rows = [{"id": 1000 * part + index, "line": "x" * 50} for index in range(1000)]
         sink = pa.BufferOutputStream()
         if kind == "parquet":
-            pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=100)
+            pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=200)
         else:
             sink.write("".join(json.dumps(row) + "\n" for row in rows).encode())
         (root / f"{part}.{kind}").write_bytes(sink.getvalue().to_pybytes())
     source = Source.find(f"{root.url}/*.{kind}", options=options(broken))
     tables = [table for unit in source.units for table in FORMATS[kind].read(unit, source.schema)]
     read = pa.concat_tables(tables)
-    assert read["id"].to_pylist() == list(range(4000))
-    assert len(set(read[columns.POSITION].to_pylist())) == 4000
-    assert read[READ_ERROR].null_count == 4000
+    assert read["id"].to_pylist() == list(range(2000))
+    assert len(set(read[columns.POSITION].to_pylist())) == 2000
+    assert read[READ_ERROR].null_count == 2000
     assert broken.counts.total() > broken.counts["none"]
 
 
