@@ -72,7 +72,7 @@ class PreparedJob:
         if self.former is not None:
             return self.former.total.num_rows
         known = self.state.num_rows
-        return known if self.job.limit is None else min(known or self.job.limit, self.job.limit)
+        return known if known is None or self.job.limit is None else min(known, self.job.limit)
 
     @property
     def identity(self) -> Identity:
@@ -136,7 +136,7 @@ def prepare_retry(output: str, endpoint_url: str | None = None, **changes: Any) 
     former = Manifest.read(folder.root)
     if former is None:
         raise ConfigError(f"the job in {output!r} is not finished; first: millrace resume {output}")
-    if not former.failed_files:
+    if not former.failed_files and not folder.is_publishing:
         raise ConfigError(f"the job in {output!r} has no failed rows; there is nothing to run again")
     job = _changed(state, output, changes)
     given = _read_schema(state.input_schema)
@@ -180,6 +180,10 @@ def run_job(
         manifest = publish(prepared.folder.root, prepared.spec, prepared.former)
     counts = manifest.total
     num_rows_in = counts.num_rows if prepared.num_rows_in is None else prepared.num_rows_in
+    if job.key is not None and counts.num_rows < num_rows_in:
+        left_out = num_rows_in - counts.num_rows
+        logger.warning("%d rows have the same values of %s as others and were left out", left_out, ", ".join(job.key))
+        num_rows_in = counts.num_rows
     return report.write(monitor.finish(counts), counts, num_rows_in).summary
 
 
@@ -260,6 +264,10 @@ def _begun(output: str, endpoint_url: str | None) -> tuple[JobFolder, JobState]:
 
 
 def _changed(state: JobState, output: str, changes: dict[str, Any]) -> JobConfig:
+    if "model" not in state.job:
+        raise ConfigError(
+            f"{output!r} was written by write_results: call that again, with the same processor and dataset"
+        )
     given = {name: value for name, value in changes.items() if value is not None}
     return JobConfig(**{**state.job, "output": output, **given})
 

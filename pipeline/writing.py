@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
 
+from .. import __version__
 from ..engine.errors import ConfigError
 from . import columns
 from .durable import COUNTS, GenerateAndWrite, Identity, PrepareNew
 from .ledger.epoch import Epoch
-from .ledger.folder import JobFolder
+from .ledger.folder import JobFolder, JobState
 from .ledger.index import RowIndex
 from .ledger.records import read_ids, read_records, sum_counts
 from .processor import WHOLE_BLOCKS, Processor, without_large_blocks
@@ -96,8 +97,14 @@ def write_rows(
     """
     operators = processor.operators()
     # One process writes: who comes after it must be able to tell what counts.
-    max_blocks = operators.generate_kwargs["compute"].max_concurrent_calls_per_actor or DEFAULT_MAX_BLOCKS
-    one = ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=max_blocks, enable_true_multi_threading=True)
+    given = operators.generate_kwargs["compute"]
+    max_blocks = given.max_concurrent_calls_per_actor or DEFAULT_MAX_BLOCKS
+    one = ActorPoolStrategy(
+        size=1,
+        max_tasks_in_flight_per_actor=given.max_tasks_in_flight_per_actor,
+        max_concurrent_calls_per_actor=max_blocks,
+        enable_true_multi_threading=True,
+    )
     batches = (
         without_large_blocks(dataset, operators.block_rows)
         .map_batches(
@@ -171,8 +178,12 @@ def write_results(
     if order not in ("any", "input") or (order == "input" and key is not None):
         raise ConfigError(f"order must be 'any', or without key 'input'; got {order!r} and key={key!r}")
     folder = JobFolder(Storage.at(output, endpoint_url))
-    if folder.is_finished and (manifest := Manifest.read(folder.root)) is not None:
+    if (manifest := Manifest.read(folder.root)) is not None:
         return manifest
+    settings = {"key": None if key is None else list(key), "order": order, "output_format": output_format}
+    state = JobState(settings, [], None, "", __version__)
+    if not folder.check(state, overwrite=False):
+        folder.write_state(state)
     spec = OutputSpec(
         folder.work,
         output_format,

@@ -197,6 +197,22 @@ def test_the_pipeline_is_measured_beside_the_engine() -> None:
 
 
 @pytest.mark.slow
+def test_the_pipeline_is_measured_without_an_engine() -> None:
+    *lines, whole = run(dict(os.environ), "pipeline_alone.py", "--rows", "3000", "--block", "256", "--every", "0.5")
+    assert whole["case"] == "whole"
+    assert whole["rows"] == 3000
+    assert all({"driver"} <= line["memory"].keys() for line in lines)
+
+
+def test_what_a_resume_must_know_is_measured() -> None:
+    lines = run(dict(os.environ), "ledger.py", "--rows", "60000", "--lookups", "4000", "--block", "100")
+    assert [(line["case"], line["rows"], line["found"]) for line in lines] == [
+        ("position", 60_000, 2_000),
+        ("key", 60_000, 2_000),
+    ]
+
+
+@pytest.mark.slow
 def test_the_host_overhead_is_measured(bare_environment: dict[str, str]) -> None:
     assert run(bare_environment, "host_overhead.py", "--steps", "3", "--num-seqs", "2")
 

@@ -167,8 +167,12 @@ def _run_lines(
 
 def _processor(prepared: PreparedBatch, reader: RequestReader) -> Processor:
     config = prepared.processor
-    stages = [*prepare_plans(config), EngineBackend(config), *finish_plans(config)]
-    return Processor(config, stages, AskLine(reader), AnswerLine(_fingerprint(prepared)))
+    return Processor(
+        config,
+        [*prepare_plans(config), EngineBackend(config), *finish_plans(config)],
+        AskLine(reader),
+        AnswerLine(_fingerprint(prepared)),
+    )
 
 
 def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:

@@ -57,10 +57,10 @@ def _local_file(target: Storage) -> Iterator[Writable]:
 def _remote_file(target: Storage) -> Iterator[Writable]:
     """Writes under another name and gives the file its own at the end: not all stores know pieces."""
     draft = Storage.at(f"{target.url}.{uuid.uuid4().hex[:12]}.tmp", options=target.options)
-    filesystem, path = draft.filesystem()
+    library = RemoteFiles(draft.protocol, draft.options).library
     with ExitStack() as clean:
         clean.callback(draft.remove)
-        with filesystem.open_output_stream(path) as file:
+        with library.open(draft.url, "wb") as file:
             yield file
         draft.move_to(target)
 

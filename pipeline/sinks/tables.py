@@ -33,6 +33,9 @@ class Finished:
     generated: Row
 
 
+NOT_WRITTEN = (columns.ROW_ID, columns.IS_DUPLICATE)
+"""Columns of a row that only the pipeline reads; the id is put first by itself."""
+
 Group = tuple[list[Finished], pa.Table]
 """Rows, and the table of them."""
 
@@ -119,7 +122,7 @@ def _tables(
 
 def _table(rows: Sequence[Finished], values: Sequence[Mapping[str, Any]], schema: pa.Schema | None) -> pa.Table:
     if schema is None:
-        names = dict.fromkeys(name for one in values for name in one if name != columns.ROW_ID)
+        names = dict.fromkeys(name for one in values for name in one if name not in NOT_WRITTEN)
         types = {**columns.result_types(), **columns.error_types()}
         arrays = {name: typed([one.get(name) for one in values], types.get(name)) for name in names}
     else:

@@ -18,6 +18,9 @@ from ...engine import GenerateRequest, RequestOutput
 MAX_TOKENS_KEPT = 1_000_000
 """Tokens of finished outputs that are remembered, some tens of megabytes."""
 
+OUTPUT_TOKENS = 100
+"""What an output takes besides its tokens, in tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
@@ -87,7 +90,8 @@ class Duplicates:
             inbox.put(Arrival(item, None, error))
 
     def _keep(self, key: bytes, output: RequestOutput) -> None:
-        self._num_tokens[key] = len(output.prompt_token_ids or ()) + sum(len(one.token_ids) for one in output.outputs)
+        num_tokens = len(output.prompt_token_ids or ()) + sum(len(one.token_ids) for one in output.outputs)
+        self._num_tokens[key] = OUTPUT_TOKENS + num_tokens
         self._num_tokens_kept += self._num_tokens[key]
         self._finished[key] = output
         while self._num_tokens_kept > self._max_tokens_kept:

@@ -20,9 +20,12 @@ from millrace.pipeline.openai_batch.request import RequestReader
 from millrace.pipeline.storage import Storage
 
 
-@pytest.fixture(params=["here", "s3"])
+@pytest.fixture(params=["here", "s3", "memory"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    return Storage.at(tmp_path / "sub") if request.param == "here" else request.getfixturevalue("bucket")
+    """A folder here, one in S3, and one in a store that knows no pieces."""
+    if request.param == "s3":
+        return request.getfixturevalue("bucket")
+    return Storage.at(tmp_path / "sub" if request.param == "here" else f"memory://{tmp_path.name}")
 
 
 def test_a_file_appears_with_all_its_pieces(place: Storage, monkeypatch: pytest.MonkeyPatch) -> None:

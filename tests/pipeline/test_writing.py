@@ -1,0 +1,77 @@
+"""Datasets into files, on Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray.data
+
+from millrace import ConfigError, Processor, write_results
+from millrace.pipeline.sources import Source
+
+Make = Callable[..., Processor]
+
+
+def keep(row: dict[str, Any]) -> dict[str, Any]:
+    return {"id": row["id"], "text": row["generated_text"]}
+
+
+def test_a_dataset_with_a_key_is_written_once(cluster: None, make_processor: Make, tmp_path: Path) -> None:
+    rows = [{"id": f"r{index}", "prompt": "fail" if index == 7 else f"row {index % 3}"} for index in range(60)]
+    processor, out = make_processor(postprocess=keep), str(tmp_path / "out")
+    manifest = write_results(processor, ray.data.from_items([*rows, rows[5]]), out, key=["id"])
+    assert (manifest.num_rows, manifest.num_failed) == (59, 1)
+    table = pq.read_table(out)
+    assert sorted(table["id"].to_pylist()) == sorted(row["id"] for row in rows if row["prompt"] != "fail")
+    assert set(table["text"].to_pylist()) == {"ROW 00", "ROW 10", "ROW 20"}
+    assert table.column_names == ["id", "text"]
+    (letter,) = pq.read_table(tmp_path / "out" / "_failed").to_pylist()
+    assert (letter["id"], letter["prompt"], letter["__error_kind"]) == ("r7", "fail", "NumericalError")
+    # Of three prompts one each ran, whichever blocks they were in.
+    assert manifest.counts.num_duplicates == 59 - 3
+    assert write_results(processor, ray.data.from_items(rows), out, key=["id"]) == manifest
+
+
+def test_lines_of_a_file_keep_their_order(cluster: None, make_processor: Make, tmp_path: Path) -> None:
+    lines = [json.dumps({"id": index, "prompt": f"row {index}"}) for index in range(200)]
+    lines[50] = "{broken"
+    (tmp_path / "in.jsonl").write_text("\n".join(lines) + "\n")
+    dataset = Source.find(str(tmp_path / "in.jsonl")).read()
+    out = tmp_path / "out"
+    manifest = write_results(
+        make_processor(postprocess=keep), dataset, str(out), order="input", output_format="jsonl", max_rows_per_file=64
+    )
+    read = [json.loads(line) for one in manifest.files for line in (out / one.name).read_text().splitlines()]
+    assert [row["id"] for row in read] == [index for index in range(200) if index != 50]
+    assert [one.num_rows for one in manifest.files] == [64, 64, 64, 7]
+    (letter,) = pq.read_table(out / "_failed").to_pylist()
+    assert letter["__error_stage"] == "read"
+    assert "{broken" in letter["__error_message"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "pass key="),
+        ({"key": ["id"], "output_format": "xml"}, "output_format must be one of"),
+        ({"key": ["id"], "order": "input"}, "order must be"),
+    ],
+)
+def test_mistakes_are_said_before_anything_runs(
+    cluster: None, make_processor: Make, tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    dataset = ray.data.from_items([{"id": 1, "prompt": "x"}])
+    with pytest.raises(ConfigError, match=said):
+        write_results(make_processor(), dataset, str(tmp_path / "out"), **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_others_are_left_alone(cluster: None, make_processor: Make, tmp_path: Path) -> None:
+    (tmp_path / "part-00000.parquet").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="already holds"):
+        write_results(make_processor(), ray.data.from_items([{"id": 1}]), str(tmp_path), key=["id"])
