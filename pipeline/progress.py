@@ -115,9 +115,11 @@ class ProgressMonitor:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+        if kind is None:  # What was done since the last look.
+            self._try_to_look()
 
     def finish(self, counts: Counts) -> Run:
         """Returns the record of the run, which is over.
@@ -129,14 +131,17 @@ class ProgressMonitor:
 
     def _watch(self) -> None:
         while not self._stop.wait(INTERVAL_S):
-            try:
-                progress = self._look()
-            except (MillraceError, ray.exceptions.RayError, OSError) as error:
-                # The pool or the cluster is going, or the storage does not answer; the job itself says why.
-                logger.debug("no progress to show: %s", error)
-                continue
-            if self._show is not None:
-                self._show(progress)
+            self._try_to_look()
+
+    def _try_to_look(self) -> None:
+        try:
+            progress = self._look()
+        except (MillraceError, ray.exceptions.RayError, OSError) as error:
+            # The pool or the cluster is going, or the storage does not answer; the job itself says why.
+            logger.debug("no progress to show: %s", error)
+            return
+        if self._show is not None:
+            self._show(progress)
 
     def _look(self) -> Progress:
         stats = self._processor.stats()

@@ -82,6 +82,15 @@ def test_the_time_to_go_follows_from_the_rows_of_this_run_and_says_so(looks: lis
     assert " rows/s over the last " in last.eta_basis
 
 
+def test_the_last_look_is_at_the_end() -> None:
+    processor = FakeProcessor()
+    monitor = ProgressMonitor(processor, FakeReader(), 1000, 0.0)  # type: ignore[arg-type]
+    processor.num_looks = 10
+    with monitor:
+        pass  # Shorter than the time between two looks.
+    assert monitor.finish(Counts()).work.num_output_tokens == 10 * processor.num_looks >= 110
+
+
 def test_what_was_seen_is_saved_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "INTERVAL_S", 0.01)
     monkeypatch.setattr(progress, "SAVE_INTERVAL_S", 0.0)
