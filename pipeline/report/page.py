@@ -19,8 +19,8 @@ from .idle import REASONS
 
 TEMPLATE = "page.html"
 MAX_STEPS = 90
-GUST_S = 10.0
-"""Rows are written in gusts, so a step of the chart of rows is as long at least."""
+GUST_S, MIN_ROW_STEPS = 10.0, 6
+"""Rows are written in gusts, so a step of the chart of rows is as long, unless the whole job is short."""
 
 SERIES = (
     ("Output tokens a second", "num_output_tokens", "out"),
@@ -101,7 +101,7 @@ def _histogram(report: Mapping[str, Any], name: str) -> Histogram:
 
 def _over_time(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields title and chart of what is shown over time."""
-    row_steps = max(1, int(report["seconds"] / GUST_S))
+    row_steps = max(MIN_ROW_STEPS, int(report["seconds"] / GUST_S))
     for title, name, kind in SERIES:
         max_steps = min(MAX_STEPS, row_steps) if name == "num_rows" else MAX_STEPS
         yield title, _chart(report, title, kind, _coarse(_pieces(report, name), max_steps))
