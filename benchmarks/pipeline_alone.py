@@ -4,12 +4,14 @@
 
 A JSON line every few seconds: rows written, rows a second since the last line, the resident memory of the driver and
 of each kind of worker (`anonymous` leaves out pages of files and of Ray's shared memory). The last line has the rows a
-second of the whole, from the moment the first row was written.
+second of the whole, from the moment the first row was written, and a CPU second, all processes together: what a machine
+that has other things to do would be capable of.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import sys
@@ -17,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +121,9 @@ def answer_of(row: dict[str, Any]) -> dict[str, Any]:
 def make_processor(block: int, folder: Path) -> Processor:
     """Makes a processor without an engine and without a tokenizer."""
     (folder / "config.json").write_text("{}")
+    off: dict[str, Any] = dict.fromkeys(["chat_template_stage", "tokenize_stage", "detokenize_stage"], False)
     config = EngineProcessorConfig(
-        model_source=str(folder),
-        batch_size=block,
-        should_continue_on_error=True,
-        max_concurrent_batches=8,
-        chat_template_stage=False,
-        tokenize_stage=False,
-        detokenize_stage=False,
+        model_source=str(folder), batch_size=block, should_continue_on_error=True, max_concurrent_batches=8, **off
     )
     backend = EngineBackend(config, lambda config: NoPool(), lambda name: NullClient())  # type: ignore[arg-type, return-value]
     return Processor(config, [backend], postprocess=answer_of)
@@ -148,13 +145,21 @@ def memory_by_process() -> dict[str, dict[str, int]]:
     return dict(sums)
 
 
-def watch(live: LiveCounts, every_s: float, stop: threading.Event, started: Callable[[], None]) -> None:
+def cpu_seconds() -> float:
+    """Returns the CPU time that this process and those below it have taken."""
+    total = 0.0
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def watch(live: LiveCounts, every_s: float, stop: threading.Event) -> None:
     """Prints a line now and then until it is told to stop."""
     before, before_s = 0, time.monotonic()
     while not stop.wait(every_s):
         num_rows, now_s = live.update().num_rows, time.monotonic()
-        if num_rows and not before:
-            started()
         rate = (num_rows - before) / (now_s - before_s)
         line = {"benchmark": "pipeline_alone", "rows": num_rows, "rows_per_s": round(rate)}
         print(json.dumps({**line, "memory": memory_by_process()}), flush=True)
@@ -166,25 +171,26 @@ def run(num_rows: int, block: int, every_s: float, folder: Path) -> dict[str, An
     job = JobFolder(Storage.at(folder / "out"))
     schema = pa.schema([("id", pa.int64()), ("text", pa.string())])
     spec = OutputSpec(job.work, schema=schema)
-    live, stop, first = LiveCounts(), threading.Event(), []
+    live, stop = LiveCounts(), threading.Event()
+    first: list[tuple[float, int, float]] = []
 
     def add(counts: Any) -> None:
         if not first:
-            first.append((time.monotonic(), counts.num_rows))
+            first.append((time.monotonic(), counts.num_rows, cpu_seconds()))
         live.add(counts)
 
-    watcher = threading.Thread(target=watch, args=[live, every_s, stop, lambda: None])
+    watcher = threading.Thread(target=watch, args=[live, every_s, stop])
     watcher.start()
     with make_processor(block, folder) as processor:
         dataset = ray.data.read_datasource(Rows(num_rows))
         write_rows(processor, dataset, Identity(), spec, Done.find(job.work), add)
-        written_s = time.monotonic()
+        written_s, used_s = time.monotonic(), cpu_seconds()
         manifest = publish(job.root, spec)
     stop.set()
     watcher.join()
     assert manifest.num_rows == num_rows, manifest.num_rows
-    start_s, start_rows = first[0]
-    seconds = written_s - start_s
+    start_s, start_rows, start_cpu_s = first[0]
+    seconds, cpu_s = written_s - start_s, used_s - start_cpu_s
     return {
         "benchmark": "pipeline_alone",
         "case": "whole",
@@ -192,6 +198,7 @@ def run(num_rows: int, block: int, every_s: float, folder: Path) -> dict[str, An
         "seconds": round(seconds, 2),
         "publish_s": round(time.monotonic() - written_s, 2),
         "rows_per_s": round((num_rows - start_rows) / seconds) if seconds else None,
+        "rows_per_cpu_s": round((num_rows - start_rows) / cpu_s) if cpu_s > 0 else None,
     }
 
 

@@ -85,9 +85,12 @@ def test_a_killed_driver_costs_a_flush_interval(
     (tmp_path / "config.json").write_text("{}")
     table = pa.table({"id": range(num_rows), "prompt": [f"row {index}" for index in range(num_rows)]})
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=1000)
-    run_to_the_end(tmp_path, "whole", tmp_path / "whole.log", 0.0)
-    whole = read_log(tmp_path / "whole.log")
-    assert len(whole) == num_rows
+    expected = {index: f"ROW {index}0" for index in range(num_rows)}
+    num_whole = sum(len(text) + 1 for text in expected.values())
+    if num_kills > 3:  # The engine's answers are known; that the pipeline returns them undisturbed, others test too.
+        run_to_the_end(tmp_path, "whole", tmp_path / "whole.log", 0.0)
+        assert texts(tmp_path / "whole") == expected
+        assert sum(one.num_tokens for one in read_log(tmp_path / "whole.log")) == num_whole
 
     log = tmp_path / "killed.log"
     draw = random.Random(6)
@@ -98,7 +101,7 @@ def test_a_killed_driver_costs_a_flush_interval(
     assert not (tmp_path / "killed" / "_manifest.json").exists()
     run_to_the_end(tmp_path, "killed", log, seconds_a_row)
 
-    assert texts(tmp_path / "killed") == texts(tmp_path / "whole")
+    assert texts(tmp_path / "killed") == expected
     manifest = Manifest.read(Storage.at(tmp_path / "killed"))
     assert manifest is not None
     assert (manifest.num_rows, manifest.num_failed) == (num_rows, 0)
@@ -107,16 +110,13 @@ def test_a_killed_driver_costs_a_flush_interval(
     last = {one.prompt: one for one in done}
     again = [one for one in done if one is not last[one.prompt]]
     # Done in vain is only what was done within a flush interval before a death, or by what outlived it for a moment.
-    at_risk = [one for one in done if any(one.at_s > at_s - FLUSH_INTERVAL_S - WRITE_S for at_s in killed_s)]
     in_vain = [min(at_s - one.at_s for at_s in killed_s if at_s > one.at_s - WRITE_S) for one in again]
-    assert all(seconds < FLUSH_INTERVAL_S + WRITE_S for seconds in in_vain), max(in_vain)
     num_tokens = sum(one.num_tokens for one in done)
-    num_whole = sum(one.num_tokens for one in whole)
-    a_row = max(one.num_tokens for one in whole)
-    rate = MAX_BLOCKS / seconds_a_row
     print(
         f"{num_rows} rows, {num_kills} kills: {num_tokens} tokens, {num_whole} uninterrupted, {len(again)} rows done "
         f"again, at most {max(in_vain, default=0.0):.2f} s before a kill"
     )
-    assert at_risk
-    assert num_tokens <= num_whole + num_kills * a_row * (rate * (FLUSH_INTERVAL_S + WRITE_S) + MAX_BLOCKS)
+    assert all(seconds < FLUSH_INTERVAL_S + WRITE_S for seconds in in_vain), max(in_vain)
+    at_risk_s, a_row = FLUSH_INTERVAL_S + WRITE_S, max(one.num_tokens for one in done)
+    most_a_kill = a_row * (MAX_BLOCKS / seconds_a_row * at_risk_s + MAX_BLOCKS)
+    assert num_tokens <= num_whole + num_kills * most_a_kill
