@@ -64,6 +64,7 @@ def test_a_job_goes_on_through_an_engine(
     assert sum(pq.read_metadata(path).num_rows for path in added) == 20
 
 
+@pytest.mark.soak  # The way of the rows is that of the test above; only the middle differs.
 def test_a_job_goes_on_through_an_http_endpoint(checkpoints: None, tmp_path: Path) -> None:
     with running(Server()) as server:
         config = HttpRequestProcessorConfig(url=server.url)
