@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from .. import columns
+from ..report.counts import ErrorKind
 from ..storage import Storage
 from .output_file import whole_file
 from .request import RequestReader
@@ -32,7 +33,7 @@ def write_answers(parts: Sequence[Storage], target: Storage) -> int:
     return _write(target, (row[LINE] for part in parts for row in _rows(part)))
 
 
-def write_errors(parts: Sequence[Storage], target: Storage, reader: RequestReader) -> int:
+def write_errors(parts: Sequence[Storage], target: Storage, reader: RequestReader) -> dict[str, ErrorKind]:
     """Writes the error file.
 
     Args:
@@ -41,10 +42,18 @@ def write_errors(parts: Sequence[Storage], target: Storage, reader: RequestReade
         reader: What read the lines.
 
     Returns:
-        Number of lines.
+        Code -> how many lines have it, and one of their messages.
     """
-    rows = heapq.merge(*map(_rows, parts), key=lambda row: row[columns.ROW_ID])
-    return _write(target, (error_line(error_of_row(row, reader), row[LINE_NUMBER]) for row in rows))
+    codes: dict[str, ErrorKind] = {}
+
+    def lines() -> Iterator[bytes]:
+        for row in heapq.merge(*map(_rows, parts), key=lambda row: row[columns.ROW_ID]):
+            error = error_of_row(row, reader)
+            codes.setdefault(error.code, ErrorKind(0, error.message)).num_rows += 1
+            yield error_line(error, row[LINE_NUMBER])
+
+    _write(target, lines())
+    return codes
 
 
 def _rows(part: Storage) -> Iterator[dict[str, Any]]:

@@ -121,7 +121,7 @@ def run_batch(
     reader = _reader(prepared, index)
     manifest = Manifest.read(folder.root) or _run_lines(prepared, index, reader, on_progress, started_s)
     errors = [folder.root / one.name for one in manifest.failed_files]
-    write_errors(errors, config.error_file, reader)
+    codes = write_errors(errors, config.error_file, reader)
     # The last one: who finds the out file finds both.
     write_answers([folder.root / one.name for one in manifest.files], config.output_file)
     folder.root.remove()
@@ -132,6 +132,7 @@ def run_batch(
         index.num_rows,
         index.num_empty,
         manifest.total,
+        codes,
         time.monotonic() - started_s,
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.markup import escape
 
-from ..report.counts import Counts
+from ..report.counts import Counts, ErrorKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class BatchSummary:
         num_rows_in: Lines of the input that are not empty.
         num_empty: Lines that are.
         counts: What the lines of both files add up to, whichever run wrote them.
+        codes: Code of an error -> lines that have it, and one message.
         seconds: What this run took.
     """
 
@@ -29,6 +30,7 @@ class BatchSummary:
     num_rows_in: int
     num_empty: int
     counts: Counts
+    codes: dict[str, ErrorKind]
     seconds: float
 
     @property
@@ -54,11 +56,13 @@ def describe_batch(summary: BatchSummary) -> str:
     answered = counts.num_rows - counts.num_failed
     lines = [
         f"lines     {summary.num_rows_in:,} in, {answered:,} answered, {counts.num_failed:,} not"
-        + (f"; {summary.num_empty:,} empty ones skipped" if summary.num_empty else ""),
+        + (f", {summary.num_empty:,} empty" if summary.num_empty else ""),
         f"tokens    {counts.num_input_tokens:,} in ({counts.num_cached_tokens:,} cached), "
         f"{counts.num_output_tokens:,} out",
         f"finished  {reasons}",
         f"seconds   {summary.seconds:.1f}",
     ]
-    lines += [f"[red]error[/]     {error.num_rows:,} x {escape(error.example)}" for error in counts.errors.values()]
+    lines += [
+        f"[red]error[/]     {one.num_rows:,} x {code}: {escape(one.example)}" for code, one in summary.codes.items()
+    ]
     return "\n".join([*lines, f"output    {summary.output}", f"errors    {summary.errors}"])

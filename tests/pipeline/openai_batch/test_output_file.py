@@ -71,7 +71,8 @@ def test_answers_and_errors_are_in_the_order_of_the_input(tmp_path: Path) -> Non
         return {**row, columns.ERROR_KIND: "BatchLineError", columns.ERROR_MESSAGE: "x"}
 
     failed = [part(tmp_path, "a.parquet", [dead(1), dead(4)]), part(tmp_path, "b.parquet", [dead(2), dead(3)])]
-    assert write_errors(failed, Storage.at(tmp_path / "errors"), RequestReader(("m",))) == 4
+    codes = write_errors(failed, Storage.at(tmp_path / "errors"), RequestReader(("m",)))
+    assert {code: one.num_rows for code, one in codes.items()} == {"invalid_json_line": 4}
     lines = (tmp_path / "errors").read_text().splitlines()
     assert [f'"line":{number}' in line for number, line in enumerate(lines, start=1)] == [True] * 4
 
