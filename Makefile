@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-soak check bench clean kernels-report bench-gpu test-gpu
+.PHONY: help setup demo test test-engine test-pipeline test-soak check bench clean kernels-report bench-gpu test-gpu
 
 GIVEN := $(filter command environment,$(firstword $(origin PYTHON)))
 BARE_PYTHON := $(if $(GIVEN),$(PYTHON),$(or $(wildcard $(BIN)/python),python3))
