@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import re
 import subprocess
@@ -77,10 +78,15 @@ def scenarios(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return {Path(one["script"]).stem: one for one in lines}
 
 
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    """Returns the marks of a scenario's test."""
+    soak = [] if name in QUICK else [pytest.mark.soak]
+    no_serve = importlib.util.find_spec("starlette") is None
+    return [*soak, *([pytest.mark.skipif(no_serve, reason="needs ray[serve]")] if "serve" in name else [])]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(one, marks=() if one in QUICK else pytest.mark.soak) for one in (p.stem for p in SCENARIOS)]
-)
+@pytest.mark.parametrize("name", [pytest.param(path.stem, marks=marks(path.stem)) for path in SCENARIOS])
 def test_scenario_of_ray_data_llm_runs(name: str, scenarios: dict[str, dict[str, Any]]) -> None:
     assert not scenarios[name]["problem"]
     assert SHOWN.get(name, "answer") in scenarios[name]["shown"]

@@ -33,7 +33,7 @@ class StorageOptions:
     endpoint_url: str | None = None
     connect_timeout_s: float = 10.0
     read_timeout_s: float = field(default_factory=_default_timeout_s)
-    max_attempts: int = 8
+    max_attempts: int = 10
 
     def __post_init__(self) -> None:
         if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):

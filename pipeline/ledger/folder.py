@@ -136,7 +136,8 @@ class JobFolder:
         if (info := self.root.info()) is not None and not info.is_dir:
             raise ConfigError(f"output {self.root.url!r} is a file; pass a folder")
         here = f"output folder {self.root.url!r}"
-        foreign = [one.name for one in self.root.list() if not _is_ours(one)]
+        present = [one for one in self.root.list() if one.name[0] != "."]  # A death may leave a draft, ".name.tmp".
+        foreign = [one.name for one in present if not _is_ours(one)]
         if foreign:
             raise ConfigError(f"{here} already holds {foreign[0]!r}; pass another folder")
         if overwrite:
@@ -148,9 +149,9 @@ class JobFolder:
                 f"(its failed rows are run again by: millrace retry-failed {self.root.url})"
             )
         if began is None:
-            if found := self.root.list():
+            if present:
                 raise ConfigError(
-                    f"{here} already holds {found[0].name!r}; pass --overwrite to replace it, or another folder"
+                    f"{here} already holds {present[0].name!r}; pass --overwrite to replace it, or another folder"
                 )
             return False
         if changes := began.changes(state):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,9 @@ from . import row_id
 
 FLUSH = ".flush"
 COMMIT = ".ids"
+READERS = 16
+"""Records that are read at once."""
+
 ABOUT = b"millrace"
 """Key of the metadata of a record's schema, under which what is no column is kept, as JSON."""
 
@@ -99,9 +103,11 @@ def read_records(work: Storage, names: Iterable[str]) -> list[Record]:
         Records in the order of their names.
     """
     given = sorted(names)
-    commits = [read_record(work, name) for name in given if name.endswith(COMMIT)]
-    replaced = {name for commit in commits for name in commit.replaces}
-    flushes = [read_record(work, name) for name in given if name.endswith(FLUSH) and name not in replaced]
+    with ThreadPoolExecutor(READERS) as readers:  # In a bucket each is a request or two, and there may be hundreds.
+        commits = list(readers.map(lambda name: read_record(work, name), _ending(given, COMMIT)))
+        replaced = {name for commit in commits for name in commit.replaces}
+        live = [name for name in _ending(given, FLUSH) if name not in replaced]
+        flushes = list(readers.map(lambda name: read_record(work, name), live))
     return sorted([*commits, *flushes], key=lambda record: record.name)
 
 
@@ -143,6 +149,10 @@ def sum_counts(records: Sequence[Record]) -> Counts:
     for record in records:
         total.merge(record.counts)
     return total
+
+
+def _ending(names: Iterable[str], suffix: str) -> list[str]:
+    return [name for name in names if name.endswith(suffix)]
 
 
 def _write(file: Storage, table: pa.Table, about: dict[str, object]) -> None:

@@ -7,8 +7,20 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.ipc
 
-from ...engine.errors import ConfigError, StorageError
-from .base import LOOK_BYTES, TABLE_BYTES, InputFile, Look, Unit, align, error_rows, finish_table, first_line, unify
+from ...engine.errors import ConfigError
+from .base import (
+    LOOK_BYTES,
+    TABLE_BYTES,
+    InputFile,
+    Look,
+    Unit,
+    align,
+    error_rows,
+    finish_table,
+    first_line,
+    is_damage,
+    unify,
+)
 
 MAGIC = b"ARROW1"
 READ_BYTES = 4 << 20
@@ -33,9 +45,9 @@ class ArrowFormat:
                         table = align(pa.Table.from_batches([part]), schema)
                         yield finish_table(table, unit.file.ordinal, range(position, position + len(part)))
                         position += len(part)
-        except (StorageError, FileNotFoundError):
-            raise
         except (pa.ArrowException, OSError) as error:
+            if not is_damage(error):
+                raise
             reason = f"{unit.file.path} cannot be read from row {position} on: {first_line(error)}"
             yield error_rows(schema, unit.file.ordinal, [position], reason)
 
@@ -49,9 +61,9 @@ def _look_at(file: InputFile, count: bool) -> tuple[pa.Schema, Unit]:
             batches = _open(source)
             num_rows = sum(len(batch) for batch in _iterate(batches))
             return batches.schema, Unit(file, 0, num_rows, num_rows, unit.num_bytes)
-    except StorageError:
-        raise
     except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
         raise ConfigError(f"input {file.path!r} cannot be read as arrow: {first_line(error)}") from error
 
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from ...engine.errors import ConfigError
+from ...engine.errors import ConfigError, StorageError
 from .. import columns
 from ..storage import Storage
 
@@ -197,6 +197,16 @@ def unify(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 def _nullable(schema: pa.Schema) -> pa.Schema:
     return pa.schema([field.with_nullable(True) for field in schema])
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error of reading is about what the file holds, rather than about reaching it or having no memory.
+
+    Errors of the system have a number, those of a decoder have none.
+    """
+    if isinstance(error, StorageError | MemoryError):
+        return False
+    return not isinstance(error, OSError) or error.errno is None
 
 
 def first_line(error: BaseException) -> str:

@@ -42,7 +42,7 @@ class CsvFormat:
                 yield finish_table(table, ordinal, range(count, count + len(texts)), errors)
                 count += len(texts)
         except DamagedTextError as error:
-            yield error_rows(schema, ordinal, [count], error.args[0])
+            yield error_rows(schema, ordinal, [count], str(error))
 
 
 def iter_records(lines: Iterator[Line]) -> Iterator[Line]:
@@ -132,10 +132,10 @@ def _look_through(unit: Unit, max_bytes: int) -> Sample:
 
 
 def _header(file: InputFile, records: Iterator[Line]) -> list[str]:
-    first = next(records, None)
     try:
+        first = next(records, None)
         names = [] if first is None else pyarrow.csv.read_csv(pa.BufferReader(first[1])).schema.names
-    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError, DamagedTextError) as error:
         raise ConfigError(f"the header of {file.path!r} cannot be read: {first_line(error)}") from error
     if not names:
         raise ConfigError(f"input {file.path!r} is empty; a CSV file begins with the names of its columns")

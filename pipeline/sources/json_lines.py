@@ -48,7 +48,7 @@ class JsonLinesFormat:
                 table, errors = parse_lines(lines, schema, unknown)
                 yield finish_table(table, unit.file.ordinal, positions, errors)
         except DamagedTextError as error:
-            yield error_rows(schema, unit.file.ordinal, [error.args[1]], error.args[0])
+            yield error_rows(schema, unit.file.ordinal, [error.offset], str(error))
         if unknown:
             logger.warning(
                 "%s has columns that were not among those looked at before the start, and are left out: %s",

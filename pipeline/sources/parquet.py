@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...engine.errors import ConfigError, StorageError
-from .base import TABLE_BYTES, InputFile, Look, Unit, align, error_rows, finish_table, first_line, unify
+from ...engine.errors import ConfigError
+from .base import TABLE_BYTES, InputFile, Look, Unit, align, error_rows, finish_table, first_line, is_damage, unify
 
 NUM_THREADS = 16  # they wait for answers of a store
 FOOTER_BYTES = 64 << 10
@@ -64,9 +64,9 @@ def _read_group(
             position += len(batch)
             if position >= stop:
                 return
-    except StorageError:
-        raise
     except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
         reason = f"row group {index} of {unit.file.path} is damaged: {first_line(error)}"
         rows = range(max(position, unit.start), stop)
         for begin in range(rows.start, rows.stop, MAX_ROWS):
@@ -84,9 +84,9 @@ def _read_footer(file: InputFile) -> tuple[pa.Schema, list[Unit]]:
         with _open(file, FOOTER_BYTES) as source:
             footer = pq.read_metadata(source)
             return footer.schema.to_arrow_schema(), list(_units(file, footer))
-    except StorageError:
-        raise
     except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
         raise ConfigError(f"input {file.path!r} cannot be read as parquet: {first_line(error)}") from error
 
 

@@ -13,8 +13,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from ...engine.errors import StorageError
-from .base import END, LOOK_BYTES, SAMPLE_BYTES, TABLE_BYTES, InputFile, Unit, first_line
+from .base import END, LOOK_BYTES, SAMPLE_BYTES, TABLE_BYTES, InputFile, Unit, first_line, is_damage
 from .finding import compression_of
 
 READ_BYTES = 4 << 20
@@ -38,7 +37,16 @@ Line: TypeAlias = tuple[int, bytes]
 
 
 class DamagedTextError(Exception):
-    """The text of a file ends before it should: what is compressed is truncated or damaged."""
+    """The text of a file ends before it should: what is compressed is truncated or damaged.
+
+    Args:
+        reason: What is wrong.
+        offset: The byte of the text at which the rest starts.
+    """
+
+    def __init__(self, reason: str, offset: int) -> None:
+        super().__init__(reason)
+        self.offset = offset
 
 
 def iter_lines(file: InputFile, start: int = 0, stop: int = END) -> Iterator[Line]:
@@ -50,7 +58,7 @@ def iter_lines(file: InputFile, start: int = 0, stop: int = END) -> Iterator[Lin
         stop: The byte after the last such.
 
     Raises:
-        DamagedTextError: The rest cannot be read; its second argument is where it starts.
+        DamagedTextError: The rest cannot be read; `offset` is where it starts.
     """
     offset = start
     with contextlib.ExitStack() as opened:
@@ -62,9 +70,9 @@ def iter_lines(file: InputFile, start: int = 0, stop: int = END) -> Iterator[Lin
             while offset < stop and (line := lines.readline()):
                 yield offset, line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line
                 offset += len(line)
-        except (StorageError, FileNotFoundError):
-            raise
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+            if not is_damage(error):
+                raise
             reason = f"{file.path} cannot be read from byte {offset} of its text on: {first_line(error)}"
             raise DamagedTextError(reason, offset) from error
 

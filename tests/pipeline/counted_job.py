@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import cloudpickle
@@ -43,24 +44,24 @@ class CountingClient(fake_client.EchoClient):
             yield output
 
 
+def make_processor(model: Path, log: str, seconds_a_row: float) -> Processor:
+    """Makes a processor with such an engine."""
+    off: dict[str, Any] = dict.fromkeys(["chat_template_stage", "tokenize_stage", "detokenize_stage"], False)
+    config = EngineProcessorConfig(
+        model_source=str(model), batch_size=64, should_continue_on_error=True, max_concurrent_batches=MAX_BLOCKS, **off
+    )
+    backend = EngineBackend(
+        config, lambda config: fake_client.FakePool(), lambda name: CountingClient(log, seconds_a_row)
+    )
+    return Processor(config, [backend], postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]})
+
+
 def main() -> None:
     address, source, output, log, seconds_a_row = sys.argv[1:]
     for module in (fake_client, sys.modules["__main__"]):
         cloudpickle.register_pickle_by_value(module)
     ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-    config = EngineProcessorConfig(
-        model_source=str(Path(source).parent),
-        batch_size=64,
-        should_continue_on_error=True,
-        max_concurrent_batches=MAX_BLOCKS,
-        chat_template_stage=False,
-        tokenize_stage=False,
-        detokenize_stage=False,
-    )
-    backend = EngineBackend(
-        config, lambda config: fake_client.FakePool(), lambda name: CountingClient(log, float(seconds_a_row))
-    )
-    processor = Processor(config, [backend], postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]})
+    processor = make_processor(Path(source).parent, log, float(seconds_a_row))
     write_results(processor, Source.find(source).read(), output, flush_interval_s=FLUSH_INTERVAL_S)
 
 

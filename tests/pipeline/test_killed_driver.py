@@ -1,4 +1,4 @@
-"""kill -9 of the driver at random moments: nothing lost, nothing doubled, little done again."""
+"""kill -9 of the driver, or of the process that writes, at random moments: nothing lost, nothing doubled."""
 
 from __future__ import annotations
 
@@ -7,19 +7,27 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import counted_job
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 from counted_job import FLUSH_INTERVAL_S, MAX_BLOCKS
+from ray import cloudpickle
 
+from millrace import write_results
 from millrace.pipeline.sinks.publish import Manifest
+from millrace.pipeline.sources import Source
 from millrace.pipeline.storage import Storage
+
+cloudpickle.register_pickle_by_value(counted_job)
 
 DEADLINE_S = 120.0
 WRITE_S = 2.0
@@ -120,3 +128,34 @@ def test_a_killed_driver_costs_a_flush_interval(
     at_risk_s, a_row = FLUSH_INTERVAL_S + WRITE_S, max(one.num_tokens for one in done)
     most_a_kill = a_row * (MAX_BLOCKS / seconds_a_row * at_risk_s + MAX_BLOCKS)
     assert num_tokens <= num_whole + num_kills * most_a_kill
+
+
+@pytest.mark.slow
+def test_a_killed_writer_is_followed_by_another(cluster: None, tmp_path: Path) -> None:
+    num_rows = 800
+    (tmp_path / "config.json").write_text("{}")
+    prompts = [f"row {index}" for index in range(num_rows)]
+    pq.write_table(pa.table({"id": range(num_rows), "prompt": prompts}), tmp_path / "in.parquet")
+    log, out = tmp_path / "log", str(tmp_path / "out")
+
+    def kill() -> None:
+        until_s = time.monotonic() + DEADLINE_S
+        while len(read_log(log)) < num_rows // 2 and time.monotonic() < until_s:
+            time.sleep(0.01)
+        workers = psutil.process_iter(["pid", "cmdline"])
+        for one in workers:
+            if "MapBatches(GenerateAndWrite)" in " ".join(one.info["cmdline"] or []):
+                os.kill(one.pid, signal.SIGKILL)
+                killed.append(one.pid)
+
+    killed: list[int] = []
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with counted_job.make_processor(tmp_path, str(log), 0.01) as processor:
+        source = Source.find(str(tmp_path / "in.parquet"))
+        manifest = write_results(processor, source.read(), out, flush_interval_s=FLUSH_INTERVAL_S)
+    killer.join()
+    assert killed
+    assert manifest.num_rows == num_rows
+    assert texts(tmp_path / "out") == {index: f"ROW {index}0" for index in range(num_rows)}
+    assert len(read_log(log)) < num_rows + num_rows // 2

@@ -203,6 +203,7 @@ def test_files_may_lack_columns_and_have_narrower_types(tmp_path: Path) -> None:
         ("bad.parquet", b"no parquet", "bad.parquet' cannot be read as parquet"),
         ("bad.arrow", b"no arrow", "bad.arrow' cannot be read as arrow"),
         ("array.json", b'[\n{"a": 1}\n]', "one JSON array"),
+        ("bad.csv.gz", b"no gzip", r"the header of .*bad.csv.gz' cannot be read"),
         ("empty.csv", b"", "begins with the names of its columns"),
         ("twice.csv", b"a,a\n1,2\n", "names 'a' twice"),
         ("x.parquet?", None, "does not exist"),

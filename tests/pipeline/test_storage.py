@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.fs
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
@@ -27,6 +29,12 @@ from millrace.pipeline.storage import Storage, StorageOptions
 from s3 import CREDENTIALS, S3Server
 
 DEADLINE_S = 240.0
+WRITERS: dict[str, Callable[[pa.Table, Any], Any]] = {
+    "parquet": pq.write_table,
+    "jsonl": lambda table, sink: sink.write("".join(json.dumps(row) + "\n" for row in table.to_pylist()).encode()),
+    "csv": pyarrow.csv.write_csv,
+    "arrow": lambda table, sink: pa.ipc.new_stream(sink, table.schema).write_table(table),
+}
 ENGINE = {"max_num_seqs": 32, "max_model_len": 128, "num_threads": 1}
 
 
@@ -144,6 +152,19 @@ def test_every_row_is_read_once_through_a_broken_store(s3: S3Server, broken: Fau
     assert len(set(read[columns.POSITION].to_pylist())) == 2000
     assert read[READ_ERROR].null_count == 2000
     assert broken.counts.total() > broken.counts["none"]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "arrow"])
+def test_a_store_that_goes_away_is_no_damage_of_a_file(s3: S3Server, kind: str) -> None:
+    with FaultProxy(s3.host, s3.port, FaultPlan(rate=0)) as proxy:
+        file = Storage.at(f"s3://{s3.make_bucket()}/x.{kind}", options=StorageOptions(proxy.url, max_attempts=2))
+        sink = pa.BufferOutputStream()
+        WRITERS[kind](pa.table({"id": range(100)}), sink)
+        file.write_bytes(sink.getvalue().to_pybytes())
+        source = Source.find(file.url, options=file.options)
+        proxy.plan = FaultPlan(rate=1.0, faults=("503",))
+        with pytest.raises(StorageError, match="after 2 attempts"):
+            list(FORMATS[kind].read(source.units[0], source.schema))
 
 
 def test_arrow_reads_and_writes_through_a_broken_store(s3: S3Server, broken: FaultProxy) -> None:
