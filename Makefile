@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-soak check bench clean kernels-report bench-gpu test-gpu
+.PHONY: help setup demo test test-engine test-pipeline test-soak check bench clean kernels-report bench-gpu test-gpu
 
 GIVEN := $(filter command environment,$(firstword $(origin PYTHON)))
 BARE_PYTHON := $(if $(GIVEN),$(PYTHON),$(or $(wildcard $(BIN)/python),python3))
@@ -38,9 +38,14 @@ demo: $(INSTALLED) ## run the bundled job (invoice lines to JSON) through Ray Da
 	@$(BIN)/python examples/invoices/score.py $(BUILD)/invoices --at-least 0.98
 
 # -P keeps the checkout off sys.path, where its folder `kernels` would stand for another project's package.
-# In two runs: tests of kernels and engine take a core each, those that start Ray take the machine.
-test: $(INSTALLED) ## run all tests (those for a GPU only where there is one)
+# Two runs side by side: tests of kernels and engine compute, those that start Ray mostly wait.
+test: $(INSTALLED) ## run all tests (those for a GPU only where there is one), but those that take minutes each
+	@$(MAKE) --no-print-directory -j2 test-engine test-pipeline
+
+test-engine: $(INSTALLED) ## run the tests of kernels and engine
 	@$(BIN)/python -P -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not soak" tests/kernels tests/engine
+
+test-pipeline: $(INSTALLED) ## run the others
 	@$(BIN)/python -P -m pytest -m "not soak" tests --ignore tests/kernels --ignore tests/engine
 
 test-soak: $(INSTALLED) ## run the tests that take minutes each
