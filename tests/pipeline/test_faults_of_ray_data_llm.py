@@ -259,9 +259,10 @@ def test_requests_are_under_way_together(cluster: None) -> None:
     """Fact 9. There: the next request is sent when the one before is answered, so this server never answers."""
     server = Server(hold=10)
     with running(server):
-        config = HttpRequestProcessorConfig(url=server.url, request_timeout_s=DEADLINE_S)
+        config = HttpRequestProcessorConfig(url=server.url, request_timeout_s=2 * DEADLINE_S)
         with build_llm_processor(config, lambda row: {"payload": {"id": row["id"]}}) as processor:
-            rows = processor(ray.data.from_items([{"id": index} for index in range(10)])).take_all()
+            together = ray.data.from_items([{"id": index} for index in range(10)], override_num_blocks=1)
+            rows = processor(together).take_all()
     assert sorted(row["http_response"]["echo"]["id"] for row in rows) == list(range(10))
     assert server.max_in_flight == 10
 
