@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from millrace.engine import errors
-from millrace.engine.errors import EngineError, MillraceError, RequestError, UserError
+from millrace.engine.errors import EngineError, MillraceError, RequestError, StorageError, UserError
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, MillraceError)]
 
@@ -20,7 +20,7 @@ def test_every_error_pickles_and_comes_back(kind):
     assert type(copy) is kind and str(copy) == str(error)
     row_error = RequestError.from_exception(error)
     assert (row_error.kind, row_error.message) == (kind.__name__, str(error))
-    assert row_error.retryable == issubclass(kind, EngineError)
+    assert row_error.retryable == issubclass(kind, EngineError | StorageError)
     assert type(row_error.to_exception()) is kind
 
 

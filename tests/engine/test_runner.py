@@ -196,7 +196,7 @@ def test_a_step_without_room_says_what_to_lower(monkeypatch):
     monkeypatch.setattr(loading, "load_model", lambda *args: model)
     hf_config = SimpleNamespace(dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match=r"a step of 8192 tokens .* 4000 bytes are in use; lower max_num_batched"):
-        loading.load_runner(EngineConfig(model="m"), GPU, Path(), hf_config, 8192)
+        loading.load_runner(EngineConfig(model="m"), GPU, hf_config, 8192)
 
 
 def test_8_bit_products_are_refused_where_the_gpu_has_none(tiny_model, monkeypatch):
