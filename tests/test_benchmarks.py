@@ -190,7 +190,7 @@ def test_a_peer_that_cannot_run_is_skipped_with_its_reason(load: Load, capsys: p
     assert "no-such-model" in line["skipped"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_pipeline_is_measured_beside_the_engine() -> None:
     *cases, ratio = run(dict(os.environ), "pipeline.py", "--tiny", "--rows", "40", "--cpus", "2")
     assert [line["case"] for line in cases] == ["engine", "pipeline"]
@@ -238,7 +238,7 @@ def test_a_job_that_lost_doubled_or_cut_a_row_is_no_figure(
         load("side_by_side").count_tokens(tmp_path, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_our_side_of_side_by_side_is_measured_alone() -> None:
     alone = ["--sides", "millrace", "--tiny", "--rows", "40", "--rounds", "1", "--no-warm-up"]
     line, summary = run(dict(os.environ), "side_by_side.py", *alone)
