@@ -186,16 +186,6 @@ def make_generate_stages(config: EngineProcessorConfig, pool_name: str, make_cli
     return [stage]
 
 
-def make_finish_stages(config: EngineProcessorConfig, user: UserFunction) -> list[Stage]:
-    """Makes the stages after the engine.
-
-    Args:
-        config: Settings of the processor.
-        user: The user's `postprocess`.
-    """
-    return make_stages(finish_plans(config), user, stop_on_error=config.stop_on_error)
-
-
 def make_pool_client(pool_name: str, max_pending: int | None = None) -> GenerateClient:
     """Connects to a pool by its name.
 

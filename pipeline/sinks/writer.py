@@ -163,7 +163,7 @@ class ResultWriter:
                     num_rows = min(MAX_ROWS_PER_FLUSH, self._parts[RESULTS].num_rows_left)
                     self._write(finished[:num_rows])
                     finished = finished[num_rows:]
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001  # raised anew in every thread that has rows
             with self._lock:
                 self._error = error
                 self._written.notify_all()
