@@ -150,7 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Length", str(length))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":  # A body after it would be read as the beginning of the next answer.
+            self.wfile.write(content)
 
     def _reset(self) -> None:
         """Ends the connection so that the client is told of a reset."""
