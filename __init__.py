@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .engine.llm import LLM
     from .engine.outputs import CompletionOutput, Logprob, RequestOutput
     from .engine.sampling_params import SamplingParams
+    from .engine.structured_outputs import StructuredOutputsParams
     from .pipeline import (
         EngineProcessorConfig,
         Processor,
@@ -66,6 +67,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "SamplingParamsError",
+    "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
     "UnsupportedModelError",
@@ -97,6 +99,7 @@ _HOME = {
     "RequestOutput": "engine.outputs",
     "SamplingParams": "engine.sampling_params",
     "SamplingParamsError": "engine.errors",
+    "StructuredOutputsParams": "engine.structured_outputs",
     "TextPrompt": "engine.inputs",
     "TokensPrompt": "engine.inputs",
     "UnsupportedModelError": "engine.errors",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
     from .request import GenerateRequest
     from .sampling_params import SamplingParams
+    from .structured_outputs import StructuredOutputsParams
     from .tokenizer import Tokenizer
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "Tokenizer",
     "resolve_model",
 ]
@@ -54,6 +56,7 @@ __getattr__, __dir__ = lazy_face(
         "RequestMetrics": "outputs",
         "RequestOutput": "outputs",
         "SamplingParams": "sampling_params",
+        "StructuredOutputsParams": "structured_outputs",
         "Tokenizer": "tokenizer",
         "resolve_model": "bundled",
     },

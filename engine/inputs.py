@@ -6,7 +6,7 @@ import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from .detokenizer import StopStringMatcher
 from .errors import (
@@ -21,6 +21,9 @@ from .errors import (
 from .request import GenerateRequest, Request
 from .sampling_params import SamplingParams
 from .tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from .grammar import Grammar, Grammars
 
 
 class TextPrompt(TypedDict):
@@ -107,6 +110,7 @@ class InputProcessor:
         max_logprobs: Most log-probabilities per token.
         eos_token_ids: The model's end-of-sequence tokens, the tokenizer's own first.
         seed: Of requests that bring none.
+        grammars: What outputs are to follow; None without a tokenizer.
     """
 
     tokenizer: Tokenizer | None
@@ -115,6 +119,7 @@ class InputProcessor:
     max_logprobs: int
     eos_token_ids: list[int]
     seed: int
+    grammars: Grammars | None = None
 
     def process(self, request: GenerateRequest) -> list[Request]:
         """Checks a request and splits it into its n sequences.
@@ -141,6 +146,7 @@ class InputProcessor:
         max_tokens_total = self._max_tokens_total(params, len(prompt_token_ids))
         seed = params.seed if params.seed is not None else derive_seed(self.seed, request.request_id)
         bad_word_ids = self._bad_word_ids(params)
+        grammar = self._grammar(params)
         return [
             Request(
                 request_id=request.request_id,
@@ -155,6 +161,7 @@ class InputProcessor:
                 priority=request.priority,
                 matcher=self._matcher(params, prompt_token_ids),
                 bad_word_ids=bad_word_ids,
+                grammar=grammar and grammar.copy(),
             )
             for index in range(params.n)
         ]
@@ -198,6 +205,16 @@ class InputProcessor:
                 "stop strings and bad_words need text, and the engine has no tokenizer (skip_tokenizer_init); "
                 "use stop_token_ids or logit_bias"
             )
+
+    def _grammar(self, params: SamplingParams) -> Grammar | None:
+        if params.structured_outputs is None:
+            return None
+        if self.grammars is None:
+            raise SamplingParamsError(
+                "structured_outputs need to know the text of tokens, and the engine has no tokenizer "
+                "(skip_tokenizer_init); construct it with one"
+            )
+        return self.grammars.start(params.structured_outputs)
 
     def _stop_token_ids(self, params: SamplingParams) -> dict[int, int | None]:
         """Token that ends a sequence -> the stop reason to report; None for the tokenizer's own end of sequence."""

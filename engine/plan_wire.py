@@ -27,6 +27,7 @@ def encode_plan(plan: StepPlan) -> bytes:
         plan.new_tokens,
         plan.num_decodes,
         plan.num_shared_blocks,
+        plan.token_masks,
         [_pack_row(new) for new in plan.new_rows],
     )
     return pickle.dumps(fields, protocol=5)
@@ -34,7 +35,9 @@ def encode_plan(plan: StepPlan) -> bytes:
 
 def decode_plan(message: bytes) -> StepPlan:
     """Returns a plan that a runner can execute; its list of requests is empty."""
-    rows, starts, counts, samples, new_blocks, new_tokens, num_decodes, num_shared, new_rows = pickle.loads(message)
+    rows, starts, counts, samples, new_blocks, new_tokens, num_decodes, num_shared, masks, new_rows = pickle.loads(
+        message
+    )
     return StepPlan(
         rows=rows,
         starts=starts,
@@ -44,6 +47,7 @@ def decode_plan(message: bytes) -> StepPlan:
         new_tokens=new_tokens,
         num_decodes=num_decodes,
         num_shared_blocks=num_shared,
+        token_masks=masks,
         new_rows=[_unpack_row(packed) for packed in new_rows],
     )
 

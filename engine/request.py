@@ -9,11 +9,15 @@ from __future__ import annotations
 import enum
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .detokenizer import StopStringMatcher
 from .errors import RequestError
 from .outputs import Logprob
 from .sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from .grammar import Grammar
 
 
 @dataclass(slots=True)
@@ -66,6 +70,7 @@ class Request:
         arrival: Order of arrival.
         matcher: Finds its stop strings; None if it has none.
         bad_word_ids: Token sequences it must not generate.
+        grammar: Where it is in the grammar of its output; None if it may say anything. Known on rank 0 only.
         row: Its row in the runner's tables while it runs.
         is_suspect: Whether a step it was part of failed, so that it now runs alone.
     """
@@ -82,6 +87,7 @@ class Request:
     arrival: int = 0
     matcher: StopStringMatcher | None = None
     bad_word_ids: list[list[int]] = field(default_factory=list)
+    grammar: Grammar | None = None
 
     status: RequestStatus = RequestStatus.WAITING
     num_computed_tokens: int = 0
@@ -121,6 +127,11 @@ class Request:
     def num_output_tokens(self) -> int:
         """Number of generated tokens."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def must_be_read(self) -> bool:
+        """Whether what it may say next depends on a token that is still on the device."""
+        return self.grammar is not None and self.num_pending > 0
 
     @property
     def is_finished(self) -> bool:

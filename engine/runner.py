@@ -165,7 +165,9 @@ class ModelRunner:
         logits = self.model.compute_logits(last)
         ends = zip(plan.rows, plan.starts, plan.counts, plan.samples, strict=True)
         rows, lengths = zip(*((row, start + count) for row, start, count, samples in ends if samples), strict=True)
-        token_ids, logprobs = self._sampler.draw(logits, rows, lengths, sent.sampled[1:], self._tables.tokens)
+        token_ids, logprobs = self._sampler.draw(
+            logits, rows, lengths, sent.sampled[1:], self._tables.tokens, plan.token_masks
+        )
         self._tables.append(sent.sampled, token_ids)
         logprobs_copy = None if logprobs is None else self._copy(logprobs)
         return RunningStep(self._host_copies.start(token_ids), logprobs_copy, prompt_logprobs)

@@ -1,7 +1,8 @@
 """From logits to token ids: masks and penalties for the rows that ask for them, then one draw for every row.
 
-Order, as users of vLLM know it: log-probabilities are taken from the raw logits; then allowed_token_ids, bad_words,
-min_tokens, logit_bias, the penalties; then temperature, min_p, top_k, top_p and the draw (`kernels.sample`).
+Order, as users of vLLM know it: log-probabilities are taken from the raw logits; then structured_outputs,
+allowed_token_ids, bad_words, min_tokens, logit_bias, the penalties; then temperature, min_p, top_k, top_p and the draw
+(`kernels.sample`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from .device import to_device
 from .logit_edits import LogitEdits
 from .request import Request
 from .sampling_params import ALL_FORBIDDEN
+from .token_masks import TokenMasks
 
 
 @dataclass(slots=True)
@@ -75,7 +77,13 @@ class Sampler:
                 self._num_logprobs[row] = request.params.logprobs
 
     def draw(
-        self, logits: Tensor, rows: Sequence[int], lengths: Sequence[int], placed: Tensor, token_table: Tensor
+        self,
+        logits: Tensor,
+        rows: Sequence[int],
+        lengths: Sequence[int],
+        placed: Tensor,
+        token_table: Tensor,
+        masks: TokenMasks | None = None,
     ) -> tuple[Tensor, TopLogprobs | None]:
         """Draws one token for each row.
 
@@ -85,6 +93,7 @@ class Sampler:
             lengths: Number of tokens of each so far, which is the position of the new one.
             placed: The same rows and lengths on the device, `[2, num_rows]` integers.
             token_table: `[max_num_seqs, max_model_len]`, tokens by row.
+            masks: What grammars allow; None if no row follows one.
 
         Returns:
             Token ids `[num_rows]` int64, `NAN_LOGITS` or `ALL_FORBIDDEN` where there is none; and log-probabilities of
@@ -92,7 +101,10 @@ class Sampler:
         """
         edited = self._edits.find(rows, lengths)
         num_logprobs = self._max_num_logprobs(rows, logits.shape[-1])
-        raw = logits.clone() if edited and num_logprobs is not None else logits
+        is_changed = bool(edited) or masks is not None
+        raw = logits.clone() if is_changed and num_logprobs is not None else logits
+        if masks is not None:
+            masks.apply(logits)
         is_forbidden = self._edits.apply(logits, edited, rows, lengths, token_table) if edited else None
         token_ids = greedy(logits) if self._drawing_rows.isdisjoint(rows) else self._sample(logits, placed)
         if is_forbidden is not None:

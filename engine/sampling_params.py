@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import SamplingParamsError, unknown_key_message
+from .errors import RequestError, SamplingParamsError, unknown_key_message
+from .structured_outputs import StructuredOutputsParams
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,21 @@ MAX_N = 16384
 
 NAN_LOGITS, ALL_FORBIDDEN = -1, -2
 """What stands for a token where there is none: the logits hold NaN, or the parameters leave no token."""
+
+NO_TOKEN = {
+    NAN_LOGITS: RequestError(
+        "NumericalError",
+        "the model's logits for this request hold NaN; check the checkpoint, or try dtype='float32'",
+        True,
+    ),
+    ALL_FORBIDDEN: RequestError(
+        "SamplingParamsError",
+        "the sampling parameters forbid every token: structured_outputs, allowed_token_ids, bad_words, logit_bias and "
+        "min_tokens (which forbids the stop tokens) leave none; relax one of them",
+        False,
+    ),
+}
+"""The same -> the error of the request."""
 
 
 @dataclass(slots=True)
@@ -57,6 +73,8 @@ class SamplingParams:
         logit_bias: Token id -> number added to its logit.
         allowed_token_ids: If given, only these tokens can be generated.
         bad_words: Words that must not be generated.
+        structured_outputs: What the output must look like: a schema, an expression, a choice or a grammar; None for
+            anything. May be given as a mapping.
     """
 
     n: int = 1
@@ -81,6 +99,7 @@ class SamplingParams:
     logit_bias: dict[int, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -107,6 +126,8 @@ class SamplingParams:
                 f"sampling_params must be a mapping of field names to values, got {type(values).__name__}"
             )
         for key in values:
+            if key in FORMER_NAMES:
+                raise SamplingParamsError(f"{key} is the name of older releases of vLLM; use {FORMER_NAMES[key]}")
             if key not in FIELD_NAMES:
                 raise SamplingParamsError(unknown_key_message("SamplingParams", str(key), FIELD_NAMES))
         return cls(**{key: value for key, value in values.items() if value is not None or key == "max_tokens"})
@@ -171,6 +192,7 @@ class SamplingParams:
                 setattr(self, name, list(dict.fromkeys(value)))
         if self.logit_bias is not None:
             self.logit_bias = _normalise_bias(self.logit_bias)
+        self.structured_outputs = _read_structured_outputs(self.structured_outputs)
 
     def _check_numbers(self) -> None:
         for name, (kind, low, high, allowed) in NUMBERS.items():
@@ -220,6 +242,15 @@ class SamplingParams:
 
 FIELD_NAMES = frozenset(field.name for field in dataclasses.fields(SamplingParams))
 
+FORMER_NAMES = {
+    "guided_decoding": "structured_outputs, with the same fields",
+    "guided_json": "structured_outputs={'json': ...}",
+    "guided_regex": "structured_outputs={'regex': ...}",
+    "guided_choice": "structured_outputs={'choice': ...}",
+    "guided_grammar": "structured_outputs={'grammar': ...}",
+}
+"""Keys that rows for older releases hold -> what is to be given."""
+
 NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "n": (int, 1, MAX_N, f"an integer from 1 to {MAX_N}"),
     "presence_penalty": (float, -2, 2, "a number from -2 to 2"),
@@ -260,6 +291,14 @@ def _normalise_bias(bias: Any) -> dict[int, float]:
     if not all(math.isfinite(value) for value in pairs.values()):
         raise _wrong("logit_bias", bias, "finite numbers")
     return {token_id: min(100.0, max(-100.0, value)) for token_id, value in pairs.items()}
+
+
+def _read_structured_outputs(value: Any) -> StructuredOutputsParams | None:
+    if value is None or isinstance(value, StructuredOutputsParams):
+        return value
+    if isinstance(value, Mapping):
+        return StructuredOutputsParams.from_dict(value)
+    raise _wrong("structured_outputs", value, "StructuredOutputsParams, or a mapping of its fields")
 
 
 def _wrong(name: str, given: Any, allowed: str) -> SamplingParamsError:

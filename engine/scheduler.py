@@ -5,7 +5,8 @@ decodes, by a chunk for one whose prompt is not done. Running requests come firs
 and blocks last. When blocks run out, the running request that would be served last gives up its blocks and waits; its
 tokens are kept, and recomputing them is often a look-up in the prefix cache.
 
-The scheduler sees no tensors. It plans step N + 1 while step N runs: it counts tokens that are sampled but not read.
+The scheduler sees no tensors. It plans step N + 1 while step N runs: it counts tokens that are sampled but not read. A
+request that follows a grammar sits such a step out, because what it may say depends on the token before.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import time
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .errors import RequestError
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.shared_prefix import SharedPrefix
 from .request import Request, RequestStatus
-from .sampling_params import ALL_FORBIDDEN, NAN_LOGITS
+from .sampling_params import NO_TOKEN
+
+if TYPE_CHECKING:
+    from .token_masks import TokenMasks
 
 
 @dataclass(slots=True)
@@ -51,6 +56,7 @@ class StepPlan:
         new_rows: Rows to fill before the step.
         new_blocks: (row, index of the first, block ids) to append to block tables before the step.
         new_tokens: (row, first position, token ids) to enter before the step, where not every stage draws the tokens.
+        token_masks: Of the sequences that sample, those that follow a grammar, and what it allows them.
         published: Blocks that others may find from now on, though this step is what fills them.
         num_decodes: This many sequences at the front compute one token each; all others compute more.
         num_shared_blocks: This many leading blocks those at the front have in common, if it pays to know.
@@ -64,6 +70,7 @@ class StepPlan:
     new_rows: list[NewRow] = field(default_factory=list)
     new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
     new_tokens: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    token_masks: TokenMasks | None = None
     published: list[int] = field(default_factory=list)
     num_decodes: int = 0
     num_shared_blocks: int = 0
@@ -178,8 +185,8 @@ class Scheduler:
             if request.status is not RequestStatus.RUNNING:
                 break  # It was preempted for one before it, and so were all behind it.
             count = min(request.num_tokens - request.num_computed_tokens, budget)
-            if count <= 0 or request.num_tokens >= request.max_tokens_total:
-                continue  # Out of budget, or certain to end by length once the step in flight is read.
+            if count <= 0 or request.num_tokens >= request.max_tokens_total or request.must_be_read:
+                continue  # Out of budget, certain to end by length once the step in flight is read, or to be read.
             if not self._make_room(request, request.num_computed_tokens + count):
                 break
             self._plan_request(plan, request, count)
@@ -278,6 +285,8 @@ class Scheduler:
             self.counters.num_output_tokens += 1
             if token_id < 0:
                 self.fail(request, NO_TOKEN[token_id])
+            elif request.grammar is not None and (error := request.grammar.accept(token_id)) is not None:
+                self.fail(request, error)
             elif request.append_output(token_id):
                 self._finish(request)
             else:
@@ -381,19 +390,3 @@ class Scheduler:
         for request in waiting:
             assert request.status is RequestStatus.WAITING and not request.block_ids and request.row < 0
         self.kv_cache.pool.check_integrity(request.block_ids for request in self.running)
-
-
-NO_TOKEN = {
-    NAN_LOGITS: RequestError(
-        "NumericalError",
-        "the model's logits for this request hold NaN; check the checkpoint, or try dtype='float32'",
-        True,
-    ),
-    ALL_FORBIDDEN: RequestError(
-        "SamplingParamsError",
-        "the sampling parameters forbid every token: allowed_token_ids, bad_words, logit_bias and min_tokens (which "
-        "forbids the stop tokens) leave none; relax one of them",
-        False,
-    ),
-}
-"""What a sampler says instead of a token -> the error of the request."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from ..engine import EngineConfig, SamplingParams
+from ..engine import EngineConfig, SamplingParams, StructuredOutputsParams
 from ..engine.config import IGNORED, ONLY
 from .job_config import JobConfig, MessageTemplate
 from .prices import Prices
@@ -31,6 +31,7 @@ def job_schema() -> dict[str, Any]:
     properties["engine"] |= _fields_of(EngineConfig, without=("model",))
     properties["engine"]["properties"] |= _settings_of_vllm()
     sampling = properties["sampling"].pop("anyOf")[0] | _fields_of(SamplingParams)
+    sampling["properties"]["structured_outputs"] |= {"anyOf": [_fields_of(StructuredOutputsParams), {"type": "null"}]}
     properties["sampling"]["anyOf"] = [sampling, {"type": "null"}]
     # A price table may have a file of its own.
     properties["prices"]["anyOf"].insert(1, {"type": "string", "description": "Path of a YAML or JSON file."})

@@ -31,7 +31,8 @@ MAY_IMPORT_OTHERS = {
     },
     "actors": {"ray", "tenacity"},
     "engine": {
-        "fsspec", "jinja2", "numpy", "safetensors", "tenacity", "tokenizers", "torch", "tqdm", "transformers",
+        "fsspec", "jinja2", "llguidance", "numpy", "safetensors", "tenacity", "tokenizers", "torch", "tqdm",
+        "transformers",
     },
     "kernels": {"llvmlite", "numba", "numpy", "torch", "triton"},
 }  # fmt: skip

@@ -85,6 +85,20 @@ def test_many_ranks_give_what_one_gives(tiny_model, one_process, family: str, tp
         assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("sizes", [(2, 1), (1, 2)])
+def test_all_ranks_keep_to_a_grammar(tiny_model, sizes: tuple[int, int]) -> None:
+    asked = [None, {"regex": "(?:[a-z]{3} ?){4}"}, {"choice": ["yes", "no"]}]
+    params = [SamplingParams(seed=i, max_tokens=12, structured_outputs=asked[i % 3]) for i in range(len(PROMPTS))]
+    ranks = dict(zip(("tensor_parallel_size", "pipeline_parallel_size"), sizes, strict=True))
+    runs = []
+    for kwargs in ({}, ranks):
+        with LLM(str(tiny_model("llama")), **SETTINGS, **kwargs) as llm:
+            outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+        runs.append([output.outputs[0].token_ids for output in outputs])
+        assert {output.outputs[0].text for output in outputs[2::3]} <= {"yes", "no"}
+    assert runs[0] == runs[1]
+
+
 def test_without_shared_memory_sums_go_over_gloo(tiny_model, one_process, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "can_share_memory", lambda: False)  # Rank 0 decides for its stage.
     for ours, theirs in zip(generate(tiny_model("llama"), tensor_parallel_size=2), one_process("llama"), strict=True):
