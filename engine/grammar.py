@@ -6,15 +6,15 @@ first token on; once its grammar has ended, only an end-of-sequence token is lef
 
 from __future__ import annotations
 
-import json
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import RequestError, SamplingParamsError
+from .grammar_text import cannot_compile, first_line, grammar_text
 from .scheduler import StepPlan
-from .structured_outputs import CONSTRAINTS, StructuredOutputsParams
+from .structured_outputs import StructuredOutputsParams
 from .token_masks import TokenMasks
 from .tokenizer import Tokenizer
 
@@ -22,12 +22,6 @@ if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
 
 __all__ = ["Grammar", "Grammars"]
-
-SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-"""Keywords of JSON Schema whose values are schemas by names that anybody chose."""
-
-VALUES = ("const", "enum", "default", "examples")
-"""Keywords of JSON Schema whose values are no schemas."""
 
 MAX_COMPILED = 256
 """Grammars that are kept compiled: a job has one or a few, and one takes up to some megabytes."""
@@ -63,7 +57,7 @@ class Grammar:
         """
         if self.matcher.consume_token(token_id):
             return None
-        reason = _first_line(self.matcher.get_error())
+        reason = first_line(self.matcher.get_error())
         return RequestError.from_exception(
             SamplingParamsError(f"structured_outputs cannot be followed any further, simplify it: {reason}")
         )
@@ -121,63 +115,13 @@ class Grammars:
             return from_tokenizer(self._hf, n_vocab=self._num_tokens, eos_token=self._eos_token_ids)
         except Exception as error:  # The library raises plain ValueError or a panic's type for what it cannot read.
             raise SamplingParamsError(
-                f"structured_outputs cannot work with the tokenizer of this model: {_first_line(str(error))}"
+                f"structured_outputs cannot work with the tokenizer of this model: {first_line(str(error))}"
             ) from error
 
     def _compile(self, params: StructuredOutputsParams) -> Grammar:
         from llguidance import LLMatcher
 
-        field = next(name for name in CONSTRAINTS if getattr(params, name) is not None)
-        try:
-            matcher = LLMatcher(self._tokenizer, _grammar_text(params), log_level=0)
-            reason = matcher.get_error()
-        except (ValueError, RecursionError) as error:  # A grammar that is not even one.
-            reason = str(error)
-        if reason:
-            given = getattr(params, field)
-            raise SamplingParamsError(
-                f"structured_outputs.{field} cannot be compiled: {_first_line(reason)}; got {given!r:.200}"
-            )
+        matcher = LLMatcher(self._tokenizer, grammar_text(params), log_level=0)
+        if matcher.is_error():
+            raise cannot_compile(params, matcher.get_error())
         return Grammar(matcher)
-
-
-def _grammar_text(params: StructuredOutputsParams) -> str:
-    """Returns a grammar in the library's own form."""
-    from llguidance import LLMatcher, grammar_from
-
-    if params.regex is not None:
-        return grammar_from("regex", params.regex)
-    if params.grammar is not None:
-        return grammar_from("grammar", params.grammar)
-    if params.choice is not None:
-        return grammar_from("choice", json.dumps(params.choice))
-    schema = {"type": "object"} if params.json is None else json.loads(params.json)
-    if params.disable_additional_properties:
-        _close_objects(schema)
-    overrides: Any = {"whitespace_flexible": not params.disable_any_whitespace}
-    if params.whitespace_pattern is not None:
-        overrides["whitespace_pattern"] = params.whitespace_pattern
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=overrides)
-
-
-def _close_objects(schema: Any) -> None:
-    """Forbids further properties, in place, in every part of a schema that names some and does not speak of others."""
-    if isinstance(schema, list):
-        for part in schema:
-            _close_objects(part)
-    if not isinstance(schema, dict):
-        return
-    if "properties" in schema:
-        schema.setdefault("additionalProperties", False)
-    for name, part in schema.items():
-        if name in SCHEMAS_BY_NAME and isinstance(part, dict):
-            _close_objects(list(part.values()))
-        elif name not in VALUES:
-            _close_objects(part)
-
-
-def _first_line(text: str) -> str:
-    """Returns the line of an error that says what is wrong: those of the library draw a picture around it."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (said or lines or ["no reason given"])[0]

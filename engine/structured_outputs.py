@@ -34,7 +34,8 @@ class StructuredOutputsParams:
         json_object: True for any JSON object.
         disable_any_whitespace: Whether JSON has no whitespace between its parts.
         disable_additional_properties: Whether objects of the schema that do not speak of further properties have none.
-        whitespace_pattern: An expression for the whitespace between the parts of JSON; None for any.
+        whitespace_pattern: An expression for the whitespace between the parts of JSON; None for a space, or a line
+            break with up to 20 blanks after it.
 
     Raises:
         SamplingParamsError: A wrong value, none of the five, or several.

@@ -15,6 +15,7 @@ from pydantic import Field, PrivateAttr, field_validator, model_validator
 from ..actors import Placement
 from ..engine.config import EngineConfig
 from ..engine.errors import ConfigError, SamplingParamsError
+from ..engine.grammar_text import check_compiles
 from ..engine.sampling_params import SamplingParams
 from .reasoning import find_reasoning_format
 from .settings import Settings
@@ -269,7 +270,7 @@ class EngineProcessorConfig(ProcessorConfig):
     def _check_sampling_params(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None:
             try:
-                SamplingParams.from_dict(value)
+                check_compiles(SamplingParams.from_dict(value).structured_outputs)
             except SamplingParamsError as error:
                 raise ConfigError(f"sampling_params: {error}") from error
         return value

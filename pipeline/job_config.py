@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..engine import EngineConfig, SamplingParams
 from ..engine.errors import ConfigError, SamplingParamsError
+from ..engine.grammar_text import check_compiles
 from .columns import GENERATED_TEXT
 from .prices import Prices
 from .settings import Settings
@@ -86,7 +87,7 @@ class JobConfig(Settings):
     def _check_sampling(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None:
             try:
-                SamplingParams.from_dict(value)
+                check_compiles(SamplingParams.from_dict(value).structured_outputs)
             except SamplingParamsError as error:
                 raise ConfigError(f"sampling: {error}") from error
         return value

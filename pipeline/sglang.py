@@ -37,6 +37,9 @@ SAMPLING_NAMES = {
 }
 """SGLang's name of a sampling parameter -> ours."""
 
+CONSTRAINT_NAMES = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
+"""SGLang's name of a constraint -> ours, in `structured_outputs`."""
+
 MAX_NEW_TOKENS = 128
 """SGLang's limit of a row that names none."""
 
@@ -107,6 +110,11 @@ def sampling_params(given: Mapping[str, Any]) -> dict[str, Any]:
         SamplingParamsError: One is given twice.
     """
     present = {name: value for name, value in given.items() if value is not None}
+    constraints = {ours: present.pop(theirs) for theirs, ours in CONSTRAINT_NAMES.items() if theirs in present}
+    if constraints and "structured_outputs" in present:
+        raise SamplingParamsError(f"structured_outputs and {', '.join(constraints)} are the same setting; drop one")
+    if constraints:
+        present["structured_outputs"] = constraints
     return {"max_tokens": MAX_NEW_TOKENS, **_renamed(present, SAMPLING_NAMES, SamplingParamsError)}
 
 

@@ -37,7 +37,7 @@ with build_processor(vLLMEngineProcessorConfig(model_source="bundled:invoices"))
         print(json.dumps({"script": script, "shown": shown.getvalue(), "problem": problem}), flush=True)
 """
 
-QUICK = {"01_quickstart", "04_http_endpoint", "07_row_errors", "13_shared_engine"}
+QUICK = {"01_quickstart", "04_http_endpoint", "07_row_errors", "13_shared_engine", "18_structured_output"}
 """Scenarios of `make test`; `make test-soak` runs all."""
 
 SHOWN = {
@@ -48,6 +48,7 @@ SHOWN = {
     "08_checkpoint": "40 rows in, 40 answers",
     "13_shared_engine": "pools of engines: 1",
     "14_multi_turn": '"second": "',
+    "18_structured_output": '{"line": "Thank you for your visit!", "answer": "{\\"invoice\\":',
 }
 """What a scenario must show, where any answer at all would not do."""
 

@@ -157,6 +157,15 @@ def test_other_constraints(engine_of):
     assert re.fullmatch(r"\[_?null_?,_?null_?\]", texts[2])
 
 
+def test_whitespace_has_an_end_unless_it_is_asked_for(engine_of):
+    array = {"type": "array", "items": {"const": 1}, "minItems": 4, "maxItems": 4}
+    params = {"logit_bias": dict.fromkeys(engine_of.get_tokenizer().encode("\n ", add_special_tokens=False), 50)}
+    bounded = generate(engine_of, {"json": array}, num_prompts=4, **params)
+    assert {tuple(json.loads(text)) for text in texts(bounded)} == {(1, 1, 1, 1)} and len(texts(bounded)) == 4
+    endless = generate(engine_of, {"json": array, "whitespace_pattern": r"\s+"}, **params)
+    assert endless[0].outputs[0].finish_reason == "length"
+
+
 def test_objects_can_be_closed(engine_of):
     inner = {"type": "object", "properties": {"properties": {"const": 1}}, "required": ["properties"]}
     schema = {"type": "object", "properties": {"a": inner}, "required": ["a"]}

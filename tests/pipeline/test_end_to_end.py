@@ -69,20 +69,24 @@ def in_background(function: Callable[[], Any]) -> Iterator[list[Any]]:
 
 def test_each_bad_row_is_told_why_and_all_others_succeed(cluster: None, tiny_model: TinyModel) -> None:
     rows: list[dict[str, Any]] = [{"id": index, "ask": f"row {index}"} for index in range(50)]
-    bad: list[Any] = ["", "z " * 1280, 3, None, "unknown parameter"]
+    bad: list[Any] = ["", "z " * 1280, 3, None, "unknown parameter", "broken constraint"]
     rows += [{"id": 50 + index, "ask": ask} for index, ask in enumerate(bad)]
 
     def preprocess(row: dict[str, Any]) -> dict[str, Any]:
         name = "max_tokns" if row["ask"] == "unknown parameter" else "max_tokens"
-        return {"prompt": row["ask"], "sampling_params": {"temperature": 0, name: 4}}
+        # Of the good rows every other one follows a constraint.
+        regex = "[a-z" if row["ask"] == "broken constraint" else "no{2,}" if row["id"] % 2 else None
+        held = {} if regex is None else {"structured_outputs": {"regex": regex, "json": None}}
+        return {"prompt": row["ask"], "sampling_params": {"temperature": 0, name: 4, **held}}
 
     with build_llm_processor(config_for(tiny_model("qwen3")), preprocess) as processor:
         out = by_id(processor(ray.data.from_items(rows)))
-    assert sorted(out) == list(range(55))
+    assert sorted(out) == list(range(56))
     errors = {index: row["__inference_error__"] for index, row in out.items() if row["__inference_error__"]}
-    kinds = ["EmptyPromptError", "PromptTooLongError", "PromptTypeError", "PromptTypeError", "SamplingParamsError"]
+    kinds = ["EmptyPromptError", "PromptTooLongError", *["PromptTypeError"] * 2, *["SamplingParamsError"] * 2]
     assert [errors[index].split(": ")[1] for index in sorted(errors)] == kinds
-    assert "did you mean 'max_tokens'?" in errors[54]
+    assert "did you mean 'max_tokens'?" in errors[54] and "regex cannot be compiled" in errors[55]
+    assert all(out[index]["generated_text"].startswith("no") == bool(index % 2) for index in range(50))
     assert all(0 < out[index]["num_generated_tokens"] <= 4 for index in range(50))
     assert all(out[index]["generated_text"] is not None for index in range(50))
 

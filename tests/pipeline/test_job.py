@@ -57,6 +57,10 @@ def test_a_bundled_model_is_no_path(folder: Path) -> None:
         (GOOD + "promt: x\n", "job.yaml:5: JobConfig has no field 'promt'; did you mean 'prompt'?"),
         (GOOD + "replicas: 0\n", "job.yaml:5: JobConfig.replicas: input should be greater than 0"),
         (GOOD + "sampling:\n  max_tokns: 3\n", "job.yaml:6: sampling: SamplingParams has no field 'max_tokns'"),
+        (
+            GOOD + "sampling:\n  structured_outputs:\n    regex: (a\n",
+            "regex cannot be compiled: unclosed group; got '(a'",
+        ),
         (GOOD + "on_error: skip\n", "job.yaml:5: JobConfig.on_error: input should be 'row' or 'stop'"),
         (GOOD + "messages: [{role: user, content: x}]\n", "job.yaml:4: prompt and messages are both given"),
         (GOOD + "x: [1\n", "job.yaml:6: not valid YAML"),

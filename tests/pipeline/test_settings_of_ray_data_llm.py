@@ -132,13 +132,13 @@ def test_rows_may_use_names_of_sglang_or_ours(model_folder: Path) -> None:
     config = SGLangEngineProcessorConfig(model_source=str(model_folder), detokenize_stage=False)
     names = ["ChatTemplateStage", "TokenizeStage", "SamplingNamesStage", "GenerateStage"]
     assert build_llm_processor(config).list_stage_names() == names
-    given = [{"max_new_tokens": 3, "stop": None}, {"max_tokens": 4}, {"top_p": 0.5}, None]
+    given = [{"max_new_tokens": 3, "stop": None}, {"max_tokens": 4}, {"top_p": 0.5, "json_schema": "{}"}, None]
     rows = [Row.read({"sampling_params": one}) for one in [*given, {"max_new_tokens": 3, "max_tokens": 3}]]
     SamplingNamesStage().run(rows)
     assert [row.data["sampling_params"] for row in rows[:4]] == [
         {"max_tokens": 3},
         {"max_tokens": 4},
-        {"max_tokens": 128, "top_p": 0.5},
+        {"max_tokens": 128, "top_p": 0.5, "structured_outputs": {"json": "{}"}},
         None,
     ]
     assert "are the same setting" in str(rows[4].error)
