@@ -196,6 +196,9 @@ AFTER_A_MARK = ToolCallFormat(
     id_length=9,
 )
 
+JSON_LIST = ToolCallFormat(re.compile(r"\A(?P<calls>\[.*)\Z", re.DOTALL), _read_list_or_named, ())
+"""No model's own way: what calls look like where an answer is made to hold nothing else."""
+
 TOOL_CALL_FORMATS = {
     "hermes": IN_TAGS,
     "qwen": IN_TAGS,

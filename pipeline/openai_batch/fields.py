@@ -100,7 +100,7 @@ BIAS = Kind("an object of token ids and numbers", _is_bias)
 PROMPT = Kind("a string, a list of strings or a list of token ids", lambda value: isinstance(value, str | list))
 
 _LOCAL = "it has no meaning for a run of one's own"
-_STRUCTURED = "output by a grammar or a schema is not there yet; ask for it in the prompt"
+_STRUCTURED = "the name of older releases; use structured_outputs"
 _SOUND = "text is the only output there is"
 
 
@@ -127,7 +127,13 @@ FIELDS = (
     BodyField("messages", "request", OBJECTS, "the conversation, text only", endpoints=_CHAT),
     BodyField("prompt", "request", PROMPT, "one text, or the token ids of one", endpoints=_COMPLETIONS),
     BodyField("tools", "request", OBJECTS, "shown to the chat template", endpoints=_CHAT),
-    BodyField("tool_choice", "request", ANY, '"auto", or "none" to hide the tools from the template', endpoints=_CHAT),
+    BodyField(
+        "tool_choice",
+        "request",
+        ANY,
+        '"auto", "none" to hide the tools from the template, "required" or a function to have calls and nothing else',
+        endpoints=_CHAT,
+    ),
     BodyField("chat_template_kwargs", "request", OBJECT, "variables of the chat template", endpoints=_CHAT),
     BodyField("reasoning_effort", "request", TEXT, "a variable of the chat template", endpoints=_CHAT),
     BodyField("add_generation_prompt", "request", BOOLEAN, "whether the template opens the answer", endpoints=_CHAT),
@@ -157,6 +163,9 @@ FIELDS = (
     _same_name("bad_words", TEXTS),
     _same_name("include_stop_str_in_output", BOOLEAN),
     _same_name("skip_special_tokens", BOOLEAN),
+    # What it must look like.
+    BodyField("response_format", "request", OBJECT, "text, `json_object`, or `json_schema`, which always holds"),
+    BodyField("structured_outputs", "request", OBJECT, "`SamplingParams.structured_outputs`"),
     # What is told of it.
     BodyField("logprobs", "request", BOOLEAN, "log-probabilities of the answer's tokens", endpoints=_CHAT),
     BodyField("top_logprobs", "request", INTEGER, "likely tokens beside each; needs `logprobs`", endpoints=_CHAT),
@@ -175,12 +184,10 @@ FIELDS = (
     # What is not there.
     _refused("stream", "a batch has no stream", False, kind=BOOLEAN),
     _refused("stream_options", "a batch has no stream"),
-    _refused("response_format", _STRUCTURED, {"type": "text"}, kind=OBJECT),
     _refused("guided_json", _STRUCTURED),
     _refused("guided_regex", _STRUCTURED),
     _refused("guided_choice", _STRUCTURED),
     _refused("guided_grammar", _STRUCTURED),
-    _refused("structured_outputs", _STRUCTURED),
     _refused("best_of", "the best of several is not chosen here; ask for n", 1),
     _refused("use_beam_search", "there is no beam search", False),
     _refused("length_penalty", "it belongs to beam search, which is not there", 1.0),

@@ -40,19 +40,16 @@ def read_tools(body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
         body: A chat's body.
 
     Raises:
-        Refusal: A tool is no function, or one of them must be called.
+        Refusal: A tool is no function.
     """
-    choice, tools = body.get("tool_choice", "auto"), body.get("tools") or None
-    if choice not in ("auto", "none"):
-        message = f"tool_choice must be 'auto' or 'none', as no call can be forced yet; got {choice!r:.80}"
-        raise Refusal("unsupported_value", message, "tool_choice")
+    tools = body.get("tools") or None
     for index, tool in enumerate(tools or ()):
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, dict) or not _is_name(function.get("name")):
             place = f"tools[{index}]"
             shape = "{'type': 'function', 'function': {'name': ...}}"
             raise Refusal("invalid_value", f"{place} must be {shape}; got {tool!r:.80}", place)
-    return None if choice == "none" else tools
+    return None if body.get("tool_choice") == "none" else tools
 
 
 def read_template_kwargs(body: Mapping[str, Any]) -> dict[str, Any] | None:

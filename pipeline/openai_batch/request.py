@@ -9,10 +9,11 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from ...engine import SamplingParams
+from ...engine import SamplingParams, StructuredOutputsParams
 from ...engine.errors import SamplingParamsError, unknown_key_message
 from .. import columns
 from ..seeds import MAX_SEED
+from .constraints import is_forced, read_constraint
 from .fields import CHAT, EMBEDDINGS, ENDPOINTS, FIELDS_OF, LINE_FIELDS, BodyField
 from .line_error import LineError
 from .messages import read_messages, read_template_kwargs, read_tools
@@ -36,6 +37,7 @@ class BatchRequest:
         sampling: How it is sampled.
         echo: Whether the text begins with the prompt.
         num_top: Likely tokens to report beside each token; None for no log-probabilities.
+        is_forced: Whether the answer is a list of calls and nothing else.
     """
 
     custom_id: str
@@ -45,6 +47,7 @@ class BatchRequest:
     sampling: SamplingParams
     echo: bool = False
     num_top: int | None = None
+    is_forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +101,10 @@ class RequestReader:
             url,
             given["model"],
             prompt,
-            self._seeded(self._sampling(url, given, num_top), custom_id),
+            self._seeded(self._sampling(url, given, num_top, read_constraint(given)), custom_id),
             echo=_checked_echo(given, num_top),
             num_top=num_top,
+            is_forced=is_forced(given),
         )
 
     def _check_model(self, body: Mapping[str, Any]) -> None:
@@ -110,7 +114,9 @@ class RequestReader:
             message = f"model {model!r} is not served here, but {served}; name it with --served-model-name if it is"
             raise Refusal("model_not_found", message, "model", status=404)
 
-    def _sampling(self, url: str, body: Mapping[str, Any], num_top: int | None) -> SamplingParams:
+    def _sampling(
+        self, url: str, body: Mapping[str, Any], num_top: int | None, constraint: StructuredOutputsParams | None
+    ) -> SamplingParams:
         known = FIELDS_OF[url]
         given = {name: value for name, value in body.items() if known[name].use == "sampling"}
         if len({given[name] for name in ("max_tokens", "max_completion_tokens") if name in given}) > 1:
@@ -119,7 +125,7 @@ class RequestReader:
         defaults = {"max_tokens": None if url == CHAT else MAX_TOKENS_OF_COMPLETION, **self.defaults}
         values = {known[name].target: value for name, value in given.items()}
         try:
-            return SamplingParams(**{**defaults, **values, "logprobs": num_top})
+            return SamplingParams(**{**defaults, **values, "logprobs": num_top, "structured_outputs": constraint})
         except SamplingParamsError as error:
             raise Refusal("invalid_value", str(error), _culprit(known, given)) from None
 

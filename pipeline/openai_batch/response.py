@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from .. import columns
+from ..tool_calls import JSON_LIST, parse_tool_calls
 from .fields import CHAT
 from .line_error import LineError
 from .request import BatchRequest
@@ -97,6 +98,8 @@ def _chat_choice(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str
 def _message(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the answer as a message; what the stages that read answers have found is set apart in it."""
     message = {"role": "assistant", "content": sequence["text"], "refusal": None}
+    if request.sampling.structured_outputs is not None:  # All of the text is answer.
+        return {**message, **(_forced_calls(request, sequence["text"]) if request.is_forced else {})}
     reasoning = sequence.get(columns.REASONING_CONTENT)
     calls = sequence.get(columns.TOOL_CALLS) if request.prompt[columns.TOOLS] else None
     if calls or reasoning is not None:
@@ -106,6 +109,12 @@ def _message(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, An
     if calls:
         message["tool_calls"] = calls
     return message
+
+
+def _forced_calls(request: BatchRequest, text: str) -> dict[str, Any]:
+    """Reads an answer that is calls; one that was cut off stays in the content as it is."""
+    read = parse_tool_calls(JSON_LIST, text, request.custom_id)
+    return {"content": read.content, "tool_calls": read.tool_calls} if read.tool_calls else {}
 
 
 def _text_choice(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,11 +29,18 @@ DEADLINE_S = 120.0
 MODEL = "gpt-4o"
 
 
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "digit", "strict": True, "schema": {"enum": [1, 22]}}}
+TOOL = {"type": "function", "function": {"name": "pay", "parameters": {"enum": [{}]}}}
+CALL = {"tools": [TOOL], "tool_choice": "required", "max_tokens": 99}
+
+
 def line(number: int, **changes: Any) -> bytes:
-    """Returns a line: a chat, or every third time a completion; log-probabilities and two answers now and then."""
+    """Returns a line: a chat, or every third time a completion; log-probabilities, two answers, a schema or a forced
+    call now and then."""
     text = f"Inv #{number} - due {number % 28 + 1} March '24 - total USD {number}.50"
     common = {"model": MODEL, "max_tokens": 2 + number % 3, "temperature": number % 2}
     asked = {**common, "messages": [{"role": "user", "content": text}], "logprobs": number % 5 == 0}
+    asked |= {"response_format": SCHEMA} if number % 4 == 1 else CALL if number % 8 == 2 else {}
     completion = {**common, "prompt": text, "n": 1 + number % 2, "echo": number % 6 == 0}
     url, body = ("completions", completion) if number % 3 == 0 else ("chat/completions", asked)
     fields = {"custom_id": f"request-{number}", "method": "POST", "url": f"/v1/{url}", "body": body}
@@ -91,6 +98,7 @@ def check_output(folder: Path, lines: list[tuple[bytes, str | None]]) -> None:
     assert [one["custom_id"] for one in answers] == [one["custom_id"] for one in asked]
     for request, answer in zip(asked, answers, strict=True):
         check_answer(request["body"], answer)
+    assert '"finish_reason":"tool_calls"' in (folder / "out.jsonl").read_text()
     errors = [json.loads(text) for text in (folder / "out.errors.jsonl").read_text().splitlines()]
     wanted = [(number, code) for number, (_, code) in enumerate(lines, start=1) if code is not None]
     read = [BatchError.model_validate(one["error"], strict=True) for one in errors]
@@ -104,11 +112,16 @@ def check_answer(body: dict[str, Any], answer: dict[str, Any]) -> None:
     kind = ChatCompletion if "messages" in body else Completion
     read = kind.model_validate(answer["response"]["body"], strict=True)
     assert (read.model, len(read.choices)) == (MODEL, body.get("n", 1))
-    assert {choice.finish_reason for choice in read.choices} <= {"stop", "length"}
+    assert {choice.finish_reason for choice in read.choices} <= {"tool_calls" if "tools" in body else "stop", "length"}
     assert read.usage is not None
     assert read.usage.completion_tokens <= body["max_tokens"] * len(read.choices)
     for choice in read.choices:
         assert (choice.logprobs is not None) == bool(body.get("logprobs"))
+        if "response_format" in body:
+            assert choice.message.content in ("1", "22", "2")[: 2 + (choice.finish_reason == "length")]
+        if choice.finish_reason == "tool_calls":
+            calls = [call.function for call in choice.message.tool_calls]
+            assert {(call.name, call.arguments) for call in calls} == {("pay", "{}")}
         if body.get("echo"):
             assert choice.text.startswith(body["prompt"])
 
