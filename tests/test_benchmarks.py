@@ -279,6 +279,13 @@ def test_the_host_overhead_is_measured(bare_environment: dict[str, str]) -> None
 
 
 @pytest.mark.slow
+def test_what_a_grammar_costs_is_measured(bare_environment: dict[str, str]) -> None:
+    sizes = ["--vocab-size", "1000", "--num-rows", "3", "--num-steps", "4", "--repeats", "1"]
+    lines = run(bare_environment, "structured.py", *sizes)
+    assert [line["case"] for line in lines] == ["start", "mask", "mask", "apply", "engine", "engine", "engine"]
+
+
+@pytest.mark.slow
 def test_ranks_are_measured(bare_environment: dict[str, str]) -> None:
     lines = run(
         bare_environment, "parallel.py", "--steps", "3", "--repeats", "1", "--num-seqs", "2", "--lengths", "4", "3"
