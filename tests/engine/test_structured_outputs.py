@@ -6,19 +6,24 @@ import json
 import pickle
 import re
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
+from tokenizers import decoders
+from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 from millrace.engine.errors import SamplingParamsError
+from millrace.engine.grammar import Grammars
 from millrace.engine.llm import LLM
 from millrace.engine.outputs import RequestOutput
 from millrace.engine.sampling_params import SamplingParams
+from millrace.engine.scheduler import StepPlan
 from millrace.engine.structured_outputs import StructuredOutputsParams
 from running import PROMPT
 
@@ -289,6 +294,38 @@ def test_what_cannot_be_compiled_fails_its_row_only(asked, message, engine_of):
     assert yes.outputs[0].text == "yes" and free.error is None
     with pytest.raises(SamplingParamsError, match="cannot be compiled"):
         engine_of.generate(PROMPT, each[0], use_tqdm=False)
+
+
+def test_what_outgrows_its_limits_fails_its_row_only(engine_of):
+    patterns = {f"k{i}": {"type": "string", "pattern": f"^.*{i}.*$"} for i in range(60)}
+    branches = {"json": {"anyOf": [{"type": "object", "properties": patterns}] * 30}}
+    each = [SamplingParams(max_tokens=20, structured_outputs=one) for one in (branches, {"choice": ["yes"]})]
+    bad, good = engine_of.generate([PROMPT] * 2, each, use_tqdm=False, on_error="return")
+    assert "cannot be followed any further, simplify it" in bad.error.message and "\n" not in bad.error.message
+    assert good.outputs[0].text == "yes"
+
+
+def test_pieces_with_spaces_and_single_bytes_are_followed_too():
+    """The other kind of tokenizer: pieces that begin with a mark for a space, and bytes for all they do not have."""
+    pieces = ["<unk>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁a", "▁b", "ab"]
+    merges = [("▁", "a"), ("▁", "b"), ("a", "b")]
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
+            {piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True
+        )
+    )
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    hf = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>")
+    grammars = Grammars(SimpleNamespace(hf=hf, vocab_size=len(hf)), len(hf) + 50, [1])
+    rng, expression = np.random.default_rng(0), "(?:[ab]{2} ){2,4}é🙂"
+    for _ in range(20):
+        grammar, drawn = grammars.start(StructuredOutputsParams(regex=expression)), []
+        plan = StepPlan(requests=[SimpleNamespace(grammar=grammar)], samples=[True])
+        while 1 not in drawn:
+            allowed = np.flatnonzero(np.unpackbits(grammars.masks(plan).bits, bitorder="little"))
+            drawn.append(int(rng.choice(allowed)))
+            assert grammar.accept(drawn[-1]) is None
+        assert re.fullmatch(expression, hf.decode(drawn[:-1]))
 
 
 def test_without_a_tokenizer_there_is_none(tiny_model):
