@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from millrace.actors.watchdog import StepWatchdog
 from millrace.engine.errors import ConfigError, EmptyPromptError
 from millrace.engine.outputs import CompletionOutput, RequestOutput
 from millrace.engine.request import GenerateRequest
@@ -128,11 +129,22 @@ class FakeEngine:
         assert threading.current_thread() is self._thread, "the engine was touched from another thread"
 
 
-def run_rank(engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str) -> None:
+def run_rank(
+    engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str, watchdog: StepWatchdog | None
+) -> None:
     """A rank that is there and has nothing to do."""
     assert rank and address == "nowhere"
     if engine_kwargs.get("fail_rank"):
         raise ConfigError(f"rank {rank} has no such device")
+    threading.Event().wait()
+
+
+def hang_in_a_step(
+    engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str, watchdog: StepWatchdog | None
+) -> None:
+    """A rank whose first step never ends."""
+    assert watchdog is not None
+    watchdog.before_step()
     threading.Event().wait()
 
 
