@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from millrace.actors import EnginePool, PoolConfig
 from millrace.actors.watchdog import StepWatchdog
 from millrace.engine.errors import ConfigError, EmptyPromptError
 from millrace.engine.outputs import CompletionOutput, RequestOutput
@@ -146,6 +147,18 @@ def hang_in_a_step(
     assert watchdog is not None
     watchdog.before_step()
     threading.Event().wait()
+
+
+def start_pool(**settings: Any) -> EnginePool:
+    """Starts a pool of fake engines."""
+    defaults: dict[str, Any] = {
+        "engine_kwargs": {},
+        "num_cpus_per_replica": 0,
+        "start_backoff_s": 0.01,
+        "engine_factory": FakeEngine,
+        "rank_main": run_rank,
+    }
+    return EnginePool.start(PoolConfig(**(defaults | settings)))
 
 
 class UnpicklableError(Exception):
