@@ -35,8 +35,8 @@ class PoolConfig:
         max_deaths_in_a_row: Replicas that may die one after the other with no request finished anywhere between them,
             before the pool is given up.
         start_backoff_s: Seconds before a failed start is tried again; they double with each failure in a row.
-        step_timeout_s: Seconds a step may take. A replica that is stuck in one longer writes its stacks to its log and
-            dies.
+        step_timeout_s: Seconds a step may take. A replica that is stuck in one longer writes its stacks, those of all
+            its ranks, to their logs and dies.
         requests_per_replica: Requests on board of each replica beyond which a growing pool starts another one; None for
             the engine's `max_num_seqs`.
         scale_down_delay_s: Seconds that a replica must have been one too many before it is drained.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from .engine_thread import Engine
+from .watchdog import StepWatchdog
 
 if TYPE_CHECKING:
     from ..engine.config import EngineConfig
@@ -23,8 +24,9 @@ Announce = Callable[[str], None]
 EngineFactory = Callable[[dict[str, Any], int, Announce | None], Engine]
 """Makes the engine from its keyword arguments, the number of ranks on its node, and for several ranks an `Announce`."""
 
-RankMain = Callable[[dict[str, Any], int, int, str], None]
-"""Runs another rank to its end, from keyword arguments, ranks on its node, its number, and the address of rank 0."""
+RankMain = Callable[[dict[str, Any], int, int, str, StepWatchdog | None], None]
+"""Runs another rank to its end, from keyword arguments, ranks on its node, its number, the address of rank 0, and what
+is told of its steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,9 @@ def build_engine(engine_kwargs: dict[str, Any], num_sharing: int = 1, announce: 
     return LLMEngine.from_config(config, rendezvous=rendezvous)
 
 
-def run_rank(engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str) -> None:
+def run_rank(
+    engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str, watchdog: StepWatchdog | None = None
+) -> None:
     """Runs a rank of the engine of this package until its rank 0 closes it.
 
     Args:
@@ -72,13 +76,14 @@ def run_rank(engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address
         num_sharing: Ranks that share the cores of this node.
         rank: Which rank, from 1.
         address: What rank 0 announced.
+        watchdog: Told of its steps; None for none.
 
     Raises:
         MillraceError: The rank cannot load its part, or another one is gone.
     """
     from ..engine.worker import run_worker
 
-    run_worker(_engine_config(engine_kwargs, num_sharing), rank=rank, address=address)
+    run_worker(_engine_config(engine_kwargs, num_sharing), rank=rank, address=address, watchdog=watchdog)
 
 
 def share_of_cores(num_cores: int, num_cpus: float, num_sharing: int) -> int:

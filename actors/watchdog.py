@@ -11,17 +11,20 @@ SLACK = 0.1
 
 
 class StepWatchdog:
-    """Ends this process with the stacks of its threads in its log when a step takes too long.
+    """Writes the stacks of this process's threads to its log when a step takes too long, and ends the process.
 
     The timer is Python's own, a thread in C: it fires as well while a stuck kernel holds the interpreter's lock. There
     is one such timer in a process, so one watchdog.
 
     Args:
         timeout_s: Seconds a step may take.
+        is_fatal: Whether the process ends. One that goes on writes its stacks a little earlier: a rank beside the one
+            that ends, with which it ends too.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, *, is_fatal: bool = True) -> None:
         self._timeout_s = timeout_s
+        self._is_fatal = is_fatal
         assert sys.__stderr__ is not None  # Ray gives every worker one: its log.
         self._log = sys.__stderr__
         self._wound_up_at_s: float | None = None
@@ -30,7 +33,8 @@ class StepWatchdog:
         """Gives the step that begins its time."""
         now_s = time.monotonic()
         if self._wound_up_at_s is None or now_s - self._wound_up_at_s > SLACK * self._timeout_s:
-            faulthandler.dump_traceback_later((1 + SLACK) * self._timeout_s, exit=True, file=self._log)
+            after_s = (1 + SLACK) * self._timeout_s if self._is_fatal else self._timeout_s
+            faulthandler.dump_traceback_later(after_s, exit=self._is_fatal, file=self._log)
             self._wound_up_at_s = now_s
 
     def stop(self) -> None:

@@ -12,6 +12,7 @@ import ray
 from ..engine.errors import EngineDeadError, MillraceError
 from .ranks import RankInfo
 from .replica import ReplicaSettings
+from .watchdog import StepWatchdog
 
 
 class EngineWorker:
@@ -54,8 +55,9 @@ class EngineWorker:
 
     def _run(self, address: str, ended: Future[None]) -> None:
         settings = self._settings
+        watchdog = StepWatchdog(settings.step_timeout_s, is_fatal=False) if settings.step_timeout_s else None
         try:
-            settings.rank_main(settings.engine_kwargs, settings.num_sharing, self._rank, address)
+            settings.rank_main(settings.engine_kwargs, settings.num_sharing, self._rank, address, watchdog)
         except MillraceError as exc:
             ended.set_exception(exc)
         except Exception as exc:  # noqa: BLE001  # told to who waits for it, as an error that crosses to any process

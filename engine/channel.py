@@ -86,17 +86,12 @@ class Channel:
                 raise self.dead()
             memory = memory[received:]
 
-    def receive(self, spin_s: float = 0.0) -> bytes:
+    def receive(self) -> bytes:
         """Waits for a message.
-
-        Args:
-            spin_s: For so long it looks again and again instead of sleeping: waking up takes longer than the message.
 
         Raises:
             EngineDeadError: The other end is closed.
         """
-        if spin_s:
-            self._spin(time.perf_counter() + spin_s)
         (size,) = _HEADER.unpack(self._read(_HEADER.size))
         return self._read(size)
 
@@ -107,6 +102,26 @@ class Channel:
     def receive_object(self) -> Any:
         """Waits for an object."""
         return pickle.loads(self.receive())
+
+    def spin(self, timeout_s: float) -> bool:
+        """Looks again and again for a message instead of sleeping: waking up takes longer than the message.
+
+        Returns:
+            Whether something is there to be received, be it the end.
+
+        Raises:
+            EngineDeadError: The connection is broken.
+        """
+        until = time.perf_counter() + timeout_s
+        while time.perf_counter() < until:
+            try:
+                self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+                return True
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise self.dead() from error
+        return False
 
     def has_message(self, timeout_s: float) -> bool:
         """Waits, at most so long, until something is there to be received, be it the end."""
@@ -126,16 +141,6 @@ class Channel:
     def close(self) -> None:
         """Closes this end."""
         self._connection.close()
-
-    def _spin(self, until: float) -> None:
-        while time.perf_counter() < until:
-            try:
-                self._connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-                return
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise self.dead() from error
 
     def _read(self, size: int) -> bytes:
         received = bytearray(size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 __all__ = [
     "JOB_PREFIX",
@@ -10,6 +11,7 @@ __all__ = [
     "STORAGE_TIMEOUT",
     "job_variables",
     "ray_address",
+    "ray_folder",
     "shorten_spinning",
     "storage_timeout",
 ]
@@ -37,8 +39,13 @@ def storage_timeout() -> str | None:
 
 
 def ray_address() -> str | None:
-    """Returns the cluster that Ray would connect to by itself; None if it would start one."""
+    """Returns the cluster that the user names for Ray, if any."""
     return os.environ.get("RAY_ADDRESS") or None
+
+
+def ray_folder() -> Path:
+    """Returns where Ray keeps its files on this machine."""
+    return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"
 
 
 def shorten_spinning() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Protocol
 
 from .bundled import resolve_model
 from .channel import Channel
@@ -21,7 +22,7 @@ from .plan_wire import decode_plan
 from .rendezvous import Rendezvous, join
 from .runner import ModelRunner
 
-__all__ = ["Worker", "run_worker"]
+__all__ = ["Watchdog", "Worker", "run_worker"]
 
 SPIN_S = 0.002
 """How long a rank looks for the next plan before it sleeps: rank 0 makes one in less, when it has work."""
@@ -30,7 +31,21 @@ STEP, SAVE, CLOSE = b"p", b"s", b"c"
 """First byte of a message from rank 0: a step plan, a folder to save to, the end."""
 
 
-def run_worker(config: EngineConfig, rank: int, address: str, device_index: int | None = None) -> None:
+class Watchdog(Protocol):
+    """Sees to it that a step which never ends is told of."""
+
+    def before_step(self) -> None:
+        """Gives the step that begins its time."""
+        ...
+
+    def stop(self) -> None:
+        """Lets any time pass: no step is running, nor about to."""
+        ...
+
+
+def run_worker(
+    config: EngineConfig, rank: int, address: str, device_index: int | None = None, watchdog: Watchdog | None = None
+) -> None:
     """Is a rank of an engine until that is closed.
 
     Args:
@@ -38,6 +53,7 @@ def run_worker(config: EngineConfig, rank: int, address: str, device_index: int 
         rank: Which one, from 1 on. Rank 0 is the process of the engine itself.
         address: Of rank 0's `Rendezvous`.
         device_index: Of the GPU, where a process sees those of other ranks too; None for the current one.
+        watchdog: Told of each step, and of the time without one; None for none.
 
     Raises:
         UserError: A setting or the model folder cannot be used.
@@ -50,7 +66,7 @@ def run_worker(config: EngineConfig, rank: int, address: str, device_index: int 
     try:
         runner = _load(config, device.shared_by(team.num_on_host), team.parallel)
         channel.send_object(None)
-        Worker(config, runner, team.parallel, channel).run()
+        Worker(config, runner, team.parallel, channel, watchdog).run()
     except EngineDeadError:
         raise
     except Exception as error:
@@ -78,19 +94,30 @@ class Worker:
         runner: The rank's part.
         parallel: Which rank it is.
         channel: To rank 0.
+        watchdog: Told of each step, and of the time without one; None for none.
     """
 
-    def __init__(self, config: EngineConfig, runner: ModelRunner, parallel: ParallelContext, channel: Channel) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        runner: ModelRunner,
+        parallel: ParallelContext,
+        channel: Channel,
+        watchdog: Watchdog | None = None,
+    ) -> None:
         self._config = config
         self._runner = runner
         self._parallel = parallel
         self._reports = parallel.reports and parallel.pp_size > 1
         self._channel = channel
+        self._watchdog = watchdog
 
     def run(self) -> None:
         """Does what rank 0 says until it says that it is over."""
         while True:
-            message = self._channel.receive(SPIN_S)
+            if not self._channel.spin(SPIN_S) and self._watchdog is not None:
+                self._watchdog.stop()
+            message = self._channel.receive()
             kind, content = message[:1], message[1:]
             if kind == STEP:
                 self._step(content)
@@ -101,6 +128,8 @@ class Worker:
                 return
 
     def _step(self, content: bytes) -> None:
+        if self._watchdog is not None:
+            self._watchdog.before_step()
         step = self._runner.execute(decode_plan(content))
         if self._reports:
             self._channel.send_object(step.result())

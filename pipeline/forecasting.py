@@ -13,7 +13,6 @@ import ray
 from ..actors.nodes import cluster_nodes
 from ..engine import EngineConfig, Footprint, SamplingParams, resolve_model
 from ..engine.device import num_accelerators
-from ..engine.env import ray_address
 from ..engine.errors import ConfigError
 from ..engine.generation_config import default_sampling_params, read_generation_config
 from .config import EngineProcessorConfig
@@ -26,7 +25,7 @@ from .ledger.folder import JobFolder
 from .operators import run_stages
 from .plan import UserFunction, make_prepare_stages
 from .sample import Sample
-from .session import MIN_CPUS
+from .session import MIN_CPUS, cluster_address
 from .sources import Source
 from .stages.base import Row
 from .storage import Storage, StorageOptions
@@ -127,10 +126,10 @@ def _nodes() -> Iterator[tuple[list[dict[str, float]], str]]:
     if ray.is_initialized():
         yield (nodes := cluster_nodes()), f"in the cluster of {len(nodes)} node(s)"
         return
-    if ray_address() is None:
+    if (address := cluster_address()) is None:
         yield [{"CPU": max(MIN_CPUS, os.cpu_count() or 1), "GPU": num_accelerators()}], "on this machine"
         return
-    ray.init(logging_level=logging.CRITICAL, log_to_driver=False)
+    ray.init(address, logging_level=logging.CRITICAL, log_to_driver=False)
     try:
         nodes = cluster_nodes()
         yield nodes, f"in the cluster of {len(nodes)} node(s)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,50 @@ from typing import Any, TextIO
 import ray
 import ray.data
 
+from ..engine.env import ray_address, ray_folder
+from ..engine.errors import ConfigError
+
 STDERR = 2
 MIN_CPUS = 2
 """CPUs that a local Ray is told to have at least: our operators hold shares of one, a read task takes a whole one."""
+
+ANSWER_TIMEOUT_S = 5.0
+"""How long a cluster may take to answer a call."""
+
+
+def cluster_address() -> str | None:
+    """Returns the cluster that a job runs on: what RAY_ADDRESS names, else what `ray start` has left running here.
+
+    Ray itself waits minutes for a cluster that is gone, and says nothing.
+
+    Returns:
+        What `ray.init` takes as its address; None for a Ray of the job's own.
+
+    Raises:
+        ConfigError: Nothing answers where RAY_ADDRESS says.
+    """
+    named = ray_address()
+    if named is None:
+        left = ray_folder() / "ray_current_cluster"  # as the documentation of `ray.init` has it
+        started_here = left.read_text().strip() if left.exists() else None
+        return started_here if started_here and _answers(started_here) else None
+    if named == "local":
+        return None
+    if named != "auto" and not _answers(named):
+        raise ConfigError(
+            f"RAY_ADDRESS: no Ray cluster answers at {named!r}; correct it, or unset it for a Ray on this machine"
+        )
+    return named
+
+
+def _answers(address: str) -> bool:
+    """Returns whether something listens at ``"host:port"`` or ``"ray://host:port"``."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 @contextmanager
@@ -43,10 +85,13 @@ def quiet_stderr(*, verbose: bool = False) -> Iterator[TextIO]:
 
 @contextmanager
 def ray_session(*, verbose: bool = False) -> Iterator[None]:
-    """Runs a block with Ray: the cluster that `RAY_ADDRESS` names, else a local one.
+    """Runs a block with Ray: the cluster of `cluster_address`, else one that ends with the block.
 
     Args:
         verbose: Whether Ray's logs and those of its workers are shown.
+
+    Raises:
+        ConfigError: Nothing answers where RAY_ADDRESS says.
     """
     level = logging.INFO if verbose else logging.CRITICAL
     _start(level, verbose)
@@ -63,8 +108,10 @@ def ray_session(*, verbose: bool = False) -> Iterator[None]:
 
 
 def _start(level: int, verbose: bool) -> None:
-    settings: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose, "include_dashboard": False}
+    settings: dict[str, Any] = {"logging_level": level, "log_to_driver": verbose}
+    if (address := cluster_address()) is not None:
+        ray.init(address, **settings)
+        return
     if (os.cpu_count() or 1) < MIN_CPUS:
-        # Only said where it is needed: a cluster that is there already knows its own number.
-        settings["num_cpus"] = MIN_CPUS
-    ray.init(**settings)
+        settings["num_cpus"] = MIN_CPUS  # else what Ray finds, which knows of containers
+    ray.init("local", include_dashboard=False, **settings)

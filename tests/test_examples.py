@@ -22,7 +22,7 @@ import contextlib, io, json, runpy, sys, traceback
 import ray, ray.data
 from millrace.pipeline import build_processor, vLLMEngineProcessorConfig
 
-ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
 ray.data.DataContext.get_current().enable_progress_bars = False
 # Open from the first scenario to the last, so that all that run this engine share one replica.
 with build_processor(vLLMEngineProcessorConfig(model_source="bundled:invoices")) as processor:

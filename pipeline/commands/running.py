@@ -102,7 +102,17 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _advice(kind: JobKind, prepared: Any) -> str:
-    return "" if prepared is None else f"; what has finished is kept, go on with: {kind.how_to_go_on(prepared)}"
+    """Says how to go on with a job; nothing if it never began."""
+    if prepared is None or not _has_begun(prepared):
+        return ""
+    return f"; what has finished is kept, go on with: {kind.how_to_go_on(prepared)}"
+
+
+def _has_begun(prepared: Any) -> bool:
+    try:
+        return bool(prepared.folder.root.exists())
+    except MillraceError:  # The store may be what has failed. It does no harm to go on with nothing.
+        return True
 
 
 def _job_kind() -> JobKind:

@@ -13,7 +13,7 @@ import ray
 from ray import cloudpickle
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from millrace.actors import EnginePool, PoolConfig
+from millrace.actors import EnginePool
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -52,14 +52,7 @@ def pools() -> Iterator[Callable[..., EnginePool]]:
     started: list[EnginePool] = []
 
     def start(**settings: Any) -> EnginePool:
-        defaults = {
-            "engine_kwargs": {},
-            "num_cpus_per_replica": 0,
-            "start_backoff_s": 0.01,
-            "engine_factory": fake_engine.FakeEngine,
-            "rank_main": fake_engine.run_rank,
-        }
-        started.append(EnginePool.start(PoolConfig(**(defaults | settings))))
+        started.append(fake_engine.start_pool(**settings))
         return started[-1]
 
     yield start

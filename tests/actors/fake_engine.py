@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from millrace.actors import EnginePool, PoolConfig
+from millrace.actors.watchdog import StepWatchdog
 from millrace.engine.errors import ConfigError, EmptyPromptError
 from millrace.engine.outputs import CompletionOutput, RequestOutput
 from millrace.engine.request import GenerateRequest
@@ -128,12 +130,35 @@ class FakeEngine:
         assert threading.current_thread() is self._thread, "the engine was touched from another thread"
 
 
-def run_rank(engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str) -> None:
+def run_rank(
+    engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str, watchdog: StepWatchdog | None
+) -> None:
     """A rank that is there and has nothing to do."""
     assert rank and address == "nowhere"
     if engine_kwargs.get("fail_rank"):
         raise ConfigError(f"rank {rank} has no such device")
     threading.Event().wait()
+
+
+def hang_in_a_step(
+    engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str, watchdog: StepWatchdog | None
+) -> None:
+    """A rank whose first step never ends."""
+    assert watchdog is not None
+    watchdog.before_step()
+    threading.Event().wait()
+
+
+def start_pool(**settings: Any) -> EnginePool:
+    """Starts a pool of fake engines."""
+    defaults: dict[str, Any] = {
+        "engine_kwargs": {},
+        "num_cpus_per_replica": 0,
+        "start_backoff_s": 0.01,
+        "engine_factory": FakeEngine,
+        "rank_main": run_rank,
+    }
+    return EnginePool.start(PoolConfig(**(defaults | settings)))
 
 
 class UnpicklableError(Exception):

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fake_engine
 import pytest
 import ray
 from fake_engine import request, requests
@@ -29,9 +30,27 @@ def num_running(pool: EnginePool) -> int:
     return sum(replica.engine["num_running"] for replica in pool.stats(with_engines=True).replicas if replica.engine)
 
 
+@pytest.fixture(scope="module")
+def standing_pools() -> Iterator[list[EnginePool]]:
+    """The pool that the tests of this module share, once the first of them has started it."""
+    pools: list[EnginePool] = []
+    yield pools
+    for pool in pools:
+        pool.close()
+
+
 @pytest.fixture
-def ready_pool(start_pool: Start) -> EnginePool:
-    """Two replicas that are up."""
+def ready_pool(cluster: None, standing_pools: list[EnginePool]) -> EnginePool:
+    """Two replicas that are up, and that no test kills."""
+    if not standing_pools:
+        standing_pools.append(fake_engine.start_pool(num_replicas=2))
+        standing_pools[0].wait_ready()
+    return standing_pools[0]
+
+
+@pytest.fixture
+def doomed_pool(start_pool: Start) -> EnginePool:
+    """Two replicas that are up, for a test that kills them."""
     pool = start_pool(num_replicas=2)
     pool.wait_ready()
     return pool
@@ -112,13 +131,13 @@ def test_client_in_a_worker_finds_the_pool_and_its_death_frees_the_replicas(
     eventually(lambda: num_running(ready_pool) == 0)
 
 
-def test_killed_replica_loses_and_doubles_nothing(ready_pool: EnginePool, gate: Path, eventually: Eventually) -> None:
-    outputs = PoolClient(ready_pool.name).generate(
+def test_killed_replica_loses_and_doubles_nothing(doomed_pool: EnginePool, gate: Path, eventually: Eventually) -> None:
+    outputs = PoolClient(doomed_pool.name).generate(
         [*requests("steps 1", 50, "early"), *requests(f"gate {gate}", 50, "late")]
     )
     early = [next(outputs) for _ in range(50)]
-    eventually(lambda: num_running(ready_pool) == 50)
-    os.kill(ready_pool.stats().replicas[0].pid, signal.SIGKILL)
+    eventually(lambda: num_running(doomed_pool) == 50)
+    os.kill(doomed_pool.stats().replicas[0].pid, signal.SIGKILL)
     gate.touch()
     late = list(outputs)
     assert ids([*early, *late]) == sorted(f"{when}{index}" for when in ("early", "late") for index in range(50))
@@ -157,9 +176,9 @@ def test_request_that_kills_replicas_is_given_up(start_pool: Start, poison: str)
     assert ids(list(client.generate(requests("steps 1", 2)))) == ["0", "1"]
 
 
-def test_restarted_replica_gets_work_again(ready_pool: EnginePool, eventually: Eventually) -> None:
-    client = PoolClient(ready_pool.name)
-    os.kill(ready_pool.stats().replicas[0].pid, signal.SIGKILL)
-    eventually(lambda: ready_pool.stats().replicas[0].num_restarts == 1)
-    ready_pool.wait_ready()
+def test_restarted_replica_gets_work_again(doomed_pool: EnginePool, eventually: Eventually) -> None:
+    client = PoolClient(doomed_pool.name)
+    os.kill(doomed_pool.stats().replicas[0].pid, signal.SIGKILL)
+    eventually(lambda: doomed_pool.stats().replicas[0].num_restarts == 1)
+    doomed_pool.wait_ready()
     eventually(lambda: {o.metrics.replica_id for o in client.generate(requests("steps 1", 4))} == {"0.1", "1.0"})

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
-from fake_engine import FakeEngine, request, requests
+from fake_engine import FakeEngine, hang_in_a_step, request, requests
 from ray.exceptions import ActorDiedError
 
 from millrace.actors import EnginePool, EngineReplica, PoolClient
 from millrace.actors.replica import ReplicaSettings
+from millrace.actors.worker import EngineWorker
 from millrace.engine.errors import EngineDeadError
 
 Start = Callable[..., EnginePool]
+Eventually = Callable[[Callable[[], Any]], None]
 
 
 @pytest.mark.parametrize("num_replicas", [1, 2])
@@ -79,9 +82,29 @@ def test_a_step_that_hangs_kills_its_replica_and_the_log_has_the_stacks(
     assert [output.request_id for chunk in replica.generate.remote(requests("steps 1", 1)) for output in ray.get(chunk)]
     with pytest.raises(ActorDiedError):
         ray.get(next(iter(replica.generate.remote(requests("hang", 1)))))
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-    (log,) = logs.glob(f"worker-*-{pid}.err")
-    assert "in _advance" in log.read_text()
+    assert "in _advance" in error_log(pid).read_text()
+
+
+def test_a_rank_that_hangs_in_a_step_writes_its_stacks_and_leaves_the_end_to_rank_0(
+    cluster: None, eventually: Eventually
+) -> None:
+    settings = ReplicaSettings(
+        pool_name="p", replica_id="0.0", engine_kwargs={}, rank_main=hang_in_a_step, step_timeout_s=0.3
+    )
+    worker = ray.remote(EngineWorker).options(num_cpus=0, max_concurrency=10).remote(settings, 1)
+    pid = ray.get(worker.where.remote()).pid
+    run = worker.run.remote("nowhere")
+    eventually(lambda: "in hang_in_a_step" in error_log(pid).read_text())
+    assert ray.get(worker.where.remote()).pid == pid
+    ray.kill(worker)
+    with pytest.raises(ActorDiedError):
+        ray.get(run)
+
+
+def error_log(pid: int) -> Path:
+    """Returns where Ray keeps what a worker wrote to its standard error."""
+    (log,) = Path(ray._private.worker._global_node.get_logs_dir_path()).glob(f"worker-*-{pid}.err")
+    return log
 
 
 def test_a_row_that_hangs_is_a_dead_letter(start_pool: Start) -> None:

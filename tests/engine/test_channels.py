@@ -46,8 +46,18 @@ def test_messages_arrive_whole_and_in_order(ends: tuple[Channel, Channel]) -> No
     messages = [b"", b"x", b"y" * 3_000_000]
     sender = threading.Thread(target=lambda: [near.send(message) for message in messages])
     sender.start()
-    assert [far.receive(spin_s=0.001) for _ in messages] == messages
+    assert [far.receive() for _ in messages] == messages
     sender.join()
+
+
+def test_spinning_tells_whether_something_is_there(ends: tuple[Channel, Channel]) -> None:
+    near, far = ends
+    assert not far.spin(0.01)
+    near.send(b"x")
+    assert far.spin(60)
+    assert far.receive() == b"x"
+    near.close()
+    assert far.spin(60)
 
 
 def test_last_words_are_heard_and_the_end_is_an_error(ends: tuple[Channel, Channel]) -> None:
@@ -58,7 +68,7 @@ def test_last_words_are_heard_and_the_end_is_an_error(ends: tuple[Channel, Chann
     assert near.is_closed()
     assert near.receive_object() == {"why": "tired"}
     with pytest.raises(EngineDeadError, match="rank 0 of this engine has ended"):
-        near.receive(spin_s=0.001)
+        near.receive()
 
 
 def test_hidden_states_arrive_in_order_however_large(ends: tuple[Channel, Channel]) -> None:

@@ -35,7 +35,7 @@ def test_agrees_with_the_definition_in_the_interpreter_and_launches_only_what_is
     assert int(run_script(HERE / "interpret.py", name, interpret=True)) > 0
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", pytest.param("gfx942", marks=pytest.mark.soak)])
 def test_every_form_compiles_without_spills_and_within_shared_memory(target):
     printed = run_script(BENCHMARKS / "kernels_report.py", "--targets", target, "--json", interpret=False)
     forms = [json.loads(line) for line in printed.splitlines()]

@@ -101,10 +101,13 @@ def test_the_status_says_whether_every_row_got_through(
     assert caught.value.code == status
 
 
+@pytest.mark.parametrize("has_begun", [True, False])
 def test_an_error_of_the_job_is_status_1(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path
+    has_begun: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     def fail(*args: object, **kwargs: object) -> None:
+        if has_begun:
+            (folder / "out").mkdir()
         raise EngineDeadError("no replica is left")
 
     monkeypatch.chdir(folder)
@@ -112,9 +115,8 @@ def test_an_error_of_the_job_is_status_1(
     with pytest.raises(SystemExit) as caught:
         cli.app(FLAGS)
     assert caught.value.code == running.EXIT_FAILED
-    assert capfd.readouterr().err == (
-        f"error: no replica is left; what has finished is kept, go on with: millrace resume {folder / 'out'}\n"
-    )
+    advice = f"; what has finished is kept, go on with: millrace resume {folder / 'out'}" if has_begun else ""
+    assert capfd.readouterr().err == f"error: no replica is left{advice}\n"
 
 
 def test_the_line_of_progress_says_what_one_wants_to_know() -> None:

@@ -40,7 +40,7 @@ class Shouter:
 @pytest.fixture(scope="module")
 def deployment() -> Iterator[None]:
     if not ray.is_initialized():
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "ERROR"})
     actor = {"num_cpus": 0.1}
     serve.run(serve.deployment(Shouter, ray_actor_options=actor).bind(), name="mill", route_prefix=None)

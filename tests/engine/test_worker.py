@@ -1,0 +1,48 @@
+"""What a rank beside rank 0 does with what it is sent."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+from millrace.engine.channel import Channel
+from millrace.engine.config import EngineConfig
+from millrace.engine.parallel import SINGLE
+from millrace.engine.plan_wire import encode_plan
+from millrace.engine.scheduler import StepPlan
+from millrace.engine.worker import CLOSE, STEP, Worker
+
+
+class Log(list[str]):
+    """A runner and a watchdog that write down what happens to them."""
+
+    def execute(self, plan: StepPlan) -> None:
+        self.append(f"step of {plan.rows}")
+
+    def before_step(self) -> None:
+        self.append("before a step")
+
+    def stop(self) -> None:
+        self.append("stop")
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        return near, server.accept()[0]
+
+
+def test_the_watchdog_is_told_of_steps_and_of_the_time_without_one() -> None:
+    near, far = tcp_pair()
+    log = Log()
+    worker = Worker(EngineConfig(model="nowhere"), log, SINGLE, Channel(far, "rank 0"), log)  # type: ignore[arg-type]
+    rank_0 = Channel(near, "rank 1")
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    rank_0.send(STEP + encode_plan(StepPlan(rows=[7], starts=[0], counts=[1], samples=[True])))
+    while log[-2:] != ["step of [7]", "stop"]:
+        time.sleep(0.001)
+    rank_0.send(CLOSE)
+    thread.join()
+    assert [line for line in log if line != "stop"] == ["before a step", "step of [7]"]
