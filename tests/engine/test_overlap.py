@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fake_device import AsyncExecutor, Breach, CallAgain, Watch, watch  # noqa: F401
+from millrace.engine import token_masks
 from millrace.engine.cuda_graph import DecodeGraphs, graph_sizes
 from millrace.engine.llm import LLM
 from millrace.engine.outputs import RequestOutput
@@ -100,6 +103,18 @@ def test_outputs_are_those_of_taking_turns_and_nothing_waits(records, tiny_model
             )  # fmt: skip
             assert_close(ours.logprobs, theirs.logprobs)
         assert_close(output.prompt_logprobs, expected[name].prompt_logprobs)
+
+
+def test_masks_of_grammars_make_nobody_wait(tiny_model, watch, monkeypatch):  # noqa: F811
+    def on_device(bits: np.ndarray, device: torch.device) -> torch.Tensor:
+        return token_masks._spread(token_masks.to_device(bits, torch.uint8, device))
+
+    monkeypatch.setattr(token_masks, "_forbidden", on_device)
+    held = SamplingParams(max_tokens=6, structured_outputs={"regex": "[a-z ]{40}"}, logprobs=1)
+    requests = [*mixed_requests(), GenerateRequest("held", None, [3, 4, 5], held, priority=-1)]
+    with make_llm(tiny_model("llama"), 1) as llm:
+        (one,) = run(llm, requests, watch)["held"].outputs
+    assert re.fullmatch("[a-z ]+", one.text)
 
 
 def assert_close(ours: list | None, theirs: list | None) -> None:
