@@ -26,7 +26,8 @@ from .models.stages import check_parallel
 from .parallel import ParallelContext
 from .plan_wire import encode_plan, known_tokens
 from .rendezvous import Rendezvous, Team, join
-from .runner import ModelRunner, RunningStep, StepResult
+from .head import RunningStep, StepResult
+from .runner import ModelRunner
 from .scheduler import StepPlan
 from .worker import CLOSE, SAVE, STEP
 

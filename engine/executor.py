@@ -7,7 +7,8 @@ from typing import Protocol
 
 from .config import EngineConfig
 from .parallel import SINGLE
-from .runner import ModelRunner, StepResult
+from .head import StepResult
+from .runner import ModelRunner
 from .scheduler import StepPlan
 
 

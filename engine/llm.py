@@ -77,9 +77,10 @@ class LLM:
             UserError: A prompt or its parameters cannot be used, and `on_error` is ``"raise"``.
         """
         _check_neutral("generate", vllm_kwargs)
-        parsed = [_attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
-        self._tokenize(parsed)
-        return self._run(parsed, sampling_params, priority, use_tqdm, on_error)
+        call = self._call(use_tqdm, on_error)
+        parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
+        call.tokenize(parsed)
+        return call.run(parsed, GenerateRequest, self._params_for_each(sampling_params, len(parsed)), priority)
 
     def chat(
         self,
@@ -132,10 +133,11 @@ class LLM:
         def render(conversation: Messages) -> tuple[str, list[int] | None]:
             return tokenizer.render_chat(conversation, **options), None
 
-        parsed = [_attempt(render, conversation) for conversation in _as_conversations(messages)]
+        parsed = [attempt(render, conversation) for conversation in _as_conversations(messages)]
+        call = self._call(use_tqdm, on_error)
         # The template has written the special tokens that the model expects.
-        self._tokenize(parsed, add_special_tokens=False)
-        return self._run(parsed, sampling_params, priority, use_tqdm, on_error)
+        call.tokenize(parsed, add_special_tokens=False)
+        return call.run(parsed, GenerateRequest, self._params_for_each(sampling_params, len(parsed)), priority)
 
     def get_tokenizer(self) -> Any:
         """Returns the Hugging Face tokenizer; None if it was skipped."""
@@ -177,91 +179,19 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _tokenize(self, parsed: list[Parsed], add_special_tokens: bool = True) -> None:
-        """Tokenises the texts that have no token ids yet, all together."""
-        tokenizer = self.llm_engine.tokenizer
-        where = [i for i, item in enumerate(parsed) if not isinstance(item, UserError) and item[1] is None]
-        if tokenizer is None or not where:
-            return
-        texts = [str(parsed[i][0]) for i in where]  # type: ignore[index]  # errors are not in `where`
-        try:
-            encoded = tokenizer.encode_batch(texts, add_special_tokens)
-        except Exception:  # noqa: BLE001  # One text the tokenizer cannot read fails the batch; find it.
-            for i, text in zip(where, texts, strict=True):
-                parsed[i] = _attempt(lambda text=text: (text, encode_text(tokenizer, text, add_special_tokens)))
-            return
-        for i, text, token_ids in zip(where, texts, encoded, strict=True):
-            parsed[i] = (text, token_ids)
-
-    def _run(
-        self,
-        parsed: list[Parsed],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        priority: Sequence[int] | None,
-        use_tqdm: bool | Callable[..., Any],
-        on_error: OnError,
-    ) -> list[RequestOutput]:
-        if on_error not in ("raise", "return"):
-            raise ConfigError(f"on_error must be 'raise' or 'return'; got {on_error!r}")
-        params = self._params_for_each(sampling_params, len(parsed))
-        priorities = _one_for_each("priorities", priority or 0, len(parsed))
-        outputs: dict[str, RequestOutput] = {}
-        requests = []
-        for item, row_params, row_priority in zip(parsed, params, priorities, strict=True):
-            request_id = str(next(self._request_ids))
-            if isinstance(item, UserError):
-                outputs[request_id] = _failed(request_id, item, on_error)
-            else:
-                requests.append(GenerateRequest(request_id, *item, row_params, row_priority))
-        try:
-            num_added = sum([self._add(request, outputs, on_error) for request in _in_good_order(requests)])
-            self._drain(num_added, outputs, use_tqdm, on_error)
-        except Exception:
-            self.llm_engine.abort(request.request_id for request in requests)
-            raise
-        except BaseException:  # Ctrl-C, anywhere.
-            self.llm_engine.reset()
-            raise
-        return [outputs[request_id] for request_id in sorted(outputs, key=int)]
-
-    def _add(self, request: GenerateRequest, outputs: dict[str, RequestOutput], on_error: OnError) -> bool:
-        try:
-            self.llm_engine.add_request(request)
-        except UserError as error:
-            outputs[request.request_id] = _failed(request.request_id, error, on_error, request)
-            return False
-        return True
-
-    def _drain(
-        self,
-        num_requests: int,
-        outputs: dict[str, RequestOutput],
-        use_tqdm: bool | Callable[..., Any],
-        on_error: OnError,
-    ) -> None:
-        """Steps until every request has its output."""
-        with _Progress(num_requests, use_tqdm) as progress:
-            while self.llm_engine.has_unfinished_requests():
-                for output in self.llm_engine.step():
-                    if output.error is not None and on_error == "raise":
-                        raise output.error.to_exception()
-                    outputs[output.request_id] = output
-                    progress.count(output)
+    def _call(self, use_tqdm: bool | Callable[..., Any], on_error: OnError) -> Call:
+        return Call(self.llm_engine, self._request_ids, use_tqdm, on_error)
 
     def _params_for_each(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
     ) -> list[SamplingParams]:
         if sampling_params is None:
             sampling_params = self.llm_engine.default_params
-        each = _one_for_each("params", sampling_params, num_prompts)
+        each = one_for_each("params", sampling_params, num_prompts)
         for params in each:
             if not isinstance(params, SamplingParams):
                 raise SamplingParamsError(f"sampling_params must be SamplingParams; got {type(params).__name__}")
         return each
-
-
-Parsed = tuple[str | None, list[int] | None] | UserError
-"""A prompt's (text, token ids), or why it cannot be run."""
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -282,24 +212,6 @@ def _check_neutral(method: str, given: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={value!r} is not supported in this release; it can be {allowed}")
 
 
-def _attempt(parse: Callable[..., Any], *args: Any) -> Any:
-    """Calls, and returns instead of raising what is wrong with the argument."""
-    try:
-        return parse(*args)
-    except UserError as error:
-        return error
-
-
-def _failed(
-    request_id: str, error: UserError, on_error: OnError, request: GenerateRequest | None = None
-) -> RequestOutput:
-    if on_error == "raise":
-        raise error
-    if request is None:
-        return RequestOutput.from_error(request_id, error)
-    return RequestOutput.from_error(request_id, error, request.prompt, request.prompt_token_ids)
-
-
 def _as_prompts(prompts: Any) -> list[Any]:
     """Takes one prompt for a list of one; a list of integers is one prompt."""
     if isinstance(prompts, str | bytes | Mapping):
@@ -318,47 +230,3 @@ def _as_conversations(messages: Any) -> list[Any]:
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise ChatTemplateError(f"messages must be a list of dictionaries; got {type(messages).__name__}")
     return [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
-
-
-def _one_for_each(what: str, given: Any, num_prompts: int) -> list[Any]:
-    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
-        return [given] * num_prompts
-    if len(given) != num_prompts:
-        raise ConfigError(f"The lengths of prompts ({num_prompts}) and {what} ({len(given)}) must be the same.")
-    return list(given)
-
-
-def _in_good_order(requests: list[GenerateRequest]) -> list[GenerateRequest]:
-    """Puts long outputs first, so that the tail is short, and prompts with a common prefix next to each other."""
-
-    def key(request: GenerateRequest) -> tuple[int, list[int]]:
-        max_tokens = request.sampling_params.max_tokens
-        return (-max_tokens if max_tokens else -(2**31), request.prompt_token_ids or [])
-
-    return sorted(requests, key=key)
-
-
-class _Progress:
-    """The progress bar of one call: requests done, tokens per second in and out."""
-
-    def __init__(self, num_requests: int, use_tqdm: bool | Callable[..., Any]) -> None:
-        make = use_tqdm if callable(use_tqdm) else tqdm
-        self._bar = make(total=num_requests, desc="Processed prompts", dynamic_ncols=True, disable=not use_tqdm)
-        self._num_in = 0
-        self._num_out = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def count(self, output: RequestOutput) -> None:
-        self._num_in += len(output.prompt_token_ids or ())
-        self._num_out += sum(len(completion.token_ids) for completion in output.outputs)
-        elapsed_s = self._bar.format_dict["elapsed"] or 1e-9
-        self._bar.set_postfix_str(
-            f"est. speed input: {self._num_in / elapsed_s:.0f} toks/s, output: {self._num_out / elapsed_s:.0f} toks/s",
-            refresh=False,
-        )
-        self._bar.update()

@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass
 
 from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from .request import GenerateRequest, Request
-from .runner import HostLogprobs, StepResult
+from .pooler import Pooler
+from .pooling_outputs import PoolingOutput, PoolingRequestOutput
+from .request import EngineOutput, GenerateRequest, PoolingRequest, Request
+from .head import HostLogprobs, StepResult
 from .scheduler import StepPlan
 from .tokenizer import Tokenizer
 
@@ -18,9 +20,11 @@ class OutputBuilder:
 
     Attributes:
         tokenizer: For text; None gives empty text.
+        pooler: For vectors; None where tokens are generated.
     """
 
     tokenizer: Tokenizer | None
+    pooler: Pooler | None = None
 
     def record_logprobs(self, plan: StepPlan, result: StepResult) -> None:
         """Keeps the log-probabilities a step gave with the requests that asked for them."""
@@ -57,6 +61,20 @@ class OutputBuilder:
             finished=True,
             metrics=_metrics(sequences),
             num_cached_tokens=first.num_cached_tokens,
+        )
+
+    def build_pooled(self, request: PoolingRequest, sequence: Request) -> EngineOutput:
+        """Builds the output of a request whose prompt has become a vector, or has failed."""
+        if sequence.vector is None or self.pooler is None:
+            assert sequence.error is not None
+            return request.failed(sequence.error)
+        return PoolingRequestOutput(
+            request.request_id,
+            PoolingOutput(self.pooler.finish(sequence.vector, request.pooling_params)),
+            sequence.token_ids,
+            sequence.num_cached_tokens or 0,
+            prompt=request.prompt,
+            metrics=_metrics([sequence]),
         )
 
     def _completion(self, sequence: Request) -> CompletionOutput:
