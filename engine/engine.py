@@ -23,12 +23,12 @@ from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestEr
 from .executor import Executor, InProcessExecutor, StepHandle
 from .generation_config import default_sampling_params, read_generation_config
 from .grammar import Grammars
+from .head import StepResult
 from .inputs import InputProcessor, read_eos_token_ids
 from .kv_cache import KVCacheManager
 from .pooler import Pooler
 from .request import EngineOutput, EngineRequest, PoolingRequest, Request
 from .results import OutputBuilder
-from .head import StepResult
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerCounters, StepPlan
 from .task import choose_task
@@ -338,7 +338,7 @@ class LLMEngine:
         for other in group.sequences:
             self.scheduler.abort(other)
         if isinstance(group.request, PoolingRequest):
-            return [self._outputs.build_pooled(group.request, group.sequences[0])]
+            return [self._outputs.build_pooled(group.request, group.sequences)]
         return [self._outputs.build(group.request, group.sequences)]
 
 

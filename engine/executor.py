@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from .config import EngineConfig
-from .parallel import SINGLE
 from .head import StepResult
+from .parallel import SINGLE
 from .runner import ModelRunner
 from .scheduler import StepPlan
 

@@ -147,7 +147,7 @@ class InputProcessor:
         if not isinstance(request.priority, numbers.Integral):
             raise ConfigError(f"priority must be an integer, lower first; got {_describe(request.priority)}")
         if isinstance(request, PoolingRequest):
-            return [self._pooled(request)]
+            return self._pooled(request)
         if self.pooler is not None:
             raise ConfigError(
                 f"this engine does {self.pooler.task!r} and generates no text; use embed, classify or encode, or "
@@ -155,34 +155,39 @@ class InputProcessor:
             )
         return self._generated(request)
 
-    def _pooled(self, request: PoolingRequest) -> Request:
+    def _pooled(self, request: PoolingRequest) -> list[Request]:
         params = request.pooling_params
         if self.pooler is None:
             raise ConfigError("this engine generates text; construct it with runner='pooling' to embed or classify")
         if not isinstance(params, PoolingParams):
             raise PoolingParamsError(f"pooling_params must be PoolingParams; got {_describe(params)}")
-        token_ids = self._tokenize(request)
-        self._check_prompt(token_ids, num_new_tokens=0)
         self.pooler.check(params)
-        return Request(
-            request_id=request.request_id,
-            index=0,
-            params=NOTHING_DRAWN,
-            seed=0,
-            token_ids=token_ids,
-            num_prompt_tokens=len(token_ids),
-            # With its vector on the way it is as long as it can get: no later step takes it.
-            max_tokens_total=len(token_ids) + 1,
-            stop_token_ids={},
-            priority=request.priority,
-            pooling=replace(params, skip_reading_prefix_cache=True) if self.pooler.takes_mean else params,
-        )
+        prompts = [self._tokenize(request.prompt, request.prompt_token_ids)]
+        prompts += [self._tokenize(*parse_prompt(prompt)) for prompt in request.more_prompts]
+        for token_ids in prompts:
+            self._check_prompt(token_ids, num_new_tokens=0)
+        return [
+            Request(
+                request_id=request.request_id,
+                index=index,
+                params=NOTHING_DRAWN,
+                seed=0,
+                token_ids=token_ids,
+                num_prompt_tokens=len(token_ids),
+                # With its vector on the way it is as long as it can get: no later step takes it.
+                max_tokens_total=len(token_ids) + 1,
+                stop_token_ids={},
+                priority=request.priority,
+                pooling=replace(params, skip_reading_prefix_cache=True) if self.pooler.takes_mean else params,
+            )
+            for index, token_ids in enumerate(prompts)
+        ]
 
     def _generated(self, request: GenerateRequest) -> list[Request]:
         params = request.sampling_params
         if not isinstance(params, SamplingParams):
             raise SamplingParamsError(f"sampling_params must be SamplingParams; got {_describe(params)}")
-        prompt_token_ids = self._tokenize(request)
+        prompt_token_ids = self._tokenize(request.prompt, request.prompt_token_ids)
         self._check_prompt(prompt_token_ids, num_new_tokens=1)
         params.check_against_model(self.vocab_size, self.max_logprobs)
         self._check_text_features(params)
@@ -209,10 +214,10 @@ class InputProcessor:
             for index in range(params.n)
         ]
 
-    def _tokenize(self, request: EngineRequest) -> list[int]:
-        if request.prompt_token_ids is not None:
-            return _parse_token_ids(request.prompt_token_ids)
-        text, _ = parse_prompt(request.prompt)
+    def _tokenize(self, prompt: Any, prompt_token_ids: Any) -> list[int]:
+        if prompt_token_ids is not None:
+            return _parse_token_ids(prompt_token_ids)
+        text, _ = parse_prompt(prompt)
         if self.tokenizer is None:
             raise PromptTypeError("the engine has no tokenizer (skip_tokenizer_init); give prompt_token_ids, not text")
         return encode_text(self.tokenizer, text or "")

@@ -7,26 +7,35 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from tqdm.auto import tqdm
-
+from .call import Call, OnError, attempt, one_for_each
 from .config import EngineConfig
 from .engine import EngineStats, LLMEngine
 from .errors import (
     ChatTemplateError,
     ConfigError,
+    PoolingParamsError,
     PromptTypeError,
     SamplingParamsError,
-    UserError,
     unknown_key_message,
 )
-from .inputs import PromptType, encode_text, parse_prompt
+from .inputs import PromptType, parse_prompt
 from .outputs import RequestOutput
-from .request import GenerateRequest
+from .pooling_outputs import (
+    ClassificationRequestOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    ScoringRequestOutput,
+    classes_of,
+    embedding_of,
+)
+from .pooling_params import PoolingParams
+from .request import GenerateRequest, PoolingRequest
 from .sampling_params import SamplingParams
+from .scoring import cosine_output, pair_up, score_output
 
-OnError = Literal["raise", "return"]
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -139,6 +148,124 @@ class LLM:
         call.tokenize(parsed, add_special_tokens=False)
         return call.run(parsed, GenerateRequest, self._params_for_each(sampling_params, len(parsed)), priority)
 
+    def encode(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        pooling_task: str | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        priority: Sequence[int] | None = None,
+        on_error: OnError = "raise",
+        **vllm_kwargs: Any,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """Makes a vector of each prompt.
+
+        Args:
+            prompts: As in `generate`.
+            pooling_params: For all, or one for each; None for the engine's own way.
+            pooling_task: ``"embed"`` or ``"classify"``: what the engine was made for. The parameters may say it.
+            use_tqdm: As in `generate`.
+            priority: As in `generate`.
+            on_error: As in `generate`.
+            **vllm_kwargs: As in `generate`.
+
+        Returns:
+            One output for each prompt, in the order of the prompts.
+
+        Raises:
+            UserError: The engine does something else, or a prompt or its parameters cannot be used and `on_error` is
+                ``"raise"``.
+        """
+        _check_neutral("encode", vllm_kwargs)
+        call = self._call(use_tqdm, on_error)
+        parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
+        params = self._pooling_params(pooling_params, pooling_task, len(parsed))
+        call.tokenize(parsed)
+        return call.run(parsed, PoolingRequest, params, priority)
+
+    def embed(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        **kwargs: Any,
+    ) -> list[EmbeddingRequestOutput]:
+        """Embeds prompts.
+
+        Args:
+            prompts: As in `generate`.
+            pooling_params: As in `encode`.
+            **kwargs: Further arguments of `encode`.
+
+        Returns:
+            One output for each prompt, in the order of the prompts.
+
+        Raises:
+            UserError: As `encode`.
+        """
+        pooled = self.encode(prompts, pooling_params, pooling_task="embed", **kwargs)
+        return [EmbeddingRequestOutput.from_base(one, embedding_of(one.outputs)) for one in pooled]
+
+    def classify(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        **kwargs: Any,
+    ) -> list[ClassificationRequestOutput]:
+        """Classifies prompts.
+
+        Args:
+            prompts: As in `generate`.
+            pooling_params: As in `encode`; with `use_activation=False` the outputs are logits.
+            **kwargs: Further arguments of `encode`.
+
+        Returns:
+            One output for each prompt, in the order of the prompts.
+
+        Raises:
+            UserError: As `encode`.
+        """
+        pooled = self.encode(prompts, pooling_params, pooling_task="classify", **kwargs)
+        return [ClassificationRequestOutput.from_base(one, classes_of(one.outputs)) for one in pooled]
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        /,
+        *,
+        pooling_params: PoolingParams | None = None,
+        **kwargs: Any,
+    ) -> list[ScoringRequestOutput]:
+        """Says how well texts go together: a classifier of one class reads both at once, embeddings are compared.
+
+        Args:
+            data_1: One text, which goes with each of the others, or as many as there are others.
+            data_2: The others.
+            pooling_params: For all.
+            **kwargs: Further arguments of `encode`, but for `pooling_task`.
+
+        Returns:
+            One output for each pair, in order.
+
+        Raises:
+            UserError: As `encode`, or the engine classifies into several classes.
+        """
+        pairs = pair_up(data_1, data_2)
+        pooler, tokenizer = self.llm_engine.inputs.pooler, self.llm_engine.tokenizer
+        if pooler is not None and pooler.task == "classify":
+            if pooler.size != 1 or tokenizer is None:
+                raise ConfigError(f"score takes a tokenizer and a classifier of one class; this one has {pooler.size}")
+            token_ids = tokenizer.encode_pairs(pairs)
+            return [
+                score_output(one) for one in self.encode(token_ids, pooling_params, pooling_task="classify", **kwargs)
+            ]
+        texts = [text for pair in pairs for text in pair]
+        pooled = self.encode(texts, pooling_params, pooling_task="embed", **kwargs)
+        return [cosine_output(*two) for two in zip(pooled[::2], pooled[1::2], strict=True)]
+
     def get_tokenizer(self) -> Any:
         """Returns the Hugging Face tokenizer; None if it was skipped."""
         return self.llm_engine.tokenizer and self.llm_engine.tokenizer.hf
@@ -193,10 +320,27 @@ class LLM:
                 raise SamplingParamsError(f"sampling_params must be SamplingParams; got {type(params).__name__}")
         return each
 
+    def _pooling_params(
+        self, given: PoolingParams | Sequence[PoolingParams] | None, task: str | None, num_prompts: int
+    ) -> list[PoolingParams]:
+        """Returns one for each prompt, and checks that the engine does what is asked, before any prompt runs."""
+        pooler = self.llm_engine.inputs.pooler
+        each = one_for_each("params", given or PoolingParams(), num_prompts)
+        for params in each:
+            if not isinstance(params, PoolingParams):
+                raise PoolingParamsError(f"pooling_params must be PoolingParams; got {type(params).__name__}")
+        if task is None and any(params.task is None for params in each):
+            raise PoolingParamsError("pooling_task is missing; it is 'embed' or 'classify'")
+        if pooler is None:
+            raise ConfigError("this engine generates text; construct it with runner='pooling' to embed or classify")
+        pooler.check(PoolingParams(task=task))
+        return each
+
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "lora_request": (None,),
     "tokenization_kwargs": (None, {}),
+    "truncate_prompt_tokens": (None,),
     "mm_processor_kwargs": (None, {}),
     "chat_template_content_format": ("auto", "string"),
 }

@@ -12,9 +12,9 @@ from .batch import ForwardBatch
 from .kv_cache.layout import allocate_kv_cache
 from .models.decoder import Decoder
 from .models.stages import kv_cache_sizes
-from .token_head import MAX_PROMPT_LOGITS
 from .sampler import Sampler
 from .tables import Tables
+from .token_head import MAX_PROMPT_LOGITS
 
 NUM_LOGPROBS = 20
 """Log-probabilities a position is profiled with; each takes next to nothing."""

@@ -123,7 +123,9 @@ class Pooler:
         if dimensions is None:
             return None
         if self.sizes is not None and dimensions not in self.sizes:
-            return f"dimensions={dimensions}, but the model was trained for {', '.join(map(str, self.sizes))}; use these"
+            return (
+                f"dimensions={dimensions}, but the model was trained for {', '.join(map(str, self.sizes))}; use these"
+            )
         if dimensions > self.size:
             return f"dimensions={dimensions}, but the model's embeddings have {self.size}; use at most so many"
         return None

@@ -29,7 +29,7 @@ class PoolingHead:
         self._host_copies = HostCopies(tables.tokens.device)
 
     def enter(self, new_rows: Sequence[NewRow]) -> None:
-        """As `Head.enter`: what a request asks for, its caller's side of the engine does with the vector."""
+        """As `Head.enter`: nothing here depends on the parameters, which the host heeds (`Pooler`)."""
 
     def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
         """As `Head.finish`."""

@@ -19,6 +19,8 @@ __all__ = [
     "PoolingRequestOutput",
     "ScoringOutput",
     "ScoringRequestOutput",
+    "classes_of",
+    "embedding_of",
 ]
 
 
@@ -27,7 +29,7 @@ class PoolingOutput:
     """The vector of a prompt.
 
     Attributes:
-        data: `[size]` float32.
+        data: `[size]` float32; of a request with more prompts `[num_prompts, size]`.
     """
 
     data: np.ndarray
@@ -65,6 +67,16 @@ class ClassificationOutput:
         return len(self.probs)
 
 
+def embedding_of(pooled: PoolingOutput | None) -> EmbeddingOutput | None:
+    """Returns a vector as an embedding; None of none."""
+    return None if pooled is None else EmbeddingOutput(pooled.data.tolist())
+
+
+def classes_of(pooled: PoolingOutput | None) -> ClassificationOutput | None:
+    """Returns a vector as classes; None of none."""
+    return None if pooled is None else ClassificationOutput(pooled.data.tolist())
+
+
 @dataclass(slots=True)
 class ScoringOutput:
     """How well two texts go together.
@@ -86,7 +98,7 @@ class PoolingRequestOutput(Generic[Output]):
     Attributes:
         request_id: Unique identifier of the request.
         outputs: The result; None if the request failed.
-        prompt_token_ids: The tokens the model saw.
+        prompt_token_ids: The tokens the model saw, of more prompts one after another.
         num_cached_tokens: Prompt tokens whose KV cache was found rather than computed.
         finished: Whether it has ended.
         error: Why the request failed; None if it did not.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,11 @@ class GenerateRequest:
     sampling_params: SamplingParams
     priority: int = 0
 
+    @property
+    def params(self) -> SamplingParams:
+        """Its parameters, as a request of any kind calls them."""
+        return self.sampling_params
+
     def failed(self, error: BaseException | RequestError) -> RequestOutput:
         """Returns the output of the request, which an error has ended."""
         return RequestOutput.from_error(self.request_id, error, self.prompt, self.prompt_token_ids)
@@ -55,7 +61,7 @@ class GenerateRequest:
 
 @dataclass(slots=True)
 class PoolingRequest:
-    """What a caller hands in to have a prompt made a vector; it pickles.
+    """What a caller hands in to have a prompt, or several, made vectors; it pickles.
 
     Attributes:
         request_id: As in `GenerateRequest`.
@@ -63,6 +69,8 @@ class PoolingRequest:
         prompt_token_ids: As in `GenerateRequest`.
         pooling_params: How to pool.
         priority: Lower runs first.
+        more_prompts: Further prompts, texts or tokens, whose vectors come in the same output. If one of them cannot be
+            run, the request fails.
     """
 
     request_id: str
@@ -70,6 +78,12 @@ class PoolingRequest:
     prompt_token_ids: list[int] | None
     pooling_params: PoolingParams
     priority: int = 0
+    more_prompts: Sequence[str | list[int]] = ()
+
+    @property
+    def params(self) -> PoolingParams:
+        """Its parameters, as a request of any kind calls them."""
+        return self.pooling_params
 
     def failed(self, error: BaseException | RequestError) -> PoolingRequestOutput[PoolingOutput]:
         """Returns the output of the request, which an error has ended."""

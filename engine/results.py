@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
+from .head import HostLogprobs, StepResult
 from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from .pooler import Pooler
 from .pooling_outputs import PoolingOutput, PoolingRequestOutput
 from .request import EngineOutput, GenerateRequest, PoolingRequest, Request
-from .head import HostLogprobs, StepResult
 from .scheduler import StepPlan
 from .tokenizer import Tokenizer
 
@@ -63,18 +65,21 @@ class OutputBuilder:
             num_cached_tokens=first.num_cached_tokens,
         )
 
-    def build_pooled(self, request: PoolingRequest, sequence: Request) -> EngineOutput:
-        """Builds the output of a request whose prompt has become a vector, or has failed."""
-        if sequence.vector is None or self.pooler is None:
-            assert sequence.error is not None
-            return request.failed(sequence.error)
+    def build_pooled(self, request: PoolingRequest, sequences: list[Request]) -> EngineOutput:
+        """Builds the output of a request whose prompts have become vectors, or of which one has failed."""
+        failed = next((sequence.error for sequence in sequences if sequence.error), None)
+        if failed is not None:
+            return request.failed(failed)
+        assert self.pooler is not None, "an engine without a pooler takes no request to be pooled"
+        raw = [sequence.vector for sequence in sequences if sequence.vector is not None]
+        vectors = [self.pooler.finish(vector, request.pooling_params) for vector in raw]
         return PoolingRequestOutput(
             request.request_id,
-            PoolingOutput(self.pooler.finish(sequence.vector, request.pooling_params)),
-            sequence.token_ids,
-            sequence.num_cached_tokens or 0,
+            PoolingOutput(np.stack(vectors) if request.more_prompts else vectors[0]),
+            [token_id for sequence in sequences for token_id in sequence.token_ids],
+            sum(sequence.num_cached_tokens or 0 for sequence in sequences),
             prompt=request.prompt,
-            metrics=_metrics([sequence]),
+            metrics=_metrics(sequences),
         )
 
     def _completion(self, sequence: Request) -> CompletionOutput:

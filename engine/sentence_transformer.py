@@ -38,7 +38,7 @@ def read_sentence_transformer(place: Location) -> PoolerConfig:
     modes = [name.removeprefix("pooling_mode_") for name, on in pooling.items() if on is True and "_mode_" in name]
     if len(modes) != 1 or modes[0] not in SENTENCE_MODES:
         raise CheckpointError(
-            f"{place} is to be pooled by {' and '.join(modes) or 'nothing'}; this release does lasttoken and mean_tokens"
+            f"{place} is to be pooled by {' and '.join(modes) or 'nothing'}; this release does lasttoken, mean_tokens"
         )
     return PoolerConfig(SENTENCE_MODES[modes[0]], normalizes)
 
