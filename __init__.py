@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         EngineError,
         MillraceError,
         PlacementError,
+        PoolingParamsError,
         PromptError,
         ReplicaDiedError,
         RequestError,
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from .engine.inputs import TextPrompt, TokensPrompt
     from .engine.llm import LLM
     from .engine.outputs import CompletionOutput, Logprob, RequestOutput
+    from .engine.pooling_outputs import (
+        ClassificationRequestOutput,
+        EmbeddingRequestOutput,
+        PoolingRequestOutput,
+        ScoringRequestOutput,
+    )
+    from .engine.pooling_params import PoolingParams
     from .engine.sampling_params import SamplingParams
     from .engine.structured_outputs import StructuredOutputsParams
     from .pipeline import (
@@ -51,14 +59,19 @@ __all__ = [
     "LLM",
     "ChatTemplateError",
     "CheckpointError",
+    "ClassificationRequestOutput",
     "CompletionOutput",
     "ConfigError",
+    "EmbeddingRequestOutput",
     "EngineDeadError",
     "EngineError",
     "EngineProcessorConfig",
     "Logprob",
     "MillraceError",
     "PlacementError",
+    "PoolingParams",
+    "PoolingParamsError",
+    "PoolingRequestOutput",
     "Processor",
     "ProcessorConfig",
     "PromptError",
@@ -67,6 +80,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "SamplingParamsError",
+    "ScoringRequestOutput",
     "StructuredOutputsParams",
     "TextPrompt",
     "TokensPrompt",
@@ -83,14 +97,19 @@ _HOME = {
     "LLM": "engine.llm",
     "ChatTemplateError": "engine.errors",
     "CheckpointError": "engine.errors",
+    "ClassificationRequestOutput": "engine.pooling_outputs",
     "CompletionOutput": "engine.outputs",
     "ConfigError": "engine.errors",
+    "EmbeddingRequestOutput": "engine.pooling_outputs",
     "EngineDeadError": "engine.errors",
     "EngineError": "engine.errors",
     "EngineProcessorConfig": "pipeline",
     "Logprob": "engine.outputs",
     "MillraceError": "engine.errors",
     "PlacementError": "engine.errors",
+    "PoolingParams": "engine.pooling_params",
+    "PoolingParamsError": "engine.errors",
+    "PoolingRequestOutput": "engine.pooling_outputs",
     "Processor": "pipeline",
     "ProcessorConfig": "pipeline",
     "PromptError": "engine.errors",
@@ -99,6 +118,7 @@ _HOME = {
     "RequestOutput": "engine.outputs",
     "SamplingParams": "engine.sampling_params",
     "SamplingParamsError": "engine.errors",
+    "ScoringRequestOutput": "engine.pooling_outputs",
     "StructuredOutputsParams": "engine.structured_outputs",
     "TextPrompt": "engine.inputs",
     "TokensPrompt": "engine.inputs",

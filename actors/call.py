@@ -18,8 +18,7 @@ from ray.exceptions import (
 )
 
 from ..engine.errors import ReplicaDiedError
-from ..engine.outputs import RequestOutput
-from ..engine.request import GenerateRequest
+from ..engine.request import EngineOutput, EngineRequest
 from .suspects import Suspects
 from .view import ReplicaHandle
 
@@ -41,7 +40,7 @@ class Share:
     """
 
     replica: ReplicaHandle
-    unfinished: dict[str, GenerateRequest]
+    unfinished: dict[str, EngineRequest]
     is_apart: bool
 
 
@@ -76,7 +75,7 @@ class Call:
         self._suspects = Suspects(client.max_attempts)
         self._lease: Lease | None = None
 
-    def submit(self, requests: list[GenerateRequest]) -> None:
+    def submit(self, requests: list[EngineRequest]) -> None:
         """Opens a stream (an `ObjectRefGenerator`) to each replica that gets some of the requests.
 
         Waits while no replica is up. Not if this call has a lease: it may have taken the last replica out of service by
@@ -95,7 +94,7 @@ class Call:
         """Whether outputs are still to come."""
         return bool(self._streams or self._suspects)
 
-    def next_outputs(self, timeout_s: float | None = None) -> Iterator[RequestOutput]:
+    def next_outputs(self, timeout_s: float | None = None) -> Iterator[EngineOutput]:
         """Waits for whichever stream has something and yields the outputs that came, perhaps none.
 
         Args:
@@ -119,11 +118,11 @@ class Call:
         self._streams.clear()
         self._end_lease()
 
-    def _open(self, replica: ReplicaHandle, requests: list[GenerateRequest], *, is_apart: bool) -> None:
+    def _open(self, replica: ReplicaHandle, requests: list[EngineRequest], *, is_apart: bool) -> None:
         stream = replica.actor.generate.remote(requests, [self._client.presence], is_apart)
         self._streams[stream] = Share(replica, {request.request_id: request for request in requests}, is_apart)
 
-    def _read(self, stream: Any) -> Iterator[RequestOutput]:
+    def _read(self, stream: Any) -> Iterator[EngineOutput]:
         try:
             chunk = ray.get(next(stream))
         except StopIteration:
@@ -133,7 +132,7 @@ class Call:
         else:
             yield from self._take(stream, chunk)
 
-    def _take(self, stream: Any, chunk: list[RequestOutput]) -> Iterator[RequestOutput]:
+    def _take(self, stream: Any, chunk: list[EngineOutput]) -> Iterator[EngineOutput]:
         share = self._streams[stream]
         for output in chunk:
             del share.unfinished[output.request_id]
@@ -154,13 +153,13 @@ class Call:
         if share.is_apart:
             self._end_lease()
 
-    def _run_again(self, share: Share, lost: list[GenerateRequest]) -> None:
+    def _run_again(self, share: Share, lost: list[EngineRequest]) -> None:
         if share.is_apart:
             self._suspects.put_back(lost)
         else:
             self.submit(lost)
 
-    def _recover(self, stream: Any, error: RayError) -> Iterator[RequestOutput]:
+    def _recover(self, stream: Any, error: RayError) -> Iterator[EngineOutput]:
         """Finds out what a lost stream's requests have to do with it; yields the one that is found guilty."""
         share, lost = self._close(stream)
         ray.cancel(stream)
@@ -171,7 +170,7 @@ class Call:
         if share.is_apart:
             self._end_lease()
 
-    def _close(self, stream: Any) -> tuple[Share, list[GenerateRequest]]:
+    def _close(self, stream: Any) -> tuple[Share, list[EngineRequest]]:
         share = self._streams.pop(stream)
         self._client.release(share.replica, len(share.unfinished))
         return share, list(share.unfinished.values())
@@ -204,13 +203,13 @@ class Call:
             self._client.end_lease(self._lease.lease_id)
             self._lease = None
 
-    def _died_too_often(self, request: GenerateRequest, last: ReplicaHandle) -> RequestOutput:
+    def _died_too_often(self, request: EngineRequest, last: ReplicaHandle) -> EngineOutput:
         count = self._suspects.num_deaths(request.request_id)
         error = ReplicaDiedError(
             f"{count} replica(s) died with request {request.request_id!r} on board, lastly {last.replica_id}, where it "
             "was alone; the log of that replica says why. Take the request out; if the machines are the cause, raise "
             "max_attempts"
         )
-        output = RequestOutput.from_error(request.request_id, error, request.prompt, request.prompt_token_ids)
+        output = request.failed(error)
         output.metrics.attempt, output.metrics.replica_id = count, last.replica_id
         return output

@@ -16,8 +16,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from ..engine.errors import EngineDeadError, UserError
-from ..engine.outputs import RequestOutput
-from ..engine.request import GenerateRequest
+from ..engine.request import EngineOutput, EngineRequest
 from .admission import Admission
 from .call import Call
 from .replica import Reference
@@ -59,7 +58,7 @@ class PoolClient:
         self._view: PoolView = self._ask(self._supervisor.view.remote())
         self._next_view: Reference = self._supervisor.view.remote(self._view.version)
 
-    def generate(self, requests: list[GenerateRequest]) -> Iterator[RequestOutput]:
+    def generate(self, requests: list[EngineRequest]) -> Iterator[EngineOutput]:
         """Runs requests and yields each as it finishes, wherever it ran, exactly once.
 
         Those beyond the client's bound wait here until others have finished.
@@ -102,8 +101,8 @@ class PoolClient:
         return self._view.max_attempts
 
     def share_out(
-        self, requests: list[GenerateRequest], *, wait: bool = True
-    ) -> list[tuple[ReplicaHandle, list[GenerateRequest]]]:
+        self, requests: list[EngineRequest], *, wait: bool = True
+    ) -> list[tuple[ReplicaHandle, list[EngineRequest]]]:
         """Chooses where requests run.
 
         Args:

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from ..engine.errors import UserError
-from ..engine.outputs import RequestOutput
-from ..engine.request import GenerateRequest
+from ..engine.request import EngineOutput, EngineRequest
 from .watchdog import StepWatchdog
 
 logger = logging.getLogger(__name__)
@@ -26,13 +25,13 @@ T = TypeVar("T")
 class Engine(Protocol):
     """What a replica needs of an engine; `LLMEngine` is the one that is shipped."""
 
-    def add_request(self, request: GenerateRequest) -> None:
+    def add_request(self, request: EngineRequest) -> None:
         """Takes a request in, or raises what is wrong with it."""
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Drops unfinished requests."""
 
-    def step(self) -> list[RequestOutput]:
+    def step(self) -> list[EngineOutput]:
         """Runs one step and returns the requests that finished in it."""
 
     def has_unfinished_requests(self) -> bool:
@@ -55,8 +54,8 @@ class Submission:
         unfinished: Ids of those that are in the engine.
     """
 
-    requests: list[GenerateRequest]
-    deliver: Callable[[list[RequestOutput]], None]
+    requests: list[EngineRequest]
+    deliver: Callable[[list[EngineOutput]], None]
     unfinished: set[str] = field(default_factory=set)
 
 
@@ -84,12 +83,12 @@ class EngineThread:
         self._watchdog = watchdog
         self._inbox: queue.SimpleQueue[Callable[[Engine], None]] = queue.SimpleQueue()
         self._owners: dict[str, Submission] = {}
-        self._held_back: list[tuple[Submission, GenerateRequest]] = []
+        self._held_back: list[tuple[Submission, EngineRequest]] = []
         self._is_closing = False
         self.loaded: Future[None] = _uncancellable_future()
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
-    def submit(self, requests: list[GenerateRequest], deliver: Callable[[list[RequestOutput]], None]) -> Submission:
+    def submit(self, requests: list[EngineRequest], deliver: Callable[[list[EngineOutput]], None]) -> Submission:
         """Hands requests to the engine.
 
         A request that the engine refuses is delivered at once, as an output with an error.
@@ -170,7 +169,7 @@ class EngineThread:
         for request in submission.requests:
             self._admit(engine, submission, request)
 
-    def _admit(self, engine: Engine, submission: Submission, request: GenerateRequest) -> None:
+    def _admit(self, engine: Engine, submission: Submission, request: EngineRequest) -> None:
         if request.request_id in self._owners:
             self._held_back.append((submission, request))
             return
@@ -179,7 +178,7 @@ class EngineThread:
         except Exception as exc:  # A request that cannot be taken in must not stop the others.
             if not isinstance(exc, UserError):
                 logger.exception("request %r was not taken in", request.request_id)
-            output = RequestOutput.from_error(request.request_id, exc, request.prompt, request.prompt_token_ids)
+            output = request.failed(exc)
             submission.deliver([output])
         else:
             submission.unfinished.add(request.request_id)
@@ -199,8 +198,8 @@ class EngineThread:
         self._held_back = [(owner, request) for owner, request in self._held_back if owner is not submission]
         self._admit_held_back(engine)
 
-    def _hand_out(self, engine: Engine, outputs: list[RequestOutput]) -> None:
-        finished: dict[Submission, list[RequestOutput]] = {}
+    def _hand_out(self, engine: Engine, outputs: list[EngineOutput]) -> None:
+        finished: dict[Submission, list[EngineOutput]] = {}
         for output in outputs:
             submission = self._owners.pop(output.request_id)
             submission.unfinished.remove(output.request_id)

@@ -18,8 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from ..engine.errors import EngineDeadError, MillraceError
-from ..engine.outputs import RequestOutput
-from ..engine.request import GenerateRequest
+from ..engine.request import EngineOutput, EngineRequest
 from .engine_thread import Engine, EngineThread, Submission
 from .metrics import Meter
 from .ranks import EngineFactory, RankInfo, RankMain, build_engine, run_rank
@@ -115,8 +114,8 @@ class EngineReplica:
 
     @ray.method(num_returns="streaming")
     async def generate(
-        self, requests: list[GenerateRequest], caller: Sequence[Reference] = (), in_quarantine: bool = False
-    ) -> AsyncIterator[list[RequestOutput]]:
+        self, requests: list[EngineRequest], caller: Sequence[Reference] = (), in_quarantine: bool = False
+    ) -> AsyncIterator[list[EngineOutput]]:
         """Runs requests and yields them as they finish.
 
         Args:
@@ -131,10 +130,10 @@ class EngineReplica:
         """
         if self._is_draining and not in_quarantine:
             return
-        arrived: asyncio.Queue[list[RequestOutput]] = asyncio.Queue()
+        arrived: asyncio.Queue[list[EngineOutput]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
-        def deliver(outputs: list[RequestOutput]) -> None:
+        def deliver(outputs: list[EngineOutput]) -> None:
             loop.call_soon_threadsafe(arrived.put_nowait, outputs)
 
         submission = self._engine.submit(requests, deliver)

@@ -10,7 +10,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..engine.request import GenerateRequest
+from ..engine.request import EngineRequest
 
 BLOCK_TOKENS = 64
 BLOCK_CHARACTERS = 256
@@ -40,8 +40,8 @@ class Router:
         self._lock = threading.Lock()
 
     def share_out(
-        self, requests: Sequence[GenerateRequest], replica_ids: Sequence[str]
-    ) -> dict[str, list[GenerateRequest]]:
+        self, requests: Sequence[EngineRequest], replica_ids: Sequence[str]
+    ) -> dict[str, list[EngineRequest]]:
         """Gives each request to a replica, and counts it there.
 
         Args:
@@ -53,7 +53,7 @@ class Router:
         """
         # A few requests with one beginning are spread rather than sent to a single replica.
         max_lead = min(MAX_LEAD, -(-len(requests) // len(replica_ids)))
-        shares: dict[str, list[GenerateRequest]] = {}
+        shares: dict[str, list[EngineRequest]] = {}
         with self._lock:
             for request in requests:
                 replica_id = self._choose(list(block_hashes(request)), replica_ids, max_lead)
@@ -96,7 +96,7 @@ class Router:
             self._seen_by.popitem(last=False)
 
 
-def block_hashes(request: GenerateRequest) -> Iterator[int]:
+def block_hashes(request: EngineRequest) -> Iterator[int]:
     """Yields a hash for each whole block a prompt begins with; it stands for the block and all before it.
 
     Args:

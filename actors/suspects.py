@@ -11,7 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from ..engine.request import GenerateRequest
+from ..engine.request import EngineRequest
 
 MAX_ALONE = 128
 """Suspects of one death that are run one at a time: as many as a call of the pipeline has rows by default."""
@@ -27,7 +27,7 @@ class Suspects:
     def __init__(self, max_attempts: int) -> None:
         self._max_attempts = max_attempts
         self._num_deaths: Counter[str] = Counter()
-        self._groups: deque[list[GenerateRequest]] = deque()
+        self._groups: deque[list[EngineRequest]] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._groups)
@@ -36,7 +36,7 @@ class Suspects:
         """Returns how many replicas died with a request on board."""
         return self._num_deaths[request_id]
 
-    def note_death(self, on_board: Sequence[GenerateRequest], is_apart: bool) -> GenerateRequest | None:
+    def note_death(self, on_board: Sequence[EngineRequest], is_apart: bool) -> EngineRequest | None:
         """Takes in what was on board when a replica died.
 
         Args:
@@ -54,10 +54,10 @@ class Suspects:
         self._groups.extendleft(reversed(groups))  # The guilty one is among them: the fewer first.
         return None
 
-    def put_back(self, group: list[GenerateRequest]) -> None:
+    def put_back(self, group: list[EngineRequest]) -> None:
         """Takes back a group that was not run to its end, though nothing died of it."""
         self._groups.appendleft(group)
 
-    def next_group(self) -> list[GenerateRequest]:
+    def next_group(self) -> list[EngineRequest]:
         """Returns those that are to be run next, apart from everything else."""
         return self._groups.popleft()

@@ -22,10 +22,11 @@ import torch
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import LLMEngine
 from millrace.engine.executor import Executor, InProcessExecutor
+from millrace.engine.head import StepResult
 from millrace.engine.inputs import InputProcessor
 from millrace.engine.kv_cache import KVCacheManager
 from millrace.engine.request import GenerateRequest
-from millrace.engine.runner import ModelRunner, StepResult
+from millrace.engine.runner import ModelRunner
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.scheduler import Scheduler, StepPlan
 

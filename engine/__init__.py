@@ -17,23 +17,48 @@ if TYPE_CHECKING:
     from .footprint import Footprint
     from .llm import LLM
     from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-    from .request import GenerateRequest
+    from .pooler_config import PoolerConfig
+    from .pooling_outputs import (
+        ClassificationOutput,
+        ClassificationRequestOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        PoolingOutput,
+        PoolingRequestOutput,
+        ScoringOutput,
+        ScoringRequestOutput,
+    )
+    from .pooling_params import PoolingParams
+    from .request import EngineOutput, EngineRequest, GenerateRequest, PoolingRequest
     from .sampling_params import SamplingParams
     from .structured_outputs import StructuredOutputsParams
     from .tokenizer import Tokenizer
 
 __all__ = [
     "LLM",
+    "ClassificationOutput",
+    "ClassificationRequestOutput",
     "CompletionOutput",
+    "EmbeddingOutput",
+    "EmbeddingRequestOutput",
     "EngineConfig",
+    "EngineOutput",
+    "EngineRequest",
     "EngineStats",
     "Footprint",
     "GenerateRequest",
     "LLMEngine",
     "Logprob",
+    "PoolerConfig",
+    "PoolingOutput",
+    "PoolingParams",
+    "PoolingRequest",
+    "PoolingRequestOutput",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "ScoringOutput",
+    "ScoringRequestOutput",
     "StructuredOutputsParams",
     "Tokenizer",
     "resolve_model",
@@ -46,16 +71,29 @@ __getattr__, __dir__ = lazy_face(
     __name__,
     {
         "LLM": "llm",
+        "ClassificationOutput": "pooling_outputs",
+        "ClassificationRequestOutput": "pooling_outputs",
         "CompletionOutput": "outputs",
+        "EmbeddingOutput": "pooling_outputs",
+        "EmbeddingRequestOutput": "pooling_outputs",
         "EngineConfig": "config",
+        "EngineOutput": "request",
+        "EngineRequest": "request",
         "EngineStats": "engine",
         "Footprint": "footprint",
         "GenerateRequest": "request",
         "LLMEngine": "engine",
         "Logprob": "outputs",
+        "PoolerConfig": "pooler_config",
+        "PoolingOutput": "pooling_outputs",
+        "PoolingParams": "pooling_params",
+        "PoolingRequest": "request",
+        "PoolingRequestOutput": "pooling_outputs",
         "RequestMetrics": "outputs",
         "RequestOutput": "outputs",
         "SamplingParams": "sampling_params",
+        "ScoringOutput": "pooling_outputs",
+        "ScoringRequestOutput": "pooling_outputs",
         "StructuredOutputsParams": "structured_outputs",
         "Tokenizer": "tokenizer",
         "resolve_model": "bundled",

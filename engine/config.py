@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError, unknown_key_message
+from .pooler_config import PoolerConfig
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,15 @@ CHOICES: dict[str, dict[Any, Any]] = {
     "device": {"auto": "auto", "cpu": "cpu", "cuda": "cuda"},
     "generation_config": {"auto": "auto", "vllm": "vllm"},
     "quantization": {None: None, "fp8": "fp8", "int8": "int8"},
+    "runner": {"auto": "auto", "generate": "generate", "pooling": "pooling"},
+    "task": {
+        "auto": "auto",
+        "none": "auto",
+        "generate": "generate",
+        "embed": "embed",
+        "embedding": "embed",
+        "classify": "classify",
+    },
     "kv_cache_dtype": {"auto": "auto", "fp8": "fp8", "fp8_e4m3": "fp8"},
     "load_format": {
         "auto": "auto",
@@ -77,27 +87,26 @@ IGNORED: dict[str, tuple[Any, str]] = {
 
 ONLY: dict[str, tuple[Any, ...]] = {
     "data_parallel_size": (1,),
-    "task": ("auto", "generate"),
-    "runner": ("auto", "generate"),
     "enable_lora": (False,),
     "speculative_config": (None,),
     "cpu_offload_gb": (0,),
     "scheduling_policy": ("fcfs", "priority"),
     "enable_prompt_embeds": (False,),
-    "convert": ("auto", "none"),
     "model_impl": ("auto",),
     "logprobs_mode": ("raw_logprobs",),
     "logits_processors": (None, []),
     "override_generation_config": (None, {}),
     "enable_sleep_mode": (False,),
     "quantization_config": (None,),
-    "pooler_config": (None,),
     "rope_scaling": (None,),
     "spec_model": (None,),
     "spec_method": (None,),
     "kv_offloading_size": (None,),
 }
 """Settings of vLLM of which only some values work in this release."""
+
+OTHER_NAMES = {"convert": "task", "override_pooler_config": "pooler_config"}
+"""Names that vLLM has, or once had, for fields of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +120,10 @@ class EngineConfig:
         chat_template: Jinja text or file that replaces the tokenizer's chat template.
         hf_overrides: Values that replace those of the model's config.json.
         generation_config: ``"auto"`` takes default sampling parameters from generation_config.json, ``"vllm"`` none.
+        runner: ``"generate"`` draws tokens, ``"pooling"`` makes a vector of each prompt; ``"auto"`` does what the
+            checkpoint was made for.
+        task: ``"embed"`` or ``"classify"`` says which vector; ``"auto"`` is the model's own, ``"generate"`` no vector.
+        pooler_config: Settings of the pooler, as `PoolerConfig` has them; None for the model's own.
         dtype: ``"auto"`` (as stored, float32 on a CPU without bfloat16), ``"float32"``, ``"float16"``, ``"bfloat16"``.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         tensor_parallel_size: Ranks that share every matrix of a stage; it must divide the model's heads.
@@ -144,6 +157,9 @@ class EngineConfig:
     chat_template: str | None = None
     hf_overrides: dict[str, Any] | None = None
     generation_config: str = "auto"
+    runner: str = "auto"
+    task: str = "auto"
+    pooler_config: dict[str, Any] | None = None
     dtype: str = "auto"
     device: str = "auto"
     tensor_parallel_size: int = 1
@@ -182,6 +198,7 @@ class EngineConfig:
             object.__setattr__(self, name, choices[value])
         if self.hf_overrides is not None and not isinstance(self.hf_overrides, dict):
             raise _wrong("hf_overrides", self.hf_overrides, "a dict of config.json values")
+        self._check_task()
         self._check_sizes()
         self._check_ranks()
 
@@ -223,7 +240,8 @@ class EngineConfig:
         """Makes the config, and the warnings of settings without effect."""
         fields, warnings = {}, []
         names = {field.name for field in dataclasses.fields(cls)}
-        for name, value in kwargs.items():
+        for given, value in kwargs.items():
+            name = OTHER_NAMES.get(given, given)
             if name in names:
                 if value is not None:  # None asks for the default, as it does in vLLM.
                     fields[name] = value
@@ -241,6 +259,13 @@ class EngineConfig:
             raise ConfigError("model is missing; pass the folder of a model in Hugging Face's layout")
         fields["max_model_len"] = _parse_length(fields.get("max_model_len"))
         return cls(**fields), warnings
+
+    def _check_task(self) -> None:
+        generates = self.task == "generate"
+        if "auto" not in (self.runner, self.task) and generates != (self.runner == "generate"):
+            raise ConfigError(f"runner={self.runner!r} and task={self.task!r} exclude each other; drop one of the two")
+        if PoolerConfig.read(self.pooler_config) != PoolerConfig() and (generates or self.runner == "generate"):
+            raise ConfigError("pooler_config is for engines that pool; set runner='pooling', or drop it")
 
     def _check_ranks(self) -> None:
         if self.deterministic and self.tensor_parallel_size > 2:

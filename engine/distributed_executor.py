@@ -19,6 +19,7 @@ from .config import EngineConfig
 from .device import Device
 from .errors import EngineDeadError, UserError
 from .executor import StepHandle
+from .head import RunningStep, StepResult
 from .launch import LocalRanks
 from .loading import load_runner, prepare_host, save_rank
 from .models import describe_model
@@ -26,7 +27,7 @@ from .models.stages import check_parallel
 from .parallel import ParallelContext
 from .plan_wire import encode_plan, known_tokens
 from .rendezvous import Rendezvous, Team, join
-from .runner import ModelRunner, RunningStep, StepResult
+from .runner import ModelRunner
 from .scheduler import StepPlan
 from .worker import CLOSE, SAVE, STEP
 

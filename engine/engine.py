@@ -23,14 +23,15 @@ from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestEr
 from .executor import Executor, InProcessExecutor, StepHandle
 from .generation_config import default_sampling_params, read_generation_config
 from .grammar import Grammars
+from .head import StepResult
 from .inputs import InputProcessor, read_eos_token_ids
 from .kv_cache import KVCacheManager
-from .outputs import RequestOutput
-from .request import GenerateRequest, Request
+from .pooler import Pooler
+from .request import EngineOutput, EngineRequest, PoolingRequest, Request
 from .results import OutputBuilder
-from .runner import StepResult
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerCounters, StepPlan
+from .task import choose_task
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ class EngineStats:
 
 @dataclass(slots=True)
 class RequestGroup:
-    """The sequences of one `GenerateRequest`."""
+    """The sequences of one request."""
 
-    request: GenerateRequest
+    request: EngineRequest
     sequences: list[Request]
     num_unfinished: int
 
@@ -115,7 +116,7 @@ class LLMEngine:
     _outputs: OutputBuilder = field(init=False)
 
     def __post_init__(self) -> None:
-        self._outputs = OutputBuilder(self.tokenizer)
+        self._outputs = OutputBuilder(self.tokenizer, self.inputs.pooler)
 
     @classmethod
     def from_config(cls, config: EngineConfig, rendezvous: Rendezvous | None = None) -> LLMEngine:
@@ -140,6 +141,8 @@ class LLMEngine:
         if not config.skip_tokenizer_init:
             own = folder if config.tokenizer is None else resolve_model(config.tokenizer, "tokenizer")
             tokenizer = Tokenizer(own, config.chat_template)
+        task = choose_task(config, hf_config)
+        pooler = None if task == "generate" else Pooler.choose(config, hf_config, task)
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
         executor, capacity, vocab_size = _open_executor(config, device, hf_config, rendezvous)
         generation_config = read_generation_config(folder)
@@ -151,7 +154,14 @@ class LLMEngine:
             tokenizer=tokenizer,
             default_params=default_sampling_params(recommended),
             inputs=InputProcessor(
-                tokenizer, vocab_size, capacity.max_model_len, config.max_logprobs, eos_token_ids, config.seed, grammars
+                tokenizer,
+                vocab_size,
+                capacity.max_model_len,
+                config.max_logprobs,
+                eos_token_ids,
+                config.seed,
+                grammars,
+                pooler,
             ),
             scheduler=Scheduler(
                 KVCacheManager(capacity.num_blocks, config.block_size, config.enable_prefix_caching),
@@ -163,7 +173,7 @@ class LLMEngine:
             overlap_depth=_overlap_depth(config, device),
         )
 
-    def add_request(self, request: GenerateRequest) -> None:
+    def add_request(self, request: EngineRequest) -> None:
         """Takes a request.
 
         Args:
@@ -189,7 +199,7 @@ class LLMEngine:
             for sequence in group.sequences if group else ():
                 self.scheduler.abort(sequence)
 
-    def step(self) -> list[RequestOutput]:
+    def step(self) -> list[EngineOutput]:
         """Runs one step.
 
         Returns:
@@ -314,9 +324,9 @@ class LLMEngine:
             cause = ModelExecutionError(f"the model failed on this request: {type(error).__name__}: {error}")
             return self.scheduler.recover(plans, RequestError.from_exception(cause))
         self._outputs.record_logprobs(plan, result)
-        return self.scheduler.update(plan, result.token_ids)
+        return self.scheduler.update(plan, result.drawn)
 
-    def _close_sequence(self, sequence: Request) -> list[RequestOutput]:
+    def _close_sequence(self, sequence: Request) -> list[EngineOutput]:
         """Counts a sequence as ended; returns the request's output if it was the last or the first to fail."""
         group = self._groups.get(sequence.request_id)
         if group is None:
@@ -327,6 +337,8 @@ class LLMEngine:
         del self._groups[sequence.request_id]
         for other in group.sequences:
             self.scheduler.abort(other)
+        if isinstance(group.request, PoolingRequest):
+            return [self._outputs.build_pooled(group.request, group.sequences)]
         return [self._outputs.build(group.request, group.sequences)]
 
 

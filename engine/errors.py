@@ -4,6 +4,7 @@
     ├── UserError (also ValueError)           something given to us cannot be used
     │   ├── ConfigError                       an engine, pool, processor or job setting
     │   ├── SamplingParamsError               a field of SamplingParams
+    │   ├── PoolingParamsError                a field of PoolingParams
     │   ├── PromptError                       one prompt
     │   │   ├── EmptyPromptError
     │   │   ├── PromptTooLongError
@@ -46,6 +47,10 @@ class ConfigError(UserError):
 
 class SamplingParamsError(UserError):
     """A field of `SamplingParams` is wrong, alone or together with the model."""
+
+
+class PoolingParamsError(UserError):
+    """A field of `PoolingParams` is wrong, alone or together with the model."""
 
 
 class PromptError(UserError):

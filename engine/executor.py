@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Protocol
 
 from .config import EngineConfig
+from .head import StepResult
 from .parallel import SINGLE
-from .runner import ModelRunner, StepResult
+from .runner import ModelRunner
 from .scheduler import StepPlan
 
 

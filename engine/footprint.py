@@ -17,6 +17,7 @@ from .kv_cache import kv_block_bytes
 from .models import DecoderSpec, ModelOptions, build_model, load_hf_config
 from .models.stages import kv_cache_sizes
 from .parallel import SINGLE
+from .task import choose_task
 
 __all__ = ["Footprint"]
 
@@ -67,7 +68,8 @@ class Footprint:
         hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
         device = Device.choose(config.device if memory_bytes is None else "cpu")
         dtype = _dtype(config, device, hf_config, is_elsewhere=memory_bytes is not None)
-        options = ModelOptions(quantization=config.quantization, deterministic=config.deterministic)
+        task = choose_task(config, hf_config)
+        options = ModelOptions(config.quantization, config.deterministic, task=task)
         model = build_model(hf_config, dtype, "meta", options)
         tensors = itertools.chain(model.parameters(), model.buffers())
         weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -12,18 +12,21 @@ from .detokenizer import StopStringMatcher
 from .errors import (
     ConfigError,
     EmptyPromptError,
+    PoolingParamsError,
     PromptTooLongError,
     PromptTypeError,
     SamplingParamsError,
     TokenOutOfVocabularyError,
     unknown_key_message,
 )
-from .request import GenerateRequest, Request
+from .pooling_params import PoolingParams
+from .request import EngineRequest, GenerateRequest, PoolingRequest, Request
 from .sampling_params import SamplingParams
 from .tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from .grammar import Grammar, Grammars
+    from .pooler import Pooler
 
 
 class TextPrompt(TypedDict):
@@ -41,6 +44,9 @@ class TokensPrompt(TypedDict):
 
 PromptType = str | list[int] | TextPrompt | TokensPrompt
 """Whatever stands for one prompt."""
+
+NOTHING_DRAWN = SamplingParams(max_tokens=1, detokenize=False)
+"""What stands for the sampling parameters of a request that is pooled."""
 
 PROMPT_KEYS = ("prompt", "prompt_token_ids")
 
@@ -111,6 +117,7 @@ class InputProcessor:
         eos_token_ids: The model's end-of-sequence tokens, the tokenizer's own first.
         seed: Of requests that bring none.
         grammars: What outputs are to follow; None without a tokenizer.
+        pooler: How prompts are pooled; None where tokens are generated.
     """
 
     tokenizer: Tokenizer | None
@@ -120,8 +127,9 @@ class InputProcessor:
     eos_token_ids: list[int]
     seed: int
     grammars: Grammars | None = None
+    pooler: Pooler | None = None
 
-    def process(self, request: GenerateRequest) -> list[Request]:
+    def process(self, request: EngineRequest) -> list[Request]:
         """Checks a request and splits it into its n sequences.
 
         Args:
@@ -133,14 +141,54 @@ class InputProcessor:
         Raises:
             PromptError: The prompt cannot be run.
             SamplingParamsError: The parameters do not fit the model.
+            PoolingParamsError: The same, of parameters of pooling.
+            ConfigError: The engine generates and the request is to be pooled, or the other way round.
         """
+        if not isinstance(request.priority, numbers.Integral):
+            raise ConfigError(f"priority must be an integer, lower first; got {_describe(request.priority)}")
+        if isinstance(request, PoolingRequest):
+            return self._pooled(request)
+        if self.pooler is not None:
+            raise ConfigError(
+                f"this engine does {self.pooler.task!r} and generates no text; use embed, classify or encode, or "
+                "construct it with runner='generate' where the model can"
+            )
+        return self._generated(request)
+
+    def _pooled(self, request: PoolingRequest) -> list[Request]:
+        params = request.pooling_params
+        if self.pooler is None:
+            raise ConfigError("this engine generates text; construct it with runner='pooling' to embed or classify")
+        if not isinstance(params, PoolingParams):
+            raise PoolingParamsError(f"pooling_params must be PoolingParams; got {_describe(params)}")
+        self.pooler.check(params)
+        prompts = [self._tokenize(request.prompt, request.prompt_token_ids)]
+        prompts += [self._tokenize(*parse_prompt(prompt)) for prompt in request.more_prompts]
+        for token_ids in prompts:
+            self._check_prompt(token_ids, num_new_tokens=0)
+        return [
+            Request(
+                request_id=request.request_id,
+                index=index,
+                params=NOTHING_DRAWN,
+                seed=0,
+                token_ids=token_ids,
+                num_prompt_tokens=len(token_ids),
+                # With its vector on the way it is as long as it can get: no later step takes it.
+                max_tokens_total=len(token_ids) + 1,
+                stop_token_ids={},
+                priority=request.priority,
+                pooling=replace(params, skip_reading_prefix_cache=True) if self.pooler.takes_mean else params,
+            )
+            for index, token_ids in enumerate(prompts)
+        ]
+
+    def _generated(self, request: GenerateRequest) -> list[Request]:
         params = request.sampling_params
         if not isinstance(params, SamplingParams):
             raise SamplingParamsError(f"sampling_params must be SamplingParams; got {_describe(params)}")
-        if not isinstance(request.priority, numbers.Integral):
-            raise ConfigError(f"priority must be an integer, lower first; got {_describe(request.priority)}")
-        prompt_token_ids = self._tokenize(request)
-        self._check_prompt(prompt_token_ids)
+        prompt_token_ids = self._tokenize(request.prompt, request.prompt_token_ids)
+        self._check_prompt(prompt_token_ids, num_new_tokens=1)
         params.check_against_model(self.vocab_size, self.max_logprobs)
         self._check_text_features(params)
         max_tokens_total = self._max_tokens_total(params, len(prompt_token_ids))
@@ -166,15 +214,15 @@ class InputProcessor:
             for index in range(params.n)
         ]
 
-    def _tokenize(self, request: GenerateRequest) -> list[int]:
-        if request.prompt_token_ids is not None:
-            return _parse_token_ids(request.prompt_token_ids)
-        text, _ = parse_prompt(request.prompt)
+    def _tokenize(self, prompt: Any, prompt_token_ids: Any) -> list[int]:
+        if prompt_token_ids is not None:
+            return _parse_token_ids(prompt_token_ids)
+        text, _ = parse_prompt(prompt)
         if self.tokenizer is None:
             raise PromptTypeError("the engine has no tokenizer (skip_tokenizer_init); give prompt_token_ids, not text")
         return encode_text(self.tokenizer, text or "")
 
-    def _check_prompt(self, token_ids: list[int]) -> None:
+    def _check_prompt(self, token_ids: list[int], num_new_tokens: int) -> None:
         if not token_ids:
             raise EmptyPromptError("The decoder prompt cannot be empty; it has no token")
         if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
@@ -182,10 +230,11 @@ class InputProcessor:
             raise TokenOutOfVocabularyError(
                 f"Token id {wrong} is out of vocabulary: the model's ids are 0 to {self.vocab_size - 1}"
             )
-        if len(token_ids) >= self.max_model_len:
+        if len(token_ids) + num_new_tokens > self.max_model_len:
+            room = " with room for one new token" if num_new_tokens else ""
             raise PromptTooLongError(
                 f"The prompt has {len(token_ids)} tokens, which is longer than the maximum model length of "
-                f"{self.max_model_len} with room for one new token. Please reduce the length of the prompt, or "
+                f"{self.max_model_len}{room}. Please reduce the length of the prompt, or "
                 "construct the engine with a larger max_model_len if the model allows it"
             )
 

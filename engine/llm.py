@@ -7,26 +7,35 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from tqdm.auto import tqdm
-
+from .call import Call, OnError, attempt, one_for_each
 from .config import EngineConfig
 from .engine import EngineStats, LLMEngine
 from .errors import (
     ChatTemplateError,
     ConfigError,
+    PoolingParamsError,
     PromptTypeError,
     SamplingParamsError,
-    UserError,
     unknown_key_message,
 )
-from .inputs import PromptType, encode_text, parse_prompt
+from .inputs import PromptType, parse_prompt
 from .outputs import RequestOutput
-from .request import GenerateRequest
+from .pooling_outputs import (
+    ClassificationRequestOutput,
+    EmbeddingRequestOutput,
+    PoolingOutput,
+    PoolingRequestOutput,
+    ScoringRequestOutput,
+    classes_of,
+    embedding_of,
+)
+from .pooling_params import PoolingParams
+from .request import GenerateRequest, PoolingRequest
 from .sampling_params import SamplingParams
+from .scoring import cosine_output, pair_up, score_output
 
-OnError = Literal["raise", "return"]
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -77,9 +86,10 @@ class LLM:
             UserError: A prompt or its parameters cannot be used, and `on_error` is ``"raise"``.
         """
         _check_neutral("generate", vllm_kwargs)
-        parsed = [_attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
-        self._tokenize(parsed)
-        return self._run(parsed, sampling_params, priority, use_tqdm, on_error)
+        call = self._call(use_tqdm, on_error)
+        parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
+        call.tokenize(parsed)
+        return call.run(parsed, GenerateRequest, self._params_for_each(sampling_params, len(parsed)), priority)
 
     def chat(
         self,
@@ -132,10 +142,129 @@ class LLM:
         def render(conversation: Messages) -> tuple[str, list[int] | None]:
             return tokenizer.render_chat(conversation, **options), None
 
-        parsed = [_attempt(render, conversation) for conversation in _as_conversations(messages)]
+        parsed = [attempt(render, conversation) for conversation in _as_conversations(messages)]
+        call = self._call(use_tqdm, on_error)
         # The template has written the special tokens that the model expects.
-        self._tokenize(parsed, add_special_tokens=False)
-        return self._run(parsed, sampling_params, priority, use_tqdm, on_error)
+        call.tokenize(parsed, add_special_tokens=False)
+        return call.run(parsed, GenerateRequest, self._params_for_each(sampling_params, len(parsed)), priority)
+
+    def encode(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        *,
+        pooling_task: str | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        priority: Sequence[int] | None = None,
+        on_error: OnError = "raise",
+        **vllm_kwargs: Any,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """Makes a vector of each prompt.
+
+        Args:
+            prompts: As in `generate`.
+            pooling_params: For all, or one for each; None for the engine's own way.
+            pooling_task: ``"embed"`` or ``"classify"``: what the engine was made for. The parameters may say it.
+            use_tqdm: As in `generate`.
+            priority: As in `generate`.
+            on_error: As in `generate`.
+            **vllm_kwargs: As in `generate`.
+
+        Returns:
+            One output for each prompt, in the order of the prompts.
+
+        Raises:
+            UserError: The engine does something else, or a prompt or its parameters cannot be used and `on_error` is
+                ``"raise"``.
+        """
+        _check_neutral("encode", vllm_kwargs)
+        call = self._call(use_tqdm, on_error)
+        parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
+        params = self._pooling_params(pooling_params, pooling_task, len(parsed))
+        call.tokenize(parsed)
+        return call.run(parsed, PoolingRequest, params, priority)
+
+    def embed(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        **kwargs: Any,
+    ) -> list[EmbeddingRequestOutput]:
+        """Embeds prompts.
+
+        Args:
+            prompts: As in `generate`.
+            pooling_params: As in `encode`.
+            **kwargs: Further arguments of `encode`.
+
+        Returns:
+            One output for each prompt, in the order of the prompts.
+
+        Raises:
+            UserError: As `encode`.
+        """
+        pooled = self.encode(prompts, pooling_params, pooling_task="embed", **kwargs)
+        return [EmbeddingRequestOutput.from_base(one, embedding_of(one.outputs)) for one in pooled]
+
+    def classify(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        **kwargs: Any,
+    ) -> list[ClassificationRequestOutput]:
+        """Classifies prompts.
+
+        Args:
+            prompts: As in `generate`.
+            pooling_params: As in `encode`; with `use_activation=False` the outputs are logits.
+            **kwargs: Further arguments of `encode`.
+
+        Returns:
+            One output for each prompt, in the order of the prompts.
+
+        Raises:
+            UserError: As `encode`.
+        """
+        pooled = self.encode(prompts, pooling_params, pooling_task="classify", **kwargs)
+        return [ClassificationRequestOutput.from_base(one, classes_of(one.outputs)) for one in pooled]
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        /,
+        *,
+        pooling_params: PoolingParams | None = None,
+        **kwargs: Any,
+    ) -> list[ScoringRequestOutput]:
+        """Says how well texts go together: a classifier of one class reads both at once, embeddings are compared.
+
+        Args:
+            data_1: One text, which goes with each of the others, or as many as there are others.
+            data_2: The others.
+            pooling_params: For all.
+            **kwargs: Further arguments of `encode`, but for `pooling_task`.
+
+        Returns:
+            One output for each pair, in order.
+
+        Raises:
+            UserError: As `encode`, or the engine classifies into several classes.
+        """
+        pairs = pair_up(data_1, data_2)
+        pooler, tokenizer = self.llm_engine.inputs.pooler, self.llm_engine.tokenizer
+        if pooler is not None and pooler.task == "classify":
+            if pooler.size != 1 or tokenizer is None:
+                raise ConfigError(f"score takes a tokenizer and a classifier of one class; this one has {pooler.size}")
+            token_ids = tokenizer.encode_pairs(pairs)
+            return [
+                score_output(one) for one in self.encode(token_ids, pooling_params, pooling_task="classify", **kwargs)
+            ]
+        texts = [text for pair in pairs for text in pair]
+        pooled = self.encode(texts, pooling_params, pooling_task="embed", **kwargs)
+        return [cosine_output(*two) for two in zip(pooled[::2], pooled[1::2], strict=True)]
 
     def get_tokenizer(self) -> Any:
         """Returns the Hugging Face tokenizer; None if it was skipped."""
@@ -177,96 +306,41 @@ class LLM:
     ) -> None:
         self.close()
 
-    def _tokenize(self, parsed: list[Parsed], add_special_tokens: bool = True) -> None:
-        """Tokenises the texts that have no token ids yet, all together."""
-        tokenizer = self.llm_engine.tokenizer
-        where = [i for i, item in enumerate(parsed) if not isinstance(item, UserError) and item[1] is None]
-        if tokenizer is None or not where:
-            return
-        texts = [str(parsed[i][0]) for i in where]  # type: ignore[index]  # errors are not in `where`
-        try:
-            encoded = tokenizer.encode_batch(texts, add_special_tokens)
-        except Exception:  # noqa: BLE001  # One text the tokenizer cannot read fails the batch; find it.
-            for i, text in zip(where, texts, strict=True):
-                parsed[i] = _attempt(lambda text=text: (text, encode_text(tokenizer, text, add_special_tokens)))
-            return
-        for i, text, token_ids in zip(where, texts, encoded, strict=True):
-            parsed[i] = (text, token_ids)
-
-    def _run(
-        self,
-        parsed: list[Parsed],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
-        priority: Sequence[int] | None,
-        use_tqdm: bool | Callable[..., Any],
-        on_error: OnError,
-    ) -> list[RequestOutput]:
-        if on_error not in ("raise", "return"):
-            raise ConfigError(f"on_error must be 'raise' or 'return'; got {on_error!r}")
-        params = self._params_for_each(sampling_params, len(parsed))
-        priorities = _one_for_each("priorities", priority or 0, len(parsed))
-        outputs: dict[str, RequestOutput] = {}
-        requests = []
-        for item, row_params, row_priority in zip(parsed, params, priorities, strict=True):
-            request_id = str(next(self._request_ids))
-            if isinstance(item, UserError):
-                outputs[request_id] = _failed(request_id, item, on_error)
-            else:
-                requests.append(GenerateRequest(request_id, *item, row_params, row_priority))
-        try:
-            num_added = sum([self._add(request, outputs, on_error) for request in _in_good_order(requests)])
-            self._drain(num_added, outputs, use_tqdm, on_error)
-        except Exception:
-            self.llm_engine.abort(request.request_id for request in requests)
-            raise
-        except BaseException:  # Ctrl-C, anywhere.
-            self.llm_engine.reset()
-            raise
-        return [outputs[request_id] for request_id in sorted(outputs, key=int)]
-
-    def _add(self, request: GenerateRequest, outputs: dict[str, RequestOutput], on_error: OnError) -> bool:
-        try:
-            self.llm_engine.add_request(request)
-        except UserError as error:
-            outputs[request.request_id] = _failed(request.request_id, error, on_error, request)
-            return False
-        return True
-
-    def _drain(
-        self,
-        num_requests: int,
-        outputs: dict[str, RequestOutput],
-        use_tqdm: bool | Callable[..., Any],
-        on_error: OnError,
-    ) -> None:
-        """Steps until every request has its output."""
-        with _Progress(num_requests, use_tqdm) as progress:
-            while self.llm_engine.has_unfinished_requests():
-                for output in self.llm_engine.step():
-                    if output.error is not None and on_error == "raise":
-                        raise output.error.to_exception()
-                    outputs[output.request_id] = output
-                    progress.count(output)
+    def _call(self, use_tqdm: bool | Callable[..., Any], on_error: OnError) -> Call:
+        return Call(self.llm_engine, self._request_ids, use_tqdm, on_error)
 
     def _params_for_each(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
     ) -> list[SamplingParams]:
         if sampling_params is None:
             sampling_params = self.llm_engine.default_params
-        each = _one_for_each("params", sampling_params, num_prompts)
+        each = one_for_each("params", sampling_params, num_prompts)
         for params in each:
             if not isinstance(params, SamplingParams):
                 raise SamplingParamsError(f"sampling_params must be SamplingParams; got {type(params).__name__}")
         return each
 
-
-Parsed = tuple[str | None, list[int] | None] | UserError
-"""A prompt's (text, token ids), or why it cannot be run."""
+    def _pooling_params(
+        self, given: PoolingParams | Sequence[PoolingParams] | None, task: str | None, num_prompts: int
+    ) -> list[PoolingParams]:
+        """Returns one for each prompt, and checks that the engine does what is asked, before any prompt runs."""
+        pooler = self.llm_engine.inputs.pooler
+        each = one_for_each("params", given or PoolingParams(), num_prompts)
+        for params in each:
+            if not isinstance(params, PoolingParams):
+                raise PoolingParamsError(f"pooling_params must be PoolingParams; got {type(params).__name__}")
+        if task is None and any(params.task is None for params in each):
+            raise PoolingParamsError("pooling_task is missing; it is 'embed' or 'classify'")
+        if pooler is None:
+            raise ConfigError("this engine generates text; construct it with runner='pooling' to embed or classify")
+        pooler.check(PoolingParams(task=task))
+        return each
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "lora_request": (None,),
     "tokenization_kwargs": (None, {}),
+    "truncate_prompt_tokens": (None,),
     "mm_processor_kwargs": (None, {}),
     "chat_template_content_format": ("auto", "string"),
 }
@@ -280,24 +354,6 @@ def _check_neutral(method: str, given: Mapping[str, Any]) -> None:
         if value not in NEUTRAL[name]:
             allowed = " or ".join(map(repr, NEUTRAL[name]))
             raise ConfigError(f"{name}={value!r} is not supported in this release; it can be {allowed}")
-
-
-def _attempt(parse: Callable[..., Any], *args: Any) -> Any:
-    """Calls, and returns instead of raising what is wrong with the argument."""
-    try:
-        return parse(*args)
-    except UserError as error:
-        return error
-
-
-def _failed(
-    request_id: str, error: UserError, on_error: OnError, request: GenerateRequest | None = None
-) -> RequestOutput:
-    if on_error == "raise":
-        raise error
-    if request is None:
-        return RequestOutput.from_error(request_id, error)
-    return RequestOutput.from_error(request_id, error, request.prompt, request.prompt_token_ids)
 
 
 def _as_prompts(prompts: Any) -> list[Any]:
@@ -318,47 +374,3 @@ def _as_conversations(messages: Any) -> list[Any]:
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise ChatTemplateError(f"messages must be a list of dictionaries; got {type(messages).__name__}")
     return [messages] if messages and isinstance(messages[0], Mapping) else list(messages)
-
-
-def _one_for_each(what: str, given: Any, num_prompts: int) -> list[Any]:
-    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
-        return [given] * num_prompts
-    if len(given) != num_prompts:
-        raise ConfigError(f"The lengths of prompts ({num_prompts}) and {what} ({len(given)}) must be the same.")
-    return list(given)
-
-
-def _in_good_order(requests: list[GenerateRequest]) -> list[GenerateRequest]:
-    """Puts long outputs first, so that the tail is short, and prompts with a common prefix next to each other."""
-
-    def key(request: GenerateRequest) -> tuple[int, list[int]]:
-        max_tokens = request.sampling_params.max_tokens
-        return (-max_tokens if max_tokens else -(2**31), request.prompt_token_ids or [])
-
-    return sorted(requests, key=key)
-
-
-class _Progress:
-    """The progress bar of one call: requests done, tokens per second in and out."""
-
-    def __init__(self, num_requests: int, use_tqdm: bool | Callable[..., Any]) -> None:
-        make = use_tqdm if callable(use_tqdm) else tqdm
-        self._bar = make(total=num_requests, desc="Processed prompts", dynamic_ncols=True, disable=not use_tqdm)
-        self._num_in = 0
-        self._num_out = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def count(self, output: RequestOutput) -> None:
-        self._num_in += len(output.prompt_token_ids or ())
-        self._num_out += sum(len(completion.token_ids) for completion in output.outputs)
-        elapsed_s = self._bar.format_dict["elapsed"] or 1e-9
-        self._bar.set_postfix_str(
-            f"est. speed input: {self._num_in / elapsed_s:.0f} toks/s, output: {self._num_out / elapsed_s:.0f} toks/s",
-            refresh=False,
-        )
-        self._bar.update()

@@ -20,8 +20,12 @@ from .memory_profile import run_largest_step
 from .models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
 from .models.stages import kv_cache_sizes
 from .parallel import SINGLE, ParallelContext
-from .runner import MakeRecorder, ModelRunner
+from .pooler import Pooler
+from .pooling_head import MeanHead, PoolingHead
+from .runner import MakeHead, MakeRecorder, ModelRunner
 from .sharded_state import save_sharded_state
+from .task import Task, choose_task
+from .token_head import TokenHead
 
 
 def prepare_host(config: EngineConfig, device: Device) -> None:
@@ -44,7 +48,8 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
     """
     hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
-    model = build_model(hf_config, dtype, "meta", parallel=parallel)
+    options = ModelOptions(task=choose_task(config, hf_config))
+    model = build_model(hf_config, dtype, "meta", options, parallel)
     save_sharded_state(model, locate_model(config.model), find_family(hf_config).weights, parallel, folder)
 
 
@@ -73,9 +78,11 @@ def load_runner(
     dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
     kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     place = locate_model(config.model)
-    model = load_model(place, hf_config, dtype, device.torch_device, _model_options(config, device), parallel)
-    make_recorder, num_graphs = _choose_recorder(config, device)
-    reserve = Reserve(_step_bytes(config, device, model, num_tokens, kv_dtype), num_graphs * GRAPH_BYTES)
+    task = choose_task(config, hf_config)
+    options = _model_options(config, device, task)
+    model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
+    make_recorder, num_graphs = _choose_recorder(config, device, task)
+    reserve = Reserve(_step_bytes(config, device, model, task, num_tokens, kv_dtype), num_graphs * GRAPH_BYTES)
     spec = model.spec
     block_bytes = kv_block_bytes(*kv_cache_sizes(spec, parallel), config.block_size, kv_dtype)
     capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve)
@@ -89,15 +96,23 @@ def load_runner(
         max_model_len=capacity.max_model_len,
         dtype=kv_dtype,
         make_recorder=make_recorder,
+        make_head=_choose_head(config, hf_config, task),
         parallel=parallel,
     )
     return runner, capacity
 
 
-def _choose_recorder(config: EngineConfig, device: Device) -> tuple[MakeRecorder | None, int]:
+def _choose_head(config: EngineConfig, hf_config: Any, task: Task) -> MakeHead:
+    """Returns what makes the end of a step."""
+    if task == "generate":
+        return TokenHead
+    return MeanHead if Pooler.choose(config, hf_config, task).takes_mean else PoolingHead
+
+
+def _choose_recorder(config: EngineConfig, device: Device, task: Task) -> tuple[MakeRecorder | None, int]:
     """Returns what makes the recorder of decode steps, if there is to be one, and how many graphs it may record."""
-    # A tape takes nothing but kernels, and sums over several GPUs are not recorded yet.
-    if config.enforce_eager or config.num_ranks > 1:
+    # A tape takes nothing but kernels, sums over several GPUs are not recorded yet, and who pools never decodes.
+    if config.enforce_eager or config.num_ranks > 1 or task != "generate":
         return None, 0
     if device.is_cpu:
         return functools.partial(DecodeTape, max_num_seqs=config.max_num_seqs), 0
@@ -105,7 +120,7 @@ def _choose_recorder(config: EngineConfig, device: Device) -> tuple[MakeRecorder
     return lambda run: DecodeGraphs(run, sizes, CudaGraphs()), len(sizes)
 
 
-def _model_options(config: EngineConfig, device: Device) -> ModelOptions:
+def _model_options(config: EngineConfig, device: Device, task: Task) -> ModelOptions:
     """Collects what a user may choose about a model, if the device can do it."""
     if config.quantization == "fp8" and not device.supports_fp8:
         raise ConfigError(
@@ -116,10 +131,12 @@ def _model_options(config: EngineConfig, device: Device) -> ModelOptions:
         raise ConfigError(
             "quantization='int8' is for CPUs, and this engine runs on a GPU; use quantization='fp8', or device='cpu'"
         )
-    return ModelOptions(config.quantization, config.deterministic, config.load_format)
+    return ModelOptions(config.quantization, config.deterministic, config.load_format, task)
 
 
-def _step_bytes(config: EngineConfig, device: Device, model: Decoder, num_tokens: int, kv_dtype: torch.dtype) -> int:
+def _step_bytes(
+    config: EngineConfig, device: Device, model: Decoder, task: Task, num_tokens: int, kv_dtype: torch.dtype
+) -> int:
     """Measures the memory of the largest step on a GPU; a CPU's is shared out by rule."""
     if device.is_cpu:
         return 0
@@ -132,6 +149,7 @@ def _step_bytes(config: EngineConfig, device: Device, model: Decoder, num_tokens
         max_model_len=choose_max_model_len(config, model.spec.max_position_embeddings),
         block_size=config.block_size,
         kv_dtype=kv_dtype,
+        draws=task == "generate",
     )
     try:
         return device.measure_peak_bytes(step)

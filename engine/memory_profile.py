@@ -12,9 +12,9 @@ from .batch import ForwardBatch
 from .kv_cache.layout import allocate_kv_cache
 from .models.decoder import Decoder
 from .models.stages import kv_cache_sizes
-from .runner import MAX_PROMPT_LOGITS
 from .sampler import Sampler
 from .tables import Tables
+from .token_head import MAX_PROMPT_LOGITS
 
 NUM_LOGPROBS = 20
 """Log-probabilities a position is profiled with; each takes next to nothing."""
@@ -30,6 +30,7 @@ def run_largest_step(
     max_model_len: int,
     block_size: int,
     kv_dtype: torch.dtype,
+    draws: bool = True,
 ) -> None:
     """Computes prompts of `num_tokens` tokens in all, then samples for `num_seqs` sequences with log-probabilities.
 
@@ -43,13 +44,14 @@ def run_largest_step(
         max_model_len: Most tokens of a sequence.
         block_size: Tokens per KV cache block.
         kv_dtype: Of the KV cache.
+        draws: Whether the model makes logits to draw tokens from.
     """
     spec, num_rows = model.spec, max(num_seqs, MAX_PROMPT_LOGITS)
     tables, sampler = Tables(num_rows, max_model_len, block_size, device), Sampler(num_rows, device)
     num_layers, num_kv_heads, head_dim = kv_cache_sizes(spec, model.parallel)
     kv_cache = allocate_kv_cache(num_layers, 1, num_kv_heads, block_size, head_dim, dtype=kv_dtype, device=device)
     hidden = model(_prompts(num_tokens, max_model_len, block_size, device), kv_cache)
-    if not model.parallel.is_last_stage:
+    if not (model.parallel.is_last_stage and draws):
         return
     logits = model.compute_logits(hidden.new_zeros((num_rows, hidden.shape[1])))
     raw = logits.clone()  # As the sampler keeps them where a request edits its logits.

@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import enum
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from .detokenizer import StopStringMatcher
 from .errors import RequestError
-from .outputs import Logprob
-from .sampling_params import SamplingParams
+from .outputs import Logprob, RequestOutput
+from .pooling_outputs import PoolingOutput, PoolingRequestOutput
+from .pooling_params import PoolingParams
+from .sampling_params import NO_TOKEN, SamplingParams
 
 if TYPE_CHECKING:
     from .grammar import Grammar
 
+NAN_VECTOR = RequestError(
+    "NumericalError",
+    "the model's hidden states of this request hold NaN; check the checkpoint, or try dtype='float32'",
+    True,
+)
+
 
 @dataclass(slots=True)
 class GenerateRequest:
-    """What a caller hands in; it pickles.
+    """What a caller hands in to have tokens generated; it pickles.
 
     Attributes:
         request_id: Unique among the engine's unfinished requests.
@@ -37,6 +48,54 @@ class GenerateRequest:
     prompt_token_ids: list[int] | None
     sampling_params: SamplingParams
     priority: int = 0
+
+    @property
+    def params(self) -> SamplingParams:
+        """Its parameters, as a request of any kind calls them."""
+        return self.sampling_params
+
+    def failed(self, error: BaseException | RequestError) -> RequestOutput:
+        """Returns the output of the request, which an error has ended."""
+        return RequestOutput.from_error(self.request_id, error, self.prompt, self.prompt_token_ids)
+
+
+@dataclass(slots=True)
+class PoolingRequest:
+    """What a caller hands in to have a prompt, or several, made vectors; it pickles.
+
+    Attributes:
+        request_id: As in `GenerateRequest`.
+        prompt: As in `GenerateRequest`.
+        prompt_token_ids: As in `GenerateRequest`.
+        pooling_params: How to pool.
+        priority: Lower runs first.
+        more_prompts: Further prompts, texts or tokens, whose vectors come in the same output. If one of them cannot be
+            run, the request fails.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int] | None
+    pooling_params: PoolingParams
+    priority: int = 0
+    more_prompts: Sequence[str | list[int]] = ()
+
+    @property
+    def params(self) -> PoolingParams:
+        """Its parameters, as a request of any kind calls them."""
+        return self.pooling_params
+
+    def failed(self, error: BaseException | RequestError) -> PoolingRequestOutput[PoolingOutput]:
+        """Returns the output of the request, which an error has ended."""
+        reason = error if isinstance(error, RequestError) else RequestError.from_exception(error)
+        return PoolingRequestOutput(self.request_id, None, self.prompt_token_ids, error=reason, prompt=self.prompt)
+
+
+EngineRequest = GenerateRequest | PoolingRequest
+"""Whatever an engine runs."""
+
+EngineOutput = RequestOutput | PoolingRequestOutput[PoolingOutput]
+"""What becomes of it."""
 
 
 class RequestStatus(enum.Enum):
@@ -60,7 +119,7 @@ class Request:
     Attributes:
         request_id: Of the `GenerateRequest` it belongs to.
         index: Which of its n sequences.
-        params: Sampling parameters.
+        params: Sampling parameters; of a sequence that is pooled they mean nothing.
         seed: Seed of its draws; with the position it names a draw, whatever the batch.
         token_ids: Prompt, then output.
         num_prompt_tokens: Length of the prompt.
@@ -70,6 +129,7 @@ class Request:
         arrival: Order of arrival.
         matcher: Finds its stop strings; None if it has none.
         bad_word_ids: Token sequences it must not generate.
+        pooling: Set where no token is drawn: the sequence is its prompt, and ends with the vector of it.
         grammar: Where it is in the grammar of its output; None if it may say anything. Known on rank 0 only.
         row: Its row in the runner's tables while it runs.
         is_suspect: Whether a step it was part of failed, so that it now runs alone.
@@ -87,6 +147,7 @@ class Request:
     arrival: int = 0
     matcher: StopStringMatcher | None = None
     bad_word_ids: list[list[int]] = field(default_factory=list)
+    pooling: PoolingParams | None = None
     grammar: Grammar | None = None
 
     status: RequestStatus = RequestStatus.WAITING
@@ -103,6 +164,7 @@ class Request:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: RequestError | None = None
+    vector: np.ndarray | None = None
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=list)
 
@@ -141,7 +203,30 @@ class Request:
     @property
     def reads_prefix_cache(self) -> bool:
         """Whether cached blocks may stand for its prompt; log-probabilities of the prompt need every token computed."""
+        if self.pooling is not None:
+            return not self.pooling.skip_reading_prefix_cache
         return self.params.prompt_logprobs is None
+
+    def take(self, drawn: Any) -> RequestError | None:
+        """Takes what a step gave; `finish_reason` says whether the request has ended.
+
+        Args:
+            drawn: A token, where a negative one is a key of `NO_TOKEN`; of a sequence that is pooled its vector.
+
+        Returns:
+            Why the request cannot go on; None if nothing is wrong.
+        """
+        if self.pooling is not None:
+            if not np.isfinite(drawn).all():
+                return NAN_VECTOR
+            self.vector, self.finish_reason, self.first_token_s = drawn, "stop", time.monotonic()
+        elif drawn < 0:
+            return NO_TOKEN[drawn]
+        elif self.grammar is not None and (error := self.grammar.accept(drawn)) is not None:
+            return error
+        else:
+            self.append_output(drawn)
+        return None
 
     def append_output(self, token_id: int) -> bool:
         """Takes one generated token and says whether it ends the request.

@@ -5,9 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
+from .head import HostLogprobs, StepResult
 from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from .request import GenerateRequest, Request
-from .runner import HostLogprobs, StepResult
+from .pooler import Pooler
+from .pooling_outputs import PoolingOutput, PoolingRequestOutput
+from .request import EngineOutput, GenerateRequest, PoolingRequest, Request
 from .scheduler import StepPlan
 from .tokenizer import Tokenizer
 
@@ -18,9 +22,11 @@ class OutputBuilder:
 
     Attributes:
         tokenizer: For text; None gives empty text.
+        pooler: For vectors; None where tokens are generated.
     """
 
     tokenizer: Tokenizer | None
+    pooler: Pooler | None = None
 
     def record_logprobs(self, plan: StepPlan, result: StepResult) -> None:
         """Keeps the log-probabilities a step gave with the requests that asked for them."""
@@ -57,6 +63,23 @@ class OutputBuilder:
             finished=True,
             metrics=_metrics(sequences),
             num_cached_tokens=first.num_cached_tokens,
+        )
+
+    def build_pooled(self, request: PoolingRequest, sequences: list[Request]) -> EngineOutput:
+        """Builds the output of a request whose prompts have become vectors, or of which one has failed."""
+        failed = next((sequence.error for sequence in sequences if sequence.error), None)
+        if failed is not None:
+            return request.failed(failed)
+        assert self.pooler is not None, "an engine without a pooler takes no request to be pooled"
+        raw = [sequence.vector for sequence in sequences if sequence.vector is not None]
+        vectors = [self.pooler.finish(vector, request.pooling_params) for vector in raw]
+        return PoolingRequestOutput(
+            request.request_id,
+            PoolingOutput(np.stack(vectors) if request.more_prompts else vectors[0]),
+            [token_id for sequence in sequences for token_id in sequence.token_ids],
+            sum(sequence.num_cached_tokens or 0 for sequence in sequences),
+            prompt=request.prompt,
+            metrics=_metrics(sequences),
         )
 
     def _completion(self, sequence: Request) -> CompletionOutput:

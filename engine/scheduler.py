@@ -16,13 +16,12 @@ import time
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.shared_prefix import SharedPrefix
 from .request import Request, RequestStatus
-from .sampling_params import NO_TOKEN
 
 if TYPE_CHECKING:
     from .token_masks import TokenMasks
@@ -264,30 +263,28 @@ class Scheduler:
         if first < self.kv_cache.num_blocks_for(start + count):
             plan.new_blocks.append((request.row, first, request.block_ids[first:]))
 
-    def update(self, plan: StepPlan, token_ids: Iterable[int]) -> list[Request]:
-        """Takes the tokens that a step sampled.
+    def update(self, plan: StepPlan, drawn: Iterable[Any]) -> list[Request]:
+        """Takes what a step gave.
 
         Args:
             plan: The step.
-            token_ids: One for each sequence that samples, in order; a negative one is a key of `NO_TOKEN`.
+            drawn: One for each sequence that samples, in order, as `Request.take` takes it: tokens, or vectors.
 
         Returns:
             Requests that ended.
         """
         ended = []
         sampled = [request for request, samples in zip(plan.requests, plan.samples, strict=True) if samples]
-        for request, token_id in zip(sampled, token_ids, strict=True):
+        for request, one in zip(sampled, drawn, strict=True):
             request.num_pending -= 1
             request.is_suspect = False
             if request.is_finished:
                 self.counters.num_wasted_tokens += 1
                 continue
-            self.counters.num_output_tokens += 1
-            if token_id < 0:
-                self.fail(request, NO_TOKEN[token_id])
-            elif request.grammar is not None and (error := request.grammar.accept(token_id)) is not None:
+            self.counters.num_output_tokens += request.pooling is None
+            if (error := request.take(one)) is not None:
                 self.fail(request, error)
-            elif request.append_output(token_id):
+            elif request.finish_reason is not None:
                 self._finish(request)
             else:
                 continue

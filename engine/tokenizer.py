@@ -81,6 +81,10 @@ class Tokenizer:
             return []
         return self.hf(list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False)["input_ids"]
 
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Tokenises pairs of texts, each as one sequence with whatever the model expects between the two."""
+        return [self.hf(first, second, return_attention_mask=False)["input_ids"] for first, second in pairs]
+
     def decode_ids(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of tokens on their own."""
         return self.hf.decode(token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)

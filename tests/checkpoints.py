@@ -11,9 +11,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
-__all__ = ["FAMILIES", "tiny_checkpoint", "tiny_config", "tiny_tokenizer"]
+__all__ = ["FAMILIES", "tiny_checkpoint", "tiny_classifier", "tiny_config", "tiny_tokenizer"]
 
 VOCAB_SIZE = 384
 # Qwen2Tokenizer adds <|endoftext|> to any vocabulary without it.
@@ -117,6 +122,22 @@ def tiny_checkpoint(
     if config.tie_word_embeddings:
         del state["lm_head.weight"]
     _save(state, folder, weights, shards)
+    return folder
+
+
+def tiny_classifier(folder: str | Path, family: str, *, num_labels: int, seed: int = 0, **overrides: Any) -> Path:
+    """Writes a tiny random classifier of a family, as `tiny_checkpoint` writes a model that generates."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = FAMILIES[family][1].replace("ForCausalLM", "ForSequenceClassification")
+    config = tiny_config(family, architectures=[name], num_labels=num_labels, **overrides)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        _draw(model)
+    config.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    _save(model.state_dict(), folder, "safetensors", 1)
     return folder
 
 

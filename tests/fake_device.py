@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from millrace.engine.device import HostCopies, HostCopy, to_device
 from millrace.engine.engine import LLMEngine
 from millrace.engine.executor import Executor, StepHandle
-from millrace.engine.runner import StepResult
+from millrace.engine.head import StepResult
 from millrace.engine.scheduler import StepPlan
 from millrace.kernels._op import Op
 

@@ -147,6 +147,13 @@ class Components:
             head.weight = embed_tokens.weight
         return head
 
+    def score(self) -> Linear:
+        """Makes the head of a classifier, never of 8 bits; every rank of the last stage has all of it."""
+        spec = self._spec
+        return self._full_linear(
+            spec.embedding_size, spec.num_labels, bias=False, dtype=self._dtype, device=self._device
+        )
+
     def block(self, layer_idx: int) -> PreNormBlock | PostNormBlock:
         """Makes one decoder layer."""
         kind = PostNormBlock if self._spec.post_norm else PreNormBlock

@@ -47,7 +47,8 @@ class Decoder(nn.Module):
         self._is_first, self._is_last = parallel.is_first_stage, parallel.is_last_stage
         self._dtype, self._device = dtype, device
         tied = None
-        if self._is_first or (self._is_last and spec.tie_word_embeddings):
+        generates = options.task == "generate"
+        if self._is_first or (self._is_last and generates and spec.tie_word_embeddings):
             self.embed_tokens = tied = make.embed_tokens()
         if self._is_first:
             self.project_in = make.projection(spec.embedding_size, spec.hidden_size)
@@ -59,7 +60,9 @@ class Decoder(nn.Module):
         if self._is_last:
             self.norm = make.norm(present=spec.final_norm)
             self.project_out = make.projection(spec.hidden_size, spec.embedding_size)
-            self.lm_head = make.head(tied if spec.tie_word_embeddings else None)
+            if generates:
+                self.lm_head = make.head(tied if spec.tie_word_embeddings else None)
+            self.score = make.score() if options.task == "classify" else None
 
     def pack(self) -> None:
         """Lets every layer lay out its weights for the device. Called once, after they are loaded."""
@@ -105,6 +108,18 @@ class Decoder(nn.Module):
         if self.parallel.tp_size == 1:
             return logits
         return self.parallel.all_gather(logits)[:, : self.spec.vocab_size].contiguous()
+
+    def classify(self, hidden: Tensor) -> Tensor:
+        """Computes what a model that draws no tokens is for, in the last stage.
+
+        Args:
+            hidden: Rows of what `forward` returned, `[num_rows, embedding_size]`.
+
+        Returns:
+            `[num_rows, num_labels]` float32, the logits of a classifier's classes; of any other model the rows
+            themselves, in float32.
+        """
+        return hidden.float() if self.score is None else self.score.forward_float32(hidden)
 
     def _send(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         stages = self.parallel.stages

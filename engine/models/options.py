@@ -19,6 +19,8 @@ class ModelOptions:
         deterministic: Every row of a batch is computed the same to the bit, whatever rows are beside it.
         load_format: `"auto"` for a checkpoint, `"sharded_state"` for what `save_sharded_state` wrote, `"dummy"` for
             random weights.
+        task: `"generate"` gives it the head that makes logits of hidden states, `"classify"` the one that makes
+            classes of them, `"embed"` none.
 
     Raises:
         ConfigError: The options exclude each other.
@@ -27,6 +29,7 @@ class ModelOptions:
     quantization: str | None = None
     deterministic: bool = False
     load_format: str = "auto"
+    task: str = "generate"
 
     def __post_init__(self) -> None:
         if self.quantization == "fp8" and self.deterministic:

@@ -8,6 +8,7 @@ import importlib
 import logging
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +23,7 @@ from ..storage import Location
 from ..weights import load_dummy_weights, load_weights, weight_slots
 from . import families
 from .decoder import Decoder
-from .hf_config import load_hf_config
+from .hf_config import load_hf_config, positive_int
 from .options import DEFAULT_OPTIONS, ModelOptions
 from .spec import DecoderSpec, Family
 
@@ -38,12 +39,15 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+CAUSAL, CLASSIFIER, BARE = "ForCausalLM", "ForSequenceClassification", "Model"
+"""How the names of architectures end: a family's model with a head that generates, one that classifies, with none."""
+
 _EIGHT_BIT_SIZES = MappingProxyType({"fp8": "sizes that are multiples of 16", "int8": "inputs in multiples of 4"})
 
 
 def supported_architectures() -> list[str]:
-    """Returns the names a config's `architectures` may hold."""
-    return sorted(_families())
+    """Returns the names that the `architectures` of a config may hold, those of models that generate."""
+    return sorted(name for name in _families() if name.endswith(CAUSAL))
 
 
 def describe_model(hf_config: Any) -> DecoderSpec:
@@ -52,7 +56,10 @@ def describe_model(hf_config: Any) -> DecoderSpec:
     Raises:
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
     """
-    return find_family(hf_config).spec(hf_config)
+    spec = find_family(hf_config).spec(hf_config)
+    if hf_config.architectures[0].endswith(CLASSIFIER):
+        return replace(spec, num_labels=positive_int(hf_config, "num_labels"))
+    return spec
 
 
 def build_model(
@@ -109,15 +116,21 @@ def load_model(
     elif options.load_format == "sharded_state":
         load_sharded_state(model, folder, parallel)
     else:
-        elsewhere = names_in_checkpoint(hf_config, dtype) if parallel.num_ranks > 1 else ()
-        load_weights(model, folder, find_family(hf_config).weights, elsewhere)
+        elsewhere = names_in_checkpoint(hf_config, dtype, options) if parallel.num_ranks > 1 else set()
+        load_weights(model, folder, find_family(hf_config).weights, elsewhere | _unused_heads(options.task))
     model.pack()
     return model.eval()
 
 
-def names_in_checkpoint(hf_config: Any, dtype: torch.dtype) -> set[str]:
+def names_in_checkpoint(hf_config: Any, dtype: torch.dtype, options: ModelOptions = DEFAULT_OPTIONS) -> set[str]:
     """Returns our names of all weights of a model, whatever rank has them: those of the whole, made without memory."""
-    return set(weight_slots(build_model(hf_config, dtype, "meta")))
+    return set(weight_slots(build_model(hf_config, dtype, "meta", ModelOptions(task=options.task))))
+
+
+def _unused_heads(task: str) -> set[str]:
+    """Returns our names of the heads that a checkpoint may bring and a task has no use for."""
+    unused = {"generate": set(), "embed": {"lm_head.weight", "score.weight"}, "classify": {"lm_head.weight"}}
+    return unused[task]
 
 
 def _warn_of_odd_sizes(model: Decoder, allowed: str) -> None:
@@ -149,9 +162,15 @@ def find_family(hf_config: Any) -> Family:
         near = difflib.get_close_matches(names[0], known, n=1, cutoff=0.4) if names else []
         hint = f"; the nearest is {near[0]}" if near else ""
         raise UnsupportedModelError(
-            f"architectures={list(names)} is not supported; supported are {', '.join(sorted(known))}{hint}"
+            f"architectures={list(names)} is not supported; supported are {', '.join(supported_architectures())}, and "
+            f"their kin that end in {CLASSIFIER} and {BARE}{hint}"
         )
     return family
+
+
+def _variants(family: Family) -> list[str]:
+    stems = [architecture.removesuffix(CAUSAL) for architecture in family.architectures]
+    return [stem + ending for stem in stems for ending in (CAUSAL, CLASSIFIER, BARE)]
 
 
 @functools.cache
@@ -161,7 +180,7 @@ def _families() -> Mapping[str, Family]:
     for info in pkgutil.iter_modules(families.__path__):
         module = importlib.import_module(f"{families.__name__}.{info.name}")
         for family in module.FAMILIES:
-            for architecture in family.architectures:
+            for architecture in _variants(family):
                 if architecture in found:
                     raise ValueError(f"{architecture} is described twice; the second time in {module.__name__}")
                 found[architecture] = family

@@ -55,6 +55,7 @@ class DecoderSpec:
         gated_mlp: One projection gates another, or else two projections with `activation` between.
         activation: Key of `layers.GATES` if gated, else of `layers.ACTIVATIONS`.
         rope: Rotary positions, or None.
+        num_labels: Classes of a classifier; 0 for a model that is none.
         position_offset: None without learned positions, else the leading rows of their table that belong to none.
     """
 
@@ -81,6 +82,7 @@ class DecoderSpec:
     gated_mlp: bool
     activation: str
     rope: RopeSpec | None = None
+    num_labels: int = 0
     position_offset: int | None = None
 
     def __post_init__(self) -> None:

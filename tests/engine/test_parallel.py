@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from checkpoints import tiny_checkpoint
+from checkpoints import tiny_checkpoint, tiny_classifier
 from millrace.engine import rendezvous
 from millrace.engine.errors import CheckpointError, ConfigError
 from millrace.engine.llm import LLM
@@ -164,3 +164,15 @@ def test_shards_of_other_ranks_are_refused(tiny_model, tmp_path: Path) -> None:
     (tmp_path / "model-rank-1-part-0.safetensors").unlink()
     with pytest.raises(CheckpointError, match="holds no model-rank-1-part"):  # What rank 1 met, raised by rank 0.
         LLM(str(tmp_path), **SETTINGS, load_format="sharded_state", tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize(("task", "tp_size", "pp_size"), [("embed", 2, 1), ("classify", 1, 2)])
+def test_vectors_of_many_ranks_are_those_of_one(tmp_path, tiny_model, task, tp_size, pp_size):
+    folder = tiny_model("qwen3") if task == "embed" else tiny_classifier(tmp_path, "llama", num_labels=3)
+    vectors = []
+    for kwargs in ({}, {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size}):
+        with LLM(str(folder), task=task, **{**SETTINGS, **kwargs}) as llm:
+            outputs = llm.encode(PROMPTS, pooling_task=task, use_tqdm=False)
+            vectors.append([output.outputs.data.tolist() for output in outputs])
+    for ours, theirs in zip(*vectors, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)

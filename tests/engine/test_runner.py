@@ -195,7 +195,7 @@ def test_a_step_without_room_says_what_to_lower(monkeypatch):
     model = SimpleNamespace(spec=SimpleNamespace(max_position_embeddings=512))
     monkeypatch.setattr(loading, "locate_model", Path)
     monkeypatch.setattr(loading, "load_model", lambda *args: model)
-    hf_config = SimpleNamespace(dtype=torch.bfloat16)
+    hf_config = SimpleNamespace(dtype=torch.bfloat16, architectures=["LlamaForCausalLM"])
     with pytest.raises(ConfigError, match=r"a step of 8192 tokens .* 4000 bytes are in use; lower max_num_batched"):
         loading.load_runner(EngineConfig(model="m"), GPU, hf_config, 8192)
 
@@ -209,7 +209,7 @@ def test_8_bit_products_are_refused_where_the_gpu_has_none(tiny_model, monkeypat
 def test_8_bit_integers_are_refused_on_a_gpu():
     gpu = Device(torch.device("cuda"), max_num_batched_tokens=100, overlap_depth=1)
     with pytest.raises(ConfigError, match=r"quantization='int8' is for CPUs.*use quantization='fp8'"):
-        loading._model_options(EngineConfig(model="m", quantization="int8"), gpu)
+        loading._model_options(EngineConfig(model="m", quantization="int8"), gpu, "generate")
 
 
 def test_the_layers_read_an_8_bit_cache_when_asked(tiny_model):

@@ -29,6 +29,7 @@ WEIGHTS = WeightMap(
         "layers.*.mlp.down_proj": "layers.*.mlp.down",
         "norm": "norm",
         "lm_head": "lm_head",
+        "score": "score",
     },
     ignored=("rotary_emb", "layers.*.self_attn.rotary_emb"),
 )

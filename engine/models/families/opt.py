@@ -29,6 +29,7 @@ WEIGHTS = WeightMap(
         "final_layer_norm": "norm",
         "project_out": "project_out",
         "lm_head": "lm_head",
+        "score": "score",
     },
 )
 

@@ -1,0 +1,184 @@
+"""One call of `LLM`: its prompts, tokenised together and run until each has its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from tqdm.auto import tqdm
+
+from .engine import LLMEngine
+from .errors import ConfigError, UserError
+from .inputs import encode_text
+from .outputs import RequestOutput
+from .request import EngineOutput, EngineRequest, GenerateRequest
+
+__all__ = ["Call", "OnError", "Parsed", "attempt", "one_for_each"]
+
+OnError = Literal["raise", "return"]
+
+Parsed = tuple[str | None, list[int] | None] | UserError
+"""A prompt's (text, token ids), or why it cannot be run."""
+
+MakeRequest = Callable[[str, str | None, list[int] | None, Any, int], EngineRequest]
+"""Makes a request of its id, its text, its tokens, its parameters and its priority."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What runs the prompts of one call.
+
+    Attributes:
+        engine: Runs them.
+        request_ids: Gives the next id.
+        use_tqdm: Whether to show progress, or what makes the progress bar.
+        on_error: What a prompt that fails does: ``"raise"`` ends the call, ``"return"`` gives an output with an error.
+    """
+
+    engine: LLMEngine
+    request_ids: Iterator[int]
+    use_tqdm: bool | Callable[..., Any]
+    on_error: OnError
+
+    def tokenize(self, parsed: list[Parsed], add_special_tokens: bool = True) -> None:
+        """Tokenises the texts that have no token ids yet, all together, in place."""
+        tokenizer = self.engine.tokenizer
+        where = [i for i, item in enumerate(parsed) if not isinstance(item, UserError) and item[1] is None]
+        if tokenizer is None or not where:
+            return
+        texts = [str(parsed[i][0]) for i in where]  # type: ignore[index]  # errors are not in `where`
+        try:
+            encoded = tokenizer.encode_batch(texts, add_special_tokens)
+        except Exception:  # noqa: BLE001  # One text the tokenizer cannot read fails the batch; find it.
+            for i, text in zip(where, texts, strict=True):
+                parsed[i] = attempt(lambda text=text: (text, encode_text(tokenizer, text, add_special_tokens)))
+            return
+        for i, text, token_ids in zip(where, texts, encoded, strict=True):
+            parsed[i] = (text, token_ids)
+
+    def run(
+        self, parsed: list[Parsed], make: MakeRequest, params: Sequence[Any], priority: Sequence[int] | None
+    ) -> list[Any]:
+        """Runs prompts.
+
+        Args:
+            parsed: The prompts.
+            make: Makes a request of each.
+            params: One for each.
+            priority: One for each, lower first; None for none.
+
+        Returns:
+            One output for each, in their order.
+
+        Raises:
+            UserError: A prompt or its parameters cannot be used, and `on_error` is ``"raise"``.
+        """
+        if self.on_error not in ("raise", "return"):
+            raise ConfigError(f"on_error must be 'raise' or 'return'; got {self.on_error!r}")
+        priorities = one_for_each("priorities", priority or 0, len(parsed))
+        outputs: dict[str, EngineOutput] = {}
+        requests = []
+        for item, row_params, row_priority in zip(parsed, params, priorities, strict=True):
+            request_id = str(next(self.request_ids))
+            if isinstance(item, UserError):
+                outputs[request_id] = self._failed(make(request_id, None, None, row_params, row_priority), item)
+            else:
+                requests.append(make(request_id, *item, row_params, row_priority))
+        try:
+            num_added = sum([self._add(request, outputs) for request in in_good_order(requests)])
+            self._drain(num_added, outputs)
+        except Exception:
+            self.engine.abort(request.request_id for request in requests)
+            raise
+        except BaseException:  # Ctrl-C, anywhere.
+            self.engine.reset()
+            raise
+        return [outputs[request_id] for request_id in sorted(outputs, key=int)]
+
+    def _failed(self, request: EngineRequest, error: UserError) -> EngineOutput:
+        if self.on_error == "raise":
+            raise error
+        return request.failed(error)
+
+    def _add(self, request: EngineRequest, outputs: dict[str, EngineOutput]) -> bool:
+        try:
+            self.engine.add_request(request)
+        except UserError as error:
+            outputs[request.request_id] = self._failed(request, error)
+            return False
+        return True
+
+    def _drain(self, num_requests: int, outputs: dict[str, EngineOutput]) -> None:
+        """Steps until every request has its output."""
+        with Progress(num_requests, self.use_tqdm) as progress:
+            while self.engine.has_unfinished_requests():
+                for output in self.engine.step():
+                    if output.error is not None and self.on_error == "raise":
+                        raise output.error.to_exception()
+                    outputs[output.request_id] = output
+                    progress.count(output)
+
+
+def attempt(parse: Callable[..., Any], *args: Any) -> Any:
+    """Calls, and returns instead of raising what is wrong with the argument."""
+    try:
+        return parse(*args)
+    except UserError as error:
+        return error
+
+
+def one_for_each(what: str, given: Any, num_prompts: int) -> list[Any]:
+    """Returns one of something for each prompt.
+
+    Args:
+        what: How an error names it.
+        given: One for all, or a sequence with one for each.
+        num_prompts: How many there are.
+
+    Raises:
+        ConfigError: The sequence has another length.
+    """
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+        return [given] * num_prompts
+    if len(given) != num_prompts:
+        raise ConfigError(f"The lengths of prompts ({num_prompts}) and {what} ({len(given)}) must be the same.")
+    return list(given)
+
+
+def in_good_order(requests: list[EngineRequest]) -> list[EngineRequest]:
+    """Puts long outputs first, so that the tail is short, and prompts with a common prefix next to each other."""
+
+    def key(request: EngineRequest) -> tuple[int, list[int]]:
+        max_tokens = request.sampling_params.max_tokens if isinstance(request, GenerateRequest) else 1
+        return (-max_tokens if max_tokens else -(2**31), request.prompt_token_ids or [])
+
+    return sorted(requests, key=key)
+
+
+class Progress:
+    """The progress bar of one call: requests done, tokens per second in and out."""
+
+    def __init__(self, num_requests: int, use_tqdm: bool | Callable[..., Any]) -> None:
+        make = use_tqdm if callable(use_tqdm) else tqdm
+        self._bar = make(total=num_requests, desc="Processed prompts", dynamic_ncols=True, disable=not use_tqdm)
+        self._num_in = 0
+        self._num_out = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def count(self, output: EngineOutput) -> None:
+        """Counts an output that is there."""
+        self._num_in += len(output.prompt_token_ids or ())
+        if isinstance(output, RequestOutput):
+            self._num_out += sum(len(completion.token_ids) for completion in output.outputs)
+        elapsed_s = self._bar.format_dict["elapsed"] or 1e-9
+        self._bar.set_postfix_str(
+            f"est. speed input: {self._num_in / elapsed_s:.0f} toks/s, output: {self._num_out / elapsed_s:.0f} toks/s",
+            refresh=False,
+        )
+        self._bar.update()

@@ -1,0 +1,283 @@
+"""Pooling against Hugging Face: embeddings of the last token or the mean, classes, scores; in chunks, with a cache."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification
+
+from checkpoints import tiny_checkpoint, tiny_classifier
+from millrace.engine import LLM, PoolingParams, PoolingRequest, SamplingParams
+from millrace.engine.errors import (
+    CheckpointError,
+    ConfigError,
+    PoolingParamsError,
+    TokenOutOfVocabularyError,
+    UnsupportedModelError,
+)
+
+PREFIX = "The mill wheel turns as long as water comes down the race. "
+PROMPTS = [PREFIX + end for end in ("Rows stream in.", "Count: 0 1 2 3 4 5 6 7 8 9.", "x", "Größe, naïve, 水車")] + [
+    "a"
+]
+CLOSE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def engine(folder: Path, **kwargs) -> LLM:
+    """Makes an engine of float32 whose prompts come in chunks."""
+    return LLM(str(folder), dtype="float32", **{"max_num_batched_tokens": 16, "block_size": 4, "seed": 0, **kwargs})
+
+
+def vectors(outputs) -> np.ndarray:
+    return np.stack([output.outputs.data for output in outputs])
+
+
+@pytest.fixture(scope="module")
+def hidden():
+    """Returns a function: the hidden states of a prompt after the final norm, by Hugging Face."""
+
+    @torch.inference_mode()
+    def states(folder: Path, token_ids: list[int]) -> np.ndarray:
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+        return model(torch.tensor([token_ids])).last_hidden_state[0].numpy()
+
+    return states
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "opt-350m"])
+def test_embeddings_are_the_hidden_states_of_the_last_tokens(tiny_model, hidden, family):
+    folder = tiny_model(family)
+    with engine(folder, runner="pooling") as llm:
+        ids = [llm.get_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
+        expected = np.stack([hidden(folder, one)[-1] for one in ids])
+        outputs = llm.embed(PROMPTS, use_tqdm=False)
+        np.testing.assert_allclose([one.outputs.embedding for one in outputs], unit(expected), **CLOSE)
+        again = llm.embed(PROMPTS, use_tqdm=False, pooling_params=PoolingParams(use_activation=False))
+        np.testing.assert_allclose([one.outputs.embedding for one in again], expected, **CLOSE)
+        assert [one.prompt_token_ids for one in outputs] == ids
+        assert all(one.num_cached_tokens >= 4 for one in again[:-1]), "the prefix was not found"
+        counters = llm.stats().counters
+        assert counters.num_chunked_prefills and not counters.num_output_tokens
+        llm.llm_engine.check_integrity()
+
+
+def test_dimensions_are_cut_before_the_embedding_is_normalised(tiny_model):
+    with engine(tiny_model("llama"), task="embed", pooler_config={"dimensions": 16}) as llm:
+        whole = vectors(
+            llm.encode(PROMPTS, PoolingParams(task="embed", normalize=False, dimensions=64), use_tqdm=False)
+        )
+        eight = vectors(llm.encode(PROMPTS, PoolingParams(dimensions=8), pooling_task="embed", use_tqdm=False))
+        sixteen = vectors(llm.encode(PROMPTS, pooling_task="embed", use_tqdm=False))
+        np.testing.assert_allclose(eight, unit(whole[:, :8]), **CLOSE)
+        np.testing.assert_allclose(sixteen, unit(whole[:, :16]), **CLOSE)
+        each = [PoolingParams(dimensions=i + 1) for i in range(len(PROMPTS))]
+        assert [one.outputs.hidden_size for one in llm.embed(PROMPTS, pooling_params=each, use_tqdm=False)] == [
+            *range(1, len(PROMPTS) + 1)
+        ]
+
+
+def test_the_mean_is_summed_over_chunks_and_never_read_from_the_cache(tiny_model, hidden, tmp_path):
+    folder = tiny_model("qwen3")
+    with engine(folder, runner="pooling", pooler_config={"pooling_type": "mean"}) as llm:
+        ids = [llm.get_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
+        expected = unit(np.stack([hidden(folder, one).mean(0) for one in ids]))
+        for _ in range(2):
+            outputs = llm.encode(PROMPTS, pooling_task="embed", use_tqdm=False)
+            np.testing.assert_allclose(vectors(outputs), expected, **CLOSE)
+            assert not any(one.num_cached_tokens for one in outputs)
+
+
+@pytest.mark.parametrize("config", [{}, {"pooling_type": "MEAN"}], ids=["last", "mean"])
+def test_a_step_that_fails_once_changes_no_vector(tiny_model, config, monkeypatch):
+    prompts = [[5 + i, 6, 7] * 12 for i in range(4)]
+    with engine(tiny_model("qwen3"), runner="pooling", pooler_config=config) as llm:
+        expected = vectors(llm.encode(prompts, pooling_task="embed", use_tqdm=False))
+        llm.reset_prefix_cache()
+        execute, num_steps = llm.llm_engine.executor.execute, 0
+
+        def fails_in_the_middle(plan):
+            nonlocal num_steps
+            num_steps += 1
+            step = execute(plan)
+            if num_steps == 3:
+                raise RuntimeError("a step that ran, and was lost")
+            return step
+
+        monkeypatch.setattr(llm.llm_engine.executor, "execute", fails_in_the_middle)
+        got = vectors(llm.encode(prompts, pooling_task="embed", use_tqdm=False))
+        np.testing.assert_allclose(got, expected, **CLOSE)
+        llm.llm_engine.check_integrity()
+
+
+@pytest.mark.parametrize(("family", "num_labels"), [("qwen3", 3), ("llama", 1), ("opt", 2)])
+def test_classes_are_those_of_hugging_face(tmp_path, family, num_labels):
+    folder = tiny_classifier(tmp_path, family, num_labels=num_labels)
+    with engine(folder) as llm, torch.inference_mode():
+        model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        ids = [llm.get_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
+        logits = torch.cat([model(torch.tensor([one])).logits for one in ids])
+        raw = llm.classify(PROMPTS, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+        np.testing.assert_allclose([one.outputs.probs for one in raw], logits.numpy(), **CLOSE)
+        expected = logits.softmax(-1) if num_labels > 1 else logits.sigmoid()
+        outputs = llm.classify(PROMPTS, use_tqdm=False)
+        np.testing.assert_allclose([one.outputs.probs for one in outputs], expected.numpy(), **CLOSE)
+        assert outputs[0].outputs.num_classes == num_labels and expected.std(0).min() > 0.01
+
+
+def test_classes_of_which_each_may_be_true(tmp_path):
+    folder = tiny_classifier(tmp_path, "llama", num_labels=3, problem_type="multi_label_classification")
+    with engine(folder) as llm:
+        logits = vectors(
+            llm.encode(PROMPTS, PoolingParams(use_activation=False), pooling_task="classify", use_tqdm=False)
+        )
+        got = vectors(llm.encode(PROMPTS, pooling_task="classify", use_tqdm=False))
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-logits)), **CLOSE)
+
+
+def test_a_score_is_a_cosine_or_a_class(tiny_model, tmp_path):
+    with engine(tiny_model("llama"), runner="pooling") as llm:
+        embeddings = vectors(llm.encode(PROMPTS, pooling_task="embed", use_tqdm=False))
+        scores = [one.outputs.score for one in llm.score(PROMPTS[0], PROMPTS, use_tqdm=False)]
+        np.testing.assert_allclose(scores, embeddings @ embeddings[0], **CLOSE)
+        assert [one.outputs.score for one in llm.score(PROMPTS, PROMPTS, use_tqdm=False)] == pytest.approx([1.0] * 5)
+        with pytest.raises(ConfigError, match="got 2 and 3"):
+            llm.score(["a", "b"], ["a", "b", "c"])
+    with engine(tiny_classifier(tmp_path / "one", "llama", num_labels=1)) as llm:
+        (score,) = llm.score("a mill", "a wheel", use_tqdm=False)
+        both = llm.get_tokenizer()("a mill", "a wheel")["input_ids"]
+        (same,) = llm.classify([both], use_tqdm=False)
+        assert score.prompt_token_ids == both and [score.outputs.score] == same.outputs.probs
+    two = tiny_classifier(tmp_path / "two", "llama", num_labels=2)
+    with engine(two) as llm, pytest.raises(ConfigError, match="of one class; this one has 2"):
+        llm.score("a", "b")
+
+
+def test_what_an_engine_does_follows_from_the_model_and_the_settings(tiny_model, tmp_path):
+    bare = tiny_checkpoint(tmp_path / "bare", "qwen3", architectures=["Qwen3Model"])
+    with engine(bare) as llm:
+        assert llm.embed("a", use_tqdm=False)[0].outputs.hidden_size == 64
+    classifier = tiny_classifier(tmp_path / "classifier", "llama", num_labels=2)
+    with engine(classifier, task="embed") as llm:
+        assert llm.embed("a", use_tqdm=False)[0].outputs.hidden_size == 64
+        with pytest.raises(PoolingParamsError, match="task='classify', but this engine does 'embed'"):
+            llm.classify("a", use_tqdm=False)
+    with pytest.raises(ConfigError, match=r"needs a checkpoint of an architecture \*ForCausalLM"):
+        engine(classifier, runner="generate")
+    with pytest.raises(ConfigError, match=r"task='classify' needs .* \*ForSequenceClassification"):
+        engine(tiny_model("llama"), convert="classify")
+    with pytest.raises(UnsupportedModelError, match=r"BertModel.* is not supported; supported are LlamaForCausalLM"):
+        engine(tiny_checkpoint(tmp_path / "bert", "llama", architectures=["BertModel"]), runner="pooling")
+
+
+def test_generating_and_pooling_do_not_mix(llm, tiny_model):
+    with pytest.raises(ConfigError, match="runner='pooling'"):
+        llm.embed("a", use_tqdm=False)
+    with engine(tiny_model("llama"), runner="pooling") as pooling:
+        with pytest.raises(ConfigError, match="runner='generate'"):
+            pooling.generate("a", SamplingParams(max_tokens=1), use_tqdm=False)
+        with pytest.raises(PoolingParamsError, match="pooling_task is missing"):
+            pooling.encode("a", use_tqdm=False)
+
+
+def test_a_bad_prompt_is_one_output_with_an_error(tiny_model):
+    with engine(tiny_model("llama"), runner="pooling", max_model_len=32) as llm:
+        prompts = ["good", "", [9999], [7] * 32, [7] * 33]
+        outputs = llm.embed(prompts, use_tqdm=False, on_error="return")
+        kinds = [one.error and one.error.kind for one in outputs]
+        assert kinds == [None, "EmptyPromptError", "TokenOutOfVocabularyError", None, "PromptTooLongError"]
+        assert outputs[1].outputs is None and pickle.loads(pickle.dumps(outputs[0])).outputs == outputs[0].outputs
+        scores = llm.score("good", ["good", ""], use_tqdm=False, on_error="return")
+        assert [one.error is None for one in scores] == [True, False]
+
+
+def test_prompts_of_one_request_come_back_together(tiny_model):
+    with engine(tiny_model("llama"), runner="pooling") as llm:
+        first, second, third = vectors(llm.encode(["a mill", [5, 6, 7], "a"], pooling_task="embed", use_tqdm=False))
+        ids = llm.get_tokenizer()("a mill")["input_ids"]
+
+        def run(*more):
+            llm.llm_engine.add_request(PoolingRequest("r", "a mill", None, PoolingParams(), more_prompts=more))
+            while llm.llm_engine.has_unfinished_requests():
+                outputs = llm.llm_engine.step()
+            llm.llm_engine.check_integrity()
+            return outputs
+
+        (output,) = run([5, 6, 7], "a")
+        np.testing.assert_allclose(output.outputs.data, np.stack([first, second, third]), **CLOSE)
+        assert output.prompt_token_ids[: len(ids) + 3] == [*ids, 5, 6, 7]
+        with pytest.raises(TokenOutOfVocabularyError):
+            run([9999])
+        with torch.inference_mode():
+            llm.llm_engine.executor._runner.model.embed_tokens.weight[77] = float("nan")
+        (output,) = run([5, 77], [6, 7])
+        assert output.error.kind == "NumericalError" and output.outputs is None
+
+
+def test_a_hidden_state_that_is_no_number_fails_its_row_only(tiny_model):
+    with engine(tiny_model("llama"), runner="pooling") as llm:
+        table = llm.llm_engine.executor._runner.model.embed_tokens.weight
+        with torch.inference_mode():
+            table[77] = float("nan")
+        outputs = llm.embed([[5, 6], [5, 77]], use_tqdm=False, on_error="return")
+        assert [one.error and one.error.kind for one in outputs] == [None, "NumericalError"]
+        llm.llm_engine.check_integrity()
+
+
+def test_the_folder_of_a_sentence_transformer_says_how_to_pool(tmp_path, hidden):
+    folder = tiny_checkpoint(tmp_path, "llama")
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    config = folder / "1_Pooling" / "config.json"
+    config.write_text(json.dumps({"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True}))
+    with engine(folder, runner="pooling") as llm:
+        (got,) = llm.embed([[5, 6, 7]], use_tqdm=False)
+        np.testing.assert_allclose(got.outputs.embedding, hidden(folder, [5, 6, 7]).mean(0), **CLOSE)
+    with engine(folder, runner="pooling", pooler_config={"pooling_type": "LAST", "normalize": True}) as llm:
+        (got,) = llm.embed([[5, 6, 7]], use_tqdm=False)
+        np.testing.assert_allclose(got.outputs.embedding, unit(hidden(folder, [5, 6, 7])[-1]), **CLOSE)
+    config.write_text(json.dumps({"pooling_mode_cls_token": True}))
+    with pytest.raises(CheckpointError, match="to be pooled by cls_token"):
+        engine(folder, runner="pooling")
+
+
+WRONG_SETTINGS = [
+    ({"runner": "draft"}, "runner must be one of auto, generate, pooling"),
+    ({"runner": "generate", "task": "embed"}, "exclude each other"),
+    ({"runner": "pooling", "pooler_config": {"pooling_type": "CLS"}}, "can be LAST or MEAN"),
+    ({"runner": "pooling", "pooler_config": {"pooling_typ": "LAST"}}, "did you mean 'pooling_type'"),
+    ({"runner": "pooling", "pooler_config": {"dimensions": 65}}, "embeddings have 64"),
+    ({"task": "generate", "pooler_config": {"pooling_type": "LAST"}}, "for engines that pool"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG_SETTINGS)
+def test_a_wrong_setting_of_pooling_is_named(tiny_model, values, message):
+    with pytest.raises(ConfigError, match=message):
+        engine(tiny_model("llama"), **values)
+
+
+WRONG_PARAMS = [
+    ({"task": "token_embed"}, "task must be 'embed' or 'classify'"),
+    ({"dimensions": 0}, "dimensions must be an integer of at least 1"),
+    ({"dimensions": float("nan")}, "dimensions must be an integer"),
+    ({"normalize": 1}, "normalize must be True, False or None"),
+    ({"normalize": True, "use_activation": False}, "two names of one thing"),
+    ({"dimension": 3}, "did you mean 'dimensions'"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), WRONG_PARAMS)
+def test_wrong_pooling_params_are_named(values, message):
+    with pytest.raises(PoolingParamsError, match=message):
+        PoolingParams.from_dict(values)
