@@ -9,17 +9,18 @@ import pyarrow as pa
 from ..engine import resolve_model
 from ..engine.errors import ConfigError
 from . import columns
-from .config import DetokenizeStageConfig, EngineProcessorConfig
+from .config import DetokenizeStageConfig, EngineProcessorConfig, TaskType
 from .job_config import JobConfig
 from .job_rows import REPORTED
 from .template import Template
 
 
-def processor_config(job: JobConfig) -> EngineProcessorConfig:
+def processor_config(job: JobConfig, task_type: TaskType = "generate") -> EngineProcessorConfig:
     """Returns the processor's settings for a job.
 
     Args:
         job: The job.
+        task_type: What the model does.
 
     Raises:
         ConfigError: The model folder or a setting of the engine cannot be used.
@@ -30,6 +31,7 @@ def processor_config(job: JobConfig) -> EngineProcessorConfig:
     return EngineProcessorConfig(
         model_source=str(folder.resolve()) if Path(job.model).expanduser().is_dir() else job.model,
         engine_kwargs=job.engine_kwargs(),
+        task_type=task_type,
         batch_size=job.batch_size,
         concurrency=job.replicas,
         should_continue_on_error=job.on_error == "row",
