@@ -59,6 +59,7 @@ def test_rows_are_embedded_each_as_it_asks_and_bad_ones_become_error_rows(cluste
     assert [rows[number]["finish_reason"] for number in (0, 30)] == ["stop", "error"]
 
 
+@pytest.mark.soak
 def test_rows_are_classified(cluster: None, tmp_path: Path) -> None:
     from checkpoints import tiny_classifier  # not above: workers import this file, and not that folder
 
