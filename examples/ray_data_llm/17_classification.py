@@ -1,7 +1,7 @@
 """Classification of rows by a decoder with a head for classes.
 
-There is no such checkpoint in the package, so the script makes one: the bundled model, and a head that is fitted by least
-squares to the embeddings of a few lines.
+There is no such checkpoint in the package, so the script makes one: the bundled model, and a head that is fitted by
+least squares to the embeddings of a few lines.
 
 python examples/ray_data_llm/17_classification.py
 """
