@@ -93,8 +93,8 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
         ConfigError: Something in the job cannot be used, or the folder holds something else.
     """
     job = job.relative_to(Path.cwd())
-    config = processor_config(job)
     source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url))
+    config = processor_config(job, source.num_rows)
     schema = result_schema(job, source.schema)
     state = _state(job, source)
     folder = JobFolder(Storage.at(job.output, job.endpoint_url))

@@ -14,12 +14,20 @@ from .job_config import JobConfig
 from .job_rows import REPORTED
 from .template import Template
 
+SMALL_BLOCK_ROWS, LARGE_BLOCK_ROWS = 128, 1024
+LARGE_INPUT_ROWS = 100_000
+"""Ray's driver keeps a record of every block: of a large input, blocks are larger. Those of long rows are not, since a
+reader hands out tables of some megabytes."""
 
-def processor_config(job: JobConfig, task_type: TaskType = "generate") -> EngineProcessorConfig:
+
+def processor_config(
+    job: JobConfig, num_rows: int | None = 0, task_type: TaskType = "generate"
+) -> EngineProcessorConfig:
     """Returns the processor's settings for a job.
 
     Args:
         job: The job.
+        num_rows: Rows of its input; None if they are too many to count.
         task_type: What the model does.
 
     Raises:
@@ -32,13 +40,22 @@ def processor_config(job: JobConfig, task_type: TaskType = "generate") -> Engine
         model_source=str(folder.resolve()) if Path(job.model).expanduser().is_dir() else job.model,
         engine_kwargs=job.engine_kwargs(),
         task_type=task_type,
-        batch_size=job.batch_size,
+        batch_size=job.batch_size or block_rows(num_rows),
         concurrency=job.replicas,
         should_continue_on_error=job.on_error == "row",
         deduplicate=job.dedup,
         # The engine makes the text as well, and has a tokenizer already: one process less that has to load one.
         detokenize_stage=DetokenizeStageConfig(enabled=False),
     )
+
+
+def block_rows(num_rows: int | None) -> int:
+    """Returns the rows per block of a job that does not say.
+
+    Args:
+        num_rows: Rows of its input; None if they are too many to count.
+    """
+    return LARGE_BLOCK_ROWS if num_rows is None or num_rows >= LARGE_INPUT_ROWS else SMALL_BLOCK_ROWS
 
 
 def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:

@@ -93,7 +93,7 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False) -> PreparedBa
             f"{' and '.join(stages)} read generated text, and the file is one of embeddings; drop the parsers"
         )
     folder = BatchFolder(config)
-    processor = processor_config(job, "embed" if embeds else "generate").model_copy(update=stages)
+    processor = processor_config(job, task_type="embed" if embeds else "generate").model_copy(update=stages)
     return PreparedBatch(config, processor, folder, folder.check(overwrite))
 
 
