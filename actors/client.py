@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -58,7 +58,7 @@ class PoolClient:
         self._view: PoolView = self._ask(self._supervisor.view.remote())
         self._next_view: Reference = self._supervisor.view.remote(self._view.version)
 
-    def generate(self, requests: list[EngineRequest]) -> Iterator[EngineOutput]:
+    def generate(self, requests: Sequence[EngineRequest]) -> Iterator[EngineOutput]:
         """Runs requests and yields each as it finishes, wherever it ran, exactly once.
 
         Those beyond the client's bound wait here until others have finished.

@@ -16,6 +16,7 @@ from pathlib import Path
 import ray
 
 from millrace.actors import EnginePool, PoolClient, PoolConfig
+from millrace.engine.outputs import RequestOutput
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 from models import ModelShape, write_config
@@ -39,7 +40,8 @@ def measure(folder: str, num_replicas: int, num_rows: int) -> float:
         client = PoolClient(pool.name)
         list(client.generate(rows[: 4 * num_replicas]))
         start_s = time.perf_counter()
-        num_tokens = sum(len(output.outputs[0].token_ids) for output in client.generate(rows))
+        outputs = [output for output in client.generate(rows) if isinstance(output, RequestOutput)]
+        num_tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
         return num_tokens / (time.perf_counter() - start_s)
 
 

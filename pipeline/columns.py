@@ -28,6 +28,7 @@ MESSAGES = "messages"
 PROMPT = "prompt"
 TOKENIZED_PROMPT = "tokenized_prompt"
 SAMPLING_PARAMS = "sampling_params"
+POOLING_PARAMS = "pooling_params"
 MODEL = "model"
 TOOLS = "tools"
 CHAT_TEMPLATE = "chat_template"
@@ -51,6 +52,9 @@ NUM_INPUT_TOKENS = "num_input_tokens"
 GENERATED_TOKENS = "generated_tokens"
 GENERATED_TEXT = "generated_text"
 NUM_GENERATED_TOKENS = "num_generated_tokens"
+EMBEDDINGS = "embeddings"
+"""The vector of a row's prompt; of a classifier its classes, under the name that Ray Data LLM has for both."""
+
 METRICS = "metrics"
 LOGPROBS = "logprobs"
 PROMPT_LOGPROBS = "prompt_logprobs"
@@ -65,6 +69,9 @@ ATTEMPT = "attempt"
 REPLICA_ID = "replica_id"
 IS_DUPLICATE = "__is_duplicate"
 """Whether the row took the output of an identical one; between generation and the sink only."""
+
+MORE_PROMPTS = "__more_prompts"
+"""Further prompts of a row to be pooled, whose vectors come in one list with the first's; of a batch file only."""
 
 # What a dead letter has besides the row as it was read.
 ERROR_STAGE = "__error_stage"
@@ -121,6 +128,7 @@ def result_types() -> dict[str, pa.DataType]:
         PROMPT_TOKEN_IDS: pa.list_(pa.int64()),
         NUM_INPUT_TOKENS: pa.int64(),
         GENERATED_TOKENS: pa.list_(pa.int64()),
+        EMBEDDINGS: pa.list_(pa.float32()),
         GENERATED_TEXT: pa.string(),
         NUM_GENERATED_TOKENS: pa.int64(),
         INFERENCE_ERROR: pa.string(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
@@ -33,6 +33,9 @@ LEGACY_STAGES = {
     "detokenize": ("detokenize_stage", "enabled"),
 }
 """Flags of older releases of Ray Data LLM -> the stage and the setting they became."""
+
+TaskType = Literal["generate", "embed", "classify"]
+TASK_TYPES = get_args(TaskType)
 
 NOT_YET = {
     "has_image": "images",
@@ -198,7 +201,7 @@ class EngineProcessorConfig(ProcessorConfig):
         model_source: Folder of the model in Hugging Face's layout, or ``"bundled:NAME"``.
         engine_kwargs: Settings of the engine, under the names that users of vLLM know.
         sampling_params: Sampling parameters of rows that bring none; None takes the model's own defaults.
-        task_type: What the model does; ``"generate"``.
+        task_type: What the model does: ``"generate"``, ``"embed"`` or ``"classify"``. The last two add `embeddings`.
         deduplicate: Whether identical requests run once and share the output, which is that of each of them.
         num_cpus_per_replica: CPUs a replica asks Ray for; None for what is left by one task and our operators, at
             most 1.
@@ -222,7 +225,7 @@ class EngineProcessorConfig(ProcessorConfig):
     model_source: str
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     sampling_params: dict[str, Any] | None = None
-    task_type: Literal["generate"] = "generate"
+    task_type: TaskType = "generate"
     deduplicate: bool = True
     num_cpus_per_replica: float | None = Field(default=None, gt=0)
     num_gpus_per_replica: float | None = Field(default=None, ge=0)
@@ -247,8 +250,9 @@ class EngineProcessorConfig(ProcessorConfig):
     @field_validator("task_type", mode="before")
     @classmethod
     def _refuse_other_tasks(cls, value: Any) -> Any:
-        if value != "generate":
-            raise ConfigError(f"task_type={value!r} is not there yet; this release does task_type='generate'")
+        if value not in TASK_TYPES:
+            allowed = ", ".join(map(repr, TASK_TYPES))
+            raise ConfigError(f"task_type={value!r} is not there yet; this release does {allowed}")
         return value
 
     @field_validator(*STAGE_CONFIGS, mode="before")
@@ -277,18 +281,43 @@ class EngineProcessorConfig(ProcessorConfig):
 
     @model_validator(mode="after")
     def _check_engine_kwargs(self) -> EngineProcessorConfig:
-        kwargs = dict(self.engine_kwargs)
-        model = kwargs.setdefault("model", self.model_source)
-        if model != self.model_source:
+        kwargs = self.all_engine_kwargs
+        if kwargs["model"] != self.model_source:
             raise ConfigError(
-                f"engine_kwargs name the model {model!r} and model_source {self.model_source!r}; drop one"
+                f"engine_kwargs name the model {kwargs['model']!r} and model_source {self.model_source!r}; drop one"
             )
         self._engine_config = EngineConfig.from_kwargs(**kwargs)
+        self._check_task()
         if self.placement_group_config is not None:
             Placement.read(self.placement_group_config, self._engine_config.num_ranks)
             if self.num_cpus_per_replica is not None or self.num_gpus_per_replica is not None:
                 logger.warning("num_cpus_per_replica and num_gpus_per_replica give way to placement_group_config")
         return self
+
+    def _check_task(self) -> None:
+        asked = self._engine_config.task
+        fits = asked == self.task_type if self.pools else asked in ("auto", "generate")
+        if not fits or (self._engine_config.runner == "pooling" and not self.pools):
+            raise ConfigError(
+                f"engine_kwargs ask for task={asked!r} and runner={self._engine_config.runner!r}, and task_type is "
+                f"{self.task_type!r}; say it once, with task_type"
+            )
+        for name in ("reasoning_stage", "tool_call_stage") if self.pools else ():
+            if getattr(self, name).enabled:
+                raise ConfigError(f"{name} reads generated text, and task_type={self.task_type!r} generates none")
+        if self.pools and self.sampling_params is not None:
+            raise ConfigError(f"sampling_params are for generation, and task_type is {self.task_type!r}; drop them")
+
+    @property
+    def pools(self) -> bool:
+        """Whether prompts are made vectors, and nothing is generated."""
+        return self.task_type != "generate"
+
+    @property
+    def all_engine_kwargs(self) -> dict[str, Any]:
+        """The settings of the engine, those among them that other fields say."""
+        task = {"task": self.task_type} if self.pools else {}
+        return {"model": self.model_source, **task, **self.engine_kwargs}
 
     @property
     def engine_config(self) -> EngineConfig:

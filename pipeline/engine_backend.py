@@ -44,8 +44,11 @@ class EngineBackend(Backend):
         start_pool: StartPool = EnginePool.share,
         make_client: MakeClient | None = None,
     ) -> None:
-        needs = (columns.PROMPT,), (columns.TOKENIZED_PROMPT, columns.SAMPLING_PARAMS)
-        super().__init__(StageInfo("GenerateStage", config, *needs), generate_kwargs(config), gathered_rows(config))
+        name, params = "GenerateStage", columns.SAMPLING_PARAMS
+        if config.pools:
+            name, params = "PoolStage", columns.POOLING_PARAMS
+        info = StageInfo(name, config, (columns.PROMPT,), (columns.TOKENIZED_PROMPT, params))
+        super().__init__(info, generate_kwargs(config), gathered_rows(config))
         self._config = config
         self._start_pool = start_pool
         self._make_client = make_client or functools.partial(make_pool_client, max_pending=max_pending_rows(config))

@@ -9,7 +9,7 @@ import pyarrow as pa
 from ..engine import resolve_model
 from ..engine.errors import ConfigError
 from . import columns
-from .config import DetokenizeStageConfig, EngineProcessorConfig
+from .config import DetokenizeStageConfig, EngineProcessorConfig, TaskType
 from .job_config import JobConfig
 from .job_rows import REPORTED
 from .template import Template
@@ -20,12 +20,15 @@ LARGE_INPUT_ROWS = 100_000
 reader hands out tables of some megabytes."""
 
 
-def processor_config(job: JobConfig, num_rows: int | None = 0) -> EngineProcessorConfig:
+def processor_config(
+    job: JobConfig, num_rows: int | None = 0, task_type: TaskType = "generate"
+) -> EngineProcessorConfig:
     """Returns the processor's settings for a job.
 
     Args:
         job: The job.
         num_rows: Rows of its input; None if they are too many to count.
+        task_type: What the model does.
 
     Raises:
         ConfigError: The model folder or a setting of the engine cannot be used.
@@ -36,6 +39,7 @@ def processor_config(job: JobConfig, num_rows: int | None = 0) -> EngineProcesso
     return EngineProcessorConfig(
         model_source=str(folder.resolve()) if Path(job.model).expanduser().is_dir() else job.model,
         engine_kwargs=job.engine_kwargs(),
+        task_type=task_type,
         batch_size=job.batch_size or block_rows(num_rows),
         concurrency=job.replicas,
         should_continue_on_error=job.on_error == "row",

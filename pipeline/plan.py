@@ -27,6 +27,7 @@ from .stages import (
     ChatTemplateStage,
     DetokenizeStage,
     GenerateStage,
+    PoolStage,
     PostprocessStage,
     PreprocessStage,
     ReasoningStage,
@@ -34,7 +35,7 @@ from .stages import (
     TokenizeStage,
     ToolCallStage,
 )
-from .stages.generate import GenerateClient
+from .stages.engine import EngineClient
 from .tool_calls import find_tool_call_format
 
 OPERATOR_CPUS = 0.0
@@ -60,7 +61,7 @@ MAP_KWARGS = frozenset(
     | {"num_gpus", "resources", "runtime_env"}
 )
 
-MakeClient = Callable[[str], GenerateClient]
+MakeClient = Callable[[str], EngineClient]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def finish_plans(config: EngineProcessorConfig) -> list[StagePlan]:
         config: Settings of the processor.
     """
     plans = []
-    if config.detokenize_stage.enabled:
+    if config.detokenize_stage.enabled and not config.pools:
         info = StageInfo("DetokenizeStage", config.detokenize_stage, (columns.GENERATED_TOKENS,))
         plans.append(StagePlan(info, functools.partial(_make_detokenize, config)))
     if config.reasoning_stage.enabled:
@@ -174,19 +175,24 @@ def make_generate_stages(config: EngineProcessorConfig, pool_name: str, make_cli
         pool_name: Name of the pool. A name, not a handle: handles in an actor's arguments break its restart.
         make_client: Makes the pool's client from its name.
     """
+    settings: dict[str, Any] = {
+        "model": config.model_source,
+        "duplicates": config.deduplicate,
+        "stop_on_error": config.stop_on_error,
+    }
+    if config.pools:
+        return [PoolStage(make_client(pool_name), **settings)]
     stage = GenerateStage(
         make_client(pool_name),
         default_params=_default_params(config),
-        model=config.model_source,
         job_seed=config.engine_config.seed,
         detokenize_later=config.detokenize_stage.enabled,
-        duplicates=config.deduplicate,
-        stop_on_error=config.stop_on_error,
+        **settings,
     )
     return [stage]
 
 
-def make_pool_client(pool_name: str, max_pending: int | None = None) -> GenerateClient:
+def make_pool_client(pool_name: str, max_pending: int | None = None) -> EngineClient:
     """Connects to a pool by its name.
 
     Args:
@@ -309,7 +315,7 @@ def pool_config(config: EngineProcessorConfig, operators: Sequence[OperatorKwarg
     if num_cpus is None:
         num_cpus = min(1.0, math.floor(share * 100) / 100)
     settled = PoolConfig(
-        engine_kwargs={"model": config.model_source, **config.engine_kwargs},
+        engine_kwargs=config.all_engine_kwargs,
         num_replicas=config.concurrency,
         num_cpus_per_replica=num_cpus,
         num_gpus_per_replica=_num_gpus(config, have),

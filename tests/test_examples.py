@@ -48,6 +48,8 @@ SHOWN = {
     "08_checkpoint": "40 rows in, 40 answers",
     "13_shared_engine": "pools of engines: 1",
     "14_multi_turn": '"second": "',
+    "16_embeddings": '"dimensions": 64, "cosine": ',
+    "17_classification": '"label": "invoice", "probability": 0.',
     "18_structured_output": '{"line": "Thank you for your visit!", "answer": "{\\"invoice\\":',
 }
 """What a scenario must show, where any answer at all would not do."""

@@ -118,14 +118,19 @@ def _refused(
     return BodyField(name, "refused", kind, note, off=off, endpoints=endpoints)
 
 
+_ALL = (CHAT, COMPLETIONS, EMBEDDINGS)
+_EMBEDDINGS = (EMBEDDINGS,)
 _CHAT = (CHAT,)
 _COMPLETIONS = (COMPLETIONS,)
 
 FIELDS = (
     # What is asked.
-    BodyField("model", "request", TEXT, "a name that is served; repeated in the answer"),
+    BodyField("model", "request", TEXT, "a name that is served; repeated in the answer", endpoints=_ALL),
     BodyField("messages", "request", OBJECTS, "the conversation, text only", endpoints=_CHAT),
     BodyField("prompt", "request", PROMPT, "one text, or the token ids of one", endpoints=_COMPLETIONS),
+    BodyField("input", "request", PROMPT, "texts, or the token ids of texts, one or several", endpoints=_EMBEDDINGS),
+    BodyField("dimensions", "request", INTEGER, "`PoolingParams.dimensions`", endpoints=_EMBEDDINGS),
+    BodyField("encoding_format", "request", TEXT, '"float", or "base64" of 32-bit floats', endpoints=_EMBEDDINGS),
     BodyField("tools", "request", OBJECTS, "shown to the chat template", endpoints=_CHAT),
     BodyField(
         "tool_choice",
@@ -172,7 +177,7 @@ FIELDS = (
     BodyField("logprobs", "request", INTEGER, "log-probabilities, likely tokens beside each", endpoints=_COMPLETIONS),
     BodyField("echo", "request", BOOLEAN, "the prompt before the text; not with `logprobs`", endpoints=_COMPLETIONS),
     # What a service needs and a run does not.
-    _ignored("user"),
+    _ignored("user", endpoints=_ALL),
     _ignored("safety_identifier"),
     _ignored("metadata", endpoints=_CHAT),
     _ignored("store", endpoints=_CHAT),
@@ -193,7 +198,7 @@ FIELDS = (
     _refused("length_penalty", "it belongs to beam search, which is not there", 1.0),
     _refused("suffix", "text is only ever continued", "", endpoints=_COMPLETIONS),
     _refused("prompt_logprobs", "log-probabilities of the prompt have no place in the answer"),
-    _refused("truncate_prompt_tokens", "prompts are not cut; shorten this one"),
+    _refused("truncate_prompt_tokens", "prompts are not cut; shorten this one", endpoints=_ALL),
     _refused("parallel_tool_calls", "the model alone decides how many tools it calls", True, endpoints=_CHAT),
     _refused("functions", "use tools", endpoints=_CHAT),
     _refused("function_call", "use tool_choice", "none", "auto", endpoints=_CHAT),
@@ -209,7 +214,7 @@ FIELDS = (
 """The table."""
 
 FIELDS_OF: Mapping[str, Mapping[str, BodyField]] = {
-    url: {field.name: field for field in FIELDS if url in field.endpoints} for url in (CHAT, COMPLETIONS)
+    url: {field.name: field for field in FIELDS if url in field.endpoints} for url in ENDPOINTS
 }
 """Endpoint -> name -> field."""
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...engine import resolve_model
+from ...engine.errors import ConfigError
 from ...engine.generation_config import default_sampling_params, read_generation_config
 from ...engine.sampling_params import SamplingParams
 from ..config import EngineProcessorConfig, ReasoningStageConfig, StageConfig, ToolCallStageConfig
@@ -26,9 +27,10 @@ from ..sinks.publish import Manifest, publish
 from ..writing import Done, LiveCounts, write_rows
 from .assemble import write_answers, write_errors
 from .batch_config import BatchConfig
+from .fields import EMBEDDINGS
 from .folder import BatchFolder
 from .input_index import InputIndex
-from .request import RequestReader
+from .request import RequestReader, first_endpoint
 from .rows import RESULT_SCHEMA, AnswerLine, AskLine
 from .source import BatchSource
 from .summary import BatchSummary
@@ -80,13 +82,18 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False) -> PreparedBa
         replicas=config.replicas,
         batch_size=config.batch_size,
     )
+    embeds = first_endpoint(config.input_file) == EMBEDDINGS if config.input_file.exists() else False
     stages: dict[str, StageConfig] = {}
     if config.tool_call_parser is not None:
         stages["tool_call_stage"] = ToolCallStageConfig(parser=config.tool_call_parser)
     if config.reasoning_parser is not None:
         stages["reasoning_stage"] = ReasoningStageConfig(parser=config.reasoning_parser)
+    if stages and embeds:
+        raise ConfigError(
+            f"{' and '.join(stages)} read generated text, and the file is one of embeddings; drop the parsers"
+        )
     folder = BatchFolder(config)
-    processor = processor_config(job).model_copy(update=stages)
+    processor = processor_config(job, task_type="embed" if embeds else "generate").model_copy(update=stages)
     return PreparedBatch(config, processor, folder, folder.check(overwrite))
 
 
@@ -189,7 +196,8 @@ def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
     defaults = _advice(prepared.processor)
     if config.max_tokens is not None:
         defaults["max_tokens"] = config.max_tokens
-    return RequestReader(tuple(dict.fromkeys([*named, config.model])), defaults, config.seed)
+    models = tuple(dict.fromkeys([*named, config.model]))
+    return RequestReader(models, defaults, config.seed, prepared.processor.pools)
 
 
 def _advice(config: EngineProcessorConfig) -> dict[str, Any]:

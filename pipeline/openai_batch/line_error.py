@@ -50,9 +50,10 @@ CODES: dict[str, tuple[str, str | None]] = {
     "PromptTooLongError": ("context_length_exceeded", None),
     "EmptyPromptError": ("invalid_value", None),
     "ChatTemplateError": ("invalid_value", "messages"),
-    "TokenOutOfVocabularyError": ("invalid_value", "prompt"),
+    "TokenOutOfVocabularyError": ("invalid_value", None),
     "PromptTypeError": ("invalid_type", None),
     "SamplingParamsError": ("invalid_value", None),
+    "PoolingParamsError": ("invalid_value", "dimensions"),
 }
 """Kinds of errors that a request's own content causes -> code, param."""
 

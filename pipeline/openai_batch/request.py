@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,9 @@ from ...engine import SamplingParams, StructuredOutputsParams
 from ...engine.errors import SamplingParamsError, unknown_key_message
 from .. import columns
 from ..seeds import MAX_SEED
+from ..storage import Storage
 from .constraints import is_forced, read_constraint
+from .embedding import EmbeddingRequest, read_embedding
 from .fields import CHAT, EMBEDDINGS, ENDPOINTS, FIELDS_OF, LINE_FIELDS, BodyField
 from .line_error import LineError
 from .messages import read_messages, read_template_kwargs, read_tools
@@ -49,6 +52,11 @@ class BatchRequest:
     num_top: int | None = None
     is_forced: bool = False
 
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What the stages read of it."""
+        return {**self.prompt, columns.SAMPLING_PARAMS: self.sampling}
+
 
 @dataclass(frozen=True, slots=True)
 class RequestReader:
@@ -59,13 +67,15 @@ class RequestReader:
         defaults: Sampling parameters of bodies that leave them out.
         seed: Of the job. A line that samples and has no seed draws by this one and its `custom_id`: equal bodies are
             different draws, as they are for the service, and a line that is run again gives what it gave.
+        embeds: Whether the file is one of embeddings: lines for other endpoints are errors there, and those here.
     """
 
     models: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
+    embeds: bool = False
 
-    def read(self, line: bytes) -> BatchRequest | LineError:
+    def read(self, line: bytes) -> BatchRequest | EmbeddingRequest | LineError:
         """Reads a line.
 
         Args:
@@ -82,18 +92,23 @@ class RequestReader:
         except Refusal as refusal:
             return replace(refusal.error, custom_id=custom_id, status=None)
         try:
-            return self._request(values["custom_id"], values["url"], body)
+            return self._any_request(values["custom_id"], values["url"], body)
         except Refusal as refusal:
             return replace(refusal.error, custom_id=custom_id)
 
-    def _request(self, custom_id: str, url: str, body: dict[str, Any]) -> BatchRequest:
-        if url == EMBEDDINGS:
-            raise Refusal("unsupported_endpoint", "embeddings are not made yet; keep to chats and completions", "url")
+    def _any_request(self, custom_id: str, url: str, body: dict[str, Any]) -> BatchRequest | EmbeddingRequest:
+        if (url == EMBEDDINGS) != self.embeds:
+            kind = "embeddings" if self.embeds else "chats and completions"
+            message = f"this file is one of {kind}, as its first request says; move this line to another file"
+            raise Refusal("unsupported_endpoint", message, "url")
         known = FIELDS_OF[url]
         given = {name: value for name, value in body.items() if value is not None}
         for name, value in given.items():
             _check_field(known, name, value)
         self._check_model(given)
+        return read_embedding(custom_id, given) if self.embeds else self._request(custom_id, url, given)
+
+    def _request(self, custom_id: str, url: str, given: dict[str, Any]) -> BatchRequest:
         prompt = _chat_columns(given) if url == CHAT else _completion_columns(given)
         num_top = _num_top(url, given)
         return BatchRequest(
@@ -134,6 +149,21 @@ class RequestReader:
             return sampling
         digest = hashlib.blake2b(f"{self.seed}:{custom_id}".encode(), digest_size=8).digest()
         return sampling.clone(seed=int.from_bytes(digest, "big") & MAX_SEED)
+
+
+def first_endpoint(file: Storage) -> str | None:
+    """Returns the endpoint of a file's first line that names one, None if no line does.
+
+    Args:
+        file: The batch file.
+    """
+    with file.open_input() as lines:
+        for line in lines:
+            with suppress(Refusal):
+                url = parse_object(line).get("url")
+                if url in ENDPOINTS:
+                    return url
+    return None
 
 
 def parse_object(line: bytes) -> dict[str, Any]:

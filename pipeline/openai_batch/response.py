@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from .. import columns
 from ..tool_calls import JSON_LIST, parse_tool_calls
+from .embedding import EmbeddingRequest, embedding_body
 from .fields import CHAT
 from .line_error import LineError
 from .request import BatchRequest
@@ -24,7 +25,9 @@ BROKEN = "\N{REPLACEMENT CHARACTER}"
 """Stands in the text of a token that is not whole characters."""
 
 
-def answer_line(request: BatchRequest, row: Mapping[str, Any], created_s: int, fingerprint: str) -> bytes:
+def answer_line(
+    request: BatchRequest | EmbeddingRequest, row: Mapping[str, Any], created_s: int, fingerprint: str
+) -> bytes:
     """Writes the line of a request that was answered.
 
     Args:
@@ -36,6 +39,8 @@ def answer_line(request: BatchRequest, row: Mapping[str, Any], created_s: int, f
     Returns:
         A line of the out file.
     """
+    if isinstance(request, EmbeddingRequest):
+        return _line(request.custom_id, 200, embedding_body(request, row), None)
     chat = request.url == CHAT
     sequences = row[columns.OUTPUTS] or [_only_sequence(row)]
     body = {

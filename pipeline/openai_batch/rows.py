@@ -16,7 +16,7 @@ from .response import answer_line
 from .source import IS_DUPLICATE, LINE
 
 REQUEST = "__request"
-"""Column that holds the `BatchRequest` between asking and answering."""
+"""Column that holds the request between asking and answering."""
 
 RESULT_SCHEMA = pa.schema([(LINE, pa.binary())])
 """What a row becomes: a line of the out file."""
@@ -48,7 +48,7 @@ class AskLine:
             request = duplicate_error(request.custom_id)
         if isinstance(request, LineError):
             raise BatchLineError(request.message)
-        return {**NO_PROMPT, **request.prompt, columns.SAMPLING_PARAMS: request.sampling, REQUEST: request}
+        return {**NO_PROMPT, **request.columns, REQUEST: request}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from .base import BatchStage, Row, RowError, Stage
     from .chat_template import ChatTemplateStage
     from .detokenize import DetokenizeStage
+    from .engine import EngineStage
     from .generate import GenerateStage
     from .http import HttpRequestStage
+    from .pool import PoolStage
     from .serve import ServeDeploymentStage
     from .tokenize import TokenizeStage
     from .user_function import PostprocessStage, PreprocessStage
@@ -22,8 +24,10 @@ __all__ = [
     "BatchStage",
     "ChatTemplateStage",
     "DetokenizeStage",
+    "EngineStage",
     "GenerateStage",
     "HttpRequestStage",
+    "PoolStage",
     "PostprocessStage",
     "PreprocessStage",
     "ReasoningStage",
@@ -42,8 +46,10 @@ __getattr__, __dir__ = lazy_face(
         "BatchStage": "base",
         "ChatTemplateStage": "chat_template",
         "DetokenizeStage": "detokenize",
+        "EngineStage": "engine",
         "GenerateStage": "generate",
         "HttpRequestStage": "http",
+        "PoolStage": "pool",
         "PostprocessStage": "user_function",
         "PreprocessStage": "user_function",
         "ReasoningStage": "answer",

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from ...engine import GenerateRequest, RequestOutput
+from ...engine import EngineOutput, EngineRequest, PoolingRequest, RequestOutput
 
 MAX_TOKENS_KEPT = 1_000_000
 """Tokens of finished outputs that are remembered, some tens of megabytes."""
@@ -33,7 +33,7 @@ class Arrival:
     """
 
     item: Any
-    output: RequestOutput | None
+    output: EngineOutput | None
     error: BaseException | None = None
 
 
@@ -47,7 +47,7 @@ class Duplicates:
         self._max_tokens_kept = max_tokens_kept
         self._lock = threading.Lock()
         self._waiting: dict[bytes, list[tuple[Inbox, Any]]] = {}
-        self._finished: OrderedDict[bytes, RequestOutput] = OrderedDict()
+        self._finished: OrderedDict[bytes, EngineOutput] = OrderedDict()
         self._num_tokens: dict[bytes, int] = {}
         self._num_tokens_kept = 0
 
@@ -73,7 +73,7 @@ class Duplicates:
             self._waiting[key] = []
             return True
 
-    def finish(self, key: bytes, output: RequestOutput) -> None:
+    def finish(self, key: bytes, output: EngineOutput) -> None:
         """Hands an output to those who wait for it, and keeps it for a while if it is good."""
         with self._lock:
             waiting = self._waiting.pop(key)
@@ -89,8 +89,8 @@ class Duplicates:
         for inbox, item in waiting:
             inbox.put(Arrival(item, None, error))
 
-    def _keep(self, key: bytes, output: RequestOutput) -> None:
-        num_tokens = len(output.prompt_token_ids or ()) + sum(len(one.token_ids) for one in output.outputs)
+    def _keep(self, key: bytes, output: EngineOutput) -> None:
+        num_tokens = len(output.prompt_token_ids or ()) + _output_size(output)
         self._num_tokens[key] = OUTPUT_TOKENS + num_tokens
         self._num_tokens_kept += self._num_tokens[key]
         self._finished[key] = output
@@ -99,7 +99,14 @@ class Duplicates:
             self._num_tokens_kept -= self._num_tokens.pop(oldest)
 
 
-def request_key(request: GenerateRequest, params: str) -> bytes:
+def _output_size(output: EngineOutput) -> int:
+    """Returns how many tokens or numbers an output has."""
+    if isinstance(output, RequestOutput):
+        return sum(len(one.token_ids) for one in output.outputs)
+    return 0 if output.outputs is None else output.outputs.data.size
+
+
+def request_key(request: EngineRequest, params: str) -> bytes:
     """Returns what two requests have in common exactly if they are identical.
 
     Args:
@@ -111,4 +118,6 @@ def request_key(request: GenerateRequest, params: str) -> bytes:
     """
     digest = hashlib.blake2b(params.encode(), digest_size=16)
     digest.update(repr(request.prompt if request.prompt_token_ids is None else request.prompt_token_ids).encode())
+    if isinstance(request, PoolingRequest):
+        digest.update(repr(request.more_prompts).encode())
     return digest.digest()

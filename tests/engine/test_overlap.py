@@ -15,7 +15,8 @@ from millrace.engine import token_masks
 from millrace.engine.cuda_graph import DecodeGraphs, graph_sizes
 from millrace.engine.llm import LLM
 from millrace.engine.outputs import RequestOutput
-from millrace.engine.request import GenerateRequest
+from millrace.engine.pooling_params import PoolingParams
+from millrace.engine.request import GenerateRequest, PoolingRequest
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.tables import Tables
 
@@ -115,6 +116,20 @@ def test_masks_of_grammars_make_nobody_wait(tiny_model, watch, monkeypatch):  # 
     with make_llm(tiny_model("llama"), 1) as llm:
         (one,) = run(llm, requests, watch)["held"].outputs
     assert re.fullmatch("[a-z ]+", one.text)
+
+
+@pytest.mark.parametrize("pooling_type", ["LAST", "MEAN"])
+def test_vectors_make_nobody_wait(pooling_type, tiny_model, watch):  # noqa: F811
+    kwargs = {"runner": "pooling", "pooler_config": {"pooling_type": pooling_type}, "dtype": "float32"}
+    requests = [PoolingRequest(str(i), None, [5 + i % 3] * (1 + 7 * i), PoolingParams()) for i in range(12)]
+    found = []
+    for depth, on in ((0, None), (1, watch)):
+        with LLM(
+            str(tiny_model("llama")), overlap_depth=depth, max_num_batched_tokens=24, max_num_seqs=4, **kwargs
+        ) as llm:
+            outputs = run(llm, requests, on)
+            found.append(np.stack([outputs[str(i)].outputs.data for i in range(12)]))
+    np.testing.assert_allclose(found[1], found[0], atol=1e-5)
 
 
 def assert_close(ours: list | None, theirs: list | None) -> None:

@@ -166,7 +166,9 @@ def test_shards_of_other_ranks_are_refused(tiny_model, tmp_path: Path) -> None:
         LLM(str(tmp_path), **SETTINGS, load_format="sharded_state", tensor_parallel_size=2)
 
 
-@pytest.mark.parametrize(("task", "tp_size", "pp_size"), [("embed", 2, 1), ("classify", 1, 2)])
+@pytest.mark.parametrize(
+    ("task", "tp_size", "pp_size"), [pytest.param("embed", 2, 1, marks=pytest.mark.soak), ("classify", 1, 2)]
+)
 def test_vectors_of_many_ranks_are_those_of_one(tmp_path, tiny_model, task, tp_size, pp_size):
     folder = tiny_model("qwen3") if task == "embed" else tiny_classifier(tmp_path, "llama", num_labels=3)
     vectors = []

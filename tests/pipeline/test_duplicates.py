@@ -14,7 +14,7 @@ from millrace.engine.errors import EngineError
 from millrace.pipeline import columns
 from millrace.pipeline.stages import GenerateStage, Row
 from millrace.pipeline.stages.duplicates import Duplicates, Inbox, request_key
-from millrace.pipeline.stages.generate import in_good_order
+from millrace.pipeline.stages.engine import in_good_order
 
 
 def stage_of(client: Any, **changes: Any) -> GenerateStage:

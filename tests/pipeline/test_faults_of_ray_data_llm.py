@@ -290,7 +290,7 @@ DOCUMENTED: dict[str, list[Any]] = {
     "detokenize_stage": [True, False],
     "prepare_multimodal_stage": [False, {"enabled": False}],
     "engine_kwargs": [{}, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "max_model_len": 256}],
-    "task_type": ["generate"],
+    "task_type": ["generate", "embed", "classify"],
     "log_engine_metrics": [True, False],
     "dynamic_lora_loading_path": [None],
     "placement_group_config": [
@@ -301,7 +301,7 @@ DOCUMENTED: dict[str, list[Any]] = {
     ],
 }
 NOT_THERE_YET = {
-    "task_type": ["embed", "classify", "score"],
+    "task_type": ["score"],
     "prepare_multimodal_stage": [True, {"enabled": True}],
     "dynamic_lora_loading_path": ["s3://adapters"],
 }

@@ -7,15 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from millrace.pipeline.openai_batch.fields import CHAT, COMPLETIONS, FIELDS, BodyField
+from millrace.pipeline.openai_batch.fields import CHAT, COMPLETIONS, EMBEDDINGS, ENDPOINTS, FIELDS, BodyField
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "openai_batch.md"
 
 USES = {"request": "taken", "sampling": "taken", "ignored": "no effect", "refused": "refused"}
 
+WHERE = {
+    ENDPOINTS: "all",
+    (CHAT, COMPLETIONS): "both",
+    (CHAT,): "chat",
+    (COMPLETIONS,): "completion",
+    (EMBEDDINGS,): "embedding",
+}
+
 
 def row(field: BodyField) -> str:
-    where = {(CHAT, COMPLETIONS): "both", (CHAT,): "chat", (COMPLETIONS,): "completion"}[field.endpoints]
+    where = WHERE[field.endpoints]
     off = ", ".join(f"`{str(one).lower() if isinstance(one, bool) else one!r}`" for one in field.off)
     use = USES[field.use] + (f", but for {off}" if off else "")
     return f"| `{field.name}` | {where} | {use} | {field.note} |"

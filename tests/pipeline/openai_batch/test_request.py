@@ -198,8 +198,11 @@ def test_a_model_that_is_not_served_is_not_found() -> None:
     assert "'m', 'gpt-4o'" in found.message
 
 
-def test_embeddings_are_refused_whatever_the_body() -> None:
-    assert error(line(EMBEDDINGS)).code == "unsupported_endpoint"
+def test_a_file_is_of_one_kind() -> None:
+    found = error(line(EMBEDDINGS))
+    assert found.code == "unsupported_endpoint" and "one of chats and completions" in found.message
+    found = RequestReader(("m",), embeds=True).read(line())
+    assert isinstance(found, LineError) and "one of embeddings" in found.message
 
 
 @pytest.mark.parametrize("field", [one for one in FIELDS if one.use == "refused"], ids=lambda one: one.name)

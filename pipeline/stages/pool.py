@@ -1,0 +1,45 @@
+"""Pooling: a row's prompt becomes a vector, its embedding or its classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...engine import PoolingParams, PoolingRequest
+from ...engine.errors import PoolingParamsError
+from .. import columns
+from .engine import Asked, EngineStage, plain_values, request_columns
+
+
+class PoolStage(EngineStage):
+    """Pools the rows of a block. Its settings are those of `EngineStage`."""
+
+    name = "pool"
+
+    def make_request(
+        self, request_id: str, prompt: str | None, prompt_token_ids: list[int] | None, row: Mapping[str, Any]
+    ) -> PoolingRequest:
+        """As `EngineStage.make_request`."""
+        if prompt is None and isinstance(row.get(columns.PROMPT), str):
+            prompt = row[columns.PROMPT]
+        more = row.get(columns.MORE_PROMPTS) or ()
+        return PoolingRequest(request_id, prompt, prompt_token_ids, _params(row), more_prompts=more)
+
+    def output_columns(self, asked: Asked, output: Any) -> dict[str, Any]:
+        """As `EngineStage.output_columns`."""
+        return {
+            **request_columns(output, asked.params),
+            columns.EMBEDDINGS: output.outputs.data.tolist(),
+            columns.FINISH_REASON: "stop",
+        }
+
+
+def _params(row: Mapping[str, Any]) -> PoolingParams:
+    given = row.get(columns.POOLING_PARAMS)
+    if given is None or isinstance(given, PoolingParams):
+        return given or PoolingParams()
+    if isinstance(given, Mapping):
+        return PoolingParams.from_dict(plain_values(given))
+    raise PoolingParamsError(
+        f"column {columns.POOLING_PARAMS!r} must be a dict or PoolingParams; got {type(given).__name__} {given!r:.80}"
+    )
