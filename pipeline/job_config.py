@@ -35,7 +35,8 @@ class JobConfig(Settings):
         model: Folder of the model, or ``"bundled:NAME"``.
         input: File, folder, pattern, or a list of these.
         output: Folder to write files to; a path or a URL.
-        format: Of the input: ``"parquet"``, ``"jsonl"`` or ``"csv"``; None to tell by the extension.
+        format: Of the input: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"delta"``; None to tell by the extension, or
+            by the log of a table.
         output_format: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"arrow"``.
         endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
         prompt: Text with {column} fields.
@@ -61,7 +62,7 @@ class JobConfig(Settings):
     model: str
     input: str | list[str]
     output: str
-    format: Literal["parquet", "jsonl", "csv"] | None = None
+    format: Literal["parquet", "jsonl", "csv", "delta"] | None = None
     prompt: str | None = None
     messages: list[MessageTemplate] | None = None
     sampling: dict[str, Any] | None = None

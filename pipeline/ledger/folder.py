@@ -36,7 +36,7 @@ class JobState:
 
     Attributes:
         job: Fields of its `JobConfig`.
-        inputs: Files of its input: url, size and etag.
+        inputs: Files of its input: url, size and etag; before them, its Delta tables: table and version.
         num_rows: Rows of the input; None if that is not known.
         input_schema: Columns and types of the input, as base64 of Arrow's form.
         version: Of this package.
@@ -53,6 +53,11 @@ class JobState:
         """What the rows of the output follow from."""
         engine = {name: value for name, value in self.job.get("engine", {}).items() if name not in FREE}
         return {**{name: self.job.get(name) for name in FINGERPRINT}, "engine": engine, "input": self.inputs}
+
+    @property
+    def table_versions(self) -> dict[str, int]:
+        """URLs of the Delta tables of its input, and the versions that it reads."""
+        return {one["table"]: one["version"] for one in self.inputs if "table" in one}
 
     def changes(self, other: JobState) -> list[str]:
         """Says in what the fingerprint of another job differs, one line a field."""
@@ -113,7 +118,7 @@ class JobFolder:
         """Returns the job that was begun here; None if there was none."""
         try:
             return JobState(**json.loads(self.state_file.read_bytes()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write_state(self, state: JobState) -> None:
