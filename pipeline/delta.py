@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from typing import TYPE_CHECKING
 
 from ..engine.env import s3_endpoint
@@ -17,6 +18,8 @@ DELTA_LOG = "_delta_log"
 
 DELTA = "delta"
 """How the format is named in a job."""
+
+MARKS = re.compile(r"\x1b\[[0-9;]*m|↳")
 
 
 def require_delta() -> None:
@@ -69,6 +72,6 @@ def storage_options(place: Storage) -> dict[str, str]:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns what an error of the library says, without the lines that trace it through its code."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    """Returns what an error of the library says, without its line ends, arrows and colours."""
+    text = " ".join(MARKS.sub(" ", str(error)).split())
+    return f"{text:.300}" if text else type(error).__name__

@@ -226,7 +226,7 @@ def _begin(prepared: PreparedJob) -> None:
         folder.work.remove()
         (folder.work / RETRY).write_bytes(b"{}")
     else:
-        folder.clear()
+        folder.clear(keeps_table=prepared.state.writes_table)
         folder.write_state(prepared.state)
 
 

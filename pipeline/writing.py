@@ -13,6 +13,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from .. import __version__
 from ..engine.errors import ConfigError
 from . import columns
+from .delta import DELTA
 from .durable import COUNTS, GenerateAndWrite, Identity, PrepareNew
 from .ledger.epoch import Epoch
 from .ledger.folder import JobFolder, JobState
@@ -172,6 +173,10 @@ def write_results(
         raise ConfigError(
             f"the dataset has no column {columns.POSITION!r}, so its rows cannot be told apart: pass key=[...], the "
             "columns whose values do"
+        )
+    if output_format == DELTA:
+        raise ConfigError(
+            "output_format 'delta' is for jobs: a table must know its columns before there are rows; write Parquet here"
         )
     if output_format not in FORMATS:
         raise ConfigError(f"output_format must be one of {', '.join(FORMATS)}; got {output_format!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-import datetime
+import datetime as dt
 import json
 import struct
 import sys
@@ -24,7 +24,7 @@ from s3 import CREDENTIALS, S3Server
 
 deltalake = pytest.importorskip("deltalake")
 
-DAYS = [datetime.date(2026, 1, 1), datetime.date(2026, 1, 2), None]
+DAYS = [dt.date(2026, 1, 1), dt.date(2026, 1, 2), None]
 
 
 def make_table(url: str, **options: Any) -> pa.Table:
@@ -83,7 +83,7 @@ def test_an_old_version_is_read_as_it_was(table: Path) -> None:
 
 
 def test_partitions_have_the_types_of_the_table(tmp_path: Path) -> None:
-    moment = datetime.datetime(2026, 1, 1, 12, 30, tzinfo=datetime.UTC)
+    moment = dt.datetime(2026, 1, 1, 12, 30, tzinfo=dt.UTC)
     rows = pa.table(
         {
             "id": [1, 2],
