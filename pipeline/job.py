@@ -93,11 +93,11 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
         ConfigError: Something in the job cannot be used, or the folder holds something else.
     """
     job = job.relative_to(Path.cwd())
-    config = processor_config(job)
     folder = JobFolder(Storage.at(job.output, job.endpoint_url))
     began = None if overwrite or folder.is_finished else folder.read_state()
     versions = {} if began is None else began.table_versions  # Tables may have grown since.
     source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url), versions)
+    config = processor_config(job, source.num_rows)
     schema = result_schema(job, source.schema)
     state = _state(job, source)
     resumes = folder.check(state, overwrite)

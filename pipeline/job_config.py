@@ -45,7 +45,7 @@ class JobConfig(Settings):
         sampling: Sampling parameters; None for the model's own.
         engine: Settings of the engine.
         replicas: Number of copies of the model.
-        batch_size: Rows per block.
+        batch_size: Rows per block; None for 128, or 1024 where the input has 100,000 rows or more.
         on_error: What a failed row does: ``"row"`` makes it an error row, ``"stop"`` ends the job.
         columns: Columns of the input to keep; None for all.
         output_column: Name of the column of the generated text.
@@ -68,7 +68,7 @@ class JobConfig(Settings):
     sampling: dict[str, Any] | None = None
     engine: dict[str, Any] = Field(default_factory=dict)
     replicas: int = Field(default=1, gt=0)
-    batch_size: int = Field(default=128, gt=0)
+    batch_size: int | None = Field(default=None, gt=0)
     on_error: Literal["row", "stop"] = "row"
     columns: list[str] | None = None
     output_column: str = GENERATED_TEXT

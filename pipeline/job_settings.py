@@ -16,12 +16,18 @@ from .job_rows import REPORTED
 from .sinks.delta import table_schema
 from .template import Template
 
+SMALL_BLOCK_ROWS, LARGE_BLOCK_ROWS = 128, 1024
+LARGE_INPUT_ROWS = 100_000
+"""Ray's driver keeps a record of every block: of a large input, blocks are larger. Those of long rows are not, since a
+reader hands out tables of some megabytes."""
 
-def processor_config(job: JobConfig) -> EngineProcessorConfig:
+
+def processor_config(job: JobConfig, num_rows: int | None = 0) -> EngineProcessorConfig:
     """Returns the processor's settings for a job.
 
     Args:
         job: The job.
+        num_rows: Rows of its input; None if they are too many to count.
 
     Raises:
         ConfigError: The model folder or a setting of the engine cannot be used.
@@ -32,13 +38,22 @@ def processor_config(job: JobConfig) -> EngineProcessorConfig:
     return EngineProcessorConfig(
         model_source=str(folder.resolve()) if Path(job.model).expanduser().is_dir() else job.model,
         engine_kwargs=job.engine_kwargs(),
-        batch_size=job.batch_size,
+        batch_size=job.batch_size or block_rows(num_rows),
         concurrency=job.replicas,
         should_continue_on_error=job.on_error == "row",
         deduplicate=job.dedup,
         # The engine makes the text as well, and has a tokenizer already: one process less that has to load one.
         detokenize_stage=DetokenizeStageConfig(enabled=False),
     )
+
+
+def block_rows(num_rows: int | None) -> int:
+    """Returns the rows per block of a job that does not say.
+
+    Args:
+        num_rows: Rows of its input; None if they are too many to count.
+    """
+    return LARGE_BLOCK_ROWS if num_rows is None or num_rows >= LARGE_INPUT_ROWS else SMALL_BLOCK_ROWS
 
 
 def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
@@ -13,6 +14,7 @@ from ray.data import ActorPoolStrategy, Dataset
 from .. import __version__
 from ..engine.errors import ConfigError
 from . import columns
+from .config import ProcessorConfig
 from .delta import DELTA
 from .durable import COUNTS, GenerateAndWrite, Identity, PrepareNew
 from .ledger.epoch import Epoch
@@ -146,8 +148,9 @@ def write_results(
 ) -> Manifest:
     """Puts a dataset through a processor into files, each row once, whatever dies on the way.
 
-    Called again with the same output after a death, it goes on where that one stopped. Nothing checks that processor
-    and dataset are the same then: that is the caller's part. Called on an output that is whole, it does nothing.
+    Called again with the same output after a death, it goes on where that one stopped. Called on an output that is
+    whole, it does nothing. That the processor's settings are the same then is checked; that its functions and the
+    dataset are is the caller's part.
 
     Args:
         processor: The processor. Its `postprocess` says what a row becomes.
@@ -165,7 +168,7 @@ def write_results(
         The files that were written, with row counts.
 
     Raises:
-        ConfigError: Something given cannot be used.
+        ConfigError: Something given cannot be used, or the output is of other settings.
         MillraceError: The run failed. Call again to go on.
     """
     has_position = columns.POSITION in (dataset.columns() or [])
@@ -175,18 +178,18 @@ def write_results(
             "columns whose values do"
         )
     if output_format == DELTA:
-        raise ConfigError(
-            "output_format 'delta' is for jobs: a table must know its columns before there are rows; write Parquet here"
-        )
+        raise ConfigError("output_format 'delta' is for jobs, which know the columns of a table before there are rows")
     if output_format not in FORMATS:
-        raise ConfigError(f"output_format must be one of {', '.join(FORMATS)}; got {output_format!r}")
+        known = ", ".join(name for name in FORMATS if name != DELTA)
+        raise ConfigError(f"output_format must be one of {known}; got {output_format!r}")
     if order not in ("any", "input") or (order == "input" and key is not None):
         raise ConfigError(f"order must be 'any', or without key 'input'; got {order!r} and key={key!r}")
     folder = JobFolder(Storage.at(output, endpoint_url))
-    if (manifest := Manifest.read(folder.root)) is not None:
-        return manifest
     settings = {"key": None if key is None else list(key), "order": order, "output_format": output_format}
-    state = JobState(settings, [], None, "", __version__)
+    state = JobState(settings | _settings_of(processor.config), [], None, "", __version__)
+    if (manifest := Manifest.read(folder.root)) is not None:
+        folder.check_same(state)
+        return manifest
     if not folder.check(state, overwrite=False):
         folder.write_state(state)
     spec = OutputSpec(
@@ -199,3 +202,19 @@ def write_results(
     if not folder.is_publishing:
         write_rows(processor, dataset, Identity(None if key is None else tuple(key)), spec, Done.find(folder.work))
     return publish(folder.root, spec)
+
+
+def _settings_of(config: ProcessorConfig) -> dict[str, Any]:
+    """Returns what rows follow from of a processor's settings, under the names that jobs have for it."""
+    names = {
+        "model": ("model_source", "url", "deployment_name"),
+        "engine": ("engine_kwargs",),
+        "sampling": ("sampling_params",),
+    }
+    settings = {
+        ours: next((getattr(config, theirs) for theirs in known if hasattr(config, theirs)), None)
+        for ours, known in names.items()
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    comparable: dict[str, Any] = json.loads(json.dumps(given, default=str))
+    return comparable

@@ -173,6 +173,19 @@ class JobFolder:
             )
         return True
 
+    def check_same(self, state: JobState) -> None:
+        """Checks that a finished job is the one that is asked for.
+
+        Raises:
+            ConfigError: It is another one.
+        """
+        began = self.read_state()
+        if began is not None and (changes := began.changes(state)):
+            raise ConfigError(
+                f"output folder {self.root.url!r} already holds a finished job that is another one: "
+                f"{'; '.join(changes)}; pass another folder"
+            )
+
     def clear(self, keeps_table: bool = False) -> None:
         """Removes a job, the manifest first: without it nobody takes the rest for whole.
 

@@ -1,8 +1,9 @@
 """From parts in the work folder to the files of an output, in one go, whatever interrupts it.
 
 What is to be done is written down first (`PLAN`): which file becomes which, and the manifest. Then the files are moved,
-in a Delta table they are committed, the manifest is written, and what it no longer names is removed. Each step may be done again, so whoever finds a plan
-goes through it from the start. The output is whole when its manifest is there, and then it is that of the manifest.
+those of a Delta table are committed, the manifest is written, and what it no longer names is removed. Each step may be
+done again, so whoever finds a plan goes through it from the start. The output is whole when its manifest is there, and
+then it is that of the manifest.
 """
 
 from __future__ import annotations

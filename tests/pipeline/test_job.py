@@ -14,6 +14,7 @@ from millrace import ConfigError
 from millrace.pipeline import JobConfig, load_job
 from millrace.pipeline.job import prepare_job, prepare_resume, prepare_retry
 from millrace.pipeline.job_rows import MakePrompt, MakeResult
+from millrace.pipeline.job_settings import processor_config
 from millrace.pipeline.report import JobSummary
 from millrace.pipeline.template import Template
 
@@ -243,3 +244,14 @@ def test_a_summary_says_whether_every_row_came_out() -> None:
     summary = JobSummary("m", "out", 4, 3, 0, 100, 10, 50, 1.0, 2.0, 0.1, {"stop": 3}, {})
     assert summary.as_dict()["output_tokens_per_s"] == 25.0
     assert not summary.is_complete
+
+
+@pytest.mark.parametrize(
+    ("given", "num_rows", "expected"),
+    [(None, 99_999, 128), (None, 100_000, 1024), (None, None, 1024), (16, None, 16), (16, 10, 16)],
+)
+def test_blocks_of_a_large_input_are_larger_unless_the_job_says(
+    given: int | None, num_rows: int | None, expected: int
+) -> None:
+    job = JobConfig(model="bundled:invoices", input="x.jsonl", output="out", batch_size=given)
+    assert processor_config(job, num_rows).batch_size == expected

@@ -35,6 +35,8 @@ def test_a_dataset_with_a_key_is_written_once(cluster: None, make_processor: Mak
     # Of three prompts one each ran, whichever blocks they were in.
     assert manifest.counts.num_duplicates == 59 - 3
     assert write_results(processor, ray.data.from_items(rows), out, key=["id"]) == manifest
+    with pytest.raises(ConfigError, match=r'holds a finished job that is another one: key was \["id"\] and is now'):
+        write_results(processor, ray.data.from_items(rows), out, key=["prompt"])
 
 
 def test_lines_of_a_file_keep_their_order(cluster: None, make_processor: Make, tmp_path: Path) -> None:
@@ -69,6 +71,24 @@ def test_mistakes_are_said_before_anything_runs(
     with pytest.raises(ConfigError, match=said):
         write_results(make_processor(), dataset, str(tmp_path / "out"), **changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_was_begun_with_other_settings_is_left_alone(
+    cluster: None, make_processor: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, out = ray.data.from_items([{"id": 1, "prompt": "x"}]), str(tmp_path / "out")
+
+    def die(*args: Any) -> None:
+        raise RuntimeError("died before the files were in their places")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("millrace.pipeline.writing.publish", die)
+        with pytest.raises(RuntimeError, match="died"):
+            write_results(make_processor(postprocess=keep), dataset, out, key=["id"])
+    other = make_processor(postprocess=keep, sampling_params={"temperature": 0.5})
+    with pytest.raises(ConfigError, match=r'sampling was null and is now \{"temperature": 0.5\}'):
+        write_results(other, dataset, out, key=["id"])
+    assert write_results(make_processor(postprocess=keep), dataset, out, key=["id"]).num_rows == 1
 
 
 def test_files_of_others_are_left_alone(cluster: None, make_processor: Make, tmp_path: Path) -> None:
