@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from millrace import ConfigError, write_results
 from millrace.engine.errors import StorageError
@@ -248,3 +252,31 @@ def test_a_table_in_a_bucket(job: JobConfig, s3: S3Server, monkeypatch: pytest.M
     assert run(retry, [3]).table_version == 1
     assert texts(url, options=options) == expect(0, 1, 2, 3)
     assert json.loads((prepared.folder.root / "_manifest.json").read_bytes())["table_version"] == 1
+
+
+@pytest.mark.soak
+def test_a_killed_job_goes_on_from_table_to_table(tmp_path: Path, tiny_model: Callable[[str], Path]) -> None:
+    table, out = str(tmp_path / "table"), tmp_path / "out"
+    days = [dt.date(2026, 1, 1 + index % 3) for index in range(300)]
+    rows = pa.table({"id": range(300), "line": [f"line {index}" for index in range(300)], "day": days})
+    deltalake.write_deltalake(table, rows, partition_by=["day"])
+    deltalake.DeltaTable(table).delete("id < 10")
+    command = [sys.executable, "-P", "-c", "from millrace.pipeline.cli import main; main()"]
+    arguments = ["run", "--model", str(tiny_model("llama")), "--input", table, "--output", str(out)]
+    settings = ["engine.max_num_seqs=32", "engine.max_model_len=128", "engine.num_threads=1", "flush_interval_s=0.2"]
+    sets = [word for one in settings for word in ("--set", one)]
+    more = ["--prompt", "{day} {line}", "--max-tokens", "64", "--batch-size", "16", "--output-format", "delta"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*command, *arguments, *more, *sets], **quiet, start_new_session=True) as process:
+        waiting = Retrying(stop=stop_after_delay(120), wait=wait_fixed(0.05), retry=retry_if_result(lambda x: not x))
+        waiting(lambda: list((out / "_millrace" / "work" / "results").glob("*.flush")))
+        process.kill()
+    assert not (out / "_delta_log").exists()
+    deltalake.write_deltalake(table, rows.slice(0, 10), mode="append")
+    deltalake.DeltaTable(table).delete("id > 200")
+    done = subprocess.run([*command, "resume", str(out)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "going on with the job" in done.stderr
+    read = deltalake.DeltaTable(str(out)).to_pyarrow_table().sort_by("id")
+    assert read.select(["id", "line", "day"]) == rows.slice(10)
+    assert (versions(str(out)), json.loads((out / "_manifest.json").read_text())["table_version"]) == (1, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import datetime as dt
 import json
+import pickle
 import struct
 import sys
 from pathlib import Path
@@ -46,7 +47,8 @@ def make_table(url: str, **options: Any) -> pa.Table:
 
 
 def read(source: Source) -> pa.Table:
-    tables = [table for unit in source.units for table in FORMATS[source.format].read(unit, source.schema)]
+    units = pickle.loads(pickle.dumps(source.units))  # As they come to the workers.
+    tables = [table for unit in units for table in FORMATS[source.format].read(unit, source.schema)]
     return pa.concat_tables(tables)
 
 
