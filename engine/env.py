@@ -12,6 +12,7 @@ __all__ = [
     "job_variables",
     "ray_address",
     "ray_folder",
+    "s3_endpoint",
     "shorten_spinning",
     "storage_timeout",
 ]
@@ -36,6 +37,11 @@ STORAGE_TIMEOUT = "MILLRACE_STORAGE_TIMEOUT_S"
 def storage_timeout() -> str | None:
     """Returns what the user has set for that, if anything."""
     return os.environ.get(STORAGE_TIMEOUT) or None
+
+
+def s3_endpoint() -> str | None:
+    """Returns where the user says that ``s3://`` leads, under the names that Amazon's libraries know."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
 def ray_address() -> str | None:

@@ -93,11 +93,13 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
         ConfigError: Something in the job cannot be used, or the folder holds something else.
     """
     job = job.relative_to(Path.cwd())
-    source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url))
+    folder = JobFolder(Storage.at(job.output, job.endpoint_url))
+    began = None if overwrite or folder.is_finished else folder.read_state()
+    versions = {} if began is None else began.table_versions  # Tables may have grown since.
+    source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url), versions)
     config = processor_config(job, source.num_rows)
     schema = result_schema(job, source.schema)
     state = _state(job, source)
-    folder = JobFolder(Storage.at(job.output, job.endpoint_url))
     resumes = folder.check(state, overwrite)
     return PreparedJob(job, config, state, folder, _spec(job, folder, schema, source.schema), source, resumes)
 
@@ -224,7 +226,7 @@ def _begin(prepared: PreparedJob) -> None:
         folder.work.remove()
         (folder.work / RETRY).write_bytes(b"{}")
     else:
-        folder.clear()
+        folder.clear(keeps_table=prepared.state.writes_table)
         folder.write_state(prepared.state)
 
 
@@ -273,9 +275,10 @@ def _changed(state: JobState, output: str, changes: dict[str, Any]) -> JobConfig
 
 
 def _state(job: JobConfig, source: Source) -> JobState:
-    inputs = [{"url": file.path, "size": file.size, "etag": file.etag} for file in source.files]
+    tables = [{"table": url, "version": version} for url, version in source.versions.items()]
+    files = [{"url": file.path, "size": file.size, "etag": file.etag} for file in source.files]
     schema = base64.b64encode(_with_read_error(source.schema).serialize().to_pybytes()).decode()
-    return JobState(job.model_dump(mode="json"), inputs, source.num_rows, schema, __version__)
+    return JobState(job.model_dump(mode="json"), [*tables, *files], source.num_rows, schema, __version__)
 
 
 def _read_schema(text: str) -> pa.Schema:

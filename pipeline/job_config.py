@@ -35,8 +35,9 @@ class JobConfig(Settings):
         model: Folder of the model, or ``"bundled:NAME"``.
         input: File, folder, pattern, or a list of these.
         output: Folder to write files to; a path or a URL.
-        format: Of the input: ``"parquet"``, ``"jsonl"`` or ``"csv"``; None to tell by the extension.
-        output_format: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"arrow"``.
+        format: Of the input: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"delta"``; None to tell by the extension, or
+            by the log of a table.
+        output_format: ``"parquet"``, ``"jsonl"``, ``"csv"``, ``"arrow"``, or ``"delta"`` for a Delta table.
         endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
         prompt: Text with {column} fields.
         messages: Conversation with {column} fields, rendered by the model's chat template. With neither `prompt` nor
@@ -61,7 +62,7 @@ class JobConfig(Settings):
     model: str
     input: str | list[str]
     output: str
-    format: Literal["parquet", "jsonl", "csv"] | None = None
+    format: Literal["parquet", "jsonl", "csv", "delta"] | None = None
     prompt: str | None = None
     messages: list[MessageTemplate] | None = None
     sampling: dict[str, Any] | None = None
@@ -73,7 +74,7 @@ class JobConfig(Settings):
     output_column: str = GENERATED_TEXT
     seed: int | None = None
     limit: int | None = Field(default=None, gt=0)
-    output_format: Literal["parquet", "jsonl", "csv", "arrow"] = "parquet"
+    output_format: Literal["parquet", "jsonl", "csv", "arrow", "delta"] = "parquet"
     endpoint_url: str | None = None
     key: list[str] | None = Field(default=None, min_length=1)
     order: Literal["any", "input"] = "any"

@@ -10,8 +10,10 @@ from ..engine import resolve_model
 from ..engine.errors import ConfigError
 from . import columns
 from .config import DetokenizeStageConfig, EngineProcessorConfig, TaskType
+from .delta import DELTA
 from .job_config import JobConfig
 from .job_rows import REPORTED
+from .sinks.delta import table_schema
 from .template import Template
 
 SMALL_BLOCK_ROWS, LARGE_BLOCK_ROWS = 128, 1024
@@ -66,7 +68,8 @@ def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
         given: Columns and types of its input.
 
     Raises:
-        ConfigError: The job names a column that the input does not have, or one would be written twice.
+        ConfigError: The job names a column that the input does not have, or one would be written twice, or the output
+            has no type for one.
     """
     names = given.names
     asked = [Template("", (("", name),)) for name in [*(job.columns or []), *(job.key or [])]]
@@ -88,4 +91,5 @@ def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
                 f"the input's column {name!r} would be overwritten by the result; leave it out of columns, "
                 "or set output_column"
             )
-    return pa.schema([*kept, *(pa.field(*one) for one in result)])
+    schema = pa.schema([*kept, *(pa.field(*one) for one in result)])
+    return table_schema(schema) if job.output_format == DELTA else schema

@@ -15,6 +15,7 @@ from .. import __version__
 from ..engine.errors import ConfigError
 from . import columns
 from .config import ProcessorConfig
+from .delta import DELTA
 from .durable import COUNTS, GenerateAndWrite, Identity, PrepareNew
 from .ledger.epoch import Epoch
 from .ledger.folder import JobFolder, JobState
@@ -176,8 +177,11 @@ def write_results(
             f"the dataset has no column {columns.POSITION!r}, so its rows cannot be told apart: pass key=[...], the "
             "columns whose values do"
         )
+    if output_format == DELTA:
+        raise ConfigError("output_format 'delta' is for jobs, which know the columns of a table before there are rows")
     if output_format not in FORMATS:
-        raise ConfigError(f"output_format must be one of {', '.join(FORMATS)}; got {output_format!r}")
+        known = ", ".join(name for name in FORMATS if name != DELTA)
+        raise ConfigError(f"output_format must be one of {known}; got {output_format!r}")
     if order not in ("any", "input") or (order == "input" and key is not None):
         raise ConfigError(f"order must be 'any', or without key 'input'; got {order!r} and key={key!r}")
     folder = JobFolder(Storage.at(output, endpoint_url))

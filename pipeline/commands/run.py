@@ -30,7 +30,7 @@ def run(
     limit: Annotated[int | None, typer.Option(help="Run only the first rows.")] = None,
     order: Annotated[Literal["any", "input"] | None, typer.Option(help="Order of the rows of the output.")] = None,
     output_format: Annotated[
-        Literal["parquet", "jsonl", "csv", "arrow"] | None, typer.Option(help="Format of the results.")
+        Literal["parquet", "jsonl", "csv", "arrow", "delta"] | None, typer.Option(help="Format of the results.")
     ] = None,
     on_error: Annotated[
         Literal["row", "stop"] | None,

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...engine.errors import ConfigError
+from ..delta import DELTA, DELTA_LOG
 from ..storage import Storage
 
 OURS = "_millrace"
+STATE = "job.json"
 PLAN = "publish.json"
 RETRY = "retry.json"
 MANIFEST = "_manifest.json"
@@ -36,7 +38,7 @@ class JobState:
 
     Attributes:
         job: Fields of its `JobConfig`.
-        inputs: Files of its input: url, size and etag.
+        inputs: Files of its input: url, size and etag; before them, its Delta tables: table and version.
         num_rows: Rows of the input; None if that is not known.
         input_schema: Columns and types of the input, as base64 of Arrow's form.
         version: Of this package.
@@ -53,6 +55,16 @@ class JobState:
         """What the rows of the output follow from."""
         engine = {name: value for name, value in self.job.get("engine", {}).items() if name not in FREE}
         return {**{name: self.job.get(name) for name in FINGERPRINT}, "engine": engine, "input": self.inputs}
+
+    @property
+    def table_versions(self) -> dict[str, int]:
+        """URLs of the Delta tables of its input, and the versions that it reads."""
+        return {one["table"]: one["version"] for one in self.inputs if "table" in one}
+
+    @property
+    def writes_table(self) -> bool:
+        """Whether the output is a Delta table."""
+        return self.job.get("output_format") == DELTA
 
     def changes(self, other: JobState) -> list[str]:
         """Says in what the fingerprint of another job differs, one line a field."""
@@ -87,7 +99,7 @@ class JobFolder:
     @property
     def state_file(self) -> Storage:
         """Where the job is described."""
-        return self.root / OURS / "job.json"
+        return self.root / OURS / STATE
 
     @property
     def report_file(self) -> Storage:
@@ -113,7 +125,7 @@ class JobFolder:
         """Returns the job that was begun here; None if there was none."""
         try:
             return JobState(**json.loads(self.state_file.read_bytes()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write_state(self, state: JobState) -> None:
@@ -137,12 +149,12 @@ class JobFolder:
             raise ConfigError(f"output {self.root.url!r} is a file; pass a folder")
         here = f"output folder {self.root.url!r}"
         present = [one for one in self.root.list() if one.name[0] != "."]  # A death may leave a draft, ".name.tmp".
-        foreign = [one.name for one in present if not _is_ours(one)]
+        began = self.read_state()
+        foreign = [one.name for one in present if not _is_ours(one, began)]
         if foreign:
             raise ConfigError(f"{here} already holds {foreign[0]!r}; pass another folder")
         if overwrite:
             return False
-        began = self.read_state()
         if self.is_finished:
             raise ConfigError(
                 f"{here} already holds a finished job; pass --overwrite to replace it, or another folder "
@@ -174,15 +186,34 @@ class JobFolder:
                 f"{'; '.join(changes)}; pass another folder"
             )
 
-    def clear(self) -> None:
-        """Removes a job, the manifest first: without it nobody takes the rest for whole."""
+    def clear(self, keeps_table: bool = False) -> None:
+        """Removes a job, the manifest first: without it nobody takes the rest for whole.
+
+        What describes the job stays until it is written over, so that after a death in between the rest is known as
+        ours.
+
+        Args:
+            keeps_table: Whether a Delta table stays, as old versions of the one that the next job makes.
+        """
         (self.root / MANIFEST).remove()
+        began = self.read_state()
+        keeps_table = keeps_table and (self.root / DELTA_LOG).exists()
         for one in self.root.list():
-            if _is_ours(one):
+            is_kept = one.name == OURS or (keeps_table and _is_of_table(one))
+            if _is_ours(one, began) and not is_kept:
+                one.remove()
+        for one in (self.root / OURS).list():
+            if one.name != STATE:
                 one.remove()
 
 
-def _is_ours(file: Storage) -> bool:
+def _is_of_table(file: Storage) -> bool:
+    return file.name == DELTA_LOG or file.name.endswith(".parquet")
+
+
+def _is_ours(file: Storage, began: JobState | None) -> bool:
     if file.name in (OURS, FAILED_FOLDER):
         return True
+    if file.name == DELTA_LOG:  # The table of somebody else is not ours to replace.
+        return began is not None and began.writes_table
     return file.name == MANIFEST or (file.name.endswith(EXTENSIONS) and not file.is_dir())

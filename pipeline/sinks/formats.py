@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from ..delta import DELTA
+
 ROW_GROUP_ROWS = 16_384
 """Rows of a row group of Parquet: what a reader of a few rows reads."""
 
@@ -77,5 +79,6 @@ FORMATS = {
     "jsonl": Format("jsonl", _jsonl),
     "csv": Format("csv", _csv),
     "arrow": Format("arrow", _arrow),
+    DELTA: Format("parquet", _parquet),  # What makes files a table is their publication.
 }
 """Name in a job file -> format."""

@@ -1,21 +1,26 @@
 """From parts in the work folder to the files of an output, in one go, whatever interrupts it.
 
 What is to be done is written down first (`PLAN`): which file becomes which, and the manifest. Then the files are moved,
-the manifest is written, and what it no longer names is removed. Each step may be done again, so whoever finds a plan
-goes through it from the start. The output is whole when its manifest is there, and then it is that of the manifest.
+those of a Delta table are committed, the manifest is written, and what it no longer names is removed. Each step may be
+done again, so whoever finds a plan goes through it from the start. The output is whole when its manifest is there, and
+then it is that of the manifest.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..delta import DELTA
 from ..ledger.epoch import FAILED, KINDS, RESULTS, Epoch
 from ..ledger.folder import FAILED_FOLDER, MANIFEST, PLAN, RETRY
 from ..ledger.records import Record, read_flush_rows, read_records, sum_counts
 from ..report.counts import Counts
 from ..storage import Storage
+from .delta import TableCommit, commit, schema_text
 from .ordered import order_parts
 from .parts import Flushed, OutputSpec, PartWriter
 
@@ -44,12 +49,14 @@ class Manifest:
         failed_files: Dead letters.
         counts: What the results add up to.
         failed_counts: What the dead letters add up to.
+        table_version: Version of the Delta table that has the results; None for files that are no table.
     """
 
     files: list[OutputFile] = field(default_factory=list)
     failed_files: list[OutputFile] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     failed_counts: Counts = field(default_factory=Counts)
+    table_version: int | None = None
 
     @property
     def num_rows(self) -> int:
@@ -78,6 +85,7 @@ class Manifest:
             "failed_files": [asdict(one) for one in self.failed_files],
             "counts": self.counts.as_dict(),
             "failed_counts": self.failed_counts.as_dict(),
+            **({} if self.table_version is None else {"table_version": self.table_version}),
         }
 
     @classmethod
@@ -88,6 +96,7 @@ class Manifest:
             [OutputFile(**one) for one in data["failed_files"]],
             Counts.from_dict(data["counts"]),
             Counts.from_dict(data["failed_counts"]),
+            data.get("table_version"),
         )
 
     @classmethod
@@ -113,9 +122,12 @@ def publish(output: Storage, spec: OutputSpec, former: Manifest | None = None) -
     if not plan.exists():
         former = former or Manifest()
         parts = _close_parts(Epoch.open(spec.work), spec)
-        moves, manifest = _plan(parts, former, spec)
+        token = uuid.uuid4().hex
+        moves, manifest = _plan(parts, former, f"-{token}" if spec.format == DELTA else "")
         removed = [one.name for one in former.failed_files]
         steps = {"moves": moves, "manifest": manifest.as_dict(), "removed": removed}
+        if spec.format == DELTA:
+            steps["commit"] = asdict(_table_commit(token, former, manifest, spec))
         plan.write_bytes(json.dumps(steps).encode())
     return _carry_out(output, spec.work, json.loads(plan.read_bytes()))
 
@@ -144,8 +156,18 @@ def _close_parts(epoch: Epoch, spec: OutputSpec) -> dict[str, list[Record]]:
     return parts
 
 
-def _plan(parts: dict[str, list[Record]], former: Manifest, spec: OutputSpec) -> tuple[list[tuple[str, str]], Manifest]:
-    """Names the files. Numbers go on after those that are there: old and new dead letters are there for a moment."""
+def _table_commit(token: str, former: Manifest, manifest: Manifest, spec: OutputSpec) -> TableCommit:
+    """Says what the table will hold: these results, and those before of which only the dead letters run again."""
+    assert spec.schema is not None
+    added = [asdict(one) for one in manifest.files if one not in former.files]
+    return TableCommit(token, former.table_version is None, schema_text(spec.schema), added)
+
+
+def _plan(parts: dict[str, list[Record]], former: Manifest, suffix: str) -> tuple[list[tuple[str, str]], Manifest]:
+    """Names the files. Numbers go on after those that are there: old and new dead letters are there for a moment.
+
+    Names of a table's files are never used again, since its old versions have them: a suffix makes each one new.
+    """
     counts = sum_counts(parts[RESULTS])
     counts.merge(former.counts)
     manifest = Manifest(list(former.files), [], counts, sum_counts(parts[FAILED]))
@@ -156,14 +178,15 @@ def _plan(parts: dict[str, list[Record]], former: Manifest, spec: OutputSpec) ->
     ):
         for number, record in enumerate(parts[kind], first):
             assert record.part is not None
-            name = f"{folder}part-{number:05}.{record.part.rpartition('.')[2]}"
+            name = f"{folder}part-{number:05}{suffix}.{record.part.rpartition('.')[2]}"
             moves.append((record.part, name))
             files.append(OutputFile(name, record.num_rows, record.num_bytes))
     return moves, manifest
 
 
 def _next_number(files: list[OutputFile]) -> int:
-    return max((int(one.name.rpartition("-")[2].partition(".")[0]) + 1 for one in files), default=0)
+    numbers = [re.search(r"part-(\d+)", one.name) for one in files]
+    return max((int(one[1]) + 1 for one in numbers if one), default=0)
 
 
 def _carry_out(output: Storage, work: Storage, plan: dict[str, Any]) -> Manifest:
@@ -172,6 +195,8 @@ def _carry_out(output: Storage, work: Storage, plan: dict[str, Any]) -> Manifest
         if (work / part).url in there:  # Else it was moved before an interruption.
             (work / part).move_to(output / name)
     manifest = Manifest.from_dict(plan["manifest"])
+    if "commit" in plan:
+        manifest.table_version = commit(output, TableCommit(**plan["commit"]))
     (output / MANIFEST).write_bytes(json.dumps(manifest.as_dict(), indent=2).encode())
     for name in plan["removed"]:
         (output / name).remove()

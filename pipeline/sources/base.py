@@ -31,6 +31,23 @@ TABLE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class TableFile:
+    """What the log of a table says of one of its files.
+
+    Attributes:
+        url: Where the table is.
+        version: The version of the table that has the file.
+        schema: Columns and types of the table.
+        partition: Columns that are not in the file, since all of its rows have the same values; one row.
+    """
+
+    url: str
+    version: int
+    schema: pa.Schema
+    partition: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
 class InputFile:
     """A file of the input.
 
@@ -39,12 +56,14 @@ class InputFile:
         storage: Where it is.
         size: In bytes; None where the store does not say.
         etag: Changes when the content does.
+        table: What the log of its table says of it; None for a file that belongs to none.
     """
 
     ordinal: int
     storage: Storage
     size: int | None
     etag: str
+    table: TableFile | None = None
 
     @property
     def path(self) -> str:

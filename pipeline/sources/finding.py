@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ...engine.errors import ConfigError
+from ..delta import DELTA, DELTA_LOG, is_table
 from ..storage import FileInfo, Storage, StorageOptions
 from .base import InputFile
+from .delta import table_files
 
 EXTENSIONS = {
     ".parquet": "parquet",
@@ -21,29 +24,29 @@ EXTENSIONS = {
     ".feather": "arrow",
     ".ipc": "arrow",
 }
-TABLES = {"_delta_log": "Delta", "_versions": "Lance"}
-"""What tells a folder of files from one whose files only its log explains."""
+LANCE_VERSIONS = "_versions"
+"""Folder that only a Lance table has."""
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
 
-def find_files(given: str | list[str], format: str | None, options: StorageOptions) -> list[InputFile]:
+def find_files(
+    given: str | list[str], format: str | None, options: StorageOptions, versions: Mapping[str, int]
+) -> list[InputFile]:
     """Finds the files of an input.
 
     Args:
-        given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder, or a list of these.
+        given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder or table, or a list of these.
         format: Of the files; None to tell by the extension.
         options: How to reach what is behind a URL.
+        versions: Of Delta tables, by their URL, if they are not to be read as they are now.
 
     Raises:
-        ConfigError: Nothing is there.
+        ConfigError: Nothing is there, or it is no table and is said to be one.
     """
     places = [Storage.at(one, options=options) for one in ([given] if isinstance(given, str) else given)]
-    found = [info for place in places for info in _expand(place, format)]
-    return [
-        InputFile(ordinal, Storage.at(info.url, options=options), info.size, info.etag)
-        for ordinal, info in enumerate(found)
-    ]
+    found = [file for place in places for file in _files_at(place, format, versions)]
+    return [replace(file, ordinal=ordinal) for ordinal, file in enumerate(found)]
 
 
 def format_of(files: Iterable[InputFile]) -> str:
@@ -53,7 +56,7 @@ def format_of(files: Iterable[InputFile]) -> str:
         ConfigError: They are of no known kind, or of several.
     """
     paths = [file.path for file in files]
-    kinds = {kind_of(path) for path in paths}
+    kinds = {kind_of(file.path) if file.table is None else "parquet" for file in files}
     if len(kinds) == 1 and (kind := kinds.pop()) is not None:
         return kind
     raise ConfigError(
@@ -79,8 +82,38 @@ def _extensions(path: str) -> tuple[str, str | None]:
     return (PurePosixPath(name.stem).suffix if compression else name.suffix), compression
 
 
-def _expand(place: Storage, format: str | None) -> list[FileInfo]:
+def _files_at(place: Storage, format: str | None, versions: Mapping[str, int]) -> list[InputFile]:
     info = place.info()
+    if info is not None and info.is_dir and is_table(place):
+        if format not in (None, DELTA, "parquet"):
+            raise ConfigError(f"input {place.url!r} is a Delta table, whose files are Parquet; got format {format!r}")
+        return table_files(place, versions.get(place.url))
+    if format == DELTA:
+        raise ConfigError(f"input {place.url!r} is no Delta table: it holds no {DELTA_LOG}")
+    found = _expand(place, info, format)
+    if info is None or info.is_dir:  # Who names a single file of a table means that one.
+        _refuse_parts_of_tables(place, found)
+    return [InputFile(0, Storage.at(one.url, options=place.options), one.size, one.etag) for one in found]
+
+
+def _refuse_parts_of_tables(place: Storage, found: Iterable[FileInfo]) -> None:
+    """Raises if files are those of a Delta table: some may hold rows that the table does not have any more."""
+    for root in dict.fromkeys(_root_of(replace(place, url=one.url)) for one in found):
+        if is_table(root):
+            raise ConfigError(
+                f"input {place.url!r} finds files of the Delta table {root.url!r}; pass the table's folder"
+            )
+
+
+def _root_of(file: Storage) -> Storage:
+    """Returns the folder that a file belongs to if it stands in folders of partitions, such as ``day=3/hour=7``."""
+    folder = replace(file, url=file.url.rpartition("/")[0])
+    while "=" in folder.name:
+        folder = replace(folder, url=folder.url.rpartition("/")[0])
+    return folder
+
+
+def _expand(place: Storage, info: FileInfo | None, format: str | None) -> list[FileInfo]:
     if info is not None:
         return _in_folder(place, format) if info.is_dir else [info]
     found = sorted(place.files.glob(place.url), key=lambda one: one.url) if _is_pattern(place) else []
@@ -95,11 +128,8 @@ def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
     known = {extension for extension, kind in EXTENSIONS.items() if format in (None, kind)}
     found = sorted(place.files.children(place.url), key=lambda one: one.url)
     names = {one.url.rpartition("/")[2] for one in found}
-    for mark, kind in TABLES.items():
-        if mark in names:  # The folder may hold files that are no part of the table any more.
-            raise ConfigError(
-                f"input {place.url!r} is a {kind} table, which is not read; pass the list of its files, or an export"
-            )
+    if LANCE_VERSIONS in names:
+        raise ConfigError(f"input {place.url!r} is a Lance table, which is not read; pass an export, in Parquet say")
     wanted = [one for one in found if not one.is_dir and _extensions(one.url)[0] in known]
     visible = [one for one in wanted if one.url.rpartition("/")[2][0] not in "._"]
     if not visible:

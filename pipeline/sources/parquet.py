@@ -59,7 +59,8 @@ def _read_group(
         for batch in file.iter_batches(_batch_rows(group), row_groups=[index], columns=present, use_threads=False):
             begin, end = max(unit.start - position, 0), min(stop - position, len(batch))
             if begin < end:
-                table = align(pa.Table.from_batches([batch.slice(begin, end - begin)]), schema)
+                rows = pa.Table.from_batches([batch.slice(begin, end - begin)])
+                table = align(_with_partition(rows, unit.file), schema)
                 yield finish_table(table, unit.file.ordinal, range(position + begin, position + end))
             position += len(batch)
             if position >= stop:
@@ -74,6 +75,16 @@ def _read_group(
             yield error_rows(schema, unit.file.ordinal, part, reason)
 
 
+def _with_partition(rows: pa.Table, file: InputFile) -> pa.Table:
+    """Adds to rows of a table's file the columns of which the log has the value."""
+    if file.table is None:
+        return rows
+    for name, column in zip(file.table.partition.column_names, file.table.partition.columns, strict=True):
+        if name not in rows.column_names:  # Some writers put it into the file as well.
+            rows = rows.append_column(name, pa.repeat(column[0], len(rows)))
+    return rows
+
+
 def _batch_rows(group: pq.RowGroupMetaData) -> int:
     row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
     return min(max(1, TABLE_BYTES // row_bytes), MAX_ROWS)
@@ -83,7 +94,15 @@ def _read_footer(file: InputFile) -> tuple[pa.Schema, list[Unit]]:
     try:
         with _open(file, FOOTER_BYTES) as source:
             footer = pq.read_metadata(source)
-            return footer.schema.to_arrow_schema(), list(_units(file, footer))
+            schema = footer.schema.to_arrow_schema() if file.table is None else file.table.schema
+            return schema, list(_units(file, footer))
+    except FileNotFoundError as error:
+        if file.table is None:
+            raise
+        raise ConfigError(
+            f"Delta table {file.table.url!r}: version {file.table.version} cannot be read: {file.path} is not there; "
+            "VACUUM removes the files of old versions"
+        ) from error
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):
             raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray.data
 
 from ...engine.errors import ConfigError, StorageError
+from ..delta import DELTA
 from ..storage import StorageOptions
 from .arrow_ipc import ArrowFormat
 from .base import TABLE_BYTES, Format, InputFile, Unit, first_line
@@ -49,21 +50,28 @@ class Source:
     num_rows: int | None
 
     @classmethod
-    def find(cls, given: str | list[str], format: str | None = None, options: StorageOptions | None = None) -> Source:
+    def find(
+        cls,
+        given: str | list[str],
+        format: str | None = None,
+        options: StorageOptions | None = None,
+        versions: Mapping[str, int] | None = None,
+    ) -> Source:
         """Finds the files and looks into them, without reading all of a large input.
 
         Args:
-            given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder, or a list of these.
-            format: A key of `FORMATS`; None to tell by the extension.
+            given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder, a Delta table, or a list of these.
+            format: A key of `FORMATS`, or ``"delta"``; None to tell by the extension, or by the log of a table.
             options: How to reach what is behind a URL.
+            versions: Versions of Delta tables to read, by the URL of the table; the newest of others.
 
         Raises:
             ConfigError: A file is missing, of an unknown kind, or cannot be read.
         """
-        files = find_files(given, format, options or StorageOptions())
-        kind = format or format_of(files)
-        if kind not in FORMATS:
-            raise ConfigError(f"format must be one of {', '.join(sorted(FORMATS))}; got {kind!r}")
+        if format not in (None, DELTA, *FORMATS):
+            raise ConfigError(f"format must be one of {', '.join(sorted([*FORMATS, DELTA]))}; got {format!r}")
+        files = find_files(given, format, options or StorageOptions(), versions or {})
+        kind = format_of(files) if format in (None, DELTA) else format
         try:
             look = FORMATS[kind].look(files)
         except StorageError:
@@ -71,6 +79,11 @@ class Source:
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"input {given!r} cannot be read as {kind}: {first_line(error)}") from error
         return cls(files, kind, look.schema, look.units, look.num_rows)
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """URLs of the tables that files are of, and the versions that were read."""
+        return {file.table.url: file.table.version for file in self.files if file.table is not None}
 
     @property
     def paths(self) -> list[str]:
