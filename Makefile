@@ -40,14 +40,16 @@ demo: $(INSTALLED) ## run the bundled job (invoice lines to JSON) through Ray Da
 # -P keeps the checkout off sys.path, where its folder `kernels` would stand for another project's package.
 # Two runs side by side: tests of kernels and engine compute, those that start Ray mostly wait. The first are nice to the
 # others, for Ray's workers are nicer still than what a shell starts, and would get a tenth of a core beside them.
+COMPUTING := tests/kernels tests/engine tests/test_benchmarks.py
+
 test: $(INSTALLED) ## run all tests (those for a GPU only where there is one), but those that take minutes each
 	@$(MAKE) --no-print-directory -j2 test-engine test-pipeline
 
-test-engine: $(INSTALLED) ## run the tests of kernels and engine
-	@nice -n 19 $(BIN)/python -P -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not soak" tests/kernels tests/engine
+test-engine: $(INSTALLED) ## run the tests of kernels, engine and benchmarks
+	@nice -n 19 $(BIN)/python -P -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not soak" $(COMPUTING)
 
 test-pipeline: $(INSTALLED) ## run the others
-	@$(BIN)/python -P -m pytest -m "not soak" tests --ignore tests/kernels --ignore tests/engine
+	@$(BIN)/python -P -m pytest -m "not soak" tests $(COMPUTING:%=--ignore %)
 
 test-soak: $(INSTALLED) ## run the tests that take minutes each
 	@$(BIN)/python -P -m pytest -m soak tests

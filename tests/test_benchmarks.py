@@ -160,6 +160,7 @@ def test_a_suite_reports_a_job_that_fails_and_goes_on(load: Load) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_suite_runs_on_a_cpu(bare_environment: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "output"
     command = [sys.executable, str(BENCHMARKS / "suite.py"), "--tiny", "--device", "cpu", "--output", str(output)]
