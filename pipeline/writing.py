@@ -171,19 +171,7 @@ def write_results(
         ConfigError: Something given cannot be used, or the output is of other settings.
         MillraceError: The run failed. Call again to go on.
     """
-    has_position = columns.POSITION in (dataset.columns() or [])
-    if key is None and not has_position:
-        raise ConfigError(
-            f"the dataset has no column {columns.POSITION!r}, so its rows cannot be told apart: pass key=[...], the "
-            "columns whose values do"
-        )
-    if output_format == DELTA:
-        raise ConfigError("output_format 'delta' is for jobs, which know the columns of a table before there are rows")
-    if output_format not in FORMATS:
-        known = ", ".join(name for name in FORMATS if name != DELTA)
-        raise ConfigError(f"output_format must be one of {known}; got {output_format!r}")
-    if order not in ("any", "input") or (order == "input" and key is not None):
-        raise ConfigError(f"order must be 'any', or without key 'input'; got {order!r} and key={key!r}")
+    _check_settings(dataset, key, output_format, order)
     folder = JobFolder(Storage.at(output, endpoint_url))
     settings = {"key": None if key is None else list(key), "order": order, "output_format": output_format}
     state = JobState(settings | _settings_of(processor.config), [], None, "", __version__)
@@ -204,11 +192,27 @@ def write_results(
     return publish(folder.root, spec)
 
 
+def _check_settings(dataset: Dataset, key: Sequence[str] | None, output_format: str, order: str) -> None:
+    has_position = columns.POSITION in (dataset.columns() or [])
+    if key is None and not has_position:
+        raise ConfigError(
+            f"the dataset has no column {columns.POSITION!r}, so its rows cannot be told apart: pass key=[...], the "
+            "columns whose values do"
+        )
+    if output_format == DELTA:
+        raise ConfigError("output_format 'delta' is for jobs, which know the columns of a table before there are rows")
+    if output_format not in FORMATS:
+        known = ", ".join(name for name in FORMATS if name != DELTA)
+        raise ConfigError(f"output_format must be one of {known}; got {output_format!r}")
+    if order not in ("any", "input") or (order == "input" and key is not None):
+        raise ConfigError(f"order must be 'any', or without key 'input'; got {order!r} and key={key!r}")
+
+
 def _settings_of(config: ProcessorConfig) -> dict[str, Any]:
     """Returns what rows follow from of a processor's settings, under the names that jobs have for it."""
     names = {
         "model": ("model_source", "url", "deployment_name"),
-        "engine": ("engine_kwargs",),
+        "engine": ("all_engine_kwargs",),
         "sampling": ("sampling_params",),
     }
     settings = {

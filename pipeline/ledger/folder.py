@@ -122,11 +122,20 @@ class JobFolder:
         return (self.work / RETRY).exists()
 
     def read_state(self) -> JobState | None:
-        """Returns the job that was begun here; None if there was none."""
+        """Returns the job that was begun here; None if there was none.
+
+        Raises:
+            ConfigError: What describes it is damaged, or of another version.
+        """
         try:
             return JobState(**json.loads(self.state_file.read_bytes()))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{self.state_file.url!r} does not describe a job of this version of Millrace ({error}); remove the "
+                "folder, or pass another"
+            ) from error
 
     def write_state(self, state: JobState) -> None:
         """Notes the job that begins."""

@@ -255,3 +255,11 @@ def test_blocks_of_a_large_input_are_larger_unless_the_job_says(
 ) -> None:
     job = JobConfig(model="bundled:invoices", input="x.jsonl", output="out", batch_size=given)
     assert processor_config(job, num_rows).batch_size == expected
+
+
+def test_a_folder_of_another_version_is_told_in_a_line(folder: Path) -> None:
+    state = folder / "out" / "_millrace" / "job.json"
+    state.parent.mkdir(parents=True)
+    state.write_text('{"job": {}, "unheard_of": 1}')
+    with pytest.raises(ConfigError, match=r"job.json' does not describe a job of this version .*; remove the folder"):
+        prepare_resume(str(folder / "out"))

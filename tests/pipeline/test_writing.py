@@ -88,6 +88,9 @@ def test_what_was_begun_with_other_settings_is_left_alone(
     other = make_processor(postprocess=keep, sampling_params={"temperature": 0.5})
     with pytest.raises(ConfigError, match=r'sampling was null and is now \{"temperature": 0.5\}'):
         write_results(other, dataset, out, key=["id"])
+    other = make_processor(postprocess=keep, engine_kwargs={"hf_overrides": {"rope_theta": 1.0}})
+    with pytest.raises(ConfigError, match=r"engine was .* and is now .*rope_theta"):
+        write_results(other, dataset, out, key=["id"])
     assert write_results(make_processor(postprocess=keep), dataset, out, key=["id"]).num_rows == 1
 
 
