@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engine test-pipeline test-soak check bench clean kernels-report bench-gpu test-gpu
+.PHONY: help setup demo test test-engine test-pipeline test-soak check bench clean docs kernels-report bench-gpu test-gpu
 
 GIVEN := $(filter command environment,$(firstword $(origin PYTHON)))
 BARE_PYTHON := $(if $(GIVEN),$(PYTHON),$(or $(wildcard $(BIN)/python),python3))
@@ -77,6 +77,9 @@ bench-gpu: $(LINK) ## measure what matters on this machine's GPU within 8 minute
 test-gpu: $(LINK) ## run the tests that need a GPU, within 8 minutes
 	@workers=$$($(RUN_BARE) -c 'import xdist' 2> /dev/null && echo '-n 8'); \
 	  timeout $(GPU_SECONDS) env $(RUN_BARE) -P -m pytest -m gpu $$workers tests/engine tests/kernels
+
+docs: ## write docs/modules.md from the docstrings
+	@python3 docs/module_index.py
 
 clean: ## remove .venv and everything that was built
 	rm -rf .venv $(BUILD) dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -15,124 +15,98 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .engine.errors import (
-        ChatTemplateError,
-        CheckpointError,
-        ConfigError,
-        EngineDeadError,
-        EngineError,
-        MillraceError,
-        PlacementError,
-        PoolingParamsError,
-        PromptError,
-        ReplicaDiedError,
-        RequestError,
-        SamplingParamsError,
-        UnsupportedModelError,
-        UserError,
-    )
-    from .engine.inputs import TextPrompt, TokensPrompt
-    from .engine.llm import LLM
-    from .engine.outputs import CompletionOutput, Logprob, RequestOutput
-    from .engine.pooling_outputs import (
-        ClassificationRequestOutput,
-        EmbeddingRequestOutput,
-        PoolingRequestOutput,
-        ScoringRequestOutput,
-    )
-    from .engine.pooling_params import PoolingParams
-    from .engine.sampling_params import SamplingParams
-    from .engine.structured_outputs import StructuredOutputsParams
-    from .pipeline import (
-        EngineProcessorConfig,
-        Processor,
-        ProcessorConfig,
-        build_llm_processor,
-        build_processor,
-        vLLMEngineProcessorConfig,
-        write_results,
-    )
+    from ._version import __version__ as __version__
+    from .engine.errors import ChatTemplateError as ChatTemplateError
+    from .engine.errors import CheckpointError as CheckpointError
+    from .engine.errors import ConfigError as ConfigError
+    from .engine.errors import EngineDeadError as EngineDeadError
+    from .engine.errors import EngineError as EngineError
+    from .engine.errors import MillraceError as MillraceError
+    from .engine.errors import PlacementError as PlacementError
+    from .engine.errors import PoolingParamsError as PoolingParamsError
+    from .engine.errors import PromptError as PromptError
+    from .engine.errors import ReplicaDiedError as ReplicaDiedError
+    from .engine.errors import RequestError as RequestError
+    from .engine.errors import SamplingParamsError as SamplingParamsError
+    from .engine.errors import UnsupportedModelError as UnsupportedModelError
+    from .engine.errors import UserError as UserError
+    from .engine.inputs import TextPrompt as TextPrompt
+    from .engine.inputs import TokensPrompt as TokensPrompt
+    from .engine.llm import LLM as LLM
+    from .engine.outputs import CompletionOutput as CompletionOutput
+    from .engine.outputs import Logprob as Logprob
+    from .engine.outputs import RequestOutput as RequestOutput
+    from .engine.pooling.outputs import ClassificationRequestOutput as ClassificationRequestOutput
+    from .engine.pooling.outputs import EmbeddingRequestOutput as EmbeddingRequestOutput
+    from .engine.pooling.outputs import PoolingRequestOutput as PoolingRequestOutput
+    from .engine.pooling.outputs import ScoringRequestOutput as ScoringRequestOutput
+    from .engine.pooling.params import PoolingParams as PoolingParams
+    from .engine.sampling_params import SamplingParams as SamplingParams
+    from .engine.structured.params import StructuredOutputsParams as StructuredOutputsParams
+    from .pipeline import EngineProcessorConfig as EngineProcessorConfig
+    from .pipeline import Processor as Processor
+    from .pipeline import ProcessorConfig as ProcessorConfig
+    from .pipeline import build_llm_processor as build_llm_processor
+    from .pipeline import build_processor as build_processor
+    from .pipeline import vLLMEngineProcessorConfig as vLLMEngineProcessorConfig
+    from .pipeline import write_results as write_results
 
-__version__ = "0.1.0"
-
-__all__ = [
-    "LLM",
-    "ChatTemplateError",
-    "CheckpointError",
-    "ClassificationRequestOutput",
-    "CompletionOutput",
-    "ConfigError",
-    "EmbeddingRequestOutput",
-    "EngineDeadError",
-    "EngineError",
-    "EngineProcessorConfig",
-    "Logprob",
-    "MillraceError",
-    "PlacementError",
-    "PoolingParams",
-    "PoolingParamsError",
-    "PoolingRequestOutput",
-    "Processor",
-    "ProcessorConfig",
-    "PromptError",
-    "ReplicaDiedError",
-    "RequestError",
-    "RequestOutput",
-    "SamplingParams",
-    "SamplingParamsError",
-    "ScoringRequestOutput",
-    "StructuredOutputsParams",
-    "TextPrompt",
-    "TokensPrompt",
-    "UnsupportedModelError",
-    "UserError",
-    "__version__",
-    "build_llm_processor",
-    "build_processor",
-    "vLLMEngineProcessorConfig",
-    "write_results",
-]
-
-_HOME = {
-    "LLM": "engine.llm",
-    "ChatTemplateError": "engine.errors",
-    "CheckpointError": "engine.errors",
-    "ClassificationRequestOutput": "engine.pooling_outputs",
-    "CompletionOutput": "engine.outputs",
-    "ConfigError": "engine.errors",
-    "EmbeddingRequestOutput": "engine.pooling_outputs",
-    "EngineDeadError": "engine.errors",
-    "EngineError": "engine.errors",
-    "EngineProcessorConfig": "pipeline",
-    "Logprob": "engine.outputs",
-    "MillraceError": "engine.errors",
-    "PlacementError": "engine.errors",
-    "PoolingParams": "engine.pooling_params",
-    "PoolingParamsError": "engine.errors",
-    "PoolingRequestOutput": "engine.pooling_outputs",
-    "Processor": "pipeline",
-    "ProcessorConfig": "pipeline",
-    "PromptError": "engine.errors",
-    "ReplicaDiedError": "engine.errors",
-    "RequestError": "engine.errors",
-    "RequestOutput": "engine.outputs",
-    "SamplingParams": "engine.sampling_params",
-    "SamplingParamsError": "engine.errors",
-    "ScoringRequestOutput": "engine.pooling_outputs",
-    "StructuredOutputsParams": "engine.structured_outputs",
-    "TextPrompt": "engine.inputs",
-    "TokensPrompt": "engine.inputs",
-    "UnsupportedModelError": "engine.errors",
-    "UserError": "engine.errors",
-    "build_llm_processor": "pipeline",
-    "build_processor": "pipeline",
-    "vLLMEngineProcessorConfig": "pipeline",
-    "write_results": "pipeline",
+_EXPORTS: dict[str, tuple[str, ...]] = {
+    "_version": ("__version__",),
+    "engine.errors": (
+        "ChatTemplateError",
+        "CheckpointError",
+        "ConfigError",
+        "EngineDeadError",
+        "EngineError",
+        "MillraceError",
+        "PlacementError",
+        "PoolingParamsError",
+        "PromptError",
+        "ReplicaDiedError",
+        "RequestError",
+        "SamplingParamsError",
+        "UnsupportedModelError",
+        "UserError",
+    ),
+    "engine.inputs": (
+        "TextPrompt",
+        "TokensPrompt",
+    ),
+    "engine.llm": ("LLM",),
+    "engine.outputs": (
+        "CompletionOutput",
+        "Logprob",
+        "RequestOutput",
+    ),
+    "engine.pooling.outputs": (
+        "ClassificationRequestOutput",
+        "EmbeddingRequestOutput",
+        "PoolingRequestOutput",
+        "ScoringRequestOutput",
+    ),
+    "engine.pooling.params": ("PoolingParams",),
+    "engine.sampling_params": ("SamplingParams",),
+    "engine.structured.params": ("StructuredOutputsParams",),
+    "pipeline": (
+        "EngineProcessorConfig",
+        "Processor",
+        "ProcessorConfig",
+        "build_llm_processor",
+        "build_processor",
+        "vLLMEngineProcessorConfig",
+        "write_results",
+    ),
 }
 
 
 # Not `_lazy.lazy_face`, which the subpackages share: pytest imports this file by its path too, outside of any package,
 # where a relative import has nothing to be relative to.
+_HOME = {name: module for module, names in _EXPORTS.items() for name in names}
+
+__all__ = sorted(_HOME, key=lambda name: (not name.isupper(), not name[0].isupper(), name))  # noqa: PLE0605
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

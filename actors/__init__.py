@@ -11,37 +11,31 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_face
 
 if TYPE_CHECKING:
-    from .client import PoolClient
-    from .config import PoolConfig
-    from .nodes import accelerator_of, check_leaves_one_cpu
-    from .placement import Placement
-    from .pool import EnginePool
-    from .replica import EngineReplica
-    from .stats import PoolStats, ReplicaStats
+    from .client.client import PoolClient as PoolClient
+    from .config import PoolConfig as PoolConfig
+    from .replica.replica import EngineReplica as EngineReplica
+    from .stats import PoolStats as PoolStats
+    from .stats import ReplicaStats as ReplicaStats
+    from .supervisor.nodes import accelerator_of as accelerator_of
+    from .supervisor.nodes import check_leaves_one_cpu as check_leaves_one_cpu
+    from .supervisor.placement import Placement as Placement
+    from .supervisor.pool import EnginePool as EnginePool
 
-__all__ = [
-    "EnginePool",
-    "EngineReplica",
-    "Placement",
-    "PoolClient",
-    "PoolConfig",
-    "PoolStats",
-    "ReplicaStats",
-    "accelerator_of",
-    "check_leaves_one_cpu",
-]
-
-__getattr__, __dir__ = lazy_face(
+__getattr__, __dir__, __all__ = lazy_face(
     __name__,
     {
-        "EnginePool": "pool",
-        "EngineReplica": "replica",
-        "Placement": "placement",
-        "PoolClient": "client",
-        "PoolConfig": "config",
-        "PoolStats": "stats",
-        "ReplicaStats": "stats",
-        "accelerator_of": "nodes",
-        "check_leaves_one_cpu": "nodes",
+        "client.client": ("PoolClient",),
+        "config": ("PoolConfig",),
+        "replica.replica": ("EngineReplica",),
+        "stats": (
+            "PoolStats",
+            "ReplicaStats",
+        ),
+        "supervisor.nodes": (
+            "accelerator_of",
+            "check_leaves_one_cpu",
+        ),
+        "supervisor.placement": ("Placement",),
+        "supervisor.pool": ("EnginePool",),
     },
 )

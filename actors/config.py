@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.errors import ConfigError
-from .placement import Placement
-from .ranks import EngineFactory, RankMain, build_engine, run_rank
+from .replica.ranks import EngineFactory, RankMain, build_engine, run_rank
+from .supervisor.placement import Placement
 
 DEFAULT_REQUESTS_PER_REPLICA = 256
 

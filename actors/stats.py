@@ -21,8 +21,8 @@ class ReplicaStats:
         num_restarts: Times it was started again after it had been ready.
         pids: Its processes, rank 0 first; empty unless it is up.
         node_ids: The Ray node of each; empty unless it is up.
-        metrics: Its figures, as named in the table of `actors/metrics.py`; empty unless it is up and they were asked
-            for.
+        metrics: Its figures, as named in the table of `actors/replica/metrics.py`; empty unless it is up and they were
+            asked for.
         engine: Counters of its engine as they are; None unless it is up and they were asked for.
     """
 

@@ -21,14 +21,15 @@ import torch
 
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import LLMEngine
-from millrace.engine.executor import Executor, InProcessExecutor
-from millrace.engine.head import StepResult
+from millrace.engine.executor.executor import Executor, InProcessExecutor
 from millrace.engine.inputs import InputProcessor
 from millrace.engine.kv_cache import KVCacheManager
 from millrace.engine.request import GenerateRequest
-from millrace.engine.runner import ModelRunner
 from millrace.engine.sampling_params import SamplingParams
-from millrace.engine.scheduler import Scheduler, StepPlan
+from millrace.engine.scheduler import Scheduler
+from millrace.engine.step.head import StepResult
+from millrace.engine.step.runner import ModelRunner
+from millrace.engine.step_plan import StepPlan
 
 BLOCK_SIZE, PROMPT_TOKENS, WARMUP_STEPS = 16, 100, 20
 VOCAB_SIZE = 8

@@ -25,13 +25,13 @@ import psutil
 import pyarrow as pa
 
 from millrace.pipeline import columns
-from millrace.pipeline.durable import Identity
+from millrace.pipeline.files.storage import Storage
+from millrace.pipeline.job.durable import Identity
 from millrace.pipeline.ledger import row_id
 from millrace.pipeline.ledger.epoch import RESULTS
 from millrace.pipeline.ledger.index import RowIndex
 from millrace.pipeline.ledger.records import COMMIT, Record, read_ids, read_records, write_commit
 from millrace.pipeline.report.counts import Counts
-from millrace.pipeline.storage import Storage
 
 PART_ROWS = 50_000
 CASES = ("position", "key")

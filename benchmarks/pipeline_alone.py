@@ -34,14 +34,14 @@ from ray.data.datasource import ReadTask
 
 from millrace.engine import CompletionOutput, GenerateRequest, RequestOutput
 from millrace.pipeline import EngineProcessorConfig, Processor, columns
-from millrace.pipeline.durable import Identity
-from millrace.pipeline.engine_backend import EngineBackend
+from millrace.pipeline.files.storage import Storage
+from millrace.pipeline.job.durable import Identity
+from millrace.pipeline.job.writing import Done, LiveCounts, write_rows
 from millrace.pipeline.ledger import row_id
 from millrace.pipeline.ledger.folder import JobFolder
+from millrace.pipeline.processor.engine_backend import EngineBackend
 from millrace.pipeline.sinks.parts import OutputSpec
 from millrace.pipeline.sinks.publish import publish
-from millrace.pipeline.storage import Storage
-from millrace.pipeline.writing import Done, LiveCounts, write_rows
 
 ROWS_PER_TASK = 500_000
 ROWS_PER_TABLE = 8192

@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,8 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from millrace import LLM, SamplingParams, StructuredOutputsParams, TokensPrompt
-from millrace.engine.grammar import Grammar, Grammars
-from millrace.engine.scheduler import StepPlan
-from millrace.engine.tokenizer import Tokenizer
+from millrace.engine.structured.grammar import Grammar, Grammars
+from millrace.engine.text.tokenizer import Tokenizer
 from models import ModelShape, write_config
 
 EOS = "<|end|>"
@@ -82,20 +80,18 @@ def measure_start(folder: Path, vocab_size: int) -> tuple[Grammars, dict[str, An
     return grammars, {"case": "start", "first_s": round(seconds[0], 3), "next_ms": round(1e3 * seconds[1], 2)}
 
 
-def begin(grammars: Grammars, constraint: str, num_rows: int) -> tuple[list[Grammar], StepPlan]:
-    """Returns the beginnings of a grammar, and a step of such rows; of a request no more than its grammar is there."""
-    each = [grammars.start(CONSTRAINTS[constraint]) for _ in range(num_rows)]
-    requests: list[Any] = [SimpleNamespace(grammar=one) for one in each]
-    return each, StepPlan(requests=requests, samples=[True] * num_rows)
+def begin(grammars: Grammars, constraint: str, num_rows: int) -> list[Grammar]:
+    """Returns the grammars of a batch whose sequences all follow the same constraint and are at its beginning."""
+    return [grammars.start(CONSTRAINTS[constraint]) for _ in range(num_rows)]
 
 
 def measure_masks(grammars: Grammars, constraint: str, num_rows: int, num_steps: int) -> dict[str, float]:
     """Follows a grammar with many rows; returns the median times of a step over the rows, in microseconds."""
-    each, plan = begin(grammars, constraint, num_rows)
+    each = begin(grammars, constraint, num_rows)
     rng, mask_s, accept_s = np.random.default_rng(0), [], []
     for _ in range(num_steps):
         start = time.perf_counter()
-        masks = grammars.masks(plan)
+        masks = grammars.masks(each)
         mask_s.append(time.perf_counter() - start)
         assert masks is not None
         allowed = np.unpackbits(masks.bits, axis=1, bitorder="little")
@@ -113,7 +109,7 @@ def measure_masks(grammars: Grammars, constraint: str, num_rows: int, num_steps:
 
 def measure_apply(grammars: Grammars, num_rows: int, vocab_size: int, device: str) -> float:
     """Returns the microseconds per row in which logits are masked."""
-    masks = grammars.masks(begin(grammars, "regex", num_rows)[1])
+    masks = grammars.masks(begin(grammars, "regex", num_rows))
     logits = torch.zeros(num_rows, vocab_size, device=device)
     assert masks is not None
     seconds = []

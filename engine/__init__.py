@@ -11,91 +11,74 @@ from .._lazy import lazy_face
 from .env import shorten_spinning
 
 if TYPE_CHECKING:
-    from .bundled import resolve_model
-    from .config import EngineConfig
-    from .engine import EngineStats, LLMEngine
-    from .footprint import Footprint
-    from .llm import LLM
-    from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-    from .pooler_config import PoolerConfig
-    from .pooling_outputs import (
-        ClassificationOutput,
-        ClassificationRequestOutput,
-        EmbeddingOutput,
-        EmbeddingRequestOutput,
-        PoolingOutput,
-        PoolingRequestOutput,
-        ScoringOutput,
-        ScoringRequestOutput,
-    )
-    from .pooling_params import PoolingParams
-    from .request import EngineOutput, EngineRequest, GenerateRequest, PoolingRequest
-    from .sampling_params import SamplingParams
-    from .structured_outputs import StructuredOutputsParams
-    from .tokenizer import Tokenizer
-
-__all__ = [
-    "LLM",
-    "ClassificationOutput",
-    "ClassificationRequestOutput",
-    "CompletionOutput",
-    "EmbeddingOutput",
-    "EmbeddingRequestOutput",
-    "EngineConfig",
-    "EngineOutput",
-    "EngineRequest",
-    "EngineStats",
-    "Footprint",
-    "GenerateRequest",
-    "LLMEngine",
-    "Logprob",
-    "PoolerConfig",
-    "PoolingOutput",
-    "PoolingParams",
-    "PoolingRequest",
-    "PoolingRequestOutput",
-    "RequestMetrics",
-    "RequestOutput",
-    "SamplingParams",
-    "ScoringOutput",
-    "ScoringRequestOutput",
-    "StructuredOutputsParams",
-    "Tokenizer",
-    "resolve_model",
-]
+    from .config import EngineConfig as EngineConfig
+    from .engine import EngineStats as EngineStats
+    from .engine import LLMEngine as LLMEngine
+    from .llm import LLM as LLM
+    from .loading.footprint import Footprint as Footprint
+    from .loading.model_source import resolve_model as resolve_model
+    from .outputs import CompletionOutput as CompletionOutput
+    from .outputs import Logprob as Logprob
+    from .outputs import RequestMetrics as RequestMetrics
+    from .outputs import RequestOutput as RequestOutput
+    from .pooling.config import PoolerConfig as PoolerConfig
+    from .pooling.outputs import ClassificationOutput as ClassificationOutput
+    from .pooling.outputs import ClassificationRequestOutput as ClassificationRequestOutput
+    from .pooling.outputs import EmbeddingOutput as EmbeddingOutput
+    from .pooling.outputs import EmbeddingRequestOutput as EmbeddingRequestOutput
+    from .pooling.outputs import PoolingOutput as PoolingOutput
+    from .pooling.outputs import PoolingRequestOutput as PoolingRequestOutput
+    from .pooling.outputs import ScoringOutput as ScoringOutput
+    from .pooling.outputs import ScoringRequestOutput as ScoringRequestOutput
+    from .pooling.params import PoolingParams as PoolingParams
+    from .request import EngineOutput as EngineOutput
+    from .request import GenerateRequest as GenerateRequest
+    from .request import PoolingRequest as PoolingRequest
+    from .request import Request as Request
+    from .sampling_params import SamplingParams as SamplingParams
+    from .structured.params import StructuredOutputsParams as StructuredOutputsParams
+    from .text.tokenizer import Tokenizer as Tokenizer
 
 # Here, because nothing of the engine, torch included, is imported before its face.
 shorten_spinning()
 
-__getattr__, __dir__ = lazy_face(
+__getattr__, __dir__, __all__ = lazy_face(
     __name__,
     {
-        "LLM": "llm",
-        "ClassificationOutput": "pooling_outputs",
-        "ClassificationRequestOutput": "pooling_outputs",
-        "CompletionOutput": "outputs",
-        "EmbeddingOutput": "pooling_outputs",
-        "EmbeddingRequestOutput": "pooling_outputs",
-        "EngineConfig": "config",
-        "EngineOutput": "request",
-        "EngineRequest": "request",
-        "EngineStats": "engine",
-        "Footprint": "footprint",
-        "GenerateRequest": "request",
-        "LLMEngine": "engine",
-        "Logprob": "outputs",
-        "PoolerConfig": "pooler_config",
-        "PoolingOutput": "pooling_outputs",
-        "PoolingParams": "pooling_params",
-        "PoolingRequest": "request",
-        "PoolingRequestOutput": "pooling_outputs",
-        "RequestMetrics": "outputs",
-        "RequestOutput": "outputs",
-        "SamplingParams": "sampling_params",
-        "ScoringOutput": "pooling_outputs",
-        "ScoringRequestOutput": "pooling_outputs",
-        "StructuredOutputsParams": "structured_outputs",
-        "Tokenizer": "tokenizer",
-        "resolve_model": "bundled",
+        "config": ("EngineConfig",),
+        "engine": (
+            "EngineStats",
+            "LLMEngine",
+        ),
+        "llm": ("LLM",),
+        "loading.footprint": ("Footprint",),
+        "loading.model_source": ("resolve_model",),
+        "outputs": (
+            "CompletionOutput",
+            "Logprob",
+            "RequestMetrics",
+            "RequestOutput",
+        ),
+        "pooling.config": ("PoolerConfig",),
+        "pooling.outputs": (
+            "ClassificationOutput",
+            "ClassificationRequestOutput",
+            "EmbeddingOutput",
+            "EmbeddingRequestOutput",
+            "PoolingOutput",
+            "PoolingRequestOutput",
+            "ScoringOutput",
+            "ScoringRequestOutput",
+        ),
+        "pooling.params": ("PoolingParams",),
+        "request": (
+            "EngineOutput",
+            "GenerateRequest",
+            "PoolingRequest",
+            "Request",
+        ),
+        "sampling_params": ("SamplingParams",),
+        "structured.params": ("StructuredOutputsParams",),
+        "text.tokenizer": ("Tokenizer",),
     },
 )

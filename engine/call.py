@@ -12,7 +12,7 @@ from .engine import LLMEngine
 from .errors import ConfigError, UserError
 from .inputs import encode_text
 from .outputs import RequestOutput
-from .request import EngineOutput, EngineRequest, GenerateRequest
+from .request import EngineOutput, GenerateRequest, Request
 
 __all__ = ["Call", "OnError", "Parsed", "attempt", "one_for_each"]
 
@@ -21,7 +21,7 @@ OnError = Literal["raise", "return"]
 Parsed = tuple[str | None, list[int] | None] | UserError
 """A prompt's (text, token ids), or why it cannot be run."""
 
-MakeRequest = Callable[[str, str | None, list[int] | None, Any, int], EngineRequest]
+MakeRequest = Callable[[str, str | None, list[int] | None, Any, int], Request]
 """Makes a request of its id, its text, its tokens, its parameters and its priority."""
 
 
@@ -96,12 +96,12 @@ class Call:
             raise
         return [outputs[request_id] for request_id in sorted(outputs, key=int)]
 
-    def _failed(self, request: EngineRequest, error: UserError) -> EngineOutput:
+    def _failed(self, request: Request, error: UserError) -> EngineOutput:
         if self.on_error == "raise":
             raise error
         return request.failed(error)
 
-    def _add(self, request: EngineRequest, outputs: dict[str, EngineOutput]) -> bool:
+    def _add(self, request: Request, outputs: dict[str, EngineOutput]) -> bool:
         try:
             self.engine.add_request(request)
         except UserError as error:
@@ -146,10 +146,10 @@ def one_for_each(what: str, given: Any, num_prompts: int) -> list[Any]:
     return list(given)
 
 
-def in_good_order(requests: list[EngineRequest]) -> list[EngineRequest]:
+def in_good_order(requests: list[Request]) -> list[Request]:
     """Puts long outputs first, so that the tail is short, and prompts with a common prefix next to each other."""
 
-    def key(request: EngineRequest) -> tuple[int, list[int]]:
+    def key(request: Request) -> tuple[int, list[int]]:
         max_tokens = request.sampling_params.max_tokens if isinstance(request, GenerateRequest) else 1
         return (-max_tokens if max_tokens else -(2**31), request.prompt_token_ids or [])
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError, unknown_key_message
-from .pooler_config import PoolerConfig
+from .pooling.config import PoolerConfig
 
 logger = logging.getLogger(__name__)
 

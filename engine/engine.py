@@ -15,27 +15,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bundled import resolve_model
-from .capacity import Capacity
 from .config import EngineConfig
 from .device import Device
 from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestError
-from .executor import Executor, InProcessExecutor, StepHandle
-from .generation_config import default_sampling_params, read_generation_config
-from .grammar import Grammars
-from .head import StepResult
+from .executor.executor import Executor, InProcessExecutor, StepHandle
 from .inputs import InputProcessor, read_eos_token_ids
 from .kv_cache import KVCacheManager
-from .pooler import Pooler
-from .request import EngineOutput, EngineRequest, PoolingRequest, Request
+from .loading.capacity import Capacity
+from .loading.generation_config import default_sampling_params, read_generation_config
+from .loading.model_source import resolve_model
+from .pooling.pooler import Pooler
+from .request import EngineOutput, PoolingRequest, Request
 from .results import OutputBuilder
 from .sampling_params import SamplingParams
-from .scheduler import Scheduler, SchedulerCounters, StepPlan
+from .scheduler import Scheduler, SchedulerCounters
+from .sequence import Sequence
+from .step.head import StepResult
+from .step_plan import StepPlan
+from .structured.grammar import Grammars
 from .task import choose_task
-from .tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from .rendezvous import Rendezvous
+    from .parallel.rendezvous import Rendezvous
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +72,8 @@ class EngineStats:
 class RequestGroup:
     """The sequences of one request."""
 
-    request: EngineRequest
-    sequences: list[Request]
+    request: Request
+    sequences: list[Sequence]
     num_unfinished: int
 
 
@@ -173,7 +175,7 @@ class LLMEngine:
             overlap_depth=_overlap_depth(config, device),
         )
 
-    def add_request(self, request: EngineRequest) -> None:
+    def add_request(self, request: Request) -> None:
         """Takes a request.
 
         Args:
@@ -210,7 +212,7 @@ class LLMEngine:
         if plan is not None:
             self._in_flight.append((plan, self._start(plan)))
         assert self._in_flight or not self._groups, "requests wait, and none of them can ever run"
-        ended: list[Request] = []
+        ended: list[Sequence] = []
         most_unread = self._most_unread(plan)
         while len(self._in_flight) > most_unread:
             ended += self._read_step()
@@ -244,7 +246,7 @@ class LLMEngine:
         Raises:
             ConfigError: The engine has read no checkpoint, or the folder is where it is.
         """
-        from .sharded_state import copy_model_files
+        from .weights.sharded_state import copy_model_files
 
         source, target = resolve_model(self.config.model).resolve(), Path(folder).resolve()
         if self.config.load_format != "auto" or source == target:
@@ -297,19 +299,19 @@ class LLMEngine:
         masks = plan.token_masks
         if masks is None or self.config.pipeline_parallel_size > 1:
             return self.overlap_depth
-        return self.overlap_depth if len(masks.indices) < MAX_SITTING_OUT * len(plan.requests) else 0
+        return self.overlap_depth if len(masks.indices) < MAX_SITTING_OUT * len(plan.sequences) else 0
 
     def _start(self, plan: StepPlan) -> StepHandle:
         try:
-            if self.inputs.grammars is not None:
-                plan.token_masks = self.inputs.grammars.masks(plan)
+            if self.inputs.grammars is not None and self.inputs.grammars.is_used:
+                plan.token_masks = self.inputs.grammars.masks(sequence.grammar for sequence in plan.sampled)
             return self.executor.execute(plan)
         except EngineDeadError:
             raise
         except Exception as error:  # noqa: BLE001  # Whatever a model raises must not take the other requests along.
             return FailedStep(error)
 
-    def _read_step(self) -> list[Request]:
+    def _read_step(self) -> list[Sequence]:
         """Reads the oldest step in flight; a failed one is taken apart to find the request that makes it fail."""
         plan, handle = self._in_flight.popleft()
         try:
@@ -319,14 +321,14 @@ class LLMEngine:
         except Exception as error:  # As above.
             plans = [plan, *(later for later, _ in self._in_flight)]
             self._in_flight.clear()
-            if not plan.requests[0].is_suspect:
-                logger.warning("a step of %d requests failed", len(plan.requests), exc_info=error)
+            if not plan.sequences[0].is_suspect:
+                logger.warning("a step of %d requests failed", len(plan.sequences), exc_info=error)
             cause = ModelExecutionError(f"the model failed on this request: {type(error).__name__}: {error}")
             return self.scheduler.recover(plans, RequestError.from_exception(cause))
         self._outputs.record_logprobs(plan, result)
         return self.scheduler.update(plan, result.drawn)
 
-    def _close_sequence(self, sequence: Request) -> list[EngineOutput]:
+    def _close_sequence(self, sequence: Sequence) -> list[EngineOutput]:
         """Counts a sequence as ended; returns the request's output if it was the last or the first to fail."""
         group = self._groups.get(sequence.request_id)
         if group is None:
@@ -346,12 +348,12 @@ def _open_executor(
     config: EngineConfig, device: Device, hf_config: Any, rendezvous: Rendezvous | None
 ) -> tuple[Executor, Capacity, int]:
     """Loads the model, here or on many ranks; returns what runs it, its limits, and the size of its vocabulary."""
-    from .loading import load_runner, prepare_host
+    from .loading.runner import load_runner, prepare_host
     from .models import describe_model
 
     vocab_size = describe_model(hf_config).vocab_size
     if config.num_ranks > 1:
-        from .distributed_executor import start_ranks
+        from .executor.distributed import start_ranks
 
         return *start_ranks(config, device, hf_config, rendezvous), vocab_size
     prepare_host(config, device)

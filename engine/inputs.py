@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping, Sequence
+from collections import abc
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
-from .detokenizer import StopStringMatcher
 from .errors import (
     ConfigError,
     EmptyPromptError,
@@ -19,14 +19,16 @@ from .errors import (
     TokenOutOfVocabularyError,
     unknown_key_message,
 )
-from .pooling_params import PoolingParams
-from .request import EngineRequest, GenerateRequest, PoolingRequest, Request
+from .pooling.params import PoolingParams
+from .request import GenerateRequest, PoolingRequest, Request
 from .sampling_params import SamplingParams
-from .tokenizer import Tokenizer
+from .sequence import Sequence
+from .text.detokenizer import StopStringMatcher
+from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from .grammar import Grammar, Grammars
-    from .pooler import Pooler
+    from .pooling.pooler import Pooler
+    from .structured.grammar import Grammar, Grammars
 
 
 class TextPrompt(TypedDict):
@@ -96,7 +98,7 @@ def _parse_token_ids(token_ids: Any) -> list[int]:
 
 def _is_list(value: Any) -> bool:
     """Takes arrays too: they are what a dataset's rows hold."""
-    is_sequence = isinstance(value, Sequence) or hasattr(value, "__array__")
+    is_sequence = isinstance(value, abc.Sequence) or hasattr(value, "__array__")
     return is_sequence and not isinstance(value, str | bytes)
 
 
@@ -129,7 +131,7 @@ class InputProcessor:
     grammars: Grammars | None = None
     pooler: Pooler | None = None
 
-    def process(self, request: EngineRequest) -> list[Request]:
+    def process(self, request: Request) -> list[Sequence]:
         """Checks a request and splits it into its n sequences.
 
         Args:
@@ -155,7 +157,7 @@ class InputProcessor:
             )
         return self._generated(request)
 
-    def _pooled(self, request: PoolingRequest) -> list[Request]:
+    def _pooled(self, request: PoolingRequest) -> list[Sequence]:
         params = request.pooling_params
         if self.pooler is None:
             raise ConfigError("this engine generates text; construct it with runner='pooling' to embed or classify")
@@ -167,7 +169,7 @@ class InputProcessor:
         for token_ids in prompts:
             self._check_prompt(token_ids, num_new_tokens=0)
         return [
-            Request(
+            Sequence(
                 request_id=request.request_id,
                 index=index,
                 params=NOTHING_DRAWN,
@@ -183,7 +185,7 @@ class InputProcessor:
             for index, token_ids in enumerate(prompts)
         ]
 
-    def _generated(self, request: GenerateRequest) -> list[Request]:
+    def _generated(self, request: GenerateRequest) -> list[Sequence]:
         params = request.sampling_params
         if not isinstance(params, SamplingParams):
             raise SamplingParamsError(f"sampling_params must be SamplingParams; got {_describe(params)}")
@@ -196,7 +198,7 @@ class InputProcessor:
         bad_word_ids = self._bad_word_ids(params)
         grammar = self._grammar(params)
         return [
-            Request(
+            Sequence(
                 request_id=request.request_id,
                 index=index,
                 # The prompt is scored once; the other sequences may take it from the prefix cache.

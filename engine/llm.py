@@ -22,7 +22,7 @@ from .errors import (
 )
 from .inputs import PromptType, parse_prompt
 from .outputs import RequestOutput
-from .pooling_outputs import (
+from .pooling.outputs import (
     ClassificationRequestOutput,
     EmbeddingRequestOutput,
     PoolingOutput,
@@ -31,10 +31,10 @@ from .pooling_outputs import (
     classes_of,
     embedding_of,
 )
-from .pooling_params import PoolingParams
+from .pooling.params import PoolingParams
+from .pooling.scoring import cosine_output, pair_up, score_output
 from .request import GenerateRequest, PoolingRequest
 from .sampling_params import SamplingParams
-from .scoring import cosine_output, pair_up, score_output
 
 Messages = Sequence[Mapping[str, Any]]
 

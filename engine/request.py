@@ -1,34 +1,15 @@
-"""One request inside the engine: its tokens, how far they are computed, and when it ends.
-
-`GenerateRequest` is what a caller hands in. `Request` is one sequence the scheduler runs; a `GenerateRequest` with
-n > 1 becomes n of them, which find each other's prompt in the prefix cache.
-"""
+"""What a caller hands in: a prompt to generate from, or a prompt to pool."""
 
 from __future__ import annotations
 
-import enum
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
-import numpy as np
-
-from .detokenizer import StopStringMatcher
 from .errors import RequestError
-from .outputs import Logprob, RequestOutput
-from .pooling_outputs import PoolingOutput, PoolingRequestOutput
-from .pooling_params import PoolingParams
-from .sampling_params import NO_TOKEN, SamplingParams
-
-if TYPE_CHECKING:
-    from .grammar import Grammar
-
-NAN_VECTOR = RequestError(
-    "NumericalError",
-    "the model's hidden states of this request hold NaN; check the checkpoint, or try dtype='float32'",
-    True,
-)
+from .outputs import RequestOutput
+from .pooling.outputs import PoolingOutput, PoolingRequestOutput
+from .pooling.params import PoolingParams
+from .sampling_params import SamplingParams
 
 
 @dataclass(slots=True)
@@ -91,163 +72,8 @@ class PoolingRequest:
         return PoolingRequestOutput(self.request_id, None, self.prompt_token_ids, error=reason, prompt=self.prompt)
 
 
-EngineRequest = GenerateRequest | PoolingRequest
-"""Whatever an engine runs."""
+Request = GenerateRequest | PoolingRequest
+"""Any request that an engine runs."""
 
 EngineOutput = RequestOutput | PoolingRequestOutput[PoolingOutput]
-"""What becomes of it."""
-
-
-class RequestStatus(enum.Enum):
-    """Where a request is."""
-
-    WAITING = "waiting"
-    RUNNING = "running"
-    FINISHED = "finished"
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One sequence the scheduler runs.
-
-    The tokens of a request, by what is known of them (`n` is `len(token_ids)`):
-
-        [0, num_computed_tokens)              keys and values are in the cache, or will be after the steps in flight
-        [num_computed_tokens, n)              known, to be computed
-        [n, n + num_pending)                  sampled on the device by a step in flight, not read yet
-
-    Attributes:
-        request_id: Of the `GenerateRequest` it belongs to.
-        index: Which of its n sequences.
-        params: Sampling parameters; of a sequence that is pooled they mean nothing.
-        seed: Seed of its draws; with the position it names a draw, whatever the batch.
-        token_ids: Prompt, then output.
-        num_prompt_tokens: Length of the prompt.
-        max_tokens_total: Number of tokens at which it ends by length.
-        stop_token_ids: Tokens that end it; the value is what `stop_reason` says.
-        priority: Lower runs first.
-        arrival: Order of arrival.
-        matcher: Finds its stop strings; None if it has none.
-        bad_word_ids: Token sequences it must not generate.
-        pooling: Set where no token is drawn: the sequence is its prompt, and ends with the vector of it.
-        grammar: Where it is in the grammar of its output; None if it may say anything. Known on rank 0 only.
-        row: Its row in the runner's tables while it runs.
-        is_suspect: Whether a step it was part of failed, so that it now runs alone.
-    """
-
-    request_id: str
-    index: int
-    params: SamplingParams
-    seed: int
-    token_ids: list[int]
-    num_prompt_tokens: int
-    max_tokens_total: int
-    stop_token_ids: dict[int, int | None]
-    priority: int = 0
-    arrival: int = 0
-    matcher: StopStringMatcher | None = None
-    bad_word_ids: list[list[int]] = field(default_factory=list)
-    pooling: PoolingParams | None = None
-    grammar: Grammar | None = None
-
-    status: RequestStatus = RequestStatus.WAITING
-    num_computed_tokens: int = 0
-    num_pending: int = 0
-    num_cached_tokens: int | None = None
-    num_preemptions: int = 0
-    block_ids: list[int] = field(default_factory=list)
-    block_hashes: list[bytes] = field(default_factory=list)
-    num_published_blocks: int = 0
-    row: int = -1
-    is_suspect: bool = False
-
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    error: RequestError | None = None
-    vector: np.ndarray | None = None
-    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
-    prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=list)
-
-    arrival_s: float = field(default_factory=time.monotonic)
-    scheduled_s: float = 0.0
-    first_token_s: float = 0.0
-
-    def __lt__(self, other: Request) -> bool:
-        return (self.priority, self.arrival) < (other.priority, other.arrival)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of prompt and output, those still on the device included."""
-        return len(self.token_ids) + self.num_pending
-
-    @property
-    def output_token_ids(self) -> list[int]:
-        """Generated tokens."""
-        return self.token_ids[self.num_prompt_tokens :]
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Number of generated tokens."""
-        return len(self.token_ids) - self.num_prompt_tokens
-
-    @property
-    def must_be_read(self) -> bool:
-        """Whether what it may say next depends on a token that is still on the device."""
-        return self.grammar is not None and self.num_pending > 0
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether it has ended."""
-        return self.status is RequestStatus.FINISHED
-
-    @property
-    def reads_prefix_cache(self) -> bool:
-        """Whether cached blocks may stand for its prompt; log-probabilities of the prompt need every token computed."""
-        if self.pooling is not None:
-            return not self.pooling.skip_reading_prefix_cache
-        return self.params.prompt_logprobs is None
-
-    def take(self, drawn: Any) -> RequestError | None:
-        """Takes what a step gave; `finish_reason` says whether the request has ended.
-
-        Args:
-            drawn: A token, where a negative one is a key of `NO_TOKEN`; of a sequence that is pooled its vector.
-
-        Returns:
-            Why the request cannot go on; None if nothing is wrong.
-        """
-        if self.pooling is not None:
-            if not np.isfinite(drawn).all():
-                return NAN_VECTOR
-            self.vector, self.finish_reason, self.first_token_s = drawn, "stop", time.monotonic()
-        elif drawn < 0:
-            return NO_TOKEN[drawn]
-        elif self.grammar is not None and (error := self.grammar.accept(drawn)) is not None:
-            return error
-        else:
-            self.append_output(drawn)
-        return None
-
-    def append_output(self, token_id: int) -> bool:
-        """Takes one generated token and says whether it ends the request.
-
-        Order of the checks: a stop token, a stop string, the length. Of the first `min_tokens` tokens the last may be a
-        stop token, but none may complete a stop string.
-
-        Args:
-            token_id: The token.
-
-        Returns:
-            Whether the request has ended; `finish_reason` and `stop_reason` say why.
-        """
-        if not self.num_output_tokens:
-            self.first_token_s = time.monotonic()
-        self.token_ids.append(token_id)
-        num_past_min = self.num_output_tokens - self.params.min_tokens
-        if num_past_min >= 0 and token_id in self.stop_token_ids:
-            self.finish_reason, self.stop_reason = "stop", self.stop_token_ids[token_id]
-        elif self.matcher is not None and self.matcher.push(token_id, num_past_min > 0):
-            self.finish_reason, self.stop_reason = "stop", self.matcher.matched
-        elif len(self.token_ids) >= self.max_tokens_total:
-            self.finish_reason = "length"
-        return self.finish_reason is not None
+"""The output of a request of any kind."""

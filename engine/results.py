@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .head import HostLogprobs, StepResult
 from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from .pooler import Pooler
-from .pooling_outputs import PoolingOutput, PoolingRequestOutput
-from .request import EngineOutput, GenerateRequest, PoolingRequest, Request
-from .scheduler import StepPlan
-from .tokenizer import Tokenizer
+from .pooling.outputs import PoolingOutput, PoolingRequestOutput
+from .pooling.pooler import Pooler
+from .request import EngineOutput, GenerateRequest, PoolingRequest
+from .sequence import Sequence
+from .step.head import HostLogprobs, StepResult
+from .step_plan import StepPlan
+from .text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,11 @@ class OutputBuilder:
     def record_logprobs(self, plan: StepPlan, result: StepResult) -> None:
         """Keeps the log-probabilities a step gave with the requests that asked for them."""
         if result.logprobs is not None:
-            sampled = [request for request, samples in zip(plan.requests, plan.samples, strict=True) if samples]
-            for i, request in enumerate(sampled):
+            for i, request in enumerate(plan.sampled):
                 if request.params.logprobs is not None and not request.is_finished and result.token_ids[i] >= 0:
                     request.logprobs.append(self._entry(request, result.logprobs, i, request.params.logprobs))
         for i, scores in result.prompt_logprobs.items():
-            request = plan.requests[i]
+            request = plan.sequences[i]
             num_logprobs = request.params.prompt_logprobs
             assert num_logprobs is not None
             if not request.prompt_logprobs:
@@ -45,7 +45,7 @@ class OutputBuilder:
                 entry = self._entry(request, scores, j, num_logprobs)
                 request.prompt_logprobs[plan.starts[i] + 1 + j] = entry
 
-    def build(self, request: GenerateRequest, sequences: list[Request]) -> RequestOutput:
+    def build(self, request: GenerateRequest, sequences: list[Sequence]) -> RequestOutput:
         """Builds the output of a request whose sequences have ended, or of which one has failed."""
         first = sequences[0]
         prompt_token_ids = first.token_ids[: first.num_prompt_tokens]
@@ -65,7 +65,7 @@ class OutputBuilder:
             num_cached_tokens=first.num_cached_tokens,
         )
 
-    def build_pooled(self, request: PoolingRequest, sequences: list[Request]) -> EngineOutput:
+    def build_pooled(self, request: PoolingRequest, sequences: list[Sequence]) -> EngineOutput:
         """Builds the output of a request whose prompts have become vectors, or of which one has failed."""
         failed = next((sequence.error for sequence in sequences if sequence.error), None)
         if failed is not None:
@@ -82,7 +82,7 @@ class OutputBuilder:
             metrics=_metrics(sequences),
         )
 
-    def _completion(self, sequence: Request) -> CompletionOutput:
+    def _completion(self, sequence: Sequence) -> CompletionOutput:
         wants_logprobs = sequence.params.logprobs is not None
         token_ids = sequence.output_token_ids
         total = None
@@ -98,7 +98,7 @@ class OutputBuilder:
             stop_reason=sequence.stop_reason,
         )
 
-    def _text(self, sequence: Request) -> str:
+    def _text(self, sequence: Sequence) -> str:
         """Makes the text once; a stop string has already cut it, a stop token has no place in it."""
         params = sequence.params
         if self.tokenizer is None or not params.detokenize:
@@ -111,7 +111,7 @@ class OutputBuilder:
         prompt_token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
         return self.tokenizer.decode(prompt_token_ids, token_ids, params.skip_special_tokens)
 
-    def _entry(self, request: Request, scores: HostLogprobs, i: int, num_logprobs: int) -> dict[int, Logprob]:
+    def _entry(self, request: Sequence, scores: HostLogprobs, i: int, num_logprobs: int) -> dict[int, Logprob]:
         """Makes the entry of one position: the token itself first, then the most probable ones."""
         num_columns = scores.token_ids.shape[1] if num_logprobs == -1 else num_logprobs + 1
         token_ids = scores.token_ids[i, :num_columns].tolist()
@@ -125,7 +125,7 @@ class OutputBuilder:
         return entry
 
 
-def _metrics(sequences: list[Request]) -> RequestMetrics:
+def _metrics(sequences: list[Sequence]) -> RequestMetrics:
     first = sequences[0]
     return RequestMetrics(
         queue_s=first.scheduled_s - first.arrival_s,

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import RequestError, SamplingParamsError, unknown_key_message
-from .structured_outputs import StructuredOutputsParams
+from .structured.params import StructuredOutputsParams
 
 logger = logging.getLogger(__name__)
 

@@ -1,12 +1,12 @@
 """Decides what each step computes: one token budget, no phases.
 
-A request has `num_computed_tokens` out of `num_tokens`; a step brings them closer, by one token for a request that
-decodes, by a chunk for one whose prompt is not done. Running requests come first, then waiting ones while budget, rows
-and blocks last. When blocks run out, the running request that would be served last gives up its blocks and waits; its
+A sequence has `num_computed_tokens` out of `num_tokens`; a step brings them closer, by one token for a sequence that
+decodes, by a chunk for one whose prompt is not done. Running sequences come first, then waiting ones while budget, rows
+and blocks last. When blocks run out, the running sequence that would be served last gives up its blocks and waits; its
 tokens are kept, and recomputing them is often a look-up in the prefix cache.
 
 The scheduler sees no tensors. It plans step N + 1 while step N runs: it counts tokens that are sampled but not read. A
-request that follows a grammar sits such a step out, because what it may say depends on the token before.
+sequence that follows a grammar sits such a step out, because what it may say depends on the token before.
 """
 
 from __future__ import annotations
@@ -15,78 +15,14 @@ import heapq
 import time
 from bisect import insort
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from .errors import RequestError
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.shared_prefix import SharedPrefix
-from .request import Request, RequestStatus
-
-if TYPE_CHECKING:
-    from .token_masks import TokenMasks
-
-
-@dataclass(slots=True)
-class NewRow:
-    """A request that enters a row of the runner's tables.
-
-    Attributes:
-        row: The row; whatever it held before is over.
-        request: The request; the runner reads its tokens and its parameters, and changes nothing.
-        num_tokens: Known tokens.
-    """
-
-    row: int
-    request: Request
-    num_tokens: int
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """What one step computes; entry i of every list belongs to sequence i of the batch.
-
-    Attributes:
-        requests: Whose sequences they are.
-        rows: Their rows in the runner's tables.
-        starts: First position to compute.
-        counts: Number of positions to compute.
-        samples: Whether the last of them yields a new token.
-        new_rows: Rows to fill before the step.
-        new_blocks: (row, index of the first, block ids) to append to block tables before the step.
-        new_tokens: (row, first position, token ids) to enter before the step, where not every stage draws the tokens.
-        token_masks: Of the sequences that sample, those that follow a grammar, and what it allows them.
-        published: Blocks that others may find from now on, though this step is what fills them.
-        num_decodes: This many sequences at the front compute one token each; all others compute more.
-        num_shared_blocks: This many leading blocks those at the front have in common, if it pays to know.
-    """
-
-    requests: list[Request] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    starts: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    samples: list[bool] = field(default_factory=list)
-    new_rows: list[NewRow] = field(default_factory=list)
-    new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
-    new_tokens: list[tuple[int, int, list[int]]] = field(default_factory=list)
-    token_masks: TokenMasks | None = None
-    published: list[int] = field(default_factory=list)
-    num_decodes: int = 0
-    num_shared_blocks: int = 0
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the step computes."""
-        return sum(self.counts)
-
-    def put_decodes_first(self) -> None:
-        """Orders the sequences: those that compute one token, then the others, as attention wants them."""
-        self.num_decodes = self.counts.count(1)
-        if self.counts[: self.num_decodes].count(1) < self.num_decodes:
-            order = sorted(range(len(self.counts)), key=lambda i: self.counts[i] > 1)
-            for name in ("requests", "rows", "starts", "counts", "samples"):
-                values = getattr(self, name)
-                setattr(self, name, [values[i] for i in order])
+from .sequence import Sequence, SequenceStatus
+from .step_plan import NewRow, StepPlan
 
 
 @dataclass(slots=True)
@@ -104,13 +40,13 @@ class SchedulerCounters:
 
 
 class Scheduler:
-    """Holds the waiting and the running requests.
+    """Holds the waiting and the running sequences.
 
     Args:
         kv_cache: Gives out blocks.
-        max_num_seqs: Most running requests; also the number of rows of the runner's tables.
+        max_num_seqs: Most running sequences; also the number of rows of the runner's tables.
         max_num_batched_tokens: Most tokens of one step.
-        num_stages: Steps under way at once. Of several, each takes a share of the requests whose tokens are all known.
+        num_stages: Steps under way at once. Of several, each takes a share of the sequences whose tokens are all known.
     """
 
     def __init__(
@@ -121,10 +57,10 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.num_stages = num_stages
         self.counters = SchedulerCounters()
-        self.running: list[Request] = []
+        self.running: list[Sequence] = []
         """In order of service: the last is preempted first."""
-        # A heap. A request that ends while it waits stays in it until its turn: taking it out would cost a search.
-        self._waiting: list[Request] = []
+        # A heap. A sequence that ends while it waits stays in it until its turn: taking it out would cost a search.
+        self._waiting: list[Sequence] = []
         self._num_waiting = 0
         self._free_rows: list[int] = []
         self._num_arrived = 0
@@ -133,19 +69,19 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Number of requests that hold no blocks."""
+        """Number of sequences that hold no blocks."""
         return self._num_waiting
 
     @property
-    def has_requests(self) -> bool:
-        """Whether any request is not finished."""
-        return bool(self.running or self._num_waiting)
+    def num_unfinished(self) -> int:
+        """Number of sequences that run or wait."""
+        return len(self.running) + self._num_waiting
 
-    def add(self, request: Request) -> None:
-        """Takes a new request."""
-        request.arrival = self._num_arrived
+    def add(self, sequence: Sequence) -> None:
+        """Takes a new sequence."""
+        sequence.arrival = self._num_arrived
         self._num_arrived += 1
-        self._enqueue(request)
+        self._enqueue(sequence)
 
     def schedule(self) -> StepPlan | None:
         """Plans the next step.
@@ -160,10 +96,10 @@ class Scheduler:
             # A preemption means that blocks are short: nobody new enters in the same step.
             if self.counters.num_preemptions == num_preemptions:
                 self._schedule_waiting(plan, budget)
-        if not plan.requests:
+        if not plan.sequences:
             return None
         plan.put_decodes_first()
-        plan.num_shared_blocks = self._shared_prefix.find(plan.requests[: plan.num_decodes], bool(plan.new_rows))
+        plan.num_shared_blocks = self._shared_prefix.find(plan.sequences[: plan.num_decodes], bool(plan.new_rows))
         self.counters.num_steps += 1
         self.counters.num_scheduled_tokens += plan.num_tokens
         return plan
@@ -171,130 +107,129 @@ class Scheduler:
     def _schedule_suspect(self, plan: StepPlan) -> bool:
         """Plans one suspect alone, if there is any that can run; everybody else pauses for the step."""
         budget = self.max_num_batched_tokens
-        if suspects := [request for request in self.running if request.is_suspect]:
+        if suspects := [sequence for sequence in self.running if sequence.is_suspect]:
             known = [r for r in suspects if self.num_stages == 1 or not r.num_pending]
             self._schedule_running(plan, known[:1], budget)
         elif (first := self._first_waiting()) is not None and first.is_suspect:
             self._schedule_waiting(plan, budget, max_num_new=1)
-        return bool(suspects or plan.requests)
+        return bool(suspects or plan.sequences)
 
-    def _schedule_running(self, plan: StepPlan, candidates: list[Request], budget: int) -> int:
-        """Plans running requests in order of service and returns the budget that is left."""
-        for request in list(candidates):
-            if request.status is not RequestStatus.RUNNING:
+    def _schedule_running(self, plan: StepPlan, candidates: list[Sequence], budget: int) -> int:
+        """Plans running sequences in order of service and returns the budget that is left."""
+        for sequence in list(candidates):
+            if sequence.status is not SequenceStatus.RUNNING:
                 break  # It was preempted for one before it, and so were all behind it.
-            count = min(request.num_tokens - request.num_computed_tokens, budget)
-            if count <= 0 or request.num_tokens >= request.max_tokens_total or request.must_be_read:
+            count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            if count <= 0 or sequence.num_tokens >= sequence.max_tokens_total or sequence.must_be_read:
                 continue  # Out of budget, certain to end by length once the step in flight is read, or to be read.
-            if not self._make_room(request, request.num_computed_tokens + count):
+            if not self._make_room(sequence, sequence.num_computed_tokens + count):
                 break
-            self._plan_request(plan, request, count)
+            self._plan_request(plan, sequence, count)
             budget -= count
         return budget
 
-    def _make_room(self, request: Request, num_tokens: int) -> bool:
-        """Finds blocks for a running request, preempting from the end of the line, itself last."""
-        while not self.kv_cache.try_extend(request, num_tokens):
+    def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Finds blocks for a running sequence, preempting from the end of the line, itself last."""
+        while not self.kv_cache.try_extend(sequence, num_tokens):
             victim = self.running[-1]
             self._preempt(victim)
-            if victim is request:
+            if victim is sequence:
                 return False
         return True
 
     def _schedule_waiting(self, plan: StepPlan, budget: int, max_num_new: int | None = None) -> None:
-        """Admits waiting requests, the first in line first, while budget, rows and blocks last."""
+        """Admits waiting sequences, the first in line first, while budget, rows and blocks last."""
         most = self._max_step_seqs()
-        while budget > 0 and self._free_rows and len(plan.new_rows) != max_num_new and len(plan.requests) < most:
-            request = self._first_waiting()
-            if request is None or (request.is_suspect and max_num_new is None):
+        while budget > 0 and self._free_rows and len(plan.new_rows) != max_num_new and len(plan.sequences) < most:
+            sequence = self._first_waiting()
+            if sequence is None or (sequence.is_suspect and max_num_new is None):
                 return
-            # A preempted request whose last token is not read yet: its tokens are not all known.
-            if request.num_pending or not self.kv_cache.try_admit(request):
+            # A preempted sequence whose last token is not read yet: its tokens are not all known.
+            if sequence.num_pending or not self.kv_cache.try_admit(sequence):
                 return
             heapq.heappop(self._waiting)
             self._num_waiting -= 1
-            count = min(request.num_tokens - request.num_computed_tokens, budget)
-            has_room = self.kv_cache.try_extend(request, request.num_computed_tokens + count)
-            assert has_room, "try_admit() found room for the whole request"
-            self._admit(plan, request)
-            self._plan_request(plan, request, count)
+            count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+            has_room = self.kv_cache.try_extend(sequence, sequence.num_computed_tokens + count)
+            assert has_room, "try_admit() found room for the whole sequence"
+            self._admit(plan, sequence)
+            self._plan_request(plan, sequence, count)
             budget -= count
 
-    def _ready(self) -> list[Request]:
-        """Returns the running requests that a step may take."""
+    def _ready(self) -> list[Sequence]:
+        """Returns the running sequences that a step may take."""
         known = self.running if self.num_stages == 1 else [r for r in self.running if not r.num_pending]
         return known[: self._max_step_seqs()]
 
     def _max_step_seqs(self) -> int:
         """Returns how many sequences a step may have, so that those under way at once have about the same."""
-        return -(-min(len(self.running) + self._num_waiting, self.max_num_seqs) // self.num_stages)
+        return -(-min(self.num_unfinished, self.max_num_seqs) // self.num_stages)
 
-    def _admit(self, plan: StepPlan, request: Request) -> None:
-        request.status = RequestStatus.RUNNING
-        request.row = self._free_rows.pop()
-        insort(self.running, request)
-        plan.new_rows.append(NewRow(request.row, request, len(request.token_ids)))
-        if request.num_cached_tokens is None:
-            request.scheduled_s = time.monotonic()
-            request.num_cached_tokens = request.num_computed_tokens
-            self.counters.num_prompt_tokens += request.num_prompt_tokens
-            self.counters.num_cached_tokens += request.num_computed_tokens
+    def _admit(self, plan: StepPlan, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.RUNNING
+        sequence.row = self._free_rows.pop()
+        insort(self.running, sequence)
+        plan.new_rows.append(NewRow(sequence.row, sequence, len(sequence.token_ids)))
+        if sequence.num_cached_tokens is None:
+            sequence.scheduled_s = time.monotonic()
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+            self.counters.num_prompt_tokens += sequence.num_prompt_tokens
+            self.counters.num_cached_tokens += sequence.num_computed_tokens
 
-    def _plan_request(self, plan: StepPlan, request: Request, count: int) -> None:
-        start = request.num_computed_tokens
-        is_sampled = start + count == request.num_tokens
-        plan.requests.append(request)
-        plan.rows.append(request.row)
+    def _plan_request(self, plan: StepPlan, sequence: Sequence, count: int) -> None:
+        start = sequence.num_computed_tokens
+        is_sampled = start + count == sequence.num_tokens
+        plan.sequences.append(sequence)
+        plan.rows.append(sequence.row)
         plan.starts.append(start)
         plan.counts.append(count)
         plan.samples.append(is_sampled)
-        self._plan_blocks(plan, request, start, count)
-        request.num_computed_tokens = start + count
+        self._plan_blocks(plan, sequence, start, count)
+        sequence.num_computed_tokens = start + count
         if is_sampled:
-            request.num_pending += 1
+            sequence.num_pending += 1
         else:
             self.counters.num_chunked_prefills += 1
-        plan.published += self.kv_cache.publish(request, start + count)
+        plan.published += self.kv_cache.publish(sequence, start + count)
 
-    def _plan_blocks(self, plan: StepPlan, request: Request, start: int, count: int) -> None:
+    def _plan_blocks(self, plan: StepPlan, sequence: Sequence, start: int, count: int) -> None:
         """Sends the blocks the runner does not know yet: all of them for a new row, else those this step begins."""
-        is_new = bool(plan.new_rows) and plan.new_rows[-1].request is request
+        is_new = bool(plan.new_rows) and plan.new_rows[-1].sequence is sequence
         first = 0 if is_new else self.kv_cache.num_blocks_for(start)
         if first < self.kv_cache.num_blocks_for(start + count):
-            plan.new_blocks.append((request.row, first, request.block_ids[first:]))
+            plan.new_blocks.append((sequence.row, first, sequence.block_ids[first:]))
 
-    def update(self, plan: StepPlan, drawn: Iterable[Any]) -> list[Request]:
+    def update(self, plan: StepPlan, drawn: Iterable[Any]) -> list[Sequence]:
         """Takes what a step gave.
 
         Args:
             plan: The step.
-            drawn: One for each sequence that samples, in order, as `Request.take` takes it: tokens, or vectors.
+            drawn: One for each sequence that samples, in order, as `Sequence.take` takes it: tokens, or vectors.
 
         Returns:
             Requests that ended.
         """
         ended = []
-        sampled = [request for request, samples in zip(plan.requests, plan.samples, strict=True) if samples]
-        for request, one in zip(sampled, drawn, strict=True):
-            request.num_pending -= 1
-            request.is_suspect = False
-            if request.is_finished:
+        for sequence, one in zip(plan.sampled, drawn, strict=True):
+            sequence.num_pending -= 1
+            sequence.is_suspect = False
+            if sequence.is_finished:
                 self.counters.num_wasted_tokens += 1
                 continue
-            self.counters.num_output_tokens += request.pooling is None
-            if (error := request.take(one)) is not None:
-                self.fail(request, error)
-            elif request.finish_reason is not None:
-                self._finish(request)
+            self.counters.num_output_tokens += sequence.pooling is None
+            if (error := sequence.take(one)) is not None:
+                self.fail(sequence, error)
+            elif sequence.finish_reason is not None:
+                self._finish(sequence)
             else:
                 continue
-            ended.append(request)
+            ended.append(sequence)
         return ended
 
-    def recover(self, plans: Iterable[StepPlan], error: RequestError) -> list[Request]:
-        """Puts the requests of failed steps back, to find out which of them makes the step fail.
+    def recover(self, plans: Iterable[StepPlan], error: RequestError) -> list[Sequence]:
+        """Puts the sequences of failed steps back, to find out which of them makes the step fail.
 
-        A request that failed alone is the culprit and ends. Several wait again and are then run one at a time until
+        A sequence that failed alone is the culprit and ends. Several wait again and are then run one at a time until
         each has passed a step.
 
         Args:
@@ -307,66 +242,66 @@ class Scheduler:
         plans = list(plans)
         for plan in plans:
             self.kv_cache.pool.forget(plan.published)
-        involved = {id(request): request for plan in plans for request in plan.requests if not request.is_finished}
-        for request in involved.values():
-            request.num_pending = 0
+        involved = {id(sequence): sequence for plan in plans for sequence in plan.sequences if not sequence.is_finished}
+        for sequence in involved.values():
+            sequence.num_pending = 0
         if len(involved) == 1:
             (culprit,) = involved.values()
             self.fail(culprit, error)
             return [culprit]
-        for request in involved.values():
-            request.is_suspect = True
-            if request.status is RequestStatus.RUNNING:
-                self._leave(request)
-                self._enqueue(request)
+        for sequence in involved.values():
+            sequence.is_suspect = True
+            if sequence.status is SequenceStatus.RUNNING:
+                self._leave(sequence)
+                self._enqueue(sequence)
         return []
 
-    def fail(self, request: Request, error: RequestError) -> None:
-        """Ends a request with an error."""
-        request.error, request.finish_reason = error, "error"
-        self._finish(request)
+    def fail(self, sequence: Sequence, error: RequestError) -> None:
+        """Ends a sequence with an error."""
+        sequence.error, sequence.finish_reason = error, "error"
+        self._finish(sequence)
 
-    def abort(self, request: Request) -> None:
-        """Ends a request that nobody waits for any more."""
-        if not request.is_finished:
-            request.finish_reason = "abort"
-            self._finish(request)
+    def abort(self, sequence: Sequence) -> None:
+        """Ends a sequence that nobody waits for any more."""
+        if not sequence.is_finished:
+            sequence.finish_reason = "abort"
+            self._finish(sequence)
 
     def reset(self) -> None:
-        """Drops all requests and forgets all cached content, whatever state they are in."""
+        """Drops all sequences and forgets all cached content, whatever state they are in."""
         self.kv_cache.reset()
         self.running, self._waiting, self._num_waiting = [], [], 0
         self._free_rows = list(range(self.max_num_seqs - 1, -1, -1))
 
-    def _preempt(self, request: Request) -> None:
-        self._leave(request)
-        self._enqueue(request)
-        request.num_preemptions += 1
+    def _preempt(self, sequence: Sequence) -> None:
+        self._leave(sequence)
+        self._enqueue(sequence)
+        sequence.num_preemptions += 1
         self.counters.num_preemptions += 1
 
-    def _enqueue(self, request: Request) -> None:
-        request.status = RequestStatus.WAITING
-        heapq.heappush(self._waiting, request)
+    def _enqueue(self, sequence: Sequence) -> None:
+        sequence.status = SequenceStatus.WAITING
+        heapq.heappush(self._waiting, sequence)
         self._num_waiting += 1
 
-    def _first_waiting(self) -> Request | None:
+    def _first_waiting(self) -> Sequence | None:
         while self._waiting and self._waiting[0].is_finished:
             heapq.heappop(self._waiting)
         return self._waiting[0] if self._waiting else None
 
-    def _finish(self, request: Request) -> None:
-        if request.status is RequestStatus.RUNNING:
-            self._leave(request)
+    def _finish(self, sequence: Sequence) -> None:
+        if sequence.status is SequenceStatus.RUNNING:
+            self._leave(sequence)
         else:
             self._num_waiting -= 1
-        request.status = RequestStatus.FINISHED
+        sequence.status = SequenceStatus.FINISHED
 
-    def _leave(self, request: Request) -> None:
-        """Takes a running request's place, row and blocks."""
-        self.running.remove(request)
-        self._free_rows.append(request.row)
-        request.row = -1
-        self.kv_cache.release(request)
+    def _leave(self, sequence: Sequence) -> None:
+        """Takes a running sequence's place, row and blocks."""
+        self.running.remove(sequence)
+        self._free_rows.append(sequence.row)
+        sequence.row = -1
+        self.kv_cache.release(sequence)
 
     def check_integrity(self) -> None:
         """Checks that rows, blocks and places are conserved.
@@ -374,16 +309,16 @@ class Scheduler:
         Raises:
             AssertionError: Something is lost, doubled or over its limit.
         """
-        rows = sorted([request.row for request in self.running] + self._free_rows)
+        rows = sorted([sequence.row for sequence in self.running] + self._free_rows)
         assert rows == list(range(self.max_num_seqs)), f"rows are lost or doubled: {rows}"
-        assert self.running == sorted(self.running), "the running requests are out of order"
-        for request in self.running:
-            assert request.status is RequestStatus.RUNNING
-            assert request.num_computed_tokens <= request.num_tokens
-            num_held = len(request.block_ids) * self.kv_cache.block_size
-            assert request.num_computed_tokens <= num_held, "a token was computed into a block that nobody holds"
-        waiting = [request for request in self._waiting if not request.is_finished]
-        assert len(waiting) == self._num_waiting, "the waiting requests are miscounted"
-        for request in waiting:
-            assert request.status is RequestStatus.WAITING and not request.block_ids and request.row < 0
-        self.kv_cache.pool.check_integrity(request.block_ids for request in self.running)
+        assert self.running == sorted(self.running), "the running sequences are out of order"
+        for sequence in self.running:
+            assert sequence.status is SequenceStatus.RUNNING
+            assert sequence.num_computed_tokens <= sequence.num_tokens
+            num_held = len(sequence.block_ids) * self.kv_cache.block_size
+            assert sequence.num_computed_tokens <= num_held, "a token was computed into a block that nobody holds"
+        waiting = [sequence for sequence in self._waiting if not sequence.is_finished]
+        assert len(waiting) == self._num_waiting, "the waiting sequences are miscounted"
+        for sequence in waiting:
+            assert sequence.status is SequenceStatus.WAITING and not sequence.block_ids and sequence.row < 0
+        self.kv_cache.pool.check_integrity(sequence.block_ids for sequence in self.running)

@@ -10,122 +10,83 @@ from typing import TYPE_CHECKING
 from .._lazy import lazy_face
 
 if TYPE_CHECKING:
-    from .builder import (
-        ProcessorBuilder,
-        build_llm_processor,
-        build_processor,
-    )
-    from .config import (
-        ChatTemplateStageConfig,
-        DetokenizeStageConfig,
-        EngineProcessorConfig,
-        PrepareMultimodalStageConfig,
-        ProcessorConfig,
-        StageConfig,
-        TokenizerStageConfig,
-        vLLMEngineProcessorConfig,
-    )
-    from .errors import (
-        DeploymentError,
-        RowFailedError,
-        find_millrace_error,
-    )
-    from .job import (
-        JobConfig,
-        load_job,
-        resume_job,
-        retry_failed,
-        run_job,
-    )
-    from .processor import (
-        Processor,
-    )
-    from .report import (
-        JobSummary,
-    )
-    from .request_config import (
-        HttpRequestProcessorConfig,
-        HttpRequestStageConfig,
-        ServeDeploymentProcessorConfig,
-    )
-    from .sglang import SGLangEngineProcessorConfig
-    from .stage_plan import (
-        CustomStage,
-        StageInfo,
-    )
-    from .stages import (
-        BatchStage,
-        Stage,
-    )
-    from .writing import (
-        write_results,
-    )
+    from .errors import DeploymentError as DeploymentError
+    from .errors import RowFailedError as RowFailedError
+    from .errors import find_millrace_error as find_millrace_error
+    from .job.run import JobConfig as JobConfig
+    from .job.run import load_job as load_job
+    from .job.run import resume_job as resume_job
+    from .job.run import retry_failed as retry_failed
+    from .job.run import run_job as run_job
+    from .job.writing import write_results as write_results
+    from .processor.builder import ProcessorBuilder as ProcessorBuilder
+    from .processor.builder import build_llm_processor as build_llm_processor
+    from .processor.builder import build_processor as build_processor
+    from .processor.config import ChatTemplateStageConfig as ChatTemplateStageConfig
+    from .processor.config import DetokenizeStageConfig as DetokenizeStageConfig
+    from .processor.config import EngineProcessorConfig as EngineProcessorConfig
+    from .processor.config import PrepareMultimodalStageConfig as PrepareMultimodalStageConfig
+    from .processor.config import ProcessorConfig as ProcessorConfig
+    from .processor.config import StageConfig as StageConfig
+    from .processor.config import TokenizerStageConfig as TokenizerStageConfig
+    from .processor.config import vLLMEngineProcessorConfig as vLLMEngineProcessorConfig
+    from .processor.processor import Processor as Processor
+    from .processor.request_config import HttpRequestProcessorConfig as HttpRequestProcessorConfig
+    from .processor.request_config import HttpRequestStageConfig as HttpRequestStageConfig
+    from .processor.request_config import ServeDeploymentProcessorConfig as ServeDeploymentProcessorConfig
+    from .processor.sglang import SGLangEngineProcessorConfig as SGLangEngineProcessorConfig
+    from .processor.stage_plan import CustomStage as CustomStage
+    from .processor.stage_plan import StageInfo as StageInfo
+    from .report import JobSummary as JobSummary
+    from .stages import BatchStage as BatchStage
+    from .stages import Stage as Stage
 
-__all__ = [
-    "BatchStage",
-    "ChatTemplateStageConfig",
-    "CustomStage",
-    "DeploymentError",
-    "DetokenizeStageConfig",
-    "EngineProcessorConfig",
-    "HttpRequestProcessorConfig",
-    "HttpRequestStageConfig",
-    "JobConfig",
-    "JobSummary",
-    "PrepareMultimodalStageConfig",
-    "Processor",
-    "ProcessorBuilder",
-    "ProcessorConfig",
-    "RowFailedError",
-    "SGLangEngineProcessorConfig",
-    "ServeDeploymentProcessorConfig",
-    "Stage",
-    "StageConfig",
-    "StageInfo",
-    "TokenizerStageConfig",
-    "build_llm_processor",
-    "build_processor",
-    "find_millrace_error",
-    "load_job",
-    "resume_job",
-    "retry_failed",
-    "run_job",
-    "vLLMEngineProcessorConfig",
-    "write_results",
-]
-
-__getattr__, __dir__ = lazy_face(
+__getattr__, __dir__, __all__ = lazy_face(
     __name__,
     {
-        "BatchStage": "stages",
-        "ChatTemplateStageConfig": "config",
-        "CustomStage": "stage_plan",
-        "DeploymentError": "errors",
-        "DetokenizeStageConfig": "config",
-        "EngineProcessorConfig": "config",
-        "HttpRequestProcessorConfig": "request_config",
-        "HttpRequestStageConfig": "request_config",
-        "JobConfig": "job",
-        "JobSummary": "report",
-        "PrepareMultimodalStageConfig": "config",
-        "Processor": "processor",
-        "ProcessorBuilder": "builder",
-        "ProcessorConfig": "config",
-        "RowFailedError": "errors",
-        "SGLangEngineProcessorConfig": "sglang",
-        "ServeDeploymentProcessorConfig": "request_config",
-        "Stage": "stages",
-        "StageConfig": "config",
-        "StageInfo": "stage_plan",
-        "TokenizerStageConfig": "config",
-        "build_llm_processor": "builder",
-        "build_processor": "builder",
-        "find_millrace_error": "errors",
-        "load_job": "job",
-        "resume_job": "job",
-        "retry_failed": "job",
-        "run_job": "job",
-        "vLLMEngineProcessorConfig": "config",
-        "write_results": "writing",
+        "errors": (
+            "DeploymentError",
+            "RowFailedError",
+            "find_millrace_error",
+        ),
+        "job.run": (
+            "JobConfig",
+            "load_job",
+            "resume_job",
+            "retry_failed",
+            "run_job",
+        ),
+        "job.writing": ("write_results",),
+        "processor.builder": (
+            "ProcessorBuilder",
+            "build_llm_processor",
+            "build_processor",
+        ),
+        "processor.config": (
+            "ChatTemplateStageConfig",
+            "DetokenizeStageConfig",
+            "EngineProcessorConfig",
+            "PrepareMultimodalStageConfig",
+            "ProcessorConfig",
+            "StageConfig",
+            "TokenizerStageConfig",
+            "vLLMEngineProcessorConfig",
+        ),
+        "processor.processor": ("Processor",),
+        "processor.request_config": (
+            "HttpRequestProcessorConfig",
+            "HttpRequestStageConfig",
+            "ServeDeploymentProcessorConfig",
+        ),
+        "processor.sglang": ("SGLangEngineProcessorConfig",),
+        "processor.stage_plan": (
+            "CustomStage",
+            "StageInfo",
+        ),
+        "report": ("JobSummary",),
+        "stages": (
+            "BatchStage",
+            "Stage",
+        ),
     },
 )

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .. import __version__
+from .._version import __version__
 from .commands.batch import batch
 from .commands.init import init
 from .commands.plan import plan

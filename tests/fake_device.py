@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from millrace.engine.device import HostCopies, HostCopy, to_device
 from millrace.engine.engine import LLMEngine
-from millrace.engine.executor import Executor, StepHandle
-from millrace.engine.head import StepResult
-from millrace.engine.scheduler import StepPlan
+from millrace.engine.executor.executor import Executor, StepHandle
+from millrace.engine.step.head import StepResult
+from millrace.engine.step_plan import StepPlan
 from millrace.kernels._op import Op
 
 SYNCHRONISING = (
@@ -130,7 +130,7 @@ class AsyncExecutor:
     def check_order(self, index: int) -> None:
         """Fails if a step is read while nothing else runs, though there was something to run."""
         is_last = index == self.num_started
-        if self._watch.is_on and is_last and self._had_a_plan and self._scheduler.has_requests:
+        if self._watch.is_on and is_last and self._had_a_plan and self._scheduler.num_unfinished:
             raise Breach(f"step {index} was read before the next one was started")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Gives requests their KV cache blocks, and finds prefixes that were computed before.
+"""Gives sequences their KV cache blocks, and finds prefixes that were computed before.
 
 The content of a full block is named by the hash of its tokens and of all blocks before it, so equal names mean equal
 prefixes. Of a sequence with `block_size` 4, 11 known tokens and 9 of them computed:
@@ -13,12 +13,12 @@ from __future__ import annotations
 from array import array
 from hashlib import blake2b
 
-from ..request import Request
+from ..sequence import Sequence
 from .blocks import BlockPool
 
 
 class KVCacheManager:
-    """Owns the block pool on behalf of requests.
+    """Owns the block pool on behalf of sequences.
 
     Args:
         num_blocks: Blocks of the pool.
@@ -33,97 +33,98 @@ class KVCacheManager:
 
     @property
     def usage(self) -> float:
-        """Share of the blocks that requests hold, 0 to 1."""
+        """Share of the blocks that sequences hold, 0 to 1."""
         return self.pool.num_used / self.pool.num_blocks
 
     def num_blocks_for(self, num_tokens: int) -> int:
         """Returns the number of blocks that hold `num_tokens` tokens."""
         return -(-num_tokens // self.block_size)
 
-    def try_admit(self, request: Request) -> bool:
-        """Gives a waiting request the blocks of its cached prefix, if all of its known tokens would fit.
+    def try_admit(self, sequence: Sequence) -> bool:
+        """Gives a waiting sequence the blocks of its cached prefix, if all of its known tokens would fit.
 
-        Asking for room for the whole request, not only for its first chunk, keeps a request from entering only to be
+        Asking for room for the whole sequence, not only for its first chunk, keeps a sequence from entering only to be
         preempted a step later.
 
         Args:
-            request: A request without blocks. On success `block_ids` and `num_computed_tokens` cover the prefix found.
+            sequence: A sequence without blocks. On success `block_ids` and `num_computed_tokens` cover the prefix
+                that was found.
 
         Returns:
             Whether it was admitted; if not, nothing has changed.
         """
-        prefix = self._find_prefix(request)
-        num_missing = self.num_blocks_for(request.num_tokens) - len(prefix)
+        prefix = self._find_prefix(sequence)
+        num_missing = self.num_blocks_for(sequence.num_tokens) - len(prefix)
         num_free_in_prefix = sum(self.pool.is_free(block) for block in prefix)
         if num_missing > self.pool.num_free - num_free_in_prefix:
             return False
         self.pool.share(prefix)
-        request.block_ids = prefix
-        request.num_computed_tokens = len(prefix) * self.block_size
+        sequence.block_ids = prefix
+        sequence.num_computed_tokens = len(prefix) * self.block_size
         return True
 
-    def try_extend(self, request: Request, num_tokens: int) -> bool:
-        """Makes sure that a request has blocks for its first `num_tokens` tokens.
+    def try_extend(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Makes sure that a sequence has blocks for its first `num_tokens` tokens.
 
         Returns:
             Whether it has; if not, nothing has changed.
         """
-        num_missing = self.num_blocks_for(num_tokens) - len(request.block_ids)
+        num_missing = self.num_blocks_for(num_tokens) - len(sequence.block_ids)
         if num_missing > self.pool.num_free:
             return False
         if num_missing > 0:
-            request.block_ids += self.pool.allocate(num_missing)
+            sequence.block_ids += self.pool.allocate(num_missing)
         return True
 
-    def publish(self, request: Request, num_tokens: int) -> list[int]:
+    def publish(self, sequence: Sequence, num_tokens: int) -> list[int]:
         """Lets others find the full blocks among the first `num_tokens` tokens.
 
-        This is done when the blocks are scheduled, before they are computed: a request of the same step that shares
+        This is done when the blocks are scheduled, before they are computed: a sequence of the same step that shares
         them reads them after all keys and values of the step are stored. If the step fails, what it published must be
         forgotten.
 
         Returns:
             The blocks that were not published before.
         """
-        first = request.num_published_blocks
-        num_full = min(num_tokens, len(request.token_ids)) // self.block_size
+        first = sequence.num_published_blocks
+        num_full = min(num_tokens, len(sequence.token_ids)) // self.block_size
         if not self.enable_prefix_caching or num_full <= first:
             return []
-        hashes = self._hashes(request, num_full)
-        blocks = request.block_ids[first:num_full]
+        hashes = self._hashes(sequence, num_full)
+        blocks = sequence.block_ids[first:num_full]
         for block, block_hash in zip(blocks, hashes[first:], strict=True):
             self.pool.publish(block, block_hash)
-        request.num_published_blocks = num_full
+        sequence.num_published_blocks = num_full
         return blocks
 
-    def release(self, request: Request) -> None:
-        """Takes a request's blocks back; their content stays findable until they are needed."""
-        self.pool.release(request.block_ids)
-        request.block_ids = []
-        request.num_computed_tokens = 0
-        request.num_published_blocks = 0
+    def release(self, sequence: Sequence) -> None:
+        """Takes a sequence's blocks back; their content stays findable until they are needed."""
+        self.pool.release(sequence.block_ids)
+        sequence.block_ids = []
+        sequence.num_computed_tokens = 0
+        sequence.num_published_blocks = 0
 
     def reset(self) -> None:
         """Takes all blocks back from whoever holds them and forgets their content."""
         self.pool = BlockPool(self.pool.num_blocks)
 
-    def _find_prefix(self, request: Request) -> list[int]:
-        """Finds the longest run of cached blocks; never the whole request, whose last token must be computed."""
-        if not self.enable_prefix_caching or not request.reads_prefix_cache:
+    def _find_prefix(self, sequence: Sequence) -> list[int]:
+        """Finds the longest run of cached blocks; never the whole sequence, whose last token must be computed."""
+        if not self.enable_prefix_caching or not sequence.reads_prefix_cache:
             return []
         prefix: list[int] = []
-        for block_hash in self._hashes(request, (request.num_tokens - 1) // self.block_size):
+        for block_hash in self._hashes(sequence, (sequence.num_tokens - 1) // self.block_size):
             block = self.pool.find(block_hash)
             if block is None:
                 break
             prefix.append(block)
         return prefix
 
-    def _hashes(self, request: Request, num_blocks: int) -> list[bytes]:
-        """Returns the content hashes of the first blocks; each is computed once in a request's life."""
-        hashes = request.block_hashes
+    def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
+        """Returns the content hashes of the first blocks; each is computed once in a sequence's life."""
+        hashes = sequence.block_hashes
         for index in range(len(hashes), num_blocks):
-            tokens = request.token_ids[index * self.block_size : (index + 1) * self.block_size]
+            tokens = sequence.token_ids[index * self.block_size : (index + 1) * self.block_size]
             parent = hashes[-1] if hashes else b""
             hashes.append(blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest())
         return hashes[:num_blocks]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import embedding
-from ..shard import Shard
+from ..parallel.shard import Shard
 from .slots import Slot
 
 __all__ = ["LearnedPositions", "NoPositions", "SharedTokenEmbedding", "TokenEmbedding"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import quantize_fp8, scaled_linear
-from ..shard import Dimension
+from ..parallel.shard import Dimension
 from .linear import Linear
 from .slots import Slot
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...kernels import int8_linear
 from ...kernels.int8_linear import can_pack_int8, pack_int8, quantize_int8
-from ..shard import Dimension, as_shard
+from ..parallel.shard import Dimension, as_shard
 from .linear import Linear, PackedWeight
 from .slots import Slot
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ...kernels import packed_linear
 from ...kernels.packed_linear import can_pack_panels, pack_panels
-from ..shard import Dimension, as_shard
+from ..parallel.shard import Dimension, as_shard
 from .slots import Slot
 
 __all__ = ["Linear"]

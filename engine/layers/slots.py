@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..shard import Shard
+from ..parallel.shard import Shard
 
 __all__ = ["Slot"]
 

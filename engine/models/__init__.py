@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from .decoder import Decoder
 from .options import ModelOptions
-from .registry import (
-    build_model,
-    describe_model,
-    find_family,
-    load_hf_config,
-    load_model,
-    supported_architectures,
-)
+from .registry import build_model, describe_model, find_family, load_hf_config, load_model, supported_architectures
 from .spec import DecoderSpec
 
 __all__ = [

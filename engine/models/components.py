@@ -36,8 +36,8 @@ from ..layers import (
     TokenEmbedding,
     rotary_table,
 )
-from ..parallel import ParallelContext
-from ..shard import Dimension, Shard, as_shard
+from ..parallel.context import ParallelContext
+from ..parallel.shard import Dimension, Shard, as_shard
 from .options import ModelOptions
 from .spec import DecoderSpec
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..batch import ForwardBatch, KVCache
 from ..layers import GatedMLP, Linear
-from ..parallel import SINGLE, ParallelContext
+from ..parallel.context import SINGLE, ParallelContext
 from .components import Components
 from .options import DEFAULT_OPTIONS, ModelOptions
 from .spec import DecoderSpec

@@ -17,10 +17,10 @@ import torch
 
 from ..errors import UnsupportedModelError
 from ..layers import InvariantLinear, Linear
-from ..parallel import SINGLE, ParallelContext
-from ..sharded_state import load_sharded_state
+from ..parallel.context import SINGLE, ParallelContext
 from ..storage import Location
-from ..weights import load_dummy_weights, load_weights, weight_slots
+from ..weights.checkpoint import load_dummy_weights, load_weights, weight_slots
+from ..weights.sharded_state import load_sharded_state
 from . import families
 from .decoder import Decoder
 from .hf_config import load_hf_config, positive_int

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..weights import WeightMap
+from ..weights.checkpoint import WeightMap
 
 __all__ = ["DecoderSpec", "Family", "RopeSpec"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ConfigError
-from ..parallel import ParallelContext
+from ..parallel.context import ParallelContext
 from .spec import DecoderSpec
 
 __all__ = ["check_parallel", "kv_cache_sizes", "stage_layers"]

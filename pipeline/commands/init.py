@@ -15,8 +15,8 @@ def init(
     path: Annotated[Path, typer.Argument(metavar="[PATH]", help="Job file, or a folder for it.")] = Path("job.yaml"),
 ) -> None:
     """Write a commented job file, with a few rows for it to run on, and its schema for editors."""
-    from ..job_schema import schema_text
-    from ..job_template import ROWS_FILE, SCHEMA_FILE, job_template, sample_rows
+    from ..job.example import ROWS_FILE, SCHEMA_FILE, job_template, sample_rows
+    from ..job.schema import schema_text
 
     file = path / "job.yaml" if path.is_dir() or path.suffix not in (".yaml", ".yml") else path
     texts = {file: job_template(file.name), file.with_name(ROWS_FILE): sample_rows()}

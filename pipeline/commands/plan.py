@@ -39,11 +39,11 @@ def plan(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show logs, and tracebacks.")] = False,
 ) -> None:
     """Say what a job will take: lengths, rows that do not fit, KV room, replicas, time and price."""
-    from ..forecast_view import show
-    from ..forecasting import forecast_job
-    from ..job_file import load_job
+    from ..forecast.run import forecast_job
+    from ..forecast.throughput import Throughput
+    from ..forecast.view import show
+    from ..job.file import load_job
     from ..session import quiet_stderr
-    from ..throughput import Throughput
 
     if sum((tokens_per_s is not None, report is not None, measure)) > 1:
         raise ConfigError("--tokens-per-s, --report and --measure exclude each other: each says how fast a replica is")

@@ -9,7 +9,7 @@ import typer
 from .running import run_shown
 
 if TYPE_CHECKING:
-    from ..job import PreparedJob
+    from ..job.run import PreparedJob
 
 
 def resume(
@@ -23,7 +23,7 @@ def resume(
     """Go on with a job that was interrupted. Rows that have finished are not run again."""
 
     def prepare() -> PreparedJob:
-        from ..job import prepare_resume
+        from ..job.run import prepare_resume
 
         return prepare_resume(output, endpoint_url, replicas=replicas, batch_size=batch_size)
 

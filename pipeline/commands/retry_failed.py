@@ -9,7 +9,7 @@ import typer
 from .running import run_shown
 
 if TYPE_CHECKING:
-    from ..job import PreparedJob
+    from ..job.run import PreparedJob
 
 
 def retry_failed(
@@ -23,7 +23,7 @@ def retry_failed(
     """Run the failed rows of a finished job again. Those that succeed now join the results."""
 
     def prepare() -> PreparedJob:
-        from ..job import prepare_retry
+        from ..job.run import prepare_retry
 
         return prepare_retry(output, endpoint_url, replicas=replicas, batch_size=batch_size)
 

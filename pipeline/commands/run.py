@@ -10,7 +10,7 @@ import typer
 from .running import run_shown
 
 if TYPE_CHECKING:
-    from ..job import PreparedJob
+    from ..job.run import PreparedJob
 
 
 def run(
@@ -66,8 +66,8 @@ def _prepare(
     job_file: Path | None, flags: dict[str, Any], sampling: dict[str, Any], settings: list[str], overwrite: bool
 ) -> PreparedJob:
     """Joins job file, environment and flags, later ones win, and checks the job."""
-    from ..job import prepare_job
-    from ..job_file import load_job
+    from ..job.file import load_job
+    from ..job.run import prepare_job
 
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     changed = [f"sampling.{name}={value}" for name, value in sampling.items() if value is not None]

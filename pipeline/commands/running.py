@@ -78,7 +78,7 @@ def run(prepared: Any, kind: JobKind, *, verbose: bool, started_s: float, consol
         started_s: When the start-up began, on `time.monotonic`.
         console: Where the line goes.
     """
-    from ..display import ProgressView
+    from ..job.display import ProgressView
     from ..session import ray_session
 
     if prepared.resumes:
@@ -116,8 +116,8 @@ def _has_begun(prepared: Any) -> bool:
 
 
 def _job_kind() -> JobKind:
-    from ..display import describe_summary
-    from ..job import run_job
+    from ..job.display import describe_summary
+    from ..job.run import run_job
 
     return JobKind(run_job, describe_summary, lambda prepared: f"millrace resume {prepared.folder.root.url}")
 

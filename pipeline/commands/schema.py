@@ -7,6 +7,6 @@ import typer
 
 def schema() -> None:
     """Print the JSON schema of job files."""
-    from ..job_schema import schema_text
+    from ..job.schema import schema_text
 
     typer.echo(schema_text(), nl=False)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..storage import Storage
+from ..files.storage import Storage
 from .records import COMMIT, FLUSH
 
 RESULTS = "results"

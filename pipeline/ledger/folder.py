@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...engine.errors import ConfigError
-from ..delta import DELTA, DELTA_LOG
-from ..storage import Storage
+from ..files.delta import DELTA, DELTA_LOG
+from ..files.storage import Storage
 
 OURS = "_millrace"
 STATE = "job.json"

@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from .. import columns
+from ..files.storage import Storage
 from ..report.counts import Counts
-from ..storage import Storage
 from . import row_id
 
 FLUSH = ".flush"

@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING
 from ..._lazy import lazy_face
 
 if TYPE_CHECKING:
-    from .batch_config import BatchConfig
-    from .job import PreparedBatch, prepare_batch, run_batch
-    from .summary import BatchSummary
+    from .batch_config import BatchConfig as BatchConfig
+    from .job import PreparedBatch as PreparedBatch
+    from .job import prepare_batch as prepare_batch
+    from .job import run_batch as run_batch
+    from .summary import BatchSummary as BatchSummary
 
 __all__ = ["BatchConfig", "BatchSummary", "PreparedBatch", "prepare_batch", "run_batch"]
 
-__getattr__, __dir__ = lazy_face(
+__getattr__, __dir__, __all__ = lazy_face(
     __name__,
     {
-        "BatchConfig": "batch_config",
-        "BatchSummary": "summary",
-        "PreparedBatch": "job",
-        "prepare_batch": "job",
-        "run_batch": "job",
+        "batch_config": ("BatchConfig",),
+        "job": (
+            "PreparedBatch",
+            "prepare_batch",
+            "run_batch",
+        ),
+        "summary": ("BatchSummary",),
     },
 )

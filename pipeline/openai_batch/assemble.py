@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from .. import columns
+from ..files.storage import Storage
 from ..report.counts import ErrorKind
-from ..storage import Storage
+from .lines.request import RequestReader
+from .lines.response import error_line
 from .output_file import whole_file
-from .request import RequestReader
-from .response import error_line
 from .rows import error_of_row
 from .source import LINE, LINE_NUMBER
 

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ...engine.errors import ConfigError
+from ..files.storage import Storage
 from ..settings import Settings
-from ..storage import Storage
 
 NO_LINES = (".gz", ".zst", ".bz2", ".xz", ".zip")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ... import __version__
+from ..._version import __version__
 from ...engine.errors import ConfigError
-from ..storage import Storage
+from ..files.storage import Storage
 from .batch_config import BatchConfig
 from .input_index import InputIndex
 

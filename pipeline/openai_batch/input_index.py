@@ -16,10 +16,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..storage import Storage
+from ..files.storage import Storage
 from .duplicates import DuplicateFinder
-from .refusal import Refusal
-from .request import custom_id_of, parse_object
+from .lines.refusal import Refusal
+from .lines.request import custom_id_of, parse_object
 
 CHUNK = np.dtype([("offset", "<u8"), ("num_bytes", "<u8"), ("first_line", "<u8"), ("num_rows", "<u8")])
 CHUNK_BYTES = 1 << 20

@@ -12,25 +12,25 @@ from typing import Any
 
 from ...engine import resolve_model
 from ...engine.errors import ConfigError
-from ...engine.generation_config import default_sampling_params, read_generation_config
+from ...engine.loading.generation_config import default_sampling_params, read_generation_config
 from ...engine.sampling_params import SamplingParams
-from ..config import EngineProcessorConfig, ReasoningStageConfig, StageConfig, ToolCallStageConfig
-from ..durable import Identity
-from ..engine_backend import EngineBackend
-from ..job_config import JobConfig
-from ..job_settings import processor_config
-from ..plan import finish_plans, prepare_plans
-from ..processor import Processor
-from ..progress import Progress, ProgressMonitor
+from ..job.config import JobConfig
+from ..job.durable import Identity
+from ..job.progress import Progress, ProgressMonitor
+from ..job.settings import processor_config
+from ..job.writing import Done, LiveCounts, write_rows
+from ..processor.config import EngineProcessorConfig, ReasoningStageConfig, StageConfig, ToolCallStageConfig
+from ..processor.engine_backend import EngineBackend
+from ..processor.engine_stages import finish_plans, prepare_plans
+from ..processor.processor import Processor
 from ..sinks.parts import OutputSpec
 from ..sinks.publish import Manifest, publish
-from ..writing import Done, LiveCounts, write_rows
 from .assemble import write_answers, write_errors
 from .batch_config import BatchConfig
-from .fields import EMBEDDINGS
 from .folder import BatchFolder
 from .input_index import InputIndex
-from .request import RequestReader, first_endpoint
+from .lines.fields import EMBEDDINGS
+from .lines.request import RequestReader, first_endpoint
 from .rows import RESULT_SCHEMA, AnswerLine, AskLine
 from .source import BatchSource
 from .summary import BatchSummary

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from ...engine.errors import StorageError
 from ...engine.storage import RemoteFiles
 from ...engine.storage.retries import with_retries
-from ..storage import Storage
+from ..files.storage import Storage
 
 PIECE_BYTES = 16 << 20
 MAX_PIECES_BEFORE_GROWTH = 1000

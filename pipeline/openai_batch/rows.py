@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from .. import columns
-from .line_error import BatchLineError, LineError, duplicate_error, error_of_run
-from .request import RequestReader
-from .response import answer_line
+from .lines.line_error import BatchLineError, LineError, duplicate_error, error_of_run
+from .lines.request import RequestReader
+from .lines.response import answer_line
 from .source import IS_DUPLICATE, LINE
 
 REQUEST = "__request"

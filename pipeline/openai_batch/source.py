@@ -14,9 +14,9 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from .. import columns
+from ..files.storage import Storage
 from ..ledger.index import RowIndex
 from ..sources.base import position_column
-from ..storage import Storage
 from .input_index import CHUNK, CHUNK_BYTES, InputIndex, read_lines
 
 BLOCK_BYTES = 4 * CHUNK_BYTES

@@ -10,32 +10,25 @@ from typing import TYPE_CHECKING
 from ..._lazy import lazy_face
 
 if TYPE_CHECKING:
-    from .counts import Counts, ErrorKind
-    from .histogram import Histogram
-    from .report import Report
-    from .run import Run
-    from .summary import JobSummary
-    from .writer import ReportWriter
+    from .counts import Counts as Counts
+    from .counts import ErrorKind as ErrorKind
+    from .histogram import Histogram as Histogram
+    from .report import Report as Report
+    from .run import Run as Run
+    from .summary import JobSummary as JobSummary
+    from .writer import ReportWriter as ReportWriter
 
-__all__ = [
-    "Counts",
-    "ErrorKind",
-    "Histogram",
-    "JobSummary",
-    "Report",
-    "ReportWriter",
-    "Run",
-]
-
-__getattr__, __dir__ = lazy_face(
+__getattr__, __dir__, __all__ = lazy_face(
     __name__,
     {
-        "Counts": "counts",
-        "ErrorKind": "counts",
-        "Histogram": "histogram",
-        "JobSummary": "summary",
-        "Report": "report",
-        "ReportWriter": "writer",
-        "Run": "run",
+        "counts": (
+            "Counts",
+            "ErrorKind",
+        ),
+        "histogram": ("Histogram",),
+        "report": ("Report",),
+        "run": ("Run",),
+        "summary": ("JobSummary",),
+        "writer": ("ReportWriter",),
     },
 )

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ... import __version__
-from ..prices import Prices
+from ..._version import __version__
 from .counts import HISTOGRAMS, Counts
 from .histogram import Histogram
 from .idle import REASONS
+from .prices import Prices
 from .run import Run
 from .summary import JobSummary
 from .tally import Work

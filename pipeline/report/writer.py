@@ -6,10 +6,10 @@ import json
 import logging
 
 from ...engine.errors import MillraceError
-from ..prices import Prices
-from ..storage import Storage
+from ..files.storage import Storage
 from .counts import Counts
 from .page import render
+from .prices import Prices
 from .report import VERSION, Report
 from .run import Run
 from .summary import JobSummary

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from ...engine.errors import ConfigError, StorageError
-from ..delta import DELTA_LOG, is_table, one_line, open_table, require_delta, storage_options
-from ..storage import Storage
+from ..files.delta import DELTA_LOG, is_table, one_line, open_table, require_delta, storage_options
+from ..files.storage import Storage
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from ..delta import DELTA
+from ..files.delta import DELTA
 
 ROW_GROUP_ROWS = 16_384
 """Rows of a row group of Parquet: what a reader of a few rows reads."""

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..files.storage import Storage
 from ..ledger import row_id
 from ..ledger.epoch import RESULTS, Epoch
 from ..ledger.index import RowIndex
 from ..ledger.records import Record, read_ids, sum_counts
 from ..report.counts import Counts
-from ..storage import Storage
 from .formats import FORMATS
 from .parts import OutputSpec
 

@@ -9,11 +9,11 @@ import pyarrow as pa
 
 from ...engine.errors import ConfigError
 from .. import columns
+from ..files.storage import Storage
 from ..ledger import row_id
 from ..ledger.epoch import Epoch
 from ..ledger.records import COMMIT, FLUSH, Record, without_about, write_commit, write_flush
 from ..report.counts import Counts
-from ..storage import Storage
 from .formats import FORMATS, Format
 
 MAX_PART_BYTES = 256 << 20

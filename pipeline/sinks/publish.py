@@ -14,12 +14,12 @@ import uuid
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..delta import DELTA
+from ..files.delta import DELTA
+from ..files.storage import Storage
 from ..ledger.epoch import FAILED, KINDS, RESULTS, Epoch
 from ..ledger.folder import FAILED_FOLDER, MANIFEST, PLAN, RETRY
 from ..ledger.records import Record, read_flush_rows, read_records, sum_counts
 from ..report.counts import Counts
-from ..storage import Storage
 from .delta import TableCommit, commit, schema_text
 from .ordered import order_parts
 from .parts import Flushed, OutputSpec, PartWriter

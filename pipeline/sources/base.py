@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ...engine.errors import ConfigError, StorageError
 from .. import columns
-from ..storage import Storage
+from ..files.storage import Storage
 
 READ_ERROR = "__read_error"
 """Why a piece of the input is not a row; only between reading and preparing."""

@@ -9,8 +9,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from ...engine.errors import ConfigError
-from ..delta import open_table
-from ..storage import Storage
+from ..files.delta import open_table
+from ..files.storage import Storage
 from .base import InputFile, TableFile
 
 if TYPE_CHECKING:

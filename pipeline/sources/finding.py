@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from ...engine.errors import ConfigError
-from ..delta import DELTA, DELTA_LOG, is_table
-from ..storage import FileInfo, Storage, StorageOptions
+from ..files.delta import DELTA, DELTA_LOG, is_table
+from ..files.storage import FileInfo, Storage, StorageOptions
 from .base import InputFile
 from .delta import table_files
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import ray.data
 
 from ...engine.errors import ConfigError, StorageError
-from ..delta import DELTA
-from ..storage import StorageOptions
+from ..files.delta import DELTA
+from ..files.storage import StorageOptions
 from .arrow_ipc import ArrowFormat
 from .base import TABLE_BYTES, Format, InputFile, Unit, first_line
 from .csv_records import CsvFormat

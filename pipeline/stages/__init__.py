@@ -7,57 +7,49 @@ from typing import TYPE_CHECKING
 from ..._lazy import lazy_face
 
 if TYPE_CHECKING:
-    from .answer import AnswerStage, ReasoningStage, ToolCallStage
-    from .base import BatchStage, Row, RowError, Stage
-    from .chat_template import ChatTemplateStage
-    from .detokenize import DetokenizeStage
-    from .engine import EngineStage
-    from .generate import GenerateStage
-    from .http import HttpRequestStage
-    from .pool import PoolStage
-    from .serve import ServeDeploymentStage
-    from .tokenize import TokenizeStage
-    from .user_function import PostprocessStage, PreprocessStage
+    from .answer import AnswerStage as AnswerStage
+    from .answer import ReasoningStage as ReasoningStage
+    from .answer import ToolCallStage as ToolCallStage
+    from .base import BatchStage as BatchStage
+    from .base import Row as Row
+    from .base import RowError as RowError
+    from .base import Stage as Stage
+    from .chat_template import ChatTemplateStage as ChatTemplateStage
+    from .detokenize import DetokenizeStage as DetokenizeStage
+    from .engine import EngineStage as EngineStage
+    from .generate import GenerateStage as GenerateStage
+    from .http import HttpRequestStage as HttpRequestStage
+    from .pool import PoolStage as PoolStage
+    from .serve import ServeDeploymentStage as ServeDeploymentStage
+    from .tokenize import TokenizeStage as TokenizeStage
+    from .user_function import PostprocessStage as PostprocessStage
+    from .user_function import PreprocessStage as PreprocessStage
 
-__all__ = [
-    "AnswerStage",
-    "BatchStage",
-    "ChatTemplateStage",
-    "DetokenizeStage",
-    "EngineStage",
-    "GenerateStage",
-    "HttpRequestStage",
-    "PoolStage",
-    "PostprocessStage",
-    "PreprocessStage",
-    "ReasoningStage",
-    "Row",
-    "RowError",
-    "ServeDeploymentStage",
-    "Stage",
-    "TokenizeStage",
-    "ToolCallStage",
-]
-
-__getattr__, __dir__ = lazy_face(
+__getattr__, __dir__, __all__ = lazy_face(
     __name__,
     {
-        "AnswerStage": "answer",
-        "BatchStage": "base",
-        "ChatTemplateStage": "chat_template",
-        "DetokenizeStage": "detokenize",
-        "EngineStage": "engine",
-        "GenerateStage": "generate",
-        "HttpRequestStage": "http",
-        "PoolStage": "pool",
-        "PostprocessStage": "user_function",
-        "PreprocessStage": "user_function",
-        "ReasoningStage": "answer",
-        "Row": "base",
-        "RowError": "base",
-        "ServeDeploymentStage": "serve",
-        "Stage": "base",
-        "TokenizeStage": "tokenize",
-        "ToolCallStage": "answer",
+        "answer": (
+            "AnswerStage",
+            "ReasoningStage",
+            "ToolCallStage",
+        ),
+        "base": (
+            "BatchStage",
+            "Row",
+            "RowError",
+            "Stage",
+        ),
+        "chat_template": ("ChatTemplateStage",),
+        "detokenize": ("DetokenizeStage",),
+        "engine": ("EngineStage",),
+        "generate": ("GenerateStage",),
+        "http": ("HttpRequestStage",),
+        "pool": ("PoolStage",),
+        "serve": ("ServeDeploymentStage",),
+        "tokenize": ("TokenizeStage",),
+        "user_function": (
+            "PostprocessStage",
+            "PreprocessStage",
+        ),
     },
 )

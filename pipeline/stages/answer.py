@@ -9,8 +9,8 @@ from typing import Any
 
 from ...engine import Tokenizer
 from .. import columns
-from ..reasoning import ReasoningFormat, split_reasoning
-from ..tool_calls import ToolCallFormat, parse_tool_calls
+from ..answers.reasoning import ReasoningFormat, split_reasoning
+from ..answers.tool_calls import ToolCallFormat, parse_tool_calls
 from .base import Stage
 
 

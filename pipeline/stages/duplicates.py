@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from ...engine import EngineOutput, EngineRequest, PoolingRequest, RequestOutput
+from ...engine import EngineOutput, PoolingRequest, Request, RequestOutput
 
 MAX_TOKENS_KEPT = 1_000_000
 """Tokens of finished outputs that are remembered, some tens of megabytes."""
@@ -106,7 +106,7 @@ def _output_size(output: EngineOutput) -> int:
     return 0 if output.outputs is None else output.outputs.data.size
 
 
-def request_key(request: EngineRequest, params: str) -> bytes:
+def request_key(request: Request, params: str) -> bytes:
     """Returns what two requests have in common exactly if they are identical.
 
     Args:

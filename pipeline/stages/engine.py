@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from ...engine import EngineOutput, EngineRequest, GenerateRequest
+from ...engine import EngineOutput, GenerateRequest, Request
 from ...engine.errors import ConfigError, EngineError
 from ...engine.outputs import RequestMetrics
 from .. import columns
@@ -31,7 +31,7 @@ METRICS = tuple(one.name for one in fields(RequestMetrics) if one.name not in ("
 class EngineClient(Protocol):
     """What the stage needs of a pool's client; `actors.PoolClient` is one."""
 
-    def generate(self, requests: list[EngineRequest]) -> Iterator[EngineOutput]:
+    def generate(self, requests: list[Request]) -> Iterator[EngineOutput]:
         """Yields the output of each request once, as they finish."""
         ...
 
@@ -48,7 +48,7 @@ class Asked:
     """
 
     row: Row
-    request: EngineRequest
+    request: Request
     params: str
     key: bytes = field(init=False)
 
@@ -67,7 +67,7 @@ class _Call:
     inbox: Inbox = field(default_factory=Inbox)
 
     @property
-    def requests(self) -> list[EngineRequest]:
+    def requests(self) -> list[Request]:
         return [asked.request for asked in self.running.values()]
 
 
@@ -103,7 +103,7 @@ class EngineStage(Stage):
     @abstractmethod
     def make_request(
         self, request_id: str, prompt: str | None, prompt_token_ids: list[int] | None, row: Mapping[str, Any]
-    ) -> EngineRequest:
+    ) -> Request:
         """Makes what a row asks of the engine.
 
         Args:
@@ -205,7 +205,7 @@ class EngineStage(Stage):
             raise EngineError(str(alone.error))
         return alone.data
 
-    def _request(self, request_id: str, row: Row) -> EngineRequest | None:
+    def _request(self, request_id: str, row: Row) -> Request | None:
         """Makes the row's request; None if the row cannot be one and now holds the reason."""
         try:
             return self._checked_request(request_id, row.data)
@@ -213,7 +213,7 @@ class EngineStage(Stage):
             self.fail(row, RowError.from_exception(self.name, error), error)
             return None
 
-    def _checked_request(self, request_id: str, row: Mapping[str, Any]) -> EngineRequest:
+    def _checked_request(self, request_id: str, row: Mapping[str, Any]) -> Request:
         if row.get(columns.MODEL) not in (None, self._model):
             raise ConfigError(
                 f"column {columns.MODEL!r} asks for {row[columns.MODEL]!r}, but adapters chosen by row are not there "
@@ -229,7 +229,7 @@ class EngineStage(Stage):
         return RowError(self.name, error.kind, error.message, error.retryable, output.metrics.attempt)
 
 
-def in_good_order(requests: Iterable[EngineRequest]) -> list[EngineRequest]:
+def in_good_order(requests: Iterable[Request]) -> list[Request]:
     """Puts long outputs first, and among those of one length prompts with a common beginning side by side.
 
     Length counts before: a block, and the last one of a job above all, ends sooner if its long outputs start first, and
@@ -245,7 +245,7 @@ def in_good_order(requests: Iterable[EngineRequest]) -> list[EngineRequest]:
     return sorted(requests, key=_place)
 
 
-def _place(request: EngineRequest) -> tuple[int, list[int], str]:
+def _place(request: Request) -> tuple[int, list[int], str]:
     prompt = (request.prompt_token_ids, "") if request.prompt_token_ids is not None else ([], request.prompt or "")
     max_tokens = request.sampling_params.max_tokens if isinstance(request, GenerateRequest) else 1
     return (-(max_tokens or sys.maxsize), *prompt)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.actors import EnginePool, PoolConfig
-from millrace.actors.watchdog import StepWatchdog
+from millrace.actors.replica.watchdog import StepWatchdog
 from millrace.engine.errors import ConfigError, EmptyPromptError
 from millrace.engine.outputs import CompletionOutput, RequestOutput
 from millrace.engine.request import GenerateRequest

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.actors import EnginePool, PoolClient
-from millrace.actors.admission import Admission
+from millrace.actors.client.admission import Admission
 
 Start = Callable[..., EnginePool]
 Eventually = Callable[[Callable[[], object]], None]

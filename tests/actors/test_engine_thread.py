@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_engine import FakeEngine, request, requests
 
-from millrace.actors.engine_thread import EngineThread
+from millrace.actors.replica.engine_thread import EngineThread
 from millrace.engine.errors import ConfigError
 from millrace.engine.outputs import RequestOutput
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from millrace.actors import EnginePool, PoolClient
-from millrace.actors.metrics import METRICS, Meter
+from millrace.actors.replica.metrics import METRICS, Meter
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 
@@ -64,7 +64,7 @@ def test_the_docs_list_every_figure_as_it_is(root: Path) -> None:
 def test_a_pool_of_real_engines_gives_its_figures(
     cluster: None, tiny_model: Callable[[str], Path], pools: Callable[..., EnginePool]
 ) -> None:
-    from millrace.actors.ranks import build_engine
+    from millrace.actors.replica.ranks import build_engine
 
     kwargs = {"model": str(tiny_model("llama")), "dtype": "float32", "max_num_seqs": 8, "num_threads": 1}
     pool = pools(engine_kwargs=kwargs, engine_factory=build_engine)

@@ -53,7 +53,7 @@ def test_rank_i_is_in_bundle_i_and_ranks_spread_only_where_they_must(cluster_of_
 def test_a_model_over_two_nodes_says_what_it_says_on_one(
     cluster_of_three: Nodes, pools: Pools, tiny_model: Callable[[str], Path], sizes: dict[str, int]
 ) -> None:
-    from millrace.actors.ranks import build_engine, run_rank
+    from millrace.actors.replica.ranks import build_engine, run_rank
     from millrace.engine.llm import LLM
 
     kwargs = {"model": str(tiny_model("llama")), "dtype": "float32", "max_num_seqs": 4, "num_threads": 1}

@@ -13,8 +13,8 @@ from fake_engine import FakeEngine, hang_in_a_step, request, requests
 from ray.exceptions import ActorDiedError
 
 from millrace.actors import EnginePool, EngineReplica, PoolClient
-from millrace.actors.replica import ReplicaSettings
-from millrace.actors.worker import EngineWorker
+from millrace.actors.replica.replica import ReplicaSettings
+from millrace.actors.replica.worker import EngineWorker
 from millrace.engine.errors import EngineDeadError
 
 Start = Callable[..., EnginePool]

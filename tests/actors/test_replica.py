@@ -14,8 +14,8 @@ from fake_engine import FakeEngine, request, requests
 from ray.exceptions import ActorDiedError, TaskCancelledError
 
 from millrace.actors import EngineReplica
-from millrace.actors.ranks import build_engine, share_of_cores
-from millrace.actors.replica import ReplicaSettings
+from millrace.actors.replica.ranks import build_engine, share_of_cores
+from millrace.actors.replica.replica import ReplicaSettings
 from millrace.engine import device
 from millrace.engine.engine import LLMEngine
 from millrace.engine.errors import ConfigError, EngineDeadError

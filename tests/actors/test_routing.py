@@ -8,7 +8,7 @@ from fake_engine import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.actors.routing import BLOCK_CHARACTERS, BLOCK_TOKENS, MAX_BLOCKS, MAX_LEAD, Router, block_hashes
+from millrace.actors.client.routing import BLOCK_CHARACTERS, BLOCK_TOKENS, MAX_BLOCKS, MAX_LEAD, Router, block_hashes
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from fake_engine import requests
 
 from millrace.actors import EnginePool, PoolClient
-from millrace.actors.scaling import Scaler
+from millrace.actors.supervisor.scaling import Scaler
 from millrace.engine.outputs import RequestOutput
 
 Start = Callable[..., EnginePool]

@@ -50,7 +50,7 @@ NUM_PREFIXES, ROWS_EACH, PREFIX_TOKENS = 20, 6, 512
 
 def num_cached(pools: Pools, model: Path, num_replicas: int) -> int:
     """Runs rows of 20 beginnings, one after the other in turn, and returns how many prompt tokens were in the cache."""
-    from millrace.actors.ranks import build_engine
+    from millrace.actors.replica.ranks import build_engine
 
     # Room for all beginnings at once: what is looked for is not lost for want of it.
     kwargs = {"model": str(model), "dtype": "float32", "max_num_seqs": 8, "num_threads": 1}

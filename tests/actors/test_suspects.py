@@ -6,7 +6,7 @@ from fake_engine import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.actors.suspects import MAX_ALONE, Suspects
+from millrace.actors.client.suspects import MAX_ALONE, Suspects
 
 
 def run(count: int, guilty: set[str], max_attempts: int = 2) -> tuple[list[str], list[str], int]:

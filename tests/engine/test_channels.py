@@ -11,17 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.engine import shared_memory
-from millrace.engine.channel import Channel, Listener, connect
 from millrace.engine.errors import EngineDeadError
-from millrace.engine.handshake import new_secret
+from millrace.engine.executor.plan_wire import decode_plan, encode_plan, known_tokens
 from millrace.engine.kv_cache import KVCacheManager
-from millrace.engine.plan_wire import decode_plan, encode_plan, known_tokens
-from millrace.engine.request import Request
+from millrace.engine.parallel import shared_memory
+from millrace.engine.parallel.channel import Channel, Listener, connect
+from millrace.engine.parallel.handshake import new_secret
+from millrace.engine.parallel.shared_memory import SharedCollectives, SharedRegion, can_share_memory
+from millrace.engine.parallel.stage_link import ChannelLink
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.scheduler import Scheduler
-from millrace.engine.shared_memory import SharedCollectives, SharedRegion, can_share_memory
-from millrace.engine.stage_link import ChannelLink
+from millrace.engine.sequence import Sequence
 
 shares_memory = pytest.mark.skipif(not can_share_memory(), reason="no shared memory that keeps its order")
 
@@ -128,9 +128,9 @@ def test_a_caller_does_not_trust_a_listener_without_the_secret() -> None:
         pretended.result()
 
 
-def make_request(index: int) -> Request:
+def make_request(index: int) -> Sequence:
     params = SamplingParams(temperature=0.5, seed=7, bad_words=["no"], min_tokens=2)
-    return Request(
+    return Sequence(
         request_id=str(index),
         index=0,
         params=params,
@@ -152,16 +152,16 @@ def test_a_plan_crosses_without_what_only_the_scheduler_reads() -> None:
     received = decode_plan(encode_plan(plan))
     for name in ("rows", "starts", "counts", "samples", "new_blocks", "num_decodes", "num_shared_blocks"):
         assert getattr(received, name) == getattr(plan, name), name
-    assert not received.requests and not received.published
+    assert not received.sequences and not received.published
     assert known_tokens(plan) == []
     for sent, got in zip(plan.new_rows, received.new_rows, strict=True):
         assert (sent.row, sent.num_tokens) == (got.row, got.num_tokens)
         for name in ("params", "seed", "token_ids", "num_prompt_tokens", "stop_token_ids", "bad_word_ids"):
-            assert getattr(sent.request, name) == getattr(got.request, name), name
+            assert getattr(sent.sequence, name) == getattr(got.sequence, name), name
     scheduler.update(plan, [30, 31])
     decode = scheduler.schedule()
     assert decode is not None
-    assert sorted(known_tokens(decode)) == sorted((r.row, 3, [30 + r.seed]) for r in decode.requests)
+    assert sorted(known_tokens(decode)) == sorted((r.row, 3, [30 + r.seed]) for r in decode.sequences)
 
 
 def run_ranks(size: int, work, check=lambda: None) -> list:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from millrace.engine.bundled import resolve_model
-from millrace.engine.capacity import plan_capacity
 from millrace.engine.config import EngineConfig
 from millrace.engine.device import Device
 from millrace.engine.errors import ConfigError
 from millrace.engine.llm import LLM
+from millrace.engine.loading.capacity import plan_capacity
+from millrace.engine.loading.model_source import resolve_model
 
 CPU = Device(torch.device("cpu"), max_num_batched_tokens=100, overlap_depth=0)
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fake_device import CallAgain
 from millrace.engine.batch import ForwardBatch, KVCache
-from millrace.engine.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
 from millrace.engine.kv_cache import shared_prefix
 from millrace.engine.llm import LLM
 from millrace.engine.sampling_params import SamplingParams
+from millrace.engine.step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
 
 MAX_NUM_SEQS = 11
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from millrace import LLM, SamplingParams
-from millrace.engine.decode_tape import DecodeTape
+from millrace.engine.step.decode_tape import DecodeTape
 from millrace.kernels._native import find_library
 
 pytestmark = pytest.mark.skipif(find_library() is None, reason="no compiled kernels here")

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from millrace.engine.detokenizer import StopStringMatcher, decode_continuation
+from millrace.engine.text.detokenizer import StopStringMatcher, decode_continuation
 
 
 class Bytes:

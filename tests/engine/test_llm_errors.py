@@ -129,7 +129,7 @@ class Poison:
         self.executor, self.token = executor, token
 
     def execute(self, plan):
-        if any(self.token in request.token_ids for request in plan.requests):
+        if any(self.token in request.token_ids for request in plan.sequences):
             raise RuntimeError("the kernel gave up")
         return self.executor.execute(plan)
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from fake_device import AsyncExecutor, Breach, CallAgain, Watch, watch  # noqa: F401
-from millrace.engine import token_masks
-from millrace.engine.cuda_graph import DecodeGraphs, graph_sizes
 from millrace.engine.llm import LLM
 from millrace.engine.outputs import RequestOutput
-from millrace.engine.pooling_params import PoolingParams
+from millrace.engine.pooling.params import PoolingParams
 from millrace.engine.request import GenerateRequest, PoolingRequest
 from millrace.engine.sampling_params import SamplingParams
-from millrace.engine.tables import Tables
+from millrace.engine.step.cuda_graph import DecodeGraphs, graph_sizes
+from millrace.engine.step.tables import Tables
+from millrace.engine.structured import token_masks
 
 VOCAB = 256
 

@@ -8,10 +8,10 @@ import pytest
 from safetensors import safe_open
 
 from checkpoints import tiny_checkpoint, tiny_classifier
-from millrace.engine import rendezvous
 from millrace.engine.errors import CheckpointError, ConfigError
 from millrace.engine.llm import LLM
 from millrace.engine.outputs import RequestOutput
+from millrace.engine.parallel import rendezvous
 from millrace.engine.sampling_params import SamplingParams
 from oracles import greedy
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from millrace.engine.distributed_executor import TeamStep
 from millrace.engine.errors import ConfigError, EngineDeadError
+from millrace.engine.executor.distributed import TeamStep
 from millrace.engine.llm import LLM
 from millrace.engine.sampling_params import SamplingParams
 

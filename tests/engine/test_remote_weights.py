@@ -14,9 +14,9 @@ import torch
 from fault_proxy import FaultPlan, FaultProxy
 from millrace import LLM, ConfigError, SamplingParams
 from millrace.engine.errors import CheckpointError
-from millrace.engine.remote_weights import RemoteTensor
 from millrace.engine.storage import Location
-from millrace.engine.weights import iter_tensors
+from millrace.engine.weights.checkpoint import iter_tensors
+from millrace.engine.weights.remote import RemoteTensor
 from s3 import CREDENTIALS, S3Server
 
 PROMPTS = ["The mill wheel", "Rows stream in", "0 1 2 3"]

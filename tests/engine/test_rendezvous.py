@@ -11,11 +11,11 @@ import torch
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import LLMEngine
 from millrace.engine.errors import CheckpointError, EngineDeadError
-from millrace.engine.parallel import ParallelContext
-from millrace.engine.rendezvous import Rendezvous, join
+from millrace.engine.executor.worker import run_worker
+from millrace.engine.parallel.context import ParallelContext
+from millrace.engine.parallel.rendezvous import Rendezvous, join
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
-from millrace.engine.worker import run_worker
 
 CPU = torch.device("cpu")
 PARAMS = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)

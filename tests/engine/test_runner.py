@@ -12,17 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.engine import loading
-from millrace.engine.capacity import Reserve, plan_capacity
 from millrace.engine.config import EngineConfig
 from millrace.engine.device import Device, HostCopies, to_device
 from millrace.engine.errors import ConfigError
 from millrace.engine.kv_cache.layout import allocate_kv_cache
 from millrace.engine.kv_cache.shared_prefix import MIN_READS_SAVED, SharedPrefix
 from millrace.engine.llm import LLM
-from millrace.engine.memory_profile import run_largest_step
-from millrace.engine.scheduler import NewRow, StepPlan
-from millrace.engine.tables import Tables
+from millrace.engine.loading import runner as loading
+from millrace.engine.loading.capacity import Reserve, plan_capacity
+from millrace.engine.loading.memory_profile import run_largest_step
+from millrace.engine.step.tables import Tables
+from millrace.engine.step_plan import NewRow, StepPlan
 
 CPU = torch.device("cpu")
 
@@ -95,7 +95,7 @@ def test_all_of_a_plan_is_sent_in_one_copy_and_aligned(monkeypatch):
         copies.append(to_device(values, dtype, device))
         return copies[-1]
 
-    monkeypatch.setattr("millrace.engine.tables.to_device", counted)
+    monkeypatch.setattr("millrace.engine.step.tables.to_device", counted)
     sent = make_tables().send(make_plan(), 3)
     assert len(copies) == 1
     base = copies[0].data_ptr()
@@ -107,10 +107,10 @@ def test_all_of_a_plan_is_sent_in_one_copy_and_aligned(monkeypatch):
 def test_sequences_of_one_token_come_first_and_keep_their_order(sequences):
     counts, samples = ([entry[i] for entry in sequences] for i in (0, 1))
     numbers = list(range(len(counts)))
-    plan = StepPlan(requests=numbers, rows=numbers[:], starts=numbers[:], counts=counts, samples=samples)
+    plan = StepPlan(sequences=numbers, rows=numbers[:], starts=numbers[:], counts=counts, samples=samples)
     plan.put_decodes_first()
     assert plan.counts[: plan.num_decodes] == [1] * plan.num_decodes and 1 not in plan.counts[plan.num_decodes :]
-    assert plan.rows == sorted(numbers, key=lambda i: (sequences[i][0] > 1, i)) == plan.starts == plan.requests
+    assert plan.rows == sorted(numbers, key=lambda i: (sequences[i][0] > 1, i)) == plan.starts == plan.sequences
     assert [(plan.counts[i], plan.samples[i]) for i in numbers] == [sequences[row] for row in plan.rows]
 
 

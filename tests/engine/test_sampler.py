@@ -11,19 +11,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.engine import logit_edits, sampler
-from millrace.engine.logit_edits import LogitEdits
-from millrace.engine.request import Request
-from millrace.engine.sampler import Sampler
 from millrace.engine.sampling_params import ALL_FORBIDDEN, NAN_LOGITS, SamplingParams
+from millrace.engine.sequence import Sequence
+from millrace.engine.step import logit_edits, sampler
+from millrace.engine.step.logit_edits import LogitEdits
+from millrace.engine.step.sampler import Sampler
 from millrace.kernels import sample, top_logprobs
 
 CPU = torch.device("cpu")
 VOCAB_SIZE, MAX_NUM_SEQS, MAX_MODEL_LEN = 11, 6, 12
 
 
-def make_request(token_ids=(1, 2), num_prompt_tokens=1, stops=(), bad_words=(), seed=0, **params) -> Request:
-    return Request(
+def make_request(token_ids=(1, 2), num_prompt_tokens=1, stops=(), bad_words=(), seed=0, **params) -> Sequence:
+    return Sequence(
         request_id="r",
         index=0,
         params=SamplingParams(max_tokens=None, **params),
@@ -36,19 +36,19 @@ def make_request(token_ids=(1, 2), num_prompt_tokens=1, stops=(), bad_words=(), 
     )
 
 
-def edited(logits: torch.Tensor, request: Request) -> torch.Tensor:
+def edited(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
     """Edits one row, one token at a time: slow, and plain to see. This is what any batch must give, to the bit."""
-    params, tokens, logits = request.params, request.token_ids, logits.clone()
-    output = tokens[request.num_prompt_tokens :]
+    params, tokens, logits = sequence.params, sequence.token_ids, logits.clone()
+    output = tokens[sequence.num_prompt_tokens :]
     if params.allowed_token_ids:
         for token in set(range(len(logits))) - set(params.allowed_token_ids):
             logits[token] = -torch.inf
-    for word in request.bad_word_ids:
+    for word in sequence.bad_word_ids:
         start = word[:-1]
         if len(output) >= len(start) and output[len(output) - len(start) :] == start:
             logits[word[-1]] = -torch.inf
     if len(output) < params.min_tokens:
-        for token in request.stop_token_ids:
+        for token in sequence.stop_token_ids:
             logits[token] = -torch.inf
     for token, bias in (params.logit_bias or {}).items():
         logits[token] += bias
@@ -66,7 +66,7 @@ penalty = st.one_of(st.just(0.0), st.floats(-2, 2, width=32))
 
 
 @st.composite
-def requests(draw: st.DrawFn) -> Request:
+def sequences(draw: st.DrawFn) -> Sequence:
     """Any mixture of edits; few tokens, so that words do come up and tokens repeat."""
     token_ids = draw(st.lists(tokens, min_size=1, max_size=MAX_MODEL_LEN))
     optional = {
@@ -93,24 +93,24 @@ class Batch:
     """Some rows of a sampler and what is in them."""
 
     rows: list[int]
-    requests: list[Request]
+    sequences: list[Sequence]
 
     @property
     def lengths(self) -> list[int]:
-        return [len(request.token_ids) for request in self.requests]
+        return [len(sequence.token_ids) for sequence in self.sequences]
 
     def token_table(self, device: torch.device = CPU) -> torch.Tensor:
         """What lies behind the tokens of a row is no token at all: nothing may look at it."""
         table = torch.full((MAX_NUM_SEQS, MAX_MODEL_LEN), 10**6, dtype=torch.int32)
-        for row, request in zip(self.rows, self.requests, strict=True):
-            table[row, : len(request.token_ids)] = torch.tensor(request.token_ids)
+        for row, sequence in zip(self.rows, self.sequences, strict=True):
+            table[row, : len(sequence.token_ids)] = torch.tensor(sequence.token_ids)
         return table.to(device)
 
 
 @st.composite
 def batches(draw: st.DrawFn) -> Batch:
     rows = draw(st.lists(st.integers(0, MAX_NUM_SEQS - 1), unique=True, min_size=1))
-    return Batch(rows, [draw(requests()) for _ in rows])
+    return Batch(rows, [draw(sequences()) for _ in rows])
 
 
 def logits_for(batch: Batch, seed: int = 0) -> torch.Tensor:
@@ -123,9 +123,9 @@ def logits_for(batch: Batch, seed: int = 0) -> torch.Tensor:
 def test_every_row_is_edited_as_if_it_were_alone(history, at_once):
     edits = LogitEdits(MAX_NUM_SEQS, CPU)
     for seed, batch in enumerate(history):  # rows change hands
-        edits.set_rows(batch.rows, batch.requests)
+        edits.set_rows(batch.rows, batch.sequences)
         raw = logits_for(batch, seed)
-        expected = torch.stack([edited(row, request) for row, request in zip(raw, batch.requests, strict=True)])
+        expected = torch.stack([edited(row, sequence) for row, sequence in zip(raw, batch.sequences, strict=True)])
         logits, found = raw.clone(), edits.find(batch.rows, batch.lengths)
         is_forbidden = torch.zeros(len(raw), dtype=torch.bool)
         if found:
@@ -161,22 +161,22 @@ def test_a_row_that_only_waits_for_min_tokens_is_left_alone_afterwards():
 @given(batch=batches(), parameters=st.data())
 @settings(deadline=None, max_examples=100)
 def test_a_draw_is_the_kernels_draw_from_the_edited_row(batch, parameters):
-    for request in batch.requests:
-        request.seed = parameters.draw(st.integers(-(2**63), 2**63 - 1))
-        request.params.temperature = parameters.draw(st.sampled_from([0.0, 0.7, 1.5]))
-        request.params.top_k = parameters.draw(st.sampled_from([0, 2]))
-        request.params.top_p = parameters.draw(st.sampled_from([1.0, 0.6]))
-        request.params.min_p = parameters.draw(st.sampled_from([0.0, 0.3]))
-        request.params.logprobs = parameters.draw(st.sampled_from([None, 0, 3]))
+    for sequence in batch.sequences:
+        sequence.seed = parameters.draw(st.integers(-(2**63), 2**63 - 1))
+        sequence.params.temperature = parameters.draw(st.sampled_from([0.0, 0.7, 1.5]))
+        sequence.params.top_k = parameters.draw(st.sampled_from([0, 2]))
+        sequence.params.top_p = parameters.draw(st.sampled_from([1.0, 0.6]))
+        sequence.params.min_p = parameters.draw(st.sampled_from([0.0, 0.3]))
+        sequence.params.logprobs = parameters.draw(st.sampled_from([None, 0, 3]))
     ours, raw = Sampler(MAX_NUM_SEQS, CPU), logits_for(batch)
-    ours.set_rows(batch.rows, batch.requests)
+    ours.set_rows(batch.rows, batch.sequences)
     token_ids, logprobs = ours.draw(
         raw.clone(), batch.rows, batch.lengths, torch.tensor([batch.rows, batch.lengths]), batch.token_table()
     )
-    for i, request in enumerate(batch.requests):
-        row, p = edited(raw[i], request), request.params
+    for i, sequence in enumerate(batch.sequences):
+        row, p = edited(raw[i], sequence), sequence.params
         floats = [torch.tensor([value]) for value in (p.temperature, p.top_p, p.min_p)]
-        where = torch.tensor([request.seed]), torch.tensor([len(request.token_ids)])
+        where = torch.tensor([sequence.seed]), torch.tensor([len(sequence.token_ids)])
         top_k = torch.tensor([p.top_k], dtype=torch.int32)
         expected = sample.plain(row[None], floats[0], top_k, floats[1], floats[2], *where).item()
         assert token_ids[i] == (ALL_FORBIDDEN if row.isneginf().all() else expected)
@@ -184,7 +184,7 @@ def test_a_draw_is_the_kernels_draw_from_the_edited_row(batch, parameters):
             chosen = token_ids[i].clamp(min=0)
             assert logprobs.logprobs[i, 0].item() == pytest.approx(raw[i].log_softmax(-1)[chosen].item(), abs=1e-5)
             assert logprobs.token_ids[i, 0] == chosen
-    assert (logprobs is None) == all(request.params.logprobs is None for request in batch.requests)
+    assert (logprobs is None) == all(sequence.params.logprobs is None for sequence in batch.sequences)
 
 
 def test_nan_is_told_apart_from_all_forbidden():
@@ -270,4 +270,4 @@ def test_nothing_is_read_from_the_device(blind_device):
             logits, rows, [2] * len(step), torch.empty(2, len(step), dtype=torch.int32, device=logits.device), table
         )
         assert token_ids.shape == (len(step),) and token_ids.device == blind_device
-        assert (logprobs is not None) == any(request.params.logprobs is not None for request in step)
+        assert (logprobs is not None) == any(sequence.params.logprobs is not None for sequence in step)

@@ -11,15 +11,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from millrace.engine.errors import RequestError
 from millrace.engine.kv_cache.manager import KVCacheManager
-from millrace.engine.request import Request
 from millrace.engine.sampling_params import SamplingParams
-from millrace.engine.scheduler import Scheduler, StepPlan
+from millrace.engine.scheduler import Scheduler
+from millrace.engine.sequence import Sequence
+from millrace.engine.step_plan import StepPlan
 
 EOS = 7
 
 
-def make_request(name: str, prompt: list[int], max_tokens: int, priority: int = 0, min_tokens: int = 0) -> Request:
-    return Request(
+def make_request(name: str, prompt: list[int], max_tokens: int, priority: int = 0, min_tokens: int = 0) -> Sequence:
+    return Sequence(
         request_id=name,
         index=0,
         params=SamplingParams(max_tokens=max_tokens, min_tokens=min_tokens),
@@ -32,29 +33,29 @@ def make_request(name: str, prompt: list[int], max_tokens: int, priority: int = 
     )
 
 
-def next_token(request: Request, position: int) -> int:
-    """What the model of these tests generates: it depends on the request and the position, as a real draw does."""
-    return (len(request.request_id) * 31 + int(request.request_id) * 17 + position * 13) % 50
+def next_token(sequence: Sequence, position: int) -> int:
+    """What the model of these tests generates: it depends on the sequence and the position, as a real draw does."""
+    return (len(sequence.request_id) * 31 + int(sequence.request_id) * 17 + position * 13) % 50
 
 
-def expected_output(request: Request) -> list[int]:
+def expected_output(sequence: Sequence) -> list[int]:
     output: list[int] = []
-    while request.num_prompt_tokens + len(output) < request.max_tokens_total:
-        output.append(next_token(request, request.num_prompt_tokens + len(output)))
-        if output[-1] == EOS and len(output) >= request.params.min_tokens:
+    while sequence.num_prompt_tokens + len(output) < sequence.max_tokens_total:
+        output.append(next_token(sequence, sequence.num_prompt_tokens + len(output)))
+        if output[-1] == EOS and len(output) >= sequence.params.min_tokens:
             break
     return output
 
 
 class FakeGrammar:
-    """Stands for a grammar: it must be told every token of its request once and in order."""
+    """Stands for a grammar: it must be told every token of its sequence once and in order."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.position = request.num_prompt_tokens
+    def __init__(self, sequence: Sequence) -> None:
+        self.sequence = sequence
+        self.position = sequence.num_prompt_tokens
 
     def accept(self, token_id: int) -> None:
-        assert token_id == next_token(self.request, self.position)
+        assert token_id == next_token(self.sequence, self.position)
         self.position += 1
 
 
@@ -67,9 +68,9 @@ class FakeDevice:
         self.writes: dict[int, set[int]] = {}
         self.block_tables: dict[int, list[int]] = {}
 
-    def tokens(self, request: Request, length: int) -> tuple[int, ...]:
-        known = request.token_ids[:length]
-        return tuple(known + [next_token(request, p) for p in range(len(known), length)])
+    def tokens(self, sequence: Sequence, length: int) -> tuple[int, ...]:
+        known = sequence.token_ids[:length]
+        return tuple(known + [next_token(sequence, p) for p in range(len(known), length)])
 
     def slot(self, row: int, position: int) -> int:
         return self.block_tables[row][position // self.block_size] * self.block_size + position % self.block_size
@@ -81,21 +82,21 @@ class FakeDevice:
             assert len(self.block_tables[row]) == first, "a block table is appended to out of order"
             self.block_tables[row] += blocks
         written = self.writes[id(plan)] = set()
-        for request, row, start, count in zip(plan.requests, plan.rows, plan.starts, plan.counts, strict=True):
+        for sequence, row, start, count in zip(plan.sequences, plan.rows, plan.starts, plan.counts, strict=True):
             for position in range(start, start + count):
                 slot = self.slot(row, position)
                 assert slot not in written, "two tokens of one step share a slot"
                 written.add(slot)
-                self.slots[slot] = self.tokens(request, position + 1)
+                self.slots[slot] = self.tokens(sequence, position + 1)
         # All keys and values are stored before any are read, as in the model.
-        for request, row, start, count in zip(plan.requests, plan.rows, plan.starts, plan.counts, strict=True):
+        for sequence, row, start, count in zip(plan.sequences, plan.rows, plan.starts, plan.counts, strict=True):
             for position in range(start + count):
-                expected = self.tokens(request, position + 1)
+                expected = self.tokens(sequence, position + 1)
                 assert self.slots[self.slot(row, position)] == expected, "a cached token has another history"
         ends = [s + c for s, c in zip(plan.starts, plan.counts, strict=True)]
         return [
-            next_token(request, end)
-            for request, end, samples in zip(plan.requests, ends, plan.samples, strict=True)
+            next_token(sequence, end)
+            for sequence, end, samples in zip(plan.sequences, ends, plan.samples, strict=True)
             if samples
         ]
 
@@ -105,7 +106,7 @@ class FakeDevice:
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Adds, steps, aborts and fails requests in any order, with steps planned ahead."""
+    """Adds, steps, aborts and fails sequences in any order, with steps planned ahead."""
 
     @initialize(
         num_blocks=st.integers(8, 24),
@@ -124,8 +125,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.device = FakeDevice(block_size)
         self.depth = depth
         self.in_flight: deque[tuple[StepPlan, list[int]]] = deque()
-        self.live: dict[str, Request] = {}
-        self.ended: dict[str, Request] = {}
+        self.live: dict[str, Sequence] = {}
+        self.ended: dict[str, Sequence] = {}
         self.num_made = 0
 
     @rule(data=st.data(), prefix=st.integers(0, 2), priority=st.integers(0, 1), has_grammar=st.booleans())
@@ -135,19 +136,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens = data.draw(st.integers(1, min(12, room - length)), label="max_tokens")
         min_tokens = data.draw(st.integers(0, max_tokens), label="min_tokens")
         prompt = [(prefix * 100 + i) % 50 for i in range(length)]
-        request = make_request(str(self.num_made), prompt, max_tokens, priority, min_tokens)
-        request.grammar = FakeGrammar(request) if has_grammar else None
+        sequence = make_request(str(self.num_made), prompt, max_tokens, priority, min_tokens)
+        sequence.grammar = FakeGrammar(sequence) if has_grammar else None
         self.num_made += 1
-        self.live[request.request_id] = request
-        self.scheduler.add(request)
+        self.live[sequence.request_id] = sequence
+        self.scheduler.add(sequence)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
     def abort(self, data) -> None:
-        name = data.draw(st.sampled_from(sorted(self.live)), label="request")
-        request = self.live.pop(name)
-        self.scheduler.abort(request)
-        assert request.finish_reason == "abort" and not request.block_ids
+        name = data.draw(st.sampled_from(sorted(self.live)), label="sequence")
+        sequence = self.live.pop(name)
+        self.scheduler.abort(sequence)
+        assert sequence.finish_reason == "abort" and not sequence.block_ids
 
     @rule()
     def step(self) -> None:
@@ -165,31 +166,31 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.in_flight.clear()
         for plan in plans:
             self.device.spoil(plan)
-        for request in self.scheduler.recover(plans, RequestError("Boom", "the step failed", True)):
-            assert request.error is not None
-            del self.live[request.request_id]
+        for sequence in self.scheduler.recover(plans, RequestError("Boom", "the step failed", True)):
+            assert sequence.error is not None
+            del self.live[sequence.request_id]
 
-    def end(self, requests: list[Request]) -> None:
-        for request in requests:
-            assert request.output_token_ids == expected_output(request)
-            self.ended[request.request_id] = self.live.pop(request.request_id)
+    def end(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            assert sequence.output_token_ids == expected_output(sequence)
+            self.ended[sequence.request_id] = self.live.pop(sequence.request_id)
 
     def check_plan(self, plan: StepPlan) -> None:
         assert 0 < plan.num_tokens <= self.scheduler.max_num_batched_tokens
-        assert len(plan.requests) <= self.scheduler.max_num_seqs
+        assert len(plan.sequences) <= self.scheduler.max_num_seqs
         assert len(set(plan.rows)) == len(plan.rows)
-        assert len({request.is_suspect for request in plan.requests}) == 1, "a suspect runs with others"
-        assert not plan.requests[0].is_suspect or len(plan.requests) == 1
-        for request, start, count in zip(plan.requests, plan.starts, plan.counts, strict=True):
-            assert start + count <= request.max_tokens_total
-            must_be_known = self.scheduler.num_stages > 1 or request.grammar is not None
-            assert not must_be_known or start + count <= len(request.token_ids), "a token is not known yet"
+        assert len({sequence.is_suspect for sequence in plan.sequences}) == 1, "a suspect runs with others"
+        assert not plan.sequences[0].is_suspect or len(plan.sequences) == 1
+        for sequence, start, count in zip(plan.sequences, plan.starts, plan.counts, strict=True):
+            assert start + count <= sequence.max_tokens_total
+            must_be_known = self.scheduler.num_stages > 1 or sequence.grammar is not None
+            assert not must_be_known or start + count <= len(sequence.token_ids), "a token is not known yet"
 
     @invariant()
     def is_sound(self) -> None:
         if hasattr(self, "scheduler"):
             self.scheduler.check_integrity()
-            names = {request.request_id for request in self.scheduler.running}
+            names = {sequence.request_id for sequence in self.scheduler.running}
             assert names <= self.live.keys()
             assert len(names) + self.scheduler.num_waiting == len(self.live)
 
@@ -197,11 +198,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         if not hasattr(self, "scheduler"):
             return
         for _ in range(10_000):
-            if not self.scheduler.has_requests and not self.in_flight:
+            if not (self.scheduler.num_unfinished or self.in_flight):
                 break
             self.step()
             self.is_sound()
-        assert not self.live, "a request never ends"
+        assert not self.live, "a sequence never ends"
         assert self.scheduler.kv_cache.pool.num_used == 0
 
 
@@ -259,56 +260,58 @@ def test_priority_enters_first_and_is_preempted_last():
     scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=1, max_num_batched_tokens=100)
     scheduler.add(make_request("0", [1] * 4, 2, priority=1))
     scheduler.add(make_request("1", [1] * 4, 2, priority=0))
-    assert [request.request_id for request in scheduler.schedule().requests] == ["1"]
+    assert [sequence.request_id for sequence in scheduler.schedule().sequences] == ["1"]
 
 
 def test_at_most_one_token_is_wasted_when_a_step_is_planned_ahead():
     scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=8, max_num_batched_tokens=100)
     device = FakeDevice(4)
-    requests = [make_request(str(i), [i] * 5, 12) for i in range(8)]
-    for request in requests:
-        scheduler.add(request)
+    sequences = [make_request(str(i), [i] * 5, 12) for i in range(8)]
+    for sequence in sequences:
+        scheduler.add(sequence)
     in_flight: deque = deque()
-    while scheduler.has_requests or in_flight:
+    while scheduler.num_unfinished or in_flight:
         plan = scheduler.schedule()
         if plan is not None:
             in_flight.append((plan, device.run(plan)))
         if plan is None or len(in_flight) > 1:
             scheduler.update(*in_flight.popleft())
         scheduler.check_integrity()
-    assert [request.output_token_ids for request in requests] == [expected_output(request) for request in requests]
-    num_stopped = sum(request.finish_reason == "stop" for request in requests)
+    assert [sequence.output_token_ids for sequence in sequences] == [
+        expected_output(sequence) for sequence in sequences
+    ]
+    num_stopped = sum(sequence.finish_reason == "stop" for sequence in sequences)
     assert num_stopped > 0 and scheduler.counters.num_wasted_tokens <= num_stopped
 
 
 def test_a_request_that_makes_every_step_fail_ends_alone():
     scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=8, max_num_batched_tokens=100)
     device = FakeDevice(4)
-    requests = [make_request(str(i), [i] * 5, 6) for i in range(6)]
-    poison = requests[3]
-    for request in requests:
-        scheduler.add(request)
+    sequences = [make_request(str(i), [i] * 5, 6) for i in range(6)]
+    poison = sequences[3]
+    for sequence in sequences:
+        scheduler.add(sequence)
     while (plan := scheduler.schedule()) is not None:
-        if poison in plan.requests:
+        if poison in plan.sequences:
             scheduler.recover([plan], RequestError("Boom", "the step failed", True))
         else:
             scheduler.update(plan, device.run(plan))
         scheduler.check_integrity()
     assert poison.error is not None and poison.finish_reason == "error"
-    for request in requests:
-        if request is not poison:
-            assert request.error is None and request.output_token_ids == expected_output(request)
+    for sequence in sequences:
+        if sequence is not poison:
+            assert sequence.error is None and sequence.output_token_ids == expected_output(sequence)
 
 
 def test_releasing_a_block_twice_is_found():
     kv_cache = KVCacheManager(4, 2)
-    request = make_request("0", [1, 2, 3], 2)
-    assert kv_cache.try_admit(request) and kv_cache.try_extend(request, 3)
-    kv_cache.pool.release(request.block_ids)
+    sequence = make_request("0", [1, 2, 3], 2)
+    assert kv_cache.try_admit(sequence) and kv_cache.try_extend(sequence, 3)
+    kv_cache.pool.release(sequence.block_ids)
     with pytest.raises(AssertionError):
-        kv_cache.pool.check_integrity([request.block_ids])
+        kv_cache.pool.check_integrity([sequence.block_ids])
     with pytest.raises(AssertionError, match="released more often"):
-        kv_cache.pool.release(request.block_ids)
+        kv_cache.pool.release(sequence.block_ids)
 
 
 def test_stages_share_the_requests_out() -> None:
@@ -316,8 +319,8 @@ def test_stages_share_the_requests_out() -> None:
     for i in range(5):
         scheduler.add(make_request(str(i), [1, 2, 3], 4))
     first, second = scheduler.schedule(), scheduler.schedule()
-    assert [len(plan.requests) for plan in (first, second)] == [3, 2]
+    assert [len(plan.sequences) for plan in (first, second)] == [3, 2]
     assert scheduler.schedule() is None, "all wait for their tokens"
     scheduler.update(first, [8, 8, 8])
     third = scheduler.schedule()
-    assert third.requests == first.requests and third.counts == [1, 1, 1]
+    assert third.sequences == first.sequences and third.counts == [1, 1, 1]

@@ -16,9 +16,9 @@ from millrace.engine.errors import CheckpointError, ConfigError
 from millrace.engine.models import build_model, describe_model, find_family, load_hf_config, load_model
 from millrace.engine.models.registry import names_in_checkpoint
 from millrace.engine.models.stages import check_parallel, kv_cache_sizes, stage_layers
-from millrace.engine.parallel import ParallelContext
-from millrace.engine.shard import Shard
-from millrace.engine.weights import load_weights, weight_slots
+from millrace.engine.parallel.context import ParallelContext
+from millrace.engine.parallel.shard import Shard
+from millrace.engine.weights.checkpoint import load_weights, weight_slots
 
 
 @given(size=st.integers(1, 1000), count=st.integers(1, 16))

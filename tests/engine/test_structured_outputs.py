@@ -19,12 +19,11 @@ from tokenizers import decoders
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList, PreTrainedTokenizerFast
 
 from millrace.engine.errors import SamplingParamsError
-from millrace.engine.grammar import Grammars
 from millrace.engine.llm import LLM
 from millrace.engine.outputs import RequestOutput
 from millrace.engine.sampling_params import SamplingParams
-from millrace.engine.scheduler import StepPlan
-from millrace.engine.structured_outputs import StructuredOutputsParams
+from millrace.engine.structured.grammar import Grammars
+from millrace.engine.structured.params import StructuredOutputsParams
 from running import PROMPT
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -320,9 +319,8 @@ def test_pieces_with_spaces_and_single_bytes_are_followed_too():
     rng, expression = np.random.default_rng(0), "(?:[ab]{2} ){2,4}é🙂"
     for _ in range(20):
         grammar, drawn = grammars.start(StructuredOutputsParams(regex=expression)), []
-        plan = StepPlan(requests=[SimpleNamespace(grammar=grammar)], samples=[True])
         while 1 not in drawn:
-            allowed = np.flatnonzero(np.unpackbits(grammars.masks(plan).bits, bitorder="little"))
+            allowed = np.flatnonzero(np.unpackbits(grammars.masks([grammar]).bits, bitorder="little"))
             drawn.append(int(rng.choice(allowed)))
             assert grammar.accept(drawn[-1]) is None
         assert re.fullmatch(expression, hf.decode(drawn[:-1]))

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from millrace.engine import token_masks
-from millrace.engine.plan_wire import decode_plan, encode_plan
-from millrace.engine.scheduler import StepPlan
-from millrace.engine.token_masks import TokenMasks
+from millrace.engine.executor.plan_wire import decode_plan, encode_plan
+from millrace.engine.step_plan import StepPlan
+from millrace.engine.structured import token_masks
+from millrace.engine.structured.token_masks import TokenMasks
 
 
 @pytest.mark.parametrize("vocab_size", [1, 31, 64, 100])
 @pytest.mark.parametrize("indices", [[0, 1, 2], [1], [0, 2]])
 def test_masks_forbid_what_they_do_not_allow(vocab_size, indices, device, monkeypatch):
-    monkeypatch.setattr("millrace.engine.token_masks.MAX_LOGITS_AT_ONCE", 2 * vocab_size)
+    monkeypatch.setattr("millrace.engine.structured.token_masks.MAX_LOGITS_AT_ONCE", 2 * vocab_size)
     rng = np.random.default_rng(vocab_size)
     allowed = rng.random((len(indices), 64)) < 0.5
     masks = TokenMasks(indices, np.packbits(allowed, axis=1, bitorder="little"))

@@ -16,7 +16,13 @@ from millrace.engine.errors import CheckpointError
 from millrace.engine.layers import Fp8Linear
 from millrace.engine.models import Decoder, ModelOptions, build_model, load_hf_config, load_model
 from millrace.engine.models.families import llama, opt
-from millrace.engine.weights import WeightMap, checkpoint_files, iter_tensors, load_dummy_weights, load_weights
+from millrace.engine.weights.checkpoint import (
+    WeightMap,
+    checkpoint_files,
+    iter_tensors,
+    load_dummy_weights,
+    load_weights,
+)
 
 Edit = Callable[[dict[str, torch.Tensor]], Any]
 

@@ -6,12 +6,12 @@ import socket
 import threading
 import time
 
-from millrace.engine.channel import Channel
 from millrace.engine.config import EngineConfig
-from millrace.engine.parallel import SINGLE
-from millrace.engine.plan_wire import encode_plan
-from millrace.engine.scheduler import StepPlan
-from millrace.engine.worker import CLOSE, STEP, Worker
+from millrace.engine.executor.plan_wire import encode_plan
+from millrace.engine.executor.worker import CLOSE, STEP, Worker
+from millrace.engine.parallel.channel import Channel
+from millrace.engine.parallel.context import SINGLE
+from millrace.engine.step_plan import StepPlan
 
 
 class Log(list[str]):

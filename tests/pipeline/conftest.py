@@ -11,8 +11,8 @@ import pytest
 from ray import cloudpickle
 
 from millrace.pipeline import EngineProcessorConfig, Processor
-from millrace.pipeline.engine_backend import EngineBackend
-from millrace.pipeline.plan import finish_plans, prepare_plans
+from millrace.pipeline.processor.engine_backend import EngineBackend
+from millrace.pipeline.processor.engine_stages import finish_plans, prepare_plans
 
 sys.path.insert(0, str(Path(__file__).parent))
 

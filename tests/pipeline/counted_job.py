@@ -16,9 +16,9 @@ from ray import cloudpickle
 
 from millrace.engine import GenerateRequest, RequestOutput
 from millrace.pipeline import EngineProcessorConfig, Processor
-from millrace.pipeline.engine_backend import EngineBackend
+from millrace.pipeline.job.writing import write_results
+from millrace.pipeline.processor.engine_backend import EngineBackend
 from millrace.pipeline.sources import Source
-from millrace.pipeline.writing import write_results
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from millrace import ConfigError
 from millrace.pipeline import EngineProcessorConfig
-from millrace.pipeline.operators import run_stages, to_columns
-from millrace.pipeline.plan import finish_plans, load_tokenizer
-from millrace.pipeline.reasoning import REASONING_FORMATS, split_reasoning
+from millrace.pipeline.answers.reasoning import REASONING_FORMATS, split_reasoning
+from millrace.pipeline.answers.tool_calls import TOOL_CALL_FORMATS, parse_tool_calls
+from millrace.pipeline.processor.engine_stages import finish_plans, load_tokenizer
+from millrace.pipeline.processor.operators import run_stages, to_columns
 from millrace.pipeline.stages import ReasoningStage, Row, ToolCallStage
-from millrace.pipeline.tool_calls import TOOL_CALL_FORMATS, parse_tool_calls
 
 THINK = REASONING_FORMATS["qwen3"]
 ALWAYS = REASONING_FORMATS["deepseek_r1"]

@@ -19,7 +19,7 @@ from ray.data.checkpoint import CheckpointConfig
 from millrace import ConfigError
 from millrace.actors import PoolConfig
 from millrace.pipeline import EngineProcessorConfig, HttpRequestProcessorConfig, Processor, build_llm_processor
-from millrace.pipeline.engine_backend import EngineBackend
+from millrace.pipeline.processor.engine_backend import EngineBackend
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

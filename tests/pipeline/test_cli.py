@@ -14,8 +14,8 @@ import millrace
 from millrace import EngineDeadError
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
-from millrace.pipeline.display import describe_progress, describe_summary
-from millrace.pipeline.progress import Progress
+from millrace.pipeline.job.display import describe_progress, describe_summary
+from millrace.pipeline.job.progress import Progress
 from millrace.pipeline.report import ErrorKind, JobSummary
 
 

@@ -19,7 +19,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from millrace import ConfigError, write_results
 from millrace.engine.errors import StorageError
 from millrace.pipeline import JobConfig, columns
-from millrace.pipeline.job import PreparedJob, prepare_job, prepare_resume, prepare_retry
+from millrace.pipeline.job.run import PreparedJob, prepare_job, prepare_resume, prepare_retry
 from millrace.pipeline.ledger import row_id
 from millrace.pipeline.ledger.folder import PLAN, RETRY
 from millrace.pipeline.sinks import publish as publishing

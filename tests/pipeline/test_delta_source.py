@@ -17,10 +17,10 @@ import pytest
 
 from millrace import ConfigError
 from millrace.pipeline import JobConfig, columns
-from millrace.pipeline.job import prepare_job, prepare_resume
+from millrace.pipeline.files.storage import StorageOptions
+from millrace.pipeline.job.run import prepare_job, prepare_resume
 from millrace.pipeline.sources import READ_ERROR, Source
 from millrace.pipeline.sources.source import FORMATS
-from millrace.pipeline.storage import StorageOptions
 from s3 import CREDENTIALS, S3Server
 
 deltalake = pytest.importorskip("deltalake")

@@ -31,11 +31,11 @@ from millrace.pipeline import (
     run_job,
     vLLMEngineProcessorConfig,
 )
-from millrace.pipeline.config import StageConfig
-from millrace.pipeline.engine_backend import EngineBackend
-from millrace.pipeline.job import prepare_retry
-from millrace.pipeline.plan import finish_plans, prepare_plans
-from millrace.pipeline.stage_plan import CustomStage
+from millrace.pipeline.job.run import prepare_retry
+from millrace.pipeline.processor.config import StageConfig
+from millrace.pipeline.processor.engine_backend import EngineBackend
+from millrace.pipeline.processor.engine_stages import finish_plans, prepare_plans
+from millrace.pipeline.processor.stage_plan import CustomStage
 from millrace.pipeline.stages import BatchStage
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "actors"))

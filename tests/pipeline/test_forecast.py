@@ -15,11 +15,11 @@ import ray
 from millrace import ConfigError
 from millrace.pipeline import JobConfig, cli
 from millrace.pipeline.commands.plan import read_duration
-from millrace.pipeline.forecast import Forecast
-from millrace.pipeline.forecasting import forecast_job
-from millrace.pipeline.sample import Sample
+from millrace.pipeline.forecast.forecast import Forecast
+from millrace.pipeline.forecast.run import forecast_job
+from millrace.pipeline.forecast.sample import Sample
+from millrace.pipeline.forecast.throughput import Throughput
 from millrace.pipeline.sources import Source
-from millrace.pipeline.throughput import Throughput
 
 LINE = "Invoice 17, due 2024-03-05, total EUR 12.50"
 

@@ -14,12 +14,8 @@ from http_server import Server, running, status
 from ray import cloudpickle
 
 from millrace import ConfigError
-from millrace.pipeline import (
-    HttpRequestProcessorConfig,
-    HttpRequestStageConfig,
-    build_llm_processor,
-)
-from millrace.pipeline.request_backend import http_backend, make_http_stages
+from millrace.pipeline import HttpRequestProcessorConfig, HttpRequestStageConfig, build_llm_processor
+from millrace.pipeline.processor.request_backend import http_backend, make_http_stages
 
 # Workers cannot import from the tests, so what is defined here travels as it is.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

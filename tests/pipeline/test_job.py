@@ -12,11 +12,11 @@ import pytest
 
 from millrace import ConfigError
 from millrace.pipeline import JobConfig, load_job
-from millrace.pipeline.job import prepare_job, prepare_resume, prepare_retry
-from millrace.pipeline.job_rows import MakePrompt, MakeResult
-from millrace.pipeline.job_settings import processor_config
+from millrace.pipeline.job.rows import MakePrompt, MakeResult
+from millrace.pipeline.job.run import prepare_job, prepare_resume, prepare_retry
+from millrace.pipeline.job.settings import processor_config
+from millrace.pipeline.job.template import Template
 from millrace.pipeline.report import JobSummary
-from millrace.pipeline.template import Template
 
 GOOD = "model: model\ninput: in.parquet\noutput: out\nprompt: 'Q: {line}'\n"
 

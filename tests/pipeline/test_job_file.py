@@ -13,7 +13,7 @@ import pytest
 from millrace import ConfigError
 from millrace.engine.env import JOB_PREFIX
 from millrace.pipeline import JobConfig, load_job
-from millrace.pipeline.job_file import find_field, read_setting
+from millrace.pipeline.job.file import find_field, read_setting
 
 GOOD = """\
 model: model
@@ -197,14 +197,14 @@ def test_the_field_a_message_speaks_of_is_the_innermost_one_that_is_written() ->
 
 
 def test_the_schema_that_is_published_is_that_of_the_fields(root: Path) -> None:
-    from millrace.pipeline.job_schema import schema_text
+    from millrace.pipeline.job.schema import schema_text
 
     published = (root / "docs" / "job.schema.json").read_text(encoding="utf-8")
     assert published == schema_text(), "run: millrace schema > docs/job.schema.json"
 
 
 def test_every_field_of_the_schema_is_described() -> None:
-    from millrace.pipeline.job_schema import job_schema
+    from millrace.pipeline.job.schema import job_schema
 
     schema = job_schema()
     parts = [schema, *schema["$defs"].values(), schema["properties"]["engine"]]

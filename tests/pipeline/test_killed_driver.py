@@ -23,9 +23,9 @@ from counted_job import FLUSH_INTERVAL_S, MAX_BLOCKS
 from ray import cloudpickle
 
 from millrace import write_results
+from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.sinks.publish import Manifest
 from millrace.pipeline.sources import Source
-from millrace.pipeline.storage import Storage
 
 cloudpickle.register_pickle_by_value(counted_job)
 

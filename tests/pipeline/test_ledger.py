@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipeline import columns
-from millrace.pipeline.durable import Identity
+from millrace.pipeline.files.storage import Storage
+from millrace.pipeline.job.durable import Identity
 from millrace.pipeline.ledger import row_id
 from millrace.pipeline.ledger.epoch import Epoch
 from millrace.pipeline.ledger.index import RowIndex
 from millrace.pipeline.ledger.records import COMMIT, Record, read_ids, read_records, write_commit, write_flush
 from millrace.pipeline.report.counts import Counts
-from millrace.pipeline.storage import Storage
 
 NUMBERS = st.lists(st.integers(0, 300), max_size=40)
 

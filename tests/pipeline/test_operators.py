@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from millrace.pipeline.operators import Finish, Prepare, pack, result_columns, to_columns, to_schema, unpack
+from millrace.pipeline.processor.operators import Finish, Prepare, pack, result_columns, to_columns, to_schema, unpack
 from millrace.pipeline.stages import PreprocessStage, Row, RowError
 
 BROKEN = RowError("generate", "PromptTooLongError", "too long")

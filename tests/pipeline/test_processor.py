@@ -22,8 +22,8 @@ from millrace.pipeline import (
     build_processor,
     find_millrace_error,
 )
-from millrace.pipeline.engine_backend import EngineBackend
-from millrace.pipeline.plan import (
+from millrace.pipeline.processor.engine_backend import EngineBackend
+from millrace.pipeline.processor.engine_stages import (
     UserFunction,
     gathered_rows,
     generate_kwargs,

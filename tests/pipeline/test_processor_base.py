@@ -27,7 +27,7 @@ from millrace.pipeline import (
     StageConfig,
     build_llm_processor,
 )
-from millrace.pipeline.engine_backend import EngineBackend
+from millrace.pipeline.processor.engine_backend import EngineBackend
 
 # Workers cannot import from the tests, so what is defined here travels as it is.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from millrace import EngineDeadError
 from millrace.actors import PoolStats, ReplicaStats
-from millrace.pipeline import progress
-from millrace.pipeline.display import ProgressView, describe_progress
-from millrace.pipeline.progress import Progress, ProgressMonitor
+from millrace.pipeline.job import progress
+from millrace.pipeline.job.display import ProgressView, describe_progress
+from millrace.pipeline.job.progress import Progress, ProgressMonitor
 from millrace.pipeline.report import Counts, Run
 
 DEADLINE_S = 60

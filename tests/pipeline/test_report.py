@@ -15,11 +15,11 @@ from looks import absent, up
 from report_page import Page, check_page
 
 from millrace.pipeline import columns
-from millrace.pipeline.prices import Prices
+from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.report import Counts, ReportWriter
+from millrace.pipeline.report.prices import Prices
 from millrace.pipeline.report.recorder import Recorder
 from millrace.pipeline.stages.base import Row, RowError
-from millrace.pipeline.storage import Storage
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

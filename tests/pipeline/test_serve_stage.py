@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from millrace import ConfigError
 from millrace.pipeline import DeploymentError, RowFailedError
-from millrace.pipeline.request_backend import check_deployment
+from millrace.pipeline.processor.request_backend import check_deployment
 from millrace.pipeline.stages import Row, ServeDeploymentStage
 
 

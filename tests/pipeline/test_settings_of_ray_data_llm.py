@@ -19,8 +19,8 @@ from millrace.pipeline import (
     TokenizerStageConfig,
     build_llm_processor,
 )
-from millrace.pipeline.plan import UserFunction, generate_kwargs, operator_kwargs, pool_config
-from millrace.pipeline.sglang import SamplingNamesStage
+from millrace.pipeline.processor.engine_stages import UserFunction, generate_kwargs, operator_kwargs, pool_config
+from millrace.pipeline.processor.sglang import SamplingNamesStage
 from millrace.pipeline.stages import Row
 
 HEAVY = ("torch", "transformers", "vllm", "ray.serve", "aiohttp")

@@ -16,6 +16,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from millrace import ConfigError
 from millrace.pipeline import columns
+from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.ledger import row_id
 from millrace.pipeline.ledger.epoch import Epoch
 from millrace.pipeline.ledger.folder import JobFolder
@@ -24,7 +25,6 @@ from millrace.pipeline.sinks.parts import OutputSpec
 from millrace.pipeline.sinks.publish import Manifest, publish
 from millrace.pipeline.sinks.writer import ResultWriter
 from millrace.pipeline.stages import Row, RowError
-from millrace.pipeline.storage import Storage
 
 BROKEN = RowError("generate", "NumericalError", "NaN", retryable=True)
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])

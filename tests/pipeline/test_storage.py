@@ -23,9 +23,9 @@ from fault_proxy import FaultPlan, FaultProxy
 from millrace import ConfigError
 from millrace.engine.errors import StorageError
 from millrace.pipeline import columns
+from millrace.pipeline.files.storage import Storage, StorageOptions
 from millrace.pipeline.sources import READ_ERROR, Source
 from millrace.pipeline.sources.source import FORMATS
-from millrace.pipeline.storage import Storage, StorageOptions
 from s3 import CREDENTIALS, S3Server
 
 DEADLINE_S = 240.0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from millrace import ConfigError
 from millrace.engine.errors import PromptTypeError
-from millrace.pipeline.template import Template
+from millrace.pipeline.job.template import Template
 
 
 def render(text: str, **row: Any) -> str:

@@ -82,7 +82,7 @@ def test_what_was_begun_with_other_settings_is_left_alone(
         raise RuntimeError("died before the files were in their places")
 
     with monkeypatch.context() as patched:
-        patched.setattr("millrace.pipeline.writing.publish", die)
+        patched.setattr("millrace.pipeline.job.writing.publish", die)
         with pytest.raises(RuntimeError, match="died"):
             write_results(make_processor(postprocess=keep), dataset, out, key=["id"])
     other = make_processor(postprocess=keep, sampling_params={"temperature": 0.5})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...layers import GATES
-from ...weights import WeightMap
+from ...weights.checkpoint import WeightMap
 from ..hf_config import attention_windows, flag, head_counts, one_of, positive_float, positive_int
 from ..rope import rope_max_positions, rope_spec
 from ..spec import DecoderSpec, Family

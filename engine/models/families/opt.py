@@ -6,7 +6,7 @@ from typing import Any
 
 from ...errors import UnsupportedModelError
 from ...layers import ACTIVATIONS
-from ...weights import WeightMap
+from ...weights.checkpoint import WeightMap
 from ..hf_config import flag, one_of, positive_int
 from ..spec import DecoderSpec, Family
 

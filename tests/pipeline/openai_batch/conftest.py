@@ -8,7 +8,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from millrace.engine.storage import RemoteFiles, StorageOptions
-from millrace.pipeline.storage import Storage
+from millrace.pipeline.files.storage import Storage
 
 
 @pytest.fixture

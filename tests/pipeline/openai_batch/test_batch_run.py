@@ -18,8 +18,8 @@ from openai.types import BatchError, Completion
 from openai.types.chat import ChatCompletion
 
 from millrace.pipeline.cli import app
+from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.openai_batch import job, run_batch
-from millrace.pipeline.storage import Storage
 
 sys.path.insert(0, str(Path(__file__).parent))
 

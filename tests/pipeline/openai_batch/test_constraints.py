@@ -9,12 +9,12 @@ import jsonschema
 import pytest
 from openai.types.chat import ChatCompletion
 
-from millrace.engine.grammar_text import check_compiles
-from millrace.engine.structured_outputs import StructuredOutputsParams
-from millrace.pipeline.openai_batch.fields import CHAT, COMPLETIONS
-from millrace.pipeline.openai_batch.line_error import LineError
-from millrace.pipeline.openai_batch.request import BatchRequest, RequestReader
-from millrace.pipeline.openai_batch.response import answer_line
+from millrace.engine.structured.grammar_text import check_compiles
+from millrace.engine.structured.params import StructuredOutputsParams
+from millrace.pipeline.openai_batch.lines.fields import CHAT, COMPLETIONS
+from millrace.pipeline.openai_batch.lines.line_error import LineError
+from millrace.pipeline.openai_batch.lines.request import BatchRequest, RequestReader
+from millrace.pipeline.openai_batch.lines.response import answer_line
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 UNIT = {"enum": ["C", "F"]}

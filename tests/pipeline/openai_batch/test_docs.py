@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.pipeline.openai_batch.fields import CHAT, COMPLETIONS, EMBEDDINGS, ENDPOINTS, FIELDS, BodyField
+from millrace.pipeline.openai_batch.lines.fields import CHAT, COMPLETIONS, EMBEDDINGS, ENDPOINTS, FIELDS, BodyField
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "openai_batch.md"
 

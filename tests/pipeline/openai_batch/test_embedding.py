@@ -15,11 +15,11 @@ from millrace.engine import LLM, PoolingParams
 from millrace.engine.errors import ConfigError
 from millrace.pipeline import columns
 from millrace.pipeline.openai_batch.batch_config import BatchConfig
-from millrace.pipeline.openai_batch.embedding import EmbeddingRequest
 from millrace.pipeline.openai_batch.job import prepare_batch, run_batch
-from millrace.pipeline.openai_batch.line_error import LineError
-from millrace.pipeline.openai_batch.request import RequestReader
-from millrace.pipeline.openai_batch.response import answer_line
+from millrace.pipeline.openai_batch.lines.embedding import EmbeddingRequest
+from millrace.pipeline.openai_batch.lines.line_error import LineError
+from millrace.pipeline.openai_batch.lines.request import RequestReader
+from millrace.pipeline.openai_batch.lines.response import answer_line
 
 READER = RequestReader(("m",), embeds=True)
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

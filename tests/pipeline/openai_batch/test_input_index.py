@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipeline import columns
+from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.ledger.index import RowIndex
 from millrace.pipeline.ledger.row_id import ID_TYPE
 from millrace.pipeline.openai_batch import input_index
 from millrace.pipeline.openai_batch.duplicates import DuplicateFinder
 from millrace.pipeline.openai_batch.input_index import InputIndex
 from millrace.pipeline.openai_batch.source import IS_DUPLICATE, LINE, LINE_NUMBER, BatchSource
-from millrace.pipeline.storage import Storage
 
 
 @given(keys=st.lists(st.text(max_size=2)), buffered=st.integers(1, 50))

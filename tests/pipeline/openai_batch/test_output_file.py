@@ -11,13 +11,13 @@ import pytest
 
 from millrace import ConfigError
 from millrace.pipeline import columns
+from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.openai_batch import output_file
 from millrace.pipeline.openai_batch.assemble import write_answers, write_errors
 from millrace.pipeline.openai_batch.batch_config import BatchConfig
 from millrace.pipeline.openai_batch.folder import BatchFolder
+from millrace.pipeline.openai_batch.lines.request import RequestReader
 from millrace.pipeline.openai_batch.output_file import whole_file
-from millrace.pipeline.openai_batch.request import RequestReader
-from millrace.pipeline.storage import Storage
 
 
 @pytest.fixture(params=["here", "s3", "memory"])

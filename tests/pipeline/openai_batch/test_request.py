@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.engine import SamplingParams
-from millrace.pipeline.openai_batch.fields import CHAT, COMPLETIONS, EMBEDDINGS, FIELDS, FIELDS_OF
-from millrace.pipeline.openai_batch.line_error import LineError
-from millrace.pipeline.openai_batch.request import BatchRequest, RequestReader
+from millrace.pipeline.openai_batch.lines.fields import CHAT, COMPLETIONS, EMBEDDINGS, FIELDS, FIELDS_OF
+from millrace.pipeline.openai_batch.lines.line_error import LineError
+from millrace.pipeline.openai_batch.lines.request import BatchRequest, RequestReader
 
 READER = RequestReader(("m", "gpt-4o"), {"temperature": 0.5})
 HI = [{"role": "user", "content": "hi"}]

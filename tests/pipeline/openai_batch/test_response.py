@@ -10,10 +10,10 @@ from openai.types import BatchError, Completion
 from openai.types.chat import ChatCompletion
 
 from millrace.engine import SamplingParams
-from millrace.pipeline.openai_batch.fields import CHAT, COMPLETIONS
-from millrace.pipeline.openai_batch.line_error import LineError, duplicate_error, error_of_run
-from millrace.pipeline.openai_batch.request import BatchRequest
-from millrace.pipeline.openai_batch.response import answer_line, error_line
+from millrace.pipeline.openai_batch.lines.fields import CHAT, COMPLETIONS
+from millrace.pipeline.openai_batch.lines.line_error import LineError, duplicate_error, error_of_run
+from millrace.pipeline.openai_batch.lines.request import BatchRequest
+from millrace.pipeline.openai_batch.lines.response import answer_line, error_line
 
 EOS = 9
 

@@ -9,8 +9,8 @@ import fake_client
 import pytest
 
 from millrace.pipeline import columns
-from millrace.pipeline.openai_batch.line_error import BatchLineError
-from millrace.pipeline.openai_batch.request import RequestReader
+from millrace.pipeline.openai_batch.lines.line_error import BatchLineError
+from millrace.pipeline.openai_batch.lines.request import RequestReader
 from millrace.pipeline.openai_batch.rows import REQUEST, AskLine, error_of_row
 from millrace.pipeline.stages import ChatTemplateStage
 

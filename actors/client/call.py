@@ -1,0 +1,215 @@
+"""One call of `PoolClient.generate`: its open streams, and what becomes of the requests that a stream loses: `Call`."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    WorkerCrashedError,
+)
+
+from ...engine.errors import ReplicaDiedError
+from ...engine.request import EngineOutput, Request
+from ..view import ReplicaHandle
+from .suspects import Suspects
+
+if TYPE_CHECKING:
+    from .client import PoolClient
+
+LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
+"""What a result is replaced by when its replica, or the node that held the result, is gone."""
+
+
+@dataclass(slots=True)
+class Share:
+    """What one replica still owes a call.
+
+    Attributes:
+        replica: The replica.
+        unfinished: Its requests by id.
+        is_apart: Whether the replica has nothing else on board.
+    """
+
+    replica: ReplicaHandle
+    unfinished: dict[str, Request]
+    is_apart: bool
+
+
+@dataclass(slots=True)
+class Lease:
+    """A replica for this call alone, or the wish for one.
+
+    Attributes:
+        lease_id: Its name at the supervisor.
+        answer: Resolves when it is this call's turn.
+        replica: The replica, once it is.
+    """
+
+    lease_id: str
+    answer: Any
+    replica: ReplicaHandle | None = None
+
+
+class Call:
+    """Runs the requests of one call.
+
+    A stream that ends early hands its requests back, and they go elsewhere. Those on board of a replica that died go to
+    a replica that this call leases for them, in groups that find the guilty one (`Suspects`).
+
+    Args:
+        client: Whose call it is.
+    """
+
+    def __init__(self, client: PoolClient) -> None:
+        self._client = client
+        self._streams: dict[Any, Share] = {}
+        self._suspects = Suspects(client.max_attempts)
+        self._lease: Lease | None = None
+
+    def submit(self, requests: list[Request]) -> None:
+        """Opens a stream (an `ObjectRefGenerator`) to each replica that gets some of the requests.
+
+        Waits while no replica is up. Not if this call has a lease: it may have taken the last replica out of service by
+        that itself, so the requests go where the lease is.
+        """
+        if not requests:
+            return
+        shares = self._client.share_out(requests, wait=self._lease is None)
+        for replica, chosen in shares:
+            self._open(replica, chosen, is_apart=False)
+        if not shares:
+            self._suspects.put_back(requests)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether outputs are still to come."""
+        return bool(self._streams or self._suspects)
+
+    def next_outputs(self, timeout_s: float | None = None) -> Iterator[EngineOutput]:
+        """Waits for whichever stream has something and yields the outputs that came, perhaps none.
+
+        Args:
+            timeout_s: Seconds to wait at most; None for as long as it takes.
+        """
+        self._ask_for_lease()
+        lease = self._lease
+        awaited = [*self._streams, *([lease.answer] if lease and not lease.replica else [])]
+        ready: list[Any] = ray.wait(awaited, num_returns=1, timeout=timeout_s)[0]
+        if lease and ready and ready[0] is lease.answer:
+            self._enter(lease)
+        elif ready:
+            yield from self._read(ready[0])
+
+    def cancel(self) -> None:
+        """Takes back what is unfinished."""
+        for stream, share in self._streams.items():
+            self._client.release(share.replica, len(share.unfinished))
+            if ray.is_initialized():
+                ray.cancel(stream)
+        self._streams.clear()
+        self._end_lease()
+
+    def _open(self, replica: ReplicaHandle, requests: list[Request], *, is_apart: bool) -> None:
+        stream = replica.actor.generate.remote(requests, [self._client.presence], is_apart)
+        self._streams[stream] = Share(replica, {request.request_id: request for request in requests}, is_apart)
+
+    def _read(self, stream: Any) -> Iterator[EngineOutput]:
+        try:
+            chunk = ray.get(next(stream))
+        except StopIteration:
+            self._take_back(stream)
+        except LOST as error:
+            yield from self._recover(stream, error)
+        else:
+            yield from self._take(stream, chunk)
+
+    def _take(self, stream: Any, chunk: list[EngineOutput]) -> Iterator[EngineOutput]:
+        share = self._streams[stream]
+        for output in chunk:
+            del share.unfinished[output.request_id]
+            output.metrics.attempt = self._suspects.num_deaths(output.request_id) + 1
+            output.metrics.replica_id = share.replica.replica_id
+        self._client.release(share.replica, len(chunk))
+        self._client.count_finished(len(chunk))
+        if not share.unfinished:
+            del self._streams[stream]
+            self._go_on_apart(share)
+        yield from chunk
+
+    def _take_back(self, stream: Any) -> None:
+        """Sends elsewhere what a replica has handed back."""
+        share, lost = self._close(stream)
+        self._client.note_handed_back(share.replica)
+        self._run_again(share, lost)
+        if share.is_apart:
+            self._end_lease()
+
+    def _run_again(self, share: Share, lost: list[Request]) -> None:
+        if share.is_apart:
+            self._suspects.put_back(lost)
+        else:
+            self.submit(lost)
+
+    def _recover(self, stream: Any, error: RayError) -> Iterator[EngineOutput]:
+        """Finds out what a lost stream's requests have to do with it; yields the one that is found guilty."""
+        share, lost = self._close(stream)
+        ray.cancel(stream)
+        if self._client.ask_how_it_ended(share.replica, error) == "left":
+            self._run_again(share, lost)
+        elif guilty := self._suspects.note_death(lost, share.is_apart):
+            yield self._died_too_often(guilty, share.replica)
+        if share.is_apart:
+            self._end_lease()
+
+    def _close(self, stream: Any) -> tuple[Share, list[Request]]:
+        share = self._streams.pop(stream)
+        self._client.release(share.replica, len(share.unfinished))
+        return share, list(share.unfinished.values())
+
+    def _ask_for_lease(self) -> None:
+        if self._suspects and self._lease is None:
+            lease_id = uuid.uuid4().hex
+            self._lease = Lease(lease_id, self._client.ask_for_lease(lease_id))
+
+    def _enter(self, lease: Lease) -> None:
+        lease.replica = self._client.get_leased(lease.answer)
+        if lease.replica is None:
+            self._end_lease()
+        else:
+            self._run_group(lease.replica)
+
+    def _go_on_apart(self, share: Share) -> None:
+        if share.is_apart and self._suspects:
+            self._run_group(share.replica)
+        elif share.is_apart:
+            self._end_lease()
+
+    def _run_group(self, replica: ReplicaHandle) -> None:
+        group = self._suspects.next_group()
+        self._client.count_in_flight(replica, len(group))
+        self._open(replica, group, is_apart=True)
+
+    def _end_lease(self) -> None:
+        if self._lease is not None:
+            self._client.end_lease(self._lease.lease_id)
+            self._lease = None
+
+    def _died_too_often(self, request: Request, last: ReplicaHandle) -> EngineOutput:
+        count = self._suspects.num_deaths(request.request_id)
+        error = ReplicaDiedError(
+            f"{count} replica(s) died with request {request.request_id!r} on board, lastly {last.replica_id}, where it "
+            "was alone; the log of that replica says why. Take the request out; if the machines are the cause, raise "
+            "max_attempts"
+        )
+        output = request.failed(error)
+        output.metrics.attempt, output.metrics.replica_id = count, last.replica_id
+        return output

@@ -1,0 +1,1 @@
+"""The side of a replica: an actor, its engine thread and its ranks."""

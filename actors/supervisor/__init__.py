@@ -1,0 +1,1 @@
+"""The side of the supervisor: it places, restarts and scales replicas."""

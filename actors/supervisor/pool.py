@@ -1,0 +1,215 @@
+"""The driver's handle of a pool of engines: `EnginePool`.
+
+It starts and closes; requests go through `PoolClient`, straight from where the rows are to the replicas.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import threading
+import uuid
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ...engine.errors import EngineDeadError, EngineError
+from ..config import PoolConfig
+from ..stats import PoolStats
+from ..view import NAMESPACE, PoolView
+from .placement import reclaim
+from .slot import MAX_CALLS
+from .supervisor import Supervisor
+
+__all__ = ["EnginePool", "PoolConfig"]
+
+logger = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 30.0
+"""Seconds after which a supervisor that does not close is killed: several times what it gives a replica."""
+
+MAX_JOINS = 10
+"""Times that a pool is started over because the one of that name just ends."""
+
+ENGINE_FIELDS = (
+    "engine_kwargs",
+    "engine_factory",
+    "num_gpus_per_replica",
+    "accelerator_type",
+    "placement_group_config",
+    "runtime_env",
+)
+"""Settings in which the users of one pool agree."""
+
+
+class EnginePool:
+    """A pool of engines that lives as long as this driver, or until it is closed.
+
+    Use `EnginePool.start`, or `EnginePool.share`. It is a context manager that closes the pool.
+
+    Attributes:
+        name: What a `PoolClient` finds it by.
+    """
+
+    def __init__(self, name: str, supervisor: Any) -> None:
+        self.name = name
+        self._supervisor = supervisor
+        self._is_closed = threading.Event()
+        # A callback rather than a thread that waits: it holds up no end of the driver.
+        after_death = functools.partial(_after_death, name, self._is_closed)
+        supervisor.presence.remote().future().add_done_callback(after_death)
+
+    @classmethod
+    def start(cls, config: PoolConfig) -> Self:
+        """Starts a pool and returns at once; the models load meanwhile.
+
+        Args:
+            config: Settings.
+
+        Returns:
+            The handle.
+        """
+        return cls._join(f"pool-{uuid.uuid4().hex[:12]}", config)
+
+    @classmethod
+    def share(cls, config: PoolConfig) -> Self:
+        """Joins the pool of this job that runs the same engine on the same resources, or starts it.
+
+        The pool ends when the last one who shares it has closed it. It has as many replicas as the most demanding of
+        them asked for; for whatever else is no matter of the engine, the settings of the first count.
+
+        Args:
+            config: Settings.
+
+        Returns:
+            The handle.
+        """
+        return cls._join(f"pool-{ray.get_runtime_context().get_job_id()}-{_engine_digest(config)}", config)
+
+    @classmethod
+    def _join(cls, name: str, config: PoolConfig) -> Self:
+        # On the driver's node: the pool cannot outlive the driver anyway, and must not go with any other node.
+        # Not softly: with Ray 2.60, a supervisor softly placed here was seen on another node, and died with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options: dict[str, Any] = {
+            "name": name,
+            "namespace": NAMESPACE,
+            "get_if_exists": True,
+            "num_cpus": 0,
+            "max_concurrency": MAX_CALLS,
+            "scheduling_strategy": here,
+        }
+        actor_class: Any = ray.remote(Supervisor)
+        for _ in range(MAX_JOINS):
+            supervisor = actor_class.options(**options).remote(name, config)
+            with contextlib.suppress(RayActorError):
+                if ray.get(supervisor.join.remote(config)):
+                    return cls(name, supervisor)
+                ray.get(supervisor.presence.remote())  # It closes: another one can have the name once it is gone.
+        raise EngineDeadError(f"pool {name!r}: its supervisor does not stay; Ray's log of actor {name!r} says why")
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Waits until each replica is ready or was given up.
+
+        Args:
+            timeout_s: Seconds to wait at most; None for as long as it takes.
+
+        Raises:
+            UserError: No replica starts, because of something given; the error is the one the engine raised.
+            EngineDeadError: No replica starts, or the pool is closed.
+            EngineError: It took longer than `timeout_s`.
+        """
+        try:
+            view: PoolView = ray.get(self._supervisor.until_settled.remote(), timeout=timeout_s)
+        except GetTimeoutError:
+            raise EngineError(self._describe_wait(timeout_s)) from None
+        except RayActorError:
+            raise EngineDeadError(f"pool {self.name!r} is closed; start another one") from None
+        if view.state == "failed" and view.failure is not None:
+            raise view.failure.to_exception()
+        if view.state == "closed":
+            raise EngineDeadError(f"pool {self.name!r} is closed; start another one")
+
+    def stats(self, with_engines: bool = False) -> PoolStats:
+        """Describes the pool and its replicas.
+
+        Args:
+            with_engines: Whether to ask each ready replica for its engine's counters.
+
+        Returns:
+            The pool as it is now.
+
+        Raises:
+            EngineDeadError: The pool is closed.
+        """
+        try:
+            stats: PoolStats = ray.get(self._supervisor.stats.remote(with_engines))
+        except RayActorError:
+            raise EngineDeadError(f"pool {self.name!r} is closed; start another one") from None
+        return stats
+
+    def close(self) -> None:
+        """Gives the pool up; its last user ends all replicas and waits for that. A second call does nothing."""
+        if self._is_closed.is_set() or not ray.is_initialized():
+            return
+        self._is_closed.set()
+        with contextlib.suppress(RayActorError):
+            if ray.get(self._supervisor.leave.remote()):
+                self._end()
+
+    def _end(self) -> None:
+        gone = self._supervisor.presence.remote()
+        try:
+            ray.get(self._supervisor.close.remote(), timeout=CLOSE_TIMEOUT_S)
+        except GetTimeoutError:
+            logger.warning("pool %s does not close by itself and is killed", self.name)
+        finally:  # Also when interrupted: Ray ends the replicas with their owner.
+            ray.kill(self._supervisor)
+            reclaim(self.name)
+        ray.get(gone)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _describe_wait(self, timeout_s: float | None) -> str:
+        stats = self.stats()
+        states = ", ".join(f"{replica.replica_id} {replica.state}" for replica in stats.replicas)
+        reason = f" ({stats.reason})" if stats.reason else ""
+        return (
+            f"pool {self.name!r} is not ready after {timeout_s:g} s: {states}{reason}. A large model takes its time to "
+            "load: wait longer; if replicas stay in 'starting', see whether other jobs hold the cluster's resources"
+        )
+
+
+def _engine_digest(config: PoolConfig) -> str:
+    """Returns what two pools have in common that could as well be one."""
+    fields = dataclasses.asdict(config)
+    same = {name: value for name, value in fields.items() if name in ENGINE_FIELDS}
+    text = json.dumps(same, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _after_death(pool_name: str, is_closed: threading.Event, presence: Future[None]) -> None:
+    """Cleans up after a supervisor that was killed. Ray calls this on a thread of its own, where it must not wait."""
+    if not is_closed.is_set() and isinstance(presence.exception(), RayActorError):
+        threading.Thread(target=_reclaim, args=[pool_name], name=f"reclaim-{pool_name}", daemon=True).start()
+
+
+def _reclaim(pool_name: str) -> None:
+    # The driver may be ending at this very moment, and Ray with it; then Ray removes the groups itself.
+    with contextlib.suppress(Exception):
+        if ray.is_initialized() and (names := reclaim(pool_name)):
+            logger.warning("the supervisor of pool %s died; gave back %s", pool_name, ", ".join(names))

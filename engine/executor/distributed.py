@@ -1,0 +1,256 @@
+"""Runs step plans on many ranks: this process, which is rank 0, and a `Worker` for each of the others.
+
+A plan goes to all ranks at once, as a few hundred bytes. From then on they meet only in the model's own sums; results
+come back from one of them, and only where that is not rank 0 itself. A step that fails anywhere ends the engine: ranks
+that did not fail are by then in the middle of a sum that will never be complete.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ..config import EngineConfig
+from ..device import Device
+from ..errors import EngineDeadError, UserError
+from ..loading.capacity import Capacity
+from ..loading.runner import load_runner, prepare_host, save_rank
+from ..models import describe_model
+from ..models.stages import check_parallel
+from ..parallel.channel import Channel
+from ..parallel.context import ParallelContext
+from ..parallel.rendezvous import Rendezvous, Team, join
+from ..step.head import RunningStep, StepResult
+from ..step.runner import ModelRunner
+from ..step_plan import StepPlan
+from .executor import StepHandle
+from .launch import LocalRanks
+from .plan_wire import encode_plan, known_tokens
+from .worker import CLOSE, SAVE, STEP
+
+__all__ = ["DistributedExecutor", "RankProcesses", "start_ranks"]
+
+T = TypeVar("T")
+
+
+class RankProcesses(Protocol):
+    """The processes of the other ranks, where the engine started them."""
+
+    def check(self) -> None:
+        """Raises if one has ended."""
+        ...
+
+    def close(self) -> None:
+        """Waits until they have ended; sees to it that they do."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class TeamStep:
+    """A step that was started on all ranks.
+
+    Attributes:
+        executor: Of the ranks.
+        local: This rank's part; None if its result is another's.
+        received: What the rank that reports has sent.
+    """
+
+    executor: DistributedExecutor
+    local: RunningStep | None
+    received: StepResult | None = None
+
+    def result(self) -> StepResult:
+        """Waits for the step.
+
+        Raises:
+            EngineDeadError: A rank has ended.
+        """
+        local = self.local
+        if local is not None:
+            return self.executor.guard(lambda: self.executor.wait_for(local))
+        return self.executor.guard(lambda: self.executor.receive_until(self))
+
+
+class DistributedExecutor:
+    """Rank 0 of many.
+
+    Args:
+        runner: This rank's part of the model.
+        team: All ranks.
+        processes: Those of the other ranks, if the engine started them.
+
+    Attributes:
+        processes: The same.
+    """
+
+    def __init__(self, runner: ModelRunner, team: Team, processes: RankProcesses | None = None) -> None:
+        self._runner: ModelRunner | None = runner
+        self._team = team
+        self.processes = processes
+        self._has_stages = team.parallel.pp_size > 1
+        reporting = (team.parallel.pp_size - 1) * team.parallel.tp_size
+        self._reporting = team.channels[reporting - 1] if reporting else None
+        self._unread: deque[TeamStep] = deque()
+        self._error: EngineDeadError | None = None
+
+    def execute(self, plan: StepPlan) -> StepHandle:
+        """Starts a step on all ranks. On CPUs this rank's part is done when it returns."""
+        return self.guard(lambda: self._execute(plan))
+
+    def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
+        """Has every rank write its part of the weights to a folder."""
+        self.guard(lambda: self._save(config, folder))
+
+    def close(self) -> None:
+        """Ends the other ranks, and frees this one's part of the model."""
+        if self._runner is None:
+            return
+        self._runner = None
+        for channel in self._team.channels:
+            try:
+                channel.send(CLOSE)
+            except EngineDeadError:  # It is what we want.
+                continue
+        self._team.close()
+        if self.processes is not None:
+            self.processes.close()
+
+    def guard(self, work: Callable[[], T]) -> T:
+        """Does something that all ranks have a part in; if it fails, it is over for all of them.
+
+        Raises:
+            EngineDeadError: It failed, now or before.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            return work()
+        except Exception as error:
+            self._error = explain(self._team, error)
+            self.close()
+            raise self._error from error
+        except BaseException:  # Ctrl-C: this rank leaves the middle of a step, and the others wait in it.
+            self._error = EngineDeadError("the engine was interrupted in the middle of a step; construct another one")
+            self.close()
+            raise
+
+    def wait_for(self, step: RunningStep) -> StepResult:
+        """Waits for this rank's step. On a GPU its sums wait for ever for a rank that has ended, so here is looked."""
+        while not step.is_ready():
+            self._team.check()
+        return step.result()
+
+    def receive_until(self, step: TeamStep) -> StepResult:
+        """Receives results until that of a step is there. They come in order, also those of steps nobody asks for."""
+        while step.received is None:
+            assert self._reporting is not None
+            message = self._team.receive_from(self._reporting)
+            if isinstance(message, Exception):
+                raise message
+            self._unread.popleft().received = message
+        return step.received
+
+    def _execute(self, plan: StepPlan) -> TeamStep:
+        assert self._runner is not None, "the executor is closed"
+        if self._has_stages:
+            plan.new_tokens = known_tokens(plan)
+        message = STEP + encode_plan(plan)
+        for channel in self._team.channels:
+            channel.send(message)
+        local = self._runner.execute(plan)
+        if not self._has_stages:
+            return TeamStep(self, local)
+        step = TeamStep(self, None)
+        self._unread.append(step)
+        return step
+
+    def _save(self, config: EngineConfig, folder: Path) -> None:
+        for channel in self._team.channels:
+            channel.send(SAVE + str(folder).encode())
+        save_rank(config, self._team.parallel, folder)
+        for channel in self._team.channels:
+            if (error := channel.receive_object()) is not None:
+                raise error
+
+
+def start_ranks(
+    config: EngineConfig, device: Device, hf_config: Any, rendezvous: Rendezvous | None
+) -> tuple[DistributedExecutor, Capacity]:
+    """Brings the ranks of an engine together and loads the model, for rank 0.
+
+    Args:
+        config: Settings.
+        device: Of rank 0.
+        hf_config: Its config.
+        rendezvous: Where the other ranks come to; None to start them here.
+
+    Returns:
+        What runs steps on all of them, and the limits that all can keep.
+
+    Raises:
+        UserError: A setting or the model folder cannot be used.
+        EngineDeadError: A rank did not come, or has ended.
+    """
+    check_parallel(describe_model(hf_config), config.tensor_parallel_size, config.pipeline_parallel_size)
+    place = ParallelContext.of_rank(0, config.tensor_parallel_size, config.pipeline_parallel_size)
+    processes = None
+    if rendezvous is None:
+        device.check_enough(config.num_ranks)
+        rendezvous = Rendezvous.open()
+        processes = LocalRanks(config, rendezvous.address)
+    team = None
+    try:
+        check = processes.check if processes else _all_is_well
+        team = join(rendezvous, place, device.torch_device, check)
+        device = device.shared_by(team.num_on_host)
+        prepare_host(config, device)
+        num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
+        runner, capacity = load_runner(config, device, hf_config, num_tokens, team.parallel)
+        for channel in team.channels:
+            if (error := channel.receive_object()) is not None:
+                raise error
+        return DistributedExecutor(runner, team, processes), capacity
+    except BaseException as error:
+        told = first_told(team) if team and isinstance(error, Exception) else None
+        if team is not None:
+            team.close()
+        if processes is not None:
+            processes.close()
+        if told is not None and not isinstance(error, UserError):
+            raise told from error
+        raise
+
+
+def _all_is_well() -> None:
+    """Stands where nothing is known of the other ranks' processes."""
+
+
+def explain(team: Team, error: Exception) -> EngineDeadError:
+    """Returns why ranks can no longer work together: what another one has said, or else what happened here."""
+    told = first_told(team)
+    if told is not None:
+        return told if isinstance(told, EngineDeadError) else EngineDeadError(str(told))
+    if isinstance(error, EngineDeadError):
+        return error
+    return EngineDeadError(f"rank 0 failed: {type(error).__name__}: {error}")
+
+
+def first_told(team: Team) -> Exception | None:
+    """Returns the error of the first rank that has ended, None if none has."""
+    return next((told for channel in team.channels if (told := _last_words(channel)) is not None), None)
+
+
+def _last_words(channel: Channel) -> Exception | None:
+    """Returns the error that a rank sent before it closed its end; the channel's own error if it sent none."""
+    if not channel.is_closed():
+        return None
+    try:
+        while True:
+            message = channel.receive_object()
+            if isinstance(message, Exception):
+                return message
+    except EngineDeadError as error:
+        return error

@@ -1,0 +1,62 @@
+"""The seam between planning and computing: `Executor` runs step plans, in this process or on many ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from ..config import EngineConfig
+from ..parallel.context import SINGLE
+from ..step.head import StepResult
+from ..step.runner import ModelRunner
+from ..step_plan import StepPlan
+
+
+class StepHandle(Protocol):
+    """A step that was started."""
+
+    def result(self) -> StepResult:
+        """Waits for the step and returns what it sampled; raises what the step raised."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs steps in the order they are given."""
+
+    def execute(self, plan: StepPlan) -> StepHandle:
+        """Starts a step; does not wait where the device can run on its own."""
+        ...
+
+    def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
+        """Writes each rank's part of the weights to files of its own."""
+        ...
+
+    def close(self) -> None:
+        """Frees the model and the KV cache."""
+        ...
+
+
+class InProcessExecutor:
+    """Runs the model in this process, on one device.
+
+    Args:
+        runner: The model with its tables and its cache.
+    """
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self._runner: ModelRunner | None = runner
+
+    def execute(self, plan: StepPlan) -> StepHandle:
+        """Starts a step."""
+        assert self._runner is not None, "the executor is closed"
+        return self._runner.execute(plan)
+
+    def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
+        """Writes the weights, as those of the only rank."""
+        from ..loading.runner import save_rank
+
+        save_rank(config, SINGLE, folder)
+
+    def close(self) -> None:
+        """Frees the model and the KV cache."""
+        self._runner = None

@@ -1,0 +1,112 @@
+"""Starts the other ranks of an engine as processes on this host, for a script.
+
+A child is this interpreter and this package, told by its arguments where the package is. Its standard input is a pipe
+that brings the settings and then nothing: when the parent ends, however it ends, the kernel closes the pipe, and the
+child, which watches it, ends itself. So no process outlives a `kill -9` of the parent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO
+
+from ..config import EngineConfig
+from ..errors import EngineDeadError
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["LocalRanks", "main"]
+
+CLOSE_TIMEOUT_S = 10.0
+"""How long a rank may take to end by itself."""
+
+_BOOTSTRAP = """
+import importlib, importlib.util, sys
+name, folder = sys.argv[1:3]
+spec = importlib.util.spec_from_file_location(name, folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules[name] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+importlib.import_module(name + ".engine.executor.launch").main()
+"""
+"""The package by its place: a checkout need not be installed. And the caller's script is not imported again."""
+
+
+class LocalRanks:
+    """The processes of ranks 1 to n - 1.
+
+    Args:
+        config: Of the engine.
+        address: Of rank 0's `Rendezvous`.
+    """
+
+    def __init__(self, config: EngineConfig, address: str) -> None:
+        package = Path(__file__).resolve().parent.parent.parent
+        name = __name__.split(".")[0]
+        command = [sys.executable, "-P", "-c", _BOOTSTRAP, name, str(package)]
+        self._processes: list[subprocess.Popen[bytes]] = []
+        for rank in range(1, config.num_ranks):
+            process = subprocess.Popen(command, stdin=subprocess.PIPE)
+            self._processes.append(process)
+            assert process.stdin is not None
+            process.stdin.write(pickle.dumps((config, rank, address)))
+            process.stdin.flush()
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids, by rank."""
+        return [process.pid for process in self._processes]
+
+    def check(self) -> None:
+        """Raises if one has ended.
+
+        Raises:
+            EngineDeadError: One has.
+        """
+        for rank, process in enumerate(self._processes, start=1):
+            if process.poll() is not None:
+                raise EngineDeadError(
+                    f"the process of rank {rank} ended with status {process.returncode} before it was ready; what it "
+                    "wrote to standard error says why"
+                )
+
+    def close(self) -> None:
+        """Waits until all have ended, and kills those that do not in time."""
+        for process in self._processes:
+            if process.stdin is not None:
+                process.stdin.close()
+        for process in self._processes:
+            try:
+                process.wait(CLOSE_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def main() -> None:
+    """Is a rank, as standard input says. Entry point of the child."""
+    from .worker import run_worker
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all of us; rank 0 decides what it means.
+    config, rank, address = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
+    try:
+        run_worker(config, rank, address, device_index=rank)
+    except EngineDeadError:  # Rank 0 knows, and says it.
+        os._exit(1)
+    except Exception:
+        logger.exception("rank %d failed", rank)
+        os._exit(1)
+    os._exit(0)  # Not by the usual way: what is queued on a GPU may wait for ranks that have ended.
+
+
+def _end_with(pipe: IO[bytes]) -> None:
+    """Ends this process when the other end of a pipe is closed."""
+    pipe.read()
+    os._exit(1)

@@ -1,0 +1,127 @@
+"""How much an engine can hold: the length limit, the KV cache blocks, the token budget of a step."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from ..config import EngineConfig
+from ..device import Device
+from ..errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+GRAPH_BYTES = 32 << 20
+"""Assumed for one recorded decode step: what the driver keeps of it, and its part of the memory they share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """The limits of one engine.
+
+    Attributes:
+        max_model_len: Most tokens of prompt and output together.
+        num_blocks: KV cache blocks.
+    """
+
+    max_model_len: int
+    num_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """GPU memory that is not for the KV cache, beside what is in use already.
+
+    Attributes:
+        step_bytes: Most that a step takes for a while.
+        graph_bytes: For recorded steps.
+    """
+
+    step_bytes: int = 0
+    graph_bytes: int = 0
+
+
+NOTHING = Reserve()
+
+
+def plan_capacity(
+    config: EngineConfig, device: Device, max_positions: int, block_bytes: int, reserve: Reserve = NOTHING
+) -> Capacity:
+    """Settles the limits that depend on the model and on the memory.
+
+    Args:
+        config: What was asked for.
+        device: Where the cache will be.
+        max_positions: Longest sequence the model was made for.
+        block_bytes: Bytes of one KV cache block.
+        reserve: What must be left for others.
+
+    Returns:
+        The limits.
+
+    Raises:
+        ConfigError: max_model_len is more than the model or the cache can hold.
+    """
+    max_model_len = choose_max_model_len(config, max_positions)
+    num_blocks = _num_blocks(config, device, max_model_len, block_bytes, reserve)
+    num_cache_tokens = num_blocks * config.block_size
+    if num_cache_tokens < max_model_len:
+        if config.max_model_len is not None:
+            raise ConfigError(
+                f"max_model_len={max_model_len} does not fit the KV cache, which holds {num_cache_tokens} tokens "
+                f"({num_blocks} blocks of {config.block_size}); lower max_model_len or give the cache more memory"
+            )
+        logger.warning(
+            "max_model_len is lowered from %d to %d, which the KV cache holds", max_model_len, num_cache_tokens
+        )
+        max_model_len = num_cache_tokens
+    return Capacity(max_model_len, num_blocks)
+
+
+def choose_max_model_len(config: EngineConfig, max_positions: int) -> int:
+    """Returns the length limit that was asked for, or else the model's own.
+
+    Raises:
+        ConfigError: It is more than the model was made for.
+    """
+    max_model_len = config.max_model_len or max_positions
+    if max_model_len > max_positions:
+        raise ConfigError(
+            f"max_model_len={max_model_len} is more than the {max_positions} positions the model was made for; "
+            f"use at most {max_positions}"
+        )
+    return max_model_len
+
+
+def _num_blocks(config: EngineConfig, device: Device, max_model_len: int, block_bytes: int, reserve: Reserve) -> int:
+    """Takes the number asked for, else what memory allows, but no more than can ever be in use."""
+    if config.num_gpu_blocks_override is not None:
+        return config.num_gpu_blocks_override
+    most_useful = config.max_num_seqs * -(-max_model_len // config.block_size)
+    memory_bytes, account = _cache_memory(config, device, reserve)
+    num_blocks = min(most_useful, memory_bytes // block_bytes)
+    if num_blocks < 1:
+        raise ConfigError(
+            f"there is no room for a KV cache, of which one block takes {block_bytes} bytes: {account}; raise "
+            "kv_cache_memory_bytes or gpu_memory_utilization, lower max_num_batched_tokens, or use a smaller model"
+        )
+    logger.info("the KV cache has %d blocks of %d tokens; %s", num_blocks, config.block_size, account)
+    return num_blocks
+
+
+def _cache_memory(config: EngineConfig, device: Device, reserve: Reserve) -> tuple[int, str]:
+    """Returns the bytes the KV cache may take, and in words where the others are."""
+    if config.kv_cache_memory_bytes is not None:
+        return config.kv_cache_memory_bytes, f"kv_cache_memory_bytes is {config.kv_cache_memory_bytes}"
+    memory_bytes = device.free_memory_bytes(config.gpu_memory_utilization) - reserve.step_bytes - reserve.graph_bytes
+    if device.is_cpu:
+        return memory_bytes, f"{_mib(memory_bytes)} of the host's memory are for it"
+    return memory_bytes, (
+        f"{_mib(memory_bytes)} are left at gpu_memory_utilization={config.gpu_memory_utilization}, with "
+        f"{_mib(device.used_memory_bytes())} in use (weights and whatever else is there), "
+        f"{_mib(reserve.step_bytes)} for a step and {_mib(reserve.graph_bytes)} for recorded steps"
+    )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**20:.0f} MiB"

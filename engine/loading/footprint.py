@@ -1,0 +1,139 @@
+"""What a model takes, and how much fits beside it: from its config.json alone, before any weight is read."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from ..config import EngineConfig
+from ..device import Device
+from ..errors import ConfigError
+from ..kv_cache import kv_block_bytes
+from ..models import DecoderSpec, ModelOptions, build_model, load_hf_config
+from ..models.stages import kv_cache_sizes
+from ..parallel.context import SINGLE
+from ..task import choose_task
+from .capacity import choose_max_model_len, plan_capacity
+from .model_source import resolve_model
+
+__all__ = ["Footprint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What an engine would be like. Bytes are those of all its ranks together.
+
+    Attributes:
+        num_parameters: Of the model.
+        weight_bytes: What they take.
+        dtype: Their number type, apart from those of 8 bits.
+        kv_bytes_per_token: What a token takes in the KV cache.
+        max_model_len: Most tokens of prompt and output together.
+        max_num_seqs: Most requests running at once.
+        block_size: Tokens per KV cache block.
+        num_blocks: Blocks of the KV cache; 0 if there is no room for any.
+        num_ranks: Processes, each with an accelerator of its own where there are any.
+        problem: Why the engine would not start; None if it would.
+    """
+
+    num_parameters: int
+    weight_bytes: int
+    dtype: str
+    kv_bytes_per_token: int
+    max_model_len: int
+    max_num_seqs: int
+    block_size: int
+    num_blocks: int
+    num_ranks: int = 1
+    problem: str | None = None
+
+    @classmethod
+    def of(cls, config: EngineConfig, memory_bytes: int | None = None) -> Footprint:
+        """Works out what an engine would be like.
+
+        What a step takes for a while is only known once one has run, so the KV cache may turn out a little smaller.
+
+        Args:
+            config: Settings of the engine.
+            memory_bytes: Memory of one accelerator, where the engine is to run on another machine; None for the device
+                of this one.
+
+        Raises:
+            ConfigError: A setting or the model folder cannot be used.
+            UnsupportedModelError: The model is of a kind that is not implemented.
+        """
+        hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
+        device = Device.choose(config.device if memory_bytes is None else "cpu")
+        dtype = _dtype(config, device, hf_config, is_elsewhere=memory_bytes is not None)
+        task = choose_task(config, hf_config)
+        options = ModelOptions(config.quantization, config.deterministic, task=task)
+        model = build_model(hf_config, dtype, "meta", options)
+        tensors = itertools.chain(model.parameters(), model.buffers())
+        weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
+        token_bytes = kv_block_bytes(*kv_cache_sizes(model.spec, SINGLE), 1, kv_dtype)
+        cache_bytes = _cache_bytes(config, device, weight_bytes, memory_bytes)
+        max_model_len, num_blocks, problem = _capacity(config, device, model.spec, cache_bytes, token_bytes)
+        return cls(
+            num_parameters=sum(weight.numel() for weight in model.parameters()),
+            weight_bytes=weight_bytes,
+            dtype=str(dtype).removeprefix("torch."),
+            kv_bytes_per_token=token_bytes,
+            max_model_len=max_model_len,
+            max_num_seqs=config.max_num_seqs,
+            block_size=config.block_size,
+            num_blocks=num_blocks,
+            num_ranks=config.num_ranks,
+            problem=problem,
+        )
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.num_blocks * self.block_size
+
+    def num_running(self, num_tokens: float) -> int:
+        """Returns how many sequences of a length run at once.
+
+        Args:
+            num_tokens: Of prompt and output.
+        """
+        blocks = max(1, -(-int(num_tokens) // self.block_size))
+        return min(self.max_num_seqs, self.num_blocks // blocks)
+
+
+def _dtype(config: EngineConfig, device: Device, hf_config: Any, *, is_elsewhere: bool) -> torch.dtype:
+    """Returns the number type of the weights; what an accelerator elsewhere can do is not known: as stored."""
+    if is_elsewhere and config.dtype == "auto" and hf_config.dtype is not None:
+        return hf_config.dtype
+    return device.resolve_dtype(config.dtype, hf_config.dtype)
+
+
+def _cache_bytes(config: EngineConfig, device: Device, weight_bytes: int, memory_bytes: int | None) -> int:
+    """Returns the memory that is left for the KV cache, of all ranks; on a GPU the weights will be there too."""
+    if config.kv_cache_memory_bytes is not None:
+        return config.kv_cache_memory_bytes * config.num_ranks
+    share = config.gpu_memory_utilization
+    if memory_bytes is not None:
+        return int(memory_bytes * share) * config.num_ranks - weight_bytes
+    if device.is_cpu:
+        return device.free_memory_bytes(share)
+    return device.free_memory_bytes(share) * config.num_ranks - weight_bytes
+
+
+def _capacity(
+    config: EngineConfig, device: Device, spec: DecoderSpec, cache_bytes: int, token_bytes: int
+) -> tuple[int, int, str | None]:
+    """Returns the length limit and the number of blocks, or why there is no room."""
+    max_model_len = choose_max_model_len(config, spec.max_position_embeddings)
+    if cache_bytes < 1:
+        return max_model_len, 0, f"the weights take {-cache_bytes / 2**20:,.0f} MiB more than there is memory for them"
+    try:
+        room = replace(config, kv_cache_memory_bytes=cache_bytes)
+        capacity = plan_capacity(room, device, spec.max_position_embeddings, token_bytes * config.block_size)
+    except ConfigError as error:
+        return max_model_len, 0, str(error)
+    return capacity.max_model_len, capacity.num_blocks, None

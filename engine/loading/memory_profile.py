@@ -1,0 +1,76 @@
+"""The largest step that an engine can meet, run once before it starts, to see how much memory a step takes.
+
+The tables of the runner and the sampler, which stay, are made too: what is measured is all but weights and KV cache.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...kernels import top_logprobs
+from ..batch import ForwardBatch
+from ..kv_cache.layout import allocate_kv_cache
+from ..models.decoder import Decoder
+from ..models.stages import kv_cache_sizes
+from ..step.sampler import Sampler
+from ..step.tables import Tables
+from ..step.token_head import MAX_PROMPT_LOGITS
+
+NUM_LOGPROBS = 20
+"""Log-probabilities a position is profiled with; each takes next to nothing."""
+
+
+@torch.inference_mode()
+def run_largest_step(
+    model: Decoder,
+    device: torch.device,
+    *,
+    num_tokens: int,
+    num_seqs: int,
+    max_model_len: int,
+    block_size: int,
+    kv_dtype: torch.dtype,
+    draws: bool = True,
+) -> None:
+    """Computes prompts of `num_tokens` tokens in all, then samples for `num_seqs` sequences with log-probabilities.
+
+    The cache has one block, which all prompts share and none writes to: what comes out means nothing.
+
+    Args:
+        model: The model, weights loaded.
+        device: Where it is.
+        num_tokens: Most tokens of a step.
+        num_seqs: Most sequences of a step.
+        max_model_len: Most tokens of a sequence.
+        block_size: Tokens per KV cache block.
+        kv_dtype: Of the KV cache.
+        draws: Whether the model makes logits to draw tokens from.
+    """
+    spec, num_rows = model.spec, max(num_seqs, MAX_PROMPT_LOGITS)
+    tables, sampler = Tables(num_rows, max_model_len, block_size, device), Sampler(num_rows, device)
+    num_layers, num_kv_heads, head_dim = kv_cache_sizes(spec, model.parallel)
+    kv_cache = allocate_kv_cache(num_layers, 1, num_kv_heads, block_size, head_dim, dtype=kv_dtype, device=device)
+    hidden = model(_prompts(num_tokens, max_model_len, block_size, device), kv_cache)
+    if not (model.parallel.is_last_stage and draws):
+        return
+    logits = model.compute_logits(hidden.new_zeros((num_rows, hidden.shape[1])))
+    raw = logits.clone()  # As the sampler keeps them where a request edits its logits.
+    placed = torch.stack((torch.arange(num_rows, device=device), torch.ones(num_rows, device=device).long()))
+    token_ids, _ = sampler.draw(logits, range(num_rows), [1] * num_rows, placed, tables.tokens)
+    top_logprobs(raw, token_ids.clamp(min=0), min(NUM_LOGPROBS, spec.vocab_size))
+
+
+def _prompts(num_tokens: int, max_model_len: int, block_size: int, device: torch.device) -> ForwardBatch:
+    """Makes a batch of prompts as long as they can be; the last may be shorter."""
+    numbers = torch.arange(num_tokens, device=device)
+    begins = torch.arange(0, num_tokens + max_model_len, max_model_len, dtype=torch.int32, device=device)
+    begins = begins.clamp(max=num_tokens)
+    max_blocks = -(-max_model_len // block_size)
+    return ForwardBatch(
+        token_ids=torch.zeros_like(numbers),
+        positions=numbers % max_model_len,
+        slot_mapping=torch.full_like(numbers, -1),
+        query_start_loc=begins,
+        seq_lens=begins.diff(),
+        block_tables=torch.zeros((len(begins) - 1, max_blocks), dtype=torch.int32, device=device),
+    )

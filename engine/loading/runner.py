@@ -1,0 +1,160 @@
+"""From settings to a model that is ready to run: its weights, the memory beside them, its runner."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import EngineConfig
+from ..device import Device, keep_freed_memory
+from ..errors import ConfigError
+from ..kv_cache import kv_block_bytes
+from ..models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
+from ..models.stages import kv_cache_sizes
+from ..parallel.context import SINGLE, ParallelContext
+from ..pooling.pooler import Pooler
+from ..step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
+from ..step.decode_tape import DecodeTape
+from ..step.pooling_head import MeanHead, PoolingHead
+from ..step.runner import MakeHead, MakeRecorder, ModelRunner
+from ..step.token_head import TokenHead
+from ..task import Task, choose_task
+from ..weights.sharded_state import save_sharded_state
+from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, plan_capacity
+from .memory_profile import run_largest_step
+from .model_source import locate_model, resolve_model
+
+
+def prepare_host(config: EngineConfig, device: Device) -> None:
+    """Sets what holds for the process: the threads to compute with, and what becomes of memory that is freed."""
+    if device.is_cpu:
+        torch.set_num_threads(config.num_threads or device.default_num_threads)
+        keep_freed_memory()
+
+
+def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> None:
+    """Writes a rank's part of the model's weights to a folder, from which `load_format="sharded_state"` reads it.
+
+    Args:
+        config: Of the engine. Its checkpoint is read again: by now the weights may be packed, or of 8 bits.
+        parallel: The rank.
+        folder: Where to.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read any more.
+    """
+    hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
+    dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
+    options = ModelOptions(task=choose_task(config, hf_config))
+    model = build_model(hf_config, dtype, "meta", options, parallel)
+    save_sharded_state(model, locate_model(config.model), find_family(hf_config).weights, parallel, folder)
+
+
+def load_runner(
+    config: EngineConfig,
+    device: Device,
+    hf_config: Any,
+    num_tokens: int,
+    parallel: ParallelContext = SINGLE,
+) -> tuple[ModelRunner, Capacity]:
+    """Loads a model, sees what fits beside it, and makes its runner.
+
+    Args:
+        config: Settings.
+        device: Where to run.
+        hf_config: Its config.
+        num_tokens: Most tokens of a step.
+        parallel: This rank.
+
+    Returns:
+        The runner, and the limits it was made for: those that all ranks can keep.
+
+    Raises:
+        UserError: A setting or the model folder cannot be used.
+    """
+    dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
+    kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
+    place = locate_model(config.model)
+    task = choose_task(config, hf_config)
+    options = _model_options(config, device, task)
+    model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
+    make_recorder, num_graphs = _choose_recorder(config, device, task)
+    reserve = Reserve(_step_bytes(config, device, model, task, num_tokens, kv_dtype), num_graphs * GRAPH_BYTES)
+    spec = model.spec
+    block_bytes = kv_block_bytes(*kv_cache_sizes(spec, parallel), config.block_size, kv_dtype)
+    capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve)
+    capacity = Capacity(parallel.smallest(capacity.max_model_len), parallel.smallest(capacity.num_blocks))
+    runner = ModelRunner(
+        model,
+        device.torch_device,
+        num_blocks=capacity.num_blocks,
+        block_size=config.block_size,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=capacity.max_model_len,
+        dtype=kv_dtype,
+        make_recorder=make_recorder,
+        make_head=_choose_head(config, hf_config, task),
+        parallel=parallel,
+    )
+    return runner, capacity
+
+
+def _choose_head(config: EngineConfig, hf_config: Any, task: Task) -> MakeHead:
+    """Returns what makes the end of a step."""
+    if task == "generate":
+        return TokenHead
+    return MeanHead if Pooler.choose(config, hf_config, task).takes_mean else PoolingHead
+
+
+def _choose_recorder(config: EngineConfig, device: Device, task: Task) -> tuple[MakeRecorder | None, int]:
+    """Returns what makes the recorder of decode steps, if there is to be one, and how many graphs it may record."""
+    # A tape takes nothing but kernels, sums over several GPUs are not recorded yet, and who pools never decodes.
+    if config.enforce_eager or config.num_ranks > 1 or task != "generate":
+        return None, 0
+    if device.is_cpu:
+        return functools.partial(DecodeTape, max_num_seqs=config.max_num_seqs), 0
+    sizes = graph_sizes(config.max_num_seqs, config.cudagraph_capture_sizes)
+    return lambda run: DecodeGraphs(run, sizes, CudaGraphs()), len(sizes)
+
+
+def _model_options(config: EngineConfig, device: Device, task: Task) -> ModelOptions:
+    """Collects what a user may choose about a model, if the device can do it."""
+    if config.quantization == "fp8" and not device.supports_fp8:
+        raise ConfigError(
+            "quantization='fp8' needs a GPU that multiplies 8-bit floats (NVIDIA Ada, Hopper or newer), and this one "
+            "does not; drop it, or store only the KV cache in 8 bits with kv_cache_dtype='fp8'"
+        )
+    if config.quantization == "int8" and not device.is_cpu:
+        raise ConfigError(
+            "quantization='int8' is for CPUs, and this engine runs on a GPU; use quantization='fp8', or device='cpu'"
+        )
+    return ModelOptions(config.quantization, config.deterministic, config.load_format, task)
+
+
+def _step_bytes(
+    config: EngineConfig, device: Device, model: Decoder, task: Task, num_tokens: int, kv_dtype: torch.dtype
+) -> int:
+    """Measures the memory of the largest step on a GPU; a CPU's is shared out by rule."""
+    if device.is_cpu:
+        return 0
+    step = functools.partial(
+        run_largest_step,
+        model,
+        device.torch_device,
+        num_tokens=num_tokens,
+        num_seqs=config.max_num_seqs,
+        max_model_len=choose_max_model_len(config, model.spec.max_position_embeddings),
+        block_size=config.block_size,
+        kv_dtype=kv_dtype,
+        draws=task == "generate",
+    )
+    try:
+        return device.measure_peak_bytes(step)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"a step of {num_tokens} tokens does not fit beside the weights, {device.used_memory_bytes()} bytes are in "
+            "use; lower max_num_batched_tokens or max_num_seqs, or use a smaller model"
+        ) from error

@@ -1,0 +1,76 @@
+"""How a pooling engine makes a vector of a prompt, unless a request says otherwise: `PoolerConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import ConfigError, PoolingParamsError, unknown_key_message
+from .params import PoolingParams
+
+__all__ = ["POOLING_TYPES", "PoolerConfig"]
+
+POOLING_TYPES = ("LAST", "MEAN")
+"""The hidden state of the last token, the only one that has seen the whole prompt, and the mean of all."""
+
+NAMES_OF_VLLM = {"seq_pooling_type": "pooling_type", "normalize": "use_activation"}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolerConfig:
+    """Settings of the pooler; None takes what the model says.
+
+    Attributes:
+        pooling_type: A key of `POOLING_TYPES`.
+        use_activation: As in `PoolingParams`.
+        dimensions: As in `PoolingParams`.
+
+    Raises:
+        ConfigError: A wrong value.
+    """
+
+    pooling_type: str | None = None
+    use_activation: bool | None = None
+    dimensions: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pooling_type is not None:
+            name = str(self.pooling_type).upper()
+            if name not in POOLING_TYPES:
+                raise ConfigError(f"pooler_config: pooling_type={name!r} is not there; it can be LAST or MEAN")
+            object.__setattr__(self, "pooling_type", name)
+        try:
+            PoolingParams(dimensions=self.dimensions, use_activation=self.use_activation)
+        except PoolingParamsError as error:
+            raise ConfigError(f"pooler_config: {error}") from error
+
+    @classmethod
+    def read(cls, given: Any) -> PoolerConfig:
+        """Reads what `EngineConfig` was given.
+
+        Args:
+            given: None, a mapping, or the settings.
+
+        Raises:
+            ConfigError: It is none of these, or a setting is unknown or wrong.
+        """
+        if given is None or isinstance(given, cls):
+            return given or cls()
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"pooler_config must be a dict of settings; got {type(given).__name__} {given!r:.80}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in given.items():
+            name = NAMES_OF_VLLM.get(key, key)
+            if name not in known:
+                raise ConfigError(unknown_key_message("pooler_config", str(key), known))
+            if value is not None:
+                values[name] = value
+        return cls(**values)
+
+    def over(self, model: PoolerConfig) -> PoolerConfig:
+        """Returns these settings, and the model's where these say nothing."""
+        own = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return replace(model, **own)

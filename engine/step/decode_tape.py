@@ -1,0 +1,92 @@
+"""Recorded decode steps on the CPU: one call in place of some hundred, for any number of sequences.
+
+The counterpart of `cuda_graph`. A recording of the largest step serves all smaller ones, so nothing is padded; and
+nothing is computed when it is made.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.tape import NotRecordableError, Tape, record
+
+__all__ = ["DecodeTape"]
+
+logger = logging.getLogger(__name__)
+
+MAX_ROWS = 256
+"""Most sequences of a recorded step: with more, what happens between kernels does not count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A decode step.
+
+    Attributes:
+        sequences: `[4, max_num_seqs]` int32, where it reads the plan.
+        num_shared: `[1]` int32, where it reads the number of shared blocks; None if it reads none.
+        tape: Runs it.
+        hidden: `[max_num_seqs, hidden_size]`, where it leaves the hidden states.
+    """
+
+    sequences: Tensor
+    num_shared: Tensor | None
+    tape: Tape
+    hidden: Tensor
+
+
+class DecodeTape:
+    """Runs decode steps from recordings, where the model consists of compiled kernels.
+
+    Args:
+        run: Runs a decode step: takes the plan and the number of shared blocks (or None), returns the hidden states.
+        max_num_seqs: Most sequences of a step.
+    """
+
+    def __init__(self, run: Callable[[Tensor, Tensor | None], Tensor], max_num_seqs: int) -> None:
+        self._run = run
+        self._max_num_seqs = min(max_num_seqs, MAX_ROWS)
+        self._recordings: dict[bool, Recording] = {}
+        self._is_recordable = True
+
+    def padded_size(self, num_seqs: int) -> int | None:
+        """Returns the number of sequences that a step of so many is run with: the same; None if it is not recorded."""
+        return num_seqs if self._is_recordable and num_seqs <= self._max_num_seqs else None
+
+    def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
+        """Runs a step.
+
+        Args:
+            sequences: `[4, num_seqs]` int32, as `gather_batch` takes it.
+            num_shared: `[1]` int32, leading blocks that all sequences have in common; None if too few to matter.
+
+        Returns:
+            Hidden states, `[num_seqs, hidden_size]`; the next step overwrites them.
+        """
+        recording = self._recordings.get(num_shared is not None) or self._record(num_shared is not None)
+        if recording is None:
+            return self._run(sequences, num_shared)
+        num_seqs = sequences.shape[1]
+        recording.sequences[:, :num_seqs].copy_(sequences)
+        if recording.num_shared is not None and num_shared is not None:
+            recording.num_shared.copy_(num_shared)
+        recording.tape.run(num_seqs)
+        return recording.hidden[:num_seqs]
+
+    def _record(self, shares: bool) -> Recording | None:
+        """Records a step; None, and no other attempt, if the model does what cannot be recorded."""
+        sequences = torch.zeros((4, self._max_num_seqs), dtype=torch.int32)
+        num_shared = torch.zeros(1, dtype=torch.int32) if shares else None
+        try:
+            tape, hidden = record(lambda: self._run(sequences, num_shared))
+        except NotRecordableError as error:
+            logger.info("decode steps are not recorded: %s", error)
+            self._is_recordable = False
+            return None
+        self._recordings[shares] = recording = Recording(sequences, num_shared, tape, hidden)
+        return recording

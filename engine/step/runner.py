@@ -1,0 +1,117 @@
+"""Runs step plans on one device: sends the plan, runs the model, and hands the hidden states to the head of the engine.
+
+Nothing in `ModelRunner.execute` waits for the device. What the host must know is read from the `RunningStep`, as a rule
+when the next step has been started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..batch import KVCache
+from ..kv_cache.layout import allocate_kv_cache
+from ..models.decoder import Decoder
+from ..models.stages import kv_cache_sizes
+from ..parallel.context import SINGLE, ParallelContext
+from ..step_plan import StepPlan
+from .head import Head, RunningStep
+from .tables import SentPlan, Tables
+from .token_head import TokenHead
+
+
+class DecodeRecorder(Protocol):
+    """Runs decode steps from recordings: `DecodeGraphs` on a GPU, `DecodeTape` on a CPU."""
+
+    def padded_size(self, num_seqs: int) -> int | None:
+        """Returns the number of sequences to which a step of so many is padded; None if none is recorded."""
+
+    def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
+        """Runs a step of `[4, size]` sequences; returns its hidden states."""
+
+
+MakeRecorder = Callable[[Callable[[Tensor, Tensor | None], Tensor]], DecodeRecorder]
+"""Makes a recorder of a function that runs a decode step."""
+
+MakeHead = Callable[[Decoder, Tables], Head]
+"""Makes what ends a step, from a model and the tables of the running requests."""
+
+
+class ModelRunner:
+    """A model with its KV cache and its tables.
+
+    Args:
+        model: The model, weights loaded.
+        device: Where it is.
+        num_blocks: KV cache blocks.
+        block_size: Tokens per block.
+        max_num_seqs: Rows of the tables.
+        max_model_len: Tokens a row can hold.
+        dtype: Of the KV cache.
+        make_recorder: Makes what records decode steps; None to run every kernel of every step by itself.
+        make_head: Makes what ends a step in the last stage.
+        parallel: This rank.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        device: torch.device,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        dtype: torch.dtype,
+        make_recorder: MakeRecorder | None = None,
+        make_head: MakeHead = TokenHead,
+        parallel: ParallelContext = SINGLE,
+    ) -> None:
+        self.model = model
+        num_layers, num_kv_heads, head_dim = kv_cache_sizes(model.spec, parallel)
+        self.kv_cache: KVCache = allocate_kv_cache(
+            num_layers, num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, device=device
+        )
+        self._tables = Tables(max_num_seqs, max_model_len, block_size, device)
+        self._head = make_head(model, self._tables) if parallel.is_last_stage else None
+        self._recorder = make_recorder(self._decode) if make_recorder else None
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> RunningStep:
+        """Queues a step on the device.
+
+        Args:
+            plan: What to compute.
+
+        Returns:
+            The step; reading its result waits for it.
+        """
+        if self._head is not None:
+            self._head.enter(plan.new_rows)
+        hidden, sent = self._forward(plan)
+        if self._head is None:
+            return RunningStep()
+        return self._head.finish(plan, hidden, sent)
+
+    def _forward(self, plan: StepPlan) -> tuple[Tensor, SentPlan]:
+        """Runs the model: from a recording if every sequence computes one token, and there is one of the size."""
+        num_seqs = len(plan.rows)
+        size = self._recorder.padded_size(num_seqs) if self._recorder and plan.num_decodes == num_seqs else None
+        sent = self._tables.send(plan, size or num_seqs)
+        num_shared = sent.num_shared if plan.num_shared_blocks else None
+        if self._recorder and size:
+            return self._recorder.run(sent.sequences, num_shared), sent
+        longest = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
+        max_blocks = -(-longest // self._tables.block_size)
+        batch = self._tables.gather(sent.sequences, plan.num_tokens, max_blocks, plan.num_decodes, num_shared)
+        return self.model(batch, self.kv_cache), sent
+
+    def _decode(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
+        """Runs a decode step whose every size is fixed: it serves sequences of any length."""
+        num_seqs = sequences.shape[1]
+        batch = self._tables.gather(sequences, num_seqs, self._tables.max_blocks, num_seqs, num_shared)
+        hidden: Tensor = self.model(batch, self.kv_cache)
+        return hidden

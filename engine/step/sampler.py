@@ -1,0 +1,133 @@
+"""From logits to token ids: masks and penalties for the rows that ask for them, then one draw for every row.
+
+Order, as users of vLLM know it: log-probabilities are taken from the raw logits; then structured_outputs,
+allowed_token_ids, bad_words, min_tokens, logit_bias, the penalties; then temperature, min_p, top_k, top_p and the draw
+(`kernels.sample`).
+"""
+
+from __future__ import annotations
+
+from collections import abc
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels import greedy, sample, top_logprobs
+from ..device import to_device
+from ..sampling_params import ALL_FORBIDDEN
+from ..sequence import Sequence
+from ..structured.token_masks import TokenMasks
+from .logit_edits import LogitEdits
+
+
+@dataclass(slots=True)
+class TopLogprobs:
+    """Log-probabilities of the tokens of some positions, on the device until they are read.
+
+    Attributes:
+        logprobs: `[num_positions, k + 1]` float32; column 0 is the token itself, then the k most probable.
+        token_ids: `[num_positions, k + 1]` int64.
+        ranks: `[num_positions]` int64, of the token itself.
+    """
+
+    logprobs: Tensor
+    token_ids: Tensor
+    ranks: Tensor
+
+
+class Sampler:
+    """Keeps the sampling parameters of each row of the batch, and draws.
+
+    Args:
+        max_num_seqs: Number of rows.
+        device: Where logits are.
+    """
+
+    def __init__(self, max_num_seqs: int, device: torch.device) -> None:
+        self.device = device
+        self._temperature = torch.zeros(max_num_seqs, dtype=torch.float32, device=device)
+        self._top_k = torch.zeros(max_num_seqs, dtype=torch.int32, device=device)
+        self._top_p = torch.ones(max_num_seqs, dtype=torch.float32, device=device)
+        self._min_p = torch.zeros(max_num_seqs, dtype=torch.float32, device=device)
+        self._seeds = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        self._edits = LogitEdits(max_num_seqs, device)
+        self._num_logprobs: dict[int, int] = {}
+        self._drawing_rows: set[int] = set()
+
+    def set_rows(self, rows: abc.Sequence[int], sequences: abc.Sequence[Sequence]) -> None:
+        """Takes the parameters of the sequences that now own these rows."""
+        index = to_device(rows, torch.int64, self.device)
+        params = [sequence.params for sequence in sequences]
+        for table, values in (
+            (self._temperature, [p.temperature for p in params]),
+            (self._top_k, [p.top_k for p in params]),
+            (self._top_p, [p.top_p for p in params]),
+            (self._min_p, [p.min_p for p in params]),
+            (self._seeds, [sequence.seed for sequence in sequences]),
+        ):
+            table[index] = to_device(values, table.dtype, self.device)
+        self._edits.set_rows(rows, sequences)
+        for row, sequence in zip(rows, sequences, strict=True):
+            self._num_logprobs.pop(row, None)
+            self._drawing_rows.discard(row)
+            if sequence.params.temperature > 0:
+                self._drawing_rows.add(row)
+            if sequence.params.logprobs is not None:
+                self._num_logprobs[row] = sequence.params.logprobs
+
+    def draw(
+        self,
+        logits: Tensor,
+        rows: abc.Sequence[int],
+        lengths: abc.Sequence[int],
+        placed: Tensor,
+        token_table: Tensor,
+        masks: TokenMasks | None = None,
+    ) -> tuple[Tensor, TopLogprobs | None]:
+        """Draws one token for each row.
+
+        Args:
+            logits: `[num_rows, vocab_size]` float32; may be overwritten.
+            rows: The row each belongs to.
+            lengths: Number of tokens of each so far, which is the position of the new one.
+            placed: The same rows and lengths on the device, `[2, num_rows]` integers.
+            token_table: `[max_num_seqs, max_model_len]`, tokens by row.
+            masks: What grammars allow; None if no row follows one.
+
+        Returns:
+            Token ids `[num_rows]` int64, `NAN_LOGITS` or `ALL_FORBIDDEN` where there is none; and log-probabilities of
+            all rows if any row asked for them.
+        """
+        edited = self._edits.find(rows, lengths)
+        num_logprobs = self._max_num_logprobs(rows, logits.shape[-1])
+        is_changed = bool(edited) or masks is not None
+        raw = logits.clone() if is_changed and num_logprobs is not None else logits
+        if masks is not None:
+            masks.apply(logits)
+        is_forbidden = self._edits.apply(logits, edited, rows, lengths, token_table) if edited else None
+        token_ids = greedy(logits) if self._drawing_rows.isdisjoint(rows) else self._sample(logits, placed)
+        if is_forbidden is not None:
+            token_ids.masked_fill_(is_forbidden, ALL_FORBIDDEN)
+        if num_logprobs is None:
+            return token_ids, None
+        return token_ids, TopLogprobs(*top_logprobs(raw, token_ids.clamp(min=0), num_logprobs))
+
+    def _sample(self, logits: Tensor, placed: Tensor) -> Tensor:
+        """Draws with the parameters of each row."""
+        index, positions = placed.long()
+        return sample(
+            logits,
+            self._temperature[index],
+            self._top_k[index],
+            self._top_p[index],
+            self._min_p[index],
+            self._seeds[index],
+            positions,
+        )
+
+    def _max_num_logprobs(self, rows: abc.Sequence[int], vocab_size: int) -> int | None:
+        asked = [self._num_logprobs[row] for row in rows if row in self._num_logprobs]
+        if not asked:
+            return None
+        return vocab_size if -1 in asked else min(vocab_size, max(asked))

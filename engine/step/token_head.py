@@ -1,0 +1,94 @@
+"""The head of an engine that generates: logits, log-probabilities, and a new token for every sequence that samples."""
+
+from __future__ import annotations
+
+from collections import abc
+
+import torch
+from torch import Tensor
+
+from ...kernels import top_logprobs
+from ..device import HostCopies, HostCopy
+from ..models.decoder import Decoder
+from ..step_plan import NewRow, StepPlan
+from .head import RunningStep
+from .sampler import Sampler, TopLogprobs
+from .tables import SentPlan, Tables
+
+__all__ = ["MAX_PROMPT_LOGITS", "TokenHead"]
+
+MAX_PROMPT_LOGITS = 512
+"""Prompt positions whose logits exist at once: a vocabulary of 150,000 takes 300 MB for them."""
+
+
+class TokenHead:
+    """Draws tokens.
+
+    Args:
+        model: The last stage of a model.
+        tables: Of the running sequences; the drawn tokens are written there.
+    """
+
+    def __init__(self, model: Decoder, tables: Tables) -> None:
+        device = tables.tokens.device
+        self._model = model
+        self._tables = tables
+        self._sampler = Sampler(len(tables.tokens), device)
+        self._host_copies = HostCopies(device)
+        self._prompt_logprobs: dict[int, tuple[int, int]] = {}
+
+    def enter(self, new_rows: abc.Sequence[NewRow]) -> None:
+        """As `Head.enter`."""
+        for new in new_rows:
+            self._prompt_logprobs.pop(new.row, None)
+            if (num_logprobs := new.sequence.params.prompt_logprobs) is not None:
+                self._prompt_logprobs[new.row] = (num_logprobs, new.sequence.num_prompt_tokens)
+        if new_rows:
+            self._sampler.set_rows([new.row for new in new_rows], [new.sequence for new in new_rows])
+
+    def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
+        """As `Head.finish`."""
+        prompt_logprobs = self._score_prompts(plan, hidden)
+        if not any(plan.samples):
+            return RunningStep(prompt_logprobs=prompt_logprobs)
+        # Where each sequence computed one token, as it decodes, the last tokens are all tokens.
+        num_seqs = len(plan.rows)
+        is_decode = plan.num_tokens == num_seqs and all(plan.samples)
+        last = hidden[:num_seqs] if is_decode else hidden[sent.sampled[0]]
+        logits = self._model.compute_logits(last)
+        ends = zip(plan.rows, plan.starts, plan.counts, plan.samples, strict=True)
+        rows, lengths = zip(*((row, start + count) for row, start, count, samples in ends if samples), strict=True)
+        token_ids, logprobs = self._sampler.draw(
+            logits, rows, lengths, sent.sampled[1:], self._tables.tokens, plan.token_masks
+        )
+        self._tables.append(sent.sampled, token_ids)
+        logprobs_copy = None if logprobs is None else self._copy(logprobs)
+        return RunningStep(self._host_copies.start(token_ids), logprobs_copy, prompt_logprobs)
+
+    def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> dict[int, HostCopy]:
+        """Computes the log-probabilities of prompt tokens, for the sequences that ask for them."""
+        scores: dict[int, HostCopy] = {}
+        if not self._prompt_logprobs:
+            return scores
+        offset = 0
+        for i, (row, start, count) in enumerate(zip(plan.rows, plan.starts, plan.counts, strict=True)):
+            num_logprobs, num_prompt_tokens = self._prompt_logprobs.get(row, (0, 0))
+            num_scored = min(start + count, num_prompt_tokens - 1) - start
+            if num_scored > 0:
+                targets = self._tables.tokens[row, start + 1 : start + 1 + num_scored].long()
+                scores[i] = self._copy(self._score(hidden[offset : offset + num_scored], targets, num_logprobs))
+            offset += count
+        return scores
+
+    def _score(self, hidden: Tensor, targets: Tensor, num_logprobs: int) -> TopLogprobs:
+        """Scores the tokens that follow some positions, a few positions at a time."""
+        vocab_size = self._model.spec.vocab_size
+        num_logprobs = vocab_size if num_logprobs == -1 else min(num_logprobs, vocab_size)
+        parts = [
+            top_logprobs(self._model.compute_logits(states), ids, num_logprobs)
+            for states, ids in zip(hidden.split(MAX_PROMPT_LOGITS), targets.split(MAX_PROMPT_LOGITS), strict=True)
+        ]
+        return TopLogprobs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def _copy(self, scores: TopLogprobs) -> HostCopy:
+        return self._host_copies.start(scores.logprobs, scores.token_ids, scores.ranks)

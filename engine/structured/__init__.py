@@ -1,0 +1,1 @@
+"""Outputs under a constraint: parameters, grammars, token masks."""

@@ -1,0 +1,105 @@
+"""A constraint as the text of a grammar, in the form that llguidance compiles; and whether it does.
+
+None of this takes a model, so that settings which hold for all rows of a job are checked before it starts.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..errors import SamplingParamsError
+from .params import CONSTRAINTS, StructuredOutputsParams
+
+__all__ = ["cannot_compile", "check_compiles", "first_line", "grammar_text"]
+
+WHITESPACE = r" |\n[ \t]{0,20}"
+"""Whitespace between the parts of JSON where a request names none: a space, or a line break with an indentation. With
+any number of them allowed, a model at a loss draws nothing else until its limit."""
+
+SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Keywords of JSON Schema whose values are schemas by names that anybody chose."""
+
+VALUES = ("const", "enum", "default", "examples")
+"""Keywords of JSON Schema whose values are no schemas."""
+
+
+def check_compiles(params: StructuredOutputsParams | None) -> None:
+    """Checks a constraint as far as that is possible without a tokenizer.
+
+    Raises:
+        SamplingParamsError: It cannot be compiled.
+    """
+    if params is not None:
+        from llguidance import LLMatcher
+
+        is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar_text(params))
+        if is_wrong:
+            raise cannot_compile(params, messages[0])
+
+
+def grammar_text(params: StructuredOutputsParams) -> str:
+    """Returns the grammar of a constraint.
+
+    Raises:
+        SamplingParamsError: It is not even one.
+    """
+    try:
+        return _library_text(params)
+    except (ValueError, RecursionError) as error:
+        raise cannot_compile(params, str(error)) from error
+
+
+def cannot_compile(params: StructuredOutputsParams, reason: str) -> SamplingParamsError:
+    """Makes the error of a constraint that is none.
+
+    Args:
+        params: What was asked.
+        reason: What the library says, in any number of lines.
+    """
+    field = next(name for name in CONSTRAINTS if getattr(params, name) is not None)
+    given = getattr(params, field)
+    return SamplingParamsError(
+        f"structured_outputs.{field} cannot be compiled: {first_line(reason)}; got {given!r:.200}"
+    )
+
+
+def _library_text(params: StructuredOutputsParams) -> str:
+    from llguidance import LLMatcher, grammar_from
+
+    if params.regex is not None:
+        return grammar_from("regex", params.regex)
+    if params.grammar is not None:
+        return grammar_from("grammar", params.grammar)
+    if params.choice is not None:
+        return grammar_from("choice", json.dumps(params.choice))
+    schema = {"type": "object"} if params.json is None else json.loads(params.json)
+    if params.disable_additional_properties:
+        _close_objects(schema)
+    options: Any = {"whitespace_flexible": False}
+    if not params.disable_any_whitespace:
+        options = {"whitespace_pattern": params.whitespace_pattern or WHITESPACE}
+    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+
+
+def _close_objects(schema: Any) -> None:
+    """Forbids further properties, in place, in every part of a schema that names some and does not speak of others."""
+    if isinstance(schema, list):
+        for part in schema:
+            _close_objects(part)
+    if not isinstance(schema, dict):
+        return
+    if "properties" in schema:
+        schema.setdefault("additionalProperties", False)
+    for name, part in schema.items():
+        if name in SCHEMAS_BY_NAME and isinstance(part, dict):
+            _close_objects(list(part.values()))
+        elif name not in VALUES:
+            _close_objects(part)
+
+
+def first_line(text: str) -> str:
+    """Returns the line of an error that says what is wrong: those of the library draw a picture around it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (said or lines or ["no reason given"])[0]

@@ -1,0 +1,143 @@
+"""What an output must look like: `StructuredOutputsParams`, checked when it is made.
+
+Names are those that users of vLLM know. Whether a schema, an expression or a grammar can be followed is found out when
+its request is added, by `Grammars.start`: that takes the model's tokenizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json as json_library
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import SamplingParamsError, unknown_key_message
+
+__all__ = ["CONSTRAINTS", "StructuredOutputsParams"]
+
+CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object")
+"""The fields of which exactly one is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutputsParams:
+    """The form of one request's output; exactly one of the first five is given.
+
+    Attributes:
+        json: A JSON schema: a dictionary, its text, or a class with `model_json_schema`, as pydantic's are. Kept as
+            text.
+        regex: An expression that the whole output matches, in the syntax of Rust's `regex`: nothing that looks around
+            or back.
+        choice: Texts of which the output is one.
+        grammar: A context-free grammar, in GBNF or in llguidance's variant of Lark.
+        json_object: True for any JSON object.
+        disable_any_whitespace: Whether JSON has no whitespace between its parts.
+        disable_additional_properties: Whether objects of the schema that do not speak of further properties have none.
+        whitespace_pattern: An expression for the whitespace between the parts of JSON; None for a space, or a line
+            break with up to 20 blanks after it.
+
+    Raises:
+        SamplingParamsError: A wrong value, none of the five, or several.
+    """
+
+    json: Any = None
+    regex: str | None = None
+    choice: Sequence[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    disable_additional_properties: bool = False
+    whitespace_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in CONSTRAINTS if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise SamplingParamsError(
+                f"structured_outputs takes exactly one of {', '.join(CONSTRAINTS)}; got {' and '.join(given) or 'none'}"
+            )
+        if self.json is not None:
+            object.__setattr__(self, "json", _schema_text(self.json))
+        if self.choice is not None:
+            object.__setattr__(self, "choice", _choices(self.choice))
+        if self.json_object not in (None, True):
+            raise _wrong("json_object", self.json_object, "True, or left out")
+        for name in ("regex", "grammar", "whitespace_pattern"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise _wrong(name, value, "a non-empty string")
+        self._check_options()
+
+    def _check_options(self) -> None:
+        for name in ("disable_any_whitespace", "disable_additional_properties"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, getattr(self, name), "True or False")
+        if self.disable_any_whitespace and self.whitespace_pattern is not None:
+            raise SamplingParamsError(
+                "structured_outputs: disable_any_whitespace and whitespace_pattern say different things; drop one"
+            )
+        options = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
+        for name in options if self.json is None and not self.json_object else ():
+            if getattr(self, name):
+                raise SamplingParamsError(f"structured_outputs.{name} is about JSON; it goes with json or json_object")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> StructuredOutputsParams:
+        """Makes them from a mapping, as a row of a dataset gives it; None means that a field is left out.
+
+        Args:
+            values: Field name -> value.
+
+        Returns:
+            The parameters.
+
+        Raises:
+            SamplingParamsError: An unknown field (the message names the nearest known one) or a wrong value.
+        """
+        for key in values:
+            if key == "structural_tag":
+                raise SamplingParamsError(
+                    "structured_outputs.structural_tag is not there yet; say the whole output with grammar or regex"
+                )
+            if key not in FIELD_NAMES:
+                raise SamplingParamsError(unknown_key_message("structured_outputs", str(key), FIELD_NAMES))
+        return cls(**{key: value for key, value in values.items() if value is not None})
+
+
+FIELD_NAMES = frozenset(field.name for field in dataclasses.fields(StructuredOutputsParams))
+
+
+def _schema_text(schema: Any) -> str:
+    """Returns a schema as JSON text, its properties in the order in which they were given."""
+    if hasattr(schema, "model_json_schema"):
+        schema = schema.model_json_schema()
+    try:
+        if isinstance(schema, str):
+            schema = json_library.loads(schema)
+        text = json_library.dumps(schema, ensure_ascii=False, allow_nan=False, default=_plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SamplingParamsError(f"structured_outputs.json is not JSON: {error}; got {schema!r:.80}") from error
+    if not isinstance(schema, Mapping | bool):
+        raise _wrong("json", schema, "a JSON schema: a dictionary, its JSON text, or a pydantic model")
+    return text
+
+
+def _plain(value: Any) -> Any:
+    """Turns numpy arrays and scalars into what they were before they went through Arrow."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def _choices(choices: Any) -> tuple[str, ...]:
+    allowed = "a list of different strings, at least one"
+    if isinstance(choices, str) or not isinstance(choices, Iterable):
+        raise _wrong("choice", choices, allowed)
+    texts = tuple(choices)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise _wrong("choice", list(texts), allowed)
+    return tuple(dict.fromkeys(texts))
+
+
+def _wrong(name: str, given: Any, allowed: str) -> SamplingParamsError:
+    return SamplingParamsError(f"structured_outputs.{name} must be {allowed}; got {given!r:.80}")

@@ -1,0 +1,1 @@
+"""Reading the weights of a checkpoint into a model."""

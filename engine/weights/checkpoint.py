@@ -1,0 +1,291 @@
+"""Streams a checkpoint, local or behind a URL, into a model: read, rename, cast, copy, a few tensors at a time.
+
+It knows file formats and names, not layers: a layer says through `slots` which names fill which part of its parameters,
+a family's `WeightMap` says what checkpoints call them. Every tensor is used or refused, and every parameter is filled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from ..errors import CheckpointError
+from ..layers import Linear, SharedTokenEmbedding, Slot
+from ..storage import Location
+from .remote import RemoteTensor, iter_remote_tensors
+
+__all__ = [
+    "StoredTensor",
+    "WeightMap",
+    "checkpoint_files",
+    "fill_slots",
+    "iter_safetensors",
+    "iter_tensors",
+    "load_dummy_weights",
+    "load_weights",
+    "read_part",
+    "weight_slots",
+]
+
+logger = logging.getLogger(__name__)
+
+# In the order of preference: the single file, then the index of a sharded one.
+_SOURCES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_LFS_POINTER = b"version https://git-lfs"
+_NUM_THREADS = 8  # while some wait for pages of the file, others copy
+_DUMMY_SCALE = 0.02
+
+StoredTensor: TypeAlias = Tensor | RemoteTensor
+"""A tensor whose numbers come when they are used: from a mapped file, or from behind a URL."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightMap:
+    """What a family's checkpoints call our modules. `*` stands for a layer's index.
+
+    Attributes:
+        prefixes: Leading parts of a checkpoint's names to cut off; the first that fits is.
+        modules: From the checkpoint's module names to ours.
+        ignored: Checkpoint modules without a counterpart here, because what they hold is computed.
+    """
+
+    prefixes: tuple[str, ...]
+    modules: Mapping[str, str]
+    ignored: tuple[str, ...] = ()
+
+    def ours(self, name: str) -> str | None:
+        """Returns our name for a checkpoint's tensor, or None for one that is ignored.
+
+        Args:
+            name: The checkpoint's name, e.g. `model.layers.0.self_attn.q_proj.weight`.
+
+        Raises:
+            KeyError: The family has no such tensor.
+        """
+        prefix = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
+        module, indices, leaf = _split_name(name.removeprefix(prefix))
+        return None if module in self.ignored else _join_name(self.modules[module], indices, leaf)
+
+    def theirs(self, name: str) -> str:
+        """Returns what a checkpoint calls a weight of ours, without prefix."""
+        module, indices, leaf = _split_name(name)
+        theirs = next((their for their, our in self.modules.items() if our == module), module)
+        return _join_name(theirs, indices, leaf)
+
+
+def _split_name(name: str) -> tuple[str, list[str], str]:
+    """Splits `layers.3.mlp.up.weight` into `layers.*.mlp.up`, its indices `["3"]`, and `weight`."""
+    *parts, leaf = name.split(".")
+    indices = [part for part in parts if part.isdigit()]
+    return ".".join("*" if part.isdigit() else part for part in parts), indices, leaf
+
+
+def _join_name(module: str, indices: Iterable[str], leaf: str) -> str:
+    for index in indices:
+        module = module.replace("*", index, 1)
+    return f"{module}.{leaf}"
+
+
+def load_weights(
+    model: nn.Module, folder: str | Path | Location, weights: WeightMap, elsewhere: Collection[str] = ()
+) -> None:
+    """Fills every parameter of a model from a checkpoint.
+
+    Two names of one tensor (a tied output head) may both be there, if they hold the same numbers.
+
+    Args:
+        model: On its device and in its dtype; the checkpoint's tensors are cast.
+        folder: Holds `model.safetensors` or `pytorch_model.bin`, whole or sharded with an index.
+        weights: What the checkpoint calls the model's weights.
+        elsewhere: Our names of weights that other ranks hold, which are not read here.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, a name is left over on either side, or a shape is wrong.
+    """
+    slots = weight_slots(model)
+    # No numbers are read yet: the tensors are mapped from their files, and their pages come when they are copied, or
+    # they are behind a URL. So of a tensor that ranks share, each reads its own part.
+    sources: dict[int, list[tuple[str, StoredTensor]]] = {slot.key: [] for slot in slots.values()}
+    unexpected = []
+    for name, tensor in iter_tensors(folder):
+        try:
+            ours = weights.ours(name)
+            if ours is not None and (ours in slots or ours not in elsewhere):
+                sources[slots[ours].key].append((name, tensor))
+        except KeyError:
+            unexpected.append(name)
+    missing = [weights.theirs(name) for name, slot in slots.items() if not sources[slot.key]]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"the weights in {folder} do not match its config.json: missing {_listed(missing)}; unexpected "
+            f"{_listed(unexpected)}; check that config.json and the weights belong together"
+        )
+    fill_slots({slot.key: slot for slot in slots.values()}, sources)
+    logger.info("loaded %d tensors from %s", len(sources), folder)
+
+
+def fill_slots(slots: Mapping[int, Slot], sources: Mapping[int, list[tuple[str, StoredTensor]]]) -> None:
+    """Fills slots, several at once.
+
+    Args:
+        slots: By key.
+        sources: Key -> (name, tensor) of all that hold what fills it.
+
+    Raises:
+        CheckpointError: A tensor does not fit, or two that should be the same are not.
+    """
+    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="millrace-weights") as pool:
+        for _ in pool.map(_fill, slots.values(), (sources[key] for key in slots)):
+            pass
+
+
+def load_dummy_weights(model: nn.Module) -> None:
+    """Fills every parameter of a model with random numbers of standard deviation 0.02, the same ones every time.
+
+    They are made where they will be, so that a model of any size starts without a checkpoint.
+
+    Args:
+        model: On its device and in its dtype.
+    """
+    slots = {slot.key: slot for slot in weight_slots(model).values()}.values()
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(0)
+    for slot in slots:
+        slot.fill(torch.randn(slot.shape, generator=generator, dtype=torch.bfloat16, device=device) * _DUMMY_SCALE)
+
+
+def weight_slots(model: nn.Module) -> dict[str, Slot]:
+    """Returns every name of a model to be filled, with what it fills. Tied weights share memory."""
+    slots = {}
+    for prefix, module in model.named_modules():
+        if isinstance(module, Linear | SharedTokenEmbedding):
+            own = module.slots()
+        else:
+            own = ((name, Slot((parameter,))) for name, parameter in module.named_parameters(recurse=False))
+        slots.update({f"{prefix}.{name}": slot for name, slot in own})
+    return slots
+
+
+@torch.inference_mode()  # the caller's mode does not hold in other threads
+def _fill(slot: Slot, sources: list[tuple[str, StoredTensor]]) -> None:
+    """Fills a slot from the first of its sources, and checks that all others hold the same numbers."""
+    for i, (name, tensor) in enumerate(sources):
+        if tensor.shape != slot.whole_shape:
+            asked = list(slot.whole_shape)
+            raise CheckpointError(
+                f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}"
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{name} is of {tensor.dtype}; quantised checkpoints cannot be loaded yet")
+        part = read_part(slot, tensor)
+        if i == 0:
+            slot.fill(part)
+        elif not slot.holds(part):
+            raise CheckpointError(
+                f"{name} differs from the tensor that config.json ties it to; if the output head has weights of its "
+                "own, pass hf_overrides={'tie_word_embeddings': False}"
+            )
+
+
+def _listed(names: list[str], limit: int = 12) -> str:
+    if not names:
+        return "none"
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(sorted(names)[:limit]) + rest
+
+
+def checkpoint_files(folder: str | Path | Location) -> list[Location]:
+    """Returns the weight files of a model folder; safetensors come before pickles.
+
+    Args:
+        folder: The model folder.
+
+    Raises:
+        CheckpointError: There are none, the index is damaged, or it names files that are not there.
+    """
+    place = _place(folder)
+    present = {file.name: file for file in place.list()}
+    source = next((present[name] for name in _SOURCES if name in present), None)
+    if source is None:
+        found = sorted(present) or "no such folder"
+        raise CheckpointError(f"{place} holds no weights: looked for {', '.join(_SOURCES)}; found {found}")
+    if not source.name.endswith(".json"):
+        return [source]
+    try:
+        names = sorted(set(json.loads(source.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source} is not an index of weight files: {error!r}; fetch it again") from error
+    absent = [name for name in names if name not in present]
+    if absent:
+        raise CheckpointError(f"{source} names files that {place} lacks: {_listed(absent)}; fetch them")
+    return [present[name] for name in names]
+
+
+def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTensor]]:
+    """Yields every (name, tensor) of a checkpoint. Local tensors are mapped from their file: read only.
+
+    Args:
+        folder: The model folder.
+
+    Raises:
+        CheckpointError: As `checkpoint_files`, or a file is damaged.
+    """
+    files = checkpoint_files(folder)
+    if not files[0].is_local:
+        pickles = [file.name for file in files if not file.name.endswith(".safetensors")]
+        if pickles:
+            raise CheckpointError(f"{files[0]}: of weights behind a URL only safetensors are read; convert them")
+        yield from iter_remote_tensors(files)
+        return
+    for path in (Path(file.url) for file in files):
+        with path.open("rb") as opened:
+            if opened.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise CheckpointError(
+                    f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in {path.parent}"
+                )
+        yield from iter_safetensors(path) if path.suffix == ".safetensors" else _iter_pickle(path)
+
+
+def read_part(slot: Slot, tensor: StoredTensor) -> Tensor:
+    """Returns the part of a stored tensor that fills a slot: a view of a mapped file, or read from where it is."""
+    part = slot.cut(tensor)
+    return part.read() if isinstance(part, RemoteTensor) else part
+
+
+def _place(folder: str | Path | Location) -> Location:
+    return folder if isinstance(folder, Location) else Location.at(folder)
+
+
+def iter_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yields every (name, tensor) of one file, mapped.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); fetch it again") from error
+
+
+def _iter_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        # Files from before torch 1.6 are not zip archives and cannot be mapped.
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged pickle raises errors of any kind
+        raise CheckpointError(f"{path} is truncated, damaged or not just tensors ({error}); fetch it again") from error
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path} is not a mapping of names to tensors; save it with model.save_pretrained")
+    yield from tensors.items()

@@ -1,0 +1,134 @@
+"""One file set per rank: a checkpoint cut beforehand, so that a start reads no more than what it holds.
+
+The tensors have our names and are the parts of one rank, in the dtype they are computed in. The files say which rank of
+how many they are for.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, ConfigError
+from ..parallel.context import ParallelContext
+from ..storage import Location
+from .checkpoint import StoredTensor, WeightMap, fill_slots, iter_safetensors, iter_tensors, read_part, weight_slots
+from .remote import iter_remote_tensors, read_metadata
+
+__all__ = ["copy_model_files", "load_sharded_state", "save_sharded_state"]
+
+MAX_FILE_BYTES = 4 << 30
+"""A file is closed when it has so much: what it will hold is held in memory until then."""
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".safetensors.index.json", ".bin.index.json")
+
+
+def save_sharded_state(
+    model: nn.Module, folder: str | Path | Location, weights: WeightMap, parallel: ParallelContext, target: Path
+) -> None:
+    """Reads a rank's part of a checkpoint and writes it to files of its own.
+
+    Args:
+        model: The rank's part of the model; its memory is not read, so it may be on no device.
+        folder: The checkpoint.
+        weights: What it calls the model's weights.
+        parallel: The rank.
+        target: Folder to write to.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read.
+    """
+    slots = weight_slots(model)
+    dtype = next(model.parameters()).dtype
+    part: dict[str, Tensor] = {}
+    num_parts = 0
+    for name, tensor in iter_tensors(folder):
+        ours = weights.ours(name)
+        if ours not in slots:
+            continue
+        part[ours] = read_part(slots[ours], tensor).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        if sum(tensor.nbytes for tensor in part.values()) >= MAX_FILE_BYTES:
+            _write(part, target, parallel, num_parts)
+            part, num_parts = {}, num_parts + 1
+    _write(part, target, parallel, num_parts)
+
+
+def copy_model_files(folder: Path, target: Path) -> None:
+    """Copies what belongs to a model beside its weights: config, tokenizer, generation config."""
+    for path in folder.iterdir():
+        if path.is_file() and not path.name.endswith(_WEIGHTS):
+            shutil.copyfile(path, target / path.name)
+
+
+def load_sharded_state(model: nn.Module, folder: str | Path | Location, parallel: ParallelContext) -> None:
+    """Fills every parameter of a rank's model from the files that were saved for it.
+
+    Args:
+        model: On its device and in its dtype.
+        folder: Where `save_sharded_state` wrote.
+        parallel: The rank.
+
+    Raises:
+        ConfigError: The files are for another number of ranks.
+        CheckpointError: A file is missing or damaged, or what it holds is not this model.
+    """
+    slots = {name: replace(slot, parts=()) for name, slot in weight_slots(model).items()}
+    sources: dict[int, list[tuple[str, StoredTensor]]] = {slot.key: [] for slot in slots.values()}
+    unexpected = []
+    for name, tensor in _read(folder, parallel):
+        if name in slots:
+            sources[slots[name].key].append((name, tensor))
+        else:
+            unexpected.append(name)
+    missing = [name for name, slot in slots.items() if not sources[slot.key]]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"the files of rank {parallel.rank} in {folder} do not match config.json: missing {missing[:12]}, "
+            f"unexpected {unexpected[:12]}; save them again"
+        )
+    fill_slots({slot.key: slot for slot in slots.values()}, sources)
+
+
+def _write(part: dict[str, Tensor], target: Path, parallel: ParallelContext, index: int) -> None:
+    save_file(part, target / f"model-rank-{parallel.rank}-part-{index}.safetensors", metadata=_ranks(parallel))
+
+
+def _ranks(parallel: ParallelContext) -> dict[str, str]:
+    return {"ranks": json.dumps({"tp_size": parallel.tp_size, "pp_size": parallel.pp_size})}
+
+
+def _read(folder: str | Path | Location, parallel: ParallelContext) -> Iterator[tuple[str, StoredTensor]]:
+    place = folder if isinstance(folder, Location) else Location.at(folder)
+    prefix = f"model-rank-{parallel.rank}-part-"
+    files = [file for file in place.list(".safetensors") if file.name.startswith(prefix)]
+    if not files:
+        raise CheckpointError(
+            f"{place} holds no {prefix}*.safetensors; write them with save_sharded_state, or read an ordinary "
+            "checkpoint with load_format='auto'"
+        )
+    for file in files:
+        try:
+            saved = _metadata(file)["ranks"]
+        except (SafetensorError, OSError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{file} is damaged or not of save_sharded_state ({error!r})") from error
+        if {"ranks": saved} != _ranks(parallel):
+            raise ConfigError(
+                f"{file} was saved for {saved}, and this engine has tensor_parallel_size={parallel.tp_size}, "
+                f"pipeline_parallel_size={parallel.pp_size}; use the same, or save again"
+            )
+        yield from iter_safetensors(Path(file.url)) if file.is_local else iter_remote_tensors([file])
+
+
+def _metadata(file: Location) -> dict[str, str]:
+    if not file.is_local:
+        return read_metadata(file)
+    with safe_open(file.url, framework="pt") as opened:
+        return opened.metadata()

@@ -1,0 +1,1 @@
+"""Generated text taken apart: reasoning and tool calls."""

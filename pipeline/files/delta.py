@@ -1,0 +1,77 @@
+"""Delta Lake tables, through the library `deltalake`: which folder is one, and how its log is opened."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import TYPE_CHECKING
+
+from ...engine.env import s3_endpoint
+from ...engine.errors import ConfigError
+from .storage import Storage
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+DELTA_LOG = "_delta_log"
+"""Folder in a table that says which of its files count."""
+
+DELTA = "delta"
+"""How the format is named in a job."""
+
+MARKS = re.compile(r"\x1b\[[0-9;]*m|↳")
+
+
+def require_delta() -> None:
+    """Checks that the library is there.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        importlib.import_module("deltalake")
+    except ImportError as error:
+        raise ConfigError("Delta tables need the package deltalake: pip install 'millrace[delta]'") from error
+
+
+def is_table(place: Storage) -> bool:
+    """Whether a folder is a Delta table."""
+    return (place / DELTA_LOG).is_dir()
+
+
+def open_table(place: Storage, version: int | None = None) -> DeltaTable:
+    """Reads a table's log.
+
+    Args:
+        place: The table's folder.
+        version: The version to read; None for the newest.
+
+    Raises:
+        ConfigError: The library is not installed, or the log cannot be read.
+    """
+    require_delta()
+    from deltalake import DeltaTable
+
+    try:
+        return DeltaTable(place.url, version=version, storage_options=storage_options(place))
+    except Exception as error:  # The library raises bare ones too, and OSError.
+        what = "its log" if version is None else f"version {version} of it, which the job was begun with,"
+        raise ConfigError(f"Delta table {place.url!r}: {what} cannot be read: {one_line(error)}") from error
+
+
+def storage_options(place: Storage) -> dict[str, str]:
+    """Returns what the library needs besides the environment, where it finds credentials by itself.
+
+    Args:
+        place: The table's folder.
+    """
+    endpoint = (place.options.endpoint_url or s3_endpoint()) if place.protocol == "s3" else None
+    if endpoint is None:
+        return {}
+    return {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
+
+
+def one_line(error: BaseException) -> str:
+    """Returns what an error of the library says, without its line ends, arrows and colours."""
+    text = " ".join(MARKS.sub(" ", str(error)).split())
+    return f"{text:.300}" if text else type(error).__name__

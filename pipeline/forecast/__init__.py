@@ -1,0 +1,1 @@
+"""What `millrace plan` shows before a job runs."""

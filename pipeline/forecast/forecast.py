@@ -1,0 +1,220 @@
+"""What a job will take, before any engine starts: from a sample of its rows, the model's config.json, a throughput.
+
+What nobody knows stays unknown: without a throughput there is no time, and no price by time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ...engine import Footprint, SamplingParams
+from .. import columns
+from ..report.counts import Counts
+from ..report.histogram import Histogram
+from ..report.prices import HOUR_S, Prices
+from ..report.report import describe
+from ..stages.base import Row
+from .sample import Sample
+from .throughput import Throughput
+
+
+@dataclass(slots=True)
+class Lengths:
+    """What a sample of rows is like as requests.
+
+    Attributes:
+        prompts: Tokens of each prompt that came about.
+        counts: Of the rows, those that fail before the engine with their errors.
+        prompt_tokens: Prompt tokens by row.
+        num_too_long: Prompts that leave no room for one token.
+        max_output_tokens: The most that a row may generate, on average over the sample.
+        params: Sampling parameters of each prompt.
+    """
+
+    prompts: list[list[int]] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    prompt_tokens: Histogram = field(default_factory=Histogram)
+    num_too_long: int = 0
+    max_output_tokens: float = 0.0
+    params: list[SamplingParams] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, rows: Iterable[Row], default: SamplingParams, max_model_len: int) -> Lengths:
+        """Measures rows that have gone through the stages before the engine.
+
+        Args:
+            rows: The rows.
+            default: Sampling parameters of the rows that bring none.
+            max_model_len: Most tokens of prompt and output together.
+        """
+        lengths, room = cls(), 0
+        for row in rows:
+            lengths.counts.num_rows += 1
+            if row.error is not None:
+                lengths.counts.add_error(row.error)
+                continue
+            prompt = row.data[columns.TOKENIZED_PROMPT]
+            lengths.prompt_tokens.add(len(prompt))
+            if len(prompt) >= max_model_len:
+                lengths.num_too_long += 1
+                continue
+            given = row.data.get(columns.SAMPLING_PARAMS)
+            params = default if given is None else SamplingParams.from_dict(given)
+            left = max_model_len - len(prompt)
+            room += params.n * (left if params.max_tokens is None else min(left, params.max_tokens))
+            lengths.prompts.append(prompt)
+            lengths.params.append(params)
+        lengths.max_output_tokens = room / max(1, len(lengths.prompts))
+        return lengths
+
+    @property
+    def share_that_runs(self) -> float:
+        """Share of the rows that come to generate."""
+        return len(self.prompts) / max(1, self.counts.num_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """How many replicas.
+
+    Attributes:
+        asked: By the job.
+        placeable: That have room in the cluster, or on this machine where there is none.
+        where: Which of the two, in words.
+        within_s: Seconds in which the job is to be done; None if nobody said.
+    """
+
+    asked: int
+    placeable: int
+    where: str
+    within_s: float | None = None
+
+
+@dataclass(slots=True)
+class Forecast:
+    """What a job will take.
+
+    Attributes:
+        model: The model.
+        sample: The rows looked at.
+        seed: Of their draw.
+        lengths: What they are like.
+        footprint: What the engine is like.
+        replicas: How many there are to be.
+        throughput: How fast one is; None if nobody knows.
+        prices: What things cost; None if nobody said.
+    """
+
+    model: str
+    sample: Sample
+    seed: int
+    lengths: Lengths
+    footprint: Footprint
+    replicas: Replicas
+    throughput: Throughput | None = None
+    prices: Prices | None = None
+
+    @property
+    def num_rows(self) -> float | None:
+        """Rows that will generate; None if nobody knows how many there are."""
+        return None if self.sample.num_rows is None else self.sample.num_rows * self.lengths.share_that_runs
+
+    @property
+    def output_tokens_per_row(self) -> float:
+        """Tokens of a row's output: as known from the throughput, else the most there can be."""
+        known = None if self.throughput is None else self.throughput.output_tokens_per_row
+        return self.lengths.max_output_tokens if known is None else known
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the tokens of the outputs, and what follows from them, are a bound: at most so much."""
+        return self.throughput is None or self.throughput.output_tokens_per_row is None
+
+    def seconds(self, num_replicas: int) -> float | None:
+        """Returns how long so many replicas take, start-up included where it is known; None if nobody knows."""
+        work_s = self._work_s()
+        return None if work_s is None else self._start_up_s() + work_s / num_replicas
+
+    def needed_replicas(self) -> int | None:
+        """Returns how many replicas are done in time; None if that is not asked or nobody knows."""
+        work_s, within_s = self._work_s(), self.replicas.within_s
+        if work_s is None or within_s is None:
+            return None
+        left_s = within_s - self._start_up_s()
+        return max(1, math.ceil(work_s / left_s)) if left_s > 0 else None
+
+    def running_at_once(self, name: str) -> int:
+        """Returns how many sequences run at once.
+
+        Args:
+            name: Of the lengths of their prompts: ``"mean"`` or a percentile, such as ``"p99"``.
+        """
+        prompt = describe(self.lengths.prompt_tokens)[name]
+        return self.footprint.num_running(min(self.footprint.max_model_len, prompt + self.output_tokens_per_row))
+
+    def cost(self) -> dict[str, Any] | None:
+        """Returns what the job costs by the price table; None without one."""
+        if self.prices is None:
+            return None
+        seconds = self.seconds(self.replicas.asked)
+        held_s = None if seconds is None else seconds * self.replicas.asked
+        by_kind = {kind: price * held_s / HOUR_S for kind, price in self._accelerators() if held_s is not None}
+        by_replica = self.prices.by_time(held_s, {}) if held_s is not None else None
+        by_tokens = None
+        if self.num_rows is not None:
+            num_input, num_output = self.num_rows * self._mean_prompt(), self.num_rows * self.output_tokens_per_row
+            by_tokens = self.prices.by_tokens(num_input, 0, num_output)
+        return {
+            "currency": self.prices.currency,
+            "by_replica_time": by_replica,
+            "by_accelerator_time": by_kind,
+            "by_tokens": by_tokens,
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the forecast as plain data for JSON."""
+        lengths, counts = self.lengths, self.lengths.counts
+        share_too_long = lengths.num_too_long / max(1, counts.num_rows)
+        known = self.sample.num_rows
+        return {
+            "model": self.model,
+            "num_rows": known,
+            "num_rows_is_exact": self.sample.is_exact,
+            "sample": {"num_rows": counts.num_rows, "seed": self.seed},
+            "prompt_tokens": describe(lengths.prompt_tokens) | {"histogram": lengths.prompt_tokens.as_dict()},
+            "max_output_tokens": round(lengths.max_output_tokens, 3),
+            "too_long": {
+                "max_model_len": self.footprint.max_model_len,
+                "num_in_sample": lengths.num_too_long,
+                "num_rows": None if known is None else round(known * share_too_long),
+            },
+            "failing": {kind: asdict(error) for kind, error in counts.errors.items()},
+            "engine": asdict(self.footprint) | {"kv_tokens": self.footprint.kv_tokens},
+            "running_at_once": {name: self.running_at_once(name) for name in ("mean", "p50", "p99")},
+            "replicas": asdict(self.replicas) | {"needed": self.needed_replicas()},
+            "throughput": None if self.throughput is None else asdict(self.throughput),
+            "output_tokens_per_row": round(self.output_tokens_per_row, 3),
+            "is_upper_bound": self.is_bound,
+            "seconds": self.seconds(self.replicas.asked),
+            "cost": self.cost(),
+        }
+
+    def _work_s(self) -> float | None:
+        if self.throughput is None or self.num_rows is None or self.throughput.output_tokens_per_s <= 0:
+            return None
+        return self.num_rows * self.output_tokens_per_row / self.throughput.output_tokens_per_s
+
+    def _start_up_s(self) -> float:
+        return 0.0 if self.throughput is None else self.throughput.start_up_s or 0.0
+
+    def _mean_prompt(self) -> float:
+        prompts = self.lengths.prompts
+        return sum(map(len, prompts)) / max(1, len(prompts))
+
+    def _accelerators(self) -> list[tuple[str, float]]:
+        """Returns kind and price of an hour of all accelerators of a replica."""
+        prices = self.prices.per_accelerator_hour if self.prices is not None else None
+        return [(kind, price * self.footprint.num_ranks) for kind, price in (prices or {}).items()]

@@ -1,0 +1,137 @@
+"""Makes the forecast of a job: reads a sample, tokenises it as the job would, looks at the model and at the cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from ...actors.supervisor.nodes import cluster_nodes
+from ...engine import EngineConfig, Footprint, SamplingParams, resolve_model
+from ...engine.device import num_accelerators
+from ...engine.errors import ConfigError
+from ...engine.loading.generation_config import default_sampling_params, read_generation_config
+from ..files.storage import Storage, StorageOptions
+from ..job.config import JobConfig
+from ..job.durable import NOT_INPUT, read_row
+from ..job.rows import MakePrompt
+from ..job.settings import processor_config, result_schema
+from ..ledger.folder import JobFolder
+from ..processor.config import EngineProcessorConfig
+from ..processor.engine_stages import UserFunction, make_prepare_stages
+from ..processor.operators import run_stages
+from ..session import MIN_CPUS, cluster_address
+from ..sources import Source
+from ..stages.base import Row
+from .forecast import Forecast, Lengths, Replicas
+from .sample import Sample
+from .throughput import Throughput
+
+MAX_MEASURED_ROWS = 256
+
+
+def forecast_job(
+    job: JobConfig,
+    *,
+    sample_size: int = 1000,
+    seed: int = 0,
+    memory_bytes: int | None = None,
+    within_s: float | None = None,
+    throughput: Throughput | None = None,
+    report: str | None = None,
+    measure: bool = False,
+) -> Forecast:
+    """Says what a job will take.
+
+    Args:
+        job: The job.
+        sample_size: Rows to look at.
+        seed: Of their draw.
+        memory_bytes: Memory of one accelerator, where the job is to run elsewhere; None for this machine's.
+        within_s: Seconds in which the job is to be done.
+        throughput: How fast a replica is, if the user knows.
+        report: The `report.json` of an earlier job that tells how fast a replica is; None for the one in the output
+            folder, if there is one.
+        measure: Whether to run an engine here, on rows of the sample, to see how fast it is.
+
+    Raises:
+        ConfigError: Something in the job cannot be used.
+    """
+    job = job.relative_to(Path.cwd())
+    config = processor_config(job)
+    source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url))
+    result_schema(job, source.schema)
+    footprint = Footprint.of(config.engine_config, memory_bytes)
+    sample = Sample.take(source, sample_size, seed)
+    if job.limit is not None and sample.num_rows is not None:
+        sample = Sample(sample.rows, min(sample.num_rows, job.limit), sample.is_exact)
+    lengths = Lengths.of(_prepared(job, config, sample), _default_params(config), footprint.max_model_len)
+    if measure:
+        prompts, params = lengths.prompts[:MAX_MEASURED_ROWS], lengths.params[:MAX_MEASURED_ROWS]
+        throughput = Throughput.measure({"model": config.model_source, **config.engine_kwargs}, prompts, params)
+    elif throughput is None:
+        throughput = _pace_of_report(job, report)
+    placeable, where = _placeable(config.engine_config)
+    replicas = Replicas(job.replicas, placeable, where, within_s)
+    return Forecast(job.model, sample, seed, lengths, footprint, replicas, throughput, job.prices)
+
+
+def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> list[Row]:
+    """Puts rows through the job's prompt, the chat template and the tokenizer."""
+    roles = tuple(message.role for message in job.messages or [])
+    prompt = UserFunction("preprocess", MakePrompt(tuple(job.templates()), roles, job.sampling))
+    stages = make_prepare_stages(config.model_copy(update={"should_continue_on_error": True}), prompt)
+    shown = [{name: value for name, value in row.items() if name not in NOT_INPUT} for row in sample.rows]
+    return run_stages(stages, [read_row(values) for values in shown])
+
+
+def _default_params(config: EngineProcessorConfig) -> SamplingParams:
+    """Returns the parameters of rows that bring none, where the job gives none either: those the model recommends."""
+    if config.engine_config.generation_config != "auto":
+        return SamplingParams()
+    return default_sampling_params(read_generation_config(resolve_model(config.model_source)))
+
+
+def _pace_of_report(job: JobConfig, report: str | None) -> Throughput | None:
+    """Reads the throughput from the report that was named, else from that of the last job into the same folder."""
+    if report is not None:
+        throughput = Throughput.of_report(Storage.at(report), job.model)
+        if throughput is None:
+            raise ConfigError(
+                f"the job of report {report!r} was of another model than {job.model!r}, or came to nothing"
+            )
+        return throughput
+    last = JobFolder(Storage.at(job.output, job.endpoint_url)).report_file
+    return Throughput.of_report(last, job.model) if last.exists() else None
+
+
+def _placeable(config: EngineConfig) -> tuple[int, str]:
+    """Returns how many replicas have room if nothing else runs, and where that is."""
+    with _nodes() as (nodes, where):
+        num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+        num_cpus = sum(int(node.get("CPU", 0)) for node in nodes)
+    if config.device != "cpu" and num_gpus:
+        return num_gpus // config.num_ranks, f"{where}, {num_gpus} GPUs"
+    # One is for reading; a replica may take less than a whole one, but then it shares it with another.
+    return max(0, num_cpus - 1) // config.num_ranks, f"{where}, {num_cpus} CPUs of which one is for reading"
+
+
+@contextmanager
+def _nodes() -> Iterator[tuple[list[dict[str, float]], str]]:
+    """Connects to the cluster that a job would run on, if that is not a Ray of its own on this machine."""
+    if ray.is_initialized():
+        yield (nodes := cluster_nodes()), f"in the cluster of {len(nodes)} node(s)"
+        return
+    if (address := cluster_address()) is None:
+        yield [{"CPU": max(MIN_CPUS, os.cpu_count() or 1), "GPU": num_accelerators()}], "on this machine"
+        return
+    ray.init(address, logging_level=logging.CRITICAL, log_to_driver=False)
+    try:
+        nodes = cluster_nodes()
+        yield nodes, f"in the cluster of {len(nodes)} node(s)"
+    finally:
+        ray.shutdown()

@@ -1,0 +1,92 @@
+"""A sample of a job's rows, spread over the whole input, read without Ray and without reading the rest."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from .. import columns
+from ..sources import Source, Unit
+from ..sources.source import FORMATS
+
+MAX_UNITS = 24
+"""Parts of the input that are looked into; of each, the first tables that a reader hands out."""
+
+TABLES_PER_UNIT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows of an input.
+
+    Attributes:
+        rows: The rows, in the order of the input.
+        num_rows: Rows of the whole input, exact or by the size of those read; None if nothing tells.
+        is_exact: Whether that is the true number.
+    """
+
+    rows: list[dict[str, Any]]
+    num_rows: int | None
+    is_exact: bool
+
+    @classmethod
+    def take(cls, source: Source, size: int, seed: int = 0) -> Sample:
+        """Draws rows.
+
+        Args:
+            source: The input.
+            size: Rows to draw; of a smaller input there are all.
+            seed: Of the draw.
+        """
+        rng = random.Random(seed)
+        chosen = spread(source.units, MAX_UNITS, rng)
+        tables = [table for unit in chosen for table in _first_tables(source, unit, len(chosen))]
+        num_read = sum(table.num_rows for table in tables)
+        wanted = sorted(rng.sample(range(num_read), min(size, num_read)))
+        rows = list(_rows_at(tables, wanted))
+        if source.num_rows is not None:
+            return cls(rows, source.num_rows, True)
+        return cls(rows, _guess_num_rows(source, tables), False)
+
+
+def spread(units: Sequence[Unit], most: int, rng: random.Random) -> list[Unit]:
+    """Returns some of the parts of an input: one, drawn, of each of as many equal stretches."""
+    if len(units) <= most:
+        return list(units)
+    edges = [index * len(units) // most for index in range(most + 1)]
+    return [units[rng.randrange(start, stop)] for start, stop in itertools.pairwise(edges)]
+
+
+def _first_tables(source: Source, unit: Unit, num_units: int) -> Iterator[pa.Table]:
+    """Yields the first tables of a part; more of them where there are few parts."""
+    tables = FORMATS[source.format].read(unit, source.schema)
+    return itertools.islice(tables, TABLES_PER_UNIT * max(1, MAX_UNITS // num_units))
+
+
+def _rows_at(tables: Sequence[pa.Table], wanted: Sequence[int]) -> Iterator[dict[str, Any]]:
+    start = 0
+    for table in tables:
+        stop = start + table.num_rows
+        inside = [index - start for index in wanted if start <= index < stop]
+        yield from table.take(pa.array(inside, pa.int64())).to_pylist()
+        start = stop
+
+
+def _guess_num_rows(source: Source, tables: Sequence[pa.Table]) -> int | None:
+    """Returns the rows of an input of text by the length of those read."""
+    row_bytes = [_bytes_a_row(source.format, table) for table in tables if table.num_rows > 1]
+    total_bytes = sum(unit.num_bytes for unit in source.units)
+    return round(total_bytes * len(row_bytes) / sum(row_bytes)) if row_bytes and total_bytes else None
+
+
+def _bytes_a_row(format: str, table: pa.Table) -> float:
+    """Returns the bytes of a row in the file: lines of JSON know where they stand, of others Arrow's size is near."""
+    if format != "jsonl":
+        return table.nbytes / table.num_rows
+    first, last = (int.from_bytes(table[columns.POSITION][row].as_py()[4:]) for row in (0, table.num_rows - 1))
+    return (last - first) / (table.num_rows - 1)

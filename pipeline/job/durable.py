@@ -1,0 +1,156 @@
+"""The two operators of a job whose rows are durable one by one: prepare what is new, generate and write.
+
+    rows with an id -> PrepareNew -> rows not done yet, packed -> GenerateAndWrite -> what was written, as counts
+
+`GenerateAndWrite` hands no rows on. A row is written as it finishes, whatever the others of its block do, and a call
+returns when its rows are durable. So a call that Ray knows to be done will not have to be repeated, and one that Ray
+repeats leaves out what its first attempt has written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .. import columns
+from ..errors import RowFailedError
+from ..files.storage import Storage
+from ..ledger import row_id
+from ..ledger.index import RowIndex
+from ..ledger.records import read_ids, read_records
+from ..processor.operators import MakeStages, pack, run_stages, unpack
+from ..sinks.parts import OutputSpec
+from ..sinks.writer import ResultWriter
+from ..sources import READ_ERROR
+from ..stages.base import Row, RowError
+
+COUNTS = "counts"
+"""Column of what `GenerateAndWrite` returns: counts of rows written since another call said so, as JSON."""
+
+
+NOT_INPUT = (
+    columns.POSITION,
+    columns.ROW_ID,
+    *(columns.ERROR_STAGE, columns.ERROR_KIND, columns.ERROR_MESSAGE, columns.ERROR_RETRYABLE),
+)
+"""Columns that stages do not see; of a dead letter that is run again they see how often it was tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What the rows of a dataset are known by.
+
+    Attributes:
+        key: Names of columns; None for one that holds ids.
+        column: That one.
+    """
+
+    key: tuple[str, ...] | None = None
+    column: str = columns.POSITION
+
+    def ids_of(self, table: pa.Table) -> np.ndarray:
+        """Returns the ids of rows, [num_rows]. A row without any value of the key is known by its position."""
+        if self.key is None:
+            return row_id.from_arrow(table[self.column])
+        ids = row_id.key_ids(table, self.key)
+        if columns.POSITION not in table.column_names:
+            return ids
+        is_null = np.logical_and.reduce([pc.is_null(table[name]).to_numpy() for name in self.key])
+        return np.where(is_null, row_id.from_arrow(table[columns.POSITION]), ids)
+
+
+class PrepareNew:
+    """From the dataset's columns to rows ready for the engine, those left out that former runs have done.
+
+    Args:
+        make_stages: Makes the stages.
+        identity: What rows are known by.
+        work: The work folder.
+        records: Names of the records in it that former runs have left.
+        stop_on_error: Whether a piece of the input that is no row stops the job.
+    """
+
+    def __init__(
+        self,
+        make_stages: MakeStages,
+        identity: Identity,
+        work: Storage,
+        records: Sequence[str],
+        stop_on_error: bool = False,
+    ) -> None:
+        self._stages = make_stages()
+        self._identity = identity
+        self._stop_on_error = stop_on_error
+        self._done = RowIndex(read_ids(work, one) for one in read_records(work, records))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Runs the stages over the rows of a block that are not done."""
+        ids = self._identity.ids_of(table)
+        is_new = ~self._done.contains(ids)
+        if not is_new.all():
+            table, ids = table.filter(pa.array(is_new)), ids[is_new]
+        shown = table.drop_columns([name for name in NOT_INPUT if name in table.column_names])
+        rows = run_stages(self._stages, [self._row(values) for values in shown.to_pylist()])
+        return pack(rows).append_column(columns.ROW_ID, row_id.to_arrow(ids))
+
+    def _row(self, values: dict[str, Any]) -> Row:
+        row = read_row(values)
+        if row.error is not None and self._stop_on_error:
+            raise RowFailedError(f"a row failed in {row.error}")
+        return row
+
+
+def read_row(values: dict[str, Any]) -> Row:
+    """Makes a row of what a source read.
+
+    Args:
+        values: The columns, with those of `NOT_INPUT` left out. A piece of the input that is no row says why in
+            `READ_ERROR`, and becomes an error row.
+    """
+    reason = values.get(READ_ERROR)
+    if reason is not None:
+        return Row(values, values, RowError("read", "ReadError", reason))
+    values.pop(READ_ERROR, None)
+    return Row.read(values)
+
+
+class GenerateAndWrite:
+    """From rows to what is written of them. Several calls run at once, in threads.
+
+    Args:
+        make_generate: Makes the stages that generate.
+        make_finish: Makes the stages after them.
+        spec: What is written, and where to.
+        max_blocks: Calls that run at once.
+    """
+
+    def __init__(self, make_generate: MakeStages, make_finish: MakeStages, spec: OutputSpec, max_blocks: int) -> None:
+        self._generate = make_generate()
+        self._finish = make_finish()
+        self._writer = ResultWriter(spec, max_blocks)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Runs the stages over a block of rows and writes each row as it comes through."""
+        with self._writer.block(row_id.from_arrow(table[columns.ROW_ID])) as block:
+            rows = [row for row, is_new in zip(unpack(table), block.is_new, strict=True) if is_new]
+            ids = dict(zip(map(id, rows), block.row_ids, strict=True))
+            for row in self._generated(rows):
+                generated = Row(row.input, row.data, row.error)
+                run_stages(self._finish, [row])
+                self._writer.append(block, ids[id(row)], row, generated)
+        return pa.table({COUNTS: [json.dumps(self._writer.take_counts().as_dict())]})
+
+    def _generated(self, rows: list[Row]) -> Iterator[Row]:
+        """Yields rows as they are generated; stages after the first see them one by one."""
+        if not self._generate:
+            yield from rows
+            return
+        first, *others = self._generate
+        for row in first.stream(rows):
+            yield run_stages(others, [row])[0]

@@ -1,0 +1,240 @@
+"""A job from its file, the environment and the command line: the later of the three counts.
+
+Every value remembers where it was written, so that a mistake is told with its place.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from ...engine.env import JOB_PREFIX, job_variables
+from ...engine.errors import ConfigError
+from .config import JobConfig
+
+REQUIRED = tuple(name for name, field in JobConfig.model_fields.items() if field.is_required())
+Places = dict[str, str]
+"""Dotted path of a field -> where it is written, for people."""
+
+
+def load_job(path: str | Path | None, *, settings: Iterable[str] = (), **overrides: Any) -> JobConfig:
+    """Reads a job.
+
+    Args:
+        path: A YAML file with the fields of `JobConfig`; None for no file. Its relative paths start at its own folder,
+            all others at the current one.
+        settings: Fields as on the command line: ``"batch_size=32"``, ``"engine.max_num_seqs=64"``.
+        **overrides: Fields that replace those of the file and of the environment, where they are not None.
+
+    Returns:
+        The checked job.
+
+    Raises:
+        ConfigError: The file is missing or is no YAML, or a field is wrong; the message names the place.
+    """
+    later, later_places = _later_values(settings, overrides)
+    if path is None:
+        _check_required(later)
+        return _checked(later, later_places)
+    file = Path(path)
+    values, places = read_job_file(file)
+    placeholders = {name: str(later[name]) for name in REQUIRED if name in later}
+    job = _checked({**values, **placeholders}, places, str(file)).relative_to(file.parent)
+    joined = _joined(job.model_dump(exclude_unset=True), later)
+    return _checked(joined, {**places, **later_places}, str(file))
+
+
+def read_job_file(file: Path) -> tuple[dict[str, Any], Places]:
+    """Reads the fields of a job file, unchecked.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The fields, and the line of each.
+
+    Raises:
+        ConfigError: The file is missing or is no YAML.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+        lines = dict(_key_lines(yaml.compose(text)))
+    except OSError as error:
+        raise ConfigError(f"job file {str(file)!r} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"job file {str(file)!r} is not UTF-8 text: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(_describe_yaml(str(file), error)) from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file}: a job file holds fields such as model, input and output; got {values!r:.80}")
+    places = {path: f"{file}:{line}" for path, line in lines.items()}
+    for name in values:
+        if not isinstance(name, str):
+            raise ConfigError(f"{places[str(name)]}: the name of a field is text; got {name!r}")
+    return _with_prices(values, file.parent), places
+
+
+def read_setting(setting: str) -> tuple[str, str]:
+    """Takes ``"field.sub=value"`` apart.
+
+    Raises:
+        ConfigError: It is not of this form.
+    """
+    path, equals, text = setting.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.[\w-]+)*", path.strip()):
+        raise ConfigError(f"--set {setting!r} is not of the form field=value or field.sub=value")
+    return path.strip(), text
+
+
+def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Places]:
+    """Returns what the environment and the command line say, and where."""
+    values: dict[str, Any] = {}
+    places: Places = {}
+    for name, text in job_variables().items():
+        path = name.removeprefix(JOB_PREFIX).lower().replace("__", ".")
+        _put(values, places, path, _parsed(path, text, name), name)
+    for name, value in overrides.items():
+        if value is not None:
+            _put(values, places, name, value, f"--{name.replace('_', '-')}")
+    for setting in settings:
+        path, text = read_setting(setting)
+        _put(values, places, path, _parsed(path, text, f"--set {path}"), f"--set {path}")
+    return _with_prices(values, Path()), places
+
+
+def _parsed(path: str, text: str, place: str) -> Any:
+    """Reads a value as YAML. A field of text takes it as it stands, unless it is a list and may be one."""
+    field = JobConfig.model_fields.get(path)
+    kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+    if str in kinds and not (list[str] in kinds and text.startswith("[")):
+        return text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(_describe_yaml(place, error, is_file=False)) from error
+
+
+def _put(values: dict[str, Any], places: Places, path: str, value: Any, place: str) -> None:
+    """Sets a field, or one inside a field."""
+    *parents, name = path.split(".")
+    inside = values
+    for parent in parents:
+        inside = inside.setdefault(parent, {})
+        if not isinstance(inside, dict):
+            raise ConfigError(f"{place}: {path!r} lies inside {parent!r}, which is {inside!r:.60} and holds no fields")
+    inside[name] = value
+    places[path] = place
+
+
+def _joined(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns values with later ones over them, field by field inside those that hold fields."""
+    joined = copy.copy(dict(values))
+    for name, value in later.items():
+        inside = joined.get(name)
+        joined[name] = _joined(inside, value) if isinstance(inside, dict) and isinstance(value, dict) else value
+    return joined
+
+
+def _with_prices(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Reads the price table if the job names a file with it."""
+    named = values.get("prices")
+    if not isinstance(named, str):
+        return values
+    file = folder / Path(named).expanduser()
+    try:
+        table = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"prices: the table {named!r} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(_describe_yaml(str(file), error)) from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"prices: {named!r} must hold a table such as per_replica_hour: 2.5; got {table!r:.60}")
+    return {**values, "prices": table}
+
+
+def _check_required(values: Mapping[str, Any]) -> None:
+    for name in REQUIRED:
+        if name not in values:
+            flags = ", ".join(f"--{one}" for one in REQUIRED)
+            raise ConfigError(f"pass a job file, or --{name} (and {flags}, --prompt)")
+
+
+def _checked(values: Mapping[str, Any], places: Places, file: str = "") -> JobConfig:
+    try:
+        return JobConfig(**values)
+    except ConfigError as error:
+        problems = [_with_place(places, file, line) for line in str(error).splitlines()]
+        raise ConfigError("\n".join(problems)) from None
+
+
+def _with_place(places: Places, file: str, problem: str) -> str:
+    """Puts before a problem where the field that it speaks of is written."""
+    path = find_field(problem, places)
+    place = file if path is None else places[path]
+    return f"{place}: {problem}" if place else problem
+
+
+def find_field(problem: str, paths: Iterable[str]) -> str | None:
+    """Finds the field that a message is about.
+
+    Args:
+        problem: The message. It has the path of the field (``JobConfig.messages.0.content``), or quotes or mentions
+            its name, perhaps after those of the fields around it.
+        paths: Dotted paths of the fields that are written.
+
+    Returns:
+        The path, of the innermost field that is written; None if the message speaks of none.
+    """
+    known = list(paths)
+    words, quoted = re.findall(r"\w+", problem), re.findall(r"'(\w+)'", problem)
+
+    def rank(path: str) -> tuple[bool, int, int, int]:
+        """Quoted names first, then those whose surroundings are mentioned too, the innermost, the first mentioned."""
+        *around, name = path.split(".")
+        unmentioned = sum(not part.isdigit() and part not in words for part in around)
+        return name not in quoted, unmentioned, -len(around), words.index(name)
+
+    asked = _path_in(problem)
+    outer = next((path for path in _outwards(asked) if path in known), None)
+    if outer != asked:  # The field itself is not written: it is missing there.
+        return outer
+    inside = [path for path in known if outer is None or path.startswith(f"{outer}.")]
+    return min((path for path in inside if path.split(".")[-1] in words), key=rank, default=outer)
+
+
+def _path_in(problem: str) -> str | None:
+    """Returns the path that a message begins with: ``a.b`` of ``JobConfig.a.b``."""
+    begin = re.match(r"\w+\.(\w+(?:\.\w+)*)", problem)
+    return None if begin is None else begin[1]
+
+
+def _outwards(path: str | None) -> Iterator[str]:
+    """Yields a path and those around it, innermost first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+
+
+def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Yields dotted path and line (from 1) of every field of a file."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield f"{prefix}{key.value}", key.start_mark.line + 1
+            yield from _key_lines(value, f"{prefix}{key.value}.")
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield f"{prefix}{index}", value.start_mark.line + 1
+            yield from _key_lines(value, f"{prefix}{index}.")
+
+
+def _describe_yaml(place: str, error: yaml.YAMLError, *, is_file: bool = True) -> str:
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    line = f":{mark.line + 1}" if is_file and mark is not None else ""
+    return f"{place}{line}: not valid YAML: {problem}"

@@ -1,0 +1,192 @@
+"""How far a running job is: rows from what it has written, the rest from the engines' counters.
+
+Only reading: a job neither waits for its progress nor fails with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import ray
+
+from ...actors import ReplicaStats, accelerator_of
+from ...engine.errors import MillraceError
+from ..processor.processor import Processor
+from ..report.counts import Counts
+from ..report.recorder import Recorder
+from ..report.run import Run
+from ..report.timeline import Interval
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_S = 0.5
+SAVE_INTERVAL_S = 10.0
+ETA_WINDOW_S = 60.0
+"""The time to go follows from the rows of the last minute: what is slow at the start is soon forgotten."""
+
+
+class CountsReader(Protocol):
+    """Whoever knows what a job has written so far."""
+
+    def update(self) -> Counts:
+        """Returns the counts of everything written, by earlier runs too."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A look at a running job.
+
+    Attributes:
+        phase: ``"starting"`` until the model is loaded, ``"running"`` from then on.
+        num_rows: Rows of the input; None if nobody knows before they are read.
+        num_done: Rows written.
+        num_failed: Those of them with an error.
+        input_tokens_per_s: Prompt tokens per second of late.
+        output_tokens_per_s: Generated tokens per second of late.
+        elapsed_s: Seconds since the start.
+        eta_s: Seconds to go; None while that is unknown.
+        eta_basis: What `eta_s` follows from, in words; empty while it is unknown.
+        num_ready: Replicas that are up.
+        num_replicas: Replicas that there are or should be.
+        num_restarts: Replicas that were started again.
+        num_running: Requests that hold KV cache.
+        num_waiting: Requests that wait for it.
+        kv_cache_usage: Share of the KV cache in use.
+        cache_hit_rate: Share of the prompt tokens that were found in it.
+    """
+
+    phase: str
+    num_rows: int | None
+    num_done: int
+    num_failed: int
+    input_tokens_per_s: float
+    output_tokens_per_s: float
+    elapsed_s: float
+    eta_s: float | None
+    eta_basis: str = ""
+    num_ready: int = 0
+    num_replicas: int = 0
+    num_restarts: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_cache_usage: float = 0.0
+    cache_hit_rate: float = 0.0
+
+
+class ProgressMonitor:
+    """Looks at a job from a thread of its own. A context manager: it looks while the block runs.
+
+    Args:
+        processor: Runs the job.
+        reader: Counts its output.
+        num_rows: Rows of the input; None if nobody knows yet.
+        started_s: When the job began, on `time.monotonic`.
+        show: Called with each look.
+        save: Called now and then with what was seen of the run, so that a death leaves a record of it.
+    """
+
+    def __init__(
+        self,
+        processor: Processor,
+        reader: CountsReader,
+        num_rows: int | None,
+        started_s: float,
+        *,
+        show: Callable[[Progress], None] | None = None,
+        save: Callable[[Run, Counts], object] | None = None,
+    ) -> None:
+        self._processor, self._reader, self._num_rows, self._started_s = processor, reader, num_rows, started_s
+        self._show, self._save = show, save
+        self._saved_s = started_s
+        self._recorder = Recorder(started_s, accelerator_of)
+        self._replicas: list[ReplicaStats] = []
+        self._done: deque[tuple[float, int]] = deque()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="millrace-progress", daemon=True)
+
+    def __enter__(self) -> ProgressMonitor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if kind is None:  # What was done since the last look.
+            self._try_to_look()
+
+    def finish(self, counts: Counts) -> Run:
+        """Returns the record of the run, which is over.
+
+        Args:
+            counts: Of everything the job has written.
+        """
+        return self._recorder.finish(self._replicas, counts, time.monotonic())
+
+    def _watch(self) -> None:
+        while not self._stop.wait(INTERVAL_S):
+            self._try_to_look()
+
+    def _try_to_look(self) -> None:
+        try:
+            progress = self._look()
+        except (MillraceError, ray.exceptions.RayError, OSError) as error:
+            # The pool or the cluster is going, or the storage does not answer; the job itself says why.
+            logger.debug("no progress to show: %s", error)
+            return
+        if self._show is not None:
+            self._show(progress)
+
+    def _look(self) -> Progress:
+        stats = self._processor.stats()
+        self._replicas = stats.replicas if stats else []
+        counts = self._reader.update()
+        now_s = time.monotonic()
+        interval = self._recorder.look(self._replicas, counts, now_s)
+        if self._save is not None and now_s - self._saved_s >= SAVE_INTERVAL_S:
+            self._saved_s = now_s
+            self._save(self._recorder.record(now_s), counts)
+        return self._progress(counts, interval, now_s)
+
+    def _progress(self, counts: Counts, interval: Interval, now_s: float) -> Progress:
+        tokens_in, tokens_out = self._recorder.rates()
+        eta_s, basis = self._eta(counts.num_rows, now_s)
+        return Progress(
+            phase="starting" if self._recorder.ready_s is None else "running",
+            num_rows=self._num_rows,
+            num_done=counts.num_rows,
+            num_failed=counts.num_failed,
+            input_tokens_per_s=tokens_in,
+            output_tokens_per_s=tokens_out,
+            elapsed_s=now_s - self._started_s,
+            eta_s=eta_s,
+            eta_basis=basis,
+            num_ready=int(interval.num_ready),
+            num_replicas=len(self._replicas),
+            num_restarts=self._recorder.num_restarts,
+            num_running=int(interval.num_running),
+            num_waiting=int(interval.num_waiting),
+            kv_cache_usage=interval.kv_cache_usage,
+            cache_hit_rate=self._recorder.cache_hit_rate,
+        )
+
+    def _eta(self, num_done: int, now_s: float) -> tuple[float | None, str]:
+        """Returns the seconds to go, and the rate that they follow from."""
+        if self._recorder.ready_s is None or self._num_rows is None:
+            return None, ""
+        if not self._done:
+            self._done.append((self._recorder.ready_s, self._recorder.rows_before or 0))
+        self._done.append((now_s, num_done))
+        while now_s - self._done[1][0] >= ETA_WINDOW_S:
+            self._done.popleft()
+        then_s, then = self._done[0]
+        if num_done <= then or now_s <= then_s:
+            return None, ""
+        rows_per_s, window_s = (num_done - then) / (now_s - then_s), now_s - then_s
+        return (self._num_rows - num_done) / rows_per_s, f"{rows_per_s:,.3g} rows/s over the last {window_s:.0f} s"

@@ -1,0 +1,315 @@
+"""Runs a job: input -> processor -> files, resumed after any death, and its failed rows again on request."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray.data import Dataset
+
+from ..._version import __version__
+from ...engine.errors import ConfigError
+from .. import columns
+from ..files.storage import Storage, StorageOptions
+from ..ledger.folder import OURS, RETRY, JobFolder, JobState
+from ..ledger.index import RowIndex
+from ..processor.config import EngineProcessorConfig
+from ..processor.engine_backend import EngineBackend
+from ..processor.engine_stages import finish_plans, prepare_plans
+from ..processor.processor import Processor
+from ..report import JobSummary, ReportWriter
+from ..sinks.parts import OutputSpec
+from ..sinks.publish import Manifest, publish
+from ..sources import READ_ERROR, Source, Unit
+from .config import JobConfig
+from .durable import Identity
+from .file import load_job
+from .progress import Progress, ProgressMonitor
+from .rows import MakePrompt, MakeResult
+from .settings import processor_config, result_schema
+from .writing import Done, LiveCounts, write_rows
+
+__all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "prepare_resume", "prepare_retry", "run_job"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedJob:
+    """A job whose every part was checked, ready to run.
+
+    Attributes:
+        job: The job.
+        config: Settings of its processor.
+        state: What is noted of it in its folder.
+        folder: Where its output goes.
+        spec: What that looks like.
+        source: Its input; None if its dead letters are to run again.
+        resumes: Whether it has begun already and goes on.
+        former: What its output consists of, if its dead letters are to run again.
+    """
+
+    job: JobConfig
+    config: EngineProcessorConfig
+    state: JobState
+    folder: JobFolder
+    spec: OutputSpec
+    source: Source | None
+    resumes: bool = False
+    former: Manifest | None = None
+
+    @property
+    def num_rows_in(self) -> int | None:
+        """Rows of the input; None if that is not known."""
+        if self.former is not None:
+            return self.former.total.num_rows
+        known = self.state.num_rows
+        return known if known is None or self.job.limit is None else min(known, self.job.limit)
+
+    @property
+    def identity(self) -> Identity:
+        """What its rows are known by."""
+        if self.former is not None:
+            return Identity(column=columns.ROW_ID)
+        return Identity(None if self.job.key is None else tuple(self.job.key))
+
+
+def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
+    """Checks a job against the model, the input and what is in the output folder, without Ray. Nothing is written.
+
+    Args:
+        job: The job.
+        overwrite: Whether the output of another job gives way, when this one runs.
+
+    Raises:
+        ConfigError: Something in the job cannot be used, or the folder holds something else.
+    """
+    job = job.relative_to(Path.cwd())
+    folder = JobFolder(Storage.at(job.output, job.endpoint_url))
+    began = None if overwrite or folder.is_finished else folder.read_state()
+    versions = {} if began is None else began.table_versions  # Tables may have grown since.
+    source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url), versions)
+    config = processor_config(job, source.num_rows)
+    schema = result_schema(job, source.schema)
+    state = _state(job, source)
+    resumes = folder.check(state, overwrite)
+    return PreparedJob(job, config, state, folder, _spec(job, folder, schema, source.schema), source, resumes)
+
+
+def prepare_resume(output: str, endpoint_url: str | None = None, **changes: Any) -> PreparedJob:
+    """Checks an unfinished job in an output folder, so that it can go on.
+
+    Args:
+        output: The folder.
+        endpoint_url: Where ``s3://`` leads, if the folder is there.
+        **changes: Fields of the job that are to be others now, such as `replicas`.
+
+    Raises:
+        ConfigError: There is no unfinished job, or its input has changed.
+    """
+    folder, state = _begun(output, endpoint_url)
+    if folder.is_retrying:
+        return prepare_retry(output, endpoint_url, **changes)
+    if folder.is_finished:
+        raise ConfigError(f"the job in {output!r} is finished; there is nothing to resume")
+    return prepare_job(_changed(state, output, changes))
+
+
+def prepare_retry(output: str, endpoint_url: str | None = None, **changes: Any) -> PreparedJob:
+    """Checks a finished job whose dead letters are to run again.
+
+    Args:
+        output: The output folder of the job.
+        endpoint_url: Where ``s3://`` leads, if the folder is there.
+        **changes: Fields of the job that are to be others now, such as `engine`.
+
+    Raises:
+        ConfigError: There is no finished job, or no row of it has failed.
+    """
+    folder, state = _begun(output, endpoint_url)
+    former = Manifest.read(folder.root)
+    if former is None:
+        raise ConfigError(f"the job in {output!r} is not finished; first: millrace resume {output}")
+    if not former.failed_files and not folder.is_publishing:
+        raise ConfigError(f"the job in {output!r} has no failed rows; there is nothing to run again")
+    job = _changed(state, output, changes)
+    given = _read_schema(state.input_schema)
+    spec = _spec(job, folder, result_schema(job, given), given)
+    return PreparedJob(job, processor_config(job), state, folder, spec, None, folder.is_retrying, former)
+
+
+def run_job(
+    job: JobConfig | PreparedJob,
+    *,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+    started_s: float | None = None,
+) -> JobSummary:
+    """Runs a job to its end, or on to its end if it has begun. Ray is started if it is not, and left as it is after.
+
+    Args:
+        job: The job.
+        overwrite: As in `prepare_job`; on a job that is prepared it must be said there.
+        on_progress: Called with each look at the running job, from another thread.
+        started_s: When the start-up began, on `time.monotonic`; None for now.
+
+    Returns:
+        The summary of all its runs.
+
+    Raises:
+        ConfigError: Something in the job cannot be used; nothing has been run.
+        MillraceError: The job failed. What has finished until then stays: run it again to go on.
+    """
+    started_s = time.monotonic() if started_s is None else started_s
+    prepared = job if isinstance(job, PreparedJob) else prepare_job(job, overwrite=overwrite)
+    _begin(prepared)
+    job = prepared.job
+    report = ReportWriter(prepared.folder.root / OURS, job.model, job.output, job.prices)
+    write = functools.partial(report.write, num_rows_in=prepared.num_rows_in)
+    live = LiveCounts()
+    with _processor(prepared) as processor:
+        monitor = ProgressMonitor(processor, live, prepared.num_rows_in, started_s, show=on_progress, save=write)
+        if not prepared.folder.is_publishing:
+            _run_rows(prepared, processor, live, monitor)
+        manifest = publish(prepared.folder.root, prepared.spec, prepared.former)
+    counts = manifest.total
+    num_rows_in = counts.num_rows if prepared.num_rows_in is None else prepared.num_rows_in
+    if job.key is not None and counts.num_rows < num_rows_in:
+        left_out = num_rows_in - counts.num_rows
+        logger.warning("%d rows have the same values of %s as others and were left out", left_out, ", ".join(job.key))
+        num_rows_in = counts.num_rows
+    return report.write(monitor.finish(counts), counts, num_rows_in).summary
+
+
+def resume_job(output: str, **options: Any) -> JobSummary:
+    """Runs an unfinished job on to its end.
+
+    Args:
+        output: Its output folder.
+        **options: As of `run_job`.
+
+    Raises:
+        ConfigError: There is no unfinished job, or its input has changed.
+        MillraceError: The job failed.
+    """
+    return run_job(prepare_resume(output), **options)
+
+
+def retry_failed(output: str, **options: Any) -> JobSummary:
+    """Runs the failed rows of a finished job again. Those that succeed now are added to its results.
+
+    Args:
+        output: Its output folder.
+        **options: As of `run_job`.
+
+    Raises:
+        ConfigError: There is no finished job, or no row of it has failed.
+        MillraceError: The run failed; the output is as it was.
+    """
+    return run_job(prepare_retry(output), **options)
+
+
+def _begin(prepared: PreparedJob) -> None:
+    """Leaves in the folder what a resume needs."""
+    folder = prepared.folder
+    if prepared.resumes:
+        return
+    if prepared.former is not None:
+        folder.work.remove()
+        (folder.work / RETRY).write_bytes(b"{}")
+    else:
+        folder.clear(keeps_table=prepared.state.writes_table)
+        folder.write_state(prepared.state)
+
+
+def _run_rows(prepared: PreparedJob, processor: Processor, live: LiveCounts, monitor: ProgressMonitor) -> None:
+    done = Done.find(prepared.folder.work)
+    live.add(done.counts)
+    if prepared.former is not None:
+        live.add(prepared.former.counts)
+    if live.update().num_rows == prepared.num_rows_in:
+        return
+    dataset = _read(prepared, done)
+    with monitor:
+        write_rows(processor, dataset, prepared.identity, prepared.spec, done, live.add)
+
+
+def _read(prepared: PreparedJob, done: Done) -> Dataset:
+    if prepared.source is not None:
+        index = done.index()
+        return prepared.source.read(prepared.job.limit, lambda unit: _is_done(unit, index))
+    assert prepared.former is not None
+    files = [prepared.folder.root / one.name for one in prepared.former.failed_files]
+    filesystem, _ = files[0].filesystem()
+    return ray.data.read_parquet([file.filesystem()[1] for file in files], filesystem=filesystem)
+
+
+def _is_done(unit: Unit, index: RowIndex) -> bool:
+    """Whether every row of a part of the input is done; where a key says so, only reading tells."""
+    return unit.num_rows is not None and index.count_between(*unit.bounds()) == unit.num_rows
+
+
+def _begun(output: str, endpoint_url: str | None) -> tuple[JobFolder, JobState]:
+    folder = JobFolder(Storage.at(output, endpoint_url))
+    state = folder.read_state()
+    if state is None:
+        raise ConfigError(f"{output!r} is no output folder of a job: it holds no {folder.state_file.url}")
+    return folder, state
+
+
+def _changed(state: JobState, output: str, changes: dict[str, Any]) -> JobConfig:
+    if "model" not in state.job:
+        raise ConfigError(
+            f"{output!r} was written by write_results: call that again, with the same processor and dataset"
+        )
+    given = {name: value for name, value in changes.items() if value is not None}
+    return JobConfig(**{**state.job, "output": output, **given})
+
+
+def _state(job: JobConfig, source: Source) -> JobState:
+    tables = [{"table": url, "version": version} for url, version in source.versions.items()]
+    files = [{"url": file.path, "size": file.size, "etag": file.etag} for file in source.files]
+    schema = base64.b64encode(_with_read_error(source.schema).serialize().to_pybytes()).decode()
+    return JobState(job.model_dump(mode="json"), [*tables, *files], source.num_rows, schema, __version__)
+
+
+def _read_schema(text: str) -> pa.Schema:
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    return pa.schema([field for field in schema if field.name != READ_ERROR])
+
+
+def _with_read_error(schema: pa.Schema) -> pa.Schema:
+    """Returns the columns of a row as it is read: a dead letter keeps why its line is no row."""
+    return schema.append(pa.field(READ_ERROR, pa.string()))
+
+
+def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema) -> OutputSpec:
+    return OutputSpec(
+        folder.work,
+        job.output_format,
+        schema,
+        _with_read_error(given),
+        is_ordered=job.order == "input",
+        max_rows_per_file=job.max_rows_per_file,
+        flush_interval_s=job.flush_interval_s,
+    )
+
+
+def _processor(prepared: PreparedJob) -> Processor:
+    job, config = prepared.job, prepared.config
+    roles = tuple(message.role for message in job.messages or [])
+    prompt = MakePrompt(tuple(job.templates()), roles, job.sampling)
+    return Processor(
+        config,
+        [*prepare_plans(config), EngineBackend(config), *finish_plans(config)],
+        prompt,
+        MakeResult(job.output_column),
+    )

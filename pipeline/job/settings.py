@@ -1,0 +1,95 @@
+"""What follows from a job: settings of its processor, columns of its output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from ...engine import resolve_model
+from ...engine.errors import ConfigError
+from .. import columns
+from ..files.delta import DELTA
+from ..processor.config import DetokenizeStageConfig, EngineProcessorConfig, TaskType
+from ..sinks.delta import table_schema
+from .config import JobConfig
+from .rows import REPORTED
+from .template import Template
+
+SMALL_BLOCK_ROWS, LARGE_BLOCK_ROWS = 128, 1024
+LARGE_INPUT_ROWS = 100_000
+"""Ray's driver keeps a record of every block: of a large input, blocks are larger. Those of long rows are not, since a
+reader hands out tables of some megabytes."""
+
+
+def processor_config(
+    job: JobConfig, num_rows: int | None = 0, task_type: TaskType = "generate"
+) -> EngineProcessorConfig:
+    """Returns the processor's settings for a job.
+
+    Args:
+        job: The job.
+        num_rows: Rows of its input; None if they are too many to count.
+        task_type: What the model does.
+
+    Raises:
+        ConfigError: The model folder or a setting of the engine cannot be used.
+    """
+    folder = resolve_model(job.model)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"model folder {str(folder)!r} holds no config.json; pass a folder in Hugging Face's layout")
+    return EngineProcessorConfig(
+        model_source=str(folder.resolve()) if Path(job.model).expanduser().is_dir() else job.model,
+        engine_kwargs=job.engine_kwargs(),
+        task_type=task_type,
+        batch_size=job.batch_size or block_rows(num_rows),
+        concurrency=job.replicas,
+        should_continue_on_error=job.on_error == "row",
+        deduplicate=job.dedup,
+        # The engine makes the text as well, and has a tokenizer already: one process less that has to load one.
+        detokenize_stage=DetokenizeStageConfig(enabled=False),
+    )
+
+
+def block_rows(num_rows: int | None) -> int:
+    """Returns the rows per block of a job that does not say.
+
+    Args:
+        num_rows: Rows of its input; None if they are too many to count.
+    """
+    return LARGE_BLOCK_ROWS if num_rows is None or num_rows >= LARGE_INPUT_ROWS else SMALL_BLOCK_ROWS
+
+
+def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
+    """Returns the columns of the output: those kept of the input, the text, and what is reported of a row.
+
+    Args:
+        job: The job.
+        given: Columns and types of its input.
+
+    Raises:
+        ConfigError: The job names a column that the input does not have, or one would be written twice, or the output
+            has no type for one.
+    """
+    names = given.names
+    asked = [Template("", (("", name),)) for name in [*(job.columns or []), *(job.key or [])]]
+    for template in (*job.templates(), *asked):
+        template.check_columns(names)
+    if not job.templates() and not {columns.PROMPT, columns.MESSAGES} & set(names):
+        raise ConfigError(
+            f"the job has neither prompt nor messages, and the input no column of these names: {', '.join(names)}"
+        )
+    types = columns.result_types()
+    result = [(job.output_column, pa.string())]
+    if (job.sampling or {}).get("n", 1) != 1:
+        result.append((columns.OUTPUTS, pa.list_(pa.string())))
+    result += [(name, types[name]) for name in REPORTED]
+    kept = [given.field(name) for name in (names if job.columns is None else job.columns)]
+    for name in [field.name for field in kept]:
+        if name in dict(result):
+            raise ConfigError(
+                f"the input's column {name!r} would be overwritten by the result; leave it out of columns, "
+                "or set output_column"
+            )
+    schema = pa.schema([*kept, *(pa.field(*one) for one in result)])
+    return table_schema(schema) if job.output_format == DELTA else schema

@@ -1,0 +1,100 @@
+"""Prompt templates: text with {column} fields, and nothing else in the braces.
+
+It reads like `str.format`, but a field is only ever the name of a column: no attribute, index, conversion or format
+specification, so a template from a stranger can do nothing but quote the row.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date, time
+from decimal import Decimal
+from string import Formatter
+from typing import Any
+
+from ...engine.errors import ConfigError, PromptTypeError, unknown_key_message
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A parsed template.
+
+    Attributes:
+        text: As it was written.
+        parts: (text before, column) pairs; the column of the last may be None.
+    """
+
+    text: str
+    parts: tuple[tuple[str, str | None], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Template:
+        """Reads a template.
+
+        Args:
+            text: Text with {column} fields; ``{{`` and ``}}`` stand for braces.
+
+        Raises:
+            ConfigError: A brace is left open, or a field is not the plain name of a column.
+        """
+        try:
+            fields = list(Formatter().parse(text))
+        except ValueError as error:
+            raise ConfigError(f"{error} in the template {text!r:.100}; write {{{{ and }}}} for braces") from None
+        for _, name, spec, conversion in fields:
+            if name is not None and (not name or spec or conversion):
+                shown = f"{name}{f'!{conversion}' if conversion else ''}{f':{spec}' if spec else ''}"
+                raise ConfigError(
+                    f"{{{shown}}} in the template is not a plain column name; write {{column}}, and {{{{ and }}}} for "
+                    "braces"
+                )
+        return cls(text, tuple((before, name) for before, name, _, _ in fields))
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns it quotes."""
+        return list(dict.fromkeys(name for _, name in self.parts if name is not None))
+
+    def check_columns(self, known: Iterable[str]) -> None:
+        """Checks that the input has the columns.
+
+        Args:
+            known: Names of its columns.
+
+        Raises:
+            ConfigError: It lacks one.
+        """
+        names = list(known)
+        for name in self.columns:
+            if name not in names:
+                raise ConfigError(unknown_key_message("the input", name, names).replace("field", "column", 1))
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """Fills the template from a row.
+
+        Args:
+            row: The columns of the row.
+
+        Raises:
+            PromptTypeError: A column is missing, has no value, or is bytes.
+        """
+        return "".join(before + ("" if name is None else _as_text(row, name)) for before, name in self.parts)
+
+
+def _as_text(row: Mapping[str, Any], name: str) -> str:
+    if name not in row:
+        raise PromptTypeError(f"the row has no column {name!r}; its columns are: {', '.join(map(str, row)) or 'none'}")
+    value = row[name]
+    if isinstance(value, str):
+        return value
+    if value is None or (isinstance(value, numbers.Real) and math.isnan(value)):
+        raise PromptTypeError(f"column {name!r} is missing its value (got {value!r}); the prompt needs it")
+    if isinstance(value, bool | numbers.Number | Decimal | date | time):
+        return str(value)
+    if isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    raise PromptTypeError(f"column {name!r} must be text, a number or a date; got {type(value).__name__} {value!r:.80}")

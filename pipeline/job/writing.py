@@ -1,0 +1,224 @@
+"""A dataset through a processor into durable rows: what `run_job` does, and `write_results` for any dataset."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+from ray.data import ActorPoolStrategy, Dataset
+
+from ..._version import __version__
+from ...engine.errors import ConfigError
+from .. import columns
+from ..files.delta import DELTA
+from ..files.storage import Storage
+from ..ledger.epoch import Epoch
+from ..ledger.folder import JobFolder, JobState
+from ..ledger.index import RowIndex
+from ..ledger.records import read_ids, read_records, sum_counts
+from ..processor.config import ProcessorConfig
+from ..processor.processor import WHOLE_BLOCKS, Processor, without_large_blocks
+from ..report.counts import Counts
+from ..sinks.formats import FORMATS
+from ..sinks.parts import OutputSpec
+from ..sinks.publish import Manifest, publish
+from .durable import COUNTS, GenerateAndWrite, Identity, PrepareNew
+
+DEFAULT_MAX_BLOCKS = 4
+"""Blocks under way at once where the processor does not say."""
+
+
+@dataclass(slots=True)
+class LiveCounts:
+    """What a job has written so far, by earlier runs too. Any thread may ask."""
+
+    counts: Counts = field(default_factory=Counts)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, more: Counts) -> None:
+        """Adds what has been written since."""
+        with self._lock:
+            self.counts.merge(more)
+
+    def update(self) -> Counts:
+        """Returns a copy of the counts as they are now."""
+        copy = Counts()
+        with self._lock:
+            copy.merge(self.counts)
+        return copy
+
+
+@dataclass(frozen=True)
+class Done:
+    """What former runs have left in a work folder.
+
+    Attributes:
+        records: Names of the records.
+        counts: What their rows add up to.
+        work: The work folder.
+    """
+
+    records: tuple[str, ...]
+    counts: Counts
+    work: Storage
+
+    @classmethod
+    def find(cls, work: Storage) -> Done:
+        """Looks into a work folder; from now on nothing counts there that a former run may still write."""
+        epoch = Epoch.open(work)
+        return cls(epoch.records, sum_counts(read_records(work, epoch.records)), work)
+
+    def index(self) -> RowIndex:
+        """Returns the ids of the rows that are done."""
+        return RowIndex(read_ids(self.work, one) for one in read_records(self.work, self.records))
+
+
+def write_rows(
+    processor: Processor,
+    dataset: Dataset,
+    identity: Identity,
+    spec: OutputSpec,
+    done: Done,
+    on_counts: Callable[[Counts], None] = lambda counts: None,
+) -> None:
+    """Runs the rows of a dataset that are not done, and returns when they are durable in the work folder.
+
+    Args:
+        processor: Runs them.
+        dataset: The rows.
+        identity: What they are known by.
+        spec: What is written, and where to.
+        done: What former runs have left there.
+        on_counts: Called with what has been written since the last call.
+
+    Raises:
+        MillraceError: The run failed. What it has written stays, and is not run again.
+    """
+    operators = processor.operators()
+    # One process writes: who comes after it must be able to tell what counts.
+    given = operators.generate_kwargs["compute"]
+    max_blocks = given.max_concurrent_calls_per_actor or DEFAULT_MAX_BLOCKS
+    one = ActorPoolStrategy(
+        size=1,
+        max_tasks_in_flight_per_actor=given.max_tasks_in_flight_per_actor,
+        max_concurrent_calls_per_actor=max_blocks,
+        enable_true_multi_threading=True,
+    )
+    batches = (
+        without_large_blocks(dataset, operators.block_rows)
+        .map_batches(
+            PrepareNew,
+            fn_constructor_args=[
+                *(operators.make_prepare, identity, spec.work, done.records),
+                processor.config.stop_on_error,
+            ],
+            **WHOLE_BLOCKS,
+            **operators.prepare_kwargs,
+        )
+        .map_batches(
+            GenerateAndWrite,
+            fn_constructor_args=[operators.make_generate, operators.make_finish, spec, max_blocks],
+            batch_size=operators.generate_rows,
+            batch_format="pyarrow",
+            **{**operators.generate_kwargs, "compute": one},
+        )
+    )
+    batches.context.raise_original_map_exception = True
+    table: pa.Table
+    for table in batches.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for text in table[COUNTS].to_pylist():
+            on_counts(Counts.from_dict(json.loads(text)))
+
+
+def write_results(
+    processor: Processor,
+    dataset: Dataset,
+    output: str,
+    *,
+    key: Sequence[str] | None = None,
+    output_format: str = "parquet",
+    order: str = "any",
+    max_rows_per_file: int = 50_000,
+    flush_interval_s: float = 5.0,
+    endpoint_url: str | None = None,
+) -> Manifest:
+    """Puts a dataset through a processor into files, each row once, whatever dies on the way.
+
+    Called again with the same output after a death, it goes on where that one stopped. Called on an output that is
+    whole, it does nothing. That the processor's settings are the same then is checked; that its functions and the
+    dataset are is the caller's part.
+
+    Args:
+        processor: The processor. Its `postprocess` says what a row becomes.
+        dataset: The rows: of any dataset with columns that tell them apart, or one that `Source.read` returned.
+        output: Folder to write to; a path or a URL. Results come into it, rows that failed into its ``_failed``.
+        key: Columns by whose values a row is known; not needed for rows that have a position. Of rows with the same
+            values, one is run.
+        output_format: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"arrow"``.
+        order: ``"any"``, or ``"input"`` for the order of the input, for rows that have a position.
+        max_rows_per_file: Most rows of a file.
+        flush_interval_s: Seconds after which a finished row is durable.
+        endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
+
+    Returns:
+        The files that were written, with row counts.
+
+    Raises:
+        ConfigError: Something given cannot be used, or the output is of other settings.
+        MillraceError: The run failed. Call again to go on.
+    """
+    _check_settings(dataset, key, output_format, order)
+    folder = JobFolder(Storage.at(output, endpoint_url))
+    settings = {"key": None if key is None else list(key), "order": order, "output_format": output_format}
+    state = JobState(settings | _settings_of(processor.config), [], None, "", __version__)
+    if (manifest := Manifest.read(folder.root)) is not None:
+        folder.check_same(state)
+        return manifest
+    if not folder.check(state, overwrite=False):
+        folder.write_state(state)
+    spec = OutputSpec(
+        folder.work,
+        output_format,
+        is_ordered=order == "input",
+        max_rows_per_file=max_rows_per_file,
+        flush_interval_s=flush_interval_s,
+    )
+    if not folder.is_publishing:
+        write_rows(processor, dataset, Identity(None if key is None else tuple(key)), spec, Done.find(folder.work))
+    return publish(folder.root, spec)
+
+
+def _check_settings(dataset: Dataset, key: Sequence[str] | None, output_format: str, order: str) -> None:
+    has_position = columns.POSITION in (dataset.columns() or [])
+    if key is None and not has_position:
+        raise ConfigError(
+            f"the dataset has no column {columns.POSITION!r}, so its rows cannot be told apart: pass key=[...], the "
+            "columns whose values do"
+        )
+    if output_format == DELTA:
+        raise ConfigError("output_format 'delta' is for jobs, which know the columns of a table before there are rows")
+    if output_format not in FORMATS:
+        known = ", ".join(name for name in FORMATS if name != DELTA)
+        raise ConfigError(f"output_format must be one of {known}; got {output_format!r}")
+    if order not in ("any", "input") or (order == "input" and key is not None):
+        raise ConfigError(f"order must be 'any', or without key 'input'; got {order!r} and key={key!r}")
+
+
+def _settings_of(config: ProcessorConfig) -> dict[str, Any]:
+    """Returns what rows follow from of a processor's settings, under the names that jobs have for it."""
+    names = {
+        "model": ("model_source", "url", "deployment_name"),
+        "engine": ("all_engine_kwargs",),
+        "sampling": ("sampling_params",),
+    }
+    settings = {
+        ours: next((getattr(config, theirs) for theirs in known if hasattr(config, theirs)), None)
+        for ours, known in names.items()
+    }
+    given = {name: value for name, value in settings.items() if value is not None}
+    comparable: dict[str, Any] = json.loads(json.dumps(given, default=str))
+    return comparable

@@ -1,0 +1,1 @@
+"""One line of a batch file: its body, its request, its answer."""

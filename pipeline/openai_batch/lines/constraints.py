@@ -1,0 +1,123 @@
+"""What a body asks of the form of its answer: `response_format`, `structured_outputs`, and calls that are forced.
+
+A forced answer is a JSON list of calls, whatever the model's own way to write them: it is made to follow the schema of
+such a list, and read as one (`tool_calls.JSON_LIST`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ....engine import StructuredOutputsParams
+from ....engine.errors import SamplingParamsError, unknown_key_message
+from .fields import BOOLEAN, OBJECT, TEXT
+from .refusal import Refusal, check_kind
+
+SCHEMA_FIELDS = {"name": TEXT, "description": TEXT, "schema": OBJECT, "strict": BOOLEAN}
+"""What `response_format.json_schema` may hold. Whether strict or not, an answer keeps to the schema."""
+
+DEFINITIONS = ("$defs", "definitions")
+"""Keywords of a schema that others of it refer to from its root."""
+
+
+def read_constraint(body: Mapping[str, Any]) -> StructuredOutputsParams | None:
+    """Returns what the answer must look like, None for anything.
+
+    Args:
+        body: A body whose tools were checked.
+
+    Raises:
+        Refusal: It asks for what is not there, or for several things at once.
+    """
+    read = {"response_format": _format, "structured_outputs": _own, "tool_choice": _calls}
+    found = {name: asked for name, reader in read.items() if name in body and (asked := reader(body)) is not None}
+    if len(found) > 1:
+        raise Refusal("invalid_value", f"{' and '.join(found)} both say what the answer is; keep one", [*found][-1])
+    for name, asked in found.items():
+        try:
+            return StructuredOutputsParams.from_dict(asked)
+        except SamplingParamsError as error:
+            raise Refusal("invalid_value", str(error), name) from None
+    return None
+
+
+def is_forced(body: Mapping[str, Any]) -> bool:
+    """Returns whether the answer of a body is a call and nothing else."""
+    return body.get("tool_choice", "auto") not in ("auto", "none")
+
+
+def _own(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return body["structured_outputs"]
+
+
+def _format(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    asked = body["response_format"]
+    kind = asked.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return {"json_object": True}
+    if kind != "json_schema":
+        message = f"response_format.type must be 'text', 'json_object' or 'json_schema'; got {kind!r:.80}"
+        raise Refusal("unsupported_value", message, "response_format.type")
+    place = "response_format.json_schema"
+    check_kind(asked.get("json_schema"), OBJECT, place)
+    given = {name: value for name, value in asked["json_schema"].items() if value is not None}
+    for name, value in given.items():
+        if name not in SCHEMA_FIELDS:
+            raise Refusal("unknown_parameter", unknown_key_message(place, name, SCHEMA_FIELDS), f"{place}.{name}")
+        check_kind(value, SCHEMA_FIELDS[name], f"{place}.{name}")
+    if "schema" not in given:
+        raise Refusal("missing_required_parameter", f"{place}.schema is missing", f"{place}.schema")
+    return {"json": given["schema"]}
+
+
+def _calls(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the schema of a list of calls, if there must be one."""
+    if not is_forced(body):
+        return None
+    choice, tools = body["tool_choice"], [tool["function"] for tool in body.get("tools", ())]
+    limits = {"minItems": 1}
+    if choice != "required":
+        named = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+        name = named.get("name") if isinstance(named, dict) else None
+        tools = [tool for tool in tools if tool["name"] == name]
+        limits = {"minItems": 1, "maxItems": 1}
+    if not tools:
+        known = ", ".join(repr(tool["function"]["name"]) for tool in body.get("tools", ())) or "none"
+        shape = "'auto', 'none', 'required' or {'type': 'function', 'function': {'name': ...}} of one of the tools"
+        raise Refusal("invalid_value", f"tool_choice must be {shape} ({known}); got {choice!r:.80}", "tool_choice")
+    definitions = _definitions(tools)
+    return {"json": {"type": "array", "items": {"anyOf": [_call(tool) for tool in tools]}, **limits, **definitions}}
+
+
+def _call(tool: Mapping[str, Any]) -> dict[str, Any]:
+    schema = _parameters(tool)
+    parameters = {name: value for name, value in schema.items() if name not in DEFINITIONS}
+    return {
+        "type": "object",
+        "properties": {"name": {"const": tool["name"]}, "parameters": parameters},
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+    }
+
+
+def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    schema = tool.get("parameters") or {"type": "object", "properties": {}, "additionalProperties": False}
+    check_kind(schema, OBJECT, "tools.function.parameters")
+    return schema
+
+
+def _definitions(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Returns the definitions of all tools: where they refer to is the root of the whole."""
+    merged: dict[str, dict[str, Any]] = {}
+    for tool in tools:
+        schema = _parameters(tool)
+        for keyword in DEFINITIONS:
+            check_kind(schema.get(keyword, {}), OBJECT, f"tools.function.parameters.{keyword}")
+            for name, definition in schema.get(keyword, {}).items():
+                if merged.setdefault(keyword, {}).setdefault(name, definition) != definition:
+                    message = f"tools define {name!r} in different ways, and a forced call takes one; rename it"
+                    raise Refusal("unsupported_value", message, "tools")
+    return merged

@@ -1,0 +1,103 @@
+"""Requests for embeddings in a batch file: what a body asks, and the body of the answer."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ....engine import PoolingParams
+from ....engine.errors import PoolingParamsError
+from ... import columns
+from .fields import EMBEDDINGS
+from .refusal import Refusal
+
+FORMATS = ("float", "base64")
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """A line that can be run.
+
+    Attributes:
+        custom_id: The line's own name.
+        model: The model's name, as the line has it.
+        inputs: What is embedded: texts or lists of token ids, at least one.
+        pooling: How.
+        is_base64: Whether vectors are written as the base64 of their 32-bit floats, little-endian.
+        url: The endpoint.
+    """
+
+    custom_id: str
+    model: str
+    inputs: Sequence[str | list[int]]
+    pooling: PoolingParams
+    is_base64: bool = False
+    url: str = EMBEDDINGS
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What the stages read of it: the first input as any row's prompt, and the others."""
+        first, *more = self.inputs
+        name = columns.PROMPT if isinstance(first, str) else columns.TOKENIZED_PROMPT
+        return {name: first, columns.MORE_PROMPTS: more, columns.POOLING_PARAMS: self.pooling}
+
+
+def read_embedding(custom_id: str, body: Mapping[str, Any]) -> EmbeddingRequest:
+    """Reads a body whose fields are of the right types.
+
+    Args:
+        custom_id: Of its line.
+        body: The body.
+
+    Raises:
+        Refusal: It is no request.
+    """
+    if "input" not in body:
+        raise Refusal("missing_required_parameter", "input is missing", "input")
+    form = body.get("encoding_format", "float")
+    if form not in FORMATS:
+        allowed = " or ".join(map(repr, FORMATS))
+        raise Refusal("invalid_value", f"encoding_format must be {allowed}; got {form!r:.80}", "encoding_format")
+    try:
+        pooling = PoolingParams(task="embed", dimensions=body.get("dimensions"))
+    except PoolingParamsError as error:
+        raise Refusal("invalid_value", str(error), "dimensions") from None
+    return EmbeddingRequest(custom_id, body["model"], _inputs(body["input"]), pooling, form == "base64")
+
+
+def _inputs(given: str | list[Any]) -> list[str | list[int]]:
+    if given in ("", []):
+        raise Refusal("invalid_value", "input is empty; it must hold at least one text", "input")
+    if isinstance(given, str):
+        return [given]
+    if all(isinstance(one, str) for one in given):
+        return given
+    lists = given if isinstance(given[0], list) else [given]
+    if not all(isinstance(one, list) and all(type(token_id) is int for token_id in one) for one in lists):
+        message = f"input must be a text, a list of texts, token ids or lists of token ids; got {given!r:.80}"
+        raise Refusal("invalid_type", message, "input")
+    return lists
+
+
+def embedding_body(request: EmbeddingRequest, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the body of an answer, a `CreateEmbeddingResponse`.
+
+    Args:
+        request: The request.
+        row: Its columns after the engine.
+    """
+    vectors = np.atleast_2d(np.array(row[columns.EMBEDDINGS], "<f4"))
+    data = (
+        [base64.b64encode(vector.tobytes()).decode() for vector in vectors] if request.is_base64 else vectors.tolist()
+    )
+    num_tokens = row[columns.NUM_INPUT_TOKENS]
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(data)],
+        "model": request.model,
+        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+    }

@@ -1,0 +1,276 @@
+"""A line of a batch file -> a request, or what is wrong with the line. Pure: nothing is run, nothing is raised."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic_core import from_json
+
+from ....engine import SamplingParams, StructuredOutputsParams
+from ....engine.errors import SamplingParamsError, unknown_key_message
+from ... import columns
+from ...files.storage import Storage
+from ...seeds import MAX_SEED
+from .constraints import is_forced, read_constraint
+from .embedding import EmbeddingRequest, read_embedding
+from .fields import CHAT, EMBEDDINGS, ENDPOINTS, FIELDS_OF, LINE_FIELDS, BodyField
+from .line_error import LineError
+from .messages import read_messages, read_template_kwargs, read_tools
+from .refusal import Refusal, check_kind
+
+BOM = b"\xef\xbb\xbf"
+
+MAX_TOKENS_OF_COMPLETION = 16
+"""What OpenAI's completions have where a body says nothing. Chats go on as long as there is room."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """A line that can be run.
+
+    Attributes:
+        custom_id: The line's own name.
+        url: The endpoint.
+        model: The model's name, as the line has it.
+        prompt: Columns of the row that hold the prompt.
+        sampling: How it is sampled.
+        echo: Whether the text begins with the prompt.
+        num_top: Likely tokens to report beside each token; None for no log-probabilities.
+        is_forced: Whether the answer is a list of calls and nothing else.
+    """
+
+    custom_id: str
+    url: str
+    model: str
+    prompt: Mapping[str, Any]
+    sampling: SamplingParams
+    echo: bool = False
+    num_top: int | None = None
+    is_forced: bool = False
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What the stages read of it."""
+        return {**self.prompt, columns.SAMPLING_PARAMS: self.sampling}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReader:
+    """Reads lines.
+
+    Attributes:
+        models: Names of models that lines may give.
+        defaults: Sampling parameters of bodies that leave them out.
+        seed: Of the job. A line that samples and has no seed draws by this one and its `custom_id`: equal bodies are
+            different draws, as they are for the service, and a line that is run again gives what it gave.
+        embeds: Whether the file is one of embeddings: lines for other endpoints are errors there, and those here.
+    """
+
+    models: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    embeds: bool = False
+
+    def read(self, line: bytes) -> BatchRequest | EmbeddingRequest | LineError:
+        """Reads a line.
+
+        Args:
+            line: The line as it stands in the file.
+
+        Returns:
+            The request, or why there is none.
+        """
+        custom_id = None
+        try:
+            values = parse_object(line)
+            custom_id = custom_id_of(values)
+            body = _checked_line(values)
+        except Refusal as refusal:
+            return replace(refusal.error, custom_id=custom_id, status=None)
+        try:
+            return self._any_request(values["custom_id"], values["url"], body)
+        except Refusal as refusal:
+            return replace(refusal.error, custom_id=custom_id)
+
+    def _any_request(self, custom_id: str, url: str, body: dict[str, Any]) -> BatchRequest | EmbeddingRequest:
+        if (url == EMBEDDINGS) != self.embeds:
+            kind = "embeddings" if self.embeds else "chats and completions"
+            message = f"this file is one of {kind}, as its first request says; move this line to another file"
+            raise Refusal("unsupported_endpoint", message, "url")
+        known = FIELDS_OF[url]
+        given = {name: value for name, value in body.items() if value is not None}
+        for name, value in given.items():
+            _check_field(known, name, value)
+        self._check_model(given)
+        return read_embedding(custom_id, given) if self.embeds else self._request(custom_id, url, given)
+
+    def _request(self, custom_id: str, url: str, given: dict[str, Any]) -> BatchRequest:
+        prompt = _chat_columns(given) if url == CHAT else _completion_columns(given)
+        num_top = _num_top(url, given)
+        return BatchRequest(
+            custom_id,
+            url,
+            given["model"],
+            prompt,
+            self._seeded(self._sampling(url, given, num_top, read_constraint(given)), custom_id),
+            echo=_checked_echo(given, num_top),
+            num_top=num_top,
+            is_forced=is_forced(given),
+        )
+
+    def _check_model(self, body: Mapping[str, Any]) -> None:
+        model = _required(body, "model")
+        if model not in self.models:
+            served = ", ".join(map(repr, self.models))
+            message = f"model {model!r} is not served here, but {served}; name it with --served-model-name if it is"
+            raise Refusal("model_not_found", message, "model", status=404)
+
+    def _sampling(
+        self, url: str, body: Mapping[str, Any], num_top: int | None, constraint: StructuredOutputsParams | None
+    ) -> SamplingParams:
+        known = FIELDS_OF[url]
+        given = {name: value for name, value in body.items() if known[name].use == "sampling"}
+        if len({given[name] for name in ("max_tokens", "max_completion_tokens") if name in given}) > 1:
+            message = "max_tokens and max_completion_tokens differ; they are two names of one limit, keep one"
+            raise Refusal("invalid_value", message, "max_completion_tokens")
+        defaults = {"max_tokens": None if url == CHAT else MAX_TOKENS_OF_COMPLETION, **self.defaults}
+        values = {known[name].target: value for name, value in given.items()}
+        try:
+            return SamplingParams(**{**defaults, **values, "logprobs": num_top, "structured_outputs": constraint})
+        except SamplingParamsError as error:
+            raise Refusal("invalid_value", str(error), _culprit(known, given)) from None
+
+    def _seeded(self, sampling: SamplingParams, custom_id: str) -> SamplingParams:
+        if sampling.is_greedy or sampling.seed is not None:
+            return sampling
+        digest = hashlib.blake2b(f"{self.seed}:{custom_id}".encode(), digest_size=8).digest()
+        return sampling.clone(seed=int.from_bytes(digest, "big") & MAX_SEED)
+
+
+def first_endpoint(file: Storage) -> str | None:
+    """Returns the endpoint of a file's first line that names one, None if no line does.
+
+    Args:
+        file: The batch file.
+    """
+    with file.open_input() as lines:
+        for line in lines:
+            with suppress(Refusal):
+                url = parse_object(line).get("url")
+                if url in ENDPOINTS:
+                    return url
+    return None
+
+
+def parse_object(line: bytes) -> dict[str, Any]:
+    """Reads a line as a JSON object.
+
+    Args:
+        line: The line as it stands in the file.
+
+    Raises:
+        Refusal: It is none.
+    """
+    try:
+        values = from_json(line.removeprefix(BOM), allow_inf_nan=False)
+    except ValueError as error:
+        raise Refusal("invalid_json_line", _describe_json(line, error)) from None
+    if not isinstance(values, dict):
+        raise Refusal("invalid_json_line", f"the line holds a JSON {type(values).__name__}, not an object")
+    return values
+
+
+def custom_id_of(values: Mapping[str, Any]) -> str | None:
+    """Returns a line's `custom_id`, None if it has none that could be one."""
+    custom_id = values.get("custom_id")
+    return custom_id if isinstance(custom_id, str) and custom_id else None
+
+
+def _describe_json(line: bytes, error: ValueError) -> str:
+    try:
+        line.decode()
+    except UnicodeDecodeError as broken:
+        return f"the line is not UTF-8: byte {line[broken.start]:#04x} at {broken.start}"
+    return f"the line is not JSON: {error}"
+
+
+def _checked_line(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Checks everything of a line but its body, which is returned."""
+    for name in values:
+        if name not in LINE_FIELDS:
+            raise Refusal("unknown_parameter", unknown_key_message("the line", name, LINE_FIELDS), name)
+    for name, kind in LINE_FIELDS.items():
+        check_kind(_required(values, name), kind, name)
+    if not values["custom_id"]:
+        raise Refusal("invalid_value", "custom_id is empty; answers are found by it", "custom_id")
+    if values["method"] != "POST":
+        raise Refusal("invalid_method", f"method must be 'POST'; got {values['method']!r:.80}", "method")
+    if values["url"] not in ENDPOINTS:
+        raise Refusal("invalid_url", f"url must be {' or '.join(ENDPOINTS)}; got {values['url']!r:.80}", "url")
+    return values["body"]
+
+
+def _required(values: Mapping[str, Any], name: str) -> Any:
+    if values.get(name) is None:
+        raise Refusal("missing_required_parameter", f"{name} is missing", name)
+    return values[name]
+
+
+def _check_field(known: Mapping[str, BodyField], name: str, value: Any) -> None:
+    if name not in known:
+        raise Refusal("unknown_parameter", unknown_key_message("the body", name, known), name)
+    field = known[name]
+    check_kind(value, field.kind, name)
+    if field.use == "refused" and value not in field.off:
+        raise Refusal("unsupported_value", f"{name}={value!r:.80} is not supported: {field.note}", name)
+
+
+def _chat_columns(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        columns.MESSAGES: read_messages(_required(body, "messages")),
+        columns.TOOLS: read_tools(body),
+        columns.CHAT_TEMPLATE_KWARGS: read_template_kwargs(body),
+    }
+
+
+def _completion_columns(body: Mapping[str, Any]) -> dict[str, Any]:
+    prompt = _required(body, "prompt")
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        prompt = prompt[0]
+    if isinstance(prompt, str):
+        return {columns.PROMPT: prompt}
+    if any(isinstance(one, str | list) for one in prompt):
+        raise Refusal("unsupported_value", f"prompt holds {len(prompt)} prompts; give each a line of its own", "prompt")
+    if not all(isinstance(one, int) and not isinstance(one, bool) for one in prompt):
+        raise Refusal("invalid_type", f"a list as prompt holds token ids; got {prompt!r:.80}", "prompt")
+    return {columns.TOKENIZED_PROMPT: prompt}
+
+
+def _num_top(url: str, body: Mapping[str, Any]) -> int | None:
+    if url != CHAT:
+        return body.get("logprobs")
+    if "top_logprobs" in body and not body.get("logprobs"):
+        raise Refusal("invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")
+    return body.get("top_logprobs", 0) if body.get("logprobs") else None
+
+
+def _checked_echo(body: Mapping[str, Any], num_top: int | None) -> bool:
+    echo = bool(body.get("echo"))
+    if echo and (num_top is not None or not isinstance(body["prompt"], str)):
+        message = "echo is there for a prompt given as text, without logprobs; the prompt's tokens are not reported"
+        raise Refusal("unsupported_value", message, "echo")
+    return echo
+
+
+def _culprit(known: Mapping[str, BodyField], given: Mapping[str, Any]) -> str | None:
+    """Returns the field that is wrong by itself; None if only several together are."""
+    for name, value in given.items():
+        try:
+            SamplingParams(**{known[name].target: value})
+        except SamplingParamsError:
+            return name
+    return None

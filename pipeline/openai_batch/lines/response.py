@@ -1,0 +1,198 @@
+"""A row that came back from the engine -> the line of the out file; an error -> the line of the error file."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic_core import to_json
+
+from ... import columns
+from ...answers.tool_calls import JSON_LIST, parse_tool_calls
+from .embedding import EmbeddingRequest, embedding_body
+from .fields import CHAT
+from .line_error import LineError
+from .request import BatchRequest
+
+Token = Mapping[str, Any]
+"""Of a token at a position: its `decoded_token`, `logprob` and `rank`."""
+
+LOWEST_LOGPROB = -9999.0
+"""What the API has for a probability of nothing, which JSON could not write."""
+
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+"""Stands in the text of a token that is not whole characters."""
+
+
+def answer_line(
+    request: BatchRequest | EmbeddingRequest, row: Mapping[str, Any], created_s: int, fingerprint: str
+) -> bytes:
+    """Writes the line of a request that was answered.
+
+    Args:
+        request: The request.
+        row: Its columns after generation.
+        created_s: When it was answered, in seconds since 1970.
+        fingerprint: Of the model and its settings.
+
+    Returns:
+        A line of the out file.
+    """
+    if isinstance(request, EmbeddingRequest):
+        return _line(request.custom_id, 200, embedding_body(request, row), None)
+    chat = request.url == CHAT
+    sequences = row[columns.OUTPUTS] or [_only_sequence(row)]
+    body = {
+        "id": _new_id("chatcmpl-" if chat else "cmpl-"),
+        "object": "chat.completion" if chat else "text_completion",
+        "created": created_s,
+        "model": request.model,
+        "choices": [(_chat_choice if chat else _text_choice)(request, one) for one in sequences],
+        "usage": _usage(row),
+        "system_fingerprint": fingerprint,
+    }
+    return _line(request.custom_id, 200, body, None)
+
+
+def error_line(error: LineError, line: int | None) -> bytes:
+    """Writes the line of a request that was not answered.
+
+    Args:
+        error: Why not.
+        line: Number of its line in the input, from 1.
+
+    Returns:
+        A line of the error file.
+    """
+    return _line(error.custom_id, error.status, error.as_body(), error.as_error(line))
+
+
+def _line(custom_id: str | None, status: int | None, body: dict[str, Any], error: dict[str, Any] | None) -> bytes:
+    response = None if status is None else {"status_code": status, "request_id": _new_id("req_"), "body": body}
+    line = {"id": _new_id("batch_req_"), "custom_id": custom_id, "response": response, "error": error}
+    return to_json(line) + b"\n"
+
+
+def _new_id(prefix: str) -> str:
+    return prefix + uuid.uuid4().hex
+
+
+def _only_sequence(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "index": 0,
+        "text": row[columns.GENERATED_TEXT],
+        "token_ids": row[columns.GENERATED_TOKENS],
+        "finish_reason": row[columns.FINISH_REASON],
+        "stop_reason": row[columns.STOP_REASON],
+        "logprobs": row[columns.LOGPROBS],
+        **{name: row.get(name) for name in (columns.CONTENT, columns.REASONING_CONTENT, columns.TOOL_CALLS)},
+    }
+
+
+def _chat_choice(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any]:
+    message, finish_reason = _message(request, sequence), sequence["finish_reason"]
+    return {
+        "index": sequence["index"],
+        "message": message,
+        "logprobs": _chat_logprobs(request, sequence),
+        "finish_reason": "tool_calls" if "tool_calls" in message and finish_reason == "stop" else finish_reason,
+    }
+
+
+def _message(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the answer as a message; what the stages that read answers have found is set apart in it."""
+    message = {"role": "assistant", "content": sequence["text"], "refusal": None}
+    if request.sampling.structured_outputs is not None:  # All of the text is answer.
+        return {**message, **(_forced_calls(request, sequence["text"]) if request.is_forced else {})}
+    reasoning = sequence.get(columns.REASONING_CONTENT)
+    calls = sequence.get(columns.TOOL_CALLS) if request.prompt[columns.TOOLS] else None
+    if calls or reasoning is not None:
+        message["content"] = sequence.get(columns.CONTENT)
+    if reasoning is not None:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
+    return message
+
+
+def _forced_calls(request: BatchRequest, text: str) -> dict[str, Any]:
+    """Reads an answer that is calls; one that was cut off stays in the content as it is."""
+    read = parse_tool_calls(JSON_LIST, text, request.custom_id)
+    return {"content": read.content, "tool_calls": read.tool_calls} if read.tool_calls else {}
+
+
+def _text_choice(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any]:
+    text = sequence["text"]
+    return {
+        "index": sequence["index"],
+        "text": request.prompt[columns.PROMPT] + text if request.echo else text,
+        "logprobs": _text_logprobs(request, sequence),
+        "finish_reason": sequence["finish_reason"],
+    }
+
+
+def _usage(row: Mapping[str, Any]) -> dict[str, Any]:
+    num_in, num_out = row[columns.NUM_INPUT_TOKENS], row[columns.NUM_GENERATED_TOKENS]
+    return {
+        "prompt_tokens": num_in,
+        "completion_tokens": num_out,
+        "total_tokens": num_in + num_out,
+        "prompt_tokens_details": {"cached_tokens": row[columns.NUM_CACHED_TOKENS]},
+    }
+
+
+def _chat_logprobs(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any] | None:
+    if request.num_top is None:
+        return None
+    content = []
+    for drawn, likely in _positions(request, sequence):
+        content.append({**_chat_token(drawn), "top_logprobs": [_chat_token(one) for one in likely]})
+    return {"content": content, "refusal": None}
+
+
+def _chat_token(token: Token) -> dict[str, Any]:
+    text = _text_of(token)
+    # Of part of a character the text says not which; the bytes are not known then.
+    bytes_ = None if BROKEN in text else list(text.encode())
+    return {"token": text, "logprob": _logprob_of(token), "bytes": bytes_}
+
+
+def _text_logprobs(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any] | None:
+    if request.num_top is None:
+        return None
+    tokens, logprobs, tops, offsets, offset = [], [], [], [], 0
+    for drawn, likely in _positions(request, sequence):
+        tokens.append(_text_of(drawn))
+        logprobs.append(_logprob_of(drawn))
+        tops.append({_text_of(one): _logprob_of(one) for one in [*likely, drawn]})
+        offsets.append(offset)
+        offset += len(tokens[-1])
+    top = tops if request.num_top else None
+    return {"tokens": tokens, "token_logprobs": logprobs, "top_logprobs": top, "text_offset": offsets}
+
+
+def _positions(request: BatchRequest, sequence: Mapping[str, Any]) -> Iterator[tuple[Token, Sequence[Token]]]:
+    """Yields (token, likely tokens, the most probable first) of each position whose token is part of the text."""
+    token_ids, positions = sequence["token_ids"], sequence["logprobs"] or []
+    if _ended_by_token(sequence) and not request.sampling.include_stop_str_in_output:
+        token_ids, positions = token_ids[:-1], positions[:-1]
+    num_top = request.num_top or 0
+    for token_id, position in zip(token_ids, positions, strict=True):
+        ranked = sorted(position.values(), key=lambda one: one["rank"])
+        yield position[token_id], ranked[:num_top]
+
+
+def _ended_by_token(sequence: Mapping[str, Any]) -> bool:
+    """Whether the last token stopped the sequence, so that the text does not have it."""
+    if sequence["finish_reason"] != "stop":
+        return False
+    return sequence["stop_reason"] in (None, str(sequence["token_ids"][-1]))
+
+
+def _text_of(token: Token) -> str:
+    return token["decoded_token"] or ""
+
+
+def _logprob_of(token: Token) -> float:
+    return max(token["logprob"], LOWEST_LOGPROB)

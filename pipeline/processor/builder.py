@@ -1,0 +1,205 @@
+"""From a config to its processor: `build_llm_processor`, and the table of who builds what."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from ...engine import resolve_model
+from ...engine.errors import ConfigError, unknown_key_message
+from .backend import Backend
+from .config import EngineProcessorConfig, ProcessorConfig
+from .engine_backend import EngineBackend
+from .engine_stages import finish_plans, prepare_plans
+from .processor import Processor, RowFunction
+from .request_backend import http_backend, serve_backend
+from .request_config import HttpRequestProcessorConfig, ServeDeploymentProcessorConfig
+from .sglang import SGLangEngineProcessorConfig, sampling_names_plan
+from .stage_plan import CustomStage, StagePlan
+
+Builder = Callable[..., Processor]
+"""Called with a config, the keyword arguments of `Processor` for the user's functions, and the `builder_kwargs`."""
+
+
+def build_engine_processor(
+    config: EngineProcessorConfig,
+    functions: Mapping[str, Any],
+    *,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Processor:
+    """Builds the processor of an engine of ours.
+
+    Args:
+        config: Settings.
+        functions: `preprocess`, `postprocess` and their map kwargs.
+        chat_template_kwargs: Variables of the chat template, in place of the stage's.
+    """
+    resolve_model(config.model_source)
+    if chat_template_kwargs is not None:
+        stage = config.chat_template_stage.replace(chat_template_kwargs=dict(chat_template_kwargs))
+        config = config.replace(chat_template_stage=stage)
+    return Processor(config, engine_stages(config), **functions)
+
+
+def engine_stages(config: EngineProcessorConfig) -> list[StagePlan | Backend]:
+    """Returns the stages of an engine's processor, in order.
+
+    Args:
+        config: Settings.
+    """
+    names = [sampling_names_plan(config)] if isinstance(config, SGLangEngineProcessorConfig) else []
+    return [*prepare_plans(config), *names, EngineBackend(config), *finish_plans(config)]
+
+
+def build_http_processor(config: HttpRequestProcessorConfig, functions: Mapping[str, Any]) -> Processor:
+    """Builds the processor of an HTTP endpoint.
+
+    Args:
+        config: Settings.
+        functions: `preprocess`, `postprocess` and their map kwargs.
+    """
+    return Processor(config, [http_backend(config)], **functions)
+
+
+def build_serve_processor(config: ServeDeploymentProcessorConfig, functions: Mapping[str, Any]) -> Processor:
+    """Builds the processor of a deployment of Ray Serve.
+
+    Args:
+        config: Settings.
+        functions: `preprocess`, `postprocess` and their map kwargs.
+    """
+    return Processor(config, [serve_backend(config)], **functions)
+
+
+class ProcessorBuilder:
+    """Finds the function that builds the processor of a config.
+
+    Those of this package are always there; `register` adds one for a config class of yours.
+    """
+
+    _OURS: ClassVar[Mapping[type[ProcessorConfig], Builder]] = {
+        EngineProcessorConfig: build_engine_processor,
+        HttpRequestProcessorConfig: build_http_processor,
+        ServeDeploymentProcessorConfig: build_serve_processor,
+    }
+    _registered: ClassVar[dict[type[ProcessorConfig], Builder]] = {}
+
+    @classmethod
+    def register(cls, config_type: type[ProcessorConfig], builder: Builder) -> None:
+        """Says who builds the processors of a config class, and of classes derived from it.
+
+        Args:
+            config_type: The class.
+            builder: Called with a config, with keyword arguments to pass on to `Processor` (`preprocess`, `postprocess`
+                and their map kwargs), and with the `builder_kwargs` as keywords of its own.
+
+        Raises:
+            ConfigError: The class has a builder.
+        """
+        if not (isinstance(config_type, type) and issubclass(config_type, ProcessorConfig)):
+            raise ConfigError(f"config_type must be a class derived from ProcessorConfig; got {config_type!r:.80}")
+        if config_type in cls._builders():
+            raise ConfigError(f"{config_type.__name__} has a builder; derive a class from it, or call clear_registry()")
+        cls._registered[config_type] = builder
+
+    @classmethod
+    def clear_registry(cls) -> None:
+        """Forgets every builder that was registered; those of this package stay."""
+        cls._registered.clear()
+
+    @classmethod
+    def validate_builder_kwargs(cls, builder_kwargs: Mapping[str, Any] | None) -> None:
+        """Checks that builder_kwargs say nothing that has a parameter of its own.
+
+        Args:
+            builder_kwargs: What `build_llm_processor` was given.
+
+        Raises:
+            ConfigError: They do.
+        """
+        own = set(inspect.signature(build_llm_processor).parameters) - {"builder_kwargs"}
+        for name in builder_kwargs or {}:
+            if name in own:
+                raise ConfigError(f"builder_kwargs hold {name!r}, which is a parameter of its own: pass it as such")
+
+    @classmethod
+    def build(
+        cls, config: ProcessorConfig, builder_kwargs: Mapping[str, Any] | None = None, **functions: Any
+    ) -> Processor:
+        """Builds the processor of a config.
+
+        Args:
+            config: Settings.
+            builder_kwargs: Further keyword arguments of the builder.
+            **functions: The user's functions, as `Processor` takes them.
+
+        Raises:
+            ConfigError: There is no builder for the config, or it does not take one of the arguments.
+        """
+        builder = cls._find(config)
+        cls.validate_builder_kwargs(builder_kwargs)
+        taken = inspect.signature(builder).parameters
+        if not any(one.kind is inspect.Parameter.VAR_KEYWORD for one in taken.values()):
+            for name in set(builder_kwargs or {}) - set(taken):
+                raise ConfigError(unknown_key_message("builder_kwargs", name, list(taken)[2:]))
+        return builder(config, functions, **(builder_kwargs or {}))
+
+    @classmethod
+    def _builders(cls) -> dict[type[ProcessorConfig], Builder]:
+        return {**cls._OURS, **cls._registered}
+
+    @classmethod
+    def _find(cls, config: ProcessorConfig) -> Builder:
+        builders = cls._builders()
+        for kind in type(config).__mro__:
+            if kind in builders:
+                return builders[kind]
+        known = ", ".join(sorted(kind.__name__ for kind in builders))
+        raise ConfigError(
+            f"config must be one of {known}, or of a class given to ProcessorBuilder.register; "
+            f"got {type(config).__name__}"
+        )
+
+
+def build_llm_processor(
+    config: ProcessorConfig,
+    preprocess: RowFunction | None = None,
+    postprocess: RowFunction | None = None,
+    preprocess_map_kwargs: Mapping[str, Any] | None = None,
+    postprocess_map_kwargs: Mapping[str, Any] | None = None,
+    builder_kwargs: Mapping[str, Any] | None = None,
+    stages: Sequence[CustomStage] = (),
+) -> Processor:
+    """Builds a processor: rows in, answered rows out.
+
+    Args:
+        config: Settings; their class says what answers the rows.
+        preprocess: Row -> columns to merge into it: for an engine `messages` or `prompt`, and `sampling_params` as a
+            dict. None if the dataset has them.
+        postprocess: Row with the columns of the stages -> the row of the result. None keeps all columns.
+        preprocess_map_kwargs: Resources of the operator `preprocess` runs in, and `fn_args`, `fn_kwargs` for it.
+        postprocess_map_kwargs: The same for `postprocess`.
+        builder_kwargs: Further arguments of who builds it; for an engine `chat_template_kwargs`, variables of the chat
+            template.
+        stages: Stages of your own, each with its place among the processor's.
+
+    Returns:
+        A processor; nothing has started yet.
+
+    Raises:
+        ConfigError: Something given cannot be used.
+    """
+    functions = {
+        "preprocess": preprocess,
+        "postprocess": postprocess,
+        "preprocess_map_kwargs": preprocess_map_kwargs,
+        "postprocess_map_kwargs": postprocess_map_kwargs,
+    }
+    processor = ProcessorBuilder.build(config, builder_kwargs, **functions)
+    for stage in stages:
+        processor.add_stage(stage)
+    return processor
+
+
+build_processor = build_llm_processor

@@ -1,0 +1,200 @@
+"""The three operators a row passes on Ray Data: prepare, generate, finish.
+
+Each is a class for `Dataset.map_batches`: a block in, a block out. Between them a row travels pickled in one binary
+column, so that its values come out exactly as they went in; only prepare reads ordinary columns, and only finish
+writes them.
+
+A call returns one block, in the order of its input. Ray repeats a call whose process died; a call that handed out
+several blocks in order of completion could then have rows of the first attempt stand beside rows of the second, some
+of them twice. The engine does not wait for blocks: several are under way at once (see `GenerateStage`).
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .. import columns
+from ..stages.base import Row, RowError, Stage
+
+MakeStages = Callable[[], Sequence[Stage]]
+"""Makes the stages of an operator, in the process that runs them."""
+
+PROTOCOL = 5
+
+
+class Prepare:
+    """From the dataset's columns to rows ready for the engine.
+
+    Args:
+        make_stages: Makes the stages.
+    """
+
+    def __init__(self, make_stages: MakeStages) -> None:
+        self._stages = make_stages()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Runs the stages over a block of the dataset."""
+        return pack(run_stages(self._stages, [Row.read(columns) for columns in table.to_pylist()]))
+
+
+class Generate:
+    """From rows to rows with outputs. Several calls run at once, in threads.
+
+    Args:
+        make_stages: Makes the stages.
+    """
+
+    def __init__(self, make_stages: MakeStages) -> None:
+        self._stages = make_stages()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Runs the stages over a block of rows."""
+        return pack(run_stages(self._stages, unpack(table)))
+
+
+class Finish:
+    """From rows to the columns of the result.
+
+    Args:
+        make_stages: Makes the stages.
+        mark_success: Whether rows that went through say so, with an empty `__inference_error__`.
+        schema: Columns and types of every block; None for what the rows hold.
+    """
+
+    def __init__(self, make_stages: MakeStages, mark_success: bool, schema: pa.Schema | None = None) -> None:
+        self._stages = make_stages()
+        self._mark_success = mark_success
+        self._schema = schema
+
+    def __call__(self, table: pa.Table) -> pa.Table | dict[str, Any]:
+        """Runs the stages over a block of rows and spreads them into columns."""
+        rows = run_stages(self._stages, unpack(table))
+        if self._schema is not None:
+            return to_schema(rows, self._schema)
+        return to_columns([result_columns(row, self._mark_success) for row in rows])
+
+
+def run_stages(stages: Sequence[Stage], rows: list[Row]) -> list[Row]:
+    """Runs rows through stages, in place.
+
+    Args:
+        stages: The stages, in order.
+        rows: The rows of a block.
+
+    Returns:
+        The same rows.
+    """
+    for stage in stages:
+        stage.run(rows)
+    return rows
+
+
+def pack(rows: Sequence[Row]) -> pa.Table:
+    """Puts rows into a block of one binary column."""
+    return pa.table({columns.DATA: pa.array([pickle.dumps(row, PROTOCOL) for row in rows], pa.binary())})
+
+
+def unpack(table: pa.Table) -> list[Row]:
+    """Takes the rows out of a block that `pack` made."""
+    return [pickle.loads(value.as_buffer()) for value in table[columns.DATA]]
+
+
+def result_columns(row: Row, mark_success: bool) -> dict[str, Any]:
+    """Returns what a row becomes in the result.
+
+    Args:
+        row: A row that passed all stages.
+        mark_success: Whether a row that went through gets an empty `__inference_error__`.
+
+    Returns:
+        Its columns. A failed row has those it was read with, its error, and finish reason ``"error"``.
+    """
+    if row.error is not None:
+        return {**row.input, columns.INFERENCE_ERROR: str(row.error), columns.FINISH_REASON: "error"}
+    data = without_marks(row.data)
+    return {**data, columns.INFERENCE_ERROR: columns.NO_ERROR} if mark_success else data
+
+
+def without_marks(data: dict[str, Any]) -> dict[str, Any]:
+    """Returns the columns of a row without what only the pipeline reads."""
+    return {name: value for name, value in data.items() if name != columns.IS_DUPLICATE}
+
+
+def to_columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table | dict[str, Any]:
+    """Builds a block from rows whose columns may differ.
+
+    Args:
+        rows: Column name -> value.
+
+    Returns:
+        An Arrow table; where a column holds what Arrow cannot type (several types, tensors, objects), a dict of numpy
+        arrays, of which Ray Data makes what it would have made of such a row.
+    """
+    values = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+    types = columns.result_types()
+    try:
+        return pa.table({name: _to_arrow(column, types.get(name)) for name, column in values.items()})
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return {name: _to_objects(column) for name, column in values.items()}
+
+
+def to_schema(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    """Builds a block with exactly the columns of a schema.
+
+    A value that does not fit its column turns its row into an error row in which the value is left out.
+
+    Args:
+        rows: Rows that passed all stages.
+        schema: Columns and types.
+
+    Returns:
+        An Arrow table.
+    """
+    results = [result_columns(row, mark_success=True) for row in rows]
+    try:
+        return pa.Table.from_pylist(results, schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.Table.from_pylist(
+            [_fitted(row, result, schema) for row, result in zip(rows, results, strict=True)], schema
+        )
+
+
+def _fitted(row: Row, result: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    unfit = {field.name for field in schema if not _fits(result.get(field.name), field.type)}
+    if not unfit:
+        return dict(result)
+    name = min(unfit)
+    error = row.error or RowError(
+        "write", "TypeError", f"column {name!r} holds {result[name]!r:.80}, which is not {schema.field(name).type}"
+    )
+    kept = {name: value for name, value in row.input.items() if name not in unfit}
+    return result_columns(Row(kept, {}, error), mark_success=True)
+
+
+def _fits(value: Any, kind: pa.DataType) -> bool:
+    try:
+        pa.array([value], kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return False
+    return True
+
+
+def _to_arrow(values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    """Types a column as it is known by name, or else by its values."""
+    if kind is not None:
+        try:
+            return pa.array(values, kind)
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            pass  # The user's postprocess gave the name a meaning of its own.
+    return pa.array(values)
+
+
+def _to_objects(values: list[Any]) -> np.ndarray:
+    column = np.empty(len(values), dtype=object)
+    column[:] = values
+    return column

@@ -1,0 +1,181 @@
+"""A server in the middle of a processor: an HTTP endpoint, or a deployment of Ray Serve."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ray.data import ActorPoolStrategy
+
+from ...engine.errors import ConfigError
+from .. import columns
+from ..stages.base import Stage
+from .backend import Backend, OperatorKwargs, check_room
+from .config import StageConfig
+from .engine_stages import OPERATOR_CPUS, num_blocks, rows_per_block
+from .operators import MakeStages
+from .request_config import HttpRequestProcessorConfig, RequestProcessorConfig, ServeDeploymentProcessorConfig
+from .stage_plan import StageInfo
+
+
+class RequestBackend(Backend):
+    """A server that runs already, so there is nothing to start.
+
+    Args:
+        info: Name, settings and columns of the stage that asks it.
+        make_stages: Makes that stage, in the worker.
+        kwargs: How its operator runs.
+        batch_size: Rows that small blocks are gathered into.
+        check: Called on the driver with each dataset, for what the config cannot know.
+    """
+
+    def __init__(
+        self,
+        info: StageInfo,
+        make_stages: MakeStages,
+        kwargs: OperatorKwargs,
+        batch_size: int,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(info, kwargs, batch_size)
+        self._make_stages = make_stages
+        self._check = check
+
+    def start(self, operators: Sequence[OperatorKwargs]) -> MakeStages:
+        """Checks that the job has room and that the server is there, as far as that can be seen."""
+        check_room(operators)
+        if self._check is not None:
+            self._check()
+        return self._make_stages
+
+
+def http_backend(config: HttpRequestProcessorConfig) -> Backend:
+    """Returns the backend of an HTTP endpoint.
+
+    Args:
+        config: Settings of the processor.
+    """
+    stage = config.http_request_stage
+    num_processes = _max_processes(config, stage)
+    info = StageInfo("HttpRequestStage", stage, (columns.PAYLOAD,))
+    make = functools.partial(make_http_stages, config, num_processes)
+    return RequestBackend(info, make, _request_kwargs(config, stage), _batch_size(config, stage))
+
+
+def serve_backend(config: ServeDeploymentProcessorConfig) -> Backend:
+    """Returns the backend of a deployment of Ray Serve.
+
+    Args:
+        config: Settings of the processor.
+    """
+    stage = StageConfig()
+    num_processes = _max_processes(config, stage)
+    info = StageInfo("ServeDeploymentStage", config, (columns.METHOD, columns.REQUEST_KWARGS), (columns.DTYPE,))
+    make = functools.partial(make_serve_stages, config, num_processes)
+    check = functools.partial(check_deployment, config.deployment_name, config.app_name)
+    return RequestBackend(info, make, _request_kwargs(config, stage), _batch_size(config, stage), check)
+
+
+def make_http_stages(config: HttpRequestProcessorConfig, num_processes: int) -> list[Stage]:
+    """Makes the stage that posts payloads.
+
+    Args:
+        config: Settings of the processor.
+        num_processes: Processes that share the limits of the job.
+    """
+    from ..stages.http import HttpRequestStage
+    from ..stages.pace import RetryRule
+
+    stage = HttpRequestStage(
+        config.url,
+        headers=config.headers,
+        qps=None if config.qps is None else config.qps / num_processes,
+        retry=RetryRule(config.max_retries, config.base_retry_wait_time_in_s, config.max_retry_wait_time_in_s),
+        request_timeout_s=config.request_timeout_s,
+        max_concurrent_requests=_share(config, num_processes),
+        session_factory=config.session_factory,
+        stop_on_error=config.stop_on_error,
+    )
+    return [stage]
+
+
+def make_serve_stages(config: ServeDeploymentProcessorConfig, num_processes: int) -> list[Stage]:
+    """Makes the stage that calls a deployment.
+
+    Args:
+        config: Settings of the processor.
+        num_processes: Processes that share the limits of the job.
+    """
+    from ..stages.serve import ServeDeploymentStage, connect
+
+    stage = ServeDeploymentStage(
+        connect(config.deployment_name, config.app_name),
+        dtype_mapping=config.dtype_mapping,
+        stream=config.stream,
+        request_timeout_s=config.request_timeout_s,
+        max_concurrent_requests=_share(config, num_processes),
+        stop_on_error=config.stop_on_error,
+    )
+    return [stage]
+
+
+def check_deployment(deployment_name: str, app_name: str) -> None:
+    """Checks that a deployment is there.
+
+    Args:
+        deployment_name: Its name.
+        app_name: Name of its application.
+
+    Raises:
+        ConfigError: It is not, or Ray Serve is not installed.
+    """
+    try:
+        from ray import serve
+    except ImportError as error:
+        raise ConfigError(f"Ray Serve is not installed ({error}); run: pip install 'millrace[serve]'") from error
+    applications = serve.status().applications
+    if app_name not in applications:
+        raise ConfigError(f"Ray Serve runs no application {app_name!r}; it runs: {_listed(applications)}")
+    deployments = applications[app_name].deployments
+    if deployment_name not in deployments:
+        raise ConfigError(
+            f"application {app_name!r} has no deployment {deployment_name!r}; it has: {_listed(deployments)}"
+        )
+
+
+def _listed(names: Mapping[str, Any]) -> str:
+    return ", ".join(names) or "none"
+
+
+def _share(config: RequestProcessorConfig, num_processes: int) -> int:
+    return max(1, config.max_concurrent_requests // num_processes)
+
+
+def _batch_size(config: RequestProcessorConfig, stage: StageConfig) -> int:
+    """Returns the rows of a block: as asked for, or more where so many blocks could not keep all places full."""
+    return rows_per_block(_share(config, _max_processes(config, stage)), stage.batch_size or config.batch_size)
+
+
+def _max_processes(config: RequestProcessorConfig, stage: StageConfig) -> int:
+    size = stage.concurrency or config.concurrency
+    return size if isinstance(size, int) else size[1]
+
+
+def _request_kwargs(config: RequestProcessorConfig, stage: StageConfig) -> dict[str, Any]:
+    """Returns how the operator runs: few processes, in each a thread for every block under way."""
+    size = stage.concurrency or config.concurrency
+    low, high = size if isinstance(size, tuple) else (size, size)
+    compute = ActorPoolStrategy(
+        min_size=low,
+        max_size=high,
+        max_concurrent_calls_per_actor=num_blocks(_share(config, high), _batch_size(config, stage)),
+        enable_true_multi_threading=True,
+    )
+    kwargs = {
+        "num_cpus": stage.num_cpus or OPERATOR_CPUS,
+        "memory": stage.memory,
+        "runtime_env": stage.runtime_env or config.runtime_env,
+        "compute": compute,
+    }
+    return {key: value for key, value in kwargs.items() if value is not None}

@@ -1,0 +1,95 @@
+"""Settings of processors that ask a server: an HTTP endpoint, or a deployment of Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from ...engine.errors import ConfigError
+from .config import ProcessorConfig, StageConfig, read_stage
+
+
+class HttpRequestStageConfig(StageConfig):
+    """The stage that posts payloads."""
+
+
+class RequestProcessorConfig(ProcessorConfig):
+    """What both kinds have. `concurrency` is the number of processes that send; one can hold thousands of requests.
+
+    Attributes:
+        max_concurrent_requests: Requests under way at once, of the whole job.
+    """
+
+    max_concurrent_requests: int = Field(default=256, gt=0)
+
+
+class HttpRequestProcessorConfig(RequestProcessorConfig):
+    """Settings of a processor that posts each row to an HTTP endpoint.
+
+    Attributes:
+        url: The endpoint.
+        headers: Of every request.
+        qps: Requests sent a second at most, by the whole job, retries included; None for no limit.
+        max_retries: Times a request is sent again after a status of 408, 429, 500, 502, 503 or 504, a timeout, a lost
+            connection or a cut body.
+        base_retry_wait_time_in_s: Seconds before the first retry, at most; the bound doubles with each, and the wait is
+            drawn below it.
+        max_retry_wait_time_in_s: Bound of that wait, and of what a server may ask for in `Retry-After`.
+        request_timeout_s: Seconds one attempt may take; None for no limit.
+        session_factory: Makes the `aiohttp.ClientSession`, in the worker, for what the fields here do not reach: TLS,
+            proxies, cookies.
+        http_request_stage: Resources of the operator that sends; it cannot be switched off.
+    """
+
+    url: str
+    headers: dict[str, str] | None = Field(default=None, repr=False)
+    qps: float | None = Field(default=None, gt=0)
+    max_retries: int = Field(default=0, ge=0)
+    base_retry_wait_time_in_s: float = Field(default=1.0, gt=0)
+    max_retry_wait_time_in_s: float = Field(default=60.0, gt=0)
+    request_timeout_s: float | None = Field(default=300.0, gt=0)
+    session_factory: Callable[[], Any] | None = Field(default=None, exclude=True, repr=False)
+    http_request_stage: HttpRequestStageConfig = HttpRequestStageConfig()
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ConfigError(f"url must begin with http:// or https://; got {value!r:.80}")
+        return value
+
+    @field_validator("headers", mode="before")
+    @classmethod
+    def _read_headers(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: str(one) if isinstance(one, int | float) else one for name, one in value.items()}
+        return value
+
+    @field_validator("http_request_stage", mode="before")
+    @classmethod
+    def _read_stage(cls, value: Any) -> StageConfig:
+        stage = read_stage(value, HttpRequestStageConfig, "http_request_stage")
+        if not stage.enabled:
+            raise ConfigError("http_request_stage is what the processor is for: it cannot be switched off")
+        return stage
+
+
+class ServeDeploymentProcessorConfig(RequestProcessorConfig):
+    """Settings of a processor that calls a deployment of Ray Serve for each row.
+
+    Attributes:
+        deployment_name: The deployment.
+        app_name: Its application.
+        dtype_mapping: Name in column `dtype` -> class of the request; rows without that column send a dict.
+        stream: Whether the deployment's methods answer with a stream, as those of Ray Serve LLM do; its first item is
+            the answer.
+        request_timeout_s: Seconds an answer may take; None for no limit.
+    """
+
+    deployment_name: str
+    app_name: str = "default"
+    dtype_mapping: dict[str, type[Any]] | None = None
+    stream: bool = True
+    request_timeout_s: float | None = Field(default=None, gt=0)

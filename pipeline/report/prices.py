@@ -1,0 +1,89 @@
+"""What things cost, as the user says: there are no prices of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import Field
+
+from ..settings import Settings
+
+HOUR_S = 3600.0
+MILLION = 1e6
+
+
+class Prices(Settings):
+    """A price table. What is not given is not counted; prices by time and by token are two bills, not one.
+
+    Attributes:
+        currency: What the prices are in.
+        per_replica_hour: Of a replica for an hour, whatever it stands on.
+        per_accelerator_hour: Kind of accelerator, as Ray calls it (`H100`) -> one of them for an hour.
+        per_million_input_tokens: Of a million prompt tokens.
+        per_million_cached_tokens: Of a million prompt tokens that were found in the KV cache; None for the full price.
+        per_million_output_tokens: Of a million generated tokens.
+    """
+
+    currency: str = "USD"
+    per_replica_hour: float | None = Field(default=None, ge=0)
+    per_accelerator_hour: dict[str, float] | None = None
+    per_million_input_tokens: float | None = Field(default=None, ge=0)
+    per_million_cached_tokens: float | None = Field(default=None, ge=0)
+    per_million_output_tokens: float | None = Field(default=None, ge=0)
+
+    def by_time(self, replica_s: float, accelerator_s: Mapping[str, float]) -> float | None:
+        """Returns what replicas cost for the time they are held; None if no price applies.
+
+        Args:
+            replica_s: Seconds of replicas.
+            accelerator_s: Kind of accelerator -> seconds of accelerators.
+        """
+        prices = self.per_accelerator_hour or {}
+        bills = [prices[kind] * seconds / HOUR_S for kind, seconds in accelerator_s.items() if kind in prices]
+        if self.per_replica_hour is not None:
+            bills.append(self.per_replica_hour * replica_s / HOUR_S)
+        return sum(bills) if bills else None
+
+    def by_tokens(self, num_input: float, num_cached: float, num_output: float) -> float | None:
+        """Returns what tokens cost; None if no price of tokens is given.
+
+        Args:
+            num_input: Prompt tokens, cached ones included.
+            num_cached: Those of them found in the KV cache.
+            num_output: Generated tokens.
+        """
+        per_cached = self.per_million_cached_tokens
+        if per_cached is None:
+            per_cached = self.per_million_input_tokens
+        bill = [
+            (num_input - num_cached, self.per_million_input_tokens),
+            (num_cached, per_cached),
+            (num_output, self.per_million_output_tokens),
+        ]
+        if all(price is None for _, price in bill):
+            return None
+        return sum(tokens * price for tokens, price in bill if price is not None) / MILLION
+
+    def without_price(self, kinds: Iterable[str]) -> list[str]:
+        """Returns the kinds of accelerators that a table of accelerators lacks."""
+        prices = self.per_accelerator_hour
+        return [] if prices is None else sorted(kind for kind in kinds if kind not in prices)
+
+    def bill(
+        self,
+        replica_s: float,
+        accelerator_s: Mapping[str, float],
+        num_input: float,
+        num_cached: float,
+        num_output: float,
+    ) -> dict[str, Any]:
+        """Returns both bills as plain data for JSON; the arguments are those of `by_time` and `by_tokens`."""
+        by_time, by_tokens = self.by_time(replica_s, accelerator_s), self.by_tokens(num_input, num_cached, num_output)
+        return {
+            "currency": self.currency,
+            "by_time": None if by_time is None else round(by_time, 6),
+            "by_tokens": None if by_tokens is None else round(by_tokens, 6),
+            "without_price": self.without_price(accelerator_s),
+            "prices": self.model_dump(exclude_unset=True),
+        }
