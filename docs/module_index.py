@@ -14,8 +14,8 @@ TARGET = ROOT / "docs" / "modules.md"
 FOLDERS = ("pipeline", "actors", "engine", "kernels")
 HEAD = """# Every module
 
-The rooms of the four folders and the modules in them, each with the first line of its docstring. `make docs` writes this
-file. The [tour](architecture.md) says in which order to read.
+The rooms of the four folders and the modules in them, each with the first line of its docstring. `make docs` writes
+this file. The [tour](architecture.md) says in which order to read.
 """
 
 

@@ -335,5 +335,9 @@ def test_rooms_are_of_a_size_to_walk_through() -> None:
     """A room holds a dozen modules or so; only a set of equals may hold more."""
     equals = {"pipeline/stages", "pipeline/commands", "engine/models/families"}
     counts = Counter(module.path.parent.relative_to(ROOT).as_posix() for module in MODULES if module.folder)
-    wrong = (f"{room}: {count - 1} modules" for room, count in counts.items() if count - 1 > MAX_ROOM_MODULES and room not in equals)
+    wrong = (
+        f"{room}: {count - 1} modules"
+        for room, count in counts.items()
+        if count - 1 > MAX_ROOM_MODULES and room not in equals
+    )
     assert not (text := findings(wrong)), text

@@ -49,7 +49,7 @@ def read_log(log: Path) -> list[Done]:
 
 
 def start(folder: Path, output: str, log: Path, seconds_a_row: float) -> subprocess.Popen[str]:
-    script = Path(__file__).with_name("counted_job.py")
+    script = Path(__file__).parent.parent / "counted_job.py"
     address = ray.get_runtime_context().gcs_address
     arguments = [address, str(folder / "in.parquet"), str(folder / output), str(log), str(seconds_a_row)]
     return subprocess.Popen([sys.executable, "-P", str(script), *arguments], stderr=subprocess.PIPE, text=True)

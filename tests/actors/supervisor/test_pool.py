@@ -181,7 +181,7 @@ def test_dead_supervisor_takes_its_replicas_along(
 
 def test_dead_driver_takes_its_pool_along(cluster: None, is_running: IsRunning, eventually: Eventually) -> None:
     address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-P", "-c", DRIVER, str(Path(__file__).parent), address]
+    command = [sys.executable, "-P", "-c", DRIVER, str(Path(__file__).parent.parent), address]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         started = json.loads(driver.stdout.readline())
