@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .replica.replica import EngineReplica as EngineReplica
     from .stats import PoolStats as PoolStats
     from .stats import ReplicaStats as ReplicaStats
+    from .supervisor.headroom import check_leaves_one_cpu as check_leaves_one_cpu
     from .supervisor.nodes import accelerator_of as accelerator_of
-    from .supervisor.nodes import check_leaves_one_cpu as check_leaves_one_cpu
     from .supervisor.placement import Placement as Placement
     from .supervisor.pool import EnginePool as EnginePool
 
@@ -27,14 +27,9 @@ __getattr__, __dir__, __all__ = lazy_face(
         "client.client": ("PoolClient",),
         "config": ("PoolConfig",),
         "replica.replica": ("EngineReplica",),
-        "stats": (
-            "PoolStats",
-            "ReplicaStats",
-        ),
-        "supervisor.nodes": (
-            "accelerator_of",
-            "check_leaves_one_cpu",
-        ),
+        "stats": ("PoolStats", "ReplicaStats"),
+        "supervisor.headroom": ("check_leaves_one_cpu",),
+        "supervisor.nodes": ("accelerator_of",),
         "supervisor.placement": ("Placement",),
         "supervisor.pool": ("EnginePool",),
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 from ray.exceptions import (
@@ -20,10 +20,8 @@ from ray.exceptions import (
 from ...engine.errors import ReplicaDiedError
 from ...engine.request import EngineOutput, Request
 from ..view import ReplicaHandle
+from .connection import PoolConnection
 from .suspects import Suspects
-
-if TYPE_CHECKING:
-    from .client import PoolClient
 
 LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
 """What a result is replaced by when its replica, or the node that held the result, is gone."""
@@ -66,13 +64,13 @@ class Call:
     a replica that this call leases for them, in groups that find the guilty one (`Suspects`).
 
     Args:
-        client: Whose call it is.
+        connection: Connection to the pool.
     """
 
-    def __init__(self, client: PoolClient) -> None:
-        self._client = client
+    def __init__(self, connection: PoolConnection) -> None:
+        self._connection = connection
         self._streams: dict[Any, Share] = {}
-        self._suspects = Suspects(client.max_attempts)
+        self._suspects = Suspects(connection.max_attempts)
         self._lease: Lease | None = None
 
     def submit(self, requests: list[Request]) -> None:
@@ -83,7 +81,7 @@ class Call:
         """
         if not requests:
             return
-        shares = self._client.share_out(requests, wait=self._lease is None)
+        shares = self._connection.share_out(requests, wait=self._lease is None)
         for replica, chosen in shares:
             self._open(replica, chosen, is_apart=False)
         if not shares:
@@ -112,14 +110,14 @@ class Call:
     def cancel(self) -> None:
         """Takes back what is unfinished."""
         for stream, share in self._streams.items():
-            self._client.release(share.replica, len(share.unfinished))
+            self._connection.release(share.replica, len(share.unfinished))
             if ray.is_initialized():
                 ray.cancel(stream)
         self._streams.clear()
         self._end_lease()
 
     def _open(self, replica: ReplicaHandle, requests: list[Request], *, is_apart: bool) -> None:
-        stream = replica.actor.generate.remote(requests, [self._client.presence], is_apart)
+        stream = replica.actor.generate.remote(requests, [self._connection.presence], is_apart)
         self._streams[stream] = Share(replica, {request.request_id: request for request in requests}, is_apart)
 
     def _read(self, stream: Any) -> Iterator[EngineOutput]:
@@ -138,8 +136,8 @@ class Call:
             del share.unfinished[output.request_id]
             output.metrics.attempt = self._suspects.num_deaths(output.request_id) + 1
             output.metrics.replica_id = share.replica.replica_id
-        self._client.release(share.replica, len(chunk))
-        self._client.count_finished(len(chunk))
+        self._connection.release(share.replica, len(chunk))
+        self._connection.count_finished(len(chunk))
         if not share.unfinished:
             del self._streams[stream]
             self._go_on_apart(share)
@@ -148,7 +146,7 @@ class Call:
     def _take_back(self, stream: Any) -> None:
         """Sends elsewhere what a replica has handed back."""
         share, lost = self._close(stream)
-        self._client.note_handed_back(share.replica)
+        self._connection.note_handed_back(share.replica)
         self._run_again(share, lost)
         if share.is_apart:
             self._end_lease()
@@ -163,7 +161,7 @@ class Call:
         """Finds out what a lost stream's requests have to do with it; yields the one that is found guilty."""
         share, lost = self._close(stream)
         ray.cancel(stream)
-        if self._client.ask_how_it_ended(share.replica, error) == "left":
+        if self._connection.ask_how_it_ended(share.replica, error) == "left":
             self._run_again(share, lost)
         elif guilty := self._suspects.note_death(lost, share.is_apart):
             yield self._died_too_often(guilty, share.replica)
@@ -172,16 +170,16 @@ class Call:
 
     def _close(self, stream: Any) -> tuple[Share, list[Request]]:
         share = self._streams.pop(stream)
-        self._client.release(share.replica, len(share.unfinished))
+        self._connection.release(share.replica, len(share.unfinished))
         return share, list(share.unfinished.values())
 
     def _ask_for_lease(self) -> None:
         if self._suspects and self._lease is None:
             lease_id = uuid.uuid4().hex
-            self._lease = Lease(lease_id, self._client.ask_for_lease(lease_id))
+            self._lease = Lease(lease_id, self._connection.ask_for_lease(lease_id))
 
     def _enter(self, lease: Lease) -> None:
-        lease.replica = self._client.get_leased(lease.answer)
+        lease.replica = self._connection.get_leased(lease.answer)
         if lease.replica is None:
             self._end_lease()
         else:
@@ -195,12 +193,12 @@ class Call:
 
     def _run_group(self, replica: ReplicaHandle) -> None:
         group = self._suspects.next_group()
-        self._client.count_in_flight(replica, len(group))
+        self._connection.count_in_flight(replica, len(group))
         self._open(replica, group, is_apart=True)
 
     def _end_lease(self) -> None:
         if self._lease is not None:
-            self._client.end_lease(self._lease.lease_id)
+            self._connection.end_lease(self._lease.lease_id)
             self._lease = None
 
     def _died_too_often(self, request: Request, last: ReplicaHandle) -> EngineOutput:

@@ -18,7 +18,8 @@ from ..replica.ranks import RankInfo
 from ..replica.replica import EngineReplica, ReplicaSettings
 from ..replica.worker import EngineWorker
 from ..stats import ReplicaState, ReplicaStats
-from .nodes import is_alive, ranks_per_node
+from .headroom import ranks_per_node
+from .nodes import is_alive
 from .placement import rank_options, release, reserve
 
 logger = logging.getLogger(__name__)

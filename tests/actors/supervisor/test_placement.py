@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from millrace.actors import PoolConfig
 from millrace.actors.replica.ranks import share_of_cores
-from millrace.actors.supervisor.nodes import check_leaves_one_cpu, ranks_per_node
+from millrace.actors.supervisor.headroom import check_leaves_one_cpu, ranks_per_node
 from millrace.actors.supervisor.placement import Placement
 from millrace.engine.errors import ConfigError
 
