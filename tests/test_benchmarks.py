@@ -148,6 +148,7 @@ def test_a_suite_without_time_skips_every_job_and_says_so(load: Load) -> None:
     assert all(row["failed"].startswith("skipped") for row in rows)
 
 
+@pytest.mark.soak
 def test_a_suite_reports_a_job_that_fails_and_goes_on(load: Load) -> None:
     suite = load("suite")
     jobs = [suite.Job(("limits.py", "--no-such-option"), 0), suite.Job(("limits.py", "--tiny"), 0)]
@@ -159,7 +160,6 @@ def test_a_suite_reports_a_job_that_fails_and_goes_on(load: Load) -> None:
     assert limits["device"] in table
 
 
-@pytest.mark.slow
 @pytest.mark.soak
 def test_the_suite_runs_on_a_cpu(bare_environment: dict[str, str], tmp_path: Path) -> None:
     output = tmp_path / "output"
@@ -247,6 +247,7 @@ def test_our_side_of_side_by_side_is_measured_alone() -> None:
     assert summary["seconds"] == {"millrace": {"40": [line["seconds"]] * 3}}
 
 
+@pytest.mark.soak
 def test_what_a_process_leaves_behind_is_waited_for(load: Load, tmp_path: Path) -> None:
     left = f"import os; os.setsid(); open({str(tmp_path / 'late')!r}, 'w').write(str(sum(range(10**7))))"
     leaver = f"import subprocess, sys; print('first'); subprocess.Popen([sys.executable, '-c', {left!r}])"
@@ -258,7 +259,7 @@ def test_what_a_process_leaves_behind_is_waited_for(load: Load, tmp_path: Path) 
     assert "code=0, printed='first" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_the_pipeline_is_measured_without_an_engine() -> None:
     *lines, whole = run(dict(os.environ), "pipeline_alone.py", "--rows", "3000", "--block", "256", "--every", "0.5")
     assert whole["case"] == "whole"
@@ -266,6 +267,7 @@ def test_the_pipeline_is_measured_without_an_engine() -> None:
     assert all({"driver"} <= line["memory"].keys() for line in lines)
 
 
+@pytest.mark.soak
 def test_what_a_resume_must_know_is_measured() -> None:
     lines = run(dict(os.environ), "ledger.py", "--rows", "60000", "--lookups", "4000", "--block", "100")
     assert [(line["case"], line["rows"], line["found"]) for line in lines] == [
@@ -279,14 +281,14 @@ def test_the_host_overhead_is_measured(bare_environment: dict[str, str]) -> None
     assert run(bare_environment, "host_overhead.py", "--steps", "3", "--num-seqs", "2")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_a_grammar_costs_is_measured(bare_environment: dict[str, str]) -> None:
     sizes = ["--vocab-size", "1000", "--num-rows", "3", "--num-steps", "4", "--repeats", "1"]
     lines = run(bare_environment, "structured.py", *sizes)
     assert [line["case"] for line in lines] == ["start", "mask", "mask", "apply", "engine", "engine", "engine"]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ranks_are_measured(bare_environment: dict[str, str]) -> None:
     lines = run(
         bare_environment, "parallel.py", "--steps", "3", "--repeats", "1", "--num-seqs", "2", "--lengths", "4", "3"
