@@ -18,30 +18,31 @@ class PoolConfig:
 
     Attributes:
         engine_kwargs: Keyword arguments of the engine, the model among them.
-        num_replicas: Engines to keep alive, each in processes of its own; (min, max) lets the pool grow and shrink with
-            its work.
-        num_cpus_per_replica: CPUs that Ray sets aside for a replica: any share, also 0. It only places the replica; how
-            many threads its engine has is said by `num_threads` in `engine_kwargs`, and without it the replicas of a
-            node share its cores.
-        num_gpus_per_replica: GPUs that Ray sets aside for a replica, all its ranks together.
-        accelerator_type: Kind of accelerator its nodes must have, as Ray names it; None for any.
-        placement_group_config: What each rank takes and how ranks are spread over nodes, as in Ray Data LLM; None for
-            the CPUs and GPUs above in even shares, on one node if one is large enough. Given, it replaces them.
-        placement_timeout_s: Seconds that a replica waits for room.
+        num_replicas: Engines to keep alive, each in processes of its own. With (min, max) the pool grows and shrinks
+            with the number of requests.
+        num_cpus_per_replica: CPUs that Ray reserves for a replica: any number, also a fraction or 0. They only decide
+            where the replica is placed. `num_threads` in `engine_kwargs` sets the threads of its engine; without it the
+            replicas of a node share the cores of the node.
+        num_gpus_per_replica: GPUs that Ray reserves for a replica, all its ranks together.
+        accelerator_type: Accelerator type that its nodes must have, as Ray names it; None for any.
+        placement_group_config: Resources of each rank and the strategy that spreads ranks over nodes, as in Ray Data
+            LLM. It replaces the CPUs and GPUs above. With None each rank gets an even share of those, and all ranks are
+            on one node if one is large enough.
+        placement_timeout_s: Seconds that a replica waits for room in the cluster.
         runtime_env: Ray runtime environment of the replicas; None for the job's own.
         max_attempts: Deaths of replicas after which a request is given up, if it was alone on board at the last one.
-        max_start_failures: Starts of a replica that may fail in a row before it is given up. An error in what the user
-            gave (a `UserError`) fails every time and is never tried again.
-        max_deaths_in_a_row: Replicas that may die one after the other with no request finished anywhere between them,
-            before the pool is given up.
-        start_backoff_s: Seconds before a failed start is tried again; they double with each failure in a row.
-        step_timeout_s: Seconds a step may take. A replica that is stuck in one longer writes its stacks, those of all
-            its ranks, to their logs and dies.
+        max_start_failures: Failed starts in a row after which a replica is given up. A start that fails with a
+            `UserError` would fail every time, so it is not repeated.
+        max_deaths_in_a_row: Deaths in a row, with no request finished between them on any replica, after which the pool
+            is given up.
+        start_backoff_s: Seconds before a failed start is repeated; they double with each failure in a row.
+        step_timeout_s: Most seconds of a step. When a step takes longer, all ranks of the replica write their stacks to
+            their logs, and the replica dies.
         requests_per_replica: Requests on board of each replica beyond which a growing pool starts another one; None for
             the engine's `max_num_seqs`.
-        scale_down_delay_s: Seconds that a replica must have been one too many before it is drained.
+        scale_down_delay_s: Seconds for which there must have been too many replicas before one is drained.
         engine_factory: Makes the engine, in rank 0; workers must be able to import it.
-        rank_main: What the other ranks of a replica run.
+        rank_main: The function that the other ranks of a replica run.
     """
 
     engine_kwargs: dict[str, Any]
@@ -96,7 +97,7 @@ class PoolConfig:
 
     @property
     def placement(self) -> Placement:
-        """What Ray sets aside for one replica."""
+        """The resources that Ray reserves for one replica."""
         if self.placement_group_config is not None:
             return Placement.read(self.placement_group_config, self.num_ranks).on(self.accelerator_type)
         resources = {"CPU": self.num_cpus_per_replica, "GPU": self.num_gpus_per_replica}
@@ -104,7 +105,7 @@ class PoolConfig:
 
     @property
     def places(self) -> int:
-        """Requests that keep a replica full."""
+        """Number of requests that keep a replica full."""
         return self.requests_per_replica or self.engine_kwargs.get("max_num_seqs") or DEFAULT_REQUESTS_PER_REPLICA
 
     def _check_size(self) -> None:

@@ -1,4 +1,4 @@
-"""What a pool tells about itself: plain data, no handle."""
+"""`PoolStats`, the state of a pool and its replicas as plain data."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ PoolState = Literal["starting", "ready", "failed", "closed"]
 
 @dataclass(frozen=True, slots=True)
 class ReplicaStats:
-    """One replica of a pool.
+    """The state of one replica of a pool.
 
     Attributes:
         replica_id: ``"INDEX.RESTART"``: a restarted replica is another one.
-        state: ``"starting"``, ``"ready"``, ``"quarantine"`` (up, and kept for requests that were there at a death),
-            ``"draining"`` (about to leave), ``"dead"`` (about to start again), ``"unplaced"`` (no room in the cluster,
-            to be tried again) or ``"failed"`` (given up).
-        num_restarts: Times it was started again after it had been ready.
-        pids: Its processes, rank 0 first; empty unless it is up.
-        node_ids: The Ray node of each; empty unless it is up.
-        metrics: Its figures, as named in the table of `actors/replica/metrics.py`; empty unless it is up and they were
-            asked for.
-        engine: Counters of its engine as they are; None unless it is up and they were asked for.
+        state: ``"starting"``, ``"ready"``, ``"quarantine"`` (up, for requests that were on board at a death),
+            ``"draining"`` (about to leave), ``"dead"`` (about to be restarted), ``"unplaced"`` (without room in the
+            cluster, to be tried again) or ``"failed"`` (given up).
+        num_restarts: Restarts after the replica had been ready.
+        pids: Process ids of its ranks, rank 0 first; empty unless it is up.
+        node_ids: Ray node of each rank; empty unless it is up.
+        metrics: Its metrics, by their names in `actors/replica/metrics.py`; empty unless it is up and they were asked
+            for.
+        engine: Counters of its engine; None unless it is up and they were asked for.
     """
 
     replica_id: str
@@ -47,15 +47,15 @@ class ReplicaStats:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """A pool and its replicas.
+    """The state of a pool and its replicas.
 
     Attributes:
         name: Name of the pool.
         state: ``"ready"`` if any replica is up, ``"starting"`` if one may come, ``"failed"`` if all were given up or
             have no room, ``"closed"``.
-        reason: Why a replica was given up or has no room, in one line; None if none was.
-        pid: Process of the supervisor.
-        replicas: One entry for each replica the pool has or wants.
+        reason: One line that says why a replica was given up or has no room; None if that did not happen.
+        pid: Process id of the supervisor.
+        replicas: One entry for each replica that the pool has or wants.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What a pool shows its clients: which replicas there are, as plain data that crosses processes."""
+"""`PoolView`: the replicas that clients can use, as data that the supervisor sends them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..engine.errors import RequestError
 from .stats import PoolState
 
 NAMESPACE = "millrace"
-"""Ray namespace of the supervisors, so that a client finds its pool from whatever namespace it runs in."""
+"""Ray namespace of all supervisors, so that a client finds its pool from any namespace."""
 
 Loss = Literal["died", "left"]
-"""How a replica ended: by itself, perhaps because of a request; or on purpose or with its node, whatever it ran."""
+"""How a replica ended: it died, perhaps because of a request; or it left, on purpose or together with its node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +20,9 @@ class ReplicaHandle:
     """A replica that is ready.
 
     Attributes:
-        replica_id: Its name; a restarted replica has another one.
-        actor: Ray's handle of it.
-        version: Of the view it was seen in.
+        replica_id: Name of the replica; it changes with a restart.
+        actor: Ray's handle of the actor of rank 0.
+        version: Version of the view that listed it.
     """
 
     replica_id: str
@@ -32,14 +32,14 @@ class ReplicaHandle:
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """What a client needs to know of a pool.
+    """The state of a pool as its clients see it.
 
     Attributes:
-        version: Counts the changes.
+        version: Number of changes so far.
         state: As in `PoolStats`.
-        failure: Why a replica was given up, lastly; None if none was.
+        failure: The latest reason why a replica was given up; None if there is none.
         max_attempts: As in `PoolConfig`.
-        replicas: Those that take requests.
+        replicas: The replicas that take requests.
     """
 
     version: int

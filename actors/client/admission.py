@@ -1,4 +1,4 @@
-"""How many requests a client has in flight: `Admission`."""
+"""`Admission`: the limit on the requests that a client has in flight."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 LOTS = 8
-"""Requests are let in an eighth of the bound at a time, or a call's last ones: each lot opens a stream, which costs as
-much as several rows."""
+"""Requests are admitted in lots of an eighth of the limit, apart from the last ones of a call. Each lot opens a stream,
+which costs as much as several rows."""
 
 
 @dataclass(slots=True, eq=False)
@@ -18,10 +18,10 @@ class _Waiter:
 
 
 class Admission:
-    """Lets requests in up to a bound; those of all calls of a client count together. Any thread may use it.
+    """Admits requests up to a limit that all calls of a client share. Any thread may use it.
 
     Args:
-        max_pending: Requests in flight at once; None for no bound.
+        max_pending: Most requests in flight at once; None for no limit.
     """
 
     def __init__(self, max_pending: int | None = None) -> None:
@@ -31,15 +31,15 @@ class Admission:
         self._waiters: deque[_Waiter] = deque()
 
     def enter(self, wanted: int, *, wait: bool) -> int:
-        """Lets requests in.
+        """Admits some of the requests of a call.
 
         Args:
-            wanted: How many would come in.
-            wait: Whether to wait for a turn. A call that has others in flight does not: it takes the room that these
-                leave, so that calls end in the order in which they began.
+            wanted: Requests that the call has left.
+            wait: Whether to wait for room. A call that already has requests in flight does not wait: it takes the room
+                that they leave, so that calls end in the order in which they began.
 
         Returns:
-            How many are in, to be given back with `leave`; 0 only without waiting.
+            The number of requests admitted, to be given back with `leave`; 0 only if the call does not wait.
         """
         with self._lock:
             if not wait or not self._waiters:
@@ -61,10 +61,10 @@ class Admission:
                 self._call_first()
 
     def leave(self, count: int) -> None:
-        """Gives places back.
+        """Gives the room of requests back.
 
         Args:
-            count: Requests that ended or were taken back.
+            count: Requests that have ended or were cancelled.
         """
         with self._lock:
             self._num_pending -= count
@@ -80,7 +80,7 @@ class Admission:
             self._waiters[0].may_look.set()
 
     def _room_for(self, wanted: int) -> int:
-        """Returns how many of the wanted may come in; none until there is room for a lot."""
+        """Returns how many of the requests may be admitted: none until there is room for a lot."""
         if self._max_pending is None:
             return wanted
         free = self._max_pending - self._num_pending

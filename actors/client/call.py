@@ -1,4 +1,4 @@
-"""One call of `PoolClient.generate`: its open streams, and what becomes of the requests that a stream loses: `Call`."""
+"""`Call`: one call of `PoolClient.generate`, with its open streams and the requests that a stream has lost."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from .connection import PoolConnection
 from .suspects import Suspects
 
 LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOfMemoryError)
-"""What a result is replaced by when its replica, or the node that held the result, is gone."""
+"""The errors that Ray raises in place of a result whose replica, or whose node, is gone."""
 
 
 @dataclass(slots=True)
 class Share:
-    """What one replica still owes a call.
+    """The requests of a call that one replica has.
 
     Attributes:
         replica: The replica.
-        unfinished: Its requests by id.
-        is_apart: Whether the replica has nothing else on board.
+        unfinished: Its unfinished requests by id.
+        is_apart: Whether the replica has no other requests on board.
     """
 
     replica: ReplicaHandle
@@ -44,12 +44,12 @@ class Share:
 
 @dataclass(slots=True)
 class Lease:
-    """A replica for this call alone, or the wish for one.
+    """A replica that this call has to itself, or has asked for.
 
     Attributes:
-        lease_id: Its name at the supervisor.
-        answer: Resolves when it is this call's turn.
-        replica: The replica, once it is.
+        lease_id: Id under which the supervisor knows the lease.
+        answer: Reference that resolves when it is this call's turn.
+        replica: The replica; None before that.
     """
 
     lease_id: str
@@ -60,8 +60,8 @@ class Lease:
 class Call:
     """Runs the requests of one call.
 
-    A stream that ends early hands its requests back, and they go elsewhere. Those on board of a replica that died go to
-    a replica that this call leases for them, in groups that find the guilty one (`Suspects`).
+    A stream that ends early hands its requests back, and they go to other replicas. Requests that were on board when a
+    replica died go to a replica that this call leases for them, in groups that single out the guilty one (`Suspects`).
 
     Args:
         connection: Connection to the pool.
@@ -76,8 +76,8 @@ class Call:
     def submit(self, requests: list[Request]) -> None:
         """Opens a stream (an `ObjectRefGenerator`) to each replica that gets some of the requests.
 
-        Waits while no replica is up. Not if this call has a lease: it may have taken the last replica out of service by
-        that itself, so the requests go where the lease is.
+        It waits while no replica is up, unless this call has a lease: the leased replica may be the last one, and then
+        the requests go there.
         """
         if not requests:
             return
@@ -89,14 +89,14 @@ class Call:
 
     @property
     def is_open(self) -> bool:
-        """Whether outputs are still to come."""
+        """Whether more outputs will come."""
         return bool(self._streams or self._suspects)
 
     def next_outputs(self, timeout_s: float | None = None) -> Iterator[EngineOutput]:
-        """Waits for whichever stream has something and yields the outputs that came, perhaps none.
+        """Waits until any stream has outputs or ends, and yields the outputs that came, perhaps none.
 
         Args:
-            timeout_s: Seconds to wait at most; None for as long as it takes.
+            timeout_s: Most seconds to wait; None for no limit.
         """
         self._ask_for_lease()
         lease = self._lease
@@ -108,7 +108,7 @@ class Call:
             yield from self._read(ready[0])
 
     def cancel(self) -> None:
-        """Takes back what is unfinished."""
+        """Cancels the unfinished requests."""
         for stream, share in self._streams.items():
             self._connection.release(share.replica, len(share.unfinished))
             if ray.is_initialized():
@@ -144,7 +144,7 @@ class Call:
         yield from chunk
 
     def _take_back(self, stream: Any) -> None:
-        """Sends elsewhere what a replica has handed back."""
+        """Runs the requests that a replica has handed back on other replicas."""
         share, lost = self._close(stream)
         self._connection.note_handed_back(share.replica)
         self._run_again(share, lost)
@@ -158,7 +158,7 @@ class Call:
             self.submit(lost)
 
     def _recover(self, stream: Any, error: RayError) -> Iterator[EngineOutput]:
-        """Finds out what a lost stream's requests have to do with it; yields the one that is found guilty."""
+        """Runs the requests of a lost stream again; yields the output of the request that is found guilty of it."""
         share, lost = self._close(stream)
         ray.cancel(stream)
         if self._connection.ask_how_it_ended(share.replica, error) == "left":

@@ -12,7 +12,7 @@ from .call import Call
 from .connection import PoolConnection
 
 ADMISSION_INTERVAL_S = 0.05
-"""Seconds after which a call that waits for its own outputs looks whether another one has made room for more."""
+"""Seconds after which a call that waits for outputs checks whether another call has made room for more requests."""
 
 
 class PoolClient:

@@ -1,4 +1,4 @@
-"""What a client knows of its pool: the replicas that are up, what each has on board, and how a lost one ended."""
+"""`PoolConnection`: the replicas that a client can use, how many requests each has, and how a lost replica ended."""
 
 from __future__ import annotations
 
@@ -53,19 +53,19 @@ class PoolConnection:
 
     @property
     def max_attempts(self) -> int:
-        """Deaths before a request can be given up."""
+        """Deaths of replicas before a request can be given up."""
         return self._view.max_attempts
 
     def share_out(self, requests: list[Request], *, wait: bool = True) -> list[tuple[ReplicaHandle, list[Request]]]:
-        """Chooses where requests run.
+        """Chooses the replicas that run some requests.
 
         Args:
             requests: Requests to run.
             wait: Whether to wait while no replica is up.
 
         Returns:
-            Replicas with their requests, which count as theirs until `release`; nothing if none is up and it is not
-            waited for.
+            Replicas with their requests, which are counted there until `release`; an empty list if no replica is up and
+            the call does not wait.
 
         Raises:
             EngineDeadError: No replica will ever be up.
@@ -75,35 +75,35 @@ class PoolConnection:
         return [(replicas[replica_id], share) for replica_id, share in shares.items()]
 
     def count_in_flight(self, replica: ReplicaHandle, count: int) -> None:
-        """Counts requests as a replica's until `release`."""
+        """Adds requests to the count of a replica, until `release`."""
         self._router.release(replica.replica_id, -count)
 
     def release(self, replica: ReplicaHandle, count: int) -> None:
-        """Counts requests as gone from a replica."""
+        """Subtracts requests from the count of a replica."""
         self._router.release(replica.replica_id, count)
 
     def count_finished(self, count: int) -> None:
-        """Counts outputs, for the next report of a loss."""
+        """Counts finished outputs; the number goes to the supervisor with the next report of a loss."""
         with self._lock:
             self._num_finished += count
 
     def note_handed_back(self, replica: ReplicaHandle) -> None:
-        """Gives a replica nothing more until the supervisor says so in a later view: it drains or is set apart."""
+        """Sends a replica that drains or is in quarantine no more requests until a later view lists it as ready."""
         with self._lock:
             self._closed_at[replica.replica_id] = max(replica.version, self._closed_at.get(replica.replica_id, -1))
 
     def ask_how_it_ended(self, replica: ReplicaHandle, error: RayError) -> Loss:
-        """Finds out what became of a replica that lost requests; a dead one gets no more of them.
+        """Finds out how a replica ended whose requests were lost. A dead replica gets no more requests.
 
         Args:
             replica: The replica.
-            error: What came instead of a result.
+            error: The error that Ray raised in place of a result.
 
         Raises:
             EngineDeadError: The pool is closed.
         """
         if not isinstance(error, ActorDiedError) and self._answers(replica):
-            return "died"  # Its results were lost rather than the replica. Counted, so that it cannot go on for ever.
+            return "died"  # Only its results were lost. This counts as a death, so that it cannot repeat for ever.
         with self._lock:
             self._dead.add(replica.replica_id)
             num_finished, self._num_finished = self._num_finished, 0
@@ -111,12 +111,12 @@ class PoolConnection:
         return loss
 
     def ask_for_lease(self, lease_id: str) -> Reference:
-        """Asks for a replica for one call alone; it must be ended with `end_lease`, also before it is granted."""
+        """Asks for a replica that one call has to itself; `end_lease` must follow, even if it is never granted."""
         lease: Reference = self._supervisor.lease.remote(lease_id, [self.presence])
         return lease
 
     def get_leased(self, answer: Reference) -> ReplicaHandle | None:
-        """Returns the replica that was granted; None if the wish was ended or there is none left.
+        """Returns the leased replica; None if the lease was ended or no replica is left.
 
         Raises:
             EngineDeadError: The pool gave up all replicas, or is closed.
@@ -127,12 +127,12 @@ class PoolConnection:
         return replica
 
     def end_lease(self, lease_id: str) -> None:
-        """Gives the replica of a lease back to everyone."""
+        """Ends a lease, so that its replica serves all clients again."""
         if ray.is_initialized():
             self._supervisor.end_lease.remote(lease_id)
 
     def _answers(self, replica: ReplicaHandle) -> bool:
-        """Asks a replica for a sign of life; one that cannot be reached may only be behind a broken connection."""
+        """Returns whether a replica answers; it is asked repeatedly, because a connection may be broken for a while."""
         calls = Retrying(
             retry=retry_if_exception_type(ActorUnavailableError),
             wait=wait_exponential(multiplier=0.1, max=5.0),
@@ -163,7 +163,7 @@ class PoolConnection:
         return replica.replica_id not in self._dead and self._closed_at.get(replica.replica_id, -1) < replica.version
 
     def _refresh(self) -> tuple[PoolView, Reference]:
-        """Takes in the supervisor's next view if it has come; no call leaves this process if it has not."""
+        """Reads the next view of the supervisor if it has arrived; otherwise nothing leaves this process."""
         with self._lock:
             if ray.wait([self._next_view], timeout=0)[0]:
                 self._view = self._ask(self._next_view)

@@ -1,7 +1,7 @@
-"""Which replica runs which request: the one that has seen the longest part of its prompt, unless it has too much to do.
+"""`Router`: sends a request to the replica that has seen the longest part of its prompt, unless that one is too busy.
 
-A client keeps its own record of what it sent where, so that routing asks nobody. The record is of prompts' beginnings,
-in blocks: a block is known by a hash of its content and of all before it, as in the engine's prefix cache.
+A client remembers the beginnings of the prompts that it sent to each replica, so routing needs no remote call. Prompts
+are remembered in blocks, each known by a hash of its content and of all blocks before it, as in the prefix cache.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from ...engine.request import Request
 
 BLOCK_TOKENS = 64
 BLOCK_CHARACTERS = 256
-"""Length of a block of a prompt in tokens, and of one that is text still."""
+"""Length of a block: in tokens if the prompt has token ids, in characters if it has only text."""
 
 MAX_BLOCKS = 64
-"""Blocks of a prompt that are looked at. Who shares the first four thousand tokens is near enough."""
+"""Most blocks of a prompt that are hashed. Prompts that share their first four thousand tokens count as equal."""
 
 MAX_KNOWN = 100_000
-"""Blocks that are remembered; the ones not met for the longest time are forgotten."""
+"""Most blocks that are remembered; the blocks not seen for the longest time are forgotten."""
 
 MAX_LEAD = 32
-"""Requests that a replica may have more than the least loaded one and still be given what it has seen before."""
+"""Requests by which a replica may exceed the least loaded one and still get prompts that it has seen."""
 
 
 class Router:
-    """Shares requests out over replicas. Any thread may use it.
+    """Distributes requests over replicas. Any thread may use it.
 
     Args:
-        max_known: Blocks to remember.
+        max_known: Most blocks to remember.
     """
 
     def __init__(self, max_known: int = MAX_KNOWN) -> None:
@@ -40,16 +40,16 @@ class Router:
         self._lock = threading.Lock()
 
     def share_out(self, requests: Sequence[Request], replica_ids: Sequence[str]) -> dict[str, list[Request]]:
-        """Gives each request to a replica, and counts it there.
+        """Assigns each request to a replica, and counts it there.
 
         Args:
             requests: Requests to run.
-            replica_ids: Where they can run; at least one.
+            replica_ids: Replicas that can run them; at least one.
 
         Returns:
-            Replica -> its requests, in their order; replicas that got none are left out.
+            Replica -> its requests in order; a replica without requests is left out.
         """
-        # A few requests with one beginning are spread rather than sent to a single replica.
+        # A few requests with the same beginning are spread over replicas.
         max_lead = min(MAX_LEAD, -(-len(requests) // len(replica_ids)))
         shares: dict[str, list[Request]] = {}
         with self._lock:
@@ -60,11 +60,11 @@ class Router:
         return shares
 
     def release(self, replica_id: str, count: int) -> None:
-        """Counts requests as gone from a replica.
+        """Subtracts requests from the count of a replica.
 
         Args:
             replica_id: The replica.
-            count: How many of its requests ended or were taken back.
+            count: Requests that have ended or were cancelled; a negative number adds requests.
         """
         with self._lock:
             self._num_in_flight[replica_id] -= count
@@ -95,10 +95,10 @@ class Router:
 
 
 def block_hashes(request: Request) -> Iterator[int]:
-    """Yields a hash for each whole block a prompt begins with; it stands for the block and all before it.
+    """Yields a hash for each whole block of a prompt; it covers the block and all blocks before it.
 
     Args:
-        request: Its token ids are read, or its text where it has none.
+        request: A request with token ids, or else with text.
     """
     prompt = request.prompt if request.prompt_token_ids is None else request.prompt_token_ids
     if prompt is None:

@@ -1,8 +1,8 @@
-"""Requests that were on board at a death, and how the one that killed is told from the others: `Suspects`.
+"""`Suspects`: the requests that were on board when a replica died, and the search for the one that killed it.
 
-They are run one at a time, so that the guilty one is known by the second death. Only where a call had very many on
-board are they run in groups first, as many as a group has members: a death which no request caused would else hold up a
-replica for long. The group that dies is run one at a time. A request is guilty that died alone.
+Suspects run one at a time, so the second death names the guilty request: the one that was alone. If very many requests
+were on board, they first run in groups, about as many groups as each has members, because a death that no request
+caused would otherwise occupy a replica for long. The requests of a group that dies then run one at a time.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from ...engine.request import Request
 
 MAX_ALONE = 128
-"""Suspects of one death that are run one at a time: as many as a call of the pipeline has rows by default."""
+"""Most suspects of one death that run one at a time: a call of the pipeline has that many rows by default."""
 
 
 class Suspects:
     """The suspects of one call.
 
     Args:
-        max_attempts: Deaths before a request can be found guilty.
+        max_attempts: Deaths of replicas before a request can be found guilty.
     """
 
     def __init__(self, max_attempts: int) -> None:
@@ -37,27 +37,27 @@ class Suspects:
         return self._num_deaths[request_id]
 
     def note_death(self, on_board: Sequence[Request], is_apart: bool) -> Request | None:
-        """Takes in what was on board when a replica died.
+        """Takes the requests that were on board when a replica died.
 
         Args:
-            on_board: The requests of this call.
-            is_apart: Whether there were no others.
+            on_board: Requests of this call that were on board.
+            is_apart: Whether no other requests were on board.
 
         Returns:
-            The request that is guilty, if it is known by this; all others will have to be run again.
+            The guilty request if this death reveals it; all other requests run again.
         """
         self._num_deaths.update(request.request_id for request in on_board)
         if is_apart and len(on_board) == 1 and self._num_deaths[on_board[0].request_id] >= self._max_attempts:
             return on_board[0]
         size = 1 if len(on_board) <= MAX_ALONE else math.isqrt(len(on_board))
         groups = [list(on_board[start : start + size]) for start in range(0, len(on_board), size)]
-        self._groups.extendleft(reversed(groups))  # The guilty one is among them: the fewer first.
+        self._groups.extendleft(reversed(groups))  # The guilty request is in this group; smaller groups run first.
         return None
 
     def put_back(self, group: list[Request]) -> None:
-        """Takes back a group that was not run to its end, though nothing died of it."""
+        """Takes back a group that did not finish although its replica did not die."""
         self._groups.appendleft(group)
 
     def next_group(self) -> list[Request]:
-        """Returns those that are to be run next, apart from everything else."""
+        """Returns the requests that run next, apart from all others."""
         return self._groups.popleft()

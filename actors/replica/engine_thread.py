@@ -1,6 +1,6 @@
-"""The thread that owns an engine: requests in through an inbox, finished outputs out through callbacks.
+"""`EngineThread`: the thread that runs an engine. An inbox takes requests in, and callbacks deliver finished outputs.
 
-Only this thread touches the engine, so the engine needs no lock. It knows nothing of Ray.
+Only this thread touches the engine, so the engine needs no lock. This module knows nothing of Ray.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ T = TypeVar("T")
 
 
 class Engine(Protocol):
-    """What a replica needs of an engine; `LLMEngine` is the one that is shipped."""
+    """The methods that a replica calls on an engine; `LLMEngine` has them, and so have the engines of tests."""
 
     def add_request(self, request: Request) -> None:
-        """Takes a request in, or raises what is wrong with it."""
+        """Takes a request in, or raises an error if the request is wrong."""
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Drops unfinished requests."""
@@ -35,23 +35,23 @@ class Engine(Protocol):
         """Runs one step and returns the requests that finished in it."""
 
     def has_unfinished_requests(self) -> bool:
-        """Returns whether there is anything to step for."""
+        """Returns whether another step would do any work."""
 
     def stats(self) -> Any:
-        """Returns the engine's counters: plain data."""
+        """Returns the counters of the engine as plain data."""
 
     def close(self) -> None:
-        """Frees what the engine holds."""
+        """Frees the memory and the processes of the engine."""
 
 
 @dataclass(slots=True, eq=False)
 class Submission:
-    """The requests of one call and where their outputs go.
+    """The requests of one call and the function that takes their outputs.
 
     Attributes:
-        requests: What was submitted.
-        deliver: Takes finished outputs, on the engine's thread.
-        unfinished: Ids of those that are in the engine.
+        requests: All requests of the call.
+        deliver: Takes finished outputs; it is called on the thread of the engine.
+        unfinished: Ids of the requests that are in the engine.
     """
 
     requests: list[Request]
@@ -63,13 +63,13 @@ class EngineThread:
     """Builds an engine on a thread of its own and runs it there.
 
     The thread sleeps on its inbox while the engine has nothing to do; otherwise it empties the inbox between two steps.
-    Two callers may use the same request id. The engine cannot, and renaming is out of the question (an id may stand for
-    the request's seed), so the later one is held back until the earlier one has ended.
+    Two callers may use the same request id, but an engine refuses that. A new id would change the draws (the seed of a
+    request may follow from its id), so the later request is held back until the earlier one has ended.
 
     Args:
         build: Makes the engine. It runs on the thread.
         on_fatal: Called on the thread when the engine itself fails, after the traceback was logged.
-        watchdog: Told of each step, and of the time without one; None for none.
+        watchdog: Started before each step and stopped while the engine is idle; None for no watchdog.
 
     Attributes:
         loaded: Resolves when the engine is built; holds the exception if that failed.
@@ -95,17 +95,17 @@ class EngineThread:
 
         Args:
             requests: Requests with different ids.
-            deliver: Takes what finished, possibly many times; called on the engine's thread, so it must not block.
+            deliver: Takes finished outputs, possibly in many calls. It runs on the engine's thread and must not block.
 
         Returns:
-            What `abort` takes.
+            The submission, which `abort` takes.
         """
         submission = Submission(requests, deliver)
         self._inbox.put(lambda engine: self._add(engine, submission))
         return submission
 
     def abort(self, submission: Submission) -> None:
-        """Drops what is unfinished of a submission; nothing of it is delivered any more."""
+        """Drops the unfinished requests of a submission; none of its outputs is delivered any more."""
         self._inbox.put(lambda engine: self._drop(engine, submission))
 
     def ask(self, question: Callable[[Engine], T]) -> Future[T]:
@@ -122,7 +122,7 @@ class EngineThread:
         return answer
 
     def close(self) -> Future[None]:
-        """Ends the thread after the step that is running and closes the engine; what is unfinished is dropped."""
+        """Ends the thread after the present step and closes the engine; unfinished requests are dropped."""
         return self.ask(self._close)
 
     def _close(self, engine: Engine) -> None:
@@ -133,7 +133,7 @@ class EngineThread:
     def _run(self) -> None:
         try:
             engine = self._build()
-        except Exception as exc:  # Whatever keeps a model from loading is told to who waits for it.
+        except Exception as exc:  # Any error that keeps a model from loading is passed to the callers that wait for it.
             if not isinstance(exc, UserError):
                 logger.exception("the engine did not start")
             self.loaded.set_exception(exc)
@@ -153,7 +153,7 @@ class EngineThread:
             self._on_fatal()
 
     def _take_in(self, engine: Engine) -> None:
-        """Empties the inbox; waits for a message only if the engine has nothing to do."""
+        """Runs all messages of the inbox; waits for one only if the engine has nothing to do."""
         if not engine.has_unfinished_requests():
             if self._watchdog:
                 self._watchdog.stop()
@@ -175,7 +175,7 @@ class EngineThread:
             return
         try:
             engine.add_request(request)
-        except Exception as exc:  # A request that cannot be taken in must not stop the others.
+        except Exception as exc:  # An error of one request must not stop the other requests.
             if not isinstance(exc, UserError):
                 logger.exception("request %r was not taken in", request.request_id)
             output = request.failed(exc)
@@ -210,7 +210,7 @@ class EngineThread:
 
 
 def _uncancellable_future() -> Future[Any]:
-    """Returns a future that a waiter who gives up cannot cancel for the others."""
+    """Returns a running future: a caller that stops waiting for it cannot cancel it for the others."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     return future

@@ -1,7 +1,7 @@
-"""What is measured of a replica: one table, and the `Meter` that reads it.
+"""The metrics of a replica: a table of them, and `Meter`, which reads and publishes them.
 
-The figures go two ways: through `ray.util.metrics` to whatever scrapes Ray (named ``millrace_...``, with the tags
-``pool`` and ``replica``), and as data through `EnginePool.stats`.
+`ray.util.metrics` exports them under names ``millrace_...`` with the tags ``pool`` and ``replica``; `EnginePool.stats`
+returns them as data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TAGS = ("pool", "replica")
 
 @runtime_checkable
 class EngineStats(Protocol):
-    """The counters that the figures are made of; those of `LLMEngine` are such, and name them in detail."""
+    """The counters from which the metrics are computed. `millrace.engine.EngineStats` documents each of them."""
 
     num_running: int
     num_waiting: int
@@ -30,12 +30,12 @@ class EngineStats(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One figure of a replica.
+    """One metric of a replica.
 
     Attributes:
-        description: What it is, with its unit.
-        read: Takes it from the engine's counters.
-        is_rate: Whether it is what the counter gained in a second rather than where it stands.
+        description: The quantity and its unit.
+        read: Computes the value from the counters of the engine.
+        is_rate: Whether the metric is the growth of that value per second, in place of the value.
     """
 
     description: str
@@ -68,16 +68,16 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         ),
     }
 )
-"""Every figure there is, by name. A rate is over the time since it was last published, some seconds."""
+"""All metrics by name. A rate is an average over the seconds since the last publication."""
 
 
 class Meter:
-    """Reads the figures of one replica and publishes them.
+    """Reads the metrics of one replica and publishes them.
 
     Args:
-        pool_name: Its pool, for the tags.
-        replica_id: Its name, for the tags.
-        clock: Seconds that go on evenly.
+        pool_name: Value of the tag ``pool``.
+        replica_id: Value of the tag ``replica``.
+        clock: Returns the seconds of a steady clock.
     """
 
     def __init__(self, pool_name: str, replica_id: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -89,13 +89,13 @@ class Meter:
         self._counted_at_s = clock()
 
     def read(self, stats: Any) -> dict[str, float]:
-        """Returns the figures.
+        """Returns the metrics.
 
         Args:
-            stats: The engine's counters. An engine of another kind has other counters, and no figures.
+            stats: Counters of the engine. If they are not an `EngineStats`, there are no metrics.
 
         Returns:
-            Name -> figure, as in the table; rates as of the last publication.
+            Name -> value, as in the table; rates as of the last publication.
         """
         if not isinstance(stats, EngineStats):
             return {}
@@ -105,7 +105,7 @@ class Meter:
         }
 
     def publish(self, stats: Any) -> None:
-        """Gives the figures to Ray, after bringing the rates up to date.
+        """Updates the rates and passes all metrics to Ray.
 
         Args:
             stats: As for `read`.

@@ -1,7 +1,7 @@
-"""What the processes of a replica run: rank 0 the engine, every other rank its part of the model.
+"""The work of each process of a replica: rank 0 runs the engine, every other rank runs its part of the model.
 
-Ray only starts them and sees them die. Their tensors and plans go over connections of the engine's own, which the ranks
-make once rank 0 has announced an address: no step waits for Ray.
+Ray starts the processes and notices their deaths. Tensors and step plans travel over connections that the ranks open
+themselves, once rank 0 has announced an address, so no step waits for Ray.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ if TYPE_CHECKING:
     from ...engine.config import EngineConfig
 
 Announce = Callable[[str], None]
-"""Takes the address where rank 0 waits for the others."""
+"""Takes the address at which rank 0 waits for the other ranks."""
 
 EngineFactory = Callable[[dict[str, Any], int, Announce | None], Engine]
-"""Makes the engine from its keyword arguments, the number of ranks on its node, and for several ranks an `Announce`."""
+"""Makes an engine from its keyword arguments, the number of ranks on its node, and an `Announce` for several ranks."""
 
 RankMain = Callable[[dict[str, Any], int, int, str, StepWatchdog | None], None]
-"""Runs another rank to its end, from keyword arguments, ranks on its node, its number, the address of rank 0, and what
-is told of its steps."""
+"""Runs a rank other than 0 until the engine closes. Arguments: those of the engine, the number of ranks on the node,
+the
+rank, the address of rank 0, and a watchdog."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankInfo:
-    """Where a rank runs.
+    """The process and the node of a rank.
 
     Attributes:
-        pid: Its process.
-        node_id: Its Ray node, in hexadecimal.
+        pid: Process id.
+        node_id: Id of the Ray node, in hexadecimal.
     """
 
     pid: int
@@ -43,13 +44,13 @@ class RankInfo:
 
 
 def build_engine(engine_kwargs: dict[str, Any], num_sharing: int = 1, announce: Announce | None = None) -> Engine:
-    """Builds the engine of this package; torch is loaded here and not before.
+    """Builds an `LLMEngine`; torch is imported here and not earlier.
 
     Args:
         engine_kwargs: Keyword arguments of `EngineConfig.from_kwargs`. Without `num_threads` the engine gets its share
             of this node's cores.
-        num_sharing: Ranks that share them.
-        announce: Called with the address that the other ranks come to; None for an engine of one rank.
+        num_sharing: Ranks that share those cores.
+        announce: Called with the address to which the other ranks connect; None for an engine of one rank.
 
     Returns:
         The engine with its model loaded.
@@ -69,17 +70,17 @@ def build_engine(engine_kwargs: dict[str, Any], num_sharing: int = 1, announce: 
 def run_rank(
     engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str, watchdog: StepWatchdog | None = None
 ) -> None:
-    """Runs a rank of the engine of this package until its rank 0 closes it.
+    """Runs a rank of an `LLMEngine` until rank 0 closes the engine.
 
     Args:
         engine_kwargs: As for `build_engine`.
         num_sharing: Ranks that share the cores of this node.
-        rank: Which rank, from 1.
-        address: What rank 0 announced.
-        watchdog: Told of its steps; None for none.
+        rank: The rank, 1 or more.
+        address: The address that rank 0 announced.
+        watchdog: Started before each step; None for no watchdog.
 
     Raises:
-        MillraceError: The rank cannot load its part, or another one is gone.
+        MillraceError: The rank cannot load its part of the model, or another rank is gone.
     """
     from ...engine.executor.worker import run_worker
 
@@ -87,10 +88,10 @@ def run_rank(
 
 
 def share_of_cores(num_cores: int, num_cpus: float, num_sharing: int) -> int:
-    """Returns the threads of an engine that shares its node with others.
+    """Returns the number of threads of an engine that shares its node with other engines.
 
-    Threads of an engine wait for each other at every layer: one more than there are free cores, and all of them wait
-    for the scheduler of the operating system instead.
+    The threads of an engine wait for each other at every layer. If there are more threads than free cores, one of them
+    is always descheduled, and the others wait for it.
 
     Args:
         num_cores: Physical cores of the node.
@@ -106,7 +107,7 @@ def _engine_config(engine_kwargs: dict[str, Any], num_sharing: int) -> EngineCon
 
     settings = dict(engine_kwargs)
     if settings.get("num_threads") is None:
-        # Not the engine's own default: Ray sets OMP_NUM_THREADS in its workers to the CPUs that it set aside.
+        # The default of the engine is wrong here: Ray sets OMP_NUM_THREADS of a worker to the CPUs that it reserved.
         settings["num_threads"] = share_of_cores(num_physical_cores(), _node_cpus(), num_sharing)
     return EngineConfig.from_kwargs(**settings)
 

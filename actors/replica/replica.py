@@ -1,7 +1,7 @@
-"""One engine in a Ray actor: requests in, finished outputs streamed out.
+"""`EngineReplica`: an engine in a Ray actor. It takes requests and streams finished outputs back.
 
-`EngineReplica` is a plain class that the supervisor makes an actor of. All its methods are coroutines, so that any
-number of calls are open at once; the engine runs on its own thread and is never touched from here.
+`EngineReplica` is a plain class, from which the supervisor makes an actor. All its methods are coroutines, so any
+number of calls can be open at once. The engine runs on a thread of its own, and only that thread touches it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from .watchdog import StepWatchdog
 Reference = ray.ObjectRef[Any]
 
 METRICS_INTERVAL_S = 5.0
-"""Seconds between two publications of a replica's figures."""
+"""Seconds between two publications of the metrics of a replica."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSettings:
-    """What a replica is made from; it pickles.
+    """The settings of a replica; they pickle.
 
     Attributes:
-        pool_name: Its pool.
-        replica_id: Its name, shown in front of its log lines.
-        engine_kwargs: What `engine_factory` takes.
+        pool_name: Name of the pool.
+        replica_id: Name of the replica, shown in front of its log lines.
+        engine_kwargs: Keyword arguments of the engine.
         engine_factory: Makes the engine, in rank 0.
-        rank_main: What the other ranks run.
+        rank_main: The function that the other ranks run.
         num_ranks: Processes of the replica.
         num_sharing: Ranks that share this node's cores.
-        step_timeout_s: Seconds a step may take; None for any time.
+        step_timeout_s: Most seconds of a step; None for no limit.
     """
 
     pool_name: str
@@ -58,17 +58,17 @@ class ReplicaSettings:
 class EngineReplica:
     """One engine in an actor.
 
-    The model loads after construction, on the engine's thread; `ready` says how that went. When the engine itself
-    fails, the process ends: its supervisor starts another one.
+    The model loads after construction, on the engine's thread; `ready` waits for it. When the engine itself fails, the
+    process ends, and the supervisor starts another one.
 
         open -> draining -> open         the drain ends with `resume`
-        open -> draining -> (killed)     the supervisor ends the process when nothing is on board
+        open -> draining -> (killed)     the supervisor ends the process when no request is on board
 
-    While it drains it hands new calls back: their streams end at once, with their requests unfinished, and the client
-    takes these elsewhere. Calls in quarantine are the exception: they run while nothing else does.
+    A replica that drains hands new calls back: their streams end at once with their requests unfinished, and the client
+    sends these to another replica. Calls in quarantine are an exception: they run while no other call does.
 
     Args:
-        settings: What it is made from.
+        settings: Settings of the replica.
     """
 
     def __init__(self, settings: ReplicaSettings) -> None:
@@ -89,18 +89,18 @@ class EngineReplica:
         return f"EngineReplica({self._settings.replica_id})"
 
     async def address(self) -> str:
-        """Waits until this rank knows where the others are to come."""
+        """Waits until rank 0 has an address to which the other ranks connect, and returns it."""
         return await asyncio.wrap_future(self._address)
 
     async def ready(self) -> RankInfo:
         """Waits until the model is loaded.
 
         Returns:
-            Where the replica runs.
+            The process and node of rank 0.
 
         Raises:
-            MillraceError: The model did not load. An error that is not of our tree is an `EngineDeadError` that names
-                its type, so that it can cross to any process.
+            MillraceError: The model did not load. Any other kind of error becomes an `EngineDeadError` that names its
+                type, because only our own errors can be unpickled in every process.
         """
         try:
             await asyncio.wrap_future(self._engine.loaded)
@@ -116,17 +116,18 @@ class EngineReplica:
     async def generate(
         self, requests: list[Request], caller: Sequence[Reference] = (), in_quarantine: bool = False
     ) -> AsyncIterator[list[EngineOutput]]:
-        """Runs requests and yields them as they finish.
+        """Runs requests and yields their outputs as they finish.
 
         Args:
-            requests: Requests with different ids. One that the engine refuses comes back with an error.
-            caller: At most one reference that is never resolved and that the caller owns (in a list: Ray waits for a
-                bare one). When its owner dies, what is unfinished is dropped. Without it, only cancelling drops it.
-            in_quarantine: Whether the caller has this replica for itself.
+            requests: Requests with different ids. A request that the engine refuses gives an output with an error.
+            caller: At most one reference that never resolves and that the caller owns, in a list, because Ray would
+                wait for a bare reference. When the caller dies, its unfinished requests are dropped. Without the
+                reference they are dropped only if the call is cancelled.
+            in_quarantine: Whether the caller has this replica to itself.
 
         Yields:
-            Whatever finished since the last time, at least one output. A stream that ends before the last request hands
-            the rest back.
+            The outputs that finished since the last time, at least one. A stream that ends before the last request
+            hands the remaining requests back.
         """
         if self._is_draining and not in_quarantine:
             return
@@ -153,10 +154,10 @@ class EngineReplica:
             self._leave(caller, submission, num_left)
 
     async def drain(self, timeout_s: float | None = None) -> None:
-        """Takes in nothing more and returns when nothing is on board.
+        """Refuses new requests, and returns when no request is on board.
 
         Args:
-            timeout_s: Seconds after which what is unfinished is handed back; None for as long as it takes.
+            timeout_s: Seconds after which unfinished requests are handed back; None for no limit.
         """
         self._is_draining = True
         if not self._open:
@@ -171,7 +172,7 @@ class EngineReplica:
             await self._emptied.wait()
 
     async def resume(self) -> None:
-        """Takes in requests again."""
+        """Accepts requests again."""
         self._is_draining = self._hands_back = False
 
     async def load(self) -> int:
@@ -179,7 +180,7 @@ class EngineReplica:
         return self._num_on_board
 
     async def stats(self) -> tuple[Any, dict[str, float]]:
-        """Returns the engine's counters, read between two steps, and the figures that follow from them."""
+        """Returns the counters of the engine, read between two steps, and the metrics computed from them."""
         stats = await self._engine_stats()
         return stats, self._meter.read(stats)
 
@@ -188,7 +189,7 @@ class EngineReplica:
         await asyncio.Event().wait()
 
     async def close(self) -> None:
-        """Drops what is unfinished and frees what the engine holds; the process stays until it is killed."""
+        """Drops unfinished requests and closes the engine; the process stays until it is killed."""
         await asyncio.wrap_future(self._engine.close())
 
     def _build(self) -> Engine:
@@ -225,13 +226,13 @@ class EngineReplica:
             self._emptied.set()
 
     def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Starts a task and holds on to it: asyncio itself would not."""
+        """Starts a task and keeps a reference to it, because asyncio keeps only a weak one."""
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _abort_after(self, presence: Reference) -> None:
-        """Waits for the end of a caller, one watch for all its calls, and drops what it has left here."""
+        """Waits until a caller dies and drops its unfinished requests; one such task serves all calls of a caller."""
         with contextlib.suppress(RayError):
             await presence
         for submission in self._submissions.pop(presence):

@@ -1,4 +1,4 @@
-"""One rank of an engine in a Ray actor, other than rank 0, which `EngineReplica` has."""
+"""`EngineWorker`: a Ray actor with one rank of an engine. Rank 0 is in `EngineReplica`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .watchdog import StepWatchdog
 
 
 class EngineWorker:
-    """One rank in an actor. It takes its work from rank 0 directly; Ray's calls are for its start and its end.
+    """One rank in an actor. Rank 0 sends it its work directly; Ray calls only start and end it.
 
     Args:
-        settings: What the replica is made from.
-        rank: Which rank, from 1.
+        settings: Settings of the replica.
+        rank: The rank, 1 or more.
     """
 
     def __init__(self, settings: ReplicaSettings, rank: int) -> None:
@@ -31,21 +31,21 @@ class EngineWorker:
         return f"EngineWorker({self._settings.replica_id} rank {self._rank})"
 
     async def where(self) -> RankInfo:
-        """Returns where the rank runs."""
+        """Returns the process and node of the rank."""
         return RankInfo(os.getpid(), ray.get_runtime_context().get_node_id())
 
     async def run(self, address: str) -> None:
         """Loads this rank's part of the model and runs it until rank 0 closes the engine.
 
         Args:
-            address: What rank 0 announced.
+            address: The address that rank 0 announced.
 
         Raises:
-            MillraceError: The rank cannot load its part, or another one is gone. An error that is not of our tree is an
-                `EngineDeadError` that names its type.
+            MillraceError: The rank cannot load its part of the model, or another rank is gone. Any other kind of error
+                becomes an `EngineDeadError` that names its type.
         """
         ended: Future[None] = Future()
-        # A daemon, and not one of asyncio's threads: those would hold up the end of the process.
+        # A daemon thread, because the process would wait for a thread of asyncio's pool before it ends.
         threading.Thread(target=self._run, args=[address, ended], name="rank", daemon=True).start()
         await asyncio.wrap_future(ended)
 
@@ -60,7 +60,7 @@ class EngineWorker:
             settings.rank_main(settings.engine_kwargs, settings.num_sharing, self._rank, address, watchdog)
         except MillraceError as exc:
             ended.set_exception(exc)
-        except Exception as exc:  # noqa: BLE001  # told to who waits for it, as an error that crosses to any process
+        except Exception as exc:  # noqa: BLE001 - the caller gets it as an error that can be unpickled in every process
             ended.set_exception(EngineDeadError(f"rank {self._rank}: {type(exc).__name__}: {exc}"))
         else:
             ended.set_result(None)

@@ -23,18 +23,18 @@ def ranks_per_node(config: PoolConfig, nodes: list[Resources] | None = None) -> 
 
 
 def check_leaves_one_cpu(config: PoolConfig, other_cpus: float = 0.0, nodes: list[Resources] | None = None) -> None:
-    """Checks that Ray Data's read tasks can run beside the replicas, wherever Ray puts those.
+    """Checks that Ray Data's read tasks can run beside the replicas, on whichever nodes Ray places the replicas.
 
-    A read task takes a whole CPU of one node. Replicas never give theirs back while the job runs, so a job that leaves
-    less than that on every node waits forever.
+    A read task takes a whole CPU of one node, and replicas keep their CPUs while the job runs. A job that leaves less
+    than a whole CPU on every node therefore waits forever.
 
     Args:
         config: Settings of the pool.
-        other_cpus: CPUs that else is held while the job runs, such as by the actors of the job's other stages.
+        other_cpus: CPUs that other parts of the job hold while it runs, such as the actors of its other stages.
         nodes: Resources of each node; None for those of the cluster this process is connected to.
 
     Raises:
-        ConfigError: No node is sure to keep a whole CPU free.
+        ConfigError: It is not certain that any node keeps a whole CPU free.
     """
     nodes = cluster_nodes() if nodes is None else nodes
     bundles = config.placement.bundles

@@ -1,11 +1,11 @@
-"""Where a replica stands in the cluster: a bundle of resources for each of its ranks, reserved as one placement group.
+"""Resources of a replica in the cluster: one bundle for each rank, reserved together as a placement group.
 
-    reserve      asks Ray for a group and waits for it, but not for ever
-    release      gives it back
-    reclaim      gives back whatever a dead owner left, found by name
+    reserve      asks Ray for a group and waits for it until a timeout
+    release      removes the group
+    reclaim      finds the groups of a dead pool by name and removes them
 
-Ray removes a group by itself only when the job *and* the actor that made it are dead. So a pool whose supervisor alone
-was killed leaves groups behind; the driver, which has outlived it, reclaims them.
+Ray removes a group by itself only when the job *and* the actor that made the group are dead. If only the supervisor of
+a pool was killed, its groups remain, and the driver reclaims them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-# The public functions start a new Ray where there is none any more, and a driver that reclaims may just be ending.
+# Ray's public functions start a new Ray if none is running, which must not happen in a driver that is just ending.
 from ray._private.state import state as ray_state
 from ray._private.worker import global_worker
 from ray._raylet import PlacementGroupID
@@ -31,17 +31,17 @@ from .nodes import Resources, cluster_nodes, describe, fits
 STRATEGIES = ("PACK", "STRICT_PACK", "SPREAD", "STRICT_SPREAD")
 
 NEXT_TO_NOTHING = {"memory": 1.0}
-"""A bundle must ask for something: one byte of memory stands for a rank that takes nothing."""
+"""Ray refuses an empty bundle, so a rank that takes no resources asks for one byte of memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What Ray sets aside for one replica.
+    """The resources that Ray reserves for one replica.
 
     Attributes:
         bundles: Resources of each rank.
-        strategy: How Ray spreads the bundles over nodes; None for all on one node if any node is large enough, else on
-            as few as possible.
+        strategy: How Ray spreads the bundles over nodes. With None all are on one node if any node is large enough,
+            else on as few nodes as possible.
     """
 
     bundles: tuple[Resources, ...]
@@ -49,14 +49,14 @@ class Placement:
 
     @classmethod
     def read(cls, group_config: Mapping[str, Any], num_ranks: int) -> Placement:
-        """Reads a `placement_group_config`, in the form that users of Ray Data LLM know.
+        """Reads a `placement_group_config` in the form of Ray Data LLM.
 
         Args:
             group_config: ``{"bundle_per_worker": {...}}`` or ``{"bundles": [{...}, ...]}``, and ``"strategy"``.
             num_ranks: Ranks of a replica; each has a bundle.
 
         Raises:
-            ConfigError: It says nothing of that kind.
+            ConfigError: The form is wrong; the message names the entry.
         """
         known = ("bundle_per_worker", "bundles", "strategy")
         for key in group_config:
@@ -79,18 +79,18 @@ class Placement:
 
     @classmethod
     def even(cls, resources: Resources, num_ranks: int, accelerator_type: str | None) -> Placement:
-        """Shares the resources of a replica out evenly.
+        """Divides the resources of a replica evenly among its ranks.
 
         Args:
-            resources: What the whole replica takes.
-            num_ranks: Its ranks.
-            accelerator_type: Kind of accelerator that the node of each rank must have; None for any.
+            resources: Resources of the whole replica.
+            num_ranks: Ranks of the replica.
+            accelerator_type: Accelerator type that the node of each rank must have; None for any node.
         """
         bundle = {name: amount / num_ranks for name, amount in resources.items() if amount}
         return cls((bundle,) * num_ranks).on(accelerator_type)
 
     def on(self, accelerator_type: str | None) -> Placement:
-        """Returns the same on nodes that have a kind of accelerator."""
+        """Returns the same placement, restricted to nodes with an accelerator type."""
         if accelerator_type is None:
             return self
         kind = {f"accelerator_type:{accelerator_type}": 0.001}
@@ -98,18 +98,18 @@ class Placement:
 
     @property
     def total(self) -> Resources:
-        """What all ranks take together."""
+        """Resources of all ranks together."""
         names = {name for bundle in self.bundles for name in bundle}
         return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in sorted(names)}
 
     def resolved_strategy(self, nodes: list[Resources]) -> str:
-        """Returns the strategy for a cluster with these nodes."""
+        """Returns the strategy to use on a cluster with these nodes."""
         if self.strategy is not None:
             return self.strategy
         return "STRICT_PACK" if any(fits(self.total, node) for node in nodes) else "PACK"
 
     def describe(self, strategy: str) -> str:
-        """Says what is asked for, in a few words."""
+        """Describes the bundles and a strategy in a few words, for error messages."""
         bundles = [describe(bundle) for bundle in self.bundles]
         if len(bundles) == 1:
             return bundles[0]
@@ -121,12 +121,12 @@ async def reserve(name: str, placement: Placement, timeout_s: float) -> Placemen
     """Reserves the bundles of a replica.
 
     Args:
-        name: Name of the group: the pool's, a slash, and the replica's.
-        placement: What to reserve.
+        name: Name of the group: the name of the pool, a slash, and the id of the replica.
+        placement: The resources to reserve.
         timeout_s: Seconds to wait for room.
 
     Returns:
-        The group; whoever asked must `release` it.
+        The group; the caller must `release` it.
 
     Raises:
         PlacementError: There was no room in time.
@@ -146,18 +146,18 @@ async def reserve(name: str, placement: Placement, timeout_s: float) -> Placemen
 
 
 def release(group: PlacementGroup) -> None:
-    """Gives a group back; Ray ends what still runs in it."""
+    """Removes a group; Ray kills the actors that still run in it."""
     remove_placement_group(group)
 
 
 def reclaim(pool_name: str) -> list[str]:
-    """Gives back all groups of a pool whose supervisor is dead.
+    """Removes all groups of a pool whose supervisor is dead.
 
     Args:
         pool_name: Name of the pool.
 
     Returns:
-        Names of the groups that were there.
+        Names of the groups that were removed.
     """
     left = {
         entry["name"]: entry["placement_group_id"]
@@ -171,12 +171,12 @@ def reclaim(pool_name: str) -> list[str]:
 
 
 def rank_options(group: PlacementGroup, placement: Placement, rank: int) -> dict[str, Any]:
-    """Returns the options of the actor of a rank: all of its bundle.
+    """Returns the options with which the actor of a rank takes its whole bundle.
 
     Args:
         group: The reserved group.
-        placement: What was reserved.
-        rank: Which rank; its bundle has the same number.
+        placement: The placement that was reserved.
+        rank: The rank, which is also the index of its bundle.
     """
     bundle = placement.bundles[rank]
     own = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU", "memory")}

@@ -1,6 +1,6 @@
-"""The driver's handle of a pool of engines: `EnginePool`.
+"""`EnginePool`: the driver's handle of a pool of engines, with which it starts and closes the pool.
 
-It starts and closes; requests go through `PoolClient`, straight from where the rows are to the replicas.
+Requests do not pass through the driver: a `PoolClient` in the process that has the rows sends them to the replicas.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from ...engine.errors import EngineDeadError, EngineError
 from ..config import PoolConfig
 from ..stats import PoolStats
 from ..view import NAMESPACE, PoolView
+from .member import MAX_CALLS
 from .placement import reclaim
-from .slot import MAX_CALLS
 from .supervisor import Supervisor
 
 __all__ = ["EnginePool", "PoolConfig"]
@@ -34,10 +34,10 @@ __all__ = ["EnginePool", "PoolConfig"]
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 30.0
-"""Seconds after which a supervisor that does not close is killed: several times what it gives a replica."""
+"""Seconds after which a supervisor that does not close is killed; it gives each replica much less time."""
 
 MAX_JOINS = 10
-"""Times that a pool is started over because the one of that name just ends."""
+"""Times that joining a pool is tried again because the pool of that name is just closing."""
 
 ENGINE_FIELDS = (
     "engine_kwargs",
@@ -47,7 +47,7 @@ ENGINE_FIELDS = (
     "placement_group_config",
     "runtime_env",
 )
-"""Settings in which the users of one pool agree."""
+"""Settings that must be equal for two users to share one pool."""
 
 
 class EnginePool:
@@ -56,20 +56,20 @@ class EnginePool:
     Use `EnginePool.start`, or `EnginePool.share`. It is a context manager that closes the pool.
 
     Attributes:
-        name: What a `PoolClient` finds it by.
+        name: Name by which a `PoolClient` finds the pool.
     """
 
     def __init__(self, name: str, supervisor: Any) -> None:
         self.name = name
         self._supervisor = supervisor
         self._is_closed = threading.Event()
-        # A callback rather than a thread that waits: it holds up no end of the driver.
+        # A callback, because a waiting thread could keep the driver from ending.
         after_death = functools.partial(_after_death, name, self._is_closed)
         supervisor.presence.remote().future().add_done_callback(after_death)
 
     @classmethod
     def start(cls, config: PoolConfig) -> Self:
-        """Starts a pool and returns at once; the models load meanwhile.
+        """Starts a pool and returns at once, while the replicas load their models.
 
         Args:
             config: Settings.
@@ -83,8 +83,8 @@ class EnginePool:
     def share(cls, config: PoolConfig) -> Self:
         """Joins the pool of this job that runs the same engine on the same resources, or starts it.
 
-        The pool ends when the last one who shares it has closed it. It has as many replicas as the most demanding of
-        them asked for; for whatever else is no matter of the engine, the settings of the first count.
+        The pool ends when its last user has closed it. It has as many replicas as the user with the highest number
+        asked for. For all other settings that do not concern the engine, those of the first user count.
 
         Args:
             config: Settings.
@@ -96,8 +96,8 @@ class EnginePool:
 
     @classmethod
     def _join(cls, name: str, config: PoolConfig) -> Self:
-        # On the driver's node: the pool cannot outlive the driver anyway, and must not go with any other node.
-        # Not softly: with Ray 2.60, a supervisor softly placed here was seen on another node, and died with it.
+        # The supervisor runs on the driver's node: the pool ends with the driver anyway, and must not end with another
+        # node. The affinity is not soft: Ray 2.60 was seen to place such an actor on another node, where it died.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: dict[str, Any] = {
             "name": name,
@@ -113,19 +113,19 @@ class EnginePool:
             with contextlib.suppress(RayActorError):
                 if ray.get(supervisor.join.remote(config)):
                     return cls(name, supervisor)
-                ray.get(supervisor.presence.remote())  # It closes: another one can have the name once it is gone.
+                ray.get(supervisor.presence.remote())  # The pool is closing; its name is free once it is gone.
         raise EngineDeadError(f"pool {name!r}: its supervisor does not stay; Ray's log of actor {name!r} says why")
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Waits until each replica is ready or was given up.
 
         Args:
-            timeout_s: Seconds to wait at most; None for as long as it takes.
+            timeout_s: Most seconds to wait; None for no limit.
 
         Raises:
-            UserError: No replica starts, because of something given; the error is the one the engine raised.
+            UserError: No replica starts because of a user's setting; this is the error that the engine raised.
             EngineDeadError: No replica starts, or the pool is closed.
-            EngineError: It took longer than `timeout_s`.
+            EngineError: The replicas were not ready within `timeout_s`.
         """
         try:
             view: PoolView = ray.get(self._supervisor.until_settled.remote(), timeout=timeout_s)
@@ -145,7 +145,7 @@ class EnginePool:
             with_engines: Whether to ask each ready replica for its engine's counters.
 
         Returns:
-            The pool as it is now.
+            The present state of the pool.
 
         Raises:
             EngineDeadError: The pool is closed.
@@ -157,7 +157,7 @@ class EnginePool:
         return stats
 
     def close(self) -> None:
-        """Gives the pool up; its last user ends all replicas and waits for that. A second call does nothing."""
+        """Leaves the pool; its last user ends all replicas and waits for that. A second call does nothing."""
         if self._is_closed.is_set() or not ray.is_initialized():
             return
         self._is_closed.set()
@@ -171,7 +171,7 @@ class EnginePool:
             ray.get(self._supervisor.close.remote(), timeout=CLOSE_TIMEOUT_S)
         except GetTimeoutError:
             logger.warning("pool %s does not close by itself and is killed", self.name)
-        finally:  # Also when interrupted: Ray ends the replicas with their owner.
+        finally:  # Also after an interrupt: killing the supervisor ends the replicas that it owns.
             ray.kill(self._supervisor)
             reclaim(self.name)
         ray.get(gone)
@@ -195,7 +195,7 @@ class EnginePool:
 
 
 def _engine_digest(config: PoolConfig) -> str:
-    """Returns what two pools have in common that could as well be one."""
+    """Returns a digest of the settings that must be equal for two users to share one pool."""
     fields = dataclasses.asdict(config)
     same = {name: value for name, value in fields.items() if name in ENGINE_FIELDS}
     text = json.dumps(same, sort_keys=True, default=repr)
@@ -203,13 +203,13 @@ def _engine_digest(config: PoolConfig) -> str:
 
 
 def _after_death(pool_name: str, is_closed: threading.Event, presence: Future[None]) -> None:
-    """Cleans up after a supervisor that was killed. Ray calls this on a thread of its own, where it must not wait."""
+    """Removes the groups of a killed supervisor. It runs on one of Ray's threads, so it must not block."""
     if not is_closed.is_set() and isinstance(presence.exception(), RayActorError):
         threading.Thread(target=_reclaim, args=[pool_name], name=f"reclaim-{pool_name}", daemon=True).start()
 
 
 def _reclaim(pool_name: str) -> None:
-    # The driver may be ending at this very moment, and Ray with it; then Ray removes the groups itself.
+    # The driver, and Ray with it, may be ending at this moment; then Ray removes the groups by itself.
     with contextlib.suppress(Exception):
         if ray.is_initialized() and (names := reclaim(pool_name)):
             logger.warning("the supervisor of pool %s died; gave back %s", pool_name, ", ".join(names))

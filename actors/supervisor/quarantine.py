@@ -1,7 +1,8 @@
-"""A replica set apart for requests that were on board when another one died: `Quarantine`.
+"""`Quarantine`: a replica that runs only requests which were on board when another replica died.
 
-Who has such requests asks for a lease. One at a time holds it, in the order of asking, and has one replica for itself,
-which first finishes what it has. So a request that is alone there when that replica dies is the one that killed it.
+A client with such requests asks for a lease. One client at a time holds the lease, in the order of asking, and has one
+replica to itself, which first finishes the requests that it has. A request that is alone on that replica when it dies
+is therefore the request that killed it.
 """
 
 from __future__ import annotations
@@ -13,32 +14,32 @@ from ray.exceptions import RayError
 
 from ..replica.replica import Reference
 from ..view import ReplicaHandle
+from .member import Member
 from .roster import Roster
-from .slot import Slot
 
 
 class Quarantine:
-    """The leases of one pool. Lives on the supervisor's event loop.
+    """The leases of one pool. Only the supervisor's event loop touches it.
 
     Args:
-        roster: The pool's slots.
+        roster: The pool's members.
     """
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._queue: dict[str, asyncio.Task[None]] = {}
-        """Leases in the order of asking, each with the watch for its holder's death; the first is held."""
+        """Leases in the order of asking, each with a task that ends it when its client dies. The first is held."""
 
     async def lease(self, lease_id: str, presence: Reference) -> ReplicaHandle | None:
-        """Waits for its turn and for a replica.
+        """Waits until it is the turn of a lease and a replica is free for it.
 
         Args:
-            lease_id: Chosen by the caller, who must `end` it even if this never returns.
-            presence: Never resolves, and is the caller's: its death ends the lease.
+            lease_id: An id that the caller has chosen. The caller must `end` it even if this call never returns.
+            presence: A reference of the caller's that never resolves; the lease ends when the caller dies.
 
         Returns:
-            A replica with nothing on board that takes nothing but calls in quarantine; None if the lease was ended
-            meanwhile or the pool has no replica left.
+            A replica with no request on board that takes only calls in quarantine; None if the lease was ended in the
+            meantime or the pool has no replica left.
         """
         self._queue[lease_id] = asyncio.create_task(self._end_with(presence, lease_id))
         while True:
@@ -46,27 +47,27 @@ class Quarantine:
             if self._is_over(lease_id):
                 await self.end(lease_id)
                 return None
-            slot = self._choose()
-            handle = self._roster.handle(slot)
-            slot.state = "quarantine"
+            member = self._choose()
+            handle = self._roster.handle(member)
+            member.state = "quarantine"
             await self._roster.tell()
             with contextlib.suppress(RayError):
                 await handle.actor.drain.remote()
-                if slot.state == "quarantine" and not self._is_over(lease_id):
+                if member.state == "quarantine" and not self._is_over(lease_id):
                     return handle
 
     async def end(self, lease_id: str) -> None:
-        """Gives the replica to the next in turn, or back to everyone. A lease that has ended stays so."""
+        """Ends a lease: its replica goes to the next lease or serves all clients again. A second call does nothing."""
         watch = self._queue.pop(lease_id, None)
         if watch is None:
             return
         if watch is not asyncio.current_task():
             watch.cancel()
         if not self._queue:
-            for slot in self._slots():
-                slot.state = "ready"
+            for member in self._members():
+                member.state = "ready"
                 with contextlib.suppress(RayError):
-                    await slot.replica.resume.remote()
+                    await member.replica.resume.remote()
         await self._roster.tell()
 
     async def _end_with(self, presence: Reference, lease_id: str) -> None:
@@ -78,11 +79,11 @@ class Quarantine:
         return lease_id not in self._queue or self._roster.is_over
 
     def _is_turn_of(self, lease_id: str) -> bool:
-        return next(iter(self._queue)) == lease_id and bool(self._slots() or self._roster.ready())
+        return next(iter(self._queue)) == lease_id and bool(self._members() or self._roster.ready())
 
-    def _slots(self) -> list[Slot]:
-        return [slot for slot in self._roster.slots if slot.state == "quarantine"]
+    def _members(self) -> list[Member]:
+        return [member for member in self._roster.members if member.state == "quarantine"]
 
-    def _choose(self) -> Slot:
-        """Takes the replica that came up last: after a death, that is one with little on board."""
-        return max(self._slots() or self._roster.ready(), key=lambda slot: slot.up_order)
+    def _choose(self) -> Member:
+        """Returns the replica that came up last: after a death, it has few requests on board."""
+        return max(self._members() or self._roster.ready(), key=lambda member: member.up_order)

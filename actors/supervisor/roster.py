@@ -1,4 +1,4 @@
-"""Who is in a pool: its slots, and everyone who waits for a change among them: `Roster`."""
+"""`Roster`: the members of a pool, and the coroutines that wait for a change of them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Callable
 from ...engine.errors import RequestError
 from ..stats import PoolState
 from ..view import PoolView, ReplicaHandle
-from .slot import Slot
+from .member import Member
 
 
 class Roster:
-    """The slots of one pool. Lives on the supervisor's event loop, which alone touches it.
+    """The members of one pool. Only the supervisor's event loop touches it.
 
     Args:
-        max_attempts: As in `PoolConfig`; clients are told.
+        max_attempts: As in `PoolConfig`; it is passed on to clients.
 
     Attributes:
-        slots: The places of the pool.
-        failure: Why a replica was given up or has no room, lastly; None if none was.
-        is_closed: Whether nothing will ever be up again.
+        members: All replicas of the pool, up or not.
+        failure: The latest reason why a replica was given up or has no room; None if there is none.
+        is_closed: Whether the pool is closed, so that no replica will be up again.
     """
 
     def __init__(self, max_attempts: int) -> None:
-        self.slots: list[Slot] = []
+        self.members: list[Member] = []
         self.failure: RequestError | None = None
         self.is_closed = False
         self._max_attempts = max_attempts
@@ -33,7 +33,7 @@ class Roster:
 
     @property
     def version(self) -> int:
-        """Counts the changes."""
+        """Number of changes so far."""
         return self._version
 
     @property
@@ -41,40 +41,40 @@ class Roster:
         """The state of the pool as a whole."""
         if self.is_closed:
             return "closed"
-        if any(slot.is_up for slot in self.slots):
+        if any(member.is_up for member in self.members):
             return "ready"
-        return "failed" if all(slot.state in ("failed", "unplaced") for slot in self.slots) else "starting"
+        return "failed" if all(member.state in ("failed", "unplaced") for member in self.members) else "starting"
 
     @property
     def is_settled(self) -> bool:
-        """Whether each slot is up, given up or without room."""
-        return self.is_closed or all(slot.is_up or slot.state in ("failed", "unplaced") for slot in self.slots)
+        """Whether each replica is up, given up or without room."""
+        return self.is_closed or all(member.is_up or member.state in ("failed", "unplaced") for member in self.members)
 
     @property
     def is_over(self) -> bool:
-        """Whether no replica is up and none will be, as far as is known."""
+        """Whether no replica is up and none is expected."""
         return self.state in ("failed", "closed")
 
-    def ready(self) -> list[Slot]:
-        """Returns the slots whose replicas take requests."""
-        return [slot for slot in self.slots if slot.state == "ready" and slot.is_up]
+    def ready(self) -> list[Member]:
+        """Returns the members whose replicas take requests."""
+        return [member for member in self.members if member.state == "ready" and member.is_up]
 
     def view(self) -> PoolView:
-        """Returns what a client needs to know."""
-        replicas = tuple(self.handle(slot) for slot in self.ready())
+        """Returns the view of the pool that clients are sent."""
+        replicas = tuple(self.handle(member) for member in self.ready())
         return PoolView(self._version, self.state, self.failure, self._max_attempts, replicas)
 
-    def handle(self, slot: Slot) -> ReplicaHandle:
-        """Returns what clients call the replica of a slot with."""
-        return ReplicaHandle(slot.replica_id, slot.replica, self._version)
+    def handle(self, member: Member) -> ReplicaHandle:
+        """Returns the handle with which clients call a replica."""
+        return ReplicaHandle(member.replica_id, member.replica, self._version)
 
     async def tell(self) -> None:
-        """Wakes all who wait for a change."""
+        """Wakes every coroutine that waits for a change."""
         async with self._changed:
             self._version += 1
             self._changed.notify_all()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Waits until a condition holds; it is looked at after each change."""
+        """Waits until a condition holds; it is evaluated after each change."""
         async with self._changed:
             await self._changed.wait_for(condition)

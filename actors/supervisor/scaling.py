@@ -1,4 +1,4 @@
-"""How many replicas a pool should have: a rule on numbers, `Scaler`."""
+"""`Scaler`: the rule that says how many replicas a pool should have."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 
 class Scaler:
-    """Follows the work: more replicas at once, fewer only after a while.
+    """Follows the number of requests: it adds replicas at once and takes them away only after a delay.
 
     Args:
         places: Requests that keep a replica full.
-        delay_s: Seconds that a replica must have been one too many.
-        clock: Seconds that go on evenly.
+        delay_s: Seconds for which there must have been too many replicas before one is taken away.
+        clock: Returns the seconds of a steady clock.
     """
 
     def __init__(self, places: int, delay_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,13 +23,13 @@ class Scaler:
         self._too_many_since_s: float | None = None
 
     def wanted(self, num_requests: int, num_now: int, low: int, high: int) -> int:
-        """Returns how many replicas there should be.
+        """Returns how many replicas the pool should have.
 
         Args:
-            num_requests: Requests on board of all replicas.
-            num_now: Replicas there are, those that start among them.
-            low: The fewest.
-            high: The most.
+            num_requests: Requests on board of all replicas together.
+            num_now: Replicas that are up or starting.
+            low: Least number of replicas.
+            high: Greatest number of replicas.
         """
         wanted = max(low, min(high, math.ceil(num_requests / self._places)))
         if wanted >= num_now:

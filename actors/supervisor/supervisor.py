@@ -1,7 +1,8 @@
-"""The actor that owns a pool's replicas: starts them, hears of their deaths, starts them again, or gives up.
+"""`Supervisor`: the actor that owns the replicas of a pool and restarts those that die.
 
-It takes no CPU and sees no row: clients ask it which replicas there are, and how one ended that is gone. It is owned by
-the driver and owns the replicas; nothing is detached, so when a driver dies, however it dies, Ray ends them all.
+It gives the pool up after too many deaths in a row. It takes no CPU, and no row passes through it: clients ask it which
+replicas there are and how a lost replica ended. The driver owns the supervisor, and the supervisor owns the replicas. No
+actor is detached, so Ray ends all of them when the driver dies in any way.
 """
 
 from __future__ import annotations
@@ -23,26 +24,26 @@ from ..config import PoolConfig
 from ..replica.replica import Reference
 from ..stats import PoolStats, ReplicaStats
 from ..view import Loss, PoolView, ReplicaHandle
+from .member import Member, one_line
 from .nodes import draining_nodes
 from .quarantine import Quarantine
 from .roster import Roster
 from .scaling import Scaler
-from .slot import Slot, one_line
 
 logger = logging.getLogger(__name__)
 
 MAX_BACKOFF_S = 60.0
 LOOK_ROUND_S = 0.5
-"""Seconds between two looks at the nodes and at the work."""
+"""Seconds between two checks of the nodes and of the number of requests."""
 
 NO_ROOM_RETRY_S = 30.0
-"""Seconds before a cluster that had no room for a replica is asked again."""
+"""Seconds after which a replica that had no room is tried again."""
 
 LOSS_TIMEOUT_S = 60.0
-"""Seconds in which the supervisor must have heard of a death that a client reports."""
+"""Seconds that the supervisor waits to notice a death which a client has reported."""
 
 LAST_SECONDS_S = 5.0
-"""Of the time a node has left, what is kept for handing back."""
+"""Seconds before a node leaves in which its replicas hand their unfinished requests back."""
 
 
 class Supervisor:
@@ -72,13 +73,13 @@ class Supervisor:
         return f"EnginePool({self._name})"
 
     async def join(self, config: PoolConfig) -> bool:
-        """Counts one more user, and begins to start replicas for the first.
+        """Adds a user of the pool; the first one makes it start replicas.
 
         Args:
-            config: Settings of the user; of several, the largest pool is kept.
+            config: Settings of the user; the pool keeps the largest number of replicas of all its users.
 
         Returns:
-            Whether the pool can be used; it cannot while it closes.
+            Whether the pool can be used; a pool that is closing cannot.
         """
         if self._is_closing:
             return False
@@ -90,23 +91,23 @@ class Supervisor:
         return True
 
     async def leave(self) -> bool:
-        """Counts one user less.
+        """Removes a user of the pool.
 
         Returns:
-            Whether it was the last; nobody can join any more, and the caller must `close` the pool.
+            Whether it was the last user. Then nobody can join any more, and the caller must `close` the pool.
         """
         self._num_users -= 1
         self._is_closing = self._num_users <= 0
         return self._is_closing
 
     async def view(self, newer_than: int = -1) -> PoolView:
-        """Waits for a change.
+        """Waits for a view of the pool that the caller has not seen.
 
         Args:
-            newer_than: A version the caller has seen; -1 returns at once.
+            newer_than: The latest version that the caller has seen; -1 returns at once.
 
         Returns:
-            The pool as it is now, of a later version.
+            The present view, whose version is later.
         """
         await self._roster.until(lambda: self._roster.version > newer_than)
         return self._roster.view()
@@ -115,51 +116,51 @@ class Supervisor:
         """Waits until each replica is up, given up or without room.
 
         Returns:
-            The pool as it is then.
+            The view of the pool at that time.
         """
         await self._roster.until(lambda: self._roster.is_settled)
         return self._roster.view()
 
     async def presence(self) -> None:
-        """Never returns. Its result, which never comes, belongs to the caller: who waits for it hears of its death."""
+        """Never returns. The caller owns the reference to the result, so awaiting it fails when the caller dies."""
         await asyncio.Event().wait()
 
     async def stats(self, with_engines: bool) -> PoolStats:
         """Describes the pool.
 
         Args:
-            with_engines: Whether to ask each replica for its figures, which it reads between two steps.
+            with_engines: Whether to ask each replica for its metrics, which it reads between two steps.
 
         Returns:
             The pool and its replicas.
         """
-        replicas = await asyncio.gather(*(_stats(slot, with_engines) for slot in self._roster.slots))
+        replicas = await asyncio.gather(*(_stats(member, with_engines) for member in self._roster.members))
         failure = self._roster.failure
         return PoolStats(
             self._name, self._roster.state, _reason(failure) if failure else None, os.getpid(), list(replicas)
         )
 
     async def lease(self, lease_id: str, caller: Sequence[Reference]) -> ReplicaHandle | None:
-        """Gives a replica to one client alone; see `Quarantine.lease`. The reference comes in a list."""
+        """Gives one client a replica to itself; see `Quarantine.lease`. The caller's reference comes in a list."""
         return await self._quarantine.lease(lease_id, caller[0])
 
     async def end_lease(self, lease_id: str) -> None:
-        """Takes it back, or the wish for it."""
+        """Ends a lease, or the request for one."""
         await self._quarantine.end(lease_id)
 
     async def report_loss(self, replica_id: str, num_finished: int) -> Loss:
-        """Tells a client how a replica ended that it lost requests with.
+        """Tells a client how a replica ended whose requests it has lost.
 
         Args:
-            replica_id: The replica, which does not answer.
-            num_finished: Outputs that the client got from the pool since its last report.
+            replica_id: The replica that does not answer.
+            num_finished: Outputs that the client received from the pool since its last report.
 
         Returns:
-            Whether a request may be to blame.
+            ``"died"`` if a request may be to blame, ``"left"`` if not.
         """
         try:
             await asyncio.wait_for(self._roster.until(lambda: not self._is_up(replica_id)), LOSS_TIMEOUT_S)
-        except TimeoutError:  # It is up, and out of reach of that client alone.
+        except TimeoutError:  # It is up; only that client cannot reach it.
             return "left"
         loss: Loss = "left" if replica_id in self._left else "died"
         if num_finished:
@@ -171,17 +172,17 @@ class Supervisor:
         return loss
 
     async def close(self) -> None:
-        """Ends all replicas and returns when they are gone and what they took is free."""
+        """Ends all replicas; returns when they are gone and their resources are free."""
         self._is_closing = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._roster.is_closed = True
-        await asyncio.gather(*(slot.close() for slot in self._roster.slots))
+        await asyncio.gather(*(member.close() for member in self._roster.members))
         await self._roster.tell()
 
     def _is_up(self, replica_id: str) -> bool:
-        return any(slot.is_up and slot.replica_id == replica_id for slot in self._roster.slots)
+        return any(member.is_up and member.replica_id == replica_id for member in self._roster.members)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(coroutine)
@@ -194,52 +195,52 @@ class Supervisor:
             logger.error("pool %s: %r", self._name, error, exc_info=error)
 
     async def _grow(self, size: int) -> None:
-        taken = {slot.index for slot in self._roster.slots}
+        taken = {member.index for member in self._roster.members}
         free = (index for index in itertools.count() if index not in taken)
-        for _ in range(size - sum(not slot.is_leaving for slot in self._roster.slots)):
-            slot = Slot(self._name, self._config, next(free))
-            self._roster.slots.append(slot)
-            self._spawn(self._keep_alive(slot))
+        for _ in range(size - sum(not member.is_leaving for member in self._roster.members)):
+            member = Member(self._name, self._config, next(free))
+            self._roster.members.append(member)
+            self._spawn(self._keep_alive(member))
         await self._roster.tell()
 
-    async def _keep_alive(self, slot: Slot) -> None:
-        while await self._bring_up(slot):
-            await self._bury(slot, await slot.until_death())
-            if slot.is_leaving:
+    async def _keep_alive(self, member: Member) -> None:
+        while await self._bring_up(member):
+            await self._bury(member, await member.until_death())
+            if member.is_leaving:
                 break
-            slot.num_restarts += 1
-            slot.state = "starting"
-        if slot.is_leaving:
-            self._roster.slots.remove(slot)
+            member.num_restarts += 1
+            member.state = "starting"
+        if member.is_leaving:
+            self._roster.members.remove(member)
         await self._roster.tell()
 
-    async def _bring_up(self, slot: Slot) -> bool:
-        """Starts the replica of a slot; returns whether it is up, for if not it never will be."""
+    async def _bring_up(self, member: Member) -> bool:
+        """Starts the replica of a member; returns whether it is up. A start that failed here is final."""
         while True:
             try:
-                await self._start(slot)
+                await self._start(member)
             except PlacementError as exc:
-                await self._note_no_room(slot, exc)
-                if slot.is_leaving:
+                await self._note_no_room(member, exc)
+                if member.is_leaving:
                     return False
                 await asyncio.sleep(NO_ROOM_RETRY_S)
-            except Exception as exc:  # noqa: BLE001 - whatever keeps a replica from starting is the reason to give it up
-                slot.state = "failed"
+            except Exception as exc:  # noqa: BLE001 - any error that keeps a replica from starting is final
+                member.state = "failed"
                 self._roster.failure = RequestError.from_exception(exc)
-                logger.error("replica %s does not start and is given up: %s", slot.replica_id, one_line(exc))
+                logger.error("replica %s does not start and is given up: %s", member.replica_id, one_line(exc))
                 await self._roster.tell()
                 return False
             else:
                 self._num_up += 1
-                slot.state, slot.up_order = "ready", self._num_up
+                member.state, member.up_order = "ready", self._num_up
                 await self._roster.tell()
                 return True
 
-    async def _start(self, slot: Slot) -> None:
-        """Starts the replica of a slot, again after a failure, with exponential back-off.
+    async def _start(self, member: Member) -> None:
+        """Starts the replica of a member, and tries again after a failure with exponential back-off.
 
         Raises:
-            Exception: The last failure, when there were too many, or the first that would always come again.
+            Exception: The last of too many failures, or the first failure that another start would only repeat.
         """
         async for attempt in AsyncRetrying(
             stop=stop_after_attempt(self._config.max_start_failures),
@@ -248,29 +249,29 @@ class Supervisor:
             reraise=True,
         ):
             with attempt:
-                await slot.start()
+                await member.start()
 
-    async def _note_no_room(self, slot: Slot, error: PlacementError) -> None:
-        """Leaves a slot without room to be tried later; one more than the least is not worth the wait."""
+    async def _note_no_room(self, member: Member, error: PlacementError) -> None:
+        """Sets a member without room aside to be tried later; a replica beyond the minimum is dropped instead."""
         logger.warning("%s", error)
-        slot.state = "unplaced"
-        slot.is_leaving = slot.index >= self._low and len(self._roster.slots) > self._low
+        member.state = "unplaced"
+        member.is_leaving = member.index >= self._low and len(self._roster.members) > self._low
         self._no_room_until_s = asyncio.get_running_loop().time() + NO_ROOM_RETRY_S
         self._roster.failure = RequestError.from_exception(error)
         await self._roster.tell()
 
-    async def _bury(self, slot: Slot, cause: str) -> None:
-        if slot.state == "draining" or slot.has_lost_a_node():
-            self._left.add(slot.replica_id)
-            logger.info("replica %s left", slot.replica_id)
+    async def _bury(self, member: Member, cause: str) -> None:
+        if member.state == "draining" or member.has_lost_a_node():
+            self._left.add(member.replica_id)
+            logger.info("replica %s left", member.replica_id)
         else:
-            logger.warning("replica %s died and starts again: %s", slot.replica_id, cause)
-        slot.state = "dead"
+            logger.warning("replica %s died and starts again: %s", member.replica_id, cause)
+        member.state = "dead"
         await self._roster.tell()
-        await slot.end()
+        await member.end()
 
     async def _fail(self) -> None:
-        """Gives all replicas up: the engine dies of whatever it is given."""
+        """Gives all replicas up: too many died in a row with no request finished in between."""
         for task in self._tasks:
             task.cancel()
         error = EngineDeadError(
@@ -278,68 +279,68 @@ class Supervisor:
             f"{', '.join(sorted(self._barren))} say why. If single requests are to blame, raise max_deaths_in_a_row"
         )
         self._roster.failure = RequestError.from_exception(error)
-        for slot in self._roster.slots:
-            slot.state = "failed"
+        for member in self._roster.members:
+            member.state = "failed"
         await self._roster.tell()
-        await asyncio.gather(*(slot.end() for slot in self._roster.slots))
+        await asyncio.gather(*(member.end() for member in self._roster.members))
 
     async def _look_round(self) -> None:
-        """Looks from time to time which nodes are about to go, and whether there are as many replicas as work."""
+        """Checks periodically which nodes will leave, and whether there are too few or too many replicas."""
         while True:
             for node_id, left_s in draining_nodes().items():
-                for slot in self._roster.slots:
-                    if slot.state in ("ready", "quarantine") and node_id in slot.node_ids:
+                for member in self._roster.members:
+                    if member.state in ("ready", "quarantine") and node_id in member.node_ids:
                         timeout_s = None if left_s is None else max(0.0, left_s - LAST_SECONDS_S)
-                        await self._begin_to_drain(slot, timeout_s)
+                        await self._begin_to_drain(member, timeout_s)
             if self._low < self._high:
                 await self._follow_the_work()
             await asyncio.sleep(LOOK_ROUND_S)
 
     async def _follow_the_work(self) -> None:
-        staying = [slot for slot in self._roster.slots if not slot.is_leaving]
-        loads = await asyncio.gather(*(_load(slot) for slot in staying))
+        staying = [member for member in self._roster.members if not member.is_leaving]
+        loads = await asyncio.gather(*(_load(member) for member in staying))
         wanted = self._scaler.wanted(sum(loads), len(staying), self._low, self._high)
         if wanted > len(staying) and asyncio.get_running_loop().time() >= self._no_room_until_s:
             await self._grow(wanted)
         elif wanted < len(staying) and len(ready := self._roster.ready()) > 1:
-            slot = max(ready, key=lambda slot: slot.index)
-            slot.is_leaving = True
-            await self._begin_to_drain(slot, None)
+            member = max(ready, key=lambda member: member.index)
+            member.is_leaving = True
+            await self._begin_to_drain(member, None)
 
-    async def _begin_to_drain(self, slot: Slot, timeout_s: float | None) -> None:
-        slot.state = "draining"
-        logger.info("replica %s is drained", slot.replica_id)
+    async def _begin_to_drain(self, member: Member, timeout_s: float | None) -> None:
+        member.state = "draining"
+        logger.info("replica %s is drained", member.replica_id)
         await self._roster.tell()
-        self._spawn(_drain(slot, timeout_s))
+        self._spawn(_drain(member, timeout_s))
 
 
-async def _drain(slot: Slot, timeout_s: float | None) -> None:
+async def _drain(member: Member, timeout_s: float | None) -> None:
     with contextlib.suppress(RayError):
-        await slot.replica.drain.remote(timeout_s)
-    if slot.state == "draining":  # Else it died meanwhile, and another replica may have its place.
-        await slot.close()
+        await member.replica.drain.remote(timeout_s)
+    if member.state == "draining":  # Otherwise it died in the meantime, and another replica may have taken its place.
+        await member.close()
 
 
-async def _load(slot: Slot) -> int:
+async def _load(member: Member) -> int:
     try:
-        return int(await slot.replica.load.remote()) if slot.is_up else 0
-    except RayError:  # It died just now; its requests come back by themselves.
+        return int(await member.replica.load.remote()) if member.is_up else 0
+    except RayError:  # It died just now; its clients notice that and send its requests elsewhere.
         return 0
 
 
-async def _stats(slot: Slot, with_engine: bool) -> ReplicaStats:
-    stats = slot.stats()
-    if not with_engine or not slot.is_up:
+async def _stats(member: Member, with_engine: bool) -> ReplicaStats:
+    stats = member.stats()
+    if not with_engine or not member.is_up:
         return stats
     try:
-        engine, metrics = await slot.replica.stats.remote()
-    except RayError:  # It died just now; the next call says so.
+        engine, metrics = await member.replica.stats.remote()
+    except RayError:  # It died just now; the next call notices it.
         return stats
     return dataclasses.replace(stats, engine=engine, metrics=metrics)
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Returns whether another start may succeed; being cancelled is no failure, and a user's error stays."""
+    """Returns whether another start may succeed: not after a cancellation or a user's mistake."""
     return isinstance(error, Exception) and not isinstance(error, UserError | PlacementError)
 
 

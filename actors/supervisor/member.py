@@ -1,4 +1,4 @@
-"""One place of a pool and the replica in it: `Slot`, which reserves, starts, watches and ends."""
+"""`Member`: one replica of a pool, which is reserved, started, watched, ended, and started again after a death."""
 
 from __future__ import annotations
 
@@ -25,31 +25,32 @@ from .placement import rank_options, release, reserve
 logger = logging.getLogger(__name__)
 
 MAX_CALLS = 100_000
-"""Open calls an actor takes. They are coroutines that wait: a limit that is reached would only block someone."""
+"""Most open calls of an actor. A call is a coroutine that mostly waits, so a low limit would only block callers."""
 
 CLOSE_TIMEOUT_S = 5.0
+"""Seconds that a replica has to close its engine, or a killed process to disappear."""
 
 
 @dataclass(slots=True, eq=False)
-class Slot:
-    """A place for one replica at a time.
+class Member:
+    """One of the replicas that a pool keeps alive. A replica that replaces a dead one is the same member.
 
-        starting -> ready -> dead -> starting ...        each start with back-off between its failures
+        starting -> ready -> dead -> starting ...        failed starts are repeated with back-off
         starting -> unplaced -> starting ...             the cluster has no room; it is asked again
-        starting -> failed                               for good, after too many failures in a row
-        ready -> quarantine -> ready                     kept for requests that were there at a death
-        ready -> draining -> dead                        asked to leave; what it has on board ends first
+        starting -> failed                               it is given up after too many failures in a row
+        ready -> quarantine -> ready                     it runs only requests that were on board at a death
+        ready -> draining -> dead                        it is asked to leave, and finishes its requests first
 
     Attributes:
         pool_name: The pool.
         config: Its settings.
-        index: Which of the pool's places.
-        state: Where in the drawing above.
+        index: Number of the member in its pool.
+        state: A state of the drawing above.
         num_restarts: Times it went from dead to starting.
-        is_leaving: Whether nothing shall follow the replica that is here.
-        up_order: When the replica came up: larger is later.
-        actors: The ranks of the replica, once they were created; rank 0 is the one to call.
-        infos: Where each runs; empty unless the replica is up.
+        is_leaving: Whether the replica is not restarted when it ends.
+        up_order: Order in which the replicas of the pool came up: larger is later.
+        actors: Actors of the ranks, once they were created. Calls go to the first, rank 0.
+        infos: Process and node of each rank; empty unless the replica is up.
     """
 
     pool_name: str
@@ -65,7 +66,7 @@ class Slot:
 
     @property
     def replica_id(self) -> str:
-        """Name of the replica that is or will be here."""
+        """Name of the current replica, or of the next one."""
         return f"{self.index}.{self.num_restarts}"
 
     @property
@@ -84,21 +85,21 @@ class Slot:
         return {info.node_id for info in self.infos}
 
     def has_lost_a_node(self) -> bool:
-        """Returns whether a node of the replica is gone, so that its death is the node's."""
+        """Returns whether a node of the replica is gone, so that the node is to blame for its death."""
         return not all(is_alive(node_id) for node_id in self.node_ids)
 
     def stats(self) -> ReplicaStats:
-        """Returns what there is to tell without asking the engine."""
+        """Returns the facts that are known without asking the engine."""
         pids = tuple(info.pid for info in self.infos)
         nodes = tuple(info.node_id for info in self.infos)
         return ReplicaStats(self.replica_id, self.state, self.num_restarts, pids, nodes)
 
     async def start(self) -> None:
-        """Reserves what the replica takes, starts its ranks and waits until the model is loaded.
+        """Reserves resources, starts the ranks and waits until the model is loaded.
 
         Raises:
-            PlacementError: There is no room.
-            MillraceError: The model does not load, and why.
+            PlacementError: The cluster has no room.
+            MillraceError: The model cannot be loaded.
         """
         name = f"{self.pool_name}/{self.replica_id}"
         self._group = await reserve(name, self.config.placement, self.config.placement_timeout_s)
@@ -115,7 +116,7 @@ class Slot:
                 await self.end()
 
     async def until_death(self) -> str:
-        """Waits until a rank is dead, or out of reach, and says why."""
+        """Waits until a rank is dead or out of reach, and returns the reason."""
         calls = [asyncio.ensure_future(_death(actor)) for actor in self.actors]
         try:
             done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -125,14 +126,14 @@ class Slot:
                 call.cancel()
 
     async def close(self) -> None:
-        """Closes the engine if it answers in time, and ends the replica."""
+        """Closes the engine if it answers in time, then ends the replica."""
         if self.is_up:
             with contextlib.suppress(RayError, TimeoutError):
                 await asyncio.wait_for(self.replica.close.remote(), CLOSE_TIMEOUT_S)
         await self.end()
 
     async def end(self) -> None:
-        """Kills all ranks, waits until they are gone, and gives back what they took."""
+        """Kills all ranks, waits until they are gone, and releases their resources."""
         actors, self.actors, self.infos = self.actors, [], []
         group, self._group = self._group, None
         try:
@@ -164,7 +165,7 @@ class Slot:
         return [replica.options(**options[0]).remote(settings), *workers]
 
     async def _load(self) -> list[RankInfo]:
-        """Brings the ranks together and waits until all have loaded their part, or one has failed."""
+        """Connects the ranks and waits until all of them have loaded their part of the model, or one has failed."""
         replica, *workers = self.actors
         ready = _begin(replica.ready)
         if not workers:
@@ -174,7 +175,7 @@ class Slot:
         runs = [_begin(worker.run, await address) for worker in workers] if address.done() else []
         await asyncio.wait([ready, *runs], return_when=asyncio.FIRST_COMPLETED)
         if not ready.done():
-            # A rank has ended. Rank 0 hears of it too, and may know more of the reason.
+            # A rank has ended. Rank 0 notices it too, and may know the reason better.
             await asyncio.wait([ready], timeout=CLOSE_TIMEOUT_S)
         for ended in [ready, *runs]:
             if ended.done() and (error := ended.exception()):
@@ -183,7 +184,7 @@ class Slot:
 
 
 def _begin(method: Any, *args: Any) -> asyncio.Task[Any]:
-    """Calls an actor. The call may outlast the interest in it: it ends with the actor at the latest."""
+    """Calls an actor in a task whose exception need not be read: the call ends with the actor at the latest."""
 
     async def call() -> Any:
         return await method.remote(*args)
@@ -209,5 +210,5 @@ async def _kill(actor: Any) -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """Writes an error without line breaks."""
+    """Returns the message of an error without line breaks."""
     return " ".join(str(error).split())
