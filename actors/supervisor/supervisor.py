@@ -1,8 +1,8 @@
 """`Supervisor`: the actor that owns the replicas of a pool and restarts those that die.
 
-It gives the pool up after too many deaths in a row. It takes no CPU, and no row passes through it: clients ask it which
-replicas there are and how a lost replica ended. The driver owns the supervisor, and the supervisor owns the replicas. No
-actor is detached, so Ray ends all of them when the driver dies in any way.
+It gives the pool up after too many deaths in a row. It takes no CPU, and no row passes through it: clients ask which
+replicas there are and how a lost replica ended. The driver owns the supervisor, and the supervisor owns the replicas.
+No actor is detached, so Ray ends all of them when the driver dies in any way.
 """
 
 from __future__ import annotations
