@@ -109,15 +109,15 @@ class Decoder(nn.Module):
             return logits
         return self.parallel.all_gather(logits)[:, : self.spec.vocab_size].contiguous()
 
-    def classify(self, hidden: Tensor) -> Tensor:
-        """Computes what a model that draws no tokens is for, in the last stage.
+    def compute_vectors(self, hidden: Tensor) -> Tensor:
+        """Computes the result of a pooling model from pooled hidden states, in the last stage.
 
         Args:
             hidden: Rows of what `forward` returned, `[num_rows, embedding_size]`.
 
         Returns:
-            `[num_rows, num_labels]` float32, the logits of a classifier's classes; of any other model the rows
-            themselves, in float32.
+            A classifier returns the logits of its classes, `[num_rows, num_labels]` float32. An embedding model returns
+            the rows themselves in float32.
         """
         return hidden.float() if self.score is None else self.score.forward_float32(hidden)
 

@@ -35,7 +35,7 @@ class PoolingHead:
         """As `Head.finish`."""
         if not any(plan.samples):
             return RunningStep()
-        vectors = self._model.classify(hidden[sent.sampled[0]])
+        vectors = self._model.compute_vectors(hidden[sent.sampled[0]])
         return RunningStep(vectors=self._host_copies.start(vectors))
 
 
