@@ -11,7 +11,7 @@ from .invariant_linear import InvariantLinear
 from .linear import Linear
 from .mlp import ACTIVATIONS, GATES, MLP, GatedMLP, PlainMLP
 from .norm import LayerNorm, NoNorm, Norm, RMSNorm
-from .rotary import NoRotary, Rotary, rotary_table
+from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
 from .slots import Slot
 
 __all__ = [
@@ -29,15 +29,15 @@ __all__ = [
     "Linear",
     "NoNorm",
     "NoPositions",
-    "NoRotary",
     "Norm",
     "PlainMLP",
     "PostNormBlock",
     "PreNormBlock",
     "RMSNorm",
-    "Rotary",
+    "RotateAndStore",
     "SharedTokenEmbedding",
     "Slot",
+    "StoreOnly",
     "TokenEmbedding",
     "rotary_table",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...kernels import paged_attention
 from ..batch import ForwardBatch
 from .linear import Linear
-from .rotary import NoRotary, Rotary
+from .rotate_and_store import RotateAndStore, StoreOnly
 
 __all__ = ["Attention", "Heads"]
 
@@ -41,7 +41,7 @@ class Attention(nn.Module):
         qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`.
         out: `[H * D] -> [hidden_size]`.
         reduce: Adds up what the ranks that share the heads have computed.
-        rotary: What tells queries and keys their positions, and stores keys and values.
+        rotate_and_store: Gives queries and keys their positions, and writes keys and values to the cache.
         window: Keys a query sees, itself included; 0 is all before it.
         deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
     """
@@ -53,7 +53,7 @@ class Attention(nn.Module):
         qkv: Linear,
         out: Linear,
         reduce: Callable[[Tensor], Tensor],
-        rotary: Rotary | NoRotary,
+        rotate_and_store: RotateAndStore | StoreOnly,
         window: int,
         deterministic: bool,
     ) -> None:
@@ -61,7 +61,7 @@ class Attention(nn.Module):
         self.qkv = qkv
         self.out = out
         self.reduce = reduce
-        self.rotary = rotary
+        self.rotate_and_store = rotate_and_store
         self.window = window
         self.deterministic = deterministic
         self.head_dim = heads.head_dim
@@ -83,7 +83,7 @@ class Attention(nn.Module):
         """
         qkv = self.qkv(hidden).view(-1, self._num_rows, self.head_dim)  # [T, H + 2 K, D]
         query, key, value = qkv.split(self._split, dim=1)
-        self.rotary(query, key, value, k_cache, v_cache, batch)
+        self.rotate_and_store(query, key, value, k_cache, v_cache, batch)
         attended = paged_attention(
             query,
             k_cache,

@@ -26,13 +26,13 @@ from ..layers import (
     NoNorm,
     NoPositions,
     Norm,
-    NoRotary,
     PlainMLP,
     PostNormBlock,
     PreNormBlock,
     RMSNorm,
-    Rotary,
+    RotateAndStore,
     SharedTokenEmbedding,
+    StoreOnly,
     TokenEmbedding,
     rotary_table,
 )
@@ -168,15 +168,15 @@ class Components:
             qkv=self.linear(spec.hidden_size, {"query": query, "key": kv, "value": kv}, bias=spec.qkv_bias),
             out=self._summed(query, spec.hidden_size, bias=spec.attention_out_bias),
             reduce=parallel.all_reduce,
-            rotary=self._rotary(),
+            rotate_and_store=self._rotate_and_store(),
             window=spec.windows[layer_idx],
             deterministic=self._options.deterministic,
         )
 
-    def _rotary(self) -> Rotary | NoRotary:
+    def _rotate_and_store(self) -> RotateAndStore | StoreOnly:
         if self._rotary_table is None:
-            return NoRotary()
-        return Rotary(self._rotary_table, self._head_norm(), self._head_norm())
+            return StoreOnly()
+        return RotateAndStore(self._rotary_table, self._head_norm(), self._head_norm())
 
     def _head_norm(self) -> RMSNorm | None:
         spec = self._spec

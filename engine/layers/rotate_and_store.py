@@ -1,4 +1,4 @@
-"""What queries, keys and values pass between their projection and the attention: norms, positions, the KV cache.
+"""The step between the projections and the attention: rotates queries and keys, and writes the KV cache.
 
 Rotary position embedding is that of Su et al., 2021 (arXiv:2104.09864), in half-split pairs. How frequencies are scaled
 for long contexts is decided when the model's spec is made; here they are given.
@@ -15,7 +15,7 @@ from ...kernels import rope_and_store, store_kv
 from ..batch import ForwardBatch
 from .norm import RMSNorm
 
-__all__ = ["NoRotary", "Rotary", "rotary_table"]
+__all__ = ["RotateAndStore", "StoreOnly", "rotary_table"]
 
 
 def rotary_table(
@@ -37,8 +37,10 @@ def rotary_table(
     return torch.cat((angles.cos(), angles.sin()), dim=-1).mul_(scaling)
 
 
-class Rotary(nn.Module):
-    """Norms queries and keys if the model does, rotates them by their positions, stores keys and values: one kernel.
+class RotateAndStore(nn.Module):
+    """Norms queries and keys if the model does, rotates them by their positions, and stores keys and values.
+
+    One kernel does all of it in one pass over memory.
 
     Args:
         table: As `rotary_table` makes it.
@@ -58,7 +60,7 @@ class Rotary(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch
     ) -> None:
-        """Makes queries ready to attend, and keys and values ready to be attended to.
+        """Rotates the queries in place, and writes the rotated keys and the values to the cache.
 
         Args:
             query: `[num_tokens, num_heads, head_dim]`; changed in place.
@@ -83,11 +85,11 @@ class Rotary(nn.Module):
         )
 
 
-class NoRotary(nn.Module):
-    """Stands where positions reach the model another way: keys and values are stored as they are."""
+class StoreOnly(nn.Module):
+    """Stores keys and values as they are, in models whose positions come with the embedding."""
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch
     ) -> None:
-        """As `Rotary.forward`, without norm and rotation."""
+        """Writes keys and values to the cache; takes what `RotateAndStore.forward` takes, and leaves the queries."""
         store_kv(key, value, k_cache, v_cache, batch.slot_mapping)
