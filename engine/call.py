@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 from tqdm.auto import tqdm
 
 from .engine import LLMEngine
 from .errors import ConfigError, UserError
-from .inputs import encode_text
+from .inputs import ParsedPrompt, encode_text
 from .outputs import RequestOutput
 from .request import EngineOutput, GenerateRequest, Request
 
@@ -18,11 +18,11 @@ __all__ = ["Call", "OnError", "Parsed", "attempt", "one_for_each"]
 
 OnError = Literal["raise", "return"]
 
-Parsed = tuple[str | None, list[int] | None] | UserError
-"""A prompt's (text, token ids), or why it cannot be run."""
+Parsed = ParsedPrompt | UserError
+"""A prompt, or why it cannot be run."""
 
-MakeRequest = Callable[[str, str | None, list[int] | None, Any, int], Request]
-"""Makes a request of its id, its text, its tokens, its parameters and its priority."""
+MakeRequest = Callable[..., Request]
+"""The class of the requests of a call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,18 @@ class Call:
     def tokenize(self, parsed: list[Parsed], add_special_tokens: bool = True) -> None:
         """Tokenises the texts that have no token ids yet, all together, in place."""
         tokenizer = self.engine.tokenizer
-        where = [i for i, item in enumerate(parsed) if not isinstance(item, UserError) and item[1] is None]
-        if tokenizer is None or not where:
+        untokenized = {
+            i: one for i, one in enumerate(parsed) if isinstance(one, ParsedPrompt) and one.token_ids is None
+        }
+        if tokenizer is None or not untokenized:
             return
-        texts = [str(parsed[i][0]) for i in where]  # type: ignore[index]  # errors are not in `where`
+        texts = [one.text or "" for one in untokenized.values()]
         try:
             encoded = tokenizer.encode_batch(texts, add_special_tokens)
         except Exception:  # noqa: BLE001  # One text the tokenizer cannot read fails the batch; find it.
-            for i, text in zip(where, texts, strict=True):
-                parsed[i] = attempt(lambda text=text: (text, encode_text(tokenizer, text, add_special_tokens)))
-            return
-        for i, text, token_ids in zip(where, texts, encoded, strict=True):
-            parsed[i] = (text, token_ids)
+            encoded = [attempt(encode_text, tokenizer, text, add_special_tokens) for text in texts]
+        for (i, one), token_ids in zip(untokenized.items(), encoded, strict=True):
+            parsed[i] = token_ids if isinstance(token_ids, UserError) else replace(one, token_ids=token_ids)
 
     def run(
         self, parsed: list[Parsed], make: MakeRequest, params: Sequence[Any], priority: Sequence[int] | None
@@ -64,7 +64,7 @@ class Call:
 
         Args:
             parsed: The prompts.
-            make: Makes a request of each.
+            make: `GenerateRequest` or `PoolingRequest`.
             params: One for each.
             priority: One for each, lower first; None for none.
 
@@ -83,8 +83,9 @@ class Call:
             request_id = str(next(self.request_ids))
             if isinstance(item, UserError):
                 outputs[request_id] = self._failed(make(request_id, None, None, row_params, row_priority), item)
-            else:
-                requests.append(make(request_id, *item, row_params, row_priority))
+                continue
+            request = make(request_id, item.text, item.token_ids, row_params, row_priority, cache_salt=item.cache_salt)
+            requests.append(request)
         try:
             num_added = sum([self._add(request, outputs) for request in in_good_order(requests)])
             self._drain(num_added, outputs)

@@ -32,16 +32,30 @@ if TYPE_CHECKING:
 
 
 class TextPrompt(TypedDict):
-    """A prompt as text."""
+    """A prompt as text.
+
+    Attributes:
+        prompt: The text.
+        cache_salt: Any text but an empty one. Prompts share cached prefixes only with prompts of the same salt, so that
+            no tenant learns from the time of an answer what another one has asked.
+    """
 
     prompt: str
+    cache_salt: NotRequired[str]
 
 
 class TokensPrompt(TypedDict):
-    """A prompt as token ids, with its text if the output should show it."""
+    """A prompt as token ids.
+
+    Attributes:
+        prompt_token_ids: The ids.
+        prompt: Its text, if the output should show it.
+        cache_salt: As in `TextPrompt`.
+    """
 
     prompt_token_ids: list[int]
     prompt: NotRequired[str]
+    cache_salt: NotRequired[str]
 
 
 PromptType = str | list[int] | TextPrompt | TokensPrompt
@@ -50,30 +64,45 @@ PromptType = str | list[int] | TextPrompt | TokensPrompt
 NOTHING_DRAWN = SamplingParams(max_tokens=1, detokenize=False)
 """What stands for the sampling parameters of a request that is pooled."""
 
-PROMPT_KEYS = ("prompt", "prompt_token_ids")
+PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
 
 
-def parse_prompt(prompt: Any) -> tuple[str | None, list[int] | None]:
+@dataclass(frozen=True, slots=True)
+class ParsedPrompt:
+    """One prompt of a call, in whatever form it came.
+
+    Attributes:
+        text: Its text, None if it came without.
+        token_ids: Its tokens, None if the text is yet to be tokenised.
+        cache_salt: As in `GenerateRequest`.
+    """
+
+    text: str | None = None
+    token_ids: list[int] | None = None
+    cache_salt: str | None = None
+
+
+def parse_prompt(prompt: Any) -> ParsedPrompt:
     """Reads one prompt.
 
     Args:
         prompt: Text, token ids, or one of the prompt dictionaries.
 
     Returns:
-        (text, token ids); one of them may be None.
+        What the prompt consists of; the engine checks the salt.
 
     Raises:
         PromptTypeError: It is something else.
         EmptyPromptError: The text is empty.
     """
-    text, token_ids = None, None
+    text, token_ids, cache_salt = None, None, None
     if isinstance(prompt, str):
         text = prompt
     elif isinstance(prompt, Mapping):
         for key in prompt:
             if key not in PROMPT_KEYS:
                 raise PromptTypeError(unknown_key_message("a prompt", str(key), PROMPT_KEYS))
-        text, token_ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        text, token_ids, cache_salt = map(prompt.get, PROMPT_KEYS)
     elif _is_list(prompt):
         token_ids = prompt
     else:
@@ -84,7 +113,7 @@ def parse_prompt(prompt: Any) -> tuple[str | None, list[int] | None]:
         raise PromptTypeError(f"Prompt text should be a string; got {_describe(text)}")
     if text == "" and token_ids is None:
         raise EmptyPromptError("The decoder prompt cannot be empty; give it at least one character")
-    return text, None if token_ids is None else _parse_token_ids(token_ids)
+    return ParsedPrompt(text, None if token_ids is None else _parse_token_ids(token_ids), cache_salt)
 
 
 def _parse_token_ids(token_ids: Any) -> list[int]:
@@ -94,6 +123,15 @@ def _parse_token_ids(token_ids: Any) -> list[int]:
         if not isinstance(token_id, numbers.Integral) or isinstance(token_id, bool):
             raise PromptTypeError(f"Token prompt should be a list of integers; it holds {_describe(token_id)}")
     return [int(token_id) for token_id in token_ids]
+
+
+def _hash_salt(cache_salt: Any) -> bytes:
+    """Returns what the block hashes of a request begin with; equal salts give equal bytes of one length."""
+    if cache_salt is None:
+        return b""
+    if not isinstance(cache_salt, str) or not cache_salt:
+        raise PromptTypeError(f"cache_salt must be a non-empty string, or be left out; got {_describe(cache_salt)}")
+    return blake2b(cache_salt.encode(errors="surrogatepass"), digest_size=16).digest()
 
 
 def _is_list(value: Any) -> bool:
@@ -165,7 +203,9 @@ class InputProcessor:
             raise PoolingParamsError(f"pooling_params must be PoolingParams; got {_describe(params)}")
         self.pooler.check(params)
         prompts = [self._tokenize(request.prompt, request.prompt_token_ids)]
-        prompts += [self._tokenize(*parse_prompt(prompt)) for prompt in request.more_prompts]
+        more = map(parse_prompt, request.more_prompts)
+        prompts += [self._tokenize(prompt.text, prompt.token_ids) for prompt in more]
+        cache_salt = _hash_salt(request.cache_salt)
         for token_ids in prompts:
             self._check_prompt(token_ids, num_new_tokens=0)
         return [
@@ -180,6 +220,7 @@ class InputProcessor:
                 max_tokens_total=len(token_ids) + 1,
                 stop_token_ids={},
                 priority=request.priority,
+                cache_salt=cache_salt,
                 pooling=replace(params, skip_reading_prefix_cache=True) if self.pooler.takes_mean else params,
             )
             for index, token_ids in enumerate(prompts)
@@ -197,6 +238,7 @@ class InputProcessor:
         seed = params.seed if params.seed is not None else derive_seed(self.seed, request.request_id)
         bad_word_ids = self._bad_word_ids(params)
         grammar = self._grammar(params)
+        cache_salt = _hash_salt(request.cache_salt)
         return [
             Sequence(
                 request_id=request.request_id,
@@ -209,6 +251,7 @@ class InputProcessor:
                 max_tokens_total=max_tokens_total,
                 stop_token_ids=self._stop_token_ids(params),
                 priority=request.priority,
+                cache_salt=cache_salt,
                 matcher=self._matcher(params, prompt_token_ids),
                 bad_word_ids=bad_word_ids,
                 grammar=grammar and grammar.copy(),
@@ -219,7 +262,7 @@ class InputProcessor:
     def _tokenize(self, prompt: Any, prompt_token_ids: Any) -> list[int]:
         if prompt_token_ids is not None:
             return _parse_token_ids(prompt_token_ids)
-        text, _ = parse_prompt(prompt)
+        text = parse_prompt(prompt).text
         if self.tokenizer is None:
             raise PromptTypeError("the engine has no tokenizer (skip_tokenizer_init); give prompt_token_ids, not text")
         return encode_text(self.tokenizer, text or "")

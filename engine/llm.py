@@ -20,7 +20,7 @@ from .errors import (
     SamplingParamsError,
     unknown_key_message,
 )
-from .inputs import PromptType, parse_prompt
+from .inputs import ParsedPrompt, PromptType, parse_prompt
 from .outputs import RequestOutput
 from .pooling.outputs import (
     ClassificationRequestOutput,
@@ -70,8 +70,7 @@ class LLM:
         """Generates from prompts.
 
         Args:
-            prompts: One prompt or a list: texts, lists of token ids, or dictionaries with `prompt` or
-                `prompt_token_ids`.
+            prompts: One prompt or a list: texts, lists of token ids, or dictionaries (`TextPrompt`, `TokensPrompt`).
             sampling_params: For all, or one for each; None for the model's recommended ones.
             use_tqdm: Whether to show progress, or what makes the progress bar.
             priority: One for each prompt, lower first.
@@ -102,6 +101,7 @@ class LLM:
         continue_final_message: bool = False,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        cache_salt: str | Sequence[str | None] | None = None,
         priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
         **vllm_kwargs: Any,
@@ -117,6 +117,7 @@ class LLM:
             continue_final_message: Whether the last message is the beginning of the answer.
             tools: Descriptions of tools, for templates that take them.
             chat_template_kwargs: Further variables of the template; they count before the arguments above.
+            cache_salt: As in `TextPrompt`, for all conversations, or one for each.
             priority: As in `generate`.
             on_error: As in `generate`.
             **vllm_kwargs: As in `generate`.
@@ -139,10 +140,12 @@ class LLM:
             **(chat_template_kwargs or {}),
         }
 
-        def render(conversation: Messages) -> tuple[str, list[int] | None]:
-            return tokenizer.render_chat(conversation, **options), None
+        def render(conversation: Messages, salt: str | None) -> ParsedPrompt:
+            return ParsedPrompt(tokenizer.render_chat(conversation, **options), cache_salt=salt)
 
-        parsed = [attempt(render, conversation) for conversation in _as_conversations(messages)]
+        conversations = _as_conversations(messages)
+        salts = one_for_each("cache_salt", cache_salt, len(conversations))
+        parsed = [attempt(render, *one) for one in zip(conversations, salts, strict=True)]
         call = self._call(use_tqdm, on_error)
         # The template has written the special tokens that the model expects.
         call.tokenize(parsed, add_special_tokens=False)

@@ -22,6 +22,8 @@ class GenerateRequest:
         prompt_token_ids: Tokens; None lets the engine tokenise `prompt`.
         sampling_params: How to generate.
         priority: Lower runs first.
+        cache_salt: Any text but an empty one: the request shares cached prefixes only with requests of the same salt.
+            None shares them with all requests that have no salt.
     """
 
     request_id: str
@@ -29,6 +31,7 @@ class GenerateRequest:
     prompt_token_ids: list[int] | None
     sampling_params: SamplingParams
     priority: int = 0
+    cache_salt: str | None = None
 
     @property
     def params(self) -> SamplingParams:
@@ -52,6 +55,7 @@ class PoolingRequest:
         priority: Lower runs first.
         more_prompts: Further prompts, texts or tokens, whose vectors come in the same output. If one of them cannot be
             run, the request fails.
+        cache_salt: As in `GenerateRequest`, for all of its prompts.
     """
 
     request_id: str
@@ -60,6 +64,7 @@ class PoolingRequest:
     pooling_params: PoolingParams
     priority: int = 0
     more_prompts: Sequence[str | list[int]] = ()
+    cache_salt: str | None = None
 
     @property
     def params(self) -> PoolingParams:

@@ -57,6 +57,7 @@ class Sequence:
         arrival: Order of arrival.
         matcher: Finds its stop strings; None if it has none.
         bad_word_ids: Token sequences it must not generate.
+        cache_salt: Bytes that its block hashes begin with: only sequences with equal salts share cached blocks.
         pooling: Set where no token is drawn: the sequence is its prompt, and ends with the vector of it.
         grammar: Where it is in the grammar of its output; None if it may say anything. Known on rank 0 only.
         row: Its row in the runner's tables while it runs.
@@ -75,6 +76,7 @@ class Sequence:
     arrival: int = 0
     matcher: StopStringMatcher | None = None
     bad_word_ids: list[list[int]] = field(default_factory=list)
+    cache_salt: bytes = b""
     pooling: PoolingParams | None = None
     grammar: Grammar | None = None
 

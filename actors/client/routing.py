@@ -104,7 +104,7 @@ def block_hashes(request: Request) -> Iterator[int]:
     if prompt is None:
         return
     size = BLOCK_CHARACTERS if isinstance(prompt, str) else BLOCK_TOKENS
-    block_hash = 0
+    block_hash = hash(request.cache_salt or "")
     for end in range(size, min(len(prompt), size * MAX_BLOCKS) + 1, size):
         block = prompt[end - size : end]
         block_hash = hash((block_hash, block if isinstance(block, str) else tuple(block)))

@@ -1,7 +1,8 @@
 """Gives sequences their KV cache blocks, and finds prefixes that were computed before.
 
 The content of a full block is named by the hash of its tokens and of all blocks before it, so equal names mean equal
-prefixes. Of a sequence with `block_size` 4, 11 known tokens and 9 of them computed:
+prefixes. The chain of hashes of a sequence begins with its salt, so sequences of different salts share no block. Of a
+sequence with `block_size` 4, 11 known tokens and 9 of them computed:
 
     tokens    [0, 4)       [4, 8)       [8, 9)                 [9, 11)
     block     0            1            2                      2
@@ -125,6 +126,6 @@ class KVCacheManager:
         hashes = sequence.block_hashes
         for index in range(len(hashes), num_blocks):
             tokens = sequence.token_ids[index * self.block_size : (index + 1) * self.block_size]
-            parent = hashes[-1] if hashes else b""
+            parent = hashes[-1] if hashes else sequence.cache_salt
             hashes.append(blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest())
         return hashes[:num_blocks]
