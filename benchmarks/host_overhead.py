@@ -61,9 +61,9 @@ class NullExecutor:
 
 
 class NullModel:
-    """A model without layers, whose hidden states and logits are constant."""
+    """A model that computes nothing, whose hidden states and logits are constant."""
 
-    spec = SimpleNamespace(num_layers=0, num_kv_heads=1, head_dim=1, vocab_size=VOCAB_SIZE)
+    spec = SimpleNamespace(num_layers=1, windows=(0,), num_kv_heads=1, head_dim=1, vocab_size=VOCAB_SIZE)
 
     def __init__(self, max_num_tokens: int) -> None:
         self._hidden = torch.zeros(max_num_tokens, 1)

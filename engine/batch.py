@@ -14,7 +14,10 @@ from torch import Tensor
 __all__ = ["ForwardBatch", "KVCache"]
 
 KVCache: TypeAlias = list[tuple[Tensor, Tensor]]
-"""Per layer (k_cache, v_cache), each `[num_blocks, num_kv_heads, block_size, head_dim]` in the model's dtype."""
+"""Pairs (k_cache, v_cache), each `[num_blocks, num_kv_heads, block_size, head_dim]` in the model's dtype.
+
+Layer j of every group of layers uses pair j: its blocks are those of the group's block table.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +33,22 @@ class ForwardBatch:
     Attributes:
         token_ids: `[num_tokens]` int64.
         positions: `[num_tokens]` int64, the index of each token in its sequence.
-        slot_mapping: `[num_tokens]` int64, where each token's key and value go: block_id * block_size + offset.
+        slot_mappings: For each group of layers `[num_tokens]` int64, where each token's key and value go:
+            block_id * block_size + offset.
         query_start_loc: `[num_seqs + 1]` int32, prefix sums of the number of tokens of each sequence.
         seq_lens: `[num_seqs]` int32, tokens of each sequence including those of this step.
-        block_tables: `[num_seqs, max_blocks]` int32, block ids in order; columns past a sequence's end are not read.
+        block_tables: For each group `[num_seqs, max_blocks]` int32, block ids in order; columns past a sequence's end,
+            and columns that lie wholly before a window, are not read.
         num_decodes: This many sequences at the front compute one token each.
-        num_shared: `[1]` int32, how many leading blocks those sequences have in common; None if too few to matter.
+        num_shared: `[1]` int32, how many leading blocks those sequences have in common in the group with full attention;
+            None if too few to matter.
     """
 
     token_ids: Tensor
     positions: Tensor
-    slot_mapping: Tensor
+    slot_mappings: tuple[Tensor, ...]
     query_start_loc: Tensor
     seq_lens: Tensor
-    block_tables: Tensor
+    block_tables: tuple[Tensor, ...]
     num_decodes: int = 0
     num_shared: Tensor | None = None

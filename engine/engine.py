@@ -133,7 +133,8 @@ class LLMEngine:
             UserError: A setting, the model folder or the tokenizer cannot be used.
             EngineDeadError: A rank did not come, or has ended.
         """
-        from .models import load_hf_config
+        from .models import describe_model, load_hf_config
+        from .models.stages import cache_groups
 
         starts_ranks = config.num_ranks > 1 and rendezvous is None
         device = Device.choose(config.device, 0 if starts_ranks else None)
@@ -146,10 +147,11 @@ class LLMEngine:
         task = choose_task(config, hf_config)
         pooler = None if task == "generate" else Pooler.choose(config, hf_config, task)
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
-        executor, capacity, vocab_size = _open_executor(config, device, hf_config, rendezvous)
+        spec = describe_model(hf_config)
+        executor, capacity = _open_executor(config, device, hf_config, rendezvous)
         generation_config = read_generation_config(folder)
         eos_token_ids = read_eos_token_ids(tokenizer, generation_config, hf_config.to_dict())
-        grammars = None if tokenizer is None else Grammars(tokenizer, vocab_size, eos_token_ids)
+        grammars = None if tokenizer is None else Grammars(tokenizer, spec.vocab_size, eos_token_ids)
         recommended = generation_config if config.generation_config == "auto" else {}
         return cls(
             config=config,
@@ -157,7 +159,7 @@ class LLMEngine:
             default_params=default_sampling_params(recommended),
             inputs=InputProcessor(
                 tokenizer,
-                vocab_size,
+                spec.vocab_size,
                 capacity.max_model_len,
                 config.max_logprobs,
                 eos_token_ids,
@@ -166,7 +168,12 @@ class LLMEngine:
                 pooler,
             ),
             scheduler=Scheduler(
-                KVCacheManager(capacity.num_blocks, config.block_size, config.enable_prefix_caching),
+                KVCacheManager(
+                    capacity.num_blocks,
+                    config.block_size,
+                    config.enable_prefix_caching,
+                    [group.cache for group in cache_groups(spec)],
+                ),
                 config.max_num_seqs,
                 num_tokens,
                 config.pipeline_parallel_size,
@@ -346,20 +353,18 @@ class LLMEngine:
 
 def _open_executor(
     config: EngineConfig, device: Device, hf_config: Any, rendezvous: Rendezvous | None
-) -> tuple[Executor, Capacity, int]:
-    """Loads the model, here or on many ranks; returns what runs it, its limits, and the size of its vocabulary."""
+) -> tuple[Executor, Capacity]:
+    """Loads the model, here or on many ranks; returns what runs it, and its limits."""
     from .loading.runner import load_runner, prepare_host
-    from .models import describe_model
 
-    vocab_size = describe_model(hf_config).vocab_size
     if config.num_ranks > 1:
         from .executor.distributed import start_ranks
 
-        return *start_ranks(config, device, hf_config, rendezvous), vocab_size
+        return start_ranks(config, device, hf_config, rendezvous)
     prepare_host(config, device)
     num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
     runner, capacity = load_runner(config, device, hf_config, num_tokens)
-    return InProcessExecutor(runner), capacity, vocab_size
+    return InProcessExecutor(runner), capacity
 
 
 def _overlap_depth(config: EngineConfig, device: Device) -> int:

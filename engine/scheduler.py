@@ -64,7 +64,7 @@ class Scheduler:
         self._num_waiting = 0
         self._free_rows: list[int] = []
         self._num_arrived = 0
-        self._shared_prefix = SharedPrefix(kv_cache.block_size)
+        self._shared_prefix = SharedPrefix(kv_cache.block_size, kv_cache.only_full_group)
         self.reset()
 
     @property
@@ -145,7 +145,7 @@ class Scheduler:
             if sequence is None or (sequence.is_suspect and max_num_new is None):
                 return
             # A preempted sequence whose last token is not read yet: its tokens are not all known.
-            if sequence.num_pending or not self.kv_cache.try_admit(sequence):
+            if sequence.num_pending or not self.kv_cache.try_admit(sequence, self.max_num_batched_tokens):
                 return
             heapq.heappop(self._waiting)
             self._num_waiting -= 1
@@ -197,7 +197,8 @@ class Scheduler:
         is_new = bool(plan.new_rows) and plan.new_rows[-1].sequence is sequence
         first = 0 if is_new else self.kv_cache.num_blocks_for(start)
         if first < self.kv_cache.num_blocks_for(start + count):
-            plan.new_blocks.append((sequence.row, first, sequence.block_ids[first:]))
+            for group, block_ids in enumerate(sequence.block_ids):
+                plan.new_blocks.append((group, sequence.row, first, block_ids[first:]))
 
     def update(self, plan: StepPlan, drawn: Iterable[Any]) -> list[Sequence]:
         """Takes what a step gave.
@@ -315,10 +316,12 @@ class Scheduler:
         for sequence in self.running:
             assert sequence.status is SequenceStatus.RUNNING
             assert sequence.num_computed_tokens <= sequence.num_tokens
-            num_held = len(sequence.block_ids) * self.kv_cache.block_size
-            assert sequence.num_computed_tokens <= num_held, "a token was computed into a block that nobody holds"
+            for block_ids in sequence.block_ids:
+                num_slots = len(block_ids) * self.kv_cache.block_size
+                assert sequence.num_computed_tokens <= num_slots, "a token was computed into a block that nobody holds"
         waiting = [sequence for sequence in self._waiting if not sequence.is_finished]
         assert len(waiting) == self._num_waiting, "the waiting sequences are miscounted"
         for sequence in waiting:
             assert sequence.status is SequenceStatus.WAITING and not sequence.block_ids and sequence.row < 0
-        self.kv_cache.pool.check_integrity(sequence.block_ids for sequence in self.running)
+        held = (blocks for sequence in self.running for blocks in self.kv_cache.held_blocks(sequence))
+        self.kv_cache.pool.check_integrity(held)

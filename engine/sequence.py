@@ -60,6 +60,8 @@ class Sequence:
         cache_salt: Bytes that its block hashes begin with: only sequences with equal salts share cached blocks.
         pooling: Set where no token is drawn: the sequence is its prompt, and ends with the vector of it.
         grammar: Where it is in the grammar of its output; None if it may say anything. Known on rank 0 only.
+        block_ids: Its KV cache blocks in order, a list for each group of layers; empty while it waits.
+        num_freed_blocks: For each group, how many leading blocks it holds no more, since a window has passed them.
         row: Its row in the runner's tables while it runs.
         is_suspect: Whether a step it was part of failed, so that it now runs alone.
     """
@@ -85,7 +87,8 @@ class Sequence:
     num_pending: int = 0
     num_cached_tokens: int | None = None
     num_preemptions: int = 0
-    block_ids: list[int] = field(default_factory=list)
+    block_ids: list[list[int]] = field(default_factory=list)
+    num_freed_blocks: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_published_blocks: int = 0
     row: int = -1

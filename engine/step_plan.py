@@ -34,7 +34,7 @@ class StepPlan:
         counts: Number of positions to compute.
         samples: Whether the last of them yields a new token.
         new_rows: Rows to fill before the step.
-        new_blocks: (row, index of the first, block ids) to append to block tables before the step.
+        new_blocks: (group of layers, row, index of the first, block ids) to append to block tables before the step.
         new_tokens: (row, first position, token ids) to enter before the step, where not every stage draws the tokens.
         token_masks: Of the sequences that sample, those that follow a grammar, and what it allows them.
         published: Blocks that others may find from now on, though this step is what fills them.
@@ -48,7 +48,7 @@ class StepPlan:
     counts: list[int] = field(default_factory=list)
     samples: list[bool] = field(default_factory=list)
     new_rows: list[NewRow] = field(default_factory=list)
-    new_blocks: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    new_blocks: list[tuple[int, int, int, list[int]]] = field(default_factory=list)
     new_tokens: list[tuple[int, int, list[int]]] = field(default_factory=list)
     token_masks: TokenMasks | None = None
     published: list[int] = field(default_factory=list)

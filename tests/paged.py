@@ -9,6 +9,8 @@ import torch
 
 from millrace.engine.batch import ForwardBatch, KVCache
 from millrace.engine.models import Decoder
+from millrace.engine.models.stages import cache_groups, kv_cache_sizes
+from millrace.engine.parallel.context import SINGLE
 
 __all__ = ["SCHEDULES", "PagedSequences", "random_sequences", "schedule_by", "schedule_mixed"]
 
@@ -34,11 +36,13 @@ class PagedSequences:
         block_ids = list(range(sum(num_blocks) + 3))
         random.Random(seed).shuffle(block_ids)
         self.block_ids = [[block_ids.pop() for _ in range(count)] for count in num_blocks]
+        # Group g of layers has its blocks behind those of the groups before it.
+        self.num_groups, self.num_group_blocks = len(cache_groups(model.spec)), sum(num_blocks) + 3
+        num_pairs, num_kv_heads, head_dim = kv_cache_sizes(model.spec, SINGLE)
         # What no sequence has written is large: reading it would show.
-        shape = (sum(num_blocks) + 3, model.spec.num_kv_heads, BLOCK_SIZE, model.spec.head_dim)
+        shape = (self.num_groups * self.num_group_blocks, num_kv_heads, BLOCK_SIZE, head_dim)
         self.kv_cache: KVCache = [
-            (torch.full(shape, 400.0).to(dtype), torch.full(shape, 400.0).to(dtype))
-            for _ in range(model.spec.num_layers)
+            (torch.full(shape, 400.0).to(dtype), torch.full(shape, 400.0).to(dtype)) for _ in range(num_pairs)
         ]
 
     def batch(self, num_scheduled_tokens: dict[int, int]) -> ForwardBatch:
@@ -54,13 +58,14 @@ class PagedSequences:
             starts.append(starts[-1] + count)
         width = max(len(self.block_ids[index]) for index in num_scheduled_tokens)
         tables = [(self.block_ids[index] + [0] * width)[:width] for index in num_scheduled_tokens]
+        firsts = [group * self.num_group_blocks for group in range(self.num_groups)]
         return ForwardBatch(
             token_ids=torch.tensor(token_ids),
             positions=torch.tensor(positions),
-            slot_mapping=torch.tensor(slots),
+            slot_mappings=tuple(torch.tensor(slots) + first * BLOCK_SIZE for first in firsts),
             query_start_loc=torch.tensor(starts, dtype=torch.int32),
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
-            block_tables=torch.tensor(tables, dtype=torch.int32),
+            block_tables=tuple(torch.tensor(tables, dtype=torch.int32) + first for first in firsts),
         )
 
     def step(self, num_scheduled_tokens: dict[int, int]) -> dict[int, torch.Tensor]:

@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from .blocks import BlockPool
+from .groups import LayerCache, LayerGroup, cut_into_groups, max_held_blocks
 from .layout import allocate_kv_cache, kv_block_bytes
 from .manager import KVCacheManager
 
-__all__ = ["BlockPool", "KVCacheManager", "allocate_kv_cache", "kv_block_bytes"]
+__all__ = [
+    "BlockPool",
+    "KVCacheManager",
+    "LayerCache",
+    "LayerGroup",
+    "allocate_kv_cache",
+    "cut_into_groups",
+    "kv_block_bytes",
+    "max_held_blocks",
+]

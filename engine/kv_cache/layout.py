@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 
-def kv_block_bytes(num_layers: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
-    """Returns the bytes of one block: keys and values of `block_size` tokens in every layer."""
-    return 2 * num_layers * num_kv_heads * block_size * head_dim * dtype.itemsize
+def kv_block_bytes(num_pairs: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
+    """Returns the bytes of one block: keys and values of `block_size` tokens in the layers of one group."""
+    return 2 * num_pairs * num_kv_heads * block_size * head_dim * dtype.itemsize
 
 
 def allocate_kv_cache(
-    num_layers: int,
+    num_pairs: int,
     num_blocks: int,
     num_kv_heads: int,
     block_size: int,
@@ -23,12 +23,12 @@ def allocate_kv_cache(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Allocates the key and value cache of every layer.
+    """Allocates the key and value caches, of which each layer of a group uses one pair.
 
-    Zeroed, so that no kernel ever meets a NaN in a slot that was not written.
+    They are zeroed, so that no kernel ever meets a NaN in a slot that was not written.
 
     Args:
-        num_layers: Layers of the model.
+        num_pairs: Pairs of a key and a value cache: the layers of the largest group.
         num_blocks: Blocks of the pool.
         num_kv_heads: Key-value heads of a layer.
         block_size: Tokens per block.
@@ -37,10 +37,10 @@ def allocate_kv_cache(
         device: Where.
 
     Returns:
-        Per layer (k_cache, v_cache), each `[num_blocks, num_kv_heads, block_size, head_dim]`.
+        Pairs (k_cache, v_cache), each `[num_blocks, num_kv_heads, block_size, head_dim]`.
     """
     shape = (num_blocks, num_kv_heads, block_size, head_dim)
-    return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_layers)]
+    return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_pairs)]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -1,21 +1,37 @@
-"""Gives sequences their KV cache blocks, and finds prefixes that were computed before.
+"""Gives sequences their KV cache blocks, frees blocks that windows have passed, and finds prefixes computed before.
+
+A sequence has a block table for each group of layers. All its tables have the same length; a group with a window has
+freed the blocks before `num_freed_blocks`, and their entries mean nothing any more.
 
 The content of a full block is named by the hash of its tokens and of all blocks before it, so equal names mean equal
-prefixes. The chain of hashes of a sequence begins with its salt, so sequences of different salts share no block. Of a
-sequence with `block_size` 4, 11 known tokens and 9 of them computed:
+prefixes. The chain of hashes of a sequence begins with its salt, so sequences of different salts share no block. Every
+group publishes its blocks under keys of its own. Of a sequence with `block_size` 4, 11 known tokens and 9 of them
+computed, in a group with full attention and in one with a window of 3, when token 9 is planned:
 
-    tokens    [0, 4)       [4, 8)       [8, 9)                 [9, 11)
-    block     0            1            2                      2
-    content   published    published    not full: private      not computed
+    tokens               [0, 4)                   [4, 8)       [8, 9)                 [9, 11)
+    block                0                        1            2                      2
+    full attention       published                published    not full: private      not computed
+    window of 3          freed, can be found      published    not full: private      not computed
+
+A prefix of n blocks is found if every group has the blocks that the token after the prefix reads: all n with full
+attention, and with a window the blocks of the last `window - 1` tokens of the prefix.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections import abc
 from hashlib import blake2b
+from itertools import takewhile
 
 from ..sequence import Sequence
 from .blocks import BlockPool
+from .groups import LayerCache
+
+FULL_ATTENTION = (LayerCache(),)
+
+UNREAD = 0
+"""What stands in a block table in place of blocks that a window has passed: any block, since it is not read."""
 
 
 class KVCacheManager:
@@ -25,60 +41,96 @@ class KVCacheManager:
         num_blocks: Blocks of the pool.
         block_size: Tokens per block.
         enable_prefix_caching: Whether equal prefixes share blocks.
+        caches: What the layers of each group keep of a sequence.
     """
 
-    def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool = True) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool = True,
+        caches: abc.Sequence[LayerCache] = FULL_ATTENTION,
+    ) -> None:
         self.pool = BlockPool(num_blocks)
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
+        self.caches = caches
+        self._full = [group for group, cache in enumerate(caches) if not cache.window]
+        self._windowed = [(group, cache) for group, cache in enumerate(caches) if cache.window]
 
     @property
     def usage(self) -> float:
         """Share of the blocks that sequences hold, 0 to 1."""
         return self.pool.num_used / self.pool.num_blocks
 
+    @property
+    def only_full_group(self) -> int | None:
+        """The group with full attention, if there is exactly one."""
+        return self._full[0] if len(self._full) == 1 else None
+
     def num_blocks_for(self, num_tokens: int) -> int:
-        """Returns the number of blocks that hold `num_tokens` tokens."""
+        """Returns the number of blocks that hold `num_tokens` tokens, in one group."""
         return -(-num_tokens // self.block_size)
 
-    def try_admit(self, sequence: Sequence) -> bool:
-        """Gives a waiting sequence the blocks of its cached prefix, if all of its known tokens would fit.
+    def held_blocks(self, sequence: Sequence) -> list[list[int]]:
+        """Returns the blocks that a sequence holds in each group."""
+        tables = zip(sequence.block_ids, sequence.num_freed_blocks, strict=True)
+        return [block_ids[num_freed:] for block_ids, num_freed in tables]
 
-        Asking for room for the whole sequence, not only for its first chunk, keeps a sequence from entering only to be
-        preempted a step later.
+    def try_admit(self, sequence: Sequence, max_step_tokens: int) -> bool:
+        """Gives a waiting sequence the blocks of its cached prefix, if all of its known tokens can be computed.
+
+        Asking for the most blocks that the sequence will hold at once, not only for those of its first chunk, keeps a
+        sequence from entering only to be preempted a step later.
 
         Args:
             sequence: A sequence without blocks. On success `block_ids` and `num_computed_tokens` cover the prefix
                 that was found.
+            max_step_tokens: Most tokens that a step computes.
 
         Returns:
             Whether it was admitted; if not, nothing has changed.
         """
         prefix = self._find_prefix(sequence)
-        num_missing = self.num_blocks_for(sequence.num_tokens) - len(prefix)
-        num_free_in_prefix = sum(self.pool.is_free(block) for block in prefix)
+        num_cached_tokens, num_blocks = len(prefix) * self.block_size, self.num_blocks_for(sequence.num_tokens)
+        firsts = [cache.first_block(num_cached_tokens, self.block_size) for cache in self.caches]
+        found = [[self._find(group, name) for name in prefix[first:]] for group, first in enumerate(firsts)]
+        num_missing = num_free_in_prefix = 0
+        for cache, first, blocks in zip(self.caches, firsts, found, strict=True):
+            most = cache.max_blocks(sequence.num_tokens, self.block_size, max_step_tokens)
+            num_missing += min(num_blocks - first, most) - len(blocks)
+            num_free_in_prefix += sum(self.pool.is_free(block) for block in blocks)
         if num_missing > self.pool.num_free - num_free_in_prefix:
             return False
-        self.pool.share(prefix)
-        sequence.block_ids = prefix
-        sequence.num_computed_tokens = len(prefix) * self.block_size
+        for blocks in found:
+            self.pool.share(blocks)
+        sequence.block_ids = [[UNREAD] * first + blocks for first, blocks in zip(firsts, found, strict=True)]
+        sequence.num_freed_blocks = firsts
+        sequence.num_computed_tokens = num_cached_tokens
         return True
 
     def try_extend(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Makes sure that a sequence has blocks for its first `num_tokens` tokens.
+        """Makes sure that a sequence has blocks for its first `num_tokens` tokens, of which the next step computes some.
+
+        Blocks that the step does not read are freed first. The steps in flight may still read them: the device runs
+        those steps before any step that writes to the blocks.
 
         Returns:
-            Whether it has; if not, nothing has changed.
+            Whether it has; if not, it has got none.
         """
-        num_missing = self.num_blocks_for(num_tokens) - len(sequence.block_ids)
-        if num_missing > self.pool.num_free:
+        if self._windowed:
+            self._free_passed_blocks(sequence)
+        num_missing = self.num_blocks_for(num_tokens) - len(sequence.block_ids[0])
+        if num_missing <= 0:
+            return True
+        if num_missing * len(self.caches) > self.pool.num_free:
             return False
-        if num_missing > 0:
-            sequence.block_ids += self.pool.allocate(num_missing)
+        for block_ids in sequence.block_ids:
+            block_ids += self.pool.allocate(num_missing)
         return True
 
     def publish(self, sequence: Sequence, num_tokens: int) -> list[int]:
-        """Lets others find the full blocks among the first `num_tokens` tokens.
+        """Lets other sequences find the full blocks among the first `num_tokens` tokens.
 
         This is done when the blocks are scheduled, before they are computed: a sequence of the same step that shares
         them reads them after all keys and values of the step are stored. If the step fails, what it published must be
@@ -91,17 +143,21 @@ class KVCacheManager:
         num_full = min(num_tokens, len(sequence.token_ids)) // self.block_size
         if not self.enable_prefix_caching or num_full <= first:
             return []
-        hashes = self._hashes(sequence, num_full)
-        blocks = sequence.block_ids[first:num_full]
-        for block, block_hash in zip(blocks, hashes[first:], strict=True):
-            self.pool.publish(block, block_hash)
+        names, published = self._hashes(sequence, num_full), []
+        for group, num_freed in enumerate(sequence.num_freed_blocks):
+            begin = max(first, num_freed)
+            blocks = sequence.block_ids[group][begin:num_full]
+            for block, name in zip(blocks, names[begin:], strict=True):
+                self.pool.publish(block, self._key(group, name))
+            published += blocks
         sequence.num_published_blocks = num_full
-        return blocks
+        return published
 
     def release(self, sequence: Sequence) -> None:
         """Takes a sequence's blocks back; their content stays findable until they are needed."""
-        self.pool.release(sequence.block_ids)
-        sequence.block_ids = []
+        for blocks in self.held_blocks(sequence):
+            self.pool.release(blocks)
+        sequence.block_ids, sequence.num_freed_blocks = [], []
         sequence.num_computed_tokens = 0
         sequence.num_published_blocks = 0
 
@@ -109,17 +165,44 @@ class KVCacheManager:
         """Takes all blocks back from whoever holds them and forgets their content."""
         self.pool = BlockPool(self.pool.num_blocks)
 
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Finds the longest run of cached blocks; never the whole sequence, whose last token must be computed."""
+    def _free_passed_blocks(self, sequence: Sequence) -> None:
+        """Frees the blocks that lie wholly before the window of the next token to compute."""
+        for group, cache in self._windowed:
+            num_freed = sequence.num_freed_blocks[group]
+            first = cache.first_block(sequence.num_computed_tokens, self.block_size)
+            if first > num_freed:
+                self.pool.release(sequence.block_ids[group][num_freed:first])
+                sequence.num_freed_blocks[group] = first
+
+    def _find_prefix(self, sequence: Sequence) -> list[bytes]:
+        """Returns the hashes of the longest prefix that all groups have; the last token of all must be computed."""
         if not self.enable_prefix_caching or not sequence.reads_prefix_cache:
             return []
-        prefix: list[int] = []
-        for block_hash in self._hashes(sequence, (sequence.num_tokens - 1) // self.block_size):
-            block = self.pool.find(block_hash)
-            if block is None:
-                break
-            prefix.append(block)
+        prefix = self._hashes(sequence, (sequence.num_tokens - 1) // self.block_size)
+        for group in self._full:
+            prefix = list(takewhile(lambda name: self._find(group, name) is not None, prefix))
+        num_blocks = -1
+        while num_blocks != len(prefix):  # A shorter prefix needs other blocks: the groups are asked again.
+            num_blocks = len(prefix)
+            for group, cache in self._windowed:
+                prefix = prefix[: self._num_found(group, cache, prefix)]
         return prefix
+
+    def _num_found(self, group: int, cache: LayerCache, prefix: list[bytes]) -> int:
+        """Returns the length of the longest beginning of a prefix of which a windowed group has the last blocks."""
+        end = index = len(prefix)
+        while index > cache.first_block(end * self.block_size, self.block_size):
+            index -= 1
+            if self._find(group, prefix[index]) is None:
+                end = index
+        return end
+
+    def _find(self, group: int, block_hash: bytes) -> int | None:
+        return self.pool.find(self._key(group, block_hash))
+
+    def _key(self, group: int, block_hash: bytes) -> bytes:
+        """Returns the key under which the pool knows a group's block of some content."""
+        return block_hash + bytes((group,))
 
     def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
         """Returns the content hashes of the first blocks; each is computed once in a sequence's life."""

@@ -24,10 +24,13 @@ class SharedPrefix:
 
     Args:
         block_size: Tokens per block.
+        group: The group of layers whose blocks are compared, the only one with full attention; None where there is no
+            such group: windows pass a prefix, and several groups may have different blocks in common.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, group: int | None = 0) -> None:
         self.block_size = block_size
+        self._group = group
         self._requests: abc.Sequence[Sequence] = ()
         self._num_blocks = 0
 
@@ -41,19 +44,20 @@ class SharedPrefix:
         Returns:
             The number of blocks; 0 if so few are shared that reading them once does not pay.
         """
+        if self._group is None:
+            return 0
         if has_new or sequences != self._requests:
-            self._requests, self._num_blocks = sequences, _num_common(sequences)
+            self._requests, self._num_blocks = sequences, _num_common([r.block_ids[self._group] for r in sequences])
         saved = self._num_blocks * self.block_size * (len(sequences) - 1)
         return self._num_blocks if saved >= MIN_READS_SAVED else 0
 
 
-def _num_common(sequences: abc.Sequence[Sequence]) -> int:
-    """Counts the leading blocks that all sequences hold; the last block of each, which it fills, is its own."""
-    common = sequences[0].block_ids[:-1] if sequences else []
-    for sequence in sequences:
-        if sequence.block_ids[: len(common)] != common:
-            pairs = zip(common, sequence.block_ids, strict=False)
-            common = [ours for ours, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+def _num_common(tables: abc.Sequence[list[int]]) -> int:
+    """Counts the leading blocks that all block tables hold; the last block of each, which is being filled, is its own."""
+    common = tables[0][:-1] if tables else []
+    for table in tables:
+        if table[: len(common)] != common:
+            common = [ours for ours, _ in takewhile(lambda pair: pair[0] == pair[1], zip(common, table, strict=False))]
         if not common:
             break
     return len(common)

@@ -43,6 +43,7 @@ class Attention(nn.Module):
         reduce: Adds up what the ranks that share the heads have computed.
         rotate_and_store: Gives queries and keys their positions, and writes keys and values to the cache.
         window: Keys a query sees, itself included; 0 is all before it.
+        group: The group of layers whose block table it uses.
         deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
     """
 
@@ -55,6 +56,7 @@ class Attention(nn.Module):
         reduce: Callable[[Tensor], Tensor],
         rotate_and_store: RotateAndStore | StoreOnly,
         window: int,
+        group: int,
         deterministic: bool,
     ) -> None:
         super().__init__()
@@ -63,6 +65,7 @@ class Attention(nn.Module):
         self.reduce = reduce
         self.rotate_and_store = rotate_and_store
         self.window = window
+        self.group = group
         self.deterministic = deterministic
         self.head_dim = heads.head_dim
         self.scale = heads.head_dim**-0.5
@@ -83,12 +86,13 @@ class Attention(nn.Module):
         """
         qkv = self.qkv(hidden).view(-1, self._num_rows, self.head_dim)  # [T, H + 2 K, D]
         query, key, value = qkv.split(self._split, dim=1)
-        self.rotate_and_store(query, key, value, k_cache, v_cache, batch)
+        slots = batch.slot_mappings[self.group]
+        self.rotate_and_store(query, key, value, k_cache, v_cache, slots, batch.positions)
         attended = paged_attention(
             query,
             k_cache,
             v_cache,
-            batch.block_tables,
+            batch.block_tables[self.group],
             batch.seq_lens,
             batch.query_start_loc,
             self.scale,

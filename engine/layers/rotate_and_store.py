@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import rope_and_store, store_kv
-from ..batch import ForwardBatch
 from .norm import RMSNorm
 
 __all__ = ["RotateAndStore", "StoreOnly", "rotary_table"]
@@ -58,7 +57,14 @@ class RotateAndStore(nn.Module):
         self._eps = 0.0 if q_norm is None else q_norm.eps
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slot_mapping: Tensor,
+        positions: Tensor,
     ) -> None:
         """Rotates the queries in place, and writes the rotated keys and the values to the cache.
 
@@ -68,7 +74,8 @@ class RotateAndStore(nn.Module):
             value: The same.
             k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`; changed in place.
             v_cache: The same.
-            batch: Positions and slots.
+            slot_mapping: `[num_tokens]` int64, where keys and values go.
+            positions: `[num_tokens]` int64.
         """
         rope_and_store(
             query,
@@ -76,8 +83,8 @@ class RotateAndStore(nn.Module):
             value,
             k_cache,
             v_cache,
-            batch.slot_mapping,
-            batch.positions,
+            slot_mapping,
+            positions,
             self.table,
             q_weight=None if self.q_norm is None else self.q_norm.weight,
             k_weight=None if self.k_norm is None else self.k_norm.weight,
@@ -89,7 +96,14 @@ class StoreOnly(nn.Module):
     """Stores keys and values as they are, in models whose positions come with the embedding."""
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, batch: ForwardBatch
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slot_mapping: Tensor,
+        positions: Tensor,
     ) -> None:
         """Writes keys and values to the cache; takes what `RotateAndStore.forward` takes, and leaves the queries."""
-        store_kv(key, value, k_cache, v_cache, batch.slot_mapping)
+        store_kv(key, value, k_cache, v_cache, slot_mapping)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..config import EngineConfig
 from ..device import Device
 from ..errors import ConfigError
+from ..kv_cache.groups import LayerCache, max_held_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,12 @@ NOTHING = Reserve()
 
 
 def plan_capacity(
-    config: EngineConfig, device: Device, max_positions: int, block_bytes: int, reserve: Reserve = NOTHING
+    config: EngineConfig,
+    device: Device,
+    max_positions: int,
+    block_bytes: int,
+    reserve: Reserve = NOTHING,
+    caches: Sequence[LayerCache] = (LayerCache(),),
 ) -> Capacity:
     """Settles the limits that depend on the model and on the memory.
 
@@ -55,6 +63,7 @@ def plan_capacity(
         max_positions: Longest sequence the model was made for.
         block_bytes: Bytes of one KV cache block.
         reserve: What must be left for others.
+        caches: What the layers of each group keep of a sequence.
 
     Returns:
         The limits.
@@ -63,19 +72,35 @@ def plan_capacity(
         ConfigError: max_model_len is more than the model or the cache can hold.
     """
     max_model_len = choose_max_model_len(config, max_positions)
-    num_blocks = _num_blocks(config, device, max_model_len, block_bytes, reserve)
-    num_cache_tokens = num_blocks * config.block_size
+    num_blocks = _num_blocks(config, device, max_model_len, block_bytes, reserve, len(caches))
+    num_cache_tokens = _longest(config, device, max_model_len, num_blocks, caches)
     if num_cache_tokens < max_model_len:
         if config.max_model_len is not None:
             raise ConfigError(
-                f"max_model_len={max_model_len} does not fit the KV cache, which holds {num_cache_tokens} tokens "
-                f"({num_blocks} blocks of {config.block_size}); lower max_model_len or give the cache more memory"
+                f"max_model_len={max_model_len} does not fit the KV cache, which holds {num_cache_tokens} tokens of a "
+                f"sequence ({num_blocks} blocks of {config.block_size}{_shared_by(caches)}); lower max_model_len or give "
+                "the cache more memory"
             )
         logger.warning(
             "max_model_len is lowered from %d to %d, which the KV cache holds", max_model_len, num_cache_tokens
         )
         max_model_len = num_cache_tokens
     return Capacity(max_model_len, num_blocks)
+
+
+def _longest(
+    config: EngineConfig, device: Device, max_model_len: int, num_blocks: int, caches: Sequence[LayerCache]
+) -> int:
+    """Returns the length, up to `max_model_len`, of the longest sequence that a pool of blocks can hold alone."""
+    max_step_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
+    lengths = range(max_model_len + 1)
+    return bisect_right(
+        lengths, num_blocks, key=lambda length: max_held_blocks(caches, length, config.block_size, max_step_tokens)
+    ) - 1
+
+
+def _shared_by(caches: Sequence[LayerCache]) -> str:
+    return "" if len(caches) == 1 else f", shared by {len(caches)} groups of layers"
 
 
 def choose_max_model_len(config: EngineConfig, max_positions: int) -> int:
@@ -93,16 +118,20 @@ def choose_max_model_len(config: EngineConfig, max_positions: int) -> int:
     return max_model_len
 
 
-def _num_blocks(config: EngineConfig, device: Device, max_model_len: int, block_bytes: int, reserve: Reserve) -> int:
-    """Takes the number asked for, else what memory allows, but no more than can ever be in use."""
+def _num_blocks(
+    config: EngineConfig, device: Device, max_model_len: int, block_bytes: int, reserve: Reserve, num_groups: int
+) -> int:
+    """Takes the number asked for, else what memory allows, but no more than all groups need for all tokens."""
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override
-    most_useful = config.max_num_seqs * -(-max_model_len // config.block_size)
+    # Blocks that a window has passed count as well: other sequences can find their content.
+    most_useful = config.max_num_seqs * num_groups * -(-max_model_len // config.block_size)
     memory_bytes, account = _cache_memory(config, device, reserve)
     num_blocks = min(most_useful, memory_bytes // block_bytes)
-    if num_blocks < 1:
+    if num_blocks < num_groups:
         raise ConfigError(
-            f"there is no room for a KV cache, of which one block takes {block_bytes} bytes: {account}; raise "
+            f"there is no room for a KV cache, of which a token needs {block_bytes * num_groups} bytes "
+            f"({num_groups} blocks): {account}; raise "
             "kv_cache_memory_bytes or gpu_memory_utilization, lower max_num_batched_tokens, or use a smaller model"
         )
     logger.info("the KV cache has %d blocks of %d tokens; %s", num_blocks, config.block_size, account)

@@ -11,9 +11,9 @@ import torch
 from ..config import EngineConfig
 from ..device import Device
 from ..errors import ConfigError
-from ..kv_cache import kv_block_bytes
-from ..models import DecoderSpec, ModelOptions, build_model, load_hf_config
-from ..models.stages import kv_cache_sizes
+from ..kv_cache import LayerCache, kv_block_bytes, max_held_blocks
+from ..models import ModelOptions, build_model, load_hf_config
+from ..models.stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE
 from ..task import choose_task
 from .capacity import choose_max_model_len, plan_capacity
@@ -30,11 +30,13 @@ class Footprint:
         num_parameters: Of the model.
         weight_bytes: What they take.
         dtype: Their number type, apart from those of 8 bits.
-        kv_bytes_per_token: What a token takes in the KV cache.
+        kv_bytes_per_token: What a token takes in the KV cache, until a window has passed it.
         max_model_len: Most tokens of prompt and output together.
         max_num_seqs: Most requests running at once.
+        max_num_batched_tokens: Most tokens of one step.
         block_size: Tokens per KV cache block.
         num_blocks: Blocks of the KV cache; 0 if there is no room for any.
+        caches: What the layers of each group keep of a sequence.
         num_ranks: Processes, each with an accelerator of its own where there are any.
         problem: Why the engine would not start; None if it would.
     """
@@ -45,8 +47,10 @@ class Footprint:
     kv_bytes_per_token: int
     max_model_len: int
     max_num_seqs: int
+    max_num_batched_tokens: int
     block_size: int
     num_blocks: int
+    caches: tuple[LayerCache, ...]
     num_ranks: int = 1
     problem: str | None = None
 
@@ -74,26 +78,30 @@ class Footprint:
         tensors = itertools.chain(model.parameters(), model.buffers())
         weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
-        token_bytes = kv_block_bytes(*kv_cache_sizes(model.spec, SINGLE), 1, kv_dtype)
+        block_bytes = kv_block_bytes(*kv_cache_sizes(model.spec, SINGLE), config.block_size, kv_dtype)
+        caches = tuple(group.cache for group in cache_groups(model.spec))
         cache_bytes = _cache_bytes(config, device, weight_bytes, memory_bytes)
-        max_model_len, num_blocks, problem = _capacity(config, device, model.spec, cache_bytes, token_bytes)
+        max_positions = model.spec.max_position_embeddings
+        max_model_len, num_blocks, problem = _capacity(config, device, max_positions, cache_bytes, block_bytes, caches)
         return cls(
             num_parameters=sum(weight.numel() for weight in model.parameters()),
             weight_bytes=weight_bytes,
             dtype=str(dtype).removeprefix("torch."),
-            kv_bytes_per_token=token_bytes,
+            kv_bytes_per_token=len(caches) * block_bytes // config.block_size,
             max_model_len=max_model_len,
             max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens or device.max_num_batched_tokens,
             block_size=config.block_size,
             num_blocks=num_blocks,
+            caches=caches,
             num_ranks=config.num_ranks,
             problem=problem,
         )
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that the KV cache holds."""
-        return self.num_blocks * self.block_size
+        """Tokens that the KV cache holds, where no window has passed any."""
+        return self.num_blocks // len(self.caches) * self.block_size
 
     def num_running(self, num_tokens: float) -> int:
         """Returns how many sequences of a length run at once.
@@ -101,8 +109,9 @@ class Footprint:
         Args:
             num_tokens: Of prompt and output.
         """
-        blocks = max(1, -(-int(num_tokens) // self.block_size))
-        return min(self.max_num_seqs, self.num_blocks // blocks)
+        length = max(1, int(num_tokens))
+        num_held = max_held_blocks(self.caches, length, self.block_size, self.max_num_batched_tokens)
+        return min(self.max_num_seqs, self.num_blocks // num_held)
 
 
 def _dtype(config: EngineConfig, device: Device, hf_config: Any, *, is_elsewhere: bool) -> torch.dtype:
@@ -125,15 +134,20 @@ def _cache_bytes(config: EngineConfig, device: Device, weight_bytes: int, memory
 
 
 def _capacity(
-    config: EngineConfig, device: Device, spec: DecoderSpec, cache_bytes: int, token_bytes: int
+    config: EngineConfig,
+    device: Device,
+    max_positions: int,
+    cache_bytes: int,
+    block_bytes: int,
+    caches: tuple[LayerCache, ...],
 ) -> tuple[int, int, str | None]:
     """Returns the length limit and the number of blocks, or why there is no room."""
-    max_model_len = choose_max_model_len(config, spec.max_position_embeddings)
+    max_model_len = choose_max_model_len(config, max_positions)
     if cache_bytes < 1:
         return max_model_len, 0, f"the weights take {-cache_bytes / 2**20:,.0f} MiB more than there is memory for them"
     try:
         room = replace(config, kv_cache_memory_bytes=cache_bytes)
-        capacity = plan_capacity(room, device, spec.max_position_embeddings, token_bytes * config.block_size)
+        capacity = plan_capacity(room, device, max_positions, block_bytes, caches=caches)
     except ConfigError as error:
         return max_model_len, 0, str(error)
     return capacity.max_model_len, capacity.num_blocks, None

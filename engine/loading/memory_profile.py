@@ -11,7 +11,7 @@ from ...kernels import top_logprobs
 from ..batch import ForwardBatch
 from ..kv_cache.layout import allocate_kv_cache
 from ..models.decoder import Decoder
-from ..models.stages import kv_cache_sizes
+from ..models.stages import cache_groups, kv_cache_sizes
 from ..step.sampler import Sampler
 from ..step.tables import Tables
 from ..step.token_head import MAX_PROMPT_LOGITS
@@ -46,11 +46,11 @@ def run_largest_step(
         kv_dtype: Of the KV cache.
         draws: Whether the model makes logits to draw tokens from.
     """
-    spec, num_rows = model.spec, max(num_seqs, MAX_PROMPT_LOGITS)
-    tables, sampler = Tables(num_rows, max_model_len, block_size, device), Sampler(num_rows, device)
-    num_layers, num_kv_heads, head_dim = kv_cache_sizes(spec, model.parallel)
-    kv_cache = allocate_kv_cache(num_layers, 1, num_kv_heads, block_size, head_dim, dtype=kv_dtype, device=device)
-    hidden = model(_prompts(num_tokens, max_model_len, block_size, device), kv_cache)
+    spec, num_rows, num_groups = model.spec, max(num_seqs, MAX_PROMPT_LOGITS), len(cache_groups(model.spec))
+    tables, sampler = Tables(num_rows, max_model_len, block_size, device, num_groups), Sampler(num_rows, device)
+    num_pairs, num_kv_heads, head_dim = kv_cache_sizes(spec, model.parallel)
+    kv_cache = allocate_kv_cache(num_pairs, 1, num_kv_heads, block_size, head_dim, dtype=kv_dtype, device=device)
+    hidden = model(_prompts(num_tokens, max_model_len, block_size, num_groups, device), kv_cache)
     if not (model.parallel.is_last_stage and draws):
         return
     logits = model.compute_logits(hidden.new_zeros((num_rows, hidden.shape[1])))
@@ -60,17 +60,20 @@ def run_largest_step(
     top_logprobs(raw, token_ids.clamp(min=0), min(NUM_LOGPROBS, spec.vocab_size))
 
 
-def _prompts(num_tokens: int, max_model_len: int, block_size: int, device: torch.device) -> ForwardBatch:
+def _prompts(
+    num_tokens: int, max_model_len: int, block_size: int, num_groups: int, device: torch.device
+) -> ForwardBatch:
     """Makes a batch of prompts as long as they can be; the last may be shorter."""
     numbers = torch.arange(num_tokens, device=device)
     begins = torch.arange(0, num_tokens + max_model_len, max_model_len, dtype=torch.int32, device=device)
     begins = begins.clamp(max=num_tokens)
     max_blocks = -(-max_model_len // block_size)
+    block_tables = torch.zeros((num_groups, len(begins) - 1, max_blocks), dtype=torch.int32, device=device)
     return ForwardBatch(
         token_ids=torch.zeros_like(numbers),
         positions=numbers % max_model_len,
-        slot_mapping=torch.full_like(numbers, -1),
+        slot_mappings=torch.full((num_groups, num_tokens), -1, device=device).unbind(),
         query_start_loc=begins,
         seq_lens=begins.diff(),
-        block_tables=torch.zeros((len(begins) - 1, max_blocks), dtype=torch.int32, device=device),
+        block_tables=block_tables.unbind(),
     )

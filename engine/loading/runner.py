@@ -13,7 +13,7 @@ from ..device import Device, keep_freed_memory
 from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
 from ..models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
-from ..models.stages import kv_cache_sizes
+from ..models.stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE, ParallelContext
 from ..pooling.pooler import Pooler
 from ..step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
@@ -85,7 +85,8 @@ def load_runner(
     reserve = Reserve(_step_bytes(config, device, model, task, num_tokens, kv_dtype), num_graphs * GRAPH_BYTES)
     spec = model.spec
     block_bytes = kv_block_bytes(*kv_cache_sizes(spec, parallel), config.block_size, kv_dtype)
-    capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve)
+    caches = [group.cache for group in cache_groups(spec)]
+    capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve, caches)
     capacity = Capacity(parallel.smallest(capacity.max_model_len), parallel.smallest(capacity.num_blocks))
     runner = ModelRunner(
         model,

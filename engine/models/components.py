@@ -40,6 +40,7 @@ from ..parallel.context import ParallelContext
 from ..parallel.shard import Dimension, Shard, as_shard
 from .options import ModelOptions
 from .spec import DecoderSpec
+from .stages import cache_groups
 
 __all__ = ["Components"]
 
@@ -73,6 +74,7 @@ class Components:
         self._dtype = dtype
         self._device = device
         self._rotary_table = self._make_rotary_table()
+        self._group_of = {layer: index for index, group in enumerate(cache_groups(spec)) for layer in group.layers}
 
     def embed_tokens(self) -> TokenEmbedding | SharedTokenEmbedding:
         """Makes the token embedding."""
@@ -170,6 +172,7 @@ class Components:
             reduce=parallel.all_reduce,
             rotate_and_store=self._rotate_and_store(),
             window=spec.windows[layer_idx],
+            group=self._group_of[layer_idx],
             deterministic=self._options.deterministic,
         )
 

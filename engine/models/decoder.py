@@ -15,7 +15,7 @@ from ..parallel.context import SINGLE, ParallelContext
 from .components import Components
 from .options import DEFAULT_OPTIONS, ModelOptions
 from .spec import DecoderSpec
-from .stages import stage_layers
+from .stages import cache_pairs, stage_layers
 
 __all__ = ["Decoder"]
 
@@ -56,7 +56,7 @@ class Decoder(nn.Module):
         own = stage_layers(spec, parallel.pp_size)[parallel.pp_rank]
         # Every layer keeps its number, and so its name in the checkpoint; the other stages' leave an empty place.
         self.layers = nn.ModuleList(make.block(i) if i in own else nn.Identity() for i in range(spec.num_layers))
-        self._own_layers = [self.layers[i] for i in own]
+        self._own_layers = [(self.layers[i], pair) for i, pair in cache_pairs(spec, own).items()]
         if self._is_last:
             self.norm = make.norm(present=spec.final_norm)
             self.project_out = make.projection(spec.hidden_size, spec.embedding_size)
@@ -75,7 +75,7 @@ class Decoder(nn.Module):
 
         Args:
             batch: The tokens and their places in the cache.
-            kv_cache: Keys and values of each layer of this stage; those of this step's tokens are written to it.
+            kv_cache: Keys and values of this stage's layers; those of this step's tokens are written to it.
 
         Returns:
             The last hidden states, `[num_tokens, embedding_size]` (which is `hidden_size` in all models but one). They
@@ -88,8 +88,8 @@ class Decoder(nn.Module):
             )
         else:
             hidden, residual = self._receive(len(batch.token_ids))
-        for layer, (k_cache, v_cache) in zip(self._own_layers, kv_cache, strict=True):
-            hidden, residual = layer(hidden, residual, batch, k_cache, v_cache)
+        for layer, pair in self._own_layers:
+            hidden, residual = layer(hidden, residual, batch, *kv_cache[pair])
         if not self._is_last:
             return self._send(hidden, residual)
         hidden, _ = self.norm(hidden, residual)

@@ -1,12 +1,15 @@
-"""Cutting a model for many ranks: which layers a stage has, and whether the sizes can be shared out."""
+"""Cutting a model: which layers a stage has, where a layer's keys and values are, and whether sizes can be shared out."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ..errors import ConfigError
+from ..kv_cache.groups import LayerCache, LayerGroup, cut_into_groups
 from ..parallel.context import ParallelContext
 from .spec import DecoderSpec
 
-__all__ = ["check_parallel", "kv_cache_sizes", "stage_layers"]
+__all__ = ["cache_groups", "cache_pairs", "check_parallel", "kv_cache_sizes", "stage_layers"]
 
 
 def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
@@ -22,8 +25,10 @@ def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
     Returns:
         The layers of each stage; every stage has one.
     """
+    if pp_size == 1:
+        return [range(spec.num_layers)]
     costs = [0] * pp_size
-    costs[-1] = spec.vocab_size * spec.embedding_size if pp_size > 1 else 0
+    costs[-1] = spec.vocab_size * spec.embedding_size
     counts = [1] * pp_size
     layer_cost = _layer_cost(spec)
     for _ in range(spec.num_layers - pp_size):
@@ -33,12 +38,28 @@ def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
     return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
 
+def cache_groups(spec: DecoderSpec) -> tuple[LayerGroup, ...]:
+    """Returns the groups of layers that share block tables: those of the whole model, whatever layers a stage has."""
+    return cut_into_groups([LayerCache(window) for window in spec.windows])
+
+
+def cache_pairs(spec: DecoderSpec, layers: Collection[int]) -> dict[int, int]:
+    """Returns which pair of cache tensors each layer of a stage uses, by number of the layer, in order.
+
+    Args:
+        spec: The model.
+        layers: The layers of the stage; the j-th of them in each group uses pair j.
+    """
+    pairs = {}
+    for group in cache_groups(spec):
+        pairs.update((layer, pair) for pair, layer in enumerate(i for i in group.layers if i in layers))
+    return dict(sorted(pairs.items()))
+
+
 def kv_cache_sizes(spec: DecoderSpec, parallel: ParallelContext) -> tuple[int, int, int]:
-    """Returns a rank's number of layers, its number of key and value heads, and the size of a head."""
-    if parallel.num_ranks == 1:
-        return spec.num_layers, spec.num_kv_heads, spec.head_dim
-    num_layers = len(stage_layers(spec, parallel.pp_size)[parallel.pp_rank])
-    return num_layers, parallel.kv_shard(spec.num_kv_heads).length, spec.head_dim
+    """Returns a rank's number of pairs of cache tensors, its number of key and value heads, and the size of a head."""
+    pairs = cache_pairs(spec, stage_layers(spec, parallel.pp_size)[parallel.pp_rank])
+    return max(pairs.values()) + 1, parallel.kv_shard(spec.num_kv_heads).length, spec.head_dim
 
 
 def _layer_cost(spec: DecoderSpec) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..batch import KVCache
 from ..kv_cache.layout import allocate_kv_cache
 from ..models.decoder import Decoder
-from ..models.stages import kv_cache_sizes
+from ..models.stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE, ParallelContext
 from ..step_plan import StepPlan
 from .head import Head, RunningStep
@@ -71,11 +71,11 @@ class ModelRunner:
         parallel: ParallelContext = SINGLE,
     ) -> None:
         self.model = model
-        num_layers, num_kv_heads, head_dim = kv_cache_sizes(model.spec, parallel)
+        num_pairs, num_kv_heads, head_dim = kv_cache_sizes(model.spec, parallel)
         self.kv_cache: KVCache = allocate_kv_cache(
-            num_layers, num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, device=device
+            num_pairs, num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, device=device
         )
-        self._tables = Tables(max_num_seqs, max_model_len, block_size, device)
+        self._tables = Tables(max_num_seqs, max_model_len, block_size, device, len(cache_groups(model.spec)))
         self._head = make_head(model, self._tables) if parallel.is_last_stage else None
         self._recorder = make_recorder(self._decode) if make_recorder else None
 

@@ -48,13 +48,16 @@ class Tables:
         max_model_len: Tokens a row can hold.
         block_size: Tokens per KV cache block.
         device: Where they are.
+        num_groups: Groups of layers, each of which has a block table.
     """
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, block_size: int, device: torch.device, num_groups: int = 1
+    ) -> None:
         self.block_size = block_size
         self.max_blocks = -(-max_model_len // block_size)
         self.tokens = torch.zeros((max_num_seqs, max_model_len), dtype=torch.int32, device=device)
-        self.blocks = torch.zeros((max_num_seqs, self.max_blocks), dtype=torch.int32, device=device)
+        self.blocks = torch.zeros((num_groups, max_num_seqs, self.max_blocks), dtype=torch.int32, device=device)
 
     def send(self, plan: StepPlan, num_seqs: int) -> SentPlan:
         """Sends a plan: enters new tokens and blocks into the tables, returns the rest.
@@ -64,8 +67,10 @@ class Tables:
             num_seqs: To pad the sequences to.
         """
         tokens = [(new.row, 0, new.sequence.token_ids[: new.num_tokens]) for new in plan.new_rows]
+        num_rows = len(self.tokens)
+        blocks = [(group * num_rows + row, first, ids) for group, row, first, ids in plan.new_blocks]
         # Tokens of a row that has changed hands come before those of its new owner.
-        entries_of = ((self.blocks, plan.new_blocks), (self.tokens, plan.new_tokens), (self.tokens, tokens))
+        entries_of = ((self.blocks.flatten(0, 1), blocks), (self.tokens, plan.new_tokens), (self.tokens, tokens))
         changed = [(table, new) for table, new in entries_of if new]
         packed = [*_pack_sequences(plan, num_seqs), np.array([plan.num_shared_blocks])]
         packed += [_pack_entries(new) for _, new in changed]
@@ -86,8 +91,21 @@ class Tables:
             num_decodes: Sequences at the front that compute one token.
             num_shared: As in `SentPlan`; None if it does not pay to know.
         """
-        gathered = gather_batch(self.tokens, self.blocks, sequences, num_tokens, max_blocks, self.block_size)
-        return ForwardBatch(*gathered, num_decodes=num_decodes, num_shared=num_shared)
+        gathered = [
+            gather_batch(self.tokens, blocks, sequences, num_tokens, max_blocks, self.block_size)
+            for blocks in self.blocks
+        ]
+        token_ids, positions, _, query_start_loc, seq_lens, _ = gathered[0]
+        return ForwardBatch(
+            token_ids=token_ids,
+            positions=positions,
+            slot_mappings=tuple(slot_mapping for _, _, slot_mapping, _, _, _ in gathered),
+            query_start_loc=query_start_loc,
+            seq_lens=seq_lens,
+            block_tables=tuple(block_tables for _, _, _, _, _, block_tables in gathered),
+            num_decodes=num_decodes,
+            num_shared=num_shared,
+        )
 
     def append(self, sampled: Tensor, token_ids: Tensor) -> None:
         """Appends the tokens that were sampled, `[num_samples]` int64, one to each row of `SentPlan.sampled`."""

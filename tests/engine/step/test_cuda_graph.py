@@ -100,9 +100,10 @@ def test_shared_blocks_are_told_and_recorded_apart(llm, monkeypatch):
     told = [batch for batch in model.batches if batch.num_shared is not None]
     assert {int(batch.num_shared) for batch in told if batch.num_decodes} == {5}
     for batch in told:
-        held = batch.block_tables[: batch.num_decodes][batch.seq_lens[: batch.num_decodes] > 0]
+        (block_tables,), (slot_mapping,) = batch.block_tables, batch.slot_mappings
+        held = block_tables[: batch.num_decodes][batch.seq_lens[: batch.num_decodes] > 0]
         assert len(held) > 1 and (held[:, :5] == held[0, :5]).all()
-        assert (batch.positions[: batch.num_decodes][batch.slot_mapping[: batch.num_decodes] >= 0] >= 20).all()
+        assert (batch.positions[: batch.num_decodes][slot_mapping[: batch.num_decodes] >= 0] >= 20).all()
 
 
 @given(max_num_seqs=st.integers(1, 2000))

@@ -36,7 +36,7 @@ def make_plan() -> StepPlan:
         counts=[1, 2, 3],
         samples=[True, True, False],
         new_rows=[NewRow(1, entering, 5)],
-        new_blocks=[(2, 2, [9]), (1, 0, [7, 8])],
+        new_blocks=[(0, 2, 2, [9]), (0, 1, 0, [7, 8])],
         num_decodes=1,
         num_shared_blocks=3,
     )
@@ -45,7 +45,7 @@ def make_plan() -> StepPlan:
 def make_tables() -> Tables:
     tables = Tables(4, 12, 2, CPU)
     tables.tokens[:] = torch.arange(48).view(4, 12) + 100
-    tables.blocks[:] = torch.arange(24).view(4, 6) + 30
+    tables.blocks[:] = torch.arange(24).view(1, 4, 6) + 30
     return tables
 
 
@@ -53,16 +53,16 @@ def test_a_plan_enters_the_tables_and_becomes_a_batch():
     tables = make_tables()
     sent = tables.send(make_plan(), 3)
     assert tables.tokens[1].tolist() == [50, 51, 52, 53, 54, *range(117, 124)]
-    assert tables.blocks[2].tolist() == [42, 43, 9, 45, 46, 47] and tables.blocks[1, :3].tolist() == [7, 8, 38]
+    assert tables.blocks[0, 2].tolist() == [42, 43, 9, 45, 46, 47] and tables.blocks[0, 1, :3].tolist() == [7, 8, 38]
     assert sent.num_shared.tolist() == [3]
     assert sent.sampled.tolist() == [[0, 2], [2, 0], [6, 4]]
     batch = tables.gather(sent.sequences, 6, 3, 1, None)
     assert batch.token_ids.tolist() == [129, 102, 103, 50, 51, 52]
     assert batch.positions.tolist() == [5, 2, 3, 0, 1, 2]
-    assert batch.slot_mapping.tolist() == [19, 62, 63, 14, 15, 16]
+    assert [slots.tolist() for slots in batch.slot_mappings] == [[19, 62, 63, 14, 15, 16]]
     assert batch.query_start_loc.tolist() == [0, 1, 3, 6]
     assert batch.seq_lens.tolist() == [6, 4, 3]
-    assert batch.block_tables.tolist() == [[42, 43, 9], [30, 31, 32], [7, 8, 38]]
+    assert [table.tolist() for table in batch.block_tables] == [[[42, 43, 9], [30, 31, 32], [7, 8, 38]]]
 
 
 def test_what_is_sampled_is_appended_to_its_row():
@@ -85,7 +85,8 @@ def test_padding_is_inert(num_seqs, num_padding):
     assert batch.query_start_loc.tolist() == list(range(size + 1))
     assert batch.seq_lens.tolist() == [4] * num_seqs + [0] * num_padding
     assert batch.token_ids[num_seqs:].tolist() == batch.positions[num_seqs:].tolist() == [0] * num_padding
-    assert batch.slot_mapping[num_seqs:].tolist() == [-1] * num_padding and (batch.slot_mapping[:num_seqs] >= 0).all()
+    (slots,) = batch.slot_mappings
+    assert slots[num_seqs:].tolist() == [-1] * num_padding and (slots[:num_seqs] >= 0).all()
 
 
 def test_all_of_a_plan_is_sent_in_one_copy_and_aligned(monkeypatch):
@@ -119,8 +120,8 @@ def test_shared_blocks_are_those_all_have_before_their_last(data, num_requests, 
     block_size = MIN_READS_SAVED  # So that one block saved is enough.
     head = list(range(num_shared))
     tails = data.draw(st.lists(st.lists(st.integers(4, 6), max_size=3), min_size=num_requests, max_size=num_requests))
-    requests = [SimpleNamespace(block_ids=[*head, *tail, 100 + i]) for i, tail in enumerate(tails)]
-    held = [request.block_ids[:-1] for request in requests]
+    requests = [SimpleNamespace(block_ids=[[*head, *tail, 100 + i]]) for i, tail in enumerate(tails)]
+    held = [request.block_ids[0][:-1] for request in requests]
     columns = [len(set(column)) == 1 for column in zip(*held, strict=False)]
     expected = next((i for i, equal in enumerate(columns) if not equal), len(columns)) if num_requests > 1 else 0
     prefix = SharedPrefix(block_size)
@@ -129,7 +130,7 @@ def test_shared_blocks_are_those_all_have_before_their_last(data, num_requests, 
 
 
 def test_few_shared_tokens_are_not_worth_a_pass_of_their_own():
-    requests = [SimpleNamespace(block_ids=[1, 2, 3 + i]) for i in range(9)]
+    requests = [SimpleNamespace(block_ids=[[1, 2, 3 + i]]) for i in range(9)]
     assert SharedPrefix(MIN_READS_SAVED // 16).find(requests, True) == 2
     assert SharedPrefix(MIN_READS_SAVED // 16 - 1).find(requests, True) == 0
 
