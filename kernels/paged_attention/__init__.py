@@ -1,4 +1,4 @@
-"""Causal attention over a KV cache that is cut into blocks."""
+"""Attention over a KV cache that is cut into blocks."""
 
 from __future__ import annotations
 

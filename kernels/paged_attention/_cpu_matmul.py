@@ -11,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ALL_KEYS = 2**31 - 1
+"""More keys than any sequence has."""
+
 _TILE = 128
 
 
@@ -20,7 +23,8 @@ class Scoring:
 
     Args:
         scale: Multiplies the product of the two.
-        window: How many of the latest tokens a query sees; 0 for all.
+        window: How many of the latest tokens a query sees, itself included; 0 for all.
+        num_later: How many tokens after itself a query sees.
         softcap: The bound of a score; 0 for none.
         sinks: `[num_heads]`, the score of one more key whose value is zero; None for none.
         alibi_slopes: `[num_heads]`, what a score loses for each token of distance; None for none.
@@ -28,6 +32,7 @@ class Scoring:
 
     scale: float
     window: int
+    num_later: int
     softcap: float
     sinks: Tensor | None
     alibi_slopes: Tensor | None
@@ -82,7 +87,7 @@ def attend_by_matmul(
         rows = slice(first, first + _TILE)
         tile, here = grouped[rows].permute(1, 2, 0, 3), positions[rows]  # [num_kv_heads, group, rows, head_dim]
         begin = max(0, int(here[0]) - scoring.window + 1 - origin) if scoring.window else 0
-        end = min(keys.shape[1], int(here.max()) + 1 - origin)
+        end = min(keys.shape[1], int(here.max()) + 1 + scoring.num_later - origin)
         scores = torch.bmm(tile.flatten(1, 2), keys[:, begin:end].mT).float().unflatten(1, tile.shape[1:3])
         scores = _scores(scores, here, torch.arange(origin + begin, origin + end), scoring)
         weights = scores.softmax(-1)
@@ -101,11 +106,11 @@ def _scores(products: Tensor, query_positions: Tensor, key_positions: Tensor, sc
     if scoring.softcap:
         scores.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
     if scoring.alibi_slopes is not None:
-        scores += scoring.alibi_slopes.view(per_head) * (key_positions - query_positions)
-    # Without a window all queries see the keys up to the first one: the mask, dear as a softmax, is for later keys.
-    seen_by_all = 0 if scoring.window else int(query_positions.min() - key_positions[0]) + 1
+        scores -= scoring.alibi_slopes.view(per_head) * (key_positions - query_positions).abs()
+    # A mask costs as much as a softmax. Without a window the first keys need none, since every query sees them.
+    seen_by_all = 0 if scoring.window else int(query_positions.min() - key_positions[0]) + 1 + scoring.num_later
     key_positions = key_positions[seen_by_all:]
-    hidden = key_positions > query_positions
+    hidden = key_positions > query_positions + scoring.num_later
     if scoring.window:
         hidden |= key_positions <= query_positions - scoring.window
     scores[..., seen_by_all:].masked_fill_(hidden, -torch.inf)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .._numba import as_storage
 from .._threads import team
-from ._cpu_matmul import Scoring, attend_by_matmul, gather
+from ._cpu_matmul import ALL_KEYS, Scoring, attend_by_matmul, gather
 from ._cpu_tiles import attend, plan
 
 _MIN_MATMUL_QUERIES = 128
@@ -44,6 +44,7 @@ def paged_attention_numba(
     scale: float,
     window: int = 0,
     *,
+    causal: bool = True,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
@@ -56,7 +57,8 @@ def paged_attention_numba(
     num_kv_heads = k_cache.shape[1]
     tile = max(1, _TILE_ROWS // (num_heads // num_kv_heads))
     starts, lens = query_start_loc.numpy(), seq_lens.numpy()
-    scoring = Scoring(scale, window, softcap, sinks, alibi_slopes)
+    num_later = 0 if causal else (window or ALL_KEYS) - 1
+    scoring = Scoring(scale, window, num_later, softcap, sinks, alibi_slopes)
     out = torch.empty(query.shape, dtype=torch.float32)
     # The numba kernel begins each row with one key that is in no cache: nothing, a sink, or all of a shared prefix.
     carried = torch.full(query.shape[:2], -torch.inf) if sinks is None else sinks.repeat(len(query), 1)
@@ -74,8 +76,10 @@ def paged_attention_numba(
         as_storage(k_cache),
         as_storage(v_cache),
         block_tables.numpy(),
+        lens,
         np.float32(scale),
         window,
+        num_later,
         np.float32(softcap),
         None if slopes is None else slopes.contiguous().numpy(),
         carried.numpy(),
@@ -136,6 +140,7 @@ def _attend_to_sequence(
     block_size, first_position = k_cache.shape[2], seq_len - len(query)
     first_block = max(0, first_position - scoring.window + 1) // block_size if scoring.window else 0
     table = table[first_block : -(-seq_len // block_size)]
-    keys, values = (gather(cache, table, query.dtype) for cache in (k_cache, v_cache))
-    positions = torch.arange(first_position, seq_len)
-    attend_by_matmul(out, query, keys, values, positions, first_block * block_size, scoring)
+    origin = first_block * block_size
+    # The end of the last block may hold anything.
+    keys, values = (gather(cache, table, query.dtype)[:, : seq_len - origin] for cache in (k_cache, v_cache))
+    attend_by_matmul(out, query, keys, values, torch.arange(first_position, seq_len), origin, scoring)

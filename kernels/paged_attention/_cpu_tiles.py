@@ -88,8 +88,10 @@ def attend(
     k_cache: Array,
     v_cache: Array,
     tables: Array,
+    seq_lens: Array,
     scale: Scalar,
     window: int,
+    num_later: int,
     softcap: Scalar,
     slopes: Array | None,
     carried: Array,
@@ -107,8 +109,10 @@ def attend(
         k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`.
         v_cache: The same.
         tables: `[num_seqs, max_blocks]` int32.
+        seq_lens: `[num_seqs]` int32.
         scale: float32.
-        window: 0 for none.
+        window: How many of the latest tokens a query sees, itself included; 0 for all.
+        num_later: How many tokens after itself a query sees.
         softcap: float32, 0 for none.
         slopes: `[num_heads]` float32, of ALiBi, 0 for none. None where there is no softcap either.
         carried: `[num_tokens, num_heads]` float32: the score of one key that each row has seen already. In a task that
@@ -142,7 +146,7 @@ def attend(
                     sums[r, d] = out[token, head, d]
             peaks[r], totals[r] = carried[token, head], 1
         begin = max(begin, position - window + 1) if window > 0 else begin
-        end = position + num_queries
+        end = min(position + num_queries + num_later, seq_lens[seq])
         for block in range(begin // block_size, (end + block_size - 1) // block_size):
             block_id, base = tables[seq, block], block * block_size
             low, high = max(0, begin - base), min(block_size, end - base)
@@ -150,7 +154,7 @@ def attend(
             _load(values, v_cache, block_id, item % num_kv_heads, low, high)
             for r in range(num_rows):
                 here = position + r // group - base  # the slot of the query, were it in this block
-                t0, t1 = max(low, here + 1 - window) if window > 0 else low, min(high, here + 1)
+                t0, t1 = max(low, here + 1 - window) if window > 0 else low, min(high, here + 1 + num_later)
                 if t0 < t1:
                     _products(weights, q, r, keys, t0, t1)
                     if slopes is not None:  # decided when it is compiled
@@ -201,7 +205,7 @@ def _bend(scores: Array, t0: int, t1: int, softcap: Scalar, slope: Scalar, here:
             scores[t] = bounded if scores[t] > 0 else -bounded
     if slope != 0:
         for t in range(t0, t1):
-            scores[t] += slope * np.float32(t - here)
+            scores[t] -= slope * np.float32(abs(t - here))
 
 
 @jit(REORDER)

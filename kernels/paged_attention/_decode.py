@@ -47,7 +47,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     tables_ptr += seq.to(tl.int64) * table_stride
     row_max, row_sum, acc = attend(
         q, row_max, row_sum, acc, tokens * 0 + seq_len - 1, slopes, first, end, first, window, k_ptr, v_ptr, tables_ptr,
-        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, MASKED=True,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, CAUSAL=True, MASKED=True,
     )  # fmt: skip
     out_rows = tokens.to(tl.int64) * num_heads + heads
     if num_slots == 1:
@@ -86,7 +86,7 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
     tables_ptr += leader.to(tl.int64) * table_stride
     row_max, row_sum, acc = attend(
         q, row_max, row_sum, acc, seq_lens - 1, slopes, first, end, first, window, k_ptr, v_ptr, tables_ptr,
-        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, MASKED=True,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, CAUSAL=True, MASKED=True,
     )  # fmt: skip
     slots = (seqs.to(tl.int64) * num_heads + heads) * num_slots + split
     _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)

@@ -21,7 +21,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     q_stride, block_stride, table_stride, num_heads, group, first_seq, num_seqs, window, score_scale, cap,
     has_sinks, has_slopes, deterministic,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
+    BLOCK_N: tl.constexpr, EDITED: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     """Computes one tile of the sequences from `first_seq` on. The last tiles of a prompt see most: they start first."""
     kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
@@ -40,9 +40,14 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     positions = tl.where(valid, context + queries, -1)
 
     first_read = tl.maximum(context + first_query - window + 1, 0)
-    first, end = first_read // BLOCK_N * BLOCK_N, context + last_query + 1
+    first = first_read // BLOCK_N * BLOCK_N
+    if CAUSAL:
+        seen_by_all, end = context + first_query + 1, context + last_query + 1
+    else:  # min(position + window, seq_len) of the first and the last query, in a form that cannot overflow
+        seen_by_all = context + num_queries - tl.maximum(num_queries - first_query - window, 0)
+        end = context + num_queries - tl.maximum(num_queries - last_query - window, 0)
     sees_all = (context + last_query - window < first) & (deterministic == 0)
-    whole = tl.where(sees_all, tl.maximum((context + first_query + 1) // BLOCK_N * BLOCK_N, first), first)
+    whole = tl.where(sees_all, tl.maximum(seen_by_all // BLOCK_N * BLOCK_N, first), first)
 
     q = load_queries(q_ptr, k_ptr, start + queries, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
     row_max, row_sum, acc = start_rows(heads, BLOCK_D)
@@ -53,11 +58,11 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     tables_ptr += seq.to(tl.int64) * table_stride
     row_max, row_sum, acc = attend(
         q, row_max, row_sum, acc, positions, slopes, first, whole, first_read, window, k_ptr, v_ptr, tables_ptr,
-        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, MASKED=False,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, CAUSAL, MASKED=False,
     )  # fmt: skip
     row_max, row_sum, acc = attend(
         q, row_max, row_sum, acc, positions, slopes, whole, end, first_read, window, k_ptr, v_ptr, tables_ptr,
-        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, MASKED=True,
+        block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, CAUSAL, MASKED=True,
     )  # fmt: skip
     out_rows = (start + queries).to(tl.int64) * num_heads + heads
     store_rows(out_ptr, normalised(acc, row_sum), out_rows, valid, HEAD_DIM)

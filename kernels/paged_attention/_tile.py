@@ -74,7 +74,7 @@ def attend(  # type: ignore[no-untyped-def]
     q, row_max, row_sum, acc, positions, slopes, first, end, first_read, window, k_ptr, v_ptr, table_ptr, block_stride,
     score_scale, cap,
     BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
-    MASKED: tl.constexpr,
+    CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Takes rows at `positions` over the keys from `first` to `end - 1`, in tiles of BLOCK_N.
 
@@ -94,10 +94,17 @@ def attend(  # type: ignore[no-untyped-def]
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
         if EDITED:
             capped = cap - 2.0 * cap / (tl.exp2(scores) + 1.0)  # cap * tanh; the factor 2 log2(e) is in the scale
-            scores = tl.where(cap > 0.0, capped, scores) + slopes[:, None] * (keys[None, :] - positions[:, None])
-        if MASKED:
+            scores = tl.where(cap > 0.0, capped, scores)
+            if CAUSAL:
+                scores += slopes[:, None] * (keys[None, :] - positions[:, None])
+            else:
+                scores -= slopes[:, None] * tl.abs(keys[None, :] - positions[:, None])
+        if MASKED and CAUSAL:
             ages = positions[:, None] - tl.where(readable, keys, 2**30)[None, :]
             scores = tl.where(ages.to(tl.uint32) < window.to(tl.uint32), scores, float("-inf"))  # below 0 is huge
+        elif MASKED:
+            seen = readable[None, :] & (tl.abs(positions[:, None] - keys[None, :]) < window)
+            scores = tl.where(seen, scores, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         weights = tl.exp2(scores - new_max[:, None])
         kept = tl.exp2(row_max - new_max)

@@ -24,6 +24,7 @@ def paged_attention_cpu(
     scale: float,
     window: int = 0,
     *,
+    causal: bool = True,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
@@ -31,11 +32,14 @@ def paged_attention_cpu(
     num_shared: Tensor | None = None,
     deterministic: bool = False,
 ) -> Tensor:
-    """Runs `paged_attention` in the compiled kernel, or in numba where the cache has another dtype than the query."""
-    kernel = _KERNELS.get(query.dtype) if k_cache.dtype == query.dtype else None
+    """Runs `paged_attention` in the compiled kernel, or in numba what that kernel does not support.
+
+    The compiled kernel supports causal attention over a cache in the dtype of the query, with every other option.
+    """
+    kernel = _KERNELS.get(query.dtype) if causal and k_cache.dtype == query.dtype else None
     if kernel is None:
         paged = (k_cache, v_cache, block_tables, seq_lens, query_start_loc)
-        options: dict[str, Any] = {"softcap": softcap, "sinks": sinks, "alibi_slopes": alibi_slopes}
+        options: dict[str, Any] = {"causal": causal, "softcap": softcap, "sinks": sinks, "alibi_slopes": alibi_slopes}
         options |= {"num_decodes": num_decodes, "num_shared": num_shared, "deterministic": deterministic}
         return paged_attention.fallback("paged_attention_numba")(query, *paged, scale, window, **options)
     num_tokens, num_heads, head_dim = query.shape

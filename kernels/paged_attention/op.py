@@ -1,10 +1,11 @@
-"""Causal attention over a KV cache that is cut into blocks: the definition.
+"""Attention over a KV cache that is cut into blocks: the definition.
 
-    out[i] = Σ_j w[j] · v[j],   w = softmax_j(s[j])    over the keys j with  pos(i) - window < j <= pos(i)
-    s[j]   = softcap · tanh(scale · q[i]·k[j] / softcap) + slope · (j - pos(i))
+    out[i] = Σ_j w[j] · v[j],   w = softmax_j(s[j])    over the keys j that query i sees
+    s[j]   = softcap · tanh(scale · q[i]·k[j] / softcap) - slope · |pos(i) - j|
 
-Prefill, a chunk of a prompt and decode are one definition. README.md describes the layout and where the options are
-from.
+A query sees the keys with `|pos(i) - j| < window`, and of these, with `causal`, the keys up to its own position.
+Prefill, a chunk of a prompt and decode are one definition. README.md describes the layout and names the source of each
+option.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def paged_attention(
     scale: float,
     window: int = 0,
     *,
+    causal: bool = True,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
@@ -57,10 +59,12 @@ def paged_attention(
         seq_lens: `[num_seqs]` int32, the query tokens included.
         query_start_loc: `[num_seqs + 1]` int32, from 0 to num_tokens.
         scale: Multiplies the scores, `head_dim ** -0.5` as a rule.
-        window: How many of the latest tokens, itself included, a token sees; 0 for all.
-        softcap: Bounds the scores smoothly to plus or minus this; 0 for no bound.
+        window: The number of tokens, itself included, that a token sees on either side of itself; 0 for all.
+        causal: Whether a token sees only itself and the tokens before it. If not, it sees the tokens after it too, up
+            to the length of the sequence.
+        softcap: Bounds the scores smoothly to plus or minus this, before any of them is masked; 0 for no bound.
         sinks: `[num_heads]` float32, the score of one more key per head, whose value is zero; None for none.
-        alibi_slopes: `[num_heads]` float32: what a score loses for each token of distance; None for none.
+        alibi_slopes: `[num_heads]` float32, the amount that a score loses for each token of distance; None for none.
         num_decodes: A hint: this many sequences at the front own one row each.
         num_shared: A hint, `[1]` int32: all sequences at the front that are not padding hold the same blocks in this
             many first entries of their tables, and every query of theirs comes after them. Reading them once may be
@@ -89,19 +93,19 @@ def paged_attention(
         )
         grouped = query[start:end].unflatten(1, (num_kv_heads, -1)).permute(1, 2, 0, 3).to(wide)
         query_positions = torch.arange(first_position, seq_len, device=query.device).unsqueeze(-1)
-        key_positions = torch.arange(first_key, seq_len, device=query.device)
+        distances = query_positions - torch.arange(first_key, seq_len, device=query.device)  # [queries, keys]
         scores = grouped @ keys.mT * scale
         if softcap:
             scores = torch.tanh(scores / softcap) * softcap
         if alibi_slopes is not None:
-            scores = scores + alibi_slopes.view(per_head).to(wide) * (key_positions - query_positions)
-        hidden = key_positions > query_positions
+            scores = scores - alibi_slopes.view(per_head).to(wide) * distances.abs()
+        hidden = (distances < 0) & causal
         if window:
-            hidden |= key_positions <= query_positions - window
+            hidden |= distances.abs() >= window
         scores = scores.masked_fill(hidden, -torch.inf)
         if sinks is not None:
             sink = sinks.view(per_head).to(wide).expand(*scores.shape[:-1], 1)
             scores = torch.cat((scores, sink), dim=-1)
-        weights = scores.softmax(-1)[..., : len(key_positions)]
+        weights = scores.softmax(-1)[..., : seq_len - first_key]
         out[start:end] = (weights @ values).permute(2, 0, 1, 3).flatten(1, 2).to(query.dtype)
     return out

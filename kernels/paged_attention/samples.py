@@ -23,6 +23,7 @@ class Geometry:
         window: 0 for full attention.
         num_shared: Leading blocks that all sequences have in common.
         cache_dtype: Of the cache; None for that of the query.
+        scale: Multiplies the scores; None for `head_dim ** -0.5`.
     """
 
     num_heads: int
@@ -32,6 +33,7 @@ class Geometry:
     window: int = 0
     num_shared: int = 0
     cache_dtype: torch.dtype | None = None
+    scale: float | None = None
 
 
 def make_sample(
@@ -84,7 +86,7 @@ def make_sample(
             tables.to(draw.device),
             draw.tensor([seq_len for seq_len, _ in lengths], torch.int32),
             draw.tensor(starts, torch.int32),
-            shape.head_dim**-0.5,
+            shape.head_dim**-0.5 if shape.scale is None else shape.scale,
             shape.window,
         ),
         options,
@@ -107,7 +109,10 @@ def samples(draw: Draw) -> Iterator[Sample]:
     yield make_sample("chunk window", draw, Geometry(6, 3, 32, 16, window=50), [(123, 60), (170, 1), (400, 260)])
     yield make_sample("a sequence without queries", draw, grouped, [(5, 1), (12, 0), (20, 4)])
     yield make_sample("no sequences", draw, grouped, [])
+    yield make_sample("large heads", draw, Geometry(2, 1, 256, 16), [(40, 1), (36, 19)], num_decodes=1)
+    yield make_sample("another scale", draw, replace(grouped, scale=0.3), [(40, 1), (135, 130)], num_decodes=1)
     yield from _samples_with_options(draw, grouped)
+    yield from _samples_without_a_direction(draw, grouped)
 
 
 def _samples_with_options(draw: Draw, grouped: Geometry) -> Iterator[Sample]:
@@ -140,3 +145,26 @@ def _samples_with_options(draw: Draw, grouped: Geometry) -> Iterator[Sample]:
     )
     yield make_sample("deterministic", draw, grouped, [*decodes, (200, 60)], num_decodes=6, deterministic=True)
     yield make_sample("deterministic, 8-bit cache", draw, small, mixed, num_decodes=2, deterministic=True)
+
+
+def _samples_without_a_direction(draw: Draw, grouped: Geometry) -> Iterator[Sample]:
+    """Yields calls in which a query sees the keys after it too."""
+    prompts = [(1, 1), (0, 3), (130, 130)]  # long enough for each way of computing a sequence
+    mixed = [(50, 1), (0, 1), (45, 17), (61, 40)]
+    windowed = replace(grouped, window=20)
+    slopes, sinks = (draw.normal(6, dtype=torch.float32) for _ in range(2))
+    options: dict[str, Any] = {"sinks": sinks, "softcap": 3.0, "alibi_slopes": slopes.abs() / 8}
+    yield make_sample("not causal", draw, grouped, prompts, causal=False)
+    yield make_sample("not causal, window", draw, windowed, prompts, causal=False)
+    yield make_sample("not causal, ends of sequences", draw, windowed, mixed, num_decodes=2, causal=False)
+    yield make_sample("not causal, options", draw, grouped, prompts, causal=False, **options)
+    yield make_sample("not causal, deterministic", draw, windowed, mixed, causal=False, deterministic=True, **options)
+    yield make_sample(
+        "not causal, shared prefix",
+        draw,
+        replace(grouped, num_shared=3),
+        [(65, 1), (100, 1), (70, 20)],
+        num_decodes=2,
+        causal=False,
+        sinks=sinks,
+    )

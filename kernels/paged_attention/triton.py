@@ -49,6 +49,7 @@ def paged_attention_triton(
     scale: float,
     window: int = 0,
     *,
+    causal: bool = True,
     softcap: float = 0.0,
     sinks: Tensor | None = None,
     alibi_slopes: Tensor | None = None,
@@ -93,6 +94,7 @@ def paged_attention_triton(
         "BLOCK_SIZE": k_cache.shape[2],
         "BLOCK_D": padded(query.shape[2]),
         "EDITED": softcap > 0 or alibi_slopes is not None,
+        "CAUSAL": causal,
     }
     num_decodes = 0 if deterministic else num_decodes
     if num_decodes:
@@ -204,8 +206,9 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
                 constants = {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "BLOCK_D": padded(head_dim)}
                 constants |= {"EDITED": edited}
                 sizes = target, dtype, cache_dtype, head_dim
-                for config in {prefill_config(*sizes, deterministic=choice) for choice in (False, True)}:
-                    yield _form(prefill_kernel, types, constants, config)
+                configs = {prefill_config(*sizes, deterministic=choice) for choice in (False, True)}
+                for causal, config in product((True, False), configs):
+                    yield _form(prefill_kernel, types, constants | {"CAUSAL": causal}, config)
                 yield _form(prefix_kernel, types, constants, prefill_config(*sizes))
                 for config in {decode_config(*sizes, group) for group in (1, 32)}:
                     yield _form(decode_kernel, types, constants, config)

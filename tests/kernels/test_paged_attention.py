@@ -21,7 +21,7 @@ from millrace.kernels.paged_attention.samples import Geometry, make_sample
 IMPLEMENTATIONS = [paged_attention.plain, paged_attention.implementations()["cpu"]]
 
 
-def by_sdpa(query, k_cache, v_cache, block_tables, seq_lens, query_start_loc, scale, window):
+def by_sdpa(query, k_cache, v_cache, block_tables, seq_lens, query_start_loc, scale, window, causal=True):
     """Gathers token by token and lets torch attend: slow, and simple enough to be believed."""
     block_size, group = k_cache.shape[2], query.shape[1] // k_cache.shape[1]
     rows = []
@@ -29,7 +29,8 @@ def by_sdpa(query, k_cache, v_cache, block_tables, seq_lens, query_start_loc, sc
         for row in range(int(query_start_loc[seq]), int(query_start_loc[seq + 1])):
             position = seq_len - int(query_start_loc[seq + 1]) + row
             first = max(0, position - window + 1) if window else 0
-            slots = [(int(block_tables[seq, p // block_size]), p % block_size) for p in range(first, position + 1)]
+            last = position if causal else min(seq_len, position + window) - 1 if window else seq_len - 1
+            slots = [(int(block_tables[seq, p // block_size]), p % block_size) for p in range(first, last + 1)]
             keys, values = (
                 torch.stack([cache[block, :, offset] for block, offset in slots], 1).repeat_interleave(group, 0)
                 for cache in (k_cache, v_cache)
@@ -56,10 +57,11 @@ def calls(draw):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda f: f.__name__)
-@given(args=calls())
+@given(args=calls(), causal=st.booleans())
 @settings(deadline=None, max_examples=30)
-def test_any_geometry_is_what_torch_computes(implementation, args):
-    torch.testing.assert_close(implementation(*args), by_sdpa(*args), rtol=1e-4, atol=1e-5)
+def test_any_geometry_is_what_torch_computes(implementation, args, causal):
+    wanted = by_sdpa(*args, causal=causal)
+    torch.testing.assert_close(implementation(*args, causal=causal), wanted, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS, ids=lambda f: f.__name__)
