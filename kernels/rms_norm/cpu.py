@@ -12,11 +12,13 @@ _KERNELS = kernels_by_dtype("rms_norm", "PPPPPllif")
 
 
 @rms_norm.register("cpu")
-def rms_norm_cpu(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Runs `rms_norm` in one pass."""
+def rms_norm_cpu(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, *, add_unit_offset: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Runs `rms_norm` in one pass, or its plain body where the compiled kernel does not support the call."""
     kernel = _KERNELS.get(x.dtype)
-    if kernel is None or x.dim() != 2 or x.stride(1) != 1:
-        return rms_norm.plain(x, weight, eps, residual)
+    if kernel is None or add_unit_offset or x.dim() != 2 or x.stride(1) != 1:
+        return rms_norm.plain(x, weight, eps, residual, add_unit_offset=add_unit_offset)
     num_rows, size = x.shape
     out = empty((num_rows, size), x.dtype)
     new_residual = x if residual is None else empty((num_rows, size), x.dtype)

@@ -9,6 +9,7 @@ keeps them in registers, and writes both results, so the kernel moves the least 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 import triton
@@ -21,7 +22,9 @@ from .op import rms_norm
 
 
 @rms_norm.register("cuda")
-def rms_norm_triton(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def rms_norm_triton(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, *, add_unit_offset: bool = False
+) -> tuple[Tensor, Tensor]:
     """Runs `rms_norm` in one kernel.
 
     Raises:
@@ -53,6 +56,7 @@ def rms_norm_triton(x: Tensor, weight: Tensor, eps: float, residual: Tensor | No
             size,
             eps,
             HAS_RESIDUAL=residual is not None,
+            ADD_UNIT_OFFSET=add_unit_offset,
             **tile,
             **row_options(tile, current_target()),
         )
@@ -63,12 +67,12 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
     """Yields the forms the kernel takes on a target: from rows of one element to the longest."""
     for dtype in ("fp32", "fp16", "bf16"):
         for tile in map(row_tile, LISTED_SIZES):
-            for has_residual in (False, True):
+            for has_residual, add_unit_offset in product((False, True), repeat=2):
                 tensors = ("x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "new_residual_ptr")
                 types = dict.fromkeys(tensors, f"*{dtype}") | {"num_rows": "i32", "eps": "fp32"}
                 sizes = ("x_stride", "residual_stride", "size")
                 types |= dict.fromkeys(sizes, "i32")
-                constants = {"HAS_RESIDUAL": has_residual, **tile}
+                constants = {"HAS_RESIDUAL": has_residual, "ADD_UNIT_OFFSET": add_unit_offset, **tile}
                 yield Specialisation(rms_norm_kernel, types, constants, row_options(tile, target), sizes)
 
 
@@ -85,6 +89,7 @@ def rms_norm_kernel(  # type: ignore[no-untyped-def]
     size,
     eps,
     HAS_RESIDUAL: tl.constexpr,  # noqa: N803
+    ADD_UNIT_OFFSET: tl.constexpr,  # noqa: N803
     ROWS: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
@@ -97,6 +102,8 @@ def rms_norm_kernel(  # type: ignore[no-untyped-def]
         x += tl.load(residual_ptr + row * residual_stride + column, mask=inside, other=0.0)
         tl.store(new_residual_ptr + row * size + column, x, mask=inside)
     weight = tl.load(weight_ptr + column, mask=column < size, other=0.0).to(tl.float32)
+    if ADD_UNIT_OFFSET:
+        weight += 1.0
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=1, keep_dims=True) / size + eps)
     tl.store(out_ptr + row * size + column, (wide * scale * weight).to(out_ptr.dtype.element_ty), mask=inside)

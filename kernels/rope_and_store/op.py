@@ -50,6 +50,7 @@ def _samples(draw: Draw) -> Iterator[Sample]:
     yield sample("one token", 1, (1, 1), 2)
     yield sample("no norm", 21, (6, 2), 32, has_norm=False)
     yield sample("grouped heads", 33, (6, 2), 32, num_padding=5)
+    yield sample("large heads", 2, (2, 1), 256)
     yield sample("many heads", 3, (19, 9), 128)
     yield sample("part of the head", 9, (4, 4), 80, rot_dim=32)
     yield sample("odd half, no norm", 5, (2, 1), 14, has_norm=False, num_padding=1)

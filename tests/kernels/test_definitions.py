@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers.activations import GELUActivation, NewGELUActivation
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from millrace.kernels import (
@@ -35,6 +36,14 @@ def test_rms_norm_is_torchs_and_hugging_faces():
     module = LlamaRMSNorm(48, eps=1e-5)
     module.weight.data = weight
     torch.testing.assert_close(out, module(x + residual))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_with_a_unit_offset_is_gemmas(dtype):
+    x, weight = torch.randn(9, 48).to(dtype), (torch.randn(48) / 64).to(dtype)
+    module = Gemma2RMSNorm(48, eps=1e-6)
+    module.weight.data = weight
+    assert torch.equal(rms_norm(x, weight, 1e-6, add_unit_offset=True)[0], module(x))
 
 
 def test_the_residual_is_rounded_before_it_is_normalised():
