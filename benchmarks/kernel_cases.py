@@ -172,10 +172,6 @@ class Cases:
         q_size, kv_size = (num_tokens * heads * sizes.head_dim for heads in (sizes.num_heads, sizes.num_kv_heads))
         name = f"{num_tokens} tokens, {sizes.num_heads}+{sizes.num_kv_heads} heads of {sizes.head_dim}"
 
-        def rotary() -> Call:
-            query, key, _ = self._qkv(num_tokens)
-            return Call((self._integers(4096, num_tokens), query, key, self._table()))
-
         def store() -> Call:
             _, key, value = self._qkv(num_tokens)
             return Call((key, value, *self._caches(num_tokens, self.dtype), self._slots(num_tokens)))
@@ -186,7 +182,6 @@ class Cases:
             weights = {name: self._normal(sizes.head_dim) for name in ("q_weight", "k_weight")}
             return Call(args, {**weights, "eps": 1e-6})
 
-        yield self._case("rotary", name, rotary, 2 * (q_size + kv_size) * itemsize)
         yield self._case("store_kv", name, store, 4 * kv_size * itemsize)
         for cache_dtype in (self.dtype, FP8):
             num_bytes = (2 * q_size + 2 * kv_size) * itemsize + 2 * kv_size * cache_dtype.itemsize

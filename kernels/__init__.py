@@ -20,7 +20,6 @@ from .paged_attention import paged_attention
 from .quantize_fp8 import quantize_fp8
 from .rms_norm import rms_norm
 from .rope_and_store import rope_and_store
-from .rotary import rotary
 from .sample import sample
 from .scaled_linear import scaled_linear
 from .silu_and_mul import silu_and_mul
@@ -41,7 +40,6 @@ __all__ = [
     "quantize_fp8",
     "rms_norm",
     "rope_and_store",
-    "rotary",
     "sample",
     "scaled_linear",
     "silu_and_mul",

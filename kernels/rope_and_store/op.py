@@ -3,7 +3,11 @@
     x     = x / sqrt(mean(x²) + eps) · weight         for each query and key head, if weights are given
     query = rotate(query),   k_cache[slot] = rotate(key),   v_cache[slot] = value
 
-It is `rms_norm`, `rotary` and `store_kv` (they say where the formulas are from) without rounding between them.
+    rotate(x) = cat(x1 · c - x2 · s,  x2 · c + x1 · s,  x3)
+
+x1 and x2 are the two halves of the first `rot_dim` numbers of a head, x3 is the rest; c and s are the cosines and the
+sines at the position of the token. Nothing is rounded between the three steps, which are `rms_norm`, this rotation and
+`store_kv`. Su et al., "RoFormer", 2021, in the half-split pairing that GPT-NeoX and Llama checkpoints use.
 """
 
 from __future__ import annotations

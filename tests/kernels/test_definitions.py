@@ -16,7 +16,6 @@ from millrace.kernels import (
     quantize_fp8,
     rms_norm,
     rope_and_store,
-    rotary,
     silu_and_mul,
     store_kv,
     top_logprobs,
@@ -64,21 +63,34 @@ def test_layer_norm_by_its_formula():
     torch.testing.assert_close(layer_norm(x, None, None, 1e-5)[0], F.layer_norm(x, (48,)))
 
 
-@pytest.mark.parametrize(("head_dim", "rot_dim"), [(32, 32), (80, 32)])
-def test_rotary_is_hugging_faces(head_dim, rot_dim):
-    num_tokens = 11
-    query, key = torch.randn(num_tokens, 6, head_dim), torch.randn(num_tokens, 2, head_dim)
-    frequencies = 10_000.0 ** -(torch.arange(0, rot_dim, 2) / rot_dim)
-    angles = torch.arange(100).unsqueeze(-1) * frequencies
-    positions = torch.randint(0, 100, (num_tokens,))
+def rope_by_hugging_face(x, positions, angles):
+    """Rotates the first numbers of each head, twice as many as there are angles, as the Llama of transformers does."""
+    rot_dim = 2 * angles.shape[1]
     cos, sin = (torch.cat((half, half), -1)[positions].unsqueeze(0) for half in (angles.cos(), angles.sin()))
-    heads = (x[..., :rot_dim].transpose(0, 1).unsqueeze(0) for x in (query, key))  # [1, heads, tokens, rot_dim]
-    wanted = [x.squeeze(0).transpose(0, 1) for x in apply_rotary_pos_emb(*heads, cos, sin)]
-    rest = [x[..., rot_dim:].clone() for x in (query, key)]
-    assert rotary(positions, query, key, torch.cat((angles.cos(), angles.sin()), -1)) is None
-    for actual, rotated, kept in zip((query, key), wanted, rest, strict=True):
-        torch.testing.assert_close(actual[..., :rot_dim], rotated)
-        assert torch.equal(actual[..., rot_dim:], kept)
+    heads = x[..., :rot_dim].transpose(0, 1).unsqueeze(0)  # [1, heads, tokens, rot_dim]
+    rotated = apply_rotary_pos_emb(heads, heads, cos, sin)[0].squeeze(0).transpose(0, 1)
+    return torch.cat((rotated, x[..., rot_dim:]), -1)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("implementation", [rope_and_store.plain, rope_and_store])
+@pytest.mark.parametrize(("head_dim", "rot_dim"), [(8, 8), (8, 6), (80, 32)])
+def test_rope_and_store_is_a_norm_hugging_faces_rotation_and_a_store(implementation, norm, head_dim, rot_dim):
+    fused = torch.randn(5, 6 + 2 * 2, head_dim)
+    query, key, value = (part.clone() for part in fused.split((6, 2, 2), dim=1))
+    angles, positions = torch.randn(30, rot_dim // 2), torch.randint(0, 30, (5,))
+    slots, table = torch.tensor([3, -1, 0, 7, 6]), torch.cat((angles.cos(), angles.sin()), -1)
+    weights = (torch.randn(head_dim), torch.randn(head_dim)) if norm else (None, None)
+    parts, whole = torch.zeros(2, 2, 2, 2, 4, head_dim)
+    if norm:
+        query, key = (rms_norm(x, weight, 1e-5)[0] for x, weight in zip((query, key), weights, strict=True))
+    query, key = (rope_by_hugging_face(x, positions, angles) for x in (query, key))
+    store_kv(key, value, *parts, slots)
+    views, before = fused.split((6, 2, 2), dim=1), fused.clone()
+    implementation(*views, *whole, slots, positions, table, q_weight=weights[0], k_weight=weights[1], eps=1e-5)
+    torch.testing.assert_close(fused[:, :6], query)
+    torch.testing.assert_close(whole, parts)
+    assert torch.equal(fused[:, 6:], before[:, 6:])
 
 
 def test_silu_and_mul_by_its_formula():
@@ -120,26 +132,6 @@ def test_an_8_bit_cache_rounds_to_even_and_saturates(dtype):
     store_kv(key, -key, k_cache, v_cache, torch.tensor([2]))
     torch.testing.assert_close(k_cache[0, 0, 2].float(), stored, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(v_cache[0, 0, 2].float(), -stored, rtol=0, atol=0, equal_nan=True)
-
-
-@pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("implementation", [rope_and_store.plain, rope_and_store])
-def test_rope_and_store_is_its_parts(implementation, norm):
-    fused = torch.randn(5, 6 + 2 * 2, 8)
-    query, key, value = (part.clone() for part in fused.split((6, 2, 2), dim=1))
-    angles, positions, slots = torch.randn(30, 3), torch.randint(0, 30, (5,)), torch.tensor([3, -1, 0, 7, 6])
-    table = torch.cat((angles.cos(), angles.sin()), -1)
-    weights = (torch.randn(8), torch.randn(8)) if norm else (None, None)
-    parts, whole = torch.zeros(2, 2, 2, 4, 8), torch.zeros(2, 2, 2, 4, 8)
-    if norm:
-        query, key = (rms_norm(x, weight, 1e-5)[0] for x, weight in zip((query, key), weights, strict=True))
-    rotary(positions, query, key, table)
-    store_kv(key, value, *parts, slots)
-    views, before = fused.split((6, 2, 2), dim=1), fused.clone()
-    implementation(*views, *whole, slots, positions, table, q_weight=weights[0], k_weight=weights[1], eps=1e-5)
-    torch.testing.assert_close(fused[:, :6], query)
-    torch.testing.assert_close(whole, parts)
-    assert torch.equal(fused[:, 6:], before[:, 6:])
 
 
 def test_rope_and_store_keeps_what_it_does_not_change_to_the_bit():
