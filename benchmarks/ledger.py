@@ -28,10 +28,11 @@ from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.durable import Identity
 from millrace.pipeline.ledger import row_id
+from millrace.pipeline.ledger.counts import Counts
 from millrace.pipeline.ledger.epoch import RESULTS
 from millrace.pipeline.ledger.index import RowIndex
 from millrace.pipeline.ledger.records import COMMIT, Record, read_ids, read_records, write_commit
-from millrace.pipeline.report.counts import Counts
+from millrace.pipeline.sources.base import position_column
 
 PART_ROWS = 50_000
 CASES = ("position", "key")
@@ -40,7 +41,7 @@ CASES = ("position", "key")
 def rows_of(case: str, numbers: np.ndarray) -> pa.Table:
     """Returns the rows of these numbers, as the source of a job hands them out."""
     if case == "position":
-        return pa.table({columns.POSITION: row_id.to_arrow(row_id.position_ids(0, numbers))})
+        return pa.table({columns.POSITION: position_column(0, numbers)})
     return pa.table({"key": [f"customer-{number:09}" for number in numbers]})
 
 

@@ -36,12 +36,12 @@ from millrace.engine import CompletionOutput, GenerateRequest, RequestOutput
 from millrace.pipeline import EngineProcessorConfig, Processor, columns
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.durable import Identity
+from millrace.pipeline.job.folder import JobFolder
 from millrace.pipeline.job.writing import Done, LiveCounts, write_rows
-from millrace.pipeline.ledger import row_id
-from millrace.pipeline.ledger.folder import JobFolder
 from millrace.pipeline.processor.engine_backend import EngineBackend
 from millrace.pipeline.sinks.parts import OutputSpec
 from millrace.pipeline.sinks.publish import publish
+from millrace.pipeline.sources.base import position_column
 
 ROWS_PER_TASK = 500_000
 ROWS_PER_TABLE = 8192
@@ -108,7 +108,7 @@ def rows_from(first: int, num_rows: int) -> pa.Table:
             "id": numbers,
             columns.PROMPT: [f"Say hello to {number}." for number in numbers],
             columns.TOKENIZED_PROMPT: [[5, 6, 7, 8, *divmod(int(number), 1000), 9, 10] for number in numbers],
-            columns.POSITION: row_id.to_arrow(row_id.position_ids(0, numbers)),
+            columns.POSITION: position_column(0, numbers),
         }
     )
 

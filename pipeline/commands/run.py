@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..sinks.formats import OutputFormat
 from .running import run_shown
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ def run(
     batch_size: Annotated[int | None, typer.Option(help="Rows per block.")] = None,
     limit: Annotated[int | None, typer.Option(help="Run only the first rows.")] = None,
     order: Annotated[Literal["any", "input"] | None, typer.Option(help="Order of the rows of the output.")] = None,
-    output_format: Annotated[
-        Literal["parquet", "jsonl", "csv", "arrow", "delta"] | None, typer.Option(help="Format of the results.")
-    ] = None,
+    output_format: Annotated[OutputFormat | None, typer.Option(help="Format of the results.")] = None,
     on_error: Annotated[
         Literal["row", "stop"] | None,
         typer.Option(help="A failed row goes to the folder _failed of the output, or stops the job."),

@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 DELTA_LOG = "_delta_log"
 """Folder in a table that says which of its files count."""
 
-DELTA = "delta"
-"""How the format is named in a job."""
-
 MARKS = re.compile(r"\x1b\[[0-9;]*m|↳")
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from ...engine import Footprint, SamplingParams
 from .. import columns
-from ..report.counts import Counts
-from ..report.histogram import Histogram
+from ..ledger.counts import Counts
+from ..ledger.histogram import Histogram
 from ..report.prices import HOUR_S, Prices
 from ..report.report import describe
 from ..stages.base import Row

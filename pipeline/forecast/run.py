@@ -18,9 +18,9 @@ from ...engine.loading.generation_config import default_sampling_params, read_ge
 from ..files.storage import Storage, StorageOptions
 from ..job.config import JobConfig
 from ..job.durable import NOT_INPUT, read_row
+from ..job.folder import JobFolder
 from ..job.rows import MakePrompt
 from ..job.settings import processor_config, result_schema
-from ..ledger.folder import JobFolder
 from ..processor.config import EngineProcessorConfig
 from ..processor.engine_stages import UserFunction, make_prepare_stages
 from ..processor.operators import run_stages

@@ -10,9 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from .. import columns
 from ..sources import Source, Unit
-from ..sources.source import FORMATS
+from ..sources.formats import FORMATS
 
 MAX_UNITS = 24
 """Parts of the input that are looked into; of each, the first tables that a reader hands out."""
@@ -79,14 +78,6 @@ def _rows_at(tables: Sequence[pa.Table], wanted: Sequence[int]) -> Iterator[dict
 
 def _guess_num_rows(source: Source, tables: Sequence[pa.Table]) -> int | None:
     """Returns the rows of an input of text by the length of those read."""
-    row_bytes = [_bytes_a_row(source.format, table) for table in tables if table.num_rows > 1]
+    row_bytes = [FORMATS[source.format].row_bytes(table) for table in tables if table.num_rows > 1]
     total_bytes = sum(unit.num_bytes for unit in source.units)
     return round(total_bytes * len(row_bytes) / sum(row_bytes)) if row_bytes and total_bytes else None
-
-
-def _bytes_a_row(format: str, table: pa.Table) -> float:
-    """Returns the bytes of a row in the file: lines of JSON know where they stand, of others Arrow's size is near."""
-    if format != "jsonl":
-        return table.nbytes / table.num_rows
-    first, last = (int.from_bytes(table[columns.POSITION][row].as_py()[4:]) for row in (0, table.num_rows - 1))
-    return (last - first) / (table.num_rows - 1)

@@ -13,6 +13,8 @@ from ...engine.structured.grammar_text import check_compiles
 from ..columns import GENERATED_TEXT
 from ..report.prices import Prices
 from ..settings import Settings
+from ..sinks.formats import OutputFormat
+from ..sources.formats import InputFormat
 from .template import Template
 
 
@@ -35,9 +37,8 @@ class JobConfig(Settings):
         model: Folder of the model, or ``"bundled:NAME"``.
         input: File, folder, pattern, or a list of these.
         output: Folder to write files to; a path or a URL.
-        format: Of the input: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"delta"``; None to tell by the extension, or
-            by the log of a table.
-        output_format: ``"parquet"``, ``"jsonl"``, ``"csv"``, ``"arrow"``, or ``"delta"`` for a Delta table.
+        format: Format of the input; None to tell it by the extensions of the files, or by the log of a table.
+        output_format: Format of the output: of its files, or of the table that the output folder becomes.
         endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
         prompt: Text with {column} fields.
         messages: Conversation with {column} fields, rendered by the model's chat template. With neither `prompt` nor
@@ -62,7 +63,7 @@ class JobConfig(Settings):
     model: str
     input: str | list[str]
     output: str
-    format: Literal["parquet", "jsonl", "csv", "delta"] | None = None
+    format: InputFormat | None = None
     prompt: str | None = None
     messages: list[MessageTemplate] | None = None
     sampling: dict[str, Any] | None = None
@@ -74,7 +75,7 @@ class JobConfig(Settings):
     output_column: str = GENERATED_TEXT
     seed: int | None = None
     limit: int | None = Field(default=None, gt=0)
-    output_format: Literal["parquet", "jsonl", "csv", "arrow", "delta"] = "parquet"
+    output_format: OutputFormat = "parquet"
     endpoint_url: str | None = None
     key: list[str] | None = Field(default=None, min_length=1)
     order: Literal["any", "input"] = "any"

@@ -17,8 +17,8 @@ import ray
 
 from ...actors import ReplicaStats, accelerator_of
 from ...engine.errors import MillraceError
+from ..ledger.counts import Counts
 from ..processor.processor import Processor
-from ..report.counts import Counts
 from ..report.recorder import Recorder
 from ..report.run import Run
 from ..report.timeline import Interval

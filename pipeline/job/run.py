@@ -19,19 +19,20 @@ from ..._version import __version__
 from ...engine.errors import ConfigError
 from .. import columns
 from ..files.storage import Storage, StorageOptions
-from ..ledger.folder import OURS, RETRY, JobFolder, JobState
 from ..ledger.index import RowIndex
 from ..processor.config import EngineProcessorConfig
 from ..processor.engine_backend import EngineBackend
 from ..processor.engine_stages import finish_plans, prepare_plans
 from ..processor.processor import Processor
 from ..report import JobSummary, ReportWriter
+from ..sinks.manifest import Manifest
 from ..sinks.parts import OutputSpec
-from ..sinks.publish import Manifest, publish
+from ..sinks.publish import RETRY, publish
 from ..sources import READ_ERROR, Source, Unit
 from .config import JobConfig
 from .durable import Identity
 from .file import load_job
+from .folder import OURS, JobFolder, JobState
 from .progress import Progress, ProgressMonitor
 from .rows import MakePrompt, MakeResult
 from .settings import processor_config, result_schema
@@ -226,7 +227,7 @@ def _begin(prepared: PreparedJob) -> None:
         folder.work.remove()
         (folder.work / RETRY).write_bytes(b"{}")
     else:
-        folder.clear(keeps_table=prepared.state.writes_table)
+        folder.clear(prepared.state.publisher)
         folder.write_state(prepared.state)
 
 

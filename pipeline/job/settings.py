@@ -9,9 +9,8 @@ import pyarrow as pa
 from ...engine import resolve_model
 from ...engine.errors import ConfigError
 from .. import columns
-from ..files.delta import DELTA
 from ..processor.config import DetokenizeStageConfig, EngineProcessorConfig, TaskType
-from ..sinks.delta import table_schema
+from ..sinks.formats import FORMATS
 from .config import JobConfig
 from .rows import REPORTED
 from .template import Template
@@ -92,4 +91,4 @@ def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
                 "or set output_column"
             )
     schema = pa.schema([*kept, *(pa.field(*one) for one in result)])
-    return table_schema(schema) if job.output_format == DELTA else schema
+    return FORMATS[job.output_format].fit_schema(schema)

@@ -14,19 +14,19 @@ from ray.data import ActorPoolStrategy, Dataset
 from ..._version import __version__
 from ...engine.errors import ConfigError
 from .. import columns
-from ..files.delta import DELTA
 from ..files.storage import Storage
+from ..ledger.counts import Counts
 from ..ledger.epoch import Epoch
-from ..ledger.folder import JobFolder, JobState
 from ..ledger.index import RowIndex
-from ..ledger.records import read_ids, read_records, sum_counts
+from ..ledger.records import read_ids, read_records
 from ..processor.config import ProcessorConfig
 from ..processor.processor import WHOLE_BLOCKS, Processor, without_large_blocks
-from ..report.counts import Counts
 from ..sinks.formats import FORMATS
+from ..sinks.manifest import Manifest
 from ..sinks.parts import OutputSpec
-from ..sinks.publish import Manifest, publish
+from ..sinks.publish import publish
 from .durable import COUNTS, GenerateAndWrite, Identity, PrepareNew
+from .folder import JobFolder, JobState
 
 DEFAULT_MAX_BLOCKS = 4
 """Blocks under way at once where the processor does not say."""
@@ -70,7 +70,7 @@ class Done:
     def find(cls, work: Storage) -> Done:
         """Looks into a work folder; from now on nothing counts there that a former run may still write."""
         epoch = Epoch.open(work)
-        return cls(epoch.records, sum_counts(read_records(work, epoch.records)), work)
+        return cls(epoch.records, Counts.sum(one.counts for one in read_records(work, epoch.records)), work)
 
     def index(self) -> RowIndex:
         """Returns the ids of the rows that are done."""
@@ -158,7 +158,7 @@ def write_results(
         output: Folder to write to; a path or a URL. Results come into it, rows that failed into its ``_failed``.
         key: Columns by whose values a row is known; not needed for rows that have a position. Of rows with the same
             values, one is run.
-        output_format: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"arrow"``.
+        output_format: Name of a format that a job can write, but for tables, whose columns must be known before.
         order: ``"any"``, or ``"input"`` for the order of the input, for rows that have a position.
         max_rows_per_file: Most rows of a file.
         flush_interval_s: Seconds after which a finished row is durable.
@@ -199,11 +199,10 @@ def _check_settings(dataset: Dataset, key: Sequence[str] | None, output_format: 
             f"the dataset has no column {columns.POSITION!r}, so its rows cannot be told apart: pass key=[...], the "
             "columns whose values do"
         )
-    if output_format == DELTA:
-        raise ConfigError("output_format 'delta' is for jobs, which know the columns of a table before there are rows")
-    if output_format not in FORMATS:
-        known = ", ".join(name for name in FORMATS if name != DELTA)
-        raise ConfigError(f"output_format must be one of {known}; got {output_format!r}")
+    if FORMATS[output_format].needs_schema:
+        raise ConfigError(
+            f"output_format {output_format!r} is for jobs, which know the columns of a table before there are rows"
+        )
     if order not in ("any", "input") or (order == "input" and key is not None):
         raise ConfigError(f"order must be 'any', or without key 'input'; got {order!r} and key={key!r}")
 

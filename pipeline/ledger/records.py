@@ -14,7 +14,7 @@ The first number is that of the writer (`epoch.py`), the second counts what it w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,8 +23,8 @@ import pyarrow as pa
 
 from .. import columns
 from ..files.storage import Storage
-from ..report.counts import Counts
 from . import row_id
+from .counts import Counts
 
 FLUSH = ".flush"
 COMMIT = ".ids"
@@ -141,14 +141,6 @@ def without_about(rows: pa.Table) -> pa.Table:
     """Returns a table without what `ABOUT` holds."""
     kept = {key: value for key, value in (rows.schema.metadata or {}).items() if key != ABOUT}
     return rows.replace_schema_metadata(kept or None)
-
-
-def sum_counts(records: Sequence[Record]) -> Counts:
-    """Adds up the counts of records."""
-    total = Counts()
-    for record in records:
-        total.merge(record.counts)
-    return total
 
 
 def _ending(names: Iterable[str], suffix: str) -> list[str]:

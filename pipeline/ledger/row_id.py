@@ -16,22 +16,6 @@ ROW_ID_BYTES = 12
 ID_TYPE = np.dtype(f"S{ROW_ID_BYTES}")
 
 
-def position_ids(file: int, positions: np.ndarray) -> np.ndarray:
-    """Returns the ids of rows known by their place.
-
-    Args:
-        file: Number of the file among those of the input.
-        positions: Places in it, int64 of shape [num_rows].
-
-    Returns:
-        Ids of shape [num_rows]. Their order is that of the input.
-    """
-    fields = np.empty(len(positions), dtype=[("file", ">u4"), ("position", ">u8")])
-    fields["file"] = file
-    fields["position"] = positions
-    return fields.view(ID_TYPE)
-
-
 def key_ids(table: pa.Table, key: Sequence[str]) -> np.ndarray:
     """Returns the ids of rows known by the values of some columns.
 

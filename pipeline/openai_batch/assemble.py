@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from .. import columns
 from ..files.storage import Storage
-from ..report.counts import ErrorKind
+from ..ledger.counts import ErrorKind
 from .lines.request import RequestReader
 from .lines.response import error_line
 from .output_file import whole_file

@@ -23,8 +23,9 @@ from ..processor.config import EngineProcessorConfig, ReasoningStageConfig, Stag
 from ..processor.engine_backend import EngineBackend
 from ..processor.engine_stages import finish_plans, prepare_plans
 from ..processor.processor import Processor
+from ..sinks.manifest import Manifest
 from ..sinks.parts import OutputSpec
-from ..sinks.publish import Manifest, publish
+from ..sinks.publish import publish
 from .assemble import write_answers, write_errors
 from .batch_config import BatchConfig
 from .folder import BatchFolder

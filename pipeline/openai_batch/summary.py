@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.markup import escape
 
-from ..report.counts import Counts, ErrorKind
+from ..ledger.counts import Counts, ErrorKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from .histogram import STEPS_PER_DOUBLING, ZERO_BUCKET, Histogram
+from ..ledger.histogram import STEPS_PER_DOUBLING, ZERO_BUCKET, Histogram
 
 WIDTH, HEIGHT = 480, 132
 LEFT, RIGHT, TOP, BOTTOM = 48, 6, 20, 22

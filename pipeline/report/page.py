@@ -13,8 +13,8 @@ from typing import Any
 
 import jinja2
 
+from ..ledger.histogram import Histogram
 from .charts import Step, bars_chart, clock, ranges_chart, short, steps_chart
-from .histogram import Histogram
 from .idle import REASONS
 
 TEMPLATE = "page.html"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from .counts import Counts
+from ..ledger.counts import Counts
 from .idle import ABSENT, NO_WORK, IdleClock
 from .run import Run
 from .tally import Tally, Work

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..._version import __version__
-from .counts import HISTOGRAMS, Counts
-from .histogram import Histogram
+from ..ledger.counts import HISTOGRAMS, Counts
+from ..ledger.histogram import Histogram
 from .idle import REASONS
 from .prices import Prices
 from .run import Run

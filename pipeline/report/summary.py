@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .counts import Counts, ErrorKind
+from ..ledger.counts import Counts, ErrorKind
 from .run import Run
 
 

@@ -7,7 +7,7 @@ import logging
 
 from ...engine.errors import MillraceError
 from ..files.storage import Storage
-from .counts import Counts
+from ..ledger.counts import Counts
 from .page import render
 from .prices import Prices
 from .report import VERSION, Report

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 
 from ..files.storage import Storage
 from ..ledger import row_id
+from ..ledger.counts import Counts
 from ..ledger.epoch import RESULTS, Epoch
 from ..ledger.index import RowIndex
-from ..ledger.records import Record, read_ids, sum_counts
-from ..report.counts import Counts
+from ..ledger.records import Record, read_ids
 from .formats import FORMATS
 from .parts import OutputSpec
 
@@ -33,16 +33,16 @@ def order_parts(epoch: Epoch, parts: Sequence[Record], spec: OutputSpec) -> list
     Returns:
         A record of each file. They are no commits: the parts stay what counts until the files are published.
     """
+    format = FORMATS[spec.format]
     everything = RowIndex(read_ids(epoch.work, part) for part in parts).sorted_ids()
     written: list[Record] = []
     for start in range(0, len(everything), spec.max_rows_per_file):
         ids = everything[start : start + spec.max_rows_per_file]
-        kind = FORMATS[spec.format]
-        file = f"{epoch.next_name(RESULTS)}-ordered.{kind.extension}"
-        content = kind.encode(_rows_between(epoch.work, parts, ids[[0, -1]]))
+        file = f"{epoch.next_name(RESULTS)}-ordered.{format.extension}"
+        content = format.encode(_rows_between(epoch.work, parts, ids[[0, -1]]))
         (epoch.work / file).write_bytes(content)
         # The counts are needed in their sum only.
-        counts = Counts() if written else sum_counts(parts)
+        counts = Counts() if written else Counts.sum(part.counts for part in parts)
         written.append(Record(file, len(ids), counts, file, len(content)))
     return written
 

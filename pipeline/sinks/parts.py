@@ -11,10 +11,11 @@ from ...engine.errors import ConfigError
 from .. import columns
 from ..files.storage import Storage
 from ..ledger import row_id
+from ..ledger.counts import Counts
 from ..ledger.epoch import Epoch
 from ..ledger.records import COMMIT, FLUSH, Record, without_about, write_commit, write_flush
-from ..report.counts import Counts
-from .formats import FORMATS, Format
+from .format import SinkFormat
+from .formats import FORMATS
 
 MAX_PART_BYTES = 256 << 20
 """A part is closed when its rows are this large in memory, however few they are."""
@@ -42,7 +43,7 @@ class OutputSpec:
     max_rows_per_file: int = 50_000
     flush_interval_s: float = 5.0
 
-    def part_format(self, kind: str) -> Format:
+    def part_format(self, kind: str) -> SinkFormat:
         """Returns the format of the parts of a kind: that of the files, unless these are made of them in the end."""
         return FORMATS[self.format if kind == "results" and not self.is_ordered else "parquet"]
 
@@ -80,7 +81,7 @@ class PartWriter:
 
     epoch: Epoch
     kind: str
-    format: Format
+    format: SinkFormat
     max_rows: int
     flushed: list[Flushed] = field(default_factory=list)
 
@@ -127,7 +128,16 @@ class PartWriter:
         (work / part).write_bytes(content)
         replaced = tuple(one.name for one in self.flushed)
         first, last = row_id.as_bytes(ids[[0, -1]])
-        commit = Record(name + COMMIT, len(ids), self._counts(), part, len(content), replaced, first, last)
+        commit = Record(
+            name + COMMIT,
+            len(ids),
+            Counts.sum(flush.counts for flush in self.flushed),
+            part,
+            len(content),
+            replaced,
+            first,
+            last,
+        )
         write_commit(work, commit, ids)
         if not self.epoch.is_last():
             raise ConfigError(
@@ -137,12 +147,6 @@ class PartWriter:
             (work / flush).remove()
         self.flushed = []
         return [(commit, ids)]
-
-    def _counts(self) -> Counts:
-        counts = Counts()
-        for one in self.flushed:
-            counts.merge(one.counts)
-        return counts
 
     @property
     def num_rows_left(self) -> int:

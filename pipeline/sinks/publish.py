@@ -1,9 +1,9 @@
-"""From parts in the work folder to the files of an output, in one go, whatever interrupts it.
+"""From parts in the work folder to the files of an output, all at once, whatever interrupts it.
 
-What is to be done is written down first (`PLAN`): which file becomes which, and the manifest. Then the files are moved,
-those of a Delta table are committed, the manifest is written, and what it no longer names is removed. Each step may be
-done again, so whoever finds a plan goes through it from the start. The output is whole when its manifest is there, and
-then it is that of the manifest.
+A plan is written first (`PLAN`): the new name of each file, and the manifest. Then the files are moved, the format's
+publisher commits them, the manifest is written, and files that it no longer names are removed. Each step may be
+repeated, so a run that finds a plan carries it out from the start. The output is whole when its manifest exists, and
+its content is the content of the manifest.
 """
 
 from __future__ import annotations
@@ -11,132 +11,50 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
-from ..files.delta import DELTA
 from ..files.storage import Storage
+from ..ledger.counts import Counts
 from ..ledger.epoch import FAILED, KINDS, RESULTS, Epoch
-from ..ledger.folder import FAILED_FOLDER, MANIFEST, PLAN, RETRY
-from ..ledger.records import Record, read_flush_rows, read_records, sum_counts
-from ..report.counts import Counts
-from .delta import TableCommit, commit, schema_text
+from ..ledger.records import Record, read_flush_rows, read_records
+from .formats import FORMATS
+from .manifest import FAILED_FOLDER, MANIFEST, Manifest, OutputFile
 from .ordered import order_parts
 from .parts import Flushed, OutputSpec, PartWriter
+from .publisher import Publisher
 
-
-@dataclass(frozen=True, slots=True)
-class OutputFile:
-    """A file of an output.
-
-    Attributes:
-        name: Its name, from the output folder.
-        num_rows: Number of its rows.
-        num_bytes: Its size.
-    """
-
-    name: str
-    num_rows: int
-    num_bytes: int
-
-
-@dataclass(slots=True)
-class Manifest:
-    """What an output consists of.
-
-    Attributes:
-        files: Results.
-        failed_files: Dead letters.
-        counts: What the results add up to.
-        failed_counts: What the dead letters add up to.
-        table_version: Version of the Delta table that has the results; None for files that are no table.
-    """
-
-    files: list[OutputFile] = field(default_factory=list)
-    failed_files: list[OutputFile] = field(default_factory=list)
-    counts: Counts = field(default_factory=Counts)
-    failed_counts: Counts = field(default_factory=Counts)
-    table_version: int | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """Number of results."""
-        return sum(one.num_rows for one in self.files)
-
-    @property
-    def num_failed(self) -> int:
-        """Number of dead letters."""
-        return sum(one.num_rows for one in self.failed_files)
-
-    @property
-    def total(self) -> Counts:
-        """What results and dead letters add up to."""
-        total = Counts()
-        total.merge(self.counts)
-        total.merge(self.failed_counts)
-        return total
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the manifest as plain data for JSON."""
-        return {
-            "num_rows": self.num_rows,
-            "num_failed": self.num_failed,
-            "files": [asdict(one) for one in self.files],
-            "failed_files": [asdict(one) for one in self.failed_files],
-            "counts": self.counts.as_dict(),
-            "failed_counts": self.failed_counts.as_dict(),
-            **({} if self.table_version is None else {"table_version": self.table_version}),
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Manifest:
-        """Returns the manifest that `as_dict` described."""
-        return cls(
-            [OutputFile(**one) for one in data["files"]],
-            [OutputFile(**one) for one in data["failed_files"]],
-            Counts.from_dict(data["counts"]),
-            Counts.from_dict(data["failed_counts"]),
-            data.get("table_version"),
-        )
-
-    @classmethod
-    def read(cls, output: Storage) -> Manifest | None:
-        """Reads the manifest of an output folder; None if the output is not whole."""
-        file = output / MANIFEST
-        return cls.from_dict(json.loads(file.read_bytes())) if file.exists() else None
+PLAN = "publish.json"
+RETRY = "retry.json"
+"""The file in a work folder that says that the dead letters of a whole output are run again."""
 
 
 def publish(output: Storage, spec: OutputSpec, former: Manifest | None = None) -> Manifest:
-    """Makes the files of an output of everything that is in its work folder.
+    """Makes the files of an output of all rows in its work folder.
 
     Args:
         output: The output folder.
-        spec: What was written.
-        former: What the output consists of already, if its dead letters were run again: its results stay, its dead
-            letters give way.
+        spec: How the output was written.
+        former: The content of the output so far, if its dead letters were run again. Its results stay, and its dead
+            letters are removed.
 
     Returns:
-        What it consists of now.
+        The content of the output now.
     """
+    publisher = FORMATS[spec.format].publisher
     plan = spec.work / PLAN
     if not plan.exists():
-        former = former or Manifest()
         parts = _close_parts(Epoch.open(spec.work), spec)
-        token = uuid.uuid4().hex
-        moves, manifest = _plan(parts, former, f"-{token}" if spec.format == DELTA else "")
-        removed = [one.name for one in former.failed_files]
-        steps = {"moves": moves, "manifest": manifest.as_dict(), "removed": removed}
-        if spec.format == DELTA:
-            steps["commit"] = asdict(_table_commit(token, former, manifest, spec))
+        steps = _plan(parts, former or Manifest(), spec, publisher)
         plan.write_bytes(json.dumps(steps).encode())
-    return _carry_out(output, spec.work, json.loads(plan.read_bytes()))
+    return _carry_out(output, spec.work, json.loads(plan.read_bytes()), publisher)
 
 
 def _close_parts(epoch: Epoch, spec: OutputSpec) -> dict[str, list[Record]]:
-    """Makes parts of what is still in flushes.
+    """Makes parts of the rows that are still in flushes.
 
     Returns:
-        The commits of all parts, by kind; those of ordered results are of parts that follow on each other.
+        The commits of all parts, by kind. The parts of ordered results follow on each other.
     """
     records = read_records(epoch.work, epoch.records)
     parts = {}
@@ -156,51 +74,50 @@ def _close_parts(epoch: Epoch, spec: OutputSpec) -> dict[str, list[Record]]:
     return parts
 
 
-def _table_commit(token: str, former: Manifest, manifest: Manifest, spec: OutputSpec) -> TableCommit:
-    """Says what the table will hold: these results, and those before of which only the dead letters run again."""
-    assert spec.schema is not None
-    added = [asdict(one) for one in manifest.files if one not in former.files]
-    return TableCommit(token, former.table_version is None, schema_text(spec.schema), added)
+def _plan(parts: dict[str, list[Record]], former: Manifest, spec: OutputSpec, publisher: Publisher) -> dict[str, Any]:
+    """Returns the plan as plain data for JSON: moves, commit, manifest, and names of files to remove."""
+    token = uuid.uuid4().hex
+    suffix = publisher.file_suffix(token)
+    results = _name_files(parts[RESULTS], former.files, "", suffix)
+    failed = _name_files(parts[FAILED], former.failed_files, f"{FAILED_FOLDER}/", suffix)
+    counts = Counts.sum([*(record.counts for record in parts[RESULTS]), former.counts])
+    failed_counts = Counts.sum(record.counts for record in parts[FAILED])
+    files = [file for _, file in results]
+    manifest = Manifest([*former.files, *files], [file for _, file in failed], counts, failed_counts)
+    added = [asdict(file) for file in files]
+    return {
+        "moves": [(part, file.name) for part, file in (*results, *failed)],
+        "commit": publisher.plan_commit(token, spec.schema, added, replaces=former.table_version is None),
+        "manifest": manifest.as_dict(),
+        "removed": [file.name for file in former.failed_files],
+    }
 
 
-def _plan(parts: dict[str, list[Record]], former: Manifest, suffix: str) -> tuple[list[tuple[str, str]], Manifest]:
-    """Names the files. Numbers go on after those that are there: old and new dead letters are there for a moment.
-
-    Names of a table's files are never used again, since its old versions have them: a suffix makes each one new.
-    """
-    counts = sum_counts(parts[RESULTS])
-    counts.merge(former.counts)
-    manifest = Manifest(list(former.files), [], counts, sum_counts(parts[FAILED]))
-    moves = []
-    for kind, files, first, folder in (
-        (RESULTS, manifest.files, _next_number(former.files), ""),
-        (FAILED, manifest.failed_files, _next_number(former.failed_files), f"{FAILED_FOLDER}/"),
-    ):
-        for number, record in enumerate(parts[kind], first):
-            assert record.part is not None
-            name = f"{folder}part-{number:05}{suffix}.{record.part.rpartition('.')[2]}"
-            moves.append((record.part, name))
-            files.append(OutputFile(name, record.num_rows, record.num_bytes))
-    return moves, manifest
+def _name_files(
+    parts: list[Record], former: list[OutputFile], folder: str, suffix: str
+) -> list[tuple[str, OutputFile]]:
+    """Pairs the name of each part with its file. Numbers go on after those of the former files, which still exist."""
+    numbers = [re.search(r"part-(\d+)", file.name) for file in former]
+    first = max((int(number[1]) + 1 for number in numbers if number), default=0)
+    named = []
+    for number, record in enumerate(parts, first):
+        assert record.part is not None
+        name = f"{folder}part-{number:05}{suffix}.{record.part.rpartition('.')[2]}"
+        named.append((record.part, OutputFile(name, record.num_rows, record.num_bytes)))
+    return named
 
 
-def _next_number(files: list[OutputFile]) -> int:
-    numbers = [re.search(r"part-(\d+)", one.name) for one in files]
-    return max((int(one[1]) + 1 for one in numbers if one), default=0)
-
-
-def _carry_out(output: Storage, work: Storage, plan: dict[str, Any]) -> Manifest:
-    there = {one.url for kind in KINDS for one in (work / kind).list()}
+def _carry_out(output: Storage, work: Storage, plan: dict[str, Any], publisher: Publisher) -> Manifest:
+    present = {file.url for kind in KINDS for file in (work / kind).list()}
     for part, name in plan["moves"]:
-        if (work / part).url in there:  # Else it was moved before an interruption.
+        if (work / part).url in present:  # Otherwise an interrupted run has moved it.
             (work / part).move_to(output / name)
     manifest = Manifest.from_dict(plan["manifest"])
-    if "commit" in plan:
-        manifest.table_version = commit(output, TableCommit(**plan["commit"]))
+    manifest.table_version = publisher.commit(output, plan.get("commit"))
     (output / MANIFEST).write_bytes(json.dumps(manifest.as_dict(), indent=2).encode())
     for name in plan["removed"]:
         (output / name).remove()
-    # In this order: nobody is to find a retry that has ended, or to take leftovers for work.
+    # The order matters: no run may find a retry that has ended, or take leftovers for work.
     for name in (RETRY, PLAN):
         (work / name).remove()
     work.remove()

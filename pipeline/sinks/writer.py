@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..ledger import row_id
+from ..ledger.counts import Counts
 from ..ledger.epoch import FAILED, RESULTS, Epoch
 from ..ledger.index import RowIndex
 from ..ledger.records import read_ids, read_records
-from ..report.counts import Counts
 from ..stages.base import Row
 from .parts import OutputSpec, PartWriter
 from .tables import Finished, Group, failed_tables, result_tables

@@ -1,8 +1,28 @@
-"""The input of a job: which files, of which format, with which columns and how many rows; and the dataset of them."""
+"""The input of a job: its files, their format, columns and number of rows, and the dataset of the rows.
+
+The face is lazy (PEP 562), like that of the pipeline: the formats can be listed without Ray.
+"""
 
 from __future__ import annotations
 
-from .base import READ_ERROR, InputFile, Unit
-from .source import Source
+from typing import TYPE_CHECKING
 
-__all__ = ["READ_ERROR", "InputFile", "Source", "Unit"]
+from ..._lazy import lazy_face
+
+if TYPE_CHECKING:
+    from .base import READ_ERROR as READ_ERROR
+    from .base import InputFile as InputFile
+    from .base import Unit as Unit
+    from .source import Source as Source
+
+__getattr__, __dir__, __all__ = lazy_face(
+    __name__,
+    {
+        "base": (
+            "READ_ERROR",
+            "InputFile",
+            "Unit",
+        ),
+        "source": ("Source",),
+    },
+)

@@ -1,10 +1,10 @@
-"""What a format of input files is, and the parts that it is read in."""
+"""The input of a job as data: its files, the units in which they are read, and what a format of files does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -32,19 +32,23 @@ TABLE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """What the log of a table says of one of its files.
+    """What the log of a table says about one of the table's files.
 
     Attributes:
-        url: Where the table is.
+        url: The table.
         version: The version of the table that has the file.
         schema: Columns and types of the table.
-        partition: Columns that are not in the file, since all of its rows have the same values; one row.
+        partition: One row with the columns that the file lacks because all of its rows have the same values.
+        file_format: Name of the format of the file.
+        if_missing: Message for a user whose file is gone.
     """
 
     url: str
     version: int
     schema: pa.Schema
     partition: pa.Table
+    file_format: str
+    if_missing: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +128,18 @@ def count_rows(units: Sequence[Unit]) -> int | None:
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
-class Format(Protocol):
-    """A format of input files."""
+class SourceFormat(ABC):
+    """A format of input files.
 
+    Attributes:
+        extensions: Extensions of its files, with the dot and in lower case.
+    """
+
+    extensions: tuple[str, ...]
+
+    @abstractmethod
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Finds out columns and parts, without reading much.
+        """Finds out the columns and the units of files, and reads little of them.
 
         Args:
             files: The files.
@@ -136,19 +147,43 @@ class Format(Protocol):
         Raises:
             ConfigError: A file is not of this format.
         """
-        ...
 
+    @abstractmethod
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads a part.
+        """Reads a unit.
 
         Args:
-            unit: The part.
-            schema: The columns.
+            unit: The unit.
+            schema: Columns and types.
 
         Yields:
             Small tables with these columns, `columns.POSITION` and `READ_ERROR`.
         """
-        ...
+
+    def row_bytes(self, table: pa.Table) -> float:
+        """Returns about how many bytes a row takes in the file: as many as in memory, unless a format knows better.
+
+        Args:
+            table: Two or more rows that `read` has yielded.
+        """
+        return table.nbytes / table.num_rows
+
+
+@dataclass(frozen=True, slots=True)
+class TableKind:
+    """A kind of table: a folder whose log says which files hold the rows.
+
+    Attributes:
+        title: Its name for people.
+        log_folder: Name of the folder in the table that holds the log.
+        file_format: Name of the source format of the files.
+        files: Returns the files of a version of a table, or of its newest one, numbered from 0.
+    """
+
+    title: str
+    log_folder: str
+    file_format: str
+    files: Callable[[Storage, int | None], list[InputFile]]
 
 
 def position_column(ordinal: int, positions: Sequence[int] | np.ndarray) -> pa.Array:

@@ -9,7 +9,7 @@ from ray.data import DataContext, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from .base import Format, Unit, count_rows, full_schema
+from .base import SourceFormat, Unit, count_rows, full_schema
 
 TASK_BYTES = 64 << 20
 MAX_TASKS = 10_000
@@ -26,7 +26,9 @@ class UnitsDatasource(Datasource):
         max_rows: Rows to read in all; they are counted in the order of the input, so one task reads them.
     """
 
-    def __init__(self, format: Format, units: Sequence[Unit], schema: pa.Schema, max_rows: int | None = None) -> None:
+    def __init__(
+        self, format: SourceFormat, units: Sequence[Unit], schema: pa.Schema, max_rows: int | None = None
+    ) -> None:
         super().__init__()
         self._format = format
         self._units = units
@@ -84,7 +86,7 @@ def _grouped(units: Sequence[Unit]) -> Iterator[list[Unit]]:
     yield group
 
 
-def _reader(format: Format, units: Sequence[Unit], schema: pa.Schema) -> Callable[[], Iterator[pa.Table]]:
+def _reader(format: SourceFormat, units: Sequence[Unit], schema: pa.Schema) -> Callable[[], Iterator[pa.Table]]:
     def read() -> Iterator[pa.Table]:
         for unit in units:
             yield from format.read(unit, schema)

@@ -1,33 +1,19 @@
-"""From what the user wrote to the files of the input."""
+"""Finds the files of an input from the paths, patterns and folders that the user wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 from ...engine.errors import ConfigError
-from ..files.delta import DELTA, DELTA_LOG, is_table
 from ..files.storage import FileInfo, Storage, StorageOptions
-from .base import InputFile
-from .delta import table_files
+from .base import InputFile, TableKind
+from .file_name import split_extensions
+from .formats import FORMATS
+from .tables import TABLES
 
-EXTENSIONS = {
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "jsonl",
-    ".csv": "csv",
-    ".arrow": "arrow",
-    ".arrows": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-}
 LANCE_VERSIONS = "_versions"
-"""Folder that only a Lance table has."""
-
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Name of a folder that only a Lance table has."""
 
 
 def find_files(
@@ -37,12 +23,12 @@ def find_files(
 
     Args:
         given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder or table, or a list of these.
-        format: Of the files; None to tell by the extension.
-        options: How to reach what is behind a URL.
-        versions: Of Delta tables, by their URL, if they are not to be read as they are now.
+        format: Name of a format or of a kind of table; None to tell it by extensions and logs.
+        options: How to reach files behind a URL.
+        versions: URL of a table -> version to read; other tables are read in their newest version.
 
     Raises:
-        ConfigError: Nothing is there, or it is no table and is said to be one.
+        ConfigError: A place holds no files, or is not of the given format.
     """
     places = [Storage.at(one, options=options) for one in ([given] if isinstance(given, str) else given)]
     found = [file for place in places for file in _files_at(place, format, versions)]
@@ -50,63 +36,60 @@ def find_files(
 
 
 def format_of(files: Iterable[InputFile]) -> str:
-    """Tells the format by the extensions.
+    """Returns the name of the format that all files have, by their extensions.
 
     Raises:
-        ConfigError: They are of no known kind, or of several.
+        ConfigError: An extension is unknown, or the files have several formats.
     """
+    names = _names_by_extension()
     paths = [file.path for file in files]
-    kinds = {kind_of(file.path) if file.table is None else "parquet" for file in files}
+    kinds = {
+        names.get(split_extensions(file.path)[0]) if file.table is None else file.table.file_format for file in files
+    }
     if len(kinds) == 1 and (kind := kinds.pop()) is not None:
         return kind
     raise ConfigError(
-        f"the format of {paths[0]!r} is not clear from the extension; set format to "
-        f"{', '.join(sorted(set(EXTENSIONS.values())))}"
+        f"the format of {paths[0]!r} is not clear from the extension; set format to {', '.join(FORMATS.names)}"
     )
 
 
-def kind_of(path: str) -> str | None:
-    """Returns the format that a file's name tells, or None."""
-    return EXTENSIONS.get(_extensions(path)[0])
-
-
-def compression_of(path: str) -> str | None:
-    """Returns the compression that a file's name tells, or None."""
-    return _extensions(path)[1]
-
-
-def _extensions(path: str) -> tuple[str, str | None]:
-    """Splits `x.jsonl.gz` into `.jsonl` and `gzip`."""
-    name = PurePosixPath(path.partition("?")[0].lower())
-    compression = COMPRESSIONS.get(name.suffix)
-    return (PurePosixPath(name.stem).suffix if compression else name.suffix), compression
+def _names_by_extension() -> dict[str, str]:
+    return {extension: name for name, format in FORMATS.items() for extension in format.extensions}
 
 
 def _files_at(place: Storage, format: str | None, versions: Mapping[str, int]) -> list[InputFile]:
     info = place.info()
-    if info is not None and info.is_dir and is_table(place):
-        if format not in (None, DELTA, "parquet"):
-            raise ConfigError(f"input {place.url!r} is a Delta table, whose files are Parquet; got format {format!r}")
-        return table_files(place, versions.get(place.url))
-    if format == DELTA:
-        raise ConfigError(f"input {place.url!r} is no Delta table: it holds no {DELTA_LOG}")
-    found = _expand(place, info, format)
-    if info is None or info.is_dir:  # Who names a single file of a table means that one.
-        _refuse_parts_of_tables(place, found)
-    return [InputFile(0, Storage.at(one.url, options=place.options), one.size, one.etag) for one in found]
+    if info is not None and info.is_dir and (found := _table_at(place)) is not None:
+        name, table = found
+        if format not in (None, name, table.file_format):
+            raise ConfigError(
+                f"input {place.url!r} is a {table.title}, whose files are {table.file_format}; got format {format!r}"
+            )
+        return table.files(place, versions.get(place.url))
+    if format in TABLES.names:
+        raise ConfigError(f"input {place.url!r} is no {TABLES[format].title}: it holds no {TABLES[format].log_folder}")
+    files = _expand(place, info, format)
+    if info is None or info.is_dir:  # A single file of a table may be read: the user named it.
+        _refuse_parts_of_tables(place, files)
+    return [InputFile(0, Storage.at(one.url, options=place.options), one.size, one.etag) for one in files]
+
+
+def _table_at(folder: Storage) -> tuple[str, TableKind] | None:
+    """Returns name and kind of the table that a folder is, or None."""
+    return next(((name, table) for name, table in TABLES.items() if (folder / table.log_folder).is_dir()), None)
 
 
 def _refuse_parts_of_tables(place: Storage, found: Iterable[FileInfo]) -> None:
-    """Raises if files are those of a Delta table: some may hold rows that the table does not have any more."""
+    """Raises if files belong to a table: some may hold rows that were deleted from the table."""
     for root in dict.fromkeys(_root_of(replace(place, url=one.url)) for one in found):
-        if is_table(root):
+        if (table := _table_at(root)) is not None:
             raise ConfigError(
-                f"input {place.url!r} finds files of the Delta table {root.url!r}; pass the table's folder"
+                f"input {place.url!r} finds files of the {table[1].title} {root.url!r}; pass the table's folder"
             )
 
 
 def _root_of(file: Storage) -> Storage:
-    """Returns the folder that a file belongs to if it stands in folders of partitions, such as ``day=3/hour=7``."""
+    """Returns the folder around a file and around the folders of its partitions, such as ``day=3/hour=7``."""
     folder = replace(file, url=file.url.rpartition("/")[0])
     while "=" in folder.name:
         folder = replace(folder, url=folder.url.rpartition("/")[0])
@@ -124,13 +107,13 @@ def _expand(place: Storage, info: FileInfo | None, format: str | None) -> list[F
 
 
 def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
-    """Returns the files directly in a folder that are of a known kind; other programs' notes begin with . or _."""
-    known = {extension for extension, kind in EXTENSIONS.items() if format in (None, kind)}
+    """Returns the files directly in a folder that have a known extension; a name with . or _ first is no input."""
+    known = {extension for extension, name in _names_by_extension().items() if format in (None, name)}
     found = sorted(place.files.children(place.url), key=lambda one: one.url)
     names = {one.url.rpartition("/")[2] for one in found}
     if LANCE_VERSIONS in names:
         raise ConfigError(f"input {place.url!r} is a Lance table, which is not read; pass an export, in Parquet say")
-    wanted = [one for one in found if not one.is_dir and _extensions(one.url)[0] in known]
+    wanted = [one for one in found if not one.is_dir and split_extensions(one.url)[0] in known]
     visible = [one for one in wanted if one.url.rpartition("/")[2][0] not in "._"]
     if not visible:
         raise ConfigError(f"input folder {place.url!r} holds no file of a known kind ({', '.join(sorted(known))})")

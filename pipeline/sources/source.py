@@ -10,22 +10,12 @@ import pyarrow as pa
 import ray.data
 
 from ...engine.errors import ConfigError, StorageError
-from ..files.delta import DELTA
 from ..files.storage import StorageOptions
-from .arrow_ipc import ArrowFormat
-from .base import TABLE_BYTES, Format, InputFile, Unit, first_line
-from .csv_records import CsvFormat
+from .base import TABLE_BYTES, InputFile, Unit, first_line
 from .datasource import UnitsDatasource
 from .finding import find_files, format_of
-from .json_lines import JsonLinesFormat
-from .parquet import ParquetFormat
-
-FORMATS: dict[str, Format] = {
-    "parquet": ParquetFormat(),
-    "jsonl": JsonLinesFormat(),
-    "csv": CsvFormat(),
-    "arrow": ArrowFormat(),
-}
+from .formats import FORMATS
+from .tables import TABLES
 
 BLOCK_BYTES = 4 * TABLE_BYTES
 """Ray hands on what a task has read when it is so much."""
@@ -37,7 +27,7 @@ class Source:
 
     Attributes:
         files: The files, in the order of the input.
-        format: ``"parquet"``, ``"jsonl"``, ``"csv"`` or ``"arrow"``.
+        format: Name of their format in `FORMATS`.
         schema: Columns and types.
         units: The parts that are read, in the order of the input.
         num_rows: Number of rows; None if it takes reading everything to know.
@@ -61,17 +51,18 @@ class Source:
 
         Args:
             given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder, a Delta table, or a list of these.
-            format: A key of `FORMATS`, or ``"delta"``; None to tell by the extension, or by the log of a table.
+            format: A name in `FORMATS` or `TABLES`; None to tell it by the extensions, or by the log of a table.
             options: How to reach what is behind a URL.
             versions: Versions of Delta tables to read, by the URL of the table; the newest of others.
 
         Raises:
             ConfigError: A file is missing, of an unknown kind, or cannot be read.
         """
-        if format not in (None, DELTA, *FORMATS):
-            raise ConfigError(f"format must be one of {', '.join(sorted([*FORMATS, DELTA]))}; got {format!r}")
+        if format not in (None, *FORMATS.names, *TABLES.names):
+            known = ", ".join(sorted((*FORMATS.names, *TABLES.names)))
+            raise ConfigError(f"format must be one of {known}; got {format!r}")
         files = find_files(given, format, options or StorageOptions(), versions or {})
-        kind = format_of(files) if format in (None, DELTA) else format
+        kind = format if format in FORMATS.names else format_of(files)
         try:
             look = FORMATS[kind].look(files)
         except StorageError:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from .base import END, LOOK_BYTES, SAMPLE_BYTES, TABLE_BYTES, InputFile, Unit, first_line, is_damage
-from .finding import compression_of
+from .file_name import compression_of
 
 READ_BYTES = 4 << 20
 """What a file behind a URL is read in."""

@@ -16,7 +16,8 @@ from millrace.pipeline import cli
 from millrace.pipeline.commands import running
 from millrace.pipeline.job.display import describe_progress, describe_summary
 from millrace.pipeline.job.progress import Progress
-from millrace.pipeline.report import ErrorKind, JobSummary
+from millrace.pipeline.ledger.counts import ErrorKind
+from millrace.pipeline.report import JobSummary
 
 
 def command(*args: str, folder: Path) -> subprocess.CompletedProcess[str]:

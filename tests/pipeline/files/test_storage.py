@@ -25,7 +25,7 @@ from millrace.engine.errors import StorageError
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage, StorageOptions
 from millrace.pipeline.sources import READ_ERROR, Source
-from millrace.pipeline.sources.source import FORMATS
+from millrace.pipeline.sources.formats import FORMATS
 from s3 import CREDENTIALS, S3Server
 
 DEADLINE_S = 240.0

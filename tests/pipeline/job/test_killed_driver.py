@@ -24,7 +24,7 @@ from ray import cloudpickle
 
 from millrace import write_results
 from millrace.pipeline.files.storage import Storage
-from millrace.pipeline.sinks.publish import Manifest
+from millrace.pipeline.sinks.manifest import Manifest
 from millrace.pipeline.sources import Source
 
 cloudpickle.register_pickle_by_value(counted_job)

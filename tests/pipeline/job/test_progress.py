@@ -15,7 +15,8 @@ from millrace.actors import PoolStats, ReplicaStats
 from millrace.pipeline.job import progress
 from millrace.pipeline.job.display import ProgressView, describe_progress
 from millrace.pipeline.job.progress import Progress, ProgressMonitor
-from millrace.pipeline.report import Counts, Run
+from millrace.pipeline.ledger.counts import Counts
+from millrace.pipeline.report import Run
 
 DEADLINE_S = 60
 LOOK = Progress(

@@ -14,16 +14,17 @@ from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.durable import Identity
 from millrace.pipeline.ledger import row_id
+from millrace.pipeline.ledger.counts import Counts
 from millrace.pipeline.ledger.epoch import Epoch
 from millrace.pipeline.ledger.index import RowIndex
 from millrace.pipeline.ledger.records import COMMIT, Record, read_ids, read_records, write_commit, write_flush
-from millrace.pipeline.report.counts import Counts
+from millrace.pipeline.sources.base import position_column
 
 NUMBERS = st.lists(st.integers(0, 300), max_size=40)
 
 
 def ids(*numbers: int, file: int = 0) -> np.ndarray:
-    return row_id.position_ids(file, np.array(numbers, dtype=np.int64))
+    return row_id.from_arrow(position_column(file, numbers))
 
 
 def flush(work: Storage, name: str, *numbers: int) -> str:
@@ -40,7 +41,7 @@ def commit(work: Storage, name: str, *numbers: int, replaces: tuple[str, ...] = 
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**62)), max_size=20))
 def test_ids_of_positions_have_the_order_of_the_input(places: list[tuple[int, int]]) -> None:
-    made = [row_id.position_ids(file, np.array([place])) for file, place in places]
+    made = [ids(place, file=file) for file, place in places]
     joined = np.concatenate(made) if made else np.empty(0, row_id.ID_TYPE)
     order = sorted(range(len(places)), key=places.__getitem__)
     assert [places[at] for at in np.argsort(joined, kind="stable")] == [places[at] for at in order]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from looks import absent, up
 
-from millrace.pipeline.report import Counts, Run
+from millrace.pipeline.ledger.counts import Counts
+from millrace.pipeline.report import Run
 from millrace.pipeline.report.idle import IdleClock
 from millrace.pipeline.report.recorder import Recorder
 from millrace.pipeline.report.tally import Tally, Work

@@ -16,7 +16,8 @@ from report_page import Page, check_page
 
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
-from millrace.pipeline.report import Counts, ReportWriter
+from millrace.pipeline.ledger.counts import Counts
+from millrace.pipeline.report import ReportWriter
 from millrace.pipeline.report.prices import Prices
 from millrace.pipeline.report.recorder import Recorder
 from millrace.pipeline.stages.base import Row, RowError

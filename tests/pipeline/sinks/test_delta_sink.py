@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -21,11 +20,11 @@ from millrace.engine.errors import StorageError
 from millrace.pipeline import JobConfig, columns
 from millrace.pipeline.job.run import PreparedJob, prepare_job, prepare_resume, prepare_retry
 from millrace.pipeline.ledger import row_id
-from millrace.pipeline.ledger.folder import PLAN, RETRY
-from millrace.pipeline.sinks import publish as publishing
-from millrace.pipeline.sinks.delta import table_schema
-from millrace.pipeline.sinks.publish import Manifest, publish
+from millrace.pipeline.sinks.formats import delta
+from millrace.pipeline.sinks.manifest import Manifest
+from millrace.pipeline.sinks.publish import PLAN, RETRY, publish
 from millrace.pipeline.sinks.writer import ResultWriter
+from millrace.pipeline.sources.base import position_column
 from millrace.pipeline.stages.base import Row, RowError
 from s3 import CREDENTIALS, S3Server
 
@@ -50,14 +49,14 @@ def begin(prepared: PreparedJob) -> None:
     if prepared.former is not None:
         (prepared.folder.work / RETRY).write_bytes(b"{}")
     elif not prepared.resumes:
-        prepared.folder.clear(keeps_table=prepared.state.writes_table)
+        prepared.folder.clear(prepared.state.publisher)
         prepared.folder.write_state(prepared.state)
 
 
 def write(prepared: PreparedJob, rows: list[int], failed: list[int]) -> None:
     """Makes rows durable in the work folder, as the process that generates does."""
     writer = ResultWriter(prepared.spec, max_blocks=1)
-    ids = row_id.position_ids(0, np.array([*rows, *failed], np.int64))
+    ids = row_id.from_arrow(position_column(0, [*rows, *failed]))
     with writer.block(ids) as block:
         for one, known in zip([*rows, *failed], row_id.as_bytes(ids), strict=True):
             values = {"id": one, "line": "abcdef"[one], "at": dt.datetime(2026, 1, 1, 12)}
@@ -153,7 +152,7 @@ def test_the_table_of_somebody_else_is_left_alone(job: JobConfig) -> None:
 def test_a_death_while_a_table_gives_way_leaves_it_ours(job: JobConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     run(prepare_job(job), [0, 1])
     prepared = prepare_job(job.model_copy(update={"seed": 1}), overwrite=True)
-    prepared.folder.clear(keeps_table=True)  # And no more.
+    prepared.folder.clear(prepared.state.publisher)  # And no more.
     assert texts(job.output) == expect(0, 1)
     assert run(prepare_job(job.model_copy(update={"seed": 1}), overwrite=True), [2]).table_version == 1
 
@@ -167,7 +166,7 @@ def test_a_death_around_the_commit_leaves_one_version(
     if retries:
         run(prepared, [0], [1, 2])
         prepared, rows = prepare_retry(job.output), [1, 2]
-    real = publishing.commit
+    real = delta.commit
 
     def die(*arguments: Any) -> int:
         if is_made:
@@ -175,7 +174,7 @@ def test_a_death_around_the_commit_leaves_one_version(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "commit", die)
+        patch.setattr(delta, "commit", die)
         with pytest.raises(KeyboardInterrupt):
             run(prepared, rows)
     assert (Path(prepared.folder.work.url) / PLAN).exists()
@@ -221,7 +220,7 @@ def test_types_that_a_table_does_not_have_become_wider() -> None:
         "h": (pa.dictionary(pa.int32(), pa.string()), pa.string()), "i": (pa.date64(), pa.date32()),
     }  # fmt: skip
     given = pa.schema([pa.field(name, kind, pa.types.is_null(kind)) for name, (kind, _) in kinds.items()])
-    assert table_schema(given) == pa.schema([(name, kind) for name, (_, kind) in kinds.items()])
+    assert delta.table_schema(given) == pa.schema([(name, kind) for name, (_, kind) in kinds.items()])
 
 
 @pytest.mark.parametrize("kind", [pa.time64("us"), pa.duration("s"), pa.list_(pa.float16())])

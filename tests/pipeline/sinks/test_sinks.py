@@ -17,13 +17,15 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from millrace import ConfigError
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
+from millrace.pipeline.job.folder import JobFolder
 from millrace.pipeline.ledger import row_id
 from millrace.pipeline.ledger.epoch import Epoch
-from millrace.pipeline.ledger.folder import JobFolder
-from millrace.pipeline.ledger.records import read_records, sum_counts
+from millrace.pipeline.ledger.records import read_records
+from millrace.pipeline.sinks.manifest import Manifest
 from millrace.pipeline.sinks.parts import OutputSpec
-from millrace.pipeline.sinks.publish import Manifest, publish
+from millrace.pipeline.sinks.publish import publish
 from millrace.pipeline.sinks.writer import ResultWriter
+from millrace.pipeline.sources.base import position_column
 from millrace.pipeline.stages import Row, RowError
 
 BROKEN = RowError("generate", "NumericalError", "NaN", retryable=True)
@@ -40,7 +42,7 @@ def spec_of(folder: JobFolder, **changes: Any) -> OutputSpec:
 
 
 def ids_of(numbers: list[int]) -> np.ndarray:
-    return row_id.position_ids(0, np.array(numbers))
+    return row_id.from_arrow(position_column(0, numbers))
 
 
 def write_block(writer: ResultWriter, numbers: list[int], failed: tuple[int, ...] = ()) -> list[int]:
@@ -56,7 +58,7 @@ def write_block(writer: ResultWriter, numbers: list[int], failed: tuple[int, ...
 
 def done(folder: JobFolder) -> int:
     """How many rows are durable."""
-    return sum_counts(read_records(folder.work, Epoch.open(folder.work).records)).num_rows
+    return sum(record.num_rows for record in read_records(folder.work, Epoch.open(folder.work).records))
 
 
 def test_rows_are_durable_when_their_block_is_left(folder: JobFolder) -> None:

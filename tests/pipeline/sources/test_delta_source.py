@@ -20,7 +20,7 @@ from millrace.pipeline import JobConfig, columns
 from millrace.pipeline.files.storage import StorageOptions
 from millrace.pipeline.job.run import prepare_job, prepare_resume
 from millrace.pipeline.sources import READ_ERROR, Source
-from millrace.pipeline.sources.source import FORMATS
+from millrace.pipeline.sources.formats import FORMATS
 from s3 import CREDENTIALS, S3Server
 
 deltalake = pytest.importorskip("deltalake")
@@ -111,7 +111,7 @@ def test_files_of_a_table_are_not_taken_for_its_rows(table: Path, inside: str) -
 @pytest.mark.parametrize(
     ("path", "format", "said"),
     [
-        ("table", "csv", "is a Delta table, whose files are Parquet"),
+        ("table", "csv", "is a Delta table, whose files are parquet"),
         ("plain", "delta", "is no Delta table: it holds no _delta_log"),
         ("nowhere", "delta", "is no Delta table"),
         ("plain/_delta_log", "delta", "is no Delta table"),

@@ -17,8 +17,8 @@ import pytest
 
 from millrace import ConfigError
 from millrace.pipeline import columns
-from millrace.pipeline.sources import READ_ERROR, Source, base, json_lines, parquet, text
-from millrace.pipeline.sources.source import FORMATS
+from millrace.pipeline.sources import READ_ERROR, Source, base, text
+from millrace.pipeline.sources.formats import FORMATS, jsonl, parquet
 
 KINDS = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.gz", "arrow", "arrows")
 
@@ -63,7 +63,7 @@ def read_units(source: Source) -> list[dict[str, Any]]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts inputs as if they were large, and looks through little of them."""
-    monkeypatch.setattr(json_lines, "UNIT_BYTES", 100)
+    monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
     monkeypatch.setattr(parquet, "UNIT_BYTES", 100)
     monkeypatch.setattr(parquet, "MAX_ROWS", 5)
     monkeypatch.setattr(text, "LOOK_BYTES", 300)
@@ -250,7 +250,7 @@ def test_every_format_is_read_as_it_was_looked_at(cluster: None, tmp_path: Path,
 def test_a_limit_takes_the_first_rows(
     cluster: None, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_lines, "UNIT_BYTES", 100)
+    monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
     rows = [{"id": index} for index in range(300)]
     source = Source.find([write_rows(tmp_path / f"{part}.{kind}", rows) for part in range(2)])
     assert sorted(row["id"] for row in source.read(limit=120).take_all()) == list(range(120))

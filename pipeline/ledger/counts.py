@@ -7,7 +7,7 @@ of a job that was resumed are those of all its runs.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -121,6 +121,14 @@ class Counts:
             known = self.errors.setdefault(kind, ErrorKind(0, error.example))
             known.num_rows += error.num_rows
             known.num_retryable += error.num_retryable
+
+    @classmethod
+    def sum(cls, pieces: Iterable[Counts]) -> Counts:
+        """Returns the counts of the rows of all pieces together."""
+        total = cls()
+        for piece in pieces:
+            total.merge(piece)
+        return total
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts as plain data for JSON."""

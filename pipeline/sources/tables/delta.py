@@ -8,10 +8,10 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from ...engine.errors import ConfigError
-from ..files.delta import open_table
-from ..files.storage import Storage
-from .base import InputFile, TableFile
+from ....engine.errors import ConfigError
+from ...files.delta import DELTA_LOG, open_table
+from ...files.storage import Storage
+from ..base import InputFile, TableFile, TableKind
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -20,6 +20,7 @@ HARMLESS = {"timestampNtz", "vacuumProtocolCheck", "v2Checkpoint", "deletionVect
 """Features of tables whose files can be read as they are; of the last two it is looked whether they are made use of."""
 
 MAPPING = "delta.columnMapping.mode"
+FILE_FORMAT = "parquet"
 
 
 def table_files(place: Storage, version: int | None) -> list[InputFile]:
@@ -39,17 +40,19 @@ def table_files(place: Storage, version: int | None) -> list[InputFile]:
     if not actions:
         raise ConfigError(f"Delta table {place.url!r} holds no rows at version {table.version()}")
     actions.sort(key=lambda one: (one["modification_time"], one["path"]))
-    partitions = [_partition(one.get("partition") or {}, schema) for one in actions]
-    return [
-        InputFile(
-            ordinal,
-            _place_of(one["path"], place),
-            one["size_bytes"],
-            str(one["modification_time"]),  # A file of a table is never written again.
-            TableFile(place.url, table.version(), schema, partition),
-        )
-        for ordinal, (one, partition) in enumerate(zip(actions, partitions, strict=True))
-    ]
+    return [_table_file(ordinal, place, table.version(), schema, one) for ordinal, one in enumerate(actions)]
+
+
+def _table_file(ordinal: int, place: Storage, version: int, schema: pa.Schema, action: dict[str, Any]) -> InputFile:
+    file = _place_of(action["path"], place)
+    if_missing = (
+        f"Delta table {place.url!r}: version {version} cannot be read: {file.url} is not there; VACUUM removes the "
+        "files of old versions"
+    )
+    partition = _partition(action.get("partition") or {}, schema)
+    about = TableFile(place.url, version, schema, partition, FILE_FORMAT, if_missing)
+    # A file of a table is never written again, so the time of its writing identifies its content.
+    return InputFile(ordinal, file, action["size_bytes"], str(action["modification_time"]), about)
 
 
 def _partition(values: dict[str, Any], schema: pa.Schema) -> pa.Table:
@@ -79,3 +82,6 @@ def _obstacles(table: DeltaTable) -> Iterator[str]:
         yield "its columns have other names in the files (column mapping); pass a copy without that"
     if "deletionVectors" in features and pa.table(table.deletion_vectors().read_all()).num_rows:
         yield "rows of its files are marked as deleted (deletion vectors); first: REORG TABLE ... APPLY (PURGE)"
+
+
+TABLE = TableKind("Delta table", DELTA_LOG, FILE_FORMAT, table_files)

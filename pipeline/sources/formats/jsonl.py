@@ -10,10 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from ...engine.errors import ConfigError
-from .base import InputFile, Look, Unit, error_rows, finish_table, first_line
-from .finding import compression_of
-from .text import (
+from ....engine.errors import ConfigError
+from ... import columns
+from ..base import InputFile, Look, SourceFormat, Unit, error_rows, finish_table, first_line
+from ..file_name import compression_of
+from ..text import (
     DamagedTextError,
     Line,
     Sample,
@@ -30,8 +31,10 @@ logger = logging.getLogger(__name__)
 UNIT_BYTES = 16 << 20
 
 
-class JsonLinesFormat:
+class JsonLinesFormat(SourceFormat):
     """A row is a line with a JSON object. A position is the byte at which the line starts."""
+
+    extensions = (".jsonl", ".ndjson", ".json")
 
     def look(self, files: Sequence[InputFile]) -> Look:
         """Reads everything if it is little, so that the type of every column holds every value; else a sample."""
@@ -55,6 +58,11 @@ class JsonLinesFormat:
                 unit.file.path,
                 ", ".join(sorted(unknown)),
             )
+
+    def row_bytes(self, table: pa.Table) -> float:
+        """Returns the mean distance between the starts of two lines that follow on each other."""
+        first, last = (int.from_bytes(table[columns.POSITION][row].as_py()[4:]) for row in (0, table.num_rows - 1))
+        return (last - first) / (table.num_rows - 1)
 
 
 def parse_lines(
@@ -170,3 +178,6 @@ def _refuse_array(file: InputFile, line: bytes) -> None:
     """Tells a file that is one array from one of lines, before each of its lines becomes a dead letter."""
     if line.strip() in (b"[", b"[{"):
         raise ConfigError(f"input {file.path!r} is one JSON array; write one object per line instead")
+
+
+FORMAT = JsonLinesFormat()

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipeline import columns
-from millrace.pipeline.report import Counts, Histogram
+from millrace.pipeline.ledger.counts import Counts
+from millrace.pipeline.ledger.histogram import Histogram
 from millrace.pipeline.stages.base import Row, RowError
 
 VALUES = st.lists(st.one_of(st.just(0), st.integers(1, 10**7), st.floats(1e-9, 1e6)), max_size=60)

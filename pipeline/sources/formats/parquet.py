@@ -8,8 +8,20 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...engine.errors import ConfigError
-from .base import TABLE_BYTES, InputFile, Look, Unit, align, error_rows, finish_table, first_line, is_damage, unify
+from ....engine.errors import ConfigError
+from ..base import (
+    TABLE_BYTES,
+    InputFile,
+    Look,
+    SourceFormat,
+    Unit,
+    align,
+    error_rows,
+    finish_table,
+    first_line,
+    is_damage,
+    unify,
+)
 
 NUM_THREADS = 16  # they wait for answers of a store
 FOOTER_BYTES = 64 << 10
@@ -26,8 +38,10 @@ STREAM_BYTES = 4 << 20
 """What a column is streamed in."""
 
 
-class ParquetFormat:
+class ParquetFormat(SourceFormat):
     """Columns and row counts are in the footer of each file, so nothing else is read before the start."""
+
+    extensions = (".parquet", ".pq")
 
     def look(self, files: Sequence[InputFile]) -> Look:
         """Reads the footers, several at once."""
@@ -99,10 +113,7 @@ def _read_footer(file: InputFile) -> tuple[pa.Schema, list[Unit]]:
     except FileNotFoundError as error:
         if file.table is None:
             raise
-        raise ConfigError(
-            f"Delta table {file.table.url!r}: version {file.table.version} cannot be read: {file.path} is not there; "
-            "VACUUM removes the files of old versions"
-        ) from error
+        raise ConfigError(file.table.if_missing) from error
     except (pa.ArrowException, OSError) as error:
         if not is_damage(error):
             raise
@@ -123,3 +134,6 @@ def _units(file: InputFile, footer: pq.FileMetaData) -> Iterator[Unit]:
 
 def _open(file: InputFile, buffer_bytes: int) -> pa.NativeFile:
     return file.storage.open_arrow(buffer_bytes, file.size)
+
+
+FORMAT = ParquetFormat()

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.csv
 
-from ...engine.errors import ConfigError
-from .base import InputFile, Look, Unit, align, error_rows, finish_table, first_line
-from .text import DamagedTextError, Line, Sample, chunks, iter_lines, join_schemas, take_samples, whole_file
+from ....engine.errors import ConfigError
+from ..base import InputFile, Look, SourceFormat, Unit, align, error_rows, finish_table, first_line
+from ..text import DamagedTextError, Line, Sample, chunks, iter_lines, join_schemas, take_samples, whole_file
 
 WHOLE = re.compile(rb'(?:"(?:[^"]|"")*+"[^,]*+|[^",][^,]*+|)(?:,(?:"(?:[^"]|"")*+"[^,]*+|[^",][^,]*+|))*+', re.DOTALL)
 """A record in which every quote that opens a field is closed."""
@@ -21,8 +21,10 @@ MAX_RECORD_BYTES = 16 << 20
 """A quote that is not closed after so much was none."""
 
 
-class CsvFormat:
+class CsvFormat(SourceFormat):
     """A row is a record. A position is the number of the record, counted without the header."""
+
+    extensions = (".csv",)
 
     def look(self, files: Sequence[InputFile]) -> Look:
         """Takes the types that Arrow finds; a column of several is text."""
@@ -155,3 +157,6 @@ def _parse(
         pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=on_invalid),
         convert,
     )
+
+
+FORMAT = CsvFormat()

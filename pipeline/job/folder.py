@@ -1,4 +1,4 @@
-"""The output folder of a job: what stands where, and what there is to do with what is found there."""
+"""The output folder of a job: where its files are, and whether a job may begin or go on in it."""
 
 from __future__ import annotations
 
@@ -7,41 +7,39 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...engine.errors import ConfigError
-from ..files.delta import DELTA, DELTA_LOG
 from ..files.storage import Storage
+from ..sinks.formats import FORMATS
+from ..sinks.manifest import FAILED_FOLDER, MANIFEST
+from ..sinks.publish import PLAN, RETRY
+from ..sinks.publisher import Publisher
 
 OURS = "_millrace"
 STATE = "job.json"
-PLAN = "publish.json"
-RETRY = "retry.json"
-MANIFEST = "_manifest.json"
-FAILED_FOLDER = "_failed"
-EXTENSIONS = (".parquet", ".jsonl", ".csv", ".arrow")
 
 FREE = frozenset({
     "max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override", "kv_cache_memory_bytes",
     "gpu_memory_utilization", "enable_prefix_caching", "max_logprobs", "enforce_eager", "cudagraph_capture_sizes",
     "num_threads", "overlap_depth", "tensor_parallel_size", "pipeline_parallel_size", "device", "load_format",
 })  # fmt: skip
-"""Settings of the engine that change how fast a row is computed, not what comes out."""
+"""Settings of the engine that change the speed of a row, and not its output."""
 
 FINGERPRINT = (
     "model", "prompt", "messages", "sampling", "seed", "columns", "output_column", "output_format", "key", "order",
     "limit",
 )  # fmt: skip
-"""Fields of a job that its rows follow from; the engine's settings but `FREE`, and the files of the input, too."""
+"""Fields of a job that determine its rows. The files of the input and the engine's settings without `FREE` do too."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobState:
-    """A job as it was begun.
+    """A job as it was when it began.
 
     Attributes:
         job: Fields of its `JobConfig`.
-        inputs: Files of its input: url, size and etag; before them, its Delta tables: table and version.
-        num_rows: Rows of the input; None if that is not known.
-        input_schema: Columns and types of the input, as base64 of Arrow's form.
-        version: Of this package.
+        inputs: The tables of its input (table and version), and then the files (url, size and etag).
+        num_rows: Rows of the input; None if their number is not known.
+        input_schema: Columns and types of the input, serialized by Arrow and encoded as base64.
+        version: Version of this package.
     """
 
     job: dict[str, Any]
@@ -52,22 +50,22 @@ class JobState:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What the rows of the output follow from."""
+        """Everything that determines the rows of the output."""
         engine = {name: value for name, value in self.job.get("engine", {}).items() if name not in FREE}
         return {**{name: self.job.get(name) for name in FINGERPRINT}, "engine": engine, "input": self.inputs}
 
     @property
     def table_versions(self) -> dict[str, int]:
-        """URLs of the Delta tables of its input, and the versions that it reads."""
+        """URL of each table of the input -> the version that the job reads."""
         return {one["table"]: one["version"] for one in self.inputs if "table" in one}
 
     @property
-    def writes_table(self) -> bool:
-        """Whether the output is a Delta table."""
-        return self.job.get("output_format") == DELTA
+    def publisher(self) -> Publisher:
+        """The publisher of the output."""
+        return FORMATS[self.job["output_format"]].publisher
 
     def changes(self, other: JobState) -> list[str]:
-        """Says in what the fingerprint of another job differs, one line a field."""
+        """Returns one line for each field in which the fingerprint of another job differs."""
         theirs = json.loads(json.dumps(other.fingerprint))
         return [
             f"{name} was {_short(mine)} and is now {_short(theirs[name])}"
@@ -93,17 +91,17 @@ class JobFolder:
 
     @property
     def work(self) -> Storage:
-        """Where work in progress is."""
+        """The folder of the work in progress."""
         return self.root / OURS / "work"
 
     @property
     def state_file(self) -> Storage:
-        """Where the job is described."""
+        """The file that describes the job."""
         return self.root / OURS / STATE
 
     @property
     def report_file(self) -> Storage:
-        """Where the report goes."""
+        """The report of the job as JSON."""
         return self.root / OURS / "report.json"
 
     @property
@@ -113,19 +111,19 @@ class JobFolder:
 
     @property
     def is_publishing(self) -> bool:
-        """Whether everything has run, and only the files are to be put in their places."""
+        """Whether all rows have run, and only the publication of the files is left."""
         return (self.work / PLAN).exists()
 
     @property
     def is_retrying(self) -> bool:
-        """Whether the dead letters are being run again."""
+        """Whether the job is running its dead letters again."""
         return (self.work / RETRY).exists()
 
     def read_state(self) -> JobState | None:
-        """Returns the job that was begun here; None if there was none.
+        """Returns the job that began here, or None.
 
         Raises:
-            ConfigError: What describes it is damaged, or of another version.
+            ConfigError: The description of the job is damaged, or another version has written it.
         """
         try:
             return JobState(**json.loads(self.state_file.read_bytes()))
@@ -138,26 +136,26 @@ class JobFolder:
             ) from error
 
     def write_state(self, state: JobState) -> None:
-        """Notes the job that begins."""
+        """Describes the job that begins."""
         self.state_file.write_bytes(json.dumps(asdict(state), indent=2, ensure_ascii=False).encode())
 
     def check(self, state: JobState, overwrite: bool) -> bool:
-        """Decides what is to be done with what is there.
+        """Checks that a job may begin or go on in this folder.
 
         Args:
             state: The job to run.
-            overwrite: Whether the output of another job gives way.
+            overwrite: Whether the job may replace the output of another job.
 
         Returns:
-            Whether the job has begun here and is to go on.
+            Whether the job has begun here and goes on.
 
         Raises:
-            ConfigError: The folder holds something else.
+            ConfigError: The folder holds other files, or another job.
         """
         if (info := self.root.info()) is not None and not info.is_dir:
             raise ConfigError(f"output {self.root.url!r} is a file; pass a folder")
         here = f"output folder {self.root.url!r}"
-        present = [one for one in self.root.list() if one.name[0] != "."]  # A death may leave a draft, ".name.tmp".
+        present = [one for one in self.root.list() if one.name[0] != "."]  # A killed process may leave ".name.tmp".
         began = self.read_state()
         foreign = [one.name for one in present if not _is_ours(one, began)]
         if foreign:
@@ -183,10 +181,10 @@ class JobFolder:
         return True
 
     def check_same(self, state: JobState) -> None:
-        """Checks that a finished job is the one that is asked for.
+        """Checks that the finished job in this folder is the given one.
 
         Raises:
-            ConfigError: It is another one.
+            ConfigError: The folder holds another job.
         """
         began = self.read_state()
         if began is not None and (changes := began.changes(state)):
@@ -195,34 +193,34 @@ class JobFolder:
                 f"{'; '.join(changes)}; pass another folder"
             )
 
-    def clear(self, keeps_table: bool = False) -> None:
-        """Removes a job, the manifest first: without it nobody takes the rest for whole.
+    def clear(self, publisher: Publisher) -> None:
+        """Removes the job in this folder, its manifest first: without a manifest no reader takes the rest for whole.
 
-        What describes the job stays until it is written over, so that after a death in between the rest is known as
-        ours.
+        The description of the job stays until the next job writes its own. After a death in between, the folder is
+        still known as ours.
 
         Args:
-            keeps_table: Whether a Delta table stays, as old versions of the one that the next job makes.
+            publisher: The publisher of the next job. A table keeps its older versions.
         """
         (self.root / MANIFEST).remove()
         began = self.read_state()
-        keeps_table = keeps_table and (self.root / DELTA_LOG).exists()
+        kept = {OURS, *publisher.kept_names(self.root)}
         for one in self.root.list():
-            is_kept = one.name == OURS or (keeps_table and _is_of_table(one))
-            if _is_ours(one, began) and not is_kept:
+            if _is_ours(one, began) and one.name not in kept:
                 one.remove()
         for one in (self.root / OURS).list():
             if one.name != STATE:
                 one.remove()
 
 
-def _is_of_table(file: Storage) -> bool:
-    return file.name == DELTA_LOG or file.name.endswith(".parquet")
-
-
 def _is_ours(file: Storage, began: JobState | None) -> bool:
-    if file.name in (OURS, FAILED_FOLDER):
+    """Whether a job may have made an entry of an output folder. The log of a table is ours if our job has begun it."""
+    if file.name in (OURS, FAILED_FOLDER, MANIFEST):
         return True
-    if file.name == DELTA_LOG:  # The table of somebody else is not ours to replace.
-        return began is not None and began.writes_table
-    return file.name == MANIFEST or (file.name.endswith(EXTENSIONS) and not file.is_dir())
+    if began is not None and file.name in began.publisher.log_names:
+        return True
+    return file.name.endswith(_extensions()) and not file.is_dir()
+
+
+def _extensions() -> tuple[str, ...]:
+    return tuple({f".{format.extension}" for _, format in FORMATS.items()})

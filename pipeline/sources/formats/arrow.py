@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 import pyarrow as pa
 import pyarrow.ipc
 
-from ...engine.errors import ConfigError
-from .base import (
+from ....engine.errors import ConfigError
+from ..base import (
     LOOK_BYTES,
     TABLE_BYTES,
     InputFile,
     Look,
+    SourceFormat,
     Unit,
     align,
     error_rows,
@@ -26,8 +27,10 @@ MAGIC = b"ARROW1"
 READ_BYTES = 4 << 20
 
 
-class ArrowFormat:
+class ArrowFormat(SourceFormat):
     """A row is a row of a record batch. A position is its number in the file."""
+
+    extensions = (".arrow", ".arrows", ".feather", ".ipc")
 
     def look(self, files: Sequence[InputFile]) -> Look:
         """Reads the schemas, and counts the rows if that takes little reading."""
@@ -88,3 +91,6 @@ def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     row_bytes = max(1, batch.nbytes // max(1, len(batch)))
     step = max(1, TABLE_BYTES // row_bytes)
     return (batch.slice(start, step) for start in range(0, len(batch), step))
+
+
+FORMAT = ArrowFormat()

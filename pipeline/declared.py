@@ -1,0 +1,44 @@
+"""Things that declare themselves: each module of a package holds one of them, and the module's name is its name."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+from ..engine.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class Declared(Generic[T]):
+    """The things that the modules of a package declare.
+
+    The names come from a listing of the package. A module is imported when somebody asks for its thing.
+
+    Args:
+        package: Dotted name of the package.
+        path: The folders of the package.
+        attribute: The attribute of each module that holds the thing.
+        setting: The setting that names one of the things, for messages.
+    """
+
+    def __init__(self, package: str, path: Iterable[str], attribute: str, setting: str) -> None:
+        self.names = tuple(sorted(module.name for module in pkgutil.iter_modules(path)))
+        self._package, self._attribute, self._setting = package, attribute, setting
+
+    def __getitem__(self, name: str) -> T:
+        """Returns the thing of a name.
+
+        Raises:
+            ConfigError: No module of the package has this name.
+        """
+        if name not in self.names:
+            raise ConfigError(f"{self._setting} must be one of {', '.join(self.names)}; got {name!r}")
+        thing: T = getattr(importlib.import_module(f".{name}", self._package), self._attribute)
+        return thing
+
+    def items(self) -> Iterator[tuple[str, T]]:
+        """Yields every name with its thing."""
+        return ((name, self[name]) for name in self.names)

@@ -1,0 +1,17 @@
+"""The formats of an output: each module declares one as `FORMAT`, and the module's name is its name in a job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from ...declared import Declared
+
+if TYPE_CHECKING:
+    from ..format import SinkFormat
+
+    OutputFormat: TypeAlias = str
+
+FORMATS: Declared[SinkFormat] = Declared(__name__, __path__, "FORMAT", "output_format")
+
+if not TYPE_CHECKING:
+    OutputFormat = Literal[FORMATS.names]

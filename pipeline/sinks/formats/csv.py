@@ -1,0 +1,24 @@
+"""CSV files. Text, numbers and dates are cells as they are; a list or a struct is a cell with JSON."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.csv
+
+from ..format import SinkFormat
+from ..json_text import to_json
+
+
+def encode(table: pa.Table) -> bytes:
+    """Returns the content of a file."""
+    cells = [_json_cells(column) if pa.types.is_nested(column.type) else column for column in table.columns]
+    sink = pa.BufferOutputStream()
+    pyarrow.csv.write_csv(pa.table(cells, names=table.column_names), sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _json_cells(column: pa.ChunkedArray) -> pa.Array:
+    return pa.array((None if value is None else to_json(value) for value in column.to_pylist()), pa.string())
+
+
+FORMAT = SinkFormat("csv", encode)

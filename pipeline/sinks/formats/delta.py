@@ -1,0 +1,179 @@
+"""Delta tables: Parquet files that a commit to the log of the table makes visible, all in one version.
+
+A commit is written down before it is made (`TableCommit`, in the plan of `publish`). The log stores its token as the
+identifier of a transaction. A run that finds the plan after a death looks for the token in the log, which says whether
+the commit was made.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from ....engine.errors import ConfigError, StorageError
+from ...files.delta import DELTA_LOG, is_table, one_line, open_table, require_delta, storage_options
+from ...files.storage import Storage
+from ..format import SinkFormat
+from ..publisher import Publisher
+from .parquet import encode
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+    from deltalake.transaction import AddAction
+
+WIDER = {
+    pa.uint8(): pa.int16(),
+    pa.uint16(): pa.int32(),
+    pa.uint32(): pa.int64(),
+    pa.uint64(): pa.decimal128(20),
+    pa.float16(): pa.float32(),
+    pa.null(): pa.string(),
+}
+"""Type that a Delta table does not have -> a type that holds all of its values."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableCommit:
+    """A version of a table that is to be made once. It is plain data, for a plan in JSON.
+
+    Attributes:
+        token: Text that no other commit has.
+        replaces: Whether the files are the whole content of the table; otherwise they are added to it.
+        schema: Columns and types, in the form of a table's log.
+        files: Name, number of rows and size of each file, as a manifest has them.
+    """
+
+    token: str
+    replaces: bool
+    schema: str
+    files: Sequence[dict[str, Any]]
+
+
+class DeltaPublisher(Publisher):
+    """Makes files visible by one commit to the log of a Delta table."""
+
+    log_names = (DELTA_LOG,)
+
+    def file_suffix(self, token: str) -> str:
+        """Returns a suffix that makes every file name new: older versions of the table still refer to older files."""
+        return f"-{token}"
+
+    def plan_commit(
+        self, token: str, schema: pa.Schema | None, files: Sequence[dict[str, Any]], *, replaces: bool
+    ) -> dict[str, Any] | None:
+        """Returns a `TableCommit` as a dict."""
+        assert schema is not None
+        return asdict(TableCommit(token, replaces, schema_text(schema), files))
+
+    def commit(self, output: Storage, planned: dict[str, Any] | None) -> int | None:
+        """Makes the version that a `TableCommit` describes, and returns its number."""
+        assert planned is not None
+        return commit(output, TableCommit(**planned))
+
+    def kept_names(self, output: Storage) -> set[str]:
+        """Returns the log and the Parquet files of a table, which stay readable as older versions."""
+        if not is_table(output):
+            return set()
+        return {DELTA_LOG, *(file.name for file in output.list(".parquet"))}
+
+
+def table_schema(schema: pa.Schema) -> pa.Schema:
+    """Returns the columns that a table has for the columns of a result, with types that hold their values.
+
+    Args:
+        schema: Columns and types of the result.
+
+    Raises:
+        ConfigError: A table has no type for a column, or the library is not installed.
+    """
+    require_delta()
+    return pa.schema([(field.name, _table_type(field)) for field in schema])
+
+
+def schema_text(schema: pa.Schema) -> str:
+    """Returns columns and types in the form of a table's log."""
+    from deltalake import Schema
+
+    return Schema.from_arrow(schema).to_json()
+
+
+def commit(table: Storage, planned: TableCommit) -> int:
+    """Makes files part of a table, unless that was done before. A table that does not exist is created.
+
+    Args:
+        table: The table's folder, which holds the files.
+        planned: The content of the version.
+
+    Returns:
+        The number of the version.
+
+    Raises:
+        ConfigError: The table to add files to does not exist, or the library is not installed.
+        StorageError: The commit failed, and readers see nothing of it.
+    """
+    app_id = f"millrace-{planned.token}"
+    found = open_table(table) if is_table(table) or not planned.replaces else None
+    if found is None or found.transaction_version(app_id) is None:
+        try:
+            _write(table, found, planned, app_id)
+        except Exception as error:  # The library raises bare exceptions too, and OSError.
+            raise StorageError(f"cannot commit to the Delta table {table.url!r}: {one_line(error)}") from error
+        found = open_table(table)
+    return _version_of(table, found.version(), app_id)
+
+
+def _write(place: Storage, table: DeltaTable | None, planned: TableCommit, app_id: str) -> None:
+    from deltalake import CommitProperties, Schema, Transaction
+    from deltalake.transaction import create_table_with_add_actions
+
+    properties = CommitProperties(app_transactions=[Transaction(app_id, 0)])
+    schema, added = Schema.from_json(planned.schema), [_added(file) for file in planned.files]
+    if table is not None and not planned.replaces:
+        table.create_write_transaction(list(added), "append", schema, commit_properties=properties)
+        return
+    # A table that exists is overwritten by this call too: a version with new columns may need table features, which
+    # only this call sets.
+    create_table_with_add_actions(
+        place.url,
+        schema,
+        added,
+        mode="overwrite",
+        storage_options=storage_options(place),
+        commit_properties=properties,
+    )
+
+
+def _added(file: dict[str, Any]) -> AddAction:
+    from deltalake.transaction import AddAction
+
+    stats = json.dumps({"numRecords": file["num_rows"]})
+    return AddAction(file["name"], file["num_bytes"], {}, int(time.time() * 1000), True, stats)
+
+
+def _version_of(table: Storage, newest: int, app_id: str) -> int:
+    """Returns the version that a commit made. It is the newest one, unless other writers have committed since."""
+    logs = ((version, table / DELTA_LOG / f"{version:020}.json") for version in range(newest, -1, -1))
+    return next(version for version, log in logs if app_id in log.read_text())
+
+
+def _table_type(field: pa.Field) -> pa.DataType:
+    from deltalake import Schema
+
+    kind = WIDER.get(field.type, field.type)
+    if pa.types.is_timestamp(kind):
+        kind = pa.timestamp("us", None if kind.tz is None else "UTC")
+    try:
+        return pa.schema(Schema.from_arrow(pa.schema([(field.name, kind)])).to_arrow()).field(0).type
+    except Exception as error:  # The library raises bare exceptions.
+        raise ConfigError(
+            f"column {field.name!r} is {field.type}, which a Delta table has no type for; leave it out with columns, "
+            "or set another output_format"
+        ) from error
+
+
+FORMAT = SinkFormat("parquet", encode, fit_schema=table_schema, needs_schema=True, publisher=DeltaPublisher())

@@ -1,0 +1,91 @@
+"""The manifest of an output: its files and counts. An output is whole when its manifest exists."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..files.storage import Storage
+from ..ledger.counts import Counts
+
+MANIFEST = "_manifest.json"
+FAILED_FOLDER = "_failed"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file of an output.
+
+    Attributes:
+        name: Its path, from the output folder on.
+        num_rows: Number of its rows.
+        num_bytes: Its size.
+    """
+
+    name: str
+    num_rows: int
+    num_bytes: int
+
+
+@dataclass(slots=True)
+class Manifest:
+    """The content of an output.
+
+    Attributes:
+        files: Files of results.
+        failed_files: Files of dead letters.
+        counts: Counts of the results.
+        failed_counts: Counts of the dead letters.
+        table_version: Version of the table that holds the results; None if the output is no table.
+    """
+
+    files: list[OutputFile] = field(default_factory=list)
+    failed_files: list[OutputFile] = field(default_factory=list)
+    counts: Counts = field(default_factory=Counts)
+    failed_counts: Counts = field(default_factory=Counts)
+    table_version: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Number of results."""
+        return sum(file.num_rows for file in self.files)
+
+    @property
+    def num_failed(self) -> int:
+        """Number of dead letters."""
+        return sum(file.num_rows for file in self.failed_files)
+
+    @property
+    def total(self) -> Counts:
+        """Counts of results and dead letters together."""
+        return Counts.sum([self.counts, self.failed_counts])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the manifest as plain data for JSON."""
+        return {
+            "num_rows": self.num_rows,
+            "num_failed": self.num_failed,
+            "files": [asdict(file) for file in self.files],
+            "failed_files": [asdict(file) for file in self.failed_files],
+            "counts": self.counts.as_dict(),
+            "failed_counts": self.failed_counts.as_dict(),
+            **({} if self.table_version is None else {"table_version": self.table_version}),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Manifest:
+        """Returns the manifest that `as_dict` described."""
+        return cls(
+            [OutputFile(**file) for file in data["files"]],
+            [OutputFile(**file) for file in data["failed_files"]],
+            Counts.from_dict(data["counts"]),
+            Counts.from_dict(data["failed_counts"]),
+            data.get("table_version"),
+        )
+
+    @classmethod
+    def read(cls, output: Storage) -> Manifest | None:
+        """Reads the manifest of an output folder; None if the output is not whole."""
+        file = output / MANIFEST
+        return cls.from_dict(json.loads(file.read_bytes())) if file.exists() else None

@@ -1,0 +1,85 @@
+"""`Publisher`: how the files of a finished job become visible to readers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from ..files.storage import Storage
+
+
+class Publisher(ABC):
+    """Makes the files in an output folder count, all at once.
+
+    `publish` writes down a plan, moves the files into the output folder, calls `commit`, and writes the manifest. After
+    a death it carries out the same plan again from the start, so `commit` must have an effect once at most.
+    """
+
+    @property
+    @abstractmethod
+    def log_names(self) -> Sequence[str]:
+        """Names of the entries of an output folder, besides its files, that belong to an output of this kind."""
+
+    @abstractmethod
+    def file_suffix(self, token: str) -> str:
+        """Returns the text that the names of new files end with.
+
+        Args:
+            token: Text that no other publication has.
+        """
+
+    @abstractmethod
+    def plan_commit(
+        self, token: str, schema: pa.Schema | None, files: Sequence[dict[str, Any]], *, replaces: bool
+    ) -> dict[str, Any] | None:
+        """Describes the commit as plain data for the plan; None if the manifest is enough.
+
+        Args:
+            token: Text that no other publication has.
+            schema: Columns and types of the results.
+            files: Name, number of rows and size of each new file, as the manifest has them.
+            replaces: Whether the new files are the whole output; otherwise they are added to it.
+        """
+
+    @abstractmethod
+    def commit(self, output: Storage, planned: dict[str, Any] | None) -> int | None:
+        """Carries out a commit unless it was made before.
+
+        Args:
+            output: The output folder, which holds the files.
+            planned: The commit, as `plan_commit` described it.
+
+        Returns:
+            The version of the table that holds the files; None where there is no table.
+        """
+
+    @abstractmethod
+    def kept_names(self, output: Storage) -> set[str]:
+        """Returns names of entries of an output folder that stay there when a new job replaces the old one."""
+
+
+class ManifestPublisher(Publisher):
+    """Files that count as soon as the manifest names them."""
+
+    log_names = ()
+
+    def file_suffix(self, token: str) -> str:
+        """Returns no text: the number of a file tells it from others."""
+        return ""
+
+    def plan_commit(
+        self, token: str, schema: pa.Schema | None, files: Sequence[dict[str, Any]], *, replaces: bool
+    ) -> dict[str, Any] | None:
+        """Returns None."""
+        return None
+
+    def commit(self, output: Storage, planned: dict[str, Any] | None) -> int | None:
+        """Does nothing, because the manifest is the commit."""
+        return None
+
+    def kept_names(self, output: Storage) -> set[str]:
+        """Returns no name."""
+        return set()

@@ -1,0 +1,12 @@
+"""The kinds of tables: each module declares one as `TABLE`, and the module's name is its name in a job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...declared import Declared
+
+if TYPE_CHECKING:
+    from ..base import TableKind
+
+TABLES: Declared[TableKind] = Declared(__name__, __path__, "TABLE", "format")
