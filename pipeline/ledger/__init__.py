@@ -1,1 +1,1 @@
-"""What is known to be done of a job, row by row, whatever died: `docs/decisions/0013-ledger.md`."""
+"""The ledger: which rows of a job are done, and their counts, whatever dies: `docs/decisions/0013-ledger.md`."""

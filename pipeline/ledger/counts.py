@@ -1,7 +1,7 @@
-"""What the finished rows of a job add up to, in a form that merges and goes through JSON.
+"""`Counts`: rows, tokens, times and errors of finished rows, summed. Counts merge, and have a form in JSON.
 
-Counted row by row where a row is written, each piece of an output by itself, and summed over the pieces: so the counts
-of a job that was resumed are those of all its runs.
+Rows are counted where they are written, and each piece of an output keeps its own counts. The counts of a job are the
+sum over its pieces, so a job that was resumed counts the rows of all its runs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class ErrorKind:
     """Failed rows with one kind of error.
 
     Attributes:
-        num_rows: How many.
+        num_rows: Number of rows.
         example: The message of one of them.
-        num_retryable: Those that may succeed when they are run again as they are.
+        num_retryable: Number of rows that may succeed when they run again unchanged.
     """
 
     num_rows: int
@@ -35,28 +35,28 @@ class ErrorKind:
 
 @dataclass(slots=True)
 class Counts:
-    """What rows add up to.
+    """Sums over rows.
 
-    Tokens are those of the rows. What the engine had to compute is less: prompt tokens without the cached ones, and
-    neither prompt nor output of a duplicate, which took the output of an identical row.
+    The tokens are the tokens of the rows. The engine computed fewer: it found the cached prompt tokens in the KV cache,
+    and it did not run duplicates, which took the output of an identical row.
 
     Attributes:
         num_rows: Rows, failed ones included.
-        num_failed: Those with an error.
-        num_duplicates: Those that took the output of an identical row.
-        num_input_tokens: Prompt tokens of the rows that went through.
-        num_cached_tokens: Those of them found in the KV cache.
-        num_output_tokens: Tokens of their outputs.
+        num_failed: Rows with an error.
+        num_duplicates: Rows that took the output of an identical row.
+        num_input_tokens: Prompt tokens of the rows without an error.
+        num_cached_tokens: Prompt tokens found in the KV cache.
+        num_output_tokens: Output tokens of the rows without an error.
         num_duplicate_input_tokens: Prompt tokens of the duplicates, which were not computed.
         num_duplicate_output_tokens: Output tokens of the duplicates, which were not generated again.
-        blocked_s: Seconds that outputs waited for the sink; whoever writes adds them.
+        blocked_s: Seconds that outputs waited for the sink. The writer of the rows adds them.
         finish_reasons: Finish reason -> rows.
         errors: Stage and class of the error -> rows and a message.
-        input_tokens: Prompt tokens by row.
-        output_tokens: Output tokens by row.
-        queue_s: Seconds from submission to the first step, by row that ran.
-        ttft_s: Seconds from submission to the first token, by row that ran.
-        e2e_s: Seconds from submission to the end, by row that ran.
+        input_tokens: Prompt tokens of each row.
+        output_tokens: Output tokens of each row.
+        queue_s: Seconds from submission to the first step, of each row that ran.
+        ttft_s: Seconds from submission to the first token, of each row that ran.
+        e2e_s: Seconds from submission to the end, of each row that ran.
     """
 
     num_rows: int = 0
@@ -77,10 +77,11 @@ class Counts:
     e2e_s: Histogram = field(default_factory=Histogram)
 
     def add(self, row: Row) -> None:
-        """Counts a row as generation left it: before `postprocess`, which may drop what is read here.
+        """Counts a row.
 
         Args:
-            row: The row. One with a true value in `columns.IS_DUPLICATE` took the output of an identical row.
+            row: The row as generation left it, before `postprocess`, which may drop the columns that are read here. A
+                true value in `columns.IS_DUPLICATE` marks a duplicate.
         """
         self.num_rows += 1
         if row.error is not None:
@@ -103,7 +104,7 @@ class Counts:
             self._add_times(data.get(columns.METRICS) or {})
 
     def add_error(self, error: RowError) -> None:
-        """Counts the error of a row that is counted already."""
+        """Counts the error of a row that `num_rows` already counts."""
         self.num_failed += 1
         kind = f"{error.stage}: {error.kind}"
         known = self.errors.setdefault(kind, ErrorKind(0, str(error)[:MAX_EXAMPLE_CHARS]))
@@ -111,7 +112,7 @@ class Counts:
         known.num_retryable += error.retryable
 
     def merge(self, other: Counts) -> None:
-        """Adds other rows."""
+        """Adds the counts of other rows."""
         for name in NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in HISTOGRAMS:
@@ -141,7 +142,7 @@ class Counts:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Counts:
-        """Returns the counts that `as_dict` described; what an older version did not know is nought."""
+        """Returns the counts that `as_dict` described. A number that an older version did not have is 0."""
         known: dict[str, Any] = {name: data.get(name, 0) for name in NUMBERS}
         known |= {name: Histogram.from_dict(data[name]) for name in HISTOGRAMS if name in data}
         errors = {kind: ErrorKind(**error) for kind, error in data.get("errors", {}).items()}

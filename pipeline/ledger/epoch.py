@@ -1,14 +1,14 @@
-"""Who may write: one writer after the other, each knowing exactly what its predecessors have left.
+"""Epochs: writers of a work folder follow on each other, and each knows exactly which records count.
 
-A process that was given up may still be alive for a moment, behind a broken connection or because its end has not come
-through to it yet, and write once more. So each writer opens an *epoch*: it announces its number, then lists what is
-there, and that list, with what it writes itself, is all that ever counts to those who come after it. A record that a
-former writer adds later is in nobody's list and does not count; its rows are run again by the new writer, which did
-not find them done.
+A process that was given up may stay alive for a moment, for example behind a broken connection, and write once more. So
+each writer opens an *epoch*. It announces its number, and then lists the records in the folder. For all later writers,
+the records that count are this list and the records that this writer adds. A record that a former writer adds later is
+in no list and does not count. The new writer did not find its rows done, and runs them again.
 
-A former writer could do harm only by removing flushes that its part has replaced, if the new one has listed the flushes
-and not the commit. It looks whether it is still the last one after its commit and before it removes anything: either
-it sees its successor and removes nothing, or the successor lists later than the commit was there.
+A former writer could do harm in one way: it removes flushes that its part has replaced, while the new writer has listed
+the flushes and not the commit of the part. So a writer checks, after each commit and before it removes a flush, that
+its epoch is still the last one. Either it sees its successor and removes nothing, or the successor listed the folder
+after the commit was written.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from .records import COMMIT, FLUSH
 RESULTS = "results"
 FAILED = "failed"
 KINDS = (RESULTS, FAILED)
-"""Folders of the work folder: results, and dead letters."""
+"""The folders in a work folder: one for results, and one for dead letters."""
 
 EPOCHS = "epochs"
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """The time of one writer.
+    """The period in which one process writes to a work folder.
 
     Attributes:
         work: The work folder.
-        number: Its number.
-        token: What tells it from another one that took the same number at the same moment.
-        records: Names of the records that former writers have left.
+        number: Number of the epoch.
+        token: Text that tells it from another epoch that took the same number at the same moment.
+        records: Names of the records of former writers that count.
     """
 
     work: Storage
@@ -56,7 +56,7 @@ class Epoch:
         token = uuid.uuid4().hex
         file = work / EPOCHS / _file_name(number)
         file.write_bytes(json.dumps({"token": token}).encode())
-        # Flushes before commits, and both after the announcement: see above.
+        # The module's docstring says why flushes come before commits, and both after the announcement.
         there = [f"{kind}/{name}" for suffix in (FLUSH, COMMIT) for kind in KINDS for name in _all(work, kind, suffix)]
         known = _known(work, former)
         records = tuple(sorted(name for name in there if name in known.names or _epoch_of(name) == known.number))
@@ -64,25 +64,25 @@ class Epoch:
         return cls(work, number, token, records)
 
     def is_last(self) -> bool:
-        """Whether nobody has begun an epoch since."""
+        """Whether no other process has begun an epoch since."""
         last = max(_list(self.work), default=0)
         return last == self.number and _read(self.work, last).get("token") == self.token
 
     def next_name(self, kind: str) -> str:
-        """Returns a name for the next thing written, without a suffix."""
+        """Returns a new name for a record or a part, without a suffix."""
         return f"{kind}/{self.number:06}-{next(self._numbers):06}"
 
 
 @dataclass(frozen=True)
 class _Known:
-    """The last epoch that may have written something, and what it found."""
+    """The last epoch that may have written records, and the records that it found."""
 
     number: int
     names: frozenset[str]
 
 
 def _known(work: Storage, numbers: list[int]) -> _Known:
-    """Finds the last writer that got as far as to know what its predecessors left; later ones wrote nothing."""
+    """Finds the last epoch that has listed the records of its predecessors. Epochs without a list wrote no record."""
     for number in sorted(numbers, reverse=True):
         about = _read(work, number)
         if "records" in about:

@@ -1,4 +1,4 @@
-"""A histogram that keeps its size however much goes in, and adds up with others."""
+"""`Histogram`: counts of values in logarithmic buckets. Its size does not grow with the number of values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STEPS_PER_DOUBLING = 8
-"""A bucket is 2**(1/8), some 9 %, wider than the one before it: so exact is a percentile."""
+"""A bucket is 2**(1/8) times as wide as the one before it, so a percentile is exact to about 9 %."""
 
 SMALLEST_EXPONENT = -20
 """Values under 2**-20 (a microsecond, in seconds) share one bucket with zero."""
@@ -21,11 +21,11 @@ class Histogram:
     """Counts of values that are zero or more, in buckets of equal width on a logarithmic scale.
 
     Attributes:
-        count: Values.
+        count: Number of values.
         total: Their sum.
-        smallest: The least of them; infinite while there is none.
-        largest: The greatest of them.
-        buckets: Bucket -> values in it; bucket i holds 2**(i/8) up to 2**((i+1)/8), and the lowest one zero.
+        smallest: The least value; infinite while there is none.
+        largest: The greatest value.
+        buckets: Bucket -> number of values in it. Bucket i holds 2**(i/8) up to 2**((i+1)/8); the lowest holds zero.
     """
 
     count: int = 0
@@ -38,8 +38,8 @@ class Histogram:
         """Counts a value.
 
         Args:
-            value: Zero or more.
-            times: How often it came.
+            value: A number of zero or more.
+            times: Number of times that the value occurred.
         """
         bucket = bucket_of(value)
         self.buckets[bucket] = self.buckets.get(bucket, 0) + times

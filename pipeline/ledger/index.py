@@ -1,7 +1,7 @@
-"""Which rows are done: sorted ids in files that are mapped into memory, twelve bytes a row.
+"""`RowIndex`: the ids of the rows that are done, sorted, in files mapped into memory. A row takes twelve bytes.
 
-The pages belong to the system's file cache, not to the process: they come back from disk when memory is short. The
-files have no name, so they end with the process, whatever it dies of.
+The pages belong to the file cache of the system and not to the process, so the system can drop them when memory is
+short and read them again. The files have no name, so they vanish with the process, whatever ends it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from .row_id import ID_TYPE
 class RowIndex:
     """A set of row ids that grows by whole arrays.
 
-    Each array is kept sorted by itself; two of a size are joined, so that a set of n rows is never in more than
-    log2(n) arrays.
+    Each array is sorted. Arrays of similar size are joined, so that a set of n ids has at most log2(n) arrays.
 
     Args:
         ids: Arrays of ids to start with.
@@ -29,7 +28,7 @@ class RowIndex:
         self._append(ids)
 
     def __len__(self) -> int:
-        """Returns the number of ids; one that was added twice counts twice."""
+        """Returns the number of ids. An id that was added twice counts twice."""
         return sum(len(run) for run in self._runs)
 
     def add(self, ids: np.ndarray) -> None:
@@ -46,7 +45,7 @@ class RowIndex:
         return self._runs[0] if self._runs else np.empty(0, ID_TYPE)
 
     def count_between(self, first: bytes, end: bytes) -> int:
-        """Returns how many ids there are from `first` to before `end`."""
+        """Returns the number of ids from `first` to before `end`."""
         ends = np.array([first, end], dtype=ID_TYPE)
         return sum(int(np.diff(np.searchsorted(run, ends))[0]) for run in self._runs)
 
@@ -57,7 +56,7 @@ class RowIndex:
             ids: Ids of shape [num_rows].
 
         Returns:
-            Whether each is in the set, bool of shape [num_rows].
+            Whether each id is in the set, bool of shape [num_rows].
         """
         found = np.zeros(len(ids), dtype=bool)
         for run in self._runs:
@@ -72,7 +71,7 @@ class RowIndex:
 
 
 def _mapped(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Joins arrays in a sorted one that lies in a file."""
+    """Joins arrays to a sorted one in a file without a name."""
     with tempfile.TemporaryFile() as file:
         for part in parts:
             file.write(np.ascontiguousarray(part).view(np.uint8).data)

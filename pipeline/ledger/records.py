@@ -1,14 +1,15 @@
-"""What is durable of a job under way: pieces of its output, each with the ids and the counts of its rows.
+"""Records: the durable pieces of the output of an unfinished job, each with the ids and the counts of its rows.
 
-A *flush* holds the rows that finished in a few seconds, ids and counts with them, in one object. A *part* is a file of
-the output, and its *commit* the object beside it with the ids and the counts. A commit names the flushes whose rows
-the part has: from then on they count no more, and are removed. A part without a commit never counted.
+A *flush* is one object with the rows that finished within a few seconds, their ids and their counts. A *part* is a file
+of the output, and its *commit* is an object beside it with the ids and the counts. A commit names the flushes whose
+rows are in the part. From then on these flushes do not count, and they are removed. A part without a commit does not
+count.
 
     results/000002-000007.flush          rows, ids, counts
     results/000002-000008.parquet        rows
     results/000002-000008.ids            ids, counts, and "I replace 000002-000001.flush to 000002-000007.flush"
 
-The first number is that of the writer (`epoch.py`), the second counts what it wrote.
+The first number is the number of the writer's epoch (`epoch.py`), the second counts the objects that it wrote.
 """
 
 from __future__ import annotations
@@ -29,23 +30,23 @@ from .counts import Counts
 FLUSH = ".flush"
 COMMIT = ".ids"
 READERS = 16
-"""Records that are read at once."""
+"""Number of records that are read at once."""
 
 ABOUT = b"millrace"
-"""Key of the metadata of a record's schema, under which what is no column is kept, as JSON."""
+"""Key in the metadata of a record's schema. Its value is JSON with the fields of `Record`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A flush, or the commit of a part. The ids stay where they are until `read_ids` is asked for them.
+    """A flush, or the commit of a part. The ids stay in storage until `read_ids` reads them.
 
     Attributes:
         name: Its name in the work folder.
         num_rows: Number of its rows.
-        counts: What its rows add up to.
-        part: Name of the part in the work folder; None in a flush.
+        counts: Counts of its rows.
+        part: Name of the part in the work folder; None for a flush.
         num_bytes: Size of the part.
-        replaces: Names of the flushes whose rows the part has.
+        replaces: Names of the flushes whose rows are in the part.
         first: The least id of a part.
         last: The greatest id of a part.
     """
@@ -67,18 +68,18 @@ def write_flush(work: Storage, name: str, rows: pa.Table, counts: Counts) -> Non
         work: Work folder.
         name: Name of the flush.
         rows: Rows, with the column `columns.ROW_ID`.
-        counts: What they add up to.
+        counts: Their counts.
     """
     _write(work / name, rows, {"counts": counts.as_dict(), "num_rows": rows.num_rows})
 
 
 def write_commit(work: Storage, record: Record, ids: np.ndarray) -> None:
-    """Writes the commit of a part that is there already.
+    """Writes the commit of a part. The part must exist.
 
     Args:
         work: Work folder.
         record: The commit.
-        ids: Its row ids, sorted.
+        ids: The sorted row ids of the part.
     """
     about = {
         "num_rows": record.num_rows,
@@ -93,7 +94,7 @@ def write_commit(work: Storage, record: Record, ids: np.ndarray) -> None:
 
 
 def read_records(work: Storage, names: Iterable[str]) -> list[Record]:
-    """Reads records, those left out that others replace.
+    """Reads records, and skips the flushes that a commit replaces.
 
     Args:
         work: Work folder.
@@ -103,7 +104,7 @@ def read_records(work: Storage, names: Iterable[str]) -> list[Record]:
         Records in the order of their names.
     """
     given = sorted(names)
-    with ThreadPoolExecutor(READERS) as readers:  # In a bucket each is a request or two, and there may be hundreds.
+    with ThreadPoolExecutor(READERS) as readers:  # In a bucket, a record takes a request or two.
         commits = list(readers.map(lambda name: read_record(work, name), _ending(given, COMMIT)))
         replaced = {name for commit in commits for name in commit.replaces}
         live = [name for name in _ending(given, FLUSH) if name not in replaced]
@@ -128,7 +129,7 @@ def read_record(work: Storage, name: str) -> Record:
 
 
 def read_ids(work: Storage, record: Record) -> np.ndarray:
-    """Returns the ids of a record, [num_rows]; sorted if it is a commit."""
+    """Returns the row ids of a record, [num_rows]. The ids of a commit are sorted."""
     return row_id.from_arrow(_read(work / record.name)[columns.ROW_ID])
 
 
@@ -138,7 +139,7 @@ def read_flush_rows(work: Storage, name: str) -> pa.Table:
 
 
 def without_about(rows: pa.Table) -> pa.Table:
-    """Returns a table without what `ABOUT` holds."""
+    """Returns a table without the metadata of a record."""
     kept = {key: value for key, value in (rows.schema.metadata or {}).items() if key != ABOUT}
     return rows.replace_schema_metadata(kept or None)
 

@@ -1,7 +1,7 @@
-"""What a row is known by: twelve bytes, from its place in the input or from its key.
+"""Row ids: twelve bytes from the place of a row in the input, or from its key.
 
-As an array, ids are numpy strings of twelve bytes (`ID_TYPE`), whose order is that of the bytes. As Python values they
-are taken out by `as_bytes`: numpy itself drops zero bytes at the end of a string.
+An array of ids has strings of twelve bytes (`ID_TYPE`), which numpy sorts by their bytes. `as_bytes` returns Python
+values, because numpy itself drops zero bytes at the end of a string.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ ID_TYPE = np.dtype(f"S{ROW_ID_BYTES}")
 
 
 def key_ids(table: pa.Table, key: Sequence[str]) -> np.ndarray:
-    """Returns the ids of rows known by the values of some columns.
+    """Returns the ids of rows that a key identifies.
 
     Args:
         table: The rows.
-        key: Names of the columns.
+        key: Names of the columns of the key.
 
     Returns:
-        Ids of shape [num_rows]: 96 bits of blake2b, so that two of a billion keys share one with a chance of 1e-11.
+        Ids of shape [num_rows]: 96 bits of blake2b. Among a billion keys, the chance that two share an id is 1e-11.
     """
     values = zip(*(table[name].to_pylist() for name in key), strict=True)
-    empty = hashlib.blake2b(digest_size=ROW_ID_BYTES)  # Copied for each row: half the time of making one.
+    empty = hashlib.blake2b(digest_size=ROW_ID_BYTES)  # A copy takes half the time of a new one.
     digests = []
     for one in values:
         digest = empty.copy()
@@ -37,7 +37,7 @@ def key_ids(table: pa.Table, key: Sequence[str]) -> np.ndarray:
 
 
 def from_arrow(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Returns the ids of a column of `binary(12)` without copying them, if it is one piece."""
+    """Returns the ids of a column. A column of `binary(12)` in one piece is not copied."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if array.type != pa.binary(ROW_ID_BYTES):
         array = array.cast(pa.binary(ROW_ID_BYTES))
@@ -58,5 +58,5 @@ def as_bytes(ids: np.ndarray) -> list[bytes]:
 
 
 def from_bytes(values: Sequence[bytes]) -> np.ndarray:
-    """Returns Python values of twelve bytes each as an array."""
+    """Returns an array of ids from Python values of twelve bytes each."""
     return np.frombuffer(b"".join(values), dtype=ID_TYPE)

@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from .. import columns
+from ..arrow_values import fits, to_array
 from ..stages.base import Row, RowError, Stage
 
 MakeStages = Callable[[], Sequence[Stage]]
@@ -138,7 +139,7 @@ def to_columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table | dict[str, Any]:
     values = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     types = columns.result_types()
     try:
-        return pa.table({name: _to_arrow(column, types.get(name)) for name, column in values.items()})
+        return pa.table({name: to_array(column, types.get(name)) for name, column in values.items()})
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         return {name: _to_objects(column) for name, column in values.items()}
 
@@ -165,7 +166,7 @@ def to_schema(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
 
 
 def _fitted(row: Row, result: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:
-    unfit = {field.name for field in schema if not _fits(result.get(field.name), field.type)}
+    unfit = {field.name for field in schema if not fits(result.get(field.name), field.type)}
     if not unfit:
         return dict(result)
     name = min(unfit)
@@ -174,24 +175,6 @@ def _fitted(row: Row, result: Mapping[str, Any], schema: pa.Schema) -> dict[str,
     )
     kept = {name: value for name, value in row.input.items() if name not in unfit}
     return result_columns(Row(kept, {}, error), mark_success=True)
-
-
-def _fits(value: Any, kind: pa.DataType) -> bool:
-    try:
-        pa.array([value], kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return False
-    return True
-
-
-def _to_arrow(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    """Types a column as it is known by name, or else by its values."""
-    if kind is not None:
-        try:
-            return pa.array(values, kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            pass  # The user's postprocess gave the name a meaning of its own.
-    return pa.array(values)
 
 
 def _to_objects(values: list[Any]) -> np.ndarray:

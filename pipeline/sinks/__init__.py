@@ -1,1 +1,1 @@
-"""Where rows end: results and dead letters, durable one by one, published in one go."""
+"""Outputs: results and dead letters become durable row by row, and are published all at once."""

@@ -1,7 +1,7 @@
-"""Parts in the order of the input: rows are taken from the parts they are in, one output file at a time.
+"""Files in the order of the input, written one after the other from the rows of all parts.
 
-The ids of all rows, sorted, say which rows a file has. A part is sorted as well, so its share of a file is one stretch,
-and only the row groups of that stretch are read. In memory are the rows of one file, and twelve bytes a row.
+The sorted ids of all rows say which rows a file has. Each part is sorted as well, so its share of a file is one range
+of rows, and only the row groups of that range are read. Memory holds the rows of one file, and twelve bytes a row.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from .parts import OutputSpec
 
 
 def order_parts(epoch: Epoch, parts: Sequence[Record], spec: OutputSpec) -> list[Record]:
-    """Writes the rows of parts into files that follow on each other.
+    """Writes the rows of all parts into files, in the order of their ids.
 
     Args:
-        epoch: The writer's epoch.
+        epoch: The epoch of the process that writes.
         parts: Commits of parts in Parquet.
-        spec: What is written.
+        spec: How the output is written.
 
     Returns:
-        A record of each file. They are no commits: the parts stay what counts until the files are published.
+        A record of each file. The records are not written as commits: until the files are published, the parts count.
     """
     format = FORMATS[spec.format]
     everything = RowIndex(read_ids(epoch.work, part) for part in parts).sorted_ids()
@@ -41,14 +41,14 @@ def order_parts(epoch: Epoch, parts: Sequence[Record], spec: OutputSpec) -> list
         file = f"{epoch.next_name(RESULTS)}-ordered.{format.extension}"
         content = format.encode(_rows_between(epoch.work, parts, ids[[0, -1]]))
         (epoch.work / file).write_bytes(content)
-        # The counts are needed in their sum only.
+        # Only the sum of the counts of all files is read later.
         counts = Counts() if written else Counts.sum(part.counts for part in parts)
         written.append(Record(file, len(ids), counts, file, len(content)))
     return written
 
 
 def _rows_between(work: Storage, parts: Sequence[Record], ends: np.ndarray) -> pa.Table:
-    """Returns the rows whose ids lie between two, sorted by them."""
+    """Returns the rows whose ids are from the first to the last of `ends`, sorted by id."""
     least, greatest = row_id.as_bytes(ends)
     rows, ids = [], []
     for part in parts:
@@ -65,7 +65,7 @@ def _rows_between(work: Storage, parts: Sequence[Record], ends: np.ndarray) -> p
 
 
 def _read_rows(file: Storage, first: int, last: int) -> pa.Table:
-    """Reads rows `first` to before `last` of a Parquet file."""
+    """Reads the rows of a Parquet file from `first` to before `last`."""
     with file.open_arrow() as opened:
         parquet = pq.ParquetFile(opened)
         sizes = [parquet.metadata.row_group(at).num_rows for at in range(parquet.num_row_groups)]

@@ -1,4 +1,4 @@
-"""Rows into durable pieces: a flush for what has just come, a part of the output once there is enough for a file."""
+"""Rows as durable pieces: flushes of a few seconds, and parts of the output made of flushes once they fill a file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .format import SinkFormat
 from .formats import FORMATS
 
 MAX_PART_BYTES = 256 << 20
-"""A part is closed when its rows are this large in memory, however few they are."""
+"""A part is closed when its rows take this much memory, even if they are few."""
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """What is written, and where to. It pickles, for the processes that write.
+    """How an output is written. It pickles, so that it can travel to the process that writes.
 
     Attributes:
         work: The work folder.
         format: Name of the format of the results; dead letters are Parquet.
-        schema: Columns and types of the results; None for what the rows hold.
-        input_schema: Columns and types of the rows as they were read; None for what they hold.
-        is_ordered: Whether the files will have the order of the input.
+        schema: Columns and types of the results; None to take them from the rows.
+        input_schema: Columns and types of the input; None to take them from the rows.
+        is_ordered: Whether the rows of the output have the order of the input.
         max_rows_per_file: Most rows of a file.
         flush_interval_s: Seconds after which a finished row is durable.
     """
@@ -44,22 +44,22 @@ class OutputSpec:
     flush_interval_s: float = 5.0
 
     def part_format(self, kind: str) -> SinkFormat:
-        """Returns the format of the parts of a kind: that of the files, unless these are made of them in the end."""
+        """Returns the format of the parts of a kind. Ordered results are read again, so their parts are Parquet."""
         return FORMATS[self.format if kind == "results" and not self.is_ordered else "parquet"]
 
 
 Closed = tuple[Record, np.ndarray]
-"""The commit of a part, and the ids in it, sorted."""
+"""The commit of a part, and the sorted ids of its rows."""
 
 
 @dataclass(slots=True)
 class Flushed:
-    """A flush that no part has yet.
+    """A flush whose rows are not yet in a part.
 
     Attributes:
         name: Its name in the work folder.
         rows: Its rows, with the column `columns.ROW_ID`.
-        counts: What they add up to.
+        counts: Counts of its rows.
     """
 
     name: str
@@ -69,14 +69,14 @@ class Flushed:
 
 @dataclass(slots=True)
 class PartWriter:
-    """Writes the flushes and parts of one kind, one call after the other.
+    """Writes the flushes and parts of one kind. Calls must not overlap.
 
     Attributes:
-        epoch: The writer's epoch.
+        epoch: The epoch of the process that writes.
         kind: ``"results"`` or ``"failed"``.
-        format: Of the parts.
+        format: Format of the parts.
         max_rows: Most rows of a part.
-        flushed: Flushes that no part has yet.
+        flushed: Flushes whose rows are not yet in a part.
     """
 
     epoch: Epoch
@@ -90,17 +90,17 @@ class PartWriter:
 
         Args:
             rows: Rows with the column `columns.ROW_ID`, at most `max_rows`.
-            counts: What they add up to.
+            counts: Their counts.
 
         Returns:
-            The parts that were closed for it.
+            The parts that this call has closed.
         """
         name = self.epoch.next_name(self.kind) + FLUSH
         write_flush(self.epoch.work, name, rows, counts)
         return self.take_over(Flushed(name, rows, counts))
 
     def take_over(self, flushed: Flushed) -> list[Closed]:
-        """Makes a flush part of the next part; as `add` for one that is written already."""
+        """Puts a flush that is already written into the next part, and returns the parts that this call has closed."""
         closed = [] if self._has_room_for(flushed.rows) else self.close_part()
         self.flushed.append(flushed)
         if sum(one.rows.nbytes for one in self.flushed) >= MAX_PART_BYTES or self._num_rows >= self.max_rows:
@@ -108,13 +108,13 @@ class PartWriter:
         return closed
 
     def close_part(self) -> list[Closed]:
-        """Makes a part of the flushes, sorted by row id, and removes them.
+        """Writes a part with the rows of all flushes, sorted by row id, and removes the flushes.
 
         Returns:
-            The part; nothing if there was no row for one.
+            The part; an empty list if there are no rows.
 
         Raises:
-            ConfigError: Another writer has begun since; nothing was removed.
+            ConfigError: Another process has begun to write since. No flush was removed.
         """
         if not self.flushed:
             return []
@@ -128,16 +128,8 @@ class PartWriter:
         (work / part).write_bytes(content)
         replaced = tuple(one.name for one in self.flushed)
         first, last = row_id.as_bytes(ids[[0, -1]])
-        commit = Record(
-            name + COMMIT,
-            len(ids),
-            Counts.sum(flush.counts for flush in self.flushed),
-            part,
-            len(content),
-            replaced,
-            first,
-            last,
-        )
+        counts = Counts.sum(flush.counts for flush in self.flushed)
+        commit = Record(name + COMMIT, len(ids), counts, part, len(content), replaced, first, last)
         write_commit(work, commit, ids)
         if not self.epoch.is_last():
             raise ConfigError(
@@ -150,7 +142,7 @@ class PartWriter:
 
     @property
     def num_rows_left(self) -> int:
-        """How many rows the next part has room for."""
+        """Number of rows that still fit into the next part."""
         return self.max_rows - self._num_rows
 
     @property
@@ -170,5 +162,5 @@ class PartWriter:
         return True
 
     def _shown(self, rows: pa.Table) -> pa.Table:
-        """Returns the columns of a file: of dead letters the id as well, by which they are run again."""
+        """Returns the columns of a file. Dead letters keep the id, by which they are known when they run again."""
         return without_about(rows if self.kind == "failed" else rows.drop_columns([columns.ROW_ID]))

@@ -1,4 +1,4 @@
-"""Finished rows as tables: results in their columns, dead letters as they were read and with what went wrong."""
+"""Finished rows as tables: results in their columns, dead letters in the columns of the input and of the error."""
 
 from __future__ import annotations
 
@@ -9,23 +9,21 @@ from typing import Any
 import pyarrow as pa
 
 from .. import columns
+from ..arrow_values import UNFIT, fits, to_array
 from ..stages.base import Row, RowError
 
-UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError)
-"""What Arrow raises for a value that does not fit a type."""
-
 WRITE = "write"
-"""How errors name the stage that makes tables of rows."""
+"""Name in errors of the stage that makes tables of rows."""
 
 
 @dataclass(slots=True)
 class Finished:
-    """A row that is through all stages.
+    """A row that has passed all stages.
 
     Attributes:
-        row_id: What the ledger knows it by.
+        row_id: Its id in the ledger.
         row: The row.
-        generated: The row as generation left it, before `postprocess`: what is counted.
+        generated: The row as generation left it, before `postprocess`. This form is counted.
     """
 
     row_id: bytes
@@ -34,21 +32,21 @@ class Finished:
 
 
 NOT_WRITTEN = (columns.ROW_ID, columns.IS_DUPLICATE)
-"""Columns of a row that only the pipeline reads; the id is put first by itself."""
+"""Columns of a row that are not written as they are: the id is the first column of every table."""
 
 Group = tuple[list[Finished], pa.Table]
-"""Rows, and the table of them."""
+"""Rows, and their table."""
 
 
 def result_tables(rows: Sequence[Finished], schema: pa.Schema | None) -> tuple[list[Group], list[Finished]]:
-    """Makes tables of rows that went through.
+    """Makes tables of rows without an error.
 
     Args:
         rows: The rows.
-        schema: Columns and types; None for what the rows hold.
+        schema: Columns and types; None to take them from the rows.
 
     Returns:
-        Tables with the column `columns.ROW_ID`, and the rows that cannot be written, which now hold the reason.
+        Tables with the column `columns.ROW_ID`, and the rows that cannot be written. The error of such a row says why.
     """
     groups, unfit = _tables(rows, [one.row.data for one in rows], schema)
     for one in unfit:
@@ -61,45 +59,26 @@ def failed_tables(rows: Sequence[Finished], schema: pa.Schema | None) -> list[Gr
 
     Args:
         rows: Rows with an error.
-        schema: Columns and types of the rows as they were read; None for what they hold.
+        schema: Columns and types of the input; None to take them from the rows.
 
     Returns:
-        Tables with the columns of the rows as they were read and those of `columns.error_types`.
+        Tables with the columns of the input and the columns of `columns.error_types`.
     """
     types = columns.error_types()
     if schema is not None:
         kept = [field for field in schema if field.name not in types]
         schema = pa.schema([*kept, *((name, kind) for name, kind in types.items() if name != columns.ROW_ID)])
     groups, unfit = _tables(rows, [{**one.row.input, **_error_columns(one.row)} for one in rows], schema)
-    if unfit:  # Objects that only Python knows: their text is better than nothing.
+    if unfit:  # Arrow has no type for some objects of Python; their text is written in their place.
         shown = [{**_as_text(one.row.input), **_error_columns(one.row)} for one in unfit]
         groups += _tables(unfit, shown, None)[0]
     return groups
 
 
-def typed(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    """Types a column as it is known by name, or else by its values."""
-    if kind is not None:
-        try:
-            return pa.array(values, kind)
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            pass  # The user's postprocess gave the name a meaning of its own.
-    return pa.array(values)
-
-
-def fits(value: Any, kind: pa.DataType) -> bool:
-    """Whether a value can stand in a column of a type."""
-    try:
-        pa.array([value], kind)
-    except UNFIT:
-        return False
-    return True
-
-
 def _tables(
     rows: Sequence[Finished], values: Sequence[Mapping[str, Any]], schema: pa.Schema | None
 ) -> tuple[list[Group], list[Finished]]:
-    """Makes one table if all rows fit one; else takes those out that fit none, and groups the others by their types."""
+    """Makes one table if all rows fit it, else a table for each group of types. Returns rows that fit none too."""
     if not rows:
         return [], []
     try:
@@ -124,7 +103,7 @@ def _table(rows: Sequence[Finished], values: Sequence[Mapping[str, Any]], schema
     if schema is None:
         names = dict.fromkeys(name for one in values for name in one if name not in NOT_WRITTEN)
         types = {**columns.result_types(), **columns.error_types()}
-        arrays = {name: typed([one.get(name) for one in values], types.get(name)) for name in names}
+        arrays = {name: to_array([one.get(name) for one in values], types.get(name)) for name in names}
     else:
         arrays = {field.name: pa.array([one.get(field.name) for one in values], field.type) for field in schema}
     return pa.table({columns.ROW_ID: pa.array([one.row_id for one in rows], pa.binary(12)), **arrays})

@@ -1,4 +1,4 @@
-"""Rows of many blocks into one output, durable a few seconds after they are finished: `ResultWriter`."""
+"""`ResultWriter`: writes the rows of many blocks to one output, each durable a few seconds after it has finished."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ MAX_ROWS_PER_FLUSH = 8192
 
 @dataclass(slots=True, eq=False)
 class BlockOfRows:
-    """The rows of a block under way, those left out that are done.
+    """The rows of a block that are to run.
 
     Attributes:
-        is_new: Whether each row of the block is to be run, [num_rows].
+        is_new: Whether each row of the block is to run, bool of shape [num_rows]. The others are done.
         row_ids: Ids of the rows to run.
-        num_appended: Rows that are finished.
-        num_written: Those of them that are durable.
+        num_appended: Number of rows that have finished.
+        num_written: Number of rows that are durable.
     """
 
     is_new: np.ndarray
@@ -42,13 +42,13 @@ class BlockOfRows:
 class ResultWriter:
     """Writes the rows of all blocks of a process, results and dead letters, each row once.
 
-    Blocks are under way in threads. A thread enters `block`, appends rows as they finish, and leaves when all of them
-    are durable: what Ray is told is done is done. Another thread writes: when `flush_interval_s` has passed, when no
-    block can go on before it has, or when there is much to write.
+    Each block has a thread. The thread enters `block`, appends rows as they finish, and leaves when all of them are
+    durable, so a call that Ray takes for done has lost no row. One more thread writes: after `flush_interval_s`, when
+    many rows wait, or when too many blocks wait for it to go on.
 
     Args:
-        spec: What is written, and where to.
-        max_blocks: Blocks that can be under way at once.
+        spec: How the output is written.
+        max_blocks: Most blocks at once.
     """
 
     def __init__(self, spec: OutputSpec, max_blocks: int) -> None:
@@ -74,16 +74,16 @@ class ResultWriter:
 
     @contextmanager
     def block(self, ids: np.ndarray) -> Iterator[BlockOfRows]:
-        """Holds a block of rows; at the end it waits until all that was appended is durable.
+        """Claims the rows of a block. At its end, the context waits until all appended rows are durable.
 
-        Rows that are done already are left out: Ray repeats a call whose answer was lost. So are the later ones of
-        rows with the same id. If another block has some of the rows, its end is waited for first.
+        Rows that are done are left out, because Ray repeats a call whose answer was lost. Of rows with the same id,
+        only the first one runs. If another block has claimed some of the rows, this call first waits for its end.
 
         Args:
             ids: Row ids of the block, [num_rows].
 
         Raises:
-            MillraceError: What finished cannot be written.
+            MillraceError: Finished rows cannot be written.
         """
         block = self._claim(ids)
         try:
@@ -97,12 +97,12 @@ class ResultWriter:
                 self._wake_if_needed()
 
     def append(self, block: BlockOfRows, row_id: bytes, row: Row, generated: Row) -> None:
-        """Takes a row that is through all stages.
+        """Takes a row that has passed all stages.
 
         Args:
-            block: The block it is of.
+            block: The block of the row.
             row_id: Its id.
-            row: The row: a result, or with an error a dead letter.
+            row: The row. With an error it is a dead letter, otherwise a result.
             generated: The row as generation left it.
         """
         with self._lock:
@@ -111,7 +111,7 @@ class ResultWriter:
             self._wake_if_needed()
 
     def take_counts(self) -> Counts:
-        """Returns what has been written since the last call."""
+        """Returns the counts of the rows written since the last call."""
         with self._lock:
             counts, self._counts = self._counts, Counts()
         return counts
@@ -144,7 +144,7 @@ class ResultWriter:
             raise self._error
 
     def _must_write(self) -> bool:
-        """Whether there is much to write, or too many blocks wait for it."""
+        """Whether many rows wait to be written, or too many blocks wait for their rows."""
         is_stuck = self._num_waiting >= min(len(self._blocks), self._max_waiting)
         return bool(self._finished) and (is_stuck or len(self._finished) >= MAX_ROWS_PER_FLUSH)
 
@@ -153,7 +153,7 @@ class ResultWriter:
             self._much_to_write.notify()
 
     def _write_on(self) -> None:
-        """Writes what is finished, again and again; what it fails with is raised in the threads that have rows."""
+        """Writes finished rows in a loop. Its error is raised in the threads of all blocks."""
         try:
             while True:
                 with self._lock:
@@ -163,7 +163,7 @@ class ResultWriter:
                     num_rows = min(MAX_ROWS_PER_FLUSH, self._parts[RESULTS].num_rows_left)
                     self._write(finished[:num_rows])
                     finished = finished[num_rows:]
-        except BaseException as error:  # noqa: BLE001  # raised anew in every thread that has rows
+        except BaseException as error:  # noqa: BLE001  # raised again in the thread of every block
             with self._lock:
                 self._error = error
                 self._written.notify_all()
@@ -180,7 +180,7 @@ class ResultWriter:
             for group in groups:
                 self._write_group(kind, group)
         with self._lock:
-            # While every block waits for this, the engines get nothing new.
+            # While every block waits for this thread, the engines get no new rows.
             if self._num_waiting == len(self._blocks):
                 self._counts.blocked_s += time.monotonic() - started_s
             for block, _ in finished:
@@ -202,5 +202,5 @@ class ResultWriter:
 
 
 def _counted(one: Finished) -> Row:
-    """Returns a row as it is counted: as generation left it, or with the error that came after that."""
+    """Returns the form of a row that is counted: the row as generation left it, or the row with a later error."""
     return one.generated if one.row.error is None else one.row

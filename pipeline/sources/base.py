@@ -14,20 +14,20 @@ from .. import columns
 from ..files.storage import Storage
 
 READ_ERROR = "__read_error"
-"""Why a piece of the input is not a row; only between reading and preparing."""
+"""Column with the reason why a piece of the input is not a row. It exists between reading and preparing."""
 
 POSITION_TYPE = pa.binary(12)
 END = 1 << 62
-"""A position after every one that a file can have."""
+"""A position greater than any position in a file."""
 
 LOOK_BYTES = 32 << 20
-"""Text is looked through whole for the types of its columns up to this size."""
+"""Text up to this size is read whole to find the types of its columns."""
 
 SAMPLE_BYTES = 8 << 20
-"""Of more text than that, so much is looked through."""
+"""Of larger text, this much is read to find the types of its columns."""
 
 TABLE_BYTES = 1 << 20
-"""A table that a reader hands out has about so many bytes, if a row is no larger."""
+"""About the size of a table that `SourceFormat.read` yields, unless one row is larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +56,11 @@ class InputFile:
     """A file of the input.
 
     Attributes:
-        ordinal: Its number in the input; the first part of the position of its rows.
-        storage: Where it is.
-        size: In bytes; None where the store does not say.
-        etag: Changes when the content does.
-        table: What the log of its table says of it; None for a file that belongs to none.
+        ordinal: Number of the file in the input; the first part of the position of its rows.
+        storage: Its place.
+        size: Its size in bytes; None if the store does not say.
+        etag: Text that changes when the content changes.
+        table: The entry in the log of its table; None for a file outside of tables.
     """
 
     ordinal: int
@@ -77,14 +77,14 @@ class InputFile:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A part of a file that is read in one go: the rows with a position from `start` to before `stop`.
+    """A part of a file that is read at once: the rows with a position from `start` to before `stop`.
 
     Attributes:
         file: The file.
-        start: Number of the first row, or for lines of JSON the byte from which on a line may start.
-        stop: Number after that of the last row, or the byte from which on no line may start.
-        num_rows: Rows of the part; None if that takes reading it.
-        num_bytes: What it takes in the file, roughly.
+        start: Number of the first row. For lines of JSON, the first byte at which a line may start.
+        stop: Number of the row after the last one. For lines of JSON, the first byte at which no line may start.
+        num_rows: Rows of the unit; None if their number is not known before they are read.
+        num_bytes: About the size of the unit in the file.
     """
 
     file: InputFile
@@ -94,23 +94,23 @@ class Unit:
     num_bytes: int = 0
 
     def bounds(self) -> tuple[bytes, bytes]:
-        """Returns the least value of `columns.POSITION` that it may hold, and the least beyond it."""
+        """Returns the least value of `columns.POSITION` in the unit, and the least value after it."""
         low, high = position_column(self.file.ordinal, [self.start, self.stop]).to_pylist()
         return low, high
 
     def first_rows(self, num_rows: int) -> Unit:
-        """Returns the part with these many rows at most, of one that is cut by rows."""
+        """Returns a unit of the first rows. The positions of this unit must be numbers of rows."""
         count = min(num_rows, self.stop - self.start)
         return replace(self, stop=self.start + count, num_rows=count)
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is known of the input before it is read.
+    """The input as it is known before it is read.
 
     Attributes:
         schema: Columns and types.
-        units: The parts, in the order of the input.
+        units: The units, in the order of the input.
     """
 
     schema: pa.Schema
@@ -118,12 +118,12 @@ class Look:
 
     @property
     def num_rows(self) -> int | None:
-        """Rows of all parts; None if not known."""
+        """Rows of all units; None if their number is not known."""
         return count_rows(self.units)
 
 
 def count_rows(units: Sequence[Unit]) -> int | None:
-    """Returns the rows of all parts; None if not known."""
+    """Returns the number of rows of all units; None if it is not known."""
     counts = [unit.num_rows for unit in units]
     return None if None in counts else sum(count for count in counts if count is not None)
 
@@ -187,11 +187,13 @@ class TableKind:
 
 
 def position_column(ordinal: int, positions: Sequence[int] | np.ndarray) -> pa.Array:
-    """Returns the column of positions: 4 bytes of the file's ordinal, 8 of the place in it, so that bytes sort as rows.
+    """Returns a column of positions, whose bytes sort in the order of the input.
+
+    A position is 4 bytes with the ordinal of the file and 8 bytes with the place in the file.
 
     Args:
-        ordinal: Of the file.
-        positions: Places in it, by row.
+        ordinal: The ordinal of the file.
+        positions: The place of each row in the file.
     """
     places = np.asarray(positions, dtype=">u8")
     joined = np.empty((len(places), 12), np.uint8)
@@ -201,26 +203,26 @@ def position_column(ordinal: int, positions: Sequence[int] | np.ndarray) -> pa.A
 
 
 def full_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns the columns of the tables that a reader hands out."""
+    """Returns the columns of the tables that `SourceFormat.read` yields."""
     return pa.schema([*schema, pa.field(columns.POSITION, POSITION_TYPE), pa.field(READ_ERROR, pa.string())])
 
 
 def finish_table(
     table: pa.Table, ordinal: int, positions: Sequence[int] | np.ndarray, errors: Sequence[str | None] | None = None
 ) -> pa.Table:
-    """Adds to rows where they are from, and which of them are none. There may be rows without any column."""
+    """Adds positions and read errors to a table. The table may have no columns, so `positions` counts the rows."""
     reasons = pa.nulls(len(positions), pa.string()) if errors is None else pa.array(errors, pa.string())
     return pa.table([*table.columns, position_column(ordinal, positions), reasons], schema=full_schema(table.schema))
 
 
 def error_rows(schema: pa.Schema, ordinal: int, positions: Sequence[int], reason: str) -> pa.Table:
-    """Returns rows without values, for what cannot be read."""
+    """Returns rows without values for pieces of the input that cannot be read."""
     nothing = pa.table([pa.nulls(len(positions), field.type) for field in schema], schema=_nullable(schema))
     return finish_table(nothing, ordinal, positions, [reason] * len(positions))
 
 
 def align(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Returns a table with exactly these columns: a missing one is null, one of another type is cast.
+    """Returns a table with exactly these columns. A missing column is null, and a column of another type is cast.
 
     Raises:
         ArrowInvalid: A value does not fit its column.
@@ -236,10 +238,10 @@ def align(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def unify(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Returns the columns of all files.
+    """Returns the columns of all files, with types that hold the values of all.
 
     Raises:
-        ConfigError: A column has types that no type holds.
+        ConfigError: No type holds the values of a column in all files.
     """
     try:
         return pa.unify_schemas(list(schemas), promote_options="permissive").remove_metadata()
@@ -254,9 +256,9 @@ def _nullable(schema: pa.Schema) -> pa.Schema:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether an error of reading is about what the file holds, rather than about reaching it or having no memory.
+    """Whether a read error comes from the content of a file, and not from the storage or a lack of memory.
 
-    Errors of the system have a number, those of a decoder have none.
+    An error of the operating system has a number; an error of a decoder has none.
     """
     if isinstance(error, StorageError | MemoryError):
         return False
@@ -264,6 +266,6 @@ def is_damage(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of what an error says."""
+    """Returns the first line of an error message."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""The parts of an input as a datasource of Ray Data."""
+"""The units of an input as a datasource of Ray Data."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .base import SourceFormat, Unit, count_rows, full_schema
 
 TASK_BYTES = 64 << 20
 MAX_TASKS = 10_000
-"""The driver keeps a record of every task, so of a huge input each task reads more."""
+"""The driver keeps a record of every task, so the tasks of a huge input read more than `TASK_BYTES`."""
 
 
 class UnitsDatasource(Datasource):
-    """Reads parts of files, some in each task.
+    """Reads units of files. A task reads one or more neighbouring units.
 
     Args:
-        format: Of the files.
-        units: The parts, in the order of the input.
-        schema: The columns.
-        max_rows: Rows to read in all; they are counted in the order of the input, so one task reads them.
+        format: Format of the files.
+        units: The units, in the order of the input.
+        schema: Columns and types.
+        max_rows: Number of rows to read. They are counted in the order of the input, so a single task reads them.
     """
 
     def __init__(
@@ -38,27 +38,27 @@ class UnitsDatasource(Datasource):
         self._max_rows = max_rows
 
     def get_name(self) -> str:
-        """Returns what Ray shows of it."""
+        """Returns the name that Ray shows."""
         return "Input"
 
     @property
     def num_tasks(self) -> int:
-        """How many tasks there will be."""
+        """Number of tasks."""
         return len(self._groups)
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Returns the size of the files: what they take in memory is not known before."""
+        """Returns the size of the files, because the size in memory is not known before they are read."""
         return sum(unit.num_bytes for unit in self._units)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """Returns the tasks, which hand out small tables one after another.
+        """Returns the tasks. Each yields small tables one after the other.
 
         Args:
-            parallelism: Ignored: tasks are of a size that one worker reads in seconds.
-            per_task_row_limit: Rows that each may hand out.
-            data_context: Unused.
+            parallelism: Ignored, because a task has a size that a worker reads in seconds.
+            per_task_row_limit: Most rows of a task.
+            data_context: Ignored.
         """
         limits = [limit for limit in (self._max_rows, per_task_row_limit) if limit is not None]
         return [
@@ -73,7 +73,7 @@ class UnitsDatasource(Datasource):
 
 
 def _grouped(units: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """Yields neighbouring parts that are read in one task."""
+    """Yields the units of each task."""
     most = max(TASK_BYTES, sum(unit.num_bytes for unit in units) // MAX_TASKS)
     group: list[Unit] = []
     num_bytes = 0

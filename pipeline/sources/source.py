@@ -1,4 +1,4 @@
-"""`Source`: the input of a job, from what the user wrote to a dataset."""
+"""`Source`: the input of a job, from the paths that the user wrote to a dataset."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from .formats import FORMATS
 from .tables import TABLES
 
 BLOCK_BYTES = 4 * TABLE_BYTES
-"""Ray hands on what a task has read when it is so much."""
+"""Size of the blocks in which a read task passes rows on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Files with rows of one kind.
+    """Input files of one format.
 
     Attributes:
         files: The files, in the order of the input.
         format: Name of their format in `FORMATS`.
         schema: Columns and types.
-        units: The parts that are read, in the order of the input.
-        num_rows: Number of rows; None if it takes reading everything to know.
+        units: The units that are read, in the order of the input.
+        num_rows: Number of rows; None if it is not known before all files are read.
     """
 
     files: Sequence[InputFile]
@@ -47,16 +47,16 @@ class Source:
         options: StorageOptions | None = None,
         versions: Mapping[str, int] | None = None,
     ) -> Source:
-        """Finds the files and looks into them, without reading all of a large input.
+        """Finds the files, their columns and their units. Of a large input it reads only a part.
 
         Args:
             given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder, a Delta table, or a list of these.
             format: A name in `FORMATS` or `TABLES`; None to tell it by the extensions, or by the log of a table.
-            options: How to reach what is behind a URL.
-            versions: Versions of Delta tables to read, by the URL of the table; the newest of others.
+            options: How to reach files behind a URL.
+            versions: URL of a table -> version to read; other tables are read in their newest version.
 
         Raises:
-            ConfigError: A file is missing, of an unknown kind, or cannot be read.
+            ConfigError: A file is missing, has an unknown format, or cannot be read.
         """
         if format not in (None, *FORMATS.names, *TABLES.names):
             known = ", ".join(sorted((*FORMATS.names, *TABLES.names)))
@@ -73,7 +73,7 @@ class Source:
 
     @property
     def versions(self) -> dict[str, int]:
-        """URLs of the tables that files are of, and the versions that were read."""
+        """URL of each table in the input -> its version."""
         return {file.table.url: file.table.version for file in self.files if file.table is not None}
 
     @property
@@ -85,26 +85,26 @@ class Source:
         """Returns the dataset of the rows.
 
         Args:
-            limit: Rows to read at most, the first ones of the input; None for all.
-            is_done: Whether a part need not be read; None to read all.
+            limit: Number of rows to read, from the beginning of the input; None for all.
+            is_done: Returns whether a unit can be skipped; None to read all units.
 
         Returns:
-            Rows with the columns of the schema, `columns.POSITION`, and `READ_ERROR`, which says why a piece of the
-            input is no row, and is null otherwise.
+            Rows with the columns of the schema, `columns.POSITION` and `READ_ERROR`. The latter is null for a row, and
+            says why any other piece of the input is not a row.
         """
         units, max_rows = (self.units, None) if limit is None else _first_units(self.units, limit)
-        # Where rows are counted while they are read, those of parts that are done count too.
+        # If rows are counted while they are read, the rows of finished units must be counted too.
         wanted = [unit for unit in units if is_done is None or max_rows is not None or not is_done(unit)]
         datasource = UnitsDatasource(FORMATS[self.format], wanted, self.schema, max_rows)
-        # The number of blocks, so that Ray does not split what it reads in order to have more of them.
+        # Without a number of blocks, Ray splits the blocks that it has read to have more of them.
         dataset = ray.data.read_datasource(datasource, override_num_blocks=max(1, datasource.num_tasks))
-        # Else a task keeps what it has read until it is 128 MB.
+        # Without this limit, a task holds its rows back until they take 128 MB.
         dataset.context.target_max_block_size = BLOCK_BYTES
         return dataset
 
 
 def _first_units(units: Sequence[Unit], limit: int) -> tuple[Sequence[Unit], int | None]:
-    """Cuts parts so that they have `limit` rows; where that is not known, says to count while reading."""
+    """Returns units with `limit` rows and None, or all units and `limit` if rows are counted while they are read."""
     if any(unit.num_rows is None or unit.num_rows != unit.stop - unit.start for unit in units):
         return units, limit
     starts = [0]

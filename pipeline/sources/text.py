@@ -1,4 +1,4 @@
-"""What the formats of text share: files as lines, also compressed ones, and looking through a sample of them."""
+"""Text files, plain or compressed, as lines; and samples of them that show the columns and their types."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from .base import END, LOOK_BYTES, SAMPLE_BYTES, TABLE_BYTES, InputFile, Unit, f
 from .file_name import compression_of
 
 READ_BYTES = 4 << 20
-"""What a file behind a URL is read in."""
+"""Size of a read request for a file behind a URL."""
 
 DECOMPRESSED_BYTES = 64 << 10
-"""Where a compressed file is damaged, so much before the place may be lost: little."""
+"""Size of a decompression step. It is small because the step before a damaged place may be lost."""
 
 MAX_ROWS = 4096
-"""Of a table."""
+"""Most rows of a table."""
 
 MAX_SAMPLES = 64
 NUM_THREADS = 8
 GROWTH = 8
-"""How much larger text may be than it is compressed; only to decide how much to look through."""
+"""Guess of the ratio of text to compressed text. It only decides how much of a file is sampled."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Line: TypeAlias = tuple[int, bytes]
-"""Where it starts, in bytes of the text, and what it is, its end included."""
+"""The byte of the text at which a line starts, and the line with its end."""
 
 
 class DamagedTextError(Exception):
-    """The text of a file ends before it should: what is compressed is truncated or damaged.
+    """A compressed file is truncated or damaged, so its text ends early.
 
     Args:
-        reason: What is wrong.
-        offset: The byte of the text at which the rest starts.
+        reason: Description of the damage.
+        offset: The byte of the text from which on it cannot be read.
     """
 
     def __init__(self, reason: str, offset: int) -> None:
@@ -53,12 +53,12 @@ def iter_lines(file: InputFile, start: int = 0, stop: int = END) -> Iterator[Lin
     """Yields the lines that start in a range of bytes.
 
     Args:
-        file: The file; one that is compressed is read from its start only.
+        file: The file. A compressed file can only be read from its start.
         start: The first byte at which a line may start.
-        stop: The byte after the last such.
+        stop: The first byte after `start` at which no line may start.
 
     Raises:
-        DamagedTextError: The rest cannot be read; `offset` is where it starts.
+        DamagedTextError: The text cannot be read from `offset` on.
     """
     offset = start
     with contextlib.ExitStack() as opened:
@@ -66,7 +66,7 @@ def iter_lines(file: InputFile, start: int = 0, stop: int = END) -> Iterator[Lin
         try:
             if start > 0:
                 lines.seek(start - 1)
-                offset += len(lines.readline()) - 1  # of a line that starts before; if none does, of its end
+                offset += len(lines.readline()) - 1  # The rest of the line before, or only its end.
             while offset < stop and (line := lines.readline()):
                 yield offset, line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line
                 offset += len(line)
@@ -89,10 +89,10 @@ def _open(file: InputFile, opened: contextlib.ExitStack) -> Any:
 
 
 def chunks(records: Iterator[Line]) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Gathers records to tables' worth of them: their positions, and their bytes.
+    """Yields the positions and the bytes of as many records as a table holds.
 
     Raises:
-        DamagedTextError: As the records do, when what came before is handed out.
+        DamagedTextError: The records raised it. It is raised after the records before it were yielded.
     """
     positions: list[int] = []
     texts: list[bytes] = []
@@ -115,23 +115,23 @@ def chunks(records: Iterator[Line]) -> Iterator[tuple[list[int], list[bytes]]]:
 
 
 def whole_file(file: InputFile) -> Unit:
-    """Returns a file that cannot be cut as a unit."""
+    """Returns a unit with the whole file."""
     return Unit(file, num_bytes=text_bytes(file))
 
 
 def text_bytes(file: InputFile) -> int:
-    """Returns about how long the text of a file is."""
+    """Returns about the number of bytes of the text of a file."""
     return (file.size or 0) * (1 if compression_of(file.path) is None else GROWTH)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What was seen of a unit.
+    """The sampled part of a unit.
 
     Attributes:
-        schema: Columns and types that hold every row of it.
-        num_rows: Its rows.
-        is_whole: Whether all of the unit was seen.
+        schema: Columns and types that hold every sampled row.
+        num_rows: Number of sampled rows.
+        is_whole: Whether the sample is the whole unit.
     """
 
     schema: pa.Schema
@@ -142,14 +142,14 @@ class Sample:
 def take_samples(
     units: Sequence[Unit], look: Callable[[Unit, int], Sample]
 ) -> tuple[Sequence[Sample], Sequence[int | None]]:
-    """Looks through units: all of them, or if that is much, through the beginnings of some, evenly spread.
+    """Samples units: all of them if they are small, otherwise the beginnings of evenly spread ones.
 
     Args:
         units: The units.
-        look: Looks through a unit, for so many bytes at most.
+        look: Samples a unit, up to a number of bytes.
 
     Returns:
-        What was seen, and the number of rows of each unit, None if not known.
+        The samples, and the number of rows of each unit, None where it is not known.
     """
     is_small = sum(unit.num_bytes for unit in units) <= LOOK_BYTES
     step = 1 if is_small else -(-len(units) // MAX_SAMPLES)
@@ -162,7 +162,7 @@ def take_samples(
 
 
 def join_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Returns the columns of all: of the type that holds all of a column's types, or text."""
+    """Returns the columns of all schemas. A column has a type that holds all values of its types, or is text."""
     joined: dict[str, pa.DataType] = {}
     for schema in schemas:
         for field in schema:
@@ -171,7 +171,7 @@ def join_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Returns the type that holds the values of both, or text, in which JSON can stand."""
+    """Returns the type that holds the values of both types. If there is none, that is text, which can hold JSON."""
     try:
         fields = [pa.schema([("value", kind)]) for kind in (one, other)]
         return pa.unify_schemas(fields, promote_options="permissive").field("value").type
@@ -180,5 +180,5 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _writable(kind: pa.DataType) -> pa.DataType:
-    """Gives a column without any value the type text, which readers can join with anything."""
+    """Returns text as the type of a column without values, because text can be joined with any type."""
     return pa.string() if pa.types.is_null(kind) else kind
