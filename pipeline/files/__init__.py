@@ -1,1 +1,1 @@
-"""Files that jobs read and write: storage, Arrow files, Delta tables."""
+"""Files of jobs: storage, its file system for Arrow, and the logs of Delta tables."""

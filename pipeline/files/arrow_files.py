@@ -1,4 +1,4 @@
-"""Arrow's face of the files behind a URL, for readers that want a file system: our retries, our checks of lengths."""
+"""A file system for Arrow with the files behind a URL, so that its readers get our retries and checks of lengths."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ...engine.storage import FileInfo, Location, StorageOptions
 
 
 class ArrowFiles(pyarrow.fs.FileSystemHandler):
-    """What `pyarrow.fs.PyFileSystem` needs. Its paths are URLs without what stands before ``://``.
+    """The handler of a `pyarrow.fs.PyFileSystem`. Its paths are URLs without the protocol and ``://``.
 
     Args:
-        protocol: ``"s3"``, say.
+        protocol: The protocol of the URLs, such as ``"s3"``.
         options: How to reach the files.
     """
 
@@ -35,7 +35,7 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
         return hash((self._protocol, self._options))
 
     def get_type_name(self) -> str:
-        """Returns what Arrow shows of it."""
+        """Returns the name that Arrow shows."""
         return f"millrace+{self._protocol}"
 
     def normalize_path(self, path: str) -> str:
@@ -47,7 +47,7 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
         return [_to_arrow(path, self._at(path).info()) for path in paths]
 
     def get_file_info_selector(self, selector: pyarrow.fs.FileSelector) -> list[pyarrow.fs.FileInfo]:
-        """Describes what is in a folder."""
+        """Describes the entries of a folder."""
         place = self._at(selector.base_dir)
         found = place.files.walk(place.url) if selector.recursive else place.files.children(place.url)
         infos = [_to_arrow(info.url.partition("://")[2], info) for info in found]
@@ -64,28 +64,28 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
         return self.open_input_file(path)
 
     def open_output_stream(self, path: str, metadata: Any) -> pa.NativeFile:
-        """Opens a file for writing; it is written when it is closed, all at once."""
+        """Opens a file for writing. Its content is written when it is closed, all at once."""
         return pa.PythonFile(_Draft(self._at(path)), mode="w")
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
-        """Refuses: stores of objects do not append."""
+        """Raises, because object stores cannot append."""
         raise StorageError(f"cannot append to {self._at(path)}")
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        """Makes a folder, where the store has folders."""
+        """Makes a folder if the store has folders."""
         self._at(path).make_folder()
 
     def delete_dir(self, path: str) -> None:
-        """Removes a folder with all below it."""
+        """Removes a folder with everything in it."""
         self._at(path).remove()
 
     def delete_dir_contents(self, path: str, missing_dir_ok: bool = False) -> None:
-        """Removes all below a folder."""
+        """Removes everything in a folder."""
         for child in self._at(path).list():
             child.remove()
 
     def delete_root_dir_contents(self) -> None:
-        """Refuses: nobody wants that."""
+        """Raises, because no job removes a whole store."""
         raise StorageError(f"refused to remove all of {self._protocol}://")
 
     def delete_file(self, path: str) -> None:
@@ -105,7 +105,7 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
 
 
 class _Draft(io.BytesIO):
-    """What is written to a file, until it is closed."""
+    """The content of a file until it is closed."""
 
     def __init__(self, target: Location) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Delta Lake tables, through the library `deltalake`: which folder is one, and how its log is opened."""
+"""Delta tables for both input and output: finds and opens the log of a table with the library `deltalake`."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 DELTA_LOG = "_delta_log"
-"""Folder in a table that says which of its files count."""
+"""Name of the folder with the log of a table, which says which of its files count."""
 
 MARKS = re.compile(r"\x1b\[[0-9;]*m|↳")
 
 
 def require_delta() -> None:
-    """Checks that the library is there.
+    """Checks that the library is installed.
 
     Raises:
-        ConfigError: It is not installed.
+        ConfigError: The library is not installed.
     """
     try:
         importlib.import_module("deltalake")
@@ -51,13 +51,13 @@ def open_table(place: Storage, version: int | None = None) -> DeltaTable:
 
     try:
         return DeltaTable(place.url, version=version, storage_options=storage_options(place))
-    except Exception as error:  # The library raises bare ones too, and OSError.
+    except Exception as error:  # The library raises bare exceptions too, and OSError.
         what = "its log" if version is None else f"version {version} of it, which the job was begun with,"
         raise ConfigError(f"Delta table {place.url!r}: {what} cannot be read: {one_line(error)}") from error
 
 
 def storage_options(place: Storage) -> dict[str, str]:
-    """Returns what the library needs besides the environment, where it finds credentials by itself.
+    """Returns the options of the library for a store. It finds credentials in the environment by itself.
 
     Args:
         place: The table's folder.
@@ -69,6 +69,6 @@ def storage_options(place: Storage) -> dict[str, str]:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns what an error of the library says, without its line ends, arrows and colours."""
+    """Returns the message of an error of the library in one line, without arrows and colours."""
     text = " ".join(MARKS.sub(" ", str(error)).split())
     return f"{text:.300}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""The files of a job: those of `engine.storage`, and what Arrow needs to read and write them."""
+"""`Storage`: a file or folder of a job, with the file objects and file systems that Arrow needs."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Storage(Location):
     """A file or a folder of a job, local or behind a URL, for Python and for Arrow."""
 
     def open_arrow(self, buffer_bytes: int = BUFFER_BYTES, size: int | None = None) -> pa.NativeFile:
-        """Opens the file for reading at any place, as Arrow does.
+        """Opens the file for Arrow, for reading at any place.
 
         Args:
-            buffer_bytes: What one request asks for, at least, when the file is behind a URL.
-            size: Of the file, if it is known; else the store is asked.
+            buffer_bytes: Least size of a request, for a file behind a URL.
+            size: Size of the file in bytes; None to ask the store.
         """
         if self.is_local:
             return pa.OSFile(self.url, "rb")
         return pa.PythonFile(self.open_input(buffer_bytes, size), mode="r")
 
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
-        """Returns Arrow's face of the storage, and the path in it."""
+        """Returns a file system for Arrow, and the path of the file or folder in it."""
         if self.is_local:
             return pyarrow.fs.LocalFileSystem(), self.url
         handler = ArrowFiles(self.protocol, self.options)

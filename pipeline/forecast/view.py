@@ -1,4 +1,4 @@
-"""A forecast for people: a histogram and a table in the terminal."""
+"""Shows a forecast in the terminal, as a histogram and a table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..report.charts import clock, coarse_bars, short
+from ..report.charts import coarse_bars
+from ..report.number_text import clock, short
 from ..report.report import describe
 from .forecast import Forecast
 
@@ -20,8 +21,8 @@ def show(forecast: Forecast, console: Console) -> None:
     """Prints a forecast.
 
     Args:
-        forecast: What to print.
-        console: Where to.
+        forecast: The forecast.
+        console: The output.
     """
     counts = forecast.lengths.counts
     total = forecast.sample.num_rows
@@ -42,7 +43,7 @@ def show(forecast: Forecast, console: Console) -> None:
 
 
 def histogram_lines(forecast: Forecast) -> Iterator[str]:
-    """Yields a line for each bar of the lengths; those beyond the limit are red."""
+    """Yields a line for each bar of the prompt lengths. Bars beyond the limit are red."""
     bars = coarse_bars(forecast.lengths.prompt_tokens, MAX_BARS)
     most = max((count for _, _, count in bars), default=1)
     for low, high, count in bars:
@@ -54,7 +55,7 @@ def histogram_lines(forecast: Forecast) -> Iterator[str]:
 
 
 def facts(forecast: Forecast) -> Iterator[tuple[str, str]]:
-    """Yields label and text of what follows from the sample."""
+    """Yields label and text of each line of the table."""
     lengths, footprint = forecast.lengths, forecast.footprint
     yield "lengths", _lengths(forecast)
     yield "limit", _limit(forecast)

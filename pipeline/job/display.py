@@ -1,4 +1,4 @@
-"""What the command line shows of a job: a view while it runs, a few lines at its end."""
+"""The view of a job on the command line: its progress while it runs, and its summary at the end."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, Tex
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from ..report.number_text import clock
 from ..report.summary import JobSummary
 from .progress import Progress
 
 PLAIN_INTERVAL_S = 10.0
-"""Seconds between lines where the output is no terminal."""
+"""Seconds between lines if the output is not a terminal."""
 
 BAR_WIDTH = 32
 
 
 class ProgressView:
-    """A view that follows a job; where the output is no terminal, a plain line now and then.
+    """A context manager that shows the progress of a job while its block runs.
 
-    A context manager: the view is there while the block runs.
+    A terminal has a live view. Any other output gets a plain line every `PLAIN_INTERVAL_S`.
 
     Args:
-        console: Where to show it.
+        console: The output.
     """
 
     def __init__(self, console: Console) -> None:
@@ -58,7 +59,7 @@ class ProgressView:
             self._live.stop()
 
     def show(self, progress: Progress) -> None:
-        """Shows how far the job is."""
+        """Shows the progress of the job."""
         if self._live is not None:
             total = progress.num_rows if progress.phase == "running" else None
             self._bar.update(self._task, description=progress.phase, total=total, completed=progress.num_done)
@@ -69,7 +70,7 @@ class ProgressView:
 
 
 def details(progress: Progress) -> Table:
-    """Returns what stands under the bar: rows failed, tokens per second, replicas, cache, time to go."""
+    """Returns the lines under the bar: failed rows, tokens per second, replicas, cache, remaining time."""
     failed = f"{progress.num_failed:,} failed"
     replicas = f"{progress.num_ready} of {progress.num_replicas} replicas up"
     if progress.num_restarts:
@@ -85,22 +86,22 @@ def details(progress: Progress) -> Table:
         f"{replicas}; {progress.num_running:,} running, {progress.num_waiting:,} waiting; "
         f"KV cache {progress.kv_cache_usage:.0%} in use, {progress.cache_hit_rate:.0%} of prompts found in it",
     )
-    table.add_row("[dim]time[/]", f"{_clock(progress.elapsed_s)} gone, ETA {_eta(progress)}{basis}")
+    table.add_row("[dim]time[/]", f"{clock(progress.elapsed_s)} gone, ETA {_eta(progress)}{basis}")
     return table
 
 
 def describe_progress(progress: Progress) -> str:
-    """Returns one line: rows, failures, tokens per second, time to go."""
+    """Returns one line with rows, failures, tokens per second and the remaining time."""
     total = "?" if progress.num_rows is None else f"{progress.num_rows:,}"
     return (
         f"{progress.num_done:,}/{total} rows, {progress.num_failed:,} failed, "
         f"{progress.input_tokens_per_s:,.0f} tok/s in, {progress.output_tokens_per_s:,.0f} tok/s out, "
-        f"{_clock(progress.elapsed_s)} gone, ETA {_eta(progress)}"
+        f"{clock(progress.elapsed_s)} gone, ETA {_eta(progress)}"
     )
 
 
 def describe_summary(summary: JobSummary) -> str:
-    """Returns the summary of a job in lines for people."""
+    """Returns the summary of a job as lines for people."""
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.finish_reasons.items())) or "none"
     lines = [
         f"rows      {summary.num_rows_in or 0:,} in, {summary.num_rows_out:,} out, {summary.num_rows_failed:,} failed",
@@ -115,10 +116,4 @@ def describe_summary(summary: JobSummary) -> str:
 
 
 def _eta(progress: Progress) -> str:
-    return "?" if progress.eta_s is None else _clock(progress.eta_s)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return "?" if progress.eta_s is None else clock(progress.eta_s)

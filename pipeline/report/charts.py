@@ -1,7 +1,7 @@
 """Charts as SVG text: steps over time, bars of a histogram, ranges of percentiles. No script, no font, no network.
 
-Colours are classes, which the page's style gives a value for light and for dark. What a pointer is on says its numbers
-through the style alone; what a reader cannot see, the description says.
+A colour is a class, and the style of the page gives it a value for light and for dark. The style also shows the numbers
+under the pointer. Each chart has a description for readers who cannot see it.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from dataclasses import dataclass
 from html import escape
 
 from ..ledger.histogram import STEPS_PER_DOUBLING, ZERO_BUCKET, Histogram
+from .number_text import clock, seconds_text, short
 
 WIDTH, HEIGHT = 480, 132
 LEFT, RIGHT, TOP, BOTTOM = 48, 6, 20, 22
 WIDE, LABELS, ROW = 980, 120, 30
-"""Of the chart of ranges: its width, the room for labels, the height of a row."""
+"""Width of the chart of ranges, width of its labels, and height of a row."""
 
 MAX_BARS = 24
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A level that held for a while.
+    """A level over a period.
 
     Attributes:
-        start_s: From when, in seconds.
-        end_s: Until when.
+        start_s: Start of the period, in seconds.
+        end_s: End of the period, in seconds.
         value: The level.
     """
 
@@ -40,8 +41,8 @@ def steps_chart(title: str, steps: Sequence[Step], marks: Sequence[float] = (), 
     """Draws levels over time.
 
     Args:
-        title: What is shown, for those who cannot see it.
-        steps: The levels, in order of time.
+        title: Title of the chart.
+        steps: The levels, in the order of time.
         marks: Times to mark with a line.
         kind: Class of the colour.
     """
@@ -67,11 +68,11 @@ def steps_chart(title: str, steps: Sequence[Step], marks: Sequence[float] = (), 
 
 
 def bars_chart(title: str, histogram: Histogram, kind: str = "out") -> str:
-    """Draws a histogram of counts of tokens, coarsened to a number of bars that one can look at.
+    """Draws a histogram of token counts, with `MAX_BARS` bars at most.
 
     Args:
-        title: What is shown.
-        histogram: The values, whole numbers.
+        title: Title of the chart.
+        histogram: The values, which are whole numbers.
         kind: Class of the colour.
     """
     bars = coarse_bars(histogram)
@@ -97,8 +98,8 @@ def ranges_chart(title: str, rows: Sequence[tuple[str, Histogram]]) -> str:
     """Draws median, 90th and 99th percentile of several times on one logarithmic scale.
 
     Args:
-        title: What is shown.
-        rows: Label and times in seconds of each.
+        title: Title of the chart.
+        rows: Label of each row, and its times in seconds.
     """
     spans = [(label, [times.quantile(share) for share in (0.5, 0.9, 0.99)]) for label, times in rows if times.count]
     low = min((values[0] for _, values in spans), default=0.0)
@@ -133,7 +134,7 @@ def ranges_chart(title: str, rows: Sequence[tuple[str, Histogram]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Where values are on the paper."""
+    """Converts values to places in a chart."""
 
     first: float
     last: float
@@ -182,7 +183,7 @@ def _anchor(at: float, end_s: float) -> str:
 
 
 def coarse_bars(histogram: Histogram, max_bars: int = MAX_BARS) -> list[tuple[float, float, int]]:
-    """Returns lower end, upper end and count of bars of one width, empty ones between them included.
+    """Returns lower end, upper end and count of each bar. Bars have the same width, and include empty ones in between.
 
     Args:
         histogram: The values.
@@ -204,7 +205,7 @@ def coarse_bars(histogram: Histogram, max_bars: int = MAX_BARS) -> list[tuple[fl
 
 
 def nice_top(value: float) -> float:
-    """Returns the end of an axis that begins at zero: 1, 2, 2.5, 5 or 10 times a power of ten."""
+    """Returns a round end for an axis that begins at zero, such as 2, 2.5 or 5 times a power of ten."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -212,47 +213,21 @@ def nice_top(value: float) -> float:
 
 
 def time_ticks(end_s: float) -> list[float]:
-    """Returns times to write on an axis, at most seven: round ones, and zero."""
+    """Returns the times to write on an axis: zero and at most six round times."""
     steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
     step = next((step for step in steps if end_s / step <= 6), math.ceil(end_s / 6 / 86400) * 86400)
     return [float(step * index) for index in range(int(end_s / step) + 1)]
 
 
-def short(value: float) -> str:
-    """Writes a number in few letters: 950, 1.2k, 3.4M."""
-    for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            return f"{value / (limit if suffix != 'k' else 1e3):.3g}{suffix}"
-    if value == int(value) or abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
-
-
-def clock(seconds: float) -> str:
-    """Writes a time as minutes and seconds, or hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def seconds_text(seconds: float) -> str:
-    """Writes a short time with the unit that suits it."""
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.3g} µs"
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 120 else clock(seconds)
-
-
 def log_ticks(low: float, high: float) -> list[float]:
-    """Returns times that divide a logarithmic axis: 1, 2 and 5 times powers of ten, or powers alone where it is long.
+    """Returns times that divide a logarithmic axis: 1, 2 and 5 times powers of ten, or only powers on a long axis.
 
     Args:
         low: The least value on the axis.
         high: The greatest.
 
     Returns:
-        At least two times; the first is not above `low`, the last not under `high`.
+        At least two times. The first is at most `low`, and the last is at least `high`.
     """
     low, high = max(low, 1e-6), max(high, 2e-6)
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)

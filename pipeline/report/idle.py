@@ -1,4 +1,4 @@
-"""Where the time of the replicas went: busy, or idle and why."""
+"""`IdleClock`: the time of the replicas, busy or idle, with the reason for idle time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REASONS = {
     "draining": "nothing was left to do, or the replica was about to leave",
     "no_replica": "a replica that was asked for was not there",
 }
-"""Why a replica does nothing."""
+"""Reason why a replica is idle -> its meaning."""
 
 BUSY, UNDECIDED = "busy", "undecided"
 
@@ -29,8 +29,8 @@ NO_WORK = Work()
 class IdleClock:
     """Adds up the seconds of all replicas.
 
-    Whether an engine without requests is starved or done shows only later: its time is undecided until a replica works
-    again, and what is undecided at the end was the end.
+    An engine without requests is starved, or all rows are done: this shows only later. Its time is undecided until a
+    replica works again. Time that is still undecided at the end of the job belongs to the end.
     """
 
     def __init__(self) -> None:
@@ -46,12 +46,12 @@ class IdleClock:
 
     @property
     def idle_s(self) -> dict[str, float]:
-        """Reason -> replica seconds; what is undecided counts as the end."""
+        """Reason -> idle replica seconds. Undecided time counts as the end of the job."""
         idle_s = {reason: self._seconds[reason] for reason in REASONS}
         return idle_s | {"draining": idle_s["draining"] + self._seconds[UNDECIDED]}
 
     def look(self, replicas: list[Any], gains: Mapping[str, Work], passed_s: float, blocked_s: float) -> None:
-        """Takes the time since the last look.
+        """Adds the time since the last look.
 
         Args:
             replicas: The `ReplicaStats` of a pool.
@@ -66,7 +66,7 @@ class IdleClock:
 
     def _add(self, replica: Any, gain: Work, passed_s: float) -> None:
         name = replica.replica_id
-        if replica.engine is None and replica.state in UP:  # It was slow to answer; its next answer tells of this too.
+        if replica.engine is None and replica.state in UP:  # A slow replica: its next answer covers this time too.
             self._unseen_s[name] = self._unseen_s.get(name, 0.0) + passed_s
             return
         passed_s += self._unseen_s.pop(name, 0.0)
@@ -81,21 +81,24 @@ class IdleClock:
     def _reason(self, replica: Any, is_new: bool) -> str:
         if replica.state in ABSENT:
             return "no_replica"
-        if replica.engine is None or is_new:  # When it is first seen up, it has been loading until then.
+        if replica.engine is None or is_new:  # Until its first answer, a replica was loading.
             return "loading"
         if replica.state in LEAVING:
             return "draining"
         return "between_steps" if replica.engine.num_running or replica.engine.num_waiting else UNDECIDED
 
     def _take_back(self, name: str, busy_s: float) -> None:
-        """Counts more work than there was time: an answer may be older than it arrives, so some was done before."""
+        """Moves time from idle to busy if an engine reports more work than the last interval had time for.
+
+        The answer before was older than its arrival, so a part of the work was done before the interval.
+        """
         reason, idle_s = self._last.get(name, (UNDECIDED, 0.0))
         taken_s = min(busy_s, idle_s, self._seconds[reason])
         self._seconds[reason] -= taken_s
         self._seconds[BUSY] += taken_s
 
     def _decide(self, blocked_s: float) -> None:
-        """Says why engines had nothing to do before the work that has come now."""
+        """Gives the undecided time its reason, because engines work again: the sink held rows up, or none came."""
         undecided_s, self._seconds[UNDECIDED] = self._seconds[UNDECIDED], 0.0
         waited_s = min(undecided_s, max(0.0, blocked_s - self._blocked_s))
         self._seconds["backpressured"] += waited_s

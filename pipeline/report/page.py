@@ -1,6 +1,6 @@
-"""`report.html`: the report as a page for people, in one file that needs nothing else.
+"""`report.html`: the report as a page for people, in one file without links to others.
 
-It is made from the dict that `report.json` is, and holds it, so the two cannot differ.
+The page is made from the same dict as `report.json` and holds it, so the two cannot differ.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from typing import Any
 import jinja2
 
 from ..ledger.histogram import Histogram
-from .charts import Step, bars_chart, clock, ranges_chart, short, steps_chart
+from .charts import Step, bars_chart, ranges_chart, steps_chart
 from .idle import REASONS
+from .number_text import clock, short
 
 TEMPLATE = "page.html"
 MAX_STEPS = 90
 GUST_S, MIN_ROW_STEPS = 10.0, 6
-"""Rows are written in gusts, so a step of the chart of rows is as long, unless the whole job is short."""
+"""Rows are written in gusts, so a step in the chart of rows is one gust long. A short job has `MIN_ROW_STEPS` steps."""
 
 SERIES = (
     ("Output tokens a second", "num_output_tokens", "out"),
     ("Prompt tokens a second", "num_input_tokens", "in"),
     ("Rows written a second", "num_rows", "rows"),
 )
-"""What is shown over time as a rate: title, figure, colour."""
+"""Charts of rates over time: title, number, colour."""
 
 LEVELS = (
     ("Requests running", "num_running", "out"),
     ("Requests waiting", "num_waiting", "in"),
     ("KV cache in use, %", "kv_cache_usage", "rows"),
 )
-"""What is shown over time as a level."""
+"""Charts of levels over time: title, number, colour."""
 
 TIMES = (("Queue", "queue_s"), ("First token", "ttft_s"), ("Whole request", "e2e_s"))
 
@@ -43,7 +44,7 @@ def render(report: Mapping[str, Any]) -> str:
     """Returns the page.
 
     Args:
-        report: As `Report.as_dict` gives it.
+        report: The dict that `Report.as_dict` returns.
     """
     folder = Path(__file__).parent
     environment = jinja2.Environment(
@@ -64,19 +65,19 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def as_script(report: Mapping[str, Any]) -> str:
-    """Returns JSON that may stand inside a `script` element, whatever the texts in it hold."""
+    """Returns JSON that cannot end the `script` element around it, whatever its texts hold."""
     return json.dumps(report, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Where a part of the replicas' time went.
+    """A part of the replicas' time.
 
     Attributes:
-        name: Busy, or the reason for idleness.
-        meaning: The same in words.
+        name: ``"busy"``, or a key of `REASONS`.
+        meaning: Its meaning in words.
         seconds: Replica seconds.
-        share: Of all, from 0 to 1.
+        share: Share of all replica seconds, from 0 to 1.
     """
 
     name: str
@@ -86,7 +87,7 @@ class Share:
 
 
 def shares(replicas: Mapping[str, Any]) -> Iterator[Share]:
-    """Yields the parts of the replicas' time that are not nought, busy first."""
+    """Yields the parts of the replicas' time that are not 0, busy time first."""
     parts = [("busy", "in steps of the engine", replicas["busy_s"])]
     parts += [(name, meaning, replicas["idle_s"].get(name, 0.0)) for name, meaning in REASONS.items()]
     total = sum(seconds for _, _, seconds in parts)
@@ -100,7 +101,7 @@ def _histogram(report: Mapping[str, Any], name: str) -> Histogram:
 
 
 def _over_time(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields title and chart of what is shown over time."""
+    """Yields title and chart of each number over time."""
     row_steps = max(MIN_ROW_STEPS, int(report["seconds"] / GUST_S))
     for title, name, kind in SERIES:
         max_steps = min(MAX_STEPS, row_steps) if name == "num_rows" else MAX_STEPS
@@ -114,13 +115,13 @@ def _over_time(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _chart(report: Mapping[str, Any], title: str, kind: str, amounts: Iterable[tuple[float, float, float]]) -> str:
-    """Draws amounts of whiles as their rates; of a level times its while that is the mean level."""
+    """Draws each amount divided by its duration: a rate, or a mean level."""
     steps = [Step(start_s, end_s, amount / (end_s - start_s)) for start_s, end_s, amount in amounts if end_s > start_s]
     return steps_chart(title, steps, _marks(report), kind)
 
 
 def _pieces(report: Mapping[str, Any], name: str) -> list[tuple[float, float, float]]:
-    """Returns start, end and figure of every interval; the runs follow each other without their pauses."""
+    """Returns start, end and value of every interval. Pauses between runs are left out."""
     pieces, offset_s = [], 0.0
     for run in report["runs"]:
         timeline = run["timeline"]
@@ -131,7 +132,7 @@ def _pieces(report: Mapping[str, Any], name: str) -> list[tuple[float, float, fl
 
 
 def _coarse(pieces: Sequence[tuple[float, float, float]], max_steps: int) -> Iterator[tuple[float, float, float]]:
-    """Joins neighbours until there are few enough to look at; amounts add up."""
+    """Joins neighbouring pieces until `max_steps` are left. The amounts are added."""
     size = -(-len(pieces) // max_steps)
     for index in range(0, len(pieces), max(1, size)):
         group = pieces[index : index + size]
@@ -139,7 +140,7 @@ def _coarse(pieces: Sequence[tuple[float, float, float]], max_steps: int) -> Ite
 
 
 def _marks(report: Mapping[str, Any]) -> list[float]:
-    """Returns where on the axis of time a job was taken up again."""
+    """Returns the times at which a run ended and the next one began."""
     ends, passed_s = [], 0.0
     for run in report["runs"][:-1]:
         passed_s += run["seconds"]

@@ -1,4 +1,4 @@
-"""What things cost, as the user says: there are no prices of our own."""
+"""`Prices`: the user's price table. Millrace has no prices of its own."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MILLION = 1e6
 
 
 class Prices(Settings):
-    """A price table. What is not given is not counted; prices by time and by token are two bills, not one.
+    """A price table. A price that is missing is not counted. Prices by time and by token make two separate bills.
 
     Attributes:
-        currency: What the prices are in.
-        per_replica_hour: Of a replica for an hour, whatever it stands on.
-        per_accelerator_hour: Kind of accelerator, as Ray calls it (`H100`) -> one of them for an hour.
-        per_million_input_tokens: Of a million prompt tokens.
-        per_million_cached_tokens: Of a million prompt tokens that were found in the KV cache; None for the full price.
-        per_million_output_tokens: Of a million generated tokens.
+        currency: Currency of the prices.
+        per_replica_hour: Price of a replica for an hour, on any hardware.
+        per_accelerator_hour: Kind of accelerator, as Ray calls it (`H100`) -> price of one for an hour.
+        per_million_input_tokens: Price of a million prompt tokens.
+        per_million_cached_tokens: Price of a million prompt tokens found in the KV cache; None for the full price.
+        per_million_output_tokens: Price of a million generated tokens.
     """
 
     currency: str = "USD"
@@ -33,11 +33,11 @@ class Prices(Settings):
     per_million_output_tokens: float | None = Field(default=None, ge=0)
 
     def by_time(self, replica_s: float, accelerator_s: Mapping[str, float]) -> float | None:
-        """Returns what replicas cost for the time they are held; None if no price applies.
+        """Returns the price of the time of replicas; None if no price applies.
 
         Args:
-            replica_s: Seconds of replicas.
-            accelerator_s: Kind of accelerator -> seconds of accelerators.
+            replica_s: Replica seconds.
+            accelerator_s: Kind of accelerator -> accelerator seconds.
         """
         prices = self.per_accelerator_hour or {}
         bills = [prices[kind] * seconds / HOUR_S for kind, seconds in accelerator_s.items() if kind in prices]
@@ -46,11 +46,11 @@ class Prices(Settings):
         return sum(bills) if bills else None
 
     def by_tokens(self, num_input: float, num_cached: float, num_output: float) -> float | None:
-        """Returns what tokens cost; None if no price of tokens is given.
+        """Returns the price of tokens; None if the table has no price of tokens.
 
         Args:
             num_input: Prompt tokens, cached ones included.
-            num_cached: Those of them found in the KV cache.
+            num_cached: Prompt tokens found in the KV cache.
             num_output: Generated tokens.
         """
         per_cached = self.per_million_cached_tokens
@@ -66,7 +66,7 @@ class Prices(Settings):
         return sum(tokens * price for tokens, price in bill if price is not None) / MILLION
 
     def without_price(self, kinds: Iterable[str]) -> list[str]:
-        """Returns the kinds of accelerators that a table of accelerators lacks."""
+        """Returns the kinds that `per_accelerator_hour` lacks; an empty list if there are no prices by accelerator."""
         prices = self.per_accelerator_hour
         return [] if prices is None else sorted(kind for kind in kinds if kind not in prices)
 
@@ -78,7 +78,7 @@ class Prices(Settings):
         num_cached: float,
         num_output: float,
     ) -> dict[str, Any]:
-        """Returns both bills as plain data for JSON; the arguments are those of `by_time` and `by_tokens`."""
+        """Returns both bills as plain data for JSON, from the arguments of `by_time` and `by_tokens`."""
         by_time, by_tokens = self.by_time(replica_s, accelerator_s), self.by_tokens(num_input, num_cached, num_output)
         return {
             "currency": self.currency,

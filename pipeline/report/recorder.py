@@ -1,4 +1,4 @@
-"""Makes the record of a run out of looks at its pool and at its counts. It asks nobody: it is told."""
+"""`Recorder`: makes the record of a run from repeated looks at its pool and counts, which a caller passes in."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from .timeline import Interval, Timeline
 LATE = 1.5
 
 RATE_WINDOW_S = 10.0
-"""Rates are those of the last seconds, so that they show what happens now."""
+"""Seconds over which current rates are taken."""
 
 
 class Recorder:
     """Records a run.
 
     Args:
-        started_s: When it began, on the clock of the looks.
-        accelerator_of: Node id -> the kind of accelerator there; None for none.
-        max_intervals: Most points of its timeline.
+        started_s: Start of the run, on the clock of the looks.
+        accelerator_of: Returns the kind of accelerator of a node id, or None.
+        max_intervals: Most intervals of its timeline.
 
     Attributes:
-        ready_s: When a replica was first seen up; None if none was yet.
-        last_token_s: When a token was last seen.
-        rows_before: Rows that earlier runs had written: those of the first look.
+        ready_s: Time at which a replica was first up; None before that.
+        last_token_s: Time at which tokens were last generated.
+        rows_before: Rows that earlier runs had written, as the first look found them.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class Recorder:
         self.rows_before: int | None = None
 
     def look(self, replicas: list[Any], counts: Counts, now_s: float) -> Interval:
-        """Takes how things stand.
+        """Looks at the run.
 
         Args:
             replicas: The `ReplicaStats` of the pool, with engines.
-            counts: Of the rows written so far.
-            now_s: When this is.
+            counts: Counts of the rows written so far.
+            now_s: The time of this look.
 
         Returns:
-            What happened since the last look.
+            The interval since the last look.
         """
         passed_s, self._looked_s = max(0.0, now_s - self._looked_s), now_s
         gains = self._tally.look(replicas)
@@ -83,7 +83,7 @@ class Recorder:
             num_waiting=sum(engine.num_waiting for engine in engines),
             kv_cache_usage=sum(engine.kv_cache_usage for engine in engines) / max(1, len(engines)),
         )
-        # More work than there was time: the answer before this one was older than it arrived.
+        # More work than time: the answer before this one was older than its arrival.
         is_late = any(gain.step_time_s > LATE * passed_s for gain in gains.values())
         self._timeline.add(interval, tells_of_last=is_late)
         self._recent.append((now_s, self._tally.total))
@@ -92,7 +92,7 @@ class Recorder:
         return interval
 
     def rates(self) -> tuple[float, float]:
-        """Returns prompt and output tokens per second of late."""
+        """Returns prompt and output tokens per second over the last `RATE_WINDOW_S`."""
         if len(self._recent) < 2:
             return 0.0, 0.0
         (then_s, then), (now_s, now) = self._recent[0], self._recent[-1]
@@ -107,11 +107,11 @@ class Recorder:
 
     @property
     def num_restarts(self) -> int:
-        """Replicas that were started again."""
+        """Number of restarts of replicas."""
         return self._tally.num_restarts
 
     def record(self, now_s: float) -> Run:
-        """Returns what was seen of the run until now."""
+        """Returns the record of the run until now."""
         run = self._run
         ready_s = now_s if self.ready_s is None else self.ready_s
         last_token_s = min(now_s, max(ready_s, self.last_token_s or now_s))
@@ -123,12 +123,12 @@ class Recorder:
         return run
 
     def finish(self, replicas: list[Any], counts: Counts, now_s: float) -> Run:
-        """Takes the end of the run and returns its record.
+        """Looks at the run a last time and returns its record.
 
         Args:
-            replicas: As last seen.
-            counts: Of everything written.
-            now_s: When this is.
+            replicas: The `ReplicaStats` of the last look.
+            counts: Counts of all rows written.
+            now_s: The end of the run.
         """
         self.look(replicas, counts, now_s)
         return self.record(now_s)
@@ -140,7 +140,7 @@ class Recorder:
         return {"num_rows": counts.num_rows - before[0], "num_failed": counts.num_failed - before[1]}
 
     def _hold(self, replicas: list[Any], passed_s: float) -> None:
-        """Counts what the replicas take of the cluster. Where they are is known once they are up."""
+        """Counts the time for which replicas hold resources. Their nodes are known once they are up."""
         for replica in replicas:
             if replica.state not in ABSENT:
                 self._held_s[replica.replica_id] = self._held_s.get(replica.replica_id, 0.0) + passed_s
@@ -149,7 +149,7 @@ class Recorder:
                 self._kinds[replica.replica_id] = [kind for kind in kinds if kind is not None]
 
     def _accelerator_seconds(self) -> dict[str, float]:
-        """Returns kind -> seconds; a replica that never came up counts as another one, for they are all alike."""
+        """Returns kind -> seconds. A replica that never came up counts like another one: all replicas are alike."""
         usual = next(iter(self._kinds.values()), [])
         seconds: dict[str, float] = {}
         for replica_id, held_s in self._held_s.items():

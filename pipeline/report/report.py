@@ -1,6 +1,6 @@
-"""The report of a job: everything that `report.json` says and `report.html` shows, as one plain dict.
+"""`Report`: everything that `report.json` says and `report.html` shows, as one plain dict.
 
-It is made of three things: the summary, the counts (of all rows, whichever run wrote them), and the runs.
+A report has the summary, the counts of all rows, whichever run wrote them, and the runs.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .summary import JobSummary
 from .tally import Work
 
 VERSION = 1
-"""Of the form of `report.json`. A name may come; a name that goes, or means something else, raises it."""
+"""Version of the form of `report.json`. It rises when a name is removed or changes its meaning."""
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
 
 @dataclass(slots=True)
 class Report:
-    """What a job took.
+    """The report of a job.
 
     Attributes:
-        summary: The end of the job in a few numbers.
-        counts: Of every row of its output.
-        runs: Its runs, the last one last.
-        prices: What things cost; None if nobody said.
+        summary: The job in a few numbers.
+        counts: Counts of all rows of its output.
+        runs: Its runs, in order.
+        prices: The user's price table, if there is one.
     """
 
     summary: JobSummary
@@ -86,7 +86,7 @@ class Report:
         return {kind: sum(run.accelerator_s.get(kind, 0.0) for run in self.runs) for kind in kinds}
 
     def _cost(self, prices: Prices, held_s: float, accelerator_s: Mapping[str, float]) -> dict[str, Any]:
-        """Returns the bill. A duplicate costs no token: it was not sent to an engine."""
+        """Returns the bill. Duplicates cost no tokens, because no engine ran them."""
         counts = self.counts
         num_input = counts.num_input_tokens - counts.num_duplicate_input_tokens
         num_output = counts.num_output_tokens - counts.num_duplicate_output_tokens
@@ -97,7 +97,7 @@ class Report:
 
 
 def describe(histogram: Histogram) -> dict[str, Any]:
-    """Returns what one wants to know of a histogram: how many, the mean, the percentiles, the largest."""
+    """Returns count, mean, percentiles and largest value of a histogram."""
     quantiles = {name: round(histogram.quantile(share), 4) for name, share in QUANTILES.items()}
     return {
         "count": histogram.count,

@@ -1,4 +1,4 @@
-"""One run of a job, from the start of its replicas to its end or its death. A job that is resumed has several."""
+"""`Run`: one run of a job, from the start of its replicas to its end or death. A resumed job has several runs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from .timeline import Timeline
 
 @dataclass(slots=True)
 class Run:
-    """What was seen of a run.
+    """The record of a run. The record of a run that was killed ends with the last look at it.
 
     Attributes:
-        started_at: When it began, in ISO 8601 with the time zone.
-        seconds: How long it was, as far as it was seen.
-        start_up_s: Of these, until the model was loaded.
-        generate_s: Of these, from then until the last token.
-        write_s: Of these, from then until the last file.
+        started_at: Start of the run, in ISO 8601 with the time zone.
+        seconds: Duration of the run.
+        start_up_s: Seconds until the model was loaded.
+        generate_s: Seconds from then until the last token.
+        write_s: Seconds from the last token until the last file.
         busy_s: Replica seconds in steps.
-        idle_s: Reason -> replica seconds in which nothing was done.
-        held_s: Replica seconds for which a replica held its place in the cluster.
-        accelerator_s: Kind of accelerator -> seconds times accelerators held; empty on CPUs.
-        num_restarts: Replicas that were started again.
-        work: What the engines did.
-        timeline: How it went.
+        idle_s: Reason -> replica seconds without work.
+        held_s: Replica seconds in which replicas held resources of the cluster.
+        accelerator_s: Kind of accelerator -> accelerator seconds held; empty on CPUs.
+        num_restarts: Number of restarts of replicas.
+        work: Work of the engines.
+        timeline: The run over time.
     """
 
     started_at: str

@@ -1,4 +1,4 @@
-"""The end of a job in a few numbers."""
+"""`JobSummary`: a job in a few numbers."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .run import Run
 
 @dataclass(slots=True)
 class JobSummary:
-    """The end of a job.
+    """A job in a few numbers.
 
     Attributes:
         model: The model.
         output: The output folder.
-        num_rows_in: Rows of the input; None while nobody knows.
+        num_rows_in: Rows of the input; None while their number is not known.
         num_rows_out: Rows of the output, failed ones included.
-        num_rows_failed: Rows that hold an error instead of a result.
-        num_input_tokens: Prompt tokens of the rows that went through.
-        num_cached_tokens: Those of them found in the KV cache.
+        num_rows_failed: Rows that have an error in place of a result.
+        num_input_tokens: Prompt tokens of the rows without an error.
+        num_cached_tokens: Prompt tokens found in the KV cache.
         num_output_tokens: Generated tokens.
         start_up_s: Seconds until the model was loaded, of all runs of the job.
         generate_s: Seconds from then until the last token, of all runs.
-        write_s: Seconds from then until the last file, of all runs.
+        write_s: Seconds from the last token until the last file, of all runs.
         finish_reasons: Finish reason -> rows.
         errors: Stage and class of the error -> rows and one message.
-        num_duplicates: Rows that took the output of an identical one.
+        num_duplicates: Rows that took the output of an identical row.
     """
 
     model: str
@@ -53,8 +53,8 @@ class JobSummary:
         Args:
             model: The model.
             output: The output folder.
-            num_rows_in: Rows of the input; None while nobody knows.
-            counts: Of all rows of the output, whichever run wrote them.
+            num_rows_in: Rows of the input; None while their number is not known.
+            counts: Counts of all rows of the output, whichever run wrote them.
             runs: The runs of the job.
         """
         return cls(

@@ -1,4 +1,4 @@
-"""What engines have done, added up over replicas that come and go: one that starts again counts from zero."""
+"""`Tally`: the work of all engines together. Replicas come and go, and a restarted replica counts from zero."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(slots=True)
 class Work:
-    """Amounts of an engine's work.
+    """Amounts of work of engines.
 
     Attributes:
-        num_input_tokens: Prompt tokens taken in.
-        num_cached_tokens: Those of them found in the KV cache.
-        num_output_tokens: Tokens generated, those of requests that were lost with their replica included.
+        num_input_tokens: Prompt tokens.
+        num_cached_tokens: Prompt tokens found in the KV cache.
+        num_output_tokens: Generated tokens, including the tokens of requests that died with their replica.
         num_steps: Steps.
-        num_preemptions: Requests whose KV cache was taken away and recomputed.
+        num_preemptions: Preemptions: the KV cache of a request was taken away, and recomputed later.
         step_time_s: Seconds spent in steps.
     """
 
@@ -29,7 +29,7 @@ class Work:
 
     @classmethod
     def of(cls, engine: Any) -> Work:
-        """Reads an engine's counters, as `LLMEngine.stats` has them."""
+        """Returns the work that an engine counts, from its `LLMEngine.stats`."""
         counters = engine.counters
         return cls(
             counters.num_prompt_tokens,
@@ -52,11 +52,11 @@ class Work:
 
 
 class Tally:
-    """Adds up the work of all engines of a pool from looks at their counters.
+    """Adds up the work of all engines of a pool from repeated looks at their counters.
 
     Attributes:
         total: The work so far.
-        num_restarts: Replicas that were started again.
+        num_restarts: Number of restarts of replicas.
     """
 
     def __init__(self) -> None:
@@ -65,10 +65,10 @@ class Tally:
         self.num_restarts = 0
 
     def look(self, replicas: list[Any]) -> Mapping[str, Work]:
-        """Takes the counters of the replicas as they are now.
+        """Reads the counters of the replicas.
 
         Args:
-            replicas: The `ReplicaStats` of a pool. Those without counters are passed over.
+            replicas: The `ReplicaStats` of a pool. Replicas without counters are skipped.
 
         Returns:
             Replica id -> its work since the last look.
@@ -84,7 +84,7 @@ class Tally:
         return gains
 
     def _gain(self, replica_id: str, now: Work) -> Work:
-        """Returns what is new; counters that went back are those of an engine that began anew."""
+        """Returns the work since the last look. Counters that are smaller than before belong to a restarted engine."""
         before = self._seen.get(replica_id, Work())
         self._seen[replica_id] = now
         return now if now.num_steps < before.num_steps else now - before

@@ -1,4 +1,4 @@
-"""How a run went over time, in a series that keeps its length: when it is full, neighbours become one."""
+"""`Timeline`: a run over time, as a limited number of intervals. In a full series, neighbours are joined."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ MAX_INTERVALS = 240
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A while of a run.
+    """An interval of a run.
 
     Attributes:
-        end_s: When it ended, in seconds from the start of the run.
-        duration_s: How long it was.
-        num_rows: Rows written in it, failed ones included.
-        num_failed: Those with an error.
-        num_input_tokens: Prompt tokens taken in.
-        num_cached_tokens: Those of them found in the KV cache.
-        num_output_tokens: Tokens generated.
+        end_s: Its end, in seconds from the start of the run.
+        duration_s: Its duration.
+        num_rows: Rows written in the interval, failed ones included.
+        num_failed: Rows with an error.
+        num_input_tokens: Prompt tokens.
+        num_cached_tokens: Prompt tokens found in the KV cache.
+        num_output_tokens: Generated tokens.
         num_steps: Steps of all engines.
         num_preemptions: Preemptions.
         step_time_s: Seconds that engines spent in steps.
         num_ready: Replicas that were up, on average.
         num_running: Requests that held KV cache, on average.
-        num_waiting: Requests that waited for it, on average.
+        num_waiting: Requests that waited for KV cache, on average.
         kv_cache_usage: Share of the KV cache in use, on average over time and replicas.
     """
 
@@ -46,7 +46,7 @@ class Interval:
     kv_cache_usage: float = 0.0
 
     def joined(self, later: Interval) -> Interval:
-        """Returns this interval and the next one as one: amounts add up, levels are averaged over the time."""
+        """Returns one interval for this one and the next. Amounts are added, and levels averaged over the time."""
         duration_s = self.duration_s + later.duration_s
         share = later.duration_s / duration_s if duration_s else 1.0
         levels = {name: getattr(self, name) + (getattr(later, name) - getattr(self, name)) * share for name in LEVELS}
@@ -63,7 +63,7 @@ class Timeline:
     """A series of intervals without gaps.
 
     Args:
-        max_intervals: Most it keeps; an even number.
+        max_intervals: Most intervals, an even number.
     """
 
     def __init__(self, max_intervals: int = MAX_INTERVALS) -> None:
@@ -72,11 +72,11 @@ class Timeline:
         self.intervals: list[Interval] = []
 
     def add(self, interval: Interval, *, tells_of_last: bool = False) -> None:
-        """Appends an interval. The last one takes it in while that is shorter than the others have become.
+        """Appends an interval, or joins it to the last one while that is shorter than the others.
 
         Args:
-            interval: What came next.
-            tells_of_last: Whether some of it was done before: then the two are one.
+            interval: The next interval.
+            tells_of_last: Whether a part of its work was done in the last interval. Then the two are joined.
         """
         if self.intervals and (tells_of_last or self.intervals[-1].duration_s < self._shortest_s):
             self.intervals[-1] = self.intervals[-1].joined(interval)
@@ -88,7 +88,7 @@ class Timeline:
         self.intervals.append(interval)
 
     def as_dict(self) -> dict[str, list[Any]]:
-        """Returns the series as plain data for JSON: a list for each figure."""
+        """Returns the series as plain data for JSON: a list for each attribute of an interval."""
         return {name: [_rounded(getattr(one, name)) for one in self.intervals] for name in NAMES}
 
     @classmethod

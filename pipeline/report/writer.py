@@ -1,4 +1,4 @@
-"""Keeps a job's report in its folder, while it runs and at its end."""
+"""`ReportWriter`: writes the report of a job to its folder, while the job runs and at its end."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
 
 class ReportWriter:
-    """Writes the report of a job. A job does not fail with its report: what cannot be written warns.
+    """Writes the report of a job. A report that cannot be written is a warning, and the job goes on.
 
     Args:
-        folder: Where to, and where a report of earlier runs of the job may be.
+        folder: The folder of the report, which may hold a report of earlier runs.
         model: The model.
         output: The output folder, as the report names it.
-        prices: What things cost; None if nobody said.
+        prices: The user's price table, if there is one.
     """
 
     def __init__(self, folder: Storage, model: str, output: str, prices: Prices | None = None) -> None:
@@ -34,12 +34,12 @@ class ReportWriter:
         self._earlier = read_runs(folder)
 
     def write(self, run: Run, counts: Counts, num_rows_in: int | None) -> Report:
-        """Writes the report as things stand.
+        """Writes the report.
 
         Args:
-            run: The run that is under way, or has ended.
-            counts: Of everything written, by earlier runs too.
-            num_rows_in: Rows of the input; None while nobody knows.
+            run: The current run.
+            counts: Counts of all rows written, by earlier runs too.
+            num_rows_in: Rows of the input; None while their number is not known.
         """
         runs = [*self._earlier, run]
         summary = JobSummary.of(self._model, self._output, num_rows_in, counts, runs)
@@ -54,10 +54,10 @@ class ReportWriter:
 
 
 def read_runs(folder: Storage) -> list[Run]:
-    """Returns the runs that the report in a folder tells of, for a job that goes on.
+    """Returns the runs in the report of an earlier run. A missing or broken report has none, nor has another version.
 
     Args:
-        folder: Where the report is. None there, one of another version or a broken one tells of none.
+        folder: The folder of the report.
     """
     try:
         data = json.loads((folder / REPORT_JSON).read_bytes())

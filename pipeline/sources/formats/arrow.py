@@ -1,4 +1,4 @@
-"""Arrow's own format, as a file with a footer (also Feather) or as a stream."""
+"""Input in Arrow's own format: files with a footer, which are also Feather, and streams."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ READ_BYTES = 4 << 20
 
 
 class ArrowFormat(SourceFormat):
-    """A row is a row of a record batch. A position is its number in the file."""
+    """A position is the number of a row in the file."""
 
     extensions = (".arrow", ".arrows", ".feather", ".ipc")
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Reads the schemas, and counts the rows if that takes little reading."""
+        """Reads the schemas. The rows of small files are counted."""
         is_small = sum(file.size or LOOK_BYTES for file in files) <= LOOK_BYTES
         looks = [_look_at(file, is_small) for file in files]
         return Look(unify([schema for schema, _ in looks]), [unit for _, unit in looks])
 
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads batches, in slices; where the file is damaged it ends with an error row."""
+        """Reads slices of record batches. In place of a damaged rest of the file it yields an error row."""
         position = 0
         try:
             with unit.file.storage.open_arrow(READ_BYTES, unit.file.size) as source:
@@ -87,7 +87,7 @@ def _batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
 
 
 def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cuts a batch into parts of about the bytes of a table."""
+    """Cuts a batch into slices of about `TABLE_BYTES`."""
     row_bytes = max(1, batch.nbytes // max(1, len(batch)))
     step = max(1, TABLE_BYTES // row_bytes)
     return (batch.slice(start, step) for start in range(0, len(batch), step))

@@ -1,4 +1,4 @@
-"""CSV. Records are found here and parsed by Arrow, many at once; where it refuses, they are parsed in halves."""
+"""Input as CSV. This module finds the records, and Arrow parses many at once. Records that it refuses go in halves."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ WHOLE = re.compile(rb'(?:"(?:[^"]|"")*+"[^,]*+|[^",][^,]*+|)(?:,(?:"(?:[^"]|"")*
 """A record in which every quote that opens a field is closed."""
 
 MAX_RECORD_BYTES = 16 << 20
-"""A quote that is not closed after so much was none."""
+"""A quote that is still open after so many bytes is taken for a plain character."""
 
 
 class CsvFormat(SourceFormat):
-    """A row is a record. A position is the number of the record, counted without the header."""
+    """A position is the number of a record, counted without the header."""
 
     extensions = (".csv",)
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Takes the types that Arrow finds; a column of several is text."""
+        """Takes the types that Arrow finds. A column in which they differ is text."""
         units = [whole_file(file) for file in files]
         samples, counts = take_samples(units, _look_through)
         schema = join_schemas([sample.schema for sample in samples])
         return Look(schema, [replace(unit, num_rows=count) for unit, count in zip(units, counts, strict=True)])
 
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads records; those that are no rows say so."""
+        """Reads records. A record that is not a row becomes an error row."""
         ordinal, count = unit.file.ordinal, 0
         records = iter_records(iter_lines(unit.file))
         try:
@@ -48,7 +48,7 @@ class CsvFormat(SourceFormat):
 
 
 def iter_records(lines: Iterator[Line]) -> Iterator[Line]:
-    """Joins lines to records: a line end between quotes belongs to a value. Empty lines are none.
+    """Joins lines to records, because a line end between quotes belongs to a value. Empty lines are skipped.
 
     Args:
         lines: The lines.
@@ -89,7 +89,7 @@ def parse_records(
         schema: Columns of the rows.
 
     Returns:
-        A row for each record, and for each why it is none: such a row has no values.
+        A row for each record, and for each record None or the reason why it is not a row. Such a row has no values.
     """
     try:
         types = {name: schema.field(name).type for name in names}
@@ -110,7 +110,7 @@ def parse_records(
 
 
 def _look_through(unit: Unit, max_bytes: int) -> Sample:
-    """Lets Arrow find the types of a file, or of its beginning."""
+    """Samples a file: Arrow finds the types in its first records."""
     records = iter_records(iter_lines(unit.file))
     names = _header(unit.file, records)
     texts: list[bytes] = []
@@ -125,7 +125,7 @@ def _look_through(unit: Unit, max_bytes: int) -> Sample:
                 break
         num_rows = len(texts)
     except DamagedTextError:
-        num_rows = len(texts) + 1  # The row that will say so.
+        num_rows = len(texts) + 1  # The damage becomes an error row.
     if not texts:
         return Sample(pa.schema([(name, pa.null()) for name in names]), num_rows, is_whole)
     schema = _parse(b"".join(texts), names, pyarrow.csv.ConvertOptions(), lambda _: "skip").schema
@@ -150,7 +150,7 @@ def _header(file: InputFile, records: Iterator[Line]) -> list[str]:
 def _parse(
     text: bytes, names: Sequence[str], convert: pyarrow.csv.ConvertOptions, on_invalid: object = None
 ) -> pa.Table:
-    """Parses all of a text as one block, so that types are found by all of its values."""
+    """Parses a text as one block, so that Arrow looks at all values to find a type."""
     return pyarrow.csv.read_csv(
         pa.BufferReader(text),
         pyarrow.csv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(text) + 1),

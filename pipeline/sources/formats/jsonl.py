@@ -1,4 +1,4 @@
-"""Lines of JSON, cut by bytes: a line belongs to the part in which it starts."""
+"""Input as lines of JSON. Files are cut by bytes, and a line belongs to the unit in which it starts."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ UNIT_BYTES = 16 << 20
 
 
 class JsonLinesFormat(SourceFormat):
-    """A row is a line with a JSON object. A position is the byte at which the line starts."""
+    """A row is a line with a JSON object, and its position is the byte at which the line starts."""
 
     extensions = (".jsonl", ".ndjson", ".json")
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Reads everything if it is little, so that the type of every column holds every value; else a sample."""
+        """Reads all of a small input, so that the type of a column holds every value, and a sample of a large one."""
         units = [unit for file in files for unit in _cut(file)]
         samples, counts = take_samples(units, _look_through)
         schema = join_schemas([sample.schema for sample in samples])
         return Look(schema, [replace(unit, num_rows=count) for unit, count in zip(units, counts, strict=True)])
 
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads lines; those that are no rows say so."""
+        """Reads lines. A line that is not a row becomes an error row."""
         unknown: set[str] = set()
         try:
             for positions, lines in chunks(_lines(unit)):
@@ -73,10 +73,10 @@ def parse_lines(
     Args:
         lines: The lines.
         schema: Columns of the rows.
-        unknown: Takes the names of other columns that lines have.
+        unknown: Set to which the names of other columns in the lines are added.
 
     Returns:
-        A row for each line, and for each why it is none: such a row has no values.
+        A row for each line, and for each line None or the reason why it is not a row. Such a row has no values.
     """
     pairs = [parse_line(line) for line in lines]
     rows = [{name: _fit(value, schema, name) for name, value in row.items()} for row, _ in pairs]
@@ -85,7 +85,7 @@ def parse_lines(
         unknown.update(name for row in rows for name in row if name not in schema.names)
     try:
         return pa.Table.from_pylist(rows, schema), errors
-    except (ValueError, TypeError, OverflowError):  # Arrow's are among them.
+    except (ValueError, TypeError, OverflowError):  # Errors of Arrow are among these.
         misfits = [error or _misfit(row, schema) for row, error in zip(rows, errors, strict=True)]
         fitting = [row if error is None else {} for row, error in zip(rows, misfits, strict=True)]
         return pa.Table.from_pylist(fitting, schema), misfits
@@ -98,7 +98,7 @@ def parse_line(line: bytes) -> tuple[dict[str, Any], str | None]:
         line: One line.
 
     Returns:
-        The row and None, or an empty row and why it is none.
+        The row and None, or an empty row and the reason why the line is not a row.
     """
     text = line.decode("utf-8", errors="replace").strip()
     try:
@@ -126,7 +126,7 @@ def _lines(unit: Unit) -> Iterator[Line]:
 
 
 def _look_through(unit: Unit, max_bytes: int) -> Sample:
-    """Finds the types that hold the values of a unit, or of its beginning."""
+    """Samples a unit: finds types that hold the values of its first lines."""
     types: dict[str, pa.DataType] = {}
     num_rows = num_bytes = 0
     try:
@@ -139,7 +139,7 @@ def _look_through(unit: Unit, max_bytes: int) -> Sample:
             if num_bytes >= max_bytes:
                 return Sample(pa.schema(list(types.items())), num_rows, is_whole=False)
     except DamagedTextError:
-        num_rows += 1  # The row that will say so.
+        num_rows += 1  # The damage becomes an error row.
     return Sample(pa.schema(list(types.items())), num_rows, is_whole=True)
 
 
@@ -156,14 +156,14 @@ def _type_of(values: Iterable[Any]) -> pa.DataType:
 
 
 def _fit(value: Any, schema: pa.Schema, name: str) -> Any:
-    """Writes as JSON what stands among text: a column whose values differ in type is a column of text."""
+    """Returns other values as JSON if their column is text: a column whose values differ in type is text."""
     if value is None or isinstance(value, str) or name not in schema.names or schema.field(name).type != pa.string():
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
 def _misfit(row: dict[str, Any], schema: pa.Schema) -> str | None:
-    """Says which value does not fit its column."""
+    """Returns the reason why a row does not fit the schema, or None."""
     for field in schema:
         try:
             pa.array([row.get(field.name)], field.type)
@@ -175,7 +175,7 @@ def _misfit(row: dict[str, Any], schema: pa.Schema) -> str | None:
 
 
 def _refuse_array(file: InputFile, line: bytes) -> None:
-    """Tells a file that is one array from one of lines, before each of its lines becomes a dead letter."""
+    """Raises if a file is one JSON array. Otherwise each line of the array would become a dead letter."""
     if line.strip() in (b"[", b"[{"):
         raise ConfigError(f"input {file.path!r} is one JSON array; write one object per line instead")
 

@@ -1,4 +1,4 @@
-"""Parquet, cut by row groups."""
+"""Input as Parquet. Files are cut by row groups."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ from ..base import (
     unify,
 )
 
-NUM_THREADS = 16  # they wait for answers of a store
+NUM_THREADS = 16  # The threads wait for a store most of the time.
 FOOTER_BYTES = 64 << 10
 UNIT_BYTES = 64 << 20
-"""Row groups are joined to parts of this size."""
+"""About the size of a unit. Neighbouring row groups are joined to units."""
 
 MAX_ROWS = 8192
-"""Of a table."""
+"""Most rows of a table."""
 
 WHOLE_CHUNK_BYTES = 64 << 20
-"""The chunks of a row group are fetched at once up to this size, and streamed beyond it."""
+"""A row group up to this size is fetched at once; a larger one is streamed."""
 
 STREAM_BYTES = 4 << 20
-"""What a column is streamed in."""
+"""Size of a request when a column is streamed."""
 
 
 class ParquetFormat(SourceFormat):
-    """Columns and row counts are in the footer of each file, so nothing else is read before the start."""
+    """A position is the number of a row in the file. Before the start, only the footers of the files are read."""
 
     extensions = (".parquet", ".pq")
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Reads the footers, several at once."""
+        """Reads columns and row counts from the footers, several at once."""
         with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="millrace-footers") as pool:
             footers = list(pool.map(_read_footer, files))
         return Look(unify([schema for schema, _ in footers]), [unit for _, units in footers for unit in units])
 
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads row groups a batch at a time; where one is damaged, the rest of its rows are error rows."""
+        """Reads row groups in batches. The rows in the damaged rest of a row group become error rows."""
         with _open(unit.file, STREAM_BYTES) as source, pq.ParquetFile(source, buffer_size=STREAM_BYTES) as file:
             start = 0
             for index in range(file.metadata.num_row_groups):
@@ -63,7 +63,7 @@ class ParquetFormat(SourceFormat):
 def _read_group(
     unit: Unit, schema: pa.Schema, source: pa.NativeFile, footer: pq.FileMetaData, index: int, first_row: int
 ) -> Iterator[pa.Table]:
-    """Reads a row group, as far as its rows belong to the part."""
+    """Reads the rows of a row group that belong to the unit."""
     group = footer.row_group(index)
     position, stop = first_row, min(first_row + group.num_rows, unit.stop)
     at_once = sum(group.column(one).total_compressed_size for one in range(group.num_columns)) <= WHOLE_CHUNK_BYTES
@@ -90,11 +90,11 @@ def _read_group(
 
 
 def _with_partition(rows: pa.Table, file: InputFile) -> pa.Table:
-    """Adds to rows of a table's file the columns of which the log has the value."""
+    """Adds the columns whose values are in the log of the table, and not in its file."""
     if file.table is None:
         return rows
     for name, column in zip(file.table.partition.column_names, file.table.partition.columns, strict=True):
-        if name not in rows.column_names:  # Some writers put it into the file as well.
+        if name not in rows.column_names:  # Some writers put the column into the file as well.
             rows = rows.append_column(name, pa.repeat(column[0], len(rows)))
     return rows
 
@@ -121,7 +121,7 @@ def _read_footer(file: InputFile) -> tuple[pa.Schema, list[Unit]]:
 
 
 def _units(file: InputFile, footer: pq.FileMetaData) -> Iterator[Unit]:
-    """Yields parts of whole row groups."""
+    """Yields units of whole row groups."""
     start = position = num_bytes = 0
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)

@@ -1,4 +1,4 @@
-"""A Delta table as input: the Parquet files of one version of it, and the values of its partition columns."""
+"""Delta tables as input: the Parquet files of one version of a table, and the values of its partition columns."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 HARMLESS = {"timestampNtz", "vacuumProtocolCheck", "v2Checkpoint", "deletionVectors", "columnMapping"}
-"""Features of tables whose files can be read as they are; of the last two it is looked whether they are made use of."""
+"""Features of tables whose files may be read file by file. `_obstacles` checks that the last two are not in use."""
 
 MAPPING = "delta.columnMapping.mode"
 FILE_FORMAT = "parquet"
 
 
 def table_files(place: Storage, version: int | None) -> list[InputFile]:
-    """Returns the files of a version of a table, older ones first, numbered from 0.
+    """Returns the files of a version of a table, the oldest first, numbered from 0.
 
     Args:
         place: The table's folder.
         version: The version; None for the newest.
 
     Raises:
-        ConfigError: The table cannot be read, or not file by file, or has no file.
+        ConfigError: The table cannot be read, cannot be read file by file, or has no file.
     """
     table = open_table(place, version)
     _check_features(place, table)
@@ -56,12 +56,12 @@ def _table_file(ordinal: int, place: Storage, version: int, schema: pa.Schema, a
 
 
 def _partition(values: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """Returns a table of one row: the columns that are in the log and not in the file."""
+    """Returns one row with the columns that are in the log of the table, and not in its file."""
     return pa.Table.from_pylist([values], pa.schema([schema.field(name) for name in values]))
 
 
 def _place_of(path: str, table: Storage) -> Storage:
-    """Returns where a file is: its path is that of a URL, from the table's folder unless another table lent it."""
+    """Returns the place of a file. Its path is quoted like a URL, and absolute if the file belongs to another table."""
     if "://" in path:
         return Storage.at(unquote(path), options=table.options)
     return table / unquote(path)
@@ -74,7 +74,7 @@ def _check_features(place: Storage, table: DeltaTable) -> None:
 
 
 def _obstacles(table: DeltaTable) -> Iterator[str]:
-    """Yields why the files of a table are not its rows."""
+    """Yields the reasons why the rows of a table differ from the rows of its files."""
     features = set(table.protocol().reader_features or ())
     if unknown := sorted(features - HARMLESS):
         yield f"it uses {', '.join(unknown)}"
