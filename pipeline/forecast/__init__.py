@@ -1,1 +1,1 @@
-"""What `millrace plan` shows before a job runs."""
+"""The forecast of a job that `millrace plan` shows: lengths, rows that do not fit, replicas, time and price."""

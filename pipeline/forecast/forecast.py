@@ -1,6 +1,7 @@
-"""What a job will take, before any engine starts: from a sample of its rows, the model's config.json, a throughput.
+"""`Forecast`: tokens, replicas, time and price of a job, computed before any engine starts.
 
-What nobody knows stays unknown: without a throughput there is no time, and no price by time.
+A forecast follows from a sample of the rows, the config.json of the model, and the throughput of a replica. Without a
+throughput, time and price by time stay unknown.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from .throughput import Throughput
 
 @dataclass(slots=True)
 class Lengths:
-    """What a sample of rows is like as requests.
+    """The lengths of a sample of rows as requests.
 
     Attributes:
-        prompts: Tokens of each prompt that came about.
-        counts: Of the rows, those that fail before the engine with their errors.
-        prompt_tokens: Prompt tokens by row.
-        num_too_long: Prompts that leave no room for one token.
-        max_output_tokens: The most that a row may generate, on average over the sample.
+        prompts: Tokens of each prompt that the engine can run.
+        counts: Counts of the rows, with the errors of rows that fail before the engine.
+        prompt_tokens: Prompt tokens of each row.
+        num_too_long: Prompts that leave no room for an output token.
+        max_output_tokens: Most tokens that a row may generate, on average over the sample.
         params: Sampling parameters of each prompt.
     """
 
@@ -43,11 +44,11 @@ class Lengths:
 
     @classmethod
     def of(cls, rows: Iterable[Row], default: SamplingParams, max_model_len: int) -> Lengths:
-        """Measures rows that have gone through the stages before the engine.
+        """Measures rows that have passed the stages before the engine.
 
         Args:
             rows: The rows.
-            default: Sampling parameters of the rows that bring none.
+            default: Sampling parameters of rows that have none.
             max_model_len: Most tokens of prompt and output together.
         """
         lengths, room = cls(), 0
@@ -72,19 +73,19 @@ class Lengths:
 
     @property
     def share_that_runs(self) -> float:
-        """Share of the rows that come to generate."""
+        """Share of the rows that the engine can run."""
         return len(self.prompts) / max(1, self.counts.num_rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """How many replicas.
+    """Numbers of replicas.
 
     Attributes:
-        asked: By the job.
-        placeable: That have room in the cluster, or on this machine where there is none.
-        where: Which of the two, in words.
-        within_s: Seconds in which the job is to be done; None if nobody said.
+        asked: Replicas that the job asks for.
+        placeable: Replicas that have room in the cluster, or on this machine if there is no cluster.
+        where: The cluster or this machine, in words.
+        within_s: Seconds that the job may take; None for any time.
     """
 
     asked: int
@@ -95,17 +96,17 @@ class Replicas:
 
 @dataclass(slots=True)
 class Forecast:
-    """What a job will take.
+    """The forecast of a job.
 
     Attributes:
         model: The model.
-        sample: The rows looked at.
-        seed: Of their draw.
-        lengths: What they are like.
-        footprint: What the engine is like.
-        replicas: How many there are to be.
-        throughput: How fast one is; None if nobody knows.
-        prices: What things cost; None if nobody said.
+        sample: The sampled rows.
+        seed: Seed of the sample.
+        lengths: Lengths of the sampled rows.
+        footprint: Memory of the engine.
+        replicas: Numbers of replicas.
+        throughput: Speed of a replica; None if it is not known.
+        prices: The user's price table, if there is one.
     """
 
     model: str
@@ -119,27 +120,27 @@ class Forecast:
 
     @property
     def num_rows(self) -> float | None:
-        """Rows that will generate; None if nobody knows how many there are."""
+        """Rows that the engine will run; None if the number of rows is not known."""
         return None if self.sample.num_rows is None else self.sample.num_rows * self.lengths.share_that_runs
 
     @property
     def output_tokens_per_row(self) -> float:
-        """Tokens of a row's output: as known from the throughput, else the most there can be."""
+        """Output tokens of a row: the number that the throughput knows, or else the most that a row may generate."""
         known = None if self.throughput is None else self.throughput.output_tokens_per_row
         return self.lengths.max_output_tokens if known is None else known
 
     @property
     def is_bound(self) -> bool:
-        """Whether the tokens of the outputs, and what follows from them, are a bound: at most so much."""
+        """Whether output tokens, time and price are upper bounds, because the lengths of outputs are not known."""
         return self.throughput is None or self.throughput.output_tokens_per_row is None
 
     def seconds(self, num_replicas: int) -> float | None:
-        """Returns how long so many replicas take, start-up included where it is known; None if nobody knows."""
+        """Returns the time that replicas take, with the start-up if it is known; None if the speed is not known."""
         work_s = self._work_s()
         return None if work_s is None else self._start_up_s() + work_s / num_replicas
 
     def needed_replicas(self) -> int | None:
-        """Returns how many replicas are done in time; None if that is not asked or nobody knows."""
+        """Returns the number of replicas that are done in time; None if no time or no speed is known."""
         work_s, within_s = self._work_s(), self.replicas.within_s
         if work_s is None or within_s is None:
             return None
@@ -147,16 +148,16 @@ class Forecast:
         return max(1, math.ceil(work_s / left_s)) if left_s > 0 else None
 
     def running_at_once(self, name: str) -> int:
-        """Returns how many sequences run at once.
+        """Returns the number of sequences that run at once.
 
         Args:
-            name: Of the lengths of their prompts: ``"mean"`` or a percentile, such as ``"p99"``.
+            name: Length of their prompts: ``"mean"`` or a percentile, such as ``"p99"``.
         """
         prompt = describe(self.lengths.prompt_tokens)[name]
         return self.footprint.num_running(min(self.footprint.max_model_len, prompt + self.output_tokens_per_row))
 
     def cost(self) -> dict[str, Any] | None:
-        """Returns what the job costs by the price table; None without one."""
+        """Returns the price of the job; None without a price table."""
         if self.prices is None:
             return None
         seconds = self.seconds(self.replicas.asked)
@@ -215,6 +216,6 @@ class Forecast:
         return sum(map(len, prompts)) / max(1, len(prompts))
 
     def _accelerators(self) -> list[tuple[str, float]]:
-        """Returns kind and price of an hour of all accelerators of a replica."""
+        """Returns each kind of accelerator, and the price of an hour of all accelerators of a replica."""
         prices = self.prices.per_accelerator_hour if self.prices is not None else None
         return [(kind, price * self.footprint.num_ranks) for kind, price in (prices or {}).items()]

@@ -1,4 +1,4 @@
-"""Makes the forecast of a job: reads a sample, tokenises it as the job would, looks at the model and at the cluster."""
+"""Makes the forecast of a job from a sample of its rows, the model, and the resources of the cluster."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ def forecast_job(
     report: str | None = None,
     measure: bool = False,
 ) -> Forecast:
-    """Says what a job will take.
+    """Returns the forecast of a job.
 
     Args:
         job: The job.
-        sample_size: Rows to look at.
-        seed: Of their draw.
-        memory_bytes: Memory of one accelerator, where the job is to run elsewhere; None for this machine's.
-        within_s: Seconds in which the job is to be done.
-        throughput: How fast a replica is, if the user knows.
-        report: The `report.json` of an earlier job that tells how fast a replica is; None for the one in the output
-            folder, if there is one.
-        measure: Whether to run an engine here, on rows of the sample, to see how fast it is.
+        sample_size: Rows to sample.
+        seed: Seed of the sample.
+        memory_bytes: Memory of one accelerator, if the job will run on another machine; None for this machine's.
+        within_s: Seconds that the job may take.
+        throughput: Speed of a replica, if the user knows it.
+        report: The `report.json` of an earlier job, which says the speed of a replica; None for the report in the
+            output folder, if there is one.
+        measure: Whether to measure the speed with an engine in this process, on rows of the sample.
 
     Raises:
         ConfigError: Something in the job cannot be used.
@@ -81,7 +81,7 @@ def forecast_job(
 
 
 def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> list[Row]:
-    """Puts rows through the job's prompt, the chat template and the tokenizer."""
+    """Passes rows through the prompt of the job, the chat template and the tokenizer."""
     roles = tuple(message.role for message in job.messages or [])
     prompt = UserFunction("preprocess", MakePrompt(tuple(job.templates()), roles, job.sampling))
     stages = make_prepare_stages(config.model_copy(update={"should_continue_on_error": True}), prompt)
@@ -90,14 +90,14 @@ def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> 
 
 
 def _default_params(config: EngineProcessorConfig) -> SamplingParams:
-    """Returns the parameters of rows that bring none, where the job gives none either: those the model recommends."""
+    """Returns the sampling parameters that the model recommends. Rows without other parameters use them."""
     if config.engine_config.generation_config != "auto":
         return SamplingParams()
     return default_sampling_params(read_generation_config(resolve_model(config.model_source)))
 
 
 def _pace_of_report(job: JobConfig, report: str | None) -> Throughput | None:
-    """Reads the throughput from the report that was named, else from that of the last job into the same folder."""
+    """Reads the throughput from the given report, or from the report of the last job in the output folder."""
     if report is not None:
         throughput = Throughput.of_report(Storage.at(report), job.model)
         if throughput is None:
@@ -110,19 +110,19 @@ def _pace_of_report(job: JobConfig, report: str | None) -> Throughput | None:
 
 
 def _placeable(config: EngineConfig) -> tuple[int, str]:
-    """Returns how many replicas have room if nothing else runs, and where that is."""
+    """Returns the number of replicas that have room if nothing else runs, and the place in words."""
     with _nodes() as (nodes, where):
         num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         num_cpus = sum(int(node.get("CPU", 0)) for node in nodes)
     if config.device != "cpu" and num_gpus:
         return num_gpus // config.num_ranks, f"{where}, {num_gpus} GPUs"
-    # One is for reading; a replica may take less than a whole one, but then it shares it with another.
+    # One CPU is left for reading. A replica may reserve less than a CPU, and then shares it with another replica.
     return max(0, num_cpus - 1) // config.num_ranks, f"{where}, {num_cpus} CPUs of which one is for reading"
 
 
 @contextmanager
 def _nodes() -> Iterator[tuple[list[dict[str, float]], str]]:
-    """Connects to the cluster that a job would run on, if that is not a Ray of its own on this machine."""
+    """Yields the nodes that a job would run on, and the place in words: a cluster, or else this machine."""
     if ray.is_initialized():
         yield (nodes := cluster_nodes()), f"in the cluster of {len(nodes)} node(s)"
         return

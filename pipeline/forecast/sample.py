@@ -1,4 +1,4 @@
-"""A sample of a job's rows, spread over the whole input, read without Ray and without reading the rest."""
+"""`Sample`: rows spread over the whole input of a job, read without Ray and without the rest of the input."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..sources import Source, Unit
 from ..sources.formats import FORMATS
 
 MAX_UNITS = 24
-"""Parts of the input that are looked into; of each, the first tables that a reader hands out."""
+"""Most units of the input that are sampled. The first tables of each are read."""
 
 TABLES_PER_UNIT = 2
 
@@ -25,8 +25,8 @@ class Sample:
 
     Attributes:
         rows: The rows, in the order of the input.
-        num_rows: Rows of the whole input, exact or by the size of those read; None if nothing tells.
-        is_exact: Whether that is the true number.
+        num_rows: Rows of the whole input, counted or guessed from the size of the sample; None if they are not known.
+        is_exact: Whether the rows were counted.
     """
 
     rows: list[dict[str, Any]]
@@ -39,8 +39,8 @@ class Sample:
 
         Args:
             source: The input.
-            size: Rows to draw; of a smaller input there are all.
-            seed: Of the draw.
+            size: Rows to draw. A smaller input is taken whole.
+            seed: Seed of the draw.
         """
         rng = random.Random(seed)
         chosen = spread(source.units, MAX_UNITS, rng)
@@ -54,7 +54,7 @@ class Sample:
 
 
 def spread(units: Sequence[Unit], most: int, rng: random.Random) -> list[Unit]:
-    """Returns some of the parts of an input: one, drawn, of each of as many equal stretches."""
+    """Returns at most `most` units: one drawn from each of as many equal stretches of the input."""
     if len(units) <= most:
         return list(units)
     edges = [index * len(units) // most for index in range(most + 1)]
@@ -62,7 +62,7 @@ def spread(units: Sequence[Unit], most: int, rng: random.Random) -> list[Unit]:
 
 
 def _first_tables(source: Source, unit: Unit, num_units: int) -> Iterator[pa.Table]:
-    """Yields the first tables of a part; more of them where there are few parts."""
+    """Yields the first tables of a unit. If there are few units, it yields more of each."""
     tables = FORMATS[source.format].read(unit, source.schema)
     return itertools.islice(tables, TABLES_PER_UNIT * max(1, MAX_UNITS // num_units))
 
@@ -77,7 +77,7 @@ def _rows_at(tables: Sequence[pa.Table], wanted: Sequence[int]) -> Iterator[dict
 
 
 def _guess_num_rows(source: Source, tables: Sequence[pa.Table]) -> int | None:
-    """Returns the rows of an input of text by the length of those read."""
+    """Returns the number of rows of an input, guessed from the length of the rows read."""
     row_bytes = [FORMATS[source.format].row_bytes(table) for table in tables if table.num_rows > 1]
     total_bytes = sum(unit.num_bytes for unit in source.units)
     return round(total_bytes * len(row_bytes) / sum(row_bytes)) if row_bytes and total_bytes else None

@@ -1,4 +1,4 @@
-"""How fast a replica is, from who knows: the user, the report of a job with the same model, a short run now."""
+"""`Throughput`: the speed of a replica, from the user, the report of a job with the same model, or a short run now."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ...engine.errors import ConfigError
 from ..files.storage import Storage
 
 WAITING = ("starved", "backpressured", "between_steps")
-"""What a replica does beside work while there is some."""
+"""States of a replica that count as time of generation, besides its steps."""
 
 
 WARM_UP_ROWS = 8
-"""Rows that go first, since some kernels are compiled or recorded when they are first used."""
+"""Rows that run before the measurement, because some kernels are compiled or recorded at their first use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """How fast rows go through one replica.
+    """The speed of one replica.
 
     Attributes:
-        output_tokens_per_s: Tokens a replica generates in a second.
-        output_tokens_per_row: Tokens of a row's output; None if nobody knows.
-        start_up_s: Seconds until a replica is ready; None if nobody knows.
-        basis: Where this is from, in words.
+        output_tokens_per_s: Tokens that a replica generates in a second.
+        output_tokens_per_row: Output tokens of a row; None if they are not known.
+        start_up_s: Seconds until a replica is ready; None if they are not known.
+        basis: The source of these numbers, in words.
     """
 
     output_tokens_per_s: float
@@ -38,22 +38,22 @@ class Throughput:
 
     @classmethod
     def told(cls, output_tokens_per_s: float) -> Throughput:
-        """Takes the user's word."""
+        """Returns the throughput that the user gives."""
         return cls(output_tokens_per_s, None, None, "as given")
 
     @classmethod
     def of_report(cls, file: Storage, model: str) -> Throughput | None:
-        """Reads the report of an earlier job.
+        """Reads the throughput from the report of an earlier job.
 
         Args:
             file: A `report.json`.
-            model: The model of the job to come; what another one did tells nothing.
+            model: The model of the job to come. A report about another model is no help.
 
         Returns:
             The throughput, or None if the job was of another model or generated nothing.
 
         Raises:
-            ConfigError: It is no report.
+            ConfigError: The file is not a report.
         """
         try:
             report = json.loads(file.read_bytes())
@@ -65,7 +65,7 @@ class Throughput:
     def measure(
         cls, engine_kwargs: Mapping[str, Any], prompts: Sequence[list[int]], params: Sequence[SamplingParams]
     ) -> Throughput:
-        """Runs an engine in this process for a while. What Ray takes to start is not seen.
+        """Runs an engine in this process on some prompts. The start of Ray is not measured.
 
         Args:
             engine_kwargs: Settings of the engine, the model among them.

@@ -1,1 +1,1 @@
-"""From a job file to an output folder."""
+"""Jobs: a job file is read and checked, and its rows run into an output folder."""

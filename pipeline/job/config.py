@@ -1,4 +1,4 @@
-"""`JobConfig`: what to read, what to ask, what to run it on, where to write."""
+"""`JobConfig`: the input, prompt, model, engine and output of a job."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class MessageTemplate(Settings):
 
 
 class JobConfig(Settings):
-    """A job: rows of files through a model into files.
+    """A job: a model runs over the rows of files, and writes files.
 
     Attributes:
         model: Folder of the model, or ``"bundled:NAME"``.
@@ -39,25 +39,25 @@ class JobConfig(Settings):
         output: Folder to write files to; a path or a URL.
         format: Format of the input; None to tell it by the extensions of the files, or by the log of a table.
         output_format: Format of the output: of its files, or of the table that the output folder becomes.
-        endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
+        endpoint_url: Address of the store behind ``s3://``, if it is not Amazon's.
         prompt: Text with {column} fields.
-        messages: Conversation with {column} fields, rendered by the model's chat template. With neither `prompt` nor
-            `messages`, rows bring a column of one of these names.
+        messages: Conversation with {column} fields, which the model's chat template renders. With neither `prompt` nor
+            `messages`, the input must have a column of one of these names.
         sampling: Sampling parameters; None for the model's own.
         engine: Settings of the engine.
         replicas: Number of copies of the model.
         batch_size: Rows per block; None for 128, or 1024 where the input has 100,000 rows or more.
-        on_error: What a failed row does: ``"row"`` makes it an error row, ``"stop"`` ends the job.
+        on_error: Effect of a failed row: with ``"row"`` it becomes an error row, with ``"stop"`` the job ends.
         columns: Columns of the input to keep; None for all.
         output_column: Name of the column of the generated text.
-        seed: Seed of the rows' draws; the engine's `seed` if None.
-        limit: Rows to run at most; None for all.
-        key: Columns by whose values a row is known when the job is resumed; None for its place in the input.
-        order: ``"any"``, or ``"input"`` for rows in the order of the input.
+        seed: Seed of the rows' draws; None for the engine's `seed`.
+        limit: Most rows to run; None for all.
+        key: Columns whose values identify a row when the job is resumed; None to identify it by its place in the input.
+        order: Order of the rows of the output: ``"any"``, or ``"input"`` for the order of the input.
         max_rows_per_file: Most rows of a file of the output.
         flush_interval_s: Seconds after which a finished row is durable.
         dedup: Whether identical rows run once.
-        prices: What things cost, for plan and report: a table, or the path of a YAML or JSON file with one.
+        prices: Prices for plan and report: a table, or the path of a YAML or JSON file with a table.
     """
 
     model: str
@@ -124,16 +124,16 @@ class JobConfig(Settings):
         return self
 
     def templates(self) -> list[Template]:
-        """Returns the parsed templates: of the prompt, or of each message."""
+        """Returns the parsed template of the prompt, or of each message."""
         texts = [self.prompt] if self.prompt is not None else [one.content for one in self.messages or []]
         return [Template.parse(text) for text in texts]
 
     def engine_kwargs(self) -> dict[str, Any]:
-        """Returns the engine's settings, the job's seed among them."""
+        """Returns the engine's settings, including the job's seed."""
         return self.engine if self.seed is None else {**self.engine, "seed": self.seed}
 
     def relative_to(self, folder: Path) -> JobConfig:
-        """Returns the job with its relative paths taken from a folder, that of the job file."""
+        """Returns the job with its relative paths resolved against the folder of its job file."""
         inputs = [self.input] if isinstance(self.input, str) else self.input
         model = self.model
         if not model.startswith("bundled:") and (folder / model).is_dir():

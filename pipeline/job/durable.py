@@ -1,10 +1,10 @@
-"""The two operators of a job whose rows are durable one by one: prepare what is new, generate and write.
+"""The two operators of a job whose rows become durable one by one: prepare new rows, generate and write.
 
-    rows with an id -> PrepareNew -> rows not done yet, packed -> GenerateAndWrite -> what was written, as counts
+    rows with an id -> PrepareNew -> rows that are not done, packed -> GenerateAndWrite -> counts of the written rows
 
-`GenerateAndWrite` hands no rows on. A row is written as it finishes, whatever the others of its block do, and a call
-returns when its rows are durable. So a call that Ray knows to be done will not have to be repeated, and one that Ray
-repeats leaves out what its first attempt has written.
+`GenerateAndWrite` passes no rows on. A row is written as soon as it finishes, independently of the rest of its block,
+and a call returns when its rows are durable. So Ray never needs to repeat a call that has returned. A call that Ray
+does repeat skips the rows that its first attempt has written.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..sources import READ_ERROR
 from ..stages.base import Row, RowError
 
 COUNTS = "counts"
-"""Column of what `GenerateAndWrite` returns: counts of rows written since another call said so, as JSON."""
+"""Column that `GenerateAndWrite` returns: counts of the rows written since any call last returned counts, as JSON."""
 
 
 NOT_INPUT = (
@@ -39,23 +39,23 @@ NOT_INPUT = (
     columns.ROW_ID,
     *(columns.ERROR_STAGE, columns.ERROR_KIND, columns.ERROR_MESSAGE, columns.ERROR_RETRYABLE),
 )
-"""Columns that stages do not see; of a dead letter that is run again they see how often it was tried."""
+"""Columns that stages do not see. They do see the number of attempts of a dead letter that runs again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the rows of a dataset are known by.
+    """The columns that identify the rows of a dataset.
 
     Attributes:
-        key: Names of columns; None for one that holds ids.
-        column: That one.
+        key: Names of the columns of the key; None if a column holds the ids.
+        column: Name of the column with the ids.
     """
 
     key: tuple[str, ...] | None = None
     column: str = columns.POSITION
 
     def ids_of(self, table: pa.Table) -> np.ndarray:
-        """Returns the ids of rows, [num_rows]. A row without any value of the key is known by its position."""
+        """Returns the ids of rows, [num_rows]. A row whose key has no value is identified by its position."""
         if self.key is None:
             return row_id.from_arrow(table[self.column])
         ids = row_id.key_ids(table, self.key)
@@ -66,14 +66,14 @@ class Identity:
 
 
 class PrepareNew:
-    """From the dataset's columns to rows ready for the engine, those left out that former runs have done.
+    """Prepares rows for the engine, and skips rows that earlier runs have done.
 
     Args:
         make_stages: Makes the stages.
-        identity: What rows are known by.
+        identity: The columns that identify a row.
         work: The work folder.
-        records: Names of the records in it that former runs have left.
-        stop_on_error: Whether a piece of the input that is no row stops the job.
+        records: Names of the records of earlier runs in it.
+        stop_on_error: Whether a piece of the input that is not a row stops the job.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class PrepareNew:
         self._done = RowIndex(read_ids(work, one) for one in read_records(work, records))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Runs the stages over the rows of a block that are not done."""
+        """Runs the stages over the rows of a block, without the rows that are done."""
         ids = self._identity.ids_of(table)
         is_new = ~self._done.contains(ids)
         if not is_new.all():
@@ -107,11 +107,11 @@ class PrepareNew:
 
 
 def read_row(values: dict[str, Any]) -> Row:
-    """Makes a row of what a source read.
+    """Makes a row of the columns that a source has read.
 
     Args:
-        values: The columns, with those of `NOT_INPUT` left out. A piece of the input that is no row says why in
-            `READ_ERROR`, and becomes an error row.
+        values: The columns without `NOT_INPUT`. A piece of the input that is not a row has the reason in `READ_ERROR`,
+            and becomes an error row.
     """
     reason = values.get(READ_ERROR)
     if reason is not None:
@@ -121,13 +121,13 @@ def read_row(values: dict[str, Any]) -> Row:
 
 
 class GenerateAndWrite:
-    """From rows to what is written of them. Several calls run at once, in threads.
+    """Generates and writes rows. Several calls run at once, in threads.
 
     Args:
         make_generate: Makes the stages that generate.
         make_finish: Makes the stages after them.
-        spec: What is written, and where to.
-        max_blocks: Calls that run at once.
+        spec: How the output is written.
+        max_blocks: Most calls at once.
     """
 
     def __init__(self, make_generate: MakeStages, make_finish: MakeStages, spec: OutputSpec, max_blocks: int) -> None:
@@ -136,7 +136,7 @@ class GenerateAndWrite:
         self._writer = ResultWriter(spec, max_blocks)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Runs the stages over a block of rows and writes each row as it comes through."""
+        """Runs the stages over a block of rows and writes each row as soon as it has passed."""
         with self._writer.block(row_id.from_arrow(table[columns.ROW_ID])) as block:
             rows = [row for row, is_new in zip(unpack(table), block.is_new, strict=True) if is_new]
             ids = dict(zip(map(id, rows), block.row_ids, strict=True))
@@ -147,7 +147,7 @@ class GenerateAndWrite:
         return pa.table({COUNTS: [json.dumps(self._writer.take_counts().as_dict())]})
 
     def _generated(self, rows: list[Row]) -> Iterator[Row]:
-        """Yields rows as they are generated; stages after the first see them one by one."""
+        """Yields rows as they are generated. Stages after the first see them one by one."""
         if not self._generate:
             yield from rows
             return

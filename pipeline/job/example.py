@@ -1,10 +1,11 @@
-"""The job file that `millrace init` writes: it runs as it is, and has every other field in a comment."""
+"""The job file that `millrace init` writes. It runs unchanged, and shows every other field in a comment."""
 
 from __future__ import annotations
 
 import json
 import textwrap
 from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin
 
 import pyarrow.parquet as pq
 
@@ -56,7 +57,7 @@ EXAMPLES = {
     "engine": "engine:\n  max_num_seqs: 256\n  max_model_len: 512",
     "prices": "prices:\n  currency: USD\n  per_replica_hour: 2.5\n  per_million_output_tokens: 0.4",
 }
-"""What to show in place of a default that says little; None for a field that is explained already."""
+"""Field -> lines to show in place of its default; None for a field that the beginning explains."""
 
 
 def job_template(name: str) -> str:
@@ -82,8 +83,16 @@ def _others(beginning: str) -> Iterator[str]:
         if name in given or EXAMPLES.get(name, "") is None:
             continue
         yield ""
-        yield from (f"# {line}" for line in textwrap.wrap(docs.get(name, ""), WIDTH - 2))
+        text = " ".join([docs.get(name, ""), *_choices(field.annotation)])
+        yield from (f"# {line}" for line in textwrap.wrap(text, WIDTH - 2))
         default = field.get_default(call_default_factory=True)
         text = EXAMPLES.get(name) or f"{name}: {json.dumps(default, ensure_ascii=False)}"
         yield from (f"#{line}" for line in text.splitlines())
     yield ""
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    """Yields a sentence with the values that a field may have, if its type lists them."""
+    for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is Literal:
+            yield f"One of: {', '.join(get_args(kind))}."

@@ -1,6 +1,6 @@
-"""A job from its file, the environment and the command line: the later of the three counts.
+"""Reads a job from its file, the environment and the command line. The later of the three wins.
 
-Every value remembers where it was written, so that a mistake is told with its place.
+Every value keeps the place where it was written, so that an error message can name it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .config import JobConfig
 
 REQUIRED = tuple(name for name, field in JobConfig.model_fields.items() if field.is_required())
 Places = dict[str, str]
-"""Dotted path of a field -> where it is written, for people."""
+"""Dotted path of a field -> the place where it is written, for people."""
 
 
 def load_job(path: str | Path | None, *, settings: Iterable[str] = (), **overrides: Any) -> JobConfig:
@@ -29,13 +29,13 @@ def load_job(path: str | Path | None, *, settings: Iterable[str] = (), **overrid
         path: A YAML file with the fields of `JobConfig`; None for no file. Its relative paths start at its own folder,
             all others at the current one.
         settings: Fields as on the command line: ``"batch_size=32"``, ``"engine.max_num_seqs=64"``.
-        **overrides: Fields that replace those of the file and of the environment, where they are not None.
+        **overrides: Fields that replace the fields of the file and of the environment, unless they are None.
 
     Returns:
         The checked job.
 
     Raises:
-        ConfigError: The file is missing or is no YAML, or a field is wrong; the message names the place.
+        ConfigError: The file is missing or is not YAML, or a field is wrong. The message names the place.
     """
     later, later_places = _later_values(settings, overrides)
     if path is None:
@@ -59,7 +59,7 @@ def read_job_file(file: Path) -> tuple[dict[str, Any], Places]:
         The fields, and the line of each.
 
     Raises:
-        ConfigError: The file is missing or is no YAML.
+        ConfigError: The file is missing or is not YAML.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -81,10 +81,10 @@ def read_job_file(file: Path) -> tuple[dict[str, Any], Places]:
 
 
 def read_setting(setting: str) -> tuple[str, str]:
-    """Takes ``"field.sub=value"`` apart.
+    """Splits ``"field.sub=value"`` into path and value.
 
     Raises:
-        ConfigError: It is not of this form.
+        ConfigError: The text does not have this form.
     """
     path, equals, text = setting.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.[\w-]+)*", path.strip()):
@@ -93,7 +93,7 @@ def read_setting(setting: str) -> tuple[str, str]:
 
 
 def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Places]:
-    """Returns what the environment and the command line say, and where."""
+    """Returns the fields of the environment and the command line, and their places."""
     values: dict[str, Any] = {}
     places: Places = {}
     for name, text in job_variables().items():
@@ -109,7 +109,7 @@ def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tupl
 
 
 def _parsed(path: str, text: str, place: str) -> Any:
-    """Reads a value as YAML. A field of text takes it as it stands, unless it is a list and may be one."""
+    """Reads a value as YAML. A text field takes the value unchanged, unless it may be a list and the value is one."""
     field = JobConfig.model_fields.get(path)
     kinds = () if field is None else (field.annotation, *get_args(field.annotation))
     if str in kinds and not (list[str] in kinds and text.startswith("[")):
@@ -121,7 +121,7 @@ def _parsed(path: str, text: str, place: str) -> Any:
 
 
 def _put(values: dict[str, Any], places: Places, path: str, value: Any, place: str) -> None:
-    """Sets a field, or one inside a field."""
+    """Sets a field, or a field inside a field."""
     *parents, name = path.split(".")
     inside = values
     for parent in parents:
@@ -133,7 +133,7 @@ def _put(values: dict[str, Any], places: Places, path: str, value: Any, place: s
 
 
 def _joined(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values with later ones over them, field by field inside those that hold fields."""
+    """Returns values with later ones over them. A field that holds fields is joined field by field."""
     joined = copy.copy(dict(values))
     for name, value in later.items():
         inside = joined.get(name)
@@ -142,7 +142,7 @@ def _joined(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
 
 
 def _with_prices(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Reads the price table if the job names a file with it."""
+    """Reads the price table if the job names a file for it."""
     named = values.get("prices")
     if not isinstance(named, str):
         return values
@@ -174,7 +174,7 @@ def _checked(values: Mapping[str, Any], places: Places, file: str = "") -> JobCo
 
 
 def _with_place(places: Places, file: str, problem: str) -> str:
-    """Puts before a problem where the field that it speaks of is written."""
+    """Returns a problem with the place of the field that it is about in front."""
     path = find_field(problem, places)
     place = file if path is None else places[path]
     return f"{place}: {problem}" if place else problem
@@ -185,44 +185,44 @@ def find_field(problem: str, paths: Iterable[str]) -> str | None:
 
     Args:
         problem: The message. It has the path of the field (``JobConfig.messages.0.content``), or quotes or mentions
-            its name, perhaps after those of the fields around it.
+            its name, perhaps after the names of the fields around it.
         paths: Dotted paths of the fields that are written.
 
     Returns:
-        The path, of the innermost field that is written; None if the message speaks of none.
+        The path of the innermost written field that the message is about; None if it is about none.
     """
     known = list(paths)
     words, quoted = re.findall(r"\w+", problem), re.findall(r"'(\w+)'", problem)
 
     def rank(path: str) -> tuple[bool, int, int, int]:
-        """Quoted names first, then those whose surroundings are mentioned too, the innermost, the first mentioned."""
+        """Sorts quoted names first, then paths whose outer fields are mentioned, inner paths, and early mentions."""
         *around, name = path.split(".")
         unmentioned = sum(not part.isdigit() and part not in words for part in around)
         return name not in quoted, unmentioned, -len(around), words.index(name)
 
     asked = _path_in(problem)
     outer = next((path for path in _outwards(asked) if path in known), None)
-    if outer != asked:  # The field itself is not written: it is missing there.
+    if outer != asked:  # The field is not written, so the message says that it is missing in the outer field.
         return outer
     inside = [path for path in known if outer is None or path.startswith(f"{outer}.")]
     return min((path for path in inside if path.split(".")[-1] in words), key=rank, default=outer)
 
 
 def _path_in(problem: str) -> str | None:
-    """Returns the path that a message begins with: ``a.b`` of ``JobConfig.a.b``."""
+    """Returns the path at the start of a message: ``a.b`` for ``JobConfig.a.b``."""
     begin = re.match(r"\w+\.(\w+(?:\.\w+)*)", problem)
     return None if begin is None else begin[1]
 
 
 def _outwards(path: str | None) -> Iterator[str]:
-    """Yields a path and those around it, innermost first."""
+    """Yields a path and the paths around it, the innermost first."""
     while path:
         yield path
         path = path.rpartition(".")[0]
 
 
 def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Yields dotted path and line (from 1) of every field of a file."""
+    """Yields the dotted path of every field of a file, and its line, counted from 1."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield f"{prefix}{key.value}", key.start_mark.line + 1

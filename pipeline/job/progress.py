@@ -1,6 +1,6 @@
-"""How far a running job is: rows from what it has written, the rest from the engines' counters.
+"""`ProgressMonitor`: the progress of a running job, from the counts of written rows and the counters of the engines.
 
-Only reading: a job neither waits for its progress nor fails with it.
+The monitor only reads. A job does not wait for it, and does not fail with it.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 0.5
 SAVE_INTERVAL_S = 10.0
 ETA_WINDOW_S = 60.0
-"""The time to go follows from the rows of the last minute: what is slow at the start is soon forgotten."""
+"""Seconds whose rows give the remaining time, so that a slow start does not count for long."""
 
 
 class CountsReader(Protocol):
-    """Whoever knows what a job has written so far."""
+    """An object that knows the counts of the rows that a job has written."""
 
     def update(self) -> Counts:
-        """Returns the counts of everything written, by earlier runs too."""
+        """Returns the counts of all rows written, by earlier runs too."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """A look at a running job.
+    """The progress of a running job.
 
     Attributes:
         phase: ``"starting"`` until the model is loaded, ``"running"`` from then on.
-        num_rows: Rows of the input; None if nobody knows before they are read.
+        num_rows: Rows of the input; None if their number is not known before they are read.
         num_done: Rows written.
-        num_failed: Those of them with an error.
-        input_tokens_per_s: Prompt tokens per second of late.
-        output_tokens_per_s: Generated tokens per second of late.
+        num_failed: Rows written with an error.
+        input_tokens_per_s: Prompt tokens per second, over the last seconds.
+        output_tokens_per_s: Generated tokens per second, over the last seconds.
         elapsed_s: Seconds since the start.
-        eta_s: Seconds to go; None while that is unknown.
-        eta_basis: What `eta_s` follows from, in words; empty while it is unknown.
+        eta_s: Remaining seconds; None while they are not known.
+        eta_basis: The rate that `eta_s` follows from, in words; empty while it is not known.
         num_ready: Replicas that are up.
-        num_replicas: Replicas that there are or should be.
-        num_restarts: Replicas that were started again.
+        num_replicas: Replicas of the job, up or not.
+        num_restarts: Number of restarts of replicas.
         num_running: Requests that hold KV cache.
-        num_waiting: Requests that wait for it.
+        num_waiting: Requests that wait for KV cache.
         kv_cache_usage: Share of the KV cache in use.
-        cache_hit_rate: Share of the prompt tokens that were found in it.
+        cache_hit_rate: Share of the prompt tokens found in the KV cache.
     """
 
     phase: str
@@ -81,15 +81,15 @@ class Progress:
 
 
 class ProgressMonitor:
-    """Looks at a job from a thread of its own. A context manager: it looks while the block runs.
+    """A context manager that follows a job from another thread while its block runs.
 
     Args:
-        processor: Runs the job.
-        reader: Counts its output.
-        num_rows: Rows of the input; None if nobody knows yet.
-        started_s: When the job began, on `time.monotonic`.
-        show: Called with each look.
-        save: Called now and then with what was seen of the run, so that a death leaves a record of it.
+        processor: The processor of the job.
+        reader: Returns the counts of the output.
+        num_rows: Rows of the input; None if their number is not known.
+        started_s: Start of the job, on `time.monotonic`.
+        show: Called with the progress every `INTERVAL_S`.
+        save: Called every `SAVE_INTERVAL_S` with the record of the run and the counts, so that a killed run leaves one.
     """
 
     def __init__(
@@ -118,14 +118,14 @@ class ProgressMonitor:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if kind is None:  # What was done since the last look.
+        if kind is None:  # The last rows have finished since the last look.
             self._try_to_look()
 
     def finish(self, counts: Counts) -> Run:
-        """Returns the record of the run, which is over.
+        """Ends the record of the run and returns it.
 
         Args:
-            counts: Of everything the job has written.
+            counts: Counts of all rows that the job has written.
         """
         return self._recorder.finish(self._replicas, counts, time.monotonic())
 
@@ -137,7 +137,7 @@ class ProgressMonitor:
         try:
             progress = self._look()
         except (MillraceError, ray.exceptions.RayError, OSError) as error:
-            # The pool or the cluster is going, or the storage does not answer; the job itself says why.
+            # The pool or the cluster is closing, or the storage does not answer. The job itself reports that.
             logger.debug("no progress to show: %s", error)
             return
         if self._show is not None:
@@ -177,7 +177,7 @@ class ProgressMonitor:
         )
 
     def _eta(self, num_done: int, now_s: float) -> tuple[float | None, str]:
-        """Returns the seconds to go, and the rate that they follow from."""
+        """Returns the remaining seconds, and the rate that they follow from."""
         if self._recorder.ready_s is None or self._num_rows is None:
             return None, ""
         if not self._done:

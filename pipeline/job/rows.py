@@ -1,4 +1,4 @@
-"""What a job asks a row, and what it makes of the answer: the `preprocess` and `postprocess` of its processor."""
+"""The `preprocess` and `postprocess` of a job: the prompt of a row, and the row of the output."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ REPORTED = (
     columns.NUM_CACHED_TOKENS,
     columns.NUM_GENERATED_TOKENS,
 )
-"""What every output says of a row, besides its text."""
+"""Columns that every output has, besides the text."""
 
 
 @dataclass(frozen=True)
 class MakePrompt:
-    """The job's `preprocess`: what a row asks the model.
+    """The `preprocess` of a job: makes the prompt of a row.
 
     Attributes:
-        templates: Of the prompt, or of each message.
-        roles: Of the messages; empty for a prompt.
+        templates: Template of the prompt, or of each message.
+        roles: Roles of the messages; empty for a prompt.
         sampling: The job's sampling parameters.
     """
 
@@ -35,7 +35,7 @@ class MakePrompt:
     sampling: Mapping[str, Any] | None
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns the columns that the stages read; those that the job leaves open are not the input's either."""
+        """Returns the columns that the stages read. Columns of the input with these names are replaced."""
         if row.get(READ_ERROR) is not None:
             raise PromptTypeError(row[READ_ERROR])
         asked: dict[str, Any] = {columns.INPUT: row, columns.SAMPLING_PARAMS: self.sampling, columns.MODEL: None}
@@ -51,16 +51,16 @@ class MakePrompt:
 
 @dataclass(frozen=True)
 class MakeResult:
-    """The job's `postprocess`: the row as it was read, and what came of it.
+    """The `postprocess` of a job: adds the output to the row as it was read.
 
     Attributes:
-        output_column: Name of the column of the text.
+        output_column: Name of the column of the generated text.
     """
 
     output_column: str
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns the columns of the output; those not in its schema are left out when it is written."""
+        """Returns the columns of the output. The writer drops columns that are not in its schema."""
         texts = [one["text"] for one in row[columns.OUTPUTS] or []]
         return {
             **row[columns.INPUT],

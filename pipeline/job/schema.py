@@ -1,4 +1,4 @@
-"""The JSON schema of job files, for editors: the fields of `JobConfig`, described by its docstring."""
+"""The JSON schema of job files, for editors. The docstring of `JobConfig` describes its fields."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def job_schema() -> dict[str, Any]:
     sampling = properties["sampling"].pop("anyOf")[0] | _fields_of(SamplingParams)
     sampling["properties"]["structured_outputs"] |= {"anyOf": [_fields_of(StructuredOutputsParams), {"type": "null"}]}
     properties["sampling"]["anyOf"] = [sampling, {"type": "null"}]
-    # A price table may have a file of its own.
+    # A price table may be in another file.
     properties["prices"]["anyOf"].insert(1, {"type": "string", "description": "Path of a YAML or JSON file."})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Millrace job"}
 
 
 def schema_text() -> str:
-    """Returns the schema as it is published: docs/job.schema.json."""
+    """Returns the schema as text, as in docs/job.schema.json."""
     return json.dumps(job_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Returns what the docstring of a class says of its attributes, in the words of YAML: name -> text in one line."""
+    """Returns the attributes in the docstring of a class: name -> text in one line, with the constants of YAML."""
     _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
     docs: dict[str, str] = {}
     name = ""
@@ -65,7 +65,7 @@ def _in_yaml(value: re.Match[str]) -> str:
 
 
 def _describe(definition: dict[str, Any], cls: type) -> None:
-    """Puts the docstring's words into a definition, in place of the names that pydantic makes up for titles."""
+    """Adds the texts of a docstring to a definition, and removes the titles that pydantic makes up."""
     definition["description"] = inspect.cleandoc(cls.__doc__ or "").splitlines()[0]
     docs = field_docs(cls)
     for name, field in definition["properties"].items():
@@ -75,7 +75,7 @@ def _describe(definition: dict[str, Any], cls: type) -> None:
 
 
 def _fields_of(cls: type, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns the fields of a dataclass as a closed object of which none is needed."""
+    """Returns a schema with the fields of a dataclass. All are optional, and no others are allowed."""
     schema = TypeAdapter(cls).json_schema()
     _describe(schema, cls)
     known = {one.name for one in dataclasses.fields(cls)}

@@ -1,4 +1,4 @@
-"""What follows from a job: settings of its processor, columns of its output."""
+"""Settings that follow from a job: of its processor, and the columns of its output."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .template import Template
 
 SMALL_BLOCK_ROWS, LARGE_BLOCK_ROWS = 128, 1024
 LARGE_INPUT_ROWS = 100_000
-"""Ray's driver keeps a record of every block: of a large input, blocks are larger. Those of long rows are not, since a
-reader hands out tables of some megabytes."""
+"""Rows of a block. Ray's driver keeps a record of every block, so the blocks of a large input are larger. Blocks of
+long rows stay smaller, because a source yields tables of a few megabytes."""
 
 
 def processor_config(
@@ -28,8 +28,8 @@ def processor_config(
 
     Args:
         job: The job.
-        num_rows: Rows of its input; None if they are too many to count.
-        task_type: What the model does.
+        num_rows: Rows of its input; None if there are too many to count.
+        task_type: The task of the model.
 
     Raises:
         ConfigError: The model folder or a setting of the engine cannot be used.
@@ -45,30 +45,30 @@ def processor_config(
         concurrency=job.replicas,
         should_continue_on_error=job.on_error == "row",
         deduplicate=job.dedup,
-        # The engine makes the text as well, and has a tokenizer already: one process less that has to load one.
+        # The engine also detokenizes: it has a tokenizer, and so one process less must load one.
         detokenize_stage=DetokenizeStageConfig(enabled=False),
     )
 
 
 def block_rows(num_rows: int | None) -> int:
-    """Returns the rows per block of a job that does not say.
+    """Returns the rows of a block for a job without `batch_size`.
 
     Args:
-        num_rows: Rows of its input; None if they are too many to count.
+        num_rows: Rows of its input; None if there are too many to count.
     """
     return LARGE_BLOCK_ROWS if num_rows is None or num_rows >= LARGE_INPUT_ROWS else SMALL_BLOCK_ROWS
 
 
 def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
-    """Returns the columns of the output: those kept of the input, the text, and what is reported of a row.
+    """Returns the columns of the output: the kept columns of the input, the text, and `REPORTED`.
 
     Args:
         job: The job.
         given: Columns and types of its input.
 
     Raises:
-        ConfigError: The job names a column that the input does not have, or one would be written twice, or the output
-            has no type for one.
+        ConfigError: The job names a column that the input lacks, a column would be written twice, or the output
+            format has no type for a column.
     """
     names = given.names
     asked = [Template("", (("", name),)) for name in [*(job.columns or []), *(job.key or [])]]

@@ -1,7 +1,7 @@
-"""Prompt templates: text with {column} fields, and nothing else in the braces.
+"""`Template`: prompt text with {column} fields.
 
-It reads like `str.format`, but a field is only ever the name of a column: no attribute, index, conversion or format
-specification, so a template from a stranger can do nothing but quote the row.
+A template reads like `str.format`, but a field is always the plain name of a column. Attributes, indices, conversions
+and format specifications are refused, so a template from a stranger can only quote the row.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Template:
     """A parsed template.
 
     Attributes:
-        text: As it was written.
-        parts: (text before, column) pairs; the column of the last may be None.
+        text: The text of the template.
+        parts: Pairs of a text and the column after it. The last column may be None.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str) -> Template:
-        """Reads a template.
+        """Parses a template.
 
         Args:
             text: Text with {column} fields; ``{{`` and ``}}`` stand for braces.
@@ -56,7 +56,7 @@ class Template:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns it quotes."""
+        """Names of the columns in its fields."""
         return list(dict.fromkeys(name for _, name in self.parts if name is not None))
 
     def check_columns(self, known: Iterable[str]) -> None:
@@ -66,7 +66,7 @@ class Template:
             known: Names of its columns.
 
         Raises:
-            ConfigError: It lacks one.
+            ConfigError: The input lacks a column.
         """
         names = list(known)
         for name in self.columns:
