@@ -50,7 +50,7 @@ class Source:
         """Finds the files, their columns and their units. Of a large input it reads only a part.
 
         Args:
-            given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder, a Delta table, or a list of these.
+            given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder, a table, or a list of these.
             format: A name in `FORMATS` or `TABLES`; None to tell it by the extensions, or by the log of a table.
             options: How to reach files behind a URL.
             versions: URL of a table -> version to read; other tables are read in their newest version.

@@ -1,4 +1,4 @@
-"""The formats of an output: each module declares one as `FORMAT`, and the module's name is its name in a job."""
+"""The formats of an output: each module declares one as `FORMAT`, and names it. See docs/recipes/format.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The formats of input files: each module declares one as `FORMAT`, and the module's name is its name in a job."""
+"""The formats of input files: each module declares one as `FORMAT`, and names it. See docs/recipes/format.md."""
 
 from __future__ import annotations
 
@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 FORMATS: Declared[SourceFormat] = Declared(__name__, __path__, "FORMAT", "format")
 
 if not TYPE_CHECKING:
-    InputFormat = Literal[(*FORMATS.names, *TABLES.names)]
+    InputFormat = Literal[tuple(sorted((*FORMATS.names, *TABLES.names)))]

@@ -1,4 +1,4 @@
-"""The kinds of tables: each module declares one as `TABLE`, and the module's name is its name in a job."""
+"""The kinds of tables: each module declares one as `TABLE`, and names it. See docs/recipes/format.md."""
 
 from __future__ import annotations
 
