@@ -10,7 +10,7 @@ from .int8_linear import Int8Linear
 from .invariant_linear import InvariantLinear
 from .linear import Linear
 from .mlp import ACTIVATIONS, GATES, MLP, GatedMLP, PlainMLP
-from .norm import LayerNorm, NoNorm, Norm, RMSNorm
+from .norm import LayerNorm, NoNorm, Norm, Reduce, RMSNorm
 from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
 from .slots import Slot
 
@@ -34,6 +34,7 @@ __all__ = [
     "PostNormBlock",
     "PreNormBlock",
     "RMSNorm",
+    "Reduce",
     "RotateAndStore",
     "SharedTokenEmbedding",
     "Slot",

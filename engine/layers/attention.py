@@ -5,7 +5,6 @@ Legend: T tokens of the step, H query heads, K key/value heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -40,7 +39,6 @@ class Attention(nn.Module):
         heads: How many heads of which size.
         qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`.
         out: `[H * D] -> [hidden_size]`.
-        reduce: Adds up what the ranks that share the heads have computed.
         rotate_and_store: Gives queries and keys their positions, and writes keys and values to the cache.
         window: Keys a query sees, itself included; 0 is all before it.
         group: The group of layers whose block table it uses.
@@ -53,7 +51,6 @@ class Attention(nn.Module):
         *,
         qkv: Linear,
         out: Linear,
-        reduce: Callable[[Tensor], Tensor],
         rotate_and_store: RotateAndStore | StoreOnly,
         window: int,
         group: int,
@@ -62,7 +59,6 @@ class Attention(nn.Module):
         super().__init__()
         self.qkv = qkv
         self.out = out
-        self.reduce = reduce
         self.rotate_and_store = rotate_and_store
         self.window = window
         self.group = group
@@ -82,7 +78,7 @@ class Attention(nn.Module):
             v_cache: The same for values.
 
         Returns:
-            `[T, hidden_size]`.
+            `[T, hidden_size]`; where ranks share the heads, a part: the sum over the ranks is the result.
         """
         qkv = self.qkv(hidden).view(-1, self._num_rows, self.head_dim)  # [T, H + 2 K, D]
         query, key, value = qkv.split(self._split, dim=1)
@@ -101,4 +97,4 @@ class Attention(nn.Module):
             num_shared=batch.num_shared,
             deterministic=self.deterministic,
         )
-        return self.reduce(self.out(attended.flatten(1)))
+        return self.out(attended.flatten(1))

@@ -1,4 +1,7 @@
-"""One decoder layer: an attention and a feed-forward sublayer, each with its norm and its residual addition."""
+"""One decoder layer: an attention and a feed-forward sublayer, each with its norm and its residual addition.
+
+Where ranks share a layer, a sublayer returns this rank's part of its result; the norm that follows adds the parts up.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ class PreNormBlock(nn.Module):
     def forward(
         self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Maps (hidden, residual), whose sum is the stream, to the next such pair; both `[num_tokens, hidden_size]`."""
+        """Maps (hidden, residual), whose sum is the stream, to the next such pair; both `[num_tokens, hidden_size]`.
+
+        The `hidden` that is returned is a part where ranks share the layer: the next layer's norm adds the parts up.
+        """
         hidden, residual = self.attention_norm(hidden, residual)
         hidden = self.attention(hidden, batch, k_cache, v_cache)
         hidden, residual = self.mlp_norm(hidden, residual)

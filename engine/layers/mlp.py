@@ -1,4 +1,7 @@
-"""Feed-forward networks of a decoder layer."""
+"""Feed-forward networks of a decoder layer.
+
+Where ranks share a network, each returns a part of the result: the sum over the ranks is the whole.
+"""
 
 from __future__ import annotations
 
@@ -39,21 +42,13 @@ class GatedMLP(nn.Module):
         gate_up: The fused gate and up projections, `[hidden_size] -> [2 * intermediate_size]`.
         down: `[intermediate_size] -> [hidden_size]`.
         gate: One of `GATES`.
-        reduce: Adds up what the ranks that share the network have computed.
     """
 
-    def __init__(
-        self,
-        gate_up: Linear,
-        down: Linear,
-        gate: Callable[[Tensor], Tensor],
-        reduce: Callable[[Tensor], Tensor],
-    ) -> None:
+    def __init__(self, gate_up: Linear, down: Linear, gate: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.gate_up = gate_up
         self.down = down
         self.gate = gate
-        self.reduce = reduce
         self._packed: Tensor | None = None
 
     def pack(self) -> None:
@@ -71,8 +66,8 @@ class GatedMLP(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Maps `hidden` `[num_tokens, hidden_size]` to the same shape."""
         if self._packed is not None:
-            return self.reduce(self.down(packed_gated_linear(hidden, self._packed)))
-        return self.reduce(self.down(self.gate(self.gate_up(hidden))))
+            return self.down(packed_gated_linear(hidden, self._packed))
+        return self.down(self.gate(self.gate_up(hidden)))
 
 
 class PlainMLP(nn.Module):
@@ -82,25 +77,17 @@ class PlainMLP(nn.Module):
         up: `[hidden_size] -> [intermediate_size]`.
         down: `[intermediate_size] -> [hidden_size]`.
         activation: Elementwise.
-        reduce: As in `GatedMLP`.
     """
 
-    def __init__(
-        self,
-        up: Linear,
-        down: Linear,
-        activation: Callable[[Tensor], Tensor],
-        reduce: Callable[[Tensor], Tensor],
-    ) -> None:
+    def __init__(self, up: Linear, down: Linear, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.up = up
         self.down = down
         self.activation = activation
-        self.reduce = reduce
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Maps `hidden` `[num_tokens, hidden_size]` to the same shape."""
-        return self.reduce(self.down(self.activation(self.up(hidden))))
+        return self.down(self.activation(self.up(hidden)))
 
 
 MLP: TypeAlias = GatedMLP | PlainMLP

@@ -2,10 +2,14 @@
 
 Every norm maps (hidden, residual) to (norm(hidden + residual), hidden + residual): the sum is the new residual stream,
 and adding inside the kernel saves one pass over memory. Without a residual the sum is `hidden` itself.
+
+Where ranks share a sublayer, each computes a part of its result. The norm that follows adds these parts up, because the
+sum, the residual addition and the norm can be one kernel. A norm with nothing to add up is made without `reduce`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -13,7 +17,10 @@ from torch import Tensor, nn
 
 from ...kernels import layer_norm, rms_norm
 
-__all__ = ["LayerNorm", "NoNorm", "Norm", "RMSNorm"]
+__all__ = ["LayerNorm", "NoNorm", "Norm", "RMSNorm", "Reduce"]
+
+Reduce: TypeAlias = Callable[[Tensor], Tensor]
+"""Adds up the tensors of the ranks that share a stage, in place; all get the same bits."""
 
 
 class RMSNorm(nn.Module):
@@ -24,15 +31,21 @@ class RMSNorm(nn.Module):
         eps: Added to the mean square.
         dtype: Of the scale.
         device: Of the scale. Its memory is not initialised.
+        reduce: Adds up the ranks' parts of `hidden`; None where it is whole.
     """
 
-    def __init__(self, size: int, *, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, size: int, *, eps: float, dtype: torch.dtype, device: torch.device, reduce: Reduce | None = None
+    ) -> None:
         super().__init__()
+        self.reduce = reduce
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns (normed sum, sum) of `hidden` and `residual`, both `[..., size]`."""
+        if self.reduce is not None:
+            hidden = self.reduce(hidden)
         return rms_norm(hidden, self.weight, self.eps, residual)
 
 
@@ -45,10 +58,21 @@ class LayerNorm(nn.Module):
         affine: Whether there are a scale and a shift.
         dtype: Of scale and shift.
         device: Of scale and shift. Their memory is not initialised.
+        reduce: As in `RMSNorm`.
     """
 
-    def __init__(self, size: int, *, eps: float, affine: bool, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        eps: float,
+        affine: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+        reduce: Reduce | None = None,
+    ) -> None:
         super().__init__()
+        self.reduce = reduce
         self.eps = eps
         self.weight: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
@@ -58,14 +82,26 @@ class LayerNorm(nn.Module):
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns (normed sum, sum) of `hidden` and `residual`, both `[..., size]`."""
+        if self.reduce is not None:
+            hidden = self.reduce(hidden)
         return layer_norm(hidden, self.weight, self.bias, self.eps, residual)
 
 
 class NoNorm(nn.Module):
-    """Stands where a model has no norm: the sum passes through unchanged."""
+    """Stands where a model has no norm: the sum passes through unchanged.
+
+    Args:
+        reduce: As in `RMSNorm`.
+    """
+
+    def __init__(self, *, reduce: Reduce | None = None) -> None:
+        super().__init__()
+        self.reduce = reduce
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns the sum of `hidden` and `residual`, twice."""
+        if self.reduce is not None:
+            hidden = self.reduce(hidden)
         total = hidden if residual is None else hidden + residual
         return total, total
 

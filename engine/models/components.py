@@ -29,6 +29,7 @@ from ..layers import (
     PlainMLP,
     PostNormBlock,
     PreNormBlock,
+    Reduce,
     RMSNorm,
     RotateAndStore,
     SharedTokenEmbedding,
@@ -108,7 +109,7 @@ class Components:
         return kind(in_features, out_features, bias=bias, dtype=self._dtype, device=self._device)
 
     def _summed(self, in_features: Shard, out_features: int, *, bias: bool) -> Linear:
-        """Makes a linear layer whose results are added up over the stage: one rank of it has the bias."""
+        """Makes a linear layer whose results the next norm adds up over the stage: one rank of it has the bias."""
         return self.linear(in_features, out_features, bias=bias and self._parallel.tp_rank == 0)
 
     def _linear_kind(self, in_features: int, rows: int) -> type[Linear]:
@@ -123,16 +124,22 @@ class Components:
         """Makes a projection between two widths, or nothing between equal ones."""
         return nn.Identity() if in_features == out_features else self.linear(in_features, out_features, bias=False)
 
-    def norm(self, *, present: bool = True) -> Norm:
-        """Makes a norm of the residual stream, or what adds the residual in its place."""
-        spec = self._spec
-        if not present:
-            return NoNorm()
+    def final_norm(self) -> Norm:
+        """Makes what follows the last layer: a norm, or else what adds the residual in its place."""
+        sums = not self._spec.post_norm
+        return self._norm(sums=sums) if self._spec.final_norm else NoNorm(reduce=self._reduce(sums=sums))
+
+    def _norm(self, *, sums: bool) -> Norm:
+        """Makes a norm of the residual stream, which adds up the ranks' parts where it follows a sublayer (`sums`)."""
+        spec, dtype, device, reduce = self._spec, self._dtype, self._device, self._reduce(sums=sums)
         if spec.rms_norm:
-            return RMSNorm(spec.hidden_size, eps=spec.norm_eps, dtype=self._dtype, device=self._device)
+            return RMSNorm(spec.hidden_size, eps=spec.norm_eps, dtype=dtype, device=device, reduce=reduce)
         return LayerNorm(
-            spec.hidden_size, eps=spec.norm_eps, affine=spec.norm_affine, dtype=self._dtype, device=self._device
+            spec.hidden_size, eps=spec.norm_eps, affine=spec.norm_affine, dtype=dtype, device=device, reduce=reduce
         )
+
+    def _reduce(self, *, sums: bool) -> Reduce | None:
+        return self._parallel.all_reduce if sums and self._parallel.tp_size > 1 else None
 
     def head(self, embed_tokens: TokenEmbedding | SharedTokenEmbedding | None) -> Linear:
         """Makes the output head, never of 8 bits; a tied one is the embedding's own table.
@@ -158,8 +165,11 @@ class Components:
 
     def block(self, layer_idx: int) -> PreNormBlock | PostNormBlock:
         """Makes one decoder layer."""
-        kind = PostNormBlock if self._spec.post_norm else PreNormBlock
-        return kind(self._attention(layer_idx), self._mlp(), self.norm(), self.norm())
+        attention, mlp = self._attention(layer_idx), self._mlp()
+        if self._spec.post_norm:
+            return PostNormBlock(attention, mlp, self._norm(sums=True), self._norm(sums=True))
+        # The first layer follows the embedding, which every rank has whole; the others follow a feed-forward network.
+        return PreNormBlock(attention, mlp, self._norm(sums=layer_idx > 0), self._norm(sums=True))
 
     def _attention(self, layer_idx: int) -> Attention:
         spec, parallel = self._spec, self._parallel
@@ -169,7 +179,6 @@ class Components:
             Heads(heads.length, kv_heads.length, spec.head_dim),
             qkv=self.linear(spec.hidden_size, {"query": query, "key": kv, "value": kv}, bias=spec.qkv_bias),
             out=self._summed(query, spec.hidden_size, bias=spec.attention_out_bias),
-            reduce=parallel.all_reduce,
             rotate_and_store=self._rotate_and_store(),
             window=spec.windows[layer_idx],
             group=self._group_of[layer_idx],
@@ -199,11 +208,11 @@ class Components:
         )
 
     def _mlp(self) -> MLP:
-        spec, reduce = self._spec, self._parallel.all_reduce
+        spec = self._spec
         inner = self._parallel.shard(spec.intermediate_size)
         down = self._summed(inner, spec.hidden_size, bias=spec.mlp_bias)
         if spec.gated_mlp:
             gate_up = self.linear(spec.hidden_size, {"gate": inner, "up": inner}, bias=spec.mlp_bias)
-            return GatedMLP(gate_up, down, GATES[spec.activation], reduce)
+            return GatedMLP(gate_up, down, GATES[spec.activation])
         up = self.linear(spec.hidden_size, inner, bias=spec.mlp_bias)
-        return PlainMLP(up, down, ACTIVATIONS[spec.activation], reduce)
+        return PlainMLP(up, down, ACTIVATIONS[spec.activation])

@@ -58,7 +58,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(make.block(i) if i in own else nn.Identity() for i in range(spec.num_layers))
         self._own_layers = [(self.layers[i], pair) for i, pair in cache_pairs(spec, own).items()]
         if self._is_last:
-            self.norm = make.norm(present=spec.final_norm)
+            self.norm = make.final_norm()
             self.project_out = make.projection(spec.hidden_size, spec.embedding_size)
             if generates:
                 self.lm_head = make.head(tied if spec.tie_word_embeddings else None)
