@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import ConfigError, unknown_key_message
 from .pooling.config import PoolerConfig
+from .quantization.registry import scheme_names
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ CHOICES: dict[str, dict[Any, Any]] = {
     "dtype": DTYPES,
     "device": {"auto": "auto", "cpu": "cpu", "cuda": "cuda"},
     "generation_config": {"auto": "auto", "vllm": "vllm"},
-    "quantization": {None: None, "fp8": "fp8", "int8": "int8"},
+    "quantization": {None: None, **{name: name for name in scheme_names()}},
     "runner": {"auto": "auto", "generate": "generate", "pooling": "pooling"},
     "task": {
         "auto": "auto",
@@ -138,8 +139,8 @@ class EngineConfig:
         gpu_memory_utilization: Share of a GPU's memory to use.
         enable_prefix_caching: Whether requests share the KV cache of equal prefixes.
         max_logprobs: Most log-probabilities a request may ask for per token; -1 for no limit.
-        quantization: ``"fp8"`` (GPU) and ``"int8"`` (CPU) store the weights of the layers in 8 bits and multiply in 8
-            bits; None for neither.
+        quantization: Scheme by which the matrices of the layers are stored and multiplied, one of those in
+            engine/quantization/schemes: ``"fp8"`` (8 bits, GPU), ``"int8"`` (8 bits, CPU); None for the model's dtype.
         kv_cache_dtype: ``"auto"`` (the model's own) or ``"fp8"``, which holds twice the tokens of bfloat16.
         deterministic: Compute every token the same to the bit, whatever else is in the batch. Slower.
         enforce_eager: Launch every kernel from the host: no CUDA graphs. A CPU has none anyway.

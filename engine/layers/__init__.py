@@ -5,31 +5,31 @@ from __future__ import annotations
 from .attention import Attention, Heads
 from .block import PostNormBlock, PreNormBlock
 from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
-from .fp8_linear import Fp8Linear
-from .int8_linear import Int8Linear
 from .invariant_linear import InvariantLinear
-from .linear import Linear
+from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, GATES, MLP, GatedMLP, PlainMLP
 from .norm import LayerNorm, NoNorm, Norm, Reduce, RMSNorm
 from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
-from .slots import Slot
+from .slots import HasSlots, Slot
 
 __all__ = [
     "ACTIVATIONS",
     "GATES",
     "MLP",
     "Attention",
-    "Fp8Linear",
     "GatedMLP",
+    "HasSlots",
     "Heads",
-    "Int8Linear",
     "InvariantLinear",
     "LayerNorm",
     "LearnedPositions",
     "Linear",
+    "LinearBase",
     "NoNorm",
     "NoPositions",
     "Norm",
+    "PackedWeight",
+    "Packs",
     "PlainMLP",
     "PostNormBlock",
     "PreNormBlock",

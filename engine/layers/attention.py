@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...kernels import paged_attention
 from ..batch import ForwardBatch
-from .linear import Linear
+from .linear import LinearBase
 from .rotate_and_store import RotateAndStore, StoreOnly
 
 __all__ = ["Attention", "Heads"]
@@ -49,8 +49,8 @@ class Attention(nn.Module):
         self,
         heads: Heads,
         *,
-        qkv: Linear,
-        out: Linear,
+        qkv: LinearBase,
+        out: LinearBase,
         rotate_and_store: RotateAndStore | StoreOnly,
         window: int,
         group: int,

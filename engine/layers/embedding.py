@@ -61,8 +61,8 @@ class SharedTokenEmbedding(nn.Module):
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
         """Yields every (name, slot) a checkpoint fills."""
-        table = self.weight[: self.rows.length]
-        yield "weight", Slot((table,), parts=(self.rows, Shard(table.shape[1])))
+        table, padding = self.weight[: self.rows.length], self.weight[self.rows.length :]
+        yield "weight", Slot((table,), parts=(self.rows, Shard(table.shape[1])), padding=(padding,))
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Maps `token_ids` `[num_tokens]` int64 to `[num_tokens, size]`."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from ...kernels.packed_linear import can_pack_panels, pack_panels
 from ..parallel.shard import Dimension, as_shard
 from .slots import Slot
 
-__all__ = ["Linear"]
+__all__ = ["Linear", "LinearBase", "PackedWeight", "Packs"]
 
 
 class PackedWeight(Protocol):
@@ -65,7 +65,34 @@ class OneDnnWeight:
         return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, bias, "none", [], "").to(dtype)
 
 
-class Linear(nn.Module):
+@runtime_checkable
+class Packs(Protocol):
+    """A module that lays out its weights for the device once they are loaded."""
+
+    def pack(self) -> None:
+        """Lays out the weights. Called once, after the last weight has been loaded."""
+
+
+class LinearBase(nn.Module):
+    """A linear layer, however its matrix is stored."""
+
+    def slots(self) -> Iterator[tuple[str, Slot]]:
+        """Yields every (name, slot) a checkpoint fills."""
+        raise NotImplementedError
+
+    def pack(self) -> None:
+        """Finishes the weights for the device. Called once, after the last weight has been loaded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `x` `[..., in_features]` to `[..., out_features]` in the same dtype."""
+        raise NotImplementedError
+
+    def forward_float32(self, x: Tensor) -> Tensor:
+        """Maps `x` as `forward` does, to float32."""
+        return self(x).float()
+
+
+class Linear(LinearBase):
     """Computes `x W^T + b`.
 
     Args:
@@ -107,9 +134,11 @@ class Linear(nn.Module):
             first = 0
             for block, rows in self._blocks.items():
                 parts = (rows, self._columns) if name == "weight" else (rows,)
-                slot = self._slot(name, slice(first, first + rows.length))
-                yield f"{block}.{name}".lstrip("."), replace(slot, parts=parts)
-                first += rows.room
+                last, end = first + rows.length, first + rows.room
+                padding = self._slot(name, slice(last, end)).targets
+                slot = replace(self._slot(name, slice(first, last)), parts=parts, padding=padding)
+                yield f"{block}.{name}".lstrip("."), slot
+                first = end
 
     def _slot(self, name: str, rows: slice) -> Slot:
         """Returns the slot of some rows of a parameter."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...kernels import gelu_and_mul, packed_gated_linear, silu_and_mul
 from ...kernels.packed_gated_linear import can_pack_gated, pack_gated
-from .linear import Linear
+from .linear import Linear, LinearBase
 
 __all__ = ["ACTIVATIONS", "GATES", "MLP", "GatedMLP", "PlainMLP"]
 
@@ -44,7 +44,7 @@ class GatedMLP(nn.Module):
         gate: One of `GATES`.
     """
 
-    def __init__(self, gate_up: Linear, down: Linear, gate: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, gate_up: LinearBase, down: LinearBase, gate: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.gate_up = gate_up
         self.down = down
@@ -79,7 +79,7 @@ class PlainMLP(nn.Module):
         activation: Elementwise.
     """
 
-    def __init__(self, up: Linear, down: Linear, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, up: LinearBase, down: LinearBase, activation: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.up = up
         self.down = down

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..parallel.shard import Shard
 
-__all__ = ["Slot"]
+__all__ = ["HasSlots", "Slot"]
 
 
 class _Narrows(Protocol):
@@ -34,11 +34,15 @@ class Slot:
         targets: The memory to be filled: a parameter or some of its rows, and what belongs to it (scales).
         encode: Maps the checkpoint's tensor to what the targets hold, one for one; the rest is a cast and a copy.
         parts: Which part of each of the tensor's dimensions the targets hold; empty where they hold all of it.
+        padding: Memory beside the targets that the module has set already, such as the rows that a shard lacks.
+        dtypes: Number types that the checkpoint's tensor may have; empty for every floating-point type.
     """
 
     targets: tuple[Tensor, ...]
     encode: Callable[[Tensor], tuple[Tensor, ...]] = _as_it_is
     parts: tuple[Shard, ...] = ()
+    padding: tuple[Tensor, ...] = ()
+    dtypes: tuple[torch.dtype, ...] = ()
 
     @property
     def key(self) -> int:
@@ -62,8 +66,12 @@ class Slot:
                 tensor = tensor.narrow(dim, part.start, part.length)
         return tensor
 
+    def accepts(self, dtype: torch.dtype) -> bool:
+        """Returns whether the checkpoint's tensor may be of this number type."""
+        return dtype in self.dtypes if self.dtypes else dtype.is_floating_point
+
     def fill(self, tensor: Tensor) -> None:
-        """Stores a tensor of `shape`, whatever its dtype and device are."""
+        """Stores a tensor of `shape`, of any dtype that the slot accepts, from any device."""
         for target, value in zip(self.targets, self.encode(tensor), strict=True):
             target.copy_(value)
 
@@ -73,3 +81,11 @@ class Slot:
             torch.equal(target, value.to(target))
             for target, value in zip(self.targets, self.encode(tensor), strict=True)
         )
+
+
+@runtime_checkable
+class HasSlots(Protocol):
+    """A module that says itself what a checkpoint fills."""
+
+    def slots(self) -> Iterator[tuple[str, Slot]]:
+        """Yields every (name, slot), the names relative to the module."""

@@ -94,9 +94,12 @@ def _longest(
     """Returns the length, up to `max_model_len`, of the longest sequence that a pool of blocks can hold alone."""
     max_step_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
     lengths = range(max_model_len + 1)
-    return bisect_right(
-        lengths, num_blocks, key=lambda length: max_held_blocks(caches, length, config.block_size, max_step_tokens)
-    ) - 1
+    return (
+        bisect_right(
+            lengths, num_blocks, key=lambda length: max_held_blocks(caches, length, config.block_size, max_step_tokens)
+        )
+        - 1
+    )
 
 
 def _shared_by(caches: Sequence[LayerCache]) -> str:

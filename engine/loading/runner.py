@@ -79,7 +79,8 @@ def load_runner(
     kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     place = locate_model(config.model)
     task = choose_task(config, hf_config)
-    options = _model_options(config, device, task)
+    options = ModelOptions(config.quantization, config.deterministic, config.load_format, task)
+    options.make_scheme().check(device, dtype)
     model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
     make_recorder, num_graphs = _choose_recorder(config, device, task)
     reserve = Reserve(_step_bytes(config, device, model, task, num_tokens, kv_dtype), num_graphs * GRAPH_BYTES)
@@ -119,20 +120,6 @@ def _choose_recorder(config: EngineConfig, device: Device, task: Task) -> tuple[
         return functools.partial(DecodeTape, max_num_seqs=config.max_num_seqs), 0
     sizes = graph_sizes(config.max_num_seqs, config.cudagraph_capture_sizes)
     return lambda run: DecodeGraphs(run, sizes, CudaGraphs()), len(sizes)
-
-
-def _model_options(config: EngineConfig, device: Device, task: Task) -> ModelOptions:
-    """Collects what a user may choose about a model, if the device can do it."""
-    if config.quantization == "fp8" and not device.supports_fp8:
-        raise ConfigError(
-            "quantization='fp8' needs a GPU that multiplies 8-bit floats (NVIDIA Ada, Hopper or newer), and this one "
-            "does not; drop it, or store only the KV cache in 8 bits with kv_cache_dtype='fp8'"
-        )
-    if config.quantization == "int8" and not device.is_cpu:
-        raise ConfigError(
-            "quantization='int8' is for CPUs, and this engine runs on a GPU; use quantization='fp8', or device='cpu'"
-        )
-    return ModelOptions(config.quantization, config.deterministic, config.load_format, task)
 
 
 def _step_bytes(

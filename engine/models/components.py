@@ -5,8 +5,6 @@ Every choice falls here, once, at construction; the forward passes have no branc
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -15,14 +13,11 @@ from ..layers import (
     GATES,
     MLP,
     Attention,
-    Fp8Linear,
     GatedMLP,
     Heads,
-    Int8Linear,
-    InvariantLinear,
     LayerNorm,
     LearnedPositions,
-    Linear,
+    LinearBase,
     NoNorm,
     NoPositions,
     Norm,
@@ -38,15 +33,13 @@ from ..layers import (
     rotary_table,
 )
 from ..parallel.context import ParallelContext
-from ..parallel.shard import Dimension, Shard, as_shard
+from ..parallel.shard import Shard
+from .linear_factory import LinearFactory
 from .options import ModelOptions
 from .spec import DecoderSpec
 from .stages import cache_groups
 
 __all__ = ["Components"]
-
-_FP8_MULTIPLE = 16
-"""What the sizes of a product of 8-bit floats must be multiples of on a GPU."""
 
 
 class Components:
@@ -58,6 +51,9 @@ class Components:
         device: Of all parameters.
         options: What the user chooses about it.
         parallel: This rank: it gets its part of every matrix that its stage shares.
+
+    Attributes:
+        linears: Makes the linear layers.
     """
 
     def __init__(
@@ -71,7 +67,7 @@ class Components:
         self._spec = spec
         self._parallel = parallel
         self._options = options
-        self._full_linear = InvariantLinear if options.deterministic else Linear
+        self.linears = LinearFactory(options, dtype, device)
         self._dtype = dtype
         self._device = device
         self._rotary_table = self._make_rotary_table()
@@ -100,29 +96,15 @@ class Components:
             device=self._device,
         )
 
-    def linear(
-        self, in_features: Dimension, out_features: Dimension | Mapping[str, Dimension], *, bias: bool
-    ) -> Linear:
-        """Makes a linear layer of the decoder: of 8 bits if that was asked for and its sizes allow it."""
-        blocks = out_features.values() if isinstance(out_features, Mapping) else (out_features,)
-        kind = self._linear_kind(as_shard(in_features).length, sum(as_shard(rows).length for rows in blocks))
-        return kind(in_features, out_features, bias=bias, dtype=self._dtype, device=self._device)
-
-    def _summed(self, in_features: Shard, out_features: int, *, bias: bool) -> Linear:
+    def _summed(self, name: str, in_features: Shard, out_features: int, *, bias: bool) -> LinearBase:
         """Makes a linear layer whose results the next norm adds up over the stage: one rank of it has the bias."""
-        return self.linear(in_features, out_features, bias=bias and self._parallel.tp_rank == 0)
+        return self.linears.make_linear(name, in_features, out_features, bias=bias and self._parallel.tp_rank == 0)
 
-    def _linear_kind(self, in_features: int, rows: int) -> type[Linear]:
-        quantization = self._options.quantization
-        if quantization == "fp8" and in_features % _FP8_MULTIPLE == rows % _FP8_MULTIPLE == 0:
-            return Fp8Linear
-        if quantization == "int8" and Int8Linear.takes(in_features):
-            return Int8Linear
-        return self._full_linear
-
-    def projection(self, in_features: int, out_features: int) -> Linear | nn.Identity:
+    def projection(self, name: str, in_features: int, out_features: int) -> LinearBase | nn.Identity:
         """Makes a projection between two widths, or nothing between equal ones."""
-        return nn.Identity() if in_features == out_features else self.linear(in_features, out_features, bias=False)
+        if in_features == out_features:
+            return nn.Identity()
+        return self.linears.make_linear(name, in_features, out_features, bias=False)
 
     def final_norm(self) -> Norm:
         """Makes what follows the last layer: a norm, or else what adds the residual in its place."""
@@ -141,31 +123,26 @@ class Components:
     def _reduce(self, *, sums: bool) -> Reduce | None:
         return self._parallel.all_reduce if sums and self._parallel.tp_size > 1 else None
 
-    def head(self, embed_tokens: TokenEmbedding | SharedTokenEmbedding | None) -> Linear:
-        """Makes the output head, never of 8 bits; a tied one is the embedding's own table.
+    def head(self, embed_tokens: TokenEmbedding | SharedTokenEmbedding | None) -> LinearBase:
+        """Makes the output head; a tied one is the embedding's own table.
 
         Args:
             embed_tokens: The embedding to be tied to; None for a head of its own.
         """
         spec = self._spec
-        # A tied head brings no memory of its own: made on no device, it is given the embedding's.
-        device = self._device if embed_tokens is None else torch.device("meta")
         rows = self._parallel.shard(spec.vocab_size)
-        head = self._full_linear(spec.embedding_size, rows, bias=False, dtype=self._dtype, device=device)
         if embed_tokens is not None:
-            head.weight = embed_tokens.weight
-        return head
+            return self.linears.make_tied("lm_head", spec.embedding_size, rows, embed_tokens.weight)
+        return self.linears.make_linear("lm_head", spec.embedding_size, rows, bias=False)
 
-    def score(self) -> Linear:
-        """Makes the head of a classifier, never of 8 bits; every rank of the last stage has all of it."""
+    def score(self) -> LinearBase:
+        """Makes the head of a classifier; every rank of the last stage has all of it."""
         spec = self._spec
-        return self._full_linear(
-            spec.embedding_size, spec.num_labels, bias=False, dtype=self._dtype, device=self._device
-        )
+        return self.linears.make_linear("score", spec.embedding_size, spec.num_labels, bias=False)
 
     def block(self, layer_idx: int) -> PreNormBlock | PostNormBlock:
         """Makes one decoder layer."""
-        attention, mlp = self._attention(layer_idx), self._mlp()
+        attention, mlp = self._attention(layer_idx), self._mlp(layer_idx)
         if self._spec.post_norm:
             return PostNormBlock(attention, mlp, self._norm(sums=True), self._norm(sums=True))
         # The first layer follows the embedding, which every rank has whole; the others follow a feed-forward network.
@@ -175,10 +152,11 @@ class Components:
         spec, parallel = self._spec, self._parallel
         heads, kv_heads = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
         query, kv = heads.times(spec.head_dim), kv_heads.times(spec.head_dim)
+        name, blocks = f"layers.{layer_idx}.attention", {"query": query, "key": kv, "value": kv}
         return Attention(
             Heads(heads.length, kv_heads.length, spec.head_dim),
-            qkv=self.linear(spec.hidden_size, {"query": query, "key": kv, "value": kv}, bias=spec.qkv_bias),
-            out=self._summed(query, spec.hidden_size, bias=spec.attention_out_bias),
+            qkv=self.linears.make_linear(f"{name}.qkv", spec.hidden_size, blocks, bias=spec.qkv_bias),
+            out=self._summed(f"{name}.out", query, spec.hidden_size, bias=spec.attention_out_bias),
             rotate_and_store=self._rotate_and_store(),
             window=spec.windows[layer_idx],
             group=self._group_of[layer_idx],
@@ -207,12 +185,13 @@ class Components:
             device=self._device,
         )
 
-    def _mlp(self) -> MLP:
-        spec = self._spec
+    def _mlp(self, layer_idx: int) -> MLP:
+        spec, name, make_linear = self._spec, f"layers.{layer_idx}.mlp", self.linears.make_linear
         inner = self._parallel.shard(spec.intermediate_size)
-        down = self._summed(inner, spec.hidden_size, bias=spec.mlp_bias)
+        down = self._summed(f"{name}.down", inner, spec.hidden_size, bias=spec.mlp_bias)
         if spec.gated_mlp:
-            gate_up = self.linear(spec.hidden_size, {"gate": inner, "up": inner}, bias=spec.mlp_bias)
+            blocks = {"gate": inner, "up": inner}
+            gate_up = make_linear(f"{name}.gate_up", spec.hidden_size, blocks, bias=spec.mlp_bias)
             return GatedMLP(gate_up, down, GATES[spec.activation])
-        up = self.linear(spec.hidden_size, inner, bias=spec.mlp_bias)
+        up = make_linear(f"{name}.up", spec.hidden_size, inner, bias=spec.mlp_bias)
         return PlainMLP(up, down, ACTIVATIONS[spec.activation])

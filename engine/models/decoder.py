@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batch import ForwardBatch, KVCache
-from ..layers import GatedMLP, Linear
+from ..layers import Packs
 from ..parallel.context import SINGLE, ParallelContext
 from .components import Components
 from .options import DEFAULT_OPTIONS, ModelOptions
@@ -51,7 +51,7 @@ class Decoder(nn.Module):
         if self._is_first or (self._is_last and generates and spec.tie_word_embeddings):
             self.embed_tokens = tied = make.embed_tokens()
         if self._is_first:
-            self.project_in = make.projection(spec.embedding_size, spec.hidden_size)
+            self.project_in = make.projection("project_in", spec.embedding_size, spec.hidden_size)
             self.positions = make.positions()
         own = stage_layers(spec, parallel.pp_size)[parallel.pp_rank]
         # Every layer keeps its number, and so its name in the checkpoint; the other stages' leave an empty place.
@@ -59,15 +59,16 @@ class Decoder(nn.Module):
         self._own_layers = [(self.layers[i], pair) for i, pair in cache_pairs(spec, own).items()]
         if self._is_last:
             self.norm = make.final_norm()
-            self.project_out = make.projection(spec.hidden_size, spec.embedding_size)
+            self.project_out = make.projection("project_out", spec.hidden_size, spec.embedding_size)
             if generates:
                 self.lm_head = make.head(tied if spec.tie_word_embeddings else None)
             self.score = make.score() if options.task == "classify" else None
+        make.linears.warn_of_declined()
 
     def pack(self) -> None:
         """Lets every layer lay out its weights for the device. Called once, after they are loaded."""
         for module in self.modules():  # a network before the linear layers it consists of
-            if isinstance(module, Linear | GatedMLP):
+            if module is not self and isinstance(module, Packs):
                 module.pack()
 
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import ConfigError
+from ..quantization.registry import find_scheme
+from ..quantization.scheme import QuantizationScheme
 
 __all__ = ["DEFAULT_OPTIONS", "ModelOptions"]
 
@@ -14,8 +15,7 @@ class ModelOptions:
     """What the user chooses about a model.
 
     Attributes:
-        quantization: `"fp8"`, or `"int8"` on a CPU, stores and multiplies the decoder layers' matrices in 8 bits; None
-            keeps the dtype.
+        quantization: Name of the scheme by which the layers' matrices are stored and multiplied; None keeps the dtype.
         deterministic: Every row of a batch is computed the same to the bit, whatever rows are beside it.
         load_format: `"auto"` for a checkpoint, `"sharded_state"` for what `save_sharded_state` wrote, `"dummy"` for
             random weights.
@@ -23,7 +23,7 @@ class ModelOptions:
             classes of them, `"embed"` none.
 
     Raises:
-        ConfigError: The options exclude each other.
+        ConfigError: The scheme excludes another option.
     """
 
     quantization: str | None = None
@@ -32,11 +32,11 @@ class ModelOptions:
     task: str = "generate"
 
     def __post_init__(self) -> None:
-        if self.quantization == "fp8" and self.deterministic:
-            raise ConfigError(
-                "quantization='fp8' and deterministic=True exclude each other: the 8-bit matrix product of a GPU may "
-                "depend on the batch; drop one of the two, or use quantization='int8' on a CPU"
-            )
+        self.make_scheme()
+
+    def make_scheme(self) -> QuantizationScheme:
+        """Makes the quantization scheme."""
+        return find_scheme(self.quantization)(deterministic=self.deterministic)
 
 
 DEFAULT_OPTIONS = ModelOptions()

@@ -5,18 +5,15 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-import logging
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from ..errors import UnsupportedModelError
-from ..layers import InvariantLinear, Linear
 from ..parallel.context import SINGLE, ParallelContext
 from ..storage import Location
 from ..weights.checkpoint import load_dummy_weights, load_weights, weight_slots
@@ -37,12 +34,8 @@ __all__ = [
     "supported_architectures",
 ]
 
-logger = logging.getLogger(__name__)
-
 CAUSAL, CLASSIFIER, BARE = "ForCausalLM", "ForSequenceClassification", "Model"
 """How the names of architectures end: a family's model with a head that generates, one that classifies, with none."""
-
-_EIGHT_BIT_SIZES = MappingProxyType({"fp8": "sizes that are multiples of 16", "int8": "inputs in multiples of 4"})
 
 
 def supported_architectures() -> list[str]:
@@ -82,10 +75,7 @@ def build_model(
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
     """
     spec = describe_model(hf_config)
-    model = Decoder(spec, dtype=dtype, device=torch.device(device), options=options, parallel=parallel)
-    if options.quantization is not None:
-        _warn_of_odd_sizes(model, _EIGHT_BIT_SIZES[options.quantization])
-    return model
+    return Decoder(spec, dtype=dtype, device=torch.device(device), options=options, parallel=parallel)
 
 
 def load_model(
@@ -124,24 +114,13 @@ def load_model(
 
 def names_in_checkpoint(hf_config: Any, dtype: torch.dtype, options: ModelOptions = DEFAULT_OPTIONS) -> set[str]:
     """Returns our names of all weights of a model, whatever rank has them: those of the whole, made without memory."""
-    return set(weight_slots(build_model(hf_config, dtype, "meta", ModelOptions(task=options.task))))
+    return set(weight_slots(build_model(hf_config, dtype, "meta", options)))
 
 
 def _unused_heads(task: str) -> set[str]:
     """Returns our names of the heads that a checkpoint may bring and a task has no use for."""
     unused = {"generate": set(), "embed": {"lm_head.weight", "score.weight"}, "classify": {"lm_head.weight"}}
     return unused[task]
-
-
-def _warn_of_odd_sizes(model: Decoder, allowed: str) -> None:
-    kept = [name for name, module in model.layers.named_modules() if type(module) in (Linear, InvariantLinear)]
-    if kept:
-        logger.warning(
-            "layers.%s and %d more stay in full precision: 8-bit products take %s",
-            kept[0],
-            len(kept) - 1,
-            allowed,
-        )
 
 
 def find_family(hf_config: Any) -> Family:

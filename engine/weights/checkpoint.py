@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..layers import Linear, SharedTokenEmbedding, Slot
+from ..layers import HasSlots, Slot
 from ..storage import Location
 from .remote import RemoteTensor, iter_remote_tensors
 
@@ -165,15 +165,44 @@ def load_dummy_weights(model: nn.Module) -> None:
 
 
 def weight_slots(model: nn.Module) -> dict[str, Slot]:
-    """Returns every name of a model to be filled, with what it fills. Tied weights share memory."""
+    """Returns every name of a model to be filled, with what it fills. Tied weights share memory.
+
+    A module with a method `slots` is asked; any other module has its parameters and persistent buffers for slots.
+
+    Raises:
+        CheckpointError: The slots of a module leave out a part of a parameter or of a persistent buffer. What a module
+            computes itself is a buffer with `persistent=False`, or the padding of a slot.
+    """
     slots = {}
-    for prefix, module in model.named_modules():
-        if isinstance(module, Linear | SharedTokenEmbedding):
-            own = module.slots()
-        else:
-            own = ((name, Slot((parameter,))) for name, parameter in module.named_parameters(recurse=False))
-        slots.update({f"{prefix}.{name}": slot for name, slot in own})
+    for path, module in model.named_modules():
+        state = _own_state(module)
+        own = dict(module.slots()) if isinstance(module, HasSlots) else {k: _whole(v) for k, v in state.items()}
+        for name, tensor in state.items():
+            if _num_filled_bytes(tensor, own.values()) != tensor.nbytes:
+                raise CheckpointError(
+                    f"{type(module).__name__}.slots(), asked for {path or 'the model'}, does not fill all of {name!r}, "
+                    f"of shape {list(tensor.shape)}, exactly once; yield a slot for each part of it, name the rest as "
+                    "padding, or make it a buffer with persistent=False if it is computed"
+                )
+        slots.update({f"{path}.{name}".lstrip("."): slot for name, slot in own.items()})
     return slots
+
+
+def _own_state(module: nn.Module) -> dict[str, Tensor]:
+    """Returns the parameters and persistent buffers of a module, without those of its children."""
+    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if "." not in name}
+
+
+def _whole(tensor: Tensor) -> Slot:
+    """Returns the slot of a tensor that the checkpoint has as it is; of integers only the same type will do."""
+    return Slot((tensor,), dtypes=() if tensor.is_floating_point() else (tensor.dtype,))
+
+
+def _num_filled_bytes(tensor: Tensor, slots: Iterable[Slot]) -> int:
+    """Returns how many bytes of a tensor's memory are targets or padding of slots; equal targets count once."""
+    memory = tensor.untyped_storage()
+    views = (view for slot in slots for view in (*slot.targets, *slot.padding) if view.untyped_storage() is memory)
+    return sum({(view.storage_offset(), view.shape, view.stride()): view.nbytes for view in views}.values())
 
 
 @torch.inference_mode()  # the caller's mode does not hold in other threads
@@ -185,8 +214,11 @@ def _fill(slot: Slot, sources: list[tuple[str, StoredTensor]]) -> None:
             raise CheckpointError(
                 f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}"
             )
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{name} is of {tensor.dtype}; quantised checkpoints cannot be loaded yet")
+        if not slot.accepts(tensor.dtype):
+            taken = " or ".join(map(str, slot.dtypes)) or "floating-point numbers"
+            raise CheckpointError(
+                f"{name} is of {tensor.dtype}, and its layer takes {taken}; use the unquantised model"
+            )
         part = read_part(slot, tensor)
         if i == 0:
             slot.fill(part)

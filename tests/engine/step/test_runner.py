@@ -21,6 +21,7 @@ from millrace.engine.llm import LLM
 from millrace.engine.loading import runner as loading
 from millrace.engine.loading.capacity import Reserve, plan_capacity
 from millrace.engine.loading.memory_profile import run_largest_step
+from millrace.engine.models import ModelOptions
 from millrace.engine.step.tables import Tables
 from millrace.engine.step_plan import NewRow, StepPlan
 
@@ -210,7 +211,7 @@ def test_8_bit_products_are_refused_where_the_gpu_has_none(tiny_model, monkeypat
 def test_8_bit_integers_are_refused_on_a_gpu():
     gpu = Device(torch.device("cuda"), max_num_batched_tokens=100, overlap_depth=1)
     with pytest.raises(ConfigError, match=r"quantization='int8' is for CPUs.*use quantization='fp8'"):
-        loading._model_options(EngineConfig(model="m", quantization="int8"), gpu, "generate")
+        ModelOptions(quantization="int8").make_scheme().check(gpu, torch.bfloat16)
 
 
 def test_the_layers_read_an_8_bit_cache_when_asked(tiny_model):

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from millrace.engine.errors import CheckpointError
-from millrace.engine.layers import Fp8Linear
 from millrace.engine.models import Decoder, ModelOptions, build_model, load_hf_config, load_model
 from millrace.engine.models.families import llama, opt
+from millrace.engine.quantization.schemes.fp8 import Fp8Linear
 from millrace.engine.weights.checkpoint import (
     WeightMap,
     checkpoint_files,

@@ -1,4 +1,4 @@
-"""The linear layer of 8-bit integers, for CPUs: half the memory of bfloat16, and more products a cycle.
+"""`quantization="int8"`: weights and products of 8-bit integers, on CPUs; half the memory of bfloat16.
 
 Weights are quantised row by row as they are loaded, so a model never needs the memory of its full precision. The
 activations are quantised token by token in each product; nothing is calibrated.
@@ -12,13 +12,41 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels import int8_linear
-from ...kernels.int8_linear import can_pack_int8, pack_int8, quantize_int8
-from ..parallel.shard import Dimension, as_shard
-from .linear import Linear, PackedWeight
-from .slots import Slot
+from ....kernels import int8_linear
+from ....kernels.int8_linear import can_pack_int8, pack_int8, quantize_int8
+from ...device import Device
+from ...errors import ConfigError
+from ...layers import Linear, PackedWeight, Slot
+from ...parallel.shard import Dimension, as_shard
+from ..scheme import LinearSpec, QuantizationScheme
 
-__all__ = ["Int8Linear"]
+__all__ = ["SCHEME", "Int8Linear", "Int8Scheme"]
+
+
+class Int8Scheme(QuantizationScheme):
+    """Stores matrices as integers with a scale per row, and multiplies in 8 bits. The sums are exact: deterministic."""
+
+    sizes = "inputs in multiples of 4"
+
+    def check(self, device: Device, dtype: torch.dtype) -> None:
+        """Checks that the device is a CPU; every dtype of activations will do.
+
+        Raises:
+            ConfigError: The device is a GPU.
+        """
+        if not device.is_cpu:
+            raise ConfigError(
+                "quantization='int8' is for CPUs, and this engine runs on a GPU; use quantization='fp8', or "
+                "device='cpu'"
+            )
+
+    def takes(self, layer: LinearSpec) -> bool:
+        """Returns whether the kernel can pack so many columns."""
+        return can_pack_int8(layer.num_columns)
+
+    def make_linear(self, layer: LinearSpec) -> Int8Linear:
+        """Makes a layer of 8-bit integers."""
+        return Int8Linear(layer.in_features, layer.blocks, bias=layer.bias, dtype=layer.dtype, device=layer.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,15 +86,10 @@ class Int8Linear(Linear):
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        assert self.takes(as_shard(in_features).length)
+        assert can_pack_int8(as_shard(in_features).length)
         super().__init__(in_features, out_features, bias=bias, dtype=dtype, device=device, weight_dtype=torch.int8)
         self.weight_scale: Tensor
         self.register_buffer("weight_scale", torch.empty(self._num_rows, dtype=torch.float32, device=device))
-
-    @staticmethod
-    def takes(in_features: int) -> bool:
-        """Says whether a weight can have so many columns."""
-        return can_pack_int8(in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[num_tokens, in_features]` to `[num_tokens, out_features]` in the same dtype."""
@@ -94,3 +117,6 @@ class Int8Linear(Linear):
 
     def _quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return quantize_int8(weight.to(self.weight_scale.device))
+
+
+SCHEME = Int8Scheme

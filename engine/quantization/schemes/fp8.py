@@ -1,4 +1,4 @@
-"""The linear layer of 8-bit weights: half the memory of bfloat16, and up to twice the speed where memory is the limit.
+"""`quantization="fp8"`: weights and products of 8-bit floats, on GPUs; half the memory of bfloat16.
 
 Weights are quantised row by row as they are loaded, so a model never needs the memory of its full precision. The
 activations are quantised token by token before each product; nothing is calibrated.
@@ -11,12 +11,51 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...kernels import quantize_fp8, scaled_linear
-from ..parallel.shard import Dimension
-from .linear import Linear
-from .slots import Slot
+from ....kernels import quantize_fp8, scaled_linear
+from ...device import Device
+from ...errors import ConfigError
+from ...layers import Linear, Slot
+from ...parallel.shard import Dimension
+from ..scheme import LinearSpec, QuantizationScheme
 
-__all__ = ["Fp8Linear"]
+__all__ = ["SCHEME", "Fp8Linear", "Fp8Scheme"]
+
+_MULTIPLE = 16
+"""What the sizes of a product of 8-bit floats must be multiples of on a GPU."""
+
+
+class Fp8Scheme(QuantizationScheme):
+    """Stores matrices as e4m3 floats with a scale per row, and multiplies in 8 bits."""
+
+    sizes = f"sizes that are multiples of {_MULTIPLE}"
+
+    def __init__(self, *, deterministic: bool = False) -> None:
+        if deterministic:
+            raise ConfigError(
+                "quantization='fp8' and deterministic=True exclude each other: the 8-bit matrix product of a GPU may "
+                "depend on the batch; drop one of the two, or use quantization='int8' on a CPU"
+            )
+        super().__init__()
+
+    def check(self, device: Device, dtype: torch.dtype) -> None:
+        """Checks that the device multiplies 8-bit floats; every dtype of activations will do.
+
+        Raises:
+            ConfigError: The device does not.
+        """
+        if not device.supports_fp8:
+            raise ConfigError(
+                "quantization='fp8' needs a GPU that multiplies 8-bit floats (NVIDIA Ada, Hopper or newer), and this "
+                "one does not; drop it, or store only the KV cache in 8 bits with kv_cache_dtype='fp8'"
+            )
+
+    def takes(self, layer: LinearSpec) -> bool:
+        """Returns whether both sizes of the matrix are multiples of 16."""
+        return layer.num_columns % _MULTIPLE == layer.num_rows % _MULTIPLE == 0
+
+    def make_linear(self, layer: LinearSpec) -> Fp8Linear:
+        """Makes a layer of 8-bit floats."""
+        return Fp8Linear(layer.in_features, layer.blocks, bias=layer.bias, dtype=layer.dtype, device=layer.device)
 
 
 class Fp8Linear(Linear):
@@ -66,3 +105,6 @@ class Fp8Linear(Linear):
 def _bytes(tensor: Tensor) -> Tensor:
     """Returns a view of 8-bit floats as integers, which every device can copy and compare."""
     return tensor.view(torch.uint8)
+
+
+SCHEME = Fp8Scheme

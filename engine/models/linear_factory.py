@@ -1,0 +1,99 @@
+"""Makes every linear layer of a model: the one place where a layer's name meets the quantization scheme."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from ..layers import Linear, LinearBase
+from ..parallel.shard import Dimension, as_shard
+from ..quantization.full_precision import FullPrecision
+from ..quantization.scheme import LinearSpec
+from .options import ModelOptions
+
+__all__ = ["LinearFactory"]
+
+logger = logging.getLogger(__name__)
+
+
+class LinearFactory:
+    """Makes the linear layers of one model.
+
+    Args:
+        options: What the user chooses about the model, the quantization scheme among it.
+        dtype: Number type of the inputs and outputs of all layers.
+        device: Where the weights are.
+    """
+
+    def __init__(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> None:
+        self._name = options.quantization
+        self._scheme = options.make_scheme()
+        self._full_precision = FullPrecision(deterministic=options.deterministic)
+        self._dtype = dtype
+        self._device = device
+        self._declined: list[str] = []
+
+    def make_linear(
+        self, name: str, in_features: Dimension, out_features: Dimension | Mapping[str, Dimension], *, bias: bool
+    ) -> LinearBase:
+        """Makes a layer as the scheme has it, or in full precision if the scheme leaves the layer out.
+
+        Args:
+            name: Path of the layer in the model, e.g. `layers.3.attention.qkv`.
+            in_features: Columns of the matrix.
+            out_features: Rows of the matrix, or the sizes of its named row blocks in order.
+            bias: Whether there is a bias.
+        """
+        layer = self._spec(name, in_features, out_features, bias, self._device)
+        if not self._scheme.covers(layer):
+            return self._full_precision.make_linear(layer)
+        if not self._scheme.takes(layer):
+            self._declined.append(name)
+            return self._full_precision.make_linear(layer)
+        return self._scheme.make_linear(layer)
+
+    def make_tied(self, name: str, in_features: int, out_features: Dimension, weight: torch.nn.Parameter) -> Linear:
+        """Makes a layer in full precision whose matrix is another layer's.
+
+        Args:
+            name: Path of the layer in the model.
+            in_features: Columns of the matrix.
+            out_features: Rows of the matrix.
+            weight: The matrix.
+        """
+        # Made on no device, the layer brings no memory of its own.
+        layer = self._spec(name, in_features, out_features, False, torch.device("meta"))
+        linear = self._full_precision.make_linear(layer)
+        linear.weight = weight
+        return linear
+
+    def warn_of_declined(self) -> None:
+        """Logs the layers that the scheme is for, and whose sizes it does not take."""
+        if self._declined:
+            logger.warning(
+                "%s and %d more stay in full precision: quantization=%r takes %s",
+                self._declined[0],
+                len(self._declined) - 1,
+                self._name,
+                self._scheme.sizes,
+            )
+
+    def _spec(
+        self,
+        name: str,
+        in_features: Dimension,
+        out_features: Dimension | Mapping[str, Dimension],
+        bias: bool,
+        device: torch.device,
+    ) -> LinearSpec:
+        blocks = out_features if isinstance(out_features, Mapping) else {"": out_features}
+        return LinearSpec(
+            name=name,
+            in_features=as_shard(in_features),
+            blocks={block: as_shard(rows) for block, rows in blocks.items()},
+            bias=bias,
+            dtype=self._dtype,
+            device=device,
+        )
