@@ -67,7 +67,7 @@ def paged_attention_numba(
         table, decodes = block_tables[:, : int(num_shared)], seq_lens[:num_decodes]
         shared_keys = _attend_to_shared(out, carried, query, k_cache, v_cache, table, decodes, scoring)
     min_long = sys.maxsize if deterministic else _MIN_MATMUL_QUERIES
-    tasks, num_pairs, long_seqs = plan(starts, lens, tile, min_long, num_decodes, shared_keys)
+    tasks, num_pairs, long_seqs = plan(starts, lens, num_later, tile, min_long, num_decodes, shared_keys)
     slopes = torch.zeros(num_heads) if softcap and alibi_slopes is None else alibi_slopes
     arguments = (
         num_kv_heads,
@@ -76,7 +76,6 @@ def paged_attention_numba(
         as_storage(k_cache),
         as_storage(v_cache),
         block_tables.numpy(),
-        lens,
         np.float32(scale),
         window,
         num_later,

@@ -17,21 +17,29 @@ from .._storage import widen
 
 @jit()
 def plan(
-    query_start_loc: Array, seq_lens: Array, tile: int, min_long: int, num_decodes: int, shared_keys: int
+    query_start_loc: Array,
+    seq_lens: Array,
+    num_later: int,
+    tile: int,
+    min_long: int,
+    num_decodes: int,
+    shared_keys: int,
 ) -> tuple[Array, int, Array]:
     """Cuts the sequences of fewer than `min_long` queries into tiles.
 
     Args:
         query_start_loc: `[num_seqs + 1]` int32, as in `paged_attention`.
         seq_lens: `[num_seqs]` int32, the same.
+        num_later: The number of tokens after itself that a query sees.
         tile: The largest number of queries in a task.
         min_long: From this many queries on, a sequence is left out.
         num_decodes: This many sequences at the front have attended to their first keys already,
         shared_keys: and to this many of them.
 
     Returns:
-        The tasks `[num_tasks, 5]`: sequence, first row, number of queries, position of the first query, first key. The
-        number of their (query, key) pairs, ignoring windows. And the sequences that are left out: `[num_long]`.
+        The tasks `[num_tasks, 6]`: sequence, first row, number of queries, position of the first query, first key, and
+        the key after the last one. The number of their (query, key) pairs, ignoring windows. And the sequences that are
+        left out: `[num_long]`.
     """
     num_tasks, num_long = 0, 0
     for seq in range(len(seq_lens)):
@@ -40,7 +48,7 @@ def plan(
             num_tasks += (num_queries + tile - 1) // tile
         else:
             num_long += 1
-    tasks, long_seqs = np.empty((num_tasks, 5), np.int64), np.empty(num_long, np.int64)
+    tasks, long_seqs = np.empty((num_tasks, 6), np.int64), np.empty(num_long, np.int64)
     num_pairs = 0
     for seq in range(len(seq_lens) - 1, -1, -1):
         start, num_queries = query_start_loc[seq], query_start_loc[seq + 1] - query_start_loc[seq]
@@ -57,6 +65,7 @@ def plan(
             tasks[num_tasks, 2] = min(tile, num_queries - first)
             tasks[num_tasks, 3] = seq_lens[seq] - num_queries + first
             tasks[num_tasks, 4] = first_key
+            tasks[num_tasks, 5] = min(tasks[num_tasks, 3] + tasks[num_tasks, 2] + num_later, seq_lens[seq])
     return tasks, num_pairs, long_seqs
 
 
@@ -88,7 +97,6 @@ def attend(
     k_cache: Array,
     v_cache: Array,
     tables: Array,
-    seq_lens: Array,
     scale: Scalar,
     window: int,
     num_later: int,
@@ -104,15 +112,14 @@ def attend(
         first: The first item.
         last: The item after the last one.
         num_kv_heads: KV heads.
-        tasks: `[num_tasks, 5]`, from `plan`.
+        tasks: `[num_tasks, 6]`, from `plan`.
         query: `[num_tokens, num_heads, head_dim]`, from `as_storage`, as the caches.
         k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`.
         v_cache: The same.
         tables: `[num_seqs, max_blocks]` int32.
-        seq_lens: `[num_seqs]` int32.
         scale: float32.
-        window: How many of the latest tokens a query sees, itself included; 0 for all.
-        num_later: How many tokens after itself a query sees.
+        window: The number of latest tokens, itself included, that a query sees; 0 for all.
+        num_later: The number of tokens after itself that a query sees.
         softcap: float32, 0 for none.
         slopes: `[num_heads]` float32, of ALiBi, 0 for none. None where there is no softcap either.
         carried: `[num_tokens, num_heads]` float32: the score of one key that each row has seen already. In a task that
@@ -134,7 +141,7 @@ def attend(
     weights = np.zeros(block_size + 3, np.float32)
     for item in range(first, last):
         group_start = item % num_kv_heads * group
-        seq, row, num_queries, position, begin = tasks[item // num_kv_heads]
+        seq, row, num_queries, position, begin, end = tasks[item // num_kv_heads]
         num_rows = num_queries * group
         for r in range(num_rows):
             token, head = row + r // group, group_start + r % group
@@ -146,7 +153,6 @@ def attend(
                     sums[r, d] = out[token, head, d]
             peaks[r], totals[r] = carried[token, head], 1
         begin = max(begin, position - window + 1) if window > 0 else begin
-        end = min(position + num_queries + num_later, seq_lens[seq])
         for block in range(begin // block_size, (end + block_size - 1) // block_size):
             block_id, base = tables[seq, block], block * block_size
             low, high = max(0, begin - base), min(block_size, end - base)
