@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from ._native import DTYPES, find_library
+from ._library import find_library
+from ._native import DTYPES
 
 __all__ = ["SharedSum", "shared_sums"]
 

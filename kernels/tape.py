@@ -23,6 +23,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ._library import find_library, num_threads
+
 __all__ = ["NotRecordableError", "Tape", "empty", "listening", "record", "refuse"]
 
 _ALIGNMENT = 64
@@ -96,8 +98,6 @@ class Tape:
 
     def run(self, num_rows: int) -> None:
         """Runs the calls with so many rows, at most as many as were recorded."""
-        from ._native import find_library, num_threads
-
         library: Any = find_library()
         library.run_tape(self._entries, len(self._buffers), ctypes.c_long(num_rows), num_threads())
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._native import find_library
+from .._library import find_library
 
 __all__ = ["PANEL", "can_pack_panels", "pack_panels", "unit_size", "unpack_panels"]
 

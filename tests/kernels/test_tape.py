@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from millrace.kernels import embedding, packed_linear, rms_norm, silu_and_mul
-from millrace.kernels._native import find_library
+from millrace.kernels._library import find_library
 from millrace.kernels._op import Draw
 from millrace.kernels.packed_linear import pack_panels
 from millrace.kernels.tape import NotRecordableError, record

@@ -1,0 +1,56 @@
+"""The library of compiled CPU kernels: loading it, and the threads that its kernels may use.
+
+An install compiles `native.cpp` of every op into one library where it finds a C++ compiler (pyproject.toml). Nothing is
+compiled at run time. The kernels need a CPU with AVX512_BF16. Without the library or the CPU, an op runs its numba
+kernel, or else its plain torch body.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+import os
+import sysconfig
+from pathlib import Path
+
+import torch
+
+_logger = logging.getLogger(__name__)
+
+
+@functools.cache
+def find_library() -> ctypes.CDLL | None:
+    """Loads the library, or returns None and logs the reason where this machine cannot use it."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        _logger.info("this CPU has no AVX512_BF16, which the compiled kernels need: numba runs in their place")
+        return None
+    path = Path(__file__).with_name("_cpu_kernels" + str(sysconfig.get_config_var("EXT_SUFFIX")))
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        _logger.warning(
+            "the compiled CPU kernels are missing, so that models run several times slower: install millrace again "
+            "where there is a C++ compiler (%s)",
+            error,
+        )
+        return None
+
+
+class _Process:
+    """Knows whether this is a forked child, which has no thread of its parent although OpenMP assumes that it has."""
+
+    def __init__(self) -> None:
+        self.is_child = False
+        os.register_at_fork(after_in_child=self._note_fork)
+
+    def _note_fork(self) -> None:
+        self.is_child = True
+
+
+_process = _Process()
+
+
+def num_threads() -> int:
+    """Returns the number of threads that a kernel may use: that of torch, or 1 in a forked child."""
+    return 1 if _process.is_child else torch.get_num_threads()
