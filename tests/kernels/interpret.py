@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from triton.runtime.interpreter import InterpretedFunction
 
-from conftest import assert_agrees, poison
-from millrace.kernels._op import Draw, all_ops
+from conftest import assert_agrees, poison, samples
+from millrace.kernels._op import all_ops
 from millrace.kernels._triton import TARGETS, TORCH_TO_TRITON, Specialisation
 
 OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
@@ -72,7 +72,7 @@ def main(name: str) -> None:
     launches: list[tuple[Any, dict[str, Any]]] = []
     record_launches(launches)
     poison(setattr)
-    num_samples = len(list(op.samples(Draw.seeded(torch.float32))))
+    num_samples = len(samples(op, torch.float32))
     for dtype in (torch.float32, torch.float16):
         for index in range(num_samples if dtype in op.tolerance else 0):
             assert_agrees(op, implementation, index, dtype)
