@@ -1,8 +1,8 @@
-"""Runs step plans on many ranks: this process, which is rank 0, and a `Worker` for each of the others.
+"""`DistributedExecutor`: runs step plans on many ranks. This process is rank 0; each other rank runs a `Worker`.
 
-A plan goes to all ranks at once, as a few hundred bytes. From then on they meet only in the model's own sums; results
-come back from one of them, and only where that is not rank 0 itself. A step that fails anywhere ends the engine: ranks
-that did not fail are by then in the middle of a sum that will never be complete.
+Rank 0 sends a step plan to all ranks as a few hundred bytes. After that the ranks exchange only the sums of the model.
+One rank reports the results, and sends them if it is not rank 0. A step that fails on any rank ends the engine, because
+the other ranks are by then waiting in a sum that will never be complete.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ T = TypeVar("T")
 
 
 class RankProcesses(Protocol):
-    """The processes of the other ranks, where the engine started them."""
+    """The processes of the other ranks, if the engine has started them."""
 
     def check(self) -> None:
-        """Raises if one has ended."""
+        """Raises if a process has ended."""
         ...
 
     def close(self) -> None:
-        """Waits until they have ended; sees to it that they do."""
+        """Ends the processes and waits until they have ended."""
         ...
 
 
@@ -53,9 +53,9 @@ class TeamStep:
     """A step that was started on all ranks.
 
     Attributes:
-        executor: Of the ranks.
-        local: This rank's part; None if its result is another's.
-        received: What the rank that reports has sent.
+        executor: The executor that started it.
+        local: The step on this rank; None if another rank reports the result.
+        received: The result that the reporting rank has sent.
     """
 
     executor: DistributedExecutor
@@ -75,15 +75,15 @@ class TeamStep:
 
 
 class DistributedExecutor:
-    """Rank 0 of many.
+    """The executor of rank 0.
 
     Args:
-        runner: This rank's part of the model.
-        team: All ranks.
-        processes: Those of the other ranks, if the engine started them.
+        runner: Runner of this rank's part of the model.
+        team: The connected ranks.
+        processes: Processes of the other ranks, if the engine has started them.
 
     Attributes:
-        processes: The same.
+        processes: Processes of the other ranks, or None.
     """
 
     def __init__(self, runner: ModelRunner, team: Team, processes: RankProcesses | None = None) -> None:
@@ -97,32 +97,32 @@ class DistributedExecutor:
         self._error: EngineDeadError | None = None
 
     def execute(self, plan: StepPlan) -> StepHandle:
-        """Starts a step on all ranks. On CPUs this rank's part is done when it returns."""
+        """Starts a step on all ranks. On a CPU this rank has computed its part when the call returns."""
         return self.guard(lambda: self._execute(plan))
 
     def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
-        """Has every rank write its part of the weights to a folder."""
+        """Makes every rank write its part of the weights to a folder."""
         self.guard(lambda: self._save(config, folder))
 
     def close(self) -> None:
-        """Ends the other ranks, and frees this one's part of the model."""
+        """Ends the other ranks and frees this rank's part of the model."""
         if self._runner is None:
             return
         self._runner = None
         for channel in self._team.channels:
             try:
                 channel.send(CLOSE)
-            except EngineDeadError:  # It is what we want.
+            except EngineDeadError:  # The other end is closed already, which is the aim.
                 continue
         self._team.close()
         if self.processes is not None:
             self.processes.close()
 
     def guard(self, work: Callable[[], T]) -> T:
-        """Does something that all ranks have a part in; if it fails, it is over for all of them.
+        """Runs work that all ranks take part in. If it fails, the engine has ended on all ranks.
 
         Raises:
-            EngineDeadError: It failed, now or before.
+            EngineDeadError: The work failed, now or earlier.
         """
         if self._error is not None:
             raise self._error
@@ -132,19 +132,19 @@ class DistributedExecutor:
             self._error = explain(self._team, error)
             self.close()
             raise self._error from error
-        except BaseException:  # Ctrl-C: this rank leaves the middle of a step, and the others wait in it.
+        except BaseException:  # An interrupt: this rank leaves a step that the other ranks still wait in.
             self._error = EngineDeadError("the engine was interrupted in the middle of a step; construct another one")
             self.close()
             raise
 
     def wait_for(self, step: RunningStep) -> StepResult:
-        """Waits for this rank's step. On a GPU its sums wait for ever for a rank that has ended, so here is looked."""
+        """Waits for this rank's step. A sum on a GPU would wait for a dead rank for ever, so all ranks are checked."""
         while not step.is_ready():
             self._team.check()
         return step.result()
 
     def receive_until(self, step: TeamStep) -> StepResult:
-        """Receives results until that of a step is there. They come in order, also those of steps nobody asks for."""
+        """Receives results in order until the result of a step has come, those of steps that nobody reads included."""
         while step.received is None:
             assert self._reporting is not None
             message = self._team.receive_from(self._reporting)
@@ -179,16 +179,16 @@ class DistributedExecutor:
 def start_ranks(
     config: EngineConfig, device: Device, hf_config: Any, rendezvous: Rendezvous | None
 ) -> tuple[DistributedExecutor, Capacity]:
-    """Brings the ranks of an engine together and loads the model, for rank 0.
+    """Connects the ranks of an engine and loads the model, in rank 0.
 
     Args:
-        config: Settings.
-        device: Of rank 0.
-        hf_config: Its config.
-        rendezvous: Where the other ranks come to; None to start them here.
+        config: Settings of the engine.
+        device: Device of rank 0.
+        hf_config: Config of the model.
+        rendezvous: Rendezvous that the other ranks join; None to start them as processes of this host.
 
     Returns:
-        What runs steps on all of them, and the limits that all can keep.
+        The executor, and the limits that hold on all ranks.
 
     Raises:
         UserError: A setting or the model folder cannot be used.
@@ -225,11 +225,11 @@ def start_ranks(
 
 
 def _all_is_well() -> None:
-    """Stands where nothing is known of the other ranks' processes."""
+    """Does nothing: the check for ranks whose processes this engine has not started."""
 
 
 def explain(team: Team, error: Exception) -> EngineDeadError:
-    """Returns why ranks can no longer work together: what another one has said, or else what happened here."""
+    """Returns the reason why a step failed: the error that another rank has sent, or else the error of this rank."""
     told = first_told(team)
     if told is not None:
         return told if isinstance(told, EngineDeadError) else EngineDeadError(str(told))
@@ -239,12 +239,12 @@ def explain(team: Team, error: Exception) -> EngineDeadError:
 
 
 def first_told(team: Team) -> Exception | None:
-    """Returns the error of the first rank that has ended, None if none has."""
+    """Returns the error of the first rank that has ended; None if none has."""
     return next((told for channel in team.channels if (told := _last_words(channel)) is not None), None)
 
 
 def _last_words(channel: Channel) -> Exception | None:
-    """Returns the error that a rank sent before it closed its end; the channel's own error if it sent none."""
+    """Returns the error that a rank sent before it closed its channel, or else the error of the channel."""
     if not channel.is_closed():
         return None
     try:

@@ -1,4 +1,4 @@
-"""The seam between planning and computing: `Executor` runs step plans, in this process or on many ranks."""
+"""`Executor`: runs step plans, in this process or on many ranks. It separates planning from computing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class StepHandle(Protocol):
     """A step that was started."""
 
     def result(self) -> StepResult:
-        """Waits for the step and returns what it sampled; raises what the step raised."""
+        """Waits for the step and returns its result; raises the error of a step that failed."""
         ...
 
 
@@ -24,7 +24,7 @@ class Executor(Protocol):
     """Runs steps in the order they are given."""
 
     def execute(self, plan: StepPlan) -> StepHandle:
-        """Starts a step; does not wait where the device can run on its own."""
+        """Starts a step; does not wait for it on a device that runs by itself."""
         ...
 
     def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
@@ -40,7 +40,7 @@ class InProcessExecutor:
     """Runs the model in this process, on one device.
 
     Args:
-        runner: The model with its tables and its cache.
+        runner: Runner of the model.
     """
 
     def __init__(self, runner: ModelRunner) -> None:
@@ -52,7 +52,7 @@ class InProcessExecutor:
         return self._runner.execute(plan)
 
     def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
-        """Writes the weights, as those of the only rank."""
+        """Writes the weights; this process is the only rank."""
         from ..loading.runner import save_rank
 
         save_rank(config, SINGLE, folder)

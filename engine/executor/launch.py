@@ -1,8 +1,8 @@
-"""Starts the other ranks of an engine as processes on this host, for a script.
+"""`LocalRanks`: starts the other ranks of an engine as processes on this host, for engines in a script.
 
-A child is this interpreter and this package, told by its arguments where the package is. Its standard input is a pipe
-that brings the settings and then nothing: when the parent ends, however it ends, the kernel closes the pipe, and the
-child, which watches it, ends itself. So no process outlives a `kill -9` of the parent.
+A child process runs the same interpreter; its arguments say where this package is. Its standard input is a pipe,
+through which it gets the settings. When the parent ends in any way, the kernel closes the pipe, and the child, which
+watches the pipe, ends itself. So no process survives a `kill -9` of the parent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["LocalRanks", "main"]
 
 CLOSE_TIMEOUT_S = 10.0
-"""How long a rank may take to end by itself."""
+"""Most seconds that a rank may take to end by itself."""
 
 _BOOTSTRAP = """
 import importlib, importlib.util, sys
@@ -35,15 +35,15 @@ sys.modules[name] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 importlib.import_module(name + ".engine.executor.launch").main()
 """
-"""The package by its place: a checkout need not be installed. And the caller's script is not imported again."""
+"""Imports the package by its path, because a checkout need not be installed, and not the caller's script."""
 
 
 class LocalRanks:
     """The processes of ranks 1 to n - 1.
 
     Args:
-        config: Of the engine.
-        address: Of rank 0's `Rendezvous`.
+        config: Settings of the engine.
+        address: Address of the `Rendezvous` of rank 0.
     """
 
     def __init__(self, config: EngineConfig, address: str) -> None:
@@ -60,14 +60,14 @@ class LocalRanks:
 
     @property
     def pids(self) -> list[int]:
-        """Process ids, by rank."""
+        """Process ids in the order of ranks."""
         return [process.pid for process in self._processes]
 
     def check(self) -> None:
-        """Raises if one has ended.
+        """Checks that all processes are alive.
 
         Raises:
-            EngineDeadError: One has.
+            EngineDeadError: A process has ended.
         """
         for rank, process in enumerate(self._processes, start=1):
             if process.poll() is not None:
@@ -77,7 +77,7 @@ class LocalRanks:
                 )
 
     def close(self) -> None:
-        """Waits until all have ended, and kills those that do not in time."""
+        """Waits until all processes have ended, and kills those that do not end in time."""
         for process in self._processes:
             if process.stdin is not None:
                 process.stdin.close()
@@ -90,20 +90,22 @@ class LocalRanks:
 
 
 def main() -> None:
-    """Is a rank, as standard input says. Entry point of the child."""
+    """Runs a rank with the settings from standard input: the entry point of a child process."""
     from .worker import run_worker
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # A terminal sends it to all of us; rank 0 decides what it means.
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # A terminal sends Ctrl-C to all ranks; rank 0 decides what happens then.
     config, rank, address = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with, args=(sys.stdin.buffer,), daemon=True).start()
     try:
         run_worker(config, rank, address, device_index=rank)
-    except EngineDeadError:  # Rank 0 knows, and says it.
+    except EngineDeadError:  # Rank 0 has got this error and raises it.
         os._exit(1)
     except Exception:
         logger.exception("rank %d failed", rank)
         os._exit(1)
-    os._exit(0)  # Not by the usual way: what is queued on a GPU may wait for ranks that have ended.
+    os._exit(0)  # Skips the usual exit, because work queued on a GPU may wait for ranks that have ended.
 
 
 def _end_with(pipe: IO[bytes]) -> None:

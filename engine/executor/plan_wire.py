@@ -1,4 +1,4 @@
-"""A step plan as bytes, for the ranks that have no scheduler.
+"""Encodes step plans as bytes, for the ranks that have no scheduler.
 
 A decode step is a few small integers for each sequence. A sequence's tokens and parameters are sent once, when it
 enters. The fields that only the scheduler reads (sequences, published blocks) are not sent.
@@ -17,7 +17,7 @@ __all__ = ["decode_plan", "encode_plan", "known_tokens"]
 
 
 def encode_plan(plan: StepPlan) -> bytes:
-    """Returns what `decode_plan` makes the plan from."""
+    """Returns a plan as bytes, which `decode_plan` reads."""
     fields = (
         plan.rows,
         plan.starts,
@@ -55,7 +55,8 @@ def decode_plan(message: bytes) -> StepPlan:
 def known_tokens(plan: StepPlan) -> list[tuple[int, int, list[int]]]:
     """Returns the generated tokens that a step computes, as `StepPlan.new_tokens`.
 
-    The stage that embeds them did not draw them, so it must be told; a sequence that enters brings its own.
+    The first pp stage embeds tokens that the last one has drawn, so it is sent them. A sequence that enters brings its
+    own tokens.
     """
     entered = {new.row for new in plan.new_rows}
     return [

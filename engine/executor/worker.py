@@ -1,7 +1,7 @@
-"""One rank beside rank 0: loads its part of the model, then runs the plans it is sent until the engine is closed.
+"""`Worker`: a rank other than rank 0. It loads its part of the model and runs step plans until the engine closes.
 
-It has no scheduler and no tokenizer. It computes what rank 0 computes at the same time, and if it is the one that
-reports (the first of the last of several stages), it sends the results back.
+A worker has no scheduler and no tokenizer. It computes each step at the same time as rank 0. The first rank of the last
+pp stage, if it is a worker, sends the results back.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ from .plan_wire import decode_plan
 __all__ = ["Watchdog", "Worker", "run_worker"]
 
 SPIN_S = 0.002
-"""How long a rank looks for the next plan before it sleeps: rank 0 makes one in less, when it has work."""
+"""Seconds for which a rank polls for the next plan before it sleeps; rank 0 plans faster while it has work."""
 
 STEP, SAVE, CLOSE = b"p", b"s", b"c"
-"""First byte of a message from rank 0: a step plan, a folder to save to, the end."""
+"""First byte of a message from rank 0: a step plan follows, or a folder to save to, or the engine closes."""
 
 
 class Watchdog(Protocol):
-    """Sees to it that a step which never ends is told of."""
+    """Reports a step that never ends."""
 
     def before_step(self) -> None:
-        """Gives the step that begins its time."""
+        """Starts the time of the step that begins."""
         ...
 
     def stop(self) -> None:
-        """Lets any time pass: no step is running, nor about to."""
+        """Stops the timer, because no step is running or about to run."""
         ...
 
 
 def run_worker(
     config: EngineConfig, rank: int, address: str, device_index: int | None = None, watchdog: Watchdog | None = None
 ) -> None:
-    """Is a rank of an engine until that is closed.
+    """Runs a rank of an engine until the engine closes.
 
     Args:
-        config: Of the engine; the same for all ranks.
-        rank: Which one, from 1 on. Rank 0 is the process of the engine itself.
-        address: Of rank 0's `Rendezvous`.
-        device_index: Of the GPU, where a process sees those of other ranks too; None for the current one.
-        watchdog: Told of each step, and of the time without one; None for none.
+        config: Settings of the engine, the same for all ranks.
+        rank: The rank, 1 or more. Rank 0 is the process of the engine itself.
+        address: Address of the `Rendezvous` of rank 0.
+        device_index: Index of the GPU, for a process that sees the GPUs of other ranks too; None for the current one.
+        watchdog: Started before each step and stopped while the rank is idle; None for no watchdog.
 
     Raises:
         UserError: A setting or the model folder cannot be used.
-        EngineDeadError: Another rank has ended, or this one's step failed.
+        EngineDeadError: Another rank has ended, or a step failed on this rank.
     """
     place = ParallelContext.of_rank(rank, config.tensor_parallel_size, config.pipeline_parallel_size)
     device = Device.choose(config.device, device_index)
@@ -70,7 +70,7 @@ def run_worker(
     except EngineDeadError:
         raise
     except Exception as error:
-        team.check()  # If rank 0 has ended, that is why, whatever came of it here.
+        team.check()  # If rank 0 has ended, that is the cause of any error on this rank.
         _report(channel, rank, error)
         if isinstance(error, MillraceError):
             raise
@@ -90,11 +90,11 @@ class Worker:
     """A rank that has loaded its part of the model.
 
     Args:
-        config: Of the engine.
-        runner: The rank's part.
-        parallel: Which rank it is.
-        channel: To rank 0.
-        watchdog: Told of each step, and of the time without one; None for none.
+        config: Settings of the engine.
+        runner: Runner of this rank's part of the model.
+        parallel: Context of this rank.
+        channel: Channel to rank 0.
+        watchdog: Started before each step and stopped while the rank is idle; None for no watchdog.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Worker:
         self._watchdog = watchdog
 
     def run(self) -> None:
-        """Does what rank 0 says until it says that it is over."""
+        """Runs the messages of rank 0 until the engine closes."""
         while True:
             if not self._channel.spin(SPIN_S) and self._watchdog is not None:
                 self._watchdog.stop()
@@ -136,9 +136,9 @@ class Worker:
 
 
 def _report(channel: Channel, rank: int, error: Exception) -> None:
-    """Tells rank 0 what went wrong here, if it still listens."""
+    """Sends the error of this rank to rank 0, if rank 0 is still connected."""
     told = error
-    if not isinstance(error, MillraceError):  # It may not pickle.
+    if not isinstance(error, MillraceError):  # The error may not pickle.
         told = EngineDeadError(f"rank {rank} failed: {type(error).__name__}: {error}")
     with contextlib.suppress(EngineDeadError):
         channel.send_object(told)

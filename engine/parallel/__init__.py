@@ -1,1 +1,1 @@
-"""What ranks do together: shards, sums, connections, and how the ranks find each other."""
+"""Several ranks: shards, sums over ranks, connections between them, and how the ranks find each other."""

@@ -1,7 +1,7 @@
-"""A connection between two ranks that carries small messages: step plans one way, results the other.
+"""`Channel`: a TCP connection between two ranks that carries step plans one way and results the other.
 
-TCP, on one host or between several. When a process ends, however it ends, the kernel closes its connections: who is at
-the other end hears of it at once, and nobody needs a timeout.
+The ranks may be on one host or on several. When a process ends in any way, the kernel closes its connections, so the
+rank at the other end notices the death at once and needs no timeout.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ logger = logging.getLogger(__name__)
 _HEADER = struct.Struct("<Q")
 _CLOSED = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3))
-"""A host that vanishes closes nothing: after 25 silent seconds it counts as gone."""
+"""A host that vanishes does not close its connections, so it counts as gone after 25 seconds of silence."""
 
 
 class Channel:
     """One end of a connection.
 
     Args:
-        connection: The socket; it belongs to the channel.
-        peer: Who is at the other end, for messages.
+        connection: The socket, which the channel owns.
+        peer: Name of the other rank in error messages.
     """
 
     def __init__(self, connection: socket.socket, peer: str) -> None:
         connection.setblocking(True)
-        # Two plans may follow each other before the first is acknowledged; neither is to wait for that.
+        # A second plan may follow before the first is acknowledged, and must not wait for that.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, seconds in _KEEPALIVE:
@@ -61,7 +61,7 @@ class Channel:
             raise self.dead() from error
 
     def send_bytes_of(self, memory: memoryview) -> None:
-        """Sends memory of a size that the other end knows.
+        """Sends the bytes of a memory, whose size the other end knows.
 
         Raises:
             EngineDeadError: The other end is closed.
@@ -72,7 +72,7 @@ class Channel:
             raise self.dead() from error
 
     def receive_bytes_into(self, memory: memoryview) -> None:
-        """Waits until a memory is filled.
+        """Waits until a memory is filled with received bytes.
 
         Raises:
             EngineDeadError: The other end is closed.
@@ -96,7 +96,7 @@ class Channel:
         return self._read(size)
 
     def send_object(self, value: Any) -> None:
-        """Sends a small object, pickled: only processes of one engine talk here."""
+        """Sends a small object, pickled; only processes of the same engine are connected."""
         self.send(pickle.dumps(value, protocol=5))
 
     def receive_object(self) -> Any:
@@ -104,10 +104,10 @@ class Channel:
         return pickle.loads(self.receive())
 
     def spin(self, timeout_s: float) -> bool:
-        """Looks again and again for a message instead of sleeping: waking up takes longer than the message.
+        """Polls for a message without sleeping, because waking up takes longer than the message.
 
         Returns:
-            Whether something is there to be received, be it the end.
+            Whether a message or the end of the connection can be received.
 
         Raises:
             EngineDeadError: The connection is broken.
@@ -124,15 +124,15 @@ class Channel:
         return False
 
     def has_message(self, timeout_s: float) -> bool:
-        """Waits, at most so long, until something is there to be received, be it the end."""
+        """Waits up to a timeout until a message or the end of the connection can be received, and returns whether."""
         return bool(self._readable.poll(timeout_s * 1e3))
 
     def is_closed(self) -> bool:
-        """Returns whether the other end is closed; messages sent before may still be received."""
+        """Returns whether the other end is closed; messages that it sent earlier can still be received."""
         return any(event & _CLOSED for _, event in self._closing.poll(0))
 
     def dead(self) -> EngineDeadError:
-        """Returns the error of this channel's other end having ended."""
+        """Returns the error that says that the rank at the other end has ended."""
         return EngineDeadError(
             f"{self.peer} of this engine has ended, and no rank can go on without it; its own output says why. "
             "Construct another engine"
@@ -149,11 +149,11 @@ class Channel:
 
 
 class Listener:
-    """Where rank 0 is called by the others.
+    """The listening socket of rank 0, to which the other ranks connect.
 
     Args:
-        ip: Of this host, as the others reach it.
-        secret: What a caller must know.
+        ip: Address of this host for the other ranks.
+        secret: Secret that a rank must know to connect.
     """
 
     def __init__(self, ip: str, secret: str) -> None:
@@ -162,12 +162,12 @@ class Listener:
 
     @property
     def address(self) -> tuple[str, int]:
-        """IP and port."""
+        """IP and port, as `ip:port`."""
         ip, port = self._server.getsockname()[:2]
         return ip, port
 
     def accept(self, timeout_s: float) -> socket.socket | None:
-        """Returns the next connection; None if nobody called in time, or somebody who is not of this engine."""
+        """Returns the next connection; None if none came in time, or the process does not know the secret."""
         self._server.settimeout(timeout_s)
         try:
             connection = self._server.accept()[0]
@@ -182,15 +182,15 @@ class Listener:
         return connection
 
     def close(self) -> None:
-        """Takes no more calls."""
+        """Closes the socket, so that no more ranks can connect."""
         self._server.close()
 
 
 def connect(ip: str, port: int, secret: str, peer: str, timeout_s: float) -> Channel:
-    """Calls a listener.
+    """Connects to a listener.
 
     Raises:
-        EngineDeadError: It does not answer, or does not know the secret.
+        EngineDeadError: The listener does not answer, or does not know the secret.
     """
     try:
         connection = socket.create_connection((ip, port), timeout=timeout_s)

@@ -1,7 +1,7 @@
-"""What the ranks of a stage compute together: sums and concatenations of tensors of which each has a part.
+"""`Collectives`: sums and concatenations over the ranks of a pp stage, each of which has a part of a tensor.
 
-`GroupCollectives` is torch.distributed: NCCL between GPUs, gloo between hosts without. `SharedCollectives`, in
-`shared_memory`, is for CPU ranks of one host, where gloo takes 400 microseconds for what memory does in 10.
+`GroupCollectives` uses torch.distributed: NCCL between GPUs, gloo between CPU hosts. `SharedCollectives`, in
+`shared_memory`, serves CPU ranks of one host: a sum that takes gloo 400 microseconds takes 10 in shared memory.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ __all__ = ["Collectives", "GroupCollectives"]
 
 
 class Collectives(Protocol):
-    """Operations that all ranks of a group start in the same order with tensors of one shape."""
+    """Operations that all ranks of a group must call in the same order, with tensors of the same shape."""
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Replaces a contiguous tensor by the sum of all ranks' and returns it; all get the same bits."""
+        """Replaces a contiguous tensor by the sum over all ranks and returns it; all ranks get the same bits."""
         ...
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ class GroupCollectives:
     """Collectives of a process group of torch.distributed.
 
     Args:
-        group: The group. Its methods are called directly: the functions around them keep global state.
-        size: Ranks in it.
+        group: The group. Its methods are called directly, because torch's public functions keep global state.
+        size: Number of ranks.
     """
 
     def __init__(self, group: Any, size: int) -> None:
@@ -39,7 +39,7 @@ class GroupCollectives:
         self._size = size
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """As `Collectives.all_reduce`; on a GPU it is queued, not waited for."""
+        """As `Collectives.all_reduce`; on a GPU the call queues the sum and does not wait for it."""
         self._group.allreduce([tensor]).wait()
         return tensor
 

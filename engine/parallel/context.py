@@ -1,9 +1,9 @@
-"""Which rank this process is, and what it does together with the others.
+"""`ParallelContext`: the place of this rank among all ranks, and the operations that ranks do together.
 
-A model of `tp_size * pp_size` ranks is cut twice. Its layers form `pp_size` stages (pipeline parallelism), and the
-matrices of a stage are shared by `tp_size` ranks (tensor parallelism). Rank numbers run through a stage first.
+A model with `tp_size * pp_size` ranks is cut twice. Its layers form `pp_size` pp stages (pipeline parallelism), and the
+`tp_size` ranks of a pp stage share its matrices (tensor parallelism). Rank numbers run through a pp stage first.
 
-A context is passed to whatever must know; there is no current one. The default is one process that is all there is.
+A context is an argument of every function that needs one; no global context exists. The default is a single process.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ __all__ = ["SINGLE", "ParallelContext", "StageLink", "World"]
 
 
 class StageLink(Protocol):
-    """How a stage's ranks pass tensors on: each to the rank of the same place in the next stage."""
+    """Passes tensors from a rank to the rank with the same `tp_rank` in the next pp stage."""
 
     def send(self, tensor: Tensor) -> None:
-        """Sends a tensor to the next stage; does not wait until it is there."""
+        """Sends a tensor to the next pp stage; does not wait until it has arrived."""
         ...
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Returns the next tensor from the stage before."""
+        """Returns the next tensor from the previous pp stage."""
         ...
 
     def close(self) -> None:
-        """Ends the connections."""
+        """Closes the connections."""
         ...
 
 
 class World(Protocol):
-    """All ranks."""
+    """An operation over all ranks of the engine."""
 
     def smallest(self, value: int) -> int:
         """Returns the smallest of all ranks' values."""
@@ -47,16 +47,16 @@ class World(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ParallelContext:
-    """This rank among the others.
+    """The place of this rank among all ranks, and its connections to them.
 
     Attributes:
-        tp_size: Ranks of a stage.
-        tp_rank: Which of them this is.
-        pp_size: Stages.
-        pp_rank: Which of them this is in.
-        tensor: Collectives of the stage's ranks; None if there is one rank, or nothing is computed.
-        stages: To the next stage and from the one before; None likewise.
-        world: All ranks; None likewise.
+        tp_size: Number of ranks of a pp stage.
+        tp_rank: Index of this rank in its pp stage.
+        pp_size: Number of pp stages.
+        pp_rank: Index of this rank's pp stage.
+        tensor: Collectives of the ranks of the pp stage; None for a single rank, or where nothing is computed.
+        stages: Link to the next and the previous pp stage; None in the same cases.
+        world: Operations over all ranks; None in the same cases.
     """
 
     tp_size: int = 1
@@ -69,50 +69,50 @@ class ParallelContext:
 
     @classmethod
     def of_rank(cls, rank: int, tp_size: int, pp_size: int) -> ParallelContext:
-        """Returns the place of a rank, without the means to reach the others."""
+        """Returns the context of a rank without connections to the other ranks."""
         assert 0 <= rank < tp_size * pp_size
         return cls(tp_size, rank % tp_size, pp_size, rank // tp_size)
 
     @property
     def rank(self) -> int:
-        """Number among all ranks; rank 0 has the engine."""
+        """Number of this rank among all ranks; rank 0 has the engine."""
         return self.pp_rank * self.tp_size + self.tp_rank
 
     @property
     def num_ranks(self) -> int:
-        """Ranks of the engine."""
+        """Number of ranks of the engine."""
         return self.tp_size * self.pp_size
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this stage embeds tokens."""
+        """Whether this pp stage embeds tokens."""
         return self.pp_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this stage computes logits and draws tokens."""
+        """Whether this pp stage computes logits and draws tokens."""
         return self.pp_rank == self.pp_size - 1
 
     @property
     def reports(self) -> bool:
-        """Whether this rank is the one whose results count: the first of the last stage."""
+        """Whether this rank reports the results of a step: the first rank of the last pp stage does."""
         return self.is_last_stage and self.tp_rank == 0
 
     def shard(self, size: int) -> Shard:
-        """Returns this rank's part of a dimension that its stage shares."""
+        """Returns this rank's part of a dimension that the ranks of a pp stage share."""
         return Shard(size, self.tp_rank, self.tp_size)
 
     def kv_shard(self, num_kv_heads: int) -> Shard:
-        """Returns this rank's key and value heads; with fewer heads than ranks, neighbours hold the same."""
+        """Returns this rank's key and value heads. With fewer heads than ranks, neighbouring ranks share a head."""
         count = min(self.tp_size, num_kv_heads)
         return Shard(num_kv_heads, self.tp_rank * count // self.tp_size, count)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Returns the sum of the tensors of the stage's ranks, in place of this one's."""
+        """Replaces a tensor by its sum over the ranks of the pp stage and returns it."""
         return tensor if self.tensor is None else self.tensor.all_reduce(tensor)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
-        """Returns the columns of all ranks of the stage: from `[rows, columns]` to `[rows, tp_size * columns]`."""
+        """Concatenates the columns of the ranks of the pp stage: `[rows, columns]` to `[rows, tp_size * columns]`."""
         if self.tensor is None:
             return tensor
         return self.tensor.all_gather(tensor).transpose(0, 1).flatten(1)
@@ -123,4 +123,4 @@ class ParallelContext:
 
 
 SINGLE = ParallelContext()
-"""One process, one device, the whole model."""
+"""The context of one process with one device, which has the whole model."""

@@ -1,7 +1,8 @@
-"""How two ranks make sure of each other before they talk: what they then send each other is trusted.
+"""The handshake with which two ranks prove to each other that they belong to the same engine.
 
-Channels carry pickled objects, and a port is open to whoever reaches the host. So both ends first show that they know
-the engine's secret, which travels with the rendezvous' address and never over these connections.
+Channels carry pickled objects, and any process that reaches the host can connect to a port. Therefore both ends first
+prove that they know the secret of the engine. The secret is part of the address of the rendezvous and is never sent
+over these connections.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ __all__ = ["answer", "call", "new_secret"]
 
 _NONCE_BYTES, _PROOF_BYTES = 16, 32
 HANDSHAKE_TIMEOUT_S = 10.0
-"""How long the other end may take for its part."""
+"""Most seconds that the other end may take for its side of the handshake."""
 
 
 def new_secret() -> str:
-    """Returns a secret that is a word of hexadecimal digits."""
+    """Returns a new random secret as hexadecimal digits."""
     return secrets.token_hex(16)
 
 
 def call(connection: socket.socket, secret: str) -> None:
-    """Does the part of who has called.
+    """Runs the caller's side of the handshake.
 
     Raises:
         OSError: The other end does not know the secret, or has gone.
@@ -39,7 +40,7 @@ def call(connection: socket.socket, secret: str) -> None:
 
 
 def answer(connection: socket.socket, secret: str) -> None:
-    """Does the part of who was called.
+    """Runs the listener's side of the handshake.
 
     Raises:
         OSError: The other end does not know the secret, or has gone.
@@ -55,7 +56,7 @@ def answer(connection: socket.socket, secret: str) -> None:
 
 @contextmanager
 def _limited(connection: socket.socket) -> Iterator[None]:
-    """Limits how long the other end may take, for the time of a block."""
+    """Sets a timeout on a connection for the duration of a `with` block."""
     before = connection.gettimeout()
     connection.settimeout(HANDSHAKE_TIMEOUT_S)
     try:

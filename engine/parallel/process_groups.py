@@ -1,6 +1,6 @@
 """Process groups of torch.distributed, made without its global state: NCCL between GPUs, gloo between CPUs.
 
-`collectives` has the sums; here are the groups themselves, and the way from stage to stage between GPUs.
+`collectives` computes sums over such a group; `GroupLink` here passes tensors between pp stages on GPUs.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch.distributed import ProcessGroupGloo, Store  # type: ignore[attr-defin
 __all__ = ["GroupLink", "make_group"]
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a rank waits for another in one operation. A dead process is noticed at once; this is for a lost host."""
+"""Most time that an operation waits for a rank. A dead process is noticed at once; this is for a lost host."""
 
 
 def make_group(store: Store, rank: int, size: int, kind: str, ip: str) -> Any:
     """Makes a process group.
 
     Args:
-        store: For this group alone.
-        rank: This process in it.
-        size: Processes in it.
-        kind: `"cpu"` or `"cuda"`: where its tensors are.
-        ip: Of this host, as the others reach it.
+        store: A store that only this group uses.
+        rank: Rank of this process in the group.
+        size: Number of processes in the group.
+        kind: Device of the tensors, `"cpu"` or `"cuda"`.
+        ip: Address of this host for the other processes.
     """
     if kind == "cuda":
         nccl = dist.ProcessGroupNCCL.Options()
@@ -43,11 +43,11 @@ def make_group(store: Store, rank: int, size: int, kind: str, ip: str) -> Any:
 
 
 class GroupLink:
-    """A chain of GPUs, one of each stage, as `parallel.StageLink`.
+    """A `StageLink` over NCCL, for a chain of GPUs with one GPU of each pp stage.
 
     Args:
-        group: Of these ranks.
-        pp_rank: This one's stage.
+        group: Process group of these ranks.
+        pp_rank: Index of this rank's pp stage.
     """
 
     def __init__(self, group: Any, pp_rank: int) -> None:
@@ -56,7 +56,7 @@ class GroupLink:
         self._sending: deque[tuple[Any, Tensor]] = deque()
 
     def send(self, tensor: Tensor) -> None:
-        """Queues sending a tensor to the next stage. Its memory is kept until the send after the next one."""
+        """Queues sending a tensor to the next pp stage, and keeps it alive until the second send after this one."""
         if len(self._sending) > 1:
             work, _ = self._sending.popleft()
             work.wait()
@@ -64,10 +64,10 @@ class GroupLink:
         self._sending.append((self._group.send([tensor], self._next, 0), tensor))
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Queues receiving the next tensor from the stage before: the stream waits for it, not the host."""
+        """Queues receiving the next tensor from the previous pp stage: the stream waits for it, the host does not."""
         tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
         self._group.recv([tensor], self._previous, 0).wait()
         return tensor
 
     def close(self) -> None:
-        """Has nothing to close: the group ends with its last owner."""
+        """Does nothing: the group ends with its last owner."""

@@ -1,8 +1,8 @@
-"""How the ranks of an engine find each other: one address, and from it all connections between them.
+"""`Rendezvous`: the address with which the ranks of an engine find each other and open all their connections.
 
-Rank 0 opens a store at a free port; everybody else needs its address and nothing more. Process groups are made by hand
-and belong to the engine: torch.distributed's default group is one per process, and would be shared with whoever else
-uses it.
+Rank 0 opens a store at a free port, and the other ranks need only its address. The process groups are made by hand and
+belong to the engine. The default group of torch.distributed exists once in a process, so the engine would share it with
+any other library that uses it.
 """
 
 from __future__ import annotations
@@ -30,19 +30,20 @@ from .star import Star
 __all__ = ["Rendezvous", "Team", "join"]
 
 JOIN_TIMEOUT_S = 300.0
-"""How long the ranks wait for each other at the start: imports and GPUs take their time."""
+"""Most seconds that the ranks wait for each other at the start, where imports and GPU set-up take time."""
 
 _LOOK_S = 0.2
-"""How often it is checked meanwhile that those who are to come can still come."""
+"""Seconds between two checks, during that wait, that the missing ranks are still alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where the ranks of one engine meet.
+    """The store of one engine, through which its ranks find each other.
 
     Attributes:
-        address: IP, port and secret, as in `10.0.0.1:29500#0a1b...`. Who has it can join, so it is told to ranks alone.
-        store: Of torch.distributed. Not secret, and not trusted with more than where listeners are.
+        address: IP, port and secret, as in `10.0.0.1:29500#0a1b...`. A process with the address can join the engine, so
+            only ranks get it.
+        store: A store of torch.distributed. Any process can read and write it, so it holds only addresses of listeners.
     """
 
     address: str
@@ -50,20 +51,20 @@ class Rendezvous:
 
     @classmethod
     def open(cls, ip: str = "127.0.0.1") -> Self:
-        """Opens a store at a free port. For rank 0.
+        """Opens a store at a free port; rank 0 calls this.
 
         Args:
-            ip: Of this host, as the other ranks reach it.
+            ip: Address of this host for the other ranks.
         """
         store = TCPStore(ip, 0, is_master=True, wait_for_workers=False, timeout=_timeout())
         return cls(f"{ip}:{store.port}#{new_secret()}", store)
 
     @classmethod
     def at(cls, address: str) -> Self:
-        """Finds a store that rank 0 has opened.
+        """Connects to the store that rank 0 has opened.
 
         Raises:
-            EngineDeadError: There is none.
+            EngineDeadError: No store answers at the address.
         """
         ip, port = split_address(address.partition("#")[0])
         try:
@@ -79,18 +80,18 @@ class Rendezvous:
 
     @property
     def secret(self) -> str:
-        """What the ranks of this engine know each other by."""
+        """The secret that the ranks of this engine share."""
         return self.address.partition("#")[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """The ranks of an engine, joined.
+    """The ranks of an engine, connected with each other.
 
     Attributes:
-        parallel: This rank, with the means to compute together.
-        channels: To the other ranks: rank 0 has one to each, in order; the others have one to rank 0.
-        num_on_host: Ranks on this host, which share its cores and its memory.
+        parallel: The context of this rank, with its connections.
+        channels: Channels to other ranks: rank 0 has one to each rank in order, the others have one to rank 0.
+        num_on_host: Number of ranks on this host, which share its cores and its memory.
     """
 
     parallel: ParallelContext
@@ -98,15 +99,15 @@ class Team:
     num_on_host: int
 
     def check(self) -> None:
-        """Checks that the ranks this one hears of are alive.
+        """Checks that the ranks at the other ends of the channels are alive.
 
         Raises:
-            EngineDeadError: One is not.
+            EngineDeadError: One of them has ended.
         """
         check_alive(self.channels)
 
     def receive_from(self, channel: Channel) -> Any:
-        """Waits for an object from one rank; if it waits for another that has ended, that is noticed here.
+        """Waits for an object from one rank, and notices meanwhile if any other rank has ended.
 
         Raises:
             EngineDeadError: A rank has ended.
@@ -116,7 +117,7 @@ class Team:
         return channel.receive_object()
 
     def close(self) -> None:
-        """Closes the connections, by which the other ranks know that it is over."""
+        """Closes the connections, which tells the other ranks that the engine has ended."""
         for channel in self.channels:
             channel.close()
         if self.parallel.stages is not None:
@@ -139,13 +140,13 @@ def join(
     """Connects a rank with all others; returns when all have joined.
 
     Args:
-        rendezvous: Where to.
-        place: Which rank this is.
-        device: Where it computes.
-        check: Raises if some rank can no longer come; called now and then while rank 0 waits.
+        rendezvous: The rendezvous of the engine.
+        place: Context of this rank, without connections.
+        device: Device of this rank.
+        check: Raises if a rank that has not joined is dead; it is called periodically while rank 0 waits.
 
     Raises:
-        EngineDeadError: A rank did not come.
+        EngineDeadError: A rank did not join.
     """
     channels = _meet(rendezvous, place, check)
     world, ip = Star(channels, place.rank), _own_ip(rendezvous.ip)
@@ -168,7 +169,7 @@ def join(
 
 
 def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], None]) -> list[Channel]:
-    """Opens the channels between rank 0 and each of the others."""
+    """Opens the channels between rank 0 and each other rank."""
     if place.rank:
         place_of_0 = split_address(rendezvous.store.get("channels").decode())
         channel = connect(*place_of_0, rendezvous.secret, "rank 0", JOIN_TIMEOUT_S)
@@ -196,7 +197,7 @@ def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], No
 
 
 def _link_stages(rendezvous: Rendezvous, place: ParallelContext, ip: str) -> ChannelLink:
-    """Connects a rank with those of its place in the stage before and the next."""
+    """Connects a rank with the ranks of the same `tp_rank` in the previous and the next pp stage."""
     store, secret = rendezvous.store, rendezvous.secret
     listener = None
     if not place.is_first_stage:
@@ -213,7 +214,7 @@ def _link_stages(rendezvous: Rendezvous, place: ParallelContext, ip: str) -> Cha
 
 
 def _await_call(listener: Listener, peer: str) -> Channel:
-    """Waits for a rank to call."""
+    """Waits until a rank connects."""
     deadline = time.monotonic() + JOIN_TIMEOUT_S
     while (connection := listener.accept(_LOOK_S)) is None:
         if time.monotonic() > deadline:
@@ -223,7 +224,7 @@ def _await_call(listener: Listener, peer: str) -> Channel:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Splits `ip:port`."""
+    """Splits `ip:port` into its parts."""
     ip, _, port = address.rpartition(":")
     return ip, int(port)
 
@@ -237,7 +238,7 @@ def _count_on_host(store: Store, place: ParallelContext) -> int:
 def _share_memory(
     store: Store, world: Star, place: ParallelContext, device: torch.device, channels: list[Channel]
 ) -> SharedCollectives | None:
-    """Sets up collectives in shared memory if all ranks of all stages can: they are on CPUs, each stage on one host."""
+    """Makes collectives in shared memory if all ranks can use them: on CPUs, with each pp stage on one host."""
     num_bytes = SharedCollectives.num_bytes(place.tp_size)
     region = None
     if device.type == "cpu" and can_share_memory():
@@ -247,7 +248,7 @@ def _share_memory(
     all_have_it = world.smallest(int(region is not None))
     if region is None:
         return None
-    if place.tp_rank == 0:  # All that could open it have.
+    if place.tp_rank == 0:  # All ranks of the pp stage have tried to open it by now.
         region.unlink()
     if not all_have_it:
         return None
@@ -255,7 +256,7 @@ def _share_memory(
 
 
 def _open_region(store: Store, tp_rank: int, num_bytes: int) -> SharedRegion | None:
-    """Makes the region, or opens it; None if there is no room for it, or it is on another host."""
+    """Makes the region or opens it; returns None if it has no room or is on another host."""
     try:
         if tp_rank == 0:
             name = ""
@@ -270,7 +271,7 @@ def _open_region(store: Store, tp_rank: int, num_bytes: int) -> SharedRegion | N
 
 
 def _own_ip(other: str) -> str:
-    """Returns the IP that this host has on the way to another."""
+    """Returns the IP address with which this host reaches another host."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((other, 1))
         return str(probe.getsockname()[0])

@@ -1,4 +1,4 @@
-"""Which part of a tensor's dimension a rank holds."""
+"""`Shard`: the part of a dimension of a tensor that a rank holds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["Dimension", "Shard", "as_shard"]
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of `count` parts of a dimension, all of one size but for what is missing at the end.
+    """One of `count` parts of a dimension. All parts have equal size, but the last ones may be shorter or empty.
 
     Attributes:
-        size: Of the whole dimension.
-        index: Which part.
-        count: How many parts there are; 1 is the whole.
+        size: Size of the whole dimension.
+        index: Index of the part.
+        count: Number of parts; 1 means the whole dimension.
     """
 
     size: int
@@ -24,12 +24,12 @@ class Shard:
 
     @property
     def room(self) -> int:
-        """Size of a part that is full."""
+        """Size of a full part."""
         return -(-self.size // self.count)
 
     @property
     def start(self) -> int:
-        """Where the part begins in the whole."""
+        """First index of the part in the whole dimension."""
         return min(self.index * self.room, self.size)
 
     @property
@@ -38,14 +38,14 @@ class Shard:
         return min(self.room, self.size - self.start)
 
     def times(self, factor: int) -> Shard:
-        """Returns the same part of a dimension in which every element is `factor` elements: heads to rows, say."""
+        """Returns the same part of a dimension with `factor` elements for each of this one, such as rows for heads."""
         return Shard(self.size * factor, self.index, self.count)
 
 
 Dimension: TypeAlias = int | Shard
-"""A dimension of a weight: whole, or a part of it."""
+"""A dimension of a weight: an integer is a whole dimension, a `Shard` is a part of one."""
 
 
 def as_shard(dimension: Dimension) -> Shard:
-    """Returns a dimension as a shard: a number is a whole one."""
+    """Returns a dimension as a shard; an integer becomes a shard with the whole dimension."""
     return Shard(dimension) if isinstance(dimension, int) else dimension

@@ -1,10 +1,11 @@
-"""Collectives of CPU ranks that share a host: every rank writes its part to shared memory and reads the others'.
+"""`SharedCollectives`: collectives of CPU ranks on one host, which exchange their parts through shared memory.
 
-A rank says by a counter how many rounds it has written. Parts are written to two places in turn, so one wait a round is
-enough: who has written round k + 1 has read round k, and only then is the memory of round k written again.
+Every rank writes its part and reads the parts of all others. A counter of each rank says how many rounds it has
+written. Parts are written to two places in turn, so a rank waits once a round: a rank that has written round k + 1 has
+read round k, and only after that is the memory of round k written again.
 
-Counters are plain memory, without fences: x86 keeps stores in order, and only there is this used. Sums, of which a step
-has two a layer, are one compiled call where there is one.
+Counters are plain memory without fences. x86 keeps stores in order, and this module is used only there. A sum, of which
+a step has two for each layer, is one compiled call where the compiled kernels are installed.
 """
 
 from __future__ import annotations
@@ -24,31 +25,31 @@ from ...kernels.exchange import SharedSum, shared_sums
 __all__ = ["SharedCollectives", "SharedRegion", "can_share_memory"]
 
 CHUNK_BYTES = 1 << 20
-"""Most that a rank writes in one round; larger tensors take several."""
+"""Most bytes that a rank writes in one round; a larger tensor takes several rounds."""
 
 COUNTER_BYTES = 128
-"""Between two counters, so that no two are in one line of a cache, nor in two that are fetched together."""
+"""Bytes between two counters, so that they are neither in one cache line nor in two lines that are fetched together."""
 
 SPINS_BEFORE_YIELD = 2_000
-"""Reads of a counter, some 0.1 ms, before the core is offered to others."""
+"""Reads of a counter, about 0.1 ms, before a waiting rank yields its core."""
 
 YIELDS_BETWEEN_CHECKS = 256
-"""How often that happens before it is checked whether the others live."""
+"""Yields before a waiting rank checks whether the other ranks are alive."""
 
 _FOLDER = Path("/dev/shm")
 
 
 def can_share_memory() -> bool:
-    """Returns whether this machine has shared memory that keeps the order of what is written."""
+    """Returns whether this machine has shared memory in which stores become visible in order."""
     return platform.machine() in ("x86_64", "AMD64") and _FOLDER.is_dir()
 
 
 class SharedRegion:
-    """Memory that several processes of one host map. One makes it and tells its name, the others open it.
+    """Memory that several processes of one host map. One process creates it, and the others open it by its name.
 
     Args:
-        name: From `create`.
-        num_bytes: Size; the same for all.
+        name: Name that `create` returned.
+        num_bytes: Size of the region, the same in all processes.
     """
 
     def __init__(self, name: str, num_bytes: int) -> None:
@@ -61,7 +62,7 @@ class SharedRegion:
 
     @staticmethod
     def create(num_bytes: int) -> str:
-        """Makes a region, zeroed, and returns its name. Reserves the memory: a full device fails here, not later."""
+        """Creates a zeroed region and returns its name; its memory is reserved, so later writes cannot fail."""
         name = f"millrace-{secrets.token_hex(8)}"
         file = os.open(_FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -74,7 +75,7 @@ class SharedRegion:
         return name
 
     def unlink(self) -> None:
-        """Takes the name away, once all have opened it: the memory is then gone when the last process is."""
+        """Removes the name after all processes have opened the region; the last process to end frees its memory."""
         self._path.unlink(missing_ok=True)
 
 
@@ -82,10 +83,10 @@ class SharedCollectives:
     """Collectives over a shared region of `num_bytes(size)` bytes.
 
     Args:
-        region: Mapped by all ranks.
-        rank: This one.
-        size: How many there are.
-        check: Raises if another rank has died; called now and then while waiting.
+        region: Region that all ranks map.
+        rank: This rank.
+        size: Number of ranks.
+        check: Raises if another rank has died; it is called periodically while this rank waits.
     """
 
     def __init__(self, region: SharedRegion, rank: int, size: int, check: Callable[[], None]) -> None:
@@ -104,11 +105,11 @@ class SharedCollectives:
 
     @staticmethod
     def num_bytes(size: int) -> int:
-        """Returns the bytes of the region for so many ranks."""
+        """Returns the bytes of the region for a number of ranks."""
         return size * (COUNTER_BYTES + 2 * CHUNK_BYTES)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """As `Collectives.all_reduce`: every rank adds the parts in the same order."""
+        """As `Collectives.all_reduce`; every rank adds the parts in the same order."""
         compiled = self._sums.get(tensor.dtype)
         for chunk in self._chunks(tensor):
             if compiled is None:
@@ -141,7 +142,7 @@ class SharedCollectives:
             compiled.add(*part, self._size)
 
     def _exchange(self, chunk: Tensor) -> Tensor:
-        """Writes this rank's `[n]` and returns all ranks', `[size, n]`: to be read before the next exchange but one."""
+        """Writes this rank's `[n]` and returns `[size, n]` of all ranks, valid until the second exchange after it."""
         places = self._view(chunk.dtype)[self._round & 1][:, : len(chunk)]
         places[self._rank].copy_(chunk)
         self._round += 1

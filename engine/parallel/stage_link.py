@@ -1,4 +1,4 @@
-"""Hidden states from stage to stage between CPUs: a connection for each rank to its like in the next stage."""
+"""`ChannelLink`: passes hidden states between the CPU ranks of neighbouring pp stages."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["ChannelLink"]
 
 
 SMALL_BYTES = 64 << 10
-"""What a connection takes at once even if nobody reads: a decode step of some sequences."""
+"""Bytes that a connection buffers even if the other end does not read: a decode step of a few sequences."""
 
 
 class ChannelLink:
-    """A chain of ranks, one of each stage, as `parallel.StageLink`.
+    """A `StageLink` over TCP, for a chain of ranks with one rank of each pp stage.
 
-    A thread sends what is large, so that a stage can begin its next step while the next stage is still busy with the
-    last one. What is small is sent at once: waking the thread would take longer.
+    A thread sends large tensors, so that a pp stage can begin its next step while the next pp stage still computes the
+    previous one. Small tensors are sent directly, because waking the thread would take longer.
 
     Args:
-        to_next: To the next stage; None in the last.
-        from_previous: From the stage before; None in the first.
+        to_next: Channel to the next pp stage; None in the last.
+        from_previous: Channel from the previous pp stage; None in the first.
     """
 
     def __init__(self, to_next: Channel | None, from_previous: Channel | None) -> None:
@@ -43,7 +43,7 @@ class ChannelLink:
         """Sends a tensor, which must not be changed afterwards.
 
         Raises:
-            EngineDeadError: The next stage has ended.
+            EngineDeadError: The next pp stage has ended.
         """
         assert self._to_next is not None
         if self._error is not None:
@@ -56,10 +56,10 @@ class ChannelLink:
         self._queue.put(tensor)
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Waits for the next tensor from the stage before.
+        """Waits for the next tensor from the previous pp stage.
 
         Raises:
-            EngineDeadError: It has ended.
+            EngineDeadError: The previous pp stage has ended.
         """
         assert self._from_previous is not None
         tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
@@ -67,7 +67,7 @@ class ChannelLink:
         return tensor
 
     def close(self) -> None:
-        """Closes the connections, and ends the thread."""
+        """Closes the connections and ends the thread."""
         self._queue.put(None)
         for channel in (self._to_next, self._from_previous):
             if channel is not None:
@@ -85,5 +85,5 @@ class ChannelLink:
 
 
 def _memory(tensor: Tensor) -> memoryview:
-    """Returns the memory of a contiguous tensor, of any dtype."""
+    """Returns the memory of a contiguous tensor of any dtype."""
     return tensor.view(-1).view(torch.uint8).numpy().data

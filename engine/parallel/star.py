@@ -1,4 +1,4 @@
-"""Agreement of all ranks, over the connections that each has with rank 0."""
+"""`Star`: operations over all ranks, through the channels between rank 0 and each other rank."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["Star"]
 
 
 class Star:
-    """All ranks, as `parallel.World`.
+    """A `World` over channels.
 
     Args:
-        channels: Rank 0's to each of the others; the others' to rank 0.
-        rank: This one.
+        channels: In rank 0 its channels to all other ranks, in another rank its channel to rank 0.
+        rank: This rank.
     """
 
     def __init__(self, channels: list[Channel], rank: int) -> None:
@@ -23,7 +23,7 @@ class Star:
         """Returns the smallest of all ranks' values.
 
         Raises:
-            MillraceError: A rank has ended, or told what it failed at.
+            MillraceError: A rank has ended, or has sent the error with which it failed.
         """
         if self._rank:
             (channel,) = self._channels
