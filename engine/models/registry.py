@@ -16,7 +16,8 @@ import torch
 from ..errors import UnsupportedModelError
 from ..parallel.context import SINGLE, ParallelContext
 from ..storage import Location
-from ..weights.checkpoint import load_dummy_weights, load_weights, weight_slots
+from ..weights.checkpoint import load_dummy_weights, load_weights
+from ..weights.model_slots import weight_slots
 from ..weights.sharded_state import load_sharded_state
 from . import families
 from .decoder import Decoder

@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..layers import HasSlots, Slot
+from ..layers import Slot
 from ..storage import Location
+from .model_slots import weight_slots
 from .remote import RemoteTensor, iter_remote_tensors
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
     "load_dummy_weights",
     "load_weights",
     "read_part",
-    "weight_slots",
 ]
 
 logger = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def fill_slots(slots: Mapping[int, Slot], sources: Mapping[int, list[tuple[str, 
 def load_dummy_weights(model: nn.Module) -> None:
     """Fills every parameter of a model with random numbers of standard deviation 0.02, the same ones every time.
 
-    They are made where they will be, so that a model of any size starts without a checkpoint.
+    They are made where they will be, so that a model of any size starts without a checkpoint. Integers become zeros.
 
     Args:
         model: On its device and in its dtype.
@@ -162,47 +162,6 @@ def load_dummy_weights(model: nn.Module) -> None:
     generator = torch.Generator(device).manual_seed(0)
     for slot in slots:
         slot.fill(torch.randn(slot.shape, generator=generator, dtype=torch.bfloat16, device=device) * _DUMMY_SCALE)
-
-
-def weight_slots(model: nn.Module) -> dict[str, Slot]:
-    """Returns every name of a model to be filled, with what it fills. Tied weights share memory.
-
-    A module with a method `slots` is asked; any other module has its parameters and persistent buffers for slots.
-
-    Raises:
-        CheckpointError: The slots of a module leave out a part of a parameter or of a persistent buffer. What a module
-            computes itself is a buffer with `persistent=False`, or the padding of a slot.
-    """
-    slots = {}
-    for path, module in model.named_modules():
-        state = _own_state(module)
-        own = dict(module.slots()) if isinstance(module, HasSlots) else {k: _whole(v) for k, v in state.items()}
-        for name, tensor in state.items():
-            if _num_filled_bytes(tensor, own.values()) != tensor.nbytes:
-                raise CheckpointError(
-                    f"{type(module).__name__}.slots(), asked for {path or 'the model'}, does not fill all of {name!r}, "
-                    f"of shape {list(tensor.shape)}, exactly once; yield a slot for each part of it, name the rest as "
-                    "padding, or make it a buffer with persistent=False if it is computed"
-                )
-        slots.update({f"{path}.{name}".lstrip("."): slot for name, slot in own.items()})
-    return slots
-
-
-def _own_state(module: nn.Module) -> dict[str, Tensor]:
-    """Returns the parameters and persistent buffers of a module, without those of its children."""
-    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if "." not in name}
-
-
-def _whole(tensor: Tensor) -> Slot:
-    """Returns the slot of a tensor that the checkpoint has as it is; of integers only the same type will do."""
-    return Slot((tensor,), dtypes=() if tensor.is_floating_point() else (tensor.dtype,))
-
-
-def _num_filled_bytes(tensor: Tensor, slots: Iterable[Slot]) -> int:
-    """Returns how many bytes of a tensor's memory are targets or padding of slots; equal targets count once."""
-    memory = tensor.untyped_storage()
-    views = (view for slot in slots for view in (*slot.targets, *slot.padding) if view.untyped_storage() is memory)
-    return sum({(view.storage_offset(), view.shape, view.stride()): view.nbytes for view in views}.values())
 
 
 @torch.inference_mode()  # the caller's mode does not hold in other threads

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, ConfigError
 from ..parallel.context import ParallelContext
 from ..storage import Location
-from .checkpoint import StoredTensor, WeightMap, fill_slots, iter_safetensors, iter_tensors, read_part, weight_slots
+from .checkpoint import StoredTensor, WeightMap, fill_slots, iter_safetensors, iter_tensors, read_part
+from .model_slots import weight_slots
 from .remote import iter_remote_tensors, read_metadata
 
 __all__ = ["copy_model_files", "load_sharded_state", "save_sharded_state"]

@@ -18,7 +18,8 @@ from millrace.engine.models.registry import names_in_checkpoint
 from millrace.engine.models.stages import check_parallel, kv_cache_sizes, stage_layers
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.parallel.shard import Shard
-from millrace.engine.weights.checkpoint import load_weights, weight_slots
+from millrace.engine.weights.checkpoint import load_weights
+from millrace.engine.weights.model_slots import weight_slots
 
 
 @given(size=st.integers(1, 1000), count=st.integers(1, 16))

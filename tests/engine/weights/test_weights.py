@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from millrace.engine.errors import CheckpointError
+from millrace.engine.layers import Slot
 from millrace.engine.models import Decoder, ModelOptions, build_model, load_hf_config, load_model
 from millrace.engine.models.families import llama, opt
 from millrace.engine.quantization.schemes.fp8 import Fp8Linear
@@ -23,6 +24,7 @@ from millrace.engine.weights.checkpoint import (
     load_dummy_weights,
     load_weights,
 )
+from millrace.engine.weights.model_slots import weight_slots
 
 Edit = Callable[[dict[str, torch.Tensor]], Any]
 
@@ -152,8 +154,102 @@ def test_a_wrong_shape_says_both(folder: Path) -> None:
 
 def test_integers_are_refused(folder: Path) -> None:
     edit(folder, lambda tensors: tensors.update({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is of torch\.int8"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is of torch\.int8.* takes floating-point numbers"):
         load(folder)
+
+
+class Cut(torch.nn.Module):
+    """A layer of a class that the loader does not know; `cut` makes its slots of its parameter `weight`, `[6, 4]`."""
+
+    def __init__(self, cut: Callable[[torch.Tensor], dict[str, Slot]]) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((6, 4), torch.nan), requires_grad=False)
+        self.register_buffer("computed", torch.ones(3), persistent=False)
+        self._cut = cut
+
+    def slots(self) -> Iterator[tuple[str, Slot]]:
+        yield from self._cut(self.weight).items()
+
+
+class Packed(torch.nn.Module):
+    """A layer whose checkpoint has integers, under names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qweight = torch.nn.Parameter(torch.full((6, 4), -1, dtype=torch.int32), requires_grad=False)
+        self.register_buffer("scales", torch.full((4,), torch.nan))
+
+    def slots(self) -> Iterator[tuple[str, Slot]]:
+        yield "qweight", Slot((self.qweight,), dtypes=(torch.int32, torch.uint8))
+        yield "scales", Slot((self.scales,))
+
+
+def rows(**blocks: tuple[int, int]) -> Callable[[torch.Tensor], dict[str, Slot]]:
+    return lambda weight: {name: Slot((weight[first:last],)) for name, (first, last) in blocks.items()}
+
+
+def columns(**blocks: tuple[int, int]) -> Callable[[torch.Tensor], dict[str, Slot]]:
+    return lambda weight: {name: Slot((weight[:, first:last],)) for name, (first, last) in blocks.items()}
+
+
+class TestModulesOfAnyClass:
+    MAP = WeightMap((), {"theirs": "0"})
+
+    def load(self, folder: Path, module: torch.nn.Module, **tensors: torch.Tensor) -> None:
+        save_file({f"theirs.{name}": tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
+        load_weights(torch.nn.Sequential(module), folder, self.MAP)
+
+    @pytest.mark.parametrize(("cut", "dim"), [(rows(a=(0, 2), b=(2, 6)), 0), (columns(b=(1, 4), a=(0, 1)), 1)])
+    def test_their_slots_are_filled(self, tmp_path: Path, cut: Any, dim: int) -> None:
+        whole = torch.randn(6, 4)
+        a, b = whole.split([2, 4] if dim == 0 else [1, 3], dim)
+        self.load(tmp_path, module := Cut(cut), a=a.contiguous(), b=b.contiguous())
+        assert torch.equal(module.weight, whole)
+
+    @pytest.mark.parametrize(
+        "cut",
+        [
+            rows(),
+            rows(a=(0, 3)),
+            rows(a=(0, 3), b=(0, 3)),
+            rows(a=(0, 3), b=(2, 5)),
+            columns(a=(0, 2), b=(1, 3)),
+            lambda weight: {"a": Slot((torch.empty(6, 4),))},
+        ],
+        ids=["none", "a part", "a part twice", "an overlap", "columns", "other memory"],
+    )
+    @pytest.mark.parametrize("device", ["cpu", "meta"])
+    def test_memory_that_no_slot_fills_is_refused(self, cut: Any, device: str) -> None:
+        model = torch.nn.Sequential(Cut(cut)).to(device)
+        with pytest.raises(CheckpointError, match=r"0\.weight, of shape \[6, 4\], would not be filled.* slots of Cut"):
+            weight_slots(model)
+
+    def test_padding_needs_no_slot(self, tmp_path: Path) -> None:
+        module = Cut(lambda weight: {"a": Slot((weight[:5],), padding=(weight[5:].fill_(0),))})
+        self.load(tmp_path, module, a=torch.ones(5, 4))
+        assert torch.equal(module.weight.sum(1), torch.tensor([4.0] * 5 + [0]))
+
+    def test_a_persistent_buffer_needs_a_slot(self) -> None:
+        module = Cut(rows(a=(0, 6)))
+        module.register_buffer("scale", torch.empty(6))
+        with pytest.raises(CheckpointError, match=r"0\.scale, of shape \[6\], would not be filled"):
+            weight_slots(torch.nn.Sequential(module))
+
+    def test_a_layer_without_slots_is_filled_whole(self, tmp_path: Path) -> None:
+        module = torch.nn.BatchNorm1d(4).requires_grad_(False)
+        state = {name: torch.full_like(tensor, 3) for name, tensor in module.state_dict().items()}
+        self.load(tmp_path, module, **state)
+        assert all(bool((tensor == 3).all()) for tensor in module.state_dict().values())
+
+    def test_integers_are_for_slots_that_take_them(self, tmp_path: Path) -> None:
+        numbers = torch.arange(24, dtype=torch.int32).reshape(6, 4)
+        self.load(tmp_path, module := Packed(), qweight=numbers, scales=torch.ones(4, dtype=torch.float16))
+        assert torch.equal(module.qweight, numbers) and torch.equal(module.scales, torch.ones(4))
+        for wrong in (torch.int64, torch.float32):
+            with pytest.raises(CheckpointError, match=rf"qweight is of {wrong}.* takes torch.int32 or torch.uint8"):
+                self.load(tmp_path, Packed(), qweight=numbers.to(wrong), scales=torch.ones(4))
+        with pytest.raises(CheckpointError, match=r"scales is of torch\.int32.* takes floating-point numbers"):
+            self.load(tmp_path, Packed(), qweight=numbers, scales=torch.ones(4, dtype=torch.int32))
 
 
 class TestTiedHead:
