@@ -83,4 +83,4 @@ def _bytes_of(view: Tensor, marks: Tensor) -> Tensor:
 
 def _start(view: Tensor) -> int:
     """Returns where in its memory a view begins, in bytes."""
-    return view.storage_offset() * view.itemsize
+    return int(view.storage_offset()) * view.itemsize
