@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .attention import Attention, Heads
-from .block import PostNormBlock, PreNormBlock
+from .block import PostNormBlock, PreNormBlock, SandwichBlock
 from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
 from .invariant_linear import InvariantLinear
 from .linear import Linear, LinearBase, PackedWeight, Packs
@@ -11,6 +11,7 @@ from .mlp import ACTIVATIONS, GATES, MLP, GatedMLP, PlainMLP
 from .norm import LayerNorm, NoNorm, Norm, Reduce, RMSNorm
 from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
 from .slots import HasSlots, Slot
+from .softcap import Softcap
 
 __all__ = [
     "ACTIVATIONS",
@@ -36,8 +37,10 @@ __all__ = [
     "RMSNorm",
     "Reduce",
     "RotateAndStore",
+    "SandwichBlock",
     "SharedTokenEmbedding",
     "Slot",
+    "Softcap",
     "StoreOnly",
     "TokenEmbedding",
     "rotary_table",

@@ -1,4 +1,4 @@
-"""Causal self-attention over a paged KV cache, for any mix of prompts, chunks and decoded tokens.
+"""Self-attention over a paged KV cache, for any mix of prompts, chunks and decoded tokens.
 
 Legend: T tokens of the step, H query heads, K key/value heads, D head size.
 """
@@ -40,6 +40,9 @@ class Attention(nn.Module):
         qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`.
         out: `[H * D] -> [hidden_size]`.
         rotate_and_store: Gives queries and keys their positions, and writes keys and values to the cache.
+        scale: Factor on the product of a query and a key.
+        softcap: Smooth bound on the scores; 0 for none.
+        causal: Whether a token sees only itself and the tokens before it.
         window: Keys a query sees, itself included; 0 is all before it.
         group: The group of layers whose block table it uses.
         deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
@@ -52,6 +55,9 @@ class Attention(nn.Module):
         qkv: LinearBase,
         out: LinearBase,
         rotate_and_store: RotateAndStore | StoreOnly,
+        scale: float,
+        softcap: float,
+        causal: bool,
         window: int,
         group: int,
         deterministic: bool,
@@ -60,11 +66,13 @@ class Attention(nn.Module):
         self.qkv = qkv
         self.out = out
         self.rotate_and_store = rotate_and_store
+        self.scale = scale
+        self.softcap = softcap
+        self.causal = causal
         self.window = window
         self.group = group
         self.deterministic = deterministic
         self.head_dim = heads.head_dim
-        self.scale = heads.head_dim**-0.5
         self._split = (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
         self._num_rows = sum(self._split)
 
@@ -93,6 +101,8 @@ class Attention(nn.Module):
             batch.query_start_loc,
             self.scale,
             self.window,
+            causal=self.causal,
+            softcap=self.softcap,
             num_decodes=batch.num_decodes,
             num_shared=batch.num_shared,
             deterministic=self.deterministic,

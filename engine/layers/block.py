@@ -12,7 +12,7 @@ from .attention import Attention
 from .mlp import MLP
 from .norm import Norm
 
-__all__ = ["PostNormBlock", "PreNormBlock"]
+__all__ = ["PostNormBlock", "PreNormBlock", "SandwichBlock"]
 
 
 class PreNormBlock(nn.Module):
@@ -69,3 +69,44 @@ class PostNormBlock(nn.Module):
         hidden, _ = self.attention_norm(self.attention(hidden, batch, k_cache, v_cache), hidden)
         hidden, _ = self.mlp_norm(self.mlp(hidden), hidden)
         return hidden, None
+
+
+class SandwichBlock(nn.Module):
+    """A decoder layer that norms the input and the output of each sublayer; the residual stream itself is not normed.
+
+    Args:
+        attention: The attention sublayer.
+        mlp: The feed-forward sublayer.
+        attention_norm: Norm before the attention.
+        attention_out_norm: Norm after the attention.
+        mlp_norm: Norm before the feed-forward network.
+        mlp_out_norm: Norm after the feed-forward network.
+    """
+
+    def __init__(
+        self,
+        attention: Attention,
+        mlp: MLP,
+        *,
+        attention_norm: Norm,
+        attention_out_norm: Norm,
+        mlp_norm: Norm,
+        mlp_out_norm: Norm,
+    ) -> None:
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.attention_out_norm = attention_out_norm
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+        self.mlp_out_norm = mlp_out_norm
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Maps (hidden, residual), whose sum is the stream, to the next such pair; both `[num_tokens, hidden_size]`."""
+        hidden, residual = self.attention_norm(hidden, residual)
+        hidden, _ = self.attention_out_norm(self.attention(hidden, batch, k_cache, v_cache))
+        hidden, residual = self.mlp_norm(hidden, residual)
+        hidden, _ = self.mlp_out_norm(self.mlp(hidden))
+        return hidden, residual

@@ -20,17 +20,21 @@ class TokenEmbedding(nn.Module):
     Args:
         num_embeddings: Rows of the table.
         size: Length of a row.
+        scale: Factor on the rows that are looked up, rounded to the dtype.
         dtype: Of the table.
         device: Of the table. Its memory is not initialised.
     """
 
-    def __init__(self, num_embeddings: int, size: int, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, num_embeddings: int, size: int, *, scale: float = 1.0, dtype: torch.dtype, device: torch.device
+    ) -> None:
         super().__init__()
+        self.scale = _rounded(scale, dtype)
         self.weight = nn.Parameter(torch.empty(num_embeddings, size, dtype=dtype, device=device), requires_grad=False)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Maps `token_ids` `[num_tokens]` int64 to `[num_tokens, size]`."""
-        return embedding(token_ids, self.weight)
+        return _scaled(embedding(token_ids, self.weight), self.scale)
 
 
 class SharedTokenEmbedding(nn.Module):
@@ -40,6 +44,7 @@ class SharedTokenEmbedding(nn.Module):
         rows: Those of this rank.
         size: Length of a row.
         reduce: Adds up what the ranks have found.
+        scale: As in `TokenEmbedding`.
         dtype: Of the table.
         device: Of the table. Its memory is not initialised, but for rows that this rank has no token for.
     """
@@ -50,6 +55,7 @@ class SharedTokenEmbedding(nn.Module):
         size: int,
         reduce: Callable[[Tensor], Tensor],
         *,
+        scale: float = 1.0,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
@@ -57,6 +63,7 @@ class SharedTokenEmbedding(nn.Module):
         make = torch.empty if rows.length == rows.room else torch.zeros
         self.weight = nn.Parameter(make(rows.room, size, dtype=dtype, device=device), requires_grad=False)
         self.rows = rows
+        self.scale = _rounded(scale, dtype)
         self.reduce = reduce
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
@@ -69,7 +76,7 @@ class SharedTokenEmbedding(nn.Module):
         local = token_ids - self.rows.start
         is_elsewhere = (local < 0) | (local >= self.rows.length)
         found = embedding(local.masked_fill_(is_elsewhere, 0), self.weight)
-        return self.reduce(found.masked_fill_(is_elsewhere.unsqueeze(-1), 0))
+        return _scaled(self.reduce(found.masked_fill_(is_elsewhere.unsqueeze(-1), 0)), self.scale)
 
 
 class LearnedPositions(nn.Module):
@@ -100,3 +107,13 @@ class NoPositions(nn.Module):
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
         """Returns `hidden`."""
         return hidden
+
+
+def _rounded(scale: float, dtype: torch.dtype) -> float:
+    """Returns the scale as the dtype holds it: sqrt(3072) = 55.4256 is 55.5 in bfloat16."""
+    return torch.tensor(scale, dtype=dtype).item()
+
+
+def _scaled(rows: Tensor, scale: float) -> Tensor:
+    """Returns the rows times the scale, in the dtype of the rows."""
+    return rows if scale == 1 else rows * scale

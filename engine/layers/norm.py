@@ -29,24 +29,33 @@ class RMSNorm(nn.Module):
     Args:
         size: Length of the last axis.
         eps: Added to the mean square.
+        unit_offset: Whether the scale is `1 + weight` in place of `weight`.
         dtype: Of the scale.
         device: Of the scale. Its memory is not initialised.
         reduce: Adds up the ranks' parts of `hidden`; None where it is whole.
     """
 
     def __init__(
-        self, size: int, *, eps: float, dtype: torch.dtype, device: torch.device, reduce: Reduce | None = None
+        self,
+        size: int,
+        *,
+        eps: float,
+        unit_offset: bool = False,
+        dtype: torch.dtype,
+        device: torch.device,
+        reduce: Reduce | None = None,
     ) -> None:
         super().__init__()
         self.reduce = reduce
         self.eps = eps
+        self.unit_offset = unit_offset
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns (normed sum, sum) of `hidden` and `residual`, both `[..., size]`."""
         if self.reduce is not None:
             hidden = self.reduce(hidden)
-        return rms_norm(hidden, self.weight, self.eps, residual)
+        return rms_norm(hidden, self.weight, self.eps, residual, add_unit_offset=self.unit_offset)
 
 
 class LayerNorm(nn.Module):

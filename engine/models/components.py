@@ -27,7 +27,9 @@ from ..layers import (
     Reduce,
     RMSNorm,
     RotateAndStore,
+    SandwichBlock,
     SharedTokenEmbedding,
+    Softcap,
     StoreOnly,
     TokenEmbedding,
     rotary_table,
@@ -77,10 +79,20 @@ class Components:
         """Makes the token embedding."""
         spec, parallel = self._spec, self._parallel
         if parallel.tp_size == 1:
-            return TokenEmbedding(spec.vocab_size, spec.embedding_size, dtype=self._dtype, device=self._device)
-        rows = parallel.shard(spec.vocab_size)
+            return TokenEmbedding(
+                spec.vocab_size,
+                spec.embedding_size,
+                scale=spec.embedding_scale,
+                dtype=self._dtype,
+                device=self._device,
+            )
         return SharedTokenEmbedding(
-            rows, spec.embedding_size, parallel.all_reduce, dtype=self._dtype, device=self._device
+            parallel.shard(spec.vocab_size),
+            spec.embedding_size,
+            parallel.all_reduce,
+            scale=spec.embedding_scale,
+            dtype=self._dtype,
+            device=self._device,
         )
 
     def positions(self) -> LearnedPositions | NoPositions:
@@ -108,14 +120,21 @@ class Components:
 
     def final_norm(self) -> Norm:
         """Makes what follows the last layer: a norm, or else what adds the residual in its place."""
-        sums = not self._spec.post_norm
+        sums = self._spec.norm_placement == "before"
         return self._norm(sums=sums) if self._spec.final_norm else NoNorm(reduce=self._reduce(sums=sums))
 
     def _norm(self, *, sums: bool) -> Norm:
         """Makes a norm of the residual stream, which adds up the ranks' parts where it follows a sublayer (`sums`)."""
         spec, dtype, device, reduce = self._spec, self._dtype, self._device, self._reduce(sums=sums)
         if spec.rms_norm:
-            return RMSNorm(spec.hidden_size, eps=spec.norm_eps, dtype=dtype, device=device, reduce=reduce)
+            return RMSNorm(
+                spec.hidden_size,
+                eps=spec.norm_eps,
+                unit_offset=spec.norm_unit_offset,
+                dtype=dtype,
+                device=device,
+                reduce=reduce,
+            )
         return LayerNorm(
             spec.hidden_size, eps=spec.norm_eps, affine=spec.norm_affine, dtype=dtype, device=device, reduce=reduce
         )
@@ -135,16 +154,29 @@ class Components:
             return self.linears.make_tied("lm_head", spec.embedding_size, rows, embed_tokens.weight)
         return self.linears.make_linear("lm_head", spec.embedding_size, rows, bias=False)
 
+    def logit_softcap(self) -> Softcap | nn.Identity:
+        """Makes the bound on the logits of tokens, if there is any."""
+        return Softcap(self._spec.logit_softcap) if self._spec.logit_softcap else nn.Identity()
+
     def score(self) -> LinearBase:
         """Makes the head of a classifier; every rank of the last stage has all of it."""
         spec = self._spec
         return self.linears.make_linear("score", spec.embedding_size, spec.num_labels, bias=False)
 
-    def block(self, layer_idx: int) -> PreNormBlock | PostNormBlock:
+    def block(self, layer_idx: int) -> PreNormBlock | PostNormBlock | SandwichBlock:
         """Makes one decoder layer."""
         attention, mlp = self._attention(layer_idx), self._mlp(layer_idx)
-        if self._spec.post_norm:
+        if self._spec.norm_placement == "after":
             return PostNormBlock(attention, mlp, self._norm(sums=True), self._norm(sums=True))
+        if self._spec.norm_placement == "both":
+            return SandwichBlock(
+                attention,
+                mlp,
+                attention_norm=self._norm(sums=False),
+                attention_out_norm=self._norm(sums=True),
+                mlp_norm=self._norm(sums=False),
+                mlp_out_norm=self._norm(sums=True),
+            )
         # The first layer follows the embedding, which every rank has whole; the others follow a feed-forward network.
         return PreNormBlock(attention, mlp, self._norm(sums=layer_idx > 0), self._norm(sums=True))
 
@@ -158,6 +190,9 @@ class Components:
             qkv=self.linears.make_linear(f"{name}.qkv", spec.hidden_size, blocks, bias=spec.qkv_bias),
             out=self._summed(f"{name}.out", query, spec.hidden_size, bias=spec.attention_out_bias),
             rotate_and_store=self._rotate_and_store(),
+            scale=spec.head_dim**-0.5 if spec.attention.scale is None else spec.attention.scale,
+            softcap=spec.attention.softcap,
+            causal=spec.attention.causal,
             window=spec.windows[layer_idx],
             group=self._group_of[layer_idx],
             deterministic=self._options.deterministic,

@@ -62,6 +62,7 @@ class Decoder(nn.Module):
             self.project_out = make.projection("project_out", spec.hidden_size, spec.embedding_size)
             if generates:
                 self.lm_head = make.head(tied if spec.tie_word_embeddings else None)
+                self.softcap = make.logit_softcap()
             self.score = make.score() if options.task == "classify" else None
         make.linears.warn_of_declined()
 
@@ -105,7 +106,7 @@ class Decoder(nn.Module):
         Returns:
             `[num_rows, vocab_size]` float32; all ranks of the stage get the same bits.
         """
-        logits = self.lm_head.forward_float32(hidden)
+        logits = self.softcap(self.lm_head.forward_float32(hidden))
         if self.parallel.tp_size == 1:
             return logits
         return self.parallel.all_gather(logits)[:, : self.spec.vocab_size].contiguous()
@@ -131,7 +132,7 @@ class Decoder(nn.Module):
     def _receive(self, num_tokens: int) -> tuple[Tensor, Tensor | None]:
         stages, shape = self.parallel.stages, (num_tokens, self.spec.hidden_size)
         assert stages is not None
-        if self.spec.post_norm:  # Such layers leave no residual.
+        if self.spec.norm_placement == "after":  # Such layers leave no residual.
             return stages.receive(shape, self._dtype, self._device), None
         hidden, residual = stages.receive((2, *shape), self._dtype, self._device)
         return hidden, residual

@@ -21,9 +21,10 @@ from ..weights.model_slots import weight_slots
 from ..weights.sharded_state import load_sharded_state
 from . import families
 from .decoder import Decoder
+from .family import Family
 from .hf_config import load_hf_config, positive_int
 from .options import DEFAULT_OPTIONS, ModelOptions
-from .spec import DecoderSpec, Family
+from .spec import DecoderSpec
 
 __all__ = [
     "build_model",
@@ -63,7 +64,7 @@ def build_model(
     options: ModelOptions = DEFAULT_OPTIONS,
     parallel: ParallelContext = SINGLE,
 ) -> Decoder:
-    """Builds the decoder a config describes, without weights: their memory is not initialised.
+    """Builds the model a config describes, without weights: their memory is not initialised.
 
     Args:
         hf_config: A transformers config, as `load_hf_config` returns it.
@@ -76,7 +77,8 @@ def build_model(
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
     """
     spec = describe_model(hf_config)
-    return Decoder(spec, dtype=dtype, device=torch.device(device), options=options, parallel=parallel)
+    build = find_family(hf_config).build
+    return build(spec, dtype=dtype, device=torch.device(device), options=options, parallel=parallel)
 
 
 def load_model(

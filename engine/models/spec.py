@@ -5,13 +5,10 @@ A family (`families/*.py`) turns a Hugging Face config into a `DecoderSpec`; `co
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
-from ..weights.checkpoint import WeightMap
-
-__all__ = ["DecoderSpec", "Family", "RopeSpec"]
+__all__ = ["AttentionSpec", "DecoderSpec", "RopeSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +22,21 @@ class RopeSpec:
 
     inv_freq: tuple[float, ...]
     scaling: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """How every attention layer scores keys. The window, which layers have or lack, is in `DecoderSpec.windows`.
+
+    Attributes:
+        scale: Factor on the product of a query and a key; None for `head_dim ** -0.5`.
+        softcap: Smooth bound on the scores; 0 for none.
+        causal: Whether a token sees only itself and the tokens before it.
+    """
+
+    scale: float | None = None
+    softcap: float = 0.0
+    causal: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +53,16 @@ class DecoderSpec:
         head_dim: Size of a head.
         max_position_embeddings: Positions the model is defined for.
         windows: Per layer, the keys a query sees, itself included; 0 is all before it.
+        attention: How the attention layers score keys.
         embedding_size: Width of the token embedding; projected in and out where it is not `hidden_size`.
+        embedding_scale: Factor on the rows of the token embedding, rounded to the model's dtype.
         tie_word_embeddings: Whether the output head is the token embedding.
         rms_norm: Root-mean-square norms, or else layer norms.
         norm_eps: Added to the (mean square or) variance.
         norm_affine: Whether layer norms scale and shift.
-        post_norm: Norms come after the residual addition, or else before each sublayer.
+        norm_unit_offset: Whether root-mean-square norms scale by `1 + weight`.
+        norm_placement: `"before"` norms the input of each sublayer, `"after"` the sum of its input and its output,
+            `"both"` its input and its output.
         final_norm: Whether a norm follows the last layer.
         qkv_bias: Whether query, key and value projections have biases.
         attention_out_bias: Whether the attention's output projection has a bias.
@@ -55,6 +71,7 @@ class DecoderSpec:
         gated_mlp: One projection gates another, or else two projections with `activation` between.
         activation: Key of `layers.GATES` if gated, else of `layers.ACTIVATIONS`.
         rope: Rotary positions, or None.
+        logit_softcap: Smooth bound on the logits of tokens; 0 for none.
         num_labels: Classes of a classifier; 0 for a model that is none.
         position_offset: None without learned positions, else the leading rows of their table that belong to none.
     """
@@ -68,12 +85,15 @@ class DecoderSpec:
     head_dim: int
     max_position_embeddings: int
     windows: tuple[int, ...]
+    attention: AttentionSpec = AttentionSpec()
     embedding_size: int
+    embedding_scale: float = 1.0
     tie_word_embeddings: bool
     rms_norm: bool
     norm_eps: float
     norm_affine: bool = True
-    post_norm: bool = False
+    norm_unit_offset: bool = False
+    norm_placement: Literal["before", "after", "both"] = "before"
     final_norm: bool = True
     qkv_bias: bool = False
     attention_out_bias: bool = False
@@ -82,6 +102,7 @@ class DecoderSpec:
     gated_mlp: bool
     activation: str
     rope: RopeSpec | None = None
+    logit_softcap: float = 0.0
     num_labels: int = 0
     position_offset: int | None = None
 
@@ -89,18 +110,4 @@ class DecoderSpec:
         assert len(self.windows) == self.num_layers
         assert self.num_heads % self.num_kv_heads == 0
         assert self.rope is not None or not self.qk_norm, "norms of heads come with rotary positions"
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Models that one function can describe.
-
-    Attributes:
-        architectures: Names in a config's `architectures`, e.g. `LlamaForCausalLM`.
-        spec: Turns a config of these architectures into a spec; raises `UnsupportedModelError` naming a field.
-        weights: What their checkpoints call our weights.
-    """
-
-    architectures: tuple[str, ...]
-    spec: Callable[[Any], DecoderSpec]
-    weights: WeightMap
+        assert not (self.qk_norm and self.norm_unit_offset), "norms of heads have no unit offset"

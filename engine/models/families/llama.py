@@ -6,9 +6,10 @@ from typing import Any
 
 from ...layers import GATES
 from ...weights.checkpoint import WeightMap
+from ..family import Family
 from ..hf_config import attention_windows, flag, head_counts, one_of, positive_float, positive_int
 from ..rope import rope_max_positions, rope_spec
-from ..spec import DecoderSpec, Family
+from ..spec import DecoderSpec
 
 __all__ = ["FAMILIES", "WEIGHTS", "gated_fields", "llama_spec", "mistral_spec"]
 
@@ -35,8 +36,8 @@ WEIGHTS = WeightMap(
 )
 
 
-def gated_fields(config: Any) -> dict[str, Any]:
-    """Returns the spec fields common to all pre-norm decoders with RMSNorm, rotary positions and a gated network."""
+def gated_fields(config: Any, *, activation_field: str = "hidden_act") -> dict[str, Any]:
+    """Returns the spec fields common to all decoders with RMSNorm, rotary positions and a gated network."""
     return {
         "vocab_size": positive_int(config, "vocab_size"),
         "hidden_size": positive_int(config, "hidden_size"),
@@ -49,7 +50,7 @@ def gated_fields(config: Any) -> dict[str, Any]:
         "rms_norm": True,
         "norm_eps": positive_float(config, "rms_norm_eps"),
         "gated_mlp": True,
-        "activation": one_of(config, "hidden_act", tuple(GATES)),
+        "activation": one_of(config, activation_field, tuple(GATES)),
         "rope": rope_spec(config),
     }
 

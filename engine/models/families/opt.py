@@ -7,8 +7,9 @@ from typing import Any
 from ...errors import UnsupportedModelError
 from ...layers import ACTIVATIONS
 from ...weights.checkpoint import WeightMap
+from ..family import Family
 from ..hf_config import flag, one_of, positive_int
-from ..spec import DecoderSpec, Family
+from ..spec import DecoderSpec
 
 __all__ = ["FAMILIES", "WEIGHTS", "opt_spec"]
 
@@ -58,7 +59,7 @@ def opt_spec(config: Any) -> DecoderSpec:
         rms_norm=False,
         norm_eps=1e-5,
         norm_affine=flag(config, "layer_norm_elementwise_affine", True),
-        post_norm=not norm_before,
+        norm_placement="before" if norm_before else "after",
         final_norm=norm_before and not flag(config, "_remove_final_layer_norm", False),
         qkv_bias=bias,
         attention_out_bias=bias,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..family import Family
 from ..hf_config import attention_windows, flag
-from ..spec import DecoderSpec, Family
+from ..spec import DecoderSpec
 from .llama import WEIGHTS, gated_fields
 
 __all__ = ["FAMILIES", "qwen2_spec", "qwen3_spec"]
