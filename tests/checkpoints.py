@@ -64,6 +64,20 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_SWIGLU, "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", "Qwen3ForCausalLM", {**_SWIGLU, "head_dim": 32, "tie_word_embeddings": True}),
+    "gemma2": (
+        "gemma2",
+        "Gemma2ForCausalLM",
+        {
+            **_SWIGLU,
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 6,
+            "attn_logit_softcapping": 4.0,
+            "final_logit_softcapping": 6.0,
+        },
+    ),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
     "opt-350m": ("opt", "OPTForCausalLM", {**_OPT, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
 }

@@ -26,7 +26,7 @@ class Reference:
 @torch.inference_mode()
 def greedy(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[Reference]:
     """Runs Hugging Face's greedy search, prompts of equal length together, so that nothing is padded."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     config = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, pad_token_id=0, eos_token_id=None)
     model.generation_config = config
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -51,5 +51,5 @@ def greedy(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[Refe
 @torch.inference_mode()
 def score_prompt(folder: Path, prompt: list[int]) -> torch.Tensor:
     """Returns the log-softmax after each prompt token, `[num_tokens, vocab_size]` float32."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     return model(torch.tensor([prompt])).logits[0].float().log_softmax(dim=-1)

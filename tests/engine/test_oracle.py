@@ -6,11 +6,11 @@ import random
 
 import pytest
 
+from checkpoints import FAMILIES
 from millrace.engine.llm import LLM
 from millrace.engine.sampling_params import SamplingParams
 from oracles import greedy, score_prompt
 
-FAMILIES = ["llama", "llama3-rope", "mistral", "qwen2", "qwen3", "opt", "opt-350m"]
 MAX_TOKENS = 20
 VOCAB = 256
 
@@ -60,7 +60,7 @@ def test_greedy_equals_hugging_face_under_pressure(family, depth, device, tiny_m
                 assert logprob.logprob == pytest.approx(reference.logprobs[step, token_id].item(), abs=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "opt"])
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])
 def test_prompt_logprobs_equal_hugging_face_in_chunks(family, device, tiny_model):
     prompt = mixed_prompts()[7]
     expected = score_prompt(tiny_model(family), prompt)

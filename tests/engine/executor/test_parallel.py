@@ -58,6 +58,8 @@ CASES = [
     ("mistral", 1, 2),
     ("mistral", 2, 2),
     ("qwen3", 4, 1),
+    ("gemma2", 2, 1),
+    ("gemma2", 2, 2),
     ("opt", 2, 1),
     ("opt", 1, 2),
     ("opt", 2, 2),

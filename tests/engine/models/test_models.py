@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,17 @@ from transformers import AutoModelForCausalLM
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from millrace.engine.errors import CheckpointError, UnsupportedModelError
-from millrace.engine.layers import Linear
-from millrace.engine.models import Decoder, build_model, load_hf_config, load_model, supported_architectures
+from millrace.engine.layers import Linear, TokenEmbedding
+from millrace.engine.models import (
+    Decoder,
+    build_model,
+    describe_model,
+    find_family,
+    load_hf_config,
+    load_model,
+    supported_architectures,
+)
+from millrace.engine.weights.checkpoint import load_weights
 from paged import SCHEDULES, PagedSequences, random_sequences, schedule_mixed
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,6 +47,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral-tanh-gate": ("mistral", {"hidden_act": "gelu_pytorch_tanh"}),
     "mistral-full-attention": ("mistral", {"sliding_window": None}),
     "qwen3-biased": ("qwen3", {"attention_bias": True, "use_sliding_window": True, "max_window_layers": 1}),
+    "gemma2-unbounded-biased": (
+        "gemma2",
+        {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
+            "query_pre_attn_scalar": 64,
+        },
+    ),
     "opt-gelu-no-final-norm": ("opt", {"activation_function": "gelu", "_remove_final_layer_norm": True}),
     "opt-bare": ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False, "tie_word_embeddings": False}),
 }
@@ -105,6 +124,37 @@ def test_bfloat16_stays_near_float32(
         assert cosine.min() > 0.99
 
 
+@torch.inference_mode()
+def test_without_causality_a_token_sees_later_tokens_up_to_its_window(
+    tmp_path: Path, sequences: list[list[int]]
+) -> None:
+    folder = tiny_checkpoint(tmp_path, "gemma2")
+    config = load_hf_config(folder)
+    spec = describe_model(config)
+    spec = replace(spec, attention=replace(spec.attention, causal=False))
+    model = Decoder(spec, dtype=torch.float32, device=torch.device("cpu"))
+    load_weights(model, folder, find_family(config).weights, set())
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    for ours, tokens in zip(
+        PagedSequences(model, sequences, torch.float32).run(SCHEDULES["prefill"]()), sequences, strict=True
+    ):
+        positions = torch.arange(len(tokens))
+        outside = (positions[:, None] - positions).abs() >= config.sliding_window
+        hidden = torch.zeros(1, 1, len(tokens), len(tokens)).masked_fill(outside, torch.finfo(torch.float32).min)
+        masks = {"full_attention": torch.zeros_like(hidden), "sliding_attention": hidden}
+        theirs = reference(torch.tensor([tokens]), attention_mask=masks).logits[0]
+        torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_the_scale_of_an_embedding_is_rounded_to_its_dtype() -> None:
+    embed = TokenEmbedding(5, 64, scale=3072**0.5, dtype=torch.bfloat16, device=torch.device("cpu"))
+    embed.weight.normal_()
+    expected = embed.weight * torch.tensor(55.5, dtype=torch.bfloat16)
+    assert torch.equal(embed(torch.arange(5)), expected)
+    assert not torch.equal(expected, embed.weight * 3072**0.5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("bias", [True, False])
 @torch.inference_mode()
@@ -140,6 +190,11 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("llama", "rms_norm_eps", None),
         ("qwen2", "layer_types", ["full_attention", "linear_attention", "full_attention"]),
         ("qwen2", "layer_types", ["full_attention"]),
+        ("gemma2", "hidden_activation", "relu"),
+        ("gemma2", "query_pre_attn_scalar", 0),
+        ("gemma2", "attn_logit_softcapping", -1.0),
+        ("gemma2", "final_logit_softcapping", True),
+        ("gemma2", "use_bidirectional_attention", True),
         ("opt", "num_attention_heads", 5),
         ("opt", "activation_function", "swoosh"),
         ("opt", "do_layer_norm_before", None),

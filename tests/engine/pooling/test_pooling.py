@@ -53,7 +53,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama", "opt-350m"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "opt-350m", "gemma2"])
 def test_embeddings_are_the_hidden_states_of_the_last_tokens(tiny_model, hidden, family):
     folder = tiny_model(family)
     with engine(folder, runner="pooling") as llm:
@@ -118,7 +118,7 @@ def test_a_step_that_fails_once_changes_no_vector(tiny_model, config, monkeypatc
         llm.llm_engine.check_integrity()
 
 
-@pytest.mark.parametrize(("family", "num_labels"), [("qwen3", 3), ("llama", 1), ("opt", 2)])
+@pytest.mark.parametrize(("family", "num_labels"), [("qwen3", 3), ("llama", 1), ("opt", 2), ("gemma2", 3)])
 def test_classes_are_those_of_hugging_face(tmp_path, family, num_labels):
     folder = tiny_classifier(tmp_path, family, num_labels=num_labels)
     with engine(folder) as llm, torch.inference_mode():
