@@ -21,9 +21,9 @@ WIDTH = 100
 BEGINNING = f"""\
 # yaml-language-server: $schema={SCHEMA_FILE}
 #
-# A job: rows of files through a model into files.
-#   millrace plan {{name}}      what it will take
-#   millrace run {{name}}       run it, or go on with it
+# A job: a model runs over the rows of files, and writes files.
+#   millrace plan {{name}}      predict time, memory and price
+#   millrace run {{name}}       run the job, or resume it
 #
 # Paths start at the folder of this file. A field can be overridden by the environment
 # (MILLRACE_JOB_REPLICAS=2, MILLRACE_JOB_ENGINE__MAX_NUM_SEQS=64), and both by the command line
@@ -33,20 +33,20 @@ BEGINNING = f"""\
 # of an invoice into JSON.
 model: bundled:invoices
 
-# The rows: a file, a folder, a pattern such as data/*.parquet, or a list of these.
+# The input: a file, a folder, a pattern such as data/*.parquet, or a list of these.
 input: {ROWS_FILE}
 
 # The folder for the results.
 output: out
 
-# What to ask the model about a row; {{{{line}}}} is a column of the input. For a model without a chat
-# template, give a prompt in place of the messages:
+# The question to the model about a row; {{{{line}}}} is a column of the input. For a model without a
+# chat template, give a prompt in place of the messages:
 #   prompt: "A line of an invoice: {{{{line}}}}"
 messages:
   - role: user
     content: "{{{{line}}}}"
 
-# How to generate. Without this, as the model's makers recommend.
+# Sampling parameters. Without them, the model's own recommendation applies.
 sampling:
   temperature: 0
   max_tokens: 64

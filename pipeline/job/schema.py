@@ -17,7 +17,7 @@ from .config import JobConfig, MessageTemplate
 
 DESCRIBED: tuple[type, ...] = (JobConfig, MessageTemplate, Prices)
 
-ANYWAY = "Accepted for those who come from vLLM"
+ANYWAY = "Accepted for configurations written for vLLM"
 
 
 def job_schema() -> dict[str, Any]:

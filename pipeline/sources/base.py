@@ -1,9 +1,8 @@
-"""The input of a job as data: its files, the units in which they are read, and what a format of files does."""
+"""The input of a job as data: its files, the units in which they are read, and the tables of rows that formats yield."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -126,64 +125,6 @@ def count_rows(units: Sequence[Unit]) -> int | None:
     """Returns the number of rows of all units; None if it is not known."""
     counts = [unit.num_rows for unit in units]
     return None if None in counts else sum(count for count in counts if count is not None)
-
-
-class SourceFormat(ABC):
-    """A format of input files.
-
-    Attributes:
-        extensions: Extensions of its files, with the dot and in lower case.
-    """
-
-    extensions: tuple[str, ...]
-
-    @abstractmethod
-    def look(self, files: Sequence[InputFile]) -> Look:
-        """Finds out the columns and the units of files, and reads little of them.
-
-        Args:
-            files: The files.
-
-        Raises:
-            ConfigError: A file is not of this format.
-        """
-
-    @abstractmethod
-    def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads a unit.
-
-        Args:
-            unit: The unit.
-            schema: Columns and types.
-
-        Yields:
-            Small tables with these columns, `columns.POSITION` and `READ_ERROR`.
-        """
-
-    def row_bytes(self, table: pa.Table) -> float:
-        """Returns about how many bytes a row takes in the file: as many as in memory, unless a format knows better.
-
-        Args:
-            table: Two or more rows that `read` has yielded.
-        """
-        return table.nbytes / table.num_rows
-
-
-@dataclass(frozen=True, slots=True)
-class TableKind:
-    """A kind of table: a folder whose log says which files hold the rows.
-
-    Attributes:
-        title: Its name for people.
-        log_folder: Name of the folder in the table that holds the log.
-        file_format: Name of the source format of the files.
-        files: Returns the files of a version of a table, or of its newest one, numbered from 0.
-    """
-
-    title: str
-    log_folder: str
-    file_format: str
-    files: Callable[[Storage, int | None], list[InputFile]]
 
 
 def position_column(ordinal: int, positions: Sequence[int] | np.ndarray) -> pa.Array:

@@ -9,7 +9,8 @@ from ray.data import DataContext, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from .base import SourceFormat, Unit, count_rows, full_schema
+from .base import Unit, count_rows, full_schema
+from .format import SourceFormat
 
 TASK_BYTES = 64 << 20
 MAX_TASKS = 10_000

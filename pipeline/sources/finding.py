@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from ...engine.errors import ConfigError
 from ..files.storage import FileInfo, Storage, StorageOptions
-from .base import InputFile, TableKind
+from .base import InputFile
 from .file_name import split_extensions
+from .format import TableKind
 from .formats import FORMATS
 from .tables import TABLES
 

@@ -8,7 +8,7 @@ from ...declared import Declared
 from ..tables import TABLES
 
 if TYPE_CHECKING:
-    from ..base import SourceFormat
+    from ..format import SourceFormat
 
     InputFormat: TypeAlias = str
 

@@ -13,7 +13,6 @@ from ..base import (
     TABLE_BYTES,
     InputFile,
     Look,
-    SourceFormat,
     Unit,
     align,
     error_rows,
@@ -22,6 +21,7 @@ from ..base import (
     is_damage,
     unify,
 )
+from ..format import SourceFormat
 
 MAGIC = b"ARROW1"
 READ_BYTES = 4 << 20

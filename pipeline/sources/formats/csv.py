@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from ....engine.errors import ConfigError
-from ..base import InputFile, Look, SourceFormat, Unit, align, error_rows, finish_table, first_line
+from ..base import InputFile, Look, Unit, align, error_rows, finish_table, first_line
+from ..format import SourceFormat
 from ..text import DamagedTextError, Line, Sample, chunks, iter_lines, join_schemas, take_samples, whole_file
 
 WHOLE = re.compile(rb'(?:"(?:[^"]|"")*+"[^,]*+|[^",][^,]*+|)(?:,(?:"(?:[^"]|"")*+"[^,]*+|[^",][^,]*+|))*+', re.DOTALL)

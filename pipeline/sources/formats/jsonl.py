@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from ....engine.errors import ConfigError
 from ... import columns
-from ..base import InputFile, Look, SourceFormat, Unit, error_rows, finish_table, first_line
+from ..base import InputFile, Look, Unit, error_rows, finish_table, first_line
 from ..file_name import compression_of
+from ..format import SourceFormat
 from ..text import (
     DamagedTextError,
     Line,

@@ -13,7 +13,6 @@ from ..base import (
     TABLE_BYTES,
     InputFile,
     Look,
-    SourceFormat,
     Unit,
     align,
     error_rows,
@@ -22,6 +21,7 @@ from ..base import (
     is_damage,
     unify,
 )
+from ..format import SourceFormat
 
 NUM_THREADS = 16  # The threads wait for a store most of the time.
 FOOTER_BYTES = 64 << 10

@@ -7,6 +7,6 @@ from typing import TYPE_CHECKING
 from ...declared import Declared
 
 if TYPE_CHECKING:
-    from ..base import TableKind
+    from ..format import TableKind
 
 TABLES: Declared[TableKind] = Declared(__name__, __path__, "TABLE", "format")

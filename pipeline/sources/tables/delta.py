@@ -11,7 +11,8 @@ import pyarrow as pa
 from ....engine.errors import ConfigError
 from ...files.delta import DELTA_LOG, open_table
 from ...files.storage import Storage
-from ..base import InputFile, TableFile, TableKind
+from ..base import InputFile, TableFile
+from ..format import TableKind
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
