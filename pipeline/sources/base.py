@@ -1,4 +1,4 @@
-"""The input of a job as data: its files, the units in which they are read, and the tables of rows that formats yield."""
+"""The input of a job as data: its files, the units in which they are read, and the tables that formats yield."""
 
 from __future__ import annotations
 
