@@ -103,7 +103,7 @@ def test_files_are_read_at_any_place_by_python_and_by_arrow(folder: Storage) -> 
     assert pq.read_table(path, filesystem=filesystem) == table
 
 
-def test_a_local_file_is_never_seen_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_file_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = Storage.at(tmp_path / "x")
     file.write_bytes(b"old")
 
@@ -117,7 +117,7 @@ def test_a_local_file_is_never_seen_half(tmp_path: Path, monkeypatch: pytest.Mon
     assert os.listdir(tmp_path) == ["x"]
 
 
-def test_what_is_sent_through_a_broken_store_arrives(s3: S3Server, broken: FaultProxy) -> None:
+def test_bytes_sent_through_a_broken_store_arrive(s3: S3Server, broken: FaultProxy) -> None:
     root = Storage.at(f"s3://{s3.make_bucket()}/data", options=options(broken))
     contents = {f"{index:02}.bin": os.urandom(20_000) for index in range(16)}
 
@@ -155,7 +155,7 @@ def test_every_row_is_read_once_through_a_broken_store(s3: S3Server, broken: Fau
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "arrow"])
-def test_a_store_that_goes_away_is_no_damage_of_a_file(s3: S3Server, kind: str) -> None:
+def test_a_store_that_goes_away_is_not_taken_for_a_damaged_file(s3: S3Server, kind: str) -> None:
     with FaultProxy(s3.host, s3.port, FaultPlan(rate=0)) as proxy:
         file = Storage.at(f"s3://{s3.make_bucket()}/x.{kind}", options=StorageOptions(proxy.url, max_attempts=2))
         sink = pa.BufferOutputStream()
@@ -182,7 +182,7 @@ def test_arrow_reads_and_writes_through_a_broken_store(s3: S3Server, broken: Fau
     assert not root.exists()
 
 
-def test_a_store_that_never_answers_well_is_given_up(s3: S3Server) -> None:
+def test_a_store_that_always_fails_is_given_up(s3: S3Server) -> None:
     with FaultProxy(s3.host, s3.port, FaultPlan(rate=1.0, faults=("503",))) as proxy:
         file = Storage.at("s3://bucket/x", options=StorageOptions(proxy.url, max_attempts=3))
         with pytest.raises(StorageError, match="cannot look at s3://bucket/x after 3 attempts"):
@@ -191,7 +191,7 @@ def test_a_store_that_never_answers_well_is_given_up(s3: S3Server) -> None:
 
 
 @pytest.mark.parametrize("action", ["exists", "list", "walk", "read_bytes", "write_bytes", "remove"])
-def test_a_missing_bucket_is_said_at_once(s3: S3Server, action: str) -> None:
+def test_a_missing_bucket_is_an_error_without_retries(s3: S3Server, action: str) -> None:
     with FaultProxy(s3.host, s3.port, FaultPlan(rate=0)) as proxy:
         file = Storage.at("s3://no-such-bucket/x", proxy.url)
         call: Callable[..., Any] = getattr(file, action)
@@ -200,7 +200,7 @@ def test_a_missing_bucket_is_said_at_once(s3: S3Server, action: str) -> None:
         assert proxy.counts.total() <= 2
 
 
-def test_missing_credentials_are_said_at_once(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_an_error_without_retries(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
@@ -211,7 +211,7 @@ def test_missing_credentials_are_said_at_once(s3: S3Server, monkeypatch: pytest.
     assert "\n" not in str(caught.value)
 
 
-def test_wrong_credentials_are_said_at_once(s3: S3Server) -> None:
+def test_wrong_credentials_are_an_error_without_retries(s3: S3Server) -> None:
     with FaultProxy(s3.host, s3.port, FaultPlan(rate=1.0, faults=("403",))) as proxy:
         for action in ("read_bytes", "list"):
             with pytest.raises(ConfigError, match=r"access denied .*check the credentials"):
@@ -234,7 +234,7 @@ def test_the_endpoint_may_come_from_the_environment(s3: S3Server, monkeypatch: p
         ("nosuch://x", "nosuch:// is not known"),
     ],
 )
-def test_what_is_not_installed_is_named(url: str, said: str) -> None:
+def test_a_library_that_is_not_installed_is_named(url: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Storage.at(url).exists()
 
@@ -296,7 +296,7 @@ def test_a_job_from_bucket_to_bucket_loses_nothing(s3: S3Server, tiny_model: Cal
     [({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no credentials"), ({}, "bucket 'no-such-bucket' does")],
     ids=["credentials", "bucket"],
 )
-def test_the_command_line_says_a_mistake_in_a_line(s3: S3Server, environment: dict[str, str], said: str) -> None:
+def test_the_command_line_shows_a_mistake_in_one_line(s3: S3Server, environment: dict[str, str], said: str) -> None:
     names = {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_CONFIG_FILE": os.devnull}
     arguments = ("run", "--model", "bundled:invoices", "--input", "s3://no-such-bucket/in.jsonl", "--prompt", "{line}")
     done = run_cli(*arguments, "--output", "out", AWS_ENDPOINT_URL=s3.url, **names, **environment)

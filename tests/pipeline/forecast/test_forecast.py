@@ -51,7 +51,7 @@ def test_rows_that_do_not_fit_or_fail_are_counted(rows: Path) -> None:
     assert told["output_tokens_per_row"] == 20
 
 
-def test_without_a_pace_the_time_and_its_price_are_unknown(rows: Path) -> None:
+def test_without_a_throughput_time_and_price_by_time_are_unknown(rows: Path) -> None:
     prices = {"per_replica_hour": 2.0, "per_million_output_tokens": 1000.0}
     told = forecast_job(job(rows, prices=prices)).as_dict()
     assert (told["throughput"], told["seconds"], told["replicas"]["needed"]) == (None, None, None)
@@ -61,7 +61,7 @@ def test_without_a_pace_the_time_and_its_price_are_unknown(rows: Path) -> None:
     assert forecast_job(job(rows)).as_dict()["cost"] is None
 
 
-def test_with_a_pace_they_follow(rows: Path) -> None:
+def test_time_and_price_follow_from_a_throughput(rows: Path) -> None:
     prices = {"per_replica_hour": 3600.0, "per_accelerator_hour": {"H100": 7200.0}}
     asked = job(rows, prices=prices, replicas=2)
     told = forecast_job(asked, throughput=Throughput(100.0, 10.0, 1.0, "as given"), within_s=4.0).as_dict()
@@ -72,7 +72,7 @@ def test_with_a_pace_they_follow(rows: Path) -> None:
     assert not told["is_upper_bound"]
 
 
-def test_the_room_for_replicas_is_that_of_the_cluster(cluster: None, rows: Path) -> None:
+def test_the_room_for_replicas_is_the_room_of_the_cluster(cluster: None, rows: Path) -> None:
     replicas = forecast_job(job(rows)).replicas
     assert (replicas.placeable, replicas.where) == (
         1,
@@ -102,7 +102,7 @@ def write_report(file: Path, **changes: Any) -> str:
     return str(file)
 
 
-def test_the_last_report_of_the_same_model_tells_the_pace(rows: Path, tmp_path: Path) -> None:
+def test_the_last_report_of_the_same_model_gives_the_throughput(rows: Path, tmp_path: Path) -> None:
     named = forecast_job(job(rows), report=write_report(tmp_path / "report.json")).throughput
     assert named is not None
     assert (named.output_tokens_per_s, named.output_tokens_per_row, named.start_up_s) == (100.0, 30.0, 4.0)
@@ -112,7 +112,7 @@ def test_the_last_report_of_the_same_model_tells_the_pace(rows: Path, tmp_path: 
     assert dataclasses.replace(found, basis=named.basis) == named
 
 
-def test_the_report_of_another_model_tells_nothing(rows: Path, tmp_path: Path) -> None:
+def test_the_report_of_another_model_gives_no_throughput(rows: Path, tmp_path: Path) -> None:
     other = {"model": "other", "start_up_s": 1.0}
     write_report(tmp_path / "out" / "_millrace" / "report.json", summary=other)
     assert forecast_job(job(rows)).throughput is None
@@ -123,7 +123,7 @@ def test_the_report_of_another_model_tells_nothing(rows: Path, tmp_path: Path) -
         forecast_job(job(rows), report=str(tmp_path / "report.json"))
 
 
-def test_a_pace_can_be_measured(rows: Path) -> None:
+def test_a_throughput_can_be_measured(rows: Path) -> None:
     throughput = forecast_job(job(rows), sample_size=8, measure=True).throughput
     assert throughput is not None
     assert throughput.output_tokens_per_s > 0
@@ -143,7 +143,7 @@ def test_a_sample_is_spread_over_the_input_and_follows_from_its_seed(tmp_path: P
     assert all(any(start <= n < start + 3000 for n in numbers) for start in range(0, 30_000, 3000))
 
 
-def test_rows_are_guessed_by_their_length_where_counting_takes_reading(tmp_path: Path) -> None:
+def test_the_number_of_rows_is_guessed_from_their_length_if_they_are_not_counted(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("".join(f'{{"n": {n:06}.5}}\n' for n in range(20_000)).replace(" 0", " 1"))
     source = dataclasses.replace(Source.find(str(tmp_path / "rows.jsonl")), num_rows=None)
     sample = Sample.take(source, 10)
@@ -176,7 +176,7 @@ def plan(*args: object) -> int:
     return 0
 
 
-def test_the_command_shows_what_the_job_will_take(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_the_forecast(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan(job_file, "--tokens-per-s", 10, "--within", "30s", "--set", "sampling.max_tokens=10") == 0
     shown = " ".join(capsys.readouterr().out.split())
     for text in (
@@ -221,7 +221,7 @@ def test_a_time_is_a_number_and_a_unit(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "m", "90", "-1h", "0s", "infh", "nanm"])
-def test_anything_else_is_no_time(text: str) -> None:
+def test_any_other_text_is_not_a_time(text: str) -> None:
     with pytest.raises(ConfigError, match="--within"):
         read_duration(text)
 

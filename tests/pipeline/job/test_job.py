@@ -48,7 +48,7 @@ def test_flags_win_and_start_at_the_current_folder(folder: Path) -> None:
     assert (job.output, job.replicas, job.limit) == ("elsewhere", 2, None)
 
 
-def test_a_bundled_model_is_no_path(folder: Path) -> None:
+def test_the_name_of_a_bundled_model_is_not_a_path(folder: Path) -> None:
     assert load(folder, GOOD.replace("model: model", "model: bundled:invoices")).model == "bundled:invoices"
 
 
@@ -72,14 +72,14 @@ def test_a_bundled_model_is_no_path(folder: Path) -> None:
         (GOOD.replace("{line}", "{line.x!r}"), "job.yaml:4: "),
     ],
 )
-def test_a_mistake_is_said_with_its_line(folder: Path, text: str, said: str) -> None:
+def test_a_mistake_in_a_job_file_is_shown_with_its_line(folder: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(folder, text)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_job_file_is_said() -> None:
+def test_a_missing_job_file_raises_an_error() -> None:
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         load_job("nowhere.yaml")
 
@@ -111,12 +111,12 @@ def test_a_job_is_checked_against_its_input_before_ray_starts(folder: Path, more
     assert said in str(caught.value)
 
 
-def test_rows_must_bring_a_prompt_where_the_job_has_none(folder: Path) -> None:
+def test_the_input_needs_a_prompt_column_if_the_job_has_no_prompt(folder: Path) -> None:
     with pytest.raises(ConfigError, match="neither prompt nor messages"):
         prepare_job(load(folder, GOOD.replace("prompt: 'Q: {line}'\n", "")))
 
 
-def test_a_folder_without_a_model_is_said(folder: Path) -> None:
+def test_a_folder_without_a_model_raises_an_error(folder: Path) -> None:
     (folder / "model" / "config.json").unlink()
     with pytest.raises(ConfigError, match=r"no config\.json"):
         prepare_job(load(folder, GOOD))
@@ -150,7 +150,7 @@ def test_two_jobs_are_never_mixed(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["thesis.doc", "folder.parquet/x"])
-def test_overwriting_removes_nothing_that_is_not_ours(folder: Path, name: str) -> None:
+def test_overwriting_removes_only_files_of_jobs(folder: Path, name: str) -> None:
     file = folder / "out" / name
     file.parent.mkdir(parents=True)
     file.touch()
@@ -257,7 +257,7 @@ def test_blocks_of_a_large_input_are_larger_unless_the_job_says(
     assert processor_config(job, num_rows).batch_size == expected
 
 
-def test_a_folder_of_another_version_is_told_in_a_line(folder: Path) -> None:
+def test_a_folder_of_another_version_raises_an_error_of_one_line(folder: Path) -> None:
     state = folder / "out" / "_millrace" / "job.json"
     state.parent.mkdir(parents=True)
     state.write_text('{"job": {}, "unheard_of": 1}')

@@ -45,7 +45,7 @@ def job_file(tmp_path: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
     return file
 
 
-def test_the_environment_counts_before_the_file_and_the_command_line_before_both(
+def test_the_environment_wins_over_the_file_and_the_command_line_over_both(
     job_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert load_job(job_file).batch_size == 16
@@ -90,7 +90,9 @@ def test_a_prompt_is_text_whatever_it_looks_like(job_file: Path) -> None:
         load_job(job_file, settings=["messages=null", f"prompt={prompts[-1]}"])
 
 
-def test_paths_of_the_file_start_at_it_and_all_others_here(job_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_in_the_file_start_at_its_folder_and_others_at_the_current_one(
+    job_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MILLRACE_JOB_OUTPUT", "elsewhere")
     job = load_job(job_file, settings=["input=[a.jsonl, b.jsonl]"])
     assert job.model == str(job_file.parent / "model")
@@ -105,7 +107,7 @@ def test_a_job_needs_no_file(model_folder: Path, monkeypatch: pytest.MonkeyPatch
         load_job(None, input="in.parquet")
 
 
-def test_prices_may_have_a_file_of_their_own(job_file: Path) -> None:
+def test_prices_may_be_in_another_file(job_file: Path) -> None:
     (job_file.parent / "prices.yaml").write_text("currency: EUR\nper_replica_hour: 2\n")
     job_file.write_text(GOOD + "prices: prices.yaml\n")
     prices = load_job(job_file).prices
@@ -142,7 +144,7 @@ def test_prices_may_have_a_file_of_their_own(job_file: Path) -> None:
         ("batch_size: 16", "1: 2", "job.yaml:4: the name of a field is text; got 1"),
     ],
 )
-def test_a_mistake_is_told_with_its_line(job_file: Path, before: str, after: str, said: str) -> None:
+def test_a_mistake_is_shown_with_its_line(job_file: Path, before: str, after: str, said: str) -> None:
     assert before in GOOD
     job_file.write_text(GOOD.replace(before, after))
     with pytest.raises(ConfigError) as caught:
@@ -159,7 +161,7 @@ def test_a_mistake_is_told_with_its_line(job_file: Path, before: str, after: str
         ("COLUMNS", "[a", "MILLRACE_JOB_COLUMNS: not valid YAML"),
     ],
 )
-def test_a_mistake_in_the_environment_is_told_with_its_variable(
+def test_a_mistake_in_the_environment_is_shown_with_its_variable(
     job_file: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
     monkeypatch.setenv(JOB_PREFIX + name, value)
@@ -177,7 +179,7 @@ def test_a_mistake_in_the_environment_is_told_with_its_variable(
         ("model.x=1", "model"),
     ],
 )
-def test_a_mistake_in_a_setting_is_told_with_it(job_file: Path, setting: str, said: str) -> None:
+def test_a_mistake_in_a_setting_is_shown_with_the_setting(job_file: Path, setting: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_job(job_file, settings=[setting])
     assert said in str(caught.value)
@@ -187,7 +189,7 @@ def test_a_setting_keeps_what_follows_the_first_equals_sign() -> None:
     assert read_setting("prompt=a=b") == ("prompt", "a=b")
 
 
-def test_the_field_a_message_speaks_of_is_the_innermost_one_that_is_written() -> None:
+def test_a_message_is_about_the_innermost_written_field() -> None:
     paths = ["model", "engine", "engine.model", "sampling", "sampling.temperature", "messages.0.content", "content"]
     assert find_field("sampling: temperature must be a number", paths) == "sampling.temperature"
     assert find_field("JobConfig.messages.0.content: no", paths) == "messages.0.content"
@@ -196,7 +198,7 @@ def test_the_field_a_message_speaks_of_is_the_innermost_one_that_is_written() ->
     assert find_field("nothing of that kind", paths) is None
 
 
-def test_the_schema_that_is_published_is_that_of_the_fields(root: Path) -> None:
+def test_the_published_schema_is_up_to_date(root: Path) -> None:
     from millrace.pipeline.job.schema import schema_text
 
     published = (root / "docs" / "job.schema.json").read_text(encoding="utf-8")
@@ -229,7 +231,7 @@ def millrace(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_a_job_is_begun_with_a_file_that_is_good_and_tells_of_every_field(tmp_path: Path) -> None:
+def test_init_writes_a_valid_job_file_with_every_field(tmp_path: Path) -> None:
     assert millrace(tmp_path, "init", "new/moods.yaml").returncode == 0
     file = tmp_path / "new" / "moods.yaml"
     job = load_job(file)

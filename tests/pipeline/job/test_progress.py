@@ -68,14 +68,14 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Progress]:
     return found
 
 
-def test_a_job_starts_and_runs_whatever_a_look_runs_into(looks: list[Progress]) -> None:
+def test_an_error_of_a_look_does_not_stop_the_job(looks: list[Progress]) -> None:
     assert [look.phase for look in looks[:3]] == ["starting", "starting", "running"]
     assert (looks[0].num_ready, looks[0].num_replicas, looks[0].eta_s) == (0, 1, None)
     assert (looks[-1].num_ready, looks[-1].num_running) == (1, 3)
     assert looks[-1].cache_hit_rate == 0.25
 
 
-def test_the_time_to_go_follows_from_the_rows_of_this_run_and_says_so(looks: list[Progress]) -> None:
+def test_the_remaining_time_follows_from_the_rows_of_this_run(looks: list[Progress]) -> None:
     last = looks[-1]
     assert last.eta_s is not None
     rows_per_s = (1000 - last.num_done) / last.eta_s
@@ -92,7 +92,7 @@ def test_the_last_look_is_at_the_end() -> None:
     assert monitor.finish(Counts()).work.num_output_tokens == 10 * processor.num_looks >= 110
 
 
-def test_what_was_seen_is_saved_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_of_the_run_is_saved_in_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "INTERVAL_S", 0.01)
     monkeypatch.setattr(progress, "SAVE_INTERVAL_S", 0.0)
     saved: queue.Queue[tuple[Run, Counts]] = queue.Queue()
@@ -104,7 +104,7 @@ def test_what_was_seen_is_saved_now_and_then(monkeypatch: pytest.MonkeyPatch) ->
     assert first[1].num_rows == 610
 
 
-def test_the_terminal_shows_a_bar_and_what_stands_behind_the_time_to_go() -> None:
+def test_the_terminal_shows_a_bar_and_the_basis_of_the_remaining_time() -> None:
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=120, color_system=None)
     with ProgressView(console) as view:
@@ -118,7 +118,7 @@ def test_the_terminal_shows_a_bar_and_what_stands_behind_the_time_to_go() -> Non
         assert text in shown
 
 
-def test_elsewhere_there_is_a_plain_line_now_and_then() -> None:
+def test_other_outputs_get_a_plain_line_in_intervals() -> None:
     stream = io.StringIO()
     with ProgressView(Console(file=stream, width=200)) as view:
         view.show(LOOK)
@@ -126,5 +126,5 @@ def test_elsewhere_there_is_a_plain_line_now_and_then() -> None:
     assert stream.getvalue() == f"running: {describe_progress(LOOK)}\n"
 
 
-def test_an_input_of_unknown_length_has_no_time_to_go() -> None:
+def test_an_input_of_unknown_length_has_no_remaining_time() -> None:
     assert describe_progress(replace(LOOK, num_rows=None, eta_s=None)).startswith("1,500/? rows, 2 failed")

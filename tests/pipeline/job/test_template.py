@@ -46,7 +46,7 @@ def test_any_plain_name_is_a_column(name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["{x!r}", "{x:>10}", "{}", "{x", "x}", "{x:{y}}"])
-def test_whatever_is_no_plain_name_is_refused(text: str) -> None:
+def test_a_field_that_is_no_plain_name_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="braces"):
         Template.parse(text)
 

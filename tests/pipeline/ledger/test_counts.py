@@ -81,7 +81,7 @@ def test_counts_of_an_older_version_are_read() -> None:
 
 
 @given(VALUES, VALUES)
-def test_histograms_merge_into_that_of_all_values(some: list[float], others: list[float]) -> None:
+def test_merged_histograms_equal_the_histogram_of_all_values(some: list[float], others: list[float]) -> None:
     whole, part, other = Histogram(), Histogram(), Histogram()
     for value in [*some, *others]:
         whole.add(value)

@@ -34,14 +34,14 @@ def test_work_survives_the_restart_of_a_replica() -> None:
     assert tally.num_restarts == 1
 
 
-def test_counters_that_go_back_under_the_same_name_are_new_ones() -> None:
+def test_counters_that_go_back_belong_to_a_restarted_engine() -> None:
     tally = Tally()
     tally.look([up(steps=50, out=1000)])
     assert tally.look([up(steps=3, out=60)])["0.0"].num_output_tokens == 60
     assert tally.total.num_output_tokens == 1060
 
 
-def test_a_look_without_an_answer_loses_nothing() -> None:
+def test_a_look_without_an_answer_loses_no_time() -> None:
     tally = Tally()
     for replicas in ([up(steps=1, out=10)], [absent("ready")], [up(steps=3, out=30)]):
         tally.look(replicas)
@@ -84,13 +84,13 @@ def test_an_engine_without_rows_is_starved_if_more_come_and_done_if_none_does() 
     assert clock.busy_s == 1.5
 
 
-def test_a_sink_that_holds_up_is_the_reason_as_far_as_it_did() -> None:
+def test_time_that_the_sink_holds_up_is_backpressure() -> None:
     looks = [(0.5, [up(steps=1, busy_s=0.5)], 0.0), (3.0, [up(steps=1, busy_s=0.5)], 1.0)]
     clock = clock_of(*looks, (0.5, [up(steps=2, busy_s=1.0)], 2.0))
     assert (clock.idle_s["backpressured"], clock.idle_s["starved"]) == (2.0, 1.0)
 
 
-def test_requests_that_wait_for_no_step_and_replicas_that_are_gone_have_their_own_reasons() -> None:
+def test_time_between_steps_and_time_without_a_replica_have_their_own_reasons() -> None:
     clock = clock_of(
         (1.0, [up(steps=1, busy_s=1.0)], 0.0),
         (1.0, [up(steps=2, busy_s=1.75, running=4)], 0.0),
@@ -104,7 +104,7 @@ def test_requests_that_wait_for_no_step_and_replicas_that_are_gone_have_their_ow
     assert clock.idle_s["draining"] == 4.0
 
 
-def test_work_that_an_old_answer_did_not_tell_of_is_taken_from_the_time_before() -> None:
+def test_work_that_an_old_answer_did_not_report_is_moved_from_the_idle_time_before() -> None:
     clock = clock_of((3.0, [up(steps=0)], 0.0), (0.5, [up(steps=9, busy_s=2.5)], 0.0))
     assert (clock.busy_s, clock.idle_s["loading"]) == (2.5, 1.0)
 
@@ -113,7 +113,7 @@ LOOKS = st.lists(st.tuples(st.floats(0.1, 5), st.sampled_from(["starting", "read
 
 
 @given(LOOKS)
-def test_all_the_time_of_a_replica_goes_somewhere(looks: list[tuple[float, str]]) -> None:
+def test_all_time_of_a_replica_is_counted(looks: list[tuple[float, str]]) -> None:
     clock, tally, steps, busy_s = IdleClock(), Tally(), 0, 0.0
     looks.append((1.0, "ready"))
     for passed_s, state in looks:
@@ -154,7 +154,7 @@ def test_a_run_reads_back_as_it_was_written() -> None:
     assert Run.from_dict(json.loads(json.dumps(plain))).as_dict() == plain
 
 
-def test_rates_are_those_of_the_last_seconds() -> None:
+def test_rates_cover_the_last_seconds() -> None:
     recorder = Recorder(0.0)
     for second in range(30):
         out = 10 * second if second < 10 else 100 + 50 * (second - 10)

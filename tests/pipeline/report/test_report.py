@@ -57,7 +57,7 @@ def write_report(folder: Path, prices: Prices | None = None, counts: Counts | No
     return json.loads((folder / "report.json").read_text())
 
 
-def test_the_page_is_whole_and_says_what_the_json_says(tmp_path: Path) -> None:
+def test_the_page_is_whole_and_has_the_numbers_of_the_json(tmp_path: Path) -> None:
     report = write_report(tmp_path, Prices(per_replica_hour=3.0))
     text = (tmp_path / "report.html").read_text()
     check_page(Page(text), report)
@@ -78,7 +78,7 @@ def test_the_page_needs_no_network_and_runs_no_script(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed on this machine")
-def test_chromium_shows_the_page_without_a_complaint(tmp_path: Path) -> None:
+def test_chromium_shows_the_page_without_a_warning(tmp_path: Path) -> None:
     report = write_report(tmp_path, Prices(per_accelerator_hour={"H100": 2.0}))
     profile, page = tmp_path / "profile", tmp_path / "report.html"
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
@@ -88,7 +88,7 @@ def test_chromium_shows_the_page_without_a_complaint(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed on this machine")
-def test_a_complaint_of_chromium_would_be_seen(tmp_path: Path) -> None:
+def test_a_warning_of_chromium_would_be_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     page.write_text("<!doctype html><script>throw new Error('seen')</script>")
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
@@ -96,7 +96,7 @@ def test_a_complaint_of_chromium_would_be_seen(tmp_path: Path) -> None:
     assert "CONSOLE" in done.stderr
 
 
-def test_a_report_adds_the_runs_of_a_job_up(tmp_path: Path) -> None:
+def test_a_report_adds_up_the_runs_of_a_job(tmp_path: Path) -> None:
     first = write_report(tmp_path)
     both = write_report(tmp_path)
     assert len(both["runs"]) == 2

@@ -115,7 +115,7 @@ def test_rows_that_run_again_are_added_in_a_version_of_their_own(job: JobConfig)
     assert (manifest.table_version, manifest.num_failed, texts(job.output)) == (2, 0, expect(*range(6)))
 
 
-def test_a_finished_job_is_replaced_in_one_version_and_its_own_stays(job: JobConfig) -> None:
+def test_a_finished_job_is_replaced_in_one_version_and_its_old_version_stays(job: JobConfig) -> None:
     run(prepare_job(job), [0, 1, 2], [3])
     with pytest.raises(ConfigError, match="a finished job; pass --overwrite"):
         prepare_job(job)
@@ -141,7 +141,7 @@ def test_a_table_gives_way_to_files_and_files_to_a_table(job: JobConfig) -> None
     assert len(list(Path(job.output).glob("*.parquet"))) == 1
 
 
-def test_the_table_of_somebody_else_is_left_alone(job: JobConfig) -> None:
+def test_a_table_that_no_job_of_ours_made_is_left_alone(job: JobConfig) -> None:
     deltalake.write_deltalake(job.output, pa.table({"id": [1]}))
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=r"already holds '_delta_log'; pass another folder"):
@@ -149,7 +149,9 @@ def test_the_table_of_somebody_else_is_left_alone(job: JobConfig) -> None:
     assert deltalake.DeltaTable(job.output).version() == 0
 
 
-def test_a_death_while_a_table_gives_way_leaves_it_ours(job: JobConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_still_ours_after_a_death_during_its_replacement(
+    job: JobConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run(prepare_job(job), [0, 1])
     prepared = prepare_job(job.model_copy(update={"seed": 1}), overwrite=True)
     prepared.folder.clear(prepared.state.publisher)  # And no more.
@@ -224,7 +226,9 @@ def test_types_that_a_table_does_not_have_become_wider() -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.time64("us"), pa.duration("s"), pa.list_(pa.float16())])
-def test_a_type_that_no_table_has_is_said_before_the_start(job: JobConfig, tmp_path: Path, kind: pa.DataType) -> None:
+def test_a_type_that_no_table_has_raises_an_error_before_the_start(
+    job: JobConfig, tmp_path: Path, kind: pa.DataType
+) -> None:
     pq.write_table(pa.table({"line": ["a"], "odd": pa.array([None], kind)}), tmp_path / "in.parquet")
     with pytest.raises(ConfigError, match=r"column 'odd' is .*, which a Delta table has no type for; leave it out"):
         prepare_job(job)

@@ -106,7 +106,7 @@ def test_many_blocks_write_at_once(folder: JobFolder) -> None:
     assert sorted(pq.read_table(folder.root.url)["n"].to_pylist()) == list(range(905))
 
 
-def test_what_cannot_be_written_is_said_to_who_waits(folder: JobFolder) -> None:
+def test_an_error_of_writing_is_raised_in_the_waiting_block(folder: JobFolder) -> None:
     writer = ResultWriter(spec_of(folder, max_rows_per_file=2), max_blocks=4)
     write_block(writer, [0])
     Epoch.open(folder.work)
@@ -130,7 +130,7 @@ def test_a_value_that_fits_no_column_makes_a_dead_letter(folder: JobFolder) -> N
     assert letter["__error_message"] == "column 'n' holds 'many', which is not int64"
 
 
-def test_without_a_schema_files_have_what_the_rows_hold(folder: JobFolder) -> None:
+def test_without_a_schema_files_have_the_columns_of_their_rows(folder: JobFolder) -> None:
     spec = spec_of(folder, schema=None)
     writer = ResultWriter(spec, max_blocks=4)
     values: list[Any] = [1, 2.5, "x", None, object()]

@@ -117,20 +117,20 @@ def test_files_of_a_table_are_not_taken_for_its_rows(table: Path, inside: str) -
         ("plain/_delta_log", "delta", "is no Delta table"),
     ],
 )
-def test_what_is_no_table_is_said(table: Path, path: str, format: str, said: str) -> None:
+def test_a_folder_that_is_no_table_raises_an_error(table: Path, path: str, format: str, said: str) -> None:
     (table.parent / "plain").mkdir()
     pq.write_table(pa.table({"id": [1]}), table.parent / "plain" / "0.parquet")
     with pytest.raises(ConfigError, match=said):
         Source.find(str(table.parent / path), format)
 
 
-def test_a_table_without_rows_is_said(tmp_path: Path) -> None:
+def test_a_table_without_rows_raises_an_error(tmp_path: Path) -> None:
     deltalake.write_deltalake(str(tmp_path), pa.table({"id": pa.array([], pa.int64())}))
     with pytest.raises(ConfigError, match="holds no rows at version 0"):
         Source.find(str(tmp_path))
 
 
-def test_a_log_that_cannot_be_read_is_said_in_a_line(table: Path) -> None:
+def test_a_log_that_cannot_be_read_raises_an_error_of_one_line(table: Path) -> None:
     (table / "_delta_log" / f"{1:020}.json").unlink()
     with pytest.raises(ConfigError, match="cannot be read") as caught:
         Source.find(str(table))
@@ -193,7 +193,7 @@ def test_a_table_whose_files_are_not_its_rows_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_feature_that_no_file_makes_use_of_does_not_matter(tmp_path: Path) -> None:
+def test_a_feature_that_no_file_uses_does_not_matter(tmp_path: Path) -> None:
     deltalake.write_deltalake(str(tmp_path), pa.table({"id": range(5)}))
     rewrite_log(tmp_path, features("deletionVectors", "columnMapping"))
     assert read(Source.find(str(tmp_path)))["id"].to_pylist() == list(range(5))
@@ -221,7 +221,7 @@ def test_a_job_that_goes_on_reads_the_version_it_began_with(job: JobConfig, tabl
     assert (fresh.source.versions, fresh.num_rows_in) == ({str(table): 5}, 5)
 
 
-def test_a_version_whose_files_are_gone_is_said(job: JobConfig, table: Path) -> None:
+def test_a_version_whose_files_are_gone_raises_an_error(job: JobConfig, table: Path) -> None:
     prepared = prepare_job(job)
     prepared.folder.write_state(prepared.state)
     delta = deltalake.DeltaTable(str(table))

@@ -93,7 +93,7 @@ def test_types_of_json_lines_hold_every_row(tmp_path: Path) -> None:
     assert source.num_rows == 3
 
 
-def test_lines_that_are_no_rows_say_so_and_the_others_are_read(tmp_path: Path) -> None:
+def test_lines_that_are_no_rows_become_error_rows_and_the_others_are_read(tmp_path: Path) -> None:
     lines = [b'{"a":1,"m":"x"}', b"", b"{broken", b"[1]", b'{"a":2,"m":3}', b'{"a":3,"m":"\xff"}', b'{"a":4}']
     path = tmp_path / "x.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
@@ -106,7 +106,9 @@ def test_lines_that_are_no_rows_say_so_and_the_others_are_read(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_what_was_not_looked_at_may_not_fit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_values_outside_of_the_sample_may_not_fit_their_column(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows: list[Any] = [{"a": index, "b": "x" * 20} for index in range(100)]
     rows[97] = {"a": "text", "b": 1}
     rows[98] = {"a": 98, "new": 1}
@@ -121,7 +123,7 @@ def test_what_was_not_looked_at_may_not_fit(tmp_path: Path, caplog: pytest.LogCa
 
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("kind", KINDS)
-def test_parts_hold_every_row_once_in_order(tmp_path: Path, kind: str) -> None:
+def test_units_hold_every_row_once_in_order(tmp_path: Path, kind: str) -> None:
     files = [[{"id": 100 * file + index, "line": f"row {index}\n, "} for index in range(90)] for file in range(3)]
     paths = [write_rows(tmp_path / f"{index}.{kind}", rows) for index, rows in enumerate(files)]
     rows = read_units(Source.find(paths))
@@ -130,7 +132,7 @@ def test_parts_hold_every_row_once_in_order(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_parts_know_the_places_of_their_rows(tmp_path: Path) -> None:
+def test_units_know_the_positions_of_their_rows(tmp_path: Path) -> None:
     for kind in ("parquet", "jsonl"):
         rows = [{"id": index} for index in range(200)]
         source = Source.find([write_rows(tmp_path / f"{part}.{kind}", rows) for part in range(2)])
@@ -154,7 +156,7 @@ def test_a_csv_whose_types_change_is_text(tmp_path: Path) -> None:
     assert source.num_rows == 400_001
 
 
-def test_records_of_csv_that_are_no_rows_say_so_and_the_others_are_read(tmp_path: Path) -> None:
+def test_records_of_csv_that_are_no_rows_become_error_rows_and_the_others_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b'id,line\n1,"a\nb, ""q"""\n\n2,x\n3\n4,5" pipe\n5,\xff\n6,"never closed\n7,y\n')
     rows = read_units(Source.find(str(path)))
@@ -165,7 +167,7 @@ def test_records_of_csv_that_are_no_rows_say_so_and_the_others_are_read(tmp_path
 
 
 @pytest.mark.parametrize("compression", ["gz", "zst"])
-def test_of_a_truncated_file_the_rows_before_the_end_are_read(tmp_path: Path, compression: str) -> None:
+def test_rows_before_the_end_of_a_truncated_file_are_read(tmp_path: Path, compression: str) -> None:
     rows = [{"id": index, "line": os.urandom(50).hex()} for index in range(5000)]
     path = Path(write_rows(tmp_path / f"x.jsonl.{compression}", rows))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -175,7 +177,7 @@ def test_of_a_truncated_file_the_rows_before_the_end_are_read(tmp_path: Path, co
     assert "cannot be read from byte" in read[-1][READ_ERROR]
 
 
-def test_a_damaged_row_group_is_error_rows_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_damaged_row_group_becomes_error_rows_and_the_others_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"id": range(300), "line": ["x"] * 300}), path, row_group_size=100)
     place = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
@@ -209,7 +211,7 @@ def test_files_may_lack_columns_and_have_narrower_types(tmp_path: Path) -> None:
         ("x.parquet?", None, "does not exist"),
     ],
 )
-def test_mistakes_are_said(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
+def test_mistakes_in_the_input_raise_errors(tmp_path: Path, name: str, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match=said):
@@ -224,7 +226,7 @@ def test_a_broken_file_among_others_is_named_before_the_start(tmp_path: Path) ->
         Source.find(str(tmp_path))
 
 
-def test_a_folder_without_rows_is_a_mistake(tmp_path: Path) -> None:
+def test_a_folder_without_input_files_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file of a known kind"):
         Source.find(str(tmp_path))
 
@@ -237,7 +239,7 @@ def test_a_lance_table_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_format_is_read_as_it_was_looked_at(cluster: None, tmp_path: Path, kind: str) -> None:
+def test_every_format_is_read_with_the_columns_of_its_sample(cluster: None, tmp_path: Path, kind: str) -> None:
     rows = [{"id": index, "line": f"row, {index}"} for index in range(50)]
     source = Source.find(write_rows(tmp_path / f"in.{kind}", rows))
     read = source.read().take_all()
@@ -261,7 +263,7 @@ def test_a_limit_takes_the_first_rows(
     assert source.read(is_done=lambda unit: True).count() == 0
 
 
-def test_parts_that_are_done_are_not_read(cluster: None, tmp_path: Path) -> None:
+def test_units_that_are_done_are_not_read(cluster: None, tmp_path: Path) -> None:
     paths = [write_rows(tmp_path / f"{part}.jsonl", [{"id": part}] * 10) for part in range(3)]
     read = Source.find(paths).read(is_done=lambda unit: unit.file.ordinal == 1).take_all()
     assert sorted(row["id"] for row in read) == [0] * 10 + [2] * 10
