@@ -180,6 +180,7 @@ class Forecast:
         lengths, counts = self.lengths, self.lengths.counts
         share_too_long = lengths.num_too_long / max(1, counts.num_rows)
         known = self.sample.num_rows
+        engine = asdict(self.footprint)
         return {
             "model": self.model,
             "num_rows": known,
@@ -193,7 +194,7 @@ class Forecast:
                 "num_rows": None if known is None else round(known * share_too_long),
             },
             "failing": {kind: asdict(error) for kind, error in counts.errors.items()},
-            "engine": asdict(self.footprint) | {"kv_tokens": self.footprint.kv_tokens},
+            "engine": engine | {"caches": list(engine["caches"]), "kv_tokens": self.footprint.kv_tokens},
             "running_at_once": {name: self.running_at_once(name) for name in ("mean", "p50", "p99")},
             "replicas": asdict(self.replicas) | {"needed": self.needed_replicas()},
             "throughput": None if self.throughput is None else asdict(self.throughput),
