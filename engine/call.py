@@ -12,7 +12,7 @@ from .engine import LLMEngine
 from .errors import ConfigError, UserError
 from .inputs import ParsedPrompt, encode_text
 from .outputs import RequestOutput
-from .request import EngineOutput, GenerateRequest, Request
+from .request import EngineOutput, Request, longest_first
 
 __all__ = ["Call", "OnError", "Parsed", "attempt", "one_for_each"]
 
@@ -87,7 +87,7 @@ class Call:
             request = make(request_id, item.text, item.token_ids, row_params, row_priority, cache_salt=item.cache_salt)
             requests.append(request)
         try:
-            num_added = sum([self._add(request, outputs) for request in in_good_order(requests)])
+            num_added = sum([self._add(request, outputs) for request in longest_first(requests)])
             self._drain(num_added, outputs)
         except Exception:
             self.engine.abort(request.request_id for request in requests)
@@ -145,16 +145,6 @@ def one_for_each(what: str, given: Any, num_prompts: int) -> list[Any]:
     if len(given) != num_prompts:
         raise ConfigError(f"The lengths of prompts ({num_prompts}) and {what} ({len(given)}) must be the same.")
     return list(given)
-
-
-def in_good_order(requests: list[Request]) -> list[Request]:
-    """Puts long outputs first, so that the tail is short, and prompts with a common prefix next to each other."""
-
-    def key(request: Request) -> tuple[int, list[int]]:
-        max_tokens = request.sampling_params.max_tokens if isinstance(request, GenerateRequest) else 1
-        return (-max_tokens if max_tokens else -(2**31), request.prompt_token_ids or [])
-
-    return sorted(requests, key=key)
 
 
 class Progress:

@@ -22,24 +22,24 @@ if TYPE_CHECKING:
     from .processor.builder import ProcessorBuilder as ProcessorBuilder
     from .processor.builder import build_llm_processor as build_llm_processor
     from .processor.builder import build_processor as build_processor
-    from .processor.config import ChatTemplateStageConfig as ChatTemplateStageConfig
-    from .processor.config import DetokenizeStageConfig as DetokenizeStageConfig
     from .processor.config import EngineProcessorConfig as EngineProcessorConfig
     from .processor.config import PrepareMultimodalStageConfig as PrepareMultimodalStageConfig
     from .processor.config import ProcessorConfig as ProcessorConfig
-    from .processor.config import StageConfig as StageConfig
-    from .processor.config import TokenizerStageConfig as TokenizerStageConfig
     from .processor.config import vLLMEngineProcessorConfig as vLLMEngineProcessorConfig
     from .processor.processor import Processor as Processor
     from .processor.request_config import HttpRequestProcessorConfig as HttpRequestProcessorConfig
     from .processor.request_config import HttpRequestStageConfig as HttpRequestStageConfig
     from .processor.request_config import ServeDeploymentProcessorConfig as ServeDeploymentProcessorConfig
     from .processor.sglang import SGLangEngineProcessorConfig as SGLangEngineProcessorConfig
-    from .processor.stage_plan import CustomStage as CustomStage
-    from .processor.stage_plan import StageInfo as StageInfo
+    from .processor.stage_spec import CustomStage as CustomStage
+    from .processor.stage_spec import StageInfo as StageInfo
     from .report import JobSummary as JobSummary
-    from .stages import BatchStage as BatchStage
-    from .stages import Stage as Stage
+    from .stages.base import BatchStage as BatchStage
+    from .stages.base import Stage as Stage
+    from .stages.chat_template import ChatTemplateStageConfig as ChatTemplateStageConfig
+    from .stages.detokenize import DetokenizeStageConfig as DetokenizeStageConfig
+    from .stages.stage_config import StageConfig as StageConfig
+    from .stages.tokenize import TokenizerStageConfig as TokenizerStageConfig
 
 __getattr__, __dir__, __all__ = lazy_face(
     __name__,
@@ -63,13 +63,9 @@ __getattr__, __dir__, __all__ = lazy_face(
             "build_processor",
         ),
         "processor.config": (
-            "ChatTemplateStageConfig",
-            "DetokenizeStageConfig",
             "EngineProcessorConfig",
             "PrepareMultimodalStageConfig",
             "ProcessorConfig",
-            "StageConfig",
-            "TokenizerStageConfig",
             "vLLMEngineProcessorConfig",
         ),
         "processor.processor": ("Processor",),
@@ -79,14 +75,18 @@ __getattr__, __dir__, __all__ = lazy_face(
             "ServeDeploymentProcessorConfig",
         ),
         "processor.sglang": ("SGLangEngineProcessorConfig",),
-        "processor.stage_plan": (
+        "processor.stage_spec": (
             "CustomStage",
             "StageInfo",
         ),
         "report": ("JobSummary",),
-        "stages": (
+        "stages.base": (
             "BatchStage",
             "Stage",
         ),
+        "stages.chat_template": ("ChatTemplateStageConfig",),
+        "stages.detokenize": ("DetokenizeStageConfig",),
+        "stages.stage_config": ("StageConfig",),
+        "stages.tokenize": ("TokenizerStageConfig",),
     },
 )

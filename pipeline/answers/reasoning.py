@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...engine.errors import ConfigError, unknown_key_message
-
 
 @dataclass(frozen=True, slots=True)
 class ReasoningFormat:
@@ -34,20 +32,6 @@ REASONING_FORMATS = {
     "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
 }
 """Name of a parser -> the format it reads."""
-
-
-def find_reasoning_format(name: str) -> ReasoningFormat:
-    """Returns the format that a parser reads.
-
-    Args:
-        name: Name of the parser.
-
-    Raises:
-        ConfigError: There is none of that name.
-    """
-    if name not in REASONING_FORMATS:
-        raise ConfigError(unknown_key_message("reasoning_stage", name, REASONING_FORMATS).replace("field", "parser", 1))
-    return REASONING_FORMATS[name]
 
 
 def split_reasoning(kind: ReasoningFormat, text: str, prompt: str | None = None) -> tuple[str | None, str | None]:

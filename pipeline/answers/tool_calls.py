@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from ...engine.errors import ConfigError, unknown_key_message
-
 Call = tuple[str, str]
 """Name of a function, and its arguments as JSON text."""
 
@@ -51,20 +49,6 @@ class ParsedText:
     content: str | None
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     error: str | None = None
-
-
-def find_tool_call_format(name: str) -> ToolCallFormat:
-    """Returns the format that a parser reads.
-
-    Args:
-        name: Name of the parser.
-
-    Raises:
-        ConfigError: There is none of that name.
-    """
-    if name not in TOOL_CALL_FORMATS:
-        raise ConfigError(unknown_key_message("tool_call_stage", name, TOOL_CALL_FORMATS).replace("field", "parser", 1))
-    return TOOL_CALL_FORMATS[name]
 
 
 def parse_tool_calls(kind: ToolCallFormat, text: str, key: str = "") -> ParsedText:

@@ -11,22 +11,25 @@ from pathlib import Path
 import ray
 
 from ...actors.supervisor.nodes import cluster_nodes
-from ...engine import EngineConfig, Footprint, SamplingParams, resolve_model
+from ...engine import EngineConfig, Footprint
 from ...engine.device import num_accelerators
 from ...engine.errors import ConfigError
-from ...engine.loading.generation_config import default_sampling_params, read_generation_config
 from ..files.storage import Storage, StorageOptions
 from ..job.config import JobConfig
 from ..job.durable import NOT_INPUT, read_row
 from ..job.folder import JobFolder
 from ..job.rows import MakePrompt
 from ..job.settings import processor_config, result_schema
+from ..processor.assemble import make_stages
 from ..processor.config import EngineProcessorConfig
-from ..processor.engine_stages import UserFunction, make_prepare_stages
+from ..processor.default_params import default_params
+from ..processor.engine_stages import stages_on
 from ..processor.operators import run_stages
 from ..session import MIN_CPUS, cluster_address
 from ..sources import Source
 from ..stages.base import Row
+from ..stages.declaration import Side
+from ..stages.user_function import PreprocessStage, UserFunction
 from .forecast import Forecast, Lengths, Replicas
 from .sample import Sample
 from .throughput import Throughput
@@ -69,7 +72,7 @@ def forecast_job(
     sample = Sample.take(source, sample_size, seed)
     if job.limit is not None and sample.num_rows is not None:
         sample = Sample(sample.rows, min(sample.num_rows, job.limit), sample.is_exact)
-    lengths = Lengths.of(_prepared(job, config, sample), _default_params(config), footprint.max_model_len)
+    lengths = Lengths.of(_prepared(job, config, sample), default_params(config), footprint.max_model_len)
     if measure:
         prompts, params = lengths.prompts[:MAX_MEASURED_ROWS], lengths.params[:MAX_MEASURED_ROWS]
         throughput = Throughput.measure({"model": config.model_source, **config.engine_kwargs}, prompts, params)
@@ -82,18 +85,10 @@ def forecast_job(
 
 def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> list[Row]:
     """Passes rows through the prompt of the job, the chat template and the tokenizer."""
-    roles = tuple(message.role for message in job.messages or [])
-    prompt = UserFunction("preprocess", MakePrompt(tuple(job.templates()), roles, job.sampling))
-    stages = make_prepare_stages(config.model_copy(update={"should_continue_on_error": True}), prompt)
+    prompt = UserFunction(PreprocessStage, MakePrompt.of(job))
+    stages = make_stages(stages_on(Side.BEFORE_ENGINE, config), prompt, stop_on_error=False)
     shown = [{name: value for name, value in row.items() if name not in NOT_INPUT} for row in sample.rows]
     return run_stages(stages, [read_row(values) for values in shown])
-
-
-def _default_params(config: EngineProcessorConfig) -> SamplingParams:
-    """Returns the sampling parameters that the model recommends. Rows without other parameters use them."""
-    if config.engine_config.generation_config != "auto":
-        return SamplingParams()
-    return default_sampling_params(read_generation_config(resolve_model(config.model_source)))
 
 
 def _pace_of_report(job: JobConfig, report: str | None) -> Throughput | None:

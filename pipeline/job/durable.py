@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from ray.data import ActorPoolStrategy
 
 from .. import columns
 from ..errors import RowFailedError
@@ -24,11 +25,16 @@ from ..files.storage import Storage
 from ..ledger import row_id
 from ..ledger.index import RowIndex
 from ..ledger.records import read_ids, read_records
+from ..processor.assemble import Link, Operators, OperatorSpec
 from ..processor.operators import MakeStages, pack, run_stages, unpack
+from ..processor.resources import OPERATOR_CPUS
 from ..sinks.parts import OutputSpec
 from ..sinks.writer import ResultWriter
 from ..sources import READ_ERROR
 from ..stages.base import Row, RowError
+
+DEFAULT_MAX_BLOCKS = 4
+"""Blocks under way at once where the processor has no limit of its own."""
 
 COUNTS = "counts"
 """Column that `GenerateAndWrite` returns: counts of the rows written since any call last returned counts, as JSON."""
@@ -154,3 +160,44 @@ class GenerateAndWrite:
         first, *others = self._generate
         for row in first.stream(rows):
             yield run_stages(others, [row])[0]
+
+
+@dataclass(frozen=True)
+class RowWriter:
+    """The writer of a job: puts `PrepareNew` and `GenerateAndWrite` in the place of a processor's operators.
+
+    Attributes:
+        identity: What rows are known by.
+        spec: What is written, and where to.
+        records: Names of the records that former runs have left in the work folder.
+        stop_on_error: Whether a piece of the input that is no row stops the job.
+    """
+
+    identity: Identity
+    spec: OutputSpec
+    records: Sequence[str]
+    stop_on_error: bool
+
+    def links(self, operators: Operators) -> Iterator[Link]:
+        """Yields the two operators."""
+        prepare = operators.prepare
+        arguments = [prepare.make_stages, self.identity, self.spec.work, self.records, self.stop_on_error]
+        yield PrepareNew, arguments, prepare
+        generate = operators.generate or _without_backend(operators.block_rows)
+        given = generate.resources["compute"]
+        max_blocks = given.max_concurrent_calls_per_actor or DEFAULT_MAX_BLOCKS
+        # One process writes, so that a later run can tell which files count.
+        one = ActorPoolStrategy(
+            size=1,
+            max_tasks_in_flight_per_actor=given.max_tasks_in_flight_per_actor,
+            max_concurrent_calls_per_actor=max_blocks,
+            enable_true_multi_threading=True,
+        )
+        arguments = [generate.make_stages, operators.finish.make_stages, self.spec, max_blocks]
+        yield GenerateAndWrite, arguments, replace(generate, resources={**generate.resources, "compute": one})
+
+
+def _without_backend(block_rows: int) -> OperatorSpec:
+    """Returns an operator that generates nothing, for the stages after a backend that is not there."""
+    resources = {"num_cpus": OPERATOR_CPUS, "compute": ActorPoolStrategy(size=1)}
+    return OperatorSpec(list, resources, block_rows)

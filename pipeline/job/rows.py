@@ -9,6 +9,7 @@ from typing import Any
 from ...engine.errors import PromptTypeError
 from .. import columns
 from ..sources import READ_ERROR
+from .config import JobConfig
 from .template import Template
 
 REPORTED = (
@@ -33,6 +34,12 @@ class MakePrompt:
     templates: tuple[Template, ...]
     roles: tuple[str, ...]
     sampling: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, job: JobConfig) -> MakePrompt:
+        """Returns the `preprocess` of a job."""
+        roles = tuple(message.role for message in job.messages or [])
+        return cls(tuple(job.templates()), roles, job.sampling)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Returns the columns that the stages read. Columns of the input with these names are replaced."""

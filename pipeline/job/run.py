@@ -21,8 +21,7 @@ from .. import columns
 from ..files.storage import Storage, StorageOptions
 from ..ledger.index import RowIndex
 from ..processor.config import EngineProcessorConfig
-from ..processor.engine_backend import EngineBackend
-from ..processor.engine_stages import finish_plans, prepare_plans
+from ..processor.engine_stages import engine_stages
 from ..processor.processor import Processor
 from ..report import JobSummary, ReportWriter
 from ..sinks.manifest import Manifest
@@ -306,11 +305,4 @@ def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema
 
 def _processor(prepared: PreparedJob) -> Processor:
     job, config = prepared.job, prepared.config
-    roles = tuple(message.role for message in job.messages or [])
-    prompt = MakePrompt(tuple(job.templates()), roles, job.sampling)
-    return Processor(
-        config,
-        [*prepare_plans(config), EngineBackend(config), *finish_plans(config)],
-        prompt,
-        MakeResult(job.output_column),
-    )
+    return Processor(config, engine_stages(config), MakePrompt.of(job), MakeResult(job.output_column))

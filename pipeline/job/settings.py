@@ -9,8 +9,9 @@ import pyarrow as pa
 from ...engine import resolve_model
 from ...engine.errors import ConfigError
 from .. import columns
-from ..processor.config import DetokenizeStageConfig, EngineProcessorConfig, TaskType
+from ..processor.config import EngineProcessorConfig, TaskType
 from ..sinks.formats import FORMATS
+from ..stages.detokenize import DetokenizeStageConfig
 from .config import JobConfig
 from .rows import REPORTED
 from .template import Template

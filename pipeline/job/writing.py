@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from ..._version import __version__
 from ...engine.errors import ConfigError
@@ -20,16 +20,13 @@ from ..ledger.epoch import Epoch
 from ..ledger.index import RowIndex
 from ..ledger.records import read_ids, read_records
 from ..processor.config import ProcessorConfig
-from ..processor.processor import WHOLE_BLOCKS, Processor, without_large_blocks
+from ..processor.processor import Processor
 from ..sinks.formats import FORMATS
 from ..sinks.manifest import Manifest
 from ..sinks.parts import OutputSpec
 from ..sinks.publish import publish
-from .durable import COUNTS, GenerateAndWrite, Identity, PrepareNew
+from .durable import COUNTS, Identity, RowWriter
 from .folder import JobFolder, JobState
-
-DEFAULT_MAX_BLOCKS = 4
-"""Blocks under way at once where the processor does not say."""
 
 
 @dataclass(slots=True)
@@ -98,36 +95,8 @@ def write_rows(
     Raises:
         MillraceError: The run failed. What it has written stays, and is not run again.
     """
-    operators = processor.operators()
-    # One process writes: who comes after it must be able to tell what counts.
-    given = operators.generate_kwargs["compute"]
-    max_blocks = given.max_concurrent_calls_per_actor or DEFAULT_MAX_BLOCKS
-    one = ActorPoolStrategy(
-        size=1,
-        max_tasks_in_flight_per_actor=given.max_tasks_in_flight_per_actor,
-        max_concurrent_calls_per_actor=max_blocks,
-        enable_true_multi_threading=True,
-    )
-    batches = (
-        without_large_blocks(dataset, operators.block_rows)
-        .map_batches(
-            PrepareNew,
-            fn_constructor_args=[
-                *(operators.make_prepare, identity, spec.work, done.records),
-                processor.config.stop_on_error,
-            ],
-            **WHOLE_BLOCKS,
-            **operators.prepare_kwargs,
-        )
-        .map_batches(
-            GenerateAndWrite,
-            fn_constructor_args=[operators.make_generate, operators.make_finish, spec, max_blocks],
-            batch_size=operators.generate_rows,
-            batch_format="pyarrow",
-            **{**operators.generate_kwargs, "compute": one},
-        )
-    )
-    batches.context.raise_original_map_exception = True
+    writer = RowWriter(identity, spec, done.records, processor.config.stop_on_error)
+    batches = processor.write(dataset, writer)
     table: pa.Table
     for table in batches.iter_batches(batch_size=None, batch_format="pyarrow"):
         for text in table[COUNTS].to_pylist():

@@ -19,9 +19,8 @@ from ..job.durable import Identity
 from ..job.progress import Progress, ProgressMonitor
 from ..job.settings import processor_config
 from ..job.writing import Done, LiveCounts, write_rows
-from ..processor.config import EngineProcessorConfig, ReasoningStageConfig, StageConfig, ToolCallStageConfig
-from ..processor.engine_backend import EngineBackend
-from ..processor.engine_stages import finish_plans, prepare_plans
+from ..processor.config import EngineProcessorConfig
+from ..processor.engine_stages import engine_stages
 from ..processor.processor import Processor
 from ..sinks.manifest import Manifest
 from ..sinks.parts import OutputSpec
@@ -84,17 +83,14 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False) -> PreparedBa
         batch_size=config.batch_size,
     )
     embeds = first_endpoint(config.input_file) == EMBEDDINGS if config.input_file.exists() else False
-    stages: dict[str, StageConfig] = {}
-    if config.tool_call_parser is not None:
-        stages["tool_call_stage"] = ToolCallStageConfig(parser=config.tool_call_parser)
-    if config.reasoning_parser is not None:
-        stages["reasoning_stage"] = ReasoningStageConfig(parser=config.reasoning_parser)
+    parsers = {"tool_call_stage": config.tool_call_parser, "reasoning_stage": config.reasoning_parser}
+    stages = {field: {"parser": parser} for field, parser in parsers.items() if parser is not None}
     if stages and embeds:
         raise ConfigError(
             f"{' and '.join(stages)} read generated text, and the file is one of embeddings; drop the parsers"
         )
     folder = BatchFolder(config)
-    processor = processor_config(job, task_type="embed" if embeds else "generate").model_copy(update=stages)
+    processor = processor_config(job, task_type="embed" if embeds else "generate").replace(**stages)
     return PreparedBatch(config, processor, folder, folder.check(overwrite))
 
 
@@ -176,12 +172,7 @@ def _run_lines(
 
 def _processor(prepared: PreparedBatch, reader: RequestReader) -> Processor:
     config = prepared.processor
-    return Processor(
-        config,
-        [*prepare_plans(config), EngineBackend(config), *finish_plans(config)],
-        AskLine(reader),
-        AnswerLine(_fingerprint(prepared)),
-    )
+    return Processor(config, engine_stages(config), AskLine(reader), AnswerLine(_fingerprint(prepared)))
 
 
 def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
@@ -198,7 +189,7 @@ def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
     if config.max_tokens is not None:
         defaults["max_tokens"] = config.max_tokens
     models = tuple(dict.fromkeys([*named, config.model]))
-    return RequestReader(models, defaults, config.seed, prepared.processor.pools)
+    return RequestReader(models, defaults, config.seed, prepared.processor.is_pooling)
 
 
 def _advice(config: EngineProcessorConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""From a config to its processor: `build_llm_processor`, and the table of who builds what."""
+"""From a config to its processor: `build_llm_processor`, and the table of builders."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any, ClassVar
 
 from ...engine import resolve_model
 from ...engine.errors import ConfigError, unknown_key_message
-from .backend import Backend
+from ..stages.user_function import RowFunction
 from .config import EngineProcessorConfig, ProcessorConfig
-from .engine_backend import EngineBackend
-from .engine_stages import finish_plans, prepare_plans
-from .processor import Processor, RowFunction
+from .engine_stages import engine_stages
+from .processor import Processor
 from .request_backend import http_backend, serve_backend
 from .request_config import HttpRequestProcessorConfig, ServeDeploymentProcessorConfig
-from .sglang import SGLangEngineProcessorConfig, sampling_names_plan
-from .stage_plan import CustomStage, StagePlan
+from .stage_spec import CustomStage
 
 Builder = Callable[..., Processor]
 """Called with a config, the keyword arguments of `Processor` for the user's functions, and the `builder_kwargs`."""
@@ -28,10 +26,10 @@ def build_engine_processor(
     *,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Processor:
-    """Builds the processor of an engine of ours.
+    """Builds the processor of our engine.
 
     Args:
-        config: Settings.
+        config: Settings of the processor.
         functions: `preprocess`, `postprocess` and their map kwargs.
         chat_template_kwargs: Variables of the chat template, in place of the stage's.
     """
@@ -42,40 +40,20 @@ def build_engine_processor(
     return Processor(config, engine_stages(config), **functions)
 
 
-def engine_stages(config: EngineProcessorConfig) -> list[StagePlan | Backend]:
-    """Returns the stages of an engine's processor, in order.
-
-    Args:
-        config: Settings.
-    """
-    names = [sampling_names_plan(config)] if isinstance(config, SGLangEngineProcessorConfig) else []
-    return [*prepare_plans(config), *names, EngineBackend(config), *finish_plans(config)]
-
-
 def build_http_processor(config: HttpRequestProcessorConfig, functions: Mapping[str, Any]) -> Processor:
-    """Builds the processor of an HTTP endpoint.
-
-    Args:
-        config: Settings.
-        functions: `preprocess`, `postprocess` and their map kwargs.
-    """
+    """Builds the processor of an HTTP endpoint."""
     return Processor(config, [http_backend(config)], **functions)
 
 
 def build_serve_processor(config: ServeDeploymentProcessorConfig, functions: Mapping[str, Any]) -> Processor:
-    """Builds the processor of a deployment of Ray Serve.
-
-    Args:
-        config: Settings.
-        functions: `preprocess`, `postprocess` and their map kwargs.
-    """
+    """Builds the processor of a deployment of Ray Serve."""
     return Processor(config, [serve_backend(config)], **functions)
 
 
 class ProcessorBuilder:
     """Finds the function that builds the processor of a config.
 
-    Those of this package are always there; `register` adds one for a config class of yours.
+    The builders of this package are always there; `register` adds one for a config class of yours.
     """
 
     _OURS: ClassVar[Mapping[type[ProcessorConfig], Builder]] = {
@@ -87,7 +65,7 @@ class ProcessorBuilder:
 
     @classmethod
     def register(cls, config_type: type[ProcessorConfig], builder: Builder) -> None:
-        """Says who builds the processors of a config class, and of classes derived from it.
+        """Registers the builder of a config class, and of classes derived from it.
 
         Args:
             config_type: The class.
@@ -95,7 +73,7 @@ class ProcessorBuilder:
                 and their map kwargs), and with the `builder_kwargs` as keywords of its own.
 
         Raises:
-            ConfigError: The class has a builder.
+            ConfigError: The class has a builder, or is not derived from `ProcessorConfig`.
         """
         if not (isinstance(config_type, type) and issubclass(config_type, ProcessorConfig)):
             raise ConfigError(f"config_type must be a class derived from ProcessorConfig; got {config_type!r:.80}")
@@ -105,18 +83,18 @@ class ProcessorBuilder:
 
     @classmethod
     def clear_registry(cls) -> None:
-        """Forgets every builder that was registered; those of this package stay."""
+        """Forgets every builder that was registered; the builders of this package stay."""
         cls._registered.clear()
 
     @classmethod
     def validate_builder_kwargs(cls, builder_kwargs: Mapping[str, Any] | None) -> None:
-        """Checks that builder_kwargs say nothing that has a parameter of its own.
+        """Checks that builder_kwargs repeat no parameter of `build_llm_processor`.
 
         Args:
-            builder_kwargs: What `build_llm_processor` was given.
+            builder_kwargs: The argument of that name of `build_llm_processor`.
 
         Raises:
-            ConfigError: They do.
+            ConfigError: They repeat a parameter.
         """
         own = set(inspect.signature(build_llm_processor).parameters) - {"builder_kwargs"}
         for name in builder_kwargs or {}:
@@ -130,12 +108,12 @@ class ProcessorBuilder:
         """Builds the processor of a config.
 
         Args:
-            config: Settings.
+            config: Settings of the processor.
             builder_kwargs: Further keyword arguments of the builder.
             **functions: The user's functions, as `Processor` takes them.
 
         Raises:
-            ConfigError: There is no builder for the config, or it does not take one of the arguments.
+            ConfigError: The config has no builder, or the builder does not take one of the arguments.
         """
         builder = cls._find(config)
         cls.validate_builder_kwargs(builder_kwargs)
@@ -174,13 +152,13 @@ def build_llm_processor(
     """Builds a processor: rows in, answered rows out.
 
     Args:
-        config: Settings; their class says what answers the rows.
+        config: Settings of the processor; their class decides what answers the rows.
         preprocess: Row -> columns to merge into it: for an engine `messages` or `prompt`, and `sampling_params` as a
             dict. None if the dataset has them.
         postprocess: Row with the columns of the stages -> the row of the result. None keeps all columns.
         preprocess_map_kwargs: Resources of the operator `preprocess` runs in, and `fn_args`, `fn_kwargs` for it.
         postprocess_map_kwargs: The same for `postprocess`.
-        builder_kwargs: Further arguments of who builds it; for an engine `chat_template_kwargs`, variables of the chat
+        builder_kwargs: Further arguments of the builder; for an engine `chat_template_kwargs`, variables of the chat
             template.
         stages: Stages of your own, each with its place among the processor's.
 
@@ -188,7 +166,7 @@ def build_llm_processor(
         A processor; nothing has started yet.
 
     Raises:
-        ConfigError: Something given cannot be used.
+        ConfigError: An argument cannot be used.
     """
     functions = {
         "preprocess": preprocess,

@@ -1,27 +1,35 @@
-"""A pool of engines in the middle of a processor."""
+"""A pool of engines as the backend of a processor."""
 
 from __future__ import annotations
 
 import functools
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from ...actors import EnginePool, PoolConfig, PoolStats, check_leaves_one_cpu
+from ...actors import EnginePool, PoolClient, PoolConfig, PoolStats, check_leaves_one_cpu
 from ...engine.errors import ConfigError
 from .. import columns
-from .backend import Backend, OperatorKwargs, held_cpus
+from ..stages.backends.engine import EngineClient
+from ..stages.backends.generate import GenerateStage
+from ..stages.backends.pooling import PoolingStage
+from ..stages.base import Stage
+from .backend import Backend
 from .config import EngineProcessorConfig
-from .engine_stages import (
-    MakeClient,
+from .default_params import default_params
+from .operators import MakeStages
+from .resources import (
+    OperatorResources,
     gathered_rows,
-    generate_kwargs,
-    make_generate_stages,
-    make_pool_client,
+    generate_resources,
+    held_cpus,
     max_pending_rows,
     pool_config,
 )
-from .operators import MakeStages
-from .stage_plan import StageInfo
+from .stage_spec import StageInfo
+
+MakeClient = Callable[[str], EngineClient]
+"""Makes the client of a pool from the pool's name."""
 
 StartPool = Callable[[PoolConfig], EnginePool]
 
@@ -44,28 +52,28 @@ class EngineBackend(Backend):
         start_pool: StartPool = EnginePool.share,
         make_client: MakeClient | None = None,
     ) -> None:
-        name, params = "GenerateStage", columns.SAMPLING_PARAMS
-        if config.pools:
-            name, params = "PoolStage", columns.POOLING_PARAMS
-        info = StageInfo(name, config, (columns.PROMPT,), (columns.TOKENIZED_PROMPT, params))
-        super().__init__(info, generate_kwargs(config), gathered_rows(config))
+        kind, params = (
+            (PoolingStage, columns.POOLING_PARAMS) if config.is_pooling else (GenerateStage, columns.SAMPLING_PARAMS)
+        )
+        info = StageInfo(kind.__name__, config, (columns.PROMPT,), (columns.TOKENIZED_PROMPT, params))
+        super().__init__(info, generate_resources(config), gathered_rows(config))
         self._config = config
         self._start_pool = start_pool
-        self._make_client = make_client or functools.partial(make_pool_client, max_pending=max_pending_rows(config))
+        self._make_client = make_client or functools.partial(PoolClient, max_pending=max_pending_rows(config))
         self._pool: EnginePool | None = None
         self._pool_config: PoolConfig | None = None
         self._lock = threading.Lock()
 
-    def start(self, operators: Sequence[OperatorKwargs]) -> MakeStages:
+    def start(self, operators: Sequence[OperatorResources]) -> MakeStages:
         """Starts the pool, once; the models load while the first dataset is read."""
         with self._lock:
             if self._pool is None or self._pool_config is None:
                 self._pool_config = pool_config(self._config, operators)
                 self._pool = self._start_pool(self._pool_config)
             else:
-                # What the pool holds is settled, but this dataset may be resumed from checkpoints, which take a CPU.
+                # The pool keeps what it holds, but this dataset may be resumed from checkpoints, which take a CPU.
                 check_leaves_one_cpu(self._pool_config, held_cpus(operators))
-            return functools.partial(make_generate_stages, self._config, self._pool.name, self._make_client)
+            return functools.partial(make_engine_stages, self._config, self._pool.name, self._make_client)
 
     def stats(self) -> PoolStats | None:
         """Describes the replicas and their engines' counters; None while there are none."""
@@ -73,9 +81,6 @@ class EngineBackend(Backend):
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
         """Waits until the model is loaded.
-
-        Args:
-            timeout_s: Seconds to wait at most.
 
         Raises:
             ConfigError: No dataset was given yet.
@@ -86,8 +91,33 @@ class EngineBackend(Backend):
         self._pool.wait_ready(timeout_s)
 
     def close(self) -> None:
-        """Ends the replicas, or leaves them to the processors that share them."""
+        """Ends the replicas, unless other processors share them."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
+
+
+def make_engine_stages(config: EngineProcessorConfig, pool_name: str, make_client: MakeClient) -> list[Stage]:
+    """Makes the stage that sends rows to the engines.
+
+    Args:
+        config: Settings of the processor.
+        pool_name: Name of the pool. A name, not a handle: handles in an actor's arguments break its restart.
+        make_client: Makes the pool's client from its name.
+    """
+    settings: dict[str, Any] = {
+        "model": config.model_source,
+        "duplicates": config.deduplicate,
+        "stop_on_error": config.stop_on_error,
+    }
+    if config.is_pooling:
+        return [PoolingStage(make_client(pool_name), **settings)]
+    stage = GenerateStage(
+        make_client(pool_name),
+        default_params=default_params(config),
+        job_seed=config.engine_config.seed,
+        detokenize_later=config.detokenize_stage.enabled,
+        **settings,
+    )
+    return [stage]

@@ -1,4 +1,4 @@
-"""A server in the middle of a processor: an HTTP endpoint, or a deployment of Ray Serve."""
+"""A server as the backend of a processor: an HTTP endpoint, or a deployment of Ray Serve."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from ray.data import ActorPoolStrategy
 from ...engine.errors import ConfigError
 from .. import columns
 from ..stages.base import Stage
-from .backend import Backend, OperatorKwargs, check_room
-from .config import StageConfig
-from .engine_stages import OPERATOR_CPUS, num_blocks, rows_per_block
+from ..stages.stage_config import StageConfig
+from .backend import Backend
 from .operators import MakeStages
 from .request_config import HttpRequestProcessorConfig, RequestProcessorConfig, ServeDeploymentProcessorConfig
-from .stage_plan import StageInfo
+from .resources import OPERATOR_CPUS, OperatorResources, check_room, num_blocks, rows_per_block
+from .stage_spec import StageInfo
 
 
 class RequestBackend(Backend):
-    """A server that runs already, so there is nothing to start.
+    """A server that runs already, so that nothing has to be started.
 
     Args:
-        info: Name, settings and columns of the stage that asks it.
+        info: Name, settings and columns of the stage that sends requests to it.
         make_stages: Makes that stage, in the worker.
-        kwargs: How its operator runs.
-        batch_size: Rows that small blocks are gathered into.
-        check: Called on the driver with each dataset, for what the config cannot know.
+        resources: What its operator takes.
+        batch_size: Rows that small blocks are joined into.
+        check: Called on the driver for each dataset; checks that the server is there.
     """
 
     def __init__(
         self,
         info: StageInfo,
         make_stages: MakeStages,
-        kwargs: OperatorKwargs,
+        resources: OperatorResources,
         batch_size: int,
         check: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(info, kwargs, batch_size)
+        super().__init__(info, resources, batch_size)
         self._make_stages = make_stages
         self._check = check
 
-    def start(self, operators: Sequence[OperatorKwargs]) -> MakeStages:
-        """Checks that the job has room and that the server is there, as far as that can be seen."""
+    def start(self, operators: Sequence[OperatorResources]) -> MakeStages:
+        """Checks that the job has room, and calls `check`."""
         check_room(operators)
         if self._check is not None:
             self._check()
@@ -51,41 +51,33 @@ class RequestBackend(Backend):
 
 
 def http_backend(config: HttpRequestProcessorConfig) -> Backend:
-    """Returns the backend of an HTTP endpoint.
-
-    Args:
-        config: Settings of the processor.
-    """
+    """Returns the backend of an HTTP endpoint."""
     stage = config.http_request_stage
     num_processes = _max_processes(config, stage)
     info = StageInfo("HttpRequestStage", stage, (columns.PAYLOAD,))
     make = functools.partial(make_http_stages, config, num_processes)
-    return RequestBackend(info, make, _request_kwargs(config, stage), _batch_size(config, stage))
+    return RequestBackend(info, make, _request_resources(config, stage), _batch_size(config, stage))
 
 
 def serve_backend(config: ServeDeploymentProcessorConfig) -> Backend:
-    """Returns the backend of a deployment of Ray Serve.
-
-    Args:
-        config: Settings of the processor.
-    """
+    """Returns the backend of a deployment of Ray Serve."""
     stage = StageConfig()
     num_processes = _max_processes(config, stage)
     info = StageInfo("ServeDeploymentStage", config, (columns.METHOD, columns.REQUEST_KWARGS), (columns.DTYPE,))
     make = functools.partial(make_serve_stages, config, num_processes)
     check = functools.partial(check_deployment, config.deployment_name, config.app_name)
-    return RequestBackend(info, make, _request_kwargs(config, stage), _batch_size(config, stage), check)
+    return RequestBackend(info, make, _request_resources(config, stage), _batch_size(config, stage), check)
 
 
 def make_http_stages(config: HttpRequestProcessorConfig, num_processes: int) -> list[Stage]:
     """Makes the stage that posts payloads.
 
     Args:
-        config: Settings of the processor.
-        num_processes: Processes that share the limits of the job.
+        config: Settings of the processor, whose limits are those of the whole job.
+        num_processes: Processes that share these limits.
     """
-    from ..stages.http import HttpRequestStage
-    from ..stages.pace import RetryRule
+    from ..stages.backends.http import HttpRequestStage
+    from ..stages.backends.pace import RetryRule
 
     stage = HttpRequestStage(
         config.url,
@@ -104,10 +96,10 @@ def make_serve_stages(config: ServeDeploymentProcessorConfig, num_processes: int
     """Makes the stage that calls a deployment.
 
     Args:
-        config: Settings of the processor.
-        num_processes: Processes that share the limits of the job.
+        config: Settings of the processor, whose limits are those of the whole job.
+        num_processes: Processes that share these limits.
     """
-    from ..stages.serve import ServeDeploymentStage, connect
+    from ..stages.backends.serve import ServeDeploymentStage, connect
 
     stage = ServeDeploymentStage(
         connect(config.deployment_name, config.app_name),
@@ -124,11 +116,11 @@ def check_deployment(deployment_name: str, app_name: str) -> None:
     """Checks that a deployment is there.
 
     Args:
-        deployment_name: Its name.
+        deployment_name: Name of the deployment.
         app_name: Name of its application.
 
     Raises:
-        ConfigError: It is not, or Ray Serve is not installed.
+        ConfigError: The deployment is not there, or Ray Serve is not installed.
     """
     try:
         from ray import serve
@@ -153,7 +145,7 @@ def _share(config: RequestProcessorConfig, num_processes: int) -> int:
 
 
 def _batch_size(config: RequestProcessorConfig, stage: StageConfig) -> int:
-    """Returns the rows of a block: as asked for, or more where so many blocks could not keep all places full."""
+    """Returns the rows of a block: as many as asked for, or more if too few requests would be under way otherwise."""
     return rows_per_block(_share(config, _max_processes(config, stage)), stage.batch_size or config.batch_size)
 
 
@@ -162,8 +154,8 @@ def _max_processes(config: RequestProcessorConfig, stage: StageConfig) -> int:
     return size if isinstance(size, int) else size[1]
 
 
-def _request_kwargs(config: RequestProcessorConfig, stage: StageConfig) -> dict[str, Any]:
-    """Returns how the operator runs: few processes, in each a thread for every block under way."""
+def _request_resources(config: RequestProcessorConfig, stage: StageConfig) -> dict[str, Any]:
+    """Returns what the operator takes: few processes, each with a thread for every block under way."""
     size = stage.concurrency or config.concurrency
     low, high = size if isinstance(size, tuple) else (size, size)
     compute = ActorPoolStrategy(
@@ -172,10 +164,10 @@ def _request_kwargs(config: RequestProcessorConfig, stage: StageConfig) -> dict[
         max_concurrent_calls_per_actor=num_blocks(_share(config, high), _batch_size(config, stage)),
         enable_true_multi_threading=True,
     )
-    kwargs = {
+    asked = {
         "num_cpus": stage.num_cpus or OPERATOR_CPUS,
         "memory": stage.memory,
         "runtime_env": stage.runtime_env or config.runtime_env,
         "compute": compute,
     }
-    return {key: value for key, value in kwargs.items() if value is not None}
+    return {key: value for key, value in asked.items() if value is not None}

@@ -1,4 +1,4 @@
-"""Settings of processors that ask a server: an HTTP endpoint, or a deployment of Ray Serve."""
+"""Settings of processors that send rows to a server: an HTTP endpoint, or a deployment of Ray Serve."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from ...engine.errors import ConfigError
-from .config import ProcessorConfig, StageConfig, read_stage
+from ..stages.stage_config import StageConfig, read_stage
+from .config import ProcessorConfig
 
 
 class HttpRequestStageConfig(StageConfig):
-    """The stage that posts payloads."""
+    """Settings of the stage that posts payloads."""
 
 
 class RequestProcessorConfig(ProcessorConfig):
-    """What both kinds have. `concurrency` is the number of processes that send; one can hold thousands of requests.
+    """Settings of both kinds. `concurrency` is the number of processes that send; one holds thousands of requests.
 
     Attributes:
-        max_concurrent_requests: Requests under way at once, of the whole job.
+        max_concurrent_requests: Most requests of the whole job under way at once.
     """
 
     max_concurrent_requests: int = Field(default=256, gt=0)
@@ -30,15 +31,16 @@ class HttpRequestProcessorConfig(RequestProcessorConfig):
 
     Attributes:
         url: The endpoint.
-        headers: Of every request.
-        qps: Requests sent a second at most, by the whole job, retries included; None for no limit.
-        max_retries: Times a request is sent again after a status of 408, 429, 500, 502, 503 or 504, a timeout, a lost
-            connection or a cut body.
-        base_retry_wait_time_in_s: Seconds before the first retry, at most; the bound doubles with each, and the wait is
-            drawn below it.
-        max_retry_wait_time_in_s: Bound of that wait, and of what a server may ask for in `Retry-After`.
-        request_timeout_s: Seconds one attempt may take; None for no limit.
-        session_factory: Makes the `aiohttp.ClientSession`, in the worker, for what the fields here do not reach: TLS,
+        headers: Headers of every request.
+        qps: Most requests that the whole job sends in a second, retries included; None for no limit.
+        max_retries: Most times that a request is sent again after a status of 408, 429, 500, 502, 503 or 504, a
+            timeout, a lost connection or a cut body.
+        base_retry_wait_time_in_s: Most seconds before the first retry. The bound doubles with each retry, and the wait
+            is drawn below the bound.
+        max_retry_wait_time_in_s: Largest value of that bound, and of the seconds that a server may ask for in
+            `Retry-After`.
+        request_timeout_s: Most seconds of one attempt; None for no limit.
+        session_factory: Makes the `aiohttp.ClientSession`, in the worker, for settings that have no field here: TLS,
             proxies, cookies.
         http_request_stage: Resources of the operator that sends; it cannot be switched off.
     """
@@ -83,9 +85,9 @@ class ServeDeploymentProcessorConfig(RequestProcessorConfig):
         deployment_name: The deployment.
         app_name: Its application.
         dtype_mapping: Name in column `dtype` -> class of the request; rows without that column send a dict.
-        stream: Whether the deployment's methods answer with a stream, as those of Ray Serve LLM do; its first item is
-            the answer.
-        request_timeout_s: Seconds an answer may take; None for no limit.
+        stream: Whether the deployment's methods answer with a stream, as in Ray Serve LLM. Its first item is the
+            answer.
+        request_timeout_s: Most seconds until the answer; None for no limit.
     """
 
     deployment_name: str

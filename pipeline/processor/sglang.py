@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import model_validator
@@ -11,8 +10,9 @@ from pydantic import model_validator
 from ...engine.errors import ConfigError, SamplingParamsError
 from .. import columns
 from ..stages.base import Stage
-from .config import EngineProcessorConfig, StageConfig
-from .stage_plan import StageInfo, StagePlan
+from ..stages.declaration import ProcessorSettings, Side, StageDeclaration
+from ..stages.stage_config import StageConfig
+from .config import EngineProcessorConfig
 
 ENGINE_NAMES = {
     "chunked_prefill_size": "max_num_batched_tokens",
@@ -44,11 +44,38 @@ MAX_NEW_TOKENS = 128
 """SGLang's limit of a row that names none."""
 
 
+class SamplingNamesStage(Stage):
+    """Renames a row's sampling parameters."""
+
+    name = "sampling_names"
+
+    def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Renames the parameters of one row; rows without any take the processor's."""
+        given = row.get(columns.SAMPLING_PARAMS)
+        if not isinstance(given, Mapping):
+            return {}
+        return {columns.SAMPLING_PARAMS: sampling_params(given)}
+
+
+def _make(settings: ProcessorSettings, config: StageConfig) -> SamplingNamesStage:
+    return SamplingNamesStage()
+
+
+SAMPLING_NAMES_STAGE = StageDeclaration(
+    SamplingNamesStage,
+    config=StageConfig(),
+    make=_make,
+    side=Side.BEFORE_ENGINE,
+    order=1000,  # Behind every stage of the project.
+    optional=(columns.SAMPLING_PARAMS,),
+)
+
+
 class SGLangEngineProcessorConfig(EngineProcessorConfig):
     """Settings of a processor on our engine, under SGLang's names.
 
     `engine_kwargs`, and the `sampling_params` of rows, may use SGLang's names or ours; the field `sampling_params` uses
-    ours. What our engine does not have is refused.
+    ours. A setting that our engine does not have is refused.
     """
 
     @model_validator(mode="before")
@@ -58,28 +85,10 @@ class SGLangEngineProcessorConfig(EngineProcessorConfig):
             return {**values, "engine_kwargs": engine_kwargs(values["engine_kwargs"])}
         return values
 
-
-class SamplingNamesStage(Stage):
-    """Renames a row's sampling parameters."""
-
-    name = "sampling_names"
-
-    def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Renames those of one row; rows without any take the processor's."""
-        given = row.get(columns.SAMPLING_PARAMS)
-        if not isinstance(given, Mapping):
-            return {}
-        return {columns.SAMPLING_PARAMS: sampling_params(given)}
-
-
-def sampling_names_plan(config: SGLangEngineProcessorConfig) -> StagePlan:
-    """Returns the stage that renames sampling parameters, for a list of stages.
-
-    Args:
-        config: Settings of the processor.
-    """
-    info = StageInfo("SamplingNamesStage", StageConfig(), (), (columns.SAMPLING_PARAMS,))
-    return StagePlan(info, functools.partial(SamplingNamesStage, stop_on_error=config.stop_on_error))
+    @property
+    def declared_stages(self) -> Sequence[StageDeclaration[Any]]:
+        """The stages of every engine's processor, and the one that renames sampling parameters."""
+        return sorted([*super().declared_stages, SAMPLING_NAMES_STAGE], key=lambda stage: stage.place)
 
 
 def engine_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,10 +113,10 @@ def sampling_params(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row's sampling parameters under our names.
 
     Args:
-        given: Parameters under SGLang's names, or ours. Fields that Arrow added are None: other rows have them.
+        given: Parameters under SGLang's names, or ours. A field that only other rows have is None here.
 
     Raises:
-        SamplingParamsError: One is given twice.
+        SamplingParamsError: A parameter is given twice.
     """
     present = {name: value for name, value in given.items() if value is not None}
     constraints = {ours: present.pop(theirs) for theirs, ours in CONSTRAINT_NAMES.items() if theirs in present}

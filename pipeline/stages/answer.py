@@ -1,54 +1,97 @@
-"""The model's text taken apart: `generated_text` -> `reasoning_content`, `tool_calls`, `content`."""
+"""Stages that take a model's text apart, and what they share: the format, and the stages of this kind around them."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from pydantic import model_validator
 
 from ...engine import Tokenizer
+from ...engine.errors import ConfigError, unknown_key_message
 from .. import columns
-from ..answers.reasoning import ReasoningFormat, split_reasoning
-from ..answers.tool_calls import ToolCallFormat, parse_tool_calls
 from .base import Stage
+from .declaration import ProcessorSettings
+from .stage_config import StageConfig
+from .tokenizers import tokenizer_of
 
 
-class AnswerStage(Stage):
+class AnswerFormat(Protocol):
+    """How the models of a family mark a part of their text."""
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The marks, some of which a tokenizer may count as special tokens."""
+
+
+Format = TypeVar("Format", bound=AnswerFormat)
+
+
+class AnswerStageConfig(StageConfig):
+    """Settings of a stage that takes the text apart.
+
+    Attributes:
+        parser: Name of the format in which the model writes.
+        field: Field of the processor's config that holds these settings.
+        formats: The formats that there are, by name.
+    """
+
+    parser: str = ""
+    field: ClassVar[str]
+    formats: ClassVar[Mapping[str, Any]]
+
+    @property
+    def format(self) -> Any:
+        """The format that the parser reads.
+
+        Raises:
+            ConfigError: No format has this name.
+        """
+        if self.parser not in self.formats:
+            raise ConfigError(unknown_key_message(self.field, self.parser, self.formats).replace("field", "parser", 1))
+        return self.formats[self.parser]
+
+    @model_validator(mode="after")
+    def _check_parser(self) -> AnswerStageConfig:
+        if self.enabled:
+            _ = self.format
+        return self
+
+
+class AnswerStage(Stage, Generic[Format]):
     """Reads the text of a row, and of each of its sequences where it has several.
+
+    `generated_text` holds no special tokens. Where a mark is one, the stage decodes the text anew from the tokens.
 
     Args:
         tokenizer: The model's tokenizer.
-        marks: What the text must hold to be read. Where one of them is a special token, which `generated_text` is
-            without, the text is decoded anew from the tokens.
-        reads_content: Whether an earlier stage has read the text, so that `content` is what is left of it.
-        stop_on_error: Whether the first failed row stops the job.
+        kind: How the model writes.
+        later_marks: Marks that stages after this one look for in the text that this one leaves.
+        reads_content: Whether a stage before this one has read the text, so that this one reads what is left of it in
+            `content`.
     """
 
     def __init__(
-        self,
-        tokenizer: Tokenizer,
-        marks: Collection[str],
-        *,
-        reads_content: bool = False,
-        stop_on_error: bool = False,
+        self, tokenizer: Tokenizer, kind: Format, later_marks: Collection[str] = (), *, reads_content: bool = False
     ) -> None:
-        super().__init__(stop_on_error=stop_on_error)
+        super().__init__()
         self._tokenizer = tokenizer
+        self._format = kind
         self._reads_content = reads_content
-        self._needs_special_tokens = not tokenizer.special_tokens.isdisjoint(marks)
+        self._needs_special_tokens = not tokenizer.special_tokens.isdisjoint([*kind.marks, *later_marks])
 
     @abstractmethod
     def read(self, text: str | None, row: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the columns that a text makes.
 
         Args:
-            text: What the model wrote; None if an earlier stage left nothing of it.
+            text: The model's text; None if an earlier stage left nothing of it.
             row: The row, for its prompt.
         """
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads the row's text."""
+        """Reads the text of the row, and of each of its sequences."""
         first = self._text(row, row, columns.GENERATED_TEXT, columns.GENERATED_TOKENS)
         sequences = row.get(columns.OUTPUTS)
         if sequences is None:
@@ -66,57 +109,18 @@ class AnswerStage(Stage):
         return self._tokenizer.decode(row[columns.PROMPT_TOKEN_IDS], shown, not self._needs_special_tokens)
 
 
-class ReasoningStage(AnswerStage):
-    """Splits the text into what the model thought and what it answers.
+def make_answer_stage(
+    kind: type[AnswerStage[Any]], settings: ProcessorSettings, config: AnswerStageConfig
+) -> AnswerStage[Any]:
+    """Makes a stage that takes the text apart.
 
     Args:
-        tokenizer: The model's tokenizer.
-        kind: How the model marks its reasoning.
-        further_marks: What stages after this one look for in the text.
-        stop_on_error: Whether the first failed row stops the job.
+        kind: Class of the stage.
+        settings: Settings of the processor.
+        config: Settings of the stage.
     """
-
-    name = "reasoning"
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        kind: ReasoningFormat,
-        further_marks: Collection[str] = (),
-        *,
-        stop_on_error: bool = False,
-    ) -> None:
-        super().__init__(tokenizer, [*kind.marks, *further_marks], stop_on_error=stop_on_error)
-        self._kind = kind
-
-    def read(self, text: str | None, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Splits a text."""
-        reasoning, answer = split_reasoning(self._kind, text or "", row.get(columns.PROMPT))
-        return {columns.REASONING_CONTENT: reasoning, columns.CONTENT: answer}
-
-
-class ToolCallStage(AnswerStage):
-    """Takes the tool calls out of the text. A call that cannot be read stays in it, and `tool_call_error` says why.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        kind: How the model writes calls.
-        reads_content: Whether a reasoning stage has read the text before.
-        stop_on_error: Whether the first failed row stops the job.
-    """
-
-    name = "tool_call"
-
-    def __init__(
-        self, tokenizer: Tokenizer, kind: ToolCallFormat, *, reads_content: bool = False, stop_on_error: bool = False
-    ) -> None:
-        super().__init__(tokenizer, kind.marks, reads_content=reads_content, stop_on_error=stop_on_error)
-        self._kind = kind
-
-    def read(self, text: str | None, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Takes the calls out of a text."""
-        if text is None:
-            return {columns.TOOL_CALLS: [], columns.CONTENT: None, columns.TOOL_CALL_ERROR: None}
-        asked = row.get(columns.PROMPT) or str(row.get(columns.PROMPT_TOKEN_IDS))
-        parsed = asdict(parse_tool_calls(self._kind, text, asked))
-        return {columns.TOOL_CALL_ERROR: parsed.pop("error"), **parsed}
+    running = [settings.stage_config(one) for one in settings.declared_stages if one.runs_with(settings)]
+    answering = [one for one in running if isinstance(one, AnswerStageConfig)]
+    place = answering.index(config)
+    later_marks = [mark for one in answering[place + 1 :] for mark in one.format.marks]
+    return kind(tokenizer_of(settings, config), config.format, later_marks, reads_content=place > 0)

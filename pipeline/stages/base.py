@@ -1,8 +1,8 @@
-"""What a stage is: a function of a row that cannot take other rows down with it.
+"""A stage: a function of a row that cannot take other rows down with it.
 
-A stage computes columns from columns; `Stage.run` owns the errors. An exception in any stage belongs to the row it was
-raised for: the row becomes an error row, which later stages pass by, or the job stops with that message. A stage knows
-neither Ray nor blocks.
+A stage computes columns from columns, and `Stage.run` handles the errors. An exception belongs to the row for which it
+was raised: the row becomes an error row, which later stages leave alone, or the job stops with that message. A stage
+knows neither Ray nor blocks.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..errors import RowFailedError
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Why a row has no result.
+    """The reason why a row has no result.
 
     Attributes:
         stage: Name of the stage that failed.
         kind: Class name of the error.
-        message: What was given, what is allowed, what to do.
-        retryable: Whether the same row may succeed when run again.
-        attempts: How often it was tried.
+        message: The value that was given, what is allowed, and what to do.
+        retryable: Whether the same row may succeed when it runs again.
+        attempts: Number of times that the row was tried.
     """
 
     stage: str
@@ -50,8 +50,8 @@ class Row:
 
     Attributes:
         input: The row as it was read. A failed row keeps exactly this, and its error.
-        data: The row as it is now: input columns, and those that stages have merged in.
-        error: Why it failed; None while it has not.
+        data: The row as it is now: the input columns, and the columns that stages have merged in.
+        error: The reason of the failure; None for a row that has not failed.
     """
 
     input: dict[str, Any]
@@ -67,12 +67,12 @@ class Row:
 class Stage(ABC):
     """One step of a row, computed row by row.
 
-    A stage is made in the worker that runs it; what is heavy to make (a tokenizer) is made in its constructor.
+    A stage is made in the worker that runs it, so its constructor may load what is large, such as a tokenizer.
 
     Attributes:
-        name: How errors name the stage.
+        name: Name of the stage in errors.
         stop_on_error: Whether the first failed row stops the job.
-        batch_size: Rows that the stage is given at once, at most; None for all rows of a block.
+        batch_size: Most rows that the stage is given at once; None for all rows of a block.
     """
 
     name: ClassVar[str]
@@ -83,10 +83,10 @@ class Stage(ABC):
 
     @abstractmethod
     def process(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Computes the columns to merge into a row; whatever it raises becomes the row's error."""
+        """Computes the columns to merge into a row. An exception becomes the row's error."""
 
     def run(self, rows: Sequence[Row]) -> None:
-        """Runs the stage over rows in place; rows that have failed already are left alone.
+        """Runs the stage over rows in place. Rows that have failed stay as they are.
 
         Args:
             rows: The rows of a block.
@@ -100,24 +100,24 @@ class Stage(ABC):
             self.run_batch(live[start : start + size])
 
     def run_batch(self, rows: Sequence[Row]) -> None:
-        """Runs the stage over rows that have not failed, `batch_size` of them at most, in place."""
+        """Runs the stage in place over at most `batch_size` rows, of which none has failed."""
         for row in rows:
             self._run_one(row)
 
     def stream(self, rows: Sequence[Row]) -> Iterator[Row]:
-        """Runs the stage over rows in place and yields each once it is through, in any order.
+        """Runs the stage over rows in place and yields each row when it is done, in any order.
 
         Args:
             rows: The rows of a block.
 
         Yields:
-            The same rows, those that have failed among them.
+            The same rows, failed ones included.
         """
         self.run(rows)
         yield from rows
 
     def merge(self, row: Row, columns: Mapping[str, Any]) -> None:
-        """Puts what the stage computed into the row."""
+        """Puts the columns that the stage computed into the row."""
         row.data = {**row.data, **columns}
 
     def fail(self, row: Row, error: RowError, cause: BaseException | None = None) -> None:
@@ -125,8 +125,8 @@ class Stage(ABC):
 
         Args:
             row: The row that failed.
-            error: Why.
-            cause: The exception behind it, if there is one.
+            error: The error.
+            cause: The exception behind the error, if there is one.
 
         Raises:
             RowFailedError: The stage stops at errors.
@@ -160,13 +160,13 @@ class BatchStage(Stage):
         return self.process_batch([row])[0]
 
     def run_batch(self, rows: Sequence[Row]) -> None:
-        """Runs the stage over all rows at once; if that raises, over each alone."""
+        """Runs the stage over all rows at once, and over each row alone if that raises."""
         try:
             results = [
                 checked_columns(self.name, columns) for columns in self.process_batch([row.data for row in rows])
             ]
             pairs = list(zip(rows, results, strict=True))
-        except Exception:  # noqa: BLE001  # repeated row by row, where it finds the row it belongs to
+        except Exception:  # noqa: BLE001  # the call is repeated row by row, which finds the row at fault
             super().run_batch(rows)
         else:
             for row, columns in pairs:
@@ -174,14 +174,14 @@ class BatchStage(Stage):
 
 
 def checked_columns(stage: str, columns: Any) -> Mapping[str, Any]:
-    """Returns what a stage made of a row, if it is columns.
+    """Returns the result of a stage for a row, if it is a dict of columns.
 
     Args:
         stage: Name of the stage.
-        columns: What it returned.
+        columns: The result.
 
     Raises:
-        UserError: It is something else.
+        UserError: The result is of another type.
     """
     if not isinstance(columns, Mapping):
         raise UserError(f"{stage} must return a dict of columns; got {type(columns).__name__}")

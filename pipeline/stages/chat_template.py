@@ -10,30 +10,42 @@ from ...engine import Tokenizer
 from ...engine.errors import ChatTemplateError
 from .. import columns
 from .base import BatchStage
+from .declaration import ProcessorSettings, Side, StageDeclaration
+from .stage_config import StageConfig
+from .tokenizers import tokenizer_of
+
+
+class ChatTemplateStageConfig(StageConfig):
+    """Settings of the stage that renders `messages`.
+
+    Attributes:
+        chat_template: Jinja text or file that replaces the model's template.
+        chat_template_kwargs: Variables of the template, such as `enable_thinking`.
+    """
+
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 class ChatTemplateStage(BatchStage):
     """Renders a row's conversation with the model's chat template and tokenises the rendering.
 
-    A rendered conversation already holds its special tokens, so it is tokenised here, without adding them again. A
-    conversation that ends with the assistant's turn is continued. Rows without `messages` pass by.
+    A rendered conversation already holds its special tokens, so the stage tokenises it without adding them again. A
+    conversation that ends with the assistant's turn is continued. Rows without `messages` stay as they are.
 
-    A row may bring `chat_template_kwargs`, which come before those of the stage, `tools`, and a `chat_template` of its
-    own. Where these differ from row to row in their fields, let the column hold them as JSON text: a column of Arrow
-    has one type.
+    A row may bring `tools`, a `chat_template` of its own, and `chat_template_kwargs`, which override those of the
+    stage. A column of Arrow has one type, so where these values differ in their fields from row to row, the column may
+    hold them as JSON text.
 
     Args:
         tokenizer: The model's tokenizer.
         template_kwargs: Variables of the template.
-        stop_on_error: Whether the first failed row stops the job.
     """
 
     name = "chat_template"
 
-    def __init__(
-        self, tokenizer: Tokenizer, template_kwargs: Mapping[str, Any] | None = None, *, stop_on_error: bool = False
-    ) -> None:
-        super().__init__(stop_on_error=stop_on_error)
+    def __init__(self, tokenizer: Tokenizer, template_kwargs: Mapping[str, Any] | None = None) -> None:
+        super().__init__()
         self._tokenizer = tokenizer
         self._template_kwargs = dict(template_kwargs or {})
 
@@ -55,7 +67,7 @@ class ChatTemplateStage(BatchStage):
 
 
 def _row_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the row itself says of its template: the variables, the tools and the text."""
+    """Returns what the row brings for the template: variables, tools, and a template of its own."""
     kwargs = _read_json(row.get(columns.CHAT_TEMPLATE_KWARGS), columns.CHAT_TEMPLATE_KWARGS) or {}
     if not isinstance(kwargs, Mapping):
         raise ChatTemplateError(f"column {columns.CHAT_TEMPLATE_KWARGS!r} must be a dict; got {kwargs!r:.80}")
@@ -70,7 +82,7 @@ def _row_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_json(value: Any, column: str) -> Any:
-    """Returns a value that came as JSON text or as it is."""
+    """Returns a value that is given as JSON text or as itself."""
     if not isinstance(value, str):
         return _without_nulls(value)
     try:
@@ -80,7 +92,7 @@ def _read_json(value: Any, column: str) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Returns a value as lists and dicts without the empty fields that Arrow adds where rows differ in theirs."""
+    """Returns a value as lists and dicts, without the empty fields that Arrow adds where rows differ."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
@@ -107,9 +119,32 @@ def _plain_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def _read_arguments(call: Any) -> None:
-    """Turns a call's arguments from JSON text, as OpenAI's API has them, into what templates expect."""
+    """Replaces a call's arguments, which are JSON text in OpenAI's API, by the dict that templates expect."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict):
         raise ChatTemplateError(f"a tool call must be a dict with a 'function'; got {call!r:.80}")
     if isinstance(function.get("arguments"), str):
         function["arguments"] = _read_json(function["arguments"] or "{}", "messages")
+
+
+def chosen_template(settings: ProcessorSettings) -> str | None:
+    """Returns the chat template that the settings name; None for the model's own, or if the stage is off."""
+    config = settings.stage_config(STAGE)
+    return config.chat_template or settings.engine_config.chat_template if config.enabled else None
+
+
+def _make(settings: ProcessorSettings, config: ChatTemplateStageConfig) -> ChatTemplateStage:
+    tokenizer = tokenizer_of(settings, config, chosen_template(settings))
+    return ChatTemplateStage(tokenizer, config.chat_template_kwargs)
+
+
+STAGE = StageDeclaration(
+    ChatTemplateStage,
+    config=ChatTemplateStageConfig(),
+    make=_make,
+    side=Side.BEFORE_ENGINE,
+    order=10,
+    field="chat_template_stage",
+    required=(columns.MESSAGES,),
+    optional=(columns.PROMPT, columns.CHAT_TEMPLATE_KWARGS, columns.TOOLS, columns.CHAT_TEMPLATE),
+)

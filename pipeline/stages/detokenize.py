@@ -8,26 +8,32 @@ from typing import Any
 from ...engine import Tokenizer
 from .. import columns
 from .base import Stage
+from .declaration import ProcessorSettings, Side, StageDeclaration
+from .stage_config import StageConfig
+from .tokenizers import tokenizer_of
+
+
+class DetokenizeStageConfig(StageConfig):
+    """Settings of the stage that makes text of `generated_tokens`."""
 
 
 class DetokenizeStage(Stage):
-    """Makes the text of the rows whose text the generate stage left to this one.
+    """Makes the text of the rows for which the engine made none.
 
-    Those are rows that did not stop at a string and want no log-probabilities; `GenerateStage` decides.
+    `GenerateStage` asks the engine for no text where a row has no stop string and wants no log-probabilities.
 
     Args:
         tokenizer: The model's tokenizer.
-        stop_on_error: Whether the first failed row stops the job.
     """
 
     name = "detokenize"
 
-    def __init__(self, tokenizer: Tokenizer, *, stop_on_error: bool = False) -> None:
-        super().__init__(stop_on_error=stop_on_error)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
         self._tokenizer = tokenizer
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Decodes the row's tokens, and those of every further sequence it has."""
+        """Decodes the tokens of the row, and those of each of its sequences if it has several."""
         if row.get(columns.GENERATED_TEXT) is not None:
             return {}
         prompt_token_ids = row[columns.PROMPT_TOKEN_IDS]
@@ -44,3 +50,18 @@ class DetokenizeStage(Stage):
         # Without stop strings, only a token can have stopped the sequence, and its text is not part of the answer.
         shown = token_ids[:-1] if finish_reason == "stop" else token_ids
         return self._tokenizer.decode(prompt_token_ids, shown)
+
+
+def _make(settings: ProcessorSettings, config: DetokenizeStageConfig) -> DetokenizeStage:
+    return DetokenizeStage(tokenizer_of(settings, config))
+
+
+STAGE = StageDeclaration(
+    DetokenizeStage,
+    config=DetokenizeStageConfig(),
+    make=_make,
+    side=Side.AFTER_ENGINE,
+    order=10,
+    field="detokenize_stage",
+    required=(columns.GENERATED_TOKENS,),
+)

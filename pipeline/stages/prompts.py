@@ -1,4 +1,4 @@
-"""What counts as a prompt in a row, and what to say when there is none."""
+"""The prompt of a row, and the error of a row without one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def checked_prompt(row: Mapping[str, Any]) -> str:
         row: The columns of the row.
 
     Returns:
-        The text, which may be empty: the engine says so in its own words.
+        The text. It may be empty: the engine has an error for that.
 
     Raises:
-        PromptTypeError: There is no prompt, or it is not text.
+        PromptTypeError: The row has no prompt, or its prompt is not text.
     """
     prompt = row.get(columns.PROMPT)
     if isinstance(prompt, str):
@@ -38,16 +38,16 @@ def checked_prompt(row: Mapping[str, Any]) -> str:
 
 
 def checked_token_ids(row: Mapping[str, Any]) -> list[int] | None:
-    """Returns a row's prompt as token ids, None if it brings none.
+    """Returns a row's prompt as token ids; None if the row brings none.
 
     Args:
         row: The columns of the row.
 
     Returns:
-        A list of plain integers, whatever sequence they came in.
+        A list of plain integers, also if the row holds an array.
 
     Raises:
-        PromptTypeError: They are not integers.
+        PromptTypeError: The value is no list of integers.
     """
     given = row.get(columns.TOKENIZED_PROMPT)
     if given is None:

@@ -8,21 +8,28 @@ from typing import Any
 from ...engine import Tokenizer
 from .. import columns
 from .base import BatchStage
+from .chat_template import chosen_template
+from .declaration import ProcessorSettings, Side, StageDeclaration
 from .prompts import checked_prompt
+from .stage_config import StageConfig
+from .tokenizers import tokenizer_of
+
+
+class TokenizerStageConfig(StageConfig):
+    """Settings of the stage that tokenises `prompt`."""
 
 
 class TokenizeStage(BatchStage):
-    """Tokenises the prompts of a block in one call. Rows that bring `tokenized_prompt` pass by.
+    """Tokenises the prompts of a block in one call. Rows that bring `tokenized_prompt` stay as they are.
 
     Args:
         tokenizer: The model's tokenizer.
-        stop_on_error: Whether the first failed row stops the job.
     """
 
     name = "tokenize"
 
-    def __init__(self, tokenizer: Tokenizer, *, stop_on_error: bool = False) -> None:
-        super().__init__(stop_on_error=stop_on_error)
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        super().__init__()
         self._tokenizer = tokenizer
 
     def process_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -33,3 +40,20 @@ class TokenizeStage(BatchStage):
         for index, ids in zip(texts, token_ids, strict=True):
             results[index] = {columns.TOKENIZED_PROMPT: ids}
         return results
+
+
+def _make(settings: ProcessorSettings, config: TokenizerStageConfig) -> TokenizeStage:
+    # With the template of the stage before, the two stages share one tokenizer.
+    return TokenizeStage(tokenizer_of(settings, config, chosen_template(settings)))
+
+
+STAGE = StageDeclaration(
+    TokenizeStage,
+    config=TokenizerStageConfig(),
+    make=_make,
+    side=Side.BEFORE_ENGINE,
+    order=20,
+    field="tokenize_stage",
+    required=(columns.PROMPT,),
+    optional=(columns.TOKENIZED_PROMPT,),
+)

@@ -1,48 +1,84 @@
-"""The user's own functions at both ends: `preprocess` adds columns to a row, `postprocess` says what it becomes."""
+"""The user's own functions at both ends: `preprocess` adds columns to a row, `postprocess` replaces the row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from ...engine.errors import ConfigError, unknown_key_message
 from .base import Row, Stage
 
 RowFunction = Callable[..., Mapping[str, Any]]
 
+ARGUMENT_KWARGS = ("fn_args", "fn_kwargs")
+MAP_KWARGS = frozenset(
+    {"accelerator_type", "compute", "concurrency", "label_selector", "memory", "num_cpus"}
+    | {"num_gpus", "resources", "runtime_env", *ARGUMENT_KWARGS}
+)
+
 
 class PreprocessStage(Stage):
-    """Merges what the user's function returns into the row.
+    """Merges the columns that the user's function returns into the row.
 
     Args:
         function: Called with a copy of the row.
         fn_args: Further positional arguments of the function.
         fn_kwargs: Further keyword arguments of the function.
-        stop_on_error: Whether the first failed row stops the job.
     """
 
     name = "preprocess"
 
     def __init__(
-        self,
-        function: RowFunction,
-        fn_args: Sequence[Any] = (),
-        fn_kwargs: Mapping[str, Any] | None = None,
-        *,
-        stop_on_error: bool = False,
+        self, function: RowFunction, fn_args: Sequence[Any] = (), fn_kwargs: Mapping[str, Any] | None = None
     ) -> None:
-        super().__init__(stop_on_error=stop_on_error)
+        super().__init__()
         self._function, self._args, self._kwargs = function, fn_args, fn_kwargs or {}
 
     def process(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Calls the user's function; its row is a copy, so that it may change it."""
+        """Calls the user's function with a copy of the row, which the function may change."""
         return self._function(dict(row), *self._args, **self._kwargs)
 
 
 class PostprocessStage(PreprocessStage):
-    """Replaces the row by what the user's function returns."""
+    """Replaces the row by the columns that the user's function returns."""
 
     name = "postprocess"
 
     def merge(self, row: Row, columns: Mapping[str, Any]) -> None:
         """Makes the returned columns the whole row."""
         row.data = dict(columns)
+
+
+@dataclass(frozen=True)
+class UserFunction:
+    """A function of the user, and the resources of the operator that it runs in.
+
+    Attributes:
+        kind: Class of the stage that calls the function.
+        function: Called with each row; None if the user gave none.
+        map_kwargs: Arguments that `Dataset.map` would take for the function.
+    """
+
+    kind: type[PreprocessStage]
+    function: RowFunction | None = None
+    map_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.function is not None and not callable(self.function):
+            raise ConfigError(f"{self.kind.name} must be a function of a row; got {type(self.function).__name__}")
+        for key in self.map_kwargs:
+            if key not in MAP_KWARGS:
+                raise ConfigError(unknown_key_message(f"{self.kind.name}_map_kwargs", key, MAP_KWARGS))
+
+    @property
+    def resources(self) -> dict[str, Any]:
+        """What the operator takes of the cluster, as arguments of `Dataset.map_batches`."""
+        return {key: value for key, value in self.map_kwargs.items() if key not in ARGUMENT_KWARGS}
+
+    def stages(self) -> list[Stage]:
+        """Makes the stage that calls the function; an empty list if there is no function."""
+        if self.function is None:
+            return []
+        arguments = {key: value for key, value in self.map_kwargs.items() if key in ARGUMENT_KWARGS}
+        return [self.kind(self.function, **arguments)]

@@ -12,7 +12,7 @@ from ray import cloudpickle
 
 from millrace.pipeline import EngineProcessorConfig, Processor
 from millrace.pipeline.processor.engine_backend import EngineBackend
-from millrace.pipeline.processor.engine_stages import finish_plans, prepare_plans
+from millrace.pipeline.processor.engine_stages import engine_stages
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -52,6 +52,6 @@ def make_processor(make_config: Callable[..., EngineProcessorConfig]) -> Callabl
         backend = EngineBackend(
             config, start_pool=lambda config: pool or fake_client.FakePool(), make_client=fake_client.EchoClient
         )
-        return Processor(config, [*prepare_plans(config), backend, *finish_plans(config)], preprocess, postprocess)
+        return Processor(config, engine_stages(config, backend), preprocess, postprocess)
 
     return make

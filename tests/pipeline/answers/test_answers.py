@@ -14,9 +14,15 @@ from millrace import ConfigError
 from millrace.pipeline import EngineProcessorConfig
 from millrace.pipeline.answers.reasoning import REASONING_FORMATS, split_reasoning
 from millrace.pipeline.answers.tool_calls import TOOL_CALL_FORMATS, parse_tool_calls
-from millrace.pipeline.processor.engine_stages import finish_plans, load_tokenizer
+from millrace.pipeline.processor.assemble import make_stages
+from millrace.pipeline.processor.engine_stages import stages_on
 from millrace.pipeline.processor.operators import run_stages, to_columns
-from millrace.pipeline.stages import ReasoningStage, Row, ToolCallStage
+from millrace.pipeline.stages.base import Row
+from millrace.pipeline.stages.declaration import Side
+from millrace.pipeline.stages.reasoning import ReasoningStage
+from millrace.pipeline.stages.tokenizers import load_tokenizer
+from millrace.pipeline.stages.tool_call import ToolCallStage
+from millrace.pipeline.stages.user_function import PostprocessStage, UserFunction
 
 THINK = REASONING_FORMATS["qwen3"]
 ALWAYS = REASONING_FORMATS["deepseek_r1"]
@@ -215,7 +221,7 @@ def test_the_stages_of_a_processor_read_what_a_model_wrote() -> None:
         reasoning_stage={"parser": "deepseek_r1"},
         tool_call_stage={"parser": "qwen", "batch_size": 1},
     )
-    stages = [plan.make() for plan in finish_plans(config)]
+    stages = make_stages(stages_on(Side.AFTER_ENGINE, config), UserFunction(PostprocessStage), stop_on_error=False)
     assert [stage.name for stage in stages] == ["detokenize", "reasoning", "tool_call"]
     tokenizer = load_tokenizer("bundled:invoices")
     assert tokenizer.special_tokens == {"<|im_start|>", "<|im_end|>", "<|pad|>"}

@@ -12,7 +12,9 @@ from millrace import ConfigError
 from millrace.pipeline import (
     ChatTemplateStageConfig,
     EngineProcessorConfig,
+    PrepareMultimodalStageConfig,
     TokenizerStageConfig,
+    build_llm_processor,
     vLLMEngineProcessorConfig,
 )
 
@@ -121,3 +123,73 @@ def test_a_config_travels_to_workers() -> None:
     copy = pickle.loads(pickle.dumps(config))
     assert copy == config
     assert copy.engine_config == config.engine_config
+
+
+def test_a_stage_config_is_kept_as_it_was_given() -> None:
+    stage = ChatTemplateStageConfig(chat_template="{{ x }}")
+    config = EngineProcessorConfig(model_source="somewhere", concurrency=2, chat_template_stage=stage)
+    assert config.chat_template_stage == stage
+    assert stage.concurrency is None
+
+
+@pytest.mark.parametrize("given", [1, "yes", TokenizerStageConfig(), None])
+def test_a_stage_is_given_as_a_bool_a_dict_or_its_own_config(given: Any) -> None:
+    with pytest.raises(ConfigError, match="must be a bool, a dict or a ChatTemplateStageConfig"):
+        EngineProcessorConfig(model_source="somewhere", chat_template_stage=given)
+
+
+@pytest.mark.parametrize("given", [True, {"enabled": True}, PrepareMultimodalStageConfig(enabled=True)])
+def test_images_are_refused_and_off_is_off(given: Any) -> None:
+    with pytest.raises(ConfigError, match="needs images, audio and video, which this release does not have"):
+        EngineProcessorConfig(model_source="somewhere", prepare_multimodal_stage=given)
+    for off in (False, {"chat_template_content_format": "openai"}, PrepareMultimodalStageConfig()):
+        EngineProcessorConfig(model_source="somewhere", prepare_multimodal_stage=off)
+
+
+STAGE_FIELDS = {
+    "enabled": [True, False],
+    "batch_size": [1, 512],
+    "concurrency": [1, (1, 2), [1, 2], "2", 2.0],
+    "runtime_env": [{"env_vars": {"A": "b"}}],
+    "num_cpus": [0.5, 2],
+    "memory": [1e9],
+    "model_source": ["bundled:invoices"],
+}
+DOCUMENTED: dict[str, list[Any]] = {
+    "batch_size": [1, 32, 10_000],
+    "accelerator_type": [None, "L4"],
+    "concurrency": [1, "1", 1.0, "1.0", (1, 2), [2, 2]],
+    "runtime_env": [None, {"env_vars": {"A": "b"}}],
+    "max_pending_requests": [None, 512, 0, -1],
+    "max_concurrent_batches": [1, 8],
+    "max_tasks_in_flight_per_actor": [None, 4],
+    "should_continue_on_error": [True, False],
+    "chat_template_stage": [True, False, {"chat_template": "{{ messages }}"}, {"chat_template_kwargs": {"a": 1}}],
+    "tokenize_stage": [True, False],
+    "detokenize_stage": [True, False],
+    "prepare_multimodal_stage": [False, {"enabled": False}],
+    "engine_kwargs": [{}, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "max_model_len": 256}],
+    "task_type": ["generate", "embed", "classify"],
+    "log_engine_metrics": [True, False],
+    "dynamic_lora_loading_path": [None],
+    "placement_group_config": [
+        None,
+        {"bundle_per_worker": {"CPU": 1}},
+        {"bundles": [{"CPU": 1, "mill": 0.5}], "strategy": "SPREAD"},
+        {"bundle_per_worker": {"GPU": 1}, "strategy": "STRICT_PACK"},
+    ],
+}
+CASES = [(field, value) for field, values in DOCUMENTED.items() for value in values] + [
+    (stage, {field: value})
+    for stage in ("chat_template_stage", "tokenize_stage", "detokenize_stage")
+    for field, values in STAGE_FIELDS.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("field", "value"), CASES, ids=repr)
+def test_every_documented_value_builds_a_processor(field: str, value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    config = vLLMEngineProcessorConfig(**{"model_source": "bundled:invoices", field: value})
+    assert build_llm_processor(config).list_stage_names()
+    ignored = [record.message for record in caplog.records if "ignored" in record.message]
+    assert bool(ignored) == ((field, value) == ("log_engine_metrics", False)), "a setting that is ignored warns"

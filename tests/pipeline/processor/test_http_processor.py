@@ -77,9 +77,9 @@ def test_stage_and_pool_are_as_said() -> None:
     processor = build_llm_processor(config)
     assert processor.list_stage_names() == ["HttpRequestStage"]
     assert processor.get_stage_by_name("HttpRequestStage").config == HttpRequestStageConfig(num_cpus=0.5)
-    kwargs = http_backend(config).kwargs
+    kwargs = http_backend(config).resources
     assert (kwargs["compute"].min_size, kwargs["compute"].max_size, kwargs["num_cpus"]) == (4, 4, 0.5)
-    pool = http_backend(config.replace(concurrency=(1, 3))).kwargs["compute"]
+    pool = http_backend(config.replace(concurrency=(1, 3))).resources["compute"]
     assert (pool.min_size, pool.max_size) == (1, 3)
 
 

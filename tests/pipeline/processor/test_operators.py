@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipeline.processor.operators import Finish, Prepare, pack, result_columns, to_columns, to_schema, unpack
-from millrace.pipeline.stages import PreprocessStage, Row, RowError
+from millrace.pipeline.stages.base import Row, RowError
+from millrace.pipeline.stages.user_function import PreprocessStage
 
 BROKEN = RowError("generate", "PromptTooLongError", "too long")
 VALUES = st.recursive(

@@ -1,10 +1,10 @@
-"""A processor on Ray with an engine that reads the prompt back: rows, errors, resources, life cycle."""
+"""A processor on Ray with an engine that reads the prompt back: rows, errors, life cycle."""
 
 from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -23,14 +23,6 @@ from millrace.pipeline import (
     find_millrace_error,
 )
 from millrace.pipeline.processor.engine_backend import EngineBackend
-from millrace.pipeline.processor.engine_stages import (
-    UserFunction,
-    gathered_rows,
-    generate_kwargs,
-    max_pending_rows,
-    operator_kwargs,
-    pool_config,
-)
 
 pytestmark = pytest.mark.usefixtures("cluster")
 
@@ -137,82 +129,6 @@ def test_a_lazy_dataset_keeps_the_pool_of_a_forgotten_processor(make_processor: 
     left.close()
 
 
-@pytest.fixture
-def operators(make_config: Any) -> Iterator[Callable[..., list[dict[str, Any]]]]:
-    """How the three operators run, for given settings."""
-
-    def make(**changes: Any) -> list[dict[str, Any]]:
-        config = make_config(**changes)
-        none = UserFunction("preprocess")
-        return [operator_kwargs(config, none), generate_kwargs(config), operator_kwargs(config, none)]
-
-    return make
-
-
-def test_a_job_leaves_a_whole_cpu_of_two_for_reading(make_config: Any, operators: Any) -> None:
-    held = sum(one["num_cpus"] * one["compute"].max_size for one in operators())
-    config = pool_config(make_config(), operators())
-    assert held + config.num_cpus_per_replica * config.num_replicas <= 1.0
-    assert config.num_cpus_per_replica > 0
-
-
-def test_more_replicas_than_fit_still_leave_it(make_config: Any, operators: Any) -> None:
-    config = pool_config(make_config(concurrency=3), operators(concurrency=3))
-    assert 3 * config.num_cpus_per_replica <= 1.0
-
-
-def test_threads_are_the_users_choice_or_else_the_replicas_own(make_config: Any, operators: Any) -> None:
-    assert "num_threads" not in pool_config(make_config(), operators()).engine_kwargs
-    config = make_config(engine_kwargs={"num_threads": 3})
-    assert pool_config(config, operators()).engine_kwargs["num_threads"] == 3
-
-
-def test_the_pool_is_as_large_as_was_said_and_its_ranks_have_a_gpu_each(make_config: Any, operators: Any) -> None:
-    config = make_config(
-        concurrency=(1, 3),
-        engine_kwargs={"tensor_parallel_size": 2},
-        accelerator_type="L4",
-        placement_group_config=None,
-    )
-    pool = pool_config(config, operators(concurrency=3))
-    assert (pool.min_replicas, pool.max_replicas) == (1, 3)
-    assert [bundle["GPU"] for bundle in pool.placement.bundles] == [1.0, 1.0]
-    given = {"bundle_per_worker": {"mill": 1}}
-    assert pool_config(make_config(placement_group_config=given), operators()).placement.bundles == ({"mill": 1.0},)
-
-
-def test_a_job_that_would_wait_forever_is_refused(make_config: Any, operators: Any) -> None:
-    with pytest.raises(ConfigError, match="wait forever"):
-        pool_config(make_config(num_cpus_per_replica=1.5), operators())
-
-
-@pytest.mark.parametrize("batch_size", [1, 32, 10_000])
-def test_blocks_under_way_hold_rows_for_the_engines_four_times_over(make_config: Any, batch_size: int) -> None:
-    config = make_config(batch_size=batch_size, concurrency=2, engine_kwargs={"max_num_seqs": 64})
-    assert max_pending_rows(config) == 512
-    num_blocks = generate_kwargs(config)["compute"].max_concurrent_calls_per_actor
-    assert 4 <= num_blocks <= 128
-    assert num_blocks * gathered_rows(config) >= 512
-
-
-def test_rows_and_blocks_under_way_are_the_users_choice(make_config: Any) -> None:
-    config = make_config(max_concurrent_batches=3)
-    assert generate_kwargs(config)["compute"].max_concurrent_calls_per_actor == 3
-    assert max_pending_rows(make_config(max_pending_requests=7)) == 7
-    assert max_pending_rows(make_config(max_pending_requests=0)) is None
-    assert max_pending_rows(make_config(max_pending_requests=-1)) is None
-
-
-def test_what_the_user_says_of_an_operator_holds(make_config: Any) -> None:
-    user = UserFunction("preprocess", dict, {"num_cpus": 0.5, "concurrency": 3, "fn_kwargs": {"a": 1}})
-    kwargs = operator_kwargs(
-        make_config(tokenize_stage={"num_cpus": 2, "memory": 7}), user, make_config().tokenize_stage
-    )
-    assert kwargs["num_cpus"] == 0.5
-    assert (kwargs["compute"].min_size, kwargs["compute"].max_size) == (3, 3)
-    assert "fn_kwargs" not in kwargs
-
-
 def test_stages_are_listed_and_found(model_folder: Any) -> None:
     processor = build_llm_processor(EngineProcessorConfig(model_source=str(model_folder), detokenize_stage=False))
     assert processor.list_stage_names() == ["ChatTemplateStage", "TokenizeStage", "GenerateStage"]
@@ -248,3 +164,12 @@ def test_both_names_build_and_template_kwargs_arrive(model_folder: Any) -> None:
 def test_a_model_that_is_not_there_is_said_at_once() -> None:
     with pytest.raises(ConfigError, match="not a local folder"):
         build_llm_processor(EngineProcessorConfig(model_source="facebook/opt-125m"))
+
+
+def test_building_changes_nothing_of_ray_and_starts_nothing(model_folder: Any) -> None:
+    context = ray.data.DataContext.get_current()
+    before = {name: value for name, value in vars(context).items() if isinstance(value, int | float | str | None)}
+    actors = len(ray.util.list_named_actors(all_namespaces=True))
+    build_llm_processor(EngineProcessorConfig(model_source=str(model_folder), concurrency=4))
+    assert {name: vars(context)[name] for name in before} == before
+    assert len(ray.util.list_named_actors(all_namespaces=True)) == actors

@@ -26,7 +26,7 @@ from millrace.pipeline.sinks.parts import OutputSpec
 from millrace.pipeline.sinks.publish import publish
 from millrace.pipeline.sinks.writer import ResultWriter
 from millrace.pipeline.sources.base import position_column
-from millrace.pipeline.stages import Row, RowError
+from millrace.pipeline.stages.base import Row, RowError
 
 BROKEN = RowError("generate", "NumericalError", "NaN", retryable=True)
 SCHEMA = pa.schema([("n", pa.int64()), ("text", pa.string())])

@@ -14,18 +14,12 @@ from hypothesis import strategies as st
 
 from millrace import EngineDeadError, EngineError, SamplingParams
 from millrace.pipeline import RowFailedError
-from millrace.pipeline.stages import (
-    BatchStage,
-    ChatTemplateStage,
-    DetokenizeStage,
-    GenerateStage,
-    PostprocessStage,
-    PreprocessStage,
-    Row,
-    RowError,
-    Stage,
-    TokenizeStage,
-)
+from millrace.pipeline.stages.backends.generate import GenerateStage
+from millrace.pipeline.stages.base import BatchStage, Row, RowError, Stage
+from millrace.pipeline.stages.chat_template import ChatTemplateStage
+from millrace.pipeline.stages.detokenize import DetokenizeStage
+from millrace.pipeline.stages.tokenize import TokenizeStage
+from millrace.pipeline.stages.user_function import PostprocessStage, PreprocessStage
 
 CHAT = [{"role": "user", "content": "hi", "name": None}]
 
@@ -88,8 +82,10 @@ def test_a_failed_row_passes_later_stages_by() -> None:
 
 
 def test_stopping_raises_with_stage_class_and_message() -> None:
+    stage = PreprocessStage(lambda row: {"y": row["x"]})
+    stage.stop_on_error = True
     with pytest.raises(RowFailedError, match="a row failed in preprocess: KeyError: 'x'"):
-        run(PreprocessStage(lambda row: {"y": row["x"]}, stop_on_error=True), {})
+        run(stage, {})
 
 
 def test_chat_template_renders_and_tokenises_without_special_tokens() -> None:

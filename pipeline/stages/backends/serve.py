@@ -1,4 +1,4 @@
-"""A row to a deployment of Ray Serve and back: `method`, `request_kwargs` -> whatever it answers."""
+"""The stage of a deployment of Ray Serve: `method`, `request_kwargs` -> the columns of its answer."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from ray.exceptions import RayTaskError
 
-from ...engine.errors import PromptTypeError, UserError, unknown_key_message
-from .. import columns
-from ..errors import DeploymentError
-from .base import RowError
+from ....engine.errors import PromptTypeError, UserError, unknown_key_message
+from ... import columns
+from ...errors import DeploymentError
+from ..base import RowError
 from .request import RequestId, RequestStage
 
 ROW_ERRORS = (ValueError, TypeError, ValidationError, TimeoutError)
-"""What a deployment raises for the request it was given. Anything else is no row's fault."""
+"""Errors that a deployment raises for a bad request. Any other error is no row's fault."""
 
 
 class ServeDeploymentStage(RequestStage):
     """Calls a method of a deployment for each row and merges its answer into the row.
 
-    An answer is a dict or a pydantic model; of a stream it is the first item. A request that the deployment refuses, or
-    that takes too long, fails its row; a deployment that died, is overloaded or cannot be reached ends the job.
+    An answer is a dict or a pydantic model; a stream answers with its first item. A request that the deployment
+    refuses, or that takes too long, fails its row. A deployment that died, is overloaded or cannot be reached ends the
+    job.
 
     Args:
         handle: The deployment's handle.
         dtype_mapping: Name in column `dtype` -> class of the request; rows without that column send a dict.
-        stream: Whether the method answers with a stream, as those of Ray Serve LLM do.
-        request_timeout_s: Seconds that an answer may take; None for no limit.
-        max_concurrent_requests: Requests under way at once.
+        stream: Whether the method answers with a stream, as in Ray Serve LLM.
+        request_timeout_s: Most seconds until the answer; None for no limit.
+        max_concurrent_requests: Most requests under way at once.
         stop_on_error: Whether the first failed row stops the job.
     """
 
@@ -63,19 +64,19 @@ class ServeDeploymentStage(RequestStage):
         except TimeoutError:
             raise TimeoutError(f"{method} did not answer within {self._timeout_s} s") from None
         finally:
-            response.cancel()  # Frees the replica of what nobody waits for; an answered request does not mind.
-        told = {
+            response.cancel()  # Frees the replica of a request that nobody waits for; after the answer it does nothing.
+        added = {
             columns.REQUEST_ID: str(request_id),
             columns.BATCH_UUID: request_id.batch_uuid,
             columns.SERVE_TIME_TAKEN: time.monotonic() - start_s,
         }
-        return {**_answer_columns(method, answer), **told}
+        return {**_answer_columns(method, answer), **added}
 
     def describe(self, error: Exception) -> RowError:
-        """Returns the error of a row; raises what is the deployment's.
+        """Returns the error of a row.
 
         Raises:
-            DeploymentError: It is.
+            DeploymentError: The deployment failed, and no row is at fault.
         """
         cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else error
         if not isinstance(cause, ROW_ERRORS):
@@ -110,7 +111,7 @@ def connect(deployment_name: str, app_name: str) -> Any:
     """Returns the handle of a deployment.
 
     Args:
-        deployment_name: Its name.
+        deployment_name: Name of the deployment.
         app_name: Name of its application.
     """
     from ray import serve

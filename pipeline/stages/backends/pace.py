@@ -1,4 +1,4 @@
-"""When a request is sent: so many a second, and again after a failure."""
+"""The times at which requests are sent: at most so many a second, and again after a failure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from email.utils import parsedate_to_datetime
 
 
 class Throttle:
-    """Sends no more than so many requests a second, evenly spaced.
+    """Spaces requests evenly, at no more than so many a second.
 
     Args:
-        qps: Requests a second; None for no limit.
+        qps: Most requests a second; None for no limit.
     """
 
     def __init__(self, qps: float | None) -> None:
@@ -28,7 +28,7 @@ class Throttle:
             await asyncio.sleep(turn_s - now_s)
 
     def take_turn(self, now_s: float) -> float:
-        """Returns when the next request may go; the one after it goes later.
+        """Takes a turn and returns its time; the next turn is later.
 
         Args:
             now_s: Time now, on any clock.
@@ -40,13 +40,13 @@ class Throttle:
 
 @dataclass(frozen=True)
 class RetryRule:
-    """When a request is sent again.
+    """The rule by which a request is sent again.
 
     Attributes:
-        max_retries: Times it is, at most.
-        base_wait_s: Seconds before the first time, at most. The bound doubles each time, and the wait is drawn evenly
-            below it ("full jitter"), so that rows which failed together do not come back together.
-        max_wait_s: Bound of that, and of what a server may ask for in `Retry-After`.
+        max_retries: Most times that a request is sent again.
+        base_wait_s: Most seconds before the first retry. The bound doubles with each retry, and the wait is drawn
+            evenly below the bound ("full jitter"), so that rows that failed together do not come back together.
+        max_wait_s: Largest value of that bound, and of the seconds that a server may ask for in `Retry-After`.
     """
 
     max_retries: int = 0
@@ -57,8 +57,8 @@ class RetryRule:
         """Returns the seconds to wait after an attempt.
 
         Args:
-            attempt: Its number, from 1.
-            retry_after: What the server said.
+            attempt: Number of the attempt, from 1.
+            retry_after: The header of that name in the server's answer.
         """
         # A float's exponent ends long before an integer's: no number of attempts may overflow.
         bound = min(self.max_wait_s, self.base_wait_s * 2.0 ** min(attempt - 1, 64))
@@ -69,7 +69,7 @@ def retry_after_s(value: str | None) -> float:
     """Returns the seconds that a `Retry-After` header asks for: a number, or a date.
 
     Args:
-        value: The header; None and what cannot be read ask for nothing.
+        value: The header. None, and a text that cannot be read, ask for no wait.
     """
     if value is None:
         return 0.0

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipeline import RowFailedError
-from millrace.pipeline.stages import HttpRequestStage, Row
-from millrace.pipeline.stages.pace import RetryRule, Throttle, retry_after_s
+from millrace.pipeline.stages.backends.http import HttpRequestStage
+from millrace.pipeline.stages.backends.pace import RetryRule, Throttle, retry_after_s
+from millrace.pipeline.stages.base import Row
 
 SOON = RetryRule(max_retries=3, base_wait_s=0.001, max_wait_s=0.01)
 

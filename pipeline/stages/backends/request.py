@@ -1,4 +1,4 @@
-"""Stages that ask a server: a coroutine for each row, all of them on one event loop."""
+"""Stages that send requests to a server: a coroutine for each row, all of them on one event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .base import Row, RowError, Stage, checked_columns
+from ..base import Row, RowError, Stage, checked_columns
 
 Result = TypeVar("Result")
 
@@ -20,7 +20,7 @@ class RequestId:
     """Names a request.
 
     Attributes:
-        batch_uuid: The block its row came with.
+        batch_uuid: Id of the block that the row came with.
         index: The row's place in the block.
     """
 
@@ -32,7 +32,7 @@ class RequestId:
 
 
 class DescribedError(Exception):
-    """Carries what is known of a failed request already, where the exception alone would not tell it.
+    """Carries the error of a row, which tells more than the exception that was caught.
 
     Attributes:
         error: The row's error.
@@ -50,7 +50,7 @@ class RequestStage(Stage):
     sent when one of `max_concurrent_requests` places is free, whatever block it came with.
 
     Args:
-        max_concurrent_requests: Requests under way at once, those that wait to be sent again included.
+        max_concurrent_requests: Most requests under way at once, including requests that wait to be sent again.
         stop_on_error: Whether the first failed row stops the job.
     """
 
@@ -63,18 +63,18 @@ class RequestStage(Stage):
 
     @abstractmethod
     async def request(self, request_id: RequestId, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Asks for one row and returns the columns to merge into it; what it raises goes to `describe`."""
+        """Sends the request of one row and returns the columns to merge into it; an exception goes to `describe`."""
 
     def describe(self, error: Exception) -> RowError:
-        """Returns the error of a row; raises instead what is no row's fault and ends the job.
+        """Returns the error of a row. A subclass may raise instead, to end the job for a fault that is no row's.
 
         Args:
-            error: What `request` raised.
+            error: The exception that `request` raised.
         """
         return error.error if isinstance(error, DescribedError) else RowError.from_exception(self.name, error)
 
     def run_batch(self, rows: Sequence[Row]) -> None:
-        """Asks for all rows at once and returns when the last has its answer.
+        """Sends the requests of all rows at once and returns when the last has its answer.
 
         Raises:
             RowFailedError: A row failed, and the stage stops at errors.
@@ -82,7 +82,7 @@ class RequestStage(Stage):
         self.wait(self._ask_all(rows))
 
     def process(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Asks for one row alone."""
+        """Sends the request of one row alone."""
         return self.wait(self.request(RequestId(uuid.uuid4().hex, 0), row))
 
     def wait(self, work: Coroutine[Any, Any, Result]) -> Result:
@@ -92,12 +92,12 @@ class RequestStage(Stage):
             work: The coroutine.
 
         Returns:
-            What it returns.
+            The result of the coroutine.
         """
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
-        """Ends the event loop. Nothing may be under way."""
+        """Ends the event loop. No request may be under way."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -108,7 +108,7 @@ class RequestStage(Stage):
         try:
             await asyncio.gather(*tasks)
         finally:
-            # Only where one of them ended the job are there any left.
+            # Tasks are left only if a row has ended the job.
             for task in tasks:
                 task.cancel()
 

@@ -12,9 +12,9 @@ from fake_client import EchoClient
 from millrace.engine import GenerateRequest, RequestOutput, SamplingParams
 from millrace.engine.errors import EngineError
 from millrace.pipeline import columns
-from millrace.pipeline.stages import GenerateStage, Row
-from millrace.pipeline.stages.duplicates import Duplicates, Inbox, request_key
-from millrace.pipeline.stages.engine import in_good_order
+from millrace.pipeline.stages.backends.duplicates import Duplicates, Inbox, request_key
+from millrace.pipeline.stages.backends.generate import GenerateStage
+from millrace.pipeline.stages.base import Row
 
 
 def stage_of(client: Any, **changes: Any) -> GenerateStage:
@@ -128,11 +128,3 @@ def test_a_key_is_prompt_and_parameters() -> None:
     keys = {key("a", None, "p"), key("b", None, "p"), key("a", None, "q"), key("a", [1], "p"), key(None, [2], "p")}
     assert len(keys) == 5
     assert key("a", [1], "p") == key(None, [1], "p")
-
-
-def test_long_outputs_go_first_and_common_beginnings_side_by_side() -> None:
-    def request(ids: list[int], max_tokens: int | None) -> GenerateRequest:
-        return GenerateRequest("0", None, ids, SamplingParams(max_tokens=max_tokens))
-
-    given = [request([2, 1], 5), request([1, 1], 5), request([9], None), request([2, 2], 5), request([1, 2], 7)]
-    assert [one.prompt_token_ids for one in in_good_order(given)] == [[9], [1, 2], [1, 1], [2, 1], [2, 2]]

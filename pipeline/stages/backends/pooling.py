@@ -1,20 +1,20 @@
-"""Pooling: a row's prompt becomes a vector, its embedding or its classes."""
+"""Pooling: the engine makes a vector of a row's prompt, an embedding or the scores of classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from ...engine import PoolingParams, PoolingRequest
-from ...engine.errors import PoolingParamsError
-from .. import columns
+from ....engine import PoolingParams, PoolingRequest
+from ....engine.errors import PoolingParamsError
+from ... import columns
 from .engine import Asked, EngineStage, plain_values, request_columns
 
 
-class PoolStage(EngineStage):
-    """Pools the rows of a block. Its settings are those of `EngineStage`."""
+class PoolingStage(EngineStage):
+    """Has the prompts of a block made vectors. Its settings are those of `EngineStage`."""
 
-    name = "pool"
+    name = "pooling"
 
     def make_request(
         self, request_id: str, prompt: str | None, prompt_token_ids: list[int] | None, row: Mapping[str, Any]

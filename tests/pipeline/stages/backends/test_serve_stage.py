@@ -19,7 +19,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from millrace import ConfigError
 from millrace.pipeline import DeploymentError, RowFailedError
 from millrace.pipeline.processor.request_backend import check_deployment
-from millrace.pipeline.stages import Row, ServeDeploymentStage
+from millrace.pipeline.stages.backends.serve import ServeDeploymentStage
+from millrace.pipeline.stages.base import Row
 
 
 class Ask(pydantic.BaseModel):

@@ -1,4 +1,4 @@
-"""A stage of a processor before it runs: its name, its settings, and how a worker makes it.
+"""A stage of a processor before a worker makes it: its name, its settings, its columns, and the function that makes it.
 
 A processor is a list of these with at most one `Backend` among them. Stages of your own join the list as `CustomStage`.
 """
@@ -12,7 +12,8 @@ from typing import Any
 
 from ...engine.errors import ConfigError, unknown_key_message
 from ..stages.base import Stage
-from .config import StageConfig
+from ..stages.declaration import ProcessorSettings, StageDeclaration
+from ..stages.stage_config import StageConfig
 
 MakeStage = Callable[[], Stage]
 """Makes a stage in the process that runs it; it pickles."""
@@ -20,13 +21,13 @@ MakeStage = Callable[[], Stage]
 
 @dataclass(frozen=True)
 class StageInfo:
-    """What can be asked of a stage of a processor.
+    """What a processor tells of one of its stages.
 
     Attributes:
-        name: Its name.
-        config: Its settings; those of the whole processor for the stage in the middle.
-        required: Columns a row must have to enter it.
-        optional: Columns it makes use of.
+        name: Name of the stage.
+        config: Settings of the stage. Of an engine or a deployment, they are the settings of the processor.
+        required: Columns that a row must have to enter the stage.
+        optional: Columns that the stage uses where a row has them.
     """
 
     name: str
@@ -36,16 +37,28 @@ class StageInfo:
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class StageSpec:
     """A stage that runs on a CPU, in one process with its neighbours.
 
     Attributes:
-        info: Its name, settings and columns.
-        make: Makes it, in the worker.
+        info: Name, settings and columns.
+        make: Makes the stage in the worker.
     """
 
     info: StageInfo
     make: MakeStage
+
+    @classmethod
+    def of(cls, stage: StageDeclaration[Any], settings: ProcessorSettings) -> StageSpec:
+        """Returns a declared stage with its settings in a processor.
+
+        Args:
+            stage: What the file of the stage declares.
+            settings: Settings of the processor.
+        """
+        config = settings.stage_config(stage)
+        info = StageInfo(stage.name, config, stage.required, stage.optional)
+        return cls(info, functools.partial(stage.make, settings, config))
 
 
 @dataclass(frozen=True)
@@ -53,13 +66,13 @@ class CustomStage:
     """A stage of your own, and its place among the others.
 
     Attributes:
-        kind: Class derived from `Stage`. It is made in the worker that runs it.
+        kind: Class derived from `Stage`. The worker that runs the stage makes it.
         arguments: Keyword arguments of its constructor; they must pickle.
-        before: Name of the stage that it stands before, as `list_stage_names` has it.
-        after: Name of the stage that it stands after. With neither it comes last, before `postprocess`.
-        config: Its resources.
-        required: Columns a row must have to enter it.
-        optional: Columns it makes use of.
+        before: Name, as in `list_stage_names`, of the stage that this one goes before.
+        after: Name of the stage that this one goes after. With neither, it comes last, before `postprocess`.
+        config: Resources and batch size of the stage.
+        required: Columns that a row must have to enter the stage.
+        optional: Columns that the stage uses where a row has them.
     """
 
     kind: type[Stage]
@@ -76,12 +89,11 @@ class CustomStage:
         if self.before is not None and self.after is not None:
             raise ConfigError(f"stage {self.kind.__name__} is given a place before and after; name one stage only")
 
-    def plan(self, taken: Sequence[str], *, stop_on_error: bool) -> StagePlan:
+    def spec(self, taken: Sequence[str]) -> StageSpec:
         """Returns the stage as one of a processor.
 
         Args:
-            taken: Names of the stages that are there; a second stage of a class gets a number.
-            stop_on_error: Whether the first failed row stops the job.
+            taken: Names of the stages that the processor has; a second stage of a class gets a number.
         """
         name = own = self.kind.__name__
         number = 0
@@ -89,16 +101,16 @@ class CustomStage:
             number += 1
             name = f"{own}_{number}"
         info = StageInfo(name, self.config, self.required, self.optional)
-        return StagePlan(info, functools.partial(_make_custom, self.kind, dict(self.arguments), stop_on_error))
+        return StageSpec(info, functools.partial(self.kind, **self.arguments))
 
     def index(self, names: Sequence[str]) -> int:
-        """Returns where in a list of stages it goes.
+        """Returns the place of the stage in a list of stages.
 
         Args:
-            names: Their names, in order.
+            names: The names of the stages in the list, in order.
 
         Raises:
-            ConfigError: None of them is the one it is to stand by.
+            ConfigError: The list has no stage of the name in `before` or `after`.
         """
         neighbour = self.before or self.after
         if neighbour is None:
@@ -110,19 +122,12 @@ def index_of(name: str, names: Sequence[str]) -> int:
     """Returns the place of a stage.
 
     Args:
-        name: Its name.
+        name: Name of the stage.
         names: Names of all stages, in order.
 
     Raises:
-        ConfigError: None has the name.
+        ConfigError: No stage has the name.
     """
     if name not in names:
         raise ConfigError(unknown_key_message("the processor", name, names).replace("field", "stage"))
     return list(names).index(name)
-
-
-def _make_custom(kind: type[Stage], arguments: Mapping[str, Any], stop_on_error: bool) -> Stage:
-    stage = kind(**arguments)
-    # Not an argument: a stage whose constructor does not pass it on works too.
-    stage.stop_on_error = stop_on_error
-    return stage

@@ -1,4 +1,4 @@
-"""Generation: a row's prompt and sampling parameters become a request, and what was generated columns of the row."""
+"""Generation: a row's prompt and sampling parameters become a request, and its output becomes columns of the row."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ...engine import CompletionOutput, GenerateRequest, RequestOutput, SamplingParams
-from ...engine.errors import SamplingParamsError
-from .. import columns
-from ..seeds import seeded
+from ....engine import CompletionOutput, GenerateRequest, RequestOutput, SamplingParams
+from ....engine.errors import SamplingParamsError
+from ... import columns
+from ...seeds import seeded
 from .engine import Asked, EngineClient, EngineStage, plain_values, request_columns
 
 
@@ -19,9 +19,9 @@ class GenerateStage(EngineStage):
     Args:
         client: The pool's client.
         default_params: Sampling parameters of the rows that bring none.
-        job_seed: Seed from which rows that bring none derive theirs.
+        job_seed: Seed of the job. A row without a seed gets one that follows from it and from the prompt.
         detokenize_later: Whether a later stage makes the text of the rows that allow it.
-        **settings: Those of `EngineStage`.
+        **settings: Settings of `EngineStage`.
     """
 
     name = "generate"
@@ -73,7 +73,7 @@ class GenerateStage(EngineStage):
 
 
 def _needs_text_at_the_end_only(params: SamplingParams) -> bool:
-    """Whether the default way to make text, used once on the finished tokens, is what the row asks for."""
+    """Whether decoding the finished tokens once, with the default settings, gives the text that the row asks for."""
     return (
         not params.stop
         and params.logprobs is None
@@ -87,12 +87,12 @@ def output_columns(output: RequestOutput, params: SamplingParams, params_text: s
     """Returns the columns that a finished request adds to its row.
 
     Args:
-        output: What the engine returned.
-        params: The parameters it ran with.
-        params_text: The same as text.
+        output: The output of the engine.
+        params: The parameters of the request.
+        params_text: The parameters as text.
 
     Returns:
-        Column name -> value; the columns of a single sequence are those of the first.
+        Column name -> value. Of several sequences, the first fills the columns that hold one sequence.
     """
     first = output.outputs[0]
     return {

@@ -1,4 +1,4 @@
-"""A row to an HTTP endpoint and back: `payload` -> `http_response`."""
+"""The stage of an HTTP endpoint: `payload` -> `http_response`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tenacity import (
     stop_after_attempt,
 )
 
-from ...engine.errors import PromptTypeError
-from .. import columns
-from .base import RowError
+from ....engine.errors import PromptTypeError
+from ... import columns
+from ..base import RowError
 from .pace import RetryRule, Throttle
 from .request import DescribedError, RequestId, RequestStage
 
@@ -33,13 +33,13 @@ SessionFactory = Callable[[], aiohttp.ClientSession]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server said.
+    """The answer of a server.
 
     Attributes:
-        status: Such as 200.
-        reason: Such as OK.
+        status: Status code, such as 200.
+        reason: Text of the status, such as OK.
         retry_after: The header of that name.
-        body: As it came.
+        body: The body as it came.
     """
 
     status: int
@@ -49,12 +49,12 @@ class Answer:
 
     @property
     def is_success(self) -> bool:
-        """Whether the status is one of success."""
+        """Whether the status says that the request succeeded."""
         return 200 <= self.status < 300
 
     @property
     def is_retried(self) -> bool:
-        """Whether another try may go better."""
+        """Whether the request should be sent again."""
         return self.status in RETRIED_STATUSES
 
     @property
@@ -66,17 +66,18 @@ class Answer:
 class HttpRequestStage(RequestStage):
     """Posts each row's payload and takes the JSON of the answer.
 
-    A payload that holds bytes, or dicts with `content` (and `filename`, `content_type`), goes out as a form, anything
-    else as JSON. What may go better another time (busy servers, lost connections, cut bodies) is tried again; then, and
-    at once for any other status that is no success, the row fails with the status and the start of the body.
+    A payload that holds bytes, or dicts with `content` (and `filename`, `content_type`), is sent as a form, any other
+    payload as JSON. After a failure that may pass (a busy server, a lost connection, a cut body) the request is sent
+    again. After the last retry, and at once for any other status of failure, the row fails with the status and the
+    start of the body.
 
     Args:
         url: The endpoint.
-        headers: Of every request.
-        qps: Requests sent a second, retries included, at most.
-        retry: When a request is sent again.
-        request_timeout_s: Seconds that one attempt may take.
-        max_concurrent_requests: Requests under way at once.
+        headers: Headers of every request.
+        qps: Most requests sent a second, retries included.
+        retry: The rule by which a request is sent again.
+        request_timeout_s: Most seconds of one attempt.
+        max_concurrent_requests: Most requests under way at once.
         session_factory: Makes the session, in the worker; None for one without a limit of connections.
         stop_on_error: Whether the first failed row stops the job.
     """
@@ -97,7 +98,7 @@ class HttpRequestStage(RequestStage):
     ) -> None:
         super().__init__(max_concurrent_requests, stop_on_error=stop_on_error)
         self._url = url
-        # Of the URL, errors show what is not secret.
+        # Errors show the URL without its credentials and its query.
         parts = urlsplit(url)
         self._shown_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._headers = dict(headers or {})
@@ -107,7 +108,7 @@ class HttpRequestStage(RequestStage):
         self._session = self.wait(_open(session_factory or _unlimited_session))
 
     async def request(self, request_id: RequestId, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Sends a row's payload until it is answered or given up."""
+        """Sends a row's payload until it is answered or the retries are used up."""
         payload = checked_payload(row)
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self._retry.max_retries + 1),
@@ -131,7 +132,7 @@ class HttpRequestStage(RequestStage):
 
     async def _send(self, payload: Any) -> Answer:
         await self._throttle()
-        body, headers = encode(payload, self._headers)  # Each time: a form can be sent once only.
+        body, headers = encode(payload, self._headers)  # For each attempt: a form can be sent only once.
         async with self._session.post(self._url, data=body, headers=headers, timeout=self._timeout) as response:
             retry_after = response.headers.get("Retry-After")
             return Answer(response.status, response.reason or "", retry_after, await response.read())
@@ -166,7 +167,7 @@ def checked_payload(row: Mapping[str, Any]) -> Any:
         row: The columns of the row.
 
     Raises:
-        PromptTypeError: It has none.
+        PromptTypeError: The row has no payload.
     """
     if row.get(columns.PAYLOAD) is None:
         raise PromptTypeError(
@@ -177,15 +178,15 @@ def checked_payload(row: Mapping[str, Any]) -> Any:
 
 
 def encode(payload: Any, headers: Mapping[str, str]) -> tuple[bytes | aiohttp.FormData, dict[str, str]]:
-    """Returns the body of a request, and headers that go with it.
+    """Returns the body of a request and its headers.
 
     Args:
-        payload: What to send.
-        headers: Those that were asked for.
+        payload: The payload of the row.
+        headers: The headers that the user asked for.
     """
     plain = {name: value for name, value in headers.items() if name.lower() != "content-type"}
     if isinstance(payload, Mapping) and any(_is_file(value) for value in payload.values()):
-        return _form(payload), plain  # The type of a form names its boundary, so nobody else can say it.
+        return _form(payload), plain  # aiohttp sets the content type, which names the boundary of the form.
     asked = next((value for name, value in headers.items() if name.lower() == "content-type"), "application/json")
     return _json(payload).encode(), {**plain, "Content-Type": asked}
 
@@ -229,7 +230,7 @@ def _num_attempts(retrying: AsyncRetrying) -> int:
 
 
 async def _open(factory: SessionFactory) -> aiohttp.ClientSession:
-    return factory()  # On the loop that it is to run on.
+    return factory()  # A session must be made on the event loop that it runs on.
 
 
 def _unlimited_session() -> aiohttp.ClientSession:

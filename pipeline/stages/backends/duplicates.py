@@ -1,7 +1,7 @@
 """Identical requests of a process: one of them runs, the others take its output.
 
-Requests are identical if prompt and parameters are, the seed among them. What the engine draws follows from these, so
-the output is what each of them would have got.
+Requests are identical if their prompts and parameters are, the seed included. The engine's draws follow from these, so
+each of them would have got the same output.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from ...engine import EngineOutput, PoolingRequest, Request, RequestOutput
+from ....engine import EngineOutput, PoolingRequest, Request, RequestOutput
 
 MAX_TOKENS_KEPT = 1_000_000
 """Tokens of finished outputs that are remembered, some tens of megabytes."""
 
 OUTPUT_TOKENS = 100
-"""What an output takes besides its tokens, in tokens."""
+"""Memory that an output takes besides its tokens, counted in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What a waiting row gets.
+    """The message that a waiting row gets.
 
     Attributes:
-        item: What it was announced with.
+        item: The item that the row passed to `claim`.
         output: The output; None if it will not come.
-        error: Why not.
+        error: The reason why it will not come.
     """
 
     item: Any
@@ -41,7 +41,7 @@ Inbox = queue.SimpleQueue[Arrival]
 
 
 class Duplicates:
-    """Who runs what. Any thread may use it."""
+    """The requests that run, the rows that wait for them, and recent outputs. Any thread may use it."""
 
     def __init__(self, max_tokens_kept: int = MAX_TOKENS_KEPT) -> None:
         self._max_tokens_kept = max_tokens_kept
@@ -52,15 +52,15 @@ class Duplicates:
         self._num_tokens_kept = 0
 
     def claim(self, key: bytes, inbox: Inbox, item: Any) -> bool:
-        """Asks whether a request is to be run.
+        """Decides whether a request has to run.
 
         Args:
-            key: What `request_key` returns for it.
-            inbox: Where the output goes if another one runs, or is finished.
-            item: What it is announced with there.
+            key: The `request_key` of the request.
+            inbox: Queue that gets the output if an identical request runs or has finished.
+            item: Any object, which comes with the output.
 
         Returns:
-            True if the caller is to run it, and to call `finish` or `abandon`.
+            True if the caller must run the request, and call `finish` or `abandon` afterwards.
         """
         with self._lock:
             if (output := self._finished.get(key)) is not None:
@@ -74,7 +74,7 @@ class Duplicates:
             return True
 
     def finish(self, key: bytes, output: EngineOutput) -> None:
-        """Hands an output to those who wait for it, and keeps it for a while if it is good."""
+        """Hands an output to the rows that wait for it, and keeps it for later rows if it has no error."""
         with self._lock:
             waiting = self._waiting.pop(key)
             if output.error is None:
@@ -83,7 +83,7 @@ class Duplicates:
             inbox.put(Arrival(item, output))
 
     def abandon(self, key: bytes, error: BaseException) -> None:
-        """Tells those who wait that the output will not come."""
+        """Tells the rows that wait that the output will not come."""
         with self._lock:
             waiting = self._waiting.pop(key)
         for inbox, item in waiting:
@@ -107,14 +107,11 @@ def _output_size(output: EngineOutput) -> int:
 
 
 def request_key(request: Request, params: str) -> bytes:
-    """Returns what two requests have in common exactly if they are identical.
+    """Returns a hash that two requests share exactly if they are identical.
 
     Args:
-        request: A request, whose parameters hold a seed if they draw.
-        params: Its parameters as text.
-
-    Returns:
-        A hash.
+        request: A request. If it samples, its parameters hold a seed.
+        params: The parameters as text.
     """
     digest = hashlib.blake2b(params.encode(), digest_size=16)
     digest.update(repr(request.prompt if request.prompt_token_ids is None else request.prompt_token_ids).encode())

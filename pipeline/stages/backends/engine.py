@@ -1,35 +1,33 @@
-"""The engine's side of a row: a prompt becomes a request of the pool, and its output columns of the row.
+"""The stage of an engine: each row becomes a request to the pool of engines, and the output becomes columns of the row.
 
-A stage of this kind holds no model: it is a thin client of the engine pool, so a restart of it costs nothing. What is
-asked of the engine is what its kinds differ in: `GenerateStage` and `PoolStage`.
+The stage holds no model. It is a thin client of the pool, so a restart of it costs nothing. Its two kinds,
+`GenerateStage` and `PoolingStage`, differ in their requests and in the columns that they make of an output.
 """
 
 from __future__ import annotations
 
-import sys
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
-from ...engine import EngineOutput, GenerateRequest, Request
-from ...engine.errors import ConfigError, EngineError
-from ...engine.outputs import RequestMetrics
-from .. import columns
-from .base import Row, RowError, Stage
+from ....engine import EngineOutput, Request
+from ....engine.errors import ConfigError, EngineError
+from ....engine.outputs import RequestMetrics
+from ....engine.request import longest_first
+from ... import columns
+from ..base import Row, RowError, Stage
+from ..prompts import checked_prompt, checked_token_ids
 from .duplicates import Arrival, Duplicates, Inbox, request_key
-from .prompts import checked_prompt, checked_token_ids
-
-__all__ = ["EngineClient", "EngineStage", "in_good_order", "plain_values", "request_columns"]
 
 METRICS = tuple(one.name for one in fields(RequestMetrics) if one.name not in ("attempt", "replica_id"))
-"""What of a request's metrics is in the column of that name; the others have columns of their own."""
+"""The metrics of a request that are in the column `metrics`; the others have columns of their own."""
 
 
 class EngineClient(Protocol):
-    """What the stage needs of a pool's client; `actors.PoolClient` is one."""
+    """The part of a pool's client that the stage calls; `actors.PoolClient` is one."""
 
     def generate(self, requests: list[Request]) -> Iterator[EngineOutput]:
         """Yields the output of each request once, as they finish."""
@@ -42,9 +40,9 @@ class Asked:
 
     Attributes:
         row: The row.
-        request: Its request.
-        params: Its parameters as text.
-        key: What identical requests share.
+        request: The request that the row became.
+        params: Parameters of the request as text.
+        key: Hash that identical requests share.
     """
 
     row: Row
@@ -57,8 +55,8 @@ class Asked:
 
 
 @dataclass(slots=True)
-class _Call:
-    """The rows of a block under way: those that run, by request id, and how many wait for identical ones."""
+class _OpenBlock:
+    """A block under way: the rows whose requests run, by request id, and the number of rows that wait for others."""
 
     batch_uuid: str
     start_s: float
@@ -74,12 +72,12 @@ class _Call:
 class EngineStage(Stage):
     """Sends the rows of a block to the engine pool and takes their outputs as they finish.
 
-    Several blocks are under way at once (threads of one actor share a stage), so that a slow row of one holds up
-    nothing but its own block.
+    Several blocks are under way at once (threads of one actor share a stage), so that a slow row holds up nothing but
+    its own block.
 
     Args:
         client: The pool's client.
-        model: The model that runs; a row that names another one is refused.
+        model: The model that runs; a row that names another model is refused.
         duplicates: Whether identical requests run once.
         on_output: Called with each output as it arrives, from the thread of its block.
         stop_on_error: Whether the first failed row stops the job.
@@ -104,22 +102,22 @@ class EngineStage(Stage):
     def make_request(
         self, request_id: str, prompt: str | None, prompt_token_ids: list[int] | None, row: Mapping[str, Any]
     ) -> Request:
-        """Makes what a row asks of the engine.
+        """Makes the request of a row.
 
         Args:
-            request_id: Its id.
-            prompt: Its text, None if only its tokens are known.
-            prompt_token_ids: Its tokens, None if only its text is known.
-            row: Its columns.
+            request_id: Id of the request.
+            prompt: Text of the prompt; None if only its tokens are known.
+            prompt_token_ids: Tokens of the prompt; None if only its text is known.
+            row: Columns of the row.
         """
 
     @abstractmethod
     def output_columns(self, asked: Asked, output: Any) -> dict[str, Any]:
-        """Returns what an output adds to its row.
+        """Returns the columns that an output adds to its row.
 
         Args:
             asked: The row and its request.
-            output: What came of it, without an error.
+            output: The output, which has no error.
         """
 
     def run(self, rows: Sequence[Row]) -> None:
@@ -133,66 +131,66 @@ class EngineStage(Stage):
             pass
 
     def stream(self, rows: Sequence[Row]) -> Iterator[Row]:
-        """Runs the rows in place and yields each as soon as it is finished, and first those that cannot run.
+        """Runs the rows in place and yields each as soon as it is finished. Rows that cannot run come first.
 
         Raises:
             RowFailedError: A row failed, and the stage stops at errors.
             EngineError: The pool ended without an output for a row.
         """
-        call = _Call(uuid.uuid4().hex, time.monotonic())
+        block = _OpenBlock(uuid.uuid4().hex, time.monotonic())
         try:
             for index, row in enumerate(rows):
-                request = None if row.error is not None else self._request(f"{call.batch_uuid}-{index}", row)
+                request = None if row.error is not None else self._request(f"{block.batch_uuid}-{index}", row)
                 if request is None:
                     yield row
                 else:
-                    self._admit(call, Asked(row, request, repr(request.params)))
-            for output in self._client.generate(in_good_order(call.requests)) if call.running else ():
-                yield self._finish(call, output)
-                yield from self._arrived(call)
-            if call.running:
+                    self._admit(block, Asked(row, request, repr(request.params)))
+            for output in self._client.generate(longest_first(block.requests)) if block.running else ():
+                yield self._finish(block, output)
+                yield from self._arrived(block)
+            if block.running:
                 raise EngineError(
-                    f"the engine pool ended without an output for {len(call.running)} of {len(rows)} rows"
+                    f"the engine pool ended without an output for {len(block.running)} of {len(rows)} rows"
                 )
-            while call.num_waiting:
-                yield self._take(call, call.inbox.get())
+            while block.num_waiting:
+                yield self._take(block, block.inbox.get())
         finally:
             if self._duplicates is not None:
-                for asked in call.running.values():
+                for asked in block.running.values():
                     self._duplicates.abandon(asked.key, EngineError("the identical request of another row did not end"))
 
-    def _admit(self, call: _Call, asked: Asked) -> None:
-        """Decides whether a request runs or waits for one that is identical."""
-        if self._duplicates is not None and not self._duplicates.claim(asked.key, call.inbox, asked):
-            call.num_waiting += 1
+    def _admit(self, block: _OpenBlock, asked: Asked) -> None:
+        """Runs a request, or lets it wait if an identical request runs already."""
+        if self._duplicates is not None and not self._duplicates.claim(asked.key, block.inbox, asked):
+            block.num_waiting += 1
         else:
-            call.running[asked.request.request_id] = asked
+            block.running[asked.request.request_id] = asked
 
-    def _finish(self, call: _Call, output: EngineOutput) -> Row:
-        asked = call.running.pop(output.request_id)
+    def _finish(self, block: _OpenBlock, output: EngineOutput) -> Row:
+        asked = block.running.pop(output.request_id)
         if self._duplicates is not None:
             self._duplicates.finish(asked.key, output)
         if self._on_output is not None:
             self._on_output(output)
-        return self._completed(call, asked, output, {})
+        return self._completed(block, asked, output, {})
 
-    def _arrived(self, call: _Call) -> Iterator[Row]:
-        """Yields the rows whose output came from an identical request meanwhile."""
-        while not call.inbox.empty():
-            yield self._take(call, call.inbox.get())
+    def _arrived(self, block: _OpenBlock) -> Iterator[Row]:
+        """Yields the rows that have meanwhile taken the output of an identical request."""
+        while not block.inbox.empty():
+            yield self._take(block, block.inbox.get())
 
-    def _take(self, call: _Call, arrival: Arrival) -> Row:
-        call.num_waiting -= 1
+    def _take(self, block: _OpenBlock, arrival: Arrival) -> Row:
+        block.num_waiting -= 1
         if arrival.output is None:
             raise arrival.error or EngineError("the identical request of another row did not end")
         own = {columns.REQUEST_ID: arrival.item.request.request_id, columns.IS_DUPLICATE: True}
-        return self._completed(call, arrival.item, arrival.output, own)
+        return self._completed(block, arrival.item, arrival.output, own)
 
-    def _completed(self, call: _Call, asked: Asked, output: EngineOutput, own: Mapping[str, Any]) -> Row:
+    def _completed(self, block: _OpenBlock, asked: Asked, output: EngineOutput, own: Mapping[str, Any]) -> Row:
         if output.error is not None:
             self.fail(asked.row, self._row_error(output), output.error.to_exception())
             return asked.row
-        timing = {columns.BATCH_UUID: call.batch_uuid, columns.TIME_TAKEN: time.monotonic() - call.start_s}
+        timing = {columns.BATCH_UUID: block.batch_uuid, columns.TIME_TAKEN: time.monotonic() - block.start_s}
         added = self.output_columns(asked, output)
         self.merge(asked.row, {**added, **timing, **own})
         return asked.row
@@ -206,7 +204,7 @@ class EngineStage(Stage):
         return alone.data
 
     def _request(self, request_id: str, row: Row) -> Request | None:
-        """Makes the row's request; None if the row cannot be one and now holds the reason."""
+        """Makes the row's request; returns None if that fails, and then the row holds the error."""
         try:
             return self._checked_request(request_id, row.data)
         except Exception as error:  # noqa: BLE001  # whatever the values of a row break is that row's error
@@ -229,28 +227,6 @@ class EngineStage(Stage):
         return RowError(self.name, error.kind, error.message, error.retryable, output.metrics.attempt)
 
 
-def in_good_order(requests: Iterable[Request]) -> list[Request]:
-    """Puts long outputs first, and among those of one length prompts with a common beginning side by side.
-
-    Length counts before: a block, and the last one of a job above all, ends sooner if its long outputs start first, and
-    most blocks have one limit for all rows anyway. Where prompts with a common beginning stand side by side, the first
-    of them has computed it, and the cache still holds it, when the next one comes.
-
-    Args:
-        requests: The requests of a block; an output without a limit counts as longest.
-
-    Returns:
-        The same requests.
-    """
-    return sorted(requests, key=_place)
-
-
-def _place(request: Request) -> tuple[int, list[int], str]:
-    prompt = (request.prompt_token_ids, "") if request.prompt_token_ids is not None else ([], request.prompt or "")
-    max_tokens = request.sampling_params.max_tokens if isinstance(request, GenerateRequest) else 1
-    return (-(max_tokens or sys.maxsize), *prompt)
-
-
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Turns numpy arrays into the lists they were before they went through Arrow."""
     return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in values.items()}
@@ -260,8 +236,8 @@ def request_columns(output: EngineOutput, params_text: str) -> dict[str, Any]:
     """Returns the columns that a finished request of any kind adds to its row.
 
     Args:
-        output: What the engine returned.
-        params_text: The parameters it ran with, as text.
+        output: The output of the engine.
+        params_text: The parameters of the request, as text.
 
     Returns:
         Column name -> value.

@@ -1,0 +1,149 @@
+"""What becomes of a row: the chain of Ray Data operators that a dataset is put through.
+
+    dataset -> Prepare -> Generate -> Finish -> dataset                        a result for each row
+    dataset -> Prepare -> the operator of a writer -> what it says of them     rows that are written as they finish
+
+Prepare runs `preprocess` and the stages before the backend. Generate runs the backend's stage. Finish runs the stages
+after it and `postprocess`. A processor without a backend has no Generate. A writer puts operators of its own in their
+place, which run the same stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+from ray.data import Dataset
+from ray.data.dataset import MaterializedDataset
+
+from ..stages.base import Stage
+from ..stages.user_function import PreprocessStage, UserFunction
+from .operators import Finish, Generate, MakeStages, Prepare
+from .stage_spec import StageSpec
+
+
+@dataclass(frozen=True)
+class OperatorSpec:
+    """The stages of one operator, and how it runs.
+
+    Attributes:
+        make_stages: Makes the stages, in the worker.
+        resources: What the operator takes of the cluster, as arguments of `Dataset.map_batches`.
+        gathered_rows: Rows that small blocks are joined into before they reach the operator; None to take blocks as
+            they are.
+    """
+
+    make_stages: MakeStages
+    resources: dict[str, Any]
+    gathered_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Operators:
+    """The operators of a processor.
+
+    Attributes:
+        block_rows: Most rows of a block.
+        prepare: `preprocess` and the stages before the backend.
+        generate: The backend's stage; None if there is no backend.
+        finish: The stages after the backend and `postprocess`.
+        mark_success: Whether rows without an error get an empty `__inference_error__`.
+        schema: Columns and types of the result; None for the columns that the rows hold.
+    """
+
+    block_rows: int
+    prepare: OperatorSpec
+    generate: OperatorSpec | None
+    finish: OperatorSpec
+    mark_success: bool
+    schema: pa.Schema | None = None
+
+
+Link = tuple[type, list[Any], OperatorSpec]
+"""One operator of a chain: its class, the arguments of its constructor, and how it runs."""
+
+
+class Writer(Protocol):
+    """Writes rows as they finish, in operators of its own."""
+
+    def links(self, operators: Operators) -> Iterator[Link]:
+        """Yields the writer's operators in order.
+
+        Args:
+            operators: The operators of the processor, whose stages the writer's operators run.
+        """
+
+
+def assemble(dataset: Dataset, operators: Operators, writer: Writer | None = None) -> Dataset:
+    """Puts a dataset through operators. Nothing runs before the result is consumed.
+
+    Args:
+        dataset: Any dataset.
+        operators: The operators of a processor.
+        writer: Writes the rows; None for a dataset with one row for each row of the input.
+
+    Returns:
+        A lazy dataset.
+    """
+    result = without_large_blocks(dataset, operators.block_rows)
+    for kind, arguments, spec in _links(operators) if writer is None else writer.links(operators):
+        result = result.map_batches(
+            kind,
+            fn_constructor_args=arguments,
+            batch_size=spec.gathered_rows,
+            batch_format="pyarrow",
+            **spec.resources,
+        )
+    # Otherwise Ray passes on the text of a worker's exception, and only an error of Ray's can be caught.
+    result.context.raise_original_map_exception = True
+    return result
+
+
+def _links(operators: Operators) -> Iterator[Link]:
+    """Yields the operators that return a result for each row."""
+    yield Prepare, [operators.prepare.make_stages], operators.prepare
+    if operators.generate is not None:
+        yield Generate, [operators.generate.make_stages], operators.generate
+    yield Finish, [operators.finish.make_stages, operators.mark_success, operators.schema], operators.finish
+
+
+def make_stages(specs: Sequence[StageSpec], user: UserFunction, *, stop_on_error: bool) -> list[Stage]:
+    """Makes the stages of one operator on the CPU.
+
+    Args:
+        specs: The stages, in order.
+        user: `preprocess`, which goes first, or `postprocess`, which goes last.
+        stop_on_error: Whether the first failed row stops the job.
+    """
+    made = [_made(spec) for spec in specs]
+    stages = [*user.stages(), *made] if user.kind is PreprocessStage else [*made, *user.stages()]
+    for stage in stages:
+        # Not an argument, so that a stage whose constructor does not pass it on works too.
+        stage.stop_on_error = stop_on_error
+    return stages
+
+
+def _made(spec: StageSpec) -> Stage:
+    stage = spec.make()
+    if spec.info.config.batch_size is not None:
+        stage.batch_size = spec.info.config.batch_size
+    return stage
+
+
+def without_large_blocks(dataset: Dataset, max_rows: int) -> Dataset:
+    """Splits blocks, so that the first rows generate while the last are still being read.
+
+    Splitting is a task for each block, also for one that stays whole, and a task costs as much as many rows. So a
+    dataset whose blocks exist already and are small is left as it is.
+
+    Args:
+        dataset: Any dataset.
+        max_rows: Most rows of a block.
+    """
+    if isinstance(dataset, MaterializedDataset):
+        sizes = [bundle.num_rows() for bundle in dataset.iter_internal_ref_bundles()]
+        if all(size is not None and size <= max_rows for size in sizes):
+            return dataset
+    return dataset.repartition(target_num_rows_per_block=max_rows)
