@@ -15,15 +15,15 @@ DATA = "__data"
 """Between our operators a row travels in this one column, pickled, so that its values keep their types."""
 
 INPUT = "__input"
-"""Where a job keeps the row as it was read, since its prompt may take the name of a column of the input."""
+"""Column in which a job keeps the row as it was read, because its prompt may take the name of a column of the input."""
 
 POSITION = "__position"
-"""Where a row stands in the input, as `binary(12)`: number of the file, place in it, both big-endian."""
+"""The position of a row in the input, as `binary(12)`: number of the file, place in the file, both big-endian."""
 
 ROW_ID = "__row_id"
-"""What the ledger knows a row by, as `binary(12)`: its position, or a hash of its key."""
+"""The id of a row in the ledger, as `binary(12)`: its position, or a hash of its key."""
 
-# What a row may bring to the stages.
+# Columns that a row may bring to the stages.
 MESSAGES = "messages"
 PROMPT = "prompt"
 TOKENIZED_PROMPT = "tokenized_prompt"
@@ -34,7 +34,7 @@ TOOLS = "tools"
 CHAT_TEMPLATE = "chat_template"
 CHAT_TEMPLATE_KWARGS = "chat_template_kwargs"
 
-# What a row brings to an HTTP endpoint or a deployment of Ray Serve, and what comes back.
+# Columns that a row brings to an HTTP endpoint or a deployment of Ray Serve, and columns of the answer.
 PAYLOAD = "payload"
 HTTP_RESPONSE = "http_response"
 METHOD = "method"
@@ -42,7 +42,7 @@ REQUEST_KWARGS = "request_kwargs"
 DTYPE = "dtype"
 SERVE_TIME_TAKEN = "time_taken"
 
-# What generation adds.
+# Columns that an engine adds.
 REQUEST_ID = "request_id"
 BATCH_UUID = "batch_uuid"
 TIME_TAKEN = "time_taken_llm"
@@ -53,14 +53,14 @@ GENERATED_TOKENS = "generated_tokens"
 GENERATED_TEXT = "generated_text"
 NUM_GENERATED_TOKENS = "num_generated_tokens"
 EMBEDDINGS = "embeddings"
-"""The vector of a row's prompt; of a classifier its classes, under the name that Ray Data LLM has for both."""
+"""The vector of a row's prompt, or the scores of its classes: Ray Data LLM has this name for both."""
 
 METRICS = "metrics"
 LOGPROBS = "logprobs"
 PROMPT_LOGPROBS = "prompt_logprobs"
 INFERENCE_ERROR = "__inference_error__"
 
-# What we add beyond Ray Data LLM.
+# Columns that Ray Data LLM does not have.
 FINISH_REASON = "finish_reason"
 STOP_REASON = "stop_reason"
 NUM_CACHED_TOKENS = "num_cached_tokens"
@@ -68,26 +68,26 @@ OUTPUTS = "outputs"
 ATTEMPT = "attempt"
 REPLICA_ID = "replica_id"
 IS_DUPLICATE = "__is_duplicate"
-"""Whether the row took the output of an identical one; between generation and the sink only."""
+"""Whether the row took the output of an identical one. The column exists only between generation and the sink."""
 
 MORE_PROMPTS = "__more_prompts"
-"""Further prompts of a row to be pooled, whose vectors come in one list with the first's; of a batch file only."""
+"""Further prompts of a row of a batch file, whose vectors come in one list with the vector of the first."""
 
-# What a dead letter has besides the row as it was read.
+# Columns that a dead letter has besides the row as it was read.
 ERROR_STAGE = "__error_stage"
 ERROR_KIND = "__error_kind"
 ERROR_MESSAGE = "__error_message"
 ERROR_RETRYABLE = "__error_retryable"
 ERROR_ATTEMPTS = "__error_attempts"
 
-# What the stages that read the answer add (`reasoning_stage`, `tool_call_stage`).
+# Columns of the stages that take the answer apart (`reasoning_stage`, `tool_call_stage`).
 CONTENT = "content"
 REASONING_CONTENT = "reasoning_content"
 TOOL_CALLS = "tool_calls"
 TOOL_CALL_ERROR = "tool_call_error"
 
 NO_ERROR = ""
-"""`__inference_error__` of a row that went through."""
+"""`__inference_error__` of a row without an error."""
 
 
 def result_types() -> dict[str, pa.DataType]:

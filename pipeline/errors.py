@@ -1,4 +1,4 @@
-"""The errors that end a job, and how to find our errors inside those of Ray."""
+"""The errors that end a job, and a search for our errors inside the errors of Ray."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ class RowFailedError(MillraceError):
 
 
 class DeploymentError(MillraceError):
-    """A deployment of Ray Serve died, is overloaded or cannot be reached: no row's fault, so the job stops."""
+    """A deployment of Ray Serve died, is overloaded or cannot be reached. No row is at fault, so the job stops."""
 
 
 def find_millrace_error(error: BaseException) -> MillraceError | None:
-    """Digs the error of this package out of what Ray raised on the driver.
+    """Finds the error of this package inside an error that Ray raised on the driver.
 
     Ray wraps an exception of a worker in its own (`RayTaskError`, `UserCodeException`), several layers deep, and keeps
-    the original in `cause`, `__cause__` or `__context__`. Some wrappers also take the class of what they wrap, and a
-    whole traceback for a message: those are passed over.
+    the original in `cause`, `__cause__` or `__context__`. Some wrappers also have the class of the error they wrap, and
+    a whole traceback for a message; the search passes over these.
 
     Args:
         error: The exception caught on the driver.
 
     Returns:
-        The outermost error that is ours and no wrapper, with its own message, or None if there is none.
+        The outermost error of ours that is no wrapper, with its own message; None if there is none.
     """
     from ray.exceptions import RayError
 
@@ -41,7 +41,7 @@ def find_millrace_error(error: BaseException) -> MillraceError | None:
 
 
 def _unwrap(error: BaseException) -> Iterator[BaseException]:
-    """Yields an exception and every one it was raised from, each once, outermost first."""
+    """Yields an exception and every exception that it was raised from, each once, outermost first."""
     waiting, seen = [error], set[int]()
     while waiting:
         current = waiting.pop(0)

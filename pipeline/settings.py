@@ -1,4 +1,4 @@
-"""What our pydantic models share: unknown keys name the nearest known one, and no pydantic error reaches the user."""
+"""The base of our pydantic models: an unknown key names the nearest known one, and users see no pydantic error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..engine.errors import ConfigError, unknown_key_message
 class Settings(BaseModel):
     """Base of every config: refuses unknown keys, and raises `ConfigError` with a line per problem.
 
-    A config does not change, since what was checked together must stay together: `replace` makes another one.
+    A config does not change, because its fields were checked together: `replace` makes another one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
@@ -42,7 +42,7 @@ class Settings(BaseModel):
 
 
 def _describe(model: type[BaseModel], problem: Any) -> str:
-    """Says one problem in one line that begins with the field."""
+    """Describes one problem in one line that begins with the field."""
     place = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("function-", "lax-or-")))
     if problem["type"] == "extra_forbidden":
         return unknown_key_message(model.__name__, str(problem["loc"][-1]), model.model_fields)

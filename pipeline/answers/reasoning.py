@@ -1,4 +1,4 @@
-"""A model's thoughts and its answer, told apart: where a family's reasoning begins and ends in the text."""
+"""The formats in which families mark their reasoning, and the split of a text into reasoning and answer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class ReasoningFormat:
     """How the models of a family mark their reasoning.
 
     Attributes:
-        opening: What it begins with, in the text or already at the end of the prompt.
-        closing: What it ends with.
-        always: Whether a text without either mark is reasoning that was cut off, where the prompt is not known. It is
-            for models that think before every answer.
+        opening: The mark before the reasoning, in the text or already at the end of the prompt.
+        closing: The mark after the reasoning.
+        always: Whether a text without either mark is reasoning that was cut off, if the prompt is not known. True for
+            models that reason before every answer.
     """
 
     opening: str
@@ -22,7 +22,7 @@ class ReasoningFormat:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What the text must still hold to be split: some tokenizers count these as special tokens."""
+        """Marks that the text must still hold to be split; some tokenizers count them as special tokens."""
         return self.opening, self.closing
 
 
@@ -31,24 +31,24 @@ REASONING_FORMATS = {
     "qwen3": ReasoningFormat("<think>", "</think>"),
     "mistral": ReasoningFormat("[THINK]", "[/THINK]"),
 }
-"""Name of a parser -> the format it reads."""
+"""Name of a parser -> the format that it reads."""
 
 
 def split_reasoning(kind: ReasoningFormat, text: str, prompt: str | None = None) -> tuple[str | None, str | None]:
     """Splits a text into its reasoning and its answer.
 
     Templates of many models open the reasoning at the end of the prompt, so that the text holds the closing mark only.
-    A text that reached its limit of tokens while the model still thought holds no closing mark. Marks further on in a
-    text are the text's own.
+    A text that reached its limit of tokens inside the reasoning holds no closing mark. Later marks belong to the
+    answer. No text raises an error.
 
     Args:
         kind: The family's format.
-        text: What the model wrote; no text raises.
-        prompt: What it wrote it after; None if that is not known as text.
+        text: The model's text.
+        prompt: The prompt of the text; None if it is not known as text.
 
     Returns:
-        The reasoning and the answer, without the white space around them; None for what is not there. A text without
-        reasoning is the answer as it is.
+        The reasoning and the answer, without white space around them; None for a part that is not there. A text without
+        reasoning is the answer, unchanged.
     """
     is_open = kind.always if prompt is None else prompt.rstrip().endswith(kind.opening)
     head, closing, answer = text.partition(kind.closing)

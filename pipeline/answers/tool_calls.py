@@ -1,7 +1,7 @@
-"""Tool calls in a model's text, read as OpenAI's API returns them: what a call looks like in each family.
+"""The formats in which families write tool calls, and a parser that returns calls as OpenAI's API does.
 
-All families are parsed in one way: what stands around the calls is the answer, and a call that cannot be read stays in
-the answer as it was written, with the reason beside it. No text raises.
+All families are parsed in one way: the text around the calls is the answer. A call that cannot be read stays in the
+answer as it was written, with the reason beside it. No text raises an error.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class ToolCallFormat:
     """How the models of a family write calls.
 
     Attributes:
-        passage: Finds a passage with calls; its group `calls` is what `read` gets.
-        read: Returns the calls of a passage; raises `ValueError` for one that holds something else.
-        marks: What the text must still hold for calls to be found: some tokenizers count these as special tokens.
-        id_prefix: What the id of a call begins with.
+        passage: Finds a passage with calls. Its group `calls` is the text that `read` gets.
+        read: Returns the calls of a passage; raises `ValueError` for a passage that holds no calls.
+        marks: Marks that the text must still hold for calls to be found; some tokenizers count them as special tokens.
+        id_prefix: The beginning of a call's id.
         id_length: Number of letters after that.
     """
 
@@ -41,9 +41,9 @@ class ParsedText:
     """A text with its calls taken out.
 
     Attributes:
-        content: What is left; None if there are calls and nothing else. A text without calls is left as it is.
-        tool_calls: The calls, each as OpenAI's API has it.
-        error: Why passages that are marked as calls were left in the content; None if none was.
+        content: The text that is left; None if the text holds only calls. A text without calls is unchanged.
+        tool_calls: The calls, each in the form of OpenAI's API.
+        error: The reason why passages that are marked as calls are still in the content; None if there are none.
     """
 
     content: str | None
@@ -56,9 +56,9 @@ def parse_tool_calls(kind: ToolCallFormat, text: str, key: str = "") -> ParsedTe
 
     Args:
         kind: The family's format.
-        text: What the model wrote.
-        key: What the text was written after. The id of a call is a hash of key, text and place, so that a rerun of the
-            row gives the same one, and calls of different turns have different ones.
+        text: The model's text.
+        key: The prompt of the text. The id of a call is a hash of key, text and place, so that a rerun of the row gives
+            the same id, and calls of different turns have different ids.
     """
     calls: list[Call] = []
     left, problems, end = [], [], 0
@@ -92,7 +92,7 @@ def _read_one(text: str) -> list[Call]:
 
 
 def _read_several(text: str) -> list[Call]:
-    """Reads ``{"name": ..., "parameters": {...}}``, and several of them with semicolons between."""
+    """Reads ``{"name": ..., "parameters": {...}}``, once or several times with semicolons between."""
     return [_checked(value) for value in _values(text, ";")]
 
 
@@ -100,7 +100,7 @@ NAMED_CALL = re.compile(r"(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s
 
 
 def _read_list_or_named(text: str) -> list[Call]:
-    """Reads a JSON list of calls, or, as newer tokenizers have it, the name of a function before its arguments."""
+    """Reads a JSON list of calls, or the name of a function before its arguments, as newer tokenizers write it."""
     if text.startswith("["):
         return [_checked(value) for value in _decoded(text)]
     named = NAMED_CALL.fullmatch(text)
@@ -110,7 +110,7 @@ def _read_list_or_named(text: str) -> list[Call]:
 
 
 def _checked(value: Any) -> Call:
-    """Returns the name and the arguments of a call, which some families call `parameters`."""
+    """Returns the name and the arguments of a call; some families write `parameters` for `arguments`."""
     name = value.get("name") if isinstance(value, Mapping) else None
     if not isinstance(name, str) or not name or not name.isprintable():
         raise ValueError(f"a call is a JSON object with a 'name'; got {value!r:.80}")
@@ -126,7 +126,7 @@ def _json_text(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode()
-    except UnicodeEncodeError:  # Half of a surrogate pair, which only an escape can stand for.
+    except UnicodeEncodeError:  # The text holds half of a surrogate pair, which only an escape can express.
         return json.dumps(value)
     return text
 
@@ -139,7 +139,7 @@ def _decoded(text: str) -> Any:
 
 
 def _values(text: str, separator: str = "") -> Iterator[Any]:
-    """Yields the JSON values that stand in a text one after the other."""
+    """Yields the JSON values of a text, which stand one after the other."""
     place = 0
     while place < len(text):
         try:
@@ -166,7 +166,7 @@ IN_TAGS = ToolCallFormat(
     ("<tool_call>", "</tool_call>"),
 )
 JSON_ALONE = ToolCallFormat(
-    # Calls are the whole text, or all that follows the tag. JSON without a name is an answer.
+    # The calls are the whole text, or the text after the tag. JSON without a name is an answer.
     re.compile(r'(?:\A|<\|python_tag\|>)\s*(?P<calls>\{(?=.*"name"\s*:).*)\Z', re.DOTALL),
     _read_several,
     ("<|python_tag|>",),
@@ -181,7 +181,7 @@ AFTER_A_MARK = ToolCallFormat(
 )
 
 JSON_LIST = ToolCallFormat(re.compile(r"\A(?P<calls>\[.*)\Z", re.DOTALL), _read_list_or_named, ())
-"""No model's own way: what calls look like where an answer is made to hold nothing else."""
+"""The form of calls in an answer that a constraint allows to hold only calls; no family writes it by itself."""
 
 TOOL_CALL_FORMATS = {
     "hermes": IN_TAGS,
@@ -189,4 +189,4 @@ TOOL_CALL_FORMATS = {
     "llama3_json": JSON_ALONE,
     "mistral": AFTER_A_MARK,
 }
-"""Name of a parser -> the format it reads."""
+"""Name of a parser -> the format that it reads."""

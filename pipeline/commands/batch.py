@@ -1,4 +1,4 @@
-"""`millrace batch in.jsonl out.jsonl`: a batch file of OpenAI's, answered line by line."""
+"""`millrace batch in.jsonl out.jsonl`: answers a batch file of OpenAI's line by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`millrace plan JOB.yaml`: what a job will take, before any engine starts."""
+"""`millrace plan JOB.yaml`: the forecast of a job, before any engine starts."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def read_duration(text: str) -> float:
         Seconds.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The text is no such time.
     """
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     try:

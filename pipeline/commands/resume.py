@@ -1,4 +1,4 @@
-"""`millrace resume DIR`: an unfinished job goes on."""
+"""`millrace resume DIR`: goes on with an unfinished job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`millrace retry-failed DIR`: the failed rows of a finished job run again."""
+"""`millrace retry-failed DIR`: runs the failed rows of a finished job again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def retry_failed(
     endpoint_url: Annotated[str | None, typer.Option(help="Where s3:// leads, if not to Amazon.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")] = False,
 ) -> None:
-    """Run the failed rows of a finished job again. Those that succeed now join the results."""
+    """Run the failed rows of a finished job again. Rows that succeed now join the results."""
 
     def prepare() -> PreparedJob:
         from ..job.run import prepare_retry

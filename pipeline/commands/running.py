@@ -1,4 +1,4 @@
-"""A job at the command line: quiet Ray, a line of progress, the summary, one line for an error, and the exit status."""
+"""A job at the command line: a line of progress without Ray's logs, then a summary or an error, and the exit status."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ EXIT_INTERRUPTED = 130
 
 @dataclass(frozen=True, slots=True)
 class JobKind:
-    """What differs between kinds of jobs.
+    """The functions in which kinds of jobs differ.
 
     Attributes:
-        run: Runs a prepared one; takes `on_progress` and `started_s`, and returns its summary.
-        describe: Returns a summary in lines for people.
-        how_to_go_on: Returns the command that goes on with one that was interrupted.
+        run: Runs a prepared job; takes `on_progress` and `started_s`, and returns a summary.
+        describe: Returns the summary in lines for people.
+        how_to_go_on: Returns the command that goes on with an interrupted job.
     """
 
     run: Callable[..., Any]
@@ -39,12 +39,12 @@ class JobKind:
 
 
 def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[[], JobKind] | None = None) -> None:
-    """Prepares and runs a job, shows how it goes, and ends with the status that it asks for.
+    """Prepares and runs a job, shows its progress, and exits with the status of the job.
 
     Args:
-        prepare: Makes the job; what it raises is shown as the user's mistake that it is.
+        prepare: Makes the job. An exception of it is shown as a mistake of the user.
         verbose: Whether Ray's logs and tracebacks are shown.
-        load_kind: Imports and returns what is to be done with it; None for the jobs of job files.
+        load_kind: Imports and returns the functions for this kind of job; None for the jobs of job files.
 
     Raises:
         Exit: Always, with the status of the job.
@@ -60,10 +60,10 @@ def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[
             summary = run(prepared, kind, verbose=verbose, started_s=started_s, console=errors)
         except KeyboardInterrupt:
             errors.print(f"[yellow]stopped[/]{_advice(kind, prepared)}")
-            # Everything is closed by now. Ray's threads do not always survive the end of an interpreter that an
-            # interrupt has torn out of them: leave without it.
+            # Everything is closed by now. After an interrupt, Ray's threads may crash in the clean-up of the
+            # interpreter, so the process exits without it.
             os._exit(EXIT_INTERRUPTED)
-        except Exception as error:  # noqa: BLE001  # the last resort of the program: a line and an exit status
+        except Exception as error:  # noqa: BLE001  # whatever fails, the program ends with a line and a status
             raise typer.Exit(_explain(error, errors, verbose, _advice(kind, prepared))) from None
     _finish(summary, kind.describe(summary))
 
@@ -73,10 +73,10 @@ def run(prepared: Any, kind: JobKind, *, verbose: bool, started_s: float, consol
 
     Args:
         prepared: The job.
-        kind: What is to be done with it.
+        kind: The functions for this kind of job.
         verbose: Whether Ray's logs are shown.
-        started_s: When the start-up began, on `time.monotonic`.
-        console: Where the line goes.
+        started_s: Time at which the start-up began, on `time.monotonic`.
+        console: Console for the line of progress.
     """
     from ..job.display import ProgressView
     from ..session import ray_session
@@ -88,13 +88,13 @@ def run(prepared: Any, kind: JobKind, *, verbose: bool, started_s: float, consol
 
 
 def explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Returns a command whose errors are lines and an exit status."""
+    """Wraps a command so that an error of it becomes a line and an exit status."""
 
     @functools.wraps(command)
     def explained(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001  # the last resort of the program: a line and an exit status
+        except Exception as error:  # noqa: BLE001  # whatever fails, the program ends with a line and a status
             console = Console(stderr=True, soft_wrap=True, highlight=False)
             raise typer.Exit(_explain(error, console, kwargs.get("verbose", False), "")) from None
 
@@ -102,7 +102,7 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _advice(kind: JobKind, prepared: Any) -> str:
-    """Says how to go on with a job; nothing if it never began."""
+    """Returns a sentence on how to go on with a job; an empty text if the job never began."""
     if prepared is None or not _has_begun(prepared):
         return ""
     return f"; what has finished is kept, go on with: {kind.how_to_go_on(prepared)}"
@@ -111,7 +111,7 @@ def _advice(kind: JobKind, prepared: Any) -> str:
 def _has_begun(prepared: Any) -> bool:
     try:
         return bool(prepared.folder.root.exists())
-    except MillraceError:  # The store may be what has failed. It does no harm to go on with nothing.
+    except MillraceError:  # The store itself may have failed. To go on with a job that never began does no harm.
         return True
 
 
@@ -123,7 +123,7 @@ def _job_kind() -> JobKind:
 
 
 def _finish(summary: Any, description: str) -> None:
-    """Prints the summary and exits with the status that it asks for."""
+    """Prints the summary and exits with the status of the job."""
     Console(soft_wrap=True, highlight=False).print(description)
     if not summary.is_complete:
         lost = f"{summary.num_rows_in} rows went in and {summary.num_rows_out} came out"
@@ -146,7 +146,7 @@ def _shown_warnings(stream: TextIO) -> Iterator[None]:
 
 
 def _explain(error: Exception, console: Console, verbose: bool, advice: str) -> int:
-    """Prints one line for an error and returns the exit status; what is not ours keeps its traceback with --verbose."""
+    """Prints one line for an error, and the traceback with --verbose; returns the exit status."""
     from ..errors import find_millrace_error
 
     ours = find_millrace_error(error)

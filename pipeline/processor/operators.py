@@ -1,12 +1,12 @@
-"""The three operators a row passes on Ray Data: prepare, generate, finish.
+"""The three operators that a row passes on Ray Data: prepare, generate, finish.
 
-Each is a class for `Dataset.map_batches`: a block in, a block out. Between them a row travels pickled in one binary
-column, so that its values come out exactly as they went in; only prepare reads ordinary columns, and only finish
-writes them.
+Each is a class for `Dataset.map_batches`, which takes a block and returns a block. Between them a row travels pickled in
+one binary column, so that its values come out exactly as they went in. Only prepare reads ordinary columns, and only
+finish writes them.
 
-A call returns one block, in the order of its input. Ray repeats a call whose process died; a call that handed out
-several blocks in order of completion could then have rows of the first attempt stand beside rows of the second, some
-of them twice. The engine does not wait for blocks: several are under way at once (see `GenerateStage`).
+A call returns one block, in the order of its input. Ray repeats a call whose process died. If a call handed out several
+blocks in order of completion, rows of its first attempt could stand beside rows of the second, some of them twice. The
+engine does not wait for blocks: several are under way at once (see `EngineStage`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROTOCOL = 5
 
 
 class Prepare:
-    """From the dataset's columns to rows ready for the engine.
+    """Turns the columns of a dataset into rows that are ready for the engine.
 
     Args:
         make_stages: Makes the stages.
@@ -44,7 +44,7 @@ class Prepare:
 
 
 class Generate:
-    """From rows to rows with outputs. Several calls run at once, in threads.
+    """Adds the engine's outputs to rows. Several calls run at once, in threads.
 
     Args:
         make_stages: Makes the stages.
@@ -59,12 +59,12 @@ class Generate:
 
 
 class Finish:
-    """From rows to the columns of the result.
+    """Turns rows into the columns of the result.
 
     Args:
         make_stages: Makes the stages.
-        mark_success: Whether rows that went through say so, with an empty `__inference_error__`.
-        schema: Columns and types of every block; None for what the rows hold.
+        mark_success: Whether rows without an error get an empty `__inference_error__`.
+        schema: Columns and types of every block; None for the columns that the rows hold.
     """
 
     def __init__(self, make_stages: MakeStages, mark_success: bool, schema: pa.Schema | None = None) -> None:
@@ -106,14 +106,14 @@ def unpack(table: pa.Table) -> list[Row]:
 
 
 def result_columns(row: Row, mark_success: bool) -> dict[str, Any]:
-    """Returns what a row becomes in the result.
+    """Returns the columns that a row has in the result.
 
     Args:
         row: A row that passed all stages.
-        mark_success: Whether a row that went through gets an empty `__inference_error__`.
+        mark_success: Whether a row without an error gets an empty `__inference_error__`.
 
     Returns:
-        Its columns. A failed row has those it was read with, its error, and finish reason ``"error"``.
+        The columns. A failed row has the columns that it was read with, its error, and finish reason ``"error"``.
     """
     if row.error is not None:
         return {**row.input, columns.INFERENCE_ERROR: str(row.error), columns.FINISH_REASON: "error"}
@@ -122,7 +122,7 @@ def result_columns(row: Row, mark_success: bool) -> dict[str, Any]:
 
 
 def without_marks(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns the columns of a row without what only the pipeline reads."""
+    """Returns the columns of a row without the one that only the pipeline reads."""
     return {name: value for name, value in data.items() if name != columns.IS_DUPLICATE}
 
 
@@ -133,8 +133,8 @@ def to_columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table | dict[str, Any]:
         rows: Column name -> value.
 
     Returns:
-        An Arrow table; where a column holds what Arrow cannot type (several types, tensors, objects), a dict of numpy
-        arrays, of which Ray Data makes what it would have made of such a row.
+        An Arrow table. If Arrow has no type for a column (it holds several types, tensors, objects), a dict of numpy
+        arrays, which Ray Data converts as it would have converted such rows.
     """
     values = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
     types = columns.result_types()
