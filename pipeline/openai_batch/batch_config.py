@@ -1,4 +1,4 @@
-"""What a batch is run with: `BatchConfig`, checked when it is made."""
+"""The settings of a batch, checked when they are made: `BatchConfig`."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class BatchConfig(Settings):
         input: The batch file; a path or a URL.
         output: The out file.
         errors: The error file; None for a name beside the out file, ``"out.errors.jsonl"`` beside ``"out.jsonl"``.
-        served_model_names: Names that lines may give as their model; none for the one that the first line gives. The
-            name in `model` is always one.
-        max_tokens: Most tokens to generate for a line that does not say; None for what its endpoint has.
+        served_model_names: Names that lines may give as their model; if empty, the name that the first line gives. The
+            name in `model` is always allowed.
+        max_tokens: Most tokens to generate for a line that sets no limit; None for the default of its endpoint.
         replicas: Number of copies of the model.
         engine: Settings of the engine.
-        seed: Seed from which lines without one derive theirs.
+        seed: Seed from which the seeds of lines without one are derived.
         tool_call_parser: How the model writes tool calls, e.g. ``"hermes"``; None to leave them in the text.
         reasoning_parser: How the model marks its reasoning, e.g. ``"qwen3"``; None to leave it in the text.
-        endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
+        endpoint_url: Address of the store behind ``s3://``, if it is not Amazon's.
         batch_size: Rows per block.
         flush_interval_s: Seconds after which a finished row is durable.
     """
@@ -82,11 +82,11 @@ class BatchConfig(Settings):
 
     @property
     def work_folder(self) -> Storage:
-        """Where work in progress is: beside the out file, with its name."""
+        """The folder of the work in progress: beside the out file, with its name."""
         folder, slash, name = self.output_file.url.rpartition("/")
         return self._file(f"{folder}{slash}.{name}.millrace")
 
     def _file(self, path: str) -> Storage:
-        """Names a file; a path is made absolute, because workers have other current folders."""
+        """Returns a file of the batch. A path is made absolute, because workers have other current folders."""
         url = path if "://" in path else str(Path(path).expanduser().absolute())
         return Storage.at(url, self.endpoint_url)

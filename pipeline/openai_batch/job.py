@@ -43,7 +43,7 @@ ADVISED = (
 """Sampling parameters that a model's makers may recommend."""
 
 MAX_ROWS_PER_PART = 20_000
-"""So many lines are in memory when they are put in order."""
+"""Most lines in memory while they are put in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class PreparedBatch:
     """A batch whose settings were checked, ready to run.
 
     Attributes:
-        config: The batch.
+        config: Settings of the batch.
         processor: Settings of its processor.
-        folder: Its work in progress.
-        resumes: Whether it has begun already and goes on.
+        folder: Folder of the work in progress.
+        resumes: Whether an earlier run has begun the batch, so that this one goes on.
     """
 
     config: BatchConfig
@@ -67,11 +67,11 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False) -> PreparedBa
     """Checks a batch against the model and the files that are there, without Ray. Nothing is written.
 
     Args:
-        config: The batch.
-        overwrite: Whether files and an unfinished batch in the way are replaced, when this one runs.
+        config: Settings of the batch.
+        overwrite: Whether the run may replace existing files and an unfinished batch.
 
     Raises:
-        ConfigError: Something in it cannot be used.
+        ConfigError: A setting or a file cannot be used.
     """
     job = JobConfig(
         model=config.model,
@@ -105,16 +105,16 @@ def run_batch(
 
     Args:
         batch: The batch.
-        overwrite: As in `prepare_batch`; on a batch that is prepared it must be said there.
-        on_progress: Called with each look at the running batch, from another thread.
-        started_s: When the start-up began, on `time.monotonic`; None for now.
+        overwrite: As in `prepare_batch`; it has no effect on a batch that is prepared already.
+        on_progress: Called now and then with the progress of the batch, from another thread.
+        started_s: Time at which the start-up began, on `time.monotonic`; None for now.
 
     Returns:
-        What came of it, over all its runs.
+        The summary of all runs of the batch.
 
     Raises:
-        ConfigError: Something in it cannot be used; nothing has been run.
-        MillraceError: The run failed. What has finished stays: run it again to go on.
+        ConfigError: A setting or a file cannot be used; nothing has been run.
+        MillraceError: The run failed. Finished lines are kept: run the batch again to go on.
     """
     started_s = time.monotonic() if started_s is None else started_s
     prepared = batch if isinstance(batch, PreparedBatch) else prepare_batch(batch, overwrite=overwrite)
@@ -126,7 +126,7 @@ def run_batch(
     manifest = Manifest.read(folder.root) or _run_lines(prepared, index, reader, on_progress, started_s)
     errors = [folder.root / one.name for one in manifest.failed_files]
     codes = write_errors(errors, config.error_file, reader)
-    # The last one: who finds the out file finds both.
+    # The out file comes last, so that a reader who finds it finds the error file too.
     write_answers([folder.root / one.name for one in manifest.files], config.output_file)
     folder.root.remove()
     return BatchSummary(
@@ -148,7 +148,7 @@ def _run_lines(
     on_progress: Callable[[Progress], None] | None,
     started_s: float,
 ) -> Manifest:
-    """Runs the lines that are not done, and puts what came of all of them in order."""
+    """Runs the lines that are not done, and puts the results of all lines in order."""
     source = BatchSource(prepared.config.input_file, index)
     spec = OutputSpec(
         prepared.folder.root / "work",
@@ -176,7 +176,7 @@ def _processor(prepared: PreparedBatch, reader: RequestReader) -> Processor:
 
 
 def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
-    """Settles what lines may ask for, and what they get where they do not say."""
+    """Returns the reader of lines, with the models that lines may name and the parameters of lines that set none."""
     config = prepared.config
     named = config.served_model_names or ([] if index.model is None else [index.model])
     if not config.served_model_names and index.model not in (None, config.model):
@@ -193,7 +193,7 @@ def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
 
 
 def _advice(config: EngineProcessorConfig) -> dict[str, Any]:
-    """Returns the sampling parameters that the model's makers recommend, of those that are not the usual ones."""
+    """Returns the sampling parameters that the model's makers recommend and that differ from our defaults."""
     if config.engine_config.generation_config != "auto":
         return {}
     advice = read_generation_config(resolve_model(config.model_source))
@@ -205,7 +205,7 @@ def _advice(config: EngineProcessorConfig) -> dict[str, Any]:
 
 
 def _fingerprint(prepared: PreparedBatch) -> str:
-    """Returns what stands in answers as `system_fingerprint`: the same for the same model and settings."""
+    """Returns the `system_fingerprint` of answers, which is the same for the same model and settings."""
     settings = [prepared.processor.model_source, prepared.processor.engine_kwargs]
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=5)
     return f"fp_{digest.hexdigest()}"

@@ -1,6 +1,6 @@
 """The three operators that a row passes on Ray Data: prepare, generate, finish.
 
-Each is a class for `Dataset.map_batches`, which takes a block and returns a block. Between them a row travels pickled in
+Each is a class for `Dataset.map_batches`: it takes a block and returns a block. Between them a row travels pickled in
 one binary column, so that its values come out exactly as they went in. Only prepare reads ordinary columns, and only
 finish writes them.
 
