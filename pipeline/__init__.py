@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from .report import JobSummary as JobSummary
     from .stages.base import BatchStage as BatchStage
     from .stages.base import Stage as Stage
-    from .stages.chat_template import ChatTemplateStageConfig as ChatTemplateStageConfig
-    from .stages.detokenize import DetokenizeStageConfig as DetokenizeStageConfig
+    from .stages.declared.chat_template import ChatTemplateStageConfig as ChatTemplateStageConfig
+    from .stages.declared.detokenize import DetokenizeStageConfig as DetokenizeStageConfig
+    from .stages.declared.tokenize import TokenizerStageConfig as TokenizerStageConfig
     from .stages.stage_config import StageConfig as StageConfig
-    from .stages.tokenize import TokenizerStageConfig as TokenizerStageConfig
 
 __getattr__, __dir__, __all__ = lazy_face(
     __name__,
@@ -84,9 +84,9 @@ __getattr__, __dir__, __all__ = lazy_face(
             "BatchStage",
             "Stage",
         ),
-        "stages.chat_template": ("ChatTemplateStageConfig",),
-        "stages.detokenize": ("DetokenizeStageConfig",),
+        "stages.declared.chat_template": ("ChatTemplateStageConfig",),
+        "stages.declared.detokenize": ("DetokenizeStageConfig",),
         "stages.stage_config": ("StageConfig",),
-        "stages.tokenize": ("TokenizerStageConfig",),
+        "stages.declared.tokenize": ("TokenizerStageConfig",),
     },
 )

@@ -11,7 +11,7 @@ from ...engine.errors import ConfigError
 from .. import columns
 from ..processor.config import EngineProcessorConfig, TaskType
 from ..sinks.formats import FORMATS
-from ..stages.detokenize import DetokenizeStageConfig
+from ..stages.declared.detokenize import DetokenizeStageConfig
 from .config import JobConfig
 from .rows import REPORTED
 from .template import Template

@@ -18,14 +18,14 @@ from ...engine.errors import ConfigError, SamplingParamsError
 from ...engine.sampling_params import SamplingParams
 from ...engine.structured.grammar_text import check_compiles
 from ..settings import Settings
-from ..stages.chat_template import ChatTemplateStageConfig
 from ..stages.declaration import Config, StageDeclaration
 from ..stages.declared import STAGES
-from ..stages.detokenize import DetokenizeStageConfig
-from ..stages.reasoning import ReasoningStageConfig
+from ..stages.declared.chat_template import ChatTemplateStageConfig
+from ..stages.declared.detokenize import DetokenizeStageConfig
+from ..stages.declared.reasoning import ReasoningStageConfig
+from ..stages.declared.tokenize import TokenizerStageConfig
+from ..stages.declared.tool_call import ToolCallStageConfig
 from ..stages.stage_config import StageConfig, read_concurrency, read_stage
-from ..stages.tokenize import TokenizerStageConfig
-from ..stages.tool_call import ToolCallStageConfig
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,5 @@
-"""The stages of a row: one file, one stage, with its settings, columns, place and maker.
+"""The stages of a row. `base.py` says what a stage is, and `declaration.py` what the file of a stage declares.
 
-`base.py` says what a stage is, `declaration.py` what its file declares, and docs/recipes/stage.md how to add one.
+`declared/` holds the stages around an engine, one file each; `backends/` holds the stages that wait for an answer.
+docs/recipes/stage.md says how to add one.
 """

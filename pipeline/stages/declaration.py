@@ -47,7 +47,7 @@ class ProcessorSettings(Protocol):
 
 @dataclass(frozen=True)
 class StageDeclaration(Generic[Config]):
-    """A stage as its file declares it. The constant `STAGE` of each file in this room is one.
+    """A stage as its file declares it. The constant `STAGE` of each file in `declared/` is one.
 
     Attributes:
         kind: Class of the stage.

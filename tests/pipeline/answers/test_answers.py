@@ -19,9 +19,9 @@ from millrace.pipeline.processor.engine_stages import stages_on
 from millrace.pipeline.processor.operators import run_stages, to_columns
 from millrace.pipeline.stages.base import Row
 from millrace.pipeline.stages.declaration import Side
-from millrace.pipeline.stages.reasoning import ReasoningStage
+from millrace.pipeline.stages.declared.reasoning import ReasoningStage
+from millrace.pipeline.stages.declared.tool_call import ToolCallStage
 from millrace.pipeline.stages.tokenizers import load_tokenizer
-from millrace.pipeline.stages.tool_call import ToolCallStage
 from millrace.pipeline.stages.user_function import PostprocessStage, UserFunction
 
 THINK = REASONING_FORMATS["qwen3"]

@@ -12,7 +12,7 @@ from millrace.pipeline import columns
 from millrace.pipeline.openai_batch.lines.line_error import BatchLineError
 from millrace.pipeline.openai_batch.lines.request import RequestReader
 from millrace.pipeline.openai_batch.rows import REQUEST, AskLine, error_of_row
-from millrace.pipeline.stages.chat_template import ChatTemplateStage
+from millrace.pipeline.stages.declared.chat_template import ChatTemplateStage
 
 READER = RequestReader(("m",))
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "We"}]

@@ -16,9 +16,9 @@ from millrace import EngineDeadError, EngineError, SamplingParams
 from millrace.pipeline import RowFailedError
 from millrace.pipeline.stages.backends.generate import GenerateStage
 from millrace.pipeline.stages.base import BatchStage, Row, RowError, Stage
-from millrace.pipeline.stages.chat_template import ChatTemplateStage
-from millrace.pipeline.stages.detokenize import DetokenizeStage
-from millrace.pipeline.stages.tokenize import TokenizeStage
+from millrace.pipeline.stages.declared.chat_template import ChatTemplateStage
+from millrace.pipeline.stages.declared.detokenize import DetokenizeStage
+from millrace.pipeline.stages.declared.tokenize import TokenizeStage
 from millrace.pipeline.stages.user_function import PostprocessStage, PreprocessStage
 
 CHAT = [{"role": "user", "content": "hi", "name": None}]

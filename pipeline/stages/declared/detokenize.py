@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...engine import Tokenizer
-from .. import columns
-from .base import Stage
-from .declaration import ProcessorSettings, Side, StageDeclaration
-from .stage_config import StageConfig
-from .tokenizers import tokenizer_of
+from ....engine import Tokenizer
+from ... import columns
+from ..base import Stage
+from ..declaration import ProcessorSettings, Side, StageDeclaration
+from ..stage_config import StageConfig
+from ..tokenizers import tokenizer_of
 
 
 class DetokenizeStageConfig(StageConfig):

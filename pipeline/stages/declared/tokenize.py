@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...engine import Tokenizer
-from .. import columns
-from .base import BatchStage
+from ....engine import Tokenizer
+from ... import columns
+from ..base import BatchStage
+from ..declaration import ProcessorSettings, Side, StageDeclaration
+from ..prompts import checked_prompt
+from ..stage_config import StageConfig
+from ..tokenizers import tokenizer_of
 from .chat_template import chosen_template
-from .declaration import ProcessorSettings, Side, StageDeclaration
-from .prompts import checked_prompt
-from .stage_config import StageConfig
-from .tokenizers import tokenizer_of
 
 
 class TokenizerStageConfig(StageConfig):

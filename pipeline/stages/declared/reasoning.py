@@ -6,10 +6,10 @@ import functools
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from .. import columns
-from ..answers.reasoning import REASONING_FORMATS, ReasoningFormat, split_reasoning
-from .answer import AnswerStage, AnswerStageConfig, make_answer_stage
-from .declaration import Side, StageDeclaration
+from ... import columns
+from ...answers.reasoning import REASONING_FORMATS, ReasoningFormat, split_reasoning
+from ..answer import AnswerStage, AnswerStageConfig, make_answer_stage
+from ..declaration import Side, StageDeclaration
 
 FIELD = "reasoning_stage"
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, ClassVar
 
-from .. import columns
-from ..answers.tool_calls import TOOL_CALL_FORMATS, ToolCallFormat, parse_tool_calls
-from .answer import AnswerStage, AnswerStageConfig, make_answer_stage
-from .declaration import Side, StageDeclaration
+from ... import columns
+from ...answers.tool_calls import TOOL_CALL_FORMATS, ToolCallFormat, parse_tool_calls
+from ..answer import AnswerStage, AnswerStageConfig, make_answer_stage
+from ..declaration import Side, StageDeclaration
 
 FIELD = "tool_call_stage"
 

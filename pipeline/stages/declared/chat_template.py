@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...engine import Tokenizer
-from ...engine.errors import ChatTemplateError
-from .. import columns
-from .base import BatchStage
-from .declaration import ProcessorSettings, Side, StageDeclaration
-from .stage_config import StageConfig
-from .tokenizers import tokenizer_of
+from ....engine import Tokenizer
+from ....engine.errors import ChatTemplateError
+from ... import columns
+from ..base import BatchStage
+from ..declaration import ProcessorSettings, Side, StageDeclaration
+from ..stage_config import StageConfig
+from ..tokenizers import tokenizer_of
 
 
 class ChatTemplateStageConfig(StageConfig):
