@@ -1,4 +1,4 @@
-"""Runs a job: input -> processor -> files, resumed after any death, and its failed rows again on request."""
+"""Runs a job: input -> processor -> files. Resumes it after any death, and runs its failed rows again on request."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PreparedJob:
-    """A job whose every part was checked, ready to run.
+    """A job that is checked in every part and ready to run.
 
     Attributes:
         job: The job.
         config: Settings of its processor.
-        state: What is noted of it in its folder.
-        folder: Where its output goes.
-        spec: What that looks like.
-        source: Its input; None if its dead letters are to run again.
-        resumes: Whether it has begun already and goes on.
-        former: What its output consists of, if its dead letters are to run again.
+        state: The record of the job in its folder.
+        folder: Folder of its output.
+        spec: How its output is written.
+        source: Its input; None if its dead letters run again.
+        resumes: Whether an earlier run has begun the job, so that this one goes on.
+        former: Manifest of its output, if its dead letters run again.
     """
 
     job: JobConfig
@@ -68,7 +68,7 @@ class PreparedJob:
 
     @property
     def num_rows_in(self) -> int | None:
-        """Rows of the input; None if that is not known."""
+        """Rows of the input; None if the number is not known."""
         if self.former is not None:
             return self.former.total.num_rows
         known = self.state.num_rows
@@ -76,21 +76,21 @@ class PreparedJob:
 
     @property
     def identity(self) -> Identity:
-        """What its rows are known by."""
+        """How the ledger identifies its rows."""
         if self.former is not None:
             return Identity(column=columns.ROW_ID)
         return Identity(None if self.job.key is None else tuple(self.job.key))
 
 
 def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
-    """Checks a job against the model, the input and what is in the output folder, without Ray. Nothing is written.
+    """Checks a job against the model, the input and the output folder, without Ray. Nothing is written.
 
     Args:
         job: The job.
-        overwrite: Whether the output of another job gives way, when this one runs.
+        overwrite: Whether the run may replace the output of another job.
 
     Raises:
-        ConfigError: Something in the job cannot be used, or the folder holds something else.
+        ConfigError: A part of the job cannot be used, or the folder holds other files.
     """
     job = job.relative_to(Path.cwd())
     folder = JobFolder(Storage.at(job.output, job.endpoint_url))
@@ -105,15 +105,15 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
 
 
 def prepare_resume(output: str, endpoint_url: str | None = None, **changes: Any) -> PreparedJob:
-    """Checks an unfinished job in an output folder, so that it can go on.
+    """Checks the unfinished job of an output folder, so that it can go on.
 
     Args:
         output: The folder.
-        endpoint_url: Where ``s3://`` leads, if the folder is there.
-        **changes: Fields of the job that are to be others now, such as `replicas`.
+        endpoint_url: Address of the store behind ``s3://``, if the folder is there.
+        **changes: Fields of the job that change from now on, such as `replicas`.
 
     Raises:
-        ConfigError: There is no unfinished job, or its input has changed.
+        ConfigError: The folder has no unfinished job, or the input of the job has changed.
     """
     folder, state = _begun(output, endpoint_url)
     if folder.is_retrying:
@@ -124,15 +124,15 @@ def prepare_resume(output: str, endpoint_url: str | None = None, **changes: Any)
 
 
 def prepare_retry(output: str, endpoint_url: str | None = None, **changes: Any) -> PreparedJob:
-    """Checks a finished job whose dead letters are to run again.
+    """Checks a finished job, so that its dead letters can run again.
 
     Args:
         output: The output folder of the job.
-        endpoint_url: Where ``s3://`` leads, if the folder is there.
-        **changes: Fields of the job that are to be others now, such as `engine`.
+        endpoint_url: Address of the store behind ``s3://``, if the folder is there.
+        **changes: Fields of the job that change from now on, such as `engine`.
 
     Raises:
-        ConfigError: There is no finished job, or no row of it has failed.
+        ConfigError: The folder has no finished job, or no row of the job has failed.
     """
     folder, state = _begun(output, endpoint_url)
     former = Manifest.read(folder.root)
@@ -153,20 +153,20 @@ def run_job(
     on_progress: Callable[[Progress], None] | None = None,
     started_s: float | None = None,
 ) -> JobSummary:
-    """Runs a job to its end, or on to its end if it has begun. Ray is started if it is not, and left as it is after.
+    """Runs a job to its end, from where an earlier run stopped. Starts Ray if it does not run, and leaves it running.
 
     Args:
         job: The job.
-        overwrite: As in `prepare_job`; on a job that is prepared it must be said there.
-        on_progress: Called with each look at the running job, from another thread.
-        started_s: When the start-up began, on `time.monotonic`; None for now.
+        overwrite: As in `prepare_job`; it has no effect on a job that is prepared already.
+        on_progress: Called now and then with the progress of the job, from another thread.
+        started_s: Time at which the start-up began, on `time.monotonic`; None for now.
 
     Returns:
         The summary of all its runs.
 
     Raises:
-        ConfigError: Something in the job cannot be used; nothing has been run.
-        MillraceError: The job failed. What has finished until then stays: run it again to go on.
+        ConfigError: A part of the job cannot be used; nothing has been run.
+        MillraceError: The job failed. Finished rows are kept: run the job again to go on.
     """
     started_s = time.monotonic() if started_s is None else started_s
     prepared = job if isinstance(job, PreparedJob) else prepare_job(job, overwrite=overwrite)
@@ -190,35 +190,35 @@ def run_job(
 
 
 def resume_job(output: str, **options: Any) -> JobSummary:
-    """Runs an unfinished job on to its end.
+    """Runs an unfinished job to its end.
 
     Args:
         output: Its output folder.
-        **options: As of `run_job`.
+        **options: Options of `run_job`.
 
     Raises:
-        ConfigError: There is no unfinished job, or its input has changed.
+        ConfigError: The folder has no unfinished job, or the input of the job has changed.
         MillraceError: The job failed.
     """
     return run_job(prepare_resume(output), **options)
 
 
 def retry_failed(output: str, **options: Any) -> JobSummary:
-    """Runs the failed rows of a finished job again. Those that succeed now are added to its results.
+    """Runs the failed rows of a finished job again. Rows that succeed now are added to its results.
 
     Args:
         output: Its output folder.
-        **options: As of `run_job`.
+        **options: Options of `run_job`.
 
     Raises:
-        ConfigError: There is no finished job, or no row of it has failed.
+        ConfigError: The folder has no finished job, or no row of the job has failed.
         MillraceError: The run failed; the output is as it was.
     """
     return run_job(prepare_retry(output), **options)
 
 
 def _begin(prepared: PreparedJob) -> None:
-    """Leaves in the folder what a resume needs."""
+    """Writes into the folder what a resume needs."""
     folder = prepared.folder
     if prepared.resumes:
         return
@@ -253,7 +253,7 @@ def _read(prepared: PreparedJob, done: Done) -> Dataset:
 
 
 def _is_done(unit: Unit, index: RowIndex) -> bool:
-    """Whether every row of a part of the input is done; where a key says so, only reading tells."""
+    """Whether every row of a part of the input is done. Rows with a key must be read to know."""
     return unit.num_rows is not None and index.count_between(*unit.bounds()) == unit.num_rows
 
 
@@ -287,7 +287,7 @@ def _read_schema(text: str) -> pa.Schema:
 
 
 def _with_read_error(schema: pa.Schema) -> pa.Schema:
-    """Returns the columns of a row as it is read: a dead letter keeps why its line is no row."""
+    """Returns the columns of a row as it is read. A dead letter keeps the reason why its line is no row."""
     return schema.append(pa.field(READ_ERROR, pa.string()))
 
 

@@ -1,4 +1,4 @@
-"""A dataset through a processor into durable rows: what `run_job` does, and `write_results` for any dataset."""
+"""Writes a dataset through a processor into durable rows: for `run_job`, and as `write_results` for any dataset."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from .folder import JobFolder, JobState
 
 @dataclass(slots=True)
 class LiveCounts:
-    """What a job has written so far, by earlier runs too. Any thread may ask."""
+    """Counts of the rows that all runs of a job have written so far. Any thread may read them."""
 
     counts: Counts = field(default_factory=Counts)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, more: Counts) -> None:
-        """Adds what has been written since."""
+        """Adds the counts of further rows."""
         with self._lock:
             self.counts.merge(more)
 
@@ -51,11 +51,11 @@ class LiveCounts:
 
 @dataclass(frozen=True)
 class Done:
-    """What former runs have left in a work folder.
+    """The rows that former runs have left in a work folder.
 
     Attributes:
         records: Names of the records.
-        counts: What their rows add up to.
+        counts: Counts of all their rows.
         work: The work folder.
     """
 
@@ -65,7 +65,7 @@ class Done:
 
     @classmethod
     def find(cls, work: Storage) -> Done:
-        """Looks into a work folder; from now on nothing counts there that a former run may still write."""
+        """Looks into a work folder. Whatever a former run still writes there does not count from now on."""
         epoch = Epoch.open(work)
         return cls(epoch.records, Counts.sum(one.counts for one in read_records(work, epoch.records)), work)
 
@@ -85,15 +85,15 @@ def write_rows(
     """Runs the rows of a dataset that are not done, and returns when they are durable in the work folder.
 
     Args:
-        processor: Runs them.
+        processor: The processor of the rows.
         dataset: The rows.
-        identity: What they are known by.
-        spec: What is written, and where to.
-        done: What former runs have left there.
-        on_counts: Called with what has been written since the last call.
+        identity: How the ledger identifies rows.
+        spec: How the output is written, and the work folder.
+        done: The rows that former runs have left in the work folder.
+        on_counts: Called now and then with the counts of the rows written since the last call.
 
     Raises:
-        MillraceError: The run failed. What it has written stays, and is not run again.
+        MillraceError: The run failed. The rows that it has written are kept, and do not run again.
     """
     writer = RowWriter(identity, spec, done.records, processor.config.stop_on_error)
     batches = processor.write(dataset, writer)
@@ -115,29 +115,29 @@ def write_results(
     flush_interval_s: float = 5.0,
     endpoint_url: str | None = None,
 ) -> Manifest:
-    """Puts a dataset through a processor into files, each row once, whatever dies on the way.
+    """Puts a dataset through a processor into files, each row once, whichever process dies on the way.
 
-    Called again with the same output after a death, it goes on where that one stopped. Called on an output that is
-    whole, it does nothing. That the processor's settings are the same then is checked; that its functions and the
-    dataset are is the caller's part.
+    After a death, a second call with the same output goes on where the first stopped. A call for a complete output does
+    nothing. Such a call checks that the processor's settings are the same; the caller ensures that its functions and
+    the dataset are.
 
     Args:
-        processor: The processor. Its `postprocess` says what a row becomes.
-        dataset: The rows: of any dataset with columns that tell them apart, or one that `Source.read` returned.
-        output: Folder to write to; a path or a URL. Results come into it, rows that failed into its ``_failed``.
-        key: Columns by whose values a row is known; not needed for rows that have a position. Of rows with the same
-            values, one is run.
+        processor: The processor. Its `postprocess` returns the columns of the output.
+        dataset: Any dataset with columns that identify its rows, or one that `Source.read` returned.
+        output: Folder to write to; a path or a URL. Failed rows are written into its folder ``_failed``.
+        key: Columns whose values identify a row; not needed for rows that have a position. Of several rows with the
+            same values, one runs.
         output_format: Name of a format that a job can write, but for tables, whose columns must be known before.
         order: ``"any"``, or ``"input"`` for the order of the input, for rows that have a position.
         max_rows_per_file: Most rows of a file.
         flush_interval_s: Seconds after which a finished row is durable.
-        endpoint_url: Where ``s3://`` leads, for stores that are not Amazon's.
+        endpoint_url: Address of the store behind ``s3://``, if it is not Amazon's.
 
     Returns:
         The files that were written, with row counts.
 
     Raises:
-        ConfigError: Something given cannot be used, or the output is of other settings.
+        ConfigError: An argument cannot be used, or the output was written with other settings.
         MillraceError: The run failed. Call again to go on.
     """
     _check_settings(dataset, key, output_format, order)
@@ -177,7 +177,7 @@ def _check_settings(dataset: Dataset, key: Sequence[str] | None, output_format: 
 
 
 def _settings_of(config: ProcessorConfig) -> dict[str, Any]:
-    """Returns what rows follow from of a processor's settings, under the names that jobs have for it."""
+    """Returns the settings of a processor that decide its output, under the names that jobs have for them."""
     names = {
         "model": ("model_source", "url", "deployment_name"),
         "engine": ("all_engine_kwargs",),

@@ -101,7 +101,7 @@ def run_batch(
     on_progress: Callable[[Progress], None] | None = None,
     started_s: float | None = None,
 ) -> BatchSummary:
-    """Runs a batch to its end, or on to its end if it has begun. Ray is started if it is not, and left as it is after.
+    """Runs a batch to its end, from where an earlier run stopped. Starts Ray if it does not run, and leaves it running.
 
     Args:
         batch: The batch.
