@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from millrace.engine.errors import RequestError
-from millrace.engine.kv_cache.manager import KVCacheManager
+from millrace.engine.kv_cache.groups import LayerCache, max_held_blocks
+from millrace.engine.kv_cache.manager import FULL_ATTENTION, KVCacheManager
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.scheduler import Scheduler
 from millrace.engine.sequence import Sequence
@@ -60,45 +61,57 @@ class FakeGrammar:
 
 
 class FakeDevice:
-    """Keeps, for every slot of the KV cache, the tokens that its key and value were computed from."""
+    """Keeps, for every slot of the KV cache, the group that wrote to it and the tokens that it computed from."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, caches: Sequence[LayerCache] = FULL_ATTENTION) -> None:
         self.block_size = block_size
+        self.caches = caches
         self.slots: dict[int, tuple[int, ...]] = {}
         self.writes: dict[int, set[int]] = {}
-        self.block_tables: dict[int, list[int]] = {}
+        self.block_tables: dict[tuple[int, int], list[int]] = {}
 
     def tokens(self, sequence: Sequence, length: int) -> tuple[int, ...]:
         known = sequence.token_ids[:length]
         return tuple(known + [next_token(sequence, p) for p in range(len(known), length)])
 
-    def slot(self, row: int, position: int) -> int:
-        return self.block_tables[row][position // self.block_size] * self.block_size + position % self.block_size
+    def slot(self, group: int, row: int, position: int) -> int:
+        block = self.block_tables[group, row][position // self.block_size]
+        return block * self.block_size + position % self.block_size
 
     def run(self, plan: StepPlan) -> list[int]:
-        for new in plan.new_rows:
-            self.block_tables[new.row] = []
-        for row, first, blocks in plan.new_blocks:
-            assert len(self.block_tables[row]) == first, "a block table is appended to out of order"
-            self.block_tables[row] += blocks
-        written = self.writes[id(plan)] = set()
-        for sequence, row, start, count in zip(plan.sequences, plan.rows, plan.starts, plan.counts, strict=True):
-            for position in range(start, start + count):
-                slot = self.slot(row, position)
-                assert slot not in written, "two tokens of one step share a slot"
-                written.add(slot)
-                self.slots[slot] = self.tokens(sequence, position + 1)
-        # All keys and values are stored before any are read, as in the model.
-        for sequence, row, start, count in zip(plan.sequences, plan.rows, plan.starts, plan.counts, strict=True):
-            for position in range(start + count):
-                expected = self.tokens(sequence, position + 1)
-                assert self.slots[self.slot(row, position)] == expected, "a cached token has another history"
+        groups = range(len(self.caches))
+        self.block_tables.update({(group, new.row): [] for new in plan.new_rows for group in groups})
+        for group, row, first, blocks in plan.new_blocks:
+            assert len(self.block_tables[group, row]) == first, "a block table is appended to out of order"
+            self.block_tables[group, row] += blocks
+        self.writes[id(plan)] = set()
+        for group in groups:
+            self.store(plan, group)
+        # All keys and values are stored before any are read, as in each layer of the model.
+        for group in groups:
+            self.attend(plan, group)
         ends = [s + c for s, c in zip(plan.starts, plan.counts, strict=True)]
         return [
             next_token(sequence, end)
             for sequence, end, samples in zip(plan.sequences, ends, plan.samples, strict=True)
             if samples
         ]
+
+    def store(self, plan: StepPlan, group: int) -> None:
+        written = self.writes[id(plan)]
+        for sequence, row, start, count in zip(plan.sequences, plan.rows, plan.starts, plan.counts, strict=True):
+            for position in range(start, start + count):
+                slot = self.slot(group, row, position)
+                assert slot not in written, "two tokens of one step share a slot"
+                written.add(slot)
+                self.slots[slot] = (group, *self.tokens(sequence, position + 1))
+
+    def attend(self, plan: StepPlan, group: int) -> None:
+        window = self.caches[group].window
+        for sequence, row, start, count in zip(plan.sequences, plan.rows, plan.starts, plan.counts, strict=True):
+            for position in range(max(0, start - window + 1) if window else 0, start + count):
+                expected = (group, *self.tokens(sequence, position + 1))
+                assert self.slots[self.slot(group, row, position)] == expected, "a cached token has another history"
 
     def spoil(self, plan: StepPlan) -> None:
         """Makes a step that ran one that failed: whatever it wrote is garbage."""
@@ -116,13 +129,15 @@ class SchedulerMachine(RuleBasedStateMachine):
         depth=st.sampled_from([0, 1]),
         num_stages=st.integers(1, 3),
         caching=st.booleans(),
+        windows=st.sampled_from([(0,), (3,), (0, 1), (5, 0), (0, 2, 2), (0, 0, 6), (1, 4)]),
     )
-    def start(self, num_blocks, block_size, max_num_seqs, budget, depth, num_stages, caching) -> None:
-        self.capacity = num_blocks * block_size
-        manager = KVCacheManager(num_blocks, block_size, caching)
+    def start(self, num_blocks, block_size, max_num_seqs, budget, depth, num_stages, caching, windows) -> None:
+        caches = [LayerCache(window) for window in windows]
+        self.room = max(n for n in range(25) if max_held_blocks(caches, n, block_size, budget) <= num_blocks)
+        manager = KVCacheManager(num_blocks, block_size, caching, caches)
         self.scheduler = Scheduler(manager, max_num_seqs, budget, num_stages)
         depth = depth if num_stages == 1 else num_stages - 1
-        self.device = FakeDevice(block_size)
+        self.device = FakeDevice(block_size, caches)
         self.depth = depth
         self.in_flight: deque[tuple[StepPlan, list[int]]] = deque()
         self.live: dict[str, Sequence] = {}
@@ -131,9 +146,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data(), prefix=st.integers(0, 2), priority=st.integers(0, 1), has_grammar=st.booleans())
     def add(self, data, prefix, priority, has_grammar) -> None:
-        room = min(self.capacity, 24)
-        length = data.draw(st.integers(1, room - 1), label="prompt length")
-        max_tokens = data.draw(st.integers(1, min(12, room - length)), label="max_tokens")
+        length = data.draw(st.integers(1, self.room - 1), label="prompt length")
+        max_tokens = data.draw(st.integers(1, min(12, self.room - length)), label="max_tokens")
         min_tokens = data.draw(st.integers(0, max_tokens), label="min_tokens")
         prompt = [(prefix * 100 + i) % 50 for i in range(length)]
         sequence = make_request(str(self.num_made), prompt, max_tokens, priority, min_tokens)
@@ -190,9 +204,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def is_sound(self) -> None:
         if hasattr(self, "scheduler"):
             self.scheduler.check_integrity()
+            self.check_blocks()
             names = {sequence.request_id for sequence in self.scheduler.running}
             assert names <= self.live.keys()
             assert len(names) + self.scheduler.num_waiting == len(self.live)
+
+    def check_blocks(self) -> None:
+        """Checks that no sequence holds more blocks than admission and capacity count on."""
+        kv_cache, budget = self.scheduler.kv_cache, self.scheduler.max_num_batched_tokens
+        for sequence in self.scheduler.running:
+            for cache, blocks in zip(kv_cache.caches, kv_cache.held_blocks(sequence), strict=True):
+                assert len(blocks) <= cache.max_blocks(sequence.num_tokens, kv_cache.block_size, budget)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -306,12 +328,12 @@ def test_a_request_that_makes_every_step_fail_ends_alone():
 def test_releasing_a_block_twice_is_found():
     kv_cache = KVCacheManager(4, 2)
     sequence = make_request("0", [1, 2, 3], 2)
-    assert kv_cache.try_admit(sequence) and kv_cache.try_extend(sequence, 3)
-    kv_cache.pool.release(sequence.block_ids)
+    assert kv_cache.try_admit(sequence, 8) and kv_cache.try_extend(sequence, 3)
+    kv_cache.pool.release(sequence.block_ids[0])
     with pytest.raises(AssertionError):
-        kv_cache.pool.check_integrity([sequence.block_ids])
+        kv_cache.pool.check_integrity(sequence.block_ids)
     with pytest.raises(AssertionError, match="released more often"):
-        kv_cache.pool.release(sequence.block_ids)
+        kv_cache.pool.release(sequence.block_ids[0])
 
 
 def test_stages_share_the_requests_out() -> None:
