@@ -40,8 +40,8 @@ class ForwardBatch:
         block_tables: For each group `[num_seqs, max_blocks]` int32, block ids in order; columns past a sequence's end,
             and columns that lie wholly before a window, are not read.
         num_decodes: This many sequences at the front compute one token each.
-        num_shared: `[1]` int32, how many leading blocks those sequences have in common in the group with full attention;
-            None if too few to matter.
+        num_shared: `[1]` int32, how many leading blocks those sequences have in common in the group with full
+            attention; None if too few to matter.
     """
 
     token_ids: Tensor

@@ -1,8 +1,8 @@
 """What a layer keeps of a sequence, and the groups of layers that keep the same.
 
 The layers of a group share a block table. Layer j of every group uses pair j of the cache tensors, so a block id names
-the memory of one group's layers, and all groups take their ids from one pool. Of six layers with full attention (F) or a
-window (W):
+the memory of one group's layers, and all groups take their ids from one pool. Of six layers with full attention (F) or
+a window (W):
 
     layer    0 F    1 W    2 W    3 F    4 W    5 W
     group    0      1      2      0      1      2
@@ -63,9 +63,9 @@ class LayerGroup:
 def cut_into_groups(caches: Sequence[LayerCache]) -> tuple[LayerGroup, ...]:
     """Cuts the layers of a model into groups of nearly the same size.
 
-    A group with fewer layers than the largest one leaves memory of its blocks unused. The size is the one that leaves the
-    least unused, among sizes that make at most `MAX_GROUPS` groups; of several such sizes it is the largest. The layers
-    of a kind are dealt to its groups in turn, so that every pipeline stage has its share of each group.
+    A group with fewer layers than the largest one leaves memory of its blocks unused. The size is the one that leaves
+    the least unused, among sizes that make at most `MAX_GROUPS` groups; of several such sizes it is the largest. The
+    layers of a kind are dealt to its groups in turn, so that every pipeline stage has its share of each group.
 
     Args:
         caches: What each layer keeps.

@@ -22,7 +22,6 @@ from __future__ import annotations
 from array import array
 from collections import abc
 from hashlib import blake2b
-from itertools import takewhile
 
 from ..sequence import Sequence
 from .blocks import BlockPool
@@ -94,7 +93,7 @@ class KVCacheManager:
         prefix = self._find_prefix(sequence)
         num_cached_tokens, num_blocks = len(prefix) * self.block_size, self.num_blocks_for(sequence.num_tokens)
         firsts = [cache.first_block(num_cached_tokens, self.block_size) for cache in self.caches]
-        found = [[self._find(group, name) for name in prefix[first:]] for group, first in enumerate(firsts)]
+        found = [self._leading_blocks(group, prefix[first:]) for group, first in enumerate(firsts)]
         num_missing = num_free_in_prefix = 0
         for cache, first, blocks in zip(self.caches, firsts, found, strict=True):
             most = cache.max_blocks(sequence.num_tokens, self.block_size, max_step_tokens)
@@ -110,7 +109,7 @@ class KVCacheManager:
         return True
 
     def try_extend(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Makes sure that a sequence has blocks for its first `num_tokens` tokens, of which the next step computes some.
+        """Makes sure that a sequence has blocks for the tokens up to those of its next step, `num_tokens` in all.
 
         Blocks that the step does not read are freed first. The steps in flight may still read them: the device runs
         those steps before any step that writes to the blocks.
@@ -125,8 +124,8 @@ class KVCacheManager:
             return True
         if num_missing * len(self.caches) > self.pool.num_free:
             return False
-        for block_ids in sequence.block_ids:
-            block_ids += self.pool.allocate(num_missing)
+        for table in sequence.block_ids:
+            table.extend(self.pool.allocate(num_missing))
         return True
 
     def publish(self, sequence: Sequence, num_tokens: int) -> list[int]:
@@ -143,7 +142,8 @@ class KVCacheManager:
         num_full = min(num_tokens, len(sequence.token_ids)) // self.block_size
         if not self.enable_prefix_caching or num_full <= first:
             return []
-        names, published = self._hashes(sequence, num_full), []
+        names = self._hashes(sequence, num_full)
+        published: list[int] = []
         for group, num_freed in enumerate(sequence.num_freed_blocks):
             begin = max(first, num_freed)
             blocks = sequence.block_ids[group][begin:num_full]
@@ -180,7 +180,7 @@ class KVCacheManager:
             return []
         prefix = self._hashes(sequence, (sequence.num_tokens - 1) // self.block_size)
         for group in self._full:
-            prefix = list(takewhile(lambda name: self._find(group, name) is not None, prefix))
+            prefix = prefix[: len(self._leading_blocks(group, prefix))]
         num_blocks = -1
         while num_blocks != len(prefix):  # A shorter prefix needs other blocks: the groups are asked again.
             num_blocks = len(prefix)
@@ -196,6 +196,16 @@ class KVCacheManager:
             if self._find(group, prefix[index]) is None:
                 end = index
         return end
+
+    def _leading_blocks(self, group: int, hashes: list[bytes]) -> list[int]:
+        """Returns a group's blocks of the given content, up to the first that it lacks."""
+        blocks: list[int] = []
+        for name in hashes:
+            block = self._find(group, name)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
 
     def _find(self, group: int, block_hash: bytes) -> int | None:
         return self.pool.find(self._key(group, block_hash))

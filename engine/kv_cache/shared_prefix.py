@@ -53,7 +53,7 @@ class SharedPrefix:
 
 
 def _num_common(tables: abc.Sequence[list[int]]) -> int:
-    """Counts the leading blocks that all block tables hold; the last block of each, which is being filled, is its own."""
+    """Counts the leading blocks that all block tables hold; the last block of each is being filled and is its own."""
     common = tables[0][:-1] if tables else []
     for table in tables:
         if table[: len(common)] != common:

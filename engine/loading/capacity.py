@@ -78,8 +78,8 @@ def plan_capacity(
         if config.max_model_len is not None:
             raise ConfigError(
                 f"max_model_len={max_model_len} does not fit the KV cache, which holds {num_cache_tokens} tokens of a "
-                f"sequence ({num_blocks} blocks of {config.block_size}{_shared_by(caches)}); lower max_model_len or give "
-                "the cache more memory"
+                f"sequence ({num_blocks} blocks of {config.block_size}{_shared_by(caches)}); lower max_model_len or "
+                "give the cache more memory"
             )
         logger.warning(
             "max_model_len is lowered from %d to %d, which the KV cache holds", max_model_len, num_cache_tokens

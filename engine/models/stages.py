@@ -1,4 +1,4 @@
-"""Cutting a model: which layers a stage has, where a layer's keys and values are, and whether sizes can be shared out."""
+"""Cutting a model: which layers a stage has, where their keys and values are, and whether sizes can be shared out."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def cache_pairs(spec: DecoderSpec, layers: Collection[int]) -> dict[int, int]:
         spec: The model.
         layers: The layers of the stage; the j-th of them in each group uses pair j.
     """
-    pairs = {}
+    pairs: dict[int, int] = {}
     for group in cache_groups(spec):
         pairs.update((layer, pair) for pair, layer in enumerate(i for i in group.layers if i in layers))
     return dict(sorted(pairs.items()))

@@ -57,6 +57,7 @@ CASES = [
     ("mistral", 2, 1),
     ("mistral", 1, 2),
     ("mistral", 2, 2),
+    ("qwen2", 1, 2),
     ("qwen3", 4, 1),
     ("gemma2", 2, 1),
     ("gemma2", 2, 2),

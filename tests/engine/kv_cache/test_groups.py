@@ -42,9 +42,7 @@ def test_every_layer_is_in_one_group_of_its_kind(windows: list[int]) -> None:
     assert len(groups) <= MAX_GROUPS
 
 
-@given(
-    st.integers(0, 9), st.integers(1, 5), st.integers(1, 20), st.lists(st.integers(1, 20), min_size=1, max_size=12)
-)
+@given(st.integers(0, 9), st.integers(1, 5), st.integers(1, 20), st.lists(st.integers(1, 20), min_size=1, max_size=12))
 def test_a_sequence_never_holds_more_blocks_than_told(
     window: int, block_size: int, max_step_tokens: int, counts: list[int]
 ) -> None:

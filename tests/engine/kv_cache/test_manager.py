@@ -102,8 +102,8 @@ def test_groups_agree_where_each_alone_would_find_more() -> None:
     compute(manager, first)
     manager.release(first)
     hashes = first.block_hashes
-    # Token 2n reads blocks n - 2 and n - 1 of the first group, which finds 8 blocks, and block n - 1 of the second, which
-    # of those finds 7; of 7 the first finds 1.
+    # Token 2n reads blocks n - 2 and n - 1 of the first group, and block n - 1 of the second. The first finds 8 blocks,
+    # the second finds 7 of those, and of 7 the first finds 1.
     manager.pool.forget([manager._find(0, hashes[i]) for i in (1, 3, 5, 8)])
     manager.pool.forget([manager._find(1, hashes[i]) for i in (9, 7)])
     assert admit(manager, range(21)).num_computed_tokens == 2
