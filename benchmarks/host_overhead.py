@@ -22,7 +22,7 @@ import torch
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import LLMEngine
 from millrace.engine.executor.executor import Executor, InProcessExecutor
-from millrace.engine.inputs import InputProcessor
+from millrace.engine.inputs import PromptReader
 from millrace.engine.kv_cache import KVCacheManager
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
@@ -30,6 +30,7 @@ from millrace.engine.scheduler import Scheduler
 from millrace.engine.step.head import StepResult
 from millrace.engine.step.runner import ModelRunner
 from millrace.engine.step_plan import StepPlan
+from millrace.engine.tasks.generate import Generate, GenerateHandler
 
 BLOCK_SIZE, PROMPT_TOKENS, WARMUP_STEPS = 16, 100, 20
 VOCAB_SIZE = 8
@@ -99,11 +100,12 @@ def make_engine(case: str, num_seqs: int, num_steps: int) -> LLMEngine:
     """Makes an engine without a model, filled with `num_seqs` requests that run for `num_steps` and more."""
     length = PROMPT_TOKENS + num_steps + 1
     num_blocks = num_seqs * (length // BLOCK_SIZE + 1)
+    config = EngineConfig(model="none")
     engine = LLMEngine(
-        config=EngineConfig(model="none"),
+        config=config,
         tokenizer=None,
         default_params=SamplingParams(),
-        inputs=InputProcessor(None, 10_000, length + 1, 20, [2], 0),
+        handler=GenerateHandler(Generate(config, None), PromptReader(None, 10_000, length + 1), [2]),
         scheduler=Scheduler(KVCacheManager(num_blocks, BLOCK_SIZE), num_seqs, num_seqs * PROMPT_TOKENS),
         executor=make_executor(case, num_seqs, num_blocks, length + 1),
         overlap_depth=1,

@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 from .engine import LLMEngine
 from .errors import ConfigError, UserError
 from .inputs import ParsedPrompt, encode_text
-from .outputs import RequestOutput
 from .request import EngineOutput, Request, longest_first
 
 __all__ = ["Call", "OnError", "Parsed", "attempt", "one_for_each"]
@@ -165,8 +164,7 @@ class Progress:
     def count(self, output: EngineOutput) -> None:
         """Counts an output that is there."""
         self._num_in += len(output.prompt_token_ids or ())
-        if isinstance(output, RequestOutput):
-            self._num_out += sum(len(completion.token_ids) for completion in output.outputs)
+        self._num_out += output.num_generated_tokens
         elapsed_s = self._bar.format_dict["elapsed"] or 1e-9
         self._bar.set_postfix_str(
             f"est. speed input: {self._num_in / elapsed_s:.0f} toks/s, output: {self._num_out / elapsed_s:.0f} toks/s",

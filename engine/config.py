@@ -13,6 +13,7 @@ from typing import Any
 
 from .errors import ConfigError, unknown_key_message
 from .pooling.config import PoolerConfig
+from .pooling.params import POOLING_TASKS
 from .quantization.registry import scheme_names
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,8 @@ CHOICES: dict[str, dict[Any, Any]] = {
         "auto": "auto",
         "none": "auto",
         "generate": "generate",
-        "embed": "embed",
         "embedding": "embed",
-        "classify": "classify",
+        **{name: name for name in POOLING_TASKS},
     },
     "kv_cache_dtype": {"auto": "auto", "fp8": "fp8", "fp8_e4m3": "fp8"},
     "load_format": {
@@ -143,7 +143,8 @@ class EngineConfig:
             engine/quantization/schemes: ``"fp8"`` (8 bits, GPU), ``"int8"`` (8 bits, CPU); None for the model's dtype.
         kv_cache_dtype: ``"auto"`` (the model's own) or ``"fp8"``, which holds twice the tokens of bfloat16.
         deterministic: Compute every token the same to the bit, whatever else is in the batch. Slower.
-        enforce_eager: Launch every kernel from the host: no CUDA graphs. A CPU has none anyway.
+        enforce_eager: Run every kernel of every step from Python: no CUDA graphs on a GPU, and no tapes of recorded
+            decode steps on a CPU.
         cudagraph_capture_sizes: Batch sizes to capture decode graphs for; None for a ladder up to max_num_seqs.
         load_format: ``"auto"`` reads the checkpoint; ``"dummy"`` makes random weights, for benchmarks;
             ``"sharded_state"`` reads what `LLM.save_sharded_state` wrote for the same numbers of ranks.

@@ -19,21 +19,19 @@ from .config import EngineConfig
 from .device import Device
 from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestError
 from .executor.executor import Executor, InProcessExecutor, StepHandle
-from .inputs import InputProcessor, read_eos_token_ids
+from .inputs import PromptReader
 from .kv_cache import KVCacheManager
 from .loading.capacity import Capacity
-from .loading.generation_config import default_sampling_params, read_generation_config
+from .loading.generation_config import recommended_params
 from .loading.model_source import resolve_model
-from .pooling.pooler import Pooler
-from .request import EngineOutput, PoolingRequest, Request
-from .results import OutputBuilder
+from .request import EngineOutput, Request
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerCounters
 from .sequence import Sequence
 from .step.head import StepResult
 from .step_plan import StepPlan
-from .structured.grammar import Grammars
-from .task import choose_task
+from .tasks.choose import choose_task
+from .tasks.task import RequestHandler, Task
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -98,7 +96,7 @@ class LLMEngine:
         config: Settings.
         tokenizer: The model's tokenizer; None if skipped.
         default_params: For requests that bring none.
-        inputs: Checks requests.
+        handler: Serves requests, as the task of the engine does.
         scheduler: Plans steps.
         executor: Runs them.
         overlap_depth: Steps planned ahead.
@@ -107,7 +105,7 @@ class LLMEngine:
     config: EngineConfig
     tokenizer: Tokenizer | None
     default_params: SamplingParams
-    inputs: InputProcessor
+    handler: RequestHandler[Any, Any]
     scheduler: Scheduler
     executor: Executor
     overlap_depth: int = 0
@@ -115,10 +113,6 @@ class LLMEngine:
     _in_flight: deque[tuple[StepPlan, StepHandle]] = field(default_factory=deque)
     _step_time_s: float = 0.0
     _is_closed: bool = False
-    _outputs: OutputBuilder = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._outputs = OutputBuilder(self.tokenizer, self.inputs.pooler)
 
     @classmethod
     def from_config(cls, config: EngineConfig, rendezvous: Rendezvous | None = None) -> LLMEngine:
@@ -145,28 +139,14 @@ class LLMEngine:
             own = folder if config.tokenizer is None else resolve_model(config.tokenizer, "tokenizer")
             tokenizer = Tokenizer(own, config.chat_template)
         task = choose_task(config, hf_config)
-        pooler = None if task == "generate" else Pooler.choose(config, hf_config, task)
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
         spec = describe_model(hf_config)
-        executor, capacity = _open_executor(config, device, hf_config, rendezvous)
-        generation_config = read_generation_config(folder)
-        eos_token_ids = read_eos_token_ids(tokenizer, generation_config, hf_config.to_dict())
-        grammars = None if tokenizer is None else Grammars(tokenizer, spec.vocab_size, eos_token_ids)
-        recommended = generation_config if config.generation_config == "auto" else {}
+        executor, capacity = _open_executor(config, device, hf_config, task, rendezvous)
         return cls(
             config=config,
             tokenizer=tokenizer,
-            default_params=default_sampling_params(recommended),
-            inputs=InputProcessor(
-                tokenizer,
-                spec.vocab_size,
-                capacity.max_model_len,
-                config.max_logprobs,
-                eos_token_ids,
-                config.seed,
-                grammars,
-                pooler,
-            ),
+            default_params=recommended_params(config),
+            handler=task.make_handler(PromptReader(tokenizer, spec.vocab_size, capacity.max_model_len)),
             scheduler=Scheduler(
                 KVCacheManager(
                     capacity.num_blocks,
@@ -182,6 +162,11 @@ class LLMEngine:
             overlap_depth=_overlap_depth(config, device),
         )
 
+    @property
+    def task(self) -> Task:
+        """What the engine is for."""
+        return self.handler.task
+
     def add_request(self, request: Request) -> None:
         """Takes a request.
 
@@ -196,7 +181,7 @@ class LLMEngine:
             raise EngineDeadError("this engine is closed and its model is freed; construct another one")
         if request.request_id in self._groups:
             raise ConfigError(f"request id {request.request_id!r} is in use; give each unfinished request its own")
-        sequences = self.inputs.process(request)
+        sequences = self.handler.open(request)
         self._groups[request.request_id] = RequestGroup(request, sequences, len(sequences))
         for sequence in sequences:
             self.scheduler.add(sequence)
@@ -310,8 +295,7 @@ class LLMEngine:
 
     def _start(self, plan: StepPlan) -> StepHandle:
         try:
-            if self.inputs.grammars is not None and self.inputs.grammars.is_used:
-                plan.token_masks = self.inputs.grammars.masks(sequence.grammar for sequence in plan.sampled)
+            self.handler.prepare(plan)
             return self.executor.execute(plan)
         except EngineDeadError:
             raise
@@ -332,7 +316,7 @@ class LLMEngine:
                 logger.warning("a step of %d requests failed", len(plan.sequences), exc_info=error)
             cause = ModelExecutionError(f"the model failed on this request: {type(error).__name__}: {error}")
             return self.scheduler.recover(plans, RequestError.from_exception(cause))
-        self._outputs.record_logprobs(plan, result)
+        self.handler.record(plan, result)
         return self.scheduler.update(plan, result.drawn)
 
     def _close_sequence(self, sequence: Sequence) -> list[EngineOutput]:
@@ -346,13 +330,11 @@ class LLMEngine:
         del self._groups[sequence.request_id]
         for other in group.sequences:
             self.scheduler.abort(other)
-        if isinstance(group.request, PoolingRequest):
-            return [self._outputs.build_pooled(group.request, group.sequences)]
-        return [self._outputs.build(group.request, group.sequences)]
+        return [self.handler.make_output(group.request, group.sequences)]
 
 
 def _open_executor(
-    config: EngineConfig, device: Device, hf_config: Any, rendezvous: Rendezvous | None
+    config: EngineConfig, device: Device, hf_config: Any, task: Task, rendezvous: Rendezvous | None
 ) -> tuple[Executor, Capacity]:
     """Loads the model, here or on many ranks; returns what runs it, and its limits."""
     from .loading.runner import load_runner, prepare_host
@@ -360,10 +342,10 @@ def _open_executor(
     if config.num_ranks > 1:
         from .executor.distributed import start_ranks
 
-        return start_ranks(config, device, hf_config, rendezvous)
+        return start_ranks(config, device, hf_config, task, rendezvous)
     prepare_host(config, device)
     num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
-    runner, capacity = load_runner(config, device, hf_config, num_tokens)
+    runner, capacity = load_runner(config, device, hf_config, task, num_tokens)
     return InProcessExecutor(runner), capacity
 
 

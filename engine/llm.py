@@ -32,7 +32,7 @@ from .pooling.outputs import (
     embedding_of,
 )
 from .pooling.params import PoolingParams
-from .pooling.scoring import cosine_output, pair_up, score_output
+from .pooling.scoring import pair_up
 from .request import GenerateRequest, PoolingRequest
 from .sampling_params import SamplingParams
 
@@ -257,17 +257,10 @@ class LLM:
             UserError: As `encode`, or the engine classifies into several classes.
         """
         pairs = pair_up(data_1, data_2)
-        pooler, tokenizer = self.llm_engine.inputs.pooler, self.llm_engine.tokenizer
-        if pooler is not None and pooler.task == "classify":
-            if pooler.size != 1 or tokenizer is None:
-                raise ConfigError(f"score takes a tokenizer and a classifier of one class; this one has {pooler.size}")
-            token_ids = tokenizer.encode_pairs(pairs)
-            return [
-                score_output(one) for one in self.encode(token_ids, pooling_params, pooling_task="classify", **kwargs)
-            ]
-        texts = [text for pair in pairs for text in pair]
-        pooled = self.encode(texts, pooling_params, pooling_task="embed", **kwargs)
-        return [cosine_output(*two) for two in zip(pooled[::2], pooled[1::2], strict=True)]
+        task = self.llm_engine.task
+        scoring = task.scoring(self.llm_engine.tokenizer)
+        pooled = self.encode(scoring.prompts(pairs), pooling_params, pooling_task=task.name, **kwargs)
+        return scoring.outputs(pooled)
 
     def get_tokenizer(self) -> Any:
         """Returns the Hugging Face tokenizer; None if it was skipped."""
@@ -327,16 +320,13 @@ class LLM:
         self, given: PoolingParams | Sequence[PoolingParams] | None, task: str | None, num_prompts: int
     ) -> list[PoolingParams]:
         """Returns one for each prompt, and checks that the engine does what is asked, before any prompt runs."""
-        pooler = self.llm_engine.inputs.pooler
         each = one_for_each("params", given or PoolingParams(), num_prompts)
         for params in each:
             if not isinstance(params, PoolingParams):
                 raise PoolingParamsError(f"pooling_params must be PoolingParams; got {type(params).__name__}")
         if task is None and any(params.task is None for params in each):
             raise PoolingParamsError("pooling_task is missing; it is 'embed' or 'classify'")
-        if pooler is None:
-            raise ConfigError("this engine generates text; construct it with runner='pooling' to embed or classify")
-        pooler.check(PoolingParams(task=task))
+        self.llm_engine.task.check_pooling(PoolingParams(task=task))
         return each
 
 

@@ -97,6 +97,11 @@ class RequestOutput:
     num_cached_tokens: int | None = None
     error: RequestError | None = None
 
+    @property
+    def num_generated_tokens(self) -> int:
+        """Number of tokens of all generated sequences."""
+        return sum(len(completion.token_ids) for completion in self.outputs)
+
     @classmethod
     def from_error(
         cls,

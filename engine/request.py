@@ -1,10 +1,11 @@
-"""What a caller hands in: a prompt to generate from, or a prompt to pool."""
+"""The requests of callers: a prompt to generate from, or prompts to pool."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import RequestError
 from .outputs import RequestOutput
@@ -39,6 +40,16 @@ class GenerateRequest:
         """Its parameters, as a request of any kind calls them."""
         return self.sampling_params
 
+    @property
+    def prompts(self) -> list[Any]:
+        """All of its prompts: token ids where there are any, else text."""
+        return [self.prompt if self.prompt_token_ids is None else self.prompt_token_ids]
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Most tokens of an output; None for no limit."""
+        return self.sampling_params.max_tokens
+
     def failed(self, error: BaseException | RequestError) -> RequestOutput:
         """Returns the output of the request, which an error has ended."""
         return RequestOutput.from_error(self.request_id, error, self.prompt, self.prompt_token_ids)
@@ -72,6 +83,16 @@ class PoolingRequest:
         """Its parameters, as a request of any kind calls them."""
         return self.pooling_params
 
+    @property
+    def prompts(self) -> list[Any]:
+        """All of its prompts: token ids where there are any, else text."""
+        return [self.prompt if self.prompt_token_ids is None else self.prompt_token_ids, *self.more_prompts]
+
+    @property
+    def max_tokens(self) -> int | None:
+        """1: a vector takes the place of one token."""
+        return 1
+
     def failed(self, error: BaseException | RequestError) -> PoolingRequestOutput[PoolingOutput]:
         """Returns the output of the request, which an error has ended."""
         reason = error if isinstance(error, RequestError) else RequestError.from_exception(error)
@@ -99,5 +120,4 @@ def longest_first(requests: Iterable[Request]) -> list[Request]:
 
 def _order(request: Request) -> tuple[int, list[int], str]:
     prompt = (request.prompt_token_ids, "") if request.prompt_token_ids is not None else ([], request.prompt or "")
-    max_tokens = request.sampling_params.max_tokens if isinstance(request, GenerateRequest) else 1
-    return (-(max_tokens or sys.maxsize), *prompt)
+    return (-(request.max_tokens or sys.maxsize), *prompt)

@@ -205,7 +205,7 @@ class Scheduler:
 
         Args:
             plan: The step.
-            drawn: One for each sequence that samples, in order, as `Sequence.take` takes it: tokens, or vectors.
+            drawn: One for each sequence that samples, in order, as `Sequence.take` takes it.
 
         Returns:
             Requests that ended.
@@ -217,8 +217,10 @@ class Scheduler:
             if sequence.is_finished:
                 self.counters.num_wasted_tokens += 1
                 continue
-            self.counters.num_output_tokens += sequence.pooling is None
-            if (error := sequence.take(one)) is not None:
+            num_tokens = len(sequence.token_ids)
+            error = sequence.take(one)
+            self.counters.num_output_tokens += len(sequence.token_ids) - num_tokens
+            if error is not None:
                 self.fail(sequence, error)
             elif sequence.finish_reason is not None:
                 self._finish(sequence)

@@ -10,20 +10,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from .errors import RequestError
 from .outputs import Logprob
-from .pooling.params import PoolingParams
 from .sampling_params import NO_TOKEN, SamplingParams
 from .structured.grammar import Grammar
 from .text.detokenizer import StopStringMatcher
-
-NAN_VECTOR = RequestError(
-    "NumericalError",
-    "the model's hidden states of this request hold NaN; check the checkpoint, or try dtype='float32'",
-    True,
-)
 
 
 class SequenceStatus(enum.Enum):
@@ -47,7 +38,7 @@ class Sequence:
     Attributes:
         request_id: Of the request it belongs to.
         index: Which of the request's sequences it is.
-        params: Sampling parameters; of a sequence that is pooled they mean nothing.
+        params: Sampling parameters.
         seed: Seed of its draws; with the position it names a draw, whatever the batch.
         token_ids: Prompt, then output.
         num_prompt_tokens: Length of the prompt.
@@ -58,7 +49,7 @@ class Sequence:
         matcher: Finds its stop strings; None if it has none.
         bad_word_ids: Token sequences it must not generate.
         cache_salt: Bytes that its block hashes begin with: only sequences with equal salts share cached blocks.
-        pooling: Set where no token is drawn: the sequence is its prompt, and ends with the vector of it.
+        reads_prefix_cache: Whether cached blocks may stand for the beginning of its prompt.
         grammar: Where it is in the grammar of its output; None if it may say anything. Known on rank 0 only.
         block_ids: Its KV cache blocks in order, a list for each group of layers; empty while it waits.
         num_freed_blocks: For each group, how many leading blocks it holds no more, since a window has passed them.
@@ -79,7 +70,7 @@ class Sequence:
     matcher: StopStringMatcher | None = None
     bad_word_ids: list[list[int]] = field(default_factory=list)
     cache_salt: bytes = b""
-    pooling: PoolingParams | None = None
+    reads_prefix_cache: bool = True
     grammar: Grammar | None = None
 
     status: SequenceStatus = SequenceStatus.WAITING
@@ -97,7 +88,6 @@ class Sequence:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: RequestError | None = None
-    vector: np.ndarray | None = None
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     prompt_logprobs: list[dict[int, Logprob] | None] = field(default_factory=list)
 
@@ -133,32 +123,20 @@ class Sequence:
         """Whether it has ended."""
         return self.status is SequenceStatus.FINISHED
 
-    @property
-    def reads_prefix_cache(self) -> bool:
-        """Whether cached blocks may stand for its prompt; log-probabilities of the prompt need every token computed."""
-        if self.pooling is not None:
-            return not self.pooling.skip_reading_prefix_cache
-        return self.params.prompt_logprobs is None
-
     def take(self, drawn: Any) -> RequestError | None:
         """Takes what a step gave; `finish_reason` says whether the sequence has ended.
 
         Args:
-            drawn: A token, where a negative one is a key of `NO_TOKEN`; of a sequence that is pooled its vector.
+            drawn: A token; a negative one is a key of `NO_TOKEN`. A sequence of another task takes what its head gives.
 
         Returns:
             Why the sequence cannot go on; None if nothing is wrong.
         """
-        if self.pooling is not None:
-            if not np.isfinite(drawn).all():
-                return NAN_VECTOR
-            self.vector, self.finish_reason, self.first_token_s = drawn, "stop", time.monotonic()
-        elif drawn < 0:
+        if drawn < 0:
             return NO_TOKEN[drawn]
-        elif self.grammar is not None and (error := self.grammar.accept(drawn)) is not None:
+        if self.grammar is not None and (error := self.grammar.accept(drawn)) is not None:
             return error
-        else:
-            self.append_output(drawn)
+        self.append_output(drawn)
         return None
 
     def append_output(self, token_id: int) -> bool:

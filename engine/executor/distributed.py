@@ -26,6 +26,7 @@ from ..parallel.rendezvous import Rendezvous, Team, join
 from ..step.head import RunningStep, StepResult
 from ..step.runner import ModelRunner
 from ..step_plan import StepPlan
+from ..tasks.task import Task
 from .executor import StepHandle
 from .launch import LocalRanks
 from .plan_wire import encode_plan, known_tokens
@@ -177,7 +178,7 @@ class DistributedExecutor:
 
 
 def start_ranks(
-    config: EngineConfig, device: Device, hf_config: Any, rendezvous: Rendezvous | None
+    config: EngineConfig, device: Device, hf_config: Any, task: Task, rendezvous: Rendezvous | None
 ) -> tuple[DistributedExecutor, Capacity]:
     """Connects the ranks of an engine and loads the model, in rank 0.
 
@@ -185,6 +186,7 @@ def start_ranks(
         config: Settings of the engine.
         device: Device of rank 0.
         hf_config: Config of the model.
+        task: Task of the engine.
         rendezvous: Rendezvous that the other ranks join; None to start them as processes of this host.
 
     Returns:
@@ -208,7 +210,7 @@ def start_ranks(
         device = device.shared_by(team.num_on_host)
         prepare_host(config, device)
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
-        runner, capacity = load_runner(config, device, hf_config, num_tokens, team.parallel)
+        runner, capacity = load_runner(config, device, hf_config, task, num_tokens, team.parallel)
         for channel in team.channels:
             if (error := channel.receive_object()) is not None:
                 raise error

@@ -20,6 +20,7 @@ from ..parallel.channel import Channel
 from ..parallel.context import ParallelContext
 from ..parallel.rendezvous import Rendezvous, join
 from ..step.runner import ModelRunner
+from ..tasks.choose import choose_task
 from .plan_wire import decode_plan
 
 __all__ = ["Watchdog", "Worker", "run_worker"]
@@ -83,7 +84,7 @@ def _load(config: EngineConfig, device: Device, parallel: ParallelContext) -> Mo
     prepare_host(config, device)
     hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
     num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
-    return load_runner(config, device, hf_config, num_tokens, parallel)[0]
+    return load_runner(config, device, hf_config, choose_task(config, hf_config), num_tokens, parallel)[0]
 
 
 class Worker:

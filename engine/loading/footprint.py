@@ -15,7 +15,7 @@ from ..kv_cache import LayerCache, kv_block_bytes, max_held_blocks
 from ..models import ModelOptions, build_model, load_hf_config
 from ..models.stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE
-from ..task import choose_task
+from ..tasks.choose import choose_task
 from .capacity import choose_max_model_len, plan_capacity
 from .model_source import resolve_model
 
@@ -73,7 +73,7 @@ class Footprint:
         device = Device.choose(config.device if memory_bytes is None else "cpu")
         dtype = _dtype(config, device, hf_config, is_elsewhere=memory_bytes is not None)
         task = choose_task(config, hf_config)
-        options = ModelOptions(config.quantization, config.deterministic, task=task)
+        options = ModelOptions(config.quantization, config.deterministic, head=task.model_head)
         model = build_model(hf_config, dtype, "meta", options)
         tensors = itertools.chain(model.parameters(), model.buffers())
         weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""The sampling defaults that a model's makers recommend, in its generation_config.json."""
+"""What generation_config.json of a model says: recommended sampling parameters and end-of-sequence tokens."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, SamplingParamsError
+from ..config import EngineConfig
+from ..errors import CheckpointError, ConfigError, SamplingParamsError
 from ..sampling_params import SamplingParams
+from ..text.tokenizer import Tokenizer
+from .model_source import resolve_model
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,21 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return content
 
 
+def recommended_params(config: EngineConfig) -> SamplingParams:
+    """Returns the parameters of requests that bring none: the model's recommended ones, if the engine is to heed them.
+
+    Args:
+        config: The engine's settings.
+
+    Raises:
+        ConfigError: The model folder cannot be found.
+        CheckpointError: generation_config.json is not JSON.
+    """
+    if config.generation_config != "auto":
+        return SamplingParams()
+    return default_sampling_params(read_generation_config(resolve_model(config.model)))
+
+
 def default_sampling_params(config: Mapping[str, Any]) -> SamplingParams:
     """Makes the parameters of requests that bring none.
 
@@ -69,3 +87,23 @@ def default_sampling_params(config: Mapping[str, Any]) -> SamplingParams:
     except SamplingParamsError as error:
         logger.warning("the defaults of generation_config.json are ignored: %s", error)
         return SamplingParams()
+
+
+def read_eos_token_ids(tokenizer: Tokenizer | None, *configs: Mapping[str, Any]) -> list[int]:
+    """Collects the end-of-sequence tokens, the tokenizer's own first.
+
+    Args:
+        tokenizer: The model's tokenizer, if there is one.
+        *configs: generation_config.json and config.json, which may name one or several.
+
+    Raises:
+        ConfigError: A config names something that is not a token id.
+    """
+    found = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for config in configs:
+        value = config.get("eos_token_id")
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(token_id, int) for token_id in values):
+            raise ConfigError(f"eos_token_id must be a token id or a list of them; the model's config says {value!r}")
+        found += values
+    return list(dict.fromkeys(found))

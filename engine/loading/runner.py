@@ -15,13 +15,11 @@ from ..kv_cache import kv_block_bytes
 from ..models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
 from ..models.stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE, ParallelContext
-from ..pooling.pooler import Pooler
 from ..step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
 from ..step.decode_tape import DecodeTape
-from ..step.pooling_head import MeanHead, PoolingHead
-from ..step.runner import MakeHead, MakeRecorder, ModelRunner
-from ..step.token_head import TokenHead
-from ..task import Task, choose_task
+from ..step.runner import MakeRecorder, ModelRunner
+from ..tasks.choose import choose_task
+from ..tasks.task import Task
 from ..weights.sharded_state import save_sharded_state
 from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, plan_capacity
 from .memory_profile import run_largest_step
@@ -48,7 +46,7 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
     """
     hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
-    options = ModelOptions(task=choose_task(config, hf_config))
+    options = ModelOptions(head=choose_task(config, hf_config).model_head)
     model = build_model(hf_config, dtype, "meta", options, parallel)
     save_sharded_state(model, locate_model(config.model), find_family(hf_config).weights, parallel, folder)
 
@@ -57,6 +55,7 @@ def load_runner(
     config: EngineConfig,
     device: Device,
     hf_config: Any,
+    task: Task,
     num_tokens: int,
     parallel: ParallelContext = SINGLE,
 ) -> tuple[ModelRunner, Capacity]:
@@ -65,7 +64,8 @@ def load_runner(
     Args:
         config: Settings.
         device: Where to run.
-        hf_config: Its config.
+        hf_config: The model's config.
+        task: The task of the engine.
         num_tokens: Most tokens of a step.
         parallel: This rank.
 
@@ -78,8 +78,9 @@ def load_runner(
     dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
     kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     place = locate_model(config.model)
-    task = choose_task(config, hf_config)
-    options = ModelOptions(config.quantization, config.deterministic, config.load_format, task)
+    options = ModelOptions(
+        config.quantization, config.deterministic, config.load_format, task.model_head, task.unused_weights
+    )
     options.make_scheme().check(device, dtype)
     model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
     make_recorder, num_graphs = _choose_recorder(config, device, task)
@@ -98,23 +99,16 @@ def load_runner(
         max_model_len=capacity.max_model_len,
         dtype=kv_dtype,
         make_recorder=make_recorder,
-        make_head=_choose_head(config, hf_config, task),
+        make_head=task.make_head,
         parallel=parallel,
     )
     return runner, capacity
 
 
-def _choose_head(config: EngineConfig, hf_config: Any, task: Task) -> MakeHead:
-    """Returns what makes the end of a step."""
-    if task == "generate":
-        return TokenHead
-    return MeanHead if Pooler.choose(config, hf_config, task).takes_mean else PoolingHead
-
-
 def _choose_recorder(config: EngineConfig, device: Device, task: Task) -> tuple[MakeRecorder | None, int]:
     """Returns what makes the recorder of decode steps, if there is to be one, and how many graphs it may record."""
-    # A tape takes nothing but kernels, sums over several GPUs are not recorded yet, and who pools never decodes.
-    if config.enforce_eager or config.num_ranks > 1 or task != "generate":
+    # A tape takes nothing but kernels, and sums over several GPUs are not recorded yet.
+    if config.enforce_eager or config.num_ranks > 1 or not task.decodes:
         return None, 0
     if device.is_cpu:
         return functools.partial(DecodeTape, max_num_seqs=config.max_num_seqs), 0
@@ -137,7 +131,7 @@ def _step_bytes(
         max_model_len=choose_max_model_len(config, model.spec.max_position_embeddings),
         block_size=config.block_size,
         kv_dtype=kv_dtype,
-        draws=task == "generate",
+        draws=task.decodes,
     )
     try:
         return device.measure_peak_bytes(step)

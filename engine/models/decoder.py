@@ -47,8 +47,8 @@ class Decoder(nn.Module):
         self._is_first, self._is_last = parallel.is_first_stage, parallel.is_last_stage
         self._dtype, self._device = dtype, device
         tied = None
-        generates = options.task == "generate"
-        if self._is_first or (self._is_last and generates and spec.tie_word_embeddings):
+        makes_logits = options.head == "lm_head"
+        if self._is_first or (self._is_last and makes_logits and spec.tie_word_embeddings):
             self.embed_tokens = tied = make.embed_tokens()
         if self._is_first:
             self.project_in = make.projection("project_in", spec.embedding_size, spec.hidden_size)
@@ -60,10 +60,11 @@ class Decoder(nn.Module):
         if self._is_last:
             self.norm = make.final_norm()
             self.project_out = make.projection("project_out", spec.hidden_size, spec.embedding_size)
-            if generates:
+            if makes_logits:
                 self.lm_head = make.head(tied if spec.tie_word_embeddings else None)
                 self.softcap = make.logit_softcap()
-            self.score = make.score() if options.task == "classify" else None
+            if options.head == "score":
+                self.score = make.score()
         make.linears.warn_of_declined()
 
     def pack(self) -> None:
@@ -111,17 +112,16 @@ class Decoder(nn.Module):
             return logits
         return self.parallel.all_gather(logits)[:, : self.spec.vocab_size].contiguous()
 
-    def compute_vectors(self, hidden: Tensor) -> Tensor:
-        """Computes the result of a pooling model from pooled hidden states, in the last stage.
+    def compute_class_logits(self, hidden: Tensor) -> Tensor:
+        """Computes the logits of a classifier's classes, in the last stage.
 
         Args:
             hidden: Rows of what `forward` returned, `[num_rows, embedding_size]`.
 
         Returns:
-            A classifier returns the logits of its classes, `[num_rows, num_labels]` float32. An embedding model returns
-            the rows themselves in float32.
+            `[num_rows, num_labels]` float32.
         """
-        return hidden.float() if self.score is None else self.score.forward_float32(hidden)
+        return self.score.forward_float32(hidden)
 
     def _send(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         stages = self.parallel.stages

@@ -19,8 +19,9 @@ class ModelOptions:
         deterministic: Every row of a batch is computed the same to the bit, whatever rows are beside it.
         load_format: `"auto"` for a checkpoint, `"sharded_state"` for what `save_sharded_state` wrote, `"dummy"` for
             random weights.
-        task: `"generate"` gives it the head that makes logits of hidden states, `"classify"` the one that makes
-            classes of them, `"embed"` none.
+        head: The module after the last layer: `"lm_head"` makes the logits of tokens, `"score"` the logits of classes;
+            None for a model that returns hidden states only.
+        unused_weights: Names of weights that the checkpoint may hold and the model has no place for.
 
     Raises:
         ConfigError: The scheme excludes another option.
@@ -29,7 +30,8 @@ class ModelOptions:
     quantization: str | None = None
     deterministic: bool = False
     load_format: str = "auto"
-    task: str = "generate"
+    head: str | None = "lm_head"
+    unused_weights: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.make_scheme()

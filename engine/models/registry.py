@@ -110,7 +110,7 @@ def load_model(
         load_sharded_state(model, folder, parallel)
     else:
         elsewhere = names_in_checkpoint(hf_config, dtype, options) if parallel.num_ranks > 1 else set()
-        load_weights(model, folder, find_family(hf_config).weights, elsewhere | _unused_heads(options.task))
+        load_weights(model, folder, find_family(hf_config).weights, elsewhere | options.unused_weights)
     model.pack()
     return model.eval()
 
@@ -118,12 +118,6 @@ def load_model(
 def names_in_checkpoint(hf_config: Any, dtype: torch.dtype, options: ModelOptions = DEFAULT_OPTIONS) -> set[str]:
     """Returns our names of all weights of a model, whatever rank has them: those of the whole, made without memory."""
     return set(weight_slots(build_model(hf_config, dtype, "meta", options)))
-
-
-def _unused_heads(task: str) -> set[str]:
-    """Returns our names of the heads that a checkpoint may bring and a task has no use for."""
-    unused = {"generate": set(), "embed": {"lm_head.weight", "score.weight"}, "classify": {"lm_head.weight"}}
-    return unused[task]
 
 
 def find_family(hf_config: Any) -> Family:

@@ -115,6 +115,11 @@ class PoolingRequestOutput(Generic[Output]):
     prompt: str | None = None
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
 
+    @property
+    def num_generated_tokens(self) -> int:
+        """0: a pooled request generates no token."""
+        return 0
+
     @classmethod
     def from_base(cls, base: PoolingRequestOutput[Any], outputs: Output | None) -> Self:
         """Makes the output of a kind of task.

@@ -1,6 +1,6 @@
-"""From the vector of a prompt to what its caller gets: `Pooler`, on the host.
+"""Turns the vector that the device gives into what its caller gets: `Pooler`, on the host.
 
-The device gives the plain vector, and every request has its own parameters; a vector is small, so they are heeded here.
+Every request has its own parameters and a vector is small, so the parameters never go to the device.
 """
 
 from __future__ import annotations
@@ -11,16 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from ..config import EngineConfig
-from ..errors import ConfigError, PoolingParamsError
-from ..loading.model_source import locate_model
-from ..models import describe_model
-from ..task import Task
 from .config import PoolerConfig
 from .params import PoolingParams
-from .sentence_transformer import read_sentence_transformer
 
-__all__ = ["Pooler"]
+__all__ = ["Pooler", "class_activation", "normalize"]
 
 Activation = Callable[[np.ndarray], np.ndarray]
 
@@ -54,81 +48,23 @@ ACTIVATIONS: dict[str, Activation] = {
 """`problem_type` of a classifier's config -> what makes probabilities of its logits."""
 
 
+def class_activation(hf_config: Any, num_labels: int) -> Activation:
+    """Returns the function that makes probabilities of a classifier's logits, as its config says."""
+    default = softmax if num_labels > 1 else sigmoid
+    return ACTIVATIONS.get(getattr(hf_config, "problem_type", None) or "", default)
+
+
 @dataclass(frozen=True, slots=True)
 class Pooler:
-    """How one engine pools.
+    """How one engine ends a vector.
 
     Attributes:
-        task: ``"embed"`` or ``"classify"``.
-        config: What requests get that say nothing.
-        size: Numbers of a vector.
-        activation: Ends an embedding or a classification, unless it is switched off.
-        sizes: Dimensions the model was trained for; None where it does not say.
+        config: Settings for the requests that say nothing.
+        activation: The last operation on an embedding or on logits, unless it is switched off.
     """
 
-    task: Task
     config: PoolerConfig
-    size: int
     activation: Activation
-    sizes: tuple[int, ...] | None = None
-
-    @classmethod
-    def choose(cls, config: EngineConfig, hf_config: Any, task: Task) -> Pooler:
-        """Makes the pooler of an engine, from its settings and what the model's folder says.
-
-        Args:
-            config: Settings.
-            hf_config: The model's config.
-            task: ``"embed"`` or ``"classify"``.
-
-        Raises:
-            ConfigError: A setting does not fit the model.
-            CheckpointError: The model's folder asks for a pooling that is not there.
-        """
-        own = PoolerConfig.read(config.pooler_config)
-        spec = describe_model(hf_config)
-        if task == "classify":
-            if own.pooling_type == "MEAN" or own.dimensions is not None:
-                raise ConfigError("pooler_config: a classifier reads the last token, and all of its classes are given")
-            default = softmax if spec.num_labels > 1 else sigmoid
-            activation = ACTIVATIONS.get(getattr(hf_config, "problem_type", None) or "", default)
-            return cls(task, own, spec.num_labels, activation)
-        pooling = own.over(read_sentence_transformer(locate_model(config.model)))
-        sizes = getattr(hf_config, "matryoshka_dimensions", None)
-        pooler = cls(task, pooling, spec.embedding_size, normalize, tuple(sizes) if sizes else None)
-        if (problem := pooler.problem_of(pooling.dimensions)) is not None:
-            raise ConfigError(f"pooler_config: {problem}")
-        return pooler
-
-    @property
-    def takes_mean(self) -> bool:
-        """Whether a vector is the mean over all tokens, so that each of them must be computed."""
-        return self.config.pooling_type == "MEAN"
-
-    def check(self, params: PoolingParams) -> None:
-        """Checks what only the model can tell.
-
-        Raises:
-            PoolingParamsError: Another task, or dimensions that the model does not have.
-        """
-        if params.task not in (None, self.task):
-            raise PoolingParamsError(f"task={params.task!r}, but this engine does {self.task!r}; construct another one")
-        if self.task == "classify" and params.dimensions is not None:
-            raise PoolingParamsError("dimensions are those of an embedding, and this engine classifies; drop them")
-        if (problem := self.problem_of(params.dimensions)) is not None:
-            raise PoolingParamsError(problem)
-
-    def problem_of(self, dimensions: int | None) -> str | None:
-        """Returns why an embedding cannot have so many dimensions; None if it can."""
-        if dimensions is None:
-            return None
-        if self.sizes is not None and dimensions not in self.sizes:
-            return (
-                f"dimensions={dimensions}, but the model was trained for {', '.join(map(str, self.sizes))}; use these"
-            )
-        if dimensions > self.size:
-            return f"dimensions={dimensions}, but the model's embeddings have {self.size}; use at most so many"
-        return None
 
     def finish(self, vector: np.ndarray, params: PoolingParams) -> np.ndarray:
         """Makes of a vector what a request asks for: first it is cut, then it is activated.

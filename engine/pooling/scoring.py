@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import ConfigError, PromptTypeError
+from ..text.tokenizer import Tokenizer
 from .outputs import PoolingOutput, PoolingRequestOutput, ScoringOutput, ScoringRequestOutput
 
-__all__ = ["cosine_output", "pair_up", "score_output"]
+__all__ = ["CosineScoring", "PairScoring", "Scoring", "pair_up"]
 
 Pooled = PoolingRequestOutput[PoolingOutput]
 
@@ -42,6 +44,49 @@ def _texts(name: str, data: Any) -> list[str]:
         if not isinstance(text, str):
             raise PromptTypeError(f"{name} must be a text or a list of texts; it holds a {type(text).__name__}")
     return texts
+
+
+class Scoring(Protocol):
+    """How a task scores pairs of texts: which prompts it reads, and how their vectors become scores."""
+
+    def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
+        """Returns the prompts to pool."""
+        ...
+
+    def outputs(self, pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
+        """Returns the score of each pair, from the outputs of its prompts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PairScoring:
+    """A classifier of one class reads both texts at once.
+
+    Attributes:
+        tokenizer: Joins two texts as the model was trained to read them.
+    """
+
+    tokenizer: Tokenizer
+
+    def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """As `Scoring.prompts`: one prompt a pair."""
+        return self.tokenizer.encode_pairs(pairs)
+
+    def outputs(self, pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
+        """As `Scoring.outputs`."""
+        return [score_output(one) for one in pooled]
+
+
+class CosineScoring:
+    """The embeddings of both texts are compared."""
+
+    def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+        """As `Scoring.prompts`: two prompts a pair."""
+        return [text for pair in pairs for text in pair]
+
+    def outputs(self, pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
+        """As `Scoring.outputs`."""
+        return [cosine_output(*two) for two in zip(pooled[::2], pooled[1::2], strict=True)]
 
 
 def score_output(pooled: Pooled) -> ScoringRequestOutput:

@@ -1,13 +1,13 @@
-"""What becomes of the hidden states at the end of a step: `Head`, and what it leaves for the host to read.
+"""The end of a step: `Head` turns hidden states into tokens or vectors, which the host reads from a `StepResult`.
 
-An engine that generates has a `TokenHead`, one that pools a `PoolingHead`: chosen once, when the engine is built.
+The engine's task makes the head, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -39,22 +39,15 @@ class StepResult:
     """What a step gave, on the host.
 
     Attributes:
-        token_ids: One for each sequence of the plan that samples, in order; negative where there is none.
-        logprobs: Of those tokens, if any request asked.
-        prompt_logprobs: Index in the plan -> of the prompt tokens after each computed position.
-        vectors: In place of tokens, `[num, size]` float32: one for each sequence whose prompt is done; None where
-            tokens are drawn.
+        drawn: One value for each sequence of the plan that samples, in order, as its `Sequence.take` reads it: a token,
+            which is negative where none could be drawn, or a vector.
+        logprobs: Log-probabilities of the drawn tokens; None if no request asked.
+        prompt_logprobs: Index in the plan -> log-probabilities of the prompt tokens after each computed position.
     """
 
-    token_ids: list[int]
+    drawn: list[Any]
     logprobs: HostLogprobs | None = None
     prompt_logprobs: Mapping[int, HostLogprobs] = field(default_factory=dict)
-    vectors: np.ndarray | None = None
-
-    @property
-    def drawn(self) -> Sequence[int] | np.ndarray:
-        """What the step gave for each sequence of the plan that samples, in order."""
-        return self.token_ids if self.vectors is None else self.vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +55,28 @@ class RunningStep:
     """A step whose work is queued on the device, and whose results will be on the host when it is done.
 
     Attributes:
-        token_ids: `[num_samples]` int64; None if no sequence samples.
-        logprobs: The fields of `TopLogprobs`, of those tokens; None if no request asked.
+        drawn: `[num_samples]` int64 tokens, or `[num_samples, size]` float32 vectors; None if no sequence samples.
+        logprobs: The fields of `TopLogprobs`, of the drawn tokens; None if no request asked.
         prompt_logprobs: Index in the plan -> the same, of prompt tokens.
-        vectors: `[num_samples, size]` float32, where prompts are pooled.
+        split: Splits `drawn` into one value for each sequence: numbers, or with `list` the rows as arrays.
     """
 
-    token_ids: HostCopy | None = None
+    drawn: HostCopy | None = None
     logprobs: HostCopy | None = None
     prompt_logprobs: Mapping[int, HostCopy] = field(default_factory=dict)
-    vectors: HostCopy | None = None
+    split: Callable[[np.ndarray], list[Any]] = np.ndarray.tolist
 
     def is_ready(self) -> bool:
         """Returns whether `result` would not wait."""
-        copies = (self.token_ids, self.logprobs, self.vectors, *self.prompt_logprobs.values())
+        copies = (self.drawn, self.logprobs, *self.prompt_logprobs.values())
         return all(copy is None or copy.is_ready() for copy in copies)
 
     def result(self) -> StepResult:
         """Waits for the step."""
         return StepResult(
-            [] if self.token_ids is None else self.token_ids.wait()[0].tolist(),
+            [] if self.drawn is None else self.split(self.drawn.wait()[0]),
             None if self.logprobs is None else HostLogprobs(*self.logprobs.wait()),
             {index: HostLogprobs(*copy.wait()) for index, copy in self.prompt_logprobs.items()},
-            None if self.vectors is None else self.vectors.wait()[0],
         )
 
 
@@ -92,11 +84,11 @@ class Head(Protocol):
     """The end of a step, in the last stage of a model."""
 
     def enter(self, new_rows: Sequence[NewRow]) -> None:
-        """Takes over the parameters of the requests that enter."""
+        """Takes over the parameters of the sequences that enter."""
         ...
 
     def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
-        """Makes of hidden states what was asked for. Nothing in it waits for the device.
+        """Turns hidden states into what the task is for. Nothing in it waits for the device.
 
         Args:
             plan: What was computed.

@@ -1,8 +1,10 @@
-"""The head of an engine that pools: one vector for every prompt that is done, and no token."""
+"""The heads that pool: one vector for every prompt that is done, and no token."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,44 +15,73 @@ from ..step_plan import NewRow, StepPlan
 from .head import RunningStep
 from .tables import SentPlan, Tables
 
-__all__ = ["MeanHead", "PoolingHead"]
+__all__ = ["ClassHead", "LastTokenHead", "MeanHead", "PoolingHead"]
 
 
-class PoolingHead:
-    """Takes the hidden state of each prompt's last token, and its classes where the model has any.
+class PoolingHead(ABC):
+    """Makes one vector of each prompt, when its last token is computed.
 
     Args:
         model: The last stage of a model.
-        tables: Of the running requests.
+        tables: Of the running sequences.
+
+    Attributes:
+        needs_every_token: Whether every token of a prompt must be computed, and none be found in the prefix cache.
     """
+
+    needs_every_token: ClassVar[bool] = False
 
     def __init__(self, model: Decoder, tables: Tables) -> None:
         self._model = model
         self._host_copies = HostCopies(tables.tokens.device)
 
-    def enter(self, new_rows: Sequence[NewRow]) -> None:
-        """As `Head.enter`: nothing here depends on the parameters, which the host heeds (`Pooler`)."""
+    def enter(self, new_rows: Sequence[NewRow]) -> None:  # noqa: B027  # Most heads keep nothing.
+        """As `Head.enter`: the host applies the parameters (`Pooler`), so nothing is kept here."""
 
     def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
         """As `Head.finish`."""
         if not any(plan.samples):
             return RunningStep()
-        vectors = self._model.compute_vectors(hidden[sent.sampled[0]])
-        return RunningStep(vectors=self._host_copies.start(vectors))
+        return RunningStep(self._host_copies.start(self.vectors(hidden, sent.sampled)), split=list)
+
+    @abstractmethod
+    def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
+        """Makes the vectors of the prompts that are done.
+
+        Args:
+            hidden: `[num_tokens, embedding_size]`, of the step.
+            sampled: `[3, num_samples]`: the index in `hidden` of each prompt's last token, its row, its length.
+
+        Returns:
+            `[num_samples, size]` float32.
+        """
 
 
-class MeanHead:
-    """Takes the mean of the hidden states of each prompt; every token must be computed, none be found in a cache.
+class LastTokenHead(PoolingHead):
+    """Takes the hidden state of each prompt's last token, the only one that has seen the whole prompt."""
 
-    Args:
-        model: The last stage of a model.
-        tables: Of the running requests.
-    """
+    def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
+        """As `PoolingHead.vectors`."""
+        return hidden[sampled[0]].float()
+
+
+class ClassHead(PoolingHead):
+    """Takes the logits of the classes, from the hidden state of each prompt's last token."""
+
+    def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
+        """As `PoolingHead.vectors`."""
+        return self._model.compute_class_logits(hidden[sampled[0]])
+
+
+class MeanHead(PoolingHead):
+    """Takes the mean of the hidden states of each prompt. A long prompt is summed up chunk by chunk."""
+
+    needs_every_token = True
 
     def __init__(self, model: Decoder, tables: Tables) -> None:
-        device = tables.tokens.device
-        self._sums = torch.zeros(len(tables.tokens), model.spec.embedding_size, dtype=torch.float32, device=device)
-        self._host_copies = HostCopies(device)
+        super().__init__(model, tables)
+        shape = (len(tables.tokens), model.spec.embedding_size)
+        self._sums = torch.zeros(shape, dtype=torch.float32, device=tables.tokens.device)
 
     def enter(self, new_rows: Sequence[NewRow]) -> None:
         """As `Head.enter`: a prompt that begins, or begins again, has no sum yet."""
@@ -58,11 +89,12 @@ class MeanHead:
             self._sums[new.row].zero_()
 
     def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
-        """As `Head.finish`: a long prompt is summed up chunk by chunk."""
+        """As `Head.finish`: adds up first."""
         for row, states in zip(plan.rows, hidden.split(plan.counts), strict=True):
             self._sums[row] += states.sum(0, dtype=torch.float32)
-        if not any(plan.samples):
-            return RunningStep()
-        _, rows, lengths = sent.sampled
-        vectors = self._sums[rows] / lengths.unsqueeze(1)
-        return RunningStep(vectors=self._host_copies.start(vectors))
+        return super().finish(plan, hidden, sent)
+
+    def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
+        """As `PoolingHead.vectors`."""
+        _, rows, lengths = sampled
+        return self._sums[rows] / lengths.unsqueeze(1)

@@ -162,7 +162,7 @@ def test_logprobs_report_the_raw_distribution(llm):
 def test_all_logprobs_can_be_allowed(tiny_model):
     with LLM(str(tiny_model("llama")), dtype="float32", max_logprobs=-1) as llm:
         everything = one(llm, max_tokens=1, logprobs=-1).logprobs[0]
-    assert len(everything) == llm.llm_engine.inputs.vocab_size
+    assert len(everything) == llm.llm_engine.handler.prompts.vocab_size
     assert math.fsum(math.exp(item.logprob) for item in everything.values()) == pytest.approx(1, abs=1e-4)
 
 

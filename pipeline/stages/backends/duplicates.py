@@ -13,7 +13,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from ....engine import EngineOutput, PoolingRequest, Request, RequestOutput
+from ....engine import EngineOutput, Request, RequestOutput
 
 MAX_TOKENS_KEPT = 1_000_000
 """Tokens of finished outputs that are remembered, some tens of megabytes."""
@@ -114,7 +114,5 @@ def request_key(request: Request, params: str) -> bytes:
         params: The parameters as text.
     """
     digest = hashlib.blake2b(params.encode(), digest_size=16)
-    digest.update(repr(request.prompt if request.prompt_token_ids is None else request.prompt_token_ids).encode())
-    if isinstance(request, PoolingRequest):
-        digest.update(repr(request.more_prompts).encode())
+    digest.update(repr(request.prompts).encode())
     return digest.digest()

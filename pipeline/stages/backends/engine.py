@@ -22,6 +22,8 @@ from ..base import Row, RowError, Stage
 from ..prompts import checked_prompt, checked_token_ids
 from .duplicates import Arrival, Duplicates, Inbox, request_key
 
+__all__ = ["EngineClient", "EngineStage", "plain_values", "request_columns"]
+
 METRICS = tuple(one.name for one in fields(RequestMetrics) if one.name not in ("attempt", "replica_id"))
 """The metrics of a request that are in the column `metrics`; the others have columns of their own."""
 

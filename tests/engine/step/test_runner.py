@@ -24,6 +24,7 @@ from millrace.engine.loading.memory_profile import run_largest_step
 from millrace.engine.models import ModelOptions
 from millrace.engine.step.tables import Tables
 from millrace.engine.step_plan import NewRow, StepPlan
+from millrace.engine.tasks.generate import Generate
 
 CPU = torch.device("cpu")
 
@@ -197,9 +198,9 @@ def test_a_step_without_room_says_what_to_lower(monkeypatch):
     model = SimpleNamespace(spec=SimpleNamespace(max_position_embeddings=512))
     monkeypatch.setattr(loading, "locate_model", Path)
     monkeypatch.setattr(loading, "load_model", lambda *args: model)
-    hf_config = SimpleNamespace(dtype=torch.bfloat16, architectures=["LlamaForCausalLM"])
+    config, hf_config = EngineConfig(model="m"), SimpleNamespace(dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match=r"a step of 8192 tokens .* 4000 bytes are in use; lower max_num_batched"):
-        loading.load_runner(EngineConfig(model="m"), GPU, hf_config, 8192)
+        loading.load_runner(config, GPU, hf_config, Generate(config, hf_config), 8192)
 
 
 def test_8_bit_products_are_refused_where_the_gpu_has_none(tiny_model, monkeypatch):

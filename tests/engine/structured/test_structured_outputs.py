@@ -232,7 +232,7 @@ def test_greedy_is_that_of_hugging_face(family, asked, tiny_model):
     with LLM(str(folder), dtype="float32") as llm:
         params = SamplingParams(temperature=0, max_tokens=num_tokens, structured_outputs=asked, logprobs=0)
         (output,) = llm.generate([PROMPT], params, use_tqdm=False)
-        grammar = llm.llm_engine.inputs.grammars.start(params.structured_outputs)
+        grammar = llm.llm_engine.handler.grammars.start(params.structured_outputs)
         processor = Masking(grammar, len(output.prompt_token_ids))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     theirs = model.generate(

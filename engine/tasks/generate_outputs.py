@@ -1,57 +1,52 @@
-"""Builds what the caller gets: text, log-probabilities and times of a finished request."""
+"""Builds the output of a request that generates: text, log-probabilities and times."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
-import numpy as np
+from ..outputs import CompletionOutput, Logprob, RequestOutput
+from ..request import GenerateRequest
+from ..sequence import Sequence
+from ..step.head import HostLogprobs, StepResult
+from ..step_plan import StepPlan
+from ..text.tokenizer import Tokenizer
+from .task import first_error, metrics_of
 
-from .outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
-from .pooling.outputs import PoolingOutput, PoolingRequestOutput
-from .pooling.pooler import Pooler
-from .request import EngineOutput, GenerateRequest, PoolingRequest
-from .sequence import Sequence
-from .step.head import HostLogprobs, StepResult
-from .step_plan import StepPlan
-from .text.tokenizer import Tokenizer
+__all__ = ["CompletionBuilder"]
 
 
 @dataclass(frozen=True, slots=True)
-class OutputBuilder:
+class CompletionBuilder:
     """Turns sequences into outputs.
 
     Attributes:
-        tokenizer: For text; None gives empty text.
-        pooler: For vectors; None where tokens are generated.
+        tokenizer: Turns tokens into text; without one the text is empty.
     """
 
     tokenizer: Tokenizer | None
-    pooler: Pooler | None = None
 
     def record_logprobs(self, plan: StepPlan, result: StepResult) -> None:
-        """Keeps the log-probabilities a step gave with the requests that asked for them."""
+        """Keeps the log-probabilities that a step gave, in the sequences that asked for them."""
         if result.logprobs is not None:
-            for i, request in enumerate(plan.sampled):
-                if request.params.logprobs is not None and not request.is_finished and result.token_ids[i] >= 0:
-                    request.logprobs.append(self._entry(request, result.logprobs, i, request.params.logprobs))
+            for i, sequence in enumerate(plan.sampled):
+                if sequence.params.logprobs is not None and not sequence.is_finished and result.drawn[i] >= 0:
+                    sequence.logprobs.append(self._entry(sequence, result.logprobs, i, sequence.params.logprobs))
         for i, scores in result.prompt_logprobs.items():
-            request = plan.sequences[i]
-            num_logprobs = request.params.prompt_logprobs
+            sequence = plan.sequences[i]
+            num_logprobs = sequence.params.prompt_logprobs
             assert num_logprobs is not None
-            if not request.prompt_logprobs:
-                request.prompt_logprobs = [None] * request.num_prompt_tokens
+            if not sequence.prompt_logprobs:
+                sequence.prompt_logprobs = [None] * sequence.num_prompt_tokens
             for j in range(len(scores.ranks)):
-                entry = self._entry(request, scores, j, num_logprobs)
-                request.prompt_logprobs[plan.starts[i] + 1 + j] = entry
+                entry = self._entry(sequence, scores, j, num_logprobs)
+                sequence.prompt_logprobs[plan.starts[i] + 1 + j] = entry
 
     def build(self, request: GenerateRequest, sequences: list[Sequence]) -> RequestOutput:
         """Builds the output of a request whose sequences have ended, or of which one has failed."""
         first = sequences[0]
         prompt_token_ids = first.token_ids[: first.num_prompt_tokens]
         wants_scores = request.sampling_params.prompt_logprobs is not None
-        failed = next((sequence.error for sequence in sequences if sequence.error), None)
-        if failed is not None:
+        if (failed := first_error(sequences)) is not None:
             return RequestOutput.from_error(request.request_id, failed, request.prompt, prompt_token_ids)
         return RequestOutput(
             request_id=request.request_id,
@@ -61,25 +56,8 @@ class OutputBuilder:
             prompt_logprobs=(first.prompt_logprobs or [None]) if wants_scores else None,
             outputs=[self._completion(sequence) for sequence in sequences],
             finished=True,
-            metrics=_metrics(sequences),
+            metrics=metrics_of(sequences),
             num_cached_tokens=first.num_cached_tokens,
-        )
-
-    def build_pooled(self, request: PoolingRequest, sequences: list[Sequence]) -> EngineOutput:
-        """Builds the output of a request whose prompts have become vectors, or of which one has failed."""
-        failed = next((sequence.error for sequence in sequences if sequence.error), None)
-        if failed is not None:
-            return request.failed(failed)
-        assert self.pooler is not None, "an engine without a pooler takes no request to be pooled"
-        raw = [sequence.vector for sequence in sequences if sequence.vector is not None]
-        vectors = [self.pooler.finish(vector, request.pooling_params) for vector in raw]
-        return PoolingRequestOutput(
-            request.request_id,
-            PoolingOutput(np.stack(vectors) if request.more_prompts else vectors[0]),
-            [token_id for sequence in sequences for token_id in sequence.token_ids],
-            sum(sequence.num_cached_tokens or 0 for sequence in sequences),
-            prompt=request.prompt,
-            metrics=_metrics(sequences),
         )
 
     def _completion(self, sequence: Sequence) -> CompletionOutput:
@@ -111,25 +89,15 @@ class OutputBuilder:
         prompt_token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
         return self.tokenizer.decode(prompt_token_ids, token_ids, params.skip_special_tokens)
 
-    def _entry(self, request: Sequence, scores: HostLogprobs, i: int, num_logprobs: int) -> dict[int, Logprob]:
+    def _entry(self, sequence: Sequence, scores: HostLogprobs, i: int, num_logprobs: int) -> dict[int, Logprob]:
         """Makes the entry of one position: the token itself first, then the most probable ones."""
         num_columns = scores.token_ids.shape[1] if num_logprobs == -1 else num_logprobs + 1
         token_ids = scores.token_ids[i, :num_columns].tolist()
         logprobs = scores.logprobs[i, :num_columns].tolist()
-        has_text = self.tokenizer is not None and request.params.detokenize
+        has_text = self.tokenizer is not None and sequence.params.detokenize
         entry: dict[int, Logprob] = {}
         for column, (token_id, logprob) in enumerate(zip(token_ids, logprobs, strict=True)):
             rank = column or int(scores.ranks[i])
             text = self.tokenizer.token_text(token_id) if self.tokenizer is not None and has_text else None
             entry.setdefault(token_id, Logprob(logprob, rank, text))
         return entry
-
-
-def _metrics(sequences: list[Sequence]) -> RequestMetrics:
-    first = sequences[0]
-    return RequestMetrics(
-        queue_s=first.scheduled_s - first.arrival_s,
-        ttft_s=min(sequence.first_token_s for sequence in sequences) - first.arrival_s,
-        e2e_s=time.monotonic() - first.arrival_s,
-        num_preemptions=sum(sequence.num_preemptions for sequence in sequences),
-    )

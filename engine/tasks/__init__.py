@@ -1,0 +1,1 @@
+"""What an engine is for, one file for each task: to generate, to embed, to classify."""

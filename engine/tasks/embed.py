@@ -1,0 +1,68 @@
+"""The task that makes an embedding of each prompt, of its last token's hidden state or of the mean: `Embed`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ..config import EngineConfig
+from ..errors import ConfigError
+from ..loading.model_source import locate_model
+from ..models import describe_model
+from ..pooling.config import PoolerConfig
+from ..pooling.pooler import Pooler, normalize
+from ..pooling.scoring import CosineScoring, Scoring
+from ..pooling.sentence_transformer import read_sentence_transformer
+from ..step.pooling_head import LastTokenHead, MeanHead, PoolingHead
+from ..text.tokenizer import Tokenizer
+from .pool import PoolingTask
+
+__all__ = ["Embed"]
+
+HEADS: dict[str | None, type[PoolingHead]] = {None: LastTokenHead, "LAST": LastTokenHead, "MEAN": MeanHead}
+"""`PoolerConfig.pooling_type` -> the end of a step."""
+
+
+@dataclass(frozen=True)
+class Embed(PoolingTask):
+    """Makes embeddings.
+
+    Attributes:
+        trained_sizes: The dimensions that the model was trained for; None where its config does not say.
+    """
+
+    name = "embed"
+    architecture_ending = "Model"
+    takes_any_model = True
+    unused_weights = frozenset({"lm_head.weight", "score.weight"})
+
+    trained_sizes: tuple[int, ...] | None = None
+
+    @classmethod
+    def create(cls, config: EngineConfig, hf_config: Any) -> Self:
+        """As `Task.create`: the engine's settings replace those of the model's folder."""
+        own = PoolerConfig.read(config.pooler_config)
+        pooling = own.over(read_sentence_transformer(locate_model(config.model)))
+        sizes = getattr(hf_config, "matryoshka_dimensions", None)
+        task = cls(
+            Pooler(pooling, normalize),
+            HEADS[pooling.pooling_type],
+            describe_model(hf_config).embedding_size,
+            tuple(sizes) if sizes else None,
+        )
+        if pooling.dimensions is not None and (problem := task.problem_of(pooling.dimensions)) is not None:
+            raise ConfigError(f"pooler_config: {problem}")
+        return task
+
+    def problem_of(self, dimensions: int) -> str | None:
+        """As `PoolingTask.problem_of`."""
+        if self.trained_sizes is not None and dimensions not in self.trained_sizes:
+            trained = ", ".join(map(str, self.trained_sizes))
+            return f"dimensions={dimensions}, but the model was trained for {trained}; use these"
+        if dimensions > self.size:
+            return f"dimensions={dimensions}, but the model's embeddings have {self.size}; use at most so many"
+        return None
+
+    def scoring(self, tokenizer: Tokenizer | None) -> Scoring:
+        """As `Task.scoring`: the cosine of two embeddings."""
+        return CosineScoring()

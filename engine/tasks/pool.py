@@ -1,0 +1,161 @@
+"""What the tasks have in common that make one vector of each prompt: `PoolingTask`."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import PoolingParamsError, RequestError
+from ..inputs import ParsedPrompt, PromptReader, describe, hash_salt, parse_prompt
+from ..models.decoder import Decoder
+from ..pooling.outputs import PoolingOutput, PoolingRequestOutput
+from ..pooling.params import PoolingParams
+from ..pooling.pooler import Pooler
+from ..request import PoolingRequest
+from ..sampling_params import SamplingParams
+from ..sequence import Sequence
+from ..step.head import Head
+from ..step.pooling_head import PoolingHead
+from ..step.tables import Tables
+from .task import RequestHandler, Task, first_error, metrics_of
+
+__all__ = ["PooledSequence", "PoolingHandler", "PoolingTask"]
+
+NOTHING_DRAWN = SamplingParams(max_tokens=1, detokenize=False)
+"""The sampling parameters of a sequence that draws no token."""
+
+NAN_VECTOR = RequestError(
+    "NumericalError",
+    "the model's hidden states of this request hold NaN; check the checkpoint, or try dtype='float32'",
+    True,
+)
+
+
+@dataclass(slots=True, eq=False)
+class PooledSequence(Sequence):
+    """A prompt that becomes a vector, and ends with it.
+
+    Attributes:
+        vector: `[size]` float32, as the device gave it; it has no elements before that.
+    """
+
+    vector: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
+
+    def take(self, drawn: np.ndarray) -> RequestError | None:
+        """Takes the vector, and ends.
+
+        Args:
+            drawn: The vector, `[size]` float32.
+
+        Returns:
+            An error if the vector is not finite; else None.
+        """
+        if not np.isfinite(drawn).all():
+            return NAN_VECTOR
+        self.vector, self.finish_reason, self.first_token_s = drawn, "stop", time.monotonic()
+        return None
+
+
+@dataclass(frozen=True)
+class PoolingTask(Task):
+    """Makes one vector of each prompt.
+
+    Attributes:
+        pooler: Turns the vector that the device gives into what a request asks for.
+        head: The end of a step.
+        size: Number of elements of a vector.
+    """
+
+    runner = "pooling"
+    request_type = PoolingRequest
+
+    pooler: Pooler
+    head: type[PoolingHead]
+    size: int
+
+    @property
+    def refusal(self) -> str:
+        """As `Task.refusal`."""
+        return (
+            f"this engine does {self.name!r} and generates no text; use embed, classify or encode, or construct it "
+            "with runner='generate' where the model can"
+        )
+
+    def make_head(self, model: Decoder, tables: Tables) -> Head:
+        """As `Task.make_head`."""
+        return self.head(model, tables)
+
+    def make_handler(self, prompts: PromptReader) -> PoolingHandler:
+        """As `Task.make_handler`."""
+        return PoolingHandler(self, prompts)
+
+    def check_pooling(self, params: PoolingParams) -> None:
+        """As `Task.check_pooling`."""
+        if params.task not in (None, self.name):
+            raise PoolingParamsError(f"task={params.task!r}, but this engine does {self.name!r}; construct another one")
+        if params.dimensions is not None and (problem := self.problem_of(params.dimensions)) is not None:
+            raise PoolingParamsError(problem)
+
+    @abstractmethod
+    def problem_of(self, dimensions: int) -> str | None:
+        """Returns why a vector cannot have so many dimensions; None if it can."""
+
+
+class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
+    """Serves requests to pool.
+
+    Args:
+        task: The task.
+        prompts: Turns prompts into tokens.
+    """
+
+    def __init__(self, task: PoolingTask, prompts: PromptReader) -> None:
+        super().__init__(task, prompts)
+        self._pooler = task.pooler
+        self._needs_every_token = task.head.needs_every_token
+
+    def make_sequences(self, request: PoolingRequest) -> list[PooledSequence]:
+        """As `RequestHandler.make_sequences`: one for each of the request's prompts."""
+        params: Any = request.pooling_params
+        if not isinstance(params, PoolingParams):
+            raise PoolingParamsError(f"pooling_params must be PoolingParams; got {describe(params)}")
+        self.task.check_pooling(params)
+        prompts = [ParsedPrompt(request.prompt, request.prompt_token_ids), *map(parse_prompt, request.more_prompts)]
+        read = [self.prompts.read(prompt.text, prompt.token_ids, num_new_tokens=0) for prompt in prompts]
+        return [self._sequence(request, index, token_ids) for index, token_ids in enumerate(read)]
+
+    def make_output(
+        self, request: PoolingRequest, sequences: list[PooledSequence]
+    ) -> PoolingRequestOutput[PoolingOutput]:
+        """As `RequestHandler.make_output`."""
+        if (failed := first_error(sequences)) is not None:
+            return request.failed(failed)
+        vectors = [self._pooler.finish(sequence.vector, request.pooling_params) for sequence in sequences]
+        return PoolingRequestOutput(
+            request.request_id,
+            PoolingOutput(np.stack(vectors) if request.more_prompts else vectors[0]),
+            [token_id for sequence in sequences for token_id in sequence.token_ids],
+            sum(sequence.num_cached_tokens or 0 for sequence in sequences),
+            prompt=request.prompt,
+            metrics=metrics_of(sequences),
+        )
+
+    def _sequence(self, request: PoolingRequest, index: int, token_ids: list[int]) -> PooledSequence:
+        return PooledSequence(
+            request_id=request.request_id,
+            index=index,
+            params=NOTHING_DRAWN,
+            seed=0,
+            token_ids=token_ids,
+            num_prompt_tokens=len(token_ids),
+            # While its vector is on the way it has reached this length, so that no later step takes it.
+            max_tokens_total=len(token_ids) + 1,
+            stop_token_ids={},
+            priority=request.priority,
+            cache_salt=hash_salt(request.cache_salt),
+            reads_prefix_cache=not (request.pooling_params.skip_reading_prefix_cache or self._needs_every_token),
+        )
