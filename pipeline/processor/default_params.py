@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ...engine import SamplingParams, resolve_model
-from ...engine.loading.generation_config import default_sampling_params, read_generation_config
+from ...engine import SamplingParams
+from ...engine.loading.generation_config import recommended_params
 from .config import EngineProcessorConfig
 
 
@@ -11,6 +11,4 @@ def default_params(config: EngineProcessorConfig) -> SamplingParams:
     """Returns the processor's sampling parameters, or, if it has none, those that the model's makers recommend."""
     if config.sampling_params is not None:
         return SamplingParams.from_dict(config.sampling_params)
-    if config.engine_config.generation_config != "auto":
-        return SamplingParams()
-    return default_sampling_params(read_generation_config(resolve_model(config.model_source)))
+    return recommended_params(config.engine_config)
