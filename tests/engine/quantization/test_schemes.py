@@ -131,7 +131,7 @@ def test_every_linear_layer_is_made_under_its_name(monkeypatch: pytest.MonkeyPat
             return made[layer.name]
 
     monkeypatch.setattr(options, "find_scheme", lambda name: Recording)
-    classify = ModelOptions("int8", task="classify")
+    classify = ModelOptions("int8", head="score")
     for config, task in (
         (tiny_config("llama", tie_word_embeddings=False), ModelOptions("int8")),
         (tiny_config("opt-350m", architectures=["OPTForSequenceClassification"]), classify),
