@@ -145,7 +145,8 @@ def test_two_jobs_are_never_mixed(folder: Path) -> None:
     (folder / "out" / "a.parquet").touch()
     with pytest.raises(ConfigError, match="--overwrite"):
         prepare_job(load(folder, GOOD))
-    prepare_job(load(folder, GOOD), overwrite=True).folder.clear()
+    prepared = prepare_job(load(folder, GOOD), overwrite=True)
+    prepared.folder.clear(prepared.state.publisher)
     assert list((folder / "out").iterdir()) == []
 
 
