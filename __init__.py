@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .engine.errors import SamplingParamsError as SamplingParamsError
     from .engine.errors import UnsupportedModelError as UnsupportedModelError
     from .engine.errors import UserError as UserError
+    from .engine.inputs import EmbedsPrompt as EmbedsPrompt
     from .engine.inputs import TextPrompt as TextPrompt
     from .engine.inputs import TokensPrompt as TokensPrompt
     from .engine.llm import LLM as LLM
@@ -70,6 +71,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "UserError",
     ),
     "engine.inputs": (
+        "EmbedsPrompt",
         "TextPrompt",
         "TokensPrompt",
     ),

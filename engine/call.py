@@ -43,9 +43,7 @@ class Call:
     def tokenize(self, parsed: list[Parsed], add_special_tokens: bool = True) -> None:
         """Tokenises the texts that have no token ids yet, all together, in place."""
         tokenizer = self.engine.tokenizer
-        untokenized = {
-            i: one for i, one in enumerate(parsed) if isinstance(one, ParsedPrompt) and one.token_ids is None
-        }
+        untokenized = {i: one for i, one in enumerate(parsed) if isinstance(one, ParsedPrompt) and one.is_text}
         if tokenizer is None or not untokenized:
             return
         texts = [one.text or "" for one in untokenized.values()]
@@ -83,8 +81,8 @@ class Call:
             if isinstance(item, UserError):
                 outputs[request_id] = self._failed(make(request_id, None, None, row_params, row_priority), item)
                 continue
-            request = make(request_id, item.text, item.token_ids, row_params, row_priority, cache_salt=item.cache_salt)
-            requests.append(request)
+            extras = {"cache_salt": item.cache_salt, "prompt_embeds": item.embeddings}
+            requests.append(make(request_id, item.text, item.token_ids, row_params, row_priority, **extras))
         try:
             num_added = sum([self._add(request, outputs) for request in longest_first(requests)])
             self._drain(num_added, outputs)

@@ -92,7 +92,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "speculative_config": (None,),
     "cpu_offload_gb": (0,),
     "scheduling_policy": ("fcfs", "priority"),
-    "enable_prompt_embeds": (False,),
     "model_impl": ("auto",),
     "logprobs_mode": ("raw_logprobs",),
     "logits_processors": (None, []),
@@ -138,6 +137,7 @@ class EngineConfig:
         kv_cache_memory_bytes: Memory of the KV cache, of each rank; None to derive it from the device.
         gpu_memory_utilization: Share of a GPU's memory to use.
         enable_prefix_caching: Whether requests share the KV cache of equal prefixes.
+        enable_prompt_embeds: Whether prompts may be embeddings (`EmbedsPrompt`).
         max_logprobs: Most log-probabilities a request may ask for per token; -1 for no limit.
         quantization: Scheme by which the matrices of the layers are stored and multiplied, one of those in
             engine/quantization/schemes: ``"fp8"`` (8 bits, GPU), ``"int8"`` (8 bits, CPU); None for the model's dtype.
@@ -175,6 +175,7 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.92
     enable_prefix_caching: bool = True
+    enable_prompt_embeds: bool = False
     max_logprobs: int = 20
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
@@ -293,7 +294,7 @@ class EngineConfig:
             raise _wrong("gpu_memory_utilization", self.gpu_memory_utilization, "a share above 0, at most 1")
         if isinstance(self.max_logprobs, bool) or not isinstance(self.max_logprobs, int) or self.max_logprobs < -1:
             raise _wrong("max_logprobs", self.max_logprobs, "an integer of at least 0, or -1 for no limit")
-        for name in ("enable_prefix_caching", "skip_tokenizer_init", "deterministic", "enforce_eager"):
+        for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "True or False")
         for size in self.cudagraph_capture_sizes or ():
@@ -301,6 +302,8 @@ class EngineConfig:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise _wrong("seed", self.seed, "an integer")
 
+
+SWITCHES = ("enable_prefix_caching", "enable_prompt_embeds", "skip_tokenizer_init", "deterministic", "enforce_eager")
 
 OPTIONAL_SIZES = (
     "max_model_len",

@@ -149,14 +149,15 @@ def num_accelerators() -> int:
     return torch.cuda.device_count()
 
 
-def to_device(values: Sequence[Any] | np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+def to_device(values: Sequence[Any] | np.ndarray | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Sends numbers to the device without waiting for it.
 
     A copy to a GPU starts from pinned memory, or else the host would wait for it. PyTorch keeps that memory until the
     copy is done.
 
     Args:
-        values: Numbers, nested as a tensor is. An array may be shared with the result on a CPU: leave it as it is.
+        values: Numbers, nested as a tensor is. The result may share the memory of an array or a tensor on a CPU: leave
+            that as it is.
         dtype: Of the result.
         device: Where to.
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import EngineConfig
 from .device import Device
+from .embeds.prompts import PromptEmbeds
 from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestError
 from .executor.executor import Executor, InProcessExecutor, StepHandle
 from .inputs import PromptReader
@@ -142,11 +143,13 @@ class LLMEngine:
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
         spec = describe_model(hf_config)
         executor, capacity = _open_executor(config, device, hf_config, task, rendezvous)
+        dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
+        prompt_embeds = PromptEmbeds(spec.embedding_size, dtype) if config.enable_prompt_embeds else None
         return cls(
             config=config,
             tokenizer=tokenizer,
             default_params=recommended_params(config),
-            handler=task.make_handler(PromptReader(tokenizer, spec.vocab_size, capacity.max_model_len)),
+            handler=task.make_handler(PromptReader(tokenizer, spec.vocab_size, capacity.max_model_len, prompt_embeds)),
             scheduler=Scheduler(
                 KVCacheManager(
                     capacity.num_blocks,

@@ -7,9 +7,12 @@ from collections import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+from .embeds.prompts import PromptEmbeds
+from .embeds.span import EmbeddedSpan
 from .errors import (
+    ConfigError,
     EmptyPromptError,
     PromptTooLongError,
     PromptTypeError,
@@ -17,6 +20,9 @@ from .errors import (
     unknown_key_message,
 )
 from .text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TextPrompt(TypedDict):
@@ -46,10 +52,31 @@ class TokensPrompt(TypedDict):
     cache_salt: NotRequired[str]
 
 
-PromptType = str | list[int] | TextPrompt | TokensPrompt
+class EmbedsPrompt(TypedDict):
+    """A prompt as embeddings, for an engine with `enable_prompt_embeds=True`.
+
+    The output's `prompt_token_ids` are a zero for each embedding. What asks for the tokens of the prompt is refused:
+    `prompt_logprobs` and `repetition_penalty`.
+
+    Attributes:
+        prompt_embeds: `[num_tokens, embedding_size]` of any floating-point dtype. A row is what `embed_tokens` of the
+            model returns for a token, as with `inputs_embeds` of Hugging Face. It is cast to the model's dtype.
+        prompt: Text that the output shows; the model does not see it.
+        cache_salt: As in `TextPrompt`.
+    """
+
+    prompt_embeds: Tensor
+    prompt: NotRequired[str]
+    cache_salt: NotRequired[str]
+
+
+PromptType = str | list[int] | TextPrompt | TokensPrompt | EmbedsPrompt
 """Whatever stands for one prompt."""
 
-PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
+PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt", "prompt_embeds")
+
+PLACEHOLDER = 0
+"""The token id of a position whose embedding is given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +85,20 @@ class ParsedPrompt:
 
     Attributes:
         text: Its text, None if it came without.
-        token_ids: Its tokens, None if the text is yet to be tokenised.
+        token_ids: Its tokens, if they are known.
         cache_salt: As in `GenerateRequest`.
+        embeddings: Its embeddings, None if it came as text or tokens.
     """
 
     text: str | None = None
     token_ids: list[int] | None = None
     cache_salt: str | None = None
+    embeddings: Tensor | None = None
+
+    @property
+    def is_text(self) -> bool:
+        """Whether its text is yet to be tokenised."""
+        return self.token_ids is None and self.embeddings is None
 
 
 def parse_prompt(prompt: Any) -> ParsedPrompt:
@@ -74,31 +108,31 @@ def parse_prompt(prompt: Any) -> ParsedPrompt:
         prompt: Text, token ids, or one of the prompt dictionaries.
 
     Returns:
-        What the prompt consists of; the engine checks the salt.
+        What the prompt consists of; the engine checks the salt and the embeddings.
 
     Raises:
         PromptTypeError: It is something else.
         EmptyPromptError: The text is empty.
     """
-    text, token_ids, cache_salt = None, None, None
+    text, token_ids, cache_salt, embeddings = None, None, None, None
     if isinstance(prompt, str):
         text = prompt
     elif isinstance(prompt, Mapping):
         for key in prompt:
             if key not in PROMPT_KEYS:
                 raise PromptTypeError(unknown_key_message("a prompt", str(key), PROMPT_KEYS))
-        text, token_ids, cache_salt = map(prompt.get, PROMPT_KEYS)
+        text, token_ids, cache_salt, embeddings = map(prompt.get, PROMPT_KEYS)
     elif _is_list(prompt):
         token_ids = prompt
     else:
         raise PromptTypeError(f"Prompt should be a string, list of tokens, or dictionary; got {describe(prompt)}")
-    if text is None and token_ids is None:
+    if text is None and token_ids is None and embeddings is None:
         raise PromptTypeError("Prompt should be a string, list of tokens, or dictionary; got a dictionary without any")
     if text is not None and not isinstance(text, str):
         raise PromptTypeError(f"Prompt text should be a string; got {describe(text)}")
-    if text == "" and token_ids is None:
+    if text == "" and token_ids is None and embeddings is None:
         raise EmptyPromptError("The decoder prompt cannot be empty; give it at least one character")
-    return ParsedPrompt(text, None if token_ids is None else _parse_token_ids(token_ids), cache_salt)
+    return ParsedPrompt(text, None if token_ids is None else _parse_token_ids(token_ids), cache_salt, embeddings)
 
 
 def _parse_token_ids(token_ids: Any) -> list[int]:
@@ -132,6 +166,19 @@ def describe(value: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadPrompt:
+    """A prompt that the model can run.
+
+    Attributes:
+        token_ids: Its tokens; placeholders where embeddings are given.
+        spans: Parts of it that come as embeddings, in order.
+    """
+
+    token_ids: list[int]
+    spans: abc.Sequence[EmbeddedSpan] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class PromptReader:
     """Turns prompts into tokens and checks them against the model.
 
@@ -139,26 +186,39 @@ class PromptReader:
         tokenizer: The model's tokenizer; None if the engine works with token ids only.
         vocab_size: Number of tokens that the model knows.
         max_model_len: Most tokens of prompt and output together.
+        prompt_embeds: Reads prompts that come as embeddings; None where `enable_prompt_embeds` is off.
     """
 
     tokenizer: Tokenizer | None
     vocab_size: int
     max_model_len: int
+    prompt_embeds: PromptEmbeds | None = None
 
-    def read(self, prompt: Any, prompt_token_ids: Any, *, num_new_tokens: int) -> list[int]:
-        """Returns the tokens of a prompt.
+    def read(self, prompt: ParsedPrompt, *, num_new_tokens: int) -> ReadPrompt:
+        """Makes a prompt runnable.
 
         Args:
-            prompt: Its text; not read where token ids are given.
-            prompt_token_ids: Its token ids, or None.
+            prompt: Its text is not read where token ids or embeddings are given.
             num_new_tokens: Tokens for which the length limit must leave room.
 
         Raises:
             PromptError: The prompt cannot be run.
+            ConfigError: The prompt comes as embeddings, and `enable_prompt_embeds` is off.
         """
-        token_ids = self._tokenize(prompt, prompt_token_ids)
-        self._check(token_ids, num_new_tokens)
-        return token_ids
+        if prompt.embeddings is None:
+            read = ReadPrompt(self._tokenize(prompt.text, prompt.token_ids))
+        else:
+            read = self._read_embeddings(prompt)
+        self._check(read.token_ids, num_new_tokens)
+        return read
+
+    def _read_embeddings(self, prompt: ParsedPrompt) -> ReadPrompt:
+        if self.prompt_embeds is None:
+            raise ConfigError("this engine takes no prompt_embeds; construct it with enable_prompt_embeds=True")
+        if prompt.token_ids is not None:
+            raise PromptTypeError("a prompt has prompt_token_ids and prompt_embeds; give one of the two")
+        span = self.prompt_embeds.read(prompt.embeddings)
+        return ReadPrompt([PLACEHOLDER] * span.end, (span,))
 
     def _tokenize(self, prompt: Any, prompt_token_ids: Any) -> list[int]:
         if prompt_token_ids is not None:

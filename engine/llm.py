@@ -70,7 +70,8 @@ class LLM:
         """Generates from prompts.
 
         Args:
-            prompts: One prompt or a list: texts, lists of token ids, or dictionaries (`TextPrompt`, `TokensPrompt`).
+            prompts: One prompt or a list: texts, lists of token ids, or dictionaries (`TextPrompt`, `TokensPrompt`,
+                `EmbedsPrompt`).
             sampling_params: For all, or one for each; None for the model's recommended ones.
             use_tqdm: Whether to show progress, or what makes the progress bar.
             priority: One for each prompt, lower first.

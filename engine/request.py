@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError
 from .outputs import RequestOutput
 from .pooling.outputs import PoolingOutput, PoolingRequestOutput
 from .pooling.params import PoolingParams
 from .sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(slots=True)
@@ -26,6 +29,8 @@ class GenerateRequest:
         priority: Lower runs first.
         cache_salt: Any text but an empty one: the request shares cached prefixes only with requests of the same salt.
             None shares them with all requests that have no salt.
+        prompt_embeds: `[num_tokens, embedding_size]`, the embeddings of the prompt in place of its tokens. They are on
+            the CPU where the request is to be sent to another process. None if the prompt is text or tokens.
     """
 
     request_id: str
@@ -34,6 +39,7 @@ class GenerateRequest:
     sampling_params: SamplingParams
     priority: int = 0
     cache_salt: str | None = None
+    prompt_embeds: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def params(self) -> SamplingParams:
@@ -68,6 +74,7 @@ class PoolingRequest:
         more_prompts: Further prompts, texts or tokens, whose vectors come in the same output. If one of them cannot be
             run, the request fails.
         cache_salt: As in `GenerateRequest`, for all of its prompts.
+        prompt_embeds: As in `GenerateRequest`, of the first prompt.
     """
 
     request_id: str
@@ -77,6 +84,7 @@ class PoolingRequest:
     priority: int = 0
     more_prompts: Sequence[str | list[int]] = ()
     cache_salt: str | None = None
+    prompt_embeds: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def params(self) -> PoolingParams:

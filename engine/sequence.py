@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import enum
 import time
+from collections import abc
 from dataclasses import dataclass, field
 from typing import Any
 
+from .embeds.span import EmbeddedSpan
 from .errors import RequestError
 from .outputs import Logprob
 from .sampling_params import NO_TOKEN, SamplingParams
@@ -49,6 +51,7 @@ class Sequence:
         matcher: Finds its stop strings; None if it has none.
         bad_word_ids: Token sequences it must not generate.
         cache_salt: Bytes that its block hashes begin with: only sequences with equal salts share cached blocks.
+        spans: Parts of its prompt that come as embeddings, in order; their token ids are placeholders.
         reads_prefix_cache: Whether cached blocks may stand for the beginning of its prompt.
         grammar: Where it is in the grammar of its output; None if it may say anything. Known on rank 0 only.
         block_ids: Its KV cache blocks in order, a list for each group of layers; empty while it waits.
@@ -70,6 +73,7 @@ class Sequence:
     matcher: StopStringMatcher | None = None
     bad_word_ids: list[list[int]] = field(default_factory=list)
     cache_salt: bytes = b""
+    spans: abc.Sequence[EmbeddedSpan] = ()
     reads_prefix_cache: bool = True
     grammar: Grammar | None = None
 

@@ -66,6 +66,7 @@ class PagedSequences:
             query_start_loc=torch.tensor(starts, dtype=torch.int32),
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
             block_tables=tuple(torch.tensor(tables, dtype=torch.int32) + first for first in firsts),
+            rows=torch.tensor(list(num_scheduled_tokens), dtype=torch.int32),
         )
 
     def step(self, num_scheduled_tokens: dict[int, int]) -> dict[int, torch.Tensor]:

@@ -77,11 +77,12 @@ def _pack_row(new: NewRow) -> tuple[Any, ...]:
         sequence.max_tokens_total,
         sequence.stop_token_ids,
         sequence.bad_word_ids,
+        sequence.spans,
     )
 
 
 def _unpack_row(packed: tuple[Any, ...]) -> NewRow:
-    row, tokens, params, seed, num_prompt_tokens, max_tokens_total, stop_token_ids, bad_word_ids = packed
+    row, tokens, params, seed, num_prompt_tokens, max_tokens_total, stop_token_ids, bad_word_ids, spans = packed
     token_ids = array("i", tokens).tolist()
     sequence = Sequence(
         request_id="",
@@ -93,5 +94,6 @@ def _unpack_row(packed: tuple[Any, ...]) -> NewRow:
         max_tokens_total=max_tokens_total,
         stop_token_ids=stop_token_ids,
         bad_word_ids=bad_word_ids,
+        spans=spans,
     )
     return NewRow(row, sequence, len(token_ids))

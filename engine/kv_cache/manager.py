@@ -3,10 +3,11 @@
 A sequence has a block table for each group of layers. All its tables have the same length; a group with a window has
 freed the blocks before `num_freed_blocks`, and their entries mean nothing any more.
 
-The content of a full block is named by the hash of its tokens and of all blocks before it, so equal names mean equal
-prefixes. The chain of hashes of a sequence begins with its salt, so sequences of different salts share no block. Every
-group publishes its blocks under keys of its own. Of a sequence with `block_size` 4, 11 known tokens and 9 of them
-computed, in a group with full attention and in one with a window of 3, when token 9 is planned:
+The content of a full block is named by the hash of its tokens (or the embeddings in their place) and of all blocks
+before it, so equal names mean equal prefixes. The chain of hashes of a sequence begins with its salt, so sequences of
+different salts share no block. Every group publishes its blocks under keys of its own. Of a sequence with `block_size`
+4, 11 known tokens and 9 of them computed, in a group with full attention and in one with a window of 3, when token 9
+is planned:
 
     tokens               [0, 4)                   [4, 8)       [8, 9)                 [9, 11)
     block                0                        1            2                      2
@@ -218,7 +219,9 @@ class KVCacheManager:
         """Returns the content hashes of the first blocks; each is computed once in a sequence's life."""
         hashes = sequence.block_hashes
         for index in range(len(hashes), num_blocks):
-            tokens = sequence.token_ids[index * self.block_size : (index + 1) * self.block_size]
+            start, end = index * self.block_size, (index + 1) * self.block_size
+            content = array("i", sequence.token_ids[start:end]).tobytes()
+            content += b"".join([span.name_content(start, end) for span in sequence.spans])
             parent = hashes[-1] if hashes else sequence.cache_salt
-            hashes.append(blake2b(parent + array("i", tokens).tobytes(), digest_size=16).digest())
+            hashes.append(blake2b(parent + content, digest_size=16).digest())
         return hashes[:num_blocks]

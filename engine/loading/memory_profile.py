@@ -76,4 +76,5 @@ def _prompts(
         query_start_loc=begins,
         seq_lens=begins.diff(),
         block_tables=block_tables.unbind(),
+        rows=torch.arange(len(begins) - 1, dtype=torch.int32, device=device),
     )

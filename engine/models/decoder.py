@@ -85,10 +85,7 @@ class Decoder(nn.Module):
             mean nothing in a stage that is not the last: it has sent its own on.
         """
         if self._is_first:
-            hidden, residual = (
-                self.positions(self.project_in(self.embed_tokens(batch.token_ids)), batch.positions),
-                None,
-            )
+            hidden, residual = self._embed(batch), None
         else:
             hidden, residual = self._receive(len(batch.token_ids))
         for layer, pair in self._own_layers:
@@ -122,6 +119,13 @@ class Decoder(nn.Module):
             `[num_rows, num_labels]` float32.
         """
         return self.score.forward_float32(hidden)
+
+    def _embed(self, batch: ForwardBatch) -> Tensor:
+        """Returns what enters the first layer, `[num_tokens, hidden_size]`."""
+        embeddings = self.embed_tokens(batch.token_ids)
+        if batch.given is not None:
+            embeddings = batch.given.replace_in(embeddings)
+        return self.positions(self.project_in(embeddings), batch.positions)
 
     def _send(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         stages = self.parallel.stages

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..batch import KVCache
+from ..batch import GivenEmbeddings, KVCache
+from ..embeds.rows import SpanRows
 from ..kv_cache.layout import allocate_kv_cache
 from ..models.decoder import Decoder
 from ..models.stages import cache_groups, kv_cache_sizes
@@ -76,6 +77,7 @@ class ModelRunner:
             num_pairs, num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, device=device
         )
         self._tables = Tables(max_num_seqs, max_model_len, block_size, device, len(cache_groups(model.spec)))
+        self._spans = SpanRows(device) if parallel.is_first_stage else None
         self._head = make_head(model, self._tables) if parallel.is_last_stage else None
         self._recorder = make_recorder(self._decode) if make_recorder else None
 
@@ -97,17 +99,26 @@ class ModelRunner:
         return self._head.finish(plan, hidden, sent)
 
     def _forward(self, plan: StepPlan) -> tuple[Tensor, SentPlan]:
-        """Runs the model: from a recording if every sequence computes one token, and there is one of the size."""
+        """Runs the model: from a recording if every sequence looks up one token, and there is one of the size."""
         num_seqs = len(plan.rows)
-        size = self._recorder.padded_size(num_seqs) if self._recorder and plan.num_decodes == num_seqs else None
+        given = self._find_embeddings(plan)
+        is_decode = plan.num_decodes == num_seqs and given is None
+        size = self._recorder.padded_size(num_seqs) if self._recorder and is_decode else None
         sent = self._tables.send(plan, size or num_seqs)
         num_shared = sent.num_shared if plan.num_shared_blocks else None
         if self._recorder and size:
             return self._recorder.run(sent.sequences, num_shared), sent
         longest = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
         max_blocks = -(-longest // self._tables.block_size)
-        batch = self._tables.gather(sent.sequences, plan.num_tokens, max_blocks, plan.num_decodes, num_shared)
+        batch = self._tables.gather(sent.sequences, plan.num_tokens, max_blocks, plan.num_decodes, num_shared, given)
         return self.model(batch, self.kv_cache), sent
+
+    def _find_embeddings(self, plan: StepPlan) -> GivenEmbeddings | None:
+        """Returns the embeddings that a step brings, in the stage that embeds."""
+        if self._spans is None:
+            return None
+        self._spans.enter(plan.new_rows)
+        return self._spans.find(plan)
 
     def _decode(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
         """Runs a decode step whose every size is fixed: it serves sequences of any length."""

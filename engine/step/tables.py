@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import gather_batch
-from ..batch import ForwardBatch
+from ..batch import ForwardBatch, GivenEmbeddings
 from ..device import to_device
 from ..step_plan import StepPlan
 
@@ -80,7 +80,13 @@ class Tables:
         return SentPlan(sequences, num_shared, sampled)
 
     def gather(
-        self, sequences: Tensor, num_tokens: int, max_blocks: int, num_decodes: int, num_shared: Tensor | None
+        self,
+        sequences: Tensor,
+        num_tokens: int,
+        max_blocks: int,
+        num_decodes: int,
+        num_shared: Tensor | None,
+        given: GivenEmbeddings | None = None,
     ) -> ForwardBatch:
         """Derives the tensors of a step.
 
@@ -90,6 +96,7 @@ class Tables:
             max_blocks: Blocks that the longest of them holds, or more.
             num_decodes: Sequences at the front that compute one token.
             num_shared: As in `SentPlan`; None if it does not pay to know.
+            given: Embeddings that are not looked up.
         """
         gathered = [
             gather_batch(self.tokens, blocks, sequences, num_tokens, max_blocks, self.block_size)
@@ -103,8 +110,10 @@ class Tables:
             query_start_loc=query_start_loc,
             seq_lens=seq_lens,
             block_tables=tuple(block_tables for _, _, _, _, _, block_tables in gathered),
+            rows=sequences[0],
             num_decodes=num_decodes,
             num_shared=num_shared,
+            given=given,
         )
 
     def append(self, sampled: Tensor, token_ids: Tensor) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 
 from ..errors import SamplingParamsError
-from ..inputs import PromptReader, describe, hash_salt
+from ..inputs import ParsedPrompt, PromptReader, describe, hash_salt
 from ..request import GenerateRequest
 from ..sampling_params import SamplingParams
 from ..sequence import Sequence
@@ -44,10 +44,13 @@ class SequenceMaker:
         params = request.sampling_params
         if not isinstance(params, SamplingParams):
             raise SamplingParamsError(f"sampling_params must be SamplingParams; got {describe(params)}")
-        prompt_token_ids = self.prompts.read(request.prompt, request.prompt_token_ids, num_new_tokens=1)
+        given = ParsedPrompt(request.prompt, request.prompt_token_ids, embeddings=request.prompt_embeds)
+        prompt = self.prompts.read(given, num_new_tokens=1)
         params.check_against_model(self.prompts.vocab_size, self.max_logprobs)
         self._check_text_features(params)
-        max_tokens_total = self._max_tokens_total(params, len(prompt_token_ids))
+        if prompt.spans:
+            _check_no_prompt_ids(params)
+        max_tokens_total = self._max_tokens_total(params, len(prompt.token_ids))
         seed = params.seed if params.seed is not None else derive_seed(self.seed, request.request_id)
         bad_word_ids = self._bad_word_ids(params)
         grammar = self._grammar(params)
@@ -59,13 +62,14 @@ class SequenceMaker:
                 # The prompt is scored once; the other sequences may take it from the prefix cache.
                 params=params if index == 0 else params.clone(prompt_logprobs=None),
                 seed=_wrap_int64(seed + index),
-                token_ids=list(prompt_token_ids),
-                num_prompt_tokens=len(prompt_token_ids),
+                token_ids=list(prompt.token_ids),
+                num_prompt_tokens=len(prompt.token_ids),
                 max_tokens_total=max_tokens_total,
                 stop_token_ids=self._stop_token_ids(params),
                 priority=request.priority,
                 cache_salt=cache_salt,
-                matcher=self._matcher(params, prompt_token_ids),
+                spans=prompt.spans,
+                matcher=self._matcher(params, prompt.token_ids),
                 bad_word_ids=bad_word_ids,
                 grammar=grammar and grammar.copy(),
                 # The log-probabilities of a prompt need every token of it computed.
@@ -124,6 +128,15 @@ class SequenceMaker:
         if self.prompts.tokenizer is None or not params.bad_words:
             return []
         return [ids for word in params.bad_words for ids in self.prompts.tokenizer.bad_word_ids(word)]
+
+
+def _check_no_prompt_ids(params: SamplingParams) -> None:
+    """Refuses what needs the token ids of a prompt that has come as embeddings."""
+    if params.prompt_logprobs is not None or params.repetition_penalty != 1:
+        raise SamplingParamsError(
+            "prompt_logprobs and repetition_penalty need the tokens of the prompt, and prompt_embeds have none; drop "
+            "them (presence_penalty and frequency_penalty count generated tokens only), or give prompt_token_ids"
+        )
 
 
 def derive_seed(seed: int, name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import PoolingParamsError, RequestError
-from ..inputs import ParsedPrompt, PromptReader, describe, hash_salt, parse_prompt
+from ..inputs import ParsedPrompt, PromptReader, ReadPrompt, describe, hash_salt, parse_prompt
 from ..models.decoder import Decoder
 from ..pooling.outputs import PoolingOutput, PoolingRequestOutput
 from ..pooling.params import PoolingParams
@@ -124,9 +124,10 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
         if not isinstance(params, PoolingParams):
             raise PoolingParamsError(f"pooling_params must be PoolingParams; got {describe(params)}")
         self.task.check_pooling(params)
-        prompts = [ParsedPrompt(request.prompt, request.prompt_token_ids), *map(parse_prompt, request.more_prompts)]
-        read = [self.prompts.read(prompt.text, prompt.token_ids, num_new_tokens=0) for prompt in prompts]
-        return [self._sequence(request, index, token_ids) for index, token_ids in enumerate(read)]
+        first = ParsedPrompt(request.prompt, request.prompt_token_ids, embeddings=request.prompt_embeds)
+        prompts = [first, *map(parse_prompt, request.more_prompts)]
+        read = [self.prompts.read(prompt, num_new_tokens=0) for prompt in prompts]
+        return [self._sequence(request, index, prompt) for index, prompt in enumerate(read)]
 
     def make_output(
         self, request: PoolingRequest, sequences: list[PooledSequence]
@@ -144,18 +145,19 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
             metrics=metrics_of(sequences),
         )
 
-    def _sequence(self, request: PoolingRequest, index: int, token_ids: list[int]) -> PooledSequence:
+    def _sequence(self, request: PoolingRequest, index: int, prompt: ReadPrompt) -> PooledSequence:
         return PooledSequence(
             request_id=request.request_id,
             index=index,
             params=NOTHING_DRAWN,
             seed=0,
-            token_ids=token_ids,
-            num_prompt_tokens=len(token_ids),
+            token_ids=prompt.token_ids,
+            num_prompt_tokens=len(prompt.token_ids),
             # While its vector is on the way it has reached this length, so that no later step takes it.
-            max_tokens_total=len(token_ids) + 1,
+            max_tokens_total=len(prompt.token_ids) + 1,
             stop_token_ids={},
             priority=request.priority,
             cache_salt=hash_salt(request.cache_salt),
+            spans=prompt.spans,
             reads_prefix_cache=not (request.pooling_params.skip_reading_prefix_cache or self._needs_every_token),
         )

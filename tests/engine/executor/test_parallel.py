@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from transformers import AutoModelForCausalLM
 
 from checkpoints import tiny_checkpoint, tiny_classifier
 from millrace.engine.errors import CheckpointError, ConfigError
@@ -86,6 +88,22 @@ def test_many_ranks_give_what_one_gives(tiny_model, one_process, family: str, tp
     sizes = {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size}
     for ours, theirs in zip(generate(tiny_model(family), **sizes), one_process(family), strict=True):
         assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize(("family", "tp_size", "pp_size"), [("llama", 2, 1), ("opt-350m", 2, 2)])
+def test_embeddings_of_a_prompt_reach_all_ranks(tiny_model, family: str, tp_size: int, pp_size: int) -> None:
+    folder = tiny_model(family)
+    table = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).get_input_embeddings()
+    mixed = [{"prompt_embeds": table(torch.tensor(ids))} if i % 2 else ids for i, ids in enumerate(PROMPTS)]
+    params = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    sizes = {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size, "enable_prompt_embeds": True}
+    runs = []
+    for prompts, kwargs in ((PROMPTS, {}), (mixed, sizes)):
+        with LLM(str(folder), **SETTINGS, **FEW_BLOCKS, **kwargs) as llm:
+            outputs = llm.generate(prompts, params, use_tqdm=False)
+            assert llm.stats().counters.num_preemptions > 0
+        runs.append([output.outputs[0].token_ids for output in outputs])
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.parametrize("sizes", [(2, 1), (1, 2)])

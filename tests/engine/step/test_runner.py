@@ -65,6 +65,7 @@ def test_a_plan_enters_the_tables_and_becomes_a_batch():
     assert batch.query_start_loc.tolist() == [0, 1, 3, 6]
     assert batch.seq_lens.tolist() == [6, 4, 3]
     assert [table.tolist() for table in batch.block_tables] == [[[42, 43, 9], [30, 31, 32], [7, 8, 38]]]
+    assert batch.rows.tolist() == [2, 0, 1]
 
 
 def test_what_is_sampled_is_appended_to_its_row():
@@ -86,6 +87,7 @@ def test_padding_is_inert(num_seqs, num_padding):
     assert len(sent.sampled[0]) == num_seqs
     assert batch.query_start_loc.tolist() == list(range(size + 1))
     assert batch.seq_lens.tolist() == [4] * num_seqs + [0] * num_padding
+    assert batch.rows.tolist() == rows + [-1] * num_padding
     assert batch.token_ids[num_seqs:].tolist() == batch.positions[num_seqs:].tolist() == [0] * num_padding
     (slots,) = batch.slot_mappings
     assert slots[num_seqs:].tolist() == [-1] * num_padding and (slots[:num_seqs] >= 0).all()

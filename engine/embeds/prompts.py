@@ -1,0 +1,58 @@
+"""Checks prompts that come as embeddings: `PromptEmbeds`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import PromptError, PromptTypeError
+from .span import EmbeddedSpan
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEmbeds:
+    """What a model takes as the embeddings of a prompt.
+
+    Attributes:
+        embedding_size: Length of the vectors that the model's `embed_tokens` returns.
+        dtype: Of the model.
+    """
+
+    embedding_size: int
+    dtype: torch.dtype
+
+    def read(self, embeddings: Any) -> EmbeddedSpan:
+        """Checks the embeddings of a whole prompt and copies them, so that the caller may change the tensor.
+
+        Args:
+            embeddings: `[num_tokens, embedding_size]`, of any floating-point dtype, on any device.
+
+        Returns:
+            The span of the prompt, in the model's dtype and on the CPU.
+
+        Raises:
+            PromptTypeError: It is no tensor, or has another shape, or does not hold floating-point numbers.
+            PromptError: A number is not finite, or too large for the model's dtype.
+        """
+        if not isinstance(embeddings, torch.Tensor):
+            raise PromptTypeError(f"prompt_embeds must be a torch.Tensor; got {type(embeddings).__name__}")
+        if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
+            raise PromptTypeError(
+                f"prompt_embeds must have the shape [num_tokens, {self.embedding_size}], one row for each token, as "
+                f"the model's embed_tokens returns them; got {list(embeddings.shape)}"
+            )
+        if not embeddings.is_floating_point():
+            raise PromptTypeError(
+                f"prompt_embeds must hold floating-point numbers; got {embeddings.dtype}. Token ids are given as "
+                "prompt_token_ids"
+            )
+        cast = embeddings.detach().to("cpu", self.dtype, copy=True, memory_format=torch.contiguous_format)
+        if not cast.isfinite().all():
+            dtype = str(self.dtype).removeprefix("torch.")
+            raise PromptError(
+                f"prompt_embeds hold NaN or infinity, or numbers too large for the model's dtype {dtype}; give finite "
+                "numbers, or construct the engine with dtype='float32'"
+            )
+        return EmbeddedSpan(0, cast)
