@@ -320,7 +320,7 @@ class LLMEngine:
             cause = ModelExecutionError(f"the model failed on this request: {type(error).__name__}: {error}")
             return self.scheduler.recover(plans, RequestError.from_exception(cause))
         self.handler.record(plan, result)
-        return self.scheduler.update(plan, result.drawn)
+        return self.scheduler.update(plan, result.drawn, result.num_drawn)
 
     def _close_sequence(self, sequence: Sequence) -> list[EngineOutput]:
         """Counts a sequence as ended; returns the request's output if it was the last or the first to fail."""

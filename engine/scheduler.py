@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import time
 from bisect import insort
+from collections import abc
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -200,18 +201,26 @@ class Scheduler:
             for group, block_ids in enumerate(sequence.block_ids):
                 plan.new_blocks.append((group, sequence.row, first, block_ids[first:]))
 
-    def update(self, plan: StepPlan, drawn: Iterable[Any]) -> list[Sequence]:
-        """Takes what a step gave.
+    def update(
+        self, plan: StepPlan, drawn: Iterable[Any], num_drawn: abc.Sequence[int] | None = None
+    ) -> list[Sequence]:
+        """Takes what a step gave. Of several tokens of a sequence, those after the one that ends it are wasted.
 
         Args:
             plan: The step.
-            drawn: One for each sequence that samples, in order, as `Sequence.take` takes it.
+            drawn: One or several values for each sequence that samples, in order, each as `Sequence.take` takes it.
+            num_drawn: How many values each of the sequences has; None where each has one. A sequence that may draw
+                several must be read before the next step takes it.
 
         Returns:
             Requests that ended.
         """
         ended = []
-        for sequence, one in zip(plan.sampled, drawn, strict=True):
+        if num_drawn is not None:
+            for sequence, count in zip(plan.sampled, num_drawn, strict=True):
+                assert count == 1 or sequence.num_pending <= 1, "a later step has counted on one token"
+                sequence.num_pending += count - 1
+        for sequence, one in zip(plan.owners(num_drawn), drawn, strict=True):
             sequence.num_pending -= 1
             sequence.is_suspect = False
             if sequence.is_finished:

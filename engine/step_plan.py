@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import abc
 from dataclasses import dataclass, field
 
 from .sequence import Sequence
@@ -64,6 +65,16 @@ class StepPlan:
     def sampled(self) -> list[Sequence]:
         """The sequences that yield a new token, in order."""
         return [sequence for sequence, samples in zip(self.sequences, self.samples, strict=True) if samples]
+
+    def owners(self, num_drawn: abc.Sequence[int] | None) -> list[Sequence]:
+        """Returns the sequence of each token that the step has drawn.
+
+        Args:
+            num_drawn: How many each sequence that samples has drawn; None where each has drawn one.
+        """
+        if num_drawn is None:
+            return self.sampled
+        return [sequence for sequence, count in zip(self.sampled, num_drawn, strict=True) for _ in range(count)]
 
     def put_decodes_first(self) -> None:
         """Orders the sequences: those that compute one token, then the others, as attention wants them."""

@@ -39,15 +39,17 @@ class StepResult:
     """What a step gave, on the host.
 
     Attributes:
-        drawn: One value for each sequence of the plan that samples, in order, as its `Sequence.take` reads it: a token,
-            which is negative where none could be drawn, or a vector.
+        drawn: One or several values for each sequence of the plan that samples, in order, each as its `Sequence.take`
+            reads it: a token, which is negative where none could be drawn, or a vector.
         logprobs: Log-probabilities of the drawn tokens; None if no request asked.
         prompt_logprobs: Index in the plan -> log-probabilities of the prompt tokens after each computed position.
+        num_drawn: How many values of `drawn` each of the sequences has; None where each has one.
     """
 
     drawn: list[Any]
     logprobs: HostLogprobs | None = None
     prompt_logprobs: Mapping[int, HostLogprobs] = field(default_factory=dict)
+    num_drawn: Sequence[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

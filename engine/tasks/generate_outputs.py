@@ -28,7 +28,7 @@ class CompletionBuilder:
     def record_logprobs(self, plan: StepPlan, result: StepResult) -> None:
         """Keeps the log-probabilities that a step gave, in the sequences that asked for them."""
         if result.logprobs is not None:
-            for i, sequence in enumerate(plan.sampled):
+            for i, sequence in enumerate(plan.owners(result.num_drawn)):
                 if sequence.params.logprobs is not None and not sequence.is_finished and result.drawn[i] >= 0:
                     sequence.logprobs.append(self._entry(sequence, result.logprobs, i, sequence.params.logprobs))
         for i, scores in result.prompt_logprobs.items():
@@ -63,15 +63,16 @@ class CompletionBuilder:
     def _completion(self, sequence: Sequence) -> CompletionOutput:
         wants_logprobs = sequence.params.logprobs is not None
         token_ids = sequence.output_token_ids
+        logprobs = sequence.logprobs[: len(token_ids)]  # A step may have drawn tokens after the last one.
         total = None
         if wants_logprobs:
-            total = sum(entry[token_id].logprob for entry, token_id in zip(sequence.logprobs, token_ids, strict=True))
+            total = sum(entry[token_id].logprob for entry, token_id in zip(logprobs, token_ids, strict=True))
         return CompletionOutput(
             index=sequence.index,
             text=self._text(sequence),
             token_ids=token_ids,
             cumulative_logprob=total,
-            logprobs=sequence.logprobs if wants_logprobs else None,
+            logprobs=logprobs if wants_logprobs else None,
             finish_reason=sequence.finish_reason,
             stop_reason=sequence.stop_reason,
         )

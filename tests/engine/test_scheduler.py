@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -113,6 +114,19 @@ class FakeDevice:
                 expected = (group, *self.tokens(sequence, position + 1))
                 assert self.slots[self.slot(group, row, position)] == expected, "a cached token has another history"
 
+    def run_several(self, plan: StepPlan, may_draw_several: Callable[[Sequence], bool]) -> tuple[list[int], list[int]]:
+        """Runs a step in which some sequences draw up to three tokens, and returns the tokens and how many each has."""
+        self.run(plan)
+        ends = [s + c for s, c, samples in zip(plan.starts, plan.counts, plan.samples, strict=True) if samples]
+        drawing = list(zip(plan.sampled, ends, strict=True))
+        num_drawn = [1 + end % 3 if may_draw_several(sequence) else 1 for sequence, end in drawing]
+        drawn = [
+            next_token(sequence, end + i)
+            for (sequence, end), count in zip(drawing, num_drawn, strict=True)
+            for i in range(count)
+        ]
+        return drawn, num_drawn
+
     def spoil(self, plan: StepPlan) -> None:
         """Makes a step that ran one that failed: whatever it wrote is garbage."""
         self.slots.update(dict.fromkeys(self.writes[id(plan)], ()))
@@ -130,8 +144,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         num_stages=st.integers(1, 3),
         caching=st.booleans(),
         windows=st.sampled_from([(0,), (3,), (0, 1), (5, 0), (0, 2, 2), (0, 0, 6), (1, 4)]),
+        draws_several=st.booleans(),
     )
-    def start(self, num_blocks, block_size, max_num_seqs, budget, depth, num_stages, caching, windows) -> None:
+    def start(
+        self, num_blocks, block_size, max_num_seqs, budget, depth, num_stages, caching, windows, draws_several
+    ) -> None:
         caches = [LayerCache(window) for window in windows]
         self.room = max(n for n in range(25) if max_held_blocks(caches, n, block_size, budget) <= num_blocks)
         manager = KVCacheManager(num_blocks, block_size, caching, caches)
@@ -139,7 +156,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         depth = depth if num_stages == 1 else num_stages - 1
         self.device = FakeDevice(block_size, caches)
         self.depth = depth
-        self.in_flight: deque[tuple[StepPlan, list[int]]] = deque()
+        self.draws_several = draws_several
+        self.in_flight: deque[tuple[StepPlan, list[int], list[int]]] = deque()
         self.live: dict[str, Sequence] = {}
         self.ended: dict[str, Sequence] = {}
         self.num_made = 0
@@ -169,20 +187,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         plan = self.scheduler.schedule()
         if plan is not None:
             self.check_plan(plan)
-            self.in_flight.append((plan, self.device.run(plan)))
+            self.in_flight.append((plan, *self.device.run_several(plan, self.may_draw_several)))
         if self.in_flight and (plan is None or len(self.in_flight) > self.depth):
             self.end(self.scheduler.update(*self.in_flight.popleft()))
 
     @precondition(lambda self: self.in_flight)
     @rule()
     def fail_steps(self) -> None:
-        plans = [plan for plan, _ in self.in_flight]
+        plans = [plan for plan, _, _ in self.in_flight]
         self.in_flight.clear()
         for plan in plans:
             self.device.spoil(plan)
         for sequence in self.scheduler.recover(plans, RequestError("Boom", "the step failed", True)):
             assert sequence.error is not None
             del self.live[sequence.request_id]
+
+    def may_draw_several(self, sequence: Sequence) -> bool:
+        """Returns whether steps may draw several tokens of a sequence: each is read before the next one is planned."""
+        is_read = self.depth == 0 or self.scheduler.num_stages > 1 or sequence.grammar is not None
+        return self.draws_several and is_read
 
     def end(self, sequences: list[Sequence]) -> None:
         for sequence in sequences:
@@ -276,6 +299,19 @@ def test_the_last_served_is_preempted_and_finds_its_tokens_in_the_cache_again():
     assert (first.num_preemptions, second.num_preemptions) == (0, 1)
     assert first.output_token_ids == expected_output(first)
     assert second.output_token_ids == expected_output(second)
+
+
+def test_several_tokens_of_a_step_are_taken_up_to_the_one_that_ends_the_sequence():
+    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=8, max_num_batched_tokens=100)
+    stopped, long, plain = (make_request(str(i), [i] * 5, 3) for i in range(3))
+    for sequence in (stopped, long, plain):
+        scheduler.add(sequence)
+    ended = scheduler.update(scheduler.schedule(), [8, EOS, 9, 8, 9, 10, 11, 8], [3, 4, 1])
+    assert ended == [stopped, long]
+    assert (stopped.output_token_ids, stopped.finish_reason) == ([8, EOS], "stop")
+    assert (long.output_token_ids, long.finish_reason) == ([8, 9, 10], "length")
+    assert (scheduler.counters.num_output_tokens, scheduler.counters.num_wasted_tokens) == (6, 2)
+    assert plain.num_pending == 0 and scheduler.schedule().sequences == [plain]
 
 
 def test_priority_enters_first_and_is_preempted_last():
