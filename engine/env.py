@@ -1,4 +1,4 @@
-"""Environment variables: the one place where any is read or set."""
+"""Environment variables: the only module that reads or sets any."""
 
 from __future__ import annotations
 
@@ -18,50 +18,51 @@ __all__ = [
 ]
 
 SPIN_COUNT = 5000
-"""Turns of the loop in which a thread waits for the others, before it sleeps: some 100 µs."""
+"""Iterations for which an OpenMP thread spins before it sleeps, about 100 µs."""
 
 
 JOB_PREFIX = "MILLRACE_JOB_"
-"""How the names of variables begin that stand for a field of a job."""
+"""Prefix of the variables that set a field of a job."""
 
 
 def job_variables() -> dict[str, str]:
-    """Returns the variables that stand for fields of a job: name -> value, in the order of their names."""
+    """Returns the variables that set fields of a job: name -> value, sorted by name."""
     return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(JOB_PREFIX)}
 
 
 STORAGE_TIMEOUT = "MILLRACE_STORAGE_TIMEOUT_S"
-"""Longest silence, in seconds, within an answer of a store behind a URL."""
+"""Variable with the longest silence, in seconds, within an answer of a remote store."""
 
 
 def storage_timeout() -> str | None:
-    """Returns what the user has set for that, if anything."""
+    """Returns the value of `MILLRACE_STORAGE_TIMEOUT_S`, if it is set."""
     return os.environ.get(STORAGE_TIMEOUT) or None
 
 
 def s3_endpoint() -> str | None:
-    """Returns where the user says that ``s3://`` leads, under the names that Amazon's libraries know."""
+    """Returns the endpoint of ``s3://`` URLs from the variables of Amazon's libraries, if one is set."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
 def ray_address() -> str | None:
-    """Returns the cluster that the user names for Ray, if any."""
+    """Returns the address of the Ray cluster from `RAY_ADDRESS`, if it is set."""
     return os.environ.get("RAY_ADDRESS") or None
 
 
 def ray_folder() -> Path:
-    """Returns where Ray keeps its files on this machine."""
+    """Returns the folder in which Ray keeps its files on this machine."""
     return Path(os.environ.get("RAY_TMPDIR") or "/tmp") / "ray"
 
 
 def shorten_spinning() -> None:
-    """Has the threads of a kernel sleep soon when they wait for each other.
+    """Makes OpenMP threads that wait for each other sleep early.
 
-    They meet at the end of every kernel. By default (GNU OpenMP) one that waits spins for milliseconds and keeps its
-    core from whom it waits for, if another process has that one's core (docs/decisions/0009-compiled-cpu-kernels.md has
-    what that costs).
+    The threads of a kernel wait for each other at its end. By default GNU OpenMP lets a waiting thread spin for
+    milliseconds. If another process occupies a core, the spinning thread keeps its own core from the thread that it
+    waits for (docs/decisions/0009-compiled-cpu-kernels.md has the cost).
 
-    OpenMP reads it once, when torch loads it, so this must run before torch is imported. What the user has set counts.
+    OpenMP reads the setting once, when torch loads it, so this must run before torch is imported. A value that the user
+    has set is kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))

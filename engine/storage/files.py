@@ -1,4 +1,4 @@
-"""What every kind of storage can do, and the settings of those that are far away."""
+"""`Files`, the operations of every kind of storage, and `StorageOptions`, the settings of remote storage."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def _default_timeout_s() -> float:
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """How to reach files behind a URL. Credentials are none of them: they come from the environment.
+    """Settings with which files behind a URL are reached. Credentials come from the environment.
 
     Attributes:
-        endpoint_url: Of an S3-compatible store, e.g. ``"http://minio:9000"``; None for what ``AWS_ENDPOINT_URL`` or
-            ``AWS_ENDPOINT_URL_S3`` says, else Amazon's.
+        endpoint_url: URL of an S3-compatible store, e.g. ``"http://minio:9000"``. None for the value of
+            ``AWS_ENDPOINT_URL`` or ``AWS_ENDPOINT_URL_S3``, or else Amazon's store.
         connect_timeout_s: Longest wait for a connection.
-        read_timeout_s: Longest silence within an answer; 30 unless ``MILLRACE_STORAGE_TIMEOUT_S`` says otherwise.
-        max_attempts: Times a request is tried in all, when what fails may pass.
+        read_timeout_s: Longest silence within an answer; the default is ``MILLRACE_STORAGE_TIMEOUT_S``, or else 30.
+        max_attempts: Most attempts of a request whose errors are transient.
     """
 
     endpoint_url: str | None = None
@@ -45,12 +45,12 @@ class StorageOptions:
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """What a store says of a file or a folder.
+    """The attributes of a file or a folder in a store.
 
     Attributes:
-        url: Where it is.
-        size: In bytes; 0 of a folder, None where the store does not say.
-        etag: Changes when the content does.
+        url: Path or URL.
+        size: Size in bytes; 0 for a folder, None if the store does not give it.
+        etag: Text that changes when the content changes.
         is_dir: Whether it is a folder.
     """
 
@@ -61,14 +61,14 @@ class FileInfo:
 
 
 class Files(Protocol):
-    """A kind of storage. Every method takes URLs of this kind; a missing file is a `FileNotFoundError`."""
+    """A kind of storage. Every method takes URLs of this kind, and raises `FileNotFoundError` for a missing file."""
 
     def info(self, url: str) -> FileInfo | None:
-        """Describes a file or folder; None if there is none."""
+        """Describes a file or folder; returns None if it does not exist."""
         ...
 
     def children(self, url: str) -> list[FileInfo]:
-        """Describes what is directly in a folder; nothing if there is no such folder."""
+        """Describes the direct children of a folder; returns none if the folder does not exist."""
         ...
 
     def walk(self, url: str) -> Iterator[FileInfo]:
@@ -76,25 +76,25 @@ class Files(Protocol):
         ...
 
     def glob(self, pattern: str) -> list[FileInfo]:
-        """Describes the files that a pattern with `*`, `**` and `?` finds."""
+        """Describes the files that match a pattern with `*`, `**` and `?`."""
         ...
 
     def read(self, url: str, start: int, end: int | None) -> bytes:
-        """Returns the bytes from start to end, or to the file's end."""
+        """Returns the bytes from `start` to before `end`, or to the end of the file."""
         ...
 
     def write(self, url: str, data: bytes) -> None:
-        """Makes or replaces a file: a reader sees the old one whole, or the new one."""
+        """Writes a whole file atomically: a reader sees either the old content or the new content."""
         ...
 
     def move(self, url: str, target: str) -> None:
-        """Gives a file another name, replacing what has it."""
+        """Renames a file, replacing any file of that name."""
         ...
 
     def remove(self, url: str) -> None:
-        """Removes a file, or a folder with all below it, if it is there."""
+        """Removes a file, or a folder with everything in it, if it exists."""
         ...
 
     def make_folder(self, url: str) -> None:
-        """Makes a folder and those above it, where the store has folders."""
+        """Makes a folder and its parents, in a store that has folders."""
         ...

@@ -1,4 +1,4 @@
-"""Files of this machine."""
+"""`LocalFiles`: files of this machine."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class LocalFiles:
     """Plain files. A URL is a path."""
 
     def info(self, url: str) -> FileInfo | None:
-        """Describes a file or folder; None if there is none."""
+        """Describes a file or folder; returns None if it does not exist."""
         return _describe(Path(url))
 
     def children(self, url: str) -> list[FileInfo]:
-        """Describes what is directly in a folder; nothing if there is no such folder."""
+        """Describes the direct children of a folder; returns none if the folder does not exist."""
         folder = Path(url)
         return list(_describe_all(folder.iterdir())) if folder.is_dir() else []
 
@@ -32,17 +32,17 @@ class LocalFiles:
             yield from _describe_all(Path(folder, name) for name in names)
 
     def glob(self, pattern: str) -> list[FileInfo]:
-        """Describes the files that a pattern with `*`, `**` and `?` finds."""
+        """Describes the files that match a pattern with `*`, `**` and `?`."""
         return [one for one in _describe_all(map(Path, glob.glob(pattern, recursive=True))) if not one.is_dir]
 
     def read(self, url: str, start: int, end: int | None) -> bytes:
-        """Returns the bytes from start to end, or to the file's end."""
+        """Returns the bytes from `start` to before `end`, or to the end of the file."""
         with open(url, "rb") as file:
             file.seek(start)
             return file.read(-1 if end is None else end - start)
 
     def write(self, url: str, data: bytes) -> None:
-        """Makes or replaces a file, and the folders above it."""
+        """Writes a whole file atomically, and makes its parent folders."""
         path = Path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -56,7 +56,7 @@ class LocalFiles:
             draft.unlink(missing_ok=True)
 
     def move(self, url: str, target: str) -> None:
-        """Gives a file another name, replacing what has it."""
+        """Renames a file, replacing any file of that name."""
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         try:
             os.replace(url, target)
@@ -67,7 +67,7 @@ class LocalFiles:
             os.unlink(url)
 
     def remove(self, url: str) -> None:
-        """Removes a file, or a folder with all below it, if it is there."""
+        """Removes a file, or a folder with everything in it, if it exists."""
         path = Path(url)
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -75,7 +75,7 @@ class LocalFiles:
             path.unlink(missing_ok=True)
 
     def make_folder(self, url: str) -> None:
-        """Makes a folder and those above it."""
+        """Makes a folder and its parents."""
         Path(url).mkdir(parents=True, exist_ok=True)
 
 
@@ -84,7 +84,7 @@ def _describe_all(paths: Iterable[Path]) -> Iterator[FileInfo]:
 
 
 def _describe(path: Path) -> FileInfo | None:
-    """Describes what is at a path; None if there is nothing, or nothing any more."""
+    """Describes a path; returns None if it does not exist, or has just been removed."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -1,4 +1,4 @@
-"""A place named by a path or a URL."""
+"""`Location`: a file or a folder, named by a path or a URL."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from .range_file import RangeFile
 from .remote import RemoteFiles
 
 BUFFER_BYTES = 1 << 20
-"""What a file behind a URL is read in, at least."""
+"""Least number of bytes of one request for a file behind a URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """A file or a folder, which need not exist yet. Nothing is asked of a store before a method needs it.
+    """A file or a folder, which need not exist yet. Constructing it sends no request.
 
-    Transient faults of a store are waited for and tried again. A missing bucket and a missing or wrong credential are a
-    `ConfigError`, a store that keeps failing is a `StorageError`, a missing file is a `FileNotFoundError`.
+    A request that fails with a transient error is repeated after a wait. A missing bucket and a missing or wrong
+    credential raise `ConfigError`, a store that keeps failing raises `StorageError`, and a missing file raises
+    `FileNotFoundError`.
 
     Attributes:
         url: A path of this machine, or a URL such as ``"s3://bucket/folder"``.
-        options: How to reach what is behind a URL.
+        options: Settings with which a URL is reached.
     """
 
     url: str
@@ -35,12 +36,12 @@ class Location:
 
     @classmethod
     def at(cls, url: str | Path, endpoint_url: str | None = None, options: StorageOptions | None = None) -> Self:
-        """Names a place.
+        """Makes a location from a path or a URL.
 
         Args:
             url: A path, where ``~`` is the home folder, or a URL.
-            endpoint_url: Of an S3-compatible store; counts before the one in `options`.
-            options: How to reach what is behind a URL.
+            endpoint_url: URL of an S3-compatible store; it overrides the one in `options`.
+            options: Settings with which a URL is reached.
         """
         options = options or StorageOptions()
         if endpoint_url is not None:
@@ -48,7 +49,7 @@ class Location:
         return cls(_normalise(str(url)), options)
 
     def __truediv__(self, name: str) -> Self:
-        """Names a place below this one."""
+        """Returns the location of a name in this folder."""
         return replace(self, url=f"{self.url.rstrip('/')}/{name}" if self.url != "/" else f"/{name}")
 
     def __str__(self) -> str:
@@ -61,17 +62,17 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is of this machine."""
+        """Whether the location is on this machine."""
         return "://" not in self.url
 
     @property
     def protocol(self) -> str:
-        """What stands before ``://``; empty for a path."""
+        """The part of the URL before ``://``; empty for a path."""
         return self.url.partition("://")[0] if "://" in self.url else ""
 
     @property
     def files(self) -> Files:
-        """The storage that it is in.
+        """The storage of this location.
 
         Raises:
             ConfigError: The package that knows this kind of URL is not installed.
@@ -79,15 +80,15 @@ class Location:
         return LocalFiles() if self.is_local else RemoteFiles(self.protocol, self.options)
 
     def info(self) -> FileInfo | None:
-        """Returns size, etag and kind; None if nothing is there."""
+        """Returns size, etag and kind; None if nothing exists here."""
         return self.files.info(self.url)
 
     def exists(self) -> bool:
-        """Whether a file or a folder is there."""
+        """Returns whether a file or a folder exists here."""
         return self.info() is not None
 
     def is_dir(self) -> bool:
-        """Whether a folder is there; in an object store, whether any name begins with it."""
+        """Returns whether a folder exists here; in an object store, whether any name begins with this one."""
         info = self.info()
         return info is not None and info.is_dir
 
@@ -97,19 +98,19 @@ class Location:
         return len(self.read_bytes()) if size is None else size
 
     def etag(self) -> str:
-        """Returns what changes when the file's content does."""
+        """Returns a text that changes when the content of the file changes."""
         return self._file_info().etag
 
     def list(self, suffix: str = "") -> Sequence[Self]:
-        """Returns the files and folders directly in this folder, sorted; none if there is no such folder.
+        """Returns the direct children of this folder, sorted; none if the folder does not exist.
 
         Args:
-            suffix: What their names end with.
+            suffix: Only names with this ending are returned.
         """
         return self._sorted(self.files.children(self.url), suffix)
 
     def walk(self, suffix: str = "") -> Sequence[Self]:
-        """Returns all files below this folder, sorted."""
+        """Returns all files in this folder and its subfolders, sorted."""
         return self._sorted(self.files.walk(self.url), suffix)
 
     def read_bytes(self, start: int = 0, end: int | None = None) -> bytes:
@@ -117,37 +118,37 @@ class Location:
         return self.files.read(self.url, start, end)
 
     def read_text(self) -> str:
-        """Returns the content, which is UTF-8."""
+        """Returns the content of a UTF-8 file as text."""
         return self.read_bytes().decode("utf-8")
 
     def open_input(self, buffer_bytes: int = BUFFER_BYTES, size: int | None = None) -> BinaryIO:
-        """Opens the file for reading at any place.
+        """Opens the file for random access.
 
         Args:
-            buffer_bytes: What one request asks for, at least, when the file is behind a URL.
-            size: Of the file, if it is known; else the store is asked.
+            buffer_bytes: Least number of bytes of one request, for a file behind a URL.
+            size: Size of the file in bytes; None asks the store for it.
         """
         if self.is_local:
             return open(self.url, "rb")
         size = self._file_info().size if size is None else size
-        if size is None:  # The store does not say, so places cannot be asked for.
+        if size is None:  # The store does not give the size, so ranges of bytes cannot be requested.
             return io.BytesIO(self.read_bytes())
         return cast("BinaryIO", io.BufferedReader(RangeFile(self.files, self.url, size), buffer_bytes))
 
     def write_bytes(self, data: bytes) -> None:
-        """Makes or replaces the file, and the folders above it: a reader sees the old one whole, or the new one."""
+        """Writes the whole file atomically, and makes its parents: a reader sees the old content or the new content."""
         self.files.write(self.url, data)
 
     def move_to(self, other: Location) -> None:
-        """Gives the file the name of another place in the same store, replacing what is there."""
+        """Renames the file to another location in the same store, replacing any file there."""
         self.files.move(self.url, other.url)
 
     def remove(self) -> None:
-        """Removes the file, or the folder with all below it, if it is there."""
+        """Removes the file, or the folder with everything in it, if it exists."""
         self.files.remove(self.url)
 
     def make_folder(self) -> None:
-        """Makes the folder and those above it; an object store has none to make."""
+        """Makes the folder and its parents; does nothing in an object store, which has no folders."""
         self.files.make_folder(self.url)
 
     def _file_info(self) -> FileInfo:
@@ -161,7 +162,7 @@ class Location:
 
 
 def _normalise(url: str) -> str:
-    """Makes a path of a URL of a file, and drops the slash at the end."""
+    """Turns a ``file://`` URL into a path, and removes a slash at the end."""
     if url.startswith("file://"):
         url = unquote(urlsplit(url).path)
     if "://" not in url:

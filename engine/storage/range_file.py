@@ -1,4 +1,4 @@
-"""A file behind a URL as a Python file: every read is a request for a range of bytes."""
+"""`RangeFile`: a file behind a URL as a Python file object, in which every read requests a range of bytes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class RangeFile(io.RawIOBase):
     """Random access to a file whose size is known.
 
     Args:
-        files: Where it is.
-        url: Its name there.
-        size: In bytes.
+        files: Storage of the file.
+        url: URL of the file.
+        size: Size in bytes.
     """
 
     def __init__(self, files: Files, url: str, size: int) -> None:
@@ -32,17 +32,17 @@ class RangeFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a place; past the end there is nothing to read."""
+        """Sets the position of the next read, which may be past the end."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         self._at = max(0, start + offset)
         return self._at
 
     def tell(self) -> int:
-        """Returns the place."""
+        """Returns the position of the next read."""
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Reads on, as much as fits into the buffer."""
+        """Reads the next bytes, as many as fit into the buffer, and returns their number."""
         end = min(self._at + len(buffer), self._size)
         if end <= self._at:
             return 0

@@ -1,4 +1,4 @@
-"""Files behind a URL: fsspec, with finite waits, checked lengths and retries."""
+"""`RemoteFiles`: files behind a URL, through fsspec, with timeouts, checked lengths and retries."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ PACKAGES = {
     "az": "adlfs",
     "hf": "huggingface_hub",
 }
-"""Protocol -> the package that knows it. These stores have no folders: a file's name may hold slashes."""
+"""Protocol -> the package that implements it. These stores have no folders: slashes are part of a file's name."""
 
 ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "LastModified", "last_modified", "mtime", "updated")
-"""What the libraries call that which changes with the content, the best first."""
+"""Fields in which the libraries report an etag or its like, in order of preference."""
 
 PIECE_BYTES = 32 << 20
-"""A file is read in pieces of this size, so that a fault costs one of them."""
+"""Bytes of one read request; an error costs only one such piece."""
 
 
 class RemoteFiles:
     """The files of one protocol.
 
     Args:
-        protocol: ``"s3"``, say.
-        options: How to reach them.
+        protocol: The protocol, such as ``"s3"``.
+        options: Settings with which the files are reached.
 
     Raises:
-        ConfigError: The package that knows the protocol is not installed, or nothing knows it.
+        ConfigError: The package for the protocol is not installed, or no package implements it.
     """
 
     def __init__(self, protocol: str, options: StorageOptions) -> None:
@@ -50,18 +50,18 @@ class RemoteFiles:
 
     @property
     def library(self) -> Any:
-        """The file system of fsspec, which does not retry: for calls that are not here, through `with_retries`."""
+        """The file system of fsspec, which does not retry; other calls use it through `with_retries`."""
         return self._fs
 
     def info(self, url: str) -> FileInfo | None:
-        """Describes a file or folder; None if there is none."""
+        """Describes a file or folder; returns None if it does not exist."""
         try:
             return self._describe(self._call("look at", url, lambda: self._fs.info(url)))
         except FileNotFoundError:
             return None
 
     def children(self, url: str) -> list[FileInfo]:
-        """Describes what is directly in a folder; nothing if there is no such folder."""
+        """Describes the direct children of a folder; returns none if the folder does not exist."""
         try:
             found = self._call("list", url, lambda: self._fs.ls(url, detail=True))
         except FileNotFoundError:
@@ -77,7 +77,7 @@ class RemoteFiles:
         yield from map(self._describe, found.values())
 
     def glob(self, pattern: str) -> list[FileInfo]:
-        """Describes the files that a pattern with `*`, `**` and `?` finds."""
+        """Describes the files that match a pattern with `*`, `**` and `?`."""
         try:
             found = self._call("list", pattern, lambda: self._fs.glob(pattern, detail=True))
         except FileNotFoundError:
@@ -85,47 +85,47 @@ class RemoteFiles:
         return [one for one in map(self._describe, found.values()) if not one.is_dir]
 
     def read(self, url: str, start: int, end: int | None) -> bytes:
-        """Returns the bytes from start to end, or to the file's end; each piece is tried again by itself."""
+        """Returns the bytes from `start` to before `end`, or to the end; each piece is retried by itself."""
         if end is None:
             info = self.info(url)
             if info is None or info.is_dir:
                 raise FileNotFoundError(f"no such file: {url}")
-            if info.size is None:  # The store does not say, so there is nothing to check against.
+            if info.size is None:  # The store does not give the size, so the length cannot be checked.
                 return self._call("read", url, lambda: self._fs.cat_file(url, start=start or None))
             end = info.size
         pieces = [(at, min(at + PIECE_BYTES, end)) for at in range(start, end, PIECE_BYTES)]
         return b"".join(self._read_piece(url, *piece) for piece in pieces)
 
     def write(self, url: str, data: bytes) -> None:
-        """Makes or replaces a file."""
+        """Writes a whole file; stores replace an object atomically."""
         if self._protocol not in PACKAGES:
             self.make_folder(url.rpartition("/")[0])
         self._call("write", url, lambda: self._fs.pipe_file(url, data))
 
     def move(self, url: str, target: str) -> None:
-        """Gives a file another name: a copy within the store, then the old one goes."""
+        """Renames a file: the store copies it, and then the old one is removed."""
         if self._protocol not in PACKAGES:
             self.make_folder(target.rpartition("/")[0])
         self._call("copy", url, lambda: self._fs.cp_file(url, target))
         self.remove(url)
 
     def remove(self, url: str) -> None:
-        """Removes a file, or a folder with all below it, if it is there."""
+        """Removes a file, or a folder with everything in it, if it exists."""
         info = self.info(url)
         if info is None:
             return
-        with contextlib.suppress(FileNotFoundError):  # An attempt whose answer was lost had done it.
+        with contextlib.suppress(FileNotFoundError):  # An earlier attempt, whose answer was lost, has removed it.
             self._call("remove", url, lambda: self._fs.rm(url, recursive=info.is_dir))
 
     def make_folder(self, url: str) -> None:
-        """Makes a folder and those above it, where the store has folders."""
+        """Makes a folder and its parents, in a store that has folders."""
         if self._protocol not in PACKAGES:
             self._call("make", url, lambda: self._fs.makedirs(url, exist_ok=True))
 
     def _read_piece(self, url: str, start: int, end: int) -> bytes:
         def read() -> bytes:
             data = self._fs.cat_file(url, start=start, end=end)
-            if len(data) > end - start:  # A server of HTTP that knows no ranges sends all.
+            if len(data) > end - start:  # An HTTP server without range requests sends the whole file.
                 data = data[start:end]
             if len(data) != end - start:
                 raise TruncatedError(f"asked for {end - start} bytes from {start} on, got {len(data)}")
@@ -146,7 +146,7 @@ class RemoteFiles:
 
 @functools.cache
 def _filesystem(protocol: str, options: StorageOptions) -> Any:
-    """Makes the library's file system: one for the process, since it holds its connections."""
+    """Makes the file system of fsspec; a process has one for each setting, because it holds connections."""
     import fsspec
 
     try:
@@ -159,15 +159,15 @@ def _filesystem(protocol: str, options: StorageOptions) -> Any:
         else:
             advice = "is not known; known are s3, gs, abfss, hf and what fsspec has"
         raise ConfigError(f"{protocol}:// {advice}") from error
-    # What was listed is never remembered: others write to the same folders.
+    # Listings are not cached, because other processes write to the same folders.
     fs = kind(use_listings_cache=False, skip_instance_cache=True, **_arguments(protocol, options))
     if protocol in ("s3", "s3a"):
-        fs.retries = 1  # Ours are around it; within each other they would multiply.
+        fs.retries = 1  # `with_retries` wraps all calls; retries inside of retries would multiply.
     return fs
 
 
 def _arguments(protocol: str, options: StorageOptions) -> dict[str, Any]:
-    """Returns what a file system is made with beyond the environment."""
+    """Returns the keyword arguments of a file system, beyond what the environment sets."""
     if protocol not in ("s3", "s3a"):
         if options.endpoint_url is not None and protocol in PACKAGES:
             raise ConfigError(f"endpoint_url is for s3:// only, not for {protocol}://")

@@ -1,7 +1,7 @@
-"""Which faults of a store pass by themselves, and how long to wait for that.
+"""`with_retries`: repeats requests to a store whose errors are transient, with waits between the attempts.
 
-Every library behind fsspec has errors of its own, and not all of them are installed. So a fault is known by what they
-have in common: the status of the answer, the standard class it derives from, the names of its classes.
+Every library behind fsspec has error classes of its own, and not all libraries are installed. An error is therefore
+classified by the HTTP status of the answer, the standard class that it derives from, and the names of its classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 
 FIRST_WAIT_S = 0.4
 MAX_WAIT_S = 20.0
-"""A wait is random, up to a limit that doubles from the first to the longest, so that clients come apart."""
+"""A wait is a random time below a limit, so that clients do not retry together. The limit doubles with each attempt."""
 
 TRANSIENT_STATUS = {408, 425, 429, 500, 502, 503, 504}
 TRANSIENT_CODES = {"BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "ServiceUnavailable", "SlowDown"}
@@ -52,25 +52,25 @@ REFUSED_STATUS = {401, 403}
 
 
 class TruncatedError(ConnectionError):
-    """Less came than was asked for."""
+    """A store sent fewer bytes than were requested."""
 
 
 def with_retries(call: Callable[[], Result], action: str, url: str, max_attempts: int) -> Result:
-    """Calls, and calls again while what fails may pass.
+    """Runs a call, and repeats it while it fails with transient errors.
 
     Args:
-        call: What to do; doing it twice must do no harm.
-        action: What it does, for the error: ``"read"``.
-        url: What it does it to.
-        max_attempts: Calls in all.
+        call: The request; running it twice must be harmless.
+        action: Verb for the error message, such as ``"read"``.
+        url: URL for the error message.
+        max_attempts: Most attempts.
 
     Returns:
-        What the call returned.
+        The result of the call.
 
     Raises:
         ConfigError: The bucket is missing, or a credential is missing or wrong.
-        FileNotFoundError: There is no such file.
-        StorageError: The store failed to the last, or with a fault that does not pass.
+        FileNotFoundError: The file does not exist.
+        StorageError: All attempts failed, or one failed with an error that is not transient.
     """
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
@@ -90,7 +90,7 @@ def with_retries(call: Callable[[], Result], action: str, url: str, max_attempts
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may go through if sent again."""
+    """Returns whether the same request may succeed if it is sent again."""
     chain = list(_chain(error))
     if any(_names(one) & NO_CREDENTIALS or _code(one) in REFUSED_CODES for one in chain):
         return False
@@ -105,7 +105,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _explain(error: Exception, action: str, url: str, max_attempts: int) -> Exception:
-    """Returns the error that a user can do something with."""
+    """Returns an error of our own that tells the user what to do."""
     chain = list(_chain(error))
     codes = {_code(one) for one in chain}
     said = _first_line(error)
@@ -125,7 +125,7 @@ def _explain(error: Exception, action: str, url: str, max_attempts: int) -> Exce
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and what it came from."""
+    """Yields an error and its causes."""
     while error is not None:
         yield error
         error = error.__cause__
@@ -136,7 +136,7 @@ def _names(error: BaseException) -> set[str]:
 
 
 def _status(error: BaseException) -> int | None:
-    """Returns the status of the answer that an error is about: botocore, requests, aiohttp and others in turn."""
+    """Returns the HTTP status in an error of botocore, requests, aiohttp or another library; None if it has none."""
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):
         return response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -146,7 +146,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _code(error: BaseException) -> str | None:
-    """Returns the code of an error of S3, such as ``"NoSuchBucket"``."""
+    """Returns the S3 code of an error, such as ``"NoSuchBucket"``."""
     response = getattr(error, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 
