@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -13,10 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from millrace.engine.errors import RequestError
 from millrace.engine.kv_cache.groups import LayerCache, max_held_blocks
 from millrace.engine.kv_cache.manager import FULL_ATTENTION, KVCacheManager
+from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.scheduler import Scheduler
 from millrace.engine.sequence import Sequence
+from millrace.engine.step.head import HostLogprobs, StepResult
 from millrace.engine.step_plan import StepPlan
+from millrace.engine.tasks.generate_outputs import CompletionBuilder
 
 EOS = 7
 
@@ -312,6 +317,25 @@ def test_several_tokens_of_a_step_are_taken_up_to_the_one_that_ends_the_sequence
     assert (long.output_token_ids, long.finish_reason) == ([8, 9, 10], "length")
     assert (scheduler.counters.num_output_tokens, scheduler.counters.num_wasted_tokens) == (6, 2)
     assert plain.num_pending == 0 and scheduler.schedule().sequences == [plain]
+
+
+def test_each_token_of_a_step_has_its_log_probabilities_up_to_the_end():
+    scheduler, builder = Scheduler(KVCacheManager(100, 4), 8, 100), CompletionBuilder(None)
+    params = SamplingParams(max_tokens=3, logprobs=0)
+    sequences = [dataclasses.replace(make_request(str(i), [i] * 5, 3), params=params) for i in range(2)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    drawn = [8, EOS, 9, 10]
+    scores = HostLogprobs(np.arange(4.0)[:, None], np.array(drawn)[:, None], np.ones(4, dtype=np.int64))
+    plan, result = scheduler.schedule(), StepResult(drawn, scores, num_drawn=[3, 1])
+    builder.record_logprobs(plan, result)
+    assert scheduler.update(plan, result.drawn, result.num_drawn) == sequences[:1]
+    (completion,) = builder.build(GenerateRequest("0", None, [1] * 5, params), sequences[:1]).outputs
+    assert [{token_id: one.logprob for token_id, one in entry.items()} for entry in completion.logprobs] == [
+        {8: 0.0},
+        {EOS: 1.0},
+    ]
+    assert (completion.cumulative_logprob, len(sequences[1].logprobs)) == (1.0, 1)
 
 
 def test_priority_enters_first_and_is_preempted_last():
