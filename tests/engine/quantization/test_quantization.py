@@ -46,10 +46,12 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outputs_stay_near_full_precision(tmp_path: Path, family: str) -> None:
     # Rounding to 3 bits of mantissa moves a number by 2.6 % (root mean square), so a product by 3.7 %. Two layers of
-    # four products, and a softmax of random, steep scores, make about 15 % of that; an error of scale makes more.
+    # four products, and a softmax of random, steep scores, make about 15 % of that, and independent errors of more
+    # layers add up as squares; an error of scale makes more.
     folder = tiny_checkpoint(tmp_path, family)
-    full, quantised = (logits(load(folder, options), random_sequences()) for options in (PLAIN, FP8))
-    assert 0.01 < relative_error(quantised, full) < 0.2
+    plain = load(folder, PLAIN)
+    full, quantised = (logits(model, random_sequences()) for model in (plain, load(folder, FP8)))
+    assert 0.01 < relative_error(quantised, full) < 0.2 * (plain.spec.num_layers / 2) ** 0.5
     assert F.cosine_similarity(quantised, full, dim=-1).mean() > 0.975
 
 

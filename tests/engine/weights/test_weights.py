@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from millrace.engine.errors import CheckpointError
 from millrace.engine.layers import Slot
-from millrace.engine.models import Decoder, ModelOptions, build_model, load_hf_config, load_model
-from millrace.engine.models.families import llama, opt
+from millrace.engine.models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
 from millrace.engine.quantization.schemes.fp8 import Fp8Linear
 from millrace.engine.weights.checkpoint import (
     WeightMap,
@@ -35,8 +34,7 @@ def load(folder: Path, **overrides: Any) -> Decoder:
     model = build_model(config, torch.float32, "cpu")
     for parameter in model.parameters():
         parameter.fill_(torch.nan)
-    weights = opt.WEIGHTS if config.model_type == "opt" else llama.WEIGHTS
-    load_weights(model, folder, weights)
+    load_weights(model, folder, find_family(config).weights)
     return model
 
 
