@@ -29,13 +29,13 @@ SAMPLED = [
 ]
 # Prompts are cut into chunks, and blocks are so few that requests are preempted.
 SETTINGS = {"dtype": "float32", "device": "cpu", "max_num_seqs": 6, "max_num_batched_tokens": 24, "max_model_len": 64}
-FEW_BLOCKS = {"num_gpu_blocks_override": 18, "block_size": 4}
-# Where all layers see windows a sequence holds few blocks; in three groups of layers it holds more.
-FAMILY_BLOCKS = {"mistral": {"num_gpu_blocks_override": 10}, "qwen2": {"num_gpu_blocks_override": 36}}
+NUM_BLOCKS = {"mistral": 12, "qwen2": 36, "gemma2": 24}
+"""Blocks of families with windows, whose sequences hold few but in each group of layers; the others have 18."""
 
 
 def generate(folder: Path, **kwargs) -> tuple[list[RequestOutput], list[RequestOutput]]:
-    with LLM(str(folder), **{**SETTINGS, **FEW_BLOCKS, **kwargs}) as llm:
+    few_blocks = {"num_gpu_blocks_override": NUM_BLOCKS.get(folder.name, 18), "block_size": 4}
+    with LLM(str(folder), **SETTINGS, **few_blocks, **kwargs) as llm:
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False), llm.generate(PROMPTS, SAMPLED, use_tqdm=False)
         llm.llm_engine.check_integrity()
         assert llm.stats().counters.num_preemptions > 0
@@ -79,7 +79,7 @@ def one_process(tiny_model):
 
     def run(family: str) -> tuple[list[RequestOutput], list[RequestOutput]]:
         if family not in known:
-            known[family] = generate(tiny_model(family), **FAMILY_BLOCKS.get(family, {}))
+            known[family] = generate(tiny_model(family))
         return known[family]
 
     return run
@@ -87,7 +87,7 @@ def one_process(tiny_model):
 
 @pytest.mark.parametrize(("family", "tp_size", "pp_size"), CASES)
 def test_many_ranks_give_what_one_gives(tiny_model, one_process, family: str, tp_size: int, pp_size: int) -> None:
-    sizes = {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size, **FAMILY_BLOCKS.get(family, {})}
+    sizes = {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size}
     for ours, theirs in zip(generate(tiny_model(family), **sizes), one_process(family), strict=True):
         assert_same(ours, theirs)
 
