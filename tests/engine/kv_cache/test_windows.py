@@ -12,7 +12,7 @@ from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 from oracles import greedy
 
-WINDOWS = {"mistral": 6, "qwen2": 7}
+WINDOWS = {"mistral": 6, "qwen2": 7, "gemma2": 6}
 BLOCK_SIZE, STEP_TOKENS, MAX_TOKENS = 4, 16, 20
 PARAMS = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True)
 
