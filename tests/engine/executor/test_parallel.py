@@ -33,9 +33,13 @@ NUM_BLOCKS = {"mistral": 12, "qwen2": 36, "gemma2": 24}
 """Blocks of families with windows, whose sequences hold few but in each group of layers; the others have 18."""
 
 
+def few_blocks(folder: Path) -> dict[str, int]:
+    """Returns settings of a KV cache in which the prompts do not all fit; the folder has the family's name."""
+    return {"num_gpu_blocks_override": NUM_BLOCKS.get(folder.name, 18), "block_size": 4}
+
+
 def generate(folder: Path, **kwargs) -> tuple[list[RequestOutput], list[RequestOutput]]:
-    few_blocks = {"num_gpu_blocks_override": NUM_BLOCKS.get(folder.name, 18), "block_size": 4}
-    with LLM(str(folder), **SETTINGS, **few_blocks, **kwargs) as llm:
+    with LLM(str(folder), **SETTINGS, **few_blocks(folder), **kwargs) as llm:
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False), llm.generate(PROMPTS, SAMPLED, use_tqdm=False)
         llm.llm_engine.check_integrity()
         assert llm.stats().counters.num_preemptions > 0
@@ -101,7 +105,7 @@ def test_embeddings_of_a_prompt_reach_all_ranks(tiny_model, family: str, tp_size
     sizes = {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size, "enable_prompt_embeds": True}
     runs = []
     for prompts, kwargs in ((PROMPTS, {}), (mixed, sizes)):
-        with LLM(str(folder), **SETTINGS, **FEW_BLOCKS, **kwargs) as llm:
+        with LLM(str(folder), **SETTINGS, **few_blocks(folder), **kwargs) as llm:
             outputs = llm.generate(prompts, params, use_tqdm=False)
             assert llm.stats().counters.num_preemptions > 0
         runs.append([output.outputs[0].token_ids for output in outputs])
