@@ -55,16 +55,16 @@ def _step_time_s(stats: EngineStats) -> float:
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "num_running": Metric("Requests that hold KV cache", lambda stats: stats.num_running),
-        "num_waiting": Metric("Requests that hold none", lambda stats: stats.num_waiting),
+        "num_waiting": Metric("Requests that wait for KV cache", lambda stats: stats.num_waiting),
         "kv_cache_usage": Metric("Share of the KV cache blocks in use, 0 to 1", lambda stats: stats.kv_cache_usage),
         "cache_hit_rate": Metric("Share of prompt tokens found in the prefix cache, 0 to 1", _cache_hit_rate),
-        "num_preemptions": Metric("Preemptions so far", lambda stats: stats.counters.num_preemptions),
+        "num_preemptions": Metric("Preemptions since the start", lambda stats: stats.counters.num_preemptions),
         "step_time_s": Metric("Mean seconds of a step", _step_time_s),
         "prompt_tokens_per_s": Metric(
-            "Prompt tokens taken in, a second", lambda stats: stats.counters.num_prompt_tokens, is_rate=True
+            "Prompt tokens per second", lambda stats: stats.counters.num_prompt_tokens, is_rate=True
         ),
         "output_tokens_per_s": Metric(
-            "Tokens generated, a second", lambda stats: stats.counters.num_output_tokens, is_rate=True
+            "Generated tokens per second", lambda stats: stats.counters.num_output_tokens, is_rate=True
         ),
     }
 )
