@@ -1,1 +1,1 @@
-"""Embeddings in place of tokens: spans of a prompt that a caller gives as vectors."""
+"""Prompts that callers give as embeddings instead of tokens: their checks, and their way into a step."""

@@ -1,4 +1,4 @@
-"""Checks prompts that come as embeddings: `PromptEmbeds`."""
+"""`PromptEmbeds`: checks prompts that are given as embeddings."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .span import EmbeddedSpan
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbeds:
-    """What a model takes as the embeddings of a prompt.
+    """Checks embeddings of prompts against the embedding size and the dtype of a model.
 
     Attributes:
         embedding_size: Length of the vectors that the model's `embed_tokens` returns.
-        dtype: Of the model.
+        dtype: Dtype of the model.
     """
 
     embedding_size: int
@@ -30,11 +30,11 @@ class PromptEmbeds:
             embeddings: `[num_tokens, embedding_size]`, of any floating-point dtype, on any device.
 
         Returns:
-            The span of the prompt, in the model's dtype and on the CPU.
+            A span that covers the whole prompt, in the model's dtype and on the CPU.
 
         Raises:
-            PromptTypeError: It is no tensor, or has another shape, or does not hold floating-point numbers.
-            PromptError: A number is not finite, or too large for the model's dtype.
+            PromptTypeError: The value is no tensor, or has a wrong shape, or does not hold floating-point numbers.
+            PromptError: A number is not finite, or is too large for the model's dtype.
         """
         if not isinstance(embeddings, torch.Tensor):
             raise PromptTypeError(f"prompt_embeds must be a torch.Tensor; got {type(embeddings).__name__}")

@@ -1,4 +1,4 @@
-"""The embedded spans of the running sequences, by row: `SpanRows` finds what a step computes of them."""
+"""`SpanRows`: the embedded spans of the running sequences, and the embeddings of them that a step computes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .span import EmbeddedSpan
 
 
 class SpanRows:
-    """Keeps the spans of each row until they are computed.
+    """Keeps the embedded spans of the sequence in each row of the tables, until steps have computed them.
 
     Args:
-        device: Of the model.
+        device: Device of the model.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -24,14 +24,14 @@ class SpanRows:
         self._spans: dict[int, Sequence[EmbeddedSpan]] = {}
 
     def enter(self, new_rows: Sequence[NewRow]) -> None:
-        """Takes over the spans of the sequences that enter."""
+        """Stores the spans of the sequences that enter the tables, in place of earlier spans of their rows."""
         for new in new_rows:
             self._spans.pop(new.row, None)
             if new.sequence.spans:
                 self._spans[new.row] = new.sequence.spans
 
     def find(self, plan: StepPlan) -> GivenEmbeddings | None:
-        """Returns the embeddings of the positions that a step computes; None if it computes none of any span."""
+        """Returns the given embeddings of the positions that a step computes; None if no such position is in a span."""
         if not self._spans:
             return None
         indices, rows = [], []
@@ -46,7 +46,11 @@ class SpanRows:
         )
 
     def _computed(self, plan: StepPlan) -> Iterator[tuple[int, EmbeddedSpan, range]]:
-        """Yields each span that a step computes some of, its positions, and what makes them indices of the step."""
+        """Yields (offset, span, positions) for each span of which a step computes positions.
+
+        Position p has the index p + offset in the flat tensors of the step. Spans that are computed to their end are
+        removed.
+        """
         num_before = 0
         for row, start, count in zip(plan.rows, plan.starts, plan.counts, strict=True):
             spans = self._spans.get(row, ())
@@ -54,5 +58,5 @@ class SpanRows:
                 if positions := span.within(start, start + count):
                     yield num_before - start, span, positions
             if spans and start + count >= spans[-1].end:
-                del self._spans[row]  # Whatever is computed again has entered again.
+                del self._spans[row]  # A preempted sequence enters again, with its spans.
             num_before += count

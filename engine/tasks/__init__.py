@@ -1,1 +1,1 @@
-"""What an engine is for, one file for each task: to generate, to embed, to classify."""
+"""The tasks of an engine, each in a file: `Generate`, `Embed` and `Classify`."""

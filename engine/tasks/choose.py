@@ -1,4 +1,4 @@
-"""Chooses the task of an engine: `choose_task`, from what the user asks for and what the checkpoint is made for."""
+"""`choose_task`: chooses the task of an engine from its settings and from the architecture of the checkpoint."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from .task import Task
 __all__ = ["TASKS", "choose_task"]
 
 TASKS: tuple[type[Task], ...] = (Generate, Embed, Classify)
-"""Every task; the first of a runner is the one that the runner stands for where the model is made for another."""
+"""All tasks. The first task of a runner is chosen if the settings name that runner and the checkpoint fits another."""
 
 
 def choose_task(config: EngineConfig, hf_config: Any) -> Task:
     """Returns the task of an engine.
 
     Args:
-        config: `task` and `runner` say what the user wants.
-        hf_config: The model's config; its architecture says what the checkpoint is made for.
+        config: Settings of the engine; `task` and `runner` say which task the user asks for.
+        hf_config: Config of the model; its architecture says which task the checkpoint is made for.
 
     Raises:
-        ConfigError: The model cannot do what is asked, or a setting of the task does not fit the model.
-        CheckpointError: The model's folder asks for something that this release cannot do.
+        ConfigError: The model cannot do the task, or a setting of the task does not fit the model.
+        CheckpointError: The model's folder asks for a kind of pooling that this release does not have.
         UnsupportedModelError: The architecture is not implemented.
     """
     find_family(hf_config)
@@ -43,7 +43,7 @@ def choose_task(config: EngineConfig, hf_config: Any) -> Task:
 
 
 def _asked(config: EngineConfig, natural: type[Task]) -> type[Task]:
-    """Returns the task that the settings ask for; the natural one if they leave it open."""
+    """Returns the task that the settings ask for; `natural` if the settings allow it and name no other."""
     if config.task != "auto":
         return next(task for task in TASKS if task.name == config.task)
     if config.runner in ("auto", natural.runner):

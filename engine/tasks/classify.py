@@ -1,4 +1,4 @@
-"""The task that makes the probabilities of classes of each prompt: `Classify`."""
+"""`Classify`: the task that computes the probabilities of the model's classes for each prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["Classify"]
 
 @dataclass(frozen=True)
 class Classify(PoolingTask):
-    """Makes the probabilities of classes."""
+    """The task that computes the probabilities of the model's classes for each prompt."""
 
     name = "classify"
     architecture_ending = "ForSequenceClassification"
@@ -29,7 +29,7 @@ class Classify(PoolingTask):
 
     @classmethod
     def create(cls, config: EngineConfig, hf_config: Any) -> Self:
-        """As `Task.create`."""
+        """Makes the task, see `Task.create`."""
         own = PoolerConfig.read(config.pooler_config)
         if own.pooling_type == "MEAN" or own.dimensions is not None:
             raise ConfigError("pooler_config: a classifier reads the last token, and all of its classes are given")
@@ -37,11 +37,11 @@ class Classify(PoolingTask):
         return cls(Pooler(own, class_activation(hf_config, num_labels)), ClassHead, num_labels)
 
     def problem_of(self, dimensions: int) -> str | None:
-        """As `PoolingTask.problem_of`."""
+        """Returns why `dimensions` cannot be set: only embeddings can be shortened, see `PoolingTask.problem_of`."""
         return "dimensions are those of an embedding, and this engine classifies; drop them"
 
     def scoring(self, tokenizer: Tokenizer | None) -> Scoring:
-        """As `Task.scoring`: the one class of a text pair."""
+        """Returns the scoring by one class of a pair of texts, see `Task.scoring`."""
         if self.size != 1 or tokenizer is None:
             raise ConfigError(f"score takes a tokenizer and a classifier of one class; this one has {self.size}")
         return PairScoring(tokenizer)

@@ -1,4 +1,4 @@
-"""The task that makes an embedding of each prompt, of its last token's hidden state or of the mean: `Embed`."""
+"""`Embed`: the task that makes an embedding of each prompt, from the last hidden state or the mean of all."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .pool import PoolingTask
 __all__ = ["Embed"]
 
 HEADS: dict[str | None, type[PoolingHead]] = {None: LastTokenHead, "LAST": LastTokenHead, "MEAN": MeanHead}
-"""`PoolerConfig.pooling_type` -> the end of a step."""
+"""`PoolerConfig.pooling_type` -> the head, which makes the vectors at the end of a step."""
 
 
 @dataclass(frozen=True)
 class Embed(PoolingTask):
-    """Makes embeddings.
+    """The task that makes an embedding of each prompt.
 
     Attributes:
-        trained_sizes: The dimensions that the model was trained for; None where its config does not say.
+        trained_sizes: Lengths of embeddings that the model was trained for; None if its config does not say.
     """
 
     name = "embed"
@@ -40,7 +40,7 @@ class Embed(PoolingTask):
 
     @classmethod
     def create(cls, config: EngineConfig, hf_config: Any) -> Self:
-        """As `Task.create`: the engine's settings replace those of the model's folder."""
+        """Makes the task, see `Task.create`. Pooler settings of the engine replace those in the model's folder."""
         own = PoolerConfig.read(config.pooler_config)
         pooling = own.over(read_sentence_transformer(locate_model(config.model)))
         sizes = getattr(hf_config, "matryoshka_dimensions", None)
@@ -55,7 +55,7 @@ class Embed(PoolingTask):
         return task
 
     def problem_of(self, dimensions: int) -> str | None:
-        """As `PoolingTask.problem_of`."""
+        """Returns why an embedding cannot have this length, see `PoolingTask.problem_of`."""
         if self.trained_sizes is not None and dimensions not in self.trained_sizes:
             trained = ", ".join(map(str, self.trained_sizes))
             return f"dimensions={dimensions}, but the model was trained for {trained}; use these"
@@ -64,5 +64,5 @@ class Embed(PoolingTask):
         return None
 
     def scoring(self, tokenizer: Tokenizer | None) -> Scoring:
-        """As `Task.scoring`: the cosine of two embeddings."""
+        """Returns the scoring by the cosine of two embeddings, see `Task.scoring`."""
         return CosineScoring()

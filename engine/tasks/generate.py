@@ -1,4 +1,4 @@
-"""The task that draws tokens until a stop token, a stop string or the length limit: `Generate`."""
+"""`Generate`: the task that draws tokens until a stop token, a stop string or the length limit."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = ["Generate", "GenerateHandler"]
 
 @dataclass(frozen=True)
 class Generate(Task):
-    """Draws tokens.
+    """The task that draws tokens.
 
     Attributes:
-        config: The engine's settings.
-        hf_config: The model's config.
+        config: Settings of the engine.
+        hf_config: Config of the model.
     """
 
     name = "generate"
@@ -47,15 +47,15 @@ class Generate(Task):
 
     @classmethod
     def create(cls, config: EngineConfig, hf_config: Any) -> Self:
-        """As `Task.create`."""
+        """Makes the task, see `Task.create`."""
         return cls(config, hf_config)
 
     def make_head(self, model: Decoder, tables: Tables) -> Head:
-        """As `Task.make_head`."""
+        """Makes the head that draws tokens, see `Task.make_head`."""
         return TokenHead(model, tables)
 
     def make_handler(self, prompts: PromptReader) -> GenerateHandler:
-        """As `Task.make_handler`."""
+        """Makes the handler; reads the model's end-of-sequence tokens. See `Task.make_handler`."""
         tokenizer = prompts.tokenizer
         advice = read_generation_config(resolve_model(self.config.model))
         eos_token_ids = read_eos_token_ids(tokenizer, advice, self.hf_config.to_dict())
@@ -64,13 +64,13 @@ class Generate(Task):
 
 
 class GenerateHandler(RequestHandler[GenerateRequest, Sequence]):
-    """Serves requests to generate.
+    """The request handler of the task `Generate`.
 
     Args:
-        task: The task.
-        prompts: Turns prompts into tokens.
-        eos_token_ids: The model's end-of-sequence tokens, the tokenizer's own first.
-        grammars: Compiles the grammars that outputs follow; None without a tokenizer.
+        task: The task of the engine.
+        prompts: Reader that turns prompts into tokens.
+        eos_token_ids: The model's end-of-sequence tokens, the one of the tokenizer first.
+        grammars: Compiler of the grammars that outputs follow; None if the engine has no tokenizer.
     """
 
     def __init__(
@@ -83,18 +83,18 @@ class GenerateHandler(RequestHandler[GenerateRequest, Sequence]):
         self._outputs = CompletionBuilder(prompts.tokenizer)
 
     def make_sequences(self, request: GenerateRequest) -> list[Sequence]:
-        """As `RequestHandler.make_sequences`: one for each of the request's n outputs."""
+        """Makes one sequence for each of the request's n outputs, see `RequestHandler.make_sequences`."""
         return self._sequences.make(request)
 
     def make_output(self, request: GenerateRequest, sequences: list[Sequence]) -> RequestOutput:
-        """As `RequestHandler.make_output`."""
+        """Makes the output with texts and log-probabilities, see `RequestHandler.make_output`."""
         return self._outputs.build(request, sequences)
 
     def prepare(self, plan: StepPlan) -> None:
-        """As `RequestHandler.prepare`: adds the tokens that grammars allow."""
+        """Adds the token masks of sequences that follow a grammar to the plan, see `RequestHandler.prepare`."""
         if self.grammars is not None and self.grammars.is_used:
             plan.token_masks = self.grammars.masks(sequence.grammar for sequence in plan.sampled)
 
     def record(self, plan: StepPlan, result: StepResult) -> None:
-        """As `RequestHandler.record`: keeps log-probabilities."""
+        """Stores the step's log-probabilities in the sequences, see `RequestHandler.record`."""
         self._outputs.record_logprobs(plan, result)

@@ -1,4 +1,4 @@
-"""Makes the sequences of a request that generates, after checking its parameters against the model."""
+"""`SequenceMaker`: checks a request that generates against the model, and makes its sequences."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["SequenceMaker", "derive_seed"]
 
 @dataclass(frozen=True, slots=True)
 class SequenceMaker:
-    """Turns requests into sequences.
+    """Makes the sequences of requests that generate.
 
     Attributes:
-        prompts: Turns prompts into tokens.
-        max_logprobs: Most log-probabilities that a request may ask for, of each token.
-        eos_token_ids: The model's end-of-sequence tokens, the tokenizer's own first.
-        seed: The engine's seed, from which requests without one derive theirs.
-        grammars: Compiles the grammars that outputs follow; None without a tokenizer.
+        prompts: Reader that turns prompts into tokens.
+        max_logprobs: Most log-probabilities that a request may ask for, for each token.
+        eos_token_ids: The model's end-of-sequence tokens, the one of the tokenizer first.
+        seed: Seed of the engine, from which the seeds of requests without a seed are derived.
+        grammars: Compiler of the grammars that outputs follow; None if the engine has no tokenizer.
     """
 
     prompts: PromptReader
@@ -39,7 +39,7 @@ class SequenceMaker:
 
         Raises:
             PromptError: The prompt cannot be run.
-            SamplingParamsError: The parameters do not fit the model.
+            SamplingParamsError: The sampling parameters do not fit the model.
         """
         params = request.sampling_params
         if not isinstance(params, SamplingParams):
@@ -59,7 +59,7 @@ class SequenceMaker:
             Sequence(
                 request_id=request.request_id,
                 index=index,
-                # The prompt is scored once; the other sequences may take it from the prefix cache.
+                # Only the first sequence scores the prompt; the others may take it from the prefix cache.
                 params=params if index == 0 else params.clone(prompt_logprobs=None),
                 seed=_wrap_int64(seed + index),
                 token_ids=list(prompt.token_ids),
@@ -72,7 +72,7 @@ class SequenceMaker:
                 matcher=self._matcher(params, prompt.token_ids),
                 bad_word_ids=bad_word_ids,
                 grammar=grammar and grammar.copy(),
-                # The log-probabilities of a prompt need every token of it computed.
+                # The log-probabilities of a prompt are known only if a step computes all of its tokens.
                 reads_prefix_cache=index > 0 or params.prompt_logprobs is None,
             )
             for index in range(params.n)
@@ -106,7 +106,7 @@ class SequenceMaker:
         return self.grammars.start(params.structured_outputs)
 
     def _stop_token_ids(self, params: SamplingParams) -> dict[int, int | None]:
-        """Token that ends a sequence -> the stop reason to report; None for the tokenizer's own end of sequence."""
+        """Returns the tokens that end a sequence -> the stop reason; None for the tokenizer's end-of-sequence token."""
         stops: dict[int, int | None] = {token_id: token_id for token_id in params.stop_token_ids or ()}
         if not params.ignore_eos:
             stops.update({token_id: token_id for token_id in self.eos_token_ids})
@@ -131,7 +131,7 @@ class SequenceMaker:
 
 
 def _check_no_prompt_ids(params: SamplingParams) -> None:
-    """Refuses what needs the token ids of a prompt that has come as embeddings."""
+    """Raises if the parameters need the token ids of a prompt, which a prompt given as embeddings does not have."""
     if params.prompt_logprobs is not None or params.repetition_penalty != 1:
         raise SamplingParamsError(
             "prompt_logprobs and repetition_penalty need the tokens of the prompt, and prompt_embeds have none; drop "
@@ -140,7 +140,7 @@ def _check_no_prompt_ids(params: SamplingParams) -> None:
 
 
 def derive_seed(seed: int, name: str) -> int:
-    """Returns a 64-bit seed that depends on both arguments and nothing else."""
+    """Returns a signed 64-bit seed, a hash of the engine's seed and the name of the request."""
     digest = blake2b(f"{seed}:{name}".encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 

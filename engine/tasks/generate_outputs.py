@@ -1,4 +1,4 @@
-"""Builds the output of a request that generates: text, log-probabilities and times."""
+"""`CompletionBuilder`: makes the output of a request that generates, with texts, log-probabilities and durations."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ __all__ = ["CompletionBuilder"]
 
 @dataclass(frozen=True, slots=True)
 class CompletionBuilder:
-    """Turns sequences into outputs.
+    """Makes the outputs of requests from their sequences.
 
     Attributes:
-        tokenizer: Turns tokens into text; without one the text is empty.
+        tokenizer: Tokenizer that decodes the tokens; None if the engine has none, so that all texts are empty.
     """
 
     tokenizer: Tokenizer | None
 
     def record_logprobs(self, plan: StepPlan, result: StepResult) -> None:
-        """Keeps the log-probabilities that a step gave, in the sequences that asked for them."""
+        """Stores the log-probabilities of a step in the sequences of the requests that asked for them."""
         if result.logprobs is not None:
             for i, sequence in enumerate(plan.owners(result.num_drawn)):
                 if sequence.params.logprobs is not None and not sequence.is_finished and result.drawn[i] >= 0:
@@ -42,7 +42,7 @@ class CompletionBuilder:
                 sequence.prompt_logprobs[plan.starts[i] + 1 + j] = entry
 
     def build(self, request: GenerateRequest, sequences: list[Sequence]) -> RequestOutput:
-        """Builds the output of a request whose sequences have ended, or of which one has failed."""
+        """Makes the output of a request after all of its sequences have ended, or after one has failed."""
         first = sequences[0]
         prompt_token_ids = first.token_ids[: first.num_prompt_tokens]
         wants_scores = request.sampling_params.prompt_logprobs is not None
@@ -52,7 +52,7 @@ class CompletionBuilder:
             request_id=request.request_id,
             prompt=request.prompt,
             prompt_token_ids=prompt_token_ids,
-            # A prompt of one token has nothing to score: its only entry is the first, which is always None.
+            # The first entry is always None, because no token stands before it. A prompt of one token has no other.
             prompt_logprobs=(first.prompt_logprobs or [None]) if wants_scores else None,
             outputs=[self._completion(sequence) for sequence in sequences],
             finished=True,
@@ -63,7 +63,7 @@ class CompletionBuilder:
     def _completion(self, sequence: Sequence) -> CompletionOutput:
         wants_logprobs = sequence.params.logprobs is not None
         token_ids = sequence.output_token_ids
-        logprobs = sequence.logprobs[: len(token_ids)]  # A step may have drawn tokens after the last one.
+        logprobs = sequence.logprobs[: len(token_ids)]  # Drops tokens drawn after the end.
         total = None
         if wants_logprobs:
             total = sum(entry[token_id].logprob for entry, token_id in zip(logprobs, token_ids, strict=True))
@@ -78,7 +78,7 @@ class CompletionBuilder:
         )
 
     def _text(self, sequence: Sequence) -> str:
-        """Makes the text once; a stop string has already cut it, a stop token has no place in it."""
+        """Returns the text of a finished sequence: cut at the stop string, or without the stop token."""
         params = sequence.params
         if self.tokenizer is None or not params.detokenize:
             return ""
@@ -91,7 +91,7 @@ class CompletionBuilder:
         return self.tokenizer.decode(prompt_token_ids, token_ids, params.skip_special_tokens)
 
     def _entry(self, sequence: Sequence, scores: HostLogprobs, i: int, num_logprobs: int) -> dict[int, Logprob]:
-        """Makes the entry of one position: the token itself first, then the most probable ones."""
+        """Returns the log-probabilities of position i: the token at the position first, then the most probable."""
         num_columns = scores.token_ids.shape[1] if num_logprobs == -1 else num_logprobs + 1
         token_ids = scores.token_ids[i, :num_columns].tolist()
         logprobs = scores.logprobs[i, :num_columns].tolist()

@@ -1,4 +1,4 @@
-"""What the tasks have in common that make one vector of each prompt: `PoolingTask`."""
+"""`PoolingTask`: the base of the tasks that make one vector of each prompt, and its request handler."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .task import RequestHandler, Task, first_error, metrics_of
 __all__ = ["PooledSequence", "PoolingHandler", "PoolingTask"]
 
 NOTHING_DRAWN = SamplingParams(max_tokens=1, detokenize=False)
-"""The sampling parameters of a sequence that draws no token."""
+"""The sampling parameters of pooled sequences, which draw no token."""
 
 NAN_VECTOR = RequestError(
     "NumericalError",
@@ -37,22 +37,22 @@ NAN_VECTOR = RequestError(
 
 @dataclass(slots=True, eq=False)
 class PooledSequence(Sequence):
-    """A prompt that becomes a vector, and ends with it.
+    """A sequence that ends as soon as the vector of its prompt is computed.
 
     Attributes:
-        vector: `[size]` float32, as the device gave it; it has no elements before that.
+        vector: `[size]` float32, as the device has computed it; empty before.
     """
 
     vector: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
 
     def take(self, drawn: np.ndarray) -> RequestError | None:
-        """Takes the vector, and ends.
+        """Stores the vector, and ends the sequence.
 
         Args:
-            drawn: The vector, `[size]` float32.
+            drawn: `[size]` float32, the vector.
 
         Returns:
-            An error if the vector is not finite; else None.
+            An error if the vector holds NaN or infinity; else None.
         """
         if not np.isfinite(drawn).all():
             return NAN_VECTOR
@@ -62,11 +62,11 @@ class PooledSequence(Sequence):
 
 @dataclass(frozen=True)
 class PoolingTask(Task):
-    """Makes one vector of each prompt.
+    """A task that makes one vector of each prompt.
 
     Attributes:
-        pooler: Turns the vector that the device gives into what a request asks for.
-        head: The end of a step.
+        pooler: Makes the result of a request from the vector that the device has computed.
+        head: Class of the head, which makes the vectors at the end of a step.
         size: Number of elements of a vector.
     """
 
@@ -79,22 +79,22 @@ class PoolingTask(Task):
 
     @property
     def refusal(self) -> str:
-        """As `Task.refusal`."""
+        """Error message for a request to generate, see `Task.refusal`."""
         return (
             f"this engine does {self.name!r} and generates no text; use embed, classify or encode, or construct it "
             "with runner='generate' where the model can"
         )
 
     def make_head(self, model: Decoder, tables: Tables) -> Head:
-        """As `Task.make_head`."""
+        """Makes the head that makes vectors, see `Task.make_head`."""
         return self.head(model, tables)
 
     def make_handler(self, prompts: PromptReader) -> PoolingHandler:
-        """As `Task.make_handler`."""
+        """Makes the handler of pooling requests, see `Task.make_handler`."""
         return PoolingHandler(self, prompts)
 
     def check_pooling(self, params: PoolingParams) -> None:
-        """As `Task.check_pooling`."""
+        """Raises if the parameters do not fit the task or the model, see `Task.check_pooling`."""
         if params.task not in (None, self.name):
             raise PoolingParamsError(f"task={params.task!r}, but this engine does {self.name!r}; construct another one")
         if params.dimensions is not None and (problem := self.problem_of(params.dimensions)) is not None:
@@ -102,15 +102,15 @@ class PoolingTask(Task):
 
     @abstractmethod
     def problem_of(self, dimensions: int) -> str | None:
-        """Returns why a vector cannot have so many dimensions; None if it can."""
+        """Returns the error message if a vector cannot be shortened to this number of dimensions; None if it can."""
 
 
 class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
-    """Serves requests to pool.
+    """The request handler of pooling tasks.
 
     Args:
-        task: The task.
-        prompts: Turns prompts into tokens.
+        task: The task of the engine.
+        prompts: Reader that turns prompts into tokens.
     """
 
     def __init__(self, task: PoolingTask, prompts: PromptReader) -> None:
@@ -119,7 +119,7 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
         self._needs_every_token = task.head.needs_every_token
 
     def make_sequences(self, request: PoolingRequest) -> list[PooledSequence]:
-        """As `RequestHandler.make_sequences`: one for each of the request's prompts."""
+        """Makes one sequence for each of the request's prompts, see `RequestHandler.make_sequences`."""
         params: Any = request.pooling_params
         if not isinstance(params, PoolingParams):
             raise PoolingParamsError(f"pooling_params must be PoolingParams; got {describe(params)}")
@@ -132,7 +132,7 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
     def make_output(
         self, request: PoolingRequest, sequences: list[PooledSequence]
     ) -> PoolingRequestOutput[PoolingOutput]:
-        """As `RequestHandler.make_output`."""
+        """Makes the output with the vectors of all prompts, see `RequestHandler.make_output`."""
         if (failed := first_error(sequences)) is not None:
             return request.failed(failed)
         vectors = [self._pooler.finish(sequence.vector, request.pooling_params) for sequence in sequences]
@@ -153,7 +153,8 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
             seed=0,
             token_ids=prompt.token_ids,
             num_prompt_tokens=len(prompt.token_ids),
-            # While its vector is on the way it has reached this length, so that no later step takes it.
+            # The step that computes the vector counts as one token. With it the sequence has reached this length, so
+            # the scheduler plans no further step for it.
             max_tokens_total=len(prompt.token_ids) + 1,
             stop_token_ids={},
             priority=request.priority,

@@ -1,6 +1,6 @@
-"""What an engine is for: `Task`, and the `RequestHandler` that serves the requests of a task.
+"""`Task`: the kind of work that an engine does, and `RequestHandler`, which handles the requests of a task.
 
-The engine, the scheduler and the runner never ask which task they work for. They call these objects where tasks differ.
+The engine, the scheduler and the runner have no conditions on the task. They call these objects where tasks differ.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ SequenceT = TypeVar("SequenceT", bound=Sequence)
 
 
 class Task(ABC):
-    """What an engine is for. `choose_task` makes it once, from the engine's settings and the model's config.
+    """The kind of work that an engine does. `choose_task` makes it from the engine's settings and the model's config.
 
     Attributes:
-        name: Its name in `EngineConfig.task`.
-        runner: The `EngineConfig.runner` that it belongs to.
-        architecture_ending: How the names of the architectures end whose checkpoints are made for it.
-        takes_any_model: Whether it also works with checkpoints that are made for another task.
-        model_head: Name of the module of the model that turns hidden states into logits; None for none.
-        unused_weights: Names of weights that a checkpoint may hold and this task does not read.
-        decodes: Whether a sequence goes on after its prompt, one token a step.
-        request_type: The class of the requests that it runs.
+        name: Name of the task in `EngineConfig.task`.
+        runner: Value of `EngineConfig.runner` that the task belongs to.
+        architecture_ending: Ending of the names of the architectures whose checkpoints are made for the task.
+        takes_any_model: Whether the task also works with checkpoints that are made for another task.
+        model_head: Name of the module of the model that turns hidden states into logits; None if the task uses none.
+        unused_weights: Names of weights that a checkpoint may hold although the task does not use them.
+        decodes: Whether sequences have decode steps after the prompt, one token each.
+        request_type: Class of the requests that the engine accepts.
     """
 
     name: ClassVar[str]
@@ -60,55 +60,63 @@ class Task(ABC):
         """Makes the task of an engine.
 
         Args:
-            config: The engine's settings.
-            hf_config: The model's config.
+            config: Settings of the engine.
+            hf_config: Config of the model.
 
         Raises:
             ConfigError: A setting does not fit the model.
-            CheckpointError: The model's folder asks for something that this release cannot do.
+            CheckpointError: The model's folder asks for a kind of pooling that this release does not have.
         """
 
     @property
     @abstractmethod
     def refusal(self) -> str:
-        """What the error says when the engine is given a request of another kind."""
+        """Message of the error that the engine raises for a request of another kind."""
 
     @abstractmethod
     def make_head(self, model: Decoder, tables: Tables) -> Head:
-        """Makes the end of a step, from the last stage of a model and the tables of the running sequences."""
+        """Makes the head, which turns hidden states into tokens or vectors at the end of a step.
+
+        Args:
+            model: The last pp stage of the model.
+            tables: Tokens and parameters of the running sequences.
+        """
 
     @abstractmethod
     def make_handler(self, prompts: PromptReader) -> RequestHandler[Any, Any]:
-        """Makes the object that serves requests, once the limits of the loaded model are known.
+        """Makes the request handler of the engine, after the model is loaded.
 
         Args:
-            prompts: Turns prompts into tokens.
+            prompts: Reader that turns prompts into tokens, with the limits of the loaded model.
         """
 
     def check_pooling(self, params: PoolingParams) -> None:
         """Checks pooling parameters against the task and the model.
 
         Raises:
-            ConfigError: The task makes no vectors.
+            ConfigError: The task does not make vectors.
             PoolingParamsError: The parameters ask for another task, or for dimensions that the model does not have.
         """
         raise ConfigError(self.refusal)
 
     def scoring(self, tokenizer: Tokenizer | None) -> Scoring:
-        """Returns how the task scores pairs of texts.
+        """Returns the object that scores pairs of texts with the vectors of the task.
+
+        Args:
+            tokenizer: Tokenizer of the engine, which may have none.
 
         Raises:
-            ConfigError: The engine cannot score.
+            ConfigError: The engine cannot score pairs of texts.
         """
         raise ConfigError(self.refusal)
 
 
 class RequestHandler(ABC, Generic[RequestT, SequenceT]):
-    """Serves the requests of one task: it makes their sequences, and an output of the sequences that have ended.
+    """Handles the requests of one task: makes their sequences, and makes their outputs when the sequences have ended.
 
     Args:
-        task: The task.
-        prompts: Turns prompts into tokens.
+        task: The task of the engine.
+        prompts: Reader that turns prompts into tokens.
     """
 
     def __init__(self, task: Task, prompts: PromptReader) -> None:
@@ -121,11 +129,14 @@ class RequestHandler(ABC, Generic[RequestT, SequenceT]):
         Args:
             request: The request of a caller.
 
+        Returns:
+            The sequences of the request.
+
         Raises:
             PromptError: The prompt cannot be run.
             SamplingParamsError: The sampling parameters do not fit the model.
             PoolingParamsError: The pooling parameters do not fit the model.
-            ConfigError: The request is of another kind than the engine runs.
+            ConfigError: The engine does not run requests of this kind, or the priority is no integer.
         """
         if not isinstance(request.priority, numbers.Integral):
             raise ConfigError(f"priority must be an integer, lower first; got {describe(request.priority)}")
@@ -135,17 +146,20 @@ class RequestHandler(ABC, Generic[RequestT, SequenceT]):
 
     @abstractmethod
     def make_sequences(self, request: RequestT) -> list[SequenceT]:
-        """Makes the sequences of a request of the right kind; raises as `open`."""
+        """Makes the sequences of a request whose kind `open` has checked; raises the errors that `open` names."""
 
     @abstractmethod
     def make_output(self, request: RequestT, sequences: list[SequenceT]) -> EngineOutput:
-        """Makes the output of a request whose sequences have ended, or one of whose sequences has failed."""
+        """Makes the output of a request after all of its sequences have ended, or after one has failed."""
 
     def prepare(self, plan: StepPlan) -> None:
-        """Adds to a plan, before its step starts, what only this process knows about the sequences."""
+        """Completes a plan before its step starts, e.g. with token masks, whose grammars only this process has."""
 
     def record(self, plan: StepPlan, result: StepResult) -> None:
-        """Keeps what the output will show of a step, before the sequences take what the step gave."""
+        """Stores parts of a step's result for the outputs, such as log-probabilities.
+
+        The engine calls it before the sequences take the drawn tokens or vectors of the step.
+        """
 
 
 def first_error(sequences: abc.Sequence[Sequence]) -> RequestError | None:
@@ -154,7 +168,7 @@ def first_error(sequences: abc.Sequence[Sequence]) -> RequestError | None:
 
 
 def metrics_of(sequences: abc.Sequence[Sequence]) -> RequestMetrics:
-    """Returns the times of a request whose sequences have all ended."""
+    """Returns the durations and the preemptions of a request whose sequences have all ended."""
     first = sequences[0]
     return RequestMetrics(
         queue_s=first.scheduled_s - first.arrival_s,
