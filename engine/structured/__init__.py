@@ -1,1 +1,1 @@
-"""Outputs under a constraint: parameters, grammars, token masks."""
+"""Constraints on outputs (`structured_outputs`): their parameters, grammars and token masks."""

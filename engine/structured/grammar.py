@@ -1,7 +1,7 @@
-"""Grammars that outputs follow: compiled once, a place in one for each sequence, and the tokens allowed next.
+"""`Grammars`: compiles grammars and computes token masks; `Grammar`: the state of one sequence in its grammar.
 
-llguidance does the work; it is imported with the first request that asks for it. A sequence is masked from its first
-token on. Once its grammar has ended, only an end-of-sequence token is allowed.
+The library llguidance does both. It is imported when the first request asks for a constraint. The token mask of a
+sequence applies from its first output token. After the end of the grammar it allows only end-of-sequence tokens.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 __all__ = ["Grammar", "Grammars"]
 
 MAX_COMPILED = 256
-"""Grammars that are kept compiled: a job has one or a few, and one takes up to some megabytes."""
+"""Most compiled grammars that are kept. A job has one or a few, and each may take some megabytes."""
 
 
 class Grammar:
-    """How far one sequence has come in its grammar.
+    """The state of one sequence in its grammar.
 
     Args:
-        matcher: At the beginning; from now on this grammar's own.
+        matcher: State of llguidance, which the object takes over.
 
     Attributes:
-        matcher: The same.
+        matcher: State of llguidance after the tokens that were accepted.
     """
 
     __slots__ = ("matcher",)
@@ -43,17 +43,17 @@ class Grammar:
         self.matcher = matcher
 
     def copy(self) -> Grammar:
-        """Returns another one at the same place."""
+        """Returns an independent copy of the state."""
         return Grammar(self.matcher.deep_copy())
 
     def accept(self, token_id: int) -> RequestError | None:
-        """Goes on by a token.
+        """Advances the state by a token.
 
         Args:
-            token_id: Drawn under the mask; after the end, an end-of-sequence token.
+            token_id: Token id that the token mask allows.
 
         Returns:
-            Why the grammar cannot be followed any further: it takes more than its limits allow. None while it can.
+            An error if the grammar exceeds a limit of the library and cannot be followed any further; else None.
         """
         if self.matcher.consume_token(token_id):
             return None
@@ -64,12 +64,12 @@ class Grammar:
 
 
 class Grammars:
-    """The grammars of an engine's sequences.
+    """Compiles the grammars of an engine's requests, and computes the token masks of its sequences.
 
     Args:
-        tokenizer: The model's.
-        vocab_size: Rows of the model's logits.
-        eos_token_ids: What ends a sequence.
+        tokenizer: The model's tokenizer.
+        vocab_size: Number of logits that the model computes for a token.
+        eos_token_ids: The model's end-of-sequence tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: list[int]) -> None:
@@ -79,10 +79,10 @@ class Grammars:
         self._compiled = lru_cache(MAX_COMPILED)(self._compile)
 
     def start(self, params: StructuredOutputsParams) -> Grammar:
-        """Returns the beginning of a grammar.
+        """Compiles the grammar of a constraint if needed, and returns its initial state.
 
         Raises:
-            SamplingParamsError: It cannot be compiled, or the model's tokenizer cannot be used for it.
+            SamplingParamsError: The constraint cannot be compiled, or llguidance cannot use the model's tokenizer.
         """
         return self._compiled(params).copy()
 
@@ -92,9 +92,13 @@ class Grammars:
         return self._compiled.cache_info().misses > 0
 
     def masks(self, grammars: Iterable[Grammar | None]) -> TokenMasks | None:
-        """Returns the tokens that a step may draw, given the grammar of each sequence that samples.
+        """Computes the token masks of a step.
 
-        The result is None if no sequence follows a grammar.
+        Args:
+            grammars: Grammar of each sequence that samples, in order; None for a sequence without one.
+
+        Returns:
+            The masks; None if no sequence follows a grammar.
         """
         found = [(i, grammar.matcher) for i, grammar in enumerate(grammars) if grammar is not None]
         if not found:
@@ -118,7 +122,7 @@ class Grammars:
             raise SamplingParamsError("structured_outputs need a token that ends the output, and the model names none")
         try:
             return from_tokenizer(self._hf, n_vocab=self._num_tokens, eos_token=self._eos_token_ids)
-        except Exception as error:  # The library raises plain ValueError or a panic's type for what it cannot read.
+        except Exception as error:  # The library raises ValueError, or the type of a Rust panic.
             raise SamplingParamsError(
                 f"structured_outputs cannot work with the tokenizer of this model: {first_line(str(error))}"
             ) from error

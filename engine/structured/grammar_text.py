@@ -1,6 +1,6 @@
-"""A constraint as the text of a grammar, in the form that llguidance compiles; and whether it does.
+"""`grammar_text`: a constraint as the text of a grammar that llguidance compiles; `check_compiles`: checks it.
 
-None of this takes a model, so that settings which hold for all rows of a job are checked before it starts.
+These functions need no model, so that a job can check the constraint in its settings before it starts.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from .params import CONSTRAINTS, StructuredOutputsParams
 __all__ = ["cannot_compile", "check_compiles", "first_line", "grammar_text"]
 
 WHITESPACE = r" |\n[ \t]{0,20}"
-"""Whitespace between the parts of JSON where a request names none: a space, or a line break with an indentation. With
-any number of them allowed, a model at a loss draws nothing else until its limit."""
+"""Whitespace between the parts of JSON if a request sets no pattern: a space, or a line break with an indentation.
+
+The pattern is limited, because a model may otherwise generate only whitespace until its length limit.
+"""
 
 SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-"""Keywords of JSON Schema whose values are schemas by names that anybody chose."""
+"""Keywords of JSON Schema whose values map names that the author has chosen to schemas."""
 
 VALUES = ("const", "enum", "default", "examples")
-"""Keywords of JSON Schema whose values are no schemas."""
+"""Keywords of JSON Schema whose values are JSON values and not schemas."""
 
 
 def check_compiles(params: StructuredOutputsParams | None) -> None:
-    """Checks a constraint as far as that is possible without a tokenizer.
+    """Checks that a constraint can be compiled, as far as the check is possible without a tokenizer.
 
     Raises:
-        SamplingParamsError: It cannot be compiled.
+        SamplingParamsError: The constraint cannot be compiled.
     """
     if params is not None:
         from llguidance import LLMatcher
@@ -39,10 +41,10 @@ def check_compiles(params: StructuredOutputsParams | None) -> None:
 
 
 def grammar_text(params: StructuredOutputsParams) -> str:
-    """Returns the grammar of a constraint.
+    """Returns the text of a constraint's grammar, in the form that llguidance compiles.
 
     Raises:
-        SamplingParamsError: It is not even one.
+        SamplingParamsError: The constraint cannot be turned into a grammar.
     """
     try:
         return _library_text(params)
@@ -51,11 +53,11 @@ def grammar_text(params: StructuredOutputsParams) -> str:
 
 
 def cannot_compile(params: StructuredOutputsParams, reason: str) -> SamplingParamsError:
-    """Makes the error of a constraint that is none.
+    """Returns the error for a constraint that cannot be compiled.
 
     Args:
-        params: What was asked.
-        reason: What the library says, in any number of lines.
+        params: The constraint.
+        reason: Message of the library, which may have several lines.
     """
     field = next(name for name in CONSTRAINTS if getattr(params, name) is not None)
     given = getattr(params, field)
@@ -83,7 +85,7 @@ def _library_text(params: StructuredOutputsParams) -> str:
 
 
 def _close_objects(schema: Any) -> None:
-    """Forbids further properties, in place, in every part of a schema that names some and does not speak of others."""
+    """Sets `additionalProperties` to False in all parts of a schema that have `properties` and do not set it."""
     if isinstance(schema, list):
         for part in schema:
             _close_objects(part)
@@ -99,7 +101,10 @@ def _close_objects(schema: Any) -> None:
 
 
 def first_line(text: str) -> str:
-    """Returns the line of an error that says what is wrong: those of the library draw a picture around it."""
+    """Returns the line of a library's error message that starts with "error: ", or else the first line.
+
+    The messages of llguidance also quote the grammar and mark the place of the error in it.
+    """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (said or lines or ["no reason given"])[0]

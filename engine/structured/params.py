@@ -1,7 +1,7 @@
-"""What an output must look like: `StructuredOutputsParams`, checked when it is made.
+"""`StructuredOutputsParams`: a constraint that the output of a request must satisfy.
 
-Names are those that users of vLLM know. Whether a schema, an expression or a grammar can be followed is found out when
-its request is added, by `Grammars.start`: that takes the model's tokenizer.
+Names are the same as in vLLM. The constructor checks the values. `Grammars.start` compiles the constraint when a
+request is added, because that needs the model's tokenizer.
 """
 
 from __future__ import annotations
@@ -17,28 +17,29 @@ from ..errors import SamplingParamsError, unknown_key_message
 __all__ = ["CONSTRAINTS", "StructuredOutputsParams"]
 
 CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object")
-"""The fields of which exactly one is given."""
+"""The fields that hold a constraint; exactly one of them is given."""
 
 
 @dataclass(frozen=True, slots=True)
 class StructuredOutputsParams:
-    """The form of one request's output; exactly one of the first five is given.
+    """A constraint on the output of a request. Exactly one of the first five fields is given.
 
     Attributes:
-        json: A JSON schema: a dictionary, its text, or a class with `model_json_schema`, as pydantic's are. Kept as
-            text.
-        regex: An expression that the whole output matches, in the syntax of Rust's `regex`: nothing that looks around
-            or back.
-        choice: Texts of which the output is one.
-        grammar: A context-free grammar, in GBNF or in llguidance's variant of Lark.
-        json_object: True for any JSON object.
+        json: JSON schema: a dictionary, its JSON text, or a class with `model_json_schema`, such as a pydantic model.
+            It is stored as text.
+        regex: Regular expression that the whole output matches, in the syntax of Rust's `regex`, which has no
+            look-around and no back-references.
+        choice: Texts; the output is one of them.
+        grammar: Context-free grammar, in GBNF or in llguidance's variant of Lark.
+        json_object: True if the output is any JSON object.
         disable_any_whitespace: Whether JSON has no whitespace between its parts.
-        disable_additional_properties: Whether objects of the schema that do not speak of further properties have none.
-        whitespace_pattern: An expression for the whitespace between the parts of JSON; None for a space, or a line
+        disable_additional_properties: Whether objects have no properties besides those of the schema, where the schema
+            does not set `additionalProperties`.
+        whitespace_pattern: Regular expression for the whitespace between the parts of JSON; None for a space, or a line
             break with up to 20 blanks after it.
 
     Raises:
-        SamplingParamsError: A wrong value, none of the five, or several.
+        SamplingParamsError: A value is wrong, or not exactly one of the first five fields is given.
     """
 
     json: Any = None
@@ -83,7 +84,7 @@ class StructuredOutputsParams:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> StructuredOutputsParams:
-        """Makes them from a mapping, as a row of a dataset gives it; None means that a field is left out.
+        """Makes the parameters from a mapping, such as a cell of a dataset. A field with the value None is left out.
 
         Args:
             values: Field name -> value.
@@ -92,7 +93,7 @@ class StructuredOutputsParams:
             The parameters.
 
         Raises:
-            SamplingParamsError: An unknown field (the message names the nearest known one) or a wrong value.
+            SamplingParamsError: A field is unknown (the message gives the nearest known one), or a value is wrong.
         """
         for key in values:
             if key == "structural_tag":
@@ -108,7 +109,7 @@ FIELD_NAMES = frozenset(field.name for field in dataclasses.fields(StructuredOut
 
 
 def _schema_text(schema: Any) -> str:
-    """Returns a schema as JSON text, its properties in the order in which they were given."""
+    """Returns a schema as JSON text; the properties keep their order."""
     if hasattr(schema, "model_json_schema"):
         schema = schema.model_json_schema()
     try:
@@ -123,7 +124,7 @@ def _schema_text(schema: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Turns numpy arrays and scalars into what they were before they went through Arrow."""
+    """Returns numpy arrays and scalars, which Arrow makes of lists and numbers, as plain lists and numbers."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"it holds a {type(value).__name__}")

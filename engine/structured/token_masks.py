@@ -1,4 +1,4 @@
-"""Which tokens some sequences of a step may draw: bits on the host, applied to logits on the device."""
+"""`TokenMasks`: the tokens that grammars allow in a step, as bits on the host, and their use on the device's logits."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from ..device import to_device
 __all__ = ["TokenMasks"]
 
 MAX_LOGITS_AT_ONCE = 1 << 24
-"""Logits that are masked together: the bits of a large batch, spread out, would take gigabytes."""
+"""Most logits that are masked at once. A mask takes one byte a logit, which is gigabytes for a large batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenMasks:
-    """The masks of those sequences of a step that have one.
+    """The token masks of a step, one for each sequence that samples and follows a grammar.
 
     Attributes:
-        indices: Which of the sequences that sample, ascending.
-        bits: `[num_masks, num_bytes]` uint8; bit i of byte j is set if token `8 * j + i` is allowed. Tokens behind the
-            last byte are not.
+        indices: Index of each sequence with a mask among the sequences that sample, ascending.
+        bits: `[num_masks, num_bytes]` uint8; bit i of byte j is set if token `8 * j + i` is allowed. Tokens after the
+            last byte are not allowed.
     """
 
     indices: list[int]
     bits: np.ndarray
 
     def apply(self, logits: Tensor) -> None:
-        """Forbids every other token, in place; does not wait for the device.
+        """Sets the logits of all forbidden tokens to minus infinity, in place; the host does not wait for the device.
 
         Args:
-            logits: `[num_samples, vocab_size]` float32.
+            logits: `[num_samples, vocab_size]` float32, the logits of the sequences that sample.
         """
         vocab_size = logits.shape[-1]
         has_all = len(self.indices) == len(logits)
@@ -51,13 +51,13 @@ class TokenMasks:
 
 
 def _forbidden(bits: np.ndarray, device: torch.device) -> Tensor:
-    """Spreads bits out, `[num_masks, 8 * num_bytes]` bool: on the host if it is the device, since numpy is faster."""
+    """Returns `[num_masks, 8 * num_bytes]` bool, True where a bit is not set; numpy does it faster on a CPU."""
     if device.type == "cpu":
         return torch.from_numpy(np.unpackbits(~bits, axis=1, bitorder="little").view(np.bool_))
     return _spread(to_device(bits, torch.uint8, device))
 
 
 def _spread(bits: Tensor) -> Tensor:
-    """Does the same on the device."""
+    """Returns `[num_masks, 8 * num_bytes]` bool, True where a bit is not set, computed on the device of `bits`."""
     places = 1 << torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (bits.unsqueeze(-1) & places).eq(0).flatten(1)

@@ -1,10 +1,11 @@
-"""Tokens back to text.
+"""`decode_continuation` turns an output into text; `StopStringMatcher` finds stop strings while tokens are generated.
 
-Text is made once, when a request has finished. Only a request with stop strings needs text while it runs:
-`StopStringMatcher` grows it token by token.
+Text is made once, when a sequence has finished. Only a sequence with stop strings needs text while it runs:
+`StopStringMatcher` decodes it token by token.
 
-A token alone has no text of its own: a tokenizer may strip a space at the start, and one character may span several
-tokens. So the output is decoded together with the last tokens of the prompt, and their text is taken off.
+The text of a token depends on the tokens before it: a tokenizer may strip a space at the start of a text, and one
+character may consist of several tokens. So the output is decoded together with the last tokens of the prompt, and the
+text of the prompt tokens is then removed.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from collections.abc import Sequence
 from typing import Protocol
 
 NUM_CONTEXT_TOKENS = 5
-"""Prompt tokens decoded along with the output, at first; a character has at most four bytes, so four tokens."""
+"""Number of prompt tokens decoded with the output at first. A character has at most 4 bytes, so at most 4 tokens."""
 
 INCOMPLETE = "\ufffd"
-"""What a decoder writes for bytes that are not a character (yet)."""
+"""The character that a decoder writes for bytes that are no complete character."""
 
 
 class Decoder(Protocol):
-    """Anything that turns token ids into text."""
+    """The part of a tokenizer that turns token ids into text."""
 
     def decode_ids(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Returns the text of the tokens."""
@@ -30,13 +31,13 @@ class Decoder(Protocol):
 def decode_continuation(
     decoder: Decoder, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int], skip_special_tokens: bool
 ) -> str:
-    """Returns the text of an output as it continues its prompt.
+    """Returns the text of an output, decoded as the continuation of its prompt.
 
     Args:
         decoder: The tokenizer.
-        prompt_token_ids: Tokens before the output.
-        output_token_ids: Tokens to turn into text.
-        skip_special_tokens: Whether special tokens have no text.
+        prompt_token_ids: Token ids of the prompt.
+        output_token_ids: Token ids of the output.
+        skip_special_tokens: Whether special tokens are left out of the text.
     """
     context, before = _context(decoder, prompt_token_ids, skip_special_tokens)
     whole = decoder.decode_ids(context + list(output_token_ids), skip_special_tokens)
@@ -44,9 +45,10 @@ def decode_continuation(
 
 
 def _context(decoder: Decoder, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> tuple[list[int], str]:
-    """Returns the last tokens of a prompt, as many as it takes to begin with a whole character, and their text.
+    """Returns the last tokens of a prompt and their text, with enough tokens to begin with a whole character.
 
-    A tokenizer that falls back to bytes decodes a run of them all together or not at all.
+    A tokenizer with byte fallback decodes a whole run of byte tokens to `INCOMPLETE` if the run begins inside a
+    character.
     """
     num_tokens = NUM_CONTEXT_TOKENS
     while True:
@@ -58,21 +60,25 @@ def _context(decoder: Decoder, prompt_token_ids: Sequence[int], skip_special_tok
 
 
 def _added(before: str, whole: str) -> str:
-    """Returns what a longer text adds to a shorter one, whose last character it may complete."""
+    """Returns the part of `whole` after `before`; a last incomplete character of `before` belongs to that part."""
     if not whole.startswith(before):
         before = before.rstrip(INCOMPLETE)
     return whole[len(before) :]
 
 
 class StopStringMatcher:
-    """Grows the text of one output and finds the first stop string in it.
+    """Decodes one output token by token and finds the first stop string in its text.
 
     Args:
         decoder: The tokenizer.
-        prompt_token_ids: Tokens before the output.
+        prompt_token_ids: Token ids of the prompt.
         stop: The stop strings.
-        skip_special_tokens: Whether special tokens have no text.
-        include_stop: Whether the text keeps the stop string.
+        skip_special_tokens: Whether special tokens are left out of the text.
+        include_stop: Whether the text includes the stop string.
+
+    Attributes:
+        text: Text of the output so far, cut at the stop string.
+        matched: The stop string that was found; None while there is none.
     """
 
     def __init__(
@@ -88,21 +94,21 @@ class StopStringMatcher:
         self._stop = list(stop)
         self._skip_special_tokens = skip_special_tokens
         self._include_stop = include_stop
-        # Tokens [start, read) have been turned into text; they are decoded again as context of the ones after.
+        # Tokens [start, read) are decoded already. They are decoded again as the context of the tokens after them.
         self._ids, _ = _context(decoder, prompt_token_ids, skip_special_tokens)
         self._start, self._read = 0, len(self._ids)
         self.text = ""
         self.matched: str | None = None
 
     def push(self, token_id: int, may_stop: bool = True) -> bool:
-        """Takes the next token.
+        """Appends the next token to the text, and looks for a stop string that it completes.
 
         Args:
-            token_id: The token.
-            may_stop: Whether a stop string completed by this token counts.
+            token_id: The token id.
+            may_stop: Whether a stop string counts that this token completes.
 
         Returns:
-            Whether a stop string is complete; `matched` holds it and `text` is cut at it.
+            Whether a stop string was found. If so, it is in `matched`, and `text` is cut at it.
         """
         new_text = self._decode_new(token_id)
         num_old = len(self.text)
@@ -121,7 +127,7 @@ class StopStringMatcher:
         return added
 
     def _match(self, num_old: int) -> None:
-        """Finds the match that completes first; of several that complete together, the first listed."""
+        """Sets `matched` to the stop string that ends first in the text; of several, to the first in the list."""
         found = []
         for order, stop in enumerate(self._stop):
             begin = self.text.find(stop, max(0, num_old - len(stop) + 1))

@@ -1,6 +1,6 @@
-"""Text to tokens and back: one face over the model's Hugging Face tokenizer.
+"""`Tokenizer`: turns text and conversations into tokens and tokens into text, with a Hugging Face tokenizer.
 
-Importing this module is cheap; transformers is loaded when a `Tokenizer` is made.
+An import of this module does not import transformers; the constructor of `Tokenizer` does.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ TOKENIZER_FILES = (
     "tekken.json",
     "tiktoken.model",
 )
-"""A tokenizer's folder holds at least one of these."""
+"""Names of tokenizer files. The folder of a tokenizer holds at least one of them."""
 
 INSTEAD = "pass tokenizer=FOLDER, or skip_tokenizer_init=True to work with token ids only"
 
 
 class Tokenizer:
-    """The tokenizer of a model folder.
+    """The tokenizer of a model.
 
     Args:
-        folder: A folder with tokenizer files.
-        chat_template: Jinja text, or the path of a file with it, that replaces the tokenizer's own template.
+        folder: Folder with the tokenizer files.
+        chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's chat template.
 
     Raises:
         ConfigError: The folder holds no tokenizer that can be loaded.
@@ -43,60 +43,60 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         if not any((Path(folder) / name).exists() for name in TOKENIZER_FILES):
-            # Some tokenizer classes load from an empty folder, and know no word.
+            # Some tokenizer classes load without an error from an empty folder, and then have an empty vocabulary.
             raise ConfigError(f"{folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); {INSTEAD}")
         try:
             self.hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except Exception as error:  # Each tokenizer class raises its own kinds for missing or broken files.
+        except Exception as error:  # Each tokenizer class raises other errors for broken files.
             raise ConfigError(f"no tokenizer could be loaded from {folder}: {_first_line(error)}; {INSTEAD}") from error
         self._chat_template = _read_template(chat_template)
 
     @property
     def eos_token_id(self) -> int | None:
-        """The tokenizer's end-of-sequence token."""
+        """Id of the tokenizer's end-of-sequence token; None if it has none."""
         return self.hf.eos_token_id
 
     @cached_property
     def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
+        """Number of tokens, added tokens included."""
         return len(self.hf)
 
     @cached_property
     def special_tokens(self) -> frozenset[str]:
-        """Texts of the tokens that `decode` leaves out unless told otherwise."""
+        """Texts of the special tokens, which `decode` leaves out by default."""
         return frozenset(str(token) for token in self.hf.added_tokens_decoder.values() if token.special)
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """Tokenises texts together, in parallel where the tokenizer can.
+        """Tokenises several texts, in parallel if the tokenizer can.
 
         Args:
             texts: The texts.
-            add_special_tokens: Whether to add what the model expects around a plain text, e.g. a beginning-of-sequence
-                token. A rendered chat has it already.
+            add_special_tokens: Whether to add the special tokens that the model expects around a plain text, e.g. a
+                beginning-of-sequence token. A rendered conversation already has them.
 
         Returns:
-            Token ids of each text.
+            A list of token ids for each text.
         """
         if not texts:
             return []
         return self.hf(list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False)["input_ids"]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """Tokenises pairs of texts, each as one sequence with whatever the model expects between the two."""
+        """Returns the token ids of each pair as one prompt, with the separators that the model expects in a pair."""
         return [self.hf(first, second, return_attention_mask=False)["input_ids"] for first, second in pairs]
 
     def decode_ids(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Returns the text of tokens on their own."""
+        """Returns the text of tokens, decoded without the tokens before them."""
         return self.hf.decode(token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
 
     def decode(
         self, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int], skip_special_tokens: bool = True
     ) -> str:
-        """Returns the text of an output as it continues its prompt."""
+        """Returns the text of an output, decoded as the continuation of its prompt; see `decode_continuation`."""
         return decode_continuation(self, prompt_token_ids, output_token_ids, skip_special_tokens)
 
     def token_text(self, token_id: int) -> str:
-        """Returns the text of one token; for a token id without text, an empty string."""
+        """Returns the text of one token; an empty string for ids beyond the vocabulary."""
         return self.hf.decode([token_id]) if token_id < self.vocab_size else ""
 
     def render_chat(
@@ -109,21 +109,21 @@ class Tokenizer:
         tools: Sequence[Any] | None = None,
         **template_kwargs: Any,
     ) -> str:
-        """Renders a conversation as the prompt the model was trained on.
+        """Renders a conversation as the text of a prompt, with a chat template.
 
         Args:
-            messages: Each with `role` and `content`.
-            add_generation_prompt: Whether to open the assistant's turn at the end.
-            continue_final_message: Whether the last message is the beginning of the answer.
-            chat_template: Jinja text that replaces the template for this call.
-            tools: Descriptions of tools, for templates that take them.
+            messages: Messages of the conversation, each a dictionary with `role` and `content`.
+            add_generation_prompt: Whether the prompt ends with the opening of the assistant's turn.
+            continue_final_message: Whether the last message is the beginning of the answer, which the model continues.
+            chat_template: Jinja text that replaces the chat template for this call.
+            tools: Descriptions of tools, for templates that use them.
             **template_kwargs: Further variables of the template.
 
         Returns:
             The prompt. Tokenise it with `add_special_tokens=False`.
 
         Raises:
-            ChatTemplateError: There is no template, or it refuses the conversation.
+            ChatTemplateError: There is no chat template, or the template raises an error for the conversation.
         """
         template = chat_template or self._chat_template
         if template is None and self.hf.chat_template is None:
@@ -143,11 +143,11 @@ class Tokenizer:
             )
         except ChatTemplateError:
             raise
-        except Exception as error:  # Templates raise whatever Jinja and their own code raise.
+        except Exception as error:  # A template can raise any error of Jinja and of its own code.
             raise ChatTemplateError(f"the chat template refuses the conversation: {_first_line(error)}") from error
 
     def bad_word_ids(self, word: str) -> list[list[int]]:
-        """Returns the token sequences that spell a word, at the start of a text and after a space."""
+        """Returns the lists of token ids that a word has at the start of a text and after a space."""
         spellings = self.encode_batch([word, " " + word.lstrip()], add_special_tokens=False)
         return [ids for index, ids in enumerate(spellings) if ids and ids not in spellings[:index]]
 
@@ -165,7 +165,7 @@ def _check_messages(messages: Any) -> None:
 
 
 def _with_plain_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Joins content that comes in parts, as OpenAI's clients send it, into the one text that templates expect."""
+    """Returns a message whose content is one text, as templates expect; OpenAI's clients may send a list of parts."""
     parts = message.get("content")
     if isinstance(parts, str) or not isinstance(parts, Sequence):
         return message
@@ -186,7 +186,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _read_template(template: str | None) -> str | None:
-    """Takes Jinja text as it is and reads anything else as a file."""
+    """Returns the Jinja text of a template; an argument without a brace is the path of a file with the text."""
     if template is None or "{" in template:
         return template
     try:
