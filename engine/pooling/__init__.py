@@ -1,1 +1,1 @@
-"""Prompts to vectors: parameters, pooling, scores, outputs."""
+"""Vectors of prompts: pooling parameters, the last operations on a vector, scores and outputs."""

@@ -1,4 +1,4 @@
-"""How a pooling engine makes a vector of a prompt, unless a request says otherwise: `PoolerConfig`."""
+"""`PoolerConfig`: how a pooling engine makes a vector of a prompt, unless a request sets it otherwise."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .params import PoolingParams
 __all__ = ["POOLING_TYPES", "PoolerConfig"]
 
 POOLING_TYPES = ("LAST", "MEAN")
-"""The hidden state of the last token, the only one that has seen the whole prompt, and the mean of all."""
+"""``"LAST"`` takes the hidden state of the last token, which attends to the whole prompt; ``"MEAN"`` the mean."""
 
 NAMES_OF_VLLM = {"seq_pooling_type": "pooling_type", "normalize": "use_activation"}
 
 
 @dataclass(frozen=True, slots=True)
 class PoolerConfig:
-    """Settings of the pooler; None takes what the model says.
+    """Settings of the pooler of an engine. None leaves a setting to the model's folder.
 
     Attributes:
-        pooling_type: A key of `POOLING_TYPES`.
+        pooling_type: One of `POOLING_TYPES`.
         use_activation: As in `PoolingParams`.
         dimensions: As in `PoolingParams`.
 
     Raises:
-        ConfigError: A wrong value.
+        ConfigError: A value is wrong.
     """
 
     pooling_type: str | None = None
@@ -48,13 +48,13 @@ class PoolerConfig:
 
     @classmethod
     def read(cls, given: Any) -> PoolerConfig:
-        """Reads what `EngineConfig` was given.
+        """Returns the settings that the field `pooler_config` of `EngineConfig` holds.
 
         Args:
-            given: None, a mapping, or the settings.
+            given: Value of the field: None, a mapping, or a `PoolerConfig`.
 
         Raises:
-            ConfigError: It is none of these, or a setting is unknown or wrong.
+            ConfigError: The value has another type, or a setting is unknown or wrong.
         """
         if given is None or isinstance(given, cls):
             return given or cls()
@@ -71,6 +71,6 @@ class PoolerConfig:
         return cls(**values)
 
     def over(self, model: PoolerConfig) -> PoolerConfig:
-        """Returns these settings, and the model's where these say nothing."""
+        """Returns these settings, with the settings of `model` in place of None."""
         own = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         return replace(model, **own)

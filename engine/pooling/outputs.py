@@ -1,4 +1,4 @@
-"""What a pooled request gives back, under the names that users of vLLM know. Plain data: it pickles."""
+"""`PoolingRequestOutput`: the result of a pooling request, with vLLM's names. It is plain data and can be pickled."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PoolingOutput:
     """The vector of a prompt.
 
     Attributes:
-        data: `[size]` float32; of a request with more prompts `[num_prompts, size]`.
+        data: `[size]` float32; `[num_prompts, size]` if the request has more than one prompt.
     """
 
     data: np.ndarray
@@ -40,49 +40,49 @@ class EmbeddingOutput:
     """The embedding of a prompt.
 
     Attributes:
-        embedding: Its numbers.
+        embedding: Numbers of the embedding.
     """
 
     embedding: list[float]
 
     @property
     def hidden_size(self) -> int:
-        """How many numbers it has."""
+        """Length of the embedding."""
         return len(self.embedding)
 
 
 @dataclass(slots=True)
 class ClassificationOutput:
-    """The classes of a prompt.
+    """The probabilities of the classes for a prompt.
 
     Attributes:
-        probs: Probability of each class; logits where no activation was asked for.
+        probs: Probability of each class; the logit of each class if the request switches the activation off.
     """
 
     probs: list[float]
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """Number of classes."""
         return len(self.probs)
 
 
 def embedding_of(pooled: PoolingOutput | None) -> EmbeddingOutput | None:
-    """Returns a vector as an embedding; None of none."""
+    """Returns the embedding that a vector holds; None for None, which stands for a failed request."""
     return None if pooled is None else EmbeddingOutput(pooled.data.tolist())
 
 
 def classes_of(pooled: PoolingOutput | None) -> ClassificationOutput | None:
-    """Returns a vector as classes; None of none."""
+    """Returns the probabilities that a vector holds; None for None, which stands for a failed request."""
     return None if pooled is None else ClassificationOutput(pooled.data.tolist())
 
 
 @dataclass(slots=True)
 class ScoringOutput:
-    """How well two texts go together.
+    """The similarity score of two texts.
 
     Attributes:
-        score: Higher is better: the cosine of two embeddings, or what a classifier of one class gives.
+        score: Cosine of two embeddings, or probability of the one class of a classifier; higher is more similar.
     """
 
     score: float
@@ -93,17 +93,17 @@ Output = TypeVar("Output")
 
 @dataclass(slots=True)
 class PoolingRequestOutput(Generic[Output]):
-    """A pooled request and its result.
+    """The result of one pooling request.
 
     Attributes:
-        request_id: Unique identifier of the request.
-        outputs: The result; None if the request failed.
-        prompt_token_ids: The tokens the model saw, of more prompts one after another.
-        num_cached_tokens: Prompt tokens whose KV cache was found rather than computed.
-        finished: Whether it has ended.
-        error: Why the request failed; None if it did not.
-        prompt: Prompt text; None if the prompt was given as token ids only.
-        metrics: Times of the request.
+        request_id: Id of the request.
+        outputs: The vector, embedding, probabilities or score; None if the request failed.
+        prompt_token_ids: Token ids of the prompt; the token ids of several prompts follow each other.
+        num_cached_tokens: Number of prompt tokens whose keys and values were found in the prefix cache.
+        finished: Whether the request has ended.
+        error: Error of a failed request; None if the request succeeded.
+        prompt: Text of the prompt; None if no text was given.
+        metrics: Durations and preemptions of the request.
     """
 
     request_id: str
@@ -117,16 +117,16 @@ class PoolingRequestOutput(Generic[Output]):
 
     @property
     def num_generated_tokens(self) -> int:
-        """0: a pooled request generates no token."""
+        """0, because a pooling request generates no tokens."""
         return 0
 
     @classmethod
     def from_base(cls, base: PoolingRequestOutput[Any], outputs: Output | None) -> Self:
-        """Makes the output of a kind of task.
+        """Makes an output of this class from the output of the engine, with another form of the vector.
 
         Args:
-            base: What the engine returned.
-            outputs: Its result, as the task has it.
+            base: Output of the engine.
+            outputs: The vector in the form that this class holds; None if the request failed.
         """
         return cls(
             base.request_id,
@@ -141,12 +141,12 @@ class PoolingRequestOutput(Generic[Output]):
 
 
 class EmbeddingRequestOutput(PoolingRequestOutput[EmbeddingOutput]):
-    """A request and its embedding."""
+    """The result of `LLM.embed` for one prompt."""
 
 
 class ClassificationRequestOutput(PoolingRequestOutput[ClassificationOutput]):
-    """A request and its classes."""
+    """The result of `LLM.classify` for one prompt."""
 
 
 class ScoringRequestOutput(PoolingRequestOutput[ScoringOutput]):
-    """A pair of texts and its score; of two embeddings, `prompt_token_ids` are those of both."""
+    """The result of `LLM.score` for one pair. `prompt_token_ids` holds the token ids of both texts."""

@@ -1,7 +1,7 @@
-"""How to turn a prompt into a vector: `PoolingParams`, checked when it is made.
+"""`PoolingParams`: how the vector of a prompt is made.
 
-Names are those that users of vLLM know. What depends on the model is checked when a request is added, by
-`Pooler.check`.
+Names are the same as in vLLM. The constructor checks the values. `Task.check_pooling` checks them against the model
+when a request is added.
 """
 
 from __future__ import annotations
@@ -17,24 +17,25 @@ from ..errors import PoolingParamsError, unknown_key_message
 __all__ = ["POOLING_TASKS", "PoolingParams"]
 
 POOLING_TASKS = ("embed", "classify")
-"""What a pooling engine may do. Vectors of single tokens are not there yet."""
+"""Names of the pooling tasks. vLLM has further tasks with a vector for each token, which this release does not have."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolingParams:
-    """Parameters of one request that is pooled.
+    """Parameters of one pooling request.
 
     Attributes:
-        task: ``"embed"`` or ``"classify"``; None for whatever the engine does.
-        dimensions: Leading numbers of an embedding to keep, for models that were trained for it; None for all. It is
-            cut before it is normalised.
-        use_activation: Whether an embedding is scaled to length 1, and logits become probabilities; None for the
-            model's own way, which is True unless it says otherwise.
-        normalize: An older name of `use_activation`.
-        skip_reading_prefix_cache: Whether every token is computed, also those whose KV cache is there already.
+        task: ``"embed"`` or ``"classify"``, which must be the task of the engine; None for the task of the engine.
+        dimensions: Number of leading elements of an embedding to keep, for models that were trained for shorter
+            embeddings; None for all. The embedding is shortened before it is normalised.
+        use_activation: Whether embeddings are scaled to length 1 and logits are turned into probabilities; None for the
+            setting of the engine, which is True unless the model or `PoolerConfig` sets it to False.
+        normalize: Older name of `use_activation`.
+        skip_reading_prefix_cache: Whether all tokens of the prompt are computed, also those whose keys and values are
+            in the prefix cache.
 
     Raises:
-        PoolingParamsError: A wrong value.
+        PoolingParamsError: A value is wrong.
     """
 
     task: str | None = None
@@ -57,7 +58,7 @@ class PoolingParams:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PoolingParams:
-        """Makes them from a mapping, as a row of a dataset gives it; None means that a field is left out.
+        """Makes the parameters from a mapping, such as a cell of a dataset. A field with the value None is left out.
 
         Args:
             values: Field name -> value.
@@ -66,7 +67,7 @@ class PoolingParams:
             The parameters.
 
         Raises:
-            PoolingParamsError: An unknown field (the message names the nearest known one) or a wrong value.
+            PoolingParamsError: A field is unknown (the message gives the nearest known one), or a value is wrong.
         """
         for key in values:
             if key not in FIELD_NAMES:
@@ -78,7 +79,7 @@ FIELD_NAMES = frozenset(field.name for field in dataclasses.fields(PoolingParams
 
 
 def _dimensions(value: Any) -> int | None:
-    """Takes numpy's integers and whole floats too: they are what a dataset's rows hold."""
+    """Returns the number of dimensions as an int. Datasets may hold numpy's integers and whole floats."""
     if value is None:
         return None
     is_whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer()

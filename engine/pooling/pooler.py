@@ -1,6 +1,6 @@
-"""Turns the vector that the device gives into what its caller gets: `Pooler`, on the host.
+"""`Pooler`: shortens and normalises the vectors that the device has computed.
 
-Every request has its own parameters and a vector is small, so the parameters never go to the device.
+This happens on the host, because each request has its own parameters and a vector is small.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ Activation = Callable[[np.ndarray], np.ndarray]
 
 
 def normalize(vector: np.ndarray) -> np.ndarray:
-    """Scales a vector to length 1; a vector of zeros stays one."""
+    """Returns a vector scaled to length 1; a vector of zeros is not changed."""
     return vector / max(float(np.linalg.norm(vector)), 1e-12)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of classes of which one is true."""
+    """Returns the probabilities of classes that exclude each other, from their logits; they sum to 1."""
     powers = np.exp(logits - logits.max())
     return powers / powers.sum()
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of classes of which each may be true."""
+    """Returns the probability of each class, from its logit; the classes do not exclude each other."""
     return 1 / (1 + np.exp(-logits))
 
 
 def identity(logits: np.ndarray) -> np.ndarray:
-    """Returns what it is given: a regression's numbers are no probabilities."""
+    """Returns the argument: the outputs of a regression are not turned into probabilities."""
     return logits
 
 
@@ -45,36 +45,41 @@ ACTIVATIONS: dict[str, Activation] = {
     "multi_label_classification": sigmoid,
     "regression": identity,
 }
-"""`problem_type` of a classifier's config -> what makes probabilities of its logits."""
+"""`problem_type` of a classifier's config -> the function that turns its logits into probabilities."""
 
 
 def class_activation(hf_config: Any, num_labels: int) -> Activation:
-    """Returns the function that makes probabilities of a classifier's logits, as its config says."""
+    """Returns the function that turns a classifier's logits into probabilities.
+
+    Args:
+        hf_config: Config of the model, whose `problem_type` chooses the function.
+        num_labels: Number of classes. Without `problem_type`, one class uses `sigmoid` and several use `softmax`.
+    """
     default = softmax if num_labels > 1 else sigmoid
     return ACTIVATIONS.get(getattr(hf_config, "problem_type", None) or "", default)
 
 
 @dataclass(frozen=True, slots=True)
 class Pooler:
-    """How one engine ends a vector.
+    """The last operations of an engine on the vector of a prompt.
 
     Attributes:
-        config: Settings for the requests that say nothing.
-        activation: The last operation on an embedding or on logits, unless it is switched off.
+        config: Settings for requests whose parameters leave them open.
+        activation: Function that normalises an embedding or turns logits into probabilities.
     """
 
     config: PoolerConfig
     activation: Activation
 
     def finish(self, vector: np.ndarray, params: PoolingParams) -> np.ndarray:
-        """Makes of a vector what a request asks for: first it is cut, then it is activated.
+        """Shortens a vector to the dimensions that a request asks for, and then applies the activation if it is on.
 
         Args:
-            vector: `[size]` float32.
-            params: Of the request.
+            vector: `[size]` float32, as the device has computed it.
+            params: Pooling parameters of the request.
 
         Returns:
-            `[dimensions]` or `[size]` float32, of its own memory.
+            `[dimensions]` or `[size]` float32, which shares no memory with `vector`.
         """
         cut = vector[: params.dimensions or self.config.dimensions].astype(np.float32)
         is_on = self.config.use_activation if params.use_activation is None else params.use_activation

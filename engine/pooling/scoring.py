@@ -1,4 +1,4 @@
-"""Pairs of texts and their scores: what `LLM.score` is made of."""
+"""`Scoring`: how `LLM.score` makes prompts of pairs of texts, and scores of their vectors."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Pooled = PoolingRequestOutput[PoolingOutput]
 
 
 def pair_up(data_1: Any, data_2: Any) -> list[tuple[str, str]]:
-    """Returns the pairs that two arguments of `LLM.score` stand for.
+    """Returns the pairs of texts that the two arguments of `LLM.score` describe.
 
     Args:
-        data_1: One text, or a list of them.
-        data_2: One text or several. One text of the first goes with each of these, or else they go two by two.
+        data_1: One text, or a list of texts. One text is paired with every text of `data_2`.
+        data_2: One text, or a list of texts, as many as in `data_1` unless `data_1` is one text.
 
     Raises:
-        PromptTypeError: Something is no text.
-        ConfigError: The lists have different lengths.
+        PromptTypeError: A value is no text.
+        ConfigError: The numbers of texts do not match.
     """
     first, second = _texts("data_1", data_1), _texts("data_2", data_2)
     if len(first) == 1:
@@ -50,53 +50,53 @@ class Scoring(Protocol):
     """How a task scores pairs of texts: which prompts it reads, and how their vectors become scores."""
 
     def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
-        """Returns the prompts to pool."""
+        """Returns the prompts to pool, in the order of the pairs."""
         ...
 
     def outputs(self, pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
-        """Returns the score of each pair, from the outputs of its prompts."""
+        """Returns the score of each pair, from the outputs of all prompts, in the order of the prompts."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class PairScoring:
-    """A classifier of one class reads both texts at once.
+    """Scoring by a classifier with one class, which reads both texts of a pair as one prompt.
 
     Attributes:
-        tokenizer: Joins two texts as the model was trained to read them.
+        tokenizer: Tokenizer that joins the two texts with the separators that the model expects.
     """
 
     tokenizer: Tokenizer
 
     def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """As `Scoring.prompts`: one prompt a pair."""
+        """Returns one prompt of token ids for each pair, see `Scoring.prompts`."""
         return self.tokenizer.encode_pairs(pairs)
 
     def outputs(self, pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
-        """As `Scoring.outputs`."""
+        """Returns the probability of the class for each pair, see `Scoring.outputs`."""
         return [score_output(one) for one in pooled]
 
 
 class CosineScoring:
-    """The embeddings of both texts are compared."""
+    """Scoring by the cosine of the embeddings of the two texts of a pair."""
 
     def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        """As `Scoring.prompts`: two prompts a pair."""
+        """Returns two prompts for each pair, its texts, see `Scoring.prompts`."""
         return [text for pair in pairs for text in pair]
 
     def outputs(self, pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
-        """As `Scoring.outputs`."""
+        """Returns the cosine of each two embeddings that follow each other, see `Scoring.outputs`."""
         return [cosine_output(*two) for two in zip(pooled[::2], pooled[1::2], strict=True)]
 
 
 def score_output(pooled: Pooled) -> ScoringRequestOutput:
-    """Makes the score of a pair that a classifier of one class has read."""
+    """Returns the score of a pair: the first number of the vector that a classifier has computed for its prompt."""
     score = None if pooled.outputs is None else ScoringOutput(float(pooled.outputs.data[0]))
     return ScoringRequestOutput.from_base(pooled, score)
 
 
 def cosine_output(first: Pooled, second: Pooled) -> ScoringRequestOutput:
-    """Makes the score of two texts of their embeddings: the cosine of the angle between them."""
+    """Returns the score of a pair: the cosine of the embeddings of its texts. An error of either text is kept."""
     output = ScoringRequestOutput.from_base(first, None)
     output.prompt_token_ids = (first.prompt_token_ids or []) + (second.prompt_token_ids or [])
     output.num_cached_tokens = first.num_cached_tokens + second.num_cached_tokens

@@ -1,4 +1,4 @@
-"""How a model was made to be pooled, where its folder says so in the way of sentence-transformers."""
+"""`read_sentence_transformer`: the pooling settings in a model's folder that has the files of sentence-transformers."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from .config import PoolerConfig
 __all__ = ["read_sentence_transformer"]
 
 SENTENCE_MODES = {"lasttoken": "LAST", "mean": "MEAN", "mean_tokens": "MEAN"}
-"""Poolings of sentence-transformers, `pooling_mode_*` -> ours."""
+"""Names of pooling modes in sentence-transformers (`pooling_mode_*`) -> `PoolerConfig.pooling_type`."""
 
 
 def read_sentence_transformer(place: Location) -> PoolerConfig:
-    """Reads `modules.json` of a model, and the config of the pooling that it names.
+    """Reads the pooling settings of a model from its `modules.json` and the config of the pooling module.
 
     Args:
-        place: The model's folder.
+        place: Folder of the model.
 
     Returns:
-        The settings; empty ones if the folder says nothing.
+        The settings; all are None if there is no `modules.json`.
 
     Raises:
-        CheckpointError: A file is damaged, or asks for a pooling that decoders do not have here.
+        CheckpointError: A file is damaged, or asks for a kind of pooling that this release does not have.
     """
     modules = _read_json(place, "modules.json")
     if modules is None:
