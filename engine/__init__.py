@@ -1,6 +1,7 @@
-"""Tokens in, tokens out: the inference engine. It knows neither Ray nor datasets.
+"""The inference engine: `LLM` runs a model on prompts. It knows neither Ray nor datasets.
 
-The face is lazy (PEP 562): importing it loads no torch; the first name that needs it does.
+This module is lazy (PEP 562): `import millrace.engine` does not import torch. The first access to a name imports the
+module that defines the name.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from .structured.params import StructuredOutputsParams as StructuredOutputsParams
     from .text.tokenizer import Tokenizer as Tokenizer
 
-# Here, because nothing of the engine, torch included, is imported before its face.
+# This call must run before torch is imported. Python runs this file before every other module of the engine.
 shorten_spinning()
 
 __getattr__, __dir__, __all__ = lazy_face(

@@ -1,4 +1,4 @@
-"""One call of `LLM`: its prompts, tokenised together and run until each has its output."""
+"""`Call`: one call of a method of `LLM`. It tokenises the prompts together and runs them until each has an output."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ __all__ = ["Call", "OnError", "Parsed", "attempt", "one_for_each"]
 OnError = Literal["raise", "return"]
 
 Parsed = ParsedPrompt | UserError
-"""A prompt, or why it cannot be run."""
+"""A prompt, or the error that says why the prompt cannot be run."""
 
 MakeRequest = Callable[..., Request]
-"""The class of the requests of a call."""
+"""The class of the requests of a call: `GenerateRequest` or `PoolingRequest`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What runs the prompts of one call.
+    """One call of a method of `LLM`, which runs all of its prompts.
 
     Attributes:
-        engine: Runs them.
-        request_ids: Gives the next id.
-        use_tqdm: Whether to show progress, or what makes the progress bar.
-        on_error: What a prompt that fails does: ``"raise"`` ends the call, ``"return"`` gives an output with an error.
+        engine: The engine that runs the prompts.
+        request_ids: Iterator over unused request ids, which all calls of an `LLM` share.
+        use_tqdm: Whether to show a progress bar, or a function that makes the bar as `tqdm` does.
+        on_error: How the call treats a prompt that fails: ``"raise"`` ends the call with the error, ``"return"`` gives
+            the prompt an output with the error.
     """
 
     engine: LLMEngine
@@ -41,7 +42,12 @@ class Call:
     on_error: OnError
 
     def tokenize(self, parsed: list[Parsed], add_special_tokens: bool = True) -> None:
-        """Tokenises the texts that have no token ids yet, all together, in place."""
+        """Tokenises all prompts that are texts, together, and puts the results into the list `parsed`.
+
+        Args:
+            parsed: The prompts of the call. A text that the tokenizer cannot read is replaced by its error.
+            add_special_tokens: Whether the tokenizer adds the special tokens that the model expects.
+        """
         tokenizer = self.engine.tokenizer
         untokenized = {i: one for i, one in enumerate(parsed) if isinstance(one, ParsedPrompt) and one.is_text}
         if tokenizer is None or not untokenized:
@@ -49,7 +55,7 @@ class Call:
         texts = [one.text or "" for one in untokenized.values()]
         try:
             encoded = tokenizer.encode_batch(texts, add_special_tokens)
-        except Exception:  # noqa: BLE001  # One text the tokenizer cannot read fails the batch; find it.
+        except Exception:  # noqa: BLE001  # One unreadable text fails all texts, so each is tried alone.
             encoded = [attempt(encode_text, tokenizer, text, add_special_tokens) for text in texts]
         for (i, one), token_ids in zip(untokenized.items(), encoded, strict=True):
             parsed[i] = token_ids if isinstance(token_ids, UserError) else replace(one, token_ids=token_ids)
@@ -57,16 +63,16 @@ class Call:
     def run(
         self, parsed: list[Parsed], make: MakeRequest, params: Sequence[Any], priority: Sequence[int] | None
     ) -> list[Any]:
-        """Runs prompts.
+        """Runs the prompts and waits until each has an output.
 
         Args:
             parsed: The prompts.
-            make: `GenerateRequest` or `PoolingRequest`.
-            params: One for each.
-            priority: One for each, lower first; None for none.
+            make: Class of the requests: `GenerateRequest` or `PoolingRequest`.
+            params: Sampling or pooling parameters of each prompt.
+            priority: Priority of each prompt; prompts with lower numbers run first. None gives all priority 0.
 
         Returns:
-            One output for each, in their order.
+            One output for each prompt, in the order of the prompts.
 
         Raises:
             UserError: A prompt or its parameters cannot be used, and `on_error` is ``"raise"``.
@@ -89,7 +95,7 @@ class Call:
         except Exception:
             self.engine.abort(request.request_id for request in requests)
             raise
-        except BaseException:  # Ctrl-C, anywhere.
+        except BaseException:  # Ctrl-C can interrupt the engine at any point, so its state is not trusted.
             self.engine.reset()
             raise
         return [outputs[request_id] for request_id in sorted(outputs, key=int)]
@@ -108,7 +114,7 @@ class Call:
         return True
 
     def _drain(self, num_requests: int, outputs: dict[str, EngineOutput]) -> None:
-        """Steps until every request has its output."""
+        """Runs steps of the engine until every request has an output."""
         with Progress(num_requests, self.use_tqdm) as progress:
             while self.engine.has_unfinished_requests():
                 for output in self.engine.step():
@@ -119,7 +125,7 @@ class Call:
 
 
 def attempt(parse: Callable[..., Any], *args: Any) -> Any:
-    """Calls, and returns instead of raising what is wrong with the argument."""
+    """Calls `parse` with the arguments and returns its result; a `UserError` is returned too, and not raised."""
     try:
         return parse(*args)
     except UserError as error:
@@ -127,15 +133,15 @@ def attempt(parse: Callable[..., Any], *args: Any) -> Any:
 
 
 def one_for_each(what: str, given: Any, num_prompts: int) -> list[Any]:
-    """Returns one of something for each prompt.
+    """Returns a list with one value for each prompt.
 
     Args:
-        what: How an error names it.
-        given: One for all, or a sequence with one for each.
-        num_prompts: How many there are.
+        what: Name of the argument, for the error message.
+        given: One value for all prompts, or a sequence with the value of each prompt.
+        num_prompts: Number of prompts.
 
     Raises:
-        ConfigError: The sequence has another length.
+        ConfigError: The length of the sequence is not the number of prompts.
     """
     if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
         return [given] * num_prompts
@@ -145,7 +151,7 @@ def one_for_each(what: str, given: Any, num_prompts: int) -> list[Any]:
 
 
 class Progress:
-    """The progress bar of one call: requests done, tokens per second in and out."""
+    """The progress bar of one call: it shows the finished requests, and prompt and output tokens per second."""
 
     def __init__(self, num_requests: int, use_tqdm: bool | Callable[..., Any]) -> None:
         make = use_tqdm if callable(use_tqdm) else tqdm
@@ -160,7 +166,7 @@ class Progress:
         self._bar.close()
 
     def count(self, output: EngineOutput) -> None:
-        """Counts an output that is there."""
+        """Adds a finished request to the bar."""
         self._num_in += len(output.prompt_token_ids or ())
         self._num_out += output.num_generated_tokens
         elapsed_s = self._bar.format_dict["elapsed"] or 1e-9

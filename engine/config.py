@@ -1,6 +1,7 @@
-"""Settings of one engine: `EngineConfig`, made from the keyword arguments that users of vLLM know.
+"""`EngineConfig`: the settings of one engine, with the names and defaults of vLLM's keyword arguments.
 
-Sizes that depend on the model (length limit, number of KV blocks) stay None here and are settled when it is loaded.
+Sizes that depend on the model, such as the length limit and the number of KV cache blocks, may be None here. They are
+computed when the model is loaded.
 """
 
 from __future__ import annotations
@@ -48,20 +49,20 @@ CHOICES: dict[str, dict[Any, Any]] = {
         "sharded_state": "sharded_state",
     },
 }
-"""Fields with a few values: what may be given, and what it stands for."""
+"""Fields that take one of a few values: field -> (value that may be given -> value that the field then holds)."""
 
 IGNORED: dict[str, tuple[Any, str]] = {
     "swap_space": (0, "preempted requests are recomputed, never swapped"),
     "disable_log_stats": (True, "statistics are returned as data by stats()"),
     "enable_chunked_prefill": (True, "prompts are always prefilled in chunks when they exceed the token budget"),
-    "disable_custom_all_reduce": (True, "GPUs add up with NCCL"),
+    "disable_custom_all_reduce": (True, "GPUs compute sums with NCCL"),
     "compilation_config": (None, "nothing is compiled ahead of the first step"),
     "optimization_level": (None, "nothing is compiled ahead of the first step"),
     "max_seq_len_to_capture": (None, "graphs serve sequences of any length"),
     "use_v2_block_manager": (True, "there is one block manager"),
     "scheduler_reserve_full_isl": (True, "a request always enters only when its whole prompt fits"),
     "tokenizer_mode": ("auto", "the fast tokenizer is used when there is one"),
-    "distributed_executor_backend": (None, "an engine starts its own ranks, a replica on Ray is given them"),
+    "distributed_executor_backend": (None, "an engine starts its ranks itself; on Ray the pool starts them"),
     "async_scheduling": (None, "the overlap of host and device follows the device"),
     "revision": (None, "models are read from a folder, here or behind a URL"),
     "tokenizer_revision": (None, "models are read from a folder, here or behind a URL"),
@@ -69,22 +70,22 @@ IGNORED: dict[str, tuple[Any, str]] = {
     "hf_token": (None, "credentials are read from the environment: HF_TOKEN"),
     "limit_mm_per_prompt": (None, "this release takes text only"),
     "trust_remote_code": (False, "code that comes with a model is never run"),
-    "served_model_name": (None, "nothing is served"),
-    "performance_mode": ("throughput", "batch throughput is what the engine is made for"),
+    "served_model_name": (None, "the engine has no server"),
+    "performance_mode": ("throughput", "the engine is made for batch throughput"),
     "disable_log_requests": (True, "requests are never logged"),
-    "prefix_caching_hash_algo": (None, "the hash of blocks is not a setting"),
+    "prefix_caching_hash_algo": (None, "the hash function of blocks cannot be chosen"),
     "watermark": (0.0, "no blocks are held back"),
     "long_prefill_token_threshold": (0, "a long prompt may take a whole step"),
     "allowed_local_media_path": ("", "this release takes text only"),
     "allowed_media_domains": (None, "this release takes text only"),
     "mm_processor_kwargs": (None, "this release takes text only"),
     "mm_processor_cache_gb": (None, "this release takes text only"),
-    "structured_outputs_config": (None, "one library follows all grammars; options stand in structured_outputs"),
+    "structured_outputs_config": (None, "one library handles all grammars; see structured_outputs"),
     "max_loras": (None, "this release has no adapters"),
     "max_lora_rank": (None, "this release has no adapters"),
     "max_cpu_loras": (None, "this release has no adapters"),
 }
-"""Settings of vLLM that change nothing here: the value that is true anyway, and why another one warns."""
+"""Settings of vLLM without effect -> (the value that describes the engine, the reason why other values warn)."""
 
 ONLY: dict[str, tuple[Any, ...]] = {
     "data_parallel_size": (1,),
@@ -103,10 +104,10 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "spec_method": (None,),
     "kv_offloading_size": (None,),
 }
-"""Settings of vLLM of which only some values work in this release."""
+"""Settings of vLLM with values that this release does not support -> the values that it supports."""
 
 OTHER_NAMES = {"convert": "task", "override_pooler_config": "pooler_config"}
-"""Names that vLLM has, or once had, for fields of ours."""
+"""Names that vLLM has, or once had, for fields of `EngineConfig` -> the names of the fields."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,41 +117,47 @@ class EngineConfig:
     Attributes:
         model: Folder of the model in Hugging Face's layout, or ``"bundled:NAME"``.
         tokenizer: Folder of the tokenizer; None for the model's own.
-        skip_tokenizer_init: Load no tokenizer: prompts are token ids, outputs have no text.
-        chat_template: Jinja text or file that replaces the tokenizer's chat template.
-        hf_overrides: Values that replace those of the model's config.json.
-        generation_config: ``"auto"`` takes default sampling parameters from generation_config.json, ``"vllm"`` none.
-        runner: ``"generate"`` draws tokens, ``"pooling"`` makes a vector of each prompt; ``"auto"`` does what the
-            checkpoint was made for.
-        task: ``"embed"`` or ``"classify"`` says which vector; ``"auto"`` is the model's own, ``"generate"`` no vector.
-        pooler_config: Settings of the pooler, as `PoolerConfig` has them; None for the model's own.
-        dtype: ``"auto"`` (as stored, float32 on a CPU without bfloat16), ``"float32"``, ``"float16"``, ``"bfloat16"``.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        tensor_parallel_size: Ranks that share every matrix of a stage; it must divide the model's heads.
-        pipeline_parallel_size: Stages that the layers are cut into. Every rank is a process with a device of its own.
-        seed: Seed of the requests that bring none.
-        max_model_len: Most tokens of prompt and output together; None for what the model was made for.
-        max_num_seqs: Most requests running at once.
-        max_num_batched_tokens: Most tokens computed in one step; None for a default of the device.
-        block_size: Tokens per KV cache block.
-        num_gpu_blocks_override: Number of KV cache blocks, on any device; None to derive it from memory.
-        kv_cache_memory_bytes: Memory of the KV cache, of each rank; None to derive it from the device.
-        gpu_memory_utilization: Share of a GPU's memory to use.
-        enable_prefix_caching: Whether requests share the KV cache of equal prefixes.
+        skip_tokenizer_init: Whether no tokenizer is loaded. Prompts must then be token ids, and outputs have no text.
+        chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's chat template.
+        hf_overrides: Values that replace values of the model's config.json.
+        generation_config: ``"auto"`` reads the default sampling parameters from the model's generation_config.json;
+            ``"vllm"`` takes the defaults of `SamplingParams`.
+        runner: ``"generate"`` generates tokens, ``"pooling"`` makes a vector of each prompt; ``"auto"`` takes the
+            runner that the checkpoint was made for.
+        task: ``"generate"``, ``"embed"`` (the vector is an embedding) or ``"classify"`` (the vector holds the
+            probabilities of classes); ``"auto"`` takes the task that the checkpoint was made for.
+        pooler_config: Fields of `PoolerConfig`; None for the settings in the model's folder.
+        dtype: ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"auto"`` for the dtype of the checkpoint (float32 on a
+            CPU that has no arithmetic for that dtype).
+        device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for CUDA where it is available.
+        tensor_parallel_size: Number of ranks that share every matrix of a pp stage; it must divide the numbers of the
+            model's heads. Every rank is a process with a device of its own.
+        pipeline_parallel_size: Number of pp stages that the layers are divided into.
+        seed: Seed from which the seeds of requests without a seed are derived.
+        max_model_len: Most tokens of prompt and output together; None for the limit of the model.
+        max_num_seqs: Most sequences running at once.
+        max_num_batched_tokens: Most tokens computed in one step; None for the default of the device.
+        block_size: Number of tokens in a KV cache block.
+        num_gpu_blocks_override: Number of KV cache blocks, on any device; None to derive it from the memory.
+        kv_cache_memory_bytes: Memory of each rank's KV cache; None to derive it from the device.
+        gpu_memory_utilization: Share of a GPU's memory that the engine uses, above 0, at most 1.
+        enable_prefix_caching: Whether sequences share the KV cache blocks of equal prompt beginnings.
         enable_prompt_embeds: Whether prompts may be embeddings (`EmbedsPrompt`).
-        max_logprobs: Most log-probabilities a request may ask for per token; -1 for no limit.
-        quantization: Scheme by which the matrices of the layers are stored and multiplied, one of those in
-            engine/quantization/schemes: ``"fp8"`` (8 bits, GPU), ``"int8"`` (8 bits, CPU); None for the model's dtype.
-        kv_cache_dtype: ``"auto"`` (the model's own) or ``"fp8"``, which holds twice the tokens of bfloat16.
-        deterministic: Compute every token the same to the bit, whatever else is in the batch. Slower.
-        enforce_eager: Run every kernel of every step from Python: no CUDA graphs on a GPU, and no tapes of recorded
-            decode steps on a CPU.
-        cudagraph_capture_sizes: Batch sizes to capture decode graphs for; None for a ladder up to max_num_seqs.
+        max_logprobs: Most log-probabilities that a request may ask for, for each token; -1 for no limit.
+        quantization: Name of the scheme by which the matrices of linear layers are stored and multiplied, a file in
+            engine/quantization/schemes: e.g. ``"fp8"`` (8 bits, GPU) or ``"int8"`` (8 bits, CPU); None for none.
+        kv_cache_dtype: ``"auto"`` (the model's dtype) or ``"fp8"``, which holds twice as many tokens as bfloat16.
+        deterministic: Whether the result of a token is the same to the bit in any batch. This is slower.
+        enforce_eager: Whether every kernel of every step is launched from Python: a GPU then uses no CUDA graphs, and a
+            CPU no tapes of recorded decode steps.
+        cudagraph_capture_sizes: Numbers of sequences that decode steps are recorded for as CUDA graphs; None for a
+            series of numbers up to max_num_seqs.
         load_format: ``"auto"`` reads the checkpoint; ``"dummy"`` makes random weights, for benchmarks;
-            ``"sharded_state"`` reads what `LLM.save_sharded_state` wrote for the same numbers of ranks.
-        num_threads: Threads of the CPU backend, of each rank; None for OMP_NUM_THREADS, or else the physical cores it
-            may use, shared among the ranks of a host.
-        overlap_depth: Steps planned ahead of the one whose tokens are read; None for the device's own (CPU 0, CUDA 1).
+            ``"sharded_state"`` reads files of `LLM.save_sharded_state`, written with the same numbers of ranks.
+        num_threads: Number of threads that each rank computes with on a CPU. None for OMP_NUM_THREADS, or else for the
+            physical cores that the process may use, divided among the ranks of a host.
+        overlap_depth: Number of steps that are started before the tokens of an earlier one are read; None for the
+            default of the device (0 on a CPU, 1 on CUDA).
     """
 
     model: str
@@ -207,7 +214,7 @@ class EngineConfig:
 
     @property
     def num_ranks(self) -> int:
-        """Processes that the engine consists of."""
+        """Number of processes that the engine consists of."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @classmethod
@@ -215,14 +222,14 @@ class EngineConfig:
         """Makes a config from the keyword arguments of vLLM's engine.
 
         Args:
-            **kwargs: Fields of this class, and settings of vLLM: those without effect here warn.
+            **kwargs: Fields of this class, and other settings of vLLM. A setting without effect here logs a warning.
 
         Returns:
             The checked config.
 
         Raises:
-            ConfigError: An unknown name (the message names the nearest known one), a wrong value, or a setting of
-                vLLM that this release cannot honour.
+            ConfigError: A name is unknown (the message gives the nearest known one), a value is wrong, or this release
+                cannot honour a setting of vLLM.
         """
         config, warnings = cls._read(kwargs)
         for warning in warnings:
@@ -231,16 +238,16 @@ class EngineConfig:
 
     @classmethod
     def check_kwargs(cls, **kwargs: Any) -> None:
-        """Checks what `from_kwargs` would be given, without its warnings.
+        """Checks keyword arguments for `from_kwargs`, without logging its warnings.
 
         Raises:
-            ConfigError: As `from_kwargs`.
+            ConfigError: As in `from_kwargs`.
         """
         cls._read(kwargs)
 
     @classmethod
     def _read(cls, kwargs: dict[str, Any]) -> tuple[EngineConfig, list[str]]:
-        """Makes the config, and the warnings of settings without effect."""
+        """Returns the config, and the warnings about settings without effect."""
         fields, warnings = {}, []
         names = {field.name for field in dataclasses.fields(cls)}
         for given, value in kwargs.items():
@@ -279,7 +286,7 @@ class EngineConfig:
         if self.pipeline_parallel_size > 1 and self.overlap_depth is not None:
             raise ConfigError(
                 f"overlap_depth={self.overlap_depth} with pipeline_parallel_size={self.pipeline_parallel_size}: the "
-                "steps under way are as many as the stages; leave overlap_depth out"
+                "number of steps in flight is the number of stages; leave overlap_depth out"
             )
 
     def _check_sizes(self) -> None:
@@ -320,7 +327,7 @@ def _check_at_least_one(name: str, value: Any) -> None:
 
 
 def _parse_length(value: Any) -> Any:
-    """Takes ``-1`` and ``"auto"`` for the model's own limit, and lengths such as ``"32k"``."""
+    """Returns None for ``-1`` and ``"auto"``, which ask for the model's limit, and the number for e.g. ``"32k"``."""
     if value in (-1, "auto"):
         return None
     if isinstance(value, str) and value.lower().endswith("k") and value[:-1].isdigit():

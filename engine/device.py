@@ -1,4 +1,7 @@
-"""What the machine offers: the device, its memory, its number types, its cores. The only file that asks CUDA."""
+"""`Device`: an engine's device with its memory and dtypes, and copies to and from it; also the host's CPU cores.
+
+Only this module asks CUDA which devices there are and how much memory they have.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,31 @@ from torch import Tensor
 from .errors import ConfigError
 
 MAX_CPU_KV_CACHE_BYTES = 4 << 30
-"""Most memory a CPU's KV cache takes by default."""
+"""Most bytes of the KV cache on a CPU, if the settings give no size."""
 
 LARGE_GPU_BYTES = 70 << 30
-"""Memory from which a GPU takes prompts in steps of 16,384 tokens."""
+"""A GPU with at least this memory computes up to 16,384 tokens a step by default, and a smaller GPU up to 8192."""
 
 CPU_KV_CACHE_SHARE = 0.4
-"""Share of the available memory that a CPU's KV cache takes by default."""
+"""Share of the host's available memory for the KV cache on a CPU, if the settings give no size."""
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Names of malloc.h."""
+"""Numbers of the parameters of `mallopt`, as malloc.h of glibc defines them."""
 
 _KEPT_BYTES = 256 << 20
-"""Larger allocations than this, weights for one, still go back to the system when they are freed."""
+"""Larger allocations, such as weights, are still returned to the operating system when they are freed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device and the defaults that follow from it.
+    """A device and the default settings for it.
 
     Attributes:
-        torch_device: Where tensors live.
-        max_num_batched_tokens: Tokens per step that fill it.
-        overlap_depth: Steps to plan ahead: 1 where the host can run ahead of the device.
-        num_sharing: Ranks of one engine that share the host's cores, and on a CPU its memory.
+        torch_device: The device of the model's tensors.
+        max_num_batched_tokens: Default of the most tokens in a step: as many as use the device fully.
+        overlap_depth: Default of the number of steps to plan ahead: 1 for a GPU, which computes by itself, else 0.
+        num_sharing: Number of ranks of one engine that share the host's cores, and on a CPU also its memory.
     """
 
     torch_device: torch.device
@@ -50,14 +53,14 @@ class Device:
 
     @classmethod
     def choose(cls, name: str, index: int | None = None) -> Device:
-        """Finds a device.
+        """Returns the device that the settings ask for.
 
         Args:
-            name: ``"auto"`` (CUDA if there is any), ``"cpu"`` or ``"cuda"``.
-            index: Which GPU, made the current one; None for the one that is current.
+            name: ``"cpu"``, ``"cuda"``, or ``"auto"`` for CUDA where PyTorch finds a CUDA device.
+            index: Index of the GPU, which becomes PyTorch's current device; None for the current device.
 
         Raises:
-            ConfigError: CUDA was asked for and there is none.
+            ConfigError: The name is ``"cuda"``, and PyTorch finds no CUDA device.
         """
         has_cuda = torch.cuda.is_available()
         if name == "cuda" and not has_cuda:
@@ -71,10 +74,13 @@ class Device:
         return cls(device, max_num_batched_tokens=16_384 if is_large else 8192, overlap_depth=1)
 
     def check_enough(self, num_ranks: int) -> None:
-        """Checks that every one of so many ranks on this host can have a device of its own.
+        """Checks that this host has a GPU for each rank; a CPU serves any number of ranks.
+
+        Args:
+            num_ranks: Number of ranks on this host.
 
         Raises:
-            ConfigError: There are too few GPUs.
+            ConfigError: The host has fewer GPUs than ranks.
         """
         if not self.is_cpu and torch.cuda.device_count() < num_ranks:
             raise ConfigError(
@@ -84,33 +90,33 @@ class Device:
             )
 
     def shared_by(self, num_ranks: int) -> Device:
-        """Returns the same device, for one of several ranks on its host."""
+        """Returns a copy of the device for one of `num_ranks` ranks that share its host."""
         return replace(self, num_sharing=num_ranks)
 
     @property
     def default_num_threads(self) -> int:
-        """Threads to compute with: this rank's share of the cores."""
+        """Default number of threads of a rank: its share of the host's cores, at least 1."""
         return max(1, default_num_threads() // self.num_sharing)
 
     @property
     def is_cpu(self) -> bool:
-        """Whether this is the host itself."""
+        """Whether the device is a CPU."""
         return self.torch_device.type == "cpu"
 
     @property
     def supports_fp8(self) -> bool:
-        """Whether matrices can be multiplied in 8 bits: NVIDIA from Ada and Hopper on; on a CPU slowly, for tests."""
+        """Whether fp8 matrices can be multiplied: NVIDIA GPUs since Ada and Hopper, and CPUs (slowly, for tests)."""
         if self.is_cpu:
             return True
         return torch.version.hip is None and torch.cuda.get_device_capability(self.torch_device) >= (8, 9)
 
     def resolve_dtype(self, asked: str, stored: torch.dtype | None) -> torch.dtype:
-        """Chooses the number type of weights and activations.
+        """Returns the dtype of weights and activations.
 
         Args:
-            asked: A name, or ``"auto"`` for as stored. A CPU has no arithmetic for float16, and some none for bfloat16:
-                there ``"auto"`` means float32.
-            stored: Of the checkpoint; None if its config does not say.
+            asked: ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"auto"`` for the dtype of the checkpoint. On a CPU
+                that has no fast arithmetic for the dtype of the checkpoint, ``"auto"`` gives float32.
+            stored: Dtype of the checkpoint; None if the model's config does not say, which counts as float32.
         """
         if asked != "auto":
             return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[asked]
@@ -120,7 +126,12 @@ class Device:
         return torch.bfloat16 if stored == torch.bfloat16 and has_bfloat16_arithmetic() else torch.float32
 
     def free_memory_bytes(self, utilization: float) -> int:
-        """Returns the bytes a KV cache may take: on a GPU what is left of its share, on a CPU a share of the host's."""
+        """Returns the number of bytes that the KV cache may take.
+
+        Args:
+            utilization: Share of a GPU's memory that the engine may use. On a GPU the result is the unused rest of this
+                share. On a CPU it is a fixed share of the host's available memory.
+        """
         if self.is_cpu:
             most = min(MAX_CPU_KV_CACHE_BYTES, int(_available_host_bytes() * CPU_KV_CACHE_SHARE))
             return most // self.num_sharing
@@ -128,12 +139,18 @@ class Device:
         return int(free - total * (1 - utilization))
 
     def used_memory_bytes(self) -> int:
-        """Returns the bytes of a GPU that are in use, by whomever."""
+        """Returns the number of bytes of the GPU's memory that all processes together use."""
         free, total = torch.cuda.mem_get_info(self.torch_device)
         return total - free
 
     def measure_peak_bytes(self, work: Callable[[], None]) -> int:
-        """Runs something on a GPU and returns the most memory it took at any moment; what it freed is given back."""
+        """Runs a function on a GPU and returns the most bytes that it needed at any moment, beyond the bytes in use.
+
+        Afterwards PyTorch returns the memory that the function has freed to the GPU.
+
+        Args:
+            work: The function.
+        """
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved(self.torch_device)
         torch.cuda.reset_peak_memory_stats(self.torch_device)
@@ -150,19 +167,19 @@ def num_accelerators() -> int:
 
 
 def to_device(values: Sequence[Any] | np.ndarray | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Sends numbers to the device without waiting for it.
+    """Returns a tensor of numbers on a device. The host does not wait for the copy.
 
-    A copy to a GPU starts from pinned memory, or else the host would wait for it. PyTorch keeps that memory until the
-    copy is done.
+    A copy to a GPU reads from pinned memory, because the host would have to wait for a copy from other memory. PyTorch
+    keeps the pinned memory until the copy is done.
 
     Args:
-        values: Numbers, nested as a tensor is. The result may share the memory of an array or a tensor on a CPU: leave
-            that as it is.
-        dtype: Of the result.
-        device: Where to.
+        values: Numbers as a nested list, an array or a tensor. On a CPU the result may share the memory of an array or
+            a tensor, so the caller must not change it afterwards.
+        dtype: Dtype of the result.
+        device: Device of the result.
 
     Returns:
-        A tensor of the shape of `values`.
+        A tensor with the shape of `values`.
     """
     host = torch.as_tensor(values, dtype=dtype)
     return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
@@ -170,12 +187,12 @@ def to_device(values: Sequence[Any] | np.ndarray | Tensor, dtype: torch.dtype, d
 
 @dataclass(frozen=True, slots=True)
 class HostCopy:
-    """Tensors on their way to the host.
+    """A copy of tensors to the host that was started and may still be running.
 
     Attributes:
-        sources: The tensors; kept, so that their memory is not used for others before they are copied.
-        tensors: What they are copied to, on the host.
-        is_done: What to wait for before reading; None if there is nothing to wait for.
+        sources: Tensors on the device. They are kept, so that their memory is not reused before they are copied.
+        tensors: Tensors on the host that they are copied to.
+        is_done: Event that occurs when the copy is done; None if the tensors can be read at once.
     """
 
     sources: tuple[Tensor, ...]
@@ -183,28 +200,28 @@ class HostCopy:
     is_done: torch.cuda.Event | None
 
     def is_ready(self) -> bool:
-        """Returns whether `wait` would return at once."""
+        """Returns whether the copy is done, so that `wait` returns at once."""
         return self.is_done is None or bool(self.is_done.query())
 
     def wait(self) -> list[np.ndarray]:
-        """Returns what the tensors hold. This is the one place where the host waits for the device."""
+        """Waits for the copy and returns the tensors as arrays. The host waits for the device nowhere else."""
         if self.is_done is not None:
             self.is_done.synchronize()
         return [tensor.numpy() for tensor in self.tensors]
 
 
 class HostCopies:
-    """Copies results to the host on a stream of its own, so that they do not wait for work that is queued after them.
+    """Copies results to the host on a separate CUDA stream, so that a copy does not wait for work queued after it.
 
     Args:
-        device: Where the results are.
+        device: Device of the results.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def start(self, *tensors: Tensor) -> HostCopy:
-        """Starts to copy tensors as they will be when the work queued so far is done."""
+        """Starts a copy of tensors to the host, which runs after the work that is queued so far."""
         if self._stream is None:
             return HostCopy(tensors, tensors, None)
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -216,10 +233,10 @@ class HostCopies:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what is freed for the next allocation, in place of giving it back to the system.
+    """Makes the C library keep freed memory for later allocations instead of returning it to the operating system.
 
-    The results of a step are some megabytes each. By default each would be mapped, and zeroed by the kernel, anew: 3 %
-    of a step of prompts. Other C libraries than glibc have no such switch, and stay as they are.
+    The results of a step are some megabytes each. By default the kernel would map and zero new memory for each of them,
+    which takes 3 % of the time of a step of prompts. The function does nothing if the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -228,17 +245,17 @@ def keep_freed_memory() -> None:
 
 
 def has_bfloat16_arithmetic() -> bool:
-    """Returns whether this CPU multiplies bfloat16 natively (AVX512_BF16 or AMX)."""
+    """Returns whether this CPU has instructions that multiply bfloat16 (AVX512_BF16 or AMX)."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def default_num_threads() -> int:
-    """Returns the threads to compute with: the physical cores, or fewer if OMP_NUM_THREADS says so (torch reads it)."""
+    """Returns the default number of threads: the number of physical cores, or OMP_NUM_THREADS if that is smaller."""
     return min(num_physical_cores(), torch.get_num_threads())
 
 
 def num_physical_cores() -> int:
-    """Returns the number of physical cores this process may run on; siblings of one core count once."""
+    """Returns the number of physical cores that this process may use; hardware threads of a core count once."""
     cores = set()
     for cpu in os.sched_getaffinity(0):
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -247,7 +264,7 @@ def num_physical_cores() -> int:
 
 
 def _available_host_bytes() -> int:
-    """Reads what the host, or the container this runs in, has left."""
+    """Returns the number of bytes that the host, or the container of this process, has available."""
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):

@@ -1,7 +1,8 @@
-"""The engine: requests in, finished outputs out, one step at a time.
+"""`LLMEngine`: takes requests and returns the outputs of finished ones, one step at a time.
 
-`step` plans, runs and reads. With an overlap depth of 1 it starts step N + 1 before it reads step N, so that a device
-never waits for the host; with 0 the two take turns. It is the same loop.
+`LLMEngine.step` plans a step, starts it, and reads the results of the oldest step. With an overlap depth of 1 it starts
+step N + 1 before it reads the results of step N, so that the device never waits for the host. With an overlap depth of
+0 it reads the results of every step before it plans the next one. Both cases run the same loop.
 """
 
 from __future__ import annotations
@@ -41,23 +42,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_SITTING_OUT = 0.25
-"""Share of a step's sequences that may sit the next one out, because they follow grammars, so that it is planned ahead.
+"""Largest share of a step's sequences that may follow grammars if the next step is planned ahead.
 
-With t the time of a step and h that of planning it, two steps ahead give 2 f + c tokens in 2 t, and two steps in turn
-2 f + 2 c in 2 (t + h), of f free sequences and c others: turns are better from c / (2 f + c) = h / t on.
+A sequence that follows a grammar cannot be part of a step that is planned before its last token is read. Let t be the
+duration of a step, h the duration of planning it, c the number of sequences that follow grammars and f the number of
+other sequences. Two steps give 2 f + c tokens in 2 t if the second is planned ahead, and 2 f + 2 c tokens in 2 (t + h)
+if it is planned after the first is read. So planning ahead is slower from c / (2 f + c) = h / t on.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine is doing and has done.
+    """Statistics of an engine.
 
     Attributes:
-        num_running: Requests that hold KV cache.
-        num_waiting: Requests that hold none.
+        num_running: Number of sequences that hold KV cache blocks.
+        num_waiting: Number of sequences that hold no KV cache blocks.
         kv_cache_usage: Share of the KV cache blocks in use, 0 to 1.
-        step_time_s: Seconds spent in steps.
-        counters: What the scheduler counted.
+        step_time_s: Seconds that `LLMEngine.step` has taken in total.
+        counters: Counters of the scheduler since the engine was made.
     """
 
     num_running: int
@@ -69,7 +72,7 @@ class EngineStats:
 
 @dataclass(slots=True)
 class RequestGroup:
-    """The sequences of one request."""
+    """An unfinished request, its sequences, and the number of its sequences that have not ended."""
 
     request: Request
     sequences: list[Sequence]
@@ -78,29 +81,30 @@ class RequestGroup:
 
 @dataclass(frozen=True, slots=True)
 class FailedStep:
-    """A step that could not even be started; its error comes out where any step's does."""
+    """A step that could not be started. `result` raises the error, as it does for a step that fails later."""
 
     error: Exception
 
     def result(self) -> StepResult:
-        """Raises what the start raised."""
+        """Raises the error of the start."""
         raise self.error
 
 
 @dataclass(slots=True)
 class LLMEngine:
-    """One model on one device.
+    """One model with its scheduler, KV cache and tokenizer. It runs requests step by step.
 
-    Use `LLMEngine.from_config`; the constructor takes the parts, which lets tests replace them.
+    `LLMEngine.from_config` makes an engine. The constructor takes the parts of an engine, so that tests can replace
+    them.
 
     Attributes:
-        config: Settings.
-        tokenizer: The model's tokenizer; None if skipped.
-        default_params: For requests that bring none.
-        handler: Serves requests, as the task of the engine does.
-        scheduler: Plans steps.
-        executor: Runs them.
-        overlap_depth: Steps planned ahead.
+        config: Settings of the engine.
+        tokenizer: The model's tokenizer; None if the engine was made with `skip_tokenizer_init`.
+        default_params: Sampling parameters that the model recommends.
+        handler: Makes the sequences of requests and the outputs of sequences, for the task of the engine.
+        scheduler: Plans the steps.
+        executor: Runs the steps.
+        overlap_depth: Number of steps that may be started before the results of an earlier one are read.
     """
 
     config: EngineConfig
@@ -120,9 +124,9 @@ class LLMEngine:
         """Loads a model and makes its engine.
 
         Args:
-            config: Settings.
-            rendezvous: Where the other ranks of a parallel engine come to (`worker.run_worker`); None to start them as
-                processes on this host.
+            config: Settings of the engine.
+            rendezvous: Rendezvous that the other ranks of a parallel engine join (`worker.run_worker`); None to start
+                them as processes on this host.
 
         Raises:
             UserError: A setting, the model folder or the tokenizer cannot be used.
@@ -167,17 +171,17 @@ class LLMEngine:
 
     @property
     def task(self) -> Task:
-        """What the engine is for."""
+        """The task that the engine was made for."""
         return self.handler.task
 
     def add_request(self, request: Request) -> None:
-        """Takes a request.
+        """Checks a request and queues its sequences; `step` runs them.
 
         Args:
-            request: With an id that no unfinished request has.
+            request: The request. Its id must differ from the ids of all unfinished requests.
 
         Raises:
-            UserError: The request cannot be run; nothing of it stays.
+            UserError: The request cannot be run. The engine has not changed.
             EngineDeadError: The engine is closed.
         """
         if self._is_closed:
@@ -190,17 +194,17 @@ class LLMEngine:
             self.scheduler.add(sequence)
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Drops requests; they give no output. Unknown and finished ids are fine."""
+        """Removes requests; they give no output. Ids of unknown and of finished requests are ignored."""
         for request_id in request_ids:
             group = self._groups.pop(request_id, None)
             for sequence in group.sequences if group else ():
                 self.scheduler.abort(sequence)
 
     def step(self) -> list[EngineOutput]:
-        """Runs one step.
+        """Plans and starts a step, and reads the steps that are due.
 
         Returns:
-            The requests that finished in it, well or with an error.
+            The outputs of the requests that have finished or failed.
         """
         start_s = time.perf_counter()
         plan = self.scheduler.schedule()
@@ -213,33 +217,35 @@ class LLMEngine:
             ended += self._read_step()
         outputs = [output for request in ended for output in self._close_sequence(request)]
         while self._in_flight and not self.has_unfinished_requests():
-            # Only wasted tokens are in flight; but whether their steps succeeded says what the prefix cache is worth.
+            # These steps draw only tokens that nobody needs. They are read because a failed step makes the prefix
+            # cache forget the blocks that it should have filled.
             self._read_step()
         self._step_time_s += time.perf_counter() - start_s
         return outputs
 
     def reset(self) -> None:
-        """Drops all requests and forgets the prefix cache.
+        """Removes all requests and clears the prefix cache.
 
-        For after an interrupt: that may come between any two halves of a change, so no state in between is trusted.
+        `LLM` calls this after an interrupt. An interrupt may have left any change of the state half done, so the state
+        is made anew.
         """
         self._groups.clear()
         self._in_flight.clear()
         self.scheduler.reset()
 
     def reset_prefix_cache(self) -> None:
-        """Forgets all cached prefixes; requests that run keep what they hold."""
+        """Removes all cached prefixes from the KV cache. Running requests keep their blocks."""
         self.scheduler.kv_cache.pool.forget_all()
 
     def save_sharded_state(self, folder: str | Path) -> None:
-        """Writes each rank's part of the weights to files of its own, which start faster than a checkpoint.
+        """Writes each rank's part of the weights to separate files, which load faster than a checkpoint.
 
         Args:
-            folder: Where to; made if absent. It is then a model folder for `load_format="sharded_state"` and the same
-                numbers of ranks.
+            folder: Folder that the files are written to; it is made if absent. An engine with
+                `load_format="sharded_state"` and the same numbers of ranks can load it as a model folder.
 
         Raises:
-            ConfigError: The engine has read no checkpoint, or the folder is where it is.
+            ConfigError: The engine has not read a checkpoint, or the folder is the folder of the checkpoint.
         """
         from .weights.sharded_state import copy_model_files
 
@@ -254,11 +260,11 @@ class LLMEngine:
         copy_model_files(source, target)
 
     def has_unfinished_requests(self) -> bool:
-        """Returns whether any request has not given its output yet."""
+        """Returns whether there is a request whose output `step` has not returned yet."""
         return bool(self._groups)
 
     def stats(self) -> EngineStats:
-        """Returns what the engine is doing and has done."""
+        """Returns the engine's statistics: numbers of running and waiting sequences, KV cache usage, counters."""
         scheduler = self.scheduler
         return EngineStats(
             num_running=len(scheduler.running),
@@ -269,10 +275,10 @@ class LLMEngine:
         )
 
     def check_integrity(self) -> None:
-        """Checks that nothing is lost, doubled or leaked.
+        """Checks that no sequence, row or KV cache block is lost, counted twice or leaked.
 
         Raises:
-            AssertionError: Something is.
+            AssertionError: The check fails.
         """
         self.scheduler.check_integrity()
         if not self.has_unfinished_requests():
@@ -280,7 +286,7 @@ class LLMEngine:
             assert num_used == 0, f"the engine is idle and {num_used} KV cache blocks are in use"
 
     def close(self) -> None:
-        """Drops all requests and frees the model and the KV cache."""
+        """Removes all requests and frees the model and the KV cache."""
         self.abort(list(self._groups))
         self._in_flight.clear()
         self._is_closed = True
@@ -288,7 +294,11 @@ class LLMEngine:
         gc.collect()
 
     def _most_unread(self, plan: StepPlan | None) -> int:
-        """Returns how many steps may be left unread before the next one is planned, after a plan."""
+        """Returns how many started steps `step` may leave unread when it returns.
+
+        Args:
+            plan: The plan that was just started; None if there was no step to plan.
+        """
         if plan is None:
             return max(0, len(self._in_flight) - 1)
         masks = plan.token_masks
@@ -302,17 +312,20 @@ class LLMEngine:
             return self.executor.execute(plan)
         except EngineDeadError:
             raise
-        except Exception as error:  # noqa: BLE001  # Whatever a model raises must not take the other requests along.
+        except Exception as error:  # noqa: BLE001  # An error of the model must not fail other requests.
             return FailedStep(error)
 
     def _read_step(self) -> list[Sequence]:
-        """Reads the oldest step in flight; a failed one is taken apart to find the request that makes it fail."""
+        """Reads the results of the oldest step and returns the sequences that ended.
+
+        If the step failed, the scheduler runs its sequences again one at a time, to find the one that makes it fail.
+        """
         plan, handle = self._in_flight.popleft()
         try:
             result = handle.result()
         except EngineDeadError:
             raise
-        except Exception as error:  # As above.
+        except Exception as error:  # An error of the model must not fail other requests.
             plans = [plan, *(later for later, _ in self._in_flight)]
             self._in_flight.clear()
             if not plan.sequences[0].is_suspect:
@@ -323,7 +336,10 @@ class LLMEngine:
         return self.scheduler.update(plan, result.drawn, result.num_drawn)
 
     def _close_sequence(self, sequence: Sequence) -> list[EngineOutput]:
-        """Counts a sequence as ended; returns the request's output if it was the last or the first to fail."""
+        """Marks a sequence as ended. If its request has ended with it, returns the request's output.
+
+        A request ends with the last of its sequences, or with the first one that fails.
+        """
         group = self._groups.get(sequence.request_id)
         if group is None:
             return []
@@ -339,7 +355,7 @@ class LLMEngine:
 def _open_executor(
     config: EngineConfig, device: Device, hf_config: Any, task: Task, rendezvous: Rendezvous | None
 ) -> tuple[Executor, Capacity]:
-    """Loads the model, here or on many ranks; returns what runs it, and its limits."""
+    """Loads the model, in this process or on many ranks. Returns its executor and the limits of length and memory."""
     from .loading.runner import load_runner, prepare_host
 
     if config.num_ranks > 1:
@@ -353,7 +369,7 @@ def _open_executor(
 
 
 def _overlap_depth(config: EngineConfig, device: Device) -> int:
-    """Returns how many steps to plan ahead: of several stages, each is to have one."""
+    """Returns how many steps to plan ahead: with several pp stages, as many as keep every pp stage busy."""
     if config.pipeline_parallel_size > 1:
         return config.pipeline_parallel_size - 1
     return device.overlap_depth if config.overlap_depth is None else config.overlap_depth

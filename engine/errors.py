@@ -1,29 +1,29 @@
-"""Every error Millrace raises, in one tree.
+"""`MillraceError` and its subclasses: every error that Millrace raises, and `RequestError`, which describes one.
 
     MillraceError
-    ├── UserError (also ValueError)           something given to us cannot be used
-    │   ├── ConfigError                       an engine, pool, processor or job setting
-    │   ├── SamplingParamsError               a field of SamplingParams
-    │   ├── PoolingParamsError                a field of PoolingParams
-    │   ├── PromptError                       one prompt
+    ├── UserError (also ValueError)           the caller gave a value that cannot be used
+    │   ├── ConfigError                       a setting of an engine, pool, processor or job is wrong
+    │   ├── SamplingParamsError               a field of SamplingParams is wrong
+    │   ├── PoolingParamsError                a field of PoolingParams is wrong
+    │   ├── PromptError                       a prompt cannot be run
     │   │   ├── EmptyPromptError
     │   │   ├── PromptTooLongError
     │   │   ├── TokenOutOfVocabularyError
     │   │   └── PromptTypeError (also TypeError)
-    │   ├── ChatTemplateError                 a conversation that cannot be rendered
-    │   ├── CheckpointError                   a model folder that cannot be read
-    │   └── UnsupportedModelError             a model we do not implement
-    ├── StorageError (also OSError)           a file behind a URL cannot be read or written, retries included
-    └── EngineError (also RuntimeError)       the engine failed at its work
-        ├── NumericalError                    the model's logits for one request are not numbers
-        ├── ModelExecutionError               the forward pass raised
+    │   ├── ChatTemplateError                 a conversation cannot be rendered
+    │   ├── CheckpointError                   a model folder cannot be read
+    │   └── UnsupportedModelError             a model is not implemented
+    ├── StorageError (also OSError)           a file behind a URL cannot be read or written, even after retries
+    └── EngineError (also RuntimeError)       the engine failed to run a request
+        ├── NumericalError                    the model's results for one request hold NaN
+        ├── ModelExecutionError               the forward pass raised an error
         ├── OutOfBlocksError                  the KV cache cannot hold one request
-        ├── ReplicaDiedError                  the process died with this request on board, too often
+        ├── ReplicaDiedError                  too many replicas died while they ran this request
         ├── PlacementError                    the cluster has no room for a replica
-        └── EngineDeadError                   no engine is left to run on
+        └── EngineDeadError                   no engine is left that could run the request
 
-A message says what was given, what is allowed and what to do. Errors cross process borders, so each one pickles: an
-error is its message (`args`), and a subclass adds no constructor of its own.
+A message says what was given, what is allowed and what to do. Errors are sent between processes, so all of them can be
+pickled: an error holds only its message (`args`), and no subclass has a constructor.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from dataclasses import dataclass
 
 
 class MillraceError(Exception):
-    """Base of every error of this package."""
+    """Base class of all errors of this package."""
 
 
 class UserError(MillraceError, ValueError):
-    """Something given by the caller cannot be used."""
+    """A value that the caller gave cannot be used."""
 
 
 class ConfigError(UserError):
@@ -46,11 +46,11 @@ class ConfigError(UserError):
 
 
 class SamplingParamsError(UserError):
-    """A field of `SamplingParams` is wrong, alone or together with the model."""
+    """A field of `SamplingParams` is wrong, or does not fit the model."""
 
 
 class PoolingParamsError(UserError):
-    """A field of `PoolingParams` is wrong, alone or together with the model."""
+    """A field of `PoolingParams` is wrong, or does not fit the model."""
 
 
 class PromptError(UserError):
@@ -62,7 +62,7 @@ class EmptyPromptError(PromptError):
 
 
 class PromptTooLongError(PromptError):
-    """A prompt leaves no room for a single new token."""
+    """A prompt does not fit into the model's length limit, together with one new token if tokens are generated."""
 
 
 class TokenOutOfVocabularyError(PromptError):
@@ -82,35 +82,35 @@ class CheckpointError(UserError):
 
 
 class UnsupportedModelError(UserError):
-    """The model's architecture, or a feature its config asks for, is not implemented."""
+    """The model's architecture, or a feature that the model's config asks for, is not implemented."""
 
 
 class StorageError(MillraceError, OSError):
-    """A store of files failed, and kept failing when asked again."""
+    """A read or write of a file behind a URL failed, and so did its retries."""
 
 
 class EngineError(MillraceError, RuntimeError):
-    """The engine failed at its work."""
+    """The engine failed to run a request."""
 
 
 class NumericalError(EngineError):
-    """The model's logits for a request hold NaN."""
+    """The model's logits or hidden states for a request hold NaN."""
 
 
 class ModelExecutionError(EngineError):
-    """The forward pass raised for a request."""
+    """The forward pass raised an error for a request."""
 
 
 class OutOfBlocksError(EngineError):
-    """A single request needs more KV cache than there is."""
+    """A single request needs more KV cache blocks than the engine has."""
 
 
 class ReplicaDiedError(EngineError):
-    """The replica died with the request on board more often than allowed."""
+    """Replicas died while they ran the request, more often than the settings allow."""
 
 
 class PlacementError(EngineError):
-    """The cluster had no room for a replica in the time it was given."""
+    """The cluster did not place a replica within the time limit."""
 
 
 class EngineDeadError(EngineError):
@@ -119,12 +119,12 @@ class EngineDeadError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class RequestError:
-    """What a failed request carries instead of text.
+    """The error of a failed request, as plain data in the output of the request.
 
     Attributes:
         kind: Class name of the error, e.g. ``"PromptTooLongError"``.
-        message: What was given, what is allowed, what to do.
-        retryable: Whether the same request may succeed when run again (the fault was not its own).
+        message: Message of the error: what was given, what is allowed, what to do.
+        retryable: Whether the same request may succeed when it is run again, because the request is not the cause.
     """
 
     kind: str
@@ -133,18 +133,18 @@ class RequestError:
 
     @classmethod
     def from_exception(cls, error: BaseException) -> RequestError:
-        """Describes an exception; only faults of an engine or a store are worth a retry.
+        """Makes the description of an exception.
 
         Args:
             error: The exception that ended the request.
 
         Returns:
-            Its kind, its message, and whether to try again.
+            The description. It is retryable if the exception is an `EngineError` or a `StorageError`.
         """
         return cls(type(error).__name__, str(error) or repr(error), isinstance(error, EngineError | StorageError))
 
     def to_exception(self) -> MillraceError:
-        """Returns the typed error this describes, for callers that want it raised."""
+        """Returns an exception of the class `kind` with the message; `ModelExecutionError` if the class is unknown."""
         kind = globals().get(self.kind)
         if isinstance(kind, type) and issubclass(kind, MillraceError):
             return kind(self.message)
@@ -152,15 +152,15 @@ class RequestError:
 
 
 def unknown_key_message(what: str, key: str, known: Iterable[str]) -> str:
-    """Says that a key is unknown and which known one is nearest.
+    """Returns the message of an error about an unknown key.
 
     Args:
-        what: What the key was given to, e.g. ``"SamplingParams"``.
+        what: Name of the object that the key was given to, e.g. ``"SamplingParams"``.
         key: The unknown key.
-        known: All keys that would have been right.
+        known: All known keys.
 
     Returns:
-        One line: the key, the nearest known key if any is near, else all of them.
+        One line with the unknown key and the most similar known key; with all known keys if none is similar.
     """
     names = sorted(known)
     near = difflib.get_close_matches(key, names, n=1)

@@ -1,4 +1,4 @@
-"""Reads prompts: from text, token ids or a dictionary to tokens that the model can run."""
+"""Reads prompts: `parse_prompt` reads the forms of a prompt, `PromptReader` makes tokens that the model can run."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class TextPrompt(TypedDict):
 
     Attributes:
         prompt: The text.
-        cache_salt: Any text but an empty one. Prompts share cached prefixes only with prompts of the same salt, so that
-            no tenant learns from the time of an answer what another one has asked.
+        cache_salt: Non-empty text. Prompts share cached prefixes only with prompts that have the same salt. With a
+            salt for each tenant, no tenant can find out from the duration of its requests what others have asked.
     """
 
     prompt: str
@@ -42,8 +42,8 @@ class TokensPrompt(TypedDict):
     """A prompt as token ids.
 
     Attributes:
-        prompt_token_ids: The ids.
-        prompt: Its text, if the output should show it.
+        prompt_token_ids: The token ids.
+        prompt: Text of the prompt that the output shows; the model does not read it.
         cache_salt: As in `TextPrompt`.
     """
 
@@ -55,13 +55,14 @@ class TokensPrompt(TypedDict):
 class EmbedsPrompt(TypedDict):
     """A prompt as embeddings, for an engine with `enable_prompt_embeds=True`.
 
-    The output's `prompt_token_ids` are a zero for each embedding. What asks for the tokens of the prompt is refused:
-    `prompt_logprobs` and `repetition_penalty`.
+    The output's `prompt_token_ids` has a zero for each embedding. The sampling parameters `prompt_logprobs` and
+    `repetition_penalty` are refused, because they need the token ids of the prompt.
 
     Attributes:
-        prompt_embeds: `[num_tokens, embedding_size]` of any floating-point dtype. A row is what `embed_tokens` of the
-            model returns for a token, as with `inputs_embeds` of Hugging Face. It is cast to the model's dtype.
-        prompt: Text that the output shows; the model does not see it.
+        prompt_embeds: `[num_tokens, embedding_size]` of any floating-point dtype. A row is an embedding as the model's
+            `embed_tokens` returns it for a token, as in `inputs_embeds` of Hugging Face. It is cast to the model's
+            dtype.
+        prompt: Text of the prompt that the output shows; the model does not read it.
         cache_salt: As in `TextPrompt`.
     """
 
@@ -71,23 +72,23 @@ class EmbedsPrompt(TypedDict):
 
 
 PromptType = str | list[int] | TextPrompt | TokensPrompt | EmbedsPrompt
-"""Whatever stands for one prompt."""
+"""The forms in which a caller can give one prompt."""
 
 PROMPT_KEYS = ("prompt", "prompt_token_ids", "cache_salt", "prompt_embeds")
 
 PLACEHOLDER = 0
-"""The token id of a position whose embedding is given."""
+"""The token id that stands at positions whose embeddings are given."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedPrompt:
-    """One prompt of a call, in whatever form it came.
+    """One prompt of a call, split into its parts.
 
     Attributes:
-        text: Its text, None if it came without.
-        token_ids: Its tokens, if they are known.
+        text: Text of the prompt; None if none was given.
+        token_ids: Token ids of the prompt; None if they are not known.
         cache_salt: As in `GenerateRequest`.
-        embeddings: Its embeddings, None if it came as text or tokens.
+        embeddings: `[num_tokens, embedding_size]`, embeddings of the prompt; None if it was given as text or tokens.
     """
 
     text: str | None = None
@@ -97,21 +98,21 @@ class ParsedPrompt:
 
     @property
     def is_text(self) -> bool:
-        """Whether its text is yet to be tokenised."""
+        """Whether the prompt has only a text, which must be tokenised."""
         return self.token_ids is None and self.embeddings is None
 
 
 def parse_prompt(prompt: Any) -> ParsedPrompt:
-    """Reads one prompt.
+    """Splits one prompt into its parts, and checks the types of its text and token ids.
 
     Args:
-        prompt: Text, token ids, or one of the prompt dictionaries.
+        prompt: Text, list of token ids, or one of the prompt dictionaries.
 
     Returns:
-        What the prompt consists of; the engine checks the salt and the embeddings.
+        The parts of the prompt. The salt and the embeddings are not checked yet.
 
     Raises:
-        PromptTypeError: It is something else.
+        PromptTypeError: The prompt has none of these forms.
         EmptyPromptError: The text is empty.
     """
     text, token_ids, cache_salt, embeddings = None, None, None, None
@@ -145,7 +146,11 @@ def _parse_token_ids(token_ids: Any) -> list[int]:
 
 
 def hash_salt(cache_salt: Any) -> bytes:
-    """Returns what the block hashes of a request begin with; equal salts give equal bytes of one length."""
+    """Returns the 16 bytes that the block hashes of a request begin with, made from its salt; no bytes for None.
+
+    Raises:
+        PromptTypeError: The salt is not a non-empty string.
+    """
     if cache_salt is None:
         return b""
     if not isinstance(cache_salt, str) or not cache_salt:
@@ -154,13 +159,13 @@ def hash_salt(cache_salt: Any) -> bytes:
 
 
 def _is_list(value: Any) -> bool:
-    """Takes arrays too: they are what a dataset's rows hold."""
+    """Returns whether a value is a list or an array; rows of a dataset hold arrays."""
     is_sequence = isinstance(value, abc.Sequence) or hasattr(value, "__array__")
     return is_sequence and not isinstance(value, str | bytes)
 
 
 def describe(value: Any) -> str:
-    """Returns a value as an error message shows it: its type and the beginning of its text."""
+    """Returns the type of a value and the beginning of its repr, for an error message."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
 
@@ -170,8 +175,8 @@ class ReadPrompt:
     """A prompt that the model can run.
 
     Attributes:
-        token_ids: Its tokens; placeholders where embeddings are given.
-        spans: Parts of it that come as embeddings, in order.
+        token_ids: Token ids of the prompt, with `PLACEHOLDER` where embeddings are given.
+        spans: Parts of the prompt that are given as embeddings, in order.
     """
 
     token_ids: list[int]
@@ -186,7 +191,7 @@ class PromptReader:
         tokenizer: The model's tokenizer; None if the engine works with token ids only.
         vocab_size: Number of tokens that the model knows.
         max_model_len: Most tokens of prompt and output together.
-        prompt_embeds: Reads prompts that come as embeddings; None where `enable_prompt_embeds` is off.
+        prompt_embeds: Reads prompts that are given as embeddings; None if `enable_prompt_embeds` is off.
     """
 
     tokenizer: Tokenizer | None
@@ -195,15 +200,18 @@ class PromptReader:
     prompt_embeds: PromptEmbeds | None = None
 
     def read(self, prompt: ParsedPrompt, *, num_new_tokens: int) -> ReadPrompt:
-        """Makes a prompt runnable.
+        """Tokenises a prompt if needed, and checks its tokens and its length against the model.
 
         Args:
-            prompt: Its text is not read where token ids or embeddings are given.
-            num_new_tokens: Tokens for which the length limit must leave room.
+            prompt: The prompt. Its text is ignored if token ids or embeddings are given.
+            num_new_tokens: Number of tokens after the prompt that must also fit into `max_model_len`.
+
+        Returns:
+            The token ids of the prompt, and the embeddings if they are given.
 
         Raises:
             PromptError: The prompt cannot be run.
-            ConfigError: The prompt comes as embeddings, and `enable_prompt_embeds` is off.
+            ConfigError: The prompt is given as embeddings, and `enable_prompt_embeds` is off.
         """
         if prompt.embeddings is None:
             read = ReadPrompt(self._tokenize(prompt.text, prompt.token_ids))
@@ -246,10 +254,10 @@ class PromptReader:
 
 
 def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
-    """Tokenises one text.
+    """Returns the token ids of one text.
 
     Raises:
-        PromptTypeError: The tokenizer cannot read it, e.g. because it holds half of a surrogate pair.
+        PromptTypeError: The tokenizer cannot read the text, e.g. because it holds half of a surrogate pair.
     """
     try:
         return tokenizer.encode_batch([text], add_special_tokens)[0]

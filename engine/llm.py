@@ -1,4 +1,4 @@
-"""`LLM`: the engine for a script. Prompts in, outputs out, in the order of the prompts."""
+"""`LLM`: runs a model on prompts in a script, and returns the outputs in the order of the prompts."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ Messages = Sequence[Mapping[str, Any]]
 
 
 class LLM:
-    """A model, ready to generate.
+    """A loaded model that generates text from prompts, or makes vectors of prompts.
 
-    Use it as a context manager, or call `close`, to give back the memory it took.
+    Use the object as a context manager, or call `close`, to free the memory of the model and the KV cache.
 
     Args:
         model: Folder of a model in Hugging Face's layout, or ``"bundled:NAME"``.
-        **kwargs: Fields of `EngineConfig`; other settings of vLLM's `LLM` are taken with a warning where they change
-            nothing here, and refused where they cannot be honoured.
+        **kwargs: Fields of `EngineConfig`. Other settings of vLLM's `LLM` are also accepted: a setting that has no
+            effect here logs a warning, and a setting that this release cannot honour raises `ConfigError`.
 
     Raises:
         UserError: A setting, the model folder or the tokenizer cannot be used.
@@ -67,17 +67,19 @@ class LLM:
         on_error: OnError = "raise",
         **vllm_kwargs: Any,
     ) -> list[RequestOutput]:
-        """Generates from prompts.
+        """Generates text from prompts.
 
         Args:
-            prompts: One prompt or a list: texts, lists of token ids, or dictionaries (`TextPrompt`, `TokensPrompt`,
-                `EmbedsPrompt`).
-            sampling_params: For all, or one for each; None for the model's recommended ones.
-            use_tqdm: Whether to show progress, or what makes the progress bar.
-            priority: One for each prompt, lower first.
-            on_error: What a prompt that cannot be run, or fails, does: ``"raise"`` ends the call with its error before
-                or while others run; ``"return"`` gives it an output with `error` set, and the others run.
-            **vllm_kwargs: Further arguments of vLLM's method, with their neutral values.
+            prompts: One prompt or a list of prompts. A prompt is a text, a list of token ids, or a dictionary
+                (`TextPrompt`, `TokensPrompt`, `EmbedsPrompt`).
+            sampling_params: Parameters for all prompts, or a list with the parameters of each prompt; None for the
+                parameters that the model recommends.
+            use_tqdm: Whether to show a progress bar, or a function that makes the bar as `tqdm` does.
+            priority: The priority of each prompt; prompts with lower numbers run first. None gives all prompts
+                priority 0.
+            on_error: How the call treats a prompt that cannot be run or that fails: ``"raise"`` ends the call with the
+                error of the prompt; ``"return"`` gives the prompt an output whose `error` is set, and runs the others.
+            **vllm_kwargs: Further arguments of vLLM's method. Only values that ask for nothing are accepted.
 
         Returns:
             One output for each prompt, in the order of the prompts.
@@ -107,24 +109,26 @@ class LLM:
         on_error: OnError = "raise",
         **vllm_kwargs: Any,
     ) -> list[RequestOutput]:
-        """Generates the next message of conversations.
+        """Generates the next message of one or several conversations.
 
         Args:
-            messages: One conversation, a list of dictionaries with `role` and `content`, or a list of conversations.
+            messages: One conversation, which is a list of dictionaries with `role` and `content`; or a list of
+                conversations.
             sampling_params: As in `generate`.
             use_tqdm: As in `generate`.
             chat_template: Jinja text that replaces the tokenizer's template.
-            add_generation_prompt: Whether to open the assistant's turn.
-            continue_final_message: Whether the last message is the beginning of the answer.
-            tools: Descriptions of tools, for templates that take them.
-            chat_template_kwargs: Further variables of the template; they count before the arguments above.
-            cache_salt: As in `TextPrompt`, for all conversations, or one for each.
+            add_generation_prompt: Whether the prompt ends with the opening of the assistant's turn.
+            continue_final_message: Whether the last message is the beginning of the answer, which the model continues.
+            tools: Descriptions of tools, for templates that use them.
+            chat_template_kwargs: Further variables of the template. A variable replaces an argument of this method
+                that has the same name.
+            cache_salt: Cache salt for all conversations, or a list with the salt of each; see `TextPrompt`.
             priority: As in `generate`.
             on_error: As in `generate`.
             **vllm_kwargs: As in `generate`.
 
         Returns:
-            One output for each conversation, in order.
+            One output for each conversation, in the order of the conversations.
 
         Raises:
             UserError: A conversation or its parameters cannot be used, and `on_error` is ``"raise"``.
@@ -148,7 +152,7 @@ class LLM:
         salts = one_for_each("cache_salt", cache_salt, len(conversations))
         parsed = [attempt(render, *one) for one in zip(conversations, salts, strict=True)]
         call = self._call(use_tqdm, on_error)
-        # The template has written the special tokens that the model expects.
+        # The template has already written the special tokens that the model expects.
         call.tokenize(parsed, add_special_tokens=False)
         return call.run(parsed, GenerateRequest, self._params_for_each(sampling_params, len(parsed)), priority)
 
@@ -163,12 +167,14 @@ class LLM:
         on_error: OnError = "raise",
         **vllm_kwargs: Any,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
-        """Makes a vector of each prompt.
+        """Makes a vector of each prompt: an embedding, or the probabilities of classes.
 
         Args:
             prompts: As in `generate`.
-            pooling_params: For all, or one for each; None for the engine's own way.
-            pooling_task: ``"embed"`` or ``"classify"``: what the engine was made for. The parameters may say it.
+            pooling_params: Parameters for all prompts, or a list with the parameters of each prompt; None for the
+                settings of the engine.
+            pooling_task: ``"embed"`` or ``"classify"``; it must be the task of the engine. It may be None if `task` is
+                set in all pooling parameters.
             use_tqdm: As in `generate`.
             priority: As in `generate`.
             on_error: As in `generate`.
@@ -178,7 +184,7 @@ class LLM:
             One output for each prompt, in the order of the prompts.
 
         Raises:
-            UserError: The engine does something else, or a prompt or its parameters cannot be used and `on_error` is
+            UserError: The engine has another task, or a prompt or its parameters cannot be used and `on_error` is
                 ``"raise"``.
         """
         _check_neutral("encode", vllm_kwargs)
@@ -195,7 +201,7 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         **kwargs: Any,
     ) -> list[EmbeddingRequestOutput]:
-        """Embeds prompts.
+        """Makes an embedding of each prompt.
 
         Args:
             prompts: As in `generate`.
@@ -206,7 +212,7 @@ class LLM:
             One output for each prompt, in the order of the prompts.
 
         Raises:
-            UserError: As `encode`.
+            UserError: As in `encode`.
         """
         pooled = self.encode(prompts, pooling_params, pooling_task="embed", **kwargs)
         return [EmbeddingRequestOutput.from_base(one, embedding_of(one.outputs)) for one in pooled]
@@ -218,18 +224,18 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         **kwargs: Any,
     ) -> list[ClassificationRequestOutput]:
-        """Classifies prompts.
+        """Computes the probabilities of the model's classes for each prompt.
 
         Args:
             prompts: As in `generate`.
-            pooling_params: As in `encode`; with `use_activation=False` the outputs are logits.
+            pooling_params: As in `encode`. With `use_activation=False` the outputs are logits.
             **kwargs: Further arguments of `encode`.
 
         Returns:
             One output for each prompt, in the order of the prompts.
 
         Raises:
-            UserError: As `encode`.
+            UserError: As in `encode`.
         """
         pooled = self.encode(prompts, pooling_params, pooling_task="classify", **kwargs)
         return [ClassificationRequestOutput.from_base(one, classes_of(one.outputs)) for one in pooled]
@@ -243,19 +249,22 @@ class LLM:
         pooling_params: PoolingParams | None = None,
         **kwargs: Any,
     ) -> list[ScoringRequestOutput]:
-        """Says how well texts go together: a classifier of one class reads both at once, embeddings are compared.
+        """Computes a similarity score for pairs of texts.
+
+        A classifier with one class reads both texts of a pair as one prompt, and the probability is the score. An
+        embedding model reads each text by itself, and the cosine of the two embeddings is the score.
 
         Args:
-            data_1: One text, which goes with each of the others, or as many as there are others.
-            data_2: The others.
-            pooling_params: For all.
-            **kwargs: Further arguments of `encode`, but for `pooling_task`.
+            data_1: First texts of the pairs. One text is paired with every text of `data_2`.
+            data_2: Second texts of the pairs: as many as in `data_1`, unless `data_1` is one text.
+            pooling_params: Pooling parameters for all texts.
+            **kwargs: Further arguments of `encode`, except `pooling_task`.
 
         Returns:
-            One output for each pair, in order.
+            One output for each pair, in the order of the pairs.
 
         Raises:
-            UserError: As `encode`, or the engine classifies into several classes.
+            UserError: As in `encode`; or the engine classifies into several classes.
         """
         pairs = pair_up(data_1, data_2)
         task = self.llm_engine.task
@@ -264,30 +273,31 @@ class LLM:
         return scoring.outputs(pooled)
 
     def get_tokenizer(self) -> Any:
-        """Returns the Hugging Face tokenizer; None if it was skipped."""
+        """Returns the Hugging Face tokenizer; None if the engine was made with `skip_tokenizer_init`."""
         return self.llm_engine.tokenizer and self.llm_engine.tokenizer.hf
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """Returns the parameters of prompts that bring none: the model's recommended ones."""
+        """Returns a copy of the sampling parameters that the model recommends, the default of `generate`."""
         return self.llm_engine.default_params.clone()
 
     def stats(self) -> EngineStats:
-        """Returns what the engine is doing and has done."""
+        """Returns the engine's statistics: numbers of running and waiting sequences, KV cache usage, counters."""
         return self.llm_engine.stats()
 
     def reset_prefix_cache(self) -> bool:
-        """Forgets all cached prefixes and returns that it did."""
+        """Removes all cached prefixes from the KV cache. Always returns True, because vLLM's method returns a bool."""
         self.llm_engine.reset_prefix_cache()
         return True
 
     def save_sharded_state(self, folder: str | Path) -> None:
-        """Writes each rank's part of the weights to files of its own, which start faster than a checkpoint.
+        """Writes each rank's part of the weights to separate files, which load faster than a checkpoint.
 
         Args:
-            folder: Where to; made if absent. Load it with `load_format="sharded_state"` and the same numbers of ranks.
+            folder: Folder that the files are written to; it is made if absent. An engine with
+                `load_format="sharded_state"` and the same numbers of ranks can load it as a model folder.
 
         Raises:
-            ConfigError: The engine has read no checkpoint, or the folder is where it is.
+            ConfigError: The engine has not read a checkpoint, or the folder is the folder of the checkpoint.
         """
         self.llm_engine.save_sharded_state(folder)
 
@@ -320,7 +330,7 @@ class LLM:
     def _pooling_params(
         self, given: PoolingParams | Sequence[PoolingParams] | None, task: str | None, num_prompts: int
     ) -> list[PoolingParams]:
-        """Returns one for each prompt, and checks that the engine does what is asked, before any prompt runs."""
+        """Returns the pooling parameters of each prompt; raises if the engine has another task than `task`."""
         each = one_for_each("params", given or PoolingParams(), num_prompts)
         for params in each:
             if not isinstance(params, PoolingParams):
@@ -338,7 +348,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "mm_processor_kwargs": (None, {}),
     "chat_template_content_format": ("auto", "string"),
 }
-"""Arguments of vLLM's methods that this release has no use for, and the values that ask for nothing."""
+"""Arguments of vLLM's methods that this release does not support -> the values that ask for nothing."""
 
 
 def _check_neutral(method: str, given: Mapping[str, Any]) -> None:
@@ -351,7 +361,7 @@ def _check_neutral(method: str, given: Mapping[str, Any]) -> None:
 
 
 def _as_prompts(prompts: Any) -> list[Any]:
-    """Takes one prompt for a list of one; a list of integers is one prompt."""
+    """Returns a list of prompts. A single prompt becomes a list of one; a list of integers is a single prompt."""
     if isinstance(prompts, str | bytes | Mapping):
         return [prompts]
     if hasattr(prompts, "tolist"):

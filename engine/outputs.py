@@ -1,4 +1,4 @@
-"""What a finished request gives back. Plain data: it pickles, and holds no tensor."""
+"""`RequestOutput`: the result of a request that generates. It is plain data without tensors and can be pickled."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Logprob:
     """Log-probability of one token at one position.
 
     Attributes:
-        logprob: Natural logarithm of the model's probability, before temperature, penalties and masks.
-        rank: Place of the token among the whole vocabulary, 1 is the most probable.
-        decoded_token: Text of the token; None when the engine has no tokenizer or `detokenize` is off.
+        logprob: Natural logarithm of the token's probability, before temperature, penalties and masks.
+        rank: Rank of the token by probability in the whole vocabulary; 1 is the most probable token.
+        decoded_token: Text of the token; None if the engine has no tokenizer or `detokenize` is off.
     """
 
     logprob: float
@@ -28,13 +28,15 @@ class CompletionOutput:
     """One generated sequence.
 
     Attributes:
-        index: Which of the request's `n` sequences this is.
-        text: Generated text, without the token or string that stopped it unless that was asked for.
-        token_ids: Generated tokens, with the one that stopped it.
+        index: Index of the sequence among the `n` sequences of the request.
+        text: Generated text, without the stop token or stop string unless `include_stop_str_in_output` is on.
+        token_ids: Generated token ids, the stop token included.
         cumulative_logprob: Sum of the log-probabilities of `token_ids`; None unless log-probabilities were asked for.
-        logprobs: Per generated token, token id -> `Logprob`, the sampled token first.
+        logprobs: For each generated token a mapping, token id -> `Logprob`, that has the drawn token first; None
+            unless log-probabilities were asked for.
         finish_reason: ``"stop"``, ``"length"``, ``"abort"`` or ``"error"``.
-        stop_reason: The stop string or stop token id that ended it; None for the end-of-sequence token and lengths.
+        stop_reason: Stop string or stop token id that ended the sequence; None if the tokenizer's end-of-sequence token
+            or a length limit ended it.
     """
 
     index: int
@@ -52,15 +54,15 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """Where the time of one request went, and who ran it.
+    """Durations of one request, its preemptions, and the replica that ran it.
 
     Attributes:
-        queue_s: Seconds from submission to the first step that ran it.
-        ttft_s: Seconds from submission to its first token.
-        e2e_s: Seconds from submission to its end.
-        num_preemptions: How often its KV cache was taken away and recomputed.
-        attempt: 1 for the first submission, plus one for every replica that died with it.
-        replica_id: The replica that finished it; None outside a pool.
+        queue_s: Seconds from the submission to the first step that computed tokens of the request.
+        ttft_s: Seconds from the submission to the first token.
+        e2e_s: Seconds from the submission to the end of the request.
+        num_preemptions: Number of times that the KV cache of a sequence was released and recomputed.
+        attempt: 1 for the first submission, plus 1 for every replica that died with the request.
+        replica_id: Id of the replica that finished the request; None outside a pool.
     """
 
     queue_s: float = 0.0
@@ -73,18 +75,19 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A request and everything generated for it.
+    """The result of one request that generates.
 
     Attributes:
-        request_id: Unique identifier of the request.
-        prompt: Prompt text; None if the prompt was given as token ids only.
-        prompt_token_ids: The tokens the model saw.
-        prompt_logprobs: Per prompt token, token id -> `Logprob` (None for the first); None unless asked for.
-        outputs: The `n` generated sequences. A failed request has one, empty, with finish reason ``"error"``.
+        request_id: Id of the request.
+        prompt: Text of the prompt; None if no text was given.
+        prompt_token_ids: Token ids of the prompt; None if the prompt could not be tokenised.
+        prompt_logprobs: For each prompt token a mapping, token id -> `Logprob` (None for the first token); None unless
+            log-probabilities were asked for.
+        outputs: The `n` generated sequences. A failed request has one empty sequence with finish reason ``"error"``.
         finished: Whether all sequences have ended.
-        metrics: Times of the request.
-        num_cached_tokens: Prompt tokens whose KV cache was found rather than computed.
-        error: Why the request failed; None if it did not.
+        metrics: Durations and preemptions of the request.
+        num_cached_tokens: Number of prompt tokens whose keys and values were found in the prefix cache.
+        error: Error of a failed request; None if the request succeeded.
     """
 
     request_id: str
@@ -99,7 +102,7 @@ class RequestOutput:
 
     @property
     def num_generated_tokens(self) -> int:
-        """Number of tokens of all generated sequences."""
+        """Number of generated tokens of all sequences together."""
         return sum(len(completion.token_ids) for completion in self.outputs)
 
     @classmethod
@@ -110,13 +113,13 @@ class RequestOutput:
         prompt: Any = None,
         prompt_token_ids: list[int] | None = None,
     ) -> RequestOutput:
-        """Builds the output of a request that failed.
+        """Makes the output of a request that failed.
 
         Args:
-            request_id: Identifier of the request.
-            error: What ended it.
-            prompt: Its text, if it had one (anything else is not carried).
-            prompt_token_ids: Its tokens, if they are known.
+            request_id: Id of the request.
+            error: Error that ended the request.
+            prompt: Text of the prompt. A value that is no string is left out of the output.
+            prompt_token_ids: Token ids of the prompt, if they are known.
 
         Returns:
             A finished output with one empty sequence and the error.

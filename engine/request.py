@@ -1,4 +1,4 @@
-"""The requests of callers: a prompt to generate from, or prompts to pool."""
+"""The requests that callers hand to an engine: `GenerateRequest` and `PoolingRequest`; `Request` is either."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class GenerateRequest:
-    """What a caller hands in to have tokens generated; it pickles.
+    """A request to generate tokens from a prompt. It can be pickled.
 
     Attributes:
-        request_id: Unique among the engine's unfinished requests.
-        prompt: Text; may be None when token ids are given.
-        prompt_token_ids: Tokens; None lets the engine tokenise `prompt`.
-        sampling_params: How to generate.
-        priority: Lower runs first.
-        cache_salt: Any text but an empty one: the request shares cached prefixes only with requests of the same salt.
-            None shares them with all requests that have no salt.
-        prompt_embeds: `[num_tokens, embedding_size]`, the embeddings of the prompt in place of its tokens. They are on
-            the CPU where the request is to be sent to another process. None if the prompt is text or tokens.
+        request_id: Id that no other unfinished request of the engine has.
+        prompt: Text of the prompt; may be None if token ids or embeddings are given.
+        prompt_token_ids: Token ids of the prompt; None lets the engine tokenise `prompt`.
+        sampling_params: Sampling parameters.
+        priority: Priority; requests with lower numbers run first.
+        cache_salt: Non-empty text. The request shares cached prefixes only with requests that have the same salt. None
+            shares them with all requests that have no salt.
+        prompt_embeds: `[num_tokens, embedding_size]`, the embeddings of the prompt in place of its tokens; on the CPU
+            if the request is sent to another process. None if the prompt is text or tokens.
     """
 
     request_id: str
@@ -43,12 +43,12 @@ class GenerateRequest:
 
     @property
     def params(self) -> SamplingParams:
-        """Its parameters, as a request of any kind calls them."""
+        """The parameters of the request; requests of all kinds have this property."""
         return self.sampling_params
 
     @property
     def prompts(self) -> list[Any]:
-        """All of its prompts: token ids where there are any, else text."""
+        """The prompts of the request: the token ids of each if they are given, else its text."""
         return [self.prompt if self.prompt_token_ids is None else self.prompt_token_ids]
 
     @property
@@ -57,24 +57,24 @@ class GenerateRequest:
         return self.sampling_params.max_tokens
 
     def failed(self, error: BaseException | RequestError) -> RequestOutput:
-        """Returns the output of the request, which an error has ended."""
+        """Returns the output of this request for the case that an error has ended it."""
         return RequestOutput.from_error(self.request_id, error, self.prompt, self.prompt_token_ids)
 
 
 @dataclass(slots=True)
 class PoolingRequest:
-    """What a caller hands in to have a prompt, or several, made vectors; it pickles.
+    """A request to make a vector of each of one or several prompts. It can be pickled.
 
     Attributes:
         request_id: As in `GenerateRequest`.
         prompt: As in `GenerateRequest`.
         prompt_token_ids: As in `GenerateRequest`.
-        pooling_params: How to pool.
-        priority: Lower runs first.
-        more_prompts: Further prompts, texts or tokens, whose vectors come in the same output. If one of them cannot be
-            run, the request fails.
-        cache_salt: As in `GenerateRequest`, for all of its prompts.
-        prompt_embeds: As in `GenerateRequest`, of the first prompt.
+        pooling_params: Pooling parameters.
+        priority: As in `GenerateRequest`.
+        more_prompts: Further prompts, texts or token ids, whose vectors are in the same output. If one of them cannot
+            be run, the request fails.
+        cache_salt: As in `GenerateRequest`, for all prompts of the request.
+        prompt_embeds: Embeddings of the first prompt, as in `GenerateRequest`.
     """
 
     request_id: str
@@ -88,40 +88,40 @@ class PoolingRequest:
 
     @property
     def params(self) -> PoolingParams:
-        """Its parameters, as a request of any kind calls them."""
+        """The parameters of the request; requests of all kinds have this property."""
         return self.pooling_params
 
     @property
     def prompts(self) -> list[Any]:
-        """All of its prompts: token ids where there are any, else text."""
+        """The prompts of the request: the token ids of each if they are given, else its text."""
         return [self.prompt if self.prompt_token_ids is None else self.prompt_token_ids, *self.more_prompts]
 
     @property
     def max_tokens(self) -> int | None:
-        """1: a vector takes the place of one token."""
+        """1, because a vector counts as one token where requests are ordered by length."""
         return 1
 
     def failed(self, error: BaseException | RequestError) -> PoolingRequestOutput[PoolingOutput]:
-        """Returns the output of the request, which an error has ended."""
+        """Returns the output of this request for the case that an error has ended it."""
         reason = error if isinstance(error, RequestError) else RequestError.from_exception(error)
         return PoolingRequestOutput(self.request_id, None, self.prompt_token_ids, error=reason, prompt=self.prompt)
 
 
 Request = GenerateRequest | PoolingRequest
-"""Any request that an engine runs."""
+"""A request of any kind that an engine runs."""
 
 EngineOutput = RequestOutput | PoolingRequestOutput[PoolingOutput]
 """The output of a request of any kind."""
 
 
 def longest_first(requests: Iterable[Request]) -> list[Request]:
-    """Sorts requests by their limit of tokens, the longest first, and requests of one limit by their prompts.
+    """Returns the requests sorted by `max_tokens`, the largest first, and requests with equal `max_tokens` by prompt.
 
-    A set of requests ends sooner if its long outputs start first. Prompts with a common beginning stand side by side,
-    so the cache still holds that beginning when the second of them runs.
+    A set of requests ends sooner if its long outputs start first. Prompts with a common beginning follow each other, so
+    that the KV cache still holds the beginning when the next of them runs.
 
     Args:
-        requests: The requests of a call or of a block. A request without a limit counts as longest.
+        requests: The requests of a call or of a row block. A request without `max_tokens` counts as the longest.
     """
     return sorted(requests, key=_order)
 

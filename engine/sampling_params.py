@@ -1,7 +1,7 @@
-"""How to turn logits into text: `SamplingParams`, checked when it is made.
+"""`SamplingParams`: how a request's tokens are chosen and when generation stops.
 
-Names, defaults and ranges are those that users of vLLM know. What depends on the model (vocabulary size, length limit)
-is checked when a request is added, by `SamplingParams.check_against_model`.
+Names, defaults and ranges are the same as in vLLM. The constructor checks all values that can be checked without a
+model. `SamplingParams.check_against_model` checks token ids and log-probabilities when a request is added.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from .structured.params import StructuredOutputsParams
 logger = logging.getLogger(__name__)
 
 GREEDY_BELOW = 1e-5
-"""Temperatures under this mean: always the most probable token."""
+"""At lower temperatures the most probable token is always chosen."""
 
 LOWEST_TEMPERATURE = 0.01
-"""Sampling temperatures are raised to this, under which float32 logits overflow."""
+"""Lower temperatures that are not greedy are raised to this value, because float32 logits would overflow."""
 
 MAX_N = 16384
 
 NAN_LOGITS, ALL_FORBIDDEN = -1, -2
-"""What stands for a token where there is none: the logits hold NaN, or the parameters leave no token."""
+"""Numbers in place of a token id if no token can be drawn: the logits hold NaN, or the parameters allow no token."""
 
 NO_TOKEN = {
     NAN_LOGITS: RequestError(
@@ -43,7 +43,7 @@ NO_TOKEN = {
         False,
     ),
 }
-"""The same -> the error of the request."""
+"""Number in place of a token id -> the error that the request fails with."""
 
 
 @dataclass(slots=True)
@@ -51,30 +51,35 @@ class SamplingParams:
     """Parameters of one request.
 
     Attributes:
-        n: Number of sequences to generate from the prompt. Sequence i draws with seed + i.
-        presence_penalty: Subtracted from the logit of every token generated before, in [-2, 2].
-        frequency_penalty: The same, once for each time the token was generated, in [-2, 2].
-        repetition_penalty: Divides positive and multiplies negative logits of tokens in prompt or output, > 0.
-        temperature: Divides the logits, in [0, 2]; 0 is greedy.
-        top_p: Smallest set of tokens whose probabilities reach this sum, in (0, 1].
-        top_k: This many most probable tokens; 0 or -1 for all.
-        min_p: Tokens at least this probable relative to the most probable one, in [0, 1].
-        seed: Seed of the draws; None lets the engine derive one.
+        n: Number of sequences to generate from the prompt. Sequence i uses the seed `seed + i`.
+        presence_penalty: Number subtracted from the logit of every token that the output contains, in [-2, 2].
+        frequency_penalty: Number subtracted from the logit of a token once for each time that the output contains the
+            token, in [-2, 2].
+        repetition_penalty: Number that divides positive and multiplies negative logits of all tokens that the prompt or
+            the output contains, > 0.
+        temperature: Number that divides the logits, in [0, 2]; 0 is greedy.
+        top_p: Tokens are drawn from the smallest set of tokens whose probabilities reach this sum, in (0, 1].
+        top_k: Tokens are drawn from this number of most probable tokens; 0 or -1 for all tokens.
+        min_p: Tokens are drawn only if their probability is at least this share of the highest one, in [0, 1].
+        seed: Seed of the random draws; None lets the engine derive a seed.
         stop: String or strings that end the text.
-        stop_token_ids: Tokens that end the sequence, besides the model's own.
-        ignore_eos: Whether to go on after the model's end-of-sequence tokens.
+        stop_token_ids: Token ids that end the sequence, besides the model's end-of-sequence tokens.
+        ignore_eos: Whether generation goes on after the model's end-of-sequence tokens.
         max_tokens: Most tokens to generate; None for as many as fit.
-        min_tokens: Least tokens to generate before any stop counts.
-        logprobs: Number of most probable tokens to report per generated token; -1 for all.
-        prompt_logprobs: The same for the prompt's tokens.
-        detokenize: Whether to produce text.
+        min_tokens: Number of tokens that are generated before a stop token or a stop string ends the sequence.
+        logprobs: Number of most probable tokens to report for each generated token; -1 for all; None for no report.
+        prompt_logprobs: Number of most probable tokens to report for each prompt token; -1 for all; None for no report.
+        detokenize: Whether the output has text.
         skip_special_tokens: Whether special tokens are left out of the text.
-        include_stop_str_in_output: Whether the text keeps the stop string that ended it.
-        logit_bias: Token id -> number added to its logit.
-        allowed_token_ids: If given, only these tokens can be generated.
+        include_stop_str_in_output: Whether the text includes the stop string that ended it.
+        logit_bias: Token id -> number that is added to its logit.
+        allowed_token_ids: Token ids that can be generated; None for all.
         bad_words: Words that must not be generated.
-        structured_outputs: What the output must look like: a schema, an expression, a choice or a grammar; None for
-            anything. May be given as a mapping.
+        structured_outputs: Constraint that the output must satisfy: a schema, an expression, a choice or a grammar;
+            None for no constraint. It may be given as a mapping of the fields of `StructuredOutputsParams`.
+
+    Raises:
+        SamplingParamsError: A value is wrong, or two values exclude each other.
     """
 
     n: int = 1
@@ -110,7 +115,9 @@ class SamplingParams:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SamplingParams:
-        """Makes parameters from a mapping, as a row of a dataset gives them; None means the default.
+        """Makes parameters from a mapping, such as a cell of a dataset. A value of None means the field's default.
+
+        `max_tokens` is the exception: None means no limit.
 
         Args:
             values: Field name -> value.
@@ -119,7 +126,7 @@ class SamplingParams:
             The parameters.
 
         Raises:
-            SamplingParamsError: An unknown field (the message names the nearest known one) or a wrong value.
+            SamplingParamsError: A field is unknown (the message gives the nearest known one), or a value is wrong.
         """
         if not isinstance(values, Mapping):
             raise SamplingParamsError(
@@ -134,27 +141,27 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most probable token is always taken."""
+        """Whether the most probable token is always chosen."""
         return self.temperature < GREEDY_BELOW
 
     @property
     def stop_strings(self) -> list[str]:
-        """The stop strings as a list."""
+        """The stop strings as a list; empty if there are none."""
         return self.stop or []  # type: ignore[return-value]  # normalised to a list at construction
 
     def clone(self, **changes: Any) -> SamplingParams:
-        """Returns a copy with some fields changed."""
+        """Returns a copy in which the given fields have other values."""
         return dataclasses.replace(self, **changes)
 
     def check_against_model(self, vocab_size: int, max_logprobs: int) -> None:
-        """Checks what only the model can tell.
+        """Checks the token ids and the numbers of log-probabilities against the limits of a model.
 
         Args:
-            vocab_size: Number of rows of the model's logits.
-            max_logprobs: Most log-probabilities a request may ask for; -1 for no limit.
+            vocab_size: Number of logits that the model computes for a token.
+            max_logprobs: Most log-probabilities that a request may ask for, for each token; -1 for no limit.
 
         Raises:
-            SamplingParamsError: A token id that does not exist, or too many log-probabilities.
+            SamplingParamsError: A token id does not exist, or the request asks for too many log-probabilities.
         """
         for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
             for token_id in getattr(self, name) or ():
@@ -249,7 +256,7 @@ FORMER_NAMES = {
     "guided_choice": "structured_outputs={'choice': ...}",
     "guided_grammar": "structured_outputs={'grammar': ...}",
 }
-"""Keys that rows for older releases hold -> what is to be given."""
+"""Fields of older releases of vLLM -> the field that replaces each, for the error message."""
 
 NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "n": (int, 1, MAX_N, f"an integer from 1 to {MAX_N}"),
@@ -266,7 +273,7 @@ NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "logprobs": (int, -1, 2**31 - 1, "an integer of at least 0, -1 for the whole vocabulary, or None"),
     "prompt_logprobs": (int, -1, 2**31 - 1, "an integer of at least 0, -1 for the whole vocabulary, or None"),
 }
-"""Field -> (type, least, most, the same in words)."""
+"""Field -> (type, lowest value, highest value, allowed values in words)."""
 
 SWITCHES = ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output")
 
@@ -274,7 +281,7 @@ OPTIONAL_NUMBERS = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs
 
 
 def _is_number(value: Any, kind: type) -> bool:
-    """Takes numpy's scalars as well: they are what rows of a dataset hold."""
+    """Returns whether a value is a finite number of a kind; numpy's scalars, which rows of datasets hold, count too."""
     if isinstance(value, bool):
         return False
     if kind is int:
@@ -283,7 +290,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def _normalise_bias(bias: Any) -> dict[int, float]:
-    """Takes string keys too, as JSON gives them, and limits each bias to [-100, 100]."""
+    """Returns the biases with integer keys, which JSON turns into strings, and limits each to [-100, 100]."""
     try:
         pairs = {int(token_id): float(value) for token_id, value in dict(bias).items()}
     except (TypeError, ValueError) as error:

@@ -1,12 +1,13 @@
-"""Decides what each step computes: one token budget, no phases.
+"""`Scheduler`: decides which tokens each step computes. Prefill and decode are not separate phases.
 
-A sequence has `num_computed_tokens` out of `num_tokens`; a step brings them closer, by one token for a sequence that
-decodes, by a chunk for one whose prompt is not done. Running sequences come first, then waiting ones while budget, rows
-and blocks last. When blocks run out, the running sequence that would be served last gives up its blocks and waits; its
-tokens are kept, and recomputing them is often a look-up in the prefix cache.
+`num_computed_tokens` of a sequence grows towards `num_tokens`: a step computes one token of a sequence that decodes,
+and a chunk of tokens of a sequence whose prompt is not computed yet. Running sequences are planned first. Waiting
+sequences follow while the token budget, the rows of the tables and the KV cache blocks suffice. When the blocks run
+out, the last of the running sequences is preempted: its blocks are released and it waits again. Its tokens are kept,
+and the prefix cache often still holds their keys and values.
 
-The scheduler sees no tensors. It plans step N + 1 while step N runs: it counts tokens that are sampled but not read. A
-sequence that follows a grammar sits such a step out, because what it may say depends on the token before.
+The scheduler uses no tensors. It can plan step N + 1 while step N runs, because it counts drawn tokens before they are
+read. A sequence that follows a grammar is left out of such a step, because its token mask depends on the unread token.
 """
 
 from __future__ import annotations
@@ -28,7 +29,18 @@ from .step_plan import NewRow, StepPlan
 
 @dataclass(slots=True)
 class SchedulerCounters:
-    """What happened since the scheduler was made."""
+    """Counts of steps, tokens and preemptions since the scheduler was made.
+
+    Attributes:
+        num_steps: Steps planned.
+        num_scheduled_tokens: Tokens planned to be computed, recomputed ones included.
+        num_preemptions: Preemptions.
+        num_chunked_prefills: Times that a step computed only a part of the uncomputed tokens of a sequence.
+        num_prompt_tokens: Prompt tokens of all admitted sequences.
+        num_cached_tokens: Prompt tokens that were found in the prefix cache.
+        num_output_tokens: Output tokens of all sequences.
+        num_wasted_tokens: Tokens drawn for sequences that had already ended.
+    """
 
     num_steps: int = 0
     num_scheduled_tokens: int = 0
@@ -41,13 +53,14 @@ class SchedulerCounters:
 
 
 class Scheduler:
-    """Holds the waiting and the running sequences.
+    """Keeps the waiting and the running sequences, and plans steps for them.
 
     Args:
-        kv_cache: Gives out blocks.
+        kv_cache: Allocates the KV cache blocks of the sequences.
         max_num_seqs: Most running sequences; also the number of rows of the runner's tables.
         max_num_batched_tokens: Most tokens of one step.
-        num_stages: Steps under way at once. Of several, each takes a share of the sequences whose tokens are all known.
+        num_stages: Number of pp stages. With several, as many steps are in flight at once, and each step takes its
+            share of the sequences that have no unread token.
     """
 
     def __init__(
@@ -59,8 +72,9 @@ class Scheduler:
         self.num_stages = num_stages
         self.counters = SchedulerCounters()
         self.running: list[Sequence] = []
-        """In order of service: the last is preempted first."""
-        # A heap. A sequence that ends while it waits stays in it until its turn: taking it out would cost a search.
+        """The running sequences, sorted by priority and arrival. The last is preempted first."""
+        # A heap. A sequence that ends while it waits stays in the heap until it comes first, because a removal from the
+        # middle would cost a search.
         self._waiting: list[Sequence] = []
         self._num_waiting = 0
         self._free_rows: list[int] = []
@@ -70,7 +84,7 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        """Number of sequences that hold no blocks."""
+        """Number of unfinished sequences that wait; they hold no blocks."""
         return self._num_waiting
 
     @property
@@ -79,7 +93,7 @@ class Scheduler:
         return len(self.running) + self._num_waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Takes a new sequence."""
+        """Adds a new sequence to the waiting ones."""
         sequence.arrival = self._num_arrived
         self._num_arrived += 1
         self._enqueue(sequence)
@@ -88,13 +102,13 @@ class Scheduler:
         """Plans the next step.
 
         Returns:
-            The plan; None if there is nothing that could be computed before a step in flight is read.
+            The plan; None if no token can be computed before the results of a step in flight are read.
         """
         plan = StepPlan()
         if not self._schedule_suspect(plan):
             num_preemptions = self.counters.num_preemptions
             budget = self._schedule_running(plan, self._ready(), self.max_num_batched_tokens)
-            # A preemption means that blocks are short: nobody new enters in the same step.
+            # After a preemption the free blocks are too few, so no waiting sequence is admitted in this step.
             if self.counters.num_preemptions == num_preemptions:
                 self._schedule_waiting(plan, budget)
         if not plan.sequences:
@@ -106,7 +120,7 @@ class Scheduler:
         return plan
 
     def _schedule_suspect(self, plan: StepPlan) -> bool:
-        """Plans one suspect alone, if there is any that can run; everybody else pauses for the step."""
+        """Plans a suspect sequence as the only one of the step. Returns False if no suspect is due, True otherwise."""
         budget = self.max_num_batched_tokens
         if suspects := [sequence for sequence in self.running if sequence.is_suspect]:
             known = [r for r in suspects if self.num_stages == 1 or not r.num_pending]
@@ -116,13 +130,15 @@ class Scheduler:
         return bool(suspects or plan.sequences)
 
     def _schedule_running(self, plan: StepPlan, candidates: list[Sequence], budget: int) -> int:
-        """Plans running sequences in order of service and returns the budget that is left."""
+        """Plans running sequences in the given order, and returns the token budget that is left."""
         for sequence in list(candidates):
             if sequence.status is not SequenceStatus.RUNNING:
-                break  # It was preempted for one before it, and so were all behind it.
+                break  # The sequence and all after it were preempted for an earlier one.
             count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
             if count <= 0 or sequence.num_tokens >= sequence.max_tokens_total or sequence.must_be_read:
-                continue  # Out of budget, certain to end by length once the step in flight is read, or to be read.
+                # The budget is used up, or the sequence will end by length when its unread token is read, or its next
+                # token mask depends on an unread token.
+                continue
             if not self._make_room(sequence, sequence.num_computed_tokens + count):
                 break
             self._plan_request(plan, sequence, count)
@@ -130,7 +146,11 @@ class Scheduler:
         return budget
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Finds blocks for a running sequence, preempting from the end of the line, itself last."""
+        """Allocates blocks for a running sequence; preempts the last running ones until the blocks suffice.
+
+        Returns:
+            False if the sequence itself was preempted, because no other was left to preempt.
+        """
         while not self.kv_cache.try_extend(sequence, num_tokens):
             victim = self.running[-1]
             self._preempt(victim)
@@ -139,13 +159,19 @@ class Scheduler:
         return True
 
     def _schedule_waiting(self, plan: StepPlan, budget: int, max_num_new: int | None = None) -> None:
-        """Admits waiting sequences, the first in line first, while budget, rows and blocks last."""
+        """Admits and plans waiting sequences in order while the token budget, the rows and the blocks suffice.
+
+        Args:
+            plan: The plan that the sequences are added to.
+            budget: Number of tokens that the step can still compute.
+            max_num_new: Most sequences to admit, suspects included; None admits any number, but no suspect.
+        """
         most = self._max_step_seqs()
         while budget > 0 and self._free_rows and len(plan.new_rows) != max_num_new and len(plan.sequences) < most:
             sequence = self._first_waiting()
             if sequence is None or (sequence.is_suspect and max_num_new is None):
                 return
-            # A preempted sequence whose last token is not read yet: its tokens are not all known.
+            # A preempted sequence with an unread token cannot be admitted: the runner needs all of its tokens.
             if sequence.num_pending or not self.kv_cache.try_admit(sequence, self.max_num_batched_tokens):
                 return
             heapq.heappop(self._waiting)
@@ -158,12 +184,12 @@ class Scheduler:
             budget -= count
 
     def _ready(self) -> list[Sequence]:
-        """Returns the running sequences that a step may take."""
+        """Returns the running sequences that the next step may compute."""
         known = self.running if self.num_stages == 1 else [r for r in self.running if not r.num_pending]
         return known[: self._max_step_seqs()]
 
     def _max_step_seqs(self) -> int:
-        """Returns how many sequences a step may have, so that those under way at once have about the same."""
+        """Returns the most sequences of a step: the unfinished ones, divided evenly among the pp stages."""
         return -(-min(self.num_unfinished, self.max_num_seqs) // self.num_stages)
 
     def _admit(self, plan: StepPlan, sequence: Sequence) -> None:
@@ -194,7 +220,7 @@ class Scheduler:
         plan.published += self.kv_cache.publish(sequence, start + count)
 
     def _plan_blocks(self, plan: StepPlan, sequence: Sequence, start: int, count: int) -> None:
-        """Sends the blocks the runner does not know yet: all of them for a new row, else those this step begins."""
+        """Adds the block ids that the runner lacks: all blocks of a new row, else the blocks that this step begins."""
         is_new = bool(plan.new_rows) and plan.new_rows[-1].sequence is sequence
         first = 0 if is_new else self.kv_cache.num_blocks_for(start)
         if first < self.kv_cache.num_blocks_for(start + count):
@@ -204,16 +230,16 @@ class Scheduler:
     def update(
         self, plan: StepPlan, drawn: Iterable[Any], num_drawn: abc.Sequence[int] | None = None
     ) -> list[Sequence]:
-        """Takes what a step gave. Of several tokens of a sequence, those after the one that ends it are wasted.
+        """Hands the results of a step to its sequences. Values for a sequence that has ended are dropped.
 
         Args:
-            plan: The step.
-            drawn: One or several values for each sequence that samples, in order, each as `Sequence.take` takes it.
-            num_drawn: How many values each of the sequences has; None where each has one. A sequence that may draw
-                several must be read before the next step takes it.
+            plan: The plan of the step.
+            drawn: Values for the sequences that sample, in order; each is an argument of `Sequence.take`.
+            num_drawn: Number of values of each sequence that samples; None if each has one. A sequence that may draw
+                several tokens must be read before the next step computes it.
 
         Returns:
-            Requests that ended.
+            The sequences that ended.
         """
         ended = []
         if num_drawn is not None:
@@ -239,17 +265,17 @@ class Scheduler:
         return ended
 
     def recover(self, plans: Iterable[StepPlan], error: RequestError) -> list[Sequence]:
-        """Puts the sequences of failed steps back, to find out which of them makes the step fail.
+        """Takes back failed steps, and finds out which sequence makes a step fail.
 
-        A sequence that failed alone is the culprit and ends. Several wait again and are then run one at a time until
-        each has passed a step.
+        If only one sequence took part, it ends with the error. Several sequences become suspects: they wait again, and
+        each is run alone until a step with it succeeds.
 
         Args:
-            plans: The step that failed and those planned after it.
-            error: What it raised.
+            plans: The plan of the step that failed, and the plans of the steps that were started after it.
+            error: The error of the failed step.
 
         Returns:
-            Requests that ended.
+            The sequences that ended.
         """
         plans = list(plans)
         for plan in plans:
@@ -274,13 +300,13 @@ class Scheduler:
         self._finish(sequence)
 
     def abort(self, sequence: Sequence) -> None:
-        """Ends a sequence that nobody waits for any more."""
+        """Ends a sequence whose result is no longer needed; does nothing if it has ended already."""
         if not sequence.is_finished:
             sequence.finish_reason = "abort"
             self._finish(sequence)
 
     def reset(self) -> None:
-        """Drops all sequences and forgets all cached content, whatever state they are in."""
+        """Removes all sequences and all cached blocks. It works in any state, also after an interrupt."""
         self.kv_cache.reset()
         self.running, self._waiting, self._num_waiting = [], [], 0
         self._free_rows = list(range(self.max_num_seqs - 1, -1, -1))
@@ -309,17 +335,17 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
 
     def _leave(self, sequence: Sequence) -> None:
-        """Takes a running sequence's place, row and blocks."""
+        """Removes a sequence from the running ones, and frees its row and its blocks."""
         self.running.remove(sequence)
         self._free_rows.append(sequence.row)
         sequence.row = -1
         self.kv_cache.release(sequence)
 
     def check_integrity(self) -> None:
-        """Checks that rows, blocks and places are conserved.
+        """Checks that every row and every block is either free or belongs to the sequences that count it.
 
         Raises:
-            AssertionError: Something is lost, doubled or over its limit.
+            AssertionError: A row, a block or a sequence is lost, counted twice or over its limit.
         """
         rows = sorted([sequence.row for sequence in self.running] + self._free_rows)
         assert rows == list(range(self.max_num_seqs)), f"rows are lost or doubled: {rows}"

@@ -1,6 +1,6 @@
-"""One sequence inside the engine: its tokens, how far they are computed, and when it ends.
+"""`Sequence`: the tokens of one sequence inside the engine, how many are computed, and the checks that end it.
 
-A request with n > 1 becomes n sequences, which find each other's prompt in the prefix cache.
+A request with n > 1 becomes n sequences. They have the same prompt and share its blocks through the prefix cache.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .text.detokenizer import StopStringMatcher
 
 
 class SequenceStatus(enum.Enum):
-    """Where a sequence is."""
+    """The state of a sequence in the scheduler."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -29,35 +29,50 @@ class SequenceStatus(enum.Enum):
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One sequence the scheduler runs.
+    """One sequence that the scheduler runs.
 
-    The tokens of a sequence, by what is known of them (`n` is `len(token_ids)`):
+    The positions of a sequence have three states (`n` is `len(token_ids)`):
 
         [0, num_computed_tokens)              keys and values are in the cache, or will be after the steps in flight
-        [num_computed_tokens, n)              known, to be computed
-        [n, n + num_pending)                  sampled on the device by a step in flight, not read yet
+        [num_computed_tokens, n)              the token is known and its keys and values are still to be computed
+        [n, n + num_pending)                  a step in flight draws the token on the device; it is not read yet
 
     Attributes:
-        request_id: Of the request it belongs to.
-        index: Which of the request's sequences it is.
+        request_id: Id of the request that the sequence belongs to.
+        index: Index of the sequence among the sequences of its request.
         params: Sampling parameters.
-        seed: Seed of its draws; with the position it names a draw, whatever the batch.
-        token_ids: Prompt, then output.
-        num_prompt_tokens: Length of the prompt.
-        max_tokens_total: Number of tokens at which it ends by length.
-        stop_token_ids: Tokens that end it; the value is what `stop_reason` says.
-        priority: Lower runs first.
-        arrival: Order of arrival.
-        matcher: Finds its stop strings; None if it has none.
-        bad_word_ids: Token sequences it must not generate.
-        cache_salt: Bytes that its block hashes begin with: only sequences with equal salts share cached blocks.
-        spans: Parts of its prompt that come as embeddings, in order; their token ids are placeholders.
-        reads_prefix_cache: Whether cached blocks may stand for the beginning of its prompt.
-        grammar: Where it is in the grammar of its output; None if it may say anything. Known on rank 0 only.
-        block_ids: Its KV cache blocks in order, a list for each group of layers; empty while it waits.
-        num_freed_blocks: For each group, how many leading blocks it holds no more, since a window has passed them.
-        row: Its row in the runner's tables while it runs.
-        is_suspect: Whether a step it was part of failed, so that it now runs alone.
+        seed: Seed of the random draws. A draw depends only on the seed and the position, never on the batch.
+        token_ids: Token ids of the prompt, followed by the output tokens that were read.
+        num_prompt_tokens: Number of tokens of the prompt.
+        max_tokens_total: Number of tokens, prompt included, at which the sequence ends with finish reason `length`.
+        stop_token_ids: Tokens that end the sequence -> the stop reason that the output then reports.
+        priority: Priority; sequences with lower numbers run first.
+        arrival: Number of sequences that the scheduler got before this one.
+        matcher: Finds the stop strings in the output; None if there are no stop strings.
+        bad_word_ids: Lists of token ids that must not occur in the output.
+        cache_salt: Bytes that the block hashes begin with. Only sequences with equal salts share cached blocks.
+        spans: Parts of the prompt that are given as embeddings, in order. Their token ids are placeholders.
+        reads_prefix_cache: Whether cached blocks may be used for the beginning of the prompt.
+        grammar: State of the output in its grammar; None if the output follows no grammar. Only rank 0 has it.
+        status: State in the scheduler.
+        num_computed_tokens: Number of tokens whose keys and values are in the cache after the steps in flight.
+        num_pending: Number of tokens that steps in flight draw and that are not read yet.
+        num_cached_tokens: Prompt tokens found in the prefix cache at the first admission; None before it.
+        num_preemptions: Number of preemptions.
+        block_ids: Ids of the KV cache blocks in order, a list for each group of layers; empty while the sequence waits.
+        num_freed_blocks: Number of leading blocks that were freed for each group, because they lie before its window.
+        block_hashes: Hashes of the full blocks, computed so far.
+        num_published_blocks: Number of leading blocks that were offered to the prefix cache.
+        row: Row in the runner's tables while the sequence runs; -1 otherwise.
+        is_suspect: Whether a step with this sequence failed. Such a sequence runs alone until a step succeeds.
+        finish_reason: ``"stop"``, ``"length"``, ``"abort"`` or ``"error"``; None while the sequence is unfinished.
+        stop_reason: The stop string or stop token id that ended the sequence, as the output reports it.
+        error: The error that ended the sequence.
+        logprobs: Log-probabilities of each output token, if the request asked for them.
+        prompt_logprobs: Log-probabilities of each prompt token, if the request asked for them.
+        arrival_s: Time of arrival, in seconds of `time.monotonic`.
+        scheduled_s: Time of the first admission.
+        first_token_s: Time at which the first output token was read.
     """
 
     request_id: str
@@ -104,37 +119,38 @@ class Sequence:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of prompt and output, those still on the device included."""
+        """Number of tokens of prompt and output, including tokens that are drawn but not read yet."""
         return len(self.token_ids) + self.num_pending
 
     @property
     def output_token_ids(self) -> list[int]:
-        """Generated tokens."""
+        """The generated tokens that were read."""
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
     def num_output_tokens(self) -> int:
-        """Number of generated tokens."""
+        """Number of generated tokens that were read."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def must_be_read(self) -> bool:
-        """Whether what it may say next depends on a token that is still on the device."""
+        """Whether the next token mask depends on a token that is not read yet: the grammar must accept it first."""
         return self.grammar is not None and self.num_pending > 0
 
     @property
     def is_finished(self) -> bool:
-        """Whether it has ended."""
+        """Whether the sequence has ended."""
         return self.status is SequenceStatus.FINISHED
 
     def take(self, drawn: Any) -> RequestError | None:
-        """Takes what a step gave; `finish_reason` says whether the sequence has ended.
+        """Takes the result of a step for this sequence. Afterwards `finish_reason` is set if the sequence has ended.
 
         Args:
-            drawn: A token; a negative one is a key of `NO_TOKEN`. A sequence of another task takes what its head gives.
+            drawn: Token id. A negative number is a key of `NO_TOKEN` and stands for an error. Subclasses of other tasks
+                take the value that their head computes.
 
         Returns:
-            Why the sequence cannot go on; None if nothing is wrong.
+            The error that ends the sequence; None if there is none.
         """
         if drawn < 0:
             return NO_TOKEN[drawn]
@@ -144,16 +160,16 @@ class Sequence:
         return None
 
     def append_output(self, token_id: int) -> bool:
-        """Takes one generated token and says whether it ends the sequence.
+        """Appends one generated token and checks whether the sequence ends with it.
 
-        Order of the checks: a stop token, a stop string, the length. Of the first `min_tokens` tokens the last may be a
-        stop token, but none may complete a stop string.
+        The checks run in this order: a stop token, a stop string, the length. Before token number `min_tokens` no stop
+        token ends the sequence. A stop string ends it only if a token after number `min_tokens` completes the string.
 
         Args:
-            token_id: The token.
+            token_id: The token id.
 
         Returns:
-            Whether the sequence has ended; `finish_reason` and `stop_reason` say why.
+            Whether the sequence has ended. If so, `finish_reason` and `stop_reason` are set.
         """
         if not self.num_output_tokens:
             self.first_token_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""What one step computes: `StepPlan`, which the scheduler makes and the runner executes."""
+"""`StepPlan`: the sequences and tokens that one step computes. The scheduler makes it and the runner executes it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class NewRow:
     """A sequence that enters a row of the runner's tables.
 
     Attributes:
-        row: The row; whatever it held before is over.
-        sequence: The sequence; the runner reads its tokens and its parameters, and changes nothing.
-        num_tokens: Known tokens.
+        row: Index of the row. The sequence that owned the row before has left it.
+        sequence: The sequence. The runner reads its tokens and its parameters, and does not change them.
+        num_tokens: Number of tokens in `sequence.token_ids` when the sequence enters.
     """
 
     row: int
@@ -26,21 +26,26 @@ class NewRow:
 
 @dataclass(slots=True)
 class StepPlan:
-    """What one step computes; entry i of every list belongs to sequence i of the batch.
+    """The sequences and tokens that one step computes.
+
+    Entry i of `sequences`, `rows`, `starts`, `counts` and `samples` belongs to sequence i of the batch.
 
     Attributes:
-        sequences: Whose sequences they are.
-        rows: Their rows in the runner's tables.
-        starts: First position to compute.
-        counts: Number of positions to compute.
-        samples: Whether the last of them yields a new token.
-        new_rows: Rows to fill before the step.
-        new_blocks: (group of layers, row, index of the first, block ids) to append to block tables before the step.
-        new_tokens: (row, first position, token ids) to enter before the step, where not every stage draws the tokens.
-        token_masks: Of the sequences that sample, those that follow a grammar, and what it allows them.
-        published: Blocks that others may find from now on, though this step is what fills them.
-        num_decodes: This many sequences at the front compute one token each; all others compute more.
-        num_shared_blocks: This many leading blocks those at the front have in common, if it pays to know.
+        sequences: Sequences that the step computes.
+        rows: Row of each sequence in the runner's tables.
+        starts: First position to compute, of each sequence.
+        counts: Number of positions to compute, of each sequence.
+        samples: Whether the last computed position of the sequence yields a new token.
+        new_rows: Sequences that enter the tables before the step.
+        new_blocks: Tuples (group of layers, row, index of the first block, block ids): blocks that are appended to the
+            block tables before the step.
+        new_tokens: Tuples (row, first position, token ids): tokens that are written to the tables before the step. They
+            are needed only if another pp stage has drawn the tokens.
+        token_masks: Token masks of the sequences that sample and follow a grammar; None if there are none.
+        published: Ids of blocks that this step fills. Later steps may already find them in the prefix cache.
+        num_decodes: Number of sequences at the front that compute one token each; all others compute more.
+        num_shared_blocks: Number of leading blocks that the first `num_decodes` sequences have in common; 0 if they are
+            too few to make attention faster.
     """
 
     sequences: list[Sequence] = field(default_factory=list)
@@ -58,26 +63,26 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the step computes."""
+        """Number of tokens that the step computes."""
         return sum(self.counts)
 
     @property
     def sampled(self) -> list[Sequence]:
-        """The sequences that yield a new token, in order."""
+        """The sequences of the plan that yield a new token, in the order of the plan."""
         return [sequence for sequence, samples in zip(self.sequences, self.samples, strict=True) if samples]
 
     def owners(self, num_drawn: abc.Sequence[int] | None) -> list[Sequence]:
-        """Returns the sequence of each token that the step has drawn.
+        """Returns a list with the sequence of each drawn token, in the order of the tokens.
 
         Args:
-            num_drawn: How many each sequence that samples has drawn; None where each has drawn one.
+            num_drawn: Number of tokens that each sampling sequence has drawn; None if each has drawn one.
         """
         if num_drawn is None:
             return self.sampled
         return [sequence for sequence, count in zip(self.sampled, num_drawn, strict=True) for _ in range(count)]
 
     def put_decodes_first(self) -> None:
-        """Orders the sequences: those that compute one token, then the others, as attention wants them."""
+        """Moves the sequences that compute one token to the front, as attention needs them, and sets `num_decodes`."""
         self.num_decodes = self.counts.count(1)
         if self.counts[: self.num_decodes].count(1) < self.num_decodes:
             order = sorted(range(len(self.counts)), key=lambda i: self.counts[i] > 1)
