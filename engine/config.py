@@ -139,7 +139,7 @@ class EngineConfig:
         max_num_batched_tokens: Most tokens computed in one step; None for the default of the device.
         block_size: Number of tokens in a KV cache block.
         num_gpu_blocks_override: Number of KV cache blocks, on any device; None to derive it from the memory.
-        kv_cache_memory_bytes: Memory of each rank's KV cache; None to derive it from the device.
+        kv_cache_memory_bytes: Size of each rank's KV cache in bytes; None to derive it from the device's memory.
         gpu_memory_utilization: Share of a GPU's memory that the engine uses, above 0, at most 1.
         enable_prefix_caching: Whether sequences share the KV cache blocks of equal prompt beginnings.
         enable_prompt_embeds: Whether prompts may be embeddings (`EmbedsPrompt`).

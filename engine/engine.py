@@ -86,7 +86,7 @@ class FailedStep:
     error: Exception
 
     def result(self) -> StepResult:
-        """Raises the error of the start."""
+        """Raises the error that the start of the step raised; there is no result."""
         raise self.error
 
 
@@ -101,9 +101,9 @@ class LLMEngine:
         config: Settings of the engine.
         tokenizer: The model's tokenizer; None if the engine was made with `skip_tokenizer_init`.
         default_params: Sampling parameters that the model recommends.
-        handler: Makes the sequences of requests and the outputs of sequences, for the task of the engine.
-        scheduler: Plans the steps.
-        executor: Runs the steps.
+        handler: Request handler of the engine's task, which makes the sequences of requests and their outputs.
+        scheduler: Scheduler that plans the steps.
+        executor: Executor that runs the steps.
         overlap_depth: Number of steps that may be started before the results of an earlier one are read.
     """
 
@@ -215,7 +215,7 @@ class LLMEngine:
         most_unread = self._most_unread(plan)
         while len(self._in_flight) > most_unread:
             ended += self._read_step()
-        outputs = [output for request in ended for output in self._close_sequence(request)]
+        outputs = [output for sequence in ended for output in self._close_sequence(sequence)]
         while self._in_flight and not self.has_unfinished_requests():
             # These steps draw only tokens that nobody needs. They are read because a failed step makes the prefix
             # cache forget the blocks that it should have filled.

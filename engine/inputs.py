@@ -191,7 +191,7 @@ class PromptReader:
         tokenizer: The model's tokenizer; None if the engine works with token ids only.
         vocab_size: Number of tokens that the model knows.
         max_model_len: Most tokens of prompt and output together.
-        prompt_embeds: Reads prompts that are given as embeddings; None if `enable_prompt_embeds` is off.
+        prompt_embeds: Reader of prompts that are given as embeddings; None if `enable_prompt_embeds` is off.
     """
 
     tokenizer: Tokenizer | None

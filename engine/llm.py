@@ -86,6 +86,7 @@ class LLM:
 
         Raises:
             UserError: A prompt or its parameters cannot be used, and `on_error` is ``"raise"``.
+            EngineError: A prompt fails while it runs, and `on_error` is ``"raise"``.
         """
         _check_neutral("generate", vllm_kwargs)
         call = self._call(use_tqdm, on_error)
@@ -132,6 +133,7 @@ class LLM:
 
         Raises:
             UserError: A conversation or its parameters cannot be used, and `on_error` is ``"raise"``.
+            EngineError: As in `generate`.
         """
         _check_neutral("chat", vllm_kwargs)
         tokenizer = self.llm_engine.tokenizer
@@ -186,6 +188,7 @@ class LLM:
         Raises:
             UserError: The engine has another task, or a prompt or its parameters cannot be used and `on_error` is
                 ``"raise"``.
+            EngineError: As in `generate`.
         """
         _check_neutral("encode", vllm_kwargs)
         call = self._call(use_tqdm, on_error)
@@ -213,6 +216,7 @@ class LLM:
 
         Raises:
             UserError: As in `encode`.
+            EngineError: As in `generate`.
         """
         pooled = self.encode(prompts, pooling_params, pooling_task="embed", **kwargs)
         return [EmbeddingRequestOutput.from_base(one, embedding_of(one.outputs)) for one in pooled]
@@ -236,6 +240,7 @@ class LLM:
 
         Raises:
             UserError: As in `encode`.
+            EngineError: As in `generate`.
         """
         pooled = self.encode(prompts, pooling_params, pooling_task="classify", **kwargs)
         return [ClassificationRequestOutput.from_base(one, classes_of(one.outputs)) for one in pooled]
@@ -265,6 +270,7 @@ class LLM:
 
         Raises:
             UserError: As in `encode`; or the engine classifies into several classes.
+            EngineError: As in `generate`.
         """
         pairs = pair_up(data_1, data_2)
         task = self.llm_engine.task

@@ -48,7 +48,7 @@ NO_TOKEN = {
 
 @dataclass(slots=True)
 class SamplingParams:
-    """Parameters of one request.
+    """How the tokens of one request are drawn, when generation stops, and what its output holds.
 
     Attributes:
         n: Number of sequences to generate from the prompt. Sequence i uses the seed `seed + i`.
@@ -58,9 +58,10 @@ class SamplingParams:
         repetition_penalty: Number that divides positive and multiplies negative logits of all tokens that the prompt or
             the output contains, > 0.
         temperature: Number that divides the logits, in [0, 2]; 0 is greedy.
-        top_p: Tokens are drawn from the smallest set of tokens whose probabilities reach this sum, in (0, 1].
-        top_k: Tokens are drawn from this number of most probable tokens; 0 or -1 for all tokens.
-        min_p: Tokens are drawn only if their probability is at least this share of the highest one, in [0, 1].
+        top_p: Sum of probabilities, in (0, 1]. Tokens are drawn from the smallest set of most probable tokens whose
+            probabilities reach the sum.
+        top_k: Number of most probable tokens that tokens are drawn from; 0 or -1 for all tokens.
+        min_p: Lowest probability of a token that can be drawn, as a share of the highest probability, in [0, 1].
         seed: Seed of the random draws; None lets the engine derive a seed.
         stop: String or strings that end the text.
         stop_token_ids: Token ids that end the sequence, besides the model's end-of-sequence tokens.

@@ -56,7 +56,7 @@ class Scheduler:
     """Keeps the waiting and the running sequences, and plans steps for them.
 
     Args:
-        kv_cache: Allocates the KV cache blocks of the sequences.
+        kv_cache: Manager that allocates the KV cache blocks of the sequences.
         max_num_seqs: Most running sequences; also the number of rows of the runner's tables.
         max_num_batched_tokens: Most tokens of one step.
         num_stages: Number of pp stages. With several, as many steps are in flight at once, and each step takes its
@@ -123,14 +123,14 @@ class Scheduler:
         """Plans a suspect sequence as the only one of the step. Returns False if no suspect is due, True otherwise."""
         budget = self.max_num_batched_tokens
         if suspects := [sequence for sequence in self.running if sequence.is_suspect]:
-            known = [r for r in suspects if self.num_stages == 1 or not r.num_pending]
+            known = [one for one in suspects if self.num_stages == 1 or not one.num_pending]
             self._schedule_running(plan, known[:1], budget)
         elif (first := self._first_waiting()) is not None and first.is_suspect:
             self._schedule_waiting(plan, budget, max_num_new=1)
         return bool(suspects or plan.sequences)
 
     def _schedule_running(self, plan: StepPlan, candidates: list[Sequence], budget: int) -> int:
-        """Plans running sequences in the given order, and returns the token budget that is left."""
+        """Adds candidates to the plan in order until the token budget is used up. Returns the budget that is left."""
         for sequence in list(candidates):
             if sequence.status is not SequenceStatus.RUNNING:
                 break  # The sequence and all after it were preempted for an earlier one.
@@ -184,8 +184,11 @@ class Scheduler:
             budget -= count
 
     def _ready(self) -> list[Sequence]:
-        """Returns the running sequences that the next step may compute."""
-        known = self.running if self.num_stages == 1 else [r for r in self.running if not r.num_pending]
+        """Returns the running sequences that the next step may include.
+
+        With several pp stages they are the first few sequences without an unread token, so that each step has a share.
+        """
+        known = self.running if self.num_stages == 1 else [one for one in self.running if not one.num_pending]
         return known[: self._max_step_seqs()]
 
     def _max_step_seqs(self) -> int:
@@ -265,7 +268,7 @@ class Scheduler:
         return ended
 
     def recover(self, plans: Iterable[StepPlan], error: RequestError) -> list[Sequence]:
-        """Takes back failed steps, and finds out which sequence makes a step fail.
+        """Undoes a failed step and the steps after it, so that the sequence that makes it fail can be found.
 
         If only one sequence took part, it ends with the error. Several sequences become suspects: they wait again, and
         each is run alone until a step with it succeeds.

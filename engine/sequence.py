@@ -48,7 +48,7 @@ class Sequence:
         stop_token_ids: Tokens that end the sequence -> the stop reason that the output then reports.
         priority: Priority; sequences with lower numbers run first.
         arrival: Number of sequences that the scheduler got before this one.
-        matcher: Finds the stop strings in the output; None if there are no stop strings.
+        matcher: Matcher that finds stop strings in the output; None if there are no stop strings.
         bad_word_ids: Lists of token ids that must not occur in the output.
         cache_salt: Bytes that the block hashes begin with. Only sequences with equal salts share cached blocks.
         spans: Parts of the prompt that are given as embeddings, in order. Their token ids are placeholders.

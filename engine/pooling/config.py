@@ -20,7 +20,7 @@ NAMES_OF_VLLM = {"seq_pooling_type": "pooling_type", "normalize": "use_activatio
 
 @dataclass(frozen=True, slots=True)
 class PoolerConfig:
-    """Settings of the pooler of an engine. None leaves a setting to the model's folder.
+    """Settings of the pooler of an engine. None takes the setting of the model's folder.
 
     Attributes:
         pooling_type: One of `POOLING_TYPES`.

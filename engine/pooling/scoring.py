@@ -85,7 +85,7 @@ class CosineScoring:
         return [text for pair in pairs for text in pair]
 
     def outputs(self, pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
-        """Returns the cosine of each two embeddings that follow each other, see `Scoring.outputs`."""
+        """Returns the cosine of vectors 2 i and 2 i + 1 as the score of pair i, see `Scoring.outputs`."""
         return [cosine_output(*two) for two in zip(pooled[::2], pooled[1::2], strict=True)]
 
 

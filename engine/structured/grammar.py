@@ -28,7 +28,7 @@ MAX_COMPILED = 256
 
 
 class Grammar:
-    """The state of one sequence in its grammar.
+    """The state of one sequence in its grammar: which tokens may follow the tokens that it has.
 
     Args:
         matcher: State of llguidance, which the object takes over.

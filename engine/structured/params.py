@@ -124,7 +124,7 @@ def _schema_text(schema: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Returns numpy arrays and scalars, which Arrow makes of lists and numbers, as plain lists and numbers."""
+    """Returns a numpy array or scalar as lists and numbers, for `json.dumps`. Arrow turns lists of rows into arrays."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"it holds a {type(value).__name__}")

@@ -21,7 +21,7 @@ class TokenMasks:
     """The token masks of a step, one for each sequence that samples and follows a grammar.
 
     Attributes:
-        indices: Index of each sequence with a mask among the sequences that sample, ascending.
+        indices: Indices of the sequences with a mask, among the sequences that sample; ascending.
         bits: `[num_masks, num_bytes]` uint8; bit i of byte j is set if token `8 * j + i` is allowed. Tokens after the
             last byte are not allowed.
     """

@@ -40,7 +40,7 @@ class Embed(PoolingTask):
 
     @classmethod
     def create(cls, config: EngineConfig, hf_config: Any) -> Self:
-        """Makes the task, see `Task.create`. Pooler settings of the engine replace those in the model's folder."""
+        """Makes the task, see `Task.create`. Pooler settings of the engine replace settings in the model's folder."""
         own = PoolerConfig.read(config.pooler_config)
         pooling = own.over(read_sentence_transformer(locate_model(config.model)))
         sizes = getattr(hf_config, "matryoshka_dimensions", None)

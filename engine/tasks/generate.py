@@ -27,7 +27,7 @@ __all__ = ["Generate", "GenerateHandler"]
 
 @dataclass(frozen=True)
 class Generate(Task):
-    """The task that draws tokens.
+    """The task that generates text: the engine draws one token after another until a sequence ends.
 
     Attributes:
         config: Settings of the engine.
@@ -64,7 +64,7 @@ class Generate(Task):
 
 
 class GenerateHandler(RequestHandler[GenerateRequest, Sequence]):
-    """The request handler of the task `Generate`.
+    """Handles requests that generate: makes n sequences of each, and an output with texts and log-probabilities.
 
     Args:
         task: The task of the engine.

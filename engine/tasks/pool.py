@@ -65,7 +65,7 @@ class PoolingTask(Task):
     """A task that makes one vector of each prompt.
 
     Attributes:
-        pooler: Makes the result of a request from the vector that the device has computed.
+        pooler: Pooler that makes the result of a request from the vector that the device has computed.
         head: Class of the head, which makes the vectors at the end of a step.
         size: Number of elements of a vector.
     """
@@ -106,7 +106,7 @@ class PoolingTask(Task):
 
 
 class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
-    """The request handler of pooling tasks.
+    """Handles pooling requests: makes a sequence of each prompt, and an output with the vectors of the prompts.
 
     Args:
         task: The task of the engine.

@@ -127,7 +127,10 @@ class StopStringMatcher:
         return added
 
     def _match(self, num_old: int) -> None:
-        """Sets `matched` to the stop string that ends first in the text; of several, to the first in the list."""
+        """Finds the stop string that ends first behind `num_old` characters; sets `matched` and cuts `text` at it.
+
+        Of several stop strings that end together, the first in the list counts.
+        """
         found = []
         for order, stop in enumerate(self._stop):
             begin = self.text.find(stop, max(0, num_old - len(stop) + 1))

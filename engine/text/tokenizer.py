@@ -29,7 +29,7 @@ INSTEAD = "pass tokenizer=FOLDER, or skip_tokenizer_init=True to work with token
 
 
 class Tokenizer:
-    """The tokenizer of a model.
+    """The tokenizer of a model: turns text into token ids and back, and renders conversations as text.
 
     Args:
         folder: Folder with the tokenizer files.
@@ -165,7 +165,7 @@ def _check_messages(messages: Any) -> None:
 
 
 def _with_plain_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns a message whose content is one text, as templates expect; OpenAI's clients may send a list of parts."""
+    """Returns the message with one text as its content: a list of text parts is joined with line breaks."""
     parts = message.get("content")
     if isinstance(parts, str) or not isinstance(parts, Sequence):
         return message
