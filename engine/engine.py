@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_SITTING_OUT = 0.25
+MAX_GRAMMAR_SHARE = 0.25
 """Largest share of a step's sequences that may follow grammars if the next step is planned ahead.
 
 A sequence that follows a grammar cannot be part of a step that is planned before its last token is read. Let t be the
@@ -304,7 +304,7 @@ class LLMEngine:
         masks = plan.token_masks
         if masks is None or self.config.pipeline_parallel_size > 1:
             return self.overlap_depth
-        return self.overlap_depth if len(masks.indices) < MAX_SITTING_OUT * len(plan.sequences) else 0
+        return self.overlap_depth if len(masks.indices) < MAX_GRAMMAR_SHARE * len(plan.sequences) else 0
 
     def _start(self, plan: StepPlan) -> StepHandle:
         try:

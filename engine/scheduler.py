@@ -59,17 +59,17 @@ class Scheduler:
         kv_cache: Manager that allocates the KV cache blocks of the sequences.
         max_num_seqs: Most running sequences; also the number of rows of the runner's tables.
         max_num_batched_tokens: Most tokens of one step.
-        num_stages: Number of pp stages. With several, as many steps are in flight at once, and each step takes its
+        num_pp_stages: Number of pp stages. With several, as many steps are in flight at once, and each step takes its
             share of the sequences that have no unread token.
     """
 
     def __init__(
-        self, kv_cache: KVCacheManager, max_num_seqs: int, max_num_batched_tokens: int, num_stages: int = 1
+        self, kv_cache: KVCacheManager, max_num_seqs: int, max_num_batched_tokens: int, num_pp_stages: int = 1
     ) -> None:
         self.kv_cache = kv_cache
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.num_stages = num_stages
+        self.num_pp_stages = num_pp_stages
         self.counters = SchedulerCounters()
         self.running: list[Sequence] = []
         """The running sequences, sorted by priority and arrival. The last is preempted first."""
@@ -123,7 +123,7 @@ class Scheduler:
         """Plans a suspect sequence as the only one of the step. Returns False if no suspect is due, True otherwise."""
         budget = self.max_num_batched_tokens
         if suspects := [sequence for sequence in self.running if sequence.is_suspect]:
-            known = [one for one in suspects if self.num_stages == 1 or not one.num_pending]
+            known = [one for one in suspects if self.num_pp_stages == 1 or not one.num_pending]
             self._schedule_running(plan, known[:1], budget)
         elif (first := self._first_waiting()) is not None and first.is_suspect:
             self._schedule_waiting(plan, budget, max_num_new=1)
@@ -141,7 +141,7 @@ class Scheduler:
                 continue
             if not self._make_room(sequence, sequence.num_computed_tokens + count):
                 break
-            self._plan_request(plan, sequence, count)
+            self._plan_sequence(plan, sequence, count)
             budget -= count
         return budget
 
@@ -180,7 +180,7 @@ class Scheduler:
             has_room = self.kv_cache.try_extend(sequence, sequence.num_computed_tokens + count)
             assert has_room, "try_admit() found room for the whole sequence"
             self._admit(plan, sequence)
-            self._plan_request(plan, sequence, count)
+            self._plan_sequence(plan, sequence, count)
             budget -= count
 
     def _ready(self) -> list[Sequence]:
@@ -188,12 +188,12 @@ class Scheduler:
 
         With several pp stages they are the first few sequences without an unread token, so that each step has a share.
         """
-        known = self.running if self.num_stages == 1 else [one for one in self.running if not one.num_pending]
+        known = self.running if self.num_pp_stages == 1 else [one for one in self.running if not one.num_pending]
         return known[: self._max_step_seqs()]
 
     def _max_step_seqs(self) -> int:
         """Returns the most sequences of a step: the unfinished ones, divided evenly among the pp stages."""
-        return -(-min(self.num_unfinished, self.max_num_seqs) // self.num_stages)
+        return -(-min(self.num_unfinished, self.max_num_seqs) // self.num_pp_stages)
 
     def _admit(self, plan: StepPlan, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.RUNNING
@@ -206,7 +206,7 @@ class Scheduler:
             self.counters.num_prompt_tokens += sequence.num_prompt_tokens
             self.counters.num_cached_tokens += sequence.num_computed_tokens
 
-    def _plan_request(self, plan: StepPlan, sequence: Sequence, count: int) -> None:
+    def _plan_sequence(self, plan: StepPlan, sequence: Sequence, count: int) -> None:
         start = sequence.num_computed_tokens
         is_sampled = start + count == sequence.num_tokens
         plan.sequences.append(sequence)
