@@ -1,1 +1,1 @@
-"""One step on one device: tables, forward pass, head, draw."""
+"""How one device runs a step plan: the tables of running sequences, the forward pass, and the head."""

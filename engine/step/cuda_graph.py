@@ -1,11 +1,11 @@
-"""Recorded decode steps: what a model launches for one token of each sequence, replayed as one launch.
+"""`DecodeGraphs`: decode steps on a GPU, recorded as CUDA graphs and replayed with one launch each.
 
-A decode step launches hundreds of small kernels, and for small models the host takes longer to launch them than the
-device to run them. A CUDA graph is the recording of such a sequence with all its addresses, so it serves one size: a
-step is padded to the next size of a ladder. A graph is recorded when its size first occurs.
+A decode step launches hundreds of small kernels, and for small models the host takes longer to launch the kernels than
+the device takes to run them. A CUDA graph records these launches with all their addresses, so one graph serves one
+number of sequences: a step is padded to the next recorded size. A graph is recorded when its size first occurs.
 
-Recorded is all from the tables to the hidden states. The logits are left out: they are one product more to launch, and
-every recording would keep its own [size, vocab_size] of them.
+A recording covers the work from the tables to the hidden states. It does not cover the logits: computing them is only
+one more launch, and every recording would keep a `[size, vocab_size]` tensor for them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from torch import Tensor
 __all__ = ["CudaGraphs", "DecodeGraphs", "GraphBackend", "graph_sizes"]
 
 LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-"""Sizes of which padding takes less than half up to 16, less than a third up to 128 and less than a fifth above."""
+"""Recorded sizes. Padding is less than half of a step up to size 16, less than a third up to 128, else a fifth."""
 
 STEP = 64
-"""Between the sizes above the ladder."""
+"""Difference between two neighbouring sizes above the ladder."""
 
 
 def graph_sizes(max_num_seqs: int, asked: Sequence[int] | None = None) -> list[int]:
-    """Returns the numbers of sequences to record decode steps for.
+    """Returns the numbers of sequences for which decode steps are recorded, ascending.
 
     Args:
-        max_num_seqs: Most sequences of a step; the largest size of the ladder.
-        asked: To use instead of the ladder; sizes above `max_num_seqs` are dropped.
+        max_num_seqs: Most sequences of a step; without `asked`, this is the largest size.
+        asked: Sizes that the user chose in place of the ladder; sizes above `max_num_seqs` are dropped.
     """
     if asked is not None:
         return sorted({size for size in asked if size <= max_num_seqs})
@@ -41,22 +41,22 @@ def graph_sizes(max_num_seqs: int, asked: Sequence[int] | None = None) -> list[i
 
 
 class GraphBackend(Protocol):
-    """Records what a function does on the device."""
+    """Records the work that a function launches on the device."""
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Runs a function once, then records it.
 
         Args:
-            function: Reads and writes the same memory whenever it is called, and does nothing on the host.
+            function: A function that reads and writes the same memory in every call, and has no effect on the host.
 
         Returns:
-            A function that does the same again; its result lasts until the next call.
+            A function that repeats the recorded work and returns its result, which the next call overwrites.
         """
         ...
 
 
 class CudaGraphs:
-    """Records CUDA graphs, which share one pool of memory: only one of them runs at a time."""
+    """Records CUDA graphs. All graphs share one pool of memory, because only one of them runs at a time."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
@@ -69,7 +69,7 @@ class CudaGraphs:
             function()
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads, such as a caller's, may use CUDA meanwhile: only this one is held to what can be recorded.
+        # Other threads may use CUDA meanwhile, so only the calls of this thread are restricted to recordable ones.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = function()
 
@@ -82,12 +82,12 @@ class CudaGraphs:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A decode step of one size.
+    """A recorded decode step of one size.
 
     Attributes:
-        sequences: `[4, size]` int32, where it reads the plan.
-        num_shared: `[1]` int32, where it reads the number of shared blocks; None if it reads none.
-        replay: Runs it and returns the hidden states.
+        sequences: `[4, size]` int32, the memory from which the recorded step reads the plan.
+        num_shared: `[1]` int32, the memory from which it reads the number of shared blocks; None if it reads none.
+        replay: Runs the recorded step and returns the hidden states.
     """
 
     sequences: Tensor
@@ -100,8 +100,8 @@ class DecodeGraphs:
 
     Args:
         run: Runs a decode step: takes the plan and the number of shared blocks (or None), returns the hidden states.
-        sizes: Numbers of sequences to record, ascending.
-        backend: Records them.
+        sizes: Numbers of sequences for which steps are recorded, ascending.
+        backend: Makes the recordings.
     """
 
     def __init__(
@@ -113,16 +113,17 @@ class DecodeGraphs:
         self._recordings: dict[tuple[int, bool], Recording] = {}
 
     def padded_size(self, num_seqs: int) -> int | None:
-        """Returns the smallest size that holds so many sequences; None if none does."""
+        """Returns the smallest recorded size of at least `num_seqs` sequences; None if all sizes are smaller."""
         index = bisect_left(self._sizes, num_seqs)
         return self._sizes[index] if index < len(self._sizes) else None
 
     def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
-        """Runs a step.
+        """Runs a decode step from its recording, which is made when a size first occurs.
 
         Args:
-            sequences: `[4, size]` int32, padded to one of the sizes.
-            num_shared: `[1]` int32, leading blocks that all sequences have in common; None if too few to matter.
+            sequences: `[4, size]` int32, as `gather_batch` takes it, padded to one of the sizes.
+            num_shared: `[1]` int32, number of leading blocks that all sequences share; None if attention reads the
+                blocks of each sequence separately.
 
         Returns:
             Hidden states, `[size, hidden_size]`; the next step overwrites them.
@@ -137,6 +138,6 @@ class DecodeGraphs:
         return recording.replay()
 
     def _record(self, sequences: Tensor, num_shared: Tensor | None) -> Recording:
-        """Records a step on memory of its own, which starts as a copy of what this step brings."""
+        """Records a step that reads its arguments from copies, which later steps overwrite with their own arguments."""
         own, own_shared = sequences.clone(), None if num_shared is None else num_shared.clone()
         return Recording(own, own_shared, self._backend.record(lambda: self._run(own, own_shared)))

@@ -1,7 +1,7 @@
-"""Recorded decode steps on the CPU: one call in place of some hundred, for any number of sequences.
+"""`DecodeTape`: decode steps on a CPU, recorded as a list of kernels that one call runs for any number of sequences.
 
-The counterpart of `cuda_graph`. A recording of the largest step serves all smaller ones, so nothing is padded; and
-nothing is computed when it is made.
+This is the counterpart of `cuda_graph`. The recording of the largest step serves all smaller ones, so no step is
+padded. Making the recording computes nothing.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ __all__ = ["DecodeTape"]
 logger = logging.getLogger(__name__)
 
 MAX_ROWS = 256
-"""Most sequences of a recorded step: with more, what happens between kernels does not count."""
+"""Most sequences of a recorded step. In larger steps the time between kernels is too small a share to matter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A decode step.
+    """A recorded decode step.
 
     Attributes:
-        sequences: `[4, max_num_seqs]` int32, where it reads the plan.
-        num_shared: `[1]` int32, where it reads the number of shared blocks; None if it reads none.
-        tape: Runs it.
-        hidden: `[max_num_seqs, hidden_size]`, where it leaves the hidden states.
+        sequences: `[4, max_num_seqs]` int32, the memory from which the recorded step reads the plan.
+        num_shared: `[1]` int32, the memory from which it reads the number of shared blocks; None if it reads none.
+        tape: The recorded kernels.
+        hidden: `[max_num_seqs, hidden_size]`, the memory to which the step writes the hidden states.
     """
 
     sequences: Tensor
@@ -41,7 +41,7 @@ class Recording:
 
 
 class DecodeTape:
-    """Runs decode steps from recordings, where the model consists of compiled kernels.
+    """Runs decode steps from recordings, if the model consists of compiled kernels alone; else kernel by kernel.
 
     Args:
         run: Runs a decode step: takes the plan and the number of shared blocks (or None), returns the hidden states.
@@ -55,15 +55,16 @@ class DecodeTape:
         self._is_recordable = True
 
     def padded_size(self, num_seqs: int) -> int | None:
-        """Returns the number of sequences that a step of so many is run with: the same; None if it is not recorded."""
+        """Returns `num_seqs`, as no padding is needed; None if steps of this size are not run from a recording."""
         return num_seqs if self._is_recordable and num_seqs <= self._max_num_seqs else None
 
     def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
-        """Runs a step.
+        """Runs a decode step from the recording, which the first step makes.
 
         Args:
             sequences: `[4, num_seqs]` int32, as `gather_batch` takes it.
-            num_shared: `[1]` int32, leading blocks that all sequences have in common; None if too few to matter.
+            num_shared: `[1]` int32, number of leading blocks that all sequences share; None if attention reads the
+                blocks of each sequence separately.
 
         Returns:
             Hidden states, `[num_seqs, hidden_size]`; the next step overwrites them.
@@ -79,7 +80,7 @@ class DecodeTape:
         return recording.hidden[:num_seqs]
 
     def _record(self, shares: bool) -> Recording | None:
-        """Records a step; None, and no other attempt, if the model does what cannot be recorded."""
+        """Records a step. If the model does work that cannot be recorded, returns None and never tries again."""
         sequences = torch.zeros((4, self._max_num_seqs), dtype=torch.int32)
         num_shared = torch.zeros(1, dtype=torch.int32) if shares else None
         try:

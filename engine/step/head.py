@@ -1,6 +1,6 @@
 """The end of a step: `Head` turns hidden states into tokens or vectors, which the host reads from a `StepResult`.
 
-The engine's task makes the head, once.
+The task of the engine makes the head once, when the engine starts.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["Head", "HostLogprobs", "RunningStep", "StepResult"]
 
 @dataclass(frozen=True, slots=True)
 class HostLogprobs:
-    """`TopLogprobs`, on the host.
+    """The log-probabilities of a `TopLogprobs`, copied to the host.
 
     Attributes:
         logprobs: `[num_positions, k + 1]` float32; column 0 is the token itself, then the k most probable.
-        token_ids: `[num_positions, k + 1]` int64.
-        ranks: `[num_positions]` int64, of the token itself.
+        token_ids: `[num_positions, k + 1]` int64, the tokens of these log-probabilities.
+        ranks: `[num_positions]` int64, rank of the token itself in the vocabulary.
     """
 
     logprobs: np.ndarray
@@ -36,14 +36,14 @@ class HostLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step gave, on the host.
+    """The results of a step, on the host.
 
     Attributes:
-        drawn: One or several values for each sequence of the plan that samples, in order, each as its `Sequence.take`
-            reads it: a token, which is negative where none could be drawn, or a vector.
-        logprobs: Log-probabilities of the drawn tokens; None if no request asked.
+        drawn: One or several values for each sequence of the plan that samples, in order, in the form that
+            `Sequence.take` reads: a token id, which is negative if no token could be drawn, or a vector.
+        logprobs: Log-probabilities of the drawn tokens; None if no request asks for them.
         prompt_logprobs: Index in the plan -> log-probabilities of the prompt tokens after each computed position.
-        num_drawn: How many values of `drawn` each of the sequences has; None where each has one.
+        num_drawn: Number of values in `drawn` for each of the sequences; None if each has one.
     """
 
     drawn: list[Any]
@@ -54,13 +54,14 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class RunningStep:
-    """A step whose work is queued on the device, and whose results will be on the host when it is done.
+    """A step that is queued on the device, with the copies that bring its results to the host.
 
     Attributes:
         drawn: `[num_samples]` int64 tokens, or `[num_samples, size]` float32 vectors; None if no sequence samples.
-        logprobs: The fields of `TopLogprobs`, of the drawn tokens; None if no request asked.
-        prompt_logprobs: Index in the plan -> the same, of prompt tokens.
-        split: Splits `drawn` into one value for each sequence: numbers, or with `list` the rows as arrays.
+        logprobs: The fields of the `TopLogprobs` of the drawn tokens; None if no request asks for them.
+        prompt_logprobs: Index in the plan -> the fields of the `TopLogprobs` of prompt tokens.
+        split: Splits `drawn` into one value for each sequence. The default makes numbers of tokens; `list` makes an
+            array of each vector.
     """
 
     drawn: HostCopy | None = None
@@ -69,12 +70,12 @@ class RunningStep:
     split: Callable[[np.ndarray], list[Any]] = np.ndarray.tolist
 
     def is_ready(self) -> bool:
-        """Returns whether `result` would not wait."""
+        """Returns whether all results are on the host, so that `result` does not have to wait."""
         copies = (self.drawn, self.logprobs, *self.prompt_logprobs.values())
         return all(copy is None or copy.is_ready() for copy in copies)
 
     def result(self) -> StepResult:
-        """Waits for the step."""
+        """Waits until the step is done, and returns its results."""
         return StepResult(
             [] if self.drawn is None else self.split(self.drawn.wait()[0]),
             None if self.logprobs is None else HostLogprobs(*self.logprobs.wait()),
@@ -83,21 +84,21 @@ class RunningStep:
 
 
 class Head(Protocol):
-    """The end of a step, in the last stage of a model."""
+    """Computes the results of a step from hidden states; the ranks of the last pp stage have a head."""
 
     def enter(self, new_rows: Sequence[NewRow]) -> None:
-        """Takes over the parameters of the sequences that enter."""
+        """Stores the parameters of the sequences that enter rows of the tables in this step."""
         ...
 
     def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
-        """Turns hidden states into what the task is for. Nothing in it waits for the device.
+        """Queues the computation of a step's results from its hidden states, and does not wait for the device.
 
         Args:
-            plan: What was computed.
-            hidden: `[num_tokens, embedding_size]`, or more rows where a recording was padded.
+            plan: The step plan.
+            hidden: Hidden states of the step, `[num_tokens, embedding_size]`, with more rows if the step was padded.
             sent: The plan on the device.
 
         Returns:
-            The step; reading its result waits for it.
+            The running step, from which the results are read.
         """
         ...

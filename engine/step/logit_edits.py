@@ -1,7 +1,8 @@
-"""What some sequences want done to their logits before the draw: sets of tokens, biases, penalties.
+"""`LogitEdits`: changes logits before the draw as sampling parameters ask: allowed and bad tokens, biases, penalties.
 
-Each kind of edit is a table on the device with a line for each row of the batch, written when a sequence takes the row.
-A step edits all its rows at once, in a number of operations that depends on shapes only: the device is never read.
+Each kind of edit has a table on the device with one line for each row of the batch. The line is written when a sequence
+takes the row. A step edits all its rows at once. The number of operations depends only on shapes, so the host never
+waits for a value from the device.
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ from ..sampling_params import SamplingParams
 from ..sequence import Sequence
 
 MAX_LOGITS_AT_ONCE = 1 << 24
-"""Logits that are edited together: the temporary tensors of a large batch would take gigabytes."""
+"""Most logits that are edited together; the temporary tensors of a large batch would take gigabytes."""
 
 NO_TOKEN = -1
-"""Fills lines of token ids up to the width of their table."""
+"""Padding of a line that has fewer token ids than its table is wide."""
 
 Numbers = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
 class RowTable:
-    """An array of numbers for each row of the batch, padded to the largest.
+    """A tensor with one array of numbers for each row of the batch; the arrays are padded to a common shape.
 
     Args:
         num_rows: Number of rows.
-        num_dims: Dimensions of the array of one row.
-        padding: What fills it up to the size of the largest.
-        dtype: Of the numbers.
-        device: Where the table is.
+        num_dims: Number of dimensions of the array of one row.
+        padding: Number with which the arrays are padded.
+        dtype: Number type of the table.
+        device: Device of the table.
 
     Attributes:
-        lines: `[num_rows, ...]`; its other sizes start at 0 and grow.
+        lines: `[num_rows, ...]`, the arrays; the sizes after the first start at 0 and grow with the largest array.
     """
 
     def __init__(self, num_rows: int, num_dims: int, padding: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -52,7 +53,7 @@ class RowTable:
 
         Args:
             rows: `[num_changed]` int64, on the device.
-            arrays: What each of them holds now.
+            arrays: New array of each of these rows.
         """
         sizes = self.lines.shape[1:]
         new_sizes = [max(lengths) for lengths in zip(sizes, *(array.shape for array in arrays), strict=True)]
@@ -68,11 +69,11 @@ class RowTable:
 
 
 class LogitEdits:
-    """Keeps what each row of the batch wants done to its logits, and does it.
+    """Stores the edits that the sequence of each row asks for, and applies them to logits.
 
     Args:
         max_num_seqs: Number of rows.
-        device: Where logits are.
+        device: Device of the logits.
     """
 
     def __init__(self, max_num_seqs: int, device: torch.device) -> None:
@@ -86,14 +87,14 @@ class LogitEdits:
         def numbers() -> RowTable:
             return RowTable(max_num_seqs, 1, 0, torch.float32, device)
 
-        self._lengths = ids()  # of the prompt, and of prompt and output when stop tokens begin to count
+        self._lengths = ids()  # of the prompt, and of prompt and output together from which on stop tokens are allowed
         self._allowed, self._stops = ids(), ids()
         self._bad_words = ids(num_dims=2)  # each word from its last token to its first
         self._biased, self._bias = ids(), numbers()
         self._penalties = numbers()  # repetition, frequency, presence
 
     def set_rows(self, rows: abc.Sequence[int], sequences: abc.Sequence[Sequence]) -> None:
-        """Takes the edits of the sequences that now own these rows."""
+        """Stores the edits of the sequences that take these rows, in place of those of the earlier owners."""
         owners = {}
         self._penalised.difference_update(rows)
         for row, sequence in zip(rows, sequences, strict=True):
@@ -118,11 +119,11 @@ class LogitEdits:
         self._penalties.set(rows, [np.array(numbers) for numbers in penalties])
 
     def find(self, rows: abc.Sequence[int], lengths: abc.Sequence[int]) -> list[int]:
-        """Returns which sequences of a step are to be edited.
+        """Returns the indices of those logits in a step that must be edited.
 
         Args:
-            rows: The row of each.
-            lengths: Number of tokens of each so far.
+            rows: Row of the batch to which each line of logits belongs.
+            lengths: Number of tokens that the sequence of each row has so far.
         """
         if not self._edited_until:
             return []
@@ -141,13 +142,13 @@ class LogitEdits:
 
         Args:
             logits: `[num_rows, vocab_size]` float32.
-            edited: Which of them, as `find` gave it; not empty.
-            rows: The row of the batch that each belongs to.
-            lengths: Number of tokens of each so far.
-            token_table: `[max_num_seqs, max_model_len]` integers, prompt and output by row.
+            edited: Indices of the logits to edit, as `find` returns them; not empty.
+            rows: As in `find`.
+            lengths: As in `find`.
+            token_table: `[max_num_seqs, max_model_len]` integers, tokens of prompt and output by row.
 
         Returns:
-            Where every token is forbidden now, `[num_rows]` bool.
+            `[num_rows]` bool, true where the edits forbid every token.
         """
         edited_rows, edited_lengths = [rows[i] for i in edited], [lengths[i] for i in edited]
         tokens = token_table[:, : max(edited_lengths)]
@@ -166,7 +167,7 @@ class LogitEdits:
         return is_forbidden
 
     def _forbid(self, logits: Tensor, row: Tensor, length: Tensor, tokens: Tensor) -> None:
-        """Masks what is not allowed, bad words, and stop tokens that come too early."""
+        """Masks tokens that are not allowed, last tokens of bad words, and stop tokens before `min_tokens`."""
         allowed, vocab_size = self._allowed.lines[row], logits.shape[-1]
         too_early = length < self._lengths.lines[row, 1:2]
         forbidden = [torch.where(too_early, self._stops.lines[row], NO_TOKEN)]
@@ -180,17 +181,17 @@ class LogitEdits:
             logits.masked_fill_(has_allowed & ~_mark(allowed, vocab_size), -torch.inf)
 
     def _ends_of_bad_words(self, row: Tensor, length: Tensor, tokens: Tensor) -> Tensor:
-        """Returns the last token of each bad word whose other tokens were just generated, else `NO_TOKEN`."""
+        """Returns the last token of each bad word whose other tokens were just generated; `NO_TOKEN` for others."""
         words = self._bad_words.lines[row]
         back = torch.arange(1, words.shape[-1], device=row.device)
         recent = tokens[row.unsqueeze(-1), (length - back).clamp(min=0)]
         is_output = length - back >= self._lengths.lines[row, :1]
-        # Words are padded: only what lies in front of a word may be anything.
+        # The padding in front of a short word matches any token.
         matches = (words[:, :, 1:] == recent.unsqueeze(1)) & is_output.unsqueeze(1) | (words[:, :, 1:] == NO_TOKEN)
         return torch.where(matches.all(dim=-1), words[:, :, 0], NO_TOKEN)
 
     def _penalise(self, logits: Tensor, row: Tensor, length: Tensor, tokens: Tensor) -> None:
-        """Applies the penalties: repetition to tokens of prompt and output, the others to those of the output."""
+        """Applies the penalties: repetition to tokens of prompt and output, frequency and presence to output tokens."""
         repetition, frequency, presence = self._penalties.lines[row].T.unsqueeze(-1)
         position = torch.arange(tokens.shape[-1], device=row.device)
         is_known = position < length
@@ -207,7 +208,7 @@ def _has_penalty(params: SamplingParams) -> bool:
 
 
 def _edited_until(sequence: Sequence) -> int:
-    """Returns the number of tokens up to which a sequence's logits are edited; 0 if they never are."""
+    """Returns the length that a sequence must reach before its logits are no longer edited; 0 if they never are."""
     params = sequence.params
     if _has_penalty(params) or params.allowed_token_ids or params.logit_bias or sequence.bad_word_ids:
         return sys.maxsize
@@ -223,7 +224,7 @@ def _ids(values: Iterable[int]) -> Numbers:
 
 
 def _reversed_words(words: abc.Sequence[abc.Sequence[int]]) -> Numbers:
-    """Returns `[num_words, longest]`: each word from its last token, so that a table that grows pads its front."""
+    """Returns `[num_words, longest]`, the words with their tokens reversed, so that padding lies in front of a word."""
     lines = np.full((len(words), max(map(len, words), default=0)), NO_TOKEN)
     for line, word in zip(lines, words, strict=True):
         line[: len(word)] = word[::-1]
@@ -235,11 +236,11 @@ def _sequences_at_once(logits: Tensor, tokens: Tensor) -> int:
 
 
 def _mark(ids: Tensor, vocab_size: int) -> Tensor:
-    """Returns which tokens are among some ids, `[num_rows, vocab_size]` bool."""
+    """Returns `[num_rows, vocab_size]` bool, true for the tokens whose ids are in the same row of `ids`."""
     marks = torch.zeros((len(ids), 1 + vocab_size), dtype=torch.bool, device=ids.device)
-    return marks.scatter_(1, ids - NO_TOKEN, True)[:, 1:]  # column 0 takes the padding
+    return marks.scatter_(1, ids - NO_TOKEN, True)[:, 1:]  # column 0 belongs to the padding
 
 
 def _count(ids: Tensor, is_counted: Tensor, logits: Tensor) -> Tensor:
-    """Returns how often each token stands where it is counted, in the shape and dtype of the logits."""
+    """Returns how often each token occurs where `is_counted` is true, in the shape and dtype of the logits."""
     return torch.zeros_like(logits).scatter_add_(1, ids, is_counted.to(logits.dtype))

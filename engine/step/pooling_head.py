@@ -1,4 +1,4 @@
-"""The heads that pool: one vector for every prompt that is done, and no token."""
+"""The heads of pooling engines, such as `MeanHead`: they make one vector of each prompt and draw no tokens."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["ClassHead", "LastTokenHead", "MeanHead", "PoolingHead"]
 
 
 class PoolingHead(ABC):
-    """Makes one vector of each prompt, when its last token is computed.
+    """Makes one vector of each prompt in the step that computes the last token of the prompt.
 
     Args:
-        model: The last stage of a model.
-        tables: Of the running sequences.
+        model: The last pp stage of a model.
+        tables: Tables of the running sequences.
 
     Attributes:
-        needs_every_token: Whether every token of a prompt must be computed, and none be found in the prefix cache.
+        needs_every_token: Whether every token of a prompt must be computed, so that the prefix cache is not used.
     """
 
     needs_every_token: ClassVar[bool] = False
@@ -35,8 +35,8 @@ class PoolingHead(ABC):
         self._model = model
         self._host_copies = HostCopies(tables.tokens.device)
 
-    def enter(self, new_rows: Sequence[NewRow]) -> None:  # noqa: B027  # Most heads keep nothing.
-        """As `Head.enter`: the host applies the parameters (`Pooler`), so nothing is kept here."""
+    def enter(self, new_rows: Sequence[NewRow]) -> None:  # noqa: B027  # Most heads store nothing.
+        """Does nothing: the host applies the pooling parameters to the vectors (`Pooler`)."""
 
     def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
         """As `Head.finish`."""
@@ -46,11 +46,12 @@ class PoolingHead(ABC):
 
     @abstractmethod
     def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
-        """Makes the vectors of the prompts that are done.
+        """Makes the vectors of the prompts whose last token this step computes.
 
         Args:
-            hidden: `[num_tokens, embedding_size]`, of the step.
-            sampled: `[3, num_samples]`: the index in `hidden` of each prompt's last token, its row, its length.
+            hidden: Hidden states of the step, `[num_tokens, embedding_size]`.
+            sampled: `[3, num_samples]`: for each such prompt, the index of its last token in `hidden`, the row of the
+                prompt, and its length.
 
         Returns:
             `[num_samples, size]` float32.
@@ -58,7 +59,7 @@ class PoolingHead(ABC):
 
 
 class LastTokenHead(PoolingHead):
-    """Takes the hidden state of each prompt's last token, the only one that has seen the whole prompt."""
+    """Returns the hidden state of each prompt's last token, the only token that attends to the whole prompt."""
 
     def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
         """As `PoolingHead.vectors`."""
@@ -66,7 +67,7 @@ class LastTokenHead(PoolingHead):
 
 
 class ClassHead(PoolingHead):
-    """Takes the logits of the classes, from the hidden state of each prompt's last token."""
+    """Returns the logits of the classes, computed from the hidden state of each prompt's last token."""
 
     def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
         """As `PoolingHead.vectors`."""
@@ -74,7 +75,7 @@ class ClassHead(PoolingHead):
 
 
 class MeanHead(PoolingHead):
-    """Takes the mean of the hidden states of each prompt. A long prompt is summed up chunk by chunk."""
+    """Returns the mean of the hidden states of each prompt. The states of a chunked prompt are summed step by step."""
 
     needs_every_token = True
 
@@ -84,12 +85,12 @@ class MeanHead(PoolingHead):
         self._sums = torch.zeros(shape, dtype=torch.float32, device=tables.tokens.device)
 
     def enter(self, new_rows: Sequence[NewRow]) -> None:
-        """As `Head.enter`: a prompt that begins, or begins again, has no sum yet."""
+        """Sets the sums of prompts that start, or start again after a preemption, to zero."""
         for new in new_rows:
             self._sums[new.row].zero_()
 
     def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
-        """As `Head.finish`: adds up first."""
+        """As `Head.finish`; first adds the hidden states of this step to the sums of their prompts."""
         for row, states in zip(plan.rows, hidden.split(plan.counts), strict=True):
             self._sums[row] += states.sum(0, dtype=torch.float32)
         return super().finish(plan, hidden, sent)

@@ -1,7 +1,7 @@
-"""Runs step plans on one device: sends the plan, runs the model, and hands the hidden states to the head of the engine.
+"""`ModelRunner`: runs step plans on one device: sends the plan, runs the model, passes hidden states to the head.
 
-Nothing in `ModelRunner.execute` waits for the device. What the host must know is read from the `RunningStep`, as a rule
-when the next step has been started.
+`ModelRunner.execute` never waits for the device. The host reads the results from the `RunningStep`, usually after it
+has started the next step.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ class DecodeRecorder(Protocol):
     """Runs decode steps from recordings: `DecodeGraphs` on a GPU, `DecodeTape` on a CPU."""
 
     def padded_size(self, num_seqs: int) -> int | None:
-        """Returns the number of sequences to which a step of so many is padded; None if none is recorded."""
+        """Returns the size to which a step of `num_seqs` sequences is padded; None if no recording can run it."""
 
     def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
-        """Runs a step of `[4, size]` sequences; returns its hidden states."""
+        """Runs a decode step of `[4, size]` sequences, with or without shared blocks, and returns its hidden states."""
 
 
 MakeRecorder = Callable[[Callable[[Tensor, Tensor | None], Tensor]], DecodeRecorder]
-"""Makes a recorder of a function that runs a decode step."""
+"""Makes a recorder from a function that runs a decode step."""
 
 MakeHead = Callable[[Decoder, Tables], Head]
-"""Makes what ends a step, from a model and the tables of the running requests."""
+"""Makes the head from a model and the tables of the running sequences."""
 
 
 class ModelRunner:
     """A model with its KV cache and its tables.
 
     Args:
-        model: The model, weights loaded.
-        device: Where it is.
-        num_blocks: KV cache blocks.
+        model: The model, with its weights loaded.
+        device: Device of the model.
+        num_blocks: Number of KV cache blocks.
         block_size: Tokens per block.
-        max_num_seqs: Rows of the tables.
-        max_model_len: Tokens a row can hold.
-        dtype: Of the KV cache.
-        make_recorder: Makes what records decode steps; None to run every kernel of every step by itself.
-        make_head: Makes what ends a step in the last stage.
-        parallel: This rank.
+        max_num_seqs: Number of rows of the tables.
+        max_model_len: Most tokens of a row.
+        dtype: Number type of the KV cache.
+        make_recorder: Makes the recorder of decode steps; None to launch every kernel of every step separately.
+        make_head: Makes the head; called in the last pp stage.
+        parallel: The place of this rank among all ranks.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class ModelRunner:
         """Queues a step on the device.
 
         Args:
-            plan: What to compute.
+            plan: The step plan.
 
         Returns:
-            The step; reading its result waits for it.
+            The running step, from which the results are read; empty in a pp stage that is not the last.
         """
         if self._head is not None:
             self._head.enter(plan.new_rows)
@@ -99,7 +99,7 @@ class ModelRunner:
         return self._head.finish(plan, hidden, sent)
 
     def _forward(self, plan: StepPlan) -> tuple[Tensor, SentPlan]:
-        """Runs the model: from a recording if every sequence looks up one token, and there is one of the size."""
+        """Runs the model, from a recording if all sequences decode and a recording of their number exists."""
         num_seqs = len(plan.rows)
         given = self._find_embeddings(plan)
         is_decode = plan.num_decodes == num_seqs and given is None
@@ -114,14 +114,14 @@ class ModelRunner:
         return self.model(batch, self.kv_cache), sent
 
     def _find_embeddings(self, plan: StepPlan) -> GivenEmbeddings | None:
-        """Returns the embeddings that a step brings, in the stage that embeds."""
+        """Returns the embeddings that prompts give for tokens of this step; None in a pp stage that does not embed."""
         if self._spans is None:
             return None
         self._spans.enter(plan.new_rows)
         return self._spans.find(plan)
 
     def _decode(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
-        """Runs a decode step whose every size is fixed: it serves sequences of any length."""
+        """Runs a decode step whose shapes depend only on their number, so that a recording fits sequences of any length."""
         num_seqs = sequences.shape[1]
         batch = self._tables.gather(sequences, num_seqs, self._tables.max_blocks, num_seqs, num_shared)
         hidden: Tensor = self.model(batch, self.kv_cache)

@@ -1,8 +1,8 @@
-"""From logits to token ids: masks and penalties for the rows that ask for them, then one draw for every row.
+"""`Sampler`: turns logits into token ids: masks and penalties for the rows that ask for them, then one draw a row.
 
-Order, as users of vLLM know it: log-probabilities are taken from the raw logits; then structured_outputs,
-allowed_token_ids, bad_words, min_tokens, logit_bias, the penalties; then temperature, min_p, top_k, top_p and the draw
-(`kernels.sample`).
+The order is that of vLLM. Log-probabilities are computed from the raw logits. Then structured_outputs,
+allowed_token_ids, bad_words, min_tokens, logit_bias and the penalties change the logits. Temperature, min_p, top_k,
+top_p and the draw come last (`kernels.sample`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .logit_edits import LogitEdits
 
 @dataclass(slots=True)
 class TopLogprobs:
-    """Log-probabilities of the tokens of some positions, on the device until they are read.
+    """Log-probabilities of the tokens at some positions, on the device.
 
     Attributes:
         logprobs: `[num_positions, k + 1]` float32; column 0 is the token itself, then the k most probable.
-        token_ids: `[num_positions, k + 1]` int64.
-        ranks: `[num_positions]` int64, of the token itself.
+        token_ids: `[num_positions, k + 1]` int64, the tokens of these log-probabilities.
+        ranks: `[num_positions]` int64, rank of the token itself in the vocabulary.
     """
 
     logprobs: Tensor
@@ -37,11 +37,11 @@ class TopLogprobs:
 
 
 class Sampler:
-    """Keeps the sampling parameters of each row of the batch, and draws.
+    """Stores the sampling parameters of each row of the batch, and draws tokens with them.
 
     Args:
         max_num_seqs: Number of rows.
-        device: Where logits are.
+        device: Device of the logits.
     """
 
     def __init__(self, max_num_seqs: int, device: torch.device) -> None:
@@ -56,7 +56,7 @@ class Sampler:
         self._drawing_rows: set[int] = set()
 
     def set_rows(self, rows: abc.Sequence[int], sequences: abc.Sequence[Sequence]) -> None:
-        """Takes the parameters of the sequences that now own these rows."""
+        """Stores the parameters of the sequences that take these rows."""
         index = to_device(rows, torch.int64, self.device)
         params = [sequence.params for sequence in sequences]
         for table, values in (
@@ -89,15 +89,15 @@ class Sampler:
 
         Args:
             logits: `[num_rows, vocab_size]` float32; may be overwritten.
-            rows: The row each belongs to.
-            lengths: Number of tokens of each so far, which is the position of the new one.
+            rows: Row of the batch to which each line of logits belongs.
+            lengths: Number of tokens of each row's sequence so far, which is the position of the new token.
             placed: The same rows and lengths on the device, `[2, num_rows]` integers.
-            token_table: `[max_num_seqs, max_model_len]`, tokens by row.
-            masks: What grammars allow; None if no row follows one.
+            token_table: `[max_num_seqs, max_model_len]` integers, tokens of prompt and output by row.
+            masks: Tokens that grammars allow; None if no row follows a grammar.
 
         Returns:
-            Token ids `[num_rows]` int64, `NAN_LOGITS` or `ALL_FORBIDDEN` where there is none; and log-probabilities of
-            all rows if any row asked for them.
+            Token ids `[num_rows]` int64, which are `NAN_LOGITS` or `ALL_FORBIDDEN` where no token could be drawn; and
+            the log-probabilities of all rows, or None if no row asks for them.
         """
         edited = self._edits.find(rows, lengths)
         num_logprobs = self._max_num_logprobs(rows, logits.shape[-1])
@@ -114,7 +114,7 @@ class Sampler:
         return token_ids, TopLogprobs(*top_logprobs(raw, token_ids.clamp(min=0), num_logprobs))
 
     def _sample(self, logits: Tensor, placed: Tensor) -> Tensor:
-        """Draws with the parameters of each row."""
+        """Draws a token for each row with the temperature, top_k, top_p, min_p and seed of the row."""
         index, positions = placed.long()
         return sample(
             logits,

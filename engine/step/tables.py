@@ -1,8 +1,9 @@
-"""What stays on the device between steps: the tokens and the KV cache blocks of every running request.
+"""`Tables`: the tokens and KV cache blocks of all running sequences, which stay on the device between steps.
 
-A running request owns a row of both tables from the step it enters until it ends. A step sends what is new and four
-numbers per sequence, all in one copy that the host does not wait for; `gather_batch` derives the rest on the device.
-A sampled token is written to its row there too, so the next step can start before the host has seen it.
+A running sequence owns a row of every table from the step in which it enters until it ends. A step sends only new
+tokens and blocks and four numbers per sequence, in one copy for which the host does not wait; `gather_batch` derives
+the rest on the device. A sampled token is also written to its row on the device, so the next step can start before the
+host has read the token.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from ..device import to_device
 from ..step_plan import StepPlan
 
 PADDING = ((-1,), (0,), (1,))
-"""Row, start and count of a sequence of padding."""
+"""Row, start and count of a padding sequence."""
 
 
 @dataclass(frozen=True, slots=True)
 class SentPlan:
-    """A step's plan on the device.
+    """A step plan on the device.
 
     Attributes:
         sequences: `[4, num_seqs]` int32, as `gather_batch` takes it, padding included.
-        num_shared: `[1]` int32, leading blocks that the decoding sequences have in common.
-        sampled: `[3, num_samples]` int32: of each sequence that samples the index of its last token in the step, its
+        num_shared: `[1]` int32, number of leading blocks that the decoding sequences share.
+        sampled: `[3, num_samples]` int32: for each sequence that samples, the index of its last token in the step, its
             row, and its length, which is the position of the new token.
     """
 
@@ -41,14 +42,14 @@ class SentPlan:
 
 
 class Tables:
-    """The tables of all running requests.
+    """The tables of all running sequences.
 
     Args:
-        max_num_seqs: Rows.
-        max_model_len: Tokens a row can hold.
+        max_num_seqs: Number of rows.
+        max_model_len: Most tokens of a row.
         block_size: Tokens per KV cache block.
-        device: Where they are.
-        num_groups: Groups of layers, each of which has a block table.
+        device: Device of the tables.
+        num_groups: Number of groups of layers, each of which has a block table.
     """
 
     def __init__(
@@ -60,16 +61,16 @@ class Tables:
         self.blocks = torch.zeros((num_groups, max_num_seqs, self.max_blocks), dtype=torch.int32, device=device)
 
     def send(self, plan: StepPlan, num_seqs: int) -> SentPlan:
-        """Sends a plan: enters new tokens and blocks into the tables, returns the rest.
+        """Sends a plan to the device: writes its new tokens and blocks to the tables, and returns the rest.
 
         Args:
-            plan: The step.
-            num_seqs: To pad the sequences to.
+            plan: The step plan.
+            num_seqs: Number of sequences to which the plan is padded.
         """
         tokens = [(new.row, 0, new.sequence.token_ids[: new.num_tokens]) for new in plan.new_rows]
         num_rows = len(self.tokens)
         blocks = [(group * num_rows + row, first, ids) for group, row, first, ids in plan.new_blocks]
-        # Tokens of a row that has changed hands come before those of its new owner.
+        # A new token may belong to the previous owner of a row, so the tokens of new owners are written last.
         entries_of = ((self.blocks.flatten(0, 1), blocks), (self.tokens, plan.new_tokens), (self.tokens, tokens))
         changed = [(table, new) for table, new in entries_of if new]
         packed = [*_pack_sequences(plan, num_seqs), np.array([plan.num_shared_blocks])]
@@ -88,15 +89,15 @@ class Tables:
         num_shared: Tensor | None,
         given: GivenEmbeddings | None = None,
     ) -> ForwardBatch:
-        """Derives the tensors of a step.
+        """Derives the tensors of a step from the plan and the tables.
 
         Args:
             sequences: `[4, num_seqs]`, as in `SentPlan`.
-            num_tokens: Tokens of all sequences.
-            max_blocks: Blocks that the longest of them holds, or more.
-            num_decodes: Sequences at the front that compute one token.
-            num_shared: As in `SentPlan`; None if it does not pay to know.
-            given: Embeddings that are not looked up.
+            num_tokens: Number of tokens that the step computes.
+            max_blocks: Number of blocks of the longest sequence, or more.
+            num_decodes: Number of sequences, all at the front, that compute one token.
+            num_shared: As in `SentPlan`; None if attention reads the blocks of each sequence separately.
+            given: Embeddings that prompts give in place of those that the model looks up; None if there are none.
         """
         gathered = [
             gather_batch(self.tokens, blocks, sequences, num_tokens, max_blocks, self.block_size)
@@ -117,13 +118,14 @@ class Tables:
         )
 
     def append(self, sampled: Tensor, token_ids: Tensor) -> None:
-        """Appends the tokens that were sampled, `[num_samples]` int64, one to each row of `SentPlan.sampled`."""
-        # A row whose logits hold NaN must still leave a token that exists: a step that is planned ahead reads it.
+        """Appends the sampled tokens, `[num_samples]` int64, to their rows, which are those of `SentPlan.sampled`."""
+        # A negative id says that no token could be drawn. The next step may be planned already and then reads the token,
+        # so the table must hold an id that exists.
         self.tokens[sampled[1], sampled[2]] = token_ids.clamp(min=0).int()
 
 
 def _pack_sequences(plan: StepPlan, num_seqs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Packs the sequences of a plan, padded, and those that sample, as `SentPlan` describes them."""
+    """Returns the fields `sequences`, padded to `num_seqs`, and `sampled` of a `SentPlan` as arrays."""
     packed = np.empty((4, num_seqs), dtype=np.int32)
     packed[:3] = PADDING
     packed[:3, : len(plan.rows)] = plan.rows, plan.starts, plan.counts
@@ -134,7 +136,7 @@ def _pack_sequences(plan: StepPlan, num_seqs: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _pack_entries(entries: Sequence[tuple[int, int, Sequence[int]]]) -> np.ndarray:
-    """Turns (row, first column, values) into `[3, num_values]`: row, column and value of each."""
+    """Turns entries (row, first column, values) into an array `[3, num_values]`: row, column and value."""
     rows, firsts, values = zip(*entries, strict=True)
     lengths = np.array([len(run) for run in values])
     begins = np.cumsum(lengths) - lengths
@@ -149,7 +151,7 @@ def _pack_entries(entries: Sequence[tuple[int, int, Sequence[int]]]) -> np.ndarr
 
 
 def _send_together(arrays: Sequence[np.ndarray], device: torch.device) -> list[Tensor]:
-    """Sends integer arrays in one copy; returns int32 tensors of their shapes, each at a multiple of 16 bytes."""
+    """Sends integer arrays in one copy; returns int32 tensors of the same shapes, each aligned to 16 bytes."""
     begins = [0, *accumulate(-(-array.size // 4) * 4 for array in arrays)]
     packed = np.zeros(begins.pop(), dtype=np.int32)
     for begin, array in zip(begins, arrays, strict=True):

@@ -1,4 +1,4 @@
-"""The head of an engine that generates: logits, log-probabilities, and a new token for every sequence that samples."""
+"""`TokenHead`: the head of a generating engine, which computes logits and log-probabilities and draws new tokens."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .tables import SentPlan, Tables
 __all__ = ["MAX_PROMPT_LOGITS", "TokenHead"]
 
 MAX_PROMPT_LOGITS = 512
-"""Prompt positions whose logits exist at once: a vocabulary of 150,000 takes 300 MB for them."""
+"""Most prompt positions whose logits are in memory at once: 300 MB for a vocabulary of 150,000."""
 
 
 class TokenHead:
-    """Draws tokens.
+    """Draws a token for every sequence that samples, and computes the log-probabilities that requests ask for.
 
     Args:
-        model: The last stage of a model.
-        tables: Of the running sequences; the drawn tokens are written there.
+        model: The last pp stage of a model.
+        tables: Tables of the running sequences, to which the drawn tokens are written.
     """
 
     def __init__(self, model: Decoder, tables: Tables) -> None:
@@ -51,7 +51,7 @@ class TokenHead:
         prompt_logprobs = self._score_prompts(plan, hidden)
         if not any(plan.samples):
             return RunningStep(prompt_logprobs=prompt_logprobs)
-        # Where each sequence computed one token, as it decodes, the last tokens are all tokens.
+        # In a decode step each sequence computes one token, so every token is the last of its sequence.
         num_seqs = len(plan.rows)
         is_decode = plan.num_tokens == num_seqs and all(plan.samples)
         last = hidden[:num_seqs] if is_decode else hidden[sent.sampled[0]]
@@ -66,7 +66,7 @@ class TokenHead:
         return RunningStep(self._host_copies.start(token_ids), logprobs_copy, prompt_logprobs)
 
     def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> dict[int, HostCopy]:
-        """Computes the log-probabilities of prompt tokens, for the sequences that ask for them."""
+        """Computes the log-probabilities of the prompt tokens of sequences that ask for them, by index in the plan."""
         scores: dict[int, HostCopy] = {}
         if not self._prompt_logprobs:
             return scores
@@ -81,7 +81,7 @@ class TokenHead:
         return scores
 
     def _score(self, hidden: Tensor, targets: Tensor, num_logprobs: int) -> TopLogprobs:
-        """Scores the tokens that follow some positions, a few positions at a time."""
+        """Computes the log-probabilities of `targets`, the next tokens of some positions, in parts to save memory."""
         vocab_size = self._model.spec.vocab_size
         num_logprobs = vocab_size if num_logprobs == -1 else min(num_logprobs, vocab_size)
         parts = [
