@@ -1,4 +1,4 @@
-"""Where keys and values live: blocks, who holds them, and which hold a known prefix."""
+"""The KV cache: its tensors, the pool of blocks, the blocks of each sequence, and the search for known prefixes."""
 
 from __future__ import annotations
 

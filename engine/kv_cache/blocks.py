@@ -1,13 +1,13 @@
-"""The pool of KV cache blocks: reference counts, the free list, and the index of blocks with known content.
+"""`BlockPool`: the KV cache blocks with their reference counts, the free list, and the index of blocks by content.
 
-A block is an integer. It is in exactly one of these states:
+A block is an integer. Every block is in exactly one of these states:
 
     state    references  on the free list  has a hash
-    used     >= 1        no                perhaps (its content is known and can be shared)
-    cached   0           yes               yes     (content kept until the block is needed)
+    used     >= 1        no                perhaps (with a hash, other sequences can share the block)
+    cached   0           yes               yes     (its content is kept until the block is allocated)
     empty    0           yes               no
 
-The pool knows nothing of requests, tokens or tensors.
+The pool does not know about sequences, tokens or tensors.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from collections.abc import Iterable, Sequence
 
 
 class BlockPool:
-    """Hands out blocks, least recently used content first.
+    """Allocates blocks: empty blocks first, then the cached block whose content was not used for the longest time.
 
     Args:
-        num_blocks: Number of blocks there are.
+        num_blocks: Number of blocks of the pool.
     """
 
     def __init__(self, num_blocks: int) -> None:
@@ -28,27 +28,28 @@ class BlockPool:
         self._ref_counts = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
-        # Oldest first: an OrderedDict is a linked list with lookup, so a cached block leaves its middle in O(1).
+        # The oldest block comes first. An OrderedDict is a linked list with lookup, so a cached block in the middle can
+        # be removed in O(1).
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
 
     @property
     def num_free(self) -> int:
-        """Number of blocks that can be allocated, those with cached content included."""
+        """Number of blocks that can be allocated, cached blocks included."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
-        """Number of blocks that somebody holds."""
+        """Number of blocks with at least one reference."""
         return self.num_blocks - len(self._free)
 
     def allocate(self, num_blocks: int) -> list[int]:
-        """Takes blocks from the free list; what they had cached is forgotten.
+        """Takes blocks from the free list and removes their cached content from the index.
 
         Args:
-            num_blocks: How many; at most `num_free`.
+            num_blocks: Number of blocks; at most `num_free`.
 
         Returns:
-            Their ids, each with one reference.
+            The ids of the blocks, each of which now has one reference.
         """
         assert num_blocks <= len(self._free), "allocate() without room; check num_free first"
         blocks = [self._free.popitem(last=False)[0] for _ in range(num_blocks)]
@@ -58,22 +59,22 @@ class BlockPool:
         return blocks
 
     def find(self, block_hash: bytes) -> int | None:
-        """Returns the block whose content has this hash, if there is one."""
+        """Returns the block whose content has this hash; None if there is none."""
         return self._block_of.get(block_hash)
 
     def share(self, blocks: Iterable[int]) -> None:
-        """Adds a reference to each block, taking it off the free list if it was there."""
+        """Adds a reference to each block, and takes cached blocks off the free list."""
         for block in blocks:
             if self._ref_counts[block] == 0:
                 del self._free[block]
             self._ref_counts[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Drops one reference to each block of a sequence.
+        """Removes one reference from each block of a sequence; a block without references goes to the free list.
 
         Args:
-            blocks: The sequence's blocks in order. They are released from the end, so that of one sequence the tail is
-                reused before the head: a shorter prefix is worth more than its continuation.
+            blocks: The blocks of the sequence, in order. The last one is released first, so that the end of a sequence
+                is reused before its beginning: more sequences begin with a short prefix than with its continuation.
         """
         for block in reversed(blocks):
             self._ref_counts[block] -= 1
@@ -84,22 +85,22 @@ class BlockPool:
                     self._free.move_to_end(block, last=False)
 
     def publish(self, block: int, block_hash: bytes) -> None:
-        """Makes a full block findable by its content; the first block of equal content stays the findable one."""
+        """Enters a full block into the index under its hash, unless the index has a block of that hash already."""
         if block_hash not in self._block_of:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
 
     def is_free(self, block: int) -> bool:
-        """Returns whether nobody holds the block."""
+        """Returns whether the block has no references."""
         return self._ref_counts[block] == 0
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """Makes blocks unfindable: their content is not what their hash says."""
+        """Removes blocks from the index, because their content is not the content that their hashes name."""
         for block in blocks:
             self._forget(block)
 
     def forget_all(self) -> None:
-        """Makes every block unfindable."""
+        """Removes every block from the index."""
         self.forget(range(self.num_blocks))
 
     def _forget(self, block: int) -> None:
@@ -109,14 +110,14 @@ class BlockPool:
             self._hash_of[block] = None
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
-        """Checks that no block is lost, doubled or miscounted.
+        """Checks the reference counts, the free list and the index of contents.
 
         Args:
-            held: The blocks of each holder.
+            held: The blocks that each owner of references holds.
 
         Raises:
-            AssertionError: Reference counts differ from what the holders hold, a block is both free and used or
-                neither, or the index of contents points to a block that does not know of it.
+            AssertionError: A reference count differs from the number of owners, a block is both free and used or
+                neither, or a block and the index of contents disagree about its hash.
         """
         counts = Counter(block for blocks in held for block in blocks)
         for block, count in enumerate(self._ref_counts):

@@ -1,8 +1,7 @@
-"""What a layer keeps of a sequence, and the groups of layers that keep the same.
+"""`LayerGroup`: the layers that keep the same keys and values of a sequence (`LayerCache`) and share a block table.
 
-The layers of a group share a block table. Layer j of every group uses pair j of the cache tensors, so a block id names
-the memory of one group's layers, and all groups take their ids from one pool. Of six layers with full attention (F) or
-a window (W):
+Layer j of every group uses pair j of the cache tensors. A block is therefore memory for the layers of one group, and
+all groups take their blocks from one pool. Six layers with full attention (F) or a window (W) make three groups:
 
     layer    0 F    1 W    2 W    3 F    4 W    5 W
     group    0      1      2      0      1      2
@@ -15,12 +14,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 MAX_GROUPS = 8
-"""Most groups that a model is cut into to save memory: every group costs the host and the device time in each step."""
+"""Most groups into which a model is cut to save memory. Each group costs time on the host and the device in a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """What a layer keeps of a sequence: keys and values of its tokens.
+    """Says of which tokens of a sequence a layer keeps the keys and values: all, or those of a window.
 
     Attributes:
         window: Number of latest tokens whose keys and values a token reads, its own included; 0 for all tokens.
@@ -29,11 +28,11 @@ class LayerCache:
     window: int = 0
 
     def first_block(self, position: int, block_size: int) -> int:
-        """Returns the index of the first block that a token at `position`, or after it, reads."""
+        """Returns the index of the first block that the token at `position` reads. Later tokens read no earlier one."""
         return max(0, position - self.window + 1) // block_size if self.window else 0
 
     def max_blocks(self, num_tokens: int, block_size: int, max_step_tokens: int) -> int:
-        """Returns the most blocks that a sequence holds at once.
+        """Returns the most blocks that a sequence holds at once in a group of such layers.
 
         Args:
             num_tokens: Length of the sequence.
@@ -43,17 +42,17 @@ class LayerCache:
         num_blocks = -(-num_tokens // block_size)
         if not self.window:
             return num_blocks
-        num_in_use = self.window - 1 + max_step_tokens  # The first token of these can be the last one of a block.
+        num_in_use = self.window - 1 + max_step_tokens  # The first of these tokens can be the last token of a block.
         return min(num_blocks, -(-(num_in_use - 1) // block_size) + 1)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerGroup:
-    """Layers that keep the same of a sequence.
+    """Layers that keep the keys and values of the same tokens of a sequence.
 
     Attributes:
-        cache: What each of them keeps.
-        layers: Their numbers in the model, ascending.
+        cache: The `LayerCache` of each of these layers.
+        layers: Numbers of the layers in the model, ascending.
     """
 
     cache: LayerCache
@@ -63,12 +62,16 @@ class LayerGroup:
 def cut_into_groups(caches: Sequence[LayerCache]) -> tuple[LayerGroup, ...]:
     """Cuts the layers of a model into groups of nearly the same size.
 
-    A group with fewer layers than the largest one leaves memory of its blocks unused. The size is the one that leaves
-    the least unused, among sizes that make at most `MAX_GROUPS` groups; of several such sizes it is the largest. The
-    layers of a kind are dealt to its groups in turn, so that every pipeline stage has its share of each group.
+    A group with fewer layers than the largest one leaves memory of its blocks unused. Among the sizes that make at most
+    `MAX_GROUPS` groups, the function takes the size that leaves the least memory unused, and the largest of several
+    such sizes. Layers of the same kind are dealt to its groups in turn, so that every pp stage has a share of each
+    group.
 
     Args:
-        caches: What each layer keeps.
+        caches: The `LayerCache` of each layer of the model.
+
+    Returns:
+        The groups; every layer is in one of them.
     """
     layers_of: dict[LayerCache, list[int]] = {}
     for layer, cache in enumerate(caches):
@@ -85,7 +88,7 @@ def max_held_blocks(caches: Iterable[LayerCache], num_tokens: int, block_size: i
     """Returns the most blocks that a sequence holds at once in all groups.
 
     Args:
-        caches: What the layers of each group keep.
+        caches: The `LayerCache` of each group.
         num_tokens: Length of the sequence.
         block_size: Tokens per block.
         max_step_tokens: Most tokens that a step computes.
@@ -94,7 +97,7 @@ def max_held_blocks(caches: Iterable[LayerCache], num_tokens: int, block_size: i
 
 
 def _group_size(counts: Sequence[int]) -> int:
-    """Chooses the layers of a group, given the number of layers of each kind."""
+    """Chooses the number of layers of a group, given the number of layers of each kind."""
 
     def num_groups(size: int) -> int:
         return sum(-(-count // size) for count in counts)

@@ -1,4 +1,4 @@
-"""The tensors of the KV cache: their shape and their size."""
+"""The tensors of the KV cache: `allocate_kv_cache` makes them, `kv_block_bytes` is the size of a block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def kv_block_bytes(num_pairs: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
-    """Returns the bytes of one block: keys and values of `block_size` tokens in the layers of one group."""
+    """Returns the bytes of one block, which holds keys and values of `block_size` tokens for the layers of a group."""
     return 2 * num_pairs * num_kv_heads * block_size * head_dim * dtype.itemsize
 
 
@@ -25,16 +25,16 @@ def allocate_kv_cache(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Allocates the key and value caches, of which each layer of a group uses one pair.
 
-    They are zeroed, so that no kernel ever meets a NaN in a slot that was not written.
+    The caches are zeroed, so that no kernel reads a NaN from a slot that was never written.
 
     Args:
-        num_pairs: Pairs of a key and a value cache: the layers of the largest group.
-        num_blocks: Blocks of the pool.
-        num_kv_heads: Key-value heads of a layer.
+        num_pairs: Number of pairs of a key and a value cache, which is the number of layers of the largest group.
+        num_blocks: Number of blocks of the pool.
+        num_kv_heads: Key and value heads of a layer.
         block_size: Tokens per block.
         head_dim: Size of a head.
         dtype: Element type.
-        device: Where.
+        device: Device of the caches.
 
     Returns:
         Pairs (k_cache, v_cache), each `[num_blocks, num_kv_heads, block_size, head_dim]`.
@@ -46,6 +46,7 @@ def allocate_kv_cache(
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy asks the system for zeroed pages, which take neither time nor memory before they are written; torch writes.
+    # numpy asks the system for zeroed pages, which cost no time and no memory until they are written. torch would write
+    # zeros to all of them.
     num_bytes = math.prod(shape) * dtype.itemsize
     return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)

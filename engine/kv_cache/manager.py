@@ -1,21 +1,21 @@
-"""Gives sequences their KV cache blocks, frees blocks that windows have passed, and finds prefixes computed before.
+"""`KVCacheManager`: allocates the KV cache blocks of sequences, frees them, and finds prefixes computed before.
 
-A sequence has a block table for each group of layers. All its tables have the same length; a group with a window has
-freed the blocks before `num_freed_blocks`, and their entries mean nothing any more.
+A sequence has a block table for each group of layers. All its tables have the same length. In a group with a window,
+the first `num_freed_blocks` blocks are freed, because the window has passed them, and their entries are never read.
 
-The content of a full block is named by the hash of its tokens (or the embeddings in their place) and of all blocks
-before it, so equal names mean equal prefixes. The chain of hashes of a sequence begins with its salt, so sequences of
-different salts share no block. Every group publishes its blocks under keys of its own. Of a sequence with `block_size`
-4, 11 known tokens and 9 of them computed, in a group with full attention and in one with a window of 3, when token 9
-is planned:
+A full block is identified by a hash of its tokens (or the embeddings in their place) and of all blocks before it, so
+equal hashes mean equal prefixes. The chain of hashes of a sequence begins with its salt, so sequences of different
+salts share no block. To publish a block is to let other sequences find it by its hash; each group has keys of its own.
+The table shows the blocks of a sequence with `block_size` 4, 11 known tokens and 9 of them computed, in a group with
+full attention and in a group with a window of 3, when token 9 is planned:
 
     tokens               [0, 4)                   [4, 8)       [8, 9)                 [9, 11)
     block                0                        1            2                      2
     full attention       published                published    not full: private      not computed
     window of 3          freed, can be found      published    not full: private      not computed
 
-A prefix of n blocks is found if every group has the blocks that the token after the prefix reads: all n with full
-attention, and with a window the blocks of the last `window - 1` tokens of the prefix.
+A prefix of n blocks is found if every group has the blocks that the token after the prefix reads. With full attention
+these are all n blocks, and with a window the blocks of the last `window - 1` tokens of the prefix.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from .groups import LayerCache
 FULL_ATTENTION = (LayerCache(),)
 
 UNREAD = 0
-"""What stands in a block table in place of blocks that a window has passed: any block, since it is not read."""
+"""Entry of a block table for a block that a window has passed. It is never read, so any block id will do."""
 
 
 class KVCacheManager:
-    """Owns the block pool on behalf of sequences.
+    """Allocates and frees the blocks of sequences, and shares the blocks of equal prefixes.
 
     Args:
-        num_blocks: Blocks of the pool.
+        num_blocks: Number of blocks of the pool.
         block_size: Tokens per block.
         enable_prefix_caching: Whether equal prefixes share blocks.
-        caches: What the layers of each group keep of a sequence.
+        caches: The `LayerCache` of each group of layers.
     """
 
     def __init__(
@@ -65,31 +65,31 @@ class KVCacheManager:
 
     @property
     def only_full_group(self) -> int | None:
-        """The group with full attention, if there is exactly one."""
+        """Index of the group with full attention; None if there is no such group, or several."""
         return self._full[0] if len(self._full) == 1 else None
 
     def num_blocks_for(self, num_tokens: int) -> int:
-        """Returns the number of blocks that hold `num_tokens` tokens, in one group."""
+        """Returns the number of blocks that `num_tokens` tokens need in one group."""
         return -(-num_tokens // self.block_size)
 
     def held_blocks(self, sequence: Sequence) -> list[list[int]]:
-        """Returns the blocks that a sequence holds in each group."""
+        """Returns the blocks that a sequence holds in each group, without the freed ones."""
         tables = zip(sequence.block_ids, sequence.num_freed_blocks, strict=True)
         return [block_ids[num_freed:] for block_ids, num_freed in tables]
 
     def try_admit(self, sequence: Sequence, max_step_tokens: int) -> bool:
-        """Gives a waiting sequence the blocks of its cached prefix, if all of its known tokens can be computed.
+        """Gives a waiting sequence the blocks of its cached prefix, if enough blocks are free for all its known tokens.
 
-        Asking for the most blocks that the sequence will hold at once, not only for those of its first chunk, keeps a
-        sequence from entering only to be preempted a step later.
+        The condition counts all blocks that the known tokens will hold at once, and not only those of the first chunk.
+        Otherwise a sequence could be admitted and preempted one step later.
 
         Args:
-            sequence: A sequence without blocks. On success `block_ids` and `num_computed_tokens` cover the prefix
+            sequence: A sequence without blocks. On success its `block_ids` and `num_computed_tokens` cover the prefix
                 that was found.
             max_step_tokens: Most tokens that a step computes.
 
         Returns:
-            Whether it was admitted; if not, nothing has changed.
+            Whether the sequence was admitted. If it was not, nothing has changed.
         """
         prefix = self._find_prefix(sequence)
         num_cached_tokens, num_blocks = len(prefix) * self.block_size, self.num_blocks_for(sequence.num_tokens)
@@ -110,13 +110,13 @@ class KVCacheManager:
         return True
 
     def try_extend(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Makes sure that a sequence has blocks for the tokens up to those of its next step, `num_tokens` in all.
+        """Allocates the blocks that a running sequence lacks for its first `num_tokens` tokens.
 
-        Blocks that the step does not read are freed first. The steps in flight may still read them: the device runs
-        those steps before any step that writes to the blocks.
+        Blocks that windows have passed are freed first. Steps in flight may still read these blocks: the device runs
+        such steps before any later step that writes to the blocks.
 
         Returns:
-            Whether it has; if not, it has got none.
+            Whether the sequence has all blocks now. If too few blocks are free, none is allocated.
         """
         if self._windowed:
             self._free_passed_blocks(sequence)
@@ -130,14 +130,14 @@ class KVCacheManager:
         return True
 
     def publish(self, sequence: Sequence, num_tokens: int) -> list[int]:
-        """Lets other sequences find the full blocks among the first `num_tokens` tokens.
+        """Publishes the full blocks of the first `num_tokens` tokens, so that other sequences find and share them.
 
-        This is done when the blocks are scheduled, before they are computed: a sequence of the same step that shares
-        them reads them after all keys and values of the step are stored. If the step fails, what it published must be
-        forgotten.
+        The blocks are published when they are scheduled, before they are computed. A sequence of the same step that
+        shares them reads them after all keys and values of the step are stored. If the step fails, the published
+        blocks must be forgotten.
 
         Returns:
-            The blocks that were not published before.
+            The blocks that this call has published.
         """
         first = sequence.num_published_blocks
         num_full = min(num_tokens, len(sequence.token_ids)) // self.block_size
@@ -155,7 +155,7 @@ class KVCacheManager:
         return published
 
     def release(self, sequence: Sequence) -> None:
-        """Takes a sequence's blocks back; their content stays findable until they are needed."""
+        """Releases all blocks of a sequence; published blocks can be found until they are allocated again."""
         for blocks in self.held_blocks(sequence):
             self.pool.release(blocks)
         sequence.block_ids, sequence.num_freed_blocks = [], []
@@ -163,11 +163,11 @@ class KVCacheManager:
         sequence.num_published_blocks = 0
 
     def reset(self) -> None:
-        """Takes all blocks back from whoever holds them and forgets their content."""
+        """Replaces the pool by a new one in which all blocks are free and empty; all sequences lose their blocks."""
         self.pool = BlockPool(self.pool.num_blocks)
 
     def _free_passed_blocks(self, sequence: Sequence) -> None:
-        """Frees the blocks that lie wholly before the window of the next token to compute."""
+        """Frees the blocks whose tokens all lie before the window of the next token to compute."""
         for group, cache in self._windowed:
             num_freed = sequence.num_freed_blocks[group]
             first = cache.first_block(sequence.num_computed_tokens, self.block_size)
@@ -176,21 +176,21 @@ class KVCacheManager:
                 sequence.num_freed_blocks[group] = first
 
     def _find_prefix(self, sequence: Sequence) -> list[bytes]:
-        """Returns the hashes of the longest prefix that all groups have; the last token of all must be computed."""
+        """Returns the hashes of the longest cached prefix; the last token is left out, since a step must compute it."""
         if not self.enable_prefix_caching or not sequence.reads_prefix_cache:
             return []
         prefix = self._hashes(sequence, (sequence.num_tokens - 1) // self.block_size)
         for group in self._full:
             prefix = prefix[: len(self._leading_blocks(group, prefix))]
         num_blocks = -1
-        while num_blocks != len(prefix):  # A shorter prefix needs other blocks: the groups are asked again.
+        while num_blocks != len(prefix):  # A shorter prefix needs other blocks, so every group is checked again.
             num_blocks = len(prefix)
             for group, cache in self._windowed:
                 prefix = prefix[: self._num_found(group, cache, prefix)]
         return prefix
 
     def _num_found(self, group: int, cache: LayerCache, prefix: list[bytes]) -> int:
-        """Returns the length of the longest beginning of a prefix of which a windowed group has the last blocks."""
+        """Returns the most leading blocks of a prefix after which the group has every block that its window reads."""
         end = index = len(prefix)
         while index > cache.first_block(end * self.block_size, self.block_size):
             index -= 1
@@ -199,7 +199,7 @@ class KVCacheManager:
         return end
 
     def _leading_blocks(self, group: int, hashes: list[bytes]) -> list[int]:
-        """Returns a group's blocks of the given content, up to the first that it lacks."""
+        """Returns the blocks of a group with the given hashes, up to the first hash that is not found."""
         blocks: list[int] = []
         for name in hashes:
             block = self._find(group, name)
@@ -212,11 +212,11 @@ class KVCacheManager:
         return self.pool.find(self._key(group, block_hash))
 
     def _key(self, group: int, block_hash: bytes) -> bytes:
-        """Returns the key under which the pool knows a group's block of some content."""
+        """Returns the key of a group's block in the index of the pool."""
         return block_hash + bytes((group,))
 
     def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
-        """Returns the content hashes of the first blocks; each is computed once in a sequence's life."""
+        """Returns the hashes of the first blocks of a sequence, which stores every hash that was computed once."""
         hashes = sequence.block_hashes
         for index in range(len(hashes), num_blocks):
             start, end = index * self.block_size, (index + 1) * self.block_size

@@ -1,7 +1,7 @@
-"""Finds the blocks that all decoding sequences of a step have in common, so that attention can read them once.
+"""`SharedPrefix`: counts the blocks that all decoding sequences of a step share, so that attention reads them once.
 
-Rows of a dataset often begin with the same instructions. The prefix cache lets such sequences hold the same blocks, and
-then it is enough to look at block ids.
+Rows of a dataset often begin with the same instructions. The prefix cache gives their sequences the same blocks, so
+shared blocks are found by comparing block ids.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from itertools import takewhile
 from ..sequence import Sequence
 
 MIN_READS_SAVED = 16_384
-"""Keys that must not be read again for a shared pass to pay: shared tokens x (sequences - 1).
+"""Fewest reads of keys that a shared pass must save: shared tokens x (sequences - 1).
 
-A token takes 4 KiB a layer (8 heads of 128, bfloat16), so these take 16 µs at 4.3e12 B/s: about what two more kernels
-cost.
+A token takes 4 KiB in a layer (8 heads of size 128, bfloat16), so this many reads take 16 µs at 4.3e12 B/s. The two
+additional kernels of a shared pass take about as long.
 """
 
 
 class SharedPrefix:
-    """Remembers what the last step's sequences had in common: the next step's are nearly always the same.
+    """Counts shared leading blocks, and stores the count, because the next step nearly always has the same sequences.
 
     Args:
         block_size: Tokens per block.
-        group: The group of layers whose blocks are compared, the only one with full attention; None where there is no
-            such group: windows pass a prefix, and several groups may have different blocks in common.
+        group: The group of layers whose block tables are compared: the only group with full attention. With None
+            nothing is shared: windows pass a prefix, and several groups may share different numbers of blocks.
     """
 
     def __init__(self, block_size: int, group: int | None = 0) -> None:
@@ -35,14 +35,14 @@ class SharedPrefix:
         self._num_blocks = 0
 
     def find(self, sequences: abc.Sequence[Sequence], has_new: bool) -> int:
-        """Returns how many leading blocks all sequences hold in common, before the token that each computes.
+        """Returns the number of leading blocks that all sequences share; their last blocks are not compared.
 
         Args:
-            sequences: Those that compute one token in this step.
-            has_new: Whether a sequence got its blocks in this step.
+            sequences: The sequences that compute one token in this step.
+            has_new: Whether a sequence was admitted in this step, so that its blocks are new.
 
         Returns:
-            The number of blocks; 0 if so few are shared that reading them once does not pay.
+            The number of blocks; 0 if reading so few shared blocks once saves no time.
         """
         if self._group is None:
             return 0
@@ -53,7 +53,7 @@ class SharedPrefix:
 
 
 def _num_common(tables: abc.Sequence[list[int]]) -> int:
-    """Counts the leading blocks that all block tables hold; the last block of each is being filled and is its own."""
+    """Counts the leading blocks that all block tables share, without the last of each, which is still being filled."""
     common = tables[0][:-1] if tables else []
     for table in tables:
         if table[: len(common)] != common:

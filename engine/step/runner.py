@@ -121,7 +121,7 @@ class ModelRunner:
         return self._spans.find(plan)
 
     def _decode(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
-        """Runs a decode step whose shapes depend only on their number, so that a recording fits sequences of any length."""
+        """Runs a decode step whose shapes depend on the number of sequences only, so one recording fits all lengths."""
         num_seqs = sequences.shape[1]
         batch = self._tables.gather(sequences, num_seqs, self._tables.max_blocks, num_seqs, num_shared)
         hidden: Tensor = self.model(batch, self.kv_cache)

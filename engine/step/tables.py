@@ -119,8 +119,8 @@ class Tables:
 
     def append(self, sampled: Tensor, token_ids: Tensor) -> None:
         """Appends the sampled tokens, `[num_samples]` int64, to their rows, which are those of `SentPlan.sampled`."""
-        # A negative id says that no token could be drawn. The next step may be planned already and then reads the token,
-        # so the table must hold an id that exists.
+        # A negative id says that no token could be drawn. The next step may be planned already and then reads the
+        # token, so the table must hold an id that exists.
         self.tokens[sampled[1], sampled[2]] = token_ids.clamp(min=0).int()
 
 
