@@ -1,4 +1,4 @@
-"""The layers decoders are made of; each says in `forward` what it computes and knows no model family."""
+"""The layers of decoders: attention, feed-forward networks, norms, embeddings. No layer knows a model family."""
 
 from __future__ import annotations
 

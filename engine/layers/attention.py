@@ -1,6 +1,6 @@
-"""Self-attention over a paged KV cache, for any mix of prompts, chunks and decoded tokens.
+"""`Attention`: self-attention over a paged KV cache, for any mix of prompts, chunks of prompts and decoded tokens.
 
-Legend: T tokens of the step, H query heads, K key/value heads, D head size.
+Letters in shapes: T tokens of the step, H query heads, K key and value heads, D size of a head.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ __all__ = ["Attention", "Heads"]
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """How an attention layer is divided: the heads of one rank.
+    """The numbers of heads that one rank computes in an attention layer, and their size.
 
     Attributes:
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads; each serves `num_heads / num_kv_heads` query heads.
+        num_heads: Number of query heads.
+        num_kv_heads: Number of key and value heads; each serves `num_heads / num_kv_heads` query heads.
         head_dim: Size of a head.
     """
 
@@ -33,18 +33,18 @@ class Heads:
 
 
 class Attention(nn.Module):
-    """Projects, rotates, stores keys and values, attends, projects back.
+    """An attention layer: projects, rotates, stores keys and values in the cache, attends, projects back.
 
     Args:
-        heads: How many heads of which size.
+        heads: The heads of this rank.
         qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`.
-        out: `[H * D] -> [hidden_size]`.
-        rotate_and_store: Gives queries and keys their positions, and writes keys and values to the cache.
+        out: The output projection, `[H * D] -> [hidden_size]`.
+        rotate_and_store: Rotates queries and keys by their positions, and writes keys and values to the cache.
         scale: Factor on the product of a query and a key.
-        softcap: Smooth bound on the scores; 0 for none.
-        causal: Whether a token sees only itself and the tokens before it.
-        window: Keys a query sees, itself included; 0 is all before it.
-        group: The group of layers whose block table it uses.
+        softcap: Smooth limit on the scores; 0 for no limit.
+        causal: Whether a token attends only to itself and the tokens before it.
+        window: Number of latest tokens that a token attends to, its own included; 0 for all.
+        group: Index of the group of layers to which this layer belongs, and whose block tables it reads.
         deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
     """
 
@@ -81,12 +81,12 @@ class Attention(nn.Module):
 
         Args:
             hidden: `[T, hidden_size]`.
-            batch: Positions, and where keys and values are and go.
-            k_cache: `[num_blocks, K, block_size, D]`; this step's keys are written to it.
-            v_cache: The same for values.
+            batch: Positions, block tables and slots of the tokens.
+            k_cache: `[num_blocks, K, block_size, D]`; the keys of this step are written to it.
+            v_cache: A cache of the same shape; the values of this step are written to it.
 
         Returns:
-            `[T, hidden_size]`; where ranks share the heads, a part: the sum over the ranks is the result.
+            `[T, hidden_size]`. When ranks share the heads, this is one addend: the result is the sum over the ranks.
         """
         qkv = self.qkv(hidden).view(-1, self._num_rows, self.head_dim)  # [T, H + 2 K, D]
         query, key, value = qkv.split(self._split, dim=1)

@@ -1,6 +1,7 @@
-"""One decoder layer: an attention and a feed-forward sublayer, each with its norm and its residual addition.
+"""Decoder layers such as `PreNormBlock`: an attention and a feed-forward sublayer, with norms and residual additions.
 
-Where ranks share a layer, a sublayer returns this rank's part of its result; the norm that follows adds the parts up.
+When ranks share a layer, a sublayer returns one addend of its result on each rank, and the norm that follows adds them
+up.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class PreNormBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Maps (hidden, residual), whose sum is the stream, to the next such pair; both `[num_tokens, hidden_size]`.
 
-        The `hidden` that is returned is a part where ranks share the layer: the next layer's norm adds the parts up.
+        When ranks share the layer, the returned `hidden` is this rank's addend, and the next norm adds them up.
         """
         hidden, residual = self.attention_norm(hidden, residual)
         hidden = self.attention(hidden, batch, k_cache, v_cache)
@@ -46,7 +47,7 @@ class PreNormBlock(nn.Module):
 
 
 class PostNormBlock(nn.Module):
-    """A decoder layer that norms the sum of each sublayer's input and output; no residual is left over.
+    """A decoder layer that norms the sum of each sublayer's input and output, and returns no residual.
 
     Args:
         attention: The attention sublayer.
@@ -65,7 +66,7 @@ class PostNormBlock(nn.Module):
     def forward(
         self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Maps (hidden, None), `[num_tokens, hidden_size]`, to the next such pair."""
+        """Maps (hidden, None) to the next such pair; `hidden` `[num_tokens, hidden_size]` is the whole stream."""
         hidden, _ = self.attention_norm(self.attention(hidden, batch, k_cache, v_cache), hidden)
         hidden, _ = self.mlp_norm(self.mlp(hidden), hidden)
         return hidden, None

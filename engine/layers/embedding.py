@@ -1,4 +1,4 @@
-"""Embeddings: of token ids, and of positions in models that learn them."""
+"""Embeddings: `TokenEmbedding` of token ids, and `LearnedPositions` of positions in models that learn them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["LearnedPositions", "NoPositions", "SharedTokenEmbedding", "TokenEmbe
 
 
 class TokenEmbedding(nn.Module):
-    """Looks token ids up.
+    """Looks up the embeddings of token ids in a table.
 
     Args:
-        num_embeddings: Rows of the table.
+        num_embeddings: Number of rows of the table.
         size: Length of a row.
         scale: Factor on the rows that are looked up, rounded to the dtype.
-        dtype: Of the table.
-        device: Of the table. Its memory is not initialised.
+        dtype: Number type of the table.
+        device: Device of the table. Its memory is not initialised.
     """
 
     def __init__(
@@ -38,15 +38,18 @@ class TokenEmbedding(nn.Module):
 
 
 class SharedTokenEmbedding(nn.Module):
-    """Looks token ids up in a table that several ranks share: each has some of the rows, and zeros for all others.
+    """Looks up the embeddings of token ids in a table whose rows are divided among several ranks.
+
+    Each rank looks up the tokens whose rows it has and takes zeros for all others; the sum over the ranks is complete.
 
     Args:
-        rows: Those of this rank.
+        rows: The rows of this rank.
         size: Length of a row.
-        reduce: Adds up what the ranks have found.
+        reduce: Sums the embeddings over the ranks.
         scale: As in `TokenEmbedding`.
-        dtype: Of the table.
-        device: Of the table. Its memory is not initialised, but for rows that this rank has no token for.
+        dtype: Number type of the table.
+        device: Device of the table. Its memory is not initialised, except for rows beyond the end of the shard, which
+            are zeros if there are any.
     """
 
     def __init__(
@@ -67,7 +70,7 @@ class SharedTokenEmbedding(nn.Module):
         self.reduce = reduce
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
-        """Yields every (name, slot) a checkpoint fills."""
+        """Yields `weight` and its weight slot: this rank's rows of the checkpoint's table."""
         table, padding = self.weight[: self.rows.length], self.weight[self.rows.length :]
         yield "weight", Slot((table,), parts=(self.rows, Shard(table.shape[1])), padding=(padding,))
 
@@ -80,14 +83,14 @@ class SharedTokenEmbedding(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """Adds a learned vector per position.
+    """Adds a learned vector for each position.
 
     Args:
-        max_positions: Positions the model knows.
+        max_positions: Number of positions for which the model has a vector.
         size: Length of a vector.
-        offset: Leading rows of the table that belong to no position; the checkpoint has them.
-        dtype: Of the table.
-        device: Of the table. Its memory is not initialised.
+        offset: Number of leading rows of the checkpoint's table that belong to no position.
+        dtype: Number type of the table.
+        device: Device of the table. Its memory is not initialised.
     """
 
     def __init__(self, max_positions: int, size: int, *, offset: int, dtype: torch.dtype, device: torch.device) -> None:
@@ -102,15 +105,15 @@ class LearnedPositions(nn.Module):
 
 
 class NoPositions(nn.Module):
-    """Stands where positions reach the model another way: the embedding stays as it is."""
+    """Adds nothing, in models that do not add positions to the embeddings."""
 
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
-        """Returns `hidden`."""
+        """Returns `hidden` unchanged."""
         return hidden
 
 
 def _rounded(scale: float, dtype: torch.dtype) -> float:
-    """Returns the scale as the dtype holds it: sqrt(3072) = 55.4256 is 55.5 in bfloat16."""
+    """Returns the scale rounded to the dtype; for example sqrt(3072) = 55.4256 is 55.5 in bfloat16."""
     return torch.tensor(scale, dtype=dtype).item()
 
 

@@ -1,4 +1,4 @@
-"""The linear layer of the deterministic mode."""
+"""`InvariantLinear`: the linear layer of the deterministic mode."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["InvariantLinear"]
 
 
 class InvariantLinear(Linear):
-    """Computes `x W^T + b` such that no row of the result depends, in any bit, on the other rows of x."""
+    """Computes `x W^T + b` so that each row of the result has the same bits whatever the other rows of x are."""
 
     def _pack(self, weight: Tensor) -> PackedWeight | None:
-        """Returns the weight for oneDNN, of which the kernel knows that it can be made to keep the promise."""
+        """Returns the weight in oneDNN's layout: the invariant kernel is written for oneDNN, not for our panels."""
         return pack_for_onednn(weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,5 +24,5 @@ class InvariantLinear(Linear):
         return invariant_linear(x, weight, self.bias)
 
     def forward_float32(self, x: Tensor) -> Tensor:
-        """Maps `x` as `forward` does, to float32."""
+        """Computes `forward` and converts the result to float32."""
         return self(x).float()

@@ -1,11 +1,11 @@
-"""Linear layers: one matrix, made of one or more named row blocks.
+"""`Linear`: a linear layer with one matrix, which consists of one or more named row blocks.
 
-Fusing (query, key and value; gate and up) is a matter of construction: the layer names its row blocks, and a loader
-fills each through `slots` without knowing that they share a matrix. So is sharing a matrix out: a dimension may be a
-shard of a larger one, and the slots say which part of the checkpoint's tensor they take.
+A fused layer (query, key and value; gate and up) is made by naming its row blocks. The loader fills each block through
+its weight slot, and does not know that the blocks share a matrix. A dimension may be a shard of a larger one; the
+weight slots then say which part of the checkpoint's tensor they take.
 
-On a CPU the matrix is packed once, after loading, which is 1.1 to 5 times faster (docs/recipes/model.md has the
-figures): for our own kernel, or for oneDNN.
+On a CPU the matrix is packed once, after loading, for our own kernel or for oneDNN. Products are then 1.1 to 5 times
+faster (docs/recipes/model.md has the measurements).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Linear", "LinearBase", "PackedWeight", "Packs"]
 
 
 class PackedWeight(Protocol):
-    """A weight in a layout that a matrix product of the CPU reads."""
+    """A weight in a layout that is made for a matrix product on the CPU."""
 
     def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Returns `x W^T + b`, `[num_rows, out_features]` in `dtype`."""
@@ -46,13 +46,13 @@ class PanelWeight:
     out_features: int
 
     def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """As `PackedWeight.multiply`; rounded once."""
+        """As `PackedWeight.multiply`; the result is rounded once."""
         return packed_linear(x, self.packed, bias, self.out_features, dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OneDnnWeight:
-    """A weight in a layout of oneDNN's own choice.
+    """A weight in the layout that oneDNN has chosen.
 
     Attributes:
         packed: A tensor that only oneDNN's functions take.
@@ -61,34 +61,34 @@ class OneDnnWeight:
     packed: Tensor
 
     def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """As `PackedWeight.multiply`; rounded to the dtype of x first."""
+        """As `PackedWeight.multiply`; the result is rounded to the dtype of x first, then to `dtype`."""
         return torch.ops.mkldnn._linear_pointwise.default(x, self.packed, bias, "none", [], "").to(dtype)
 
 
 @runtime_checkable
 class Packs(Protocol):
-    """A module that lays out its weights for the device once they are loaded."""
+    """A module that changes the layout of its weights for the device after they are loaded."""
 
     def pack(self) -> None:
-        """Lays out the weights. Called once, after the last weight has been loaded."""
+        """Changes the layout of the weights. Called once, after all weights of the model are loaded."""
 
 
 class LinearBase(nn.Module):
-    """A linear layer, however its matrix is stored."""
+    """The interface of all linear layers, whose matrices are stored in different ways."""
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
-        """Yields every (name, slot) a checkpoint fills."""
+        """Yields every (name, weight slot) of the layer."""
         raise NotImplementedError
 
     def pack(self) -> None:
-        """Finishes the weights for the device. Called once, after the last weight has been loaded."""
+        """Changes the layout of the weights for the device. Called once, after all weights of the model are loaded."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[..., in_features]` to `[..., out_features]` in the same dtype."""
         raise NotImplementedError
 
     def forward_float32(self, x: Tensor) -> Tensor:
-        """Maps `x` as `forward` does, to float32."""
+        """Computes `forward` and converts the result to float32."""
         return self(x).float()
 
 
@@ -98,11 +98,11 @@ class Linear(LinearBase):
     Args:
         in_features: Columns of W.
         out_features: Rows of W, or the sizes of its named row blocks in order, e.g. `{"gate": 512, "up": 512}`. Rows
-            that a shard has no element for are zeros.
-        bias: Whether there is a b.
-        dtype: Of W and b, and of what goes in and out.
-        device: Of W and b. Their memory is not initialised.
-        weight_dtype: Of W, where a subclass stores it in another dtype; None for `dtype`.
+            beyond the end of a shard are zeros.
+        bias: Whether the layer has a b.
+        dtype: Number type of W, b, x and the result.
+        device: Device of W and b. Their memory is not initialised.
+        weight_dtype: Number type of W, if a subclass stores it in another one; None for `dtype`.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Linear(LinearBase):
         self._packed: PackedWeight | None = None
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
-        """Yields every (name, slot) a checkpoint fills: `weight`, or `gate.weight` and `up.weight` of a fused layer."""
+        """Yields every (name, weight slot), such as `weight`, or `gate.weight` and `up.weight` of a fused layer."""
         for name, _ in self.named_parameters(recurse=False):
             first = 0
             for block, rows in self._blocks.items():
@@ -141,20 +141,20 @@ class Linear(LinearBase):
                 first = end
 
     def _slot(self, name: str, rows: slice) -> Slot:
-        """Returns the slot of some rows of a parameter."""
+        """Returns a weight slot of some rows of a parameter; a subclass adds scales and the encoding here."""
         return Slot((self.get_parameter(name)[rows],))
 
     def pack(self) -> None:
-        """Lays the weight out for the CPU's matrix products where there are any, and lets go of the plain copy.
+        """Packs the weight for the CPU's matrix products, and drops the unpacked copy.
 
-        Called once, after the last weight has been loaded. Does nothing on another device.
+        Called once, after all weights of the model are loaded. Does nothing on another device.
         """
         if self.weight is not None:
             self._packed = self._pack(self.weight.detach())
             self.weight = None if self._packed else self.weight
 
     def _pack(self, weight: Tensor) -> PackedWeight | None:
-        """Returns the weight in the layout that is fastest here; None to keep it as it is."""
+        """Returns the weight in the fastest layout for this machine; None to keep it unpacked."""
         if can_pack_panels(weight):
             return PanelWeight(pack_panels(weight), len(weight))
         return pack_for_onednn(weight)
@@ -167,19 +167,19 @@ class Linear(LinearBase):
         return F.linear(x, self.weight, self.bias)
 
     def forward_float32(self, x: Tensor) -> Tensor:
-        """Maps `x` as `forward` does, to float32: not rounded in between where the product allows it."""
+        """Maps `x` as `forward` does, to float32; our own CPU kernel does not round to the dtype of x in between."""
         if self._packed is not None:
             return self._packed.multiply(x, self.bias, torch.float32)
         return self(x).float()
 
 
 def pack_for_onednn(weight: Tensor) -> OneDnnWeight | None:
-    """Lays a weight out for oneDNN; None if it cannot multiply by it on this machine."""
+    """Packs a weight for oneDNN; returns None if oneDNN cannot multiply by it on this machine."""
     return OneDnnWeight(torch.ops.mkldnn._reorder_linear_weight.default(weight)) if _can_pack(weight) else None
 
 
 def _can_pack(weight: Tensor) -> bool:
-    """Says whether oneDNN can multiply by this weight on this machine."""
+    """Returns whether oneDNN can multiply by this weight on this machine."""
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if weight.dtype == torch.bfloat16:

@@ -1,6 +1,6 @@
-"""Feed-forward networks of a decoder layer.
+"""Feed-forward networks of a decoder layer: `GatedMLP` and `PlainMLP`.
 
-Where ranks share a network, each returns a part of the result: the sum over the ranks is the whole.
+When ranks share a network, each rank returns one addend: the result is the sum over the ranks.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
 }
-"""Elementwise activations by the names of Hugging Face configs."""
+"""Elementwise activations, by their names in Hugging Face configs."""
 
 GATES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": functools.partial(gelu_and_mul, approximate="none"),
     "gelu_pytorch_tanh": functools.partial(gelu_and_mul, approximate="tanh"),
     "silu": silu_and_mul,
 }
-"""Activations of gated networks, by the same names: each maps a row `cat(gate, up)` to `activation(gate) * up`."""
+"""Activations of gated networks, by the same names. Each maps a row `cat(gate, up)` to `activation(gate) * up`."""
 
 
 class GatedMLP(nn.Module):
@@ -40,7 +40,7 @@ class GatedMLP(nn.Module):
 
     Args:
         gate_up: The fused gate and up projections, `[hidden_size] -> [2 * intermediate_size]`.
-        down: `[intermediate_size] -> [hidden_size]`.
+        down: The down projection, `[intermediate_size] -> [hidden_size]`.
         gate: One of `GATES`.
     """
 
@@ -52,9 +52,9 @@ class GatedMLP(nn.Module):
         self._packed: Tensor | None = None
 
     def pack(self) -> None:
-        """Lays gate and up out for a product that ends with the gate, where the CPU has one.
+        """Packs the gate and up weights for a kernel that computes both products and the gate, if the CPU has one.
 
-        Called before the linear layers lay out their weights; `gate_up` is left without one.
+        `Decoder.pack` calls this before `pack` of the linear layers. `gate_up` has no weight afterwards.
         """
         layer = self.gate_up
         if type(layer) is not Linear or self.gate is not silu_and_mul or layer.bias is not None or layer.weight is None:
@@ -71,12 +71,12 @@ class GatedMLP(nn.Module):
 
 
 class PlainMLP(nn.Module):
-    """Two projections with an activation between: `down(activation(up(x)))`.
+    """Two projections with an activation between them: `down(activation(up(x)))`.
 
     Args:
-        up: `[hidden_size] -> [intermediate_size]`.
-        down: `[intermediate_size] -> [hidden_size]`.
-        activation: Elementwise.
+        up: The up projection, `[hidden_size] -> [intermediate_size]`.
+        down: The down projection, `[intermediate_size] -> [hidden_size]`.
+        activation: One of `ACTIVATIONS`.
     """
 
     def __init__(self, up: LinearBase, down: LinearBase, activation: Callable[[Tensor], Tensor]) -> None:

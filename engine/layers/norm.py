@@ -1,10 +1,11 @@
-"""Normalisation, fused with the addition of the residual stream.
+"""Norms such as `RMSNorm`, each fused with the addition of the residual stream.
 
-Every norm maps (hidden, residual) to (norm(hidden + residual), hidden + residual): the sum is the new residual stream,
+Every norm maps (hidden, residual) to (norm(hidden + residual), hidden + residual). The sum is the new residual stream,
 and adding inside the kernel saves one pass over memory. Without a residual the sum is `hidden` itself.
 
-Where ranks share a sublayer, each computes a part of its result. The norm that follows adds these parts up, because the
-sum, the residual addition and the norm can be one kernel. A norm with nothing to add up is made without `reduce`.
+When ranks share a sublayer, each rank computes one addend of its result. The norm that follows adds up the addends of
+all ranks, because this sum, the residual addition and the norm can be one kernel. A norm whose input is complete is
+made without `reduce`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ...kernels import layer_norm, rms_norm
 __all__ = ["LayerNorm", "NoNorm", "Norm", "RMSNorm", "Reduce"]
 
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
-"""Adds up the tensors of the ranks that share a stage, in place; all get the same bits."""
+"""Replaces a tensor by its sum over the ranks of the pp stage and returns it; all ranks get the same bits."""
 
 
 class RMSNorm(nn.Module):
@@ -28,11 +29,11 @@ class RMSNorm(nn.Module):
 
     Args:
         size: Length of the last axis.
-        eps: Added to the mean square.
+        eps: Number that is added to the mean square.
         unit_offset: Whether the scale is `1 + weight` in place of `weight`.
-        dtype: Of the scale.
-        device: Of the scale. Its memory is not initialised.
-        reduce: Adds up the ranks' parts of `hidden`; None where it is whole.
+        dtype: Number type of `weight`.
+        device: Device of `weight`. Its memory is not initialised.
+        reduce: Sums `hidden` over the ranks; None if every rank has the complete `hidden`.
     """
 
     def __init__(
@@ -63,10 +64,10 @@ class LayerNorm(nn.Module):
 
     Args:
         size: Length of the last axis.
-        eps: Added to the variance.
-        affine: Whether there are a scale and a shift.
-        dtype: Of scale and shift.
-        device: Of scale and shift. Their memory is not initialised.
+        eps: Number that is added to the variance.
+        affine: Whether the norm scales and shifts.
+        dtype: Number type of scale and shift.
+        device: Device of scale and shift. Their memory is not initialised.
         reduce: As in `RMSNorm`.
     """
 
@@ -97,7 +98,7 @@ class LayerNorm(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """Stands where a model has no norm: the sum passes through unchanged.
+    """Takes the place of a norm in models without one: adds the residual and does not norm the sum.
 
     Args:
         reduce: As in `RMSNorm`.
@@ -108,7 +109,7 @@ class NoNorm(nn.Module):
         self.reduce = reduce
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns the sum of `hidden` and `residual`, twice."""
+        """Returns (sum, sum) of `hidden` and `residual`, both `[..., size]`."""
         if self.reduce is not None:
             hidden = self.reduce(hidden)
         total = hidden if residual is None else hidden + residual
@@ -116,4 +117,4 @@ class NoNorm(nn.Module):
 
 
 Norm: TypeAlias = RMSNorm | LayerNorm | NoNorm
-"""Whatever stands where a norm may."""
+"""Any norm, or the module in place of one."""

@@ -1,7 +1,8 @@
-"""The step between the projections and the attention: rotates queries and keys, and writes the KV cache.
+"""`RotateAndStore`: rotates queries and keys by their positions, and writes keys and values to the KV cache.
 
-Rotary position embedding is that of Su et al., 2021 (arXiv:2104.09864), in half-split pairs. How frequencies are scaled
-for long contexts is decided when the model's spec is made; here they are given.
+This is done between the projections and the attention. The rotary position embedding is that of Su et al., 2021
+(arXiv:2104.09864), in half-split pairs. The frequencies come from the model's spec, which has scaled them for long
+contexts already.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ __all__ = ["RotateAndStore", "StoreOnly", "rotary_table"]
 def rotary_table(
     inv_freq: Sequence[float], *, scaling: float, max_positions: int, device: torch.device
 ) -> torch.Tensor:
-    """Makes the cosines and sines of every position. One table serves all layers.
+    """Computes the cosines and sines of every position. One table serves all layers.
 
     Args:
         inv_freq: Radians per position of each rotated pair, `rot_dim / 2` numbers.
         scaling: Factor on cosine and sine (YaRN's attention scaling; 1 otherwise).
-        max_positions: Positions the table covers.
-        device: Of the table.
+        max_positions: Number of positions of the table.
+        device: Device of the table.
 
     Returns:
         `[max_positions, rot_dim]` float32: the cosines of a position, then its sines.
@@ -37,14 +38,14 @@ def rotary_table(
 
 
 class RotateAndStore(nn.Module):
-    """Norms queries and keys if the model does, rotates them by their positions, and stores keys and values.
+    """Norms query and key heads if the model has such norms, rotates queries and keys, and stores keys and values.
 
-    One kernel does all of it in one pass over memory.
+    One kernel does this in one pass over memory.
 
     Args:
-        table: As `rotary_table` makes it.
-        q_norm: Norm of each query head; None for none.
-        k_norm: Norm of each key head; there are both or neither.
+        table: The cosines and sines that `rotary_table` returns.
+        q_norm: Norm of each query head; None if the model has none.
+        k_norm: Norm of each key head; None if and only if `q_norm` is None.
     """
 
     table: Tensor
@@ -71,11 +72,11 @@ class RotateAndStore(nn.Module):
         Args:
             query: `[num_tokens, num_heads, head_dim]`; changed in place.
             key: `[num_tokens, num_kv_heads, head_dim]`.
-            value: The same.
+            value: `[num_tokens, num_kv_heads, head_dim]`.
             k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`; changed in place.
-            v_cache: The same.
-            slot_mapping: `[num_tokens]` int64, where keys and values go.
-            positions: `[num_tokens]` int64.
+            v_cache: A cache of the same shape for values; changed in place.
+            slot_mapping: `[num_tokens]` int64, the slot of the KV cache for each token's key and value.
+            positions: `[num_tokens]` int64, the index of each token in its sequence.
         """
         rope_and_store(
             query,
@@ -93,7 +94,7 @@ class RotateAndStore(nn.Module):
 
 
 class StoreOnly(nn.Module):
-    """Stores keys and values as they are, in models whose positions come with the embedding."""
+    """Stores keys and values unchanged, in models whose positions are added to the embeddings."""
 
     def forward(
         self,
@@ -105,5 +106,5 @@ class StoreOnly(nn.Module):
         slot_mapping: Tensor,
         positions: Tensor,
     ) -> None:
-        """Writes keys and values to the cache; takes what `RotateAndStore.forward` takes, and leaves the queries."""
+        """Writes keys and values to the cache; the arguments are those of `RotateAndStore.forward`."""
         store_kv(key, value, k_cache, v_cache, slot_mapping)

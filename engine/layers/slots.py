@@ -1,4 +1,4 @@
-"""Where a checkpoint's tensor goes: a place in a layer's memory, and the form that it takes there."""
+"""`Slot`: a weight slot, which is the memory of a layer that one tensor of a checkpoint fills."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Narrows(Protocol):
 
 
 Narrowable = TypeVar("Narrowable", bound=_Narrows)
-"""A tensor, or what stands for one that is not read yet."""
+"""A tensor, or an object such as `RemoteTensor` that stands for a tensor whose numbers are not read yet."""
 
 
 def _as_it_is(tensor: Tensor) -> tuple[Tensor, ...]:
@@ -28,13 +28,16 @@ def _as_it_is(tensor: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slot:
-    """What one tensor of a checkpoint fills. Two names of one weight (a tied head's) have slots with the same key.
+    """A weight slot: the memory that one tensor of a checkpoint fills.
+
+    Two names of the same weight, such as those of a tied head and its embedding, have weight slots with equal keys.
 
     Attributes:
-        targets: The memory to be filled: a parameter or some of its rows, and what belongs to it (scales).
-        encode: Maps the checkpoint's tensor to what the targets hold, one for one; the rest is a cast and a copy.
-        parts: Which part of each of the tensor's dimensions the targets hold; empty where they hold all of it.
-        padding: Memory beside the targets that the module has set already, such as the rows that a shard lacks.
+        targets: The memory to fill: a parameter or some of its rows, and its scales if it is quantized.
+        encode: Maps the checkpoint's tensor to one tensor for each target, which is then cast and copied.
+        parts: The part of each dimension of the tensor that the targets hold; empty if they hold the whole tensor.
+        padding: Memory of the parameter that no tensor fills and the module has set already, such as rows beyond the
+            end of a shard.
         dtypes: Number types that the checkpoint's tensor may have; empty for every floating-point type.
     """
 
@@ -46,37 +49,37 @@ class Slot:
 
     @property
     def key(self) -> int:
-        """What tells this memory from any other's: its address."""
+        """Address of the memory, which is equal for two names of the same weight."""
         return self.targets[0].data_ptr()
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of what fills it."""
+        """Shape of the tensor that `fill` takes: this rank's part of the checkpoint's tensor."""
         return self.targets[0].shape
 
     @property
     def whole_shape(self) -> torch.Size:
-        """The shape of the checkpoint's tensor, of which `cut` gives what fills it."""
+        """Shape of the checkpoint's tensor, which `cut` takes."""
         return torch.Size(part.size for part in self.parts) if self.parts else self.shape
 
     def cut(self, tensor: Narrowable) -> Narrowable:
-        """Returns the part of a tensor of `whole_shape` that fills this slot: a view, so the rest is not read."""
+        """Returns the part of a tensor of `whole_shape` that fills this weight slot, as a view: no numbers are read."""
         for dim, part in enumerate(self.parts):
             if part.count > 1:
                 tensor = tensor.narrow(dim, part.start, part.length)
         return tensor
 
     def accepts(self, dtype: torch.dtype) -> bool:
-        """Returns whether the checkpoint's tensor may be of this number type."""
+        """Returns whether the checkpoint's tensor may have this number type."""
         return dtype in self.dtypes if self.dtypes else dtype.is_floating_point
 
     def fill(self, tensor: Tensor) -> None:
-        """Stores a tensor of `shape`, of any dtype that the slot accepts, from any device."""
+        """Stores a tensor of `shape` in the targets; it may be on any device and of any dtype that is accepted."""
         for target, value in zip(self.targets, self.encode(tensor), strict=True):
             target.copy_(value)
 
     def holds(self, tensor: Tensor) -> bool:
-        """Says whether filling it with this tensor would change nothing."""
+        """Returns whether the targets already hold the values that `fill` would store for this tensor."""
         return all(
             torch.equal(target, value.to(target))
             for target, value in zip(self.targets, self.encode(tensor), strict=True)
@@ -85,7 +88,7 @@ class Slot:
 
 @runtime_checkable
 class HasSlots(Protocol):
-    """A module that says itself what a checkpoint fills."""
+    """A module that declares its weight slots itself, because not every parameter is one tensor of a checkpoint."""
 
     def slots(self) -> Iterator[tuple[str, Slot]]:
-        """Yields every (name, slot), the names relative to the module."""
+        """Yields every (name, weight slot) of the module; the names are relative to the module."""

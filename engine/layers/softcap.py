@@ -1,4 +1,4 @@
-"""The smooth bound on logits of Gemma 2."""
+"""`Softcap`: the smooth limit on logits of Gemma 2."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Softcap(nn.Module):
     """Computes `cap * tanh(x / cap)`, which lies between `-cap` and `cap`.
 
     Args:
-        cap: The bound, a positive number.
+        cap: The limit, a positive number.
     """
 
     def __init__(self, cap: float) -> None:
@@ -19,5 +19,5 @@ class Softcap(nn.Module):
         self.cap = cap
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Bounds `logits` in place and returns them."""
+        """Limits `logits`, of any shape, in place and returns them."""
         return logits.div_(self.cap).tanh_().mul_(self.cap)
