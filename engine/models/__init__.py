@@ -1,4 +1,4 @@
-"""Models as data: a family describes itself as a `DecoderSpec`, and one decoder runs them all."""
+"""Models: families turn configs into a `DecoderSpec`, and one `Decoder` is built from any spec."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Chooses the layers a `DecoderSpec` asks for: the one place where a field of the spec becomes a component.
+"""`Components`: makes the layers that a `DecoderSpec` asks for.
 
-Every choice falls here, once, at construction; the forward passes have no branch on the model.
+All choices that depend on the spec are made here, once, when the model is built. The forward passes have no branches on
+the kind of model.
 """
 
 from __future__ import annotations
@@ -45,17 +46,17 @@ __all__ = ["Components"]
 
 
 class Components:
-    """Makes the parts of one decoder. Memory of their parameters is not initialised.
+    """Makes the modules of one decoder. The memory of their parameters is not initialised.
 
     Args:
-        spec: The decoder.
-        dtype: Of all parameters.
-        device: Of all parameters.
-        options: What the user chooses about it.
-        parallel: This rank: it gets its part of every matrix that its stage shares.
+        spec: Description of the decoder.
+        dtype: Number type of the parameters.
+        device: Device of the parameters.
+        options: The user's options for the model.
+        parallel: The place of this rank among all ranks, which decides its part of every matrix.
 
     Attributes:
-        linears: Makes the linear layers.
+        linears: Factory of the linear layers.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Components:
         self._group_of = {layer: index for index, group in enumerate(cache_groups(spec)) for layer in group.layers}
 
     def embed_tokens(self) -> TokenEmbedding | SharedTokenEmbedding:
-        """Makes the token embedding."""
+        """Makes the token embedding, or this rank's rows of it."""
         spec, parallel = self._spec, self._parallel
         if parallel.tp_size == 1:
             return TokenEmbedding(
@@ -96,7 +97,7 @@ class Components:
         )
 
     def positions(self) -> LearnedPositions | NoPositions:
-        """Makes the learned positions, if there are any."""
+        """Makes the learned positions, or a module that adds nothing if the model has none."""
         spec = self._spec
         if spec.position_offset is None:
             return NoPositions()
@@ -109,22 +110,22 @@ class Components:
         )
 
     def _summed(self, name: str, in_features: Shard, out_features: int, *, bias: bool) -> LinearBase:
-        """Makes a linear layer whose results the next norm adds up over the stage: one rank of it has the bias."""
+        """Makes a linear layer whose results the next norm sums over the ranks, so only one rank adds the bias."""
         return self.linears.make_linear(name, in_features, out_features, bias=bias and self._parallel.tp_rank == 0)
 
     def projection(self, name: str, in_features: int, out_features: int) -> LinearBase | nn.Identity:
-        """Makes a projection between two widths, or nothing between equal ones."""
+        """Makes a projection between two widths, or an identity if they are equal."""
         if in_features == out_features:
             return nn.Identity()
         return self.linears.make_linear(name, in_features, out_features, bias=False)
 
     def final_norm(self) -> Norm:
-        """Makes what follows the last layer: a norm, or else what adds the residual in its place."""
+        """Makes the norm after the last layer, or a module that only adds the residual if the model has none."""
         sums = self._spec.norm_placement == "before"
         return self._norm(sums=sums) if self._spec.final_norm else NoNorm(reduce=self._reduce(sums=sums))
 
     def _norm(self, *, sums: bool) -> Norm:
-        """Makes a norm of the residual stream, which adds up the ranks' parts where it follows a sublayer (`sums`)."""
+        """Makes a norm of the residual stream. With `sums` it first sums its input, an addend of each rank."""
         spec, dtype, device, reduce = self._spec, self._dtype, self._device, self._reduce(sums=sums)
         if spec.rms_norm:
             return RMSNorm(
@@ -143,10 +144,10 @@ class Components:
         return self._parallel.all_reduce if sums and self._parallel.tp_size > 1 else None
 
     def head(self, embed_tokens: TokenEmbedding | SharedTokenEmbedding | None) -> LinearBase:
-        """Makes the output head; a tied one is the embedding's own table.
+        """Makes the output head, which computes this rank's columns of the logits.
 
         Args:
-            embed_tokens: The embedding to be tied to; None for a head of its own.
+            embed_tokens: The token embedding whose table the head uses; None for a head with weights of its own.
         """
         spec = self._spec
         rows = self._parallel.shard(spec.vocab_size)
@@ -155,11 +156,11 @@ class Components:
         return self.linears.make_linear("lm_head", spec.embedding_size, rows, bias=False)
 
     def logit_softcap(self) -> Softcap | nn.Identity:
-        """Makes the bound on the logits of tokens, if there is any."""
+        """Makes the softcap of the logits of tokens, or an identity if the model has none."""
         return Softcap(self._spec.logit_softcap) if self._spec.logit_softcap else nn.Identity()
 
     def score(self) -> LinearBase:
-        """Makes the head of a classifier; every rank of the last stage has all of it."""
+        """Makes the head of a classifier; every rank of the last pp stage has the whole head."""
         spec = self._spec
         return self.linears.make_linear("score", spec.embedding_size, spec.num_labels, bias=False)
 
@@ -177,7 +178,8 @@ class Components:
                 mlp_norm=self._norm(sums=False),
                 mlp_out_norm=self._norm(sums=True),
             )
-        # The first layer follows the embedding, which every rank has whole; the others follow a feed-forward network.
+        # The first layer follows the embedding, which is complete on every rank. The other layers follow a feed-forward
+        # network, of whose result every rank has one addend.
         return PreNormBlock(attention, mlp, self._norm(sums=layer_idx > 0), self._norm(sums=True))
 
     def _attention(self, layer_idx: int) -> Attention:

@@ -1,7 +1,8 @@
-"""The decoder: every decoder-only language model we run, put together from the components its spec asks for.
+"""`Decoder`: any decoder-only language model, built from the components that its spec asks for.
 
-It maps a batch of tokens to hidden states and hidden states to logits. It does not sample, and it owns no KV cache. A
-decoder of many ranks is this one's part: some of the layers, and of each layer some of the heads and columns.
+A decoder maps a batch of tokens to hidden states, and hidden states to logits. It does not sample, and it owns no KV
+cache. In an engine of several ranks, the decoder is this rank's part of the model: some of the layers, and some of the
+heads and columns of each layer.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class Decoder(nn.Module):
     """A decoder-only language model whose attention is paged.
 
     Args:
-        spec: What it is.
-        dtype: Of weights and hidden states.
-        device: Where its weights are. Their memory is not initialised: `load_weights` fills it.
-        options: What the user chooses about it.
-        parallel: This rank.
+        spec: Description of the model.
+        dtype: Number type of weights and hidden states.
+        device: Device of the weights. Their memory is not initialised: `load_weights` fills it.
+        options: The user's options for the model.
+        parallel: The place of this rank among all ranks.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Decoder(nn.Module):
             self.project_in = make.projection("project_in", spec.embedding_size, spec.hidden_size)
             self.positions = make.positions()
         own = stage_layers(spec, parallel.pp_size)[parallel.pp_rank]
-        # Every layer keeps its number, and so its name in the checkpoint; the other stages' leave an empty place.
+        # Every layer keeps its number, and therefore its name in the checkpoint. Layers of other pp stages are empty.
         self.layers = nn.ModuleList(make.block(i) if i in own else nn.Identity() for i in range(spec.num_layers))
         self._own_layers = [(self.layers[i], pair) for i, pair in cache_pairs(spec, own).items()]
         if self._is_last:
@@ -68,8 +69,8 @@ class Decoder(nn.Module):
         make.linears.warn_of_declined()
 
     def pack(self) -> None:
-        """Lets every layer lay out its weights for the device. Called once, after they are loaded."""
-        for module in self.modules():  # a network before the linear layers it consists of
+        """Calls `pack` of every layer that has one. Called once, after all weights are loaded."""
+        for module in self.modules():  # A gated network comes before its linear layers, whose weights it packs itself.
             if module is not self and isinstance(module, Packs):
                 module.pack()
 
@@ -77,12 +78,12 @@ class Decoder(nn.Module):
         """Runs the tokens of one step through all layers.
 
         Args:
-            batch: The tokens and their places in the cache.
-            kv_cache: Keys and values of this stage's layers; those of this step's tokens are written to it.
+            batch: The tokens, and the slots of their keys and values.
+            kv_cache: Keys and values of the layers of this pp stage, to which this step's keys and values are written.
 
         Returns:
-            The last hidden states, `[num_tokens, embedding_size]` (which is `hidden_size` in all models but one). They
-            mean nothing in a stage that is not the last: it has sent its own on.
+            The last hidden states, `[num_tokens, embedding_size]` (only OPT-350m has `embedding_size != hidden_size`).
+            A pp stage that is not the last sends its hidden states to the next one, and its result must not be used.
         """
         if self._is_first:
             hidden, residual = self._embed(batch), None
@@ -96,13 +97,13 @@ class Decoder(nn.Module):
         return self.project_out(hidden)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Computes the logits of some tokens, in the last stage.
+        """Computes the logits of some tokens, in the last pp stage.
 
         Args:
-            hidden: The rows to be sampled from of what `forward` returned.
+            hidden: Rows of the result of `forward`, `[num_rows, embedding_size]`.
 
         Returns:
-            `[num_rows, vocab_size]` float32; all ranks of the stage get the same bits.
+            `[num_rows, vocab_size]` float32; all ranks of the pp stage get the same bits.
         """
         logits = self.softcap(self.lm_head.forward_float32(hidden))
         if self.parallel.tp_size == 1:
@@ -110,10 +111,10 @@ class Decoder(nn.Module):
         return self.parallel.all_gather(logits)[:, : self.spec.vocab_size].contiguous()
 
     def compute_class_logits(self, hidden: Tensor) -> Tensor:
-        """Computes the logits of a classifier's classes, in the last stage.
+        """Computes the logits of a classifier's classes, in the last pp stage.
 
         Args:
-            hidden: Rows of what `forward` returned, `[num_rows, embedding_size]`.
+            hidden: Rows of the result of `forward`, `[num_rows, embedding_size]`.
 
         Returns:
             `[num_rows, num_labels]` float32.
@@ -121,7 +122,7 @@ class Decoder(nn.Module):
         return self.score.forward_float32(hidden)
 
     def _embed(self, batch: ForwardBatch) -> Tensor:
-        """Returns what enters the first layer, `[num_tokens, hidden_size]`."""
+        """Returns the input of the first layer, `[num_tokens, hidden_size]`: embeddings, with positions if learned."""
         embeddings = self.embed_tokens(batch.token_ids)
         if batch.given is not None:
             embeddings = batch.given.replace_in(embeddings)
@@ -136,7 +137,7 @@ class Decoder(nn.Module):
     def _receive(self, num_tokens: int) -> tuple[Tensor, Tensor | None]:
         stages, shape = self.parallel.stages, (num_tokens, self.spec.hidden_size)
         assert stages is not None
-        if self.spec.norm_placement == "after":  # Such layers leave no residual.
+        if self.spec.norm_placement == "after":  # Layers of this kind return no residual.
             return stages.receive(shape, self._dtype, self._device), None
         hidden, residual = stages.receive((2, *shape), self._dtype, self._device)
         return hidden, residual

@@ -1,4 +1,4 @@
-"""A model family: how its configs are read, what its checkpoints call our weights, and which module runs it."""
+"""`Family`: how the configs of a model family are read, how its weights are named, and which module runs it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ __all__ = ["Family"]
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Models that one function can describe.
+    """A family of models: one function turns all their configs into specs.
 
     Attributes:
-        architectures: Names in a config's `architectures`, e.g. `LlamaForCausalLM`.
-        spec: Turns a config of these architectures into a spec; raises `UnsupportedModelError` naming a field.
-        weights: Maps the names of weights in checkpoints to ours.
-        build: Makes the module from the spec; takes the arguments of `Decoder`. A family whose models are not plain
-            decoders brings its own.
+        architectures: Names of the family in a config's `architectures`, e.g. `LlamaForCausalLM`.
+        spec: Turns a config of these architectures into a spec. It raises `UnsupportedModelError`, which names the
+            field, for a value that is not implemented.
+        weights: Maps the names of weights in checkpoints to our names.
+        build: Makes the module from the spec and takes the arguments of `Decoder`. A family whose models are not plain
+            decoders sets a function of its own.
     """
 
     architectures: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""Reading Hugging Face configs: from a model folder, and field by field with errors that name the field.
+"""`load_hf_config` reads the config of a model folder; the other functions read one field each and check its value.
 
-No model family is known here. Rotary parameters have a file of their own, `rope.py`.
+Nothing here depends on a model family. Rotary parameters are read in `rope.py`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = Non
 
     Args:
         folder: The model folder.
-        overrides: Fields that replace those of the file (`hf_overrides`). A mapping inside, such as `rope_parameters`,
-            replaces the whole field.
+        overrides: Fields that replace fields of the file (`hf_overrides`). A mapping replaces the whole field, except
+            for `rope_parameters`: they are merged, and a new rope type keeps only `rope_theta` of the file.
 
     Returns:
         The transformers config object of the file's `model_type`.
 
     Raises:
-        CheckpointError: There is no readable config, or it does not say which model it is for.
+        CheckpointError: The config cannot be read, or lacks `model_type` or `architectures`.
         UnsupportedModelError: transformers does not know the `model_type`, or refuses a field's value.
     """
     from transformers import AutoConfig
@@ -48,7 +48,7 @@ def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = Non
         )
     try:
         return AutoConfig.for_model(**fields)
-    except Exception as error:  # config classes validate with errors of many kinds
+    except Exception as error:  # Config classes raise errors of many types.
         raise UnsupportedModelError(f"config.json of {folder} was refused by transformers: {error}") from error
 
 
@@ -65,7 +65,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _fold_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Brings the old form (`rope_scaling` beside `rope_theta`) to the new one (both inside `rope_parameters`)."""
+    """Converts the old form (fields `rope_scaling` and `rope_theta`) to the new one (both in `rope_parameters`)."""
     rest = dict(fields)
     old = {name: rest.pop(name) for name in ("rope_scaling", "rope_theta") if name in rest}
     if not old:
@@ -79,7 +79,7 @@ def _fold_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merge(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Lays overrides over the file's fields. Rotary parameters of another type keep nothing of the old but the base."""
+    """Returns the fields with overrides. If these name a rope type, only `rope_theta` is kept of the old parameters."""
     rope, new_rope = fields.get("rope_parameters"), overrides.get("rope_parameters")
     if rope and new_rope:
         names_type = "rope_type" in new_rope or "type" in new_rope
@@ -96,7 +96,7 @@ def positive_int(config: Any, field: str) -> int:
         field: The field's name.
 
     Raises:
-        UnsupportedModelError: It is missing or something else.
+        UnsupportedModelError: The field is missing or not a positive integer.
     """
     value = getattr(config, field, None)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -112,7 +112,7 @@ def positive_float(config: Any, field: str) -> float:
         field: The field's name.
 
     Raises:
-        UnsupportedModelError: It is missing or something else.
+        UnsupportedModelError: The field is missing or not a positive number.
     """
     value = getattr(config, field, None)
     if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
@@ -126,10 +126,10 @@ def flag(config: Any, field: str, default: bool) -> bool:
     Args:
         config: A transformers config.
         field: The field's name.
-        default: What a missing field means.
+        default: Value of a missing field.
 
     Raises:
-        UnsupportedModelError: It is something else.
+        UnsupportedModelError: The value is not a bool.
     """
     value = getattr(config, field, default)
     if not isinstance(value, bool):
@@ -138,15 +138,15 @@ def flag(config: Any, field: str, default: bool) -> bool:
 
 
 def one_of(config: Any, field: str, allowed: tuple[str, ...]) -> str:
-    """Returns a field that must be one of the values we implement.
+    """Returns a field that must have one of the implemented values.
 
     Args:
         config: A transformers config.
         field: The field's name.
-        allowed: The values.
+        allowed: The implemented values.
 
     Raises:
-        UnsupportedModelError: It is missing or something else.
+        UnsupportedModelError: The field is missing or has another value.
     """
     value = getattr(config, field, None)
     if value not in allowed:
@@ -163,7 +163,7 @@ def head_counts(config: Any) -> dict[str, int]:
         config: A transformers config.
 
     Raises:
-        UnsupportedModelError: A count is missing, or they do not divide.
+        UnsupportedModelError: A field is missing, or the counts do not divide each other.
     """
     num_heads = positive_int(config, "num_attention_heads")
     num_kv_heads = positive_int(config, "num_key_value_heads")
@@ -183,9 +183,10 @@ def head_counts(config: Any) -> dict[str, int]:
 
 
 def attention_windows(config: Any) -> tuple[int, ...]:
-    """Returns the attention window of each layer, 0 where a layer sees everything.
+    """Returns the attention window of each layer; 0 for a layer that attends to all tokens.
 
-    `layer_types` says which layers slide; without it all do when there is a `sliding_window`.
+    `layer_types` says which layers have a window. Without that field, all layers have the `sliding_window` of the
+    config if it is set.
 
     Args:
         config: A transformers config.

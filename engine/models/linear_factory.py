@@ -1,4 +1,4 @@
-"""Makes every linear layer of a model: the one place where a layer's name meets the quantization scheme."""
+"""`LinearFactory`: makes every linear layer of a model, by the quantization scheme or in full precision."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class LinearFactory:
     """Makes the linear layers of one model.
 
     Args:
-        options: What the user chooses about the model, the quantization scheme among it.
+        options: The user's options for the model, which include the quantization scheme.
         dtype: Number type of the inputs and outputs of all layers.
-        device: Where the weights are.
+        device: Device of the weights.
     """
 
     def __init__(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> None:
@@ -38,13 +38,13 @@ class LinearFactory:
     def make_linear(
         self, name: str, in_features: Dimension, out_features: Dimension | Mapping[str, Dimension], *, bias: bool
     ) -> LinearBase:
-        """Makes a layer as the scheme has it, or in full precision if the scheme leaves the layer out.
+        """Makes a layer by the scheme, or in full precision if the scheme excludes its name or its sizes.
 
         Args:
             name: Path of the layer in the model, e.g. `layers.3.attention.qkv`.
             in_features: Columns of the matrix.
             out_features: Rows of the matrix, or the sizes of its named row blocks in order.
-            bias: Whether there is a bias.
+            bias: Whether the layer has a bias.
         """
         layer = self._spec(name, in_features, out_features, bias, self._device)
         if not self._scheme.covers(layer):
@@ -55,22 +55,22 @@ class LinearFactory:
         return self._scheme.make_linear(layer)
 
     def make_tied(self, name: str, in_features: int, out_features: Dimension, weight: torch.nn.Parameter) -> Linear:
-        """Makes a layer in full precision whose matrix is another layer's.
+        """Makes a layer in full precision that uses the matrix of another layer.
 
         Args:
             name: Path of the layer in the model.
             in_features: Columns of the matrix.
             out_features: Rows of the matrix.
-            weight: The matrix.
+            weight: Matrix of the other layer.
         """
-        # Made on no device, the layer brings no memory of its own.
+        # On the meta device the layer allocates no matrix of its own.
         layer = self._spec(name, in_features, out_features, False, torch.device("meta"))
         linear = self._full_precision.make_linear(layer)
         linear.weight = weight
         return linear
 
     def warn_of_declined(self) -> None:
-        """Logs the layers that the scheme is for, and whose sizes it does not take."""
+        """Logs a warning if layers that the scheme covers stay in full precision because of their sizes."""
         if self._declined:
             logger.warning(
                 "%s and %d more stay in full precision: quantization=%r takes %s",

@@ -1,4 +1,4 @@
-"""How a model is to be built and run, as far as its config.json does not say."""
+"""`ModelOptions`: the user's choices about a model that its config.json does not contain."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["DEFAULT_OPTIONS", "ModelOptions"]
 
 @dataclass(frozen=True, slots=True)
 class ModelOptions:
-    """What the user chooses about a model.
+    """The options with which a model is built and loaded.
 
     Attributes:
-        quantization: Name of the scheme by which the layers' matrices are stored and multiplied; None keeps the dtype.
-        deterministic: Every row of a batch is computed the same to the bit, whatever rows are beside it.
-        load_format: `"auto"` for a checkpoint, `"sharded_state"` for what `save_sharded_state` wrote, `"dummy"` for
-            random weights.
+        quantization: Name of the quantization scheme of the linear layers; None for matrices in the dtype of the model.
+        deterministic: Whether each row of a batch gets the same bits whatever the other rows are.
+        load_format: `"auto"` for a checkpoint, `"sharded_state"` for files that `save_sharded_state` wrote, `"dummy"`
+            for random weights.
         head: The module after the last layer: `"lm_head"` makes the logits of tokens, `"score"` the logits of classes;
             None for a model that returns hidden states only.
-        unused_weights: Names of weights that the checkpoint may hold and the model has no place for.
+        unused_weights: Our names of weights that the checkpoint may contain although the model does not have them.
 
     Raises:
-        ConfigError: The scheme excludes another option.
+        ConfigError: The quantization scheme cannot be combined with another option.
     """
 
     quantization: str | None = None
@@ -37,9 +37,9 @@ class ModelOptions:
         self.make_scheme()
 
     def make_scheme(self) -> QuantizationScheme:
-        """Makes the quantization scheme."""
+        """Returns a new object of the quantization scheme."""
         return find_scheme(self.quantization)(deterministic=self.deterministic)
 
 
 DEFAULT_OPTIONS = ModelOptions()
-"""Full precision, fastest, from a checkpoint."""
+"""The options of a generating model in full precision, not deterministic, loaded from a checkpoint."""

@@ -1,4 +1,4 @@
-"""From a config to a model: finds the family of an architecture, builds its decoder, loads its weights."""
+"""`load_model`: finds the family of a config's architecture, builds its decoder, and loads its weights."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 CAUSAL, CLASSIFIER, BARE = "ForCausalLM", "ForSequenceClassification", "Model"
-"""How the names of architectures end: a family's model with a head that generates, one that classifies, with none."""
+"""Endings of the names of architectures: with a head that generates, with a head that classifies, without a head."""
 
 
 def supported_architectures() -> list[str]:
-    """Returns the names that the `architectures` of a config may hold, those of models that generate."""
+    """Returns the names of the supported architectures that generate, as configs have them in `architectures`."""
     return sorted(name for name in _families() if name.endswith(CAUSAL))
 
 
@@ -64,14 +64,14 @@ def build_model(
     options: ModelOptions = DEFAULT_OPTIONS,
     parallel: ParallelContext = SINGLE,
 ) -> Decoder:
-    """Builds the model a config describes, without weights: their memory is not initialised.
+    """Builds the model that a config describes; the memory of its weights is not initialised.
 
     Args:
         hf_config: A transformers config, as `load_hf_config` returns it.
-        dtype: Of weights and activations.
-        device: Where to build it.
-        options: What the user chooses about it.
-        parallel: This rank, which gets its part.
+        dtype: Number type of weights and activations.
+        device: Device of the model.
+        options: The user's options for the model.
+        parallel: The place of this rank among all ranks; only its part of the model is built.
 
     Raises:
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
@@ -89,15 +89,15 @@ def load_model(
     options: ModelOptions = DEFAULT_OPTIONS,
     parallel: ParallelContext = SINGLE,
 ) -> Decoder:
-    """Builds the decoder a config describes, on its device, and streams the folder's weights into it.
+    """Builds the decoder that a config describes, on its device, and fills it with the weights of a folder.
 
     Args:
-        folder: Holds the weights, here or behind a URL; not read if they are to be dummies.
+        folder: Folder of the weights, on this machine or behind a URL; not read if `load_format` is `"dummy"`.
         hf_config: A transformers config, as `load_hf_config` returns it.
-        dtype: Of weights and activations; the checkpoint's tensors are cast.
-        device: Where to build it.
-        options: What the user chooses about it.
-        parallel: This rank, which gets its part and reads no other.
+        dtype: Number type of weights and activations; the checkpoint's tensors are cast to it.
+        device: Device of the model.
+        options: The user's options for the model.
+        parallel: The place of this rank among all ranks; only its part of the model is built and read.
 
     Raises:
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
@@ -116,7 +116,7 @@ def load_model(
 
 
 def names_in_checkpoint(hf_config: Any, dtype: torch.dtype, options: ModelOptions = DEFAULT_OPTIONS) -> set[str]:
-    """Returns our names of all weights of a model, whatever rank has them: those of the whole, made without memory."""
+    """Returns our names of all weights of a model, those of other ranks included, from a model without memory."""
     return set(weight_slots(build_model(hf_config, dtype, "meta", options)))
 
 
@@ -124,7 +124,7 @@ def find_family(hf_config: Any) -> Family:
     """Returns the family of a config's architecture.
 
     Raises:
-        UnsupportedModelError: There is none.
+        UnsupportedModelError: The architecture is not supported, or the checkpoint is quantized.
     """
     names = getattr(hf_config, "architectures", None) or []
     if getattr(hf_config, "quantization_config", None) is not None:
@@ -151,7 +151,7 @@ def _variants(family: Family) -> list[str]:
 
 @functools.cache
 def _families() -> Mapping[str, Family]:
-    """Collects `FAMILIES` of every module in `families/`, by architecture."""
+    """Collects the `FAMILIES` of every module in `families/`, by name of the architecture."""
     found: dict[str, Family] = {}
     for info in pkgutil.iter_modules(families.__path__):
         module = importlib.import_module(f"{families.__name__}.{info.name}")

@@ -1,4 +1,4 @@
-"""Rotary parameters of a config, as numbers. The formulas of the scaled types are transformers' own."""
+"""`rope_spec`: the rotary frequencies of a config. The scaled types are computed by functions of transformers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .spec import RopeSpec
 
 __all__ = ["rope_max_positions", "rope_spec"]
 
-# "dynamic" recomputes its frequencies as a sequence outgrows max_position_embeddings. Up to there they are fixed, and
-# rope_max_positions lets no sequence grow further. "longrope" switches tables on the way and is not among them.
+# "dynamic" changes its frequencies only when a sequence is longer than max_position_embeddings, and rope_max_positions
+# allows no longer sequence. "longrope" switches tables within that length, so it is not implemented.
 _TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
 def rope_spec(config: Any) -> RopeSpec:
-    """Computes the rotary frequencies a config asks for.
+    """Computes the rotary frequencies that a config asks for.
 
     Args:
         config: A transformers config with `rope_parameters`.
@@ -41,10 +41,11 @@ def rope_spec(config: Any) -> RopeSpec:
 
 
 def rope_max_positions(config: Any) -> int:
-    """Returns how many positions a config's rotary parameters reach.
+    """Returns the number of positions for which a config's rotary parameters are made.
 
-    `linear` and `yarn` stretch the length the model was trained with (`original_max_position_embeddings` where given)
-    by their factor; configs differ in whether `max_position_embeddings` is the length before or after.
+    `linear` and `yarn` multiply the length with which the model was trained by their factor. That length is
+    `original_max_position_embeddings` if the config has the field. In some configs `max_position_embeddings` is the
+    length before the multiplication and in others the length after it, so the larger number is returned.
 
     Args:
         config: A transformers config with `rope_parameters`.
@@ -77,7 +78,7 @@ def _parameters(config: Any) -> dict[str, Any]:
 
 
 def _default_inv_freq(config: Any, theta: float) -> tuple[float, ...]:
-    """Su et al., 2021, section 3.2.2: theta^(-2i / head_dim) for i in 0 .. head_dim / 2 - 1."""
+    """Returns theta^(-2i / head_dim) for i in 0 .. head_dim / 2 - 1 (Su et al., 2021, section 3.2.2)."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     return tuple((1.0 / theta**exponents).tolist())

@@ -1,4 +1,4 @@
-"""What a decoder is, as data: everything that tells one model from another, and nothing of how it is computed.
+"""`DecoderSpec`: a decoder-only model as data, with every field in which supported models differ.
 
 A family (`families/*.py`) turns a Hugging Face config into a `DecoderSpec`; `components.py` turns a spec into layers.
 """
@@ -13,10 +13,10 @@ __all__ = ["AttentionSpec", "DecoderSpec", "RopeSpec"]
 
 @dataclass(frozen=True, slots=True)
 class RopeSpec:
-    """Rotary positions.
+    """Parameters of rotary positions.
 
     Attributes:
-        inv_freq: Radians per position of each rotated pair of a head, scaling for long contexts included.
+        inv_freq: Radians per position of each rotated pair of a head, already scaled for long contexts.
         scaling: Factor on cosine and sine.
     """
 
@@ -26,12 +26,12 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """How every attention layer scores keys. The window, which layers have or lack, is in `DecoderSpec.windows`.
+    """How every attention layer scores keys. Windows differ from layer to layer: they are in `DecoderSpec.windows`.
 
     Attributes:
         scale: Factor on the product of a query and a key; None for `head_dim ** -0.5`.
-        softcap: Smooth bound on the scores; 0 for none.
-        causal: Whether a token sees only itself and the tokens before it.
+        softcap: Smooth limit on the scores; 0 for no limit.
+        causal: Whether a token attends only to itself and the tokens before it.
     """
 
     scale: float | None = None
@@ -41,24 +41,24 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
-    """A decoder-only language model.
+    """The description of a decoder-only language model.
 
     Attributes:
-        vocab_size: Rows of the token embedding and of the output head.
+        vocab_size: Number of rows of the token embedding and of the output head.
         hidden_size: Width of the residual stream.
         intermediate_size: Width inside the feed-forward network.
-        num_layers: Decoder layers.
-        num_heads: Query heads of a layer.
-        num_kv_heads: Key and value heads of a layer.
+        num_layers: Number of decoder layers.
+        num_heads: Number of query heads of a layer.
+        num_kv_heads: Number of key and value heads of a layer.
         head_dim: Size of a head.
-        max_position_embeddings: Positions the model is defined for.
-        windows: Per layer, the keys a query sees, itself included; 0 is all before it.
+        max_position_embeddings: Number of positions for which the model is defined.
+        windows: For each layer, the number of latest tokens that a token attends to, its own included; 0 for all.
         attention: How the attention layers score keys.
-        embedding_size: Width of the token embedding; projected in and out where it is not `hidden_size`.
+        embedding_size: Width of the token embedding. If it is not `hidden_size`, projections convert between the two.
         embedding_scale: Factor on the rows of the token embedding, rounded to the model's dtype.
-        tie_word_embeddings: Whether the output head is the token embedding.
-        rms_norm: Root-mean-square norms, or else layer norms.
-        norm_eps: Added to the (mean square or) variance.
+        tie_word_embeddings: Whether the output head uses the matrix of the token embedding.
+        rms_norm: Whether norms are root-mean-square norms; otherwise they are layer norms.
+        norm_eps: Number that norms add to the mean square or the variance.
         norm_affine: Whether layer norms scale and shift.
         norm_unit_offset: Whether root-mean-square norms scale by `1 + weight`.
         norm_placement: `"before"` norms the input of each sublayer, `"after"` the sum of its input and its output,
@@ -68,12 +68,13 @@ class DecoderSpec:
         attention_out_bias: Whether the attention's output projection has a bias.
         mlp_bias: Whether the feed-forward projections have biases.
         qk_norm: Whether each query and key head is normed before the rotation.
-        gated_mlp: One projection gates another, or else two projections with `activation` between.
+        gated_mlp: Whether feed-forward networks are gated; otherwise they have two projections and an activation.
         activation: Key of `layers.GATES` if gated, else of `layers.ACTIVATIONS`.
-        rope: Rotary positions, or None.
-        logit_softcap: Smooth bound on the logits of tokens; 0 for none.
-        num_labels: Classes of a classifier; 0 for a model that is none.
-        position_offset: None without learned positions, else the leading rows of their table that belong to none.
+        rope: Parameters of rotary positions; None for a model without them.
+        logit_softcap: Smooth limit on the logits of tokens; 0 for no limit.
+        num_labels: Number of classes of a classifier; 0 for other models.
+        position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
+            a model without learned positions.
     """
 
     vocab_size: int

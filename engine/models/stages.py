@@ -1,4 +1,4 @@
-"""Cutting a model: which layers a stage has, where their keys and values are, and whether sizes can be shared out."""
+"""How a model is cut for several ranks: `stage_layers` of each pp stage, their caches, and the check of sizes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["cache_groups", "cache_pairs", "check_parallel", "kv_cache_sizes", "s
 
 
 def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
-    """Cuts a model's layers into stages that take about the same time.
+    """Divides a model's layers among pp stages that take about the same time.
 
-    A layer costs its weights: to read in a decode step, to multiply by in a prefill. The last stage has the head too.
-    Layers are alike, so each in turn goes to the stage that has least so far.
+    The time of a layer is taken to be its number of weights, which a decode step reads and a prefill multiplies by. The
+    last stage also has the head. All layers cost the same, so each one goes to the stage with the lowest cost so far.
 
     Args:
         spec: The model.
-        pp_size: Stages, not more than layers.
+        pp_size: Number of pp stages, at most the number of layers.
 
     Returns:
-        The layers of each stage; every stage has one.
+        The layers of each pp stage, at least one, in consecutive ranges.
     """
     if pp_size == 1:
         return [range(spec.num_layers)]
@@ -39,16 +39,16 @@ def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
 
 
 def cache_groups(spec: DecoderSpec) -> tuple[LayerGroup, ...]:
-    """Returns the groups of layers that share block tables: those of the whole model, whatever layers a stage has."""
+    """Returns the groups of layers that share block tables. They cover the whole model, also if pp stages divide it."""
     return cut_into_groups([LayerCache(window) for window in spec.windows])
 
 
 def cache_pairs(spec: DecoderSpec, layers: Collection[int]) -> dict[int, int]:
-    """Returns which pair of cache tensors each layer of a stage uses, by number of the layer, in order.
+    """Returns the index of the pair of cache tensors that each layer of a pp stage uses, by number of the layer.
 
     Args:
         spec: The model.
-        layers: The layers of the stage; the j-th of them in each group uses pair j.
+        layers: Numbers of the layers of the pp stage. In each group, the j-th of these layers uses pair j.
     """
     pairs: dict[int, int] = {}
     for group in cache_groups(spec):
@@ -68,10 +68,10 @@ def _layer_cost(spec: DecoderSpec) -> int:
 
 
 def check_parallel(spec: DecoderSpec, tp_size: int, pp_size: int) -> None:
-    """Checks that a model can be cut as asked.
+    """Checks that a model can be divided among `tp_size * pp_size` ranks.
 
     Raises:
-        ConfigError: It cannot; the message names the setting and what it can be.
+        ConfigError: The model cannot be divided so; the message names the setting and the values that are possible.
     """
     kv = spec.num_kv_heads
     possible = [

@@ -1,3 +1,3 @@
-"""One file per model family. A module here that defines `FAMILIES` is found by the registry; nothing else to do."""
+"""The model families, one file each. The registry finds every module in this folder by its constant `FAMILIES`."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Gemma 2 (Gemma Team, 2024, arXiv:2408.00118)."""
+"""The family of Gemma 2 (Gemma Team, 2024, arXiv:2408.00118): `gemma2_spec`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEIGHTS = replace(
 
 
 def gemma2_spec(config: Any) -> DecoderSpec:
-    """Describes a `Gemma2Config`: norms on both sides of each sublayer, bounded scores and logits, some windows."""
+    """Returns the spec of a `Gemma2Config`: norms around each sublayer, softcaps on scores and logits, some windows."""
     if getattr(config, "use_bidirectional_attention", None):
         raise UnsupportedModelError(
             "config field 'use_bidirectional_attention' is true; Gemma 2 is implemented for causal attention, in which "
@@ -50,7 +50,7 @@ def gemma2_spec(config: Any) -> DecoderSpec:
 
 
 def _softcap(config: Any, field: str) -> float:
-    """Returns a bound; 0 where the config has none."""
+    """Returns the softcap in a field of the config; 0 if the field is missing or None."""
     return 0.0 if getattr(config, field, None) is None else positive_float(config, field)
 
 

@@ -1,4 +1,4 @@
-"""Llama (Touvron et al., 2023) and its nearest kin: Mistral."""
+"""The families of Llama (Touvron et al., 2023, arXiv:2302.13971) and Mistral: `llama_spec`, `mistral_spec`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,12 @@ WEIGHTS = WeightMap(
 
 
 def gated_fields(config: Any, *, activation_field: str = "hidden_act") -> dict[str, Any]:
-    """Returns the spec fields common to all decoders with RMSNorm, rotary positions and a gated network."""
+    """Returns the spec fields that all decoders with RMSNorm, rotary positions and a gated network share.
+
+    Args:
+        config: A transformers config.
+        activation_field: Name of the field with the activation of the feed-forward network.
+    """
     return {
         "vocab_size": positive_int(config, "vocab_size"),
         "hidden_size": positive_int(config, "hidden_size"),
@@ -56,7 +61,7 @@ def gated_fields(config: Any, *, activation_field: str = "hidden_act") -> dict[s
 
 
 def llama_spec(config: Any) -> DecoderSpec:
-    """Describes a `LlamaConfig`: biases by flag, full attention everywhere."""
+    """Returns the spec of a `LlamaConfig`: flags decide about biases, and all layers have full attention."""
     attention_bias = flag(config, "attention_bias", False)
     return DecoderSpec(
         **gated_fields(config),
@@ -68,7 +73,7 @@ def llama_spec(config: Any) -> DecoderSpec:
 
 
 def mistral_spec(config: Any) -> DecoderSpec:
-    """Describes a `MistralConfig`: no biases, sliding windows."""
+    """Returns the spec of a `MistralConfig`: no biases, and windows if the config has any."""
     return DecoderSpec(**gated_fields(config), windows=attention_windows(config))
 
 

@@ -1,4 +1,4 @@
-"""OPT (Zhang et al., 2022, arXiv:2205.01068), all sizes."""
+"""The family of OPT (Zhang et al., 2022, arXiv:2205.01068), all sizes: `opt_spec`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WEIGHTS = WeightMap(
 
 
 def opt_spec(config: Any) -> DecoderSpec:
-    """Describes an `OPTConfig`: learned positions after 2 unused rows; the 350m model norms after each sublayer."""
+    """Returns the spec of an `OPTConfig`: learned positions, norms before sublayers (in the 350m model after them)."""
     hidden_size, num_heads = positive_int(config, "hidden_size"), positive_int(config, "num_attention_heads")
     if hidden_size % num_heads:
         raise UnsupportedModelError(

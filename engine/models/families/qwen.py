@@ -1,4 +1,4 @@
-"""Qwen 2, 2.5 and 3, the dense models."""
+"""The families of Qwen 2, 2.5 and 3, without mixtures of experts: `qwen2_spec`, `qwen3_spec`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["FAMILIES", "qwen2_spec", "qwen3_spec"]
 
 
 def qwen2_spec(config: Any) -> DecoderSpec:
-    """Describes a `Qwen2Config`: query, key and value have biases, the output has none."""
+    """Returns the spec of a `Qwen2Config`: query, key and value projections have biases, the output projection not."""
     return DecoderSpec(**gated_fields(config), windows=attention_windows(config), qkv_bias=True)
 
 
 def qwen3_spec(config: Any) -> DecoderSpec:
-    """Describes a `Qwen3Config`: each query and key head is normed."""
+    """Returns the spec of a `Qwen3Config`: each query and key head is normed before the rotation."""
     attention_bias = flag(config, "attention_bias", False)
     return DecoderSpec(
         **gated_fields(config),
