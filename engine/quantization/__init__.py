@@ -1,1 +1,1 @@
-"""How the matrices of a model are stored and multiplied: what a scheme is, and how one is found by its name."""
+"""How the matrices of linear layers are stored and multiplied: the interface of schemes, the schemes, their names."""

@@ -1,4 +1,4 @@
-"""The default scheme: matrices keep the dtype of the model."""
+"""`FullPrecision`: the default scheme, in which matrices have the dtype of the model."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["FullPrecision"]
 
 
 class FullPrecision(QuantizationScheme):
-    """Makes layers that store and multiply in the dtype of the model; it takes every layer."""
+    """Stores and multiplies matrices in the dtype of the model; accepts layers of all sizes."""
 
     def check(self, device: Device, dtype: torch.dtype) -> None:
         """Accepts every device and dtype."""
 
     def takes(self, layer: LinearSpec) -> bool:
-        """Returns True."""
+        """Returns True for every layer."""
         return True
 
     def make_linear(self, layer: LinearSpec) -> Linear:
-        """Makes a plain layer, or an invariant one where the engine is deterministic."""
+        """Makes a `Linear`, or an `InvariantLinear` if the engine is deterministic."""
         kind = InvariantLinear if self.deterministic else Linear
         return kind(layer.in_features, layer.blocks, bias=layer.bias, dtype=layer.dtype, device=layer.device)

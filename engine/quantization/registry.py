@@ -1,6 +1,7 @@
-"""Finds quantization schemes by name. The names are those of the modules in `schemes/`.
+"""`find_scheme`: finds a quantization scheme by its name, which is the name of its module in `schemes/`.
 
-A module of a scheme loads torch, so it is imported when its scheme is asked for; checking a name imports none.
+The module of a scheme imports torch, so it is imported only when the scheme is needed. Checking a name imports no
+module.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ __all__ = ["find_scheme", "scheme_names"]
 
 
 def scheme_names() -> list[str]:
-    """Returns the names that `quantization` may have: those of the modules, with hyphens for underscores."""
+    """Returns the allowed values of `quantization`: names of the modules, with hyphens in place of underscores."""
     return sorted(info.name.replace("_", "-") for info in pkgutil.iter_modules(schemes.__path__))
 
 
 def find_scheme(name: str | None) -> type[QuantizationScheme]:
-    """Returns the scheme of a name, which is the `SCHEME` of its module.
+    """Returns the class of a scheme, which is the constant `SCHEME` of its module.
 
     Args:
         name: One of `scheme_names()`; None for full precision.

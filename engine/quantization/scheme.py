@@ -1,4 +1,4 @@
-"""What a quantization scheme declares: where it runs, which layers it takes, and the linear layer that it makes."""
+"""`QuantizationScheme`: the interface of a scheme: its devices, the layers that it quantizes, how it makes a layer."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["LinearSpec", "QuantizationScheme"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearSpec:
-    """What a model asks of one linear layer.
+    """The description of a linear layer that a scheme is to make.
 
     Attributes:
         name: Path of the layer in the model, e.g. `layers.3.attention.qkv`.
-        in_features: Columns of the matrix, of which this rank may hold a part.
+        in_features: Columns of the matrix; this rank may have a part of them.
         blocks: Row blocks of the matrix by name, in order, e.g. `query`, `key` and `value`. A layer that is not fused
             has one block, whose name is empty.
-        bias: Whether there is a bias.
+        bias: Whether the layer has a bias.
         dtype: Number type of the inputs, the outputs and the bias.
-        device: Where the weights are.
+        device: Device of the weights.
     """
 
     name: str
@@ -44,29 +44,29 @@ class LinearSpec:
 
     @property
     def num_columns(self) -> int:
-        """Columns that this rank holds."""
+        """Number of columns that this rank has."""
         return self.in_features.length
 
     @property
     def num_rows(self) -> int:
-        """Rows that this rank holds, those of all blocks together."""
+        """Number of rows that this rank has in all blocks together."""
         return sum(rows.length for rows in self.blocks.values())
 
 
 class QuantizationScheme(ABC):
     """How the matrices of linear layers are stored and multiplied.
 
-    The linear layer that a scheme makes calls the kernels of the scheme, says through `slots` which tensors of a
-    checkpoint fill it, and finishes them in `pack` once they are loaded.
+    A scheme makes linear layers. Such a layer calls the kernels of the scheme, declares through `slots` which tensors
+    of a checkpoint fill its weight slots, and changes the layout of the weights in `pack` after they are loaded.
 
     Args:
-        deterministic: Whether every row of a batch must be computed the same to the bit, whatever rows are beside it.
+        deterministic: Whether each row of a batch must get the same bits whatever the other rows are.
 
     Attributes:
-        sizes: The sizes of matrices that the scheme takes, in words.
+        sizes: The sizes of matrices that the scheme supports, in words for a message.
 
     Raises:
-        ConfigError: The scheme excludes an option.
+        ConfigError: The scheme cannot be combined with an option.
     """
 
     sizes: ClassVar[str] = "any sizes"
@@ -76,23 +76,23 @@ class QuantizationScheme(ABC):
 
     @abstractmethod
     def check(self, device: Device, dtype: torch.dtype) -> None:
-        """Checks that the scheme runs on a device, with activations of a dtype.
+        """Checks that the scheme can run on a device with activations of a dtype.
 
         Raises:
-            ConfigError: The scheme does not.
+            ConfigError: The scheme cannot run on the device, or not with the dtype.
         """
 
     def covers(self, layer: LinearSpec) -> bool:
-        """Returns whether the scheme is for a layer of this name; other layers keep full precision.
+        """Returns whether the scheme quantizes layers of this name; other layers stay in full precision.
 
-        Output heads keep full precision, unless a scheme overrides this.
+        Output heads stay in full precision, unless a scheme overrides this method.
         """
         return layer.name not in ("lm_head", "score")
 
     @abstractmethod
     def takes(self, layer: LinearSpec) -> bool:
-        """Returns whether the sizes of a layer will do; a layer of other sizes keeps full precision, with a warning."""
+        """Returns whether the sizes of a layer are supported; other layers stay in full precision, with a warning."""
 
     @abstractmethod
     def make_linear(self, layer: LinearSpec) -> LinearBase:
-        """Makes a layer. The memory of its parameters is not initialised."""
+        """Makes a linear layer. The memory of its parameters is not initialised."""

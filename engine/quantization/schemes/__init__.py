@@ -1,1 +1,1 @@
-"""The quantization schemes: one file, one scheme. docs/recipes/quantization.md says how to add one."""
+"""The quantization schemes, one file each. docs/recipes/quantization.md explains how to add a scheme."""

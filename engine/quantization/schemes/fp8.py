@@ -1,7 +1,7 @@
-"""`quantization="fp8"`: weights and products of 8-bit floats, on GPUs; half the memory of bfloat16.
+"""`Fp8Scheme` (`quantization="fp8"`): weights and products in 8-bit floats, on GPUs; half the memory of bfloat16.
 
-Weights are quantised row by row as they are loaded, so a model never needs the memory of its full precision. The
-activations are quantised token by token before each product; nothing is calibrated.
+The rows of weights are quantized while they are loaded, so a model never needs the memory of full precision. The
+activations are quantized token by token before each product, so no calibration data are needed.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from ..scheme import LinearSpec, QuantizationScheme
 __all__ = ["SCHEME", "Fp8Linear", "Fp8Scheme"]
 
 _MULTIPLE = 16
-"""What the sizes of a product of 8-bit floats must be multiples of on a GPU."""
+"""GPUs multiply matrices of 8-bit floats only if both sizes are multiples of this number."""
 
 
 class Fp8Scheme(QuantizationScheme):
-    """Stores matrices as e4m3 floats with a scale per row, and multiplies in 8 bits."""
+    """Stores matrices as e4m3 floats with one scale for each row, and multiplies in 8 bits."""
 
     sizes = f"sizes that are multiples of {_MULTIPLE}"
 
@@ -38,10 +38,10 @@ class Fp8Scheme(QuantizationScheme):
         super().__init__()
 
     def check(self, device: Device, dtype: torch.dtype) -> None:
-        """Checks that the device multiplies 8-bit floats; every dtype of activations will do.
+        """Checks that the device can multiply 8-bit floats; activations may have any dtype.
 
         Raises:
-            ConfigError: The device does not.
+            ConfigError: The device cannot multiply 8-bit floats.
         """
         if not device.supports_fp8:
             raise ConfigError(
@@ -54,19 +54,19 @@ class Fp8Scheme(QuantizationScheme):
         return layer.num_columns % _MULTIPLE == layer.num_rows % _MULTIPLE == 0
 
     def make_linear(self, layer: LinearSpec) -> Fp8Linear:
-        """Makes a layer of 8-bit floats."""
+        """Makes a linear layer whose matrix is stored in 8-bit floats."""
         return Fp8Linear(layer.in_features, layer.blocks, bias=layer.bias, dtype=layer.dtype, device=layer.device)
 
 
 class Fp8Linear(Linear):
-    """Computes `x W^T + b` from 8-bit x and W, each with a scale per row.
+    """Computes `x W^T + b`, where x and W are quantized to 8-bit floats with one scale for each row.
 
     Args:
         in_features: Columns of W.
         out_features: Rows of W, or the sizes of its named row blocks in order.
-        bias: Whether there is a b.
-        dtype: Of b, and of what goes in and out.
-        device: Of W and b. Their memory is not initialised.
+        bias: Whether the layer has a b.
+        dtype: Number type of b, x and the result.
+        device: Device of W and b. Their memory is not initialised.
     """
 
     def __init__(

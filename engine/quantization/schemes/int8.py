@@ -1,7 +1,7 @@
-"""`quantization="int8"`: weights and products of 8-bit integers, on CPUs; half the memory of bfloat16.
+"""`Int8Scheme` (`quantization="int8"`): weights and products in 8-bit integers, on CPUs; half the memory of bfloat16.
 
-Weights are quantised row by row as they are loaded, so a model never needs the memory of its full precision. The
-activations are quantised token by token in each product; nothing is calibrated.
+The rows of weights are quantized while they are loaded, so a model never needs the memory of full precision. The
+activations are quantized token by token in each product, so no calibration data are needed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["SCHEME", "Int8Linear", "Int8Scheme"]
 
 
 class Int8Scheme(QuantizationScheme):
-    """Stores matrices as integers with a scale per row, and multiplies in 8 bits. The sums are exact: deterministic."""
+    """Stores matrices as 8-bit integers with one scale for each row; sums are exact, so results are deterministic."""
 
     sizes = "inputs in multiples of 4"
 
     def check(self, device: Device, dtype: torch.dtype) -> None:
-        """Checks that the device is a CPU; every dtype of activations will do.
+        """Checks that the device is a CPU; activations may have any dtype.
 
         Raises:
             ConfigError: The device is a GPU.
@@ -41,11 +41,11 @@ class Int8Scheme(QuantizationScheme):
             )
 
     def takes(self, layer: LinearSpec) -> bool:
-        """Returns whether the kernel can pack so many columns."""
+        """Returns whether the kernel supports the number of columns."""
         return can_pack_int8(layer.num_columns)
 
     def make_linear(self, layer: LinearSpec) -> Int8Linear:
-        """Makes a layer of 8-bit integers."""
+        """Makes a linear layer whose matrix is stored in 8-bit integers."""
         return Int8Linear(layer.in_features, layer.blocks, bias=layer.bias, dtype=layer.dtype, device=layer.device)
 
 
@@ -55,26 +55,28 @@ class Int8Weight:
 
     Attributes:
         packed: The panels.
-        scale: Of each row.
+        scale: Scale of each row, `[out_features]` float32.
     """
 
     packed: Tensor
     scale: Tensor
 
     def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """As `PackedWeight.multiply`; rounded once."""
+        """As `PackedWeight.multiply`; the result is rounded once."""
         return int8_linear(x, self.packed, self.scale, bias, len(self.scale), dtype)
 
 
 class Int8Linear(Linear):
-    """Computes `x W^T + b` from 8-bit x and W, each with a scale per row. No row depends on the other rows of x.
+    """Computes `x W^T + b`, where x and W are quantized to 8-bit integers with one scale for each row.
+
+    No row of the result depends on the other rows of x.
 
     Args:
         in_features: Columns of W, a multiple of 4.
         out_features: Rows of W, or the sizes of its named row blocks in order.
-        bias: Whether there is a b.
-        dtype: Of b, and of what goes in and out.
-        device: Of W and b. Their memory is not initialised.
+        bias: Whether the layer has a b.
+        dtype: Number type of b, x and the result.
+        device: Device of W and b. Their memory is not initialised.
     """
 
     def __init__(
@@ -96,11 +98,11 @@ class Int8Linear(Linear):
         return self._packed_weight().multiply(x, self.bias, x.dtype)
 
     def forward_float32(self, x: Tensor) -> Tensor:
-        """Maps `x` as `forward` does, to float32: not rounded in between."""
+        """Maps `x` as `forward` does, to float32; the result is rounded once."""
         return self._packed_weight().multiply(x, self.bias, torch.float32)
 
     def _packed_weight(self) -> PackedWeight:
-        """Returns the packed weight; before `pack` was called, one that is made for this once."""
+        """Returns the packed weight; before `pack` is called, packs it for this call only."""
         if self._packed is not None:
             return self._packed
         assert self.weight is not None
