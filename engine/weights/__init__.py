@@ -1,1 +1,1 @@
-"""Reading the weights of a checkpoint into a model."""
+"""How the weights of a model are read from checkpoints, local or behind a URL, and how rank files are written."""

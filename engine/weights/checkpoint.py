@@ -1,7 +1,8 @@
-"""Streams a checkpoint, local or behind a URL, into a model: read, rename, cast, copy, a few tensors at a time.
+"""`load_weights`: fills a model from a checkpoint, local or behind a URL, a few tensors at a time.
 
-It knows file formats and names, not layers: a layer says through `slots` which names fill which part of its parameters,
-a family's `WeightMap` says what checkpoints call them. Every tensor is used or refused, and every parameter is filled.
+Each tensor is read, cast, and copied to its weight slot. The module depends on file formats and on names, and not on
+layers: the layers declare the names of their weight slots through `slots`, and the `WeightMap` of a family maps the
+names in checkpoints to these names. An unknown tensor and a weight slot without a tensor are errors.
 """
 
 from __future__ import annotations
@@ -39,24 +40,24 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# In the order of preference: the single file, then the index of a sharded one.
+# In order of preference: safetensors before pickles, a single file before the index of several.
 _SOURCES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _LFS_POINTER = b"version https://git-lfs"
-_NUM_THREADS = 8  # while some wait for pages of the file, others copy
+_NUM_THREADS = 8  # While some threads wait for pages of a file, others copy.
 _DUMMY_SCALE = 0.02
 
 StoredTensor: TypeAlias = Tensor | RemoteTensor
-"""A tensor whose numbers come when they are used: from a mapped file, or from behind a URL."""
+"""A tensor whose numbers are read when they are used, from a mapped file or from a URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightMap:
-    """What a family's checkpoints call our modules. `*` stands for a layer's index.
+    """Maps the names of modules in the checkpoints of a family to our names. `*` stands for the index of a layer.
 
     Attributes:
-        prefixes: Leading parts of a checkpoint's names to cut off; the first that fits is.
-        modules: From the checkpoint's module names to ours.
-        ignored: Checkpoint modules without a counterpart here, because what they hold is computed.
+        prefixes: Prefixes of names in checkpoints. The first prefix with which a name begins is removed.
+        modules: Name of a module in checkpoints -> our name.
+        ignored: Modules in checkpoints whose tensors are not loaded, because we compute their values.
     """
 
     prefixes: tuple[str, ...]
@@ -64,20 +65,20 @@ class WeightMap:
     ignored: tuple[str, ...] = ()
 
     def ours(self, name: str) -> str | None:
-        """Returns our name for a checkpoint's tensor, or None for one that is ignored.
+        """Returns our name for a checkpoint's tensor; None for a tensor that is ignored.
 
         Args:
             name: The checkpoint's name, e.g. `model.layers.0.self_attn.q_proj.weight`.
 
         Raises:
-            KeyError: The family has no such tensor.
+            KeyError: The family has no tensor of this name.
         """
         prefix = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
         module, indices, leaf = _split_name(name.removeprefix(prefix))
         return None if module in self.ignored else _join_name(self.modules[module], indices, leaf)
 
     def theirs(self, name: str) -> str:
-        """Returns what a checkpoint calls a weight of ours, without prefix."""
+        """Returns the name in checkpoints of one of our weights, without a prefix."""
         module, indices, leaf = _split_name(name)
         theirs = next((their for their, our in self.modules.items() if our == module), module)
         return _join_name(theirs, indices, leaf)
@@ -101,20 +102,21 @@ def load_weights(
 ) -> None:
     """Fills every parameter of a model from a checkpoint.
 
-    Two names of one tensor (a tied output head) may both be there, if they hold the same numbers.
+    The checkpoint may contain two tensors for the same weight (a tied output head) if their numbers are equal.
 
     Args:
-        model: On its device and in its dtype; the checkpoint's tensors are cast.
-        folder: Holds `model.safetensors` or `pytorch_model.bin`, whole or sharded with an index.
-        weights: What the checkpoint calls the model's weights.
-        elsewhere: Our names of weights that other ranks hold, which are not read here.
+        model: The model, on its device and in its dtype; the checkpoint's tensors are cast to this dtype.
+        folder: Folder with `model.safetensors` or `pytorch_model.bin`, or with several files and their index.
+        weights: The names of the model's weights in the checkpoint.
+        elsewhere: Our names of weights that this model does not have, such as those of other ranks; they are skipped.
 
     Raises:
-        CheckpointError: A file is missing or damaged, a name is left over on either side, or a shape is wrong.
+        CheckpointError: A file is missing or damaged, the checkpoint lacks a weight or has an unknown one, or a tensor
+            has a wrong shape or number type.
     """
     slots = weight_slots(model)
-    # No numbers are read yet: the tensors are mapped from their files, and their pages come when they are copied, or
-    # they are behind a URL. So of a tensor that ranks share, each reads its own part.
+    # No numbers are read yet: local tensors are mapped from their files, whose pages are read when they are copied, and
+    # remote tensors are read when they are cut. So each rank reads only its part of a tensor.
     sources: dict[int, list[tuple[str, StoredTensor]]] = {slot.key: [] for slot in slots.values()}
     unexpected = []
     for name, tensor in iter_tensors(folder):
@@ -135,14 +137,14 @@ def load_weights(
 
 
 def fill_slots(slots: Mapping[int, Slot], sources: Mapping[int, list[tuple[str, StoredTensor]]]) -> None:
-    """Fills slots, several at once.
+    """Fills weight slots, several at once.
 
     Args:
-        slots: By key.
-        sources: Key -> (name, tensor) of all that hold what fills it.
+        slots: The weight slots by `Slot.key`.
+        sources: Key -> names and tensors of the checkpoint for this weight slot; two or more if weights are tied.
 
     Raises:
-        CheckpointError: A tensor does not fit, or two that should be the same are not.
+        CheckpointError: A tensor has a wrong shape or number type, or tied tensors differ.
     """
     with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="millrace-weights") as pool:
         for _ in pool.map(_fill, slots.values(), (sources[key] for key in slots)):
@@ -152,10 +154,11 @@ def fill_slots(slots: Mapping[int, Slot], sources: Mapping[int, list[tuple[str, 
 def load_dummy_weights(model: nn.Module) -> None:
     """Fills every parameter of a model with random numbers of standard deviation 0.02, the same ones every time.
 
-    They are made where they will be, so that a model of any size starts without a checkpoint. Integers become zeros.
+    The numbers are made on the model's device, so a model of any size starts quickly without a checkpoint. Parameters
+    of integers become zeros.
 
     Args:
-        model: On its device and in its dtype.
+        model: The model, on its device and in its dtype.
     """
     slots = {slot.key: slot for slot in weight_slots(model).values()}.values()
     device = next(model.parameters()).device
@@ -164,9 +167,9 @@ def load_dummy_weights(model: nn.Module) -> None:
         slot.fill(torch.randn(slot.shape, generator=generator, dtype=torch.bfloat16, device=device) * _DUMMY_SCALE)
 
 
-@torch.inference_mode()  # the caller's mode does not hold in other threads
+@torch.inference_mode()  # Threads do not inherit the mode of the caller.
 def _fill(slot: Slot, sources: list[tuple[str, StoredTensor]]) -> None:
-    """Fills a slot from the first of its sources, and checks that all others hold the same numbers."""
+    """Fills a weight slot from the first source, and checks that the other sources hold the same numbers."""
     for i, (name, tensor) in enumerate(sources):
         if tensor.shape != slot.whole_shape:
             asked = list(slot.whole_shape)
@@ -196,13 +199,13 @@ def _listed(names: list[str], limit: int = 12) -> str:
 
 
 def checkpoint_files(folder: str | Path | Location) -> list[Location]:
-    """Returns the weight files of a model folder; safetensors come before pickles.
+    """Returns the weight files of a model folder: safetensors, or pickles if there are no safetensors.
 
     Args:
         folder: The model folder.
 
     Raises:
-        CheckpointError: There are none, the index is damaged, or it names files that are not there.
+        CheckpointError: The folder has no weights, or the index is damaged or names files that do not exist.
     """
     place = _place(folder)
     present = {file.name: file for file in place.list()}
@@ -223,13 +226,13 @@ def checkpoint_files(folder: str | Path | Location) -> list[Location]:
 
 
 def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTensor]]:
-    """Yields every (name, tensor) of a checkpoint. Local tensors are mapped from their file: read only.
+    """Yields every (name, tensor) of a checkpoint. Local tensors are mapped from their files and must not be changed.
 
     Args:
         folder: The model folder.
 
     Raises:
-        CheckpointError: As `checkpoint_files`, or a file is damaged.
+        CheckpointError: As in `checkpoint_files`; or a file is damaged, or the weights behind a URL are pickles.
     """
     files = checkpoint_files(folder)
     if not files[0].is_local:
@@ -248,7 +251,7 @@ def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTen
 
 
 def read_part(slot: Slot, tensor: StoredTensor) -> Tensor:
-    """Returns the part of a stored tensor that fills a slot: a view of a mapped file, or read from where it is."""
+    """Returns the part of a stored tensor that fills a weight slot: a view of a mapped file, or read from a URL."""
     part = slot.cut(tensor)
     return part.read() if isinstance(part, RemoteTensor) else part
 
@@ -258,14 +261,14 @@ def _place(folder: str | Path | Location) -> Location:
 
 
 def iter_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yields every (name, tensor) of one file, mapped.
+    """Yields every (name, tensor) of one local safetensors file. The tensors are mapped from the file.
 
     Raises:
         CheckpointError: The file is damaged.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
+            for name in file.keys():  # noqa: SIM118  # The file is not a mapping.
                 yield name, file.get_tensor(name)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}); fetch it again") from error
@@ -275,7 +278,7 @@ def _iter_pickle(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         # Files from before torch 1.6 are not zip archives and cannot be mapped.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged pickle raises errors of any kind
+    except Exception as error:  # A damaged pickle raises errors of any type.
         raise CheckpointError(f"{path} is truncated, damaged or not just tensors ({error}); fetch it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{path} is not a mapping of names to tensors; save it with model.save_pretrained")

@@ -1,4 +1,4 @@
-"""What a checkpoint has to fill of a model: the slots of all modules, checked so that no memory is left out."""
+"""`weight_slots`: collects the weight slots of all modules of a model, and checks that they cover all parameters."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["weight_slots"]
 
 
 def weight_slots(model: nn.Module) -> dict[str, Slot]:
-    """Returns every name of a model to be filled, with what it fills. Tied weights share memory.
+    """Returns the weight slots of a model by our names. Weight slots of tied weights have the same memory.
 
-    A module with a method `slots` is asked for them, whatever its class. In any other module each parameter and each
-    persistent buffer is a slot. A buffer that the module computes itself is made with `persistent=False`.
+    A module with a method `slots` yields its weight slots itself. In any other module each parameter and each
+    persistent buffer is a weight slot. A buffer that a module computes itself must be made with `persistent=False`.
 
     Raises:
-        CheckpointError: The slots of a module leave out a part of a parameter or of a persistent buffer.
+        CheckpointError: The weight slots of a module leave out a part of a parameter or of a persistent buffer.
     """
     slots = {}
     for path, module in model.named_modules():
@@ -40,25 +40,25 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _whole(tensor: Tensor) -> Slot:
-    """Returns the slot of a tensor that the checkpoint has as it is; of integers only the same type will do."""
+    """Returns a weight slot for a whole tensor; integers must have the same number type in the checkpoint."""
     return Slot((tensor,), dtypes=() if tensor.is_floating_point() else (tensor.dtype,))
 
 
 def _check_filled(name: str, tensor: Tensor, slots: Iterable[Slot], layer: str) -> None:
-    """Raises unless the targets and the padding of the slots make up all memory of a tensor."""
+    """Raises `CheckpointError` unless targets and padding of the weight slots cover all memory of a tensor."""
     memory = tensor.untyped_storage()
     views = [view for slot in slots for view in (*slot.targets, *slot.padding) if view.untyped_storage() is memory]
     is_filled = _is_chain if all(view.is_contiguous() for view in views) else _is_covered
     if not is_filled(tensor, views):
         raise CheckpointError(
-            f"{name}, of shape {list(tensor.shape)}, would not be filled: the slots of {layer} must cover all of it, "
-            "without overlaps; add the missing slot, give the rest as the padding of one, or make it a buffer with "
+            f"{name}, of shape {list(tensor.shape)}, would not be filled: the weight slots of {layer} must cover all of it, "
+            "without overlaps; add the missing weight slot, give the rest as the padding of one, or make it a buffer with "
             "persistent=False if the layer computes it"
         )
 
 
 def _is_chain(tensor: Tensor, views: Sequence[Tensor]) -> bool:
-    """Returns whether contiguous views follow each other from the tensor's first byte to its last."""
+    """Returns whether contiguous views cover the tensor from its first byte to its last without gaps or overlaps."""
     end = _start(tensor)
     for start, size in sorted({(_start(view), view.nbytes) for view in views}):
         if size and start != end:
@@ -76,11 +76,11 @@ def _is_covered(tensor: Tensor, views: Sequence[Tensor]) -> bool:
 
 
 def _bytes_of(view: Tensor, marks: Tensor) -> Tensor:
-    """Returns the marks of a view's bytes, of which `marks` has one for each byte of the memory."""
+    """Returns the part of `marks` for the bytes of a view; `marks` has one mark for each byte of the memory."""
     strides = [stride * view.itemsize for stride in view.stride()]
     return marks.as_strided((*view.shape, view.itemsize), (*strides, 1), _start(view))
 
 
 def _start(view: Tensor) -> int:
-    """Returns where in its memory a view begins, in bytes."""
+    """Returns the offset in bytes at which a view begins in its memory."""
     return int(view.storage_offset()) * view.itemsize

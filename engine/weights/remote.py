@@ -1,7 +1,8 @@
-"""Tensors of safetensors files behind a URL: the header says where each stands, its numbers are read when used.
+"""`RemoteTensor`: a tensor of a safetensors file behind a URL, whose numbers are read when they are needed.
 
-No file is copied to a disk. Of a tensor that ranks share along its first dimension, each rank reads its own bytes;
-along another one a rank reads whole rows, and keeps its part of them.
+The header of a file says where the numbers of each tensor are. No file is copied to a disk. If a tensor is divided
+among ranks along its first dimension, each rank reads only the bytes of its part. If it is divided along another
+dimension, each rank reads whole rows and keeps its part of them.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from ..storage import Location
 
 __all__ = ["RemoteTensor", "iter_remote_tensors", "read_metadata"]
 
-NUM_THREADS = 16  # they wait for answers of a store
+NUM_THREADS = 16  # The threads mostly wait for answers of a store.
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100 << 20
 PIECE_BYTES = 16 << 20
-"""So much of a tensor is asked for at once, and cut before more is."""
+"""Bytes of a tensor that are read at once; this rank's part is cut from them before more bytes are read."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -46,14 +47,14 @@ DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class RemoteTensor:
-    """A tensor whose numbers are still where they are stored.
+    """A tensor, or a part of one, whose numbers are not read yet.
 
     Attributes:
-        file: The file.
-        start: Where in it the numbers of the whole tensor start, in bytes.
-        dtype: Of the numbers.
-        whole_shape: Of the tensor in the file.
-        parts: Start and length of what is wanted of each dimension.
+        file: The file with the numbers.
+        start: Offset in the file at which the numbers of the whole tensor start, in bytes.
+        dtype: Number type of the tensor.
+        whole_shape: Shape of the tensor in the file.
+        parts: Start and length of this part in each dimension.
     """
 
     file: Location
@@ -64,24 +65,24 @@ class RemoteTensor:
 
     @property
     def shape(self) -> torch.Size:
-        """The shape of what is wanted."""
+        """Shape of this part of the tensor."""
         return torch.Size(length for _, length in self.parts)
 
     def is_floating_point(self) -> bool:
-        """Whether the numbers are floats."""
+        """Returns whether the numbers are floats."""
         return self.dtype.is_floating_point
 
     def narrow(self, dim: int, start: int, length: int) -> RemoteTensor:
-        """Returns a part, as `torch.Tensor.narrow` does; nothing is read."""
+        """Returns a smaller part, as `torch.Tensor.narrow` does; nothing is read."""
         parts = list(self.parts)
         parts[dim] = (parts[dim][0] + start, length)
         return replace(self, parts=tuple(parts))
 
     def read(self) -> Tensor:
-        """Reads what is wanted.
+        """Reads the numbers of this part and returns them as a tensor.
 
         Raises:
-            StorageError: The store kept failing.
+            StorageError: The store failed in all attempts.
         """
         result = torch.empty(self.shape, dtype=self.dtype)
         if not self.parts:
@@ -108,7 +109,7 @@ class RemoteTensor:
 
 
 def iter_remote_tensors(files: Sequence[Location]) -> Iterator[tuple[str, RemoteTensor]]:
-    """Yields every (name, tensor) of files; only their headers are read, several at once.
+    """Yields every (name, tensor) of safetensors files. Only the headers are read, those of several files at once.
 
     Args:
         files: Safetensors files.
@@ -122,7 +123,7 @@ def iter_remote_tensors(files: Sequence[Location]) -> Iterator[tuple[str, Remote
 
 
 def read_metadata(file: Location) -> dict[str, str]:
-    """Returns what a safetensors file says about itself.
+    """Returns the `__metadata__` of a safetensors file; empty if it has none.
 
     Raises:
         CheckpointError: The file is damaged.
@@ -149,13 +150,13 @@ def _locate_tensors(file: Location) -> dict[str, RemoteTensor]:
 
 
 def _locate(file: Location, begin: int, dtype: str, shape: list[int], data_offsets: list[int]) -> RemoteTensor:
-    """Makes a tensor of an entry of a header; its names are those of the format."""
+    """Makes a tensor from the entry of a header; the parameters have the names of the safetensors format."""
     parts = tuple((0, length) for length in shape)
     return RemoteTensor(file, begin + data_offsets[0], DTYPES[dtype], torch.Size(shape), parts)
 
 
 def _read_header(file: Location, size: int) -> dict[str, Any]:
-    """Reads the entries of a file, which must be as long as they say."""
+    """Reads the header of a file, and raises `CheckpointError` unless the file has the size that the header implies."""
     (length,) = struct.unpack("<Q", file.read_bytes(0, min(LENGTH_BYTES, size)).ljust(LENGTH_BYTES, b"\xff"))
     begin = LENGTH_BYTES + length
     if begin > min(size, MAX_HEADER_BYTES):

@@ -1,7 +1,7 @@
-"""One file set per rank: a checkpoint cut beforehand, so that a start reads no more than what it holds.
+"""`save_sharded_state`, `load_sharded_state`: weights in separate files for each rank, so each reads only its own.
 
-The tensors have our names and are the parts of one rank, in the dtype they are computed in. The files say which rank of
-how many they are for.
+The tensors have our names, are the parts of one rank, and have the dtype of the model. The files say for how many ranks
+they were saved.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .remote import iter_remote_tensors, read_metadata
 __all__ = ["copy_model_files", "load_sharded_state", "save_sharded_state"]
 
 MAX_FILE_BYTES = 4 << 30
-"""A file is closed when it has so much: what it will hold is held in memory until then."""
+"""Size at which a file is closed and the next one begins. The tensors of a file are in memory until it is written."""
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".safetensors.index.json", ".bin.index.json")
 
@@ -35,14 +35,14 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".safetensors.index.json", ".
 def save_sharded_state(
     model: nn.Module, folder: str | Path | Location, weights: WeightMap, parallel: ParallelContext, target: Path
 ) -> None:
-    """Reads a rank's part of a checkpoint and writes it to files of its own.
+    """Reads one rank's part of a checkpoint and writes it to files that only this rank reads.
 
     Args:
-        model: The rank's part of the model; its memory is not read, so it may be on no device.
-        folder: The checkpoint.
-        weights: What it calls the model's weights.
-        parallel: The rank.
-        target: Folder to write to.
+        model: The rank's part of the model. Its memory is not read, so it may be on the meta device.
+        folder: Folder of the checkpoint.
+        weights: The names of the model's weights in the checkpoint.
+        parallel: The place of the rank among all ranks.
+        target: Folder to which the files are written.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -63,23 +63,23 @@ def save_sharded_state(
 
 
 def copy_model_files(folder: Path, target: Path) -> None:
-    """Copies what belongs to a model beside its weights: config, tokenizer, generation config."""
+    """Copies all files of a model folder except its weights: config, tokenizer, generation config."""
     for path in folder.iterdir():
         if path.is_file() and not path.name.endswith(_WEIGHTS):
             shutil.copyfile(path, target / path.name)
 
 
 def load_sharded_state(model: nn.Module, folder: str | Path | Location, parallel: ParallelContext) -> None:
-    """Fills every parameter of a rank's model from the files that were saved for it.
+    """Fills every parameter of a rank's part of a model from the files that `save_sharded_state` wrote for the rank.
 
     Args:
-        model: On its device and in its dtype.
-        folder: Where `save_sharded_state` wrote.
-        parallel: The rank.
+        model: The rank's part of the model, on its device and in its dtype.
+        folder: Folder of the files.
+        parallel: The place of the rank among all ranks.
 
     Raises:
-        ConfigError: The files are for another number of ranks.
-        CheckpointError: A file is missing or damaged, or what it holds is not this model.
+        ConfigError: The files were saved for another number of ranks.
+        CheckpointError: A file is missing or damaged, or its tensors are not those of this model.
     """
     slots = {name: replace(slot, parts=()) for name, slot in weight_slots(model).items()}
     sources: dict[int, list[tuple[str, StoredTensor]]] = {slot.key: [] for slot in slots.values()}
