@@ -1,1 +1,1 @@
-"""From settings to a model that is ready to run: its folder, its memory, its runner."""
+"""How an engine starts: finds the model folder, loads the model, sizes the KV cache, and makes the runner."""

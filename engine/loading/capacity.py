@@ -1,4 +1,4 @@
-"""How much an engine can hold: the length limit, the KV cache blocks, the token budget of a step."""
+"""`plan_capacity`: chooses the length limit and the number of KV cache blocks of an engine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..kv_cache.groups import LayerCache, max_held_blocks
 logger = logging.getLogger(__name__)
 
 GRAPH_BYTES = 32 << 20
-"""Assumed for one recorded decode step: what the driver keeps of it, and its part of the memory they share."""
+"""Assumed bytes of one recorded decode step: memory of the driver, and its share of the common memory pool."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """The limits of one engine.
+    """The limits of one engine that depend on the model and on the memory.
 
     Attributes:
         max_model_len: Most tokens of prompt and output together.
-        num_blocks: KV cache blocks.
+        num_blocks: Number of KV cache blocks.
     """
 
     max_model_len: int
@@ -33,11 +33,11 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """GPU memory that is not for the KV cache, beside what is in use already.
+    """GPU memory that is not in use yet, but must not be given to the KV cache.
 
     Attributes:
-        step_bytes: Most that a step takes for a while.
-        graph_bytes: For recorded steps.
+        step_bytes: Most temporary memory of a step.
+        graph_bytes: Memory of recorded decode steps.
     """
 
     step_bytes: int = 0
@@ -55,21 +55,23 @@ def plan_capacity(
     reserve: Reserve = NOTHING,
     caches: Sequence[LayerCache] = (LayerCache(),),
 ) -> Capacity:
-    """Settles the limits that depend on the model and on the memory.
+    """Chooses the limits that depend on the model and on the memory.
+
+    If `max_model_len` is not set, it is lowered to the longest sequence that the cache can hold.
 
     Args:
-        config: What was asked for.
-        device: Where the cache will be.
-        max_positions: Longest sequence the model was made for.
+        config: Settings of the engine.
+        device: Device of the KV cache.
+        max_positions: Number of positions for which the model was made.
         block_bytes: Bytes of one KV cache block.
-        reserve: What must be left for others.
-        caches: What the layers of each group keep of a sequence.
+        reserve: Memory that must not be given to the KV cache.
+        caches: The `LayerCache` of each group of layers.
 
     Returns:
         The limits.
 
     Raises:
-        ConfigError: max_model_len is more than the model or the cache can hold.
+        ConfigError: `max_model_len` is more than the model or the cache can hold, or there is no room for a cache.
     """
     max_model_len = choose_max_model_len(config, max_positions)
     num_blocks = _num_blocks(config, device, max_model_len, block_bytes, reserve, len(caches))
@@ -91,7 +93,7 @@ def plan_capacity(
 def _longest(
     config: EngineConfig, device: Device, max_model_len: int, num_blocks: int, caches: Sequence[LayerCache]
 ) -> int:
-    """Returns the length, up to `max_model_len`, of the longest sequence that a pool of blocks can hold alone."""
+    """Returns the most tokens, up to `max_model_len`, of a sequence that has all blocks of the pool to itself."""
     max_step_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
     lengths = range(max_model_len + 1)
     return (
@@ -107,10 +109,10 @@ def _shared_by(caches: Sequence[LayerCache]) -> str:
 
 
 def choose_max_model_len(config: EngineConfig, max_positions: int) -> int:
-    """Returns the length limit that was asked for, or else the model's own.
+    """Returns the `max_model_len` of the settings, or the model's number of positions if it is not set.
 
     Raises:
-        ConfigError: It is more than the model was made for.
+        ConfigError: `max_model_len` is more than the model's number of positions.
     """
     max_model_len = config.max_model_len or max_positions
     if max_model_len > max_positions:
@@ -124,7 +126,7 @@ def choose_max_model_len(config: EngineConfig, max_positions: int) -> int:
 def _num_blocks(
     config: EngineConfig, device: Device, max_model_len: int, block_bytes: int, reserve: Reserve, num_groups: int
 ) -> int:
-    """Takes the number asked for, else what memory allows, but no more than all groups need for all tokens."""
+    """Returns the number of KV cache blocks: as set, or as many as fit, but at most what all sequences can use."""
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override
     # Blocks that a window has passed count as well: other sequences can find their content.
@@ -142,7 +144,7 @@ def _num_blocks(
 
 
 def _cache_memory(config: EngineConfig, device: Device, reserve: Reserve) -> tuple[int, str]:
-    """Returns the bytes the KV cache may take, and in words where the others are."""
+    """Returns the bytes that the KV cache may take, and a text for messages that explains this number."""
     if config.kv_cache_memory_bytes is not None:
         return config.kv_cache_memory_bytes, f"kv_cache_memory_bytes is {config.kv_cache_memory_bytes}"
     memory_bytes = device.free_memory_bytes(config.gpu_memory_utilization) - reserve.step_bytes - reserve.graph_bytes

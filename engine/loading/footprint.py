@@ -1,4 +1,4 @@
-"""What a model takes, and how much fits beside it: from its config.json alone, before any weight is read."""
+"""`Footprint`: the memory and the limits of an engine, computed from config.json before any weight is read."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ __all__ = ["Footprint"]
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """What an engine would be like. Bytes are those of all its ranks together.
+    """The memory and the limits that an engine would have. Bytes are those of all ranks together.
 
     Attributes:
-        num_parameters: Of the model.
-        weight_bytes: What they take.
-        dtype: Their number type, apart from those of 8 bits.
-        kv_bytes_per_token: What a token takes in the KV cache, until a window has passed it.
+        num_parameters: Number of parameters of the model.
+        weight_bytes: Bytes of the parameters.
+        dtype: Number type of the parameters that are not quantised.
+        kv_bytes_per_token: Bytes of a token in the KV cache, in all layers; windows free some of them later.
         max_model_len: Most tokens of prompt and output together.
         max_num_seqs: Most requests running at once.
         max_num_batched_tokens: Most tokens of one step.
         block_size: Tokens per KV cache block.
-        num_blocks: Blocks of the KV cache; 0 if there is no room for any.
-        caches: What the layers of each group keep of a sequence.
-        num_ranks: Processes, each with an accelerator of its own where there are any.
-        problem: Why the engine would not start; None if it would.
+        num_blocks: Number of KV cache blocks; 0 if there is no room for any.
+        caches: The `LayerCache` of each group of layers.
+        num_ranks: Number of processes, each of which has its own accelerator unless the engine runs on CPUs.
+        problem: The reason why the engine would not start; None if it would start.
     """
 
     num_parameters: int
@@ -56,18 +56,19 @@ class Footprint:
 
     @classmethod
     def of(cls, config: EngineConfig, memory_bytes: int | None = None) -> Footprint:
-        """Works out what an engine would be like.
+        """Computes the footprint of an engine.
 
-        What a step takes for a while is only known once one has run, so the KV cache may turn out a little smaller.
+        The temporary memory of a step is known only after a step has run and is not counted, so the real KV cache may
+        be a little smaller.
 
         Args:
             config: Settings of the engine.
-            memory_bytes: Memory of one accelerator, where the engine is to run on another machine; None for the device
-                of this one.
+            memory_bytes: Memory of one accelerator, if the engine will run on another machine; None for the device of
+                this machine.
 
         Raises:
             ConfigError: A setting or the model folder cannot be used.
-            UnsupportedModelError: The model is of a kind that is not implemented.
+            UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
         """
         hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
         device = Device.choose(config.device if memory_bytes is None else "cpu")
@@ -100,14 +101,14 @@ class Footprint:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that the KV cache holds, where no window has passed any."""
+        """Number of tokens that the KV cache holds if no window has passed a token."""
         return self.num_blocks // len(self.caches) * self.block_size
 
     def num_running(self, num_tokens: float) -> int:
-        """Returns how many sequences of a length run at once.
+        """Returns how many sequences of a given length can run at once.
 
         Args:
-            num_tokens: Of prompt and output.
+            num_tokens: Number of tokens of prompt and output of each sequence.
         """
         length = max(1, int(num_tokens))
         num_held = max_held_blocks(self.caches, length, self.block_size, self.max_num_batched_tokens)
@@ -115,14 +116,14 @@ class Footprint:
 
 
 def _dtype(config: EngineConfig, device: Device, hf_config: Any, *, is_elsewhere: bool) -> torch.dtype:
-    """Returns the number type of the weights; what an accelerator elsewhere can do is not known: as stored."""
+    """Returns the number type of the weights; for another machine, whose abilities are unknown, the stored one."""
     if is_elsewhere and config.dtype == "auto" and hf_config.dtype is not None:
         return hf_config.dtype
     return device.resolve_dtype(config.dtype, hf_config.dtype)
 
 
 def _cache_bytes(config: EngineConfig, device: Device, weight_bytes: int, memory_bytes: int | None) -> int:
-    """Returns the memory that is left for the KV cache, of all ranks; on a GPU the weights will be there too."""
+    """Returns the bytes left for the KV cache on all ranks; on GPUs the bytes of the weights are subtracted."""
     if config.kv_cache_memory_bytes is not None:
         return config.kv_cache_memory_bytes * config.num_ranks
     share = config.gpu_memory_utilization
@@ -141,7 +142,7 @@ def _capacity(
     block_bytes: int,
     caches: tuple[LayerCache, ...],
 ) -> tuple[int, int, str | None]:
-    """Returns the length limit and the number of blocks, or why there is no room."""
+    """Returns the length limit, the number of blocks, and the reason why they do not fit (None if they do)."""
     max_model_len = choose_max_model_len(config, max_positions)
     if cache_bytes < 1:
         return max_model_len, 0, f"the weights take {-cache_bytes / 2**20:,.0f} MiB more than there is memory for them"

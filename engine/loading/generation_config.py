@@ -1,4 +1,4 @@
-"""What generation_config.json of a model says: recommended sampling parameters and end-of-sequence tokens."""
+"""`recommended_params`: reads a model's generation_config.json, with sampling parameters and end-of-sequence tokens."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
         folder: The model folder.
 
     Returns:
-        Its content; empty if there is none.
+        The content of the file; empty if the file does not exist.
 
     Raises:
-        CheckpointError: The file is not JSON.
+        CheckpointError: The file does not hold a JSON object.
     """
     path = folder / "generation_config.json"
     if not path.exists():
@@ -53,14 +53,14 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def recommended_params(config: EngineConfig) -> SamplingParams:
-    """Returns the parameters of requests that bring none: the model's recommended ones, if the engine is to heed them.
+    """Returns the parameters of requests that have none: those that the model recommends, or our own defaults.
 
     Args:
-        config: The engine's settings.
+        config: Settings of the engine; its `generation_config` says whether the model's recommendations are used.
 
     Raises:
         ConfigError: The model folder cannot be found.
-        CheckpointError: generation_config.json is not JSON.
+        CheckpointError: generation_config.json does not hold a JSON object.
     """
     if config.generation_config != "auto":
         return SamplingParams()
@@ -68,14 +68,14 @@ def recommended_params(config: EngineConfig) -> SamplingParams:
 
 
 def default_sampling_params(config: Mapping[str, Any]) -> SamplingParams:
-    """Makes the parameters of requests that bring none.
+    """Makes default sampling parameters from a generation_config.json.
 
     Args:
         config: Content of generation_config.json.
 
     Returns:
-        `SamplingParams` with the recommended values over the ordinary defaults; greedy if the model asks for no
-        sampling. Values that cannot be used are left out, with a warning: a request may bring its own.
+        `SamplingParams` with the recommended values in place of our defaults; greedy if `do_sample` is false and no
+        temperature is given. If a value is not allowed, all are ignored with a warning, and our defaults are returned.
     """
     values = {name: config[name] for name in SAME_NAME if config.get(name) is not None}
     if config.get("max_new_tokens") is not None:
@@ -90,14 +90,14 @@ def default_sampling_params(config: Mapping[str, Any]) -> SamplingParams:
 
 
 def read_eos_token_ids(tokenizer: Tokenizer | None, *configs: Mapping[str, Any]) -> list[int]:
-    """Collects the end-of-sequence tokens, the tokenizer's own first.
+    """Collects the end-of-sequence tokens without duplicates; the tokenizer's own comes first.
 
     Args:
         tokenizer: The model's tokenizer, if there is one.
-        *configs: generation_config.json and config.json, which may name one or several.
+        *configs: Contents of generation_config.json and config.json, whose `eos_token_id` is one id or a list.
 
     Raises:
-        ConfigError: A config names something that is not a token id.
+        ConfigError: An `eos_token_id` is neither a token id nor a list of token ids.
     """
     found = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for config in configs:

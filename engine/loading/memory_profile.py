@@ -1,6 +1,7 @@
-"""The largest step that an engine can meet, run once before it starts, to see how much memory a step takes.
+"""`run_largest_step`: runs the largest possible step once before the engine starts, to measure the memory of a step.
 
-The tables of the runner and the sampler, which stay, are made too: what is measured is all but weights and KV cache.
+The function also makes the tables of the runner and of the sampler, which an engine keeps. So the measurement covers
+all memory except for weights and KV cache.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..step.tables import Tables
 from ..step.token_head import MAX_PROMPT_LOGITS
 
 NUM_LOGPROBS = 20
-"""Log-probabilities a position is profiled with; each takes next to nothing."""
+"""Number of log-probabilities of each position in the measurement; the memory of each one is negligible."""
 
 
 @torch.inference_mode()
@@ -34,17 +35,17 @@ def run_largest_step(
 ) -> None:
     """Computes prompts of `num_tokens` tokens in all, then samples for `num_seqs` sequences with log-probabilities.
 
-    The cache has one block, which all prompts share and none writes to: what comes out means nothing.
+    The KV cache has one block, which all prompts read and none writes, so the results are meaningless.
 
     Args:
-        model: The model, weights loaded.
-        device: Where it is.
+        model: The model, with its weights loaded.
+        device: Device of the model.
         num_tokens: Most tokens of a step.
         num_seqs: Most sequences of a step.
         max_model_len: Most tokens of a sequence.
         block_size: Tokens per KV cache block.
-        kv_dtype: Of the KV cache.
-        draws: Whether the model makes logits to draw tokens from.
+        kv_dtype: Number type of the KV cache.
+        draws: Whether the engine draws tokens, so that logits and draws are measured too.
     """
     spec, num_rows, num_groups = model.spec, max(num_seqs, MAX_PROMPT_LOGITS), len(cache_groups(model.spec))
     tables, sampler = Tables(num_rows, max_model_len, block_size, device, num_groups), Sampler(num_rows, device)
@@ -54,7 +55,7 @@ def run_largest_step(
     if not (model.parallel.is_last_stage and draws):
         return
     logits = model.compute_logits(hidden.new_zeros((num_rows, hidden.shape[1])))
-    raw = logits.clone()  # As the sampler keeps them where a request edits its logits.
+    raw = logits.clone()  # The sampler makes such a copy if a request edits its logits and asks for log-probabilities.
     placed = torch.stack((torch.arange(num_rows, device=device), torch.ones(num_rows, device=device).long()))
     token_ids, _ = sampler.draw(logits, range(num_rows), [1] * num_rows, placed, tables.tokens)
     top_logprobs(raw, token_ids.clamp(min=0), min(NUM_LOGPROBS, spec.vocab_size))
@@ -63,7 +64,7 @@ def run_largest_step(
 def _prompts(
     num_tokens: int, max_model_len: int, block_size: int, num_groups: int, device: torch.device
 ) -> ForwardBatch:
-    """Makes a batch of prompts as long as they can be; the last may be shorter."""
+    """Makes a batch of prompts of `max_model_len` tokens; the last prompt may be shorter."""
     numbers = torch.arange(num_tokens, device=device)
     begins = torch.arange(0, num_tokens + max_model_len, max_model_len, dtype=torch.int32, device=device)
     begins = begins.clamp(max=num_tokens)

@@ -1,4 +1,4 @@
-"""Finds a model: a local folder, one that ships inside the package, or one behind a URL."""
+"""`resolve_model`: finds a model folder on this machine, inside the package, or behind a URL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..storage import FileInfo, Location
 PACKAGE = Path(__file__).resolve().parent.parent.parent
 
 BUNDLED = {"invoices": PACKAGE / "examples" / "invoices" / "model"}
-"""Name -> folder of the models that ship with Millrace."""
+"""Name -> folder of each model that is part of the package."""
 
 PREFIX = "bundled:"
 
@@ -23,7 +23,7 @@ NUM_THREADS = 8
 
 
 def locate_model(model: str) -> Location:
-    """Finds where a model's weights are.
+    """Returns the location of a model's weights.
 
     Args:
         model: A local folder, ``"bundled:NAME"``, or a URL such as ``"s3://bucket/model"``.
@@ -35,18 +35,18 @@ def locate_model(model: str) -> Location:
 
 
 def resolve_model(model: str, what: str = "model") -> Path:
-    """Finds the folder with a model's config and tokenizer.
+    """Returns a local folder with a model's config and tokenizer.
 
     Args:
         model: A local folder, ``"bundled:NAME"``, or a URL such as ``"s3://bucket/model"``.
-        what: How an error names it.
+        what: Name of the argument in error messages.
 
     Returns:
-        The folder. Of a model behind a URL it is one of this process, removed when that ends, and has no weights:
-        those are read from where they are (`locate_model`).
+        The folder. For a model behind a URL, it is a temporary folder with copies of all files except for the weights.
+        It is removed when the process ends. `locate_model` says where the weights are.
 
     Raises:
-        ConfigError: There is no such folder, or it cannot be reached.
+        ConfigError: The folder does not exist, or the store behind the URL denies access.
     """
     if model.startswith(PREFIX):
         name = model.removeprefix(PREFIX)
@@ -64,9 +64,9 @@ def resolve_model(model: str, what: str = "model") -> Path:
     )
 
 
-@functools.cache  # One copy for a process, whoever asks.
+@functools.cache  # A process needs only one copy of a model's files.
 def _copy_small_files(url: str, what: str) -> tempfile.TemporaryDirectory[str]:
-    """Copies what transformers reads by path: everything beside the weights."""
+    """Copies all files except for weights to a temporary folder, because transformers can read only local files."""
     place = Location.at(url)
     infos = [info for info in place.files.children(place.url) if not info.is_dir]
     if not infos:

@@ -1,4 +1,4 @@
-"""From settings to a model that is ready to run: its weights, the memory beside them, its runner."""
+"""`load_runner`: loads a model, sizes the KV cache by the memory that is left, and makes the model's runner."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .model_source import locate_model, resolve_model
 
 
 def prepare_host(config: EngineConfig, device: Device) -> None:
-    """Sets what holds for the process: the threads to compute with, and what becomes of memory that is freed."""
+    """On a CPU, sets the number of compute threads of the process, and keeps freed memory in the process for reuse."""
     if device.is_cpu:
         torch.set_num_threads(config.num_threads or device.default_num_threads)
         keep_freed_memory()
@@ -37,12 +37,13 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
     """Writes a rank's part of the model's weights to a folder, from which `load_format="sharded_state"` reads it.
 
     Args:
-        config: Of the engine. Its checkpoint is read again: by now the weights may be packed, or of 8 bits.
-        parallel: The rank.
-        folder: Where to.
+        config: Settings of the engine. The checkpoint is read again, because the loaded weights may be packed or
+            quantised.
+        parallel: The place of the rank among all ranks.
+        folder: Folder to which the files are written.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read any more.
+        CheckpointError: The checkpoint can no longer be read.
     """
     hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
@@ -59,18 +60,18 @@ def load_runner(
     num_tokens: int,
     parallel: ParallelContext = SINGLE,
 ) -> tuple[ModelRunner, Capacity]:
-    """Loads a model, sees what fits beside it, and makes its runner.
+    """Loads a model, plans the KV cache for the memory that is left, and makes the model's runner.
 
     Args:
-        config: Settings.
-        device: Where to run.
-        hf_config: The model's config.
+        config: Settings of the engine.
+        device: Device of the model.
+        hf_config: The transformers config of the model.
         task: The task of the engine.
         num_tokens: Most tokens of a step.
-        parallel: This rank.
+        parallel: The place of this rank among all ranks.
 
     Returns:
-        The runner, and the limits it was made for: those that all ranks can keep.
+        The runner and its limits, which are the smallest limits of all ranks.
 
     Raises:
         UserError: A setting or the model folder cannot be used.
@@ -106,8 +107,8 @@ def load_runner(
 
 
 def _choose_recorder(config: EngineConfig, device: Device, task: Task) -> tuple[MakeRecorder | None, int]:
-    """Returns what makes the recorder of decode steps, if there is to be one, and how many graphs it may record."""
-    # A tape takes nothing but kernels, and sums over several GPUs are not recorded yet.
+    """Returns the maker of a recorder of decode steps (None for no recorder), and the most CUDA graphs it records."""
+    # Sums over ranks are not recorded: a tape can record only kernels, and for GPUs it is not implemented yet.
     if config.enforce_eager or config.num_ranks > 1 or not task.decodes:
         return None, 0
     if device.is_cpu:
@@ -119,7 +120,7 @@ def _choose_recorder(config: EngineConfig, device: Device, task: Task) -> tuple[
 def _step_bytes(
     config: EngineConfig, device: Device, model: Decoder, task: Task, num_tokens: int, kv_dtype: torch.dtype
 ) -> int:
-    """Measures the memory of the largest step on a GPU; a CPU's is shared out by rule."""
+    """Returns the temporary memory of the largest step, measured on a GPU; 0 on a CPU, where it is not reserved."""
     if device.is_cpu:
         return 0
     step = functools.partial(
