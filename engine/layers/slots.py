@@ -33,7 +33,7 @@ class Slot:
     Two names of the same weight, such as those of a tied head and its embedding, have weight slots with equal keys.
 
     Attributes:
-        targets: The memory to fill: a parameter or some of its rows, and its scales if it is quantized.
+        targets: The memory to fill: a parameter or some of its rows, and its scales if it is quantised.
         encode: Maps the checkpoint's tensor to one tensor for each target, which is then cast and copied.
         parts: The part of each dimension of the tensor that the targets hold; empty if they hold the whole tensor.
         padding: Memory of the parameter that no tensor fills and the module has set already, such as rows beyond the

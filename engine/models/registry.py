@@ -124,7 +124,7 @@ def find_family(hf_config: Any) -> Family:
     """Returns the family of a config's architecture.
 
     Raises:
-        UnsupportedModelError: The architecture is not supported, or the checkpoint is quantized.
+        UnsupportedModelError: The architecture is not supported, or the checkpoint is quantised.
     """
     names = getattr(hf_config, "architectures", None) or []
     if getattr(hf_config, "quantization_config", None) is not None:

@@ -1,4 +1,4 @@
-"""`QuantizationScheme`: the interface of a scheme: its devices, the layers that it quantizes, how it makes a layer."""
+"""`QuantizationScheme`: the interface of a scheme: its devices, the layers that it quantises, how it makes a layer."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class QuantizationScheme(ABC):
         """
 
     def covers(self, layer: LinearSpec) -> bool:
-        """Returns whether the scheme quantizes layers of this name; other layers stay in full precision.
+        """Returns whether the scheme quantises layers of this name; other layers stay in full precision.
 
         Output heads stay in full precision, unless a scheme overrides this method.
         """

@@ -1,7 +1,7 @@
 """`Fp8Scheme` (`quantization="fp8"`): weights and products in 8-bit floats, on GPUs; half the memory of bfloat16.
 
-The rows of weights are quantized while they are loaded, so a model never needs the memory of full precision. The
-activations are quantized token by token before each product, so no calibration data are needed.
+The rows of weights are quantised while they are loaded, so a model never needs the memory of full precision. The
+activations are quantised token by token before each product, so no calibration data are needed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Fp8Scheme(QuantizationScheme):
 
 
 class Fp8Linear(Linear):
-    """Computes `x W^T + b`, where x and W are quantized to 8-bit floats with one scale for each row.
+    """Computes `x W^T + b`, where x and W are quantised to 8-bit floats with one scale for each row.
 
     Args:
         in_features: Columns of W.

@@ -1,7 +1,7 @@
 """`Int8Scheme` (`quantization="int8"`): weights and products in 8-bit integers, on CPUs; half the memory of bfloat16.
 
-The rows of weights are quantized while they are loaded, so a model never needs the memory of full precision. The
-activations are quantized token by token in each product, so no calibration data are needed.
+The rows of weights are quantised while they are loaded, so a model never needs the memory of full precision. The
+activations are quantised token by token in each product, so no calibration data are needed.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Int8Weight:
 
 
 class Int8Linear(Linear):
-    """Computes `x W^T + b`, where x and W are quantized to 8-bit integers with one scale for each row.
+    """Computes `x W^T + b`, where x and W are quantised to 8-bit integers with one scale for each row.
 
     No row of the result depends on the other rows of x.
 
