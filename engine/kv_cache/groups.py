@@ -60,12 +60,12 @@ class LayerGroup:
 
 
 def cut_into_groups(caches: Sequence[LayerCache]) -> tuple[LayerGroup, ...]:
-    """Cuts the layers of a model into groups of nearly the same size.
+    """Cuts the layers of a model into groups that have the same `LayerCache` and nearly the same number of layers.
 
     A group with fewer layers than the largest one leaves memory of its blocks unused. Among the sizes that make at most
     `MAX_GROUPS` groups, the function takes the size that leaves the least memory unused, and the largest of several
-    such sizes. Layers of the same kind are dealt to its groups in turn, so that every pp stage has a share of each
-    group.
+    such sizes. Layers with the same `LayerCache` are dealt to their groups in turn, so that every pp stage has
+    a share of each group.
 
     Args:
         caches: The `LayerCache` of each layer of the model.

@@ -36,7 +36,7 @@ class Attention(nn.Module):
     """An attention layer: projects, rotates, stores keys and values in the cache, attends, projects back.
 
     Args:
-        heads: The heads of this rank.
+        heads: The heads of this rank: H query heads, K key and value heads, of size D.
         qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`.
         out: The output projection, `[H * D] -> [hidden_size]`.
         rotate_and_store: Rotates queries and keys by their positions, and writes keys and values to the cache.
@@ -80,7 +80,7 @@ class Attention(nn.Module):
         """Attends from the tokens of `batch` to their sequences' cached tokens and themselves.
 
         Args:
-            hidden: `[T, hidden_size]`.
+            hidden: `[T, hidden_size]`, the T tokens of the step.
             batch: Positions, block tables and slots of the tokens.
             k_cache: `[num_blocks, K, block_size, D]`; the keys of this step are written to it.
             v_cache: A cache of the same shape; the values of this step are written to it.

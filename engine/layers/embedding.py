@@ -48,8 +48,8 @@ class SharedTokenEmbedding(nn.Module):
         reduce: Sums the embeddings over the ranks.
         scale: As in `TokenEmbedding`.
         dtype: Number type of the table.
-        device: Device of the table. Its memory is not initialised, except for rows beyond the end of the shard, which
-            are zeros if there are any.
+        device: Device of the table. Its memory is not initialised, unless the shard is shorter than the room it gets
+            (`Shard.room`): then the table is zeros.
     """
 
     def __init__(

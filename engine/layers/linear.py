@@ -97,8 +97,8 @@ class Linear(LinearBase):
 
     Args:
         in_features: Columns of W.
-        out_features: Rows of W, or the sizes of its named row blocks in order, e.g. `{"gate": 512, "up": 512}`. Rows
-            beyond the end of a shard are zeros.
+        out_features: Rows of W, or the sizes of its named row blocks in order, e.g. `{"gate": 512, "up": 512}`. If the
+            shard of a block is shorter than the room it gets (`Shard.room`), the remaining rows are zeros.
         bias: Whether the layer has a b.
         dtype: Number type of W, b, x and the result.
         device: Device of W and b. Their memory is not initialised.

@@ -80,7 +80,7 @@ class DecodeTape:
         return recording.hidden[:num_seqs]
 
     def _record(self, shares: bool) -> Recording | None:
-        """Records a step. If the model does work that cannot be recorded, returns None and never tries again."""
+        """Records a decode step, with shared blocks if `shares`; returns None if the model cannot be recorded."""
         sequences = torch.zeros((4, self._max_num_seqs), dtype=torch.int32)
         num_shared = torch.zeros(1, dtype=torch.int32) if shares else None
         try:

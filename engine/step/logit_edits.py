@@ -119,11 +119,11 @@ class LogitEdits:
         self._penalties.set(rows, [np.array(numbers) for numbers in penalties])
 
     def find(self, rows: abc.Sequence[int], lengths: abc.Sequence[int]) -> list[int]:
-        """Returns the indices of those logits in a step that must be edited.
+        """Returns the indices of the lines of a step's logits that must be edited.
 
         Args:
             rows: Row of the batch to which each line of logits belongs.
-            lengths: Number of tokens that the sequence of each row has so far.
+            lengths: Number of tokens that the sequence of each line has so far.
         """
         if not self._edited_until:
             return []
@@ -138,13 +138,13 @@ class LogitEdits:
         lengths: abc.Sequence[int],
         token_table: Tensor,
     ) -> Tensor:
-        """Edits logits in place.
+        """Applies the stored masks, biases and penalties to logits, in place.
 
         Args:
-            logits: `[num_rows, vocab_size]` float32.
-            edited: Indices of the logits to edit, as `find` returns them; not empty.
-            rows: As in `find`.
-            lengths: As in `find`.
+            logits: `[num_rows, vocab_size]` float32, the logits of a step.
+            edited: Indices of the lines of `logits` to edit, as `find` returns them; not empty.
+            rows: Row of the batch to which each line of `logits` belongs.
+            lengths: Number of tokens that the sequence of each line has so far.
             token_table: `[max_num_seqs, max_model_len]` integers, tokens of prompt and output by row.
 
         Returns:
@@ -242,5 +242,5 @@ def _mark(ids: Tensor, vocab_size: int) -> Tensor:
 
 
 def _count(ids: Tensor, is_counted: Tensor, logits: Tensor) -> Tensor:
-    """Returns how often each token occurs where `is_counted` is true, in the shape and dtype of the logits."""
+    """Counts each token of the vocabulary in the rows of `ids`, where `is_counted`; the result is like `logits`."""
     return torch.zeros_like(logits).scatter_add_(1, ids, is_counted.to(logits.dtype))

@@ -31,7 +31,7 @@ class DecodeRecorder(Protocol):
         """Returns the size to which a step of `num_seqs` sequences is padded; None if no recording can run it."""
 
     def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
-        """Runs a decode step of `[4, size]` sequences, with or without shared blocks, and returns its hidden states."""
+        """Runs a decode step of the `sequences` and `num_shared` of a `SentPlan`, and returns its hidden states."""
 
 
 MakeRecorder = Callable[[Callable[[Tensor, Tensor | None], Tensor]], DecodeRecorder]
@@ -99,7 +99,7 @@ class ModelRunner:
         return self._head.finish(plan, hidden, sent)
 
     def _forward(self, plan: StepPlan) -> tuple[Tensor, SentPlan]:
-        """Runs the model, from a recording if all sequences decode and a recording of their number exists."""
+        """Sends the plan and runs the model, if possible from a recording; returns hidden states and the sent plan."""
         num_seqs = len(plan.rows)
         given = self._find_embeddings(plan)
         is_decode = plan.num_decodes == num_seqs and given is None
