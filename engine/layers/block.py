@@ -36,9 +36,18 @@ class PreNormBlock(nn.Module):
     def forward(
         self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Maps (hidden, residual), whose sum is the stream, to the next such pair; both `[num_tokens, hidden_size]`.
+        """Runs the layer. The residual stream is the sum of `hidden` and `residual`.
 
-        When ranks share the layer, the returned `hidden` is this rank's addend, and the next norm adds them up.
+        Args:
+            hidden: `[num_tokens, hidden_size]`.
+            residual: `[num_tokens, hidden_size]`; None before the first layer.
+            batch: The tokens, and the slots of their keys and values.
+            k_cache: Keys of the layer; those of this step are written to it.
+            v_cache: Values of the layer; those of this step are written to it.
+
+        Returns:
+            (hidden, residual) for the next layer. When ranks share the layer, `hidden` is this rank's addend, and the
+            next norm adds the addends up.
         """
         hidden, residual = self.attention_norm(hidden, residual)
         hidden = self.attention(hidden, batch, k_cache, v_cache)
@@ -66,7 +75,18 @@ class PostNormBlock(nn.Module):
     def forward(
         self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Maps (hidden, None) to the next such pair; `hidden` `[num_tokens, hidden_size]` is the whole stream."""
+        """Runs the layer.
+
+        Args:
+            hidden: The residual stream, `[num_tokens, hidden_size]`.
+            residual: None.
+            batch: The tokens, and the slots of their keys and values.
+            k_cache: Keys of the layer; those of this step are written to it.
+            v_cache: Values of the layer; those of this step are written to it.
+
+        Returns:
+            (hidden, None) for the next layer.
+        """
         hidden, _ = self.attention_norm(self.attention(hidden, batch, k_cache, v_cache), hidden)
         hidden, _ = self.mlp_norm(self.mlp(hidden), hidden)
         return hidden, None
@@ -105,7 +125,7 @@ class SandwichBlock(nn.Module):
     def forward(
         self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Maps (hidden, residual), whose sum is the stream, to the next such pair; both `[num_tokens, hidden_size]`."""
+        """As `PreNormBlock.forward`, but the returned `hidden` is complete on every rank."""
         hidden, residual = self.attention_norm(hidden, residual)
         hidden, _ = self.attention_out_norm(self.attention(hidden, batch, k_cache, v_cache))
         hidden, residual = self.mlp_norm(hidden, residual)

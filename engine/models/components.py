@@ -125,7 +125,7 @@ class Components:
         return self._norm(sums=sums) if self._spec.final_norm else NoNorm(reduce=self._reduce(sums=sums))
 
     def _norm(self, *, sums: bool) -> Norm:
-        """Makes a norm of the residual stream. With `sums` it first sums its input, an addend of each rank."""
+        """Makes a norm of the residual stream, which first sums its input over the ranks if `sums` is true."""
         spec, dtype, device, reduce = self._spec, self._dtype, self._device, self._reduce(sums=sums)
         if spec.rms_norm:
             return RMSNorm(

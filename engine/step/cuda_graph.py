@@ -32,7 +32,7 @@ def graph_sizes(max_num_seqs: int, asked: Sequence[int] | None = None) -> list[i
 
     Args:
         max_num_seqs: Most sequences of a step; without `asked`, this is the largest size.
-        asked: Sizes that the user chose in place of the ladder; sizes above `max_num_seqs` are dropped.
+        asked: Sizes that the user chose in place of our own (`LADDER`); sizes above `max_num_seqs` are dropped.
     """
     if asked is not None:
         return sorted({size for size in asked if size <= max_num_seqs})
@@ -63,7 +63,7 @@ class CudaGraphs:
         self._stream = torch.cuda.Stream()
 
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Runs a function once, so that kernels are compiled and libraries have their workspaces, then records it."""
+        """As `GraphBackend.record`; the first run compiles kernels and allocates the workspaces of libraries."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             function()
@@ -113,7 +113,7 @@ class DecodeGraphs:
         self._recordings: dict[tuple[int, bool], Recording] = {}
 
     def padded_size(self, num_seqs: int) -> int | None:
-        """Returns the smallest recorded size of at least `num_seqs` sequences; None if all sizes are smaller."""
+        """Returns the smallest of the sizes that is at least `num_seqs`; None if all sizes are smaller."""
         index = bisect_left(self._sizes, num_seqs)
         return self._sizes[index] if index < len(self._sizes) else None
 

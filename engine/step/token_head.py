@@ -81,7 +81,7 @@ class TokenHead:
         return scores
 
     def _score(self, hidden: Tensor, targets: Tensor, num_logprobs: int) -> TopLogprobs:
-        """Computes the log-probabilities of `targets`, the next tokens of some positions, in parts to save memory."""
+        """Returns the log-probabilities of `targets` and of the most probable tokens; works in parts to save memory."""
         vocab_size = self._model.spec.vocab_size
         num_logprobs = vocab_size if num_logprobs == -1 else min(num_logprobs, vocab_size)
         parts = [
