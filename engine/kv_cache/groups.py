@@ -19,7 +19,7 @@ MAX_GROUPS = 8
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """Says of which tokens of a sequence a layer keeps the keys and values: all, or those of a window.
+    """The tokens of a sequence whose keys and values a layer keeps: all tokens, or the latest ones (a window).
 
     Attributes:
         window: Number of latest tokens whose keys and values a token reads, its own included; 0 for all tokens.

@@ -42,8 +42,8 @@ class PreNormBlock(nn.Module):
             hidden: `[num_tokens, hidden_size]`.
             residual: `[num_tokens, hidden_size]`; None before the first layer.
             batch: The tokens, and the slots of their keys and values.
-            k_cache: Keys of the layer; those of this step are written to it.
-            v_cache: Values of the layer; those of this step are written to it.
+            k_cache: Cached keys of the layer, to which the keys of this step are written.
+            v_cache: Cached values of the layer, to which the values of this step are written.
 
         Returns:
             (hidden, residual) for the next layer. When ranks share the layer, `hidden` is this rank's addend, and the
@@ -81,8 +81,8 @@ class PostNormBlock(nn.Module):
             hidden: The residual stream, `[num_tokens, hidden_size]`.
             residual: None.
             batch: The tokens, and the slots of their keys and values.
-            k_cache: Keys of the layer; those of this step are written to it.
-            v_cache: Values of the layer; those of this step are written to it.
+            k_cache: Cached keys of the layer, to which the keys of this step are written.
+            v_cache: Cached values of the layer, to which the values of this step are written.
 
         Returns:
             (hidden, None) for the next layer.

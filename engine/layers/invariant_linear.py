@@ -14,7 +14,7 @@ class InvariantLinear(Linear):
     """Computes `x W^T + b` so that each row of the result has the same bits whatever the other rows of x are."""
 
     def _pack(self, weight: Tensor) -> PackedWeight | None:
-        """Packs the weight for oneDNN, the only layout that the invariant kernel reads; None if oneDNN cannot."""
+        """Packs the weight for oneDNN if possible, because the invariant kernel reads no other packed layout."""
         return pack_for_onednn(weight)
 
     def forward(self, x: Tensor) -> Tensor:

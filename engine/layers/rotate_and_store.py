@@ -38,7 +38,7 @@ def rotary_table(
 
 
 class RotateAndStore(nn.Module):
-    """Norms query and key heads if the model has such norms, rotates queries and keys, and stores keys and values.
+    """Norms query and key heads if it has norms for them, rotates queries and keys, and stores keys and values.
 
     One kernel does this in one pass over memory.
 

@@ -126,7 +126,7 @@ def choose_max_model_len(config: EngineConfig, max_positions: int) -> int:
 def _num_blocks(
     config: EngineConfig, device: Device, max_model_len: int, block_bytes: int, reserve: Reserve, num_groups: int
 ) -> int:
-    """Returns the number of KV cache blocks: as set, or as many as fit, but at most what all sequences can use."""
+    """Returns the number of KV cache blocks: as set, or as many as fit, up to the most that the sequences can use."""
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override
     # Blocks that a window has passed count as well: other sequences can find their content.

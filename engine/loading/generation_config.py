@@ -53,7 +53,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def recommended_params(config: EngineConfig) -> SamplingParams:
-    """Returns the parameters of requests that have none: those that the model recommends, or our own defaults.
+    """Returns the parameters of requests that have none: the model's recommended parameters, or our own defaults.
 
     Args:
         config: Settings of the engine; its `generation_config` says whether the model's recommendations are used.

@@ -29,7 +29,7 @@ def locate_model(model: str) -> Location:
         model: A local folder, ``"bundled:NAME"``, or a URL such as ``"s3://bucket/model"``.
 
     Raises:
-        ConfigError: There is no such folder.
+        ConfigError: The local folder or the bundled model does not exist.
     """
     return Location.at(model) if "://" in model else Location.at(resolve_model(model))
 

@@ -116,7 +116,7 @@ def load_model(
 
 
 def names_in_checkpoint(hf_config: Any, dtype: torch.dtype, options: ModelOptions = DEFAULT_OPTIONS) -> set[str]:
-    """Returns our names of all weights of a model, those of other ranks included, from a model without memory."""
+    """Returns our names of all weights of a model, including the weights that other ranks load."""
     return set(weight_slots(build_model(hf_config, dtype, "meta", options)))
 
 
@@ -139,7 +139,7 @@ def find_family(hf_config: Any) -> Family:
         hint = f"; the nearest is {near[0]}" if near else ""
         raise UnsupportedModelError(
             f"architectures={list(names)} is not supported; supported are {', '.join(supported_architectures())}, and "
-            f"their kin that end in {CLASSIFIER} and {BARE}{hint}"
+            f"the same names with the endings {CLASSIFIER} and {BARE}{hint}"
         )
     return family
 

@@ -87,7 +87,7 @@ class LogitEdits:
         def numbers() -> RowTable:
             return RowTable(max_num_seqs, 1, 0, torch.float32, device)
 
-        self._lengths = ids()  # of the prompt, and of prompt and output together from which on stop tokens are allowed
+        self._lengths = ids()  # length of the prompt, and length below which stop tokens are forbidden
         self._allowed, self._stops = ids(), ids()
         self._bad_words = ids(num_dims=2)  # each word from its last token to its first
         self._biased, self._bias = ids(), numbers()

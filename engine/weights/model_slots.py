@@ -51,9 +51,9 @@ def _check_filled(name: str, tensor: Tensor, slots: Iterable[Slot], layer: str) 
     is_filled = _is_chain if all(view.is_contiguous() for view in views) else _is_covered
     if not is_filled(tensor, views):
         raise CheckpointError(
-            f"{name}, of shape {list(tensor.shape)}, would not be filled: the weight slots of {layer} must cover all of "
-            "it, without overlaps; add the missing weight slot, give the rest as the padding of one, or make it a buffer "
-            "with persistent=False if the layer computes it"
+            f"{name}, of shape {list(tensor.shape)}, would not be filled: the weight slots of {layer} must cover all "
+            "of it, without overlaps; add the missing weight slot, give the rest as the padding of one, or make it a "
+            "buffer with persistent=False if the layer computes it"
         )
 
 

@@ -109,7 +109,7 @@ class RemoteTensor:
 
 
 def iter_remote_tensors(files: Sequence[Location]) -> Iterator[tuple[str, RemoteTensor]]:
-    """Yields every (name, tensor) of safetensors files. Only the headers are read, those of several files at once.
+    """Yields every (name, tensor) of safetensors files. Only the headers are read, several of them at once.
 
     Args:
         files: Safetensors files.

@@ -119,7 +119,7 @@ def _read(folder: str | Path | Location, parallel: ParallelContext) -> Iterator[
         try:
             saved = _metadata(file)["ranks"]
         except (SafetensorError, OSError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{file} is damaged or not of save_sharded_state ({error!r})") from error
+            raise CheckpointError(f"{file} is damaged, or save_sharded_state did not write it ({error!r})") from error
         if {"ranks": saved} != _ranks(parallel):
             raise ConfigError(
                 f"{file} was saved for {saved}, and this engine has tensor_parallel_size={parallel.tp_size}, "
