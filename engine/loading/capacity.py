@@ -36,8 +36,8 @@ class Reserve:
     """GPU memory that is not in use yet, but must not be given to the KV cache.
 
     Attributes:
-        step_bytes: Most temporary memory of a step.
-        graph_bytes: Memory of recorded decode steps.
+        step_bytes: Largest temporary memory of a step.
+        graph_bytes: Memory of all recorded decode steps.
     """
 
     step_bytes: int = 0

@@ -54,7 +54,7 @@ class LinearSpec:
 
 
 class QuantizationScheme(ABC):
-    """How the matrices of linear layers are stored and multiplied.
+    """A way to store and multiply the matrices of linear layers.
 
     A scheme makes linear layers. Such a layer calls the kernels of the scheme, declares through `slots` which tensors
     of a checkpoint fill its weight slots, and changes the layout of the weights in `pack` after they are loaded.
