@@ -133,7 +133,7 @@ class LLMEngine:
             EngineDeadError: A rank did not come, or has ended.
         """
         from .models import describe_model, load_hf_config
-        from .models.stages import cache_groups
+        from .models.pp_stages import cache_groups
 
         starts_ranks = config.num_ranks > 1 and rendezvous is None
         device = Device.choose(config.device, 0 if starts_ranks else None)
@@ -356,7 +356,7 @@ def _open_executor(
     config: EngineConfig, device: Device, hf_config: Any, task: Task, rendezvous: Rendezvous | None
 ) -> tuple[Executor, Capacity]:
     """Loads the model, in this process or on many ranks. Returns its executor and the limits of length and memory."""
-    from .loading.runner import load_runner, prepare_host
+    from .loading.load import load_runner, prepare_host
 
     if config.num_ranks > 1:
         from .executor.distributed import start_ranks

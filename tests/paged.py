@@ -9,7 +9,7 @@ import torch
 
 from millrace.engine.batch import ForwardBatch, KVCache
 from millrace.engine.models import Decoder
-from millrace.engine.models.stages import cache_groups, kv_cache_sizes
+from millrace.engine.models.pp_stages import cache_groups, kv_cache_sizes
 from millrace.engine.parallel.context import SINGLE
 
 __all__ = ["SCHEDULES", "PagedSequences", "random_sequences", "schedule_by", "schedule_mixed"]

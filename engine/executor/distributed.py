@@ -17,9 +17,9 @@ from ..config import EngineConfig
 from ..device import Device
 from ..errors import EngineDeadError, UserError
 from ..loading.capacity import Capacity
-from ..loading.runner import load_runner, prepare_host, save_rank
+from ..loading.load import load_runner, prepare_host, save_rank
 from ..models import describe_model
-from ..models.stages import check_parallel
+from ..models.pp_stages import check_parallel
 from ..parallel.channel import Channel
 from ..parallel.context import ParallelContext
 from ..parallel.rendezvous import Rendezvous, Team, join

@@ -53,7 +53,7 @@ class InProcessExecutor:
 
     def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
         """Writes the weights; this process is the only rank."""
-        from ..loading.runner import save_rank
+        from ..loading.load import save_rank
 
         save_rank(config, SINGLE, folder)
 

@@ -13,8 +13,8 @@ from typing import Protocol
 from ..config import EngineConfig
 from ..device import Device
 from ..errors import EngineDeadError, MillraceError
+from ..loading.load import load_runner, prepare_host, save_rank
 from ..loading.model_source import resolve_model
-from ..loading.runner import load_runner, prepare_host, save_rank
 from ..models import load_hf_config
 from ..parallel.channel import Channel
 from ..parallel.context import ParallelContext

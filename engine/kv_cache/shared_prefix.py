@@ -31,7 +31,7 @@ class SharedPrefix:
     def __init__(self, block_size: int, group: int | None = 0) -> None:
         self.block_size = block_size
         self._group = group
-        self._requests: abc.Sequence[Sequence] = ()
+        self._sequences: abc.Sequence[Sequence] = ()
         self._num_blocks = 0
 
     def find(self, sequences: abc.Sequence[Sequence], has_new: bool) -> int:
@@ -46,8 +46,8 @@ class SharedPrefix:
         """
         if self._group is None:
             return 0
-        if has_new or sequences != self._requests:
-            self._requests, self._num_blocks = sequences, _num_common([r.block_ids[self._group] for r in sequences])
+        if has_new or sequences != self._sequences:
+            self._sequences, self._num_blocks = sequences, _num_common([r.block_ids[self._group] for r in sequences])
         saved = self._num_blocks * self.block_size * (len(sequences) - 1)
         return self._num_blocks if saved >= MIN_READS_SAVED else 0
 

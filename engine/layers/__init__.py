@@ -10,8 +10,8 @@ from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, GATES, MLP, GatedMLP, PlainMLP
 from .norm import LayerNorm, NoNorm, Norm, Reduce, RMSNorm
 from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
-from .slots import HasSlots, Slot
 from .softcap import Softcap
+from .weight_slot import HasSlots, WeightSlot
 
 __all__ = [
     "ACTIVATIONS",
@@ -39,9 +39,9 @@ __all__ = [
     "RotateAndStore",
     "SandwichBlock",
     "SharedTokenEmbedding",
-    "Slot",
     "Softcap",
     "StoreOnly",
     "TokenEmbedding",
+    "WeightSlot",
     "rotary_table",
 ]

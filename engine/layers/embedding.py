@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...kernels import embedding
 from ..parallel.shard import Shard
-from .slots import Slot
+from .weight_slot import WeightSlot
 
 __all__ = ["LearnedPositions", "NoPositions", "SharedTokenEmbedding", "TokenEmbedding"]
 
@@ -69,10 +69,10 @@ class SharedTokenEmbedding(nn.Module):
         self.scale = _rounded(scale, dtype)
         self.reduce = reduce
 
-    def slots(self) -> Iterator[tuple[str, Slot]]:
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields `weight` and its weight slot: this rank's rows of the checkpoint's table."""
         table, padding = self.weight[: self.rows.length], self.weight[self.rows.length :]
-        yield "weight", Slot((table,), parts=(self.rows, Shard(table.shape[1])), padding=(padding,))
+        yield "weight", WeightSlot((table,), parts=(self.rows, Shard(table.shape[1])), padding=(padding,))
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Maps `token_ids` `[num_tokens]` int64 to `[num_tokens, size]`."""

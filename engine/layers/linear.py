@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ...kernels import packed_linear
 from ...kernels.packed_linear import can_pack_panels, pack_panels
 from ..parallel.shard import Dimension, as_shard
-from .slots import Slot
+from .weight_slot import WeightSlot
 
 __all__ = ["Linear", "LinearBase", "PackedWeight", "Packs"]
 
@@ -76,7 +76,7 @@ class Packs(Protocol):
 class LinearBase(nn.Module):
     """The interface of all linear layers, whose matrices are stored in different ways."""
 
-    def slots(self) -> Iterator[tuple[str, Slot]]:
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields every (name, weight slot) of the layer."""
         raise NotImplementedError
 
@@ -128,7 +128,7 @@ class Linear(LinearBase):
             self.bias = nn.Parameter(make(self._num_rows, dtype=dtype, device=device), requires_grad=False)
         self._packed: PackedWeight | None = None
 
-    def slots(self) -> Iterator[tuple[str, Slot]]:
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields every (name, weight slot), such as `weight`, or `gate.weight` and `up.weight` of a fused layer."""
         for name, _ in self.named_parameters(recurse=False):
             first = 0
@@ -140,9 +140,9 @@ class Linear(LinearBase):
                 yield f"{block}.{name}".lstrip("."), slot
                 first = end
 
-    def _slot(self, name: str, rows: slice) -> Slot:
+    def _slot(self, name: str, rows: slice) -> WeightSlot:
         """Returns a weight slot of some rows of a parameter; a subclass adds scales and the encoding here."""
-        return Slot((self.get_parameter(name)[rows],))
+        return WeightSlot((self.get_parameter(name)[rows],))
 
     def pack(self) -> None:
         """Packs the weight for the CPU's matrix products, and drops the unpacked copy.

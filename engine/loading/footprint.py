@@ -13,7 +13,7 @@ from ..device import Device
 from ..errors import ConfigError
 from ..kv_cache import LayerCache, kv_block_bytes, max_held_blocks
 from ..models import ModelOptions, build_model, load_hf_config
-from ..models.stages import cache_groups, kv_cache_sizes
+from ..models.pp_stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE
 from ..tasks.choose import choose_task
 from .capacity import choose_max_model_len, plan_capacity

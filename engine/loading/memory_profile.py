@@ -12,7 +12,7 @@ from ...kernels import top_logprobs
 from ..batch import ForwardBatch
 from ..kv_cache.layout import allocate_kv_cache
 from ..models.decoder import Decoder
-from ..models.stages import cache_groups, kv_cache_sizes
+from ..models.pp_stages import cache_groups, kv_cache_sizes
 from ..step.sampler import Sampler
 from ..step.tables import Tables
 from ..step.token_head import MAX_PROMPT_LOGITS

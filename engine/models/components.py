@@ -39,8 +39,8 @@ from ..parallel.context import ParallelContext
 from ..parallel.shard import Shard
 from .linear_factory import LinearFactory
 from .options import ModelOptions
+from .pp_stages import cache_groups
 from .spec import DecoderSpec
-from .stages import cache_groups
 
 __all__ = ["Components"]
 

@@ -15,8 +15,8 @@ from ..layers import Packs
 from ..parallel.context import SINGLE, ParallelContext
 from .components import Components
 from .options import DEFAULT_OPTIONS, ModelOptions
+from .pp_stages import cache_pairs, stage_layers
 from .spec import DecoderSpec
-from .stages import cache_pairs, stage_layers
 
 __all__ = ["Decoder"]
 

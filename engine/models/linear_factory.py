@@ -47,9 +47,9 @@ class LinearFactory:
             bias: Whether the layer has a bias.
         """
         layer = self._spec(name, in_features, out_features, bias, self._device)
-        if not self._scheme.covers(layer):
+        if not self._scheme.applies_to(layer):
             return self._full_precision.make_linear(layer)
-        if not self._scheme.takes(layer):
+        if not self._scheme.supports_sizes(layer):
             self._declined.append(name)
             return self._full_precision.make_linear(layer)
         return self._scheme.make_linear(layer)

@@ -17,7 +17,7 @@ class FullPrecision(QuantizationScheme):
     def check(self, device: Device, dtype: torch.dtype) -> None:
         """Accepts every device and dtype."""
 
-    def takes(self, layer: LinearSpec) -> bool:
+    def supports_sizes(self, layer: LinearSpec) -> bool:
         """Returns True for every layer."""
         return True
 

@@ -82,7 +82,7 @@ class QuantizationScheme(ABC):
             ConfigError: The scheme cannot run on the device, or not with the dtype.
         """
 
-    def covers(self, layer: LinearSpec) -> bool:
+    def applies_to(self, layer: LinearSpec) -> bool:
         """Returns whether the scheme quantises layers of this name; other layers stay in full precision.
 
         Output heads stay in full precision, unless a scheme overrides this method.
@@ -90,7 +90,7 @@ class QuantizationScheme(ABC):
         return layer.name not in ("lm_head", "score")
 
     @abstractmethod
-    def takes(self, layer: LinearSpec) -> bool:
+    def supports_sizes(self, layer: LinearSpec) -> bool:
         """Returns whether the sizes of a layer are supported; other layers stay in full precision, with a warning."""
 
     @abstractmethod

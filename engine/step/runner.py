@@ -16,7 +16,7 @@ from ..batch import GivenEmbeddings, KVCache
 from ..embeds.rows import SpanRows
 from ..kv_cache.layout import allocate_kv_cache
 from ..models.decoder import Decoder
-from ..models.stages import cache_groups, kv_cache_sizes
+from ..models.pp_stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE, ParallelContext
 from ..step_plan import StepPlan
 from .head import Head, RunningStep

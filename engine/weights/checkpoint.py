@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..layers import Slot
+from ..layers import WeightSlot
 from ..storage import Location
 from .model_slots import weight_slots
 from .remote import RemoteTensor, iter_remote_tensors
@@ -136,11 +136,11 @@ def load_weights(
     logger.info("loaded %d tensors from %s", len(sources), folder)
 
 
-def fill_slots(slots: Mapping[int, Slot], sources: Mapping[int, list[tuple[str, StoredTensor]]]) -> None:
+def fill_slots(slots: Mapping[int, WeightSlot], sources: Mapping[int, list[tuple[str, StoredTensor]]]) -> None:
     """Fills weight slots, several at once.
 
     Args:
-        slots: The weight slots by `Slot.key`.
+        slots: The weight slots by `WeightSlot.key`.
         sources: Key -> names and tensors of the checkpoint for this weight slot; two or more if weights are tied.
 
     Raises:
@@ -168,7 +168,7 @@ def load_dummy_weights(model: nn.Module) -> None:
 
 
 @torch.inference_mode()  # Threads do not inherit the mode of the caller.
-def _fill(slot: Slot, sources: list[tuple[str, StoredTensor]]) -> None:
+def _fill(slot: WeightSlot, sources: list[tuple[str, StoredTensor]]) -> None:
     """Fills a weight slot from the first source, and checks that the other sources hold the same numbers."""
     for i, (name, tensor) in enumerate(sources):
         if tensor.shape != slot.whole_shape:
@@ -250,7 +250,7 @@ def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTen
         yield from iter_safetensors(path) if path.suffix == ".safetensors" else _iter_pickle(path)
 
 
-def read_part(slot: Slot, tensor: StoredTensor) -> Tensor:
+def read_part(slot: WeightSlot, tensor: StoredTensor) -> Tensor:
     """Returns the part of a stored tensor that fills a weight slot: a view of a mapped file, or read from a URL."""
     part = slot.cut(tensor)
     return part.read() if isinstance(part, RemoteTensor) else part

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from ..layers import HasSlots, Slot
+from ..layers import HasSlots, WeightSlot
 
 __all__ = ["weight_slots"]
 
 
-def weight_slots(model: nn.Module) -> dict[str, Slot]:
+def weight_slots(model: nn.Module) -> dict[str, WeightSlot]:
     """Returns the weight slots of a model by our names. Weight slots of tied weights have the same memory.
 
     A module with a method `slots` yields its weight slots itself. In any other module each parameter and each
@@ -39,12 +39,12 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if "." not in name}
 
 
-def _whole(tensor: Tensor) -> Slot:
+def _whole(tensor: Tensor) -> WeightSlot:
     """Returns a weight slot for a whole tensor; integers must have the same number type in the checkpoint."""
-    return Slot((tensor,), dtypes=() if tensor.is_floating_point() else (tensor.dtype,))
+    return WeightSlot((tensor,), dtypes=() if tensor.is_floating_point() else (tensor.dtype,))
 
 
-def _check_filled(name: str, tensor: Tensor, slots: Iterable[Slot], layer: str) -> None:
+def _check_filled(name: str, tensor: Tensor, slots: Iterable[WeightSlot], layer: str) -> None:
     """Raises `CheckpointError` unless targets and padding of the weight slots cover all memory of a tensor."""
     memory = tensor.untyped_storage()
     views = [view for slot in slots for view in (*slot.targets, *slot.padding) if view.untyped_storage() is memory]

@@ -146,19 +146,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_num_seqs=st.integers(1, 6),
         budget=st.integers(1, 16),
         depth=st.sampled_from([0, 1]),
-        num_stages=st.integers(1, 3),
+        num_pp_stages=st.integers(1, 3),
         caching=st.booleans(),
         windows=st.sampled_from([(0,), (3,), (0, 1), (5, 0), (0, 2, 2), (0, 0, 6), (1, 4)]),
         draws_several=st.booleans(),
     )
     def start(
-        self, num_blocks, block_size, max_num_seqs, budget, depth, num_stages, caching, windows, draws_several
+        self, num_blocks, block_size, max_num_seqs, budget, depth, num_pp_stages, caching, windows, draws_several
     ) -> None:
         caches = [LayerCache(window) for window in windows]
         self.room = max(n for n in range(25) if max_held_blocks(caches, n, block_size, budget) <= num_blocks)
         manager = KVCacheManager(num_blocks, block_size, caching, caches)
-        self.scheduler = Scheduler(manager, max_num_seqs, budget, num_stages)
-        depth = depth if num_stages == 1 else num_stages - 1
+        self.scheduler = Scheduler(manager, max_num_seqs, budget, num_pp_stages)
+        depth = depth if num_pp_stages == 1 else num_pp_stages - 1
         self.device = FakeDevice(block_size, caches)
         self.depth = depth
         self.draws_several = draws_several
@@ -209,7 +209,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def may_draw_several(self, sequence: Sequence) -> bool:
         """Returns whether steps may draw several tokens of a sequence: each is read before the next one is planned."""
-        is_read = self.depth == 0 or self.scheduler.num_stages > 1 or sequence.grammar is not None
+        is_read = self.depth == 0 or self.scheduler.num_pp_stages > 1 or sequence.grammar is not None
         return self.draws_several and is_read
 
     def end(self, sequences: list[Sequence]) -> None:
@@ -225,7 +225,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not plan.sequences[0].is_suspect or len(plan.sequences) == 1
         for sequence, start, count in zip(plan.sequences, plan.starts, plan.counts, strict=True):
             assert start + count <= sequence.max_tokens_total
-            must_be_known = self.scheduler.num_stages > 1 or sequence.grammar is not None
+            must_be_known = self.scheduler.num_pp_stages > 1 or sequence.grammar is not None
             assert not must_be_known or start + count <= len(sequence.token_ids), "a token is not known yet"
 
     @invariant()
@@ -397,7 +397,7 @@ def test_releasing_a_block_twice_is_found():
 
 
 def test_stages_share_the_requests_out() -> None:
-    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=8, max_num_batched_tokens=100, num_stages=2)
+    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=8, max_num_batched_tokens=100, num_pp_stages=2)
     for i in range(5):
         scheduler.add(make_request(str(i), [1, 2, 3], 4))
     first, second = scheduler.schedule(), scheduler.schedule()

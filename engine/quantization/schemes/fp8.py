@@ -14,7 +14,7 @@ from torch import Tensor
 from ....kernels import quantize_fp8, scaled_linear
 from ...device import Device
 from ...errors import ConfigError
-from ...layers import Linear, Slot
+from ...layers import Linear, WeightSlot
 from ...parallel.shard import Dimension
 from ..scheme import LinearSpec, QuantizationScheme
 
@@ -49,7 +49,7 @@ class Fp8Scheme(QuantizationScheme):
                 "one does not; drop it, or store only the KV cache in 8 bits with kv_cache_dtype='fp8'"
             )
 
-    def takes(self, layer: LinearSpec) -> bool:
+    def supports_sizes(self, layer: LinearSpec) -> bool:
         """Returns whether both sizes of the matrix are multiples of 16."""
         return layer.num_columns % _MULTIPLE == layer.num_rows % _MULTIPLE == 0
 
@@ -91,11 +91,11 @@ class Fp8Linear(Linear):
         quantised, x_scale = quantize_fp8(x)
         return scaled_linear(quantised, x_scale, self.weight, self.weight_scale, self.bias, x.dtype)
 
-    def _slot(self, name: str, rows: slice) -> Slot:
+    def _slot(self, name: str, rows: slice) -> WeightSlot:
         if name != "weight":
             return super()._slot(name, rows)
         assert self.weight is not None
-        return Slot((_bytes(self.weight[rows]), self.weight_scale[rows]), self._quantise)
+        return WeightSlot((_bytes(self.weight[rows]), self.weight_scale[rows]), self._quantise)
 
     def _quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         quantised, scale = quantize_fp8(weight.to(self.weight_scale.device, self._dtype))

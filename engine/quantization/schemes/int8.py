@@ -16,7 +16,7 @@ from ....kernels import int8_linear
 from ....kernels.int8_linear import can_pack_int8, pack_int8, quantize_int8
 from ...device import Device
 from ...errors import ConfigError
-from ...layers import Linear, PackedWeight, Slot
+from ...layers import Linear, PackedWeight, WeightSlot
 from ...parallel.shard import Dimension, as_shard
 from ..scheme import LinearSpec, QuantizationScheme
 
@@ -40,7 +40,7 @@ class Int8Scheme(QuantizationScheme):
                 "device='cpu'"
             )
 
-    def takes(self, layer: LinearSpec) -> bool:
+    def supports_sizes(self, layer: LinearSpec) -> bool:
         """Returns whether the kernel supports the number of columns."""
         return can_pack_int8(layer.num_columns)
 
@@ -111,11 +111,11 @@ class Int8Linear(Linear):
     def _pack(self, weight: Tensor) -> PackedWeight:
         return Int8Weight(pack_int8(weight), self.weight_scale)
 
-    def _slot(self, name: str, rows: slice) -> Slot:
+    def _slot(self, name: str, rows: slice) -> WeightSlot:
         if name != "weight":
             return super()._slot(name, rows)
         assert self.weight is not None
-        return Slot((self.weight[rows], self.weight_scale[rows]), self._quantise)
+        return WeightSlot((self.weight[rows], self.weight_scale[rows]), self._quantise)
 
     def _quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return quantize_int8(weight.to(self.weight_scale.device))

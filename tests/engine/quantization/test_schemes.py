@@ -25,7 +25,7 @@ TOY = '''"""A scheme for this test: matrices are stored as bytes, and multiplied
 import torch
 from torch import nn
 
-from ...layers import LinearBase, Slot
+from ...layers import LinearBase, WeightSlot
 from ..scheme import QuantizationScheme
 
 
@@ -43,7 +43,7 @@ class ToyLinear(LinearBase):
         first = 0
         for block, rows in self.blocks.items():
             own = slice(first, first := first + rows.length)
-            yield f"{block}.weight".lstrip("."), Slot((self.qweight[own], self.scales[own]), self.quantise)
+            yield f"{block}.weight".lstrip("."), WeightSlot((self.qweight[own], self.scales[own]), self.quantise)
 
     def quantise(self, rows):
         scales = rows.float().abs().amax(1, keepdim=True) / 127
@@ -60,7 +60,7 @@ class ToyScheme(QuantizationScheme):
     def check(self, device, dtype):
         pass
 
-    def takes(self, layer):
+    def supports_sizes(self, layer):
         return not layer.bias
 
     def make_linear(self, layer):
@@ -122,7 +122,7 @@ def test_every_linear_layer_is_made_under_its_name(monkeypatch: pytest.MonkeyPat
     parts: list[str] = []
 
     class Recording(Int8Scheme):
-        def covers(self, layer: LinearSpec) -> bool:
+        def applies_to(self, layer: LinearSpec) -> bool:
             return True
 
         def make_linear(self, layer: LinearSpec) -> Int8Linear:
@@ -146,8 +146,8 @@ def test_every_linear_layer_is_made_under_its_name(monkeypatch: pytest.MonkeyPat
 
 def test_a_scheme_chooses_layers_by_name(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     class Ignoring(Int8Scheme):
-        def covers(self, layer: LinearSpec) -> bool:
-            return super().covers(layer) and not layer.name.startswith("layers.0.")
+        def applies_to(self, layer: LinearSpec) -> bool:
+            return super().applies_to(layer) and not layer.name.startswith("layers.0.")
 
     monkeypatch.setattr(options, "find_scheme", lambda name: Ignoring)
     model = build_model(tiny_config("llama"), torch.float32, "cpu", ModelOptions("int8"))

@@ -18,7 +18,7 @@ from millrace.engine.errors import ConfigError
 from millrace.engine.kv_cache.layout import allocate_kv_cache
 from millrace.engine.kv_cache.shared_prefix import MIN_READS_SAVED, SharedPrefix
 from millrace.engine.llm import LLM
-from millrace.engine.loading import runner as loading
+from millrace.engine.loading import load as loading
 from millrace.engine.loading.capacity import Reserve, plan_capacity
 from millrace.engine.loading.memory_profile import run_largest_step
 from millrace.engine.models import ModelOptions

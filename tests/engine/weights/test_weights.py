@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from millrace.engine.errors import CheckpointError
-from millrace.engine.layers import Slot
+from millrace.engine.layers import WeightSlot
 from millrace.engine.models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
 from millrace.engine.quantization.schemes.fp8 import Fp8Linear
 from millrace.engine.weights.checkpoint import (
@@ -159,13 +159,13 @@ def test_integers_are_refused(folder: Path) -> None:
 class Cut(torch.nn.Module):
     """A layer of a class that the loader does not know; `cut` makes its slots of its parameter `weight`, `[6, 4]`."""
 
-    def __init__(self, cut: Callable[[torch.Tensor], dict[str, Slot]]) -> None:
+    def __init__(self, cut: Callable[[torch.Tensor], dict[str, WeightSlot]]) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.full((6, 4), torch.nan), requires_grad=False)
         self.register_buffer("computed", torch.ones(3), persistent=False)
         self._cut = cut
 
-    def slots(self) -> Iterator[tuple[str, Slot]]:
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         yield from self._cut(self.weight).items()
 
 
@@ -177,17 +177,17 @@ class Packed(torch.nn.Module):
         self.qweight = torch.nn.Parameter(torch.full((6, 4), -1, dtype=torch.int32), requires_grad=False)
         self.register_buffer("scales", torch.full((4,), torch.nan))
 
-    def slots(self) -> Iterator[tuple[str, Slot]]:
-        yield "qweight", Slot((self.qweight,), dtypes=(torch.int32, torch.uint8))
-        yield "scales", Slot((self.scales,))
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
+        yield "qweight", WeightSlot((self.qweight,), dtypes=(torch.int32, torch.uint8))
+        yield "scales", WeightSlot((self.scales,))
 
 
-def rows(**blocks: tuple[int, int]) -> Callable[[torch.Tensor], dict[str, Slot]]:
-    return lambda weight: {name: Slot((weight[first:last],)) for name, (first, last) in blocks.items()}
+def rows(**blocks: tuple[int, int]) -> Callable[[torch.Tensor], dict[str, WeightSlot]]:
+    return lambda weight: {name: WeightSlot((weight[first:last],)) for name, (first, last) in blocks.items()}
 
 
-def columns(**blocks: tuple[int, int]) -> Callable[[torch.Tensor], dict[str, Slot]]:
-    return lambda weight: {name: Slot((weight[:, first:last],)) for name, (first, last) in blocks.items()}
+def columns(**blocks: tuple[int, int]) -> Callable[[torch.Tensor], dict[str, WeightSlot]]:
+    return lambda weight: {name: WeightSlot((weight[:, first:last],)) for name, (first, last) in blocks.items()}
 
 
 class TestModulesOfAnyClass:
@@ -212,7 +212,7 @@ class TestModulesOfAnyClass:
             rows(a=(0, 3), b=(0, 3)),
             rows(a=(0, 3), b=(2, 5)),
             columns(a=(0, 2), b=(1, 3)),
-            lambda weight: {"a": Slot((torch.empty(6, 4),))},
+            lambda weight: {"a": WeightSlot((torch.empty(6, 4),))},
         ],
         ids=["none", "a part", "a part twice", "an overlap", "columns", "other memory"],
     )
@@ -223,7 +223,7 @@ class TestModulesOfAnyClass:
             weight_slots(model)
 
     def test_padding_needs_no_slot(self, tmp_path: Path) -> None:
-        module = Cut(lambda weight: {"a": Slot((weight[:5],), padding=(weight[5:].fill_(0),))})
+        module = Cut(lambda weight: {"a": WeightSlot((weight[:5],), padding=(weight[5:].fill_(0),))})
         self.load(tmp_path, module, a=torch.ones(5, 4))
         assert torch.equal(module.weight.sum(1), torch.tensor([4.0] * 5 + [0]))
 

@@ -1,4 +1,4 @@
-"""`Slot`: a weight slot, which is the memory of a layer that one tensor of a checkpoint fills."""
+"""`WeightSlot`: a weight slot, which is the memory of a layer that one tensor of a checkpoint fills."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..parallel.shard import Shard
 
-__all__ = ["HasSlots", "Slot"]
+__all__ = ["HasSlots", "WeightSlot"]
 
 
 class _Narrows(Protocol):
@@ -27,7 +27,7 @@ def _as_it_is(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Slot:
+class WeightSlot:
     """A weight slot: the memory that one tensor of a checkpoint fills.
 
     Two names of the same weight, such as those of a tied head and its embedding, have weight slots with equal keys.
@@ -90,5 +90,5 @@ class Slot:
 class HasSlots(Protocol):
     """A module that declares its weight slots itself, because not every parameter is one tensor of a checkpoint."""
 
-    def slots(self) -> Iterator[tuple[str, Slot]]:
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields every (name, weight slot) of the module; the names are relative to the module."""

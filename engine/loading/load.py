@@ -13,7 +13,7 @@ from ..device import Device, keep_freed_memory
 from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
 from ..models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
-from ..models.stages import cache_groups, kv_cache_sizes
+from ..models.pp_stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE, ParallelContext
 from ..step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
 from ..step.decode_tape import DecodeTape
