@@ -5,14 +5,18 @@ Letters in shapes: T tokens of the step, H query heads, K key and value heads, D
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from ...kernels import paged_attention
 from ..batch import ForwardBatch
+from ..parallel.shard import Shard
 from .linear import LinearBase
 from .rotate_and_store import RotateAndStore, StoreOnly
+from .weight_slot import WeightSlot
 
 __all__ = ["Attention", "Heads"]
 
@@ -22,12 +26,12 @@ class Heads:
     """The numbers of heads that one rank computes in an attention layer, and their size.
 
     Attributes:
-        num_heads: Number of query heads.
-        num_kv_heads: Number of key and value heads; each serves `num_heads / num_kv_heads` query heads.
+        query: The query heads of this rank among those of the model.
+        num_kv_heads: Number of key and value heads; each serves `query.length / num_kv_heads` query heads.
         head_dim: Size of a head.
     """
 
-    num_heads: int
+    query: Shard
     num_kv_heads: int
     head_dim: int
 
@@ -43,6 +47,8 @@ class Attention(nn.Module):
         scale: Factor on the product of a query and a key.
         softcap: Smooth limit on the scores; 0 for no limit.
         causal: Whether a token attends only to itself and the tokens before it.
+        sinks: Device of one learned score for each query head, which takes part in the softmax as if it were the score
+            of one more key whose value is zero; None for no such scores.
         window: Number of latest tokens that a token attends to, its own included; 0 for all.
         group: Index of the group of layers to which this layer belongs, and whose block tables it reads.
         deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
@@ -58,6 +64,7 @@ class Attention(nn.Module):
         scale: float,
         softcap: float,
         causal: bool,
+        sinks: torch.device | None,
         window: int,
         group: int,
         deterministic: bool,
@@ -73,8 +80,18 @@ class Attention(nn.Module):
         self.group = group
         self.deterministic = deterministic
         self.head_dim = heads.head_dim
-        self._split = (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
+        self._heads = heads.query
+        self._split = (heads.query.length, heads.num_kv_heads, heads.num_kv_heads)
         self._num_rows = sum(self._split)
+        self.sinks: nn.Parameter | None = None
+        if sinks is not None:
+            scores = torch.empty(heads.query.length, dtype=torch.float32, device=sinks)
+            self.sinks = nn.Parameter(scores, requires_grad=False)
+
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
+        """Yields `sinks` and its weight slot, this rank's heads, if the layer has sinks."""
+        if self.sinks is not None:
+            yield "sinks", WeightSlot((self.sinks,), parts=(self._heads,))
 
     def forward(self, hidden: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attends from the tokens of `batch` to their sequences' cached tokens and themselves.
@@ -103,6 +120,7 @@ class Attention(nn.Module):
             self.window,
             causal=self.causal,
             softcap=self.softcap,
+            sinks=self.sinks,
             num_decodes=batch.num_decodes,
             num_shared=batch.num_shared,
             deterministic=self.deterministic,

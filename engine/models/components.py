@@ -188,13 +188,14 @@ class Components:
         query, kv = heads.times(spec.head_dim), kv_heads.times(spec.head_dim)
         name, blocks = f"layers.{layer_idx}.attention", {"query": query, "key": kv, "value": kv}
         return Attention(
-            Heads(heads.length, kv_heads.length, spec.head_dim),
+            Heads(heads, kv_heads.length, spec.head_dim),
             qkv=self.linears.make_linear(f"{name}.qkv", spec.hidden_size, blocks, bias=spec.qkv_bias),
             out=self._summed(f"{name}.out", query, spec.hidden_size, bias=spec.attention_out_bias),
             rotate_and_store=self._rotate_and_store(),
             scale=spec.head_dim**-0.5 if spec.attention.scale is None else spec.attention.scale,
             softcap=spec.attention.softcap,
             causal=spec.attention.causal,
+            sinks=self._device if spec.attention.sinks else None,
             window=spec.windows[layer_idx],
             group=self._group_of[layer_idx],
             deterministic=self._options.deterministic,

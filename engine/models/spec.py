@@ -32,11 +32,13 @@ class AttentionSpec:
         scale: Factor on the product of a query and a key; None for `head_dim ** -0.5`.
         softcap: Smooth limit on the scores; 0 for no limit.
         causal: Whether a token attends only to itself and the tokens before it.
+        sinks: Whether each query head has a learned score that takes part in its softmax and adds no value.
     """
 
     scale: float | None = None
     softcap: float = 0.0
     causal: bool = True
+    sinks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
