@@ -1,7 +1,8 @@
-"""OpenAI's batch files: a line to a request, an answer to a line, at the scale of datasets.
+"""OpenAI's batch files: `run_batch` answers every line of a batch file with the engine, at the scale of datasets.
 
-`fields.py` is the table of what a body may hold; `request.py` and `response.py` are pure; `input_index.py` and
-`source.py` read the file; `job.py` runs it. The face is lazy (PEP 562).
+`lines/fields.py` is the table of the fields that a request body may hold. `lines/request.py` parses a line and
+`lines/response.py` writes the answer; both are pure. `input_index.py` and `source.py` read the batch file, and `job.py`
+runs it. This module imports a public name only when the name is used (PEP 562).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From the parts of a finished run to the two files: lines of the out file and of the error file, in input order."""
+"""Joins the parts of a finished run: `write_answers` and `write_errors` write the two files in input order."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ ROWS_AT_ONCE = 1024
 
 
 def write_answers(parts: Sequence[Storage], target: Storage) -> int:
-    """Writes the out file.
+    """Writes the answers of a batch to the out file.
 
     Args:
-        parts: Results, in input order.
-        target: The file; it appears when it is whole.
+        parts: Parquet files of the results, in input order.
+        target: The out file; the file appears when all lines are written.
 
     Returns:
-        Number of lines.
+        The number of lines that the out file holds.
     """
     return _write(target, (row[LINE] for part in parts for row in _rows(part)))
 
 
 def write_errors(parts: Sequence[Storage], target: Storage, reader: RequestReader) -> dict[str, ErrorKind]:
-    """Writes the error file.
+    """Writes the errors of a batch to the error file, in input order.
 
     Args:
-        parts: Dead letters, each part in input order.
-        target: The file; it appears when it is whole.
-        reader: What read the lines.
+        parts: Parquet files of the dead letters, each sorted in input order.
+        target: The error file; the file appears when all lines are written.
+        reader: The reader that the run parsed its lines with.
 
     Returns:
-        Code -> how many lines have it, and one of their messages.
+        Error code -> the number of lines with this code, and the message of the first of these lines.
     """
     codes: dict[str, ErrorKind] = {}
 

@@ -1,4 +1,4 @@
-"""The settings of a batch, checked when they are made: `BatchConfig`."""
+"""The settings of a batch: `BatchConfig`, which checks them when it is constructed."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ NO_LINES = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
 
 class BatchConfig(Settings):
-    """A batch file through a model into an out file and an error file.
+    """The settings of a run that answers a batch file with a model and writes an out file and an error file.
 
     Attributes:
         model: Folder of the model, ``"bundled:NAME"``, or a URL.
-        input: The batch file; a path or a URL.
-        output: The out file.
-        errors: The error file; None for a name beside the out file, ``"out.errors.jsonl"`` beside ``"out.jsonl"``.
-        served_model_names: Names that lines may give as their model; if empty, the name that the first line gives. The
+        input: Path or URL of the batch file.
+        output: Path or URL of the out file, which holds the answers.
+        errors: Path or URL of the error file, which holds the lines that failed; None for a name beside the out file,
+            such as ``"out.errors.jsonl"`` beside ``"out.jsonl"``.
+        served_model_names: Model names that lines may ask for; if empty, the name that the first line asks for. The
             name in `model` is always allowed.
-        max_tokens: Most tokens to generate for a line that sets no limit; None for the default of its endpoint.
+        max_tokens: Most tokens to generate for a line that sets no limit; None for the default of the endpoint.
         replicas: Number of copies of the model.
         engine: Settings of the engine.
-        seed: Seed from which the seeds of lines without one are derived.
-        tool_call_parser: How the model writes tool calls, e.g. ``"hermes"``; None to leave them in the text.
-        reasoning_parser: How the model marks its reasoning, e.g. ``"qwen3"``; None to leave it in the text.
-        endpoint_url: Address of the store behind ``s3://``, if it is not Amazon's.
-        batch_size: Rows per block.
-        flush_interval_s: Seconds after which a finished row is durable.
+        seed: Seed from which the run derives a seed for every line that gives none.
+        tool_call_parser: Format of tool calls in the model's text, e.g. ``"hermes"``; None to leave them in the text.
+        reasoning_parser: Format of reasoning in the model's text, e.g. ``"qwen3"``; None to leave it in the text.
+        endpoint_url: Address of the S3 server; None for Amazon's.
+        batch_size: Number of rows in a block of Ray Data.
+        flush_interval_s: Most seconds until a finished row is durable.
     """
 
     model: str
@@ -64,17 +65,17 @@ class BatchConfig(Settings):
 
     @property
     def input_file(self) -> Storage:
-        """The batch file."""
+        """The batch file, at an absolute path or a URL."""
         return self._file(self.input)
 
     @property
     def output_file(self) -> Storage:
-        """The out file."""
+        """The out file, at an absolute path or a URL."""
         return self._file(self.output)
 
     @property
     def error_file(self) -> Storage:
-        """The error file."""
+        """The error file: `errors`, or a name beside the out file if `errors` is None."""
         if self.errors is not None:
             return self._file(self.errors)
         stem, dot, suffix = self.output.rpartition(".")
@@ -82,11 +83,11 @@ class BatchConfig(Settings):
 
     @property
     def work_folder(self) -> Storage:
-        """The folder of the work in progress: beside the out file, with its name."""
+        """The hidden folder of the work in progress, beside the out file: ``".out.jsonl.millrace"``."""
         folder, slash, name = self.output_file.url.rpartition("/")
         return self._file(f"{folder}{slash}.{name}.millrace")
 
     def _file(self, path: str) -> Storage:
-        """Returns a file of the batch. A path is made absolute, because workers have other current folders."""
+        """Returns the file at a path or URL. A path becomes absolute: workers have other current folders."""
         url = path if "://" in path else str(Path(path).expanduser().absolute())
         return Storage.at(url, self.endpoint_url)

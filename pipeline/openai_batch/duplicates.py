@@ -1,7 +1,8 @@
-"""Which of many keys came before: exact, in the order they came, in little memory.
+"""Finds repeated keys among hundreds of millions in little memory: `DuplicateFinder`.
 
-Keys are known by a hash of 128 bits. Beyond a buffer they are spread over files by the first byte of the hash, and each
-file is sorted by itself: 100 million keys take 2.4 GB of disk and a few tens of MB of memory.
+The finder keeps a hash of 128 bits of each key. A full buffer is spread over files by the first byte of the hash, so
+that equal keys meet in one file, and each file is sorted by itself: 100 million keys take 2.4 GB of disk and a few tens
+of MB of memory.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ _PLACE = struct.Struct("<Q")
 
 
 class DuplicateFinder:
-    """Takes keys with the places they stand at, and tells the places of those that have come before.
+    """Collects keys with their places, and returns the places of the keys that repeat an earlier key.
 
     Args:
-        folder: An empty folder for what does not fit the buffer.
-        buffered_records: Keys held in memory.
+        folder: An empty folder for the keys that do not fit the buffer.
+        buffered_records: Most keys held in memory.
     """
 
     def __init__(self, folder: Path, buffered_records: int = BUFFERED_RECORDS) -> None:
@@ -33,18 +34,18 @@ class DuplicateFinder:
         self._buffer = bytearray()
 
     def add(self, key: str, place: int) -> None:
-        """Takes a key.
+        """Adds a key.
 
         Args:
             key: The key.
-            place: Where it stands; larger than those before.
+            place: Place of the key, such as an offset in a file; larger than every place added before.
         """
         self._buffer += hashlib.blake2b(key.encode(), digest_size=16).digest() + _PLACE.pack(place)
         if len(self._buffer) >= self._limit:
             self._spill()
 
     def places(self) -> np.ndarray:
-        """Returns the places of all keys but the first of each kind, ascending, as uint64."""
+        """Returns the places of all keys that equal an earlier key, ascending, as uint64."""
         if not any(self._folder.iterdir()):
             return np.sort(_later_places(np.frombuffer(bytes(self._buffer), RECORD)))
         self._spill()
@@ -52,6 +53,7 @@ class DuplicateFinder:
         return np.sort(np.concatenate([_later_places(np.fromfile(file, RECORD)) for file in files]))
 
     def _spill(self) -> None:
+        """Appends the buffered records to the files of their hashes, and empties the buffer."""
         records = np.frombuffer(bytes(self._buffer), RECORD)
         self._buffer.clear()
         bucket = records["high"] % NUM_FILES
@@ -65,7 +67,7 @@ class DuplicateFinder:
 
 
 def _later_places(records: np.ndarray) -> np.ndarray:
-    """Returns the places of the records whose key an earlier one has."""
+    """Returns the places of the records whose key equals that of a record at an earlier place."""
     ordered = records[np.lexsort((records["place"], records["low"], records["high"]))]
     same = (ordered["high"][1:] == ordered["high"][:-1]) & (ordered["low"][1:] == ordered["low"][:-1])
     return ordered["place"][1:][same]

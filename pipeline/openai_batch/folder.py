@@ -1,4 +1,4 @@
-"""Work in progress of a batch: what it is, so that a later run knows whether it is the same one, and its index."""
+"""`BatchFolder`: the folder of a batch in progress, with the settings by which a later run resumes it, and an index."""
 
 from __future__ import annotations
 
@@ -16,37 +16,38 @@ from .input_index import InputIndex
 FINGERPRINT = (
     "model", "served_model_names", "max_tokens", "engine", "seed", "tool_call_parser", "reasoning_parser",
 )  # fmt: skip
-"""Settings that the lines of the output follow from."""
+"""Settings that change the output: a run resumes an unfinished batch only if these are equal."""
 
 STATE, INDEX = "batch.json", "index.npz"
 
 
 @dataclass(frozen=True)
 class BatchFolder:
-    """The folder of the work in progress.
+    """The folder that holds a batch in progress: its settings, the index of its input and its finished lines.
 
     Attributes:
-        config: The batch.
+        config: The settings of the batch.
     """
 
     config: BatchConfig
 
     @property
     def root(self) -> Storage:
-        """The folder."""
+        """The folder itself."""
         return self.config.work_folder
 
     def check(self, overwrite: bool) -> bool:
-        """Decides what is to be done with what is there. Nothing is written.
+        """Checks that the batch can write its files, and returns whether it resumes an earlier run. Writes nothing.
 
         Args:
-            overwrite: Whether it gives way.
+            overwrite: Whether the run may replace existing files and an unfinished batch.
 
         Returns:
-            Whether this batch has begun and is to go on.
+            True if an earlier run began this batch and this run continues it; False if the batch begins anew.
 
         Raises:
-            ConfigError: There is no input, the files of another batch are in the way, or another one has begun here.
+            ConfigError: The input does not exist, an output file is a folder or exists already, or the folder holds an
+                unfinished batch with other settings.
         """
         state = self._state()
         for one in (self.config.output_file, self.config.error_file):
@@ -68,13 +69,13 @@ class BatchFolder:
         return False
 
     def begin(self) -> None:
-        """Clears what is in the way, and notes the batch."""
+        """Removes existing output files and an unfinished batch, and writes the settings of this batch."""
         for one in (self.config.output_file, self.config.error_file, self.root):
             one.remove()
         (self.root / STATE).write_bytes(json.dumps(self._state(), indent=2).encode())
 
     def index(self) -> InputIndex:
-        """Returns the index of the input; it is made once."""
+        """Returns the index of the input. The first call scans the input and keeps the index in the folder."""
         file = self.root / INDEX
         if file.exists():
             return InputIndex.from_bytes(file.read_bytes())
@@ -83,6 +84,7 @@ class BatchFolder:
         return index
 
     def _state(self) -> dict[str, Any]:
+        """Returns the settings that change the output, the identity of the input, and the version of the package."""
         info = self.config.input_file.info()
         if info is None or info.is_dir:
             wrong = "does not exist" if info is None else "is a folder"
@@ -92,7 +94,7 @@ class BatchFolder:
 
 
 def _changes(began: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """Yields what is different, in words; another version of the package is no other batch."""
+    """Yields a description of each setting that differs. The version of the package may differ."""
     for name, value in json.loads(json.dumps(now)).items():
         if name != "version" and began.get(name) != value:
             yield f"{name} was {began.get(name)!r:.120} and is now {value!r:.120}"

@@ -1,7 +1,7 @@
-"""A look through the whole input before anything runs: where its lines are, and which repeat a `custom_id`.
+"""A scan of the whole batch file before the run: `InputIndex` holds chunk offsets and the lines that repeat an id.
 
-One process reads the file once, as OpenAI's service does before it takes one. What it finds is small, whatever the size
-of the file, and kept beside the work in progress, so that a resumed job does not look again.
+One process reads the file once, as OpenAI's service does before it accepts a file. The index is small, whatever the
+size of the file. The folder of the work in progress keeps the index, so that a resumed batch does not scan again.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ CHUNK_ROWS = 512
 
 @dataclass(frozen=True)
 class InputIndex:
-    """What is known of a batch file.
+    """The positions of the lines of a batch file, and facts about the whole file.
 
     Attributes:
-        chunks: Stretches of the file of about a megabyte, as `CHUNK`; lines are numbered from 1.
-        duplicates: Offsets of the lines whose `custom_id` an earlier one has, ascending.
-        num_empty: Lines without a request, which are skipped.
-        model: The model that the first line with one names; None if no line does.
+        chunks: Ranges of the file of about a megabyte, with dtype `CHUNK`; lines are numbered from 1.
+        duplicates: Byte offsets of the lines that repeat the `custom_id` of an earlier line, ascending, as uint64.
+        num_empty: Number of empty lines, which the run skips.
+        model: Model name in the first line that gives one; None if no line does.
     """
 
     chunks: np.ndarray
@@ -44,12 +44,12 @@ class InputIndex:
 
     @property
     def num_rows(self) -> int:
-        """Lines that are not empty."""
+        """Number of lines that are not empty."""
         return int(self.chunks["num_rows"].sum())
 
     @classmethod
     def scan(cls, file: Storage) -> InputIndex:
-        """Reads a file through.
+        """Reads a whole batch file and returns its index.
 
         Args:
             file: The batch file.
@@ -58,7 +58,7 @@ class InputIndex:
             return _scan(lines, DuplicateFinder(Path(folder)))
 
     def to_bytes(self) -> bytes:
-        """Returns it as bytes, to be kept."""
+        """Returns the index as the bytes of an ``.npz`` file."""
         buffer = io.BytesIO()
         np.savez(
             buffer,
@@ -71,18 +71,18 @@ class InputIndex:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> InputIndex:
-        """Reads what `to_bytes` returned."""
+        """Returns the index that `to_bytes` wrote."""
         with np.load(io.BytesIO(data)) as kept:
             model = kept["model"].tobytes().decode()
             return cls(kept["chunks"], kept["duplicates"], int(kept["num_empty"]), model or None)
 
 
 def read_lines(file: BinaryIO, offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yields the lines of a file with the offsets they begin at; empty ones too.
+    """Yields (offset, line) of every line of a file, empty lines included.
 
     Args:
-        file: The file, at a place where a line begins.
-        offset: That place.
+        file: The file, positioned at the start of a line.
+        offset: Byte offset of this position in the batch file.
     """
     for line in file:
         yield offset, line
@@ -111,7 +111,7 @@ def _scan(file: BinaryIO, finder: DuplicateFinder) -> InputIndex:
 
 
 def _look_at(line: bytes) -> tuple[str | None, str | None]:
-    """Returns `custom_id` and model of a line, None for what it has not."""
+    """Returns the `custom_id` and the model name of a line; None for one that is missing."""
     with suppress(Refusal):
         values = parse_object(line)
         body = values.get("body")

@@ -1,4 +1,4 @@
-"""Runs a batch: lines -> processor -> durable rows -> the out file and the error file."""
+"""Runs a batch: `run_batch` sends lines through a processor to durable rows, the out file and the error file."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ logger = logging.getLogger(__name__)
 ADVISED = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
-"""Sampling parameters that a model's makers may recommend."""
+"""Sampling parameters whose default may come from the model's generation_config.json."""
 
 MAX_ROWS_PER_PART = 20_000
-"""Most lines in memory while they are put in order."""
+"""Most lines in memory while the results are sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class PreparedBatch:
         config: Settings of the batch.
         processor: Settings of its processor.
         folder: Folder of the work in progress.
-        resumes: Whether an earlier run has begun the batch, so that this one goes on.
+        resumes: Whether an earlier run began the batch, so that this run continues it.
     """
 
     config: BatchConfig
@@ -101,12 +101,12 @@ def run_batch(
     on_progress: Callable[[Progress], None] | None = None,
     started_s: float | None = None,
 ) -> BatchSummary:
-    """Runs a batch to its end, from where an earlier run stopped. Starts Ray if it does not run, and leaves it running.
+    """Runs a batch to its end, from where an earlier run stopped. Starts Ray if none runs, and leaves it running.
 
     Args:
-        batch: The batch.
-        overwrite: As in `prepare_batch`; it has no effect on a batch that is prepared already.
-        on_progress: Called now and then with the progress of the batch, from another thread.
+        batch: The settings of the batch, or a batch that `prepare_batch` has checked.
+        overwrite: As in `prepare_batch`; it has no effect on a prepared batch.
+        on_progress: Function that another thread calls with the progress of the batch every half second.
         started_s: Time at which the start-up began, on `time.monotonic`; None for now.
 
     Returns:
@@ -126,7 +126,7 @@ def run_batch(
     manifest = Manifest.read(folder.root) or _run_lines(prepared, index, reader, on_progress, started_s)
     errors = [folder.root / one.name for one in manifest.failed_files]
     codes = write_errors(errors, config.error_file, reader)
-    # The out file comes last, so that a reader who finds it finds the error file too.
+    # The out file is written last: when it exists, the error file exists too.
     write_answers([folder.root / one.name for one in manifest.files], config.output_file)
     folder.root.remove()
     return BatchSummary(
@@ -148,7 +148,7 @@ def _run_lines(
     on_progress: Callable[[Progress], None] | None,
     started_s: float,
 ) -> Manifest:
-    """Runs the lines that are not done, and puts the results of all lines in order."""
+    """Runs the lines that have no result yet, and publishes the results of all lines in input order."""
     source = BatchSource(prepared.config.input_file, index)
     spec = OutputSpec(
         prepared.folder.root / "work",
@@ -176,7 +176,7 @@ def _processor(prepared: PreparedBatch, reader: RequestReader) -> Processor:
 
 
 def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
-    """Returns the reader of lines, with the models that lines may name and the parameters of lines that set none."""
+    """Returns the reader of lines, with the model names that lines may use and their default parameters."""
     config = prepared.config
     named = config.served_model_names or ([] if index.model is None else [index.model])
     if not config.served_model_names and index.model not in (None, config.model):
@@ -193,7 +193,7 @@ def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
 
 
 def _advice(config: EngineProcessorConfig) -> dict[str, Any]:
-    """Returns the sampling parameters that the model's makers recommend and that differ from our defaults."""
+    """Returns the recommended sampling parameters of the model that differ from the defaults of `SamplingParams`."""
     if config.engine_config.generation_config != "auto":
         return {}
     advice = read_generation_config(resolve_model(config.model_source))

@@ -1,4 +1,4 @@
-"""A large file written piece by piece that appears when it is whole, here or behind a URL."""
+"""Writes a large file, local or remote, that appears only when it is whole: `whole_file`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from ..files.storage import Storage
 
 PIECE_BYTES = 16 << 20
 MAX_PIECES_BEFORE_GROWTH = 1000
-"""S3 takes 10,000 pieces: after so many of one size, they double."""
+"""Number of pieces after which the size of a piece doubles, because S3 accepts at most 10,000 pieces."""
 
 
 class Writable(Protocol):
-    """What takes bytes."""
+    """An object with a `write` method for bytes."""
 
     def write(self, data: bytes) -> Any:
-        """Takes the next bytes."""
+        """Appends bytes."""
         ...
 
 
 @contextmanager
 def whole_file(target: Storage) -> Iterator[Writable]:
-    """Opens a file for writing that appears at the end of the block, if nothing was raised in it.
+    """Opens a file for writing. The file appears when the `with` block ends; if the block raises, it does not appear.
 
     Args:
-        target: The file; one that is there is replaced.
+        target: The file; an existing file is replaced.
     """
     opened = _local_file if target.is_local else _s3_file if target.protocol in ("s3", "s3a") else _remote_file
     with opened(target) as file:
@@ -55,7 +55,7 @@ def _local_file(target: Storage) -> Iterator[Writable]:
 
 @contextmanager
 def _remote_file(target: Storage) -> Iterator[Writable]:
-    """Writes under another name and gives the file its own at the end: not all stores know pieces."""
+    """Writes under a temporary name, and renames at the end: not every store can upload in pieces."""
     draft = Storage.at(f"{target.url}.{uuid.uuid4().hex[:12]}.tmp", options=target.options)
     library = RemoteFiles(draft.protocol, draft.options).library
     with ExitStack() as clean:
@@ -77,10 +77,10 @@ def _s3_file(target: Storage) -> Iterator[Writable]:
 
 
 class S3Upload:
-    """A file sent to S3 in pieces, each tried again by itself when the store fails; it appears with the last.
+    """A multipart upload to S3. Each piece is retried by itself; the file appears when `finish` returns.
 
     Args:
-        target: The file.
+        target: The file, at an ``s3://`` URL.
     """
 
     def __init__(self, target: Storage) -> None:
@@ -94,25 +94,25 @@ class S3Upload:
         self._id = self._call("create_multipart_upload")["UploadId"]
 
     def write(self, data: bytes) -> None:
-        """Takes the next bytes."""
+        """Appends bytes, and sends the buffered piece when it is large enough."""
         self._buffer += data
         self._num_bytes += len(data)
         if len(self._buffer) >= PIECE_BYTES << (len(self._pieces) // MAX_PIECES_BEFORE_GROWTH):
             self._send()
 
     def finish(self) -> None:
-        """Sends what is left, and lets the file appear."""
+        """Sends the last piece, and completes the upload, so that the file appears."""
         if self._buffer or not self._pieces:
             self._send()
         try:
             self._call("complete_multipart_upload", UploadId=self._id, MultipartUpload={"Parts": self._pieces})
         except (StorageError, FileNotFoundError):
-            # An attempt whose answer was lost had done it: then the upload is no more, and the file is there.
+            # An earlier attempt may have completed the upload although its answer was lost; then the file is whole.
             if self._target.info() is None or self._target.size() != self._num_bytes:
                 raise
 
     def abort(self) -> None:
-        """Drops what was sent."""
+        """Cancels the upload, so that S3 deletes its pieces."""
         self._call("abort_multipart_upload", UploadId=self._id)
 
     def _send(self) -> None:

@@ -1,4 +1,4 @@
-"""A line as a row of the pipeline: what it asks, what becomes of the answer, what is said when there is none."""
+"""A line of a batch file as a row of the pipeline: `AskLine` and `AnswerLine`, and the error of a failed row."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .lines.response import answer_line
 from .source import IS_DUPLICATE, LINE
 
 REQUEST = "__request"
-"""Column that holds the request between asking and answering."""
+"""Column that holds the parsed request from `AskLine` to `AnswerLine`."""
 
 RESULT_SCHEMA = pa.schema([(LINE, pa.binary())])
-"""What a row becomes: a line of the out file."""
+"""Schema of the results: each row holds a line of the out file."""
 
 NO_PROMPT = dict.fromkeys((
     columns.MESSAGES, columns.PROMPT, columns.TOKENIZED_PROMPT, columns.TOOLS, columns.CHAT_TEMPLATE_KWARGS,
@@ -29,19 +29,19 @@ NO_PROMPT = dict.fromkeys((
 
 @dataclass(frozen=True)
 class AskLine:
-    """The `preprocess` of a batch: what a line asks the model.
+    """The `preprocess` function of a batch: parses a line into the columns that the stages read.
 
     Attributes:
-        reader: Reads the line.
+        reader: The parser of lines.
     """
 
     reader: RequestReader
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns the columns that the stages read.
+        """Returns the columns that the stages read, and the parsed request.
 
         Raises:
-            BatchLineError: The line is no request, or repeats an earlier line's `custom_id`.
+            BatchLineError: The line is not a valid request, or repeats the `custom_id` of an earlier line.
         """
         request = self.reader.read(row[LINE])
         if row[IS_DUPLICATE]:
@@ -53,27 +53,27 @@ class AskLine:
 
 @dataclass(frozen=True)
 class AnswerLine:
-    """The `postprocess` of a batch: the line of the out file.
+    """The `postprocess` function of a batch: makes the line of the out file from an answered row.
 
     Attributes:
-        fingerprint: Of the model and its settings.
+        fingerprint: The `system_fingerprint` of the answers: a hash of the model and its settings.
     """
 
     fingerprint: str
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns the line."""
+        """Returns the row of the results: the line of the out file in the column `LINE`."""
         return {LINE: answer_line(row[REQUEST], row, int(time.time()), self.fingerprint)}
 
 
 def error_of_row(row: Mapping[str, Any], reader: RequestReader) -> LineError:
-    """Returns what is wrong with a line that became a dead letter.
+    """Returns the error of a line that became a dead letter.
 
-    A line that is no request is read again for it: what is wrong with it follows from the line.
+    The dead letter does not hold the details of an invalid request, so the function parses the line again to find them.
 
     Args:
         row: The dead letter.
-        reader: What read the line.
+        reader: The reader that the run parsed its lines with.
     """
     request = reader.read(row[LINE])
     if row[IS_DUPLICATE]:

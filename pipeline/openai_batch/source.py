@@ -1,4 +1,4 @@
-"""The lines of a batch file as a dataset: raw, numbered, with their places in the file."""
+"""The lines of a batch file as a Ray dataset of raw, numbered lines: `BatchSource`."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ SCHEMA = pa.schema([
 
 @dataclass(frozen=True)
 class BatchSource:
-    """A batch file whose index is known.
+    """A batch file with its index, which reads the lines as a dataset.
 
     Attributes:
-        file: The file.
-        index: Where its lines are.
+        file: The batch file.
+        index: Index of the lines.
     """
 
     file: Storage
@@ -44,34 +44,34 @@ class BatchSource:
 
     @property
     def schema(self) -> pa.Schema:
-        """Columns of the rows, but for their place."""
+        """Schema of the rows without the column of their position."""
         return pa.schema([field for field in SCHEMA if field.name != columns.POSITION])
 
     @property
     def num_rows(self) -> int:
-        """Lines that are not empty."""
+        """Number of lines that are not empty."""
         return self.index.num_rows
 
     def read(self, done: RowIndex) -> ray.data.Dataset:
-        """Returns the dataset of the lines that are not empty.
+        """Returns the dataset of the lines that are not empty, without the chunks whose lines are all done.
 
         Args:
-            done: Ids of lines that need not be read: chunks that have no others are left out.
+            done: Index of the ids of finished lines. A chunk with an unfinished line is read whole.
         """
         chunks = [chunk for chunk in self.index.chunks if done.count_between(*_bounds(chunk)) < chunk["num_rows"]]
         index = replace(self.index, chunks=np.array(chunks, CHUNK))
         dataset = ray.data.read_datasource(LineDatasource(self.file, index))
-        # Else a task keeps what it has read until it is 128 MB.
+        # With the default of Ray Data, a task holds its lines back until they reach 128 MB.
         dataset.context.target_max_block_size = BLOCK_BYTES
         return dataset
 
 
 class LineDatasource(Datasource):
-    """Reads a batch file by the chunks of its index.
+    """A Ray datasource that reads a batch file by the chunks of its index.
 
     Args:
-        file: The file.
-        index: Where its lines are.
+        file: The batch file.
+        index: Index of the lines; only the chunks in it are read.
     """
 
     def __init__(self, file: Storage, index: InputIndex) -> None:
@@ -80,13 +80,13 @@ class LineDatasource(Datasource):
         self._index = index
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Returns the bytes of the file."""
+        """Returns the size of all chunks in bytes."""
         return int(self._index.chunks["num_bytes"].sum())
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None
     ) -> list[ReadTask]:
-        """Splits the file into stretches, each read by one task, a block for a chunk."""
+        """Returns read tasks for consecutive chunks; a task yields one row block per chunk."""
         tasks = []
         for chunks in np.array_split(self._index.chunks, min(parallelism, len(self._index.chunks)) or 1):
             if len(chunks):
@@ -103,12 +103,12 @@ class LineDatasource(Datasource):
 
 
 def read_chunks(file: Storage, chunks: np.ndarray, duplicates: np.ndarray) -> Iterator[pa.Table]:
-    """Yields a block for each chunk.
+    """Yields a row block for each chunk, with columns as in `SCHEMA`.
 
     Args:
         file: The batch file.
-        chunks: The chunks.
-        duplicates: Offsets of lines in them whose `custom_id` is an earlier line's.
+        chunks: Chunks to read, with dtype `CHUNK`.
+        duplicates: Byte offsets of the lines in the chunks that repeat the `custom_id` of an earlier line, ascending.
     """
     with file.open_input() as opened:
         for chunk in chunks:
@@ -132,7 +132,7 @@ def _block(data: bytes, chunk: np.ndarray, duplicates: np.ndarray) -> pa.Table:
 
 
 def _bounds(chunk: np.void) -> tuple[bytes, bytes]:
-    """Returns the position at which a chunk begins, and that at which it has ended."""
+    """Returns the position of the first byte of a chunk, and the position after its last byte."""
     begin = int(chunk["offset"])
     low, high = position_column(0, [begin, begin + int(chunk["num_bytes"])]).to_pylist()
     return low, high

@@ -1,4 +1,4 @@
-"""The end of a batch in a few numbers."""
+"""The counts of a finished batch: `BatchSummary`, and `describe_batch`, which shows it as text."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ..ledger.counts import Counts, ErrorKind
 
 @dataclass(frozen=True, slots=True)
 class BatchSummary:
-    """What came of a batch.
+    """The counts of a finished batch.
 
     Attributes:
-        model: The model.
-        output: The out file.
-        errors: The error file.
-        num_rows_in: Lines of the input that are not empty.
-        num_empty: Lines that are.
-        counts: What the lines of both files add up to, whichever run wrote them.
-        codes: Code of an error -> lines that have it, and one message.
-        seconds: What this run took.
+        model: Folder, URL or bundled name of the model.
+        output: URL of the out file.
+        errors: URL of the error file.
+        num_rows_in: Number of lines of the input that are not empty.
+        num_empty: Number of empty lines of the input.
+        counts: Counts of rows, tokens and finish reasons over both files and all runs of the batch.
+        codes: Error code -> the number of lines with this code, and one of their messages.
+        seconds: Duration of the last run.
     """
 
     model: str
@@ -35,22 +35,22 @@ class BatchSummary:
 
     @property
     def num_rows_out(self) -> int:
-        """Lines of both files."""
+        """Number of lines in both files."""
         return self.counts.num_rows
 
     @property
     def num_rows_failed(self) -> int:
-        """Lines of the error file."""
+        """Number of lines in the error file."""
         return self.counts.num_failed
 
     @property
     def is_complete(self) -> bool:
-        """Whether every line of the input has one in the output."""
+        """Whether every line of the input that is not empty has a line in one of the two files."""
         return self.num_rows_in == self.num_rows_out
 
 
 def describe_batch(summary: BatchSummary) -> str:
-    """Returns the summary of a batch in lines for people."""
+    """Returns the summary as lines of text with rich markup, for the terminal."""
     counts = summary.counts
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(counts.finish_reasons.items())) or "none"
     answered = counts.num_rows - counts.num_failed

@@ -1,1 +1,1 @@
-"""One line of a batch file: its body, its request, its answer."""
+"""One line of a batch file: the fields of its body, the request that it holds, and the line that answers it."""

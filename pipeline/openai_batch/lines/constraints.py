@@ -1,7 +1,7 @@
-"""What a body asks of the form of its answer: `response_format`, `structured_outputs`, and calls that are forced.
+"""Constraints on the form of an answer: `read_constraint` reads `response_format`, `structured_outputs`, `tool_choice`.
 
-A forced answer is a JSON list of calls, whatever the model's own way to write them: it is made to follow the schema of
-such a list, and read as one (`tool_calls.JSON_LIST`).
+A body can force tool calls with `tool_choice`. The answer is then constrained to a JSON list of calls, whatever the
+model's own format of calls is, and is parsed as such a list (`tool_calls.JSON_LIST`).
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from .fields import BOOLEAN, OBJECT, TEXT
 from .refusal import Refusal, check_kind
 
 SCHEMA_FIELDS = {"name": TEXT, "description": TEXT, "schema": OBJECT, "strict": BOOLEAN}
-"""What `response_format.json_schema` may hold. Whether strict or not, an answer keeps to the schema."""
+"""Fields of `response_format.json_schema`. An answer follows the schema whether `strict` is true or false."""
 
 DEFINITIONS = ("$defs", "definitions")
-"""Keywords of a schema that others of it refer to from its root."""
+"""Keywords of a schema whose definitions are referred to by a path from the root of the schema."""
 
 
 def read_constraint(body: Mapping[str, Any]) -> StructuredOutputsParams | None:
-    """Returns what the answer must look like, None for anything.
+    """Returns the constraint that the answer of a body must meet; None for free text.
 
     Args:
         body: A body whose tools were checked.
 
     Raises:
-        Refusal: It asks for what is not there, or for several things at once.
+        Refusal: The constraint is invalid or not supported, or the body sets more than one.
     """
     read = {"response_format": _format, "structured_outputs": _own, "tool_choice": _calls}
     found = {name: asked for name, reader in read.items() if name in body and (asked := reader(body)) is not None}
@@ -43,7 +43,7 @@ def read_constraint(body: Mapping[str, Any]) -> StructuredOutputsParams | None:
 
 
 def is_forced(body: Mapping[str, Any]) -> bool:
-    """Returns whether the answer of a body is a call and nothing else."""
+    """Returns whether a body forces the answer to be tool calls and nothing else."""
     return body.get("tool_choice", "auto") not in ("auto", "none")
 
 
@@ -74,7 +74,7 @@ def _format(body: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _calls(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the schema of a list of calls, if there must be one."""
+    """Returns the schema of a list of tool calls; None if the body does not force calls."""
     if not is_forced(body):
         return None
     choice, tools = body["tool_choice"], [tool["function"] for tool in body.get("tools", ())]
@@ -110,7 +110,7 @@ def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _definitions(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the definitions of all tools: where they refer to is the root of the whole."""
+    """Returns the merged definitions of all tools, for the root of the joint schema, where references look."""
     merged: dict[str, dict[str, Any]] = {}
     for tool in tools:
         schema = _parameters(tool)

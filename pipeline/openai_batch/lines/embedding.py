@@ -1,4 +1,4 @@
-"""Requests for embeddings in a batch file: what a body asks, and the body of the answer."""
+"""Requests for embeddings in a batch file: `read_embedding` parses a body, `embedding_body` makes the answer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ FORMATS = ("float", "base64")
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequest:
-    """A line that can be run.
+    """A valid line of a batch file that asks for embeddings.
 
     Attributes:
-        custom_id: The line's own name.
-        model: The model's name, as the line has it.
-        inputs: What is embedded: texts or lists of token ids, at least one.
-        pooling: How.
+        custom_id: The line's `custom_id`.
+        model: Model name that the line asks for.
+        inputs: Texts or lists of token ids to embed, at least one.
+        pooling: Pooling parameters of the request.
         is_base64: Whether vectors are written as the base64 of their 32-bit floats, little-endian.
-        url: The endpoint.
+        url: Path of the endpoint.
     """
 
     custom_id: str
@@ -40,21 +40,21 @@ class EmbeddingRequest:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What the stages read of it: the first input as any row's prompt, and the others."""
+        """Columns that the stages read: the first input as the prompt of the row, and the other inputs as a list."""
         first, *more = self.inputs
         name = columns.PROMPT if isinstance(first, str) else columns.TOKENIZED_PROMPT
         return {name: first, columns.MORE_PROMPTS: more, columns.POOLING_PARAMS: self.pooling}
 
 
 def read_embedding(custom_id: str, body: Mapping[str, Any]) -> EmbeddingRequest:
-    """Reads a body whose fields are of the right types.
+    """Returns the request of a body whose fields have the right types.
 
     Args:
-        custom_id: Of its line.
-        body: The body.
+        custom_id: The `custom_id` of the line.
+        body: The body of the line.
 
     Raises:
-        Refusal: It is no request.
+        Refusal: The body has no input, or a value that cannot be used.
     """
     if "input" not in body:
         raise Refusal("missing_required_parameter", "input is missing", "input")
@@ -88,7 +88,7 @@ def embedding_body(request: EmbeddingRequest, row: Mapping[str, Any]) -> dict[st
 
     Args:
         request: The request.
-        row: Its columns after the engine.
+        row: The row of the request after the engine, with its vectors and counts of tokens.
     """
     vectors = np.atleast_2d(np.array(row[columns.EMBEDDINGS], "<f4"))
     data = (

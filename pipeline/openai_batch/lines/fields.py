@@ -1,6 +1,6 @@
-"""Every field that a body of a batch file may hold, as data: where it goes, or why a line with it is refused.
+"""`FIELDS`: the table of the fields that a request body may hold. Each is used, ignored, or refused with a reason.
 
-A field that is not in the table is an error of its line. docs/openai_batch.md is checked against the table by a test.
+A line with a field that is not in the table is an error. A test compares docs/openai_batch.md with the table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EMBEDDINGS = "/v1/embeddings"
 ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS)
 
 Use = Literal["sampling", "request", "ignored", "refused"]
-"""What becomes of a field: a sampling parameter, another part of the request, nothing, or an error."""
+"""Use of a field: it sets a sampling parameter or another part of the request, has no effect, or is an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Kind:
     """A type of JSON value.
 
     Attributes:
-        words: How an error names it.
-        matches: Whether a value is of it.
+        words: Description of the type for error messages.
+        matches: Function that returns whether a value is of the type.
     """
 
     words: str
@@ -37,13 +37,14 @@ class BodyField:
     """A field of a request's body.
 
     Attributes:
-        name: Its name.
-        use: What becomes of it.
-        kind: What its value must be; null always means that it is left out.
-        note: Where it goes, why it has no effect, or what to do instead.
-        target: The field of `SamplingParams` that it sets.
-        off: Values that ask for nothing: a refused field may have these.
-        endpoints: The endpoints that have it.
+        name: Name of the field.
+        use: Use of the field, as in `Use`.
+        kind: Type that the value must have; null is allowed for every field and means that the field is left out.
+        note: Explanation for the docs and for errors: the target of the field, the reason that it is ignored or
+            refused, or what to do instead.
+        target: Name of the field of `SamplingParams` that this field sets.
+        off: Values of a refused field that are accepted, because they ask for nothing.
+        endpoints: Paths of the endpoints whose bodies may hold the field.
     """
 
     name: str
@@ -60,7 +61,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Leaves out what no float can hold, which JSON can."""
+    """Returns whether a value is a number that a float can hold; JSON allows larger ones."""
     if isinstance(value, float):
         return math.isfinite(value)
     return _is_integer(value) and abs(value) < 2**64
@@ -99,9 +100,9 @@ TOKEN_IDS = Kind("a list of token ids", _is_list_of(_is_integer))
 BIAS = Kind("an object of token ids and numbers", _is_bias)
 PROMPT = Kind("a string, a list of strings or a list of token ids", lambda value: isinstance(value, str | list))
 
-_LOCAL = "it has no meaning for a run of one's own"
-_STRUCTURED = "the name of older releases; use structured_outputs"
-_SOUND = "text is the only output there is"
+_LOCAL = "only OpenAI's service needs it"
+_STRUCTURED = "it is an older name; use structured_outputs"
+_SOUND = "the only output is text"
 
 
 def _same_name(name: str, kind: Kind, note: str = "") -> BodyField:
@@ -124,28 +125,28 @@ _CHAT = (CHAT,)
 _COMPLETIONS = (COMPLETIONS,)
 
 FIELDS = (
-    # What is asked.
-    BodyField("model", "request", TEXT, "a name that is served; repeated in the answer", endpoints=_ALL),
+    # The request itself.
+    BodyField("model", "request", TEXT, "a served model name; the answer repeats it", endpoints=_ALL),
     BodyField("messages", "request", OBJECTS, "the conversation, text only", endpoints=_CHAT),
     BodyField("prompt", "request", PROMPT, "one text, or the token ids of one", endpoints=_COMPLETIONS),
     BodyField("input", "request", PROMPT, "texts, or the token ids of texts, one or several", endpoints=_EMBEDDINGS),
     BodyField("dimensions", "request", INTEGER, "`PoolingParams.dimensions`", endpoints=_EMBEDDINGS),
     BodyField("encoding_format", "request", TEXT, '"float", or "base64" of 32-bit floats', endpoints=_EMBEDDINGS),
-    BodyField("tools", "request", OBJECTS, "shown to the chat template", endpoints=_CHAT),
+    BodyField("tools", "request", OBJECTS, "the tools that the chat template shows to the model", endpoints=_CHAT),
     BodyField(
         "tool_choice",
         "request",
         ANY,
-        '"auto", "none" to hide the tools from the template, "required" or a function to have calls and nothing else',
+        '"auto", "none" to hide the tools from the template, "required" or a function to force tool calls',
         endpoints=_CHAT,
     ),
     BodyField("chat_template_kwargs", "request", OBJECT, "variables of the chat template", endpoints=_CHAT),
     BodyField("reasoning_effort", "request", TEXT, "a variable of the chat template", endpoints=_CHAT),
-    BodyField("add_generation_prompt", "request", BOOLEAN, "whether the template opens the answer", endpoints=_CHAT),
+    BodyField("add_generation_prompt", "request", BOOLEAN, "whether the template starts the answer", endpoints=_CHAT),
     BodyField(
         "continue_final_message", "request", BOOLEAN, "whether the last message is the answer's start", endpoints=_CHAT
     ),
-    # How it is drawn.
+    # Sampling parameters.
     _same_name("max_tokens", INTEGER),
     BodyField(
         "max_completion_tokens", "sampling", INTEGER, "the newer name of `max_tokens`", "max_tokens", endpoints=_CHAT
@@ -168,15 +169,19 @@ FIELDS = (
     _same_name("bad_words", TEXTS),
     _same_name("include_stop_str_in_output", BOOLEAN),
     _same_name("skip_special_tokens", BOOLEAN),
-    # What it must look like.
-    BodyField("response_format", "request", OBJECT, "text, `json_object`, or `json_schema`, which always holds"),
+    # Constraints on the form of the answer.
+    BodyField("response_format", "request", OBJECT, "`text`, `json_object`, or `json_schema`, which is always strict"),
     BodyField("structured_outputs", "request", OBJECT, "`SamplingParams.structured_outputs`"),
-    # What is told of it.
+    # Additions to the answer.
     BodyField("logprobs", "request", BOOLEAN, "log-probabilities of the answer's tokens", endpoints=_CHAT),
-    BodyField("top_logprobs", "request", INTEGER, "likely tokens beside each; needs `logprobs`", endpoints=_CHAT),
-    BodyField("logprobs", "request", INTEGER, "log-probabilities, likely tokens beside each", endpoints=_COMPLETIONS),
-    BodyField("echo", "request", BOOLEAN, "the prompt before the text; not with `logprobs`", endpoints=_COMPLETIONS),
-    # What a service needs and a run does not.
+    BodyField(
+        "top_logprobs", "request", INTEGER, "number of likely tokens to report; needs `logprobs`", endpoints=_CHAT
+    ),
+    BodyField(
+        "logprobs", "request", INTEGER, "log-probabilities, with this number of likely tokens", endpoints=_COMPLETIONS
+    ),
+    BodyField("echo", "request", BOOLEAN, "repeats the prompt; not with `logprobs`", endpoints=_COMPLETIONS),
+    # Settings that only a service needs.
     _ignored("user", endpoints=_ALL),
     _ignored("safety_identifier"),
     _ignored("metadata", endpoints=_CHAT),
@@ -186,40 +191,40 @@ FIELDS = (
     _ignored("prompt_cache_options"),
     _ignored("prompt_cache_retention"),
     _ignored("priority"),
-    # What is not there.
-    _refused("stream", "a batch has no stream", False, kind=BOOLEAN),
-    _refused("stream_options", "a batch has no stream"),
+    # Fields that are not supported.
+    _refused("stream", "answers of a batch are not streamed", False, kind=BOOLEAN),
+    _refused("stream_options", "answers of a batch are not streamed"),
     _refused("guided_json", _STRUCTURED),
     _refused("guided_regex", _STRUCTURED),
     _refused("guided_choice", _STRUCTURED),
     _refused("guided_grammar", _STRUCTURED),
-    _refused("best_of", "the best of several is not chosen here; ask for n", 1),
+    _refused("best_of", "no best answer is chosen; use n for several answers", 1),
     _refused("use_beam_search", "there is no beam search", False),
-    _refused("length_penalty", "it belongs to beam search, which is not there", 1.0),
-    _refused("suffix", "text is only ever continued", "", endpoints=_COMPLETIONS),
-    _refused("prompt_logprobs", "log-probabilities of the prompt have no place in the answer"),
-    _refused("truncate_prompt_tokens", "prompts are not cut; shorten this one", endpoints=_ALL),
+    _refused("length_penalty", "it belongs to beam search, which is not supported", 1.0),
+    _refused("suffix", "text is not generated between a prompt and a suffix", "", endpoints=_COMPLETIONS),
+    _refused("prompt_logprobs", "the answer has no field for log-probabilities of the prompt"),
+    _refused("truncate_prompt_tokens", "prompts are not truncated; shorten this one", endpoints=_ALL),
     _refused("parallel_tool_calls", "the model alone decides how many tools it calls", True, endpoints=_CHAT),
     _refused("functions", "use tools", endpoints=_CHAT),
     _refused("function_call", "use tool_choice", "none", "auto", endpoints=_CHAT),
     _refused("audio", _SOUND, endpoints=_CHAT),
     _refused("modalities", _SOUND, ["text"], endpoints=_CHAT),
-    _refused("prediction", "a foretold answer is not made use of", endpoints=_CHAT),
-    _refused("moderation", "answers are not judged", endpoints=_CHAT),
-    _refused("verbosity", 'ask for it in the prompt; only "medium" changes nothing', "medium", endpoints=_CHAT),
+    _refused("prediction", "predicted outputs are not supported", endpoints=_CHAT),
+    _refused("moderation", "answers are not moderated", endpoints=_CHAT),
+    _refused("verbosity", 'ask for it in the prompt; only "medium" is accepted', "medium", endpoints=_CHAT),
     _refused("web_search_options", "there is no web search", endpoints=_CHAT),
     _refused("chat_template", "a run has one template, the model's", endpoints=_CHAT),
     _refused("documents", "put them into the messages", endpoints=_CHAT),
 )
-"""The table."""
+"""The fields of all endpoints, in the order of the table in the docs."""
 
 FIELDS_OF: Mapping[str, Mapping[str, BodyField]] = {
     url: {field.name: field for field in FIELDS if url in field.endpoints} for url in ENDPOINTS
 }
-"""Endpoint -> name -> field."""
+"""Path of an endpoint -> name of a field -> the field."""
 
 LINE_FIELDS = {"custom_id": TEXT, "method": TEXT, "url": TEXT, "body": OBJECT}
-"""What a line holds, all of it required."""
+"""The fields of a line, all of them required, with their types."""
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -233,4 +238,4 @@ MESSAGE_FIELDS = {
     "reasoning": TEXT,
     "reasoning_content": TEXT,
 }
-"""What a message of a conversation may hold."""
+"""The fields that a message of a conversation may hold, with their types."""

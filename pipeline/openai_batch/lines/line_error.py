@@ -1,4 +1,4 @@
-"""What is wrong with a line, in the words and codes of OpenAI's API."""
+"""`LineError`: the reason that a line has no answer, in the codes of OpenAI's API."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class BatchLineError(UserError):
 
 @dataclass(frozen=True, slots=True)
 class LineError:
-    """Why a line has no answer.
+    """The reason that a line has no answer.
 
     Attributes:
-        code: What programs look at, e.g. ``"unknown_parameter"``.
-        message: What was given, what is allowed, what to do.
-        param: The field at fault, as ``"messages[0].content"``.
-        status: HTTP status that a server would have answered with; None if the line is no request at all.
-        custom_id: The line's, as far as it could be read.
+        code: Error code for programs, e.g. ``"unknown_parameter"``.
+        message: Text for people: the given value, the allowed values, and what to do.
+        param: Path of the field at fault, e.g. ``"messages[0].content"``; None if no field is at fault.
+        status: HTTP status that a server would have answered with; None if the line is not a request at all.
+        custom_id: The `custom_id` of the line; None if it could not be read.
     """
 
     code: str
@@ -31,7 +31,7 @@ class LineError:
     custom_id: str | None = None
 
     def as_body(self) -> dict[str, Any]:
-        """Returns the body of the server's answer."""
+        """Returns the body that a server would have answered with."""
         kind = "server_error" if self.status == SERVER_ERROR else "invalid_request_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
@@ -39,7 +39,7 @@ class LineError:
         """Returns the error in the shape of the API's `BatchError`.
 
         Args:
-            line: Number of the line, from 1.
+            line: Number of the line in the batch file, from 1.
         """
         return {"code": self.code, "message": self.message, "param": self.param, "line": line}
 
@@ -55,16 +55,16 @@ CODES: dict[str, tuple[str, str | None]] = {
     "SamplingParamsError": ("invalid_value", None),
     "PoolingParamsError": ("invalid_value", "dimensions"),
 }
-"""Kinds of errors that a request's own content causes -> code, param."""
+"""Class name of an error that the content of a request causes -> (code, param) of its `LineError`."""
 
 
 def error_of_run(kind: str, message: str, custom_id: str | None) -> LineError:
-    """Returns the error of a line that was a request and failed on its way.
+    """Returns the error of a valid line whose request failed while it ran.
 
     Args:
         kind: Class name of the error.
-        message: Its message.
-        custom_id: The line's.
+        message: Message of the error.
+        custom_id: The `custom_id` of the line.
     """
     if kind in CODES:
         code, param = CODES[kind]
@@ -73,6 +73,6 @@ def error_of_run(kind: str, message: str, custom_id: str | None) -> LineError:
 
 
 def duplicate_error(custom_id: str | None) -> LineError:
-    """Returns the error of a line whose `custom_id` an earlier line has."""
+    """Returns the error of a line that repeats the `custom_id` of an earlier line."""
     message = f"custom_id {custom_id!r} stands in an earlier line, which counts; give every line its own"
     return LineError("duplicate_custom_id", message, "custom_id", None, custom_id)

@@ -1,4 +1,4 @@
-"""The conversation of a chat's body, and the tools that it may use, as chat templates expect them."""
+"""Reads the messages, tools and template variables of a chat body, in the form that chat templates expect."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from .fields import MESSAGE_FIELDS, ROLES
 from .refusal import Refusal, check_kind
 
 TEMPLATE_FIELDS = ("reasoning_effort", "add_generation_prompt", "continue_final_message")
-"""Fields of a body that are variables of the template."""
+"""Fields of a body that become variables of the chat template."""
 
 NO_VARIABLES = ("chat_template", "conversation", "messages", "padding", "tokenize", "tools", "truncation")
-"""Names that belong to those who call the template."""
+"""Names that `chat_template_kwargs` may not set, because the caller of the template sets them."""
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Checks a conversation.
+    """Checks the messages of a body, and returns them for the chat template.
 
     Args:
-        messages: The objects of the body's list.
+        messages: The `messages` of the body.
 
     Returns:
-        The messages; the role `developer` has its older name, `system`, which templates know.
+        The messages without null fields. The role `developer` becomes `system`, the name that templates know.
 
     Raises:
-        Refusal: A message is not one, or holds more than text.
+        Refusal: There is no message, or one is malformed or holds a part that is not text.
     """
     if not messages:
         raise Refusal("invalid_value", "messages is empty; it must hold at least one message", "messages")
@@ -34,13 +34,13 @@ def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 
 
 def read_tools(body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """Returns the tools that the template shows, None for none.
+    """Returns the tools that the chat template shows to the model; None if there are none or `tool_choice` is "none".
 
     Args:
-        body: A chat's body.
+        body: The body of a chat request.
 
     Raises:
-        Refusal: A tool is no function.
+        Refusal: A tool is not a function with a name.
     """
     tools = body.get("tools") or None
     for index, tool in enumerate(tools or ()):
@@ -53,13 +53,13 @@ def read_tools(body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def read_template_kwargs(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the variables that a body gives the chat template, None for none.
+    """Returns the variables that a body sets for the chat template; None if it sets none.
 
     Args:
-        body: A chat's body, whose messages were checked.
+        body: The body of a chat request whose messages were checked.
 
     Raises:
-        Refusal: One of them is no variable.
+        Refusal: A name in `chat_template_kwargs` is reserved for the caller of the template.
     """
     variables = dict(body.get("chat_template_kwargs", {}))
     for name in variables:
@@ -68,7 +68,7 @@ def read_template_kwargs(body: Mapping[str, Any]) -> dict[str, Any] | None:
             raise Refusal("unsupported_value", f"{place} is not a variable of the template; leave it out", place)
     variables.update({name: body[name] for name in TEMPLATE_FIELDS if name in body})
     if body["messages"][-1]["role"] == "assistant":
-        # The service answers with a message of its own; the stage by itself would go on with this one.
+        # OpenAI's service answers with a new message; by default, our stage would continue the last message.
         variables.setdefault("continue_final_message", False)
     return variables or None
 
@@ -97,7 +97,7 @@ def _check_parts(parts: Sequence[Any], place: str) -> None:
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
             raise Refusal("invalid_type", f"{here} must be an object with a type; got {part!r:.80}", here)
         if part["type"] != "text":
-            message = f"{here} is of type {part['type']!r:.80}; text is all that can be read yet"
+            message = f"{here} is of type {part['type']!r:.80}; only text is supported"
             raise Refusal("unsupported_value", message, here)
         if not isinstance(part.get("text"), str):
             raise Refusal("invalid_type", f"{here}.text must be a string; got {part.get('text')!r:.80}", f"{here}.text")

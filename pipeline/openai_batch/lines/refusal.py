@@ -1,4 +1,4 @@
-"""How the readers of a line give it up, to be caught by `RequestReader`."""
+"""`Refusal`: the exception with which the parsers of a line reject it; `RequestReader` catches it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from .fields import Kind
 from .line_error import LineError
 
 
-class Refusal(Exception):  # noqa: N818  # never leaves the package: it becomes a `LineError`
-    """A line that is no request, found while it is read.
+class Refusal(Exception):  # noqa: N818  # it never leaves the package: `RequestReader` returns its `LineError`
+    """Raised while a line is parsed, when the line is not a valid request.
 
     Attributes:
-        error: What is wrong.
+        error: The error of the line, without its `custom_id`.
     """
 
     def __init__(self, code: str, message: str, param: str | None = None, status: int | None = 400) -> None:
@@ -24,12 +24,12 @@ def check_kind(value: Any, kind: Kind, place: str) -> None:
     """Checks the type of a value.
 
     Args:
-        value: The value.
-        kind: What it must be.
-        place: Where it stands.
+        value: Value from the line.
+        kind: Type that the value must have.
+        place: Path of the value in the body, e.g. ``"messages[0].role"``.
 
     Raises:
-        Refusal: It is of another type.
+        Refusal: The value is of another type.
     """
     if not kind.matches(value):
         raise Refusal("invalid_type", f"{place} must be {kind.words}; got {value!r:.80}", place)

@@ -1,4 +1,4 @@
-"""A line of a batch file -> a request, or what is wrong with the line. Pure: nothing is run, nothing is raised."""
+"""Parses a line of a batch file: `RequestReader` returns the request, or the error of the line. It runs no request."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from .refusal import Refusal, check_kind
 BOM = b"\xef\xbb\xbf"
 
 MAX_TOKENS_OF_COMPLETION = 16
-"""What OpenAI's completions have where a body says nothing. Chats go on as long as there is room."""
+"""OpenAI's default of `max_tokens` for completions. A chat generates up to the context length by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """A line that can be run.
+    """A valid line of a batch file that asks for generated text.
 
     Attributes:
-        custom_id: The line's own name.
-        url: The endpoint.
-        model: The model's name, as the line has it.
-        prompt: Columns of the row that hold the prompt.
-        sampling: How it is sampled.
-        echo: Whether the text begins with the prompt.
-        num_top: Likely tokens to report beside each token; None for no log-probabilities.
-        is_forced: Whether the answer is a list of calls and nothing else.
+        custom_id: The `custom_id` of the line.
+        url: Path of the endpoint.
+        model: Model name that the line asks for.
+        prompt: Column name -> value, for the columns that hold the prompt.
+        sampling: Sampling parameters of the request.
+        echo: Whether the text of the answer begins with the prompt.
+        num_top: Number of likely tokens to report beside each token; None for no log-probabilities.
+        is_forced: Whether the answer must be a list of tool calls and nothing else.
     """
 
     custom_id: str
@@ -54,20 +54,21 @@ class BatchRequest:
 
     @property
     def columns(self) -> dict[str, Any]:
-        """What the stages read of it."""
+        """Columns that the stages read: the prompt and the sampling parameters."""
         return {**self.prompt, columns.SAMPLING_PARAMS: self.sampling}
 
 
 @dataclass(frozen=True, slots=True)
 class RequestReader:
-    """Reads lines.
+    """Parses the lines of one batch file.
 
     Attributes:
-        models: Names of models that lines may give.
-        defaults: Sampling parameters of bodies that leave them out.
-        seed: Of the job. A line that samples and has no seed draws by this one and its `custom_id`: equal bodies are
-            different draws, as they are for the service, and a line that is run again gives what it gave.
-        embeds: Whether the file is one of embeddings: lines for other endpoints are errors there, and those here.
+        models: Model names that lines may ask for.
+        defaults: Name -> value of sampling parameters, for bodies that leave them out.
+        seed: Seed of the batch. A line that samples and gives no seed gets one that is derived from this seed and the
+            `custom_id`. Equal bodies therefore draw different answers, as with OpenAI, and a rerun repeats each answer.
+        embeds: Whether the lines must ask for embeddings. If so, lines for other endpoints are errors; if not, lines
+            for embeddings are.
     """
 
     models: tuple[str, ...]
@@ -76,13 +77,13 @@ class RequestReader:
     embeds: bool = False
 
     def read(self, line: bytes) -> BatchRequest | EmbeddingRequest | LineError:
-        """Reads a line.
+        """Parses a line.
 
         Args:
-            line: The line as it stands in the file.
+            line: Bytes of the line, as in the file.
 
         Returns:
-            The request, or why there is none.
+            The request, or the error of a line that is not a valid request.
         """
         custom_id = None
         try:
@@ -152,7 +153,7 @@ class RequestReader:
 
 
 def first_endpoint(file: Storage) -> str | None:
-    """Returns the endpoint of a file's first line that names one, None if no line does.
+    """Returns the endpoint in the first line that gives a known one; None if no line does.
 
     Args:
         file: The batch file.
@@ -167,13 +168,13 @@ def first_endpoint(file: Storage) -> str | None:
 
 
 def parse_object(line: bytes) -> dict[str, Any]:
-    """Reads a line as a JSON object.
+    """Parses a line as a JSON object.
 
     Args:
-        line: The line as it stands in the file.
+        line: Bytes of the line, as in the file.
 
     Raises:
-        Refusal: It is none.
+        Refusal: The line is not a JSON object.
     """
     try:
         values = from_json(line.removeprefix(BOM), allow_inf_nan=False)
@@ -185,7 +186,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
 
 
 def custom_id_of(values: Mapping[str, Any]) -> str | None:
-    """Returns a line's `custom_id`, None if it has none that could be one."""
+    """Returns the `custom_id` of a line; None if it is missing, empty or not a string."""
     custom_id = values.get("custom_id")
     return custom_id if isinstance(custom_id, str) and custom_id else None
 
@@ -199,7 +200,7 @@ def _describe_json(line: bytes, error: ValueError) -> str:
 
 
 def _checked_line(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks everything of a line but its body, which is returned."""
+    """Checks the fields of a line, without the content of its body, and returns the body."""
     for name in values:
         if name not in LINE_FIELDS:
             raise Refusal("unknown_parameter", unknown_key_message("the line", name, LINE_FIELDS), name)
@@ -267,7 +268,7 @@ def _checked_echo(body: Mapping[str, Any], num_top: int | None) -> bool:
 
 
 def _culprit(known: Mapping[str, BodyField], given: Mapping[str, Any]) -> str | None:
-    """Returns the field that is wrong by itself; None if only several together are."""
+    """Returns the field whose value is invalid by itself; None if only a combination of fields is invalid."""
     for name, value in given.items():
         try:
             SamplingParams(**{known[name].target: value})

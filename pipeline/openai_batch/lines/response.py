@@ -1,4 +1,4 @@
-"""A row that came back from the engine -> the line of the out file; an error -> the line of the error file."""
+"""Writes the lines of the two output files: `answer_line` for an answered row, `error_line` for an error."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from .line_error import LineError
 from .request import BatchRequest
 
 Token = Mapping[str, Any]
-"""Of a token at a position: its `decoded_token`, `logprob` and `rank`."""
+"""A token at a position, with the keys `decoded_token`, `logprob` and `rank`."""
 
 LOWEST_LOGPROB = -9999.0
-"""What the API has for a probability of nothing, which JSON could not write."""
+"""Log-probability that the API gives for a probability of zero, because JSON has no infinity."""
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""Stands in the text of a token that is not whole characters."""
+"""Character in the decoded text of a token that holds only a part of a character."""
 
 
 def answer_line(
     request: BatchRequest | EmbeddingRequest, row: Mapping[str, Any], created_s: int, fingerprint: str
 ) -> bytes:
-    """Writes the line of a request that was answered.
+    """Returns the line of the out file for an answered request.
 
     Args:
         request: The request.
-        row: Its columns after generation.
-        created_s: When it was answered, in seconds since 1970.
-        fingerprint: Of the model and its settings.
+        row: The row of the request after the engine and the stages that follow it.
+        created_s: Time of the answer, in seconds since 1970.
+        fingerprint: The `system_fingerprint` of the answer.
 
     Returns:
-        A line of the out file.
+        The line as JSON, with a newline at its end.
     """
     if isinstance(request, EmbeddingRequest):
         return _line(request.custom_id, 200, embedding_body(request, row), None)
@@ -56,14 +56,14 @@ def answer_line(
 
 
 def error_line(error: LineError, line: int | None) -> bytes:
-    """Writes the line of a request that was not answered.
+    """Returns the line of the error file for a request without an answer.
 
     Args:
-        error: Why not.
-        line: Number of its line in the input, from 1.
+        error: The reason that there is no answer.
+        line: Number of the line in the batch file, from 1.
 
     Returns:
-        A line of the error file.
+        The line as JSON, with a newline at its end.
     """
     return _line(error.custom_id, error.status, error.as_body(), error.as_error(line))
 
@@ -101,9 +101,10 @@ def _chat_choice(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str
 
 
 def _message(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the answer as a message; what the stages that read answers have found is set apart in it."""
+    """Returns the answer as a message, with the reasoning and tool calls that the answer stages found as own fields."""
     message = {"role": "assistant", "content": sequence["text"], "refusal": None}
-    if request.sampling.structured_outputs is not None:  # All of the text is answer.
+    # A constrained answer has neither reasoning nor tool calls in the format of the model.
+    if request.sampling.structured_outputs is not None:
         return {**message, **(_forced_calls(request, sequence["text"]) if request.is_forced else {})}
     reasoning = sequence.get(columns.REASONING_CONTENT)
     calls = sequence.get(columns.TOOL_CALLS) if request.prompt[columns.TOOLS] else None
@@ -117,7 +118,7 @@ def _message(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, An
 
 
 def _forced_calls(request: BatchRequest, text: str) -> dict[str, Any]:
-    """Reads an answer that is calls; one that was cut off stays in the content as it is."""
+    """Returns the message fields of a forced answer; empty if it is not whole calls, such as one that was cut off."""
     read = parse_tool_calls(JSON_LIST, text, request.custom_id)
     return {"content": read.content, "tool_calls": read.tool_calls} if read.tool_calls else {}
 
@@ -153,7 +154,7 @@ def _chat_logprobs(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[s
 
 def _chat_token(token: Token) -> dict[str, Any]:
     text = _text_of(token)
-    # Of part of a character the text says not which; the bytes are not known then.
+    # The text of a token that is part of a character does not tell its bytes.
     bytes_ = None if BROKEN in text else list(text.encode())
     return {"token": text, "logprob": _logprob_of(token), "bytes": bytes_}
 
@@ -173,7 +174,7 @@ def _text_logprobs(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[s
 
 
 def _positions(request: BatchRequest, sequence: Mapping[str, Any]) -> Iterator[tuple[Token, Sequence[Token]]]:
-    """Yields (token, likely tokens, the most probable first) of each position whose token is part of the text."""
+    """Yields (token, likely tokens, the most probable first) for each position whose token is part of the text."""
     token_ids, positions = sequence["token_ids"], sequence["logprobs"] or []
     if _ended_by_token(sequence) and not request.sampling.include_stop_str_in_output:
         token_ids, positions = token_ids[:-1], positions[:-1]
@@ -184,7 +185,7 @@ def _positions(request: BatchRequest, sequence: Mapping[str, Any]) -> Iterator[t
 
 
 def _ended_by_token(sequence: Mapping[str, Any]) -> bool:
-    """Whether the last token stopped the sequence, so that the text does not have it."""
+    """Returns whether the last token stopped the sequence, so that the text does not hold this token."""
     if sequence["finish_reason"] != "stop":
         return False
     return sequence["stop_reason"] in (None, str(sequence["token_ids"][-1]))
