@@ -1,1 +1,1 @@
-"""From a config to operators on a dataset."""
+"""Processors: `build_llm_processor` makes one from a config, and `Processor` runs the rows of datasets through it."""

@@ -1,11 +1,11 @@
-"""What becomes of a row: the chain of Ray Data operators that a dataset is put through.
+"""`assemble`: the chain of Ray Data operators that a dataset passes.
 
     dataset -> Prepare -> Generate -> Finish -> dataset                        a result for each row
-    dataset -> Prepare -> the operator of a writer -> what it says of them     rows that are written as they finish
+    dataset -> Prepare -> the operator of a writer -> counts of rows           rows that are written as they finish
 
 Prepare runs `preprocess` and the stages before the backend. Generate runs the backend's stage. Finish runs the stages
-after it and `postprocess`. A processor without a backend has no Generate. A writer puts operators of its own in their
-place, which run the same stages.
+after it and `postprocess`. A processor without a backend has no Generate. A writer replaces
+operators by its own, which run the same stages.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from .stage_spec import StageSpec
 
 @dataclass(frozen=True)
 class OperatorSpec:
-    """The stages of one operator, and how it runs.
+    """The stages of one operator, and the resources that the operator takes.
 
     Attributes:
-        make_stages: Makes the stages, in the worker.
-        resources: What the operator takes of the cluster, as arguments of `Dataset.map_batches`.
-        gathered_rows: Rows that small blocks are joined into before they reach the operator; None to take blocks as
-            they are.
+        make_stages: Function that makes the stages, in the worker.
+        resources: Resources of the operator, as arguments of `Dataset.map_batches`.
+        gathered_rows: Number of rows up to which small blocks are joined before they reach the operator; None to take
+            blocks as they are.
     """
 
     make_stages: MakeStages
@@ -62,11 +62,11 @@ class Operators:
 
 
 Link = tuple[type, list[Any], OperatorSpec]
-"""One operator of a chain: its class, the arguments of its constructor, and how it runs."""
+"""One operator of a chain: its class, the arguments of its constructor, and its stages and resources."""
 
 
 class Writer(Protocol):
-    """Writes rows as they finish, in operators of its own."""
+    """The interface of an object that supplies the operators which write rows as they finish."""
 
     def links(self, operators: Operators) -> Iterator[Link]:
         """Yields the writer's operators in order.
@@ -77,12 +77,12 @@ class Writer(Protocol):
 
 
 def assemble(dataset: Dataset, operators: Operators, writer: Writer | None = None) -> Dataset:
-    """Puts a dataset through operators. Nothing runs before the result is consumed.
+    """Adds a chain of operators to a dataset. Nothing runs before the result is consumed.
 
     Args:
         dataset: Any dataset.
         operators: The operators of a processor.
-        writer: Writes the rows; None for a dataset with one row for each row of the input.
+        writer: Supplier of the operators that write the rows; None for one row of the result per row of the input.
 
     Returns:
         A lazy dataset.
@@ -96,7 +96,7 @@ def assemble(dataset: Dataset, operators: Operators, writer: Writer | None = Non
             batch_format="pyarrow",
             **spec.resources,
         )
-    # Otherwise Ray passes on the text of a worker's exception, and only an error of Ray's can be caught.
+    # Without this setting, Ray raises an error of its own that holds the worker's exception only as text.
     result.context.raise_original_map_exception = True
     return result
 
@@ -114,13 +114,13 @@ def make_stages(specs: Sequence[StageSpec], user: UserFunction, *, stop_on_error
 
     Args:
         specs: The stages, in order.
-        user: `preprocess`, which goes first, or `postprocess`, which goes last.
+        user: The function `preprocess`, which runs before the stages, or `postprocess`, which runs after them.
         stop_on_error: Whether the first failed row stops the job.
     """
     made = [_made(spec) for spec in specs]
     stages = [*user.stages(), *made] if user.kind is PreprocessStage else [*made, *user.stages()]
     for stage in stages:
-        # Not an argument, so that a stage whose constructor does not pass it on works too.
+        # The attribute is set from outside, because the constructor of a user's stage may not pass it on.
         stage.stop_on_error = stop_on_error
     return stages
 
@@ -133,10 +133,10 @@ def _made(spec: StageSpec) -> Stage:
 
 
 def without_large_blocks(dataset: Dataset, max_rows: int) -> Dataset:
-    """Splits blocks, so that the first rows generate while the last are still being read.
+    """Splits large blocks, so that the engine starts on the first rows while the last rows are still being read.
 
-    Splitting is a task for each block, also for one that stays whole, and a task costs as much as many rows. So a
-    dataset whose blocks exist already and are small is left as it is.
+    Splitting takes a task per block, even for a block that stays whole, and a task costs as much as many rows. A
+    dataset whose blocks exist already and are small is therefore returned unchanged.
 
     Args:
         dataset: Any dataset.

@@ -1,4 +1,4 @@
-"""The backend of a processor: the engine, HTTP endpoint or deployment of Ray Serve that answers its rows."""
+"""`Backend`: the part of a processor that answers rows: an engine, an HTTP endpoint or a Ray Serve deployment."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .stage_spec import StageInfo
 
 
 class Backend(ABC):
-    """The stage in the middle of a processor, which waits for answers, and the life of what gives the answers.
+    """The stage that waits for answers, and the start and end of the engine or server that gives them.
 
-    A backend has an operator of its own, in which many blocks are under way at once.
+    A backend has an operator of its own, which works on many blocks at once.
 
     Args:
         info: Name, settings and columns of the stage.
-        resources: What its operator takes.
-        batch_size: Rows that small blocks are joined into; None for the processor's `batch_size`.
+        resources: Resources of the operator, as arguments of `Dataset.map_batches`.
+        batch_size: Number of rows up to which small blocks are joined; None for the processor's `batch_size`.
     """
 
     def __init__(self, info: StageInfo, resources: OperatorResources, batch_size: int | None = None) -> None:
@@ -29,28 +29,28 @@ class Backend(ABC):
 
     @abstractmethod
     def start(self, operators: Sequence[OperatorResources]) -> MakeStages:
-        """Starts what the stage needs, if it does not run yet, and returns without waiting for it.
+        """Starts the engines or checks the server, without waiting for a model, and returns the maker of the stage.
 
         Args:
-            operators: What each operator of the processor takes, this backend's included.
+            operators: Resources of each operator of the processor, the operator of this backend included.
 
         Returns:
-            The function that makes the stage, in the worker.
+            The function that makes the stages of the backend, in the worker.
 
         Raises:
-            ConfigError: The cluster has no room for the job, or the server is not there.
+            ConfigError: The cluster has no room for the job, or the server does not exist.
         """
 
     def stats(self) -> PoolStats | None:
-        """Describes the engines; None where there are none."""
+        """Returns the state and counters of the engines; None for a backend without engines."""
         return None
 
     def wait_ready(self, timeout_s: float | None = None) -> None:  # noqa: B027  # most backends have nothing to load
-        """Waits until a row could be answered.
+        """Waits until the backend can answer rows.
 
         Args:
             timeout_s: Most seconds to wait.
         """
 
     def close(self) -> None:  # noqa: B027  # most backends have started nothing
-        """Ends what `start` started. A second call does nothing."""
+        """Ends the engines that `start` has started. A second call does nothing."""

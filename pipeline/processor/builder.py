@@ -1,4 +1,4 @@
-"""From a config to its processor: `build_llm_processor`, and the table of builders."""
+"""`build_llm_processor`: builds the processor of a config with the builder registered for the class of the config."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .request_config import HttpRequestProcessorConfig, ServeDeploymentProcessor
 from .stage_spec import CustomStage
 
 Builder = Callable[..., Processor]
-"""Called with a config, the keyword arguments of `Processor` for the user's functions, and the `builder_kwargs`."""
+"""A function of a config, the keyword arguments of `Processor` for the user's functions, and the `builder_kwargs`."""
 
 
 def build_engine_processor(
@@ -31,7 +31,7 @@ def build_engine_processor(
     Args:
         config: Settings of the processor.
         functions: `preprocess`, `postprocess` and their map kwargs.
-        chat_template_kwargs: Variables of the chat template, in place of the stage's.
+        chat_template_kwargs: Variables of the chat template, which replace those in the settings of the stage.
     """
     resolve_model(config.model_source)
     if chat_template_kwargs is not None:
@@ -53,7 +53,7 @@ def build_serve_processor(config: ServeDeploymentProcessorConfig, functions: Map
 class ProcessorBuilder:
     """Finds the function that builds the processor of a config.
 
-    The builders of this package are always there; `register` adds one for a config class of yours.
+    The builders of this package are always known; `register` adds one for another config class.
     """
 
     _OURS: ClassVar[Mapping[type[ProcessorConfig], Builder]] = {
@@ -65,15 +65,15 @@ class ProcessorBuilder:
 
     @classmethod
     def register(cls, config_type: type[ProcessorConfig], builder: Builder) -> None:
-        """Registers the builder of a config class, and of classes derived from it.
+        """Registers the builder of a config class and of the classes derived from it.
 
         Args:
-            config_type: The class.
-            builder: Called with a config, with keyword arguments to pass on to `Processor` (`preprocess`, `postprocess`
-                and their map kwargs), and with the `builder_kwargs` as keywords of its own.
+            config_type: The config class.
+            builder: Function that returns the processor. It is called with a config, with keyword arguments to pass on
+                to `Processor` (`preprocess`, `postprocess` and their map kwargs), and with the `builder_kwargs`.
 
         Raises:
-            ConfigError: The class has a builder, or is not derived from `ProcessorConfig`.
+            ConfigError: The class already has a builder, or is not derived from `ProcessorConfig`.
         """
         if not (isinstance(config_type, type) and issubclass(config_type, ProcessorConfig)):
             raise ConfigError(f"config_type must be a class derived from ProcessorConfig; got {config_type!r:.80}")
@@ -83,18 +83,18 @@ class ProcessorBuilder:
 
     @classmethod
     def clear_registry(cls) -> None:
-        """Forgets every builder that was registered; the builders of this package stay."""
+        """Removes every builder that `register` has added; the builders of this package stay."""
         cls._registered.clear()
 
     @classmethod
     def validate_builder_kwargs(cls, builder_kwargs: Mapping[str, Any] | None) -> None:
-        """Checks that builder_kwargs repeat no parameter of `build_llm_processor`.
+        """Checks that `builder_kwargs` hold no name of a parameter of `build_llm_processor`.
 
         Args:
-            builder_kwargs: The argument of that name of `build_llm_processor`.
+            builder_kwargs: The argument `builder_kwargs` of `build_llm_processor`.
 
         Raises:
-            ConfigError: They repeat a parameter.
+            ConfigError: A key is the name of a parameter.
         """
         own = set(inspect.signature(build_llm_processor).parameters) - {"builder_kwargs"}
         for name in builder_kwargs or {}:
@@ -149,18 +149,21 @@ def build_llm_processor(
     builder_kwargs: Mapping[str, Any] | None = None,
     stages: Sequence[CustomStage] = (),
 ) -> Processor:
-    """Builds a processor: rows in, answered rows out.
+    """Builds a processor, which maps a dataset of rows to a dataset of answered rows.
 
     Args:
-        config: Settings of the processor; their class decides what answers the rows.
-        preprocess: Row -> columns to merge into it: for an engine `messages` or `prompt`, and `sampling_params` as a
-            dict. None if the dataset has them.
-        postprocess: Row with the columns of the stages -> the row of the result. None keeps all columns.
-        preprocess_map_kwargs: Resources of the operator `preprocess` runs in, and `fn_args`, `fn_kwargs` for it.
+        config: Settings of the processor. Their class decides which backend answers the rows.
+        preprocess: Function of a row that returns columns to merge into the row: for an engine `messages` or `prompt`,
+            and `sampling_params` as a dict. None if the dataset has these columns.
+        postprocess: Function of a row with the columns of the stages that returns the row of the result. None keeps all
+            columns.
+        preprocess_map_kwargs: Resources of the operator in which `preprocess` runs, and `fn_args` and `fn_kwargs` for
+            it.
         postprocess_map_kwargs: The same for `postprocess`.
-        builder_kwargs: Further arguments of the builder; for an engine `chat_template_kwargs`, variables of the chat
-            template.
-        stages: Stages of your own, each with its place among the processor's.
+        builder_kwargs: Further arguments of the builder. The builder of an engine takes `chat_template_kwargs`,
+            variables of
+            the chat template.
+        stages: Stages of the user, each with its place among the stages of the processor.
 
     Returns:
         A processor; nothing has started yet.

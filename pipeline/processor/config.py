@@ -1,7 +1,7 @@
-"""Settings of a processor: its model, its replicas, its stages.
+"""`EngineProcessorConfig`: the settings of a processor: its model, its replicas and its stages.
 
-The names are those that users of Ray Data LLM know. A config checks the engine's settings when it is made, and loads no
-model for that.
+The names are the names that users of Ray Data LLM know. A config checks the settings of the engine when it is
+constructed, without loading the model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LEGACY_STAGES = {
     "tokenize": ("tokenize_stage", "enabled"),
     "detokenize": ("detokenize_stage", "enabled"),
 }
-"""Flag of an older release of Ray Data LLM -> the stage and the setting that it became."""
+"""Flag of an older release of Ray Data LLM -> (field of the stage, setting) that replaced the flag."""
 
 TaskType = Literal["generate", "embed", "classify"]
 TASK_TYPES = get_args(TaskType)
@@ -46,7 +46,7 @@ NOT_YET = {
     "prepare_image_stage": "images",
     "dynamic_lora_loading_path": "adapters chosen by row",
 }
-"""Setting of Ray Data LLM -> its feature, which this release does not have; any value but off is refused."""
+"""Setting of Ray Data LLM -> the feature that it turns on. This release lacks the feature and only accepts off."""
 
 WITHOUT_EFFECT = {
     "log_engine_metrics": "replicas always publish their metrics (docs/metrics.md); Processor.stats() has them too",
@@ -55,12 +55,12 @@ WITHOUT_EFFECT = {
 
 
 class PrepareMultimodalStageConfig(StageConfig):
-    """Settings of the stage that would fetch images, audio and video. This release has no such stage: it stays off.
+    """Settings of the stage that would fetch images, audio and video. This release lacks the stage, so it stays off.
 
     Attributes:
         model_config_kwargs: Settings of the model for the stage.
         chat_template_content_format: Form in which a message's content reaches the template.
-        apply_sys_msg_formatting: Whether system messages are brought into that form too.
+        apply_sys_msg_formatting: Whether the content of system messages also gets that form.
     """
 
     enabled: bool = False
@@ -73,9 +73,9 @@ class ProcessorConfig(Settings):
     """Settings of any processor.
 
     Attributes:
-        batch_size: Rows per block between stages. Rows of all blocks share the engine, so this bounds no step of it.
-        accelerator_type: Kind of accelerator a replica asks for, such as ``"H100"``.
-        concurrency: Number of replicas; (min, max) for as many as the work needs.
+        batch_size: Rows per block between stages. Rows of all blocks share the engine, so this does not limit a step.
+        accelerator_type: Kind of accelerator that a replica asks for, such as ``"H100"``.
+        concurrency: Number of replicas; with (min, max), the number follows the amount of work.
         should_continue_on_error: Whether a failed row becomes an error row (`__inference_error__`) or stops the job.
         runtime_env: Ray runtime environment of our operators, and of the replicas.
     """
@@ -94,17 +94,17 @@ class ProcessorConfig(Settings):
 
     @property
     def stop_on_error(self) -> bool:
-        """Whether the first failed row stops the job."""
+        """Whether the first failed row stops the job: the opposite of `should_continue_on_error`."""
         return not self.should_continue_on_error
 
     @property
     def min_replicas(self) -> int:
-        """The fewest replicas."""
+        """The least number of replicas."""
         return self.concurrency[0] if isinstance(self.concurrency, tuple) else self.concurrency
 
     @property
     def num_replicas(self) -> int:
-        """The most replicas."""
+        """The greatest number of replicas."""
         return self.concurrency[1] if isinstance(self.concurrency, tuple) else self.concurrency
 
 
@@ -112,12 +112,12 @@ STAGE_CONFIGS: dict[str, type[StageConfig]] = {
     **{stage.field: type(stage.config) for stage in STAGES if stage.field is not None},
     "prepare_multimodal_stage": PrepareMultimodalStageConfig,
 }
-"""Field of a processor's config -> the class of the settings of the stage."""
+"""Field of a processor's config -> class of the settings of the stage that the field configures."""
 
 if TYPE_CHECKING:
 
     class StageFields(ProcessorConfig):
-        """The fields of the stages, for editors and type checkers; the declarations of the stages make them."""
+        """The fields of the declared stages. They are repeated here for editors and type checkers."""
 
         chat_template_stage: ChatTemplateStageConfig = ChatTemplateStageConfig()
         tokenize_stage: TokenizerStageConfig = TokenizerStageConfig()
@@ -138,24 +138,24 @@ class EngineProcessorConfig(StageFields):
 
     Attributes:
         model_source: Folder of the model in Hugging Face's layout, or ``"bundled:NAME"``.
-        engine_kwargs: Settings of the engine, under the names that users of vLLM know.
-        sampling_params: Sampling parameters of rows that bring none; None takes the model's own defaults.
+        engine_kwargs: Settings of the engine, under the names of vLLM.
+        sampling_params: Sampling parameters of rows that bring none; None for the defaults of the model.
         task_type: The model's task: ``"generate"``, ``"embed"`` or ``"classify"``. The last two add `embeddings`.
         deduplicate: Whether identical requests run once and share the output.
-        num_cpus_per_replica: CPUs a replica asks Ray for; None for its share of the CPUs that one read task and our
-            operators leave, at most 1.
-        num_gpus_per_replica: GPUs a replica asks Ray for; None for 1 where the cluster has some, else 0.
+        num_cpus_per_replica: CPUs that a replica asks Ray for; None for an equal share of the CPUs that remain beside
+            one read task and our operators, at most 1.
+        num_gpus_per_replica: GPUs that a replica asks Ray for; None for 1 if the cluster has GPUs, otherwise 0.
         placement_group_config: Resources of each rank of a replica (`bundle_per_worker` or `bundles`) and the spread of
             ranks over nodes (`strategy`). It replaces the CPUs and GPUs above.
-        max_pending_requests: Most rows in flight at the replicas, whatever the size of blocks; 0 or less for no bound;
+        max_pending_requests: Most rows in flight at the replicas, whatever the size of blocks; 0 or less for no limit;
             None for four times the replicas' `max_num_seqs`.
-        max_concurrent_batches: Most blocks under way in the generate stage; None for as many as hold the rows in flight
-            and some more.
-        max_tasks_in_flight_per_actor: Most blocks given to the generate stage; None for twice as many as are under way.
+        max_concurrent_batches: Most blocks under way in the generate stage; None for the number that holds the rows in
+            flight, and a few more.
+        max_tasks_in_flight_per_actor: Most blocks submitted to the generate stage; None for twice the number under way.
         chat_template_stage: Stage that renders `messages`: on, off, or its settings.
-        tokenize_stage: Stage that tokenises `prompt`, away from the engine.
-        detokenize_stage: Stage that makes the text, away from the engine.
-        reasoning_stage: Stage that tells the model's reasoning from its answer; off unless it is given a parser.
+        tokenize_stage: Stage that tokenises `prompt` outside of the engine.
+        detokenize_stage: Stage that decodes the generated tokens to text outside of the engine.
+        reasoning_stage: Stage that separates the model's reasoning from its answer; off unless it is given a parser.
         tool_call_stage: Stage that reads tool calls; off unless it is given a parser.
         prepare_multimodal_stage: A stage that this release does not have; it stays off.
     """
@@ -236,7 +236,7 @@ class EngineProcessorConfig(StageFields):
                 f"{self.task_type!r}; say it once, with task_type"
             )
         for stage in self.declared_stages if self.is_pooling else ():
-            # A stage that is on by default is left out without a word; one that is off by default was asked for.
+            # A stage that is on by default is dropped silently. One that is off by default was asked for by the user.
             if stage.reads_generated and not stage.config.enabled and self.stage_config(stage).enabled:
                 raise ConfigError(
                     f"{stage.field} reads generated text, and task_type={self.task_type!r} generates none"
@@ -246,12 +246,12 @@ class EngineProcessorConfig(StageFields):
 
     @property
     def is_pooling(self) -> bool:
-        """Whether the engine makes vectors of prompts and generates no text."""
+        """Whether the engine computes a vector for each prompt and generates no text."""
         return self.task_type != "generate"
 
     @property
     def all_engine_kwargs(self) -> dict[str, Any]:
-        """The settings of the engine, those included that follow from other fields."""
+        """The settings of the engine: `engine_kwargs`, and the settings that other fields of this config determine."""
         task = {"task": self.task_type} if self.is_pooling else {}
         return {"model": self.model_source, **task, **self.engine_kwargs}
 
@@ -279,11 +279,11 @@ class EngineProcessorConfig(StageFields):
         return stage.config if stage.field is None else getattr(self, stage.field)
 
 
-vLLMEngineProcessorConfig = EngineProcessorConfig  # noqa: N816  # the name that users of Ray Data LLM import
+vLLMEngineProcessorConfig = EngineProcessorConfig  # noqa: N816  # Ray Data LLM has this name
 
 
 def _translate(values: dict[str, Any]) -> dict[str, Any]:
-    """Turns settings that only Ray Data LLM has, or once had, into ours, with a warning or an error."""
+    """Replaces settings that only Ray Data LLM has, or once had, by ours. It warns, or raises for a missing feature."""
     for name, feature in NOT_YET.items():
         value = values.pop(name, None)
         if value and not (isinstance(value, Mapping) and value.get("enabled") is False):

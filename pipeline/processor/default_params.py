@@ -1,4 +1,4 @@
-"""The sampling parameters of rows that bring none."""
+"""`default_params`: the sampling parameters of rows that bring none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .config import EngineProcessorConfig
 
 
 def default_params(config: EngineProcessorConfig) -> SamplingParams:
-    """Returns the processor's sampling parameters, or, if it has none, those that the model's makers recommend."""
+    """Returns the `sampling_params` of the config; if it has none, the parameters that the model recommends."""
     if config.sampling_params is not None:
         return SamplingParams.from_dict(config.sampling_params)
     return recommended_params(config.engine_config)

@@ -1,4 +1,4 @@
-"""A pool of engines as the backend of a processor."""
+"""`EngineBackend`: a pool of engines as the backend of a processor."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ StartPool = Callable[[PoolConfig], EnginePool]
 
 
 class EngineBackend(Backend):
-    """Engines in a pool beside Ray Data.
+    """A backend whose engines run in a pool of actors beside the operators of Ray Data.
 
-    The pool starts with the first dataset, serves every further one, and ends with `close`. Processors of one job that
-    run the same engine share it.
+    The pool starts with the first dataset, serves all further datasets, and ends with `close`. Processors of one job
+    that run the same engine share a pool.
 
     Args:
         config: Settings of the processor.
-        start_pool: Starts the replicas.
-        make_client: Connects a worker to them; None for the pool's own client, with the bound of the config.
+        start_pool: Function that starts a pool with a config.
+        make_client: Function that connects a worker to the pool; None for a `PoolClient` with the limit on pending
+            requests of the config.
     """
 
     def __init__(
@@ -65,25 +66,25 @@ class EngineBackend(Backend):
         self._lock = threading.Lock()
 
     def start(self, operators: Sequence[OperatorResources]) -> MakeStages:
-        """Starts the pool, once; the models load while the first dataset is read."""
+        """Starts the pool at the first call, without waiting for the model, and returns the maker of the stage."""
         with self._lock:
             if self._pool is None or self._pool_config is None:
                 self._pool_config = pool_config(self._config, operators)
                 self._pool = self._start_pool(self._pool_config)
             else:
-                # The pool keeps what it holds, but this dataset may be resumed from checkpoints, which take a CPU.
+                # The pool's resources stay the same, but the filter of a checkpointed dataset takes one more CPU.
                 check_leaves_one_cpu(self._pool_config, held_cpus(operators))
             return functools.partial(make_engine_stages, self._config, self._pool.name, self._make_client)
 
     def stats(self) -> PoolStats | None:
-        """Describes the replicas and their engines' counters; None while there are none."""
+        """Returns the state of the replicas and the counters of their engines; None while no pool runs."""
         return None if self._pool is None else self._pool.stats(with_engines=True)
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Waits until the model is loaded.
+        """Waits until a replica has loaded the model.
 
         Raises:
-            ConfigError: No dataset was given yet.
+            ConfigError: The processor has not been called with a dataset.
             MillraceError: The model cannot be loaded, or it took too long.
         """
         if self._pool is None:
@@ -91,7 +92,7 @@ class EngineBackend(Backend):
         self._pool.wait_ready(timeout_s)
 
     def close(self) -> None:
-        """Ends the replicas, unless other processors share them."""
+        """Ends the replicas, unless another processor shares them."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -103,8 +104,8 @@ def make_engine_stages(config: EngineProcessorConfig, pool_name: str, make_clien
 
     Args:
         config: Settings of the processor.
-        pool_name: Name of the pool. A name, not a handle: handles in an actor's arguments break its restart.
-        make_client: Makes the pool's client from its name.
+        pool_name: Name of the pool. An actor with a handle in its arguments cannot restart, so the name is passed.
+        make_client: Function that makes the client of the pool with this name.
     """
     settings: dict[str, Any] = {
         "model": config.model_source,

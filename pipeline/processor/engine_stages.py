@@ -1,4 +1,4 @@
-"""The stages of a processor that runs an engine, in order."""
+"""`engine_stages`: the stages of a processor that runs an engine, in order."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from .stage_spec import StageSpec
 
 
 def engine_stages(config: EngineProcessorConfig, backend: Backend | None = None) -> list[StageSpec | Backend]:
-    """Returns the stages of an engine's processor: the declared ones that are on, and the engine between them.
+    """Returns the stages of a processor: the declared stages that are on, with the backend between them.
 
     Args:
         config: Settings of the processor.
-        backend: The engine; None for a pool of replicas with these settings.
+        backend: The backend; None for a pool of engines with these settings.
     """
     before, after = stages_on(Side.BEFORE_ENGINE, config), stages_on(Side.AFTER_ENGINE, config)
     return [*before, backend or EngineBackend(config), *after]
 
 
 def stages_on(side: Side, config: EngineProcessorConfig) -> list[StageSpec]:
-    """Returns the stages that run on one side of the engine.
+    """Returns the declared stages that are on and run on one side of the engine, in order.
 
     Args:
-        side: The side.
+        side: Side of the engine.
         config: Settings of the processor.
     """
     on = (stage for stage in config.declared_stages if stage.side == side and stage.runs_with(config))

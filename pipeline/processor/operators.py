@@ -1,7 +1,7 @@
-"""The three operators that a row passes on Ray Data: prepare, generate, finish.
+"""The three operators of Ray Data that a row passes: `Prepare`, `Generate`, `Finish`.
 
-Each is a class for `Dataset.map_batches`: it takes a block and returns a block. Between them a row travels pickled in
-one binary column, so that its values come out exactly as they went in. Only prepare reads ordinary columns, and only
+Each is a class for `Dataset.map_batches`, which maps a block to a block. Between the operators a row is pickled in one
+binary column, so that its values keep their exact types. Only prepare reads ordinary columns, and only
 finish writes them.
 
 A call returns one block, in the order of its input. Ray repeats a call whose process died. If a call handed out several
@@ -29,7 +29,7 @@ PROTOCOL = 5
 
 
 class Prepare:
-    """Turns the columns of a dataset into rows that are ready for the engine.
+    """An operator that makes rows of the columns of a dataset, and runs the stages before the backend over them.
 
     Args:
         make_stages: Makes the stages.
@@ -44,7 +44,7 @@ class Prepare:
 
 
 class Generate:
-    """Adds the engine's outputs to rows. Several calls run at once, in threads.
+    """An operator that runs the stage of the backend over rows. Several calls run at once, in threads.
 
     Args:
         make_stages: Makes the stages.
@@ -59,7 +59,7 @@ class Generate:
 
 
 class Finish:
-    """Turns rows into the columns of the result.
+    """An operator that runs the last stages over rows and writes the columns of the result.
 
     Args:
         make_stages: Makes the stages.
@@ -96,12 +96,12 @@ def run_stages(stages: Sequence[Stage], rows: list[Row]) -> list[Row]:
 
 
 def pack(rows: Sequence[Row]) -> pa.Table:
-    """Puts rows into a block of one binary column."""
+    """Returns a block that holds rows, pickled, in one binary column."""
     return pa.table({columns.DATA: pa.array([pickle.dumps(row, PROTOCOL) for row in rows], pa.binary())})
 
 
 def unpack(table: pa.Table) -> list[Row]:
-    """Takes the rows out of a block that `pack` made."""
+    """Returns the rows of a block that `pack` made."""
     return [pickle.loads(value.as_buffer()) for value in table[columns.DATA]]
 
 
@@ -122,7 +122,7 @@ def result_columns(row: Row, mark_success: bool) -> dict[str, Any]:
 
 
 def without_marks(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns the columns of a row without the one that only the pipeline reads."""
+    """Returns the columns of a row without `columns.IS_DUPLICATE`, which only the pipeline reads."""
     return {name: value for name, value in data.items() if name != columns.IS_DUPLICATE}
 
 

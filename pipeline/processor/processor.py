@@ -1,7 +1,8 @@
-"""Datasets through a model: a `Processor` maps a dataset to a dataset, lazily.
+"""`Processor`: maps a dataset to a dataset with answers, lazily.
 
-`assemble.py` says what becomes of a row. What a backend starts (a pool of engines) lives beside Ray Data, not in an
-operator. It ends with the processor, which serves several datasets with it, or with the driver at the latest.
+`assemble.py` builds the chain of operators. The pool of engines that a backend starts runs beside Ray Data, not in an
+operator, so one pool serves several datasets. The pool ends when the processor is closed, or at the latest with the
+driver.
 """
 
 from __future__ import annotations
@@ -31,16 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 class Processor:
-    """Runs rows of datasets through stages. Make one with `build_llm_processor`.
+    """Runs the rows of datasets through stages. `build_llm_processor` makes one.
 
-    Use it as a context manager, or call `close`, to give the replicas back; they end with the driver otherwise.
+    A `with` block or a call of `close` ends the replicas; otherwise they end with the driver.
 
     Args:
         config: Settings of the processor.
         stages: The stages in order, at most one `Backend` among them.
         preprocess: The user's function before the stages.
         postprocess: The user's function after the stages.
-        preprocess_map_kwargs: Resources of the operator `preprocess` runs in, and `fn_args`, `fn_kwargs` for it.
+        preprocess_map_kwargs: Resources of the operator in which `preprocess` runs, and `fn_args` and `fn_kwargs` for
+            it.
         postprocess_map_kwargs: The same for `postprocess`.
         schema: Columns and types of the result; None for the columns that `postprocess` returns.
 
@@ -72,13 +74,13 @@ class Processor:
             self.add_stage(stage)
 
     def add_stage(self, stage: StageSpec | CustomStage | Backend) -> None:
-        """Adds a stage, at the place it asks for or else as the last one. Earlier datasets go without it.
+        """Adds a stage, at the place that it asks for or else as the last one. Datasets returned earlier do not run it.
 
         Args:
             stage: The stage.
 
         Raises:
-            ConfigError: Its neighbour is not there, or it would be a second backend.
+            ConfigError: The processor lacks the stage in `before` or `after`, or has a backend and gets a second one.
         """
         names = self.list_stage_names()
         if isinstance(stage, CustomStage):
@@ -89,7 +91,7 @@ class Processor:
         self._stages.append(stage)
 
     def __call__(self, dataset: Dataset) -> Dataset:
-        """Puts a dataset through the stages.
+        """Returns a dataset with the answers to the rows of a dataset.
 
         The replicas of an engine start with the first call and load the model while the dataset is read; nothing else
         runs before the result is consumed.
@@ -106,14 +108,14 @@ class Processor:
         return self._put_through(dataset)
 
     def write(self, dataset: Dataset, writer: Writer) -> Dataset:
-        """Puts a dataset through the stages and has its rows written as they finish.
+        """Returns a dataset that, when consumed, runs the rows and writes each one as it finishes.
 
         Args:
             dataset: Any dataset.
-            writer: Writes the rows, in an operator that also runs the backend's stage and the stages after it.
+            writer: Supplier of the operators that run the backend's stage and the stages after it, and write the rows.
 
         Returns:
-            A lazy dataset of what the writer tells of the rows.
+            A lazy dataset of the rows that the last operator of the writer returns.
 
         Raises:
             ConfigError: The processor is closed, or the cluster has no room for it.
@@ -145,17 +147,17 @@ class Processor:
         logger.info("Optional input columns of %s: %s", first.name, ", ".join(first.optional))
 
     def stats(self) -> PoolStats | None:
-        """Describes the replicas and their engines' counters; None before the first call and after `close`."""
+        """Returns the state of the replicas and the counters of their engines; None while no replicas run."""
         return None if self._backend is None else self._backend.stats()
 
     def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Waits until the model is loaded; a dataset that is consumed waits by itself.
+        """Waits until a replica has loaded the model. Consuming a dataset does not need this call.
 
         Args:
             timeout_s: Most seconds to wait.
 
         Raises:
-            ConfigError: No dataset was given yet.
+            ConfigError: The processor has not been called with a dataset.
             MillraceError: The model cannot be loaded, or it took too long.
         """
         if self._backend is not None:
@@ -185,7 +187,7 @@ class Processor:
         before, after = self._sides()
         prepare = self._operator(before, self._preprocess)
         finish = self._operator(after, self._postprocess, self._finish_rows(after))
-        # A writer's operator runs the stages after the backend too: Finish is none of its own then.
+        # The operator of a writer also runs the stages after the backend, so there is no Finish to count.
         generate = self._start([prepare.resources] if writer else [prepare.resources, finish.resources])
         rows = block_rows(self.config, _configs(before))
         marks = self.config.should_continue_on_error
@@ -202,7 +204,7 @@ class Processor:
         return OperatorSpec(make, operator_resources(self.config, user, *_configs(specs)), gathered_rows)
 
     def _finish_rows(self, after: list[StageSpec]) -> int | None:
-        """Returns how many rows are joined before the last stages: None unless a stage wants more than a block has."""
+        """Returns the number of rows joined before the last stages; None if a block has enough rows for each."""
         rows = block_rows(self.config, _configs(after))
         return rows if rows > self.config.batch_size else None
 
@@ -215,7 +217,7 @@ class Processor:
                 check_room(operators)
                 return None
             make_stages = backend.start([*operators, backend.resources])
-            # A lazy dataset does not keep its processor alive, so a pool that nobody closed must end with the driver.
+            # A lazy dataset does not keep its processor alive, so a pool that was not closed must end with the driver.
             # `atexit` calls a function as often as it was registered, so it is registered once.
             atexit.unregister(self.close)
             atexit.register(self.close)

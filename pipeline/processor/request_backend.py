@@ -1,4 +1,4 @@
-"""A server as the backend of a processor: an HTTP endpoint, or a deployment of Ray Serve."""
+"""`RequestBackend`: a server as the backend of a processor, an HTTP endpoint or a deployment of Ray Serve."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .stage_spec import StageInfo
 
 
 class RequestBackend(Backend):
-    """A server that runs already, so that nothing has to be started.
+    """A backend that sends rows to a running server, and starts nothing.
 
     Args:
         info: Name, settings and columns of the stage that sends requests to it.
-        make_stages: Makes that stage, in the worker.
-        resources: What its operator takes.
-        batch_size: Rows that small blocks are joined into.
-        check: Called on the driver for each dataset; checks that the server is there.
+        make_stages: Function that makes this stage, in the worker.
+        resources: Resources of the operator, as arguments of `Dataset.map_batches`.
+        batch_size: Number of rows up to which small blocks are joined.
+        check: Function that raises if the server does not exist. The driver calls it for each dataset.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RequestBackend(Backend):
         self._check = check
 
     def start(self, operators: Sequence[OperatorResources]) -> MakeStages:
-        """Checks that the job has room, and calls `check`."""
+        """Checks that the cluster has room and that the server exists, and returns the maker of the stage."""
         check_room(operators)
         if self._check is not None:
             self._check()
@@ -113,14 +113,14 @@ def make_serve_stages(config: ServeDeploymentProcessorConfig, num_processes: int
 
 
 def check_deployment(deployment_name: str, app_name: str) -> None:
-    """Checks that a deployment is there.
+    """Raises if Ray Serve does not run a deployment.
 
     Args:
         deployment_name: Name of the deployment.
         app_name: Name of its application.
 
     Raises:
-        ConfigError: The deployment is not there, or Ray Serve is not installed.
+        ConfigError: The deployment does not exist, or Ray Serve is not installed.
     """
     try:
         from ray import serve
@@ -145,7 +145,7 @@ def _share(config: RequestProcessorConfig, num_processes: int) -> int:
 
 
 def _batch_size(config: RequestProcessorConfig, stage: StageConfig) -> int:
-    """Returns the rows of a block: as many as asked for, or more if too few requests would be under way otherwise."""
+    """Returns the rows of a block: the number asked for, or more if blocks of that size held too few requests."""
     return rows_per_block(_share(config, _max_processes(config, stage)), stage.batch_size or config.batch_size)
 
 
@@ -155,7 +155,7 @@ def _max_processes(config: RequestProcessorConfig, stage: StageConfig) -> int:
 
 
 def _request_resources(config: RequestProcessorConfig, stage: StageConfig) -> dict[str, Any]:
-    """Returns what the operator takes: few processes, each with a thread for every block under way."""
+    """Returns the resources of the operator: few processes, each with a thread for every block under way."""
     size = stage.concurrency or config.concurrency
     low, high = size if isinstance(size, tuple) else (size, size)
     compute = ActorPoolStrategy(

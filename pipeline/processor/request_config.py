@@ -17,7 +17,7 @@ class HttpRequestStageConfig(StageConfig):
 
 
 class RequestProcessorConfig(ProcessorConfig):
-    """Settings of both kinds. `concurrency` is the number of processes that send; one holds thousands of requests.
+    """Settings of processors that send requests. `concurrency` is the number of processes that send them.
 
     Attributes:
         max_concurrent_requests: Most requests of the whole job under way at once.
@@ -35,12 +35,13 @@ class HttpRequestProcessorConfig(RequestProcessorConfig):
         qps: Most requests that the whole job sends in a second, retries included; None for no limit.
         max_retries: Most times that a request is sent again after a status of 408, 429, 500, 502, 503 or 504, a
             timeout, a lost connection or a cut body.
-        base_retry_wait_time_in_s: Most seconds before the first retry. The bound doubles with each retry, and the wait
-            is drawn below the bound.
-        max_retry_wait_time_in_s: Largest value of that bound, and of the seconds that a server may ask for in
+        base_retry_wait_time_in_s: Most seconds before the first retry. The limit doubles with each retry, and the wait
+            is drawn below the limit.
+        max_retry_wait_time_in_s: Largest value of that limit, and of the seconds that a server may ask for in
             `Retry-After`.
         request_timeout_s: Most seconds of one attempt; None for no limit.
-        session_factory: Makes the `aiohttp.ClientSession`, in the worker, for settings that have no field here: TLS,
+        session_factory: Function that makes the `aiohttp.ClientSession`, in the worker, for settings that have no field
+            here: TLS,
             proxies, cookies.
         http_request_stage: Resources of the operator that sends; it cannot be switched off.
     """
@@ -82,8 +83,8 @@ class ServeDeploymentProcessorConfig(RequestProcessorConfig):
     """Settings of a processor that calls a deployment of Ray Serve for each row.
 
     Attributes:
-        deployment_name: The deployment.
-        app_name: Its application.
+        deployment_name: Name of the deployment.
+        app_name: Name of the application that the deployment belongs to.
         dtype_mapping: Name in column `dtype` -> class of the request; rows without that column send a dict.
         stream: Whether the deployment's methods answer with a stream, as in Ray Serve LLM. Its first item is the
             answer.

@@ -1,8 +1,8 @@
-"""What the operators and replicas of a processor take of the cluster, and how many rows and blocks are under way.
+"""The resources of the operators and replicas of a processor, and the numbers of rows and blocks under way.
 
-An operator on the CPU holds what it asks for as long as the job runs, and works in bursts. It asks for no CPU unless
-told otherwise: on a machine of two CPUs a read task needs a whole one, and where a job is resumed from Ray Data's
-checkpoints, their filter holds the other.
+An operator on the CPU holds its resources as long as the job runs, but works in bursts. By default it therefore asks
+for no CPU: on a machine with two CPUs, a read task needs one, and in a job that Ray Data resumes from checkpoints,
+their filter holds the other.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from ..stages.user_function import UserFunction
 from .config import EngineProcessorConfig, ProcessorConfig
 
 OperatorResources = Mapping[str, Any]
-"""What an operator takes: arguments of `Dataset.map_batches`, `num_cpus` and `compute` among them."""
+"""Resources of an operator: arguments of `Dataset.map_batches`, among them `num_cpus` and `compute`."""
 
 OPERATOR_CPUS = 0.0
-"""CPUs that one process of an operator asks for, unless told otherwise."""
+"""Default number of CPUs that one process of an operator asks for."""
 
 CHECKPOINT_CPUS = 1.0
-"""CPUs of the operator that Ray Data puts behind the reader to leave out rows that are done."""
+"""CPUs of the operator that Ray Data adds after the reader to filter out finished rows of a checkpoint."""
 
 MAX_CONCURRENT_BATCHES = 128
 FILL = 4
-"""How many times over the rows in flight fill the places of the replicas.
+"""Ratio of the rows in flight to the sequences that the replicas can run at once.
 
-A block ends with its last row, half as late again as its average row where lengths vary, and the next block takes time
-to come. With a factor of 2, engines run dry now and then.
+A block ends with its last row. If output lengths vary, that row takes half as long again as the average row, and the
+next block takes time to arrive. With a ratio of 2, engines sometimes have no rows.
 """
 
 SPARE_BATCHES = 2
-"""Blocks under way beyond those whose rows are in flight, so that further rows are there when places become free."""
+"""Blocks under way beyond the blocks whose rows are in flight, so that rows wait when the engines have room."""
 
 
 def max_pending_rows(config: EngineProcessorConfig) -> int | None:
-    """Returns how many rows may be in flight at once; None for no bound.
+    """Returns the most rows that may be in flight at once; None for no limit.
 
-    The bound counts rows, not blocks, so the replicas see the same number whatever the size of a dataset's blocks.
+    The limit counts rows, not blocks, so the replicas see the same number whatever the size of a dataset's blocks.
     """
     if config.max_pending_requests is not None:
         return config.max_pending_requests if config.max_pending_requests > 0 else None
@@ -52,12 +52,12 @@ def max_pending_rows(config: EngineProcessorConfig) -> int | None:
 
 
 def block_rows(config: ProcessorConfig, stages: Sequence[StageConfig]) -> int:
-    """Returns how many rows a block needs so that every stage that runs over it gets its `batch_size` of them."""
+    """Returns the rows of a block: the largest `batch_size` of the processor and of the given stages."""
     return max([config.batch_size, *(stage.batch_size or 0 for stage in stages)])
 
 
 def operator_resources(config: ProcessorConfig, user: UserFunction, *stages: StageConfig) -> dict[str, Any]:
-    """Returns what an operator on the CPU takes, as arguments of `Dataset.map_batches`.
+    """Returns the resources of an operator on the CPU, as arguments of `Dataset.map_batches`.
 
     Settings of a stage replace those of the processor, and the `map_kwargs` of the user's function replace both.
 
@@ -82,7 +82,7 @@ def operator_resources(config: ProcessorConfig, user: UserFunction, *stages: Sta
 
 
 def generate_resources(config: EngineProcessorConfig) -> dict[str, Any]:
-    """Returns what the generate operator takes: one process with a thread for each block under way."""
+    """Returns the resources of the generate operator: one process with a thread for each block under way."""
     compute = ActorPoolStrategy(
         size=1,
         max_tasks_in_flight_per_actor=config.max_tasks_in_flight_per_actor,
@@ -95,10 +95,10 @@ def generate_resources(config: EngineProcessorConfig) -> dict[str, Any]:
 
 
 def num_blocks(max_rows: int | None, batch_size: int) -> int:
-    """Returns how many blocks must be under way to hold the rows in flight.
+    """Returns the number of blocks that must be under way to hold the rows in flight.
 
     Args:
-        max_rows: Most rows in flight at once; None for no bound.
+        max_rows: Most rows in flight at once; None for no limit.
         batch_size: Rows of a block.
     """
     wanted = MAX_CONCURRENT_BATCHES if max_rows is None else math.ceil(max_rows / batch_size) + SPARE_BATCHES
@@ -106,28 +106,28 @@ def num_blocks(max_rows: int | None, batch_size: int) -> int:
 
 
 def rows_per_block(max_rows: int | None, batch_size: int) -> int:
-    """Returns how many rows small blocks are joined into, so that the blocks under way hold the rows in flight.
+    """Returns the number of rows up to which small blocks are joined, so that `max_rows` rows can be in flight.
 
     Args:
-        max_rows: Most rows in flight at once; None for no bound.
+        max_rows: Most rows in flight at once; None for no limit.
         batch_size: Rows of a block that the user asked for.
     """
     return max(batch_size, math.ceil((max_rows or 0) / (MAX_CONCURRENT_BATCHES - SPARE_BATCHES)))
 
 
 def gathered_rows(config: EngineProcessorConfig) -> int:
-    """Returns how many rows small blocks are joined into before the engine."""
+    """Returns the number of rows up to which small blocks are joined before the generate operator."""
     if config.max_concurrent_batches is not None:
         return config.batch_size
     return rows_per_block(max_pending_rows(config), config.batch_size)
 
 
 def pool_config(config: EngineProcessorConfig, operators: Sequence[OperatorResources]) -> PoolConfig:
-    """Settles what a replica takes, and checks that the job can run beside the replicas.
+    """Returns the config of the pool of replicas, and checks that the cluster has room to run the job beside them.
 
     Args:
         config: Settings of the processor.
-        operators: What each operator of the processor takes.
+        operators: Resources of each operator of the processor.
 
     Raises:
         ConfigError: Replicas and operators would leave no whole CPU to read the dataset with.
@@ -155,7 +155,7 @@ def held_cpus(operators: Sequence[OperatorResources]) -> float:
     """Returns the CPUs that a running job holds for its operators and for the filter of Ray Data's checkpoints.
 
     Args:
-        operators: What each operator takes.
+        operators: Resources of each operator.
     """
     held = float(sum(one["num_cpus"] * one["compute"].max_size for one in operators))
     resumes = DataContext.get_current().checkpoint_config is not None
@@ -166,7 +166,7 @@ def check_room(operators: Sequence[OperatorResources]) -> None:
     """Checks that a read task, which takes a whole CPU, can run beside the operators.
 
     Args:
-        operators: What each operator takes.
+        operators: Resources of each operator.
 
     Raises:
         ConfigError: No whole CPU is left, so the job would wait forever.

@@ -1,4 +1,4 @@
-"""SGLang's names for settings of an engine and of a row, for scripts that are written in them."""
+"""`SGLangEngineProcessorConfig`: SGLang's names for the settings of an engine and of a row."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ CONSTRAINT_NAMES = {"json_schema": "json", "regex": "regex", "ebnf": "grammar"}
 """SGLang's name of a constraint -> ours, in `structured_outputs`."""
 
 MAX_NEW_TOKENS = 128
-"""SGLang's limit of a row that names none."""
+"""SGLang's default limit of generated tokens, for a row without a limit."""
 
 
 class SamplingNamesStage(Stage):
-    """Renames a row's sampling parameters."""
+    """A stage that renames the sampling parameters of rows from SGLang's names to ours."""
 
     name = "sampling_names"
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Renames the parameters of one row; rows without any take the processor's."""
+        """Returns the column of renamed parameters; no column if the row brings none."""
         given = row.get(columns.SAMPLING_PARAMS)
         if not isinstance(given, Mapping):
             return {}
@@ -66,7 +66,7 @@ SAMPLING_NAMES_STAGE = StageDeclaration(
     config=StageConfig(),
     make=_make,
     side=Side.BEFORE_ENGINE,
-    order=1000,  # Behind every stage of the project.
+    order=1000,  # It runs after every other stage on this side.
     optional=(columns.SAMPLING_PARAMS,),
 )
 
@@ -87,7 +87,7 @@ class SGLangEngineProcessorConfig(EngineProcessorConfig):
 
     @property
     def declared_stages(self) -> Sequence[StageDeclaration[Any]]:
-        """The stages of every engine's processor, and the one that renames sampling parameters."""
+        """The stages of every processor of an engine, and the stage that renames sampling parameters."""
         return sorted([*super().declared_stages, SAMPLING_NAMES_STAGE], key=lambda stage: stage.place)
 
 
@@ -113,7 +113,8 @@ def sampling_params(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row's sampling parameters under our names.
 
     Args:
-        given: Parameters under SGLang's names, or ours. A field that only other rows have is None here.
+        given: Parameters under SGLang's names, or ours. A value of None counts as absent, because Arrow adds fields of
+            other rows.
 
     Raises:
         SamplingParamsError: A parameter is given twice.

@@ -1,6 +1,6 @@
-"""A stage of a processor before a worker makes it: its name, its settings, its columns, and the function that makes it.
+"""`StageSpec`: a stage of a processor before a worker makes it, with its name, settings, columns and maker.
 
-A processor is a list of these with at most one `Backend` among them. Stages of your own join the list as `CustomStage`.
+A processor is a list of stage specs with at most one `Backend` among them. A user adds a stage as a `CustomStage`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from ..stages.declaration import ProcessorSettings, StageDeclaration
 from ..stages.stage_config import StageConfig
 
 MakeStage = Callable[[], Stage]
-"""Makes a stage in the process that runs it; it pickles."""
+"""A function that makes a stage in the process that runs it. The function must pickle."""
 
 
 @dataclass(frozen=True)
 class StageInfo:
-    """What a processor tells of one of its stages.
+    """The description of a stage that a processor returns to users.
 
     Attributes:
         name: Name of the stage.
-        config: Settings of the stage. Of an engine or a deployment, they are the settings of the processor.
+        config: Settings of the stage; for the stage of an engine or a deployment, the settings of the processor.
         required: Columns that a row must have to enter the stage.
         optional: Columns that the stage uses where a row has them.
     """
@@ -38,11 +38,11 @@ class StageInfo:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage that runs on a CPU, in one process with its neighbours.
+    """A stage that runs on a CPU, in one process with the stages next to it.
 
     Attributes:
         info: Name, settings and columns.
-        make: Makes the stage in the worker.
+        make: Function that makes the stage in the worker.
     """
 
     info: StageInfo
@@ -50,10 +50,10 @@ class StageSpec:
 
     @classmethod
     def of(cls, stage: StageDeclaration[Any], settings: ProcessorSettings) -> StageSpec:
-        """Returns a declared stage with its settings in a processor.
+        """Returns the spec of a declared stage with the settings that it has in a processor.
 
         Args:
-            stage: What the file of the stage declares.
+            stage: Declaration of the stage.
             settings: Settings of the processor.
         """
         config = settings.stage_config(stage)
@@ -63,13 +63,13 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class CustomStage:
-    """A stage of your own, and its place among the others.
+    """A stage of the user, and its place among the stages of a processor.
 
     Attributes:
         kind: Class derived from `Stage`. The worker that runs the stage makes it.
         arguments: Keyword arguments of its constructor; they must pickle.
         before: Name, as in `list_stage_names`, of the stage that this one goes before.
-        after: Name of the stage that this one goes after. With neither, it comes last, before `postprocess`.
+        after: Name of the stage that this one goes after. Without `before` and `after`, it is the last stage.
         config: Resources and batch size of the stage.
         required: Columns that a row must have to enter the stage.
         optional: Columns that the stage uses where a row has them.
@@ -90,10 +90,10 @@ class CustomStage:
             raise ConfigError(f"stage {self.kind.__name__} is given a place before and after; name one stage only")
 
     def spec(self, taken: Sequence[str]) -> StageSpec:
-        """Returns the stage as one of a processor.
+        """Returns the spec of the stage. The second stage of a class gets a number in its name.
 
         Args:
-            taken: Names of the stages that the processor has; a second stage of a class gets a number.
+            taken: Names of the stages that the processor has already.
         """
         name = own = self.kind.__name__
         number = 0
