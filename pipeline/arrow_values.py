@@ -11,7 +11,7 @@ UNFIT = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, Overfl
 
 
 def fits(value: Any, kind: pa.DataType | None) -> bool:
-    """Whether a column of a type can hold a value. None stands for any type that Arrow has."""
+    """Returns whether a column of a type can hold a value; for a type of None, whether any Arrow type can."""
     try:
         pa.array([value], kind)
     except UNFIT:
@@ -20,10 +20,10 @@ def fits(value: Any, kind: pa.DataType | None) -> bool:
 
 
 def to_array(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    """Makes a column of values, of the given type if all values fit it; otherwise their own type decides."""
+    """Returns a column of values, with the given type if all values fit it, otherwise with a type from Arrow."""
     if kind is not None:
         try:
             return pa.array(values, kind)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
-            pass  # The user's postprocess has given the column another meaning.
+            pass  # The user's `postprocess` uses the column for values of another type.
     return pa.array(values)

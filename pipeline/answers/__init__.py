@@ -1,1 +1,1 @@
-"""Generated text taken apart: reasoning and tool calls."""
+"""Parsers of generated text, which find reasoning and tool calls."""

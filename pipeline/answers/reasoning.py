@@ -1,4 +1,4 @@
-"""The formats in which families mark their reasoning, and the split of a text into reasoning and answer."""
+"""`split_reasoning`: splits a text into reasoning and answer, with the marks of each family of models."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ReasoningFormat:
-    """How the models of a family mark their reasoning.
+    """The marks around the reasoning of a family of models.
 
     Attributes:
-        opening: The mark before the reasoning, in the text or already at the end of the prompt.
-        closing: The mark after the reasoning.
+        opening: Mark before the reasoning, in the text or at the end of the prompt.
+        closing: Mark after the reasoning.
         always: Whether a text without either mark is reasoning that was cut off, if the prompt is not known. True for
             models that reason before every answer.
     """
@@ -47,7 +47,7 @@ def split_reasoning(kind: ReasoningFormat, text: str, prompt: str | None = None)
         prompt: The prompt of the text; None if it is not known as text.
 
     Returns:
-        The reasoning and the answer, without white space around them; None for a part that is not there. A text without
+        The reasoning and the answer, without white space around them; None for a part that is missing. A text without
         reasoning is the answer, unchanged.
     """
     is_open = kind.always if prompt is None else prompt.rstrip().endswith(kind.opening)

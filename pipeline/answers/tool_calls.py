@@ -1,4 +1,4 @@
-"""The formats in which families write tool calls, and a parser that returns calls as OpenAI's API does.
+"""`parse_tool_calls`: finds the tool calls in a text, in the format of each family, and returns them in OpenAI's form.
 
 All families are parsed in one way: the text around the calls is the answer. A call that cannot be read stays in the
 answer as it was written, with the reason beside it. No text raises an error.
@@ -19,14 +19,14 @@ Call = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class ToolCallFormat:
-    """How the models of a family write calls.
+    """The format of the tool calls of a family of models.
 
     Attributes:
-        passage: Finds a passage with calls. Its group `calls` is the text that `read` gets.
-        read: Returns the calls of a passage; raises `ValueError` for a passage that holds no calls.
+        passage: Pattern of a passage with calls. Its group `calls` is the text that `read` gets.
+        read: Function that returns the calls of a passage, or raises `ValueError` if it holds no calls.
         marks: Marks that the text must still hold for calls to be found; some tokenizers count them as special tokens.
         id_prefix: The beginning of a call's id.
-        id_length: Number of letters after that.
+        id_length: Number of letters after the prefix.
     """
 
     passage: re.Pattern[str]
@@ -38,7 +38,7 @@ class ToolCallFormat:
 
 @dataclass(slots=True)
 class ParsedText:
-    """A text with its calls taken out.
+    """The tool calls of a text, and the rest of the text.
 
     Attributes:
         content: The text that is left; None if the text holds only calls. A text without calls is unchanged.
@@ -52,7 +52,7 @@ class ParsedText:
 
 
 def parse_tool_calls(kind: ToolCallFormat, text: str, key: str = "") -> ParsedText:
-    """Takes the calls out of a text.
+    """Parses the tool calls of a text.
 
     Args:
         kind: The family's format.
@@ -87,12 +87,12 @@ def _call_id(kind: ToolCallFormat, key: str, text: str, index: int) -> str:
 
 
 def _read_one(text: str) -> list[Call]:
-    """Reads ``{"name": ..., "arguments": {...}}``."""
+    """Returns the call in ``{"name": ..., "arguments": {...}}``."""
     return [_checked(_decoded(text))]
 
 
 def _read_several(text: str) -> list[Call]:
-    """Reads ``{"name": ..., "parameters": {...}}``, once or several times with semicolons between."""
+    """Returns the calls in ``{"name": ..., "parameters": {...}}``, repeated with semicolons between."""
     return [_checked(value) for value in _values(text, ";")]
 
 
@@ -100,7 +100,7 @@ NAMED_CALL = re.compile(r"(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s
 
 
 def _read_list_or_named(text: str) -> list[Call]:
-    """Reads a JSON list of calls, or the name of a function before its arguments, as newer tokenizers write it."""
+    """Returns the calls in a JSON list, or the call in a name before arguments, the form of newer tokenizers."""
     if text.startswith("["):
         return [_checked(value) for value in _decoded(text)]
     named = NAMED_CALL.fullmatch(text)
@@ -139,7 +139,7 @@ def _decoded(text: str) -> Any:
 
 
 def _values(text: str, separator: str = "") -> Iterator[Any]:
-    """Yields the JSON values of a text, which stand one after the other."""
+    """Yields the JSON values that a text holds one after the other."""
     place = 0
     while place < len(text):
         try:
@@ -166,7 +166,7 @@ IN_TAGS = ToolCallFormat(
     ("<tool_call>", "</tool_call>"),
 )
 JSON_ALONE = ToolCallFormat(
-    # The calls are the whole text, or the text after the tag. JSON without a name is an answer.
+    # The calls are the whole text, or the text after the tag. JSON without a name is part of the answer.
     re.compile(r'(?:\A|<\|python_tag\|>)\s*(?P<calls>\{(?=.*"name"\s*:).*)\Z', re.DOTALL),
     _read_several,
     ("<|python_tag|>",),

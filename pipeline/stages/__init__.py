@@ -1,4 +1,4 @@
-"""The stages of a row. `base.py` says what a stage is, and `declaration.py` what the file of a stage declares.
+"""The stages of a row. `base.py` holds the class `Stage`, and `declaration.py` the declaration in the file of a stage.
 
 `declared/` holds the stages around an engine, one file each; `backends/` holds the stages that wait for an answer.
 docs/recipes/stage.md says how to add one.

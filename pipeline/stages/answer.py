@@ -1,4 +1,4 @@
-"""Stages that take a model's text apart, and what they share: the format, and the stages of this kind around them."""
+"""`AnswerStage`: the base of the stages that parse a model's text, such as its reasoning and its tool calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .tokenizers import tokenizer_of
 
 
 class AnswerFormat(Protocol):
-    """How the models of a family mark a part of their text."""
+    """The marks with which the models of a family mark a part of their text."""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -29,12 +29,12 @@ Format = TypeVar("Format", bound=AnswerFormat)
 
 
 class AnswerStageConfig(StageConfig):
-    """Settings of a stage that takes the text apart.
+    """Settings of a stage that parses the text.
 
     Attributes:
         parser: Name of the format in which the model writes.
         field: Field of the processor's config that holds these settings.
-        formats: The formats that there are, by name.
+        formats: Name of a format -> the format.
     """
 
     parser: str = ""
@@ -43,7 +43,7 @@ class AnswerStageConfig(StageConfig):
 
     @property
     def format(self) -> Any:
-        """The format that the parser reads.
+        """The format that `parser` names.
 
         Raises:
             ConfigError: No format has this name.
@@ -60,15 +60,15 @@ class AnswerStageConfig(StageConfig):
 
 
 class AnswerStage(Stage, Generic[Format]):
-    """Reads the text of a row, and of each of its sequences where it has several.
+    """A stage that parses the text of a row, and the text of each of its sequences if it has several.
 
-    `generated_text` holds no special tokens. Where a mark is one, the stage decodes the text anew from the tokens.
+    `generated_text` holds no special tokens. If a mark is a special token, the stage decodes the tokens again with it.
 
     Args:
         tokenizer: The model's tokenizer.
-        kind: How the model writes.
-        later_marks: Marks that stages after this one look for in the text that this one leaves.
-        reads_content: Whether a stage before this one has read the text, so that this one reads what is left of it in
+        kind: Format in which the model writes.
+        later_marks: Marks that later stages look for in the text that this stage leaves.
+        reads_content: Whether an earlier stage has parsed the text, so that this stage reads the rest, the column
             `content`.
     """
 
@@ -83,15 +83,15 @@ class AnswerStage(Stage, Generic[Format]):
 
     @abstractmethod
     def read(self, text: str | None, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the columns that a text makes.
+        """Parses a text, and returns the columns to add.
 
         Args:
-            text: The model's text; None if an earlier stage left nothing of it.
-            row: The row, for its prompt.
+            text: Text of the model; None if an earlier stage left nothing of it.
+            row: Row of the text, for its prompt.
         """
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Reads the text of the row, and of each of its sequences."""
+        """Returns the columns from the text of the row, and the sequences of the row with columns from their texts."""
         first = self._text(row, row, columns.GENERATED_TEXT, columns.GENERATED_TOKENS)
         sequences = row.get(columns.OUTPUTS)
         if sequences is None:
@@ -112,7 +112,7 @@ class AnswerStage(Stage, Generic[Format]):
 def make_answer_stage(
     kind: type[AnswerStage[Any]], settings: ProcessorSettings, config: AnswerStageConfig
 ) -> AnswerStage[Any]:
-    """Makes a stage that takes the text apart.
+    """Makes a stage that parses the text, with the marks that the later stages of this kind look for.
 
     Args:
         kind: Class of the stage.

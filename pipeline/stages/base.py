@@ -1,7 +1,7 @@
-"""A stage: a function of a row that cannot take other rows down with it.
+"""`Stage`: computes columns of a row from other columns, such that an error fails only its own row.
 
 A stage computes columns from columns, and `Stage.run` handles the errors. An exception belongs to the row for which it
-was raised: the row becomes an error row, which later stages leave alone, or the job stops with that message. A stage
+was raised: either the row becomes an error row, which later stages skip, or the job stops with the message. A stage
 knows neither Ray nor blocks.
 """
 
@@ -18,12 +18,12 @@ from ..errors import RowFailedError
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """The reason why a row has no result.
+    """The reason that a row has no result.
 
     Attributes:
         stage: Name of the stage that failed.
         kind: Class name of the error.
-        message: The value that was given, what is allowed, and what to do.
+        message: Text for people: the given value, the allowed values, and what to do.
         retryable: Whether the same row may succeed when it runs again.
         attempts: Number of times that the row was tried.
     """
@@ -46,7 +46,7 @@ class RowError:
 
 @dataclass(slots=True)
 class Row:
-    """A row on its way through the stages.
+    """A row in the stages: its columns, and its error if it has failed.
 
     Attributes:
         input: The row as it was read. A failed row keeps exactly this, and its error.
@@ -60,19 +60,19 @@ class Row:
 
     @classmethod
     def read(cls, columns: dict[str, Any]) -> Row:
-        """Starts a row from the columns of the dataset."""
+        """Returns the row that enters the first stage with the columns of the dataset."""
         return cls(columns, dict(columns))
 
 
 class Stage(ABC):
-    """One step of a row, computed row by row.
+    """One step of the computation of rows, which by default handles one row at a time.
 
-    A stage is made in the worker that runs it, so its constructor may load what is large, such as a tokenizer.
+    A worker makes the stages that it runs, so a constructor may load a large object, such as a tokenizer.
 
     Attributes:
         name: Name of the stage in errors.
         stop_on_error: Whether the first failed row stops the job.
-        batch_size: Most rows that the stage is given at once; None for all rows of a block.
+        batch_size: Most rows that the stage gets in one call; None for all rows of a block.
     """
 
     name: ClassVar[str]
@@ -83,7 +83,7 @@ class Stage(ABC):
 
     @abstractmethod
     def process(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Computes the columns to merge into a row. An exception becomes the row's error."""
+        """Returns the columns to merge into a row. An exception becomes the error of the row."""
 
     def run(self, rows: Sequence[Row]) -> None:
         """Runs the stage over rows in place. Rows that have failed stay as they are.
@@ -117,7 +117,7 @@ class Stage(ABC):
         yield from rows
 
     def merge(self, row: Row, columns: Mapping[str, Any]) -> None:
-        """Puts the columns that the stage computed into the row."""
+        """Merges the columns that the stage computed into the row."""
         row.data = {**row.data, **columns}
 
     def fail(self, row: Row, error: RowError, cause: BaseException | None = None) -> None:
@@ -145,18 +145,18 @@ class Stage(ABC):
 
 
 class BatchStage(Stage):
-    """A stage that is faster for many rows at once.
+    """A stage that computes many rows in one call, which is faster.
 
-    If the call for all of them raises, it is repeated row by row, so that one bad row fails alone. `process_batch`
+    If the call for all rows raises, it is repeated row by row, so that one bad row fails alone. `process_batch`
     must therefore be free of side effects.
     """
 
     @abstractmethod
     def process_batch(self, rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
-        """Computes, for each row and in their order, the columns to merge into it."""
+        """Returns the columns to merge into each row, in the order of the rows."""
 
     def process(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Computes the columns of one row, alone."""
+        """Returns the columns of one row, from a call for this row alone."""
         return self.process_batch([row])[0]
 
     def run_batch(self, rows: Sequence[Row]) -> None:

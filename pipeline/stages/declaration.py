@@ -1,4 +1,4 @@
-"""What the file of a stage declares: settings, columns, place, and the function that makes the stage in a worker."""
+"""`StageDeclaration`: the settings, columns, place and maker of a stage, which the file of the stage declares."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Side(IntEnum):
 
 
 class ProcessorSettings(Protocol):
-    """The settings of a processor that a maker may read; `EngineProcessorConfig` has them."""
+    """The settings of a processor that the maker of a stage may read. `EngineProcessorConfig` implements them."""
 
     @property
     def tokenizer_source(self) -> str:
@@ -35,7 +35,7 @@ class ProcessorSettings(Protocol):
 
     @property
     def is_pooling(self) -> bool:
-        """Whether the engine makes vectors and generates no text."""
+        """Whether the engine computes vectors and generates no text."""
 
     @property
     def declared_stages(self) -> Sequence[StageDeclaration[Any]]:
@@ -47,12 +47,12 @@ class ProcessorSettings(Protocol):
 
 @dataclass(frozen=True)
 class StageDeclaration(Generic[Config]):
-    """A stage as its file declares it. The constant `STAGE` of each file in `declared/` is one.
+    """The declaration of a stage. Each file in `declared/` holds one in the constant `STAGE`.
 
     Attributes:
         kind: Class of the stage.
-        config: Settings of a stage that the user says nothing of. A stage is off by default if `enabled` is False.
-        make: Makes the stage in its worker, from the settings of the processor and those of the stage.
+        config: Default settings of the stage. The stage is off by default if `enabled` is False.
+        make: Function that makes the stage in a worker, from the settings of the processor and of the stage.
         side: Side of the engine on which the stage runs.
         order: Place among the stages of that side; the lowest runs first.
         field: Field of the processor's config that holds the settings; None if the user cannot set any.
@@ -76,15 +76,15 @@ class StageDeclaration(Generic[Config]):
 
     @property
     def place(self) -> tuple[Side, int]:
-        """What stages are sorted by."""
+        """The key by which stages are sorted: side, then order."""
         return self.side, self.order
 
     @property
     def reads_generated(self) -> bool:
-        """Whether the stage needs what only a generating engine makes."""
+        """Whether the stage reads a column that only a generating engine writes."""
         return not {columns.GENERATED_TOKENS, columns.GENERATED_TEXT}.isdisjoint(self.required)
 
     def runs_with(self, settings: ProcessorSettings) -> bool:
-        """Whether the stage runs in a processor of these settings."""
+        """Returns whether the stage runs in a processor with these settings."""
         is_possible = not (self.reads_generated and settings.is_pooling)
         return is_possible and settings.stage_config(self).enabled

@@ -1,4 +1,4 @@
-"""The prompt of a row, and the error of a row without one."""
+"""Reads the prompt of a row, as text or as token ids, and raises if the row has none."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .. import columns
 
 
 def checked_prompt(row: Mapping[str, Any]) -> str:
-    """Returns the text of a row's prompt.
+    """Returns the prompt of a row as text.
 
     Args:
         row: The columns of the row.
 
     Returns:
-        The text. It may be empty: the engine has an error for that.
+        The text. It may be empty; the engine then raises an error.
 
     Raises:
         PromptTypeError: The row has no prompt, or its prompt is not text.
@@ -38,16 +38,16 @@ def checked_prompt(row: Mapping[str, Any]) -> str:
 
 
 def checked_token_ids(row: Mapping[str, Any]) -> list[int] | None:
-    """Returns a row's prompt as token ids; None if the row brings none.
+    """Returns the prompt of a row as token ids; None if the row has no token ids.
 
     Args:
         row: The columns of the row.
 
     Returns:
-        A list of plain integers, also if the row holds an array.
+        A list of Python integers, even if the row holds an array.
 
     Raises:
-        PromptTypeError: The value is no list of integers.
+        PromptTypeError: The value is not a list of integers.
     """
     given = row.get(columns.TOKENIZED_PROMPT)
     if given is None:

@@ -1,4 +1,4 @@
-"""The settings that every stage has, and the three ways in which users give them."""
+"""`StageConfig`: the settings that every stage has, which users give as a bool, a dict or a config."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ AnyStageConfig = TypeVar("AnyStageConfig", bound="StageConfig")
 
 
 class StageConfig(Settings):
-    """Settings that every stage has. None takes the processor's value.
+    """Settings that every stage has. A setting of None takes the value of the processor.
 
     Attributes:
         enabled: Whether the stage runs.
         model_source: Folder of the model whose tokenizer the stage uses.
-        concurrency: Number of processes of the operator the stage runs in, fixed or as (min, max).
-        num_cpus: CPUs of one such process.
-        memory: Bytes of memory of one such process.
+        concurrency: Number of processes of the operator in which the stage runs, fixed or as (min, max).
+        num_cpus: CPUs of one of these processes.
+        memory: Memory of one of these processes, in bytes.
         runtime_env: Ray runtime environment of the operator.
-        batch_size: Most rows that the stage is given at once; None for all rows of a block.
+        batch_size: Most rows that the stage gets in one call; None for all rows of a block.
     """
 
     enabled: bool = True
@@ -44,9 +44,9 @@ def read_stage(value: Any, kind: type[AnyStageConfig], field: str) -> AnyStageCo
     """Returns the settings of a stage, given as a bool, a dict or a config.
 
     Args:
-        value: What the user gave.
+        value: Value of the field, from the user.
         kind: Class of the settings.
-        field: Field of the processor's config that the value was given to.
+        field: Name of the field of the processor's config, for messages.
 
     Raises:
         ConfigError: The value is of another type, or a setting cannot be used.
@@ -61,10 +61,10 @@ def read_stage(value: Any, kind: type[AnyStageConfig], field: str) -> AnyStageCo
 
 
 def read_concurrency(value: Any) -> int | tuple[int, int]:
-    """Reads a number of processes, or (min, max), in the spellings that Ray Data LLM takes.
+    """Returns a number of processes, or (min, max), from any form that Ray Data LLM accepts.
 
     Raises:
-        ConfigError: The value is neither.
+        ConfigError: The value is neither a number nor a pair of numbers.
     """
     if isinstance(value, list | tuple):
         if len(value) != 2:

@@ -1,4 +1,4 @@
-"""The tokenizer of a stage, loaded once in each process."""
+"""Loads the tokenizer of a stage, once in each process."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .stage_config import StageConfig
 
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(folder: str, chat_template: str | None = None) -> Tokenizer:
-    """Loads a tokenizer, once for all stages of a process that use it."""
+    """Returns a tokenizer, which is loaded once for all stages of a process."""
     return Tokenizer(resolve_model(folder), chat_template)
 
 
 def tokenizer_of(settings: ProcessorSettings, config: StageConfig, chat_template: str | None = None) -> Tokenizer:
-    """Loads the tokenizer of a stage: its own if its settings name one, else the model's.
+    """Returns the tokenizer of a stage: the tokenizer that its settings name, or else the model's.
 
     Args:
         settings: Settings of the processor.

@@ -1,4 +1,4 @@
-"""The user's own functions at both ends: `preprocess` adds columns to a row, `postprocess` replaces the row."""
+"""The user's functions: `preprocess` adds columns to a row before the stages, `postprocess` replaces the row at the end."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MAP_KWARGS = frozenset(
 
 
 class PreprocessStage(Stage):
-    """Merges the columns that the user's function returns into the row.
+    """A stage that merges the columns that the user's function returns into the row.
 
     Args:
-        function: Called with a copy of the row.
+        function: Function of a copy of the row.
         fn_args: Further positional arguments of the function.
         fn_kwargs: Further keyword arguments of the function.
     """
@@ -36,17 +36,17 @@ class PreprocessStage(Stage):
         self._function, self._args, self._kwargs = function, fn_args, fn_kwargs or {}
 
     def process(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Calls the user's function with a copy of the row, which the function may change."""
+        """Returns the result of the user's function, which may change the copy of the row that it gets."""
         return self._function(dict(row), *self._args, **self._kwargs)
 
 
 class PostprocessStage(PreprocessStage):
-    """Replaces the row by the columns that the user's function returns."""
+    """A stage that replaces the row by the columns that the user's function returns."""
 
     name = "postprocess"
 
     def merge(self, row: Row, columns: Mapping[str, Any]) -> None:
-        """Makes the returned columns the whole row."""
+        """Replaces all columns of the row by the returned columns."""
         row.data = dict(columns)
 
 
@@ -56,8 +56,8 @@ class UserFunction:
 
     Attributes:
         kind: Class of the stage that calls the function.
-        function: Called with each row; None if the user gave none.
-        map_kwargs: Arguments that `Dataset.map` would take for the function.
+        function: Function of a row; None if the user gave none.
+        map_kwargs: Arguments for the function, as `Dataset.map` takes them.
     """
 
     kind: type[PreprocessStage]
@@ -73,11 +73,11 @@ class UserFunction:
 
     @property
     def resources(self) -> dict[str, Any]:
-        """What the operator takes of the cluster, as arguments of `Dataset.map_batches`."""
+        """Resources of the operator, as arguments of `Dataset.map_batches`."""
         return {key: value for key, value in self.map_kwargs.items() if key not in ARGUMENT_KWARGS}
 
     def stages(self) -> list[Stage]:
-        """Makes the stage that calls the function; an empty list if there is no function."""
+        """Returns the stage that calls the function; an empty list if there is no function."""
         if self.function is None:
             return []
         arguments = {key: value for key, value in self.map_kwargs.items() if key in ARGUMENT_KWARGS}

@@ -1,7 +1,7 @@
-"""Identical requests of a process: one of them runs, the others take its output.
+"""`Duplicates`: of the identical requests of a process, one runs and the others get its output.
 
-Requests are identical if their prompts and parameters are, the seed included. The engine's draws follow from these, so
-each of them would have got the same output.
+Requests are identical if their prompts and parameters are equal, seeds included. The engine's draws depend on nothing
+else, so each of these requests would have got the same output.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Any
 from ....engine import EngineOutput, Request, RequestOutput
 
 MAX_TOKENS_KEPT = 1_000_000
-"""Tokens of finished outputs that are remembered, some tens of megabytes."""
+"""Most tokens of finished outputs that are kept, some tens of megabytes."""
 
 OUTPUT_TOKENS = 100
-"""Memory that an output takes besides its tokens, counted in tokens."""
+"""Memory of an output besides its tokens, expressed as a number of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """The message that a waiting row gets.
+    """The message that a waiting row gets when its output arrives or fails.
 
     Attributes:
         item: The item that the row passed to `claim`.
-        output: The output; None if it will not come.
-        error: The reason why it will not come.
+        output: The output; None if the identical request failed.
+        error: The error of the identical request; None if there is an output.
     """
 
     item: Any
@@ -41,7 +41,7 @@ Inbox = queue.SimpleQueue[Arrival]
 
 
 class Duplicates:
-    """The requests that run, the rows that wait for them, and recent outputs. Any thread may use it."""
+    """The running requests, the rows that wait for them, and recent outputs. Any thread may call it."""
 
     def __init__(self, max_tokens_kept: int = MAX_TOKENS_KEPT) -> None:
         self._max_tokens_kept = max_tokens_kept
@@ -52,12 +52,12 @@ class Duplicates:
         self._num_tokens_kept = 0
 
     def claim(self, key: bytes, inbox: Inbox, item: Any) -> bool:
-        """Decides whether a request has to run.
+        """Returns whether a request has to run, and otherwise lets it wait for an identical one.
 
         Args:
             key: The `request_key` of the request.
             inbox: Queue that gets the output if an identical request runs or has finished.
-            item: Any object, which comes with the output.
+            item: Any object; it is put into the inbox with the output.
 
         Returns:
             True if the caller must run the request, and call `finish` or `abandon` afterwards.
@@ -74,7 +74,7 @@ class Duplicates:
             return True
 
     def finish(self, key: bytes, output: EngineOutput) -> None:
-        """Hands an output to the rows that wait for it, and keeps it for later rows if it has no error."""
+        """Sends an output to the rows that wait for it, and keeps it for later rows if it has no error."""
         with self._lock:
             waiting = self._waiting.pop(key)
             if output.error is None:
@@ -83,7 +83,7 @@ class Duplicates:
             inbox.put(Arrival(item, output))
 
     def abandon(self, key: bytes, error: BaseException) -> None:
-        """Tells the rows that wait that the output will not come."""
+        """Sends the error of a request to the rows that wait for its output."""
         with self._lock:
             waiting = self._waiting.pop(key)
         for inbox, item in waiting:
@@ -100,14 +100,14 @@ class Duplicates:
 
 
 def _output_size(output: EngineOutput) -> int:
-    """Returns how many tokens or numbers an output has."""
+    """Returns the size of an output: its number of tokens, or of elements of its vector."""
     if isinstance(output, RequestOutput):
         return sum(len(one.token_ids) for one in output.outputs)
     return 0 if output.outputs is None else output.outputs.data.size
 
 
 def request_key(request: Request, params: str) -> bytes:
-    """Returns a hash that two requests share exactly if they are identical.
+    """Returns a hash that is equal for two requests exactly if they are identical.
 
     Args:
         request: A request. If it samples, its parameters hold a seed.

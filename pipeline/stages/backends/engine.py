@@ -1,6 +1,6 @@
 """The stage of an engine: each row becomes a request to the pool of engines, and the output becomes columns of the row.
 
-The stage holds no model. It is a thin client of the pool, so a restart of it costs nothing. Its two kinds,
+The stage holds no model. It is a thin client of the pool, so its restart costs nothing. Its subclasses,
 `GenerateStage` and `PoolingStage`, differ in their requests and in the columns that they make of an output.
 """
 
@@ -25,7 +25,7 @@ from .duplicates import Arrival, Duplicates, Inbox, request_key
 __all__ = ["EngineClient", "EngineStage", "plain_values", "request_columns"]
 
 METRICS = tuple(one.name for one in fields(RequestMetrics) if one.name not in ("attempt", "replica_id"))
-"""The metrics of a request that are in the column `metrics`; the others have columns of their own."""
+"""Names of the metrics in the column `metrics`. The other metrics of a request have columns of their own."""
 
 
 class EngineClient(Protocol):
@@ -38,13 +38,13 @@ class EngineClient(Protocol):
 
 @dataclass(slots=True)
 class Asked:
-    """A row and its request.
+    """A row and the request that it became.
 
     Attributes:
         row: The row.
         request: The request that the row became.
         params: Parameters of the request as text.
-        key: Hash that identical requests share.
+        key: `request_key` of the request, equal for identical requests.
     """
 
     row: Row
@@ -72,16 +72,16 @@ class _OpenBlock:
 
 
 class EngineStage(Stage):
-    """Sends the rows of a block to the engine pool and takes their outputs as they finish.
+    """A stage that sends the rows of a block to the engine pool and takes their outputs as they finish.
 
-    Several blocks are under way at once (threads of one actor share a stage), so that a slow row holds up nothing but
-    its own block.
+    Several blocks are under way at once (threads of one actor share a stage), so that a slow row delays only its own
+    block.
 
     Args:
         client: The pool's client.
         model: The model that runs; a row that names another model is refused.
         duplicates: Whether identical requests run once.
-        on_output: Called with each output as it arrives, from the thread of its block.
+        on_output: Function that the thread of a block calls with each output as it arrives.
         stop_on_error: Whether the first failed row stops the job.
     """
 
@@ -162,7 +162,7 @@ class EngineStage(Stage):
                     self._duplicates.abandon(asked.key, EngineError("the identical request of another row did not end"))
 
     def _admit(self, block: _OpenBlock, asked: Asked) -> None:
-        """Runs a request, or lets it wait if an identical request runs already."""
+        """Submits a request, or makes its row wait if an identical request runs already."""
         if self._duplicates is not None and not self._duplicates.claim(asked.key, block.inbox, asked):
             block.num_waiting += 1
         else:
@@ -177,7 +177,7 @@ class EngineStage(Stage):
         return self._completed(block, asked, output, {})
 
     def _arrived(self, block: _OpenBlock) -> Iterator[Row]:
-        """Yields the rows that have meanwhile taken the output of an identical request."""
+        """Yields the rows that have got the output of an identical request since the last call."""
         while not block.inbox.empty():
             yield self._take(block, block.inbox.get())
 
@@ -209,7 +209,7 @@ class EngineStage(Stage):
         """Makes the row's request; returns None if that fails, and then the row holds the error."""
         try:
             return self._checked_request(request_id, row.data)
-        except Exception as error:  # noqa: BLE001  # whatever the values of a row break is that row's error
+        except Exception as error:  # noqa: BLE001  # any exception from a row's values is the error of that row
             self.fail(row, RowError.from_exception(self.name, error), error)
             return None
 
@@ -230,7 +230,7 @@ class EngineStage(Stage):
 
 
 def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Turns numpy arrays into the lists they were before they went through Arrow."""
+    """Returns values with lists in place of the numpy arrays that Arrow made of them."""
     return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in values.items()}
 
 

@@ -1,4 +1,4 @@
-"""Generation: a row's prompt and sampling parameters become a request, and its output becomes columns of the row."""
+"""`GenerateStage`: generates text for rows, from their prompts and sampling parameters."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .engine import Asked, EngineClient, EngineStage, plain_values, request_colu
 
 
 class GenerateStage(EngineStage):
-    """Generates for the rows of a block.
+    """A stage that generates text for the rows of a block.
 
     Args:
         client: The pool's client.
         default_params: Sampling parameters of the rows that bring none.
-        job_seed: Seed of the job. A row without a seed gets one that follows from it and from the prompt.
-        detokenize_later: Whether a later stage makes the text of the rows that allow it.
+        job_seed: Seed of the job. A row without a seed gets one that is derived from this seed and the prompt.
+        detokenize_later: Whether a later stage decodes the tokens to text, for the rows where this gives the same text.
         **settings: Settings of `EngineStage`.
     """
 
@@ -73,7 +73,7 @@ class GenerateStage(EngineStage):
 
 
 def _needs_text_at_the_end_only(params: SamplingParams) -> bool:
-    """Whether decoding the finished tokens once, with the default settings, gives the text that the row asks for."""
+    """Returns whether decoding the finished tokens once, with the default settings, gives the text of the row."""
     return (
         not params.stop
         and params.logprobs is None

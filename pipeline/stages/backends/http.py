@@ -1,4 +1,4 @@
-"""The stage of an HTTP endpoint: `payload` -> `http_response`."""
+"""`HttpRequestStage`: posts the column `payload` to an HTTP endpoint, and adds the column `http_response`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .request import DescribedError, RequestId, RequestStage
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 RETRIED_ERRORS = (TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)
 SHOWN_BODY = 200
-"""Characters of an answer's body that an error quotes."""
+"""Number of characters of an answer's body that an error quotes."""
 
 SessionFactory = Callable[[], aiohttp.ClientSession]
 
@@ -38,8 +38,8 @@ class Answer:
     Attributes:
         status: Status code, such as 200.
         reason: Text of the status, such as OK.
-        retry_after: The header of that name.
-        body: The body as it came.
+        retry_after: Value of the header `Retry-After`; None if there is none.
+        body: Bytes of the body.
     """
 
     status: int
@@ -54,31 +54,32 @@ class Answer:
 
     @property
     def is_retried(self) -> bool:
-        """Whether the request should be sent again."""
+        """Whether the status says that another attempt may succeed."""
         return self.status in RETRIED_STATUSES
 
     @property
     def start(self) -> str:
-        """The start of the body, as text."""
+        """The start of the body, as text for an error message."""
         return self.body[: 4 * SHOWN_BODY].decode("utf-8", "replace")[:SHOWN_BODY]
 
 
 class HttpRequestStage(RequestStage):
-    """Posts each row's payload and takes the JSON of the answer.
+    """A stage that posts the payload of each row, and adds the JSON of the answer to the row.
 
-    A payload that holds bytes, or dicts with `content` (and `filename`, `content_type`), is sent as a form, any other
-    payload as JSON. After a failure that may pass (a busy server, a lost connection, a cut body) the request is sent
-    again. After the last retry, and at once for any other status of failure, the row fails with the status and the
+    A payload that holds bytes, or dicts with `content` (and `filename`, `content_type`), is sent as a form; any other
+    payload is sent as JSON. After a temporary failure (a busy server, a lost connection, a cut body) the request is
+    sent again. After the last retry, and at once for any other status of failure, the row fails with the status and the
     start of the body.
 
     Args:
         url: The endpoint.
         headers: Headers of every request.
-        qps: Most requests sent a second, retries included.
-        retry: The rule by which a request is sent again.
+        qps: Most requests per second, retries included; None for no limit.
+        retry: Rule for the number and the waits of retries.
         request_timeout_s: Most seconds of one attempt.
         max_concurrent_requests: Most requests under way at once.
-        session_factory: Makes the session, in the worker; None for one without a limit of connections.
+        session_factory: Function that makes the session, in the worker; None for a session without a limit on
+            connections.
         stop_on_error: Whether the first failed row stops the job.
     """
 
@@ -108,7 +109,7 @@ class HttpRequestStage(RequestStage):
         self._session = self.wait(_open(session_factory or _unlimited_session))
 
     async def request(self, request_id: RequestId, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Sends a row's payload until it is answered or the retries are used up."""
+        """Posts the payload of a row, with retries, and returns the column of the answer."""
         payload = checked_payload(row)
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self._retry.max_retries + 1),
@@ -132,7 +133,8 @@ class HttpRequestStage(RequestStage):
 
     async def _send(self, payload: Any) -> Answer:
         await self._throttle()
-        body, headers = encode(payload, self._headers)  # For each attempt: a form can be sent only once.
+        # The body is encoded for each attempt, because a form can be sent only once.
+        body, headers = encode(payload, self._headers)
         async with self._session.post(self._url, data=body, headers=headers, timeout=self._timeout) as response:
             retry_after = response.headers.get("Retry-After")
             return Answer(response.status, response.reason or "", retry_after, await response.read())
@@ -161,7 +163,7 @@ class HttpRequestStage(RequestStage):
 
 
 def checked_payload(row: Mapping[str, Any]) -> Any:
-    """Returns a row's payload.
+    """Returns the payload of a row.
 
     Args:
         row: The columns of the row.
@@ -182,7 +184,7 @@ def encode(payload: Any, headers: Mapping[str, str]) -> tuple[bytes | aiohttp.Fo
 
     Args:
         payload: The payload of the row.
-        headers: The headers that the user asked for.
+        headers: Headers from the user.
     """
     plain = {name: value for name, value in headers.items() if name.lower() != "content-type"}
     if isinstance(payload, Mapping) and any(_is_file(value) for value in payload.values()):
@@ -213,7 +215,7 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Returns arrays and numbers of numpy as lists and numbers."""
+    """Returns a value with lists and Python numbers in place of numpy's."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} {value!r:.80} cannot be sent as JSON")

@@ -1,4 +1,4 @@
-"""The times at which requests are sent: at most so many a second, and again after a failure."""
+"""`Throttle` limits the requests per second, and `RetryRule` decides the waits before retries."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from email.utils import parsedate_to_datetime
 
 
 class Throttle:
-    """Spaces requests evenly, at no more than so many a second.
+    """Spaces requests evenly over time, up to a number per second.
 
     Args:
-        qps: Most requests a second; None for no limit.
+        qps: Most requests per second; None for no limit.
     """
 
     def __init__(self, qps: float | None) -> None:
@@ -21,14 +21,14 @@ class Throttle:
         self._next_s = 0.0
 
     async def __call__(self) -> None:
-        """Waits for this request's turn."""
+        """Waits until the caller may send its request."""
         now_s = asyncio.get_running_loop().time()
         turn_s = self.take_turn(now_s)
         if turn_s > now_s:
             await asyncio.sleep(turn_s - now_s)
 
     def take_turn(self, now_s: float) -> float:
-        """Takes a turn and returns its time; the next turn is later.
+        """Reserves the next free time, and returns it.
 
         Args:
             now_s: Time now, on any clock.
@@ -40,13 +40,13 @@ class Throttle:
 
 @dataclass(frozen=True)
 class RetryRule:
-    """The rule by which a request is sent again.
+    """The number of retries of a request, and the waits before them.
 
     Attributes:
         max_retries: Most times that a request is sent again.
-        base_wait_s: Most seconds before the first retry. The bound doubles with each retry, and the wait is drawn
-            evenly below the bound ("full jitter"), so that rows that failed together do not come back together.
-        max_wait_s: Largest value of that bound, and of the seconds that a server may ask for in `Retry-After`.
+        base_wait_s: Most seconds before the first retry. The limit doubles with each retry, and the wait is drawn
+            evenly below the limit ("full jitter"), so that rows that failed together are not retried together.
+        max_wait_s: Largest value of that limit, and of the seconds that a server may ask for in `Retry-After`.
     """
 
     max_retries: int = 0
@@ -58,9 +58,9 @@ class RetryRule:
 
         Args:
             attempt: Number of the attempt, from 1.
-            retry_after: The header of that name in the server's answer.
+            retry_after: Header `Retry-After` of the server's answer; None if there is none.
         """
-        # A float's exponent ends long before an integer's: no number of attempts may overflow.
+        # The exponent is limited, so that a large number of attempts does not overflow a float.
         bound = min(self.max_wait_s, self.base_wait_s * 2.0 ** min(attempt - 1, 64))
         return min(self.max_wait_s, retry_after_s(retry_after)) + random.uniform(0.0, bound)
 
@@ -69,7 +69,7 @@ def retry_after_s(value: str | None) -> float:
     """Returns the seconds that a `Retry-After` header asks for: a number, or a date.
 
     Args:
-        value: The header. None, and a text that cannot be read, ask for no wait.
+        value: Value of the header. None and malformed text give 0.
     """
     if value is None:
         return 0.0

@@ -1,4 +1,4 @@
-"""Pooling: the engine makes a vector of a row's prompt, an embedding or the scores of classes."""
+"""`PoolingStage`: computes a vector for the prompt of each row, an embedding or the scores of classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .engine import Asked, EngineStage, plain_values, request_columns
 
 
 class PoolingStage(EngineStage):
-    """Has the prompts of a block made vectors. Its settings are those of `EngineStage`."""
+    """A stage that computes a vector for each prompt of a block. Its arguments are those of `EngineStage`."""
 
     name = "pooling"
 

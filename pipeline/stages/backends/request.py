@@ -1,4 +1,4 @@
-"""Stages that send requests to a server: a coroutine for each row, all of them on one event loop."""
+"""`RequestStage`: the base of stages that send requests to a server, with a coroutine per row on one event loop."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class RequestId:
-    """Names a request.
+    """The id of a request.
 
     Attributes:
         batch_uuid: Id of the block that the row came with.
-        index: The row's place in the block.
+        index: Index of the row in the block.
     """
 
     batch_uuid: str
@@ -32,7 +32,7 @@ class RequestId:
 
 
 class DescribedError(Exception):
-    """Carries the error of a row, which tells more than the exception that was caught.
+    """An exception that carries a `RowError`, with more details than the exception that was caught.
 
     Attributes:
         error: The row's error.
@@ -44,10 +44,10 @@ class DescribedError(Exception):
 
 
 class RequestStage(Stage):
-    """A stage that waits for answers, for many rows at a time.
+    """A stage that sends a request for each row, and waits for many answers at once.
 
-    Threads of one actor share the stage, a block each, and the rows of all their blocks share its event loop: a row is
-    sent when one of `max_concurrent_requests` places is free, whatever block it came with.
+    Threads of one actor share the stage, with a block each. The rows of all blocks share one event loop and one limit
+    on the requests under way: a row is sent as soon as the limit allows, whichever block it came from.
 
     Args:
         max_concurrent_requests: Most requests under way at once, including requests that wait to be sent again.
@@ -66,7 +66,7 @@ class RequestStage(Stage):
         """Sends the request of one row and returns the columns to merge into it; an exception goes to `describe`."""
 
     def describe(self, error: Exception) -> RowError:
-        """Returns the error of a row. A subclass may raise instead, to end the job for a fault that is no row's.
+        """Returns the error of a row. A subclass raises instead if no row is at fault, which ends the job.
 
         Args:
             error: The exception that `request` raised.
@@ -86,7 +86,7 @@ class RequestStage(Stage):
         return self.wait(self.request(RequestId(uuid.uuid4().hex, 0), row))
 
     def wait(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Runs a coroutine on the stage's event loop, from another thread.
+        """Runs a coroutine on the event loop of the stage, and waits for its result in the calling thread.
 
         Args:
             work: The coroutine.
@@ -97,7 +97,7 @@ class RequestStage(Stage):
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
-        """Ends the event loop. No request may be under way."""
+        """Ends the event loop. The caller makes sure that no request is under way."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -108,7 +108,7 @@ class RequestStage(Stage):
         try:
             await asyncio.gather(*tasks)
         finally:
-            # Tasks are left only if a row has ended the job.
+            # Unfinished tasks exist only if a row has stopped the job.
             for task in tasks:
                 task.cancel()
 
@@ -116,7 +116,7 @@ class RequestStage(Stage):
         async with self._places:
             try:
                 columns = checked_columns(self.name, await self.request(request_id, row.data))
-            except Exception as error:  # noqa: BLE001  # whatever a stage raises for a row is that row's error
+            except Exception as error:  # noqa: BLE001  # any exception of a request is the error of its row
                 self.fail(row, self.describe(error), error)
             else:
                 self.merge(row, columns)

@@ -1,4 +1,4 @@
-"""The stage of a deployment of Ray Serve: `method`, `request_kwargs` -> the columns of its answer."""
+"""`ServeDeploymentStage`: calls a deployment of Ray Serve with the columns `method` and `request_kwargs`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..base import RowError
 from .request import RequestId, RequestStage
 
 ROW_ERRORS = (ValueError, TypeError, ValidationError, TimeoutError)
-"""Errors that a deployment raises for a bad request. Any other error is no row's fault."""
+"""Errors that a deployment raises for a bad request. For any other error, no row is at fault."""
 
 
 class ServeDeploymentStage(RequestStage):
-    """Calls a method of a deployment for each row and merges its answer into the row.
+    """A stage that calls a method of a deployment for each row and merges the answer into the row.
 
     An answer is a dict or a pydantic model; a stream answers with its first item. A request that the deployment
     refuses, or that takes too long, fails its row. A deployment that died, is overloaded or cannot be reached ends the
@@ -29,8 +29,8 @@ class ServeDeploymentStage(RequestStage):
 
     Args:
         handle: The deployment's handle.
-        dtype_mapping: Name in column `dtype` -> class of the request; rows without that column send a dict.
-        stream: Whether the method answers with a stream, as in Ray Serve LLM.
+        dtype_mapping: Value of the column `dtype` -> class of the request; rows without this column send a dict.
+        stream: Whether the method answers with a stream, as the methods of Ray Serve LLM do.
         request_timeout_s: Most seconds until the answer; None for no limit.
         max_concurrent_requests: Most requests under way at once.
         stop_on_error: Whether the first failed row stops the job.
@@ -55,7 +55,7 @@ class ServeDeploymentStage(RequestStage):
         self._timeout_s = request_timeout_s
 
     async def request(self, request_id: RequestId, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Calls the deployment for one row."""
+        """Calls the deployment for one row, and returns its answer as columns."""
         method, request = self._request(request_id, row)
         start_s = time.monotonic()
         response = getattr(self._handle, method).remote(request)
@@ -64,7 +64,8 @@ class ServeDeploymentStage(RequestStage):
         except TimeoutError:
             raise TimeoutError(f"{method} did not answer within {self._timeout_s} s") from None
         finally:
-            response.cancel()  # Frees the replica of a request that nobody waits for; after the answer it does nothing.
+            # This frees the replica if the request was interrupted, and does nothing after an answer.
+            response.cancel()
         added = {
             columns.REQUEST_ID: str(request_id),
             columns.BATCH_UUID: request_id.batch_uuid,
@@ -73,7 +74,7 @@ class ServeDeploymentStage(RequestStage):
         return {**_answer_columns(method, answer), **added}
 
     def describe(self, error: Exception) -> RowError:
-        """Returns the error of a row.
+        """Returns the error of a row, if the row is at fault.
 
         Raises:
             DeploymentError: The deployment failed, and no row is at fault.

@@ -1,4 +1,4 @@
-"""The stages around an engine: each module declares one as `STAGE`. See docs/recipes/stage.md."""
+"""The stages before and after an engine: each module declares one as `STAGE`. See docs/recipes/stage.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conversations to prompts: `messages` -> `prompt`, `tokenized_prompt`."""
+"""`ChatTemplateStage`: renders the column `messages` to the columns `prompt` and `tokenized_prompt`."""
 
 from __future__ import annotations
 
@@ -28,14 +28,13 @@ class ChatTemplateStageConfig(StageConfig):
 
 
 class ChatTemplateStage(BatchStage):
-    """Renders a row's conversation with the model's chat template and tokenises the rendering.
+    """A stage that renders conversations with the model's chat template and tokenises the prompts.
 
     A rendered conversation already holds its special tokens, so the stage tokenises it without adding them again. A
     conversation that ends with the assistant's turn is continued. Rows without `messages` stay as they are.
 
-    A row may bring `tools`, a `chat_template` of its own, and `chat_template_kwargs`, which override those of the
-    stage. A column of Arrow has one type, so where these values differ in their fields from row to row, the column may
-    hold them as JSON text.
+    A row may bring `tools`, a `chat_template`, and `chat_template_kwargs`, which override the settings of the stage. A
+    column of Arrow has one type, so values whose fields differ from row to row may be given as JSON text.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -50,7 +49,7 @@ class ChatTemplateStage(BatchStage):
         self._template_kwargs = dict(template_kwargs or {})
 
     def process_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Renders and tokenises the rows that hold a conversation."""
+        """Returns the prompt and its tokens for each row with a conversation, and no columns for other rows."""
         results: list[dict[str, Any]] = [{} for _ in rows]
         chats = [index for index, row in enumerate(rows) if row.get(columns.MESSAGES) is not None]
         prompts = [self._render(rows[index]) for index in chats]
@@ -67,7 +66,7 @@ class ChatTemplateStage(BatchStage):
 
 
 def _row_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what the row brings for the template: variables, tools, and a template of its own."""
+    """Returns the arguments for the template from the row: variables, tools, and a template."""
     kwargs = _read_json(row.get(columns.CHAT_TEMPLATE_KWARGS), columns.CHAT_TEMPLATE_KWARGS) or {}
     if not isinstance(kwargs, Mapping):
         raise ChatTemplateError(f"column {columns.CHAT_TEMPLATE_KWARGS!r} must be a dict; got {kwargs!r:.80}")
@@ -82,7 +81,7 @@ def _row_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_json(value: Any, column: str) -> Any:
-    """Returns a value that is given as JSON text or as itself."""
+    """Returns a value that the column holds either directly or as JSON text."""
     if not isinstance(value, str):
         return _without_nulls(value)
     try:
@@ -92,7 +91,7 @@ def _read_json(value: Any, column: str) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Returns a value as lists and dicts, without the empty fields that Arrow adds where rows differ."""
+    """Returns a value as lists and dicts, without the null fields that Arrow adds if rows differ."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
@@ -119,7 +118,7 @@ def _plain_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def _read_arguments(call: Any) -> None:
-    """Replaces a call's arguments, which are JSON text in OpenAI's API, by the dict that templates expect."""
+    """Returns a tool call with its arguments as a dict, as templates expect, in place of OpenAI's JSON text."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict):
         raise ChatTemplateError(f"a tool call must be a dict with a 'function'; got {call!r:.80}")

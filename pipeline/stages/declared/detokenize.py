@@ -1,4 +1,4 @@
-"""Tokens back to text, away from the engine: `generated_tokens` -> `generated_text`."""
+"""`DetokenizeStage`: decodes the column `generated_tokens` to `generated_text`, outside of the engine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..tokenizers import tokenizer_of
 
 
 class DetokenizeStageConfig(StageConfig):
-    """Settings of the stage that makes text of `generated_tokens`."""
+    """Settings of the stage that decodes `generated_tokens`."""
 
 
 class DetokenizeStage(Stage):
-    """Makes the text of the rows for which the engine made none.
+    """A stage that decodes the tokens of rows for which the engine made no text.
 
-    `GenerateStage` asks the engine for no text where a row has no stop string and wants no log-probabilities.
+    `GenerateStage` asks the engine for no text if a row has no stop string and asks for no log-probabilities.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -33,7 +33,7 @@ class DetokenizeStage(Stage):
         self._tokenizer = tokenizer
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Decodes the tokens of the row, and those of each of its sequences if it has several."""
+        """Returns the text of the row, and its sequences with their texts if it has several."""
         if row.get(columns.GENERATED_TEXT) is not None:
             return {}
         prompt_token_ids = row[columns.PROMPT_TOKEN_IDS]

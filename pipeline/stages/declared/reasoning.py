@@ -1,4 +1,4 @@
-"""A model's reasoning told from its answer: `generated_text` -> `reasoning_content`, `content`."""
+"""`ReasoningStage`: splits `generated_text` into the columns `reasoning_content` and `content`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class ReasoningStageConfig(AnswerStageConfig):
 
 
 class ReasoningStage(AnswerStage[ReasoningFormat]):
-    """Splits the text into the model's reasoning and its answer."""
+    """A stage that splits the text into the model's reasoning and its answer."""
 
     name = "reasoning"
 
     def read(self, text: str | None, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Splits a text."""
+        """Returns the reasoning and the answer of a text as columns."""
         reasoning, answer = split_reasoning(self._format, text or "", row.get(columns.PROMPT))
         return {columns.REASONING_CONTENT: reasoning, columns.CONTENT: answer}
 

@@ -1,4 +1,4 @@
-"""Prompts to tokens: `prompt` -> `tokenized_prompt`."""
+"""`TokenizeStage`: tokenises the column `prompt` to `tokenized_prompt`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TokenizerStageConfig(StageConfig):
 
 
 class TokenizeStage(BatchStage):
-    """Tokenises the prompts of a block in one call. Rows that bring `tokenized_prompt` stay as they are.
+    """A stage that tokenises the prompts of a block in one call. Rows that have `tokenized_prompt` stay unchanged.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -33,7 +33,7 @@ class TokenizeStage(BatchStage):
         self._tokenizer = tokenizer
 
     def process_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Tokenises the prompts that are still text."""
+        """Returns the tokens of each prompt, and no columns for rows that have tokens already."""
         results: list[dict[str, Any]] = [{} for _ in rows]
         texts = [index for index, row in enumerate(rows) if row.get(columns.TOKENIZED_PROMPT) is None]
         token_ids = self._tokenizer.encode_batch([checked_prompt(rows[index]) for index in texts])
@@ -43,7 +43,7 @@ class TokenizeStage(BatchStage):
 
 
 def _make(settings: ProcessorSettings, config: TokenizerStageConfig) -> TokenizeStage:
-    # With the template of the stage before, the two stages share one tokenizer.
+    # With the template of the chat template stage, both stages share one tokenizer.
     return TokenizeStage(tokenizer_of(settings, config, chosen_template(settings)))
 
 

@@ -1,4 +1,4 @@
-"""Tool calls taken out of a model's text: `generated_text` -> `tool_calls`, `tool_call_error`, `content`."""
+"""`ToolCallStage`: parses `generated_text` into the columns `tool_calls`, `tool_call_error` and `content`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class ToolCallStageConfig(AnswerStageConfig):
 
 
 class ToolCallStage(AnswerStage[ToolCallFormat]):
-    """Takes the tool calls out of the text. A call that cannot be read stays in it, and `tool_call_error` says why."""
+    """A stage that moves tool calls out of the text. A malformed call stays, with the reason in `tool_call_error`."""
 
     name = "tool_call"
 
     def read(self, text: str | None, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Takes the calls out of a text."""
+        """Returns the calls, the error and the remaining text as columns."""
         if text is None:
             return {columns.TOOL_CALLS: [], columns.CONTENT: None, columns.TOOL_CALL_ERROR: None}
         asked = row.get(columns.PROMPT) or str(row.get(columns.PROMPT_TOKEN_IDS))
