@@ -1,1 +1,1 @@
-"""The commands of the command line: one file, one command. `running.py` is what those that run a job share."""
+"""The commands of the command line, one per file. `running.py` holds the code of the commands that run a job."""

@@ -1,4 +1,4 @@
-"""`millrace batch in.jsonl out.jsonl`: answers a batch file of OpenAI's line by line."""
+"""`millrace batch in.jsonl out.jsonl`: answers every line of an OpenAI batch file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 import yaml
 
 from ...engine.errors import ConfigError
-from .running import JobKind, run_shown
+from .running import EndpointUrl, JobKind, Verbose, run_shown
 
 if TYPE_CHECKING:
     from ..openai_batch.job import PreparedBatch
@@ -24,25 +24,25 @@ def batch(
     ] = None,
     served_model_name: Annotated[
         list[str] | None,
-        typer.Option(help="Name that lines may give as their model; may be repeated. The first line's if not given."),
+        typer.Option(help="Model name that lines may ask for; may be repeated. By default the name in the first line."),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate for a line that sets none.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate for a line without a limit.")] = None,
     replicas: Annotated[int, typer.Option(help="Copies of the model.")] = 1,
     engine: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of the engine; may be repeated.")
     ] = None,
     tool_call_parser: Annotated[
-        str | None, typer.Option(help="How the model writes tool calls, such as hermes; not read if not given.")
+        str | None, typer.Option(help="Format of the tool calls, such as hermes; calls stay in the text if not given.")
     ] = None,
     reasoning_parser: Annotated[
-        str | None, typer.Option(help="How the model marks its reasoning, such as qwen3; not read if not given.")
+        str | None, typer.Option(help="Format of the reasoning, such as qwen3; it stays in the text if not given.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the draws of lines that set none.")] = 0,
-    endpoint_url: Annotated[str | None, typer.Option(help="Where s3:// leads, if not to Amazon.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the files, begin anew.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed for lines that give none.")] = 0,
+    endpoint_url: EndpointUrl = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files and begin anew.")] = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Answer an OpenAI batch file. One that was interrupted goes on where it stopped."""
+    """Answer an OpenAI batch file. An interrupted run resumes where it stopped."""
     fields: dict[str, Any] = {
         "model": model,
         "input": input,
@@ -80,4 +80,4 @@ def _kind() -> JobKind:
     from ..openai_batch.job import run_batch
     from ..openai_batch.summary import describe_batch
 
-    return JobKind(run_batch, describe_batch, lambda prepared: "the same command again")
+    return JobKind(run_batch, describe_batch, lambda prepared: "the same command")

@@ -1,4 +1,4 @@
-"""`millrace init [PATH]`: a commented job file that runs as it is."""
+"""`millrace init [PATH]`: writes a commented job file that runs unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`millrace plan JOB.yaml`: the forecast of a job, before any engine starts."""
+"""`millrace plan JOB.yaml`: shows the forecast of a job, before any engine starts."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ def plan(
     set_fields: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the job; may be repeated.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows to look at, spread over the input.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of their draw.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="Rows to sample, spread over the input.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
     memory: Annotated[
         float | None, typer.Option(min=0.001, metavar="GIB", help="Memory of an accelerator elsewhere, in GiB.")
     ] = None,
     tokens_per_s: Annotated[
-        float | None, typer.Option(min=0.001, help="Tokens that a replica generates in a second, if you know.")
+        float | None, typer.Option(min=0.001, help="Tokens per second of a replica, if you know them.")
     ] = None,
     report: Annotated[
         str | None, typer.Option(metavar="REPORT.json", help="Report of an earlier job, to take the throughput from.")
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Run an engine here for a moment to see the throughput.")
+        bool, typer.Option("--measure", help="Measure the throughput with a short run on this machine.")
     ] = False,
-    within: Annotated[str | None, typer.Option(help="Time the job may take, such as 90m: how many replicas?")] = None,
+    within: Annotated[
+        str | None, typer.Option(help="Time that the job may take, such as 90m; shows the replicas needed.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show logs, and tracebacks.")] = False,
 ) -> None:
-    """Say what a job will take: lengths, rows that do not fit, KV room, replicas, time and price."""
+    """Forecast a job: prompt lengths, rows that do not fit, KV cache, replicas, time and price."""
     from ..forecast.run import forecast_job
     from ..forecast.throughput import Throughput
     from ..forecast.view import show
@@ -65,16 +67,13 @@ def plan(
 
 
 def read_duration(text: str) -> float:
-    """Reads a time such as ``"45s"``, ``"90m"`` or ``"2h"``.
+    """Returns the seconds of a duration such as ``"45s"``, ``"90m"`` or ``"2h"``.
 
     Args:
-        text: A number and one of s, m, h.
-
-    Returns:
-        Seconds.
+        text: A number and the unit s, m or h.
 
     Raises:
-        ConfigError: The text is no such time.
+        ConfigError: The text is not a duration of this form, or is not positive.
     """
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     try:
@@ -82,5 +81,5 @@ def read_duration(text: str) -> float:
     except (ValueError, KeyError):
         raise ConfigError(f"--within must be a number and one of s, m, h, such as 90m; got {text!r}") from None
     if not 0 < seconds < float("inf"):
-        raise ConfigError(f"--within must be more than nothing; got {text!r}")
+        raise ConfigError(f"--within must be greater than zero; got {text!r}")
     return seconds

@@ -1,26 +1,24 @@
-"""`millrace resume DIR`: goes on with an unfinished job."""
+"""`millrace resume DIR`: resumes an unfinished job."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from .running import run_shown
+from .running import BatchSize, EndpointUrl, OutputFolder, Replicas, Verbose, run_shown
 
 if TYPE_CHECKING:
     from ..job.run import PreparedJob
 
 
 def resume(
-    output: Annotated[str, typer.Argument(metavar="DIR", help="Output folder of the job.", show_default=False)],
+    output: OutputFolder,
     *,
-    replicas: Annotated[int | None, typer.Option(help="Copies of the model.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per block.")] = None,
-    endpoint_url: Annotated[str | None, typer.Option(help="Where s3:// leads, if not to Amazon.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")] = False,
+    replicas: Replicas = None,
+    batch_size: BatchSize = None,
+    endpoint_url: EndpointUrl = None,
+    verbose: Verbose = False,
 ) -> None:
-    """Go on with a job that was interrupted. Rows that have finished are not run again."""
+    """Resume a job that was interrupted. Finished rows do not run again."""
 
     def prepare() -> PreparedJob:
         from ..job.run import prepare_resume

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from .running import run_shown
+from .running import BatchSize, EndpointUrl, OutputFolder, Replicas, Verbose, run_shown
 
 if TYPE_CHECKING:
     from ..job.run import PreparedJob
 
 
 def retry_failed(
-    output: Annotated[str, typer.Argument(metavar="DIR", help="Output folder of the job.", show_default=False)],
+    output: OutputFolder,
     *,
-    replicas: Annotated[int | None, typer.Option(help="Copies of the model.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per block.")] = None,
-    endpoint_url: Annotated[str | None, typer.Option(help="Where s3:// leads, if not to Amazon.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")] = False,
+    replicas: Replicas = None,
+    batch_size: BatchSize = None,
+    endpoint_url: EndpointUrl = None,
+    verbose: Verbose = False,
 ) -> None:
-    """Run the failed rows of a finished job again. Rows that succeed now join the results."""
+    """Run the failed rows of a finished job again. Rows that succeed now are added to the results."""
 
     def prepare() -> PreparedJob:
         from ..job.run import prepare_retry

@@ -1,4 +1,4 @@
-"""`millrace run JOB.yaml`, or the same job in flags."""
+"""`millrace run JOB.yaml`: runs a job, given as a file, as flags, or as both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..sinks.formats import OutputFormat
-from .running import run_shown
+from .running import BatchSize, Replicas, Verbose, run_shown
 
 if TYPE_CHECKING:
     from ..job.run import PreparedJob
@@ -20,14 +20,16 @@ def run(
     model: Annotated[str | None, typer.Option(help="Model folder, or bundled:NAME.")] = None,
     input: Annotated[list[str] | None, typer.Option(help="File, folder or pattern; may be repeated.")] = None,
     output: Annotated[str | None, typer.Option(help="Folder for the results.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="Prompt with {column} fields, in place of the job file's.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Prompt with {column} fields; replaces the job file's.")] = None,
     columns: Annotated[list[str] | None, typer.Option(help="Column of the input to keep; may be repeated.")] = None,
-    key: Annotated[list[str] | None, typer.Option(help="Column that tells rows apart; may be repeated.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Column of the key that identifies a row; may be repeated.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate for a row.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 for the most probable tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the job's draws.")] = None,
-    replicas: Annotated[int | None, typer.Option(help="Copies of the model.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per block.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the job.")] = None,
+    replicas: Replicas = None,
+    batch_size: BatchSize = None,
     limit: Annotated[int | None, typer.Option(help="Run only the first rows.")] = None,
     order: Annotated[Literal["any", "input"] | None, typer.Option(help="Order of the rows of the output.")] = None,
     output_format: Annotated[OutputFormat | None, typer.Option(help="Format of the results.")] = None,
@@ -39,9 +41,9 @@ def run(
     set_fields: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the job; may be repeated.")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")] = False,
+    verbose: Verbose = False,
 ) -> None:
-    """Run a job: rows of files through a model into files. A job that was interrupted goes on where it stopped."""
+    """Run a model over the rows of files and write files. An interrupted job resumes where it stopped."""
     flags = {
         "model": model,
         "input": input,
@@ -64,7 +66,7 @@ def run(
 def _prepare(
     job_file: Path | None, flags: dict[str, Any], sampling: dict[str, Any], settings: list[str], overwrite: bool
 ) -> PreparedJob:
-    """Joins job file, environment and flags, later ones win, and checks the job."""
+    """Returns the checked job. Flags override the environment, and the environment overrides the job file."""
     from ..job.file import load_job
     from ..job.run import prepare_job
 

@@ -1,4 +1,4 @@
-"""A job at the command line: a line of progress without Ray's logs, then a summary or an error, and the exit status."""
+"""Runs a job at the command line: `run_shown` shows progress, then a summary or an error, and exits with a status."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -22,15 +22,21 @@ EXIT_USER_ERROR = 2
 EXIT_ROWS_FAILED = 3
 EXIT_INTERRUPTED = 130
 
+OutputFolder = Annotated[str, typer.Argument(metavar="DIR", help="Output folder of the job.", show_default=False)]
+Replicas = Annotated[int | None, typer.Option(help="Copies of the model.")]
+BatchSize = Annotated[int | None, typer.Option(help="Rows per block.")]
+EndpointUrl = Annotated[str | None, typer.Option(help="Address of the S3 server, if it is not Amazon's.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")]
+
 
 @dataclass(frozen=True, slots=True)
 class JobKind:
-    """The functions in which kinds of jobs differ.
+    """The functions that differ between a job of a job file and a batch file.
 
     Attributes:
-        run: Runs a prepared job; takes `on_progress` and `started_s`, and returns a summary.
-        describe: Returns the summary in lines for people.
-        how_to_go_on: Returns the command that goes on with an interrupted job.
+        run: Function that runs a prepared job. It takes `on_progress` and `started_s`, and returns a summary.
+        describe: Function that returns a summary as lines of text for the terminal.
+        how_to_go_on: Function of a prepared job that returns the command with which a user resumes it.
     """
 
     run: Callable[..., Any]
@@ -42,9 +48,9 @@ def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[
     """Prepares and runs a job, shows its progress, and exits with the status of the job.
 
     Args:
-        prepare: Makes the job. An exception of it is shown as a mistake of the user.
+        prepare: Function that checks and returns the job.
         verbose: Whether Ray's logs and tracebacks are shown.
-        load_kind: Imports and returns the functions for this kind of job; None for the jobs of job files.
+        load_kind: Function that imports and returns the functions for this kind of job; None for jobs of job files.
 
     Raises:
         Exit: Always, with the status of the job.
@@ -60,8 +66,8 @@ def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[
             summary = run(prepared, kind, verbose=verbose, started_s=started_s, console=errors)
         except KeyboardInterrupt:
             errors.print(f"[yellow]stopped[/]{_advice(kind, prepared)}")
-            # Everything is closed by now. After an interrupt, Ray's threads may crash in the clean-up of the
-            # interpreter, so the process exits without it.
+            # Everything is closed by now. Ray's threads may crash while the interpreter shuts down after an interrupt,
+            # so the process exits without that shutdown.
             os._exit(EXIT_INTERRUPTED)
         except Exception as error:  # noqa: BLE001  # whatever fails, the program ends with a line and a status
             raise typer.Exit(_explain(error, errors, verbose, _advice(kind, prepared))) from None
@@ -69,10 +75,10 @@ def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[
 
 
 def run(prepared: Any, kind: JobKind, *, verbose: bool, started_s: float, console: Console) -> Any:
-    """Runs a job with a Ray of its own and a line of progress, and returns its summary.
+    """Runs a job in a session of Ray while a line shows its progress, and returns the summary.
 
     Args:
-        prepared: The job.
+        prepared: The prepared job.
         kind: The functions for this kind of job.
         verbose: Whether Ray's logs are shown.
         started_s: Time at which the start-up began, on `time.monotonic`.
@@ -88,7 +94,7 @@ def run(prepared: Any, kind: JobKind, *, verbose: bool, started_s: float, consol
 
 
 def explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Wraps a command so that an error of it becomes a line and an exit status."""
+    """Returns a command that prints an exception of the given command as one line and exits with a status."""
 
     @functools.wraps(command)
     def explained(*args: Any, **kwargs: Any) -> None:
@@ -102,7 +108,7 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _advice(kind: JobKind, prepared: Any) -> str:
-    """Returns a sentence on how to go on with a job; an empty text if the job never began."""
+    """Returns the end of an error message that tells how to resume the job; empty if the job never began."""
     if prepared is None or not _has_begun(prepared):
         return ""
     return f"; what has finished is kept, go on with: {kind.how_to_go_on(prepared)}"
@@ -111,7 +117,7 @@ def _advice(kind: JobKind, prepared: Any) -> str:
 def _has_begun(prepared: Any) -> bool:
     try:
         return bool(prepared.folder.root.exists())
-    except MillraceError:  # The store itself may have failed. To go on with a job that never began does no harm.
+    except MillraceError:  # The storage itself may have failed. The advice is harmless if the job never began.
         return True
 
 
@@ -134,7 +140,7 @@ def _finish(summary: Any, description: str) -> None:
 
 @contextmanager
 def _shown_warnings(stream: TextIO) -> Iterator[None]:
-    """Shows the warnings of this package during a block, one line each."""
+    """Writes the warnings of this package to a stream during a block, one line each."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     ours = logging.getLogger(__package__.partition(".")[0])
@@ -146,7 +152,7 @@ def _shown_warnings(stream: TextIO) -> Iterator[None]:
 
 
 def _explain(error: Exception, console: Console, verbose: bool, advice: str) -> int:
-    """Prints one line for an error, and the traceback with --verbose; returns the exit status."""
+    """Prints an error as one line, after the traceback if `verbose`, and returns the exit status."""
     from ..errors import find_millrace_error
 
     ours = find_millrace_error(error)

@@ -1,4 +1,4 @@
-"""`millrace schema`: what a job file may hold, for editors."""
+"""`millrace schema`: prints the JSON schema of job files, for editors."""
 
 from __future__ import annotations
 
