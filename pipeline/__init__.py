@@ -1,6 +1,6 @@
-"""Rows in, rows out: datasets through the engine, on Ray Data.
+"""Processors and jobs, which run models over datasets on Ray Data.
 
-The face is lazy (PEP 562): importing it loads neither ray nor torch; the first name that needs them does.
+This module imports a public name only when the name is used (PEP 562), so importing it loads neither ray nor torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The command line. Each command is a file in `commands/`.
+"""The command line, `millrace`. Each command is a file in `commands/`.
 
-Exit status: 0 every row got through, 1 the job failed, 2 a mistake in what was given, 3 some rows failed, 130 stopped
-by Ctrl-C.
+Exit status: 0 if every row succeeded, 1 if the job failed, 2 if an argument or setting is wrong, 3 if some rows failed,
+130 if Ctrl-C stopped the job.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Holds what stands before a command."""
+    """Takes the options that come before the name of a command."""
 
 
 app.command()(run)

@@ -1,7 +1,7 @@
-"""Every column name and type in one place.
+"""The names and types of all columns that the pipeline reads and writes.
 
-The names are those that users of Ray Data LLM know; `finish_reason`, `stop_reason`, `num_cached_tokens`, `outputs` and
-the columns of time and place are ours. Columns are added, none is renamed.
+Most names are the names of Ray Data LLM, so that its users can switch. The columns that only we have are added to
+them, and none is renamed.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DATA = "__data"
-"""Between our operators a row travels in this one column, pickled, so that its values keep their types."""
+"""Column that holds a pickled row between our operators, so that its values keep their types."""
 
 INPUT = "__input"
-"""Column in which a job keeps the row as it was read, because its prompt may take the name of a column of the input."""
+"""Column in which a job keeps the row as it was read, because its prompt may replace a column of the input."""
 
 POSITION = "__position"
-"""The position of a row in the input, as `binary(12)`: number of the file, place in the file, both big-endian."""
+"""Position of a row in the input, as `binary(12)`: number of the file, then place in the file, both big-endian."""
 
 ROW_ID = "__row_id"
-"""The id of a row in the ledger, as `binary(12)`: its position, or a hash of its key."""
+"""Id of a row in the ledger, as `binary(12)`: its position, or a hash of its key."""
 
-# Columns that a row may bring to the stages.
+# Columns that a row may have before the first stage.
 MESSAGES = "messages"
 PROMPT = "prompt"
 TOKENIZED_PROMPT = "tokenized_prompt"
@@ -53,7 +53,7 @@ GENERATED_TOKENS = "generated_tokens"
 GENERATED_TEXT = "generated_text"
 NUM_GENERATED_TOKENS = "num_generated_tokens"
 EMBEDDINGS = "embeddings"
-"""The vector of a row's prompt, or the scores of its classes: Ray Data LLM has this name for both."""
+"""Vector of a row's prompt, or the scores of its classes; Ray Data LLM uses this name for both."""
 
 METRICS = "metrics"
 LOGPROBS = "logprobs"
@@ -68,26 +68,26 @@ OUTPUTS = "outputs"
 ATTEMPT = "attempt"
 REPLICA_ID = "replica_id"
 IS_DUPLICATE = "__is_duplicate"
-"""Whether the row took the output of an identical one. The column exists only between generation and the sink."""
+"""Whether the row got the output of an identical row. The column exists only between generation and the sink."""
 
 MORE_PROMPTS = "__more_prompts"
-"""Further prompts of a row of a batch file, whose vectors come in one list with the vector of the first."""
+"""Further prompts of a row of a batch file. Their vectors are returned in one list after the vector of the first."""
 
-# Columns that a dead letter has besides the row as it was read.
+# Columns that a dead letter has besides the columns of the row as it was read.
 ERROR_STAGE = "__error_stage"
 ERROR_KIND = "__error_kind"
 ERROR_MESSAGE = "__error_message"
 ERROR_RETRYABLE = "__error_retryable"
 ERROR_ATTEMPTS = "__error_attempts"
 
-# Columns of the stages that take the answer apart (`reasoning_stage`, `tool_call_stage`).
+# Columns of the stages that parse the answer (`reasoning_stage`, `tool_call_stage`).
 CONTENT = "content"
 REASONING_CONTENT = "reasoning_content"
 TOOL_CALLS = "tool_calls"
 TOOL_CALL_ERROR = "tool_call_error"
 
 NO_ERROR = ""
-"""`__inference_error__` of a row without an error."""
+"""Value of `__inference_error__` for a row without an error."""
 
 
 def result_types() -> dict[str, pa.DataType]:

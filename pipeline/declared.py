@@ -1,4 +1,4 @@
-"""Things that declare themselves: each module of a package holds one of them, and the module's name is its name."""
+"""`Declared`: a registry of the objects that the modules of a package declare, each under the name of its module."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ T = TypeVar("T")
 
 
 class Declared(Generic[T]):
-    """The things that the modules of a package declare.
+    """The objects that the modules of a package declare, by the name of the module.
 
-    The names come from a listing of the package. A module is imported when somebody asks for its thing.
+    The names come from a listing of the package. A module is imported when its object is first asked for.
 
     Args:
         package: Dotted name of the package.
         path: The folders of the package.
-        attribute: The attribute of each module that holds the thing.
-        setting: The setting that names one of the things, for messages.
+        attribute: Name of the attribute of each module that holds the object.
+        setting: Name of the setting that takes one of the names, for messages.
     """
 
     def __init__(self, package: str, path: Iterable[str], attribute: str, setting: str) -> None:
@@ -29,7 +29,7 @@ class Declared(Generic[T]):
         self._package, self._attribute, self._setting = package, attribute, setting
 
     def __getitem__(self, name: str) -> T:
-        """Returns the thing of a name.
+        """Returns the object that the module of a name declares.
 
         Raises:
             ConfigError: No module of the package has this name.
@@ -40,5 +40,5 @@ class Declared(Generic[T]):
         return thing
 
     def items(self) -> Iterator[tuple[str, T]]:
-        """Yields every name with its thing."""
+        """Yields (name, object) for every module."""
         return ((name, self[name]) for name in self.names)

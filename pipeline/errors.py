@@ -1,4 +1,4 @@
-"""The errors that end a job, and a search for our errors inside the errors of Ray."""
+"""Errors that end a job, and `find_millrace_error`, which finds our errors inside the errors of Ray."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from ..engine.errors import MillraceError
 
 RAY_NOTE = "\nFailed to apply UDF transform after"
-"""What Ray Data adds to the message of an exception of a worker begins with this."""
+"""Beginning of the text that Ray Data appends to the message of a worker's exception."""
 
 
 class RowFailedError(MillraceError):
-    """A row failed, and the processor was told to stop at the first one (`should_continue_on_error=False`)."""
+    """A row failed, and the processor stops at the first failed row (`should_continue_on_error=False`)."""
 
 
 class DeploymentError(MillraceError):
@@ -19,17 +19,17 @@ class DeploymentError(MillraceError):
 
 
 def find_millrace_error(error: BaseException) -> MillraceError | None:
-    """Finds the error of this package inside an error that Ray raised on the driver.
+    """Returns the error of this package inside an error that Ray raised on the driver; None if there is none.
 
     Ray wraps an exception of a worker in its own (`RayTaskError`, `UserCodeException`), several layers deep, and keeps
     the original in `cause`, `__cause__` or `__context__`. Some wrappers also have the class of the error they wrap, and
-    a whole traceback for a message; the search passes over these.
+    a whole traceback for a message; the search skips these wrappers.
 
     Args:
         error: The exception caught on the driver.
 
     Returns:
-        The outermost error of ours that is no wrapper, with its own message; None if there is none.
+        The outermost error of this package that is not a wrapper, with its own message.
     """
     from ray.exceptions import RayError
 

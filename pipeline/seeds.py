@@ -1,8 +1,8 @@
-"""The seed of a row that samples and brings none: a function of the row, so that its draws are too.
+"""`seeded`: derives the seed of a row that samples without a seed, so that a rerun repeats its draws.
 
-The engine draws token i of a request from (seed, i). With the seed derived from the job's seed, the prompt and the
-parameters, a row's output depends neither on its batch nor on its replica, and a rerun repeats it. Two rows that are
-equal therefore give equal text: to draw several answers from one prompt, ask for `n`, or give the rows seeds.
+The engine draws token i of a request from (seed, i). The seed is derived from the job's seed, the prompt and the
+parameters, so a row's output depends neither on its batch nor on its replica, and a rerun repeats it. Two equal rows
+therefore give equal text: to draw several answers from one prompt, ask for `n`, or give the rows seeds.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ MAX_SEED = 2**63 - 1
 def seeded(
     params: SamplingParams, job_seed: int, prompt: str | None, prompt_token_ids: list[int] | None
 ) -> SamplingParams:
-    """Returns parameters that hold a seed, if their draws need one.
+    """Returns the parameters of a row, with a seed if the row samples.
 
     Args:
         params: The row's parameters.
         job_seed: Seed of the job.
-        prompt: The row's prompt as text; used when there are no token ids.
+        prompt: The row's prompt as text; it is hashed if there are no token ids.
         prompt_token_ids: The row's prompt as tokens.
 
     Returns:
-        The same parameters if they are greedy or have a seed, else a copy with a derived one.
+        The same parameters if they are greedy or have a seed, otherwise a copy with a derived seed.
     """
     if params.is_greedy or params.seed is not None:
         return params
@@ -36,12 +36,12 @@ def seeded(
 
 
 def derive_seed(job_seed: int, prompt: str | list[int] | None, params: SamplingParams) -> int:
-    """Hashes (job seed, prompt, parameters) to a seed, the same on every machine and in every release of Python.
+    """Returns a seed hashed from (job seed, prompt, parameters), equal on every machine and release of Python.
 
     Args:
         job_seed: Seed of the job.
-        prompt: Text, or token ids.
-        params: Sampling parameters; `max_tokens` and what only shapes the report do not change the draws.
+        prompt: Prompt as text or as token ids.
+        params: Sampling parameters, of which those in `DRAW_FIELDS` enter the hash.
 
     Returns:
         An integer in [0, 2**63).
@@ -56,4 +56,4 @@ DRAW_FIELDS = frozenset({
     "temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
     "logit_bias", "allowed_token_ids", "bad_words",
 })  # fmt: skip
-"""The parameters that shape the distribution a token is drawn from."""
+"""Names of the sampling parameters that change the distribution from which a token is drawn."""

@@ -1,4 +1,4 @@
-"""Ray for the command line: started for one job, quiet, and gone afterwards."""
+"""`ray_session`: starts Ray for one job of the command line, without its logs, and shuts it down afterwards."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from ..engine.errors import ConfigError
 
 STDERR = 2
 MIN_CPUS = 2
-"""CPUs that a local Ray is told to have at least: our operators hold shares of one, a read task takes a whole one."""
+"""Least number of CPUs that a local Ray is started with: a read task takes one CPU, and replicas share another."""
 
 ANSWER_TIMEOUT_S = 5.0
-"""How long a cluster may take to answer a call."""
+"""Seconds that a cluster may take to accept a connection."""
 
 
 def cluster_address() -> str | None:
-    """Returns the cluster that a job runs on: what RAY_ADDRESS names, else what `ray start` has left running here.
+    """Returns the address of the cluster for a job: RAY_ADDRESS, or else a cluster that `ray start` left running here.
 
-    Ray itself waits minutes for a cluster that is gone, and says nothing.
+    The function tries to connect first, because Ray itself silently waits minutes for a cluster that has ended.
 
     Returns:
-        What `ray.init` takes as its address; None for a Ray of the job's own.
+        The address for `ray.init`; None to start a local Ray for the job.
 
     Raises:
-        ConfigError: Nothing answers where RAY_ADDRESS says.
+        ConfigError: No cluster answers at RAY_ADDRESS.
     """
     named = ray_address()
     if named is None:
-        left = ray_folder() / "ray_current_cluster"  # as the documentation of `ray.init` has it
+        left = ray_folder() / "ray_current_cluster"  # the documentation of `ray.init` names this file
         started_here = left.read_text().strip() if left.exists() else None
         return started_here if started_here and _answers(started_here) else None
     if named == "local":
@@ -50,7 +50,7 @@ def cluster_address() -> str | None:
 
 
 def _answers(address: str) -> bool:
-    """Returns whether something listens at ``"host:port"`` or ``"ray://host:port"``."""
+    """Returns whether a server accepts connections at ``"host:port"`` or ``"ray://host:port"``."""
     host, _, port = address.rpartition("//")[2].rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_TIMEOUT_S).close()
@@ -61,15 +61,15 @@ def _answers(address: str) -> bool:
 
 @contextmanager
 def quiet_stderr(*, verbose: bool = False) -> Iterator[TextIO]:
-    """Silences what native code writes to the error stream during a block.
+    """Discards all output to the error stream during a block, even the output of native code.
 
-    Ray's core is C++ and writes past `sys.stderr` and past `logging`, so the file descriptor itself is turned away.
+    Ray's core is C++ and writes past `sys.stderr` and `logging`, so the file descriptor itself is redirected.
 
     Args:
-        verbose: Whether to leave it as it is.
+        verbose: Whether to redirect nothing.
 
     Yields:
-        The error stream as it was: what is meant for the user goes there.
+        The original error stream, for messages to the user.
     """
     sys.stderr.flush()
     with os.fdopen(os.dup(STDERR), "w", encoding="utf-8", buffering=1) as shown:
@@ -85,19 +85,19 @@ def quiet_stderr(*, verbose: bool = False) -> Iterator[TextIO]:
 
 @contextmanager
 def ray_session(*, verbose: bool = False) -> Iterator[None]:
-    """Runs a block with Ray: the cluster of `cluster_address`, else one that ends with the block.
+    """Runs a block with Ray connected to the cluster of `cluster_address`, or to a local Ray that ends with the block.
 
     Args:
-        verbose: Whether Ray's logs and those of its workers are shown.
+        verbose: Whether the logs of Ray and of its workers are shown.
 
     Raises:
-        ConfigError: Nothing answers where RAY_ADDRESS says.
+        ConfigError: No cluster answers at RAY_ADDRESS.
     """
     level = logging.INFO if verbose else logging.CRITICAL
     _start(level, verbose)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = verbose
-    # A model may take longer to load, or a row to finish, than Ray Data waits for progress by itself.
+    # Loading a model or finishing a row may take longer than Ray Data's default limit without progress.
     context.execution_no_progress_timeout_s = -1
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(level)
@@ -113,5 +113,5 @@ def _start(level: int, verbose: bool) -> None:
         ray.init(address, **settings)
         return
     if (os.cpu_count() or 1) < MIN_CPUS:
-        settings["num_cpus"] = MIN_CPUS  # else what Ray finds, which knows of containers
+        settings["num_cpus"] = MIN_CPUS  # otherwise Ray counts the CPUs itself, with the limits of a container
     ray.init("local", include_dashboard=False, **settings)

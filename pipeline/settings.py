@@ -1,4 +1,4 @@
-"""The base of our pydantic models: an unknown key names the nearest known one, and users see no pydantic error."""
+"""`Settings`: the base of the configs, pydantic models that raise `ConfigError` in place of pydantic's errors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ..engine.errors import ConfigError, unknown_key_message
 
 
 class Settings(BaseModel):
-    """Base of every config: refuses unknown keys, and raises `ConfigError` with a line per problem.
+    """The base of every config. It refuses unknown keys, and raises `ConfigError` with a line per problem.
 
-    A config does not change, because its fields were checked together: `replace` makes another one.
+    A config is immutable, because its fields are checked together; `replace` returns a changed copy.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
@@ -29,7 +29,7 @@ class Settings(BaseModel):
         super().__setattr__(name, value)
 
     def replace(self, **changes: Any) -> Self:
-        """Returns a copy with some fields changed, checked as a new one is.
+        """Returns a checked copy with some fields changed.
 
         Args:
             **changes: Field name -> new value.
@@ -42,7 +42,7 @@ class Settings(BaseModel):
 
 
 def _describe(model: type[BaseModel], problem: Any) -> str:
-    """Describes one problem in one line that begins with the field."""
+    """Returns a line that describes a problem of pydantic and begins with the field."""
     place = ".".join(str(part) for part in problem["loc"] if not str(part).startswith(("function-", "lax-or-")))
     if problem["type"] == "extra_forbidden":
         return unknown_key_message(model.__name__, str(problem["loc"][-1]), model.model_fields)

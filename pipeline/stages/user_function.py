@@ -1,4 +1,4 @@
-"""The user's functions: `preprocess` adds columns to a row before the stages, `postprocess` replaces the row at the end."""
+"""The user's functions: `preprocess` adds columns to a row first, `postprocess` replaces the row at the end."""
 
 from __future__ import annotations
 
