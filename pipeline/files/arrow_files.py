@@ -1,4 +1,4 @@
-"""A file system for Arrow with the files behind a URL, so that its readers get our retries and checks of lengths."""
+"""`ArrowFiles`: a file system for Arrow over the files behind a URL, with our retries and checks of lengths."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
 
     Args:
         protocol: The protocol of the URLs, such as ``"s3"``.
-        options: How to reach the files.
+        options: Options for access to the files.
     """
 
     def __init__(self, protocol: str, options: StorageOptions) -> None:
@@ -93,7 +93,7 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
         self._at(path).remove()
 
     def move(self, src: str, dest: str) -> None:
-        """Gives a file another name."""
+        """Renames a file."""
         self._at(src).move_to(self._at(dest))
 
     def copy_file(self, src: str, dest: str) -> None:

@@ -32,12 +32,12 @@ def require_delta() -> None:
 
 
 def is_table(place: Storage) -> bool:
-    """Whether a folder is a Delta table."""
+    """Returns whether a folder is a Delta table."""
     return (place / DELTA_LOG).is_dir()
 
 
 def open_table(place: Storage, version: int | None = None) -> DeltaTable:
-    """Reads a table's log.
+    """Returns a table, whose log has been read.
 
     Args:
         place: The table's folder.

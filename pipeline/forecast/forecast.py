@@ -32,7 +32,7 @@ class Lengths:
         prompt_tokens: Prompt tokens of each row.
         num_too_long: Prompts that leave no room for an output token.
         max_output_tokens: Most tokens that a row may generate, on average over the sample.
-        params: Sampling parameters of each prompt.
+        params: Sampling parameters of each row of `prompts`.
     """
 
     prompts: list[list[int]] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Replicas:
     Attributes:
         asked: Replicas that the job asks for.
         placeable: Replicas that have room in the cluster, or on this machine if there is no cluster.
-        where: The cluster or this machine, in words.
+        where: Description of the cluster or machine.
         within_s: Seconds that the job may take; None for any time.
     """
 
@@ -131,16 +131,16 @@ class Forecast:
 
     @property
     def is_bound(self) -> bool:
-        """Whether output tokens, time and price are upper bounds, because the lengths of outputs are not known."""
+        """Whether output tokens, time and price are upper limits, because the lengths of outputs are not known."""
         return self.throughput is None or self.throughput.output_tokens_per_row is None
 
     def seconds(self, num_replicas: int) -> float | None:
-        """Returns the time that replicas take, with the start-up if it is known; None if the speed is not known."""
+        """Returns the seconds of the job with some replicas, with a known start-up; None if the speed is unknown."""
         work_s = self._work_s()
         return None if work_s is None else self._start_up_s() + work_s / num_replicas
 
     def needed_replicas(self) -> int | None:
-        """Returns the number of replicas that are done in time; None if no time or no speed is known."""
+        """Returns the number of replicas that finish within `within_s`; None if the time or the speed is not known."""
         work_s, within_s = self._work_s(), self.replicas.within_s
         if work_s is None or within_s is None:
             return None

@@ -84,7 +84,7 @@ def forecast_job(
 
 
 def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> list[Row]:
-    """Passes rows through the prompt of the job, the chat template and the tokenizer."""
+    """Returns the rows of a sample after the prompt of the job, the chat template and the tokenizer."""
     prompt = UserFunction(PreprocessStage, MakePrompt.of(job))
     stages = make_stages(stages_on(Side.BEFORE_ENGINE, config), prompt, stop_on_error=False)
     shown = [{name: value for name, value in row.items() if name not in NOT_INPUT} for row in sample.rows]

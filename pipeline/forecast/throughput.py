@@ -13,7 +13,7 @@ from ...engine.errors import ConfigError
 from ..files.storage import Storage
 
 WAITING = ("starved", "backpressured", "between_steps")
-"""States of a replica that count as time of generation, besides its steps."""
+"""Keys of idle time that count as time of generation, besides the time in steps."""
 
 
 WARM_UP_ROWS = 8
@@ -28,7 +28,7 @@ class Throughput:
         output_tokens_per_s: Tokens that a replica generates in a second.
         output_tokens_per_row: Output tokens of a row; None if they are not known.
         start_up_s: Seconds until a replica is ready; None if they are not known.
-        basis: The source of these numbers, in words.
+        basis: Description of the source of these numbers.
     """
 
     output_tokens_per_s: float
@@ -65,12 +65,12 @@ class Throughput:
     def measure(
         cls, engine_kwargs: Mapping[str, Any], prompts: Sequence[list[int]], params: Sequence[SamplingParams]
     ) -> Throughput:
-        """Runs an engine in this process on some prompts. The start of Ray is not measured.
+        """Measures the throughput of an engine in this process on some prompts. The start of Ray is not measured.
 
         Args:
             engine_kwargs: Settings of the engine, the model among them.
             prompts: Prompts as tokens.
-            params: Their sampling parameters.
+            params: Sampling parameters of each prompt.
         """
         started_s = time.monotonic()
         with LLM(**engine_kwargs) as llm:

@@ -1,6 +1,6 @@
 """The two operators of a job whose rows become durable one by one: prepare new rows, generate and write.
 
-    rows with an id -> PrepareNew -> rows that are not done, packed -> GenerateAndWrite -> counts of the written rows
+    rows with an id -> PrepareNew -> unfinished rows, packed -> GenerateAndWrite -> counts of the written rows
 
 `GenerateAndWrite` passes no rows on. A row is written as soon as it finishes, independently of the rest of its block,
 and a call returns when its rows are durable. So Ray never needs to repeat a call that has returned. A call that Ray
@@ -50,7 +50,7 @@ NOT_INPUT = (
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The columns that identify the rows of a dataset.
+    """The columns that identify the rows of a dataset in the ledger.
 
     Attributes:
         key: Names of the columns of the key; None if a column holds the ids.
@@ -72,7 +72,7 @@ class Identity:
 
 
 class PrepareNew:
-    """Prepares rows for the engine, and skips rows that earlier runs have done.
+    """An operator that runs the stages before the engine over rows that earlier runs have not finished.
 
     Args:
         make_stages: Makes the stages.
@@ -113,7 +113,7 @@ class PrepareNew:
 
 
 def read_row(values: dict[str, Any]) -> Row:
-    """Makes a row of the columns that a source has read.
+    """Returns the row of the columns that a source has read, or an error row if they are not a row.
 
     Args:
         values: The columns without `NOT_INPUT`. A piece of the input that is not a row has the reason in `READ_ERROR`,
@@ -127,11 +127,11 @@ def read_row(values: dict[str, Any]) -> Row:
 
 
 class GenerateAndWrite:
-    """Generates and writes rows. Several calls run at once, in threads.
+    """An operator that generates rows and writes each one as it finishes. Several calls run at once, in threads.
 
     Args:
-        make_generate: Makes the stages that generate.
-        make_finish: Makes the stages after them.
+        make_generate: Function that makes the stages of the backend.
+        make_finish: Function that makes the stages after the backend.
         spec: How the output is written.
         max_blocks: Most calls at once.
     """
@@ -164,13 +164,13 @@ class GenerateAndWrite:
 
 @dataclass(frozen=True)
 class RowWriter:
-    """The writer of a job: puts `PrepareNew` and `GenerateAndWrite` in the place of a processor's operators.
+    """The writer of a job, which replaces a processor's operators by `PrepareNew` and `GenerateAndWrite`.
 
     Attributes:
-        identity: What rows are known by.
-        spec: What is written, and where to.
+        identity: Columns that identify a row.
+        spec: Format and place of the output.
         records: Names of the records that former runs have left in the work folder.
-        stop_on_error: Whether a piece of the input that is no row stops the job.
+        stop_on_error: Whether a piece of the input that is not a row stops the job.
     """
 
     identity: Identity
@@ -198,6 +198,6 @@ class RowWriter:
 
 
 def _without_backend(block_rows: int) -> OperatorSpec:
-    """Returns an operator that generates nothing, for the stages after a backend that is not there."""
+    """Returns an operator without stages, which takes the place of the backend in a processor without one."""
     resources = {"num_cpus": OPERATOR_CPUS, "compute": ActorPoolStrategy(size=1)}
     return OperatorSpec(list, resources, block_rows)

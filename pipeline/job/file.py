@@ -109,7 +109,7 @@ def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tupl
 
 
 def _parsed(path: str, text: str, place: str) -> Any:
-    """Reads a value as YAML. A text field takes the value unchanged, unless it may be a list and the value is one."""
+    """Returns a text as a YAML value. A text field takes it unchanged, unless the field allows a list and it is one."""
     field = JobConfig.model_fields.get(path)
     kinds = () if field is None else (field.annotation, *get_args(field.annotation))
     if str in kinds and not (list[str] in kinds and text.startswith("[")):
@@ -195,7 +195,7 @@ def find_field(problem: str, paths: Iterable[str]) -> str | None:
     words, quoted = re.findall(r"\w+", problem), re.findall(r"'(\w+)'", problem)
 
     def rank(path: str) -> tuple[bool, int, int, int]:
-        """Sorts quoted names first, then paths whose outer fields are mentioned, inner paths, and early mentions."""
+        """Returns a sort key: quoted names first, then mentioned outer fields, inner paths, early mentions."""
         *around, name = path.split(".")
         unmentioned = sum(not part.isdigit() and part not in words for part in around)
         return name not in quoted, unmentioned, -len(around), words.index(name)

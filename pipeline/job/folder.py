@@ -1,4 +1,4 @@
-"""The output folder of a job: where its files are, and whether a job may begin or go on in it."""
+"""`JobFolder`: the output folder of a job, with checks of whether a job may begin or resume in it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ FREE = frozenset({
     "gpu_memory_utilization", "enable_prefix_caching", "max_logprobs", "enforce_eager", "cudagraph_capture_sizes",
     "num_threads", "overlap_depth", "tensor_parallel_size", "pipeline_parallel_size", "device", "load_format",
 })  # fmt: skip
-"""Settings of the engine that change the speed of a row, and not its output."""
+"""Settings of the engine that change the speed of a row and not its output, so that a resumed job may change them."""
 
 FINGERPRINT = (
     "model", "prompt", "messages", "sampling", "seed", "columns", "output_column", "output_format", "key", "order",
     "limit",
 )  # fmt: skip
-"""Fields of a job that determine its rows. The files of the input and the engine's settings without `FREE` do too."""
+"""Fields of a job that determine its output, besides the input files and the engine's settings without `FREE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class JobFolder:
-    """An output folder.
+    """The output folder of a job.
 
     Attributes:
         root: The folder.
@@ -106,12 +106,12 @@ class JobFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the output is whole."""
+        """Whether the output is complete and published."""
         return (self.root / MANIFEST).exists()
 
     @property
     def is_publishing(self) -> bool:
-        """Whether all rows have run, and only the publication of the files is left."""
+        """Whether all rows have run and the publication of the files has begun."""
         return (self.work / PLAN).exists()
 
     @property
@@ -136,18 +136,18 @@ class JobFolder:
             ) from error
 
     def write_state(self, state: JobState) -> None:
-        """Describes the job that begins."""
+        """Writes the description of a job into the folder."""
         self.state_file.write_bytes(json.dumps(asdict(state), indent=2, ensure_ascii=False).encode())
 
     def check(self, state: JobState, overwrite: bool) -> bool:
-        """Checks that a job may begin or go on in this folder.
+        """Checks that a job may begin in this folder or resume there.
 
         Args:
             state: The job to run.
             overwrite: Whether the job may replace the output of another job.
 
         Returns:
-            Whether the job has begun here and goes on.
+            Whether an earlier run began the job here, so that this run resumes it.
 
         Raises:
             ConfigError: The folder holds other files, or another job.
@@ -194,7 +194,7 @@ class JobFolder:
             )
 
     def clear(self, publisher: Publisher) -> None:
-        """Removes the job in this folder, its manifest first: without a manifest no reader takes the rest for whole.
+        """Removes the job in this folder, its manifest first, so that readers ignore the remaining files.
 
         The description of the job stays until the next job writes its own. After a death in between, the folder is
         still known as ours.
@@ -214,7 +214,7 @@ class JobFolder:
 
 
 def _is_ours(file: Storage, began: JobState | None) -> bool:
-    """Whether a job may have made an entry of an output folder. The log of a table is ours if our job has begun it."""
+    """Returns whether a job may have written an entry of its folder. A table's log is ours if our job has begun it."""
     if file.name in (OURS, FAILED_FOLDER, MANIFEST):
         return True
     if began is not None and file.name in began.publisher.log_names:

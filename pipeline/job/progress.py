@@ -1,6 +1,6 @@
 """`ProgressMonitor`: the progress of a running job, from the counts of written rows and the counters of the engines.
 
-The monitor only reads. A job does not wait for it, and does not fail with it.
+The monitor only reads. A job does not wait for the monitor, and does not fail if the monitor fails.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 0.5
 SAVE_INTERVAL_S = 10.0
 ETA_WINDOW_S = 60.0
-"""Seconds whose rows give the remaining time, so that a slow start does not count for long."""
+"""Duration of the window from whose rate the remaining time is computed, so that a slow start is soon forgotten."""
 
 
 class CountsReader(Protocol):
@@ -53,8 +53,8 @@ class Progress:
         elapsed_s: Seconds since the start.
         eta_s: Remaining seconds; None while they are not known.
         eta_basis: The rate that `eta_s` follows from, in words; empty while it is not known.
-        num_ready: Replicas that are up.
-        num_replicas: Replicas of the job, up or not.
+        num_ready: Replicas that have loaded the model.
+        num_replicas: Replicas of the job, ready or not.
         num_restarts: Number of restarts of replicas.
         num_running: Requests that hold KV cache.
         num_waiting: Requests that wait for KV cache.
@@ -85,11 +85,12 @@ class ProgressMonitor:
 
     Args:
         processor: The processor of the job.
-        reader: Returns the counts of the output.
+        reader: Source of the counts of the output.
         num_rows: Rows of the input; None if their number is not known.
         started_s: Start of the job, on `time.monotonic`.
-        show: Called with the progress every `INTERVAL_S`.
-        save: Called every `SAVE_INTERVAL_S` with the record of the run and the counts, so that a killed run leaves one.
+        show: Function called with the progress every `INTERVAL_S`.
+        save: Function called every `SAVE_INTERVAL_S` with the record of the run and the counts, so that a killed run
+            leaves a record.
     """
 
     def __init__(

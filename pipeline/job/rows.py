@@ -23,12 +23,12 @@ REPORTED = (
 
 @dataclass(frozen=True)
 class MakePrompt:
-    """The `preprocess` of a job: makes the prompt of a row.
+    """The `preprocess` function of a job, which makes the prompt of a row.
 
     Attributes:
         templates: Template of the prompt, or of each message.
         roles: Roles of the messages; empty for a prompt.
-        sampling: The job's sampling parameters.
+        sampling: Sampling parameters of the job.
     """
 
     templates: tuple[Template, ...]
@@ -58,7 +58,7 @@ class MakePrompt:
 
 @dataclass(frozen=True)
 class MakeResult:
-    """The `postprocess` of a job: adds the output to the row as it was read.
+    """The `postprocess` function of a job, which adds the output to the row as it was read.
 
     Attributes:
         output_column: Name of the column of the generated text.

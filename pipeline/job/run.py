@@ -1,4 +1,4 @@
-"""Runs a job: input -> processor -> files. Resumes it after any death, and runs its failed rows again on request."""
+"""`run_job` runs a job from input to files, `resume_job` continues one, and `retry_failed` runs failed rows again."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class PreparedJob:
-    """A job that is checked in every part and ready to run.
+    """A checked job, ready to run.
 
     Attributes:
         job: The job.
-        config: Settings of its processor.
-        state: The record of the job in its folder.
-        folder: Folder of its output.
-        spec: How its output is written.
-        source: Its input; None if its dead letters run again.
-        resumes: Whether an earlier run has begun the job, so that this one goes on.
-        former: Manifest of its output, if its dead letters run again.
+        config: Settings of the processor.
+        state: Description of the job, as in its folder.
+        folder: Output folder.
+        spec: Format and place of the output.
+        source: Input of the job; None if its dead letters run again.
+        resumes: Whether an earlier run began the job, so that this run continues it.
+        former: Manifest of the finished output, if its dead letters run again; otherwise None.
     """
 
     job: JobConfig
@@ -76,7 +76,7 @@ class PreparedJob:
 
     @property
     def identity(self) -> Identity:
-        """How the ledger identifies its rows."""
+        """The columns by which the ledger identifies the rows."""
         if self.former is not None:
             return Identity(column=columns.ROW_ID)
         return Identity(None if self.job.key is None else tuple(self.job.key))
@@ -95,7 +95,7 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
     job = job.relative_to(Path.cwd())
     folder = JobFolder(Storage.at(job.output, job.endpoint_url))
     began = None if overwrite or folder.is_finished else folder.read_state()
-    versions = {} if began is None else began.table_versions  # Tables may have grown since.
+    versions = {} if began is None else began.table_versions  # Tables may have grown since the job began.
     source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url), versions)
     config = processor_config(job, source.num_rows)
     schema = result_schema(job, source.schema)
@@ -153,16 +153,16 @@ def run_job(
     on_progress: Callable[[Progress], None] | None = None,
     started_s: float | None = None,
 ) -> JobSummary:
-    """Runs a job to its end, from where an earlier run stopped. Starts Ray if it does not run, and leaves it running.
+    """Runs a job to its end, from where an earlier run stopped. Starts Ray if none runs, and leaves it running.
 
     Args:
-        job: The job.
-        overwrite: As in `prepare_job`; it has no effect on a job that is prepared already.
-        on_progress: Called now and then with the progress of the job, from another thread.
+        job: The job, or a job that `prepare_job` has checked.
+        overwrite: As in `prepare_job`; it has no effect on a prepared job.
+        on_progress: Function that another thread calls with the progress of the job every half second.
         started_s: Time at which the start-up began, on `time.monotonic`; None for now.
 
     Returns:
-        The summary of all its runs.
+        The summary of all runs of the job.
 
     Raises:
         ConfigError: A part of the job cannot be used; nothing has been run.
@@ -193,7 +193,7 @@ def resume_job(output: str, **options: Any) -> JobSummary:
     """Runs an unfinished job to its end.
 
     Args:
-        output: Its output folder.
+        output: Output folder of the job.
         **options: Options of `run_job`.
 
     Raises:
@@ -207,7 +207,7 @@ def retry_failed(output: str, **options: Any) -> JobSummary:
     """Runs the failed rows of a finished job again. Rows that succeed now are added to its results.
 
     Args:
-        output: Its output folder.
+        output: Output folder of the job.
         **options: Options of `run_job`.
 
     Raises:
@@ -218,7 +218,7 @@ def retry_failed(output: str, **options: Any) -> JobSummary:
 
 
 def _begin(prepared: PreparedJob) -> None:
-    """Writes into the folder what a resume needs."""
+    """Writes the description of the job into its folder, so that a later run can resume it."""
     folder = prepared.folder
     if prepared.resumes:
         return
@@ -253,7 +253,7 @@ def _read(prepared: PreparedJob, done: Done) -> Dataset:
 
 
 def _is_done(unit: Unit, index: RowIndex) -> bool:
-    """Whether every row of a part of the input is done. Rows with a key must be read to know."""
+    """Returns whether every row of a unit is done, by the positions in the index. Ids made of a key never match."""
     return unit.num_rows is not None and index.count_between(*unit.bounds()) == unit.num_rows
 
 
@@ -287,7 +287,7 @@ def _read_schema(text: str) -> pa.Schema:
 
 
 def _with_read_error(schema: pa.Schema) -> pa.Schema:
-    """Returns the columns of a row as it is read. A dead letter keeps the reason why its line is no row."""
+    """Returns a schema with the column of read errors, because a dead letter keeps the reason that it is not a row."""
     return schema.append(pa.field(READ_ERROR, pa.string()))
 
 

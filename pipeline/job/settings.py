@@ -1,4 +1,4 @@
-"""Settings that follow from a job: of its processor, and the columns of its output."""
+"""The settings of the processor of a job, and the columns of its output."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def block_rows(num_rows: int | None) -> int:
 
 
 def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
-    """Returns the columns of the output: the kept columns of the input, the text, and `REPORTED`.
+    """Returns the schema of the output: the kept columns of the input, the text, and `REPORTED`.
 
     Args:
         job: The job.

@@ -1,7 +1,7 @@
 """`Template`: prompt text with {column} fields.
 
 A template reads like `str.format`, but a field is always the plain name of a column. Attributes, indices, conversions
-and format specifications are refused, so a template from a stranger can only quote the row.
+and format specifications are refused, so a template from an untrusted source can only quote the row.
 """
 
 from __future__ import annotations

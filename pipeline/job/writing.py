@@ -1,4 +1,4 @@
-"""Writes a dataset through a processor into durable rows: for `run_job`, and as `write_results` for any dataset."""
+"""`write_results`: runs a dataset through a processor and writes durable rows; and `write_rows`, which jobs use."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Done:
 
     @classmethod
     def find(cls, work: Storage) -> Done:
-        """Looks into a work folder. Whatever a former run still writes there does not count from now on."""
+        """Returns the finished rows in a work folder. Records that a former run writes from now on do not count."""
         epoch = Epoch.open(work)
         return cls(epoch.records, Counts.sum(one.counts for one in read_records(work, epoch.records)), work)
 
@@ -87,10 +87,10 @@ def write_rows(
     Args:
         processor: The processor of the rows.
         dataset: The rows.
-        identity: How the ledger identifies rows.
-        spec: How the output is written, and the work folder.
+        identity: Columns by which the ledger identifies rows.
+        spec: Format and place of the output.
         done: The rows that former runs have left in the work folder.
-        on_counts: Called now and then with the counts of the rows written since the last call.
+        on_counts: Function that is called with the counts of the rows written since its last call.
 
     Raises:
         MillraceError: The run failed. The rows that it has written are kept, and do not run again.
@@ -115,11 +115,11 @@ def write_results(
     flush_interval_s: float = 5.0,
     endpoint_url: str | None = None,
 ) -> Manifest:
-    """Puts a dataset through a processor into files, each row once, whichever process dies on the way.
+    """Writes the results of a dataset to files, each row once, even if processes die.
 
-    After a death, a second call with the same output goes on where the first stopped. A call for a complete output does
-    nothing. Such a call checks that the processor's settings are the same; the caller ensures that its functions and
-    the dataset are.
+    After an interruption, a call with the same output resumes where the first one stopped. A call for a complete output
+    does nothing. Both check that the processor's settings are the same; the caller ensures that its functions and the
+    dataset are.
 
     Args:
         processor: The processor. Its `postprocess` returns the columns of the output.
@@ -127,7 +127,8 @@ def write_results(
         output: Folder to write to; a path or a URL. Failed rows are written into its folder ``_failed``.
         key: Columns whose values identify a row; not needed for rows that have a position. Of several rows with the
             same values, one runs.
-        output_format: Name of a format that a job can write, but for tables, whose columns must be known before.
+        output_format: Name of a format that needs no schema, such as ``"parquet"``; tables need one, so only jobs write
+            them.
         order: ``"any"``, or ``"input"`` for the order of the input, for rows that have a position.
         max_rows_per_file: Most rows of a file.
         flush_interval_s: Seconds after which a finished row is durable.
@@ -177,7 +178,7 @@ def _check_settings(dataset: Dataset, key: Sequence[str] | None, output_format: 
 
 
 def _settings_of(config: ProcessorConfig) -> dict[str, Any]:
-    """Returns the settings of a processor that decide its output, under the names that jobs have for them."""
+    """Returns the settings of a processor that determine its output, under the names of the fields of a job."""
     names = {
         "model": ("model_source", "url", "deployment_name"),
         "engine": ("all_engine_kwargs",),

@@ -24,7 +24,7 @@ class ErrorKind:
 
     Attributes:
         num_rows: Number of rows.
-        example: The message of one of them.
+        example: Message of one of these rows.
         num_retryable: Number of rows that may succeed when they run again unchanged.
     """
 
@@ -35,7 +35,7 @@ class ErrorKind:
 
 @dataclass(slots=True)
 class Counts:
-    """Sums over rows.
+    """Sums of rows, tokens, times and errors over finished rows.
 
     The tokens are the tokens of the rows. The engine computed fewer: it found the cached prompt tokens in the KV cache,
     and it did not run duplicates, which took the output of an identical row.

@@ -38,7 +38,7 @@ class Epoch:
     Attributes:
         work: The work folder.
         number: Number of the epoch.
-        token: Text that tells it from another epoch that took the same number at the same moment.
+        token: Random text that distinguishes epochs which took the same number at the same moment.
         records: Names of the records of former writers that count.
     """
 

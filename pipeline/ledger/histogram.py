@@ -22,7 +22,7 @@ class Histogram:
 
     Attributes:
         count: Number of values.
-        total: Their sum.
+        total: Sum of the values.
         smallest: The least value; infinite while there is none.
         largest: The greatest value.
         buckets: Bucket -> number of values in it. Bucket i holds 2**(i/8) up to 2**((i+1)/8); the lowest holds zero.

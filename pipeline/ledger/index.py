@@ -50,7 +50,7 @@ class RowIndex:
         return sum(int(np.diff(np.searchsorted(run, ends))[0]) for run in self._runs)
 
     def contains(self, ids: np.ndarray) -> np.ndarray:
-        """Looks rows up.
+        """Returns which ids are in the set.
 
         Args:
             ids: Ids of shape [num_rows].
@@ -71,7 +71,7 @@ class RowIndex:
 
 
 def _mapped(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Joins arrays to a sorted one in a file without a name."""
+    """Returns the sorted union of arrays, in a mapped file without a name."""
     with tempfile.TemporaryFile() as file:
         for part in parts:
             file.write(np.ascontiguousarray(part).view(np.uint8).data)

@@ -41,9 +41,9 @@ class Record:
     """A flush, or the commit of a part. The ids stay in storage until `read_ids` reads them.
 
     Attributes:
-        name: Its name in the work folder.
-        num_rows: Number of its rows.
-        counts: Counts of its rows.
+        name: Name of the record in the work folder.
+        num_rows: Number of rows.
+        counts: Counts of the rows.
         part: Name of the part in the work folder; None for a flush.
         num_bytes: Size of the part.
         replaces: Names of the flushes whose rows are in the part.
@@ -68,7 +68,7 @@ def write_flush(work: Storage, name: str, rows: pa.Table, counts: Counts) -> Non
         work: Work folder.
         name: Name of the flush.
         rows: Rows, with the column `columns.ROW_ID`.
-        counts: Their counts.
+        counts: Counts of these rows.
     """
     _write(work / name, rows, {"counts": counts.as_dict(), "num_rows": rows.num_rows})
 

@@ -1,6 +1,6 @@
-"""The report of a job: what its runs took, as JSON and as a page for people.
+"""The report of a job: times, tokens, errors and prices of its runs, as JSON and as an HTML page.
 
-The face is lazy (PEP 562), like that of the pipeline.
+This module imports a public name only when the name is used (PEP 562).
 """
 
 from __future__ import annotations

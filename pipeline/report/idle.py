@@ -29,8 +29,8 @@ NO_WORK = Work()
 class IdleClock:
     """Adds up the seconds of all replicas.
 
-    An engine without requests is starved, or all rows are done: this shows only later. Its time is undecided until a
-    replica works again. Time that is still undecided at the end of the job belongs to the end.
+    An engine without requests may be starved, or all rows may be done, which only shows later. Its time is undecided
+    until a replica works again. Time that is still undecided at the end of the job belongs to the end.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,9 @@ class IdleClock:
 
     def _add(self, replica: Any, gain: Work, passed_s: float) -> None:
         name = replica.replica_id
-        if replica.engine is None and replica.state in UP:  # A slow replica: its next answer covers this time too.
+        if (
+            replica.engine is None and replica.state in UP
+        ):  # A slow replica has not answered; its next answer covers this time too.
             self._unseen_s[name] = self._unseen_s.get(name, 0.0) + passed_s
             return
         passed_s += self._unseen_s.pop(name, 0.0)
@@ -98,7 +100,7 @@ class IdleClock:
         self._seconds[BUSY] += taken_s
 
     def _decide(self, blocked_s: float) -> None:
-        """Gives the undecided time its reason, because engines work again: the sink held rows up, or none came."""
+        """Assigns the undecided time a reason, because engines work again: the sink held rows up, or no rows came."""
         undecided_s, self._seconds[UNDECIDED] = self._seconds[UNDECIDED], 0.0
         waited_s = min(undecided_s, max(0.0, blocked_s - self._blocked_s))
         self._seconds["backpressured"] += waited_s

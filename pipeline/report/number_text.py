@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def short(value: float) -> str:
-    """Returns a number in few letters, such as 950, 1.2k or 3.4M."""
+    """Returns a number as a short text, such as 950, 1.2k or 3.4M."""
     for limit, suffix in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:
             return f"{value / (limit if suffix != 'k' else 1e3):.3g}{suffix}"
@@ -21,7 +21,7 @@ def clock(seconds: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """Returns a short time in the unit that suits it."""
+    """Returns a duration as text: in µs, ms or s, and as a clock from two minutes on."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.3g} µs"
     if seconds < 1:

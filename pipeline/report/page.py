@@ -21,7 +21,7 @@ from .number_text import clock, short
 TEMPLATE = "page.html"
 MAX_STEPS = 90
 GUST_S, MIN_ROW_STEPS = 10.0, 6
-"""Rows are written in gusts, so a step in the chart of rows is one gust long. A short job has `MIN_ROW_STEPS` steps."""
+"""Seconds of a step in the chart of rows, which are written in bursts; and the least number of steps of a chart."""
 
 SERIES = (
     ("Output tokens a second", "num_output_tokens", "out"),
@@ -41,7 +41,7 @@ TIMES = (("Queue", "queue_s"), ("First token", "ttft_s"), ("Whole request", "e2e
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """Returns the page.
+    """Returns the HTML page of a report.
 
     Args:
         report: The dict that `Report.as_dict` returns.
@@ -65,7 +65,7 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def as_script(report: Mapping[str, Any]) -> str:
-    """Returns JSON that cannot end the `script` element around it, whatever its texts hold."""
+    """Returns the report as JSON that is safe inside a `script` element, whatever its texts hold."""
     return json.dumps(report, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
 
 
@@ -75,7 +75,7 @@ class Share:
 
     Attributes:
         name: ``"busy"``, or a key of `REASONS`.
-        meaning: Its meaning in words.
+        meaning: Description of the part, for people.
         seconds: Replica seconds.
         share: Share of all replica seconds, from 0 to 1.
     """

@@ -20,11 +20,11 @@ RATE_WINDOW_S = 10.0
 
 
 class Recorder:
-    """Records a run.
+    """Records a run from repeated looks at its replicas and counts.
 
     Args:
         started_s: Start of the run, on the clock of the looks.
-        accelerator_of: Returns the kind of accelerator of a node id, or None.
+        accelerator_of: Function that returns the kind of accelerator of the node with an id, or None.
         max_intervals: Most intervals of its timeline.
 
     Attributes:
@@ -53,7 +53,7 @@ class Recorder:
         self.rows_before: int | None = None
 
     def look(self, replicas: list[Any], counts: Counts, now_s: float) -> Interval:
-        """Looks at the run.
+        """Reads the state of the run, and returns the interval since the last look.
 
         Args:
             replicas: The `ReplicaStats` of the pool, with engines.
@@ -83,7 +83,7 @@ class Recorder:
             num_waiting=sum(engine.num_waiting for engine in engines),
             kv_cache_usage=sum(engine.kv_cache_usage for engine in engines) / max(1, len(engines)),
         )
-        # More work than time: the answer before this one was older than its arrival.
+        # The work exceeds the time, so a part of it was done before the last look.
         is_late = any(gain.step_time_s > LATE * passed_s for gain in gains.values())
         self._timeline.add(interval, tells_of_last=is_late)
         self._recent.append((now_s, self._tally.total))
@@ -123,7 +123,7 @@ class Recorder:
         return run
 
     def finish(self, replicas: list[Any], counts: Counts, now_s: float) -> Run:
-        """Looks at the run a last time and returns its record.
+        """Reads the state of the run a last time, and returns its record.
 
         Args:
             replicas: The `ReplicaStats` of the last look.
@@ -149,7 +149,7 @@ class Recorder:
                 self._kinds[replica.replica_id] = [kind for kind in kinds if kind is not None]
 
     def _accelerator_seconds(self) -> dict[str, float]:
-        """Returns kind -> seconds. A replica that never came up counts like another one: all replicas are alike."""
+        """Returns kind -> seconds. A replica that never came up counts as the others do, because all are alike."""
         usual = next(iter(self._kinds.values()), [])
         seconds: dict[str, float] = {}
         for replica_id, held_s in self._held_s.items():

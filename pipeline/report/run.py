@@ -12,7 +12,7 @@ from .timeline import Timeline
 
 @dataclass(slots=True)
 class Run:
-    """The record of a run. The record of a run that was killed ends with the last look at it.
+    """The record of a run. For a run that was killed, the record ends with the last look.
 
     Attributes:
         started_at: Start of the run, in ISO 8601 with the time zone.
@@ -26,7 +26,7 @@ class Run:
         accelerator_s: Kind of accelerator -> accelerator seconds held; empty on CPUs.
         num_restarts: Number of restarts of replicas.
         work: Work of the engines.
-        timeline: The run over time.
+        timeline: Rows, tokens and levels of the run over time.
     """
 
     started_at: str

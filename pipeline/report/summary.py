@@ -48,7 +48,7 @@ class JobSummary:
 
     @classmethod
     def of(cls, model: str, output: str, num_rows_in: int | None, counts: Counts, runs: Sequence[Run]) -> JobSummary:
-        """Sums up a job.
+        """Returns the summary of a job.
 
         Args:
             model: The model.

@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(slots=True)
 class Work:
-    """Amounts of work of engines.
+    """An amount of work that engines have done.
 
     Attributes:
         num_input_tokens: Prompt tokens.
         num_cached_tokens: Prompt tokens found in the KV cache.
         num_output_tokens: Generated tokens, including the tokens of requests that died with their replica.
         num_steps: Steps.
-        num_preemptions: Preemptions: the KV cache of a request was taken away, and recomputed later.
+        num_preemptions: Preemptions, in which a request lost its KV cache and recomputed it later.
         step_time_s: Seconds spent in steps.
     """
 

@@ -14,8 +14,8 @@ class Interval:
     """An interval of a run.
 
     Attributes:
-        end_s: Its end, in seconds from the start of the run.
-        duration_s: Its duration.
+        end_s: End of the interval, in seconds from the start of the run.
+        duration_s: Duration of the interval in seconds.
         num_rows: Rows written in the interval, failed ones included.
         num_failed: Rows with an error.
         num_input_tokens: Prompt tokens.
@@ -76,7 +76,7 @@ class Timeline:
 
         Args:
             interval: The next interval.
-            tells_of_last: Whether a part of its work was done in the last interval. Then the two are joined.
+            tells_of_last: Whether a part of its work was done in the last interval, so that both are joined.
         """
         if self.intervals and (tells_of_last or self.intervals[-1].duration_s < self._shortest_s):
             self.intervals[-1] = self.intervals[-1].joined(interval)

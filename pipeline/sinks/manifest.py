@@ -18,9 +18,9 @@ class OutputFile:
     """A file of an output.
 
     Attributes:
-        name: Its path, from the output folder on.
-        num_rows: Number of its rows.
-        num_bytes: Its size.
+        name: Path of the file in the output folder.
+        num_rows: Number of rows in the file.
+        num_bytes: Size of the file in bytes.
     """
 
     name: str
@@ -86,6 +86,6 @@ class Manifest:
 
     @classmethod
     def read(cls, output: Storage) -> Manifest | None:
-        """Reads the manifest of an output folder; None if the output is not whole."""
+        """Returns the manifest of an output folder; None if the output is not whole."""
         file = output / MANIFEST
         return cls.from_dict(json.loads(file.read_bytes())) if file.exists() else None

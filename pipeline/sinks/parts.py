@@ -1,4 +1,4 @@
-"""Rows as durable pieces: flushes of a few seconds, and parts of the output made of flushes once they fill a file."""
+"""`PartWriter`: makes rows durable in flushes of a few seconds, and joins flushes to parts that fill a file."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .format import SinkFormat
 from .formats import FORMATS
 
 MAX_PART_BYTES = 256 << 20
-"""A part is closed when its rows take this much memory, even if they are few."""
+"""Memory of the rows of a part, in bytes, from which on the part is closed even if it has few rows."""
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """How an output is written. It pickles, so that it can travel to the process that writes.
+    """Format and place of an output. The spec is pickled and sent to the process that writes.
 
     Attributes:
         work: The work folder.
@@ -57,9 +57,9 @@ class Flushed:
     """A flush whose rows are not yet in a part.
 
     Attributes:
-        name: Its name in the work folder.
-        rows: Its rows, with the column `columns.ROW_ID`.
-        counts: Counts of its rows.
+        name: Name of the flush in the work folder.
+        rows: Rows of the flush, with the column `columns.ROW_ID`.
+        counts: Counts of these rows.
     """
 
     name: str
@@ -86,11 +86,11 @@ class PartWriter:
     flushed: list[Flushed] = field(default_factory=list)
 
     def add(self, rows: pa.Table, counts: Counts) -> list[Closed]:
-        """Makes rows durable.
+        """Writes rows as a flush, and closes parts that are full.
 
         Args:
             rows: Rows with the column `columns.ROW_ID`, at most `max_rows`.
-            counts: Their counts.
+            counts: Counts of these rows.
 
         Returns:
             The parts that this call has closed.
@@ -114,7 +114,7 @@ class PartWriter:
             The part; an empty list if there are no rows.
 
         Raises:
-            ConfigError: Another process has begun to write since. No flush was removed.
+            ConfigError: Another process has begun to write to the work folder. No flush was removed.
         """
         if not self.flushed:
             return []
@@ -162,5 +162,5 @@ class PartWriter:
         return True
 
     def _shown(self, rows: pa.Table) -> pa.Table:
-        """Returns the columns of a file. Dead letters keep the id, by which they are known when they run again."""
+        """Returns the columns of a file. Dead letters keep the id, which identifies them when they run again."""
         return without_about(rows if self.kind == "failed" else rows.drop_columns([columns.ROW_ID]))

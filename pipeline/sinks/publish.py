@@ -1,4 +1,4 @@
-"""From parts in the work folder to the files of an output, all at once, whatever interrupts it.
+"""`publish`: moves the parts of a work folder to the output folder, all at once, even if it is interrupted.
 
 A plan is written first (`PLAN`): the new name of each file, and the manifest. Then the files are moved, the format's
 publisher commits them, the manifest is written, and files that it no longer names are removed. Each step may be
@@ -26,11 +26,11 @@ from .publisher import Publisher
 
 PLAN = "publish.json"
 RETRY = "retry.json"
-"""The file in a work folder that says that the dead letters of a whole output are run again."""
+"""File in a work folder that marks that the dead letters of a finished output run again."""
 
 
 def publish(output: Storage, spec: OutputSpec, former: Manifest | None = None) -> Manifest:
-    """Makes the files of an output of all rows in its work folder.
+    """Publishes all rows of a work folder as the files of an output.
 
     Args:
         output: The output folder.
@@ -51,7 +51,7 @@ def publish(output: Storage, spec: OutputSpec, former: Manifest | None = None) -
 
 
 def _close_parts(epoch: Epoch, spec: OutputSpec) -> dict[str, list[Record]]:
-    """Makes parts of the rows that are still in flushes.
+    """Closes the parts of all rows that are still in flushes.
 
     Returns:
         The commits of all parts, by kind. The parts of ordered results follow on each other.
@@ -110,14 +110,14 @@ def _name_files(
 def _carry_out(output: Storage, work: Storage, plan: dict[str, Any], publisher: Publisher) -> Manifest:
     present = {file.url for kind in KINDS for file in (work / kind).list()}
     for part, name in plan["moves"]:
-        if (work / part).url in present:  # Otherwise an interrupted run has moved it.
+        if (work / part).url in present:  # A part that is missing was moved by an interrupted run.
             (work / part).move_to(output / name)
     manifest = Manifest.from_dict(plan["manifest"])
     manifest.table_version = publisher.commit(output, plan.get("commit"))
     (output / MANIFEST).write_bytes(json.dumps(manifest.as_dict(), indent=2).encode())
     for name in plan["removed"]:
         (output / name).remove()
-    # The order matters: no run may find a retry that has ended, or take leftovers for work.
+    # The order matters: a later run must not find a finished retry, or take leftover files for unfinished work.
     for name in (RETRY, PLAN):
         (work / name).remove()
     work.remove()

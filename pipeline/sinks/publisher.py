@@ -12,10 +12,10 @@ from ..files.storage import Storage
 
 
 class Publisher(ABC):
-    """Makes the files in an output folder count, all at once.
+    """Makes the files in an output folder visible to readers, all at once.
 
     `publish` writes down a plan, moves the files into the output folder, calls `commit`, and writes the manifest. After
-    a death it carries out the same plan again from the start, so `commit` must have an effect once at most.
+    an interruption it carries out the same plan again from the start, so `commit` must have an effect at most once.
     """
 
     @property
@@ -62,7 +62,7 @@ class Publisher(ABC):
 
 
 class ManifestPublisher(Publisher):
-    """Files that count as soon as the manifest names them."""
+    """A publisher without a commit: files are visible as soon as the manifest names them."""
 
     log_names = ()
 

@@ -1,4 +1,4 @@
-"""Finished rows as tables: results in their columns, dead letters in the columns of the input and of the error."""
+"""Makes Arrow tables of finished rows: `result_tables` of results, and `failed_tables` of dead letters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..arrow_values import UNFIT, fits, to_array
 from ..stages.base import Row, RowError
 
 WRITE = "write"
-"""Name in errors of the stage that makes tables of rows."""
+"""Name, in errors of rows, of the step that makes tables."""
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class Finished:
     """A row that has passed all stages.
 
     Attributes:
-        row_id: Its id in the ledger.
+        row_id: Id of the row in the ledger.
         row: The row.
         generated: The row as generation left it, before `postprocess`. This form is counted.
     """
@@ -78,7 +78,7 @@ def failed_tables(rows: Sequence[Finished], schema: pa.Schema | None) -> list[Gr
 def _tables(
     rows: Sequence[Finished], values: Sequence[Mapping[str, Any]], schema: pa.Schema | None
 ) -> tuple[list[Group], list[Finished]]:
-    """Makes one table if all rows fit it, else a table for each group of types. Returns rows that fit none too."""
+    """Returns one table, or a table per group of types if the rows do not fit one, and the rows that fit no table."""
     if not rows:
         return [], []
     try:

@@ -97,12 +97,12 @@ class ResultWriter:
                 self._wake_if_needed()
 
     def append(self, block: BlockOfRows, row_id: bytes, row: Row, generated: Row) -> None:
-        """Takes a row that has passed all stages.
+        """Queues a row that has passed all stages for writing.
 
         Args:
             block: The block of the row.
-            row_id: Its id.
-            row: The row. With an error it is a dead letter, otherwise a result.
+            row_id: Id of the row.
+            row: The row; it is a dead letter if it has an error, otherwise a result.
             generated: The row as generation left it.
         """
         with self._lock:
@@ -144,7 +144,7 @@ class ResultWriter:
             raise self._error
 
     def _must_write(self) -> bool:
-        """Whether many rows wait to be written, or too many blocks wait for their rows."""
+        """Returns whether many rows wait to be written, or too many blocks wait for their rows."""
         is_stuck = self._num_waiting >= min(len(self._blocks), self._max_waiting)
         return bool(self._finished) and (is_stuck or len(self._finished) >= MAX_ROWS_PER_FLUSH)
 
@@ -170,7 +170,7 @@ class ResultWriter:
                 self._released.notify_all()
 
     def _write(self, finished: Sequence[tuple[BlockOfRows, Finished]]) -> None:
-        """Makes rows durable."""
+        """Writes rows, and tells their blocks that the rows are durable."""
         started_s = time.monotonic()
         through = [one for _, one in finished if one.row.error is None]
         failed = [one for _, one in finished if one.row.error is not None]

@@ -1,6 +1,6 @@
 """The input of a job: its files, their format, columns and number of rows, and the dataset of the rows.
 
-The face is lazy (PEP 562), like that of the pipeline: the formats can be listed without Ray.
+This module imports a public name only when the name is used (PEP 562), so the formats can be listed without Ray.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ TABLE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """What the log of a table says about one of the table's files.
+    """The entry for a file in the log of a table.
 
     Attributes:
         url: The table.
@@ -56,8 +56,8 @@ class InputFile:
 
     Attributes:
         ordinal: Number of the file in the input; the first part of the position of its rows.
-        storage: Its place.
-        size: Its size in bytes; None if the store does not say.
+        storage: Place of the file.
+        size: Size of the file in bytes; None if the store does not say.
         etag: Text that changes when the content changes.
         table: The entry in the log of its table; None for a file outside of tables.
     """
@@ -70,7 +70,7 @@ class InputFile:
 
     @property
     def path(self) -> str:
-        """Its path or URL."""
+        """The path or URL of the file."""
         return self.storage.url
 
 
@@ -105,7 +105,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """The input as it is known before it is read.
+    """The facts about an input that are known before its rows are read.
 
     Attributes:
         schema: Columns and types.
@@ -197,7 +197,7 @@ def _nullable(schema: pa.Schema) -> pa.Schema:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether a read error comes from the content of a file, and not from the storage or a lack of memory.
+    """Returns whether a read error comes from the content of a file, not from the storage or a lack of memory.
 
     An error of the operating system has a number; an error of a decoder has none.
     """

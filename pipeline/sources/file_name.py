@@ -15,5 +15,5 @@ def split_extensions(path: str) -> tuple[str, str | None]:
 
 
 def compression_of(path: str) -> str | None:
-    """Returns the compression that the name of a file tells, or None."""
+    """Returns the compression by the extension of a file; None for a file that is not compressed."""
     return split_extensions(path)[1]

@@ -81,7 +81,7 @@ def _table_at(folder: Storage) -> tuple[str, TableKind] | None:
 
 
 def _refuse_parts_of_tables(place: Storage, found: Iterable[FileInfo]) -> None:
-    """Raises if files belong to a table: some may hold rows that were deleted from the table."""
+    """Raises if files belong to a table, because some may hold rows that were deleted from the table."""
     for root in dict.fromkeys(_root_of(replace(place, url=one.url)) for one in found):
         if (table := _table_at(root)) is not None:
             raise ConfigError(
@@ -108,7 +108,7 @@ def _expand(place: Storage, info: FileInfo | None, format: str | None) -> list[F
 
 
 def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
-    """Returns the files directly in a folder that have a known extension; a name with . or _ first is no input."""
+    """Returns the files directly in a folder with a known extension. Names that start with . or _ are skipped."""
     known = {extension for extension, name in _names_by_extension().items() if format in (None, name)}
     found = sorted(place.files.children(place.url), key=lambda one: one.url)
     names = {one.url.rpartition("/")[2] for one in found}

@@ -23,7 +23,7 @@ class SourceFormat(ABC):
 
     @abstractmethod
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Finds out the columns and the units of files, and reads little of them.
+        """Returns the columns and the units of files, and reads little of them.
 
         Args:
             files: The files.
@@ -58,10 +58,10 @@ class TableKind:
     """A kind of table: a folder whose log says which files hold the rows.
 
     Attributes:
-        title: Its name for people.
+        title: Name of the kind, for people.
         log_folder: Name of the folder in the table that holds the log.
         file_format: Name of the source format of the files.
-        files: Returns the files of a version of a table, or of its newest one, numbered from 0.
+        files: Function that returns the files of a version of a table, or of its newest version, numbered from 0.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Text files, plain or compressed, as lines; and samples of them that show the columns and their types."""
+"""Reads text files, plain or compressed, as lines, and samples them to find the columns and their types."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READ_BYTES = 4 << 20
 """Size of a read request for a file behind a URL."""
 
 DECOMPRESSED_BYTES = 64 << 10
-"""Size of a decompression step. It is small because the step before a damaged place may be lost."""
+"""Size of a decompression step. It is small, because up to one step before a damaged place may be lost."""
 
 MAX_ROWS = 4096
 """Most rows of a table."""
@@ -33,7 +33,7 @@ GROWTH = 8
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Line: TypeAlias = tuple[int, bytes]
-"""The byte of the text at which a line starts, and the line with its end."""
+"""(offset of a line in the text, in bytes; bytes of the line with its end)"""
 
 
 class DamagedTextError(Exception):
@@ -66,7 +66,9 @@ def iter_lines(file: InputFile, start: int = 0, stop: int = END) -> Iterator[Lin
         try:
             if start > 0:
                 lines.seek(start - 1)
-                offset += len(lines.readline()) - 1  # The rest of the line before, or only its end.
+                offset += (
+                    len(lines.readline()) - 1
+                )  # The first bytes are the rest of a line that started before, or only its end.
             while offset < stop and (line := lines.readline()):
                 yield offset, line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line
                 offset += len(line)
@@ -180,5 +182,5 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 
 def _writable(kind: pa.DataType) -> pa.DataType:
-    """Returns text as the type of a column without values, because text can be joined with any type."""
+    """Returns a type, with text in place of the null type of a column without values, because text can be joined."""
     return pa.string() if pa.types.is_null(kind) else kind

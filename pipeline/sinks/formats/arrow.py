@@ -1,4 +1,4 @@
-"""Files in Arrow's own format, which is also Feather."""
+"""Output in Arrow's own file format, which is also called Feather."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ..format import SinkFormat
 
 
 def encode(table: pa.Table) -> bytes:
-    """Returns the content of a file."""
+    """Returns the bytes of a file that holds the rows of a table."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

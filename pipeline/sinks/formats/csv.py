@@ -1,4 +1,4 @@
-"""CSV files. Text, numbers and dates are cells as they are; a list or a struct is a cell with JSON."""
+"""Output as CSV. Text, numbers and dates are plain cells; a list or a struct is a cell with JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..json_text import to_json
 
 
 def encode(table: pa.Table) -> bytes:
-    """Returns the content of a file."""
+    """Returns the bytes of a file that holds the rows of a table."""
     cells = [_json_cells(column) if pa.types.is_nested(column.type) else column for column in table.columns]
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(pa.table(cells, names=table.column_names), sink)

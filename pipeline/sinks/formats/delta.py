@@ -1,4 +1,4 @@
-"""Delta tables: Parquet files that a commit to the log of the table makes visible, all in one version.
+"""Output as Delta tables: Parquet files that a commit to the table's log makes visible, all in one version.
 
 A commit is written down before it is made (`TableCommit`, in the plan of `publish`). The log stores its token as the
 identifier of a transaction. A run that finds the plan after a death looks for the token in the log, which says whether
@@ -39,7 +39,7 @@ WIDER = {
 
 @dataclass(frozen=True, slots=True)
 class TableCommit:
-    """A version of a table that is to be made once. It is plain data, for a plan in JSON.
+    """The description of a new version of a table, as plain data for a plan in JSON.
 
     Attributes:
         token: Text that no other commit has.
@@ -103,7 +103,7 @@ def schema_text(schema: pa.Schema) -> str:
 
 
 def commit(table: Storage, planned: TableCommit) -> int:
-    """Makes files part of a table, unless that was done before. A table that does not exist is created.
+    """Adds files to a table by a commit, unless it was made before. A table that does not exist is created.
 
     Args:
         table: The table's folder, which holds the files.
@@ -156,7 +156,7 @@ def _added(file: dict[str, Any]) -> AddAction:
 
 
 def _version_of(table: Storage, newest: int, app_id: str) -> int:
-    """Returns the version that a commit made. It is the newest one, unless other writers have committed since."""
+    """Returns the version that a commit made: the newest one, unless other writers have committed afterwards."""
     logs = ((version, table / DELTA_LOG / f"{version:020}.json") for version in range(newest, -1, -1))
     return next(version for version, log in logs if app_id in log.read_text())
 

@@ -1,4 +1,4 @@
-"""Files of text with a JSON object on every line."""
+"""Output as text with a JSON object on every line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..format import SinkFormat
 from ..json_text import to_json
 
 BATCH_ROWS = 16_384
-"""Rows that are Python objects at once."""
+"""Number of rows that are converted to Python objects at once."""
 
 
 def encode(table: pa.Table) -> bytes:
-    """Returns the content of a file."""
+    """Returns the bytes of a file that holds the rows of a table."""
     text = io.StringIO()
     for batch in table.to_batches(max_chunksize=BATCH_ROWS):
         for row in batch.to_pylist():

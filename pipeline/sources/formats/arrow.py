@@ -28,7 +28,7 @@ READ_BYTES = 4 << 20
 
 
 class ArrowFormat(SourceFormat):
-    """A position is the number of a row in the file."""
+    """Files of Arrow. The position of a row is its number in the file."""
 
     extensions = (".arrow", ".arrows", ".feather", ".ipc")
 

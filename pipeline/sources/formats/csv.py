@@ -1,4 +1,4 @@
-"""Input as CSV. This module finds the records, and Arrow parses many at once. Records that it refuses go in halves."""
+"""Input as CSV. This module finds the records, and Arrow parses many at once. Refused records are retried in halves."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ WHOLE = re.compile(rb'(?:"(?:[^"]|"")*+"[^,]*+|[^",][^,]*+|)(?:,(?:"(?:[^"]|"")*
 """A record in which every quote that opens a field is closed."""
 
 MAX_RECORD_BYTES = 16 << 20
-"""A quote that is still open after so many bytes is taken for a plain character."""
+"""Number of bytes after which a quote that is still open is taken for a plain character."""
 
 
 class CsvFormat(SourceFormat):
-    """A position is the number of a record, counted without the header."""
+    """Files of CSV. The position of a row is the number of its record, without the header."""
 
     extensions = (".csv",)
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Takes the types that Arrow finds. A column in which they differ is text."""
+        """Returns the types that Arrow finds in samples. A column whose types differ is text."""
         units = [whole_file(file) for file in files]
         samples, counts = take_samples(units, _look_through)
         schema = join_schemas([sample.schema for sample in samples])
@@ -70,7 +70,7 @@ def iter_records(lines: Iterator[Line]) -> Iterator[Line]:
         if is_closed:
             yield offset, line + b"".join(text for _, text in rest)
             waiting = waiting[len(rest) :]
-        else:  # The quote opened nothing: this line alone is broken.
+        else:  # The quote is never closed, so only this line is broken.
             yield offset, line
             waiting = rest + waiting[len(rest) :]
 
@@ -82,7 +82,7 @@ def _is_closed(text: bytes) -> bool:
 def parse_records(
     records: Sequence[bytes], names: Sequence[str], schema: pa.Schema
 ) -> tuple[pa.Table, list[str | None]]:
-    """Makes rows of records.
+    """Returns the rows that records hold.
 
     Args:
         records: The records.

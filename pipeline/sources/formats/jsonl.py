@@ -33,7 +33,7 @@ UNIT_BYTES = 16 << 20
 
 
 class JsonLinesFormat(SourceFormat):
-    """A row is a line with a JSON object, and its position is the byte at which the line starts."""
+    """Files with a JSON object per line. The position of a row is the byte at which its line starts."""
 
     extensions = (".jsonl", ".ndjson", ".json")
 
@@ -69,7 +69,7 @@ class JsonLinesFormat(SourceFormat):
 def parse_lines(
     lines: Sequence[bytes], schema: pa.Schema, unknown: set[str] | None = None
 ) -> tuple[pa.Table, list[str | None]]:
-    """Makes rows of lines of JSON.
+    """Returns the rows that lines of JSON hold.
 
     Args:
         lines: The lines.
@@ -93,7 +93,7 @@ def parse_lines(
 
 
 def parse_line(line: bytes) -> tuple[dict[str, Any], str | None]:
-    """Reads a line of JSON.
+    """Returns the row that a line of JSON holds.
 
     Args:
         line: One line.
@@ -157,7 +157,7 @@ def _type_of(values: Iterable[Any]) -> pa.DataType:
 
 
 def _fit(value: Any, schema: pa.Schema, name: str) -> Any:
-    """Returns other values as JSON if their column is text: a column whose values differ in type is text."""
+    """Returns a value for a column, as JSON text if the column is text and the value is not."""
     if value is None or isinstance(value, str) or name not in schema.names or schema.field(name).type != pa.string():
         return value
     return json.dumps(value, ensure_ascii=False)

@@ -23,7 +23,7 @@ from ..base import (
 )
 from ..format import SourceFormat
 
-NUM_THREADS = 16  # The threads wait for a store most of the time.
+NUM_THREADS = 16  # Most of the time, the threads wait for a store.
 FOOTER_BYTES = 64 << 10
 UNIT_BYTES = 64 << 20
 """About the size of a unit. Neighbouring row groups are joined to units."""
@@ -39,7 +39,7 @@ STREAM_BYTES = 4 << 20
 
 
 class ParquetFormat(SourceFormat):
-    """A position is the number of a row in the file. Before the start, only the footers of the files are read."""
+    """Files of Parquet. The position of a row is its number in the file. `look` reads only the footers."""
 
     extensions = (".parquet", ".pq")
 
