@@ -72,7 +72,7 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
         raise StorageError(f"cannot append to {self._at(path)}")
 
     def create_dir(self, path: str, recursive: bool) -> None:
-        """Makes a folder if the store has folders."""
+        """Creates a folder, if the store has folders."""
         self._at(path).make_folder()
 
     def delete_dir(self, path: str) -> None:

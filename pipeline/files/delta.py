@@ -57,7 +57,7 @@ def open_table(place: Storage, version: int | None = None) -> DeltaTable:
 
 
 def storage_options(place: Storage) -> dict[str, str]:
-    """Returns the options of the library for a store. It finds credentials in the environment by itself.
+    """Returns the options of `deltalake` for a store. The library takes credentials from the environment itself.
 
     Args:
         place: The table's folder.

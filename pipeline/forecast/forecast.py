@@ -44,10 +44,10 @@ class Lengths:
 
     @classmethod
     def of(cls, rows: Iterable[Row], default: SamplingParams, max_model_len: int) -> Lengths:
-        """Measures rows that have passed the stages before the engine.
+        """Returns the lengths of rows that have passed the stages before the engine.
 
         Args:
-            rows: The rows.
+            rows: Rows with their prompts as tokens, and rows that have failed.
             default: Sampling parameters of rows that have none.
             max_model_len: Most tokens of prompt and output together.
         """
@@ -99,7 +99,7 @@ class Forecast:
     """The forecast of a job.
 
     Attributes:
-        model: The model.
+        model: Folder or bundled name of the model.
         sample: The sampled rows.
         seed: Seed of the sample.
         lengths: Lengths of the sampled rows.

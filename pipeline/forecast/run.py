@@ -1,4 +1,4 @@
-"""Makes the forecast of a job from a sample of its rows, the model, and the resources of the cluster."""
+"""`forecast_job`: makes the forecast of a job from a sample of its rows, the model, and the cluster's resources."""
 
 from __future__ import annotations
 

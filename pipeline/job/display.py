@@ -59,7 +59,7 @@ class ProgressView:
             self._live.stop()
 
     def show(self, progress: Progress) -> None:
-        """Shows the progress of the job."""
+        """Updates the live view; without a terminal, prints a line at most every `PLAIN_INTERVAL_S`."""
         if self._live is not None:
             total = progress.num_rows if progress.phase == "running" else None
             self._bar.update(self._task, description=progress.phase, total=total, completed=progress.num_done)

@@ -132,7 +132,7 @@ class GenerateAndWrite:
     Args:
         make_generate: Function that makes the stages of the backend.
         make_finish: Function that makes the stages after the backend.
-        spec: How the output is written.
+        spec: Format and place of the output.
         max_blocks: Most calls at once.
     """
 
@@ -179,7 +179,7 @@ class RowWriter:
     stop_on_error: bool
 
     def links(self, operators: Operators) -> Iterator[Link]:
-        """Yields the two operators."""
+        """Yields `PrepareNew` and `GenerateAndWrite` with the stages and resources of the processor's operators."""
         prepare = operators.prepare
         arguments = [prepare.make_stages, self.identity, self.spec.work, self.records, self.stop_on_error]
         yield PrepareNew, arguments, prepare

@@ -93,7 +93,7 @@ def read_setting(setting: str) -> tuple[str, str]:
 
 
 def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Places]:
-    """Returns the fields of the environment and the command line, and their places."""
+    """Returns the fields from the environment and the command line, and the place of each."""
     values: dict[str, Any] = {}
     places: Places = {}
     for name, text in job_variables().items():
@@ -121,7 +121,7 @@ def _parsed(path: str, text: str, place: str) -> Any:
 
 
 def _put(values: dict[str, Any], places: Places, path: str, value: Any, place: str) -> None:
-    """Sets a field, or a field inside a field."""
+    """Sets the value at a dotted path, such as ``engine.seed``, and records the place where it was written."""
     *parents, name = path.split(".")
     inside = values
     for parent in parents:
@@ -142,7 +142,7 @@ def _joined(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
 
 
 def _with_prices(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Reads the price table if the job names a file for it."""
+    """Returns the fields with the price table in place of the name of its file, if the job names one."""
     named = values.get("prices")
     if not isinstance(named, str):
         return values

@@ -44,7 +44,7 @@ def schema_text() -> str:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Returns the attributes in the docstring of a class: name -> text in one line, with the constants of YAML."""
+    """Returns name -> text of the attributes in a class's docstring, with YAML's null, true and false for Python's."""
     _, _, section = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
     docs: dict[str, str] = {}
     name = ""

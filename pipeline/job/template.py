@@ -56,14 +56,14 @@ class Template:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns in its fields."""
+        """Names of the columns that the template refers to."""
         return list(dict.fromkeys(name for _, name in self.parts if name is not None))
 
     def check_columns(self, known: Iterable[str]) -> None:
-        """Checks that the input has the columns.
+        """Raises if the input lacks a column that the template refers to.
 
         Args:
-            known: Names of its columns.
+            known: Names of the columns of the input.
 
         Raises:
             ConfigError: The input lacks a column.

@@ -86,7 +86,7 @@ def write_rows(
 
     Args:
         processor: The processor of the rows.
-        dataset: The rows.
+        dataset: Dataset of the rows to run.
         identity: Columns by which the ledger identifies rows.
         spec: Format and place of the output.
         done: The rows that former runs have left in the work folder.

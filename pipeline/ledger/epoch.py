@@ -64,7 +64,7 @@ class Epoch:
         return cls(work, number, token, records)
 
     def is_last(self) -> bool:
-        """Whether no other process has begun an epoch since."""
+        """Returns whether no other process has begun a later epoch."""
         last = max(_list(self.work), default=0)
         return last == self.number and _read(self.work, last).get("token") == self.token
 

@@ -20,7 +20,7 @@ def key_ids(table: pa.Table, key: Sequence[str]) -> np.ndarray:
     """Returns the ids of rows that a key identifies.
 
     Args:
-        table: The rows.
+        table: Table of the rows, with the columns of the key.
         key: Names of the columns of the key.
 
     Returns:

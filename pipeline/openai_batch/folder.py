@@ -33,7 +33,7 @@ class BatchFolder:
 
     @property
     def root(self) -> Storage:
-        """The folder itself."""
+        """The place of the folder."""
         return self.config.work_folder
 
     def check(self, overwrite: bool) -> bool:

@@ -110,7 +110,7 @@ def _links(operators: Operators) -> Iterator[Link]:
 
 
 def make_stages(specs: Sequence[StageSpec], user: UserFunction, *, stop_on_error: bool) -> list[Stage]:
-    """Makes the stages of one operator on the CPU.
+    """Returns the stages of one operator on the CPU, in order.
 
     Args:
         specs: The stages, in order.

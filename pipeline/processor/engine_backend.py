@@ -29,7 +29,7 @@ from .resources import (
 from .stage_spec import StageInfo
 
 MakeClient = Callable[[str], EngineClient]
-"""Makes the client of a pool from the pool's name."""
+"""A function that returns a client of the pool with a name."""
 
 StartPool = Callable[[PoolConfig], EnginePool]
 
@@ -100,7 +100,7 @@ class EngineBackend(Backend):
 
 
 def make_engine_stages(config: EngineProcessorConfig, pool_name: str, make_client: MakeClient) -> list[Stage]:
-    """Makes the stage that sends rows to the engines.
+    """Returns the stage that sends rows to the engines, in a list.
 
     Args:
         config: Settings of the processor.

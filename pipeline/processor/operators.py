@@ -23,7 +23,7 @@ from ..arrow_values import fits, to_array
 from ..stages.base import Row, RowError, Stage
 
 MakeStages = Callable[[], Sequence[Stage]]
-"""Makes the stages of an operator, in the process that runs them."""
+"""A function that makes the stages of an operator, in the process that runs them."""
 
 PROTOCOL = 5
 

@@ -70,7 +70,7 @@ def serve_backend(config: ServeDeploymentProcessorConfig) -> Backend:
 
 
 def make_http_stages(config: HttpRequestProcessorConfig, num_processes: int) -> list[Stage]:
-    """Makes the stage that posts payloads.
+    """Returns the stage that posts payloads, in a list.
 
     Args:
         config: Settings of the processor, whose limits are those of the whole job.
@@ -93,7 +93,7 @@ def make_http_stages(config: HttpRequestProcessorConfig, num_processes: int) -> 
 
 
 def make_serve_stages(config: ServeDeploymentProcessorConfig, num_processes: int) -> list[Stage]:
-    """Makes the stage that calls a deployment.
+    """Returns the stage that calls a deployment, in a list.
 
     Args:
         config: Settings of the processor, whose limits are those of the whole job.

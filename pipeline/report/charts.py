@@ -29,7 +29,7 @@ class Step:
     Attributes:
         start_s: Start of the period, in seconds.
         end_s: End of the period, in seconds.
-        value: The level.
+        value: The level in this period, such as a rate or a number of requests.
     """
 
     start_s: float

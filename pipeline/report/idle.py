@@ -27,7 +27,7 @@ NO_WORK = Work()
 
 
 class IdleClock:
-    """Adds up the seconds of all replicas.
+    """Adds up the time of all replicas: busy time, and idle time by its reason.
 
     An engine without requests may be starved, or all rows may be done, which only shows later. Its time is undecided
     until a replica works again. Time that is still undecided at the end of the job belongs to the end.

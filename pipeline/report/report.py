@@ -32,7 +32,7 @@ class Report:
     Attributes:
         summary: The job in a few numbers.
         counts: Counts of all rows of its output.
-        runs: Its runs, in order.
+        runs: Runs of the job, in order.
         prices: The user's price table, if there is one.
     """
 
@@ -68,7 +68,7 @@ class Report:
         }
 
     def as_json(self) -> str:
-        """Returns `report.json`."""
+        """Returns the report as the JSON text of `report.json`."""
         return json.dumps(self.as_dict(), ensure_ascii=False, allow_nan=False) + "\n"
 
     def _savings(self) -> dict[str, Any]:

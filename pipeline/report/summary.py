@@ -15,7 +15,7 @@ class JobSummary:
     """A job in a few numbers.
 
     Attributes:
-        model: The model.
+        model: Folder or bundled name of the model.
         output: The output folder.
         num_rows_in: Rows of the input; None while their number is not known.
         num_rows_out: Rows of the output, failed ones included.
@@ -51,7 +51,7 @@ class JobSummary:
         """Returns the summary of a job.
 
         Args:
-            model: The model.
+            model: Folder or bundled name of the model.
             output: The output folder.
             num_rows_in: Rows of the input; None while their number is not known.
             counts: Counts of all rows of the output, whichever run wrote them.

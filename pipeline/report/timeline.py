@@ -72,7 +72,7 @@ class Timeline:
         self.intervals: list[Interval] = []
 
     def add(self, interval: Interval, *, tells_of_last: bool = False) -> None:
-        """Appends an interval, or joins it to the last one while that is shorter than the others.
+        """Appends an interval, or joins it to the last interval if the last one has not reached the common length yet.
 
         Args:
             interval: The next interval.

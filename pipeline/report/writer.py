@@ -24,7 +24,7 @@ class ReportWriter:
 
     Args:
         folder: The folder of the report, which may hold a report of earlier runs.
-        model: The model.
+        model: Folder or bundled name of the model.
         output: The output folder, as the report names it.
         prices: The user's price table, if there is one.
     """

@@ -28,7 +28,7 @@ def order_parts(epoch: Epoch, parts: Sequence[Record], spec: OutputSpec) -> list
     Args:
         epoch: The epoch of the process that writes.
         parts: Commits of parts in Parquet.
-        spec: How the output is written.
+        spec: Format and place of the output.
 
     Returns:
         A record of each file. The records are not written as commits: until the files are published, the parts count.

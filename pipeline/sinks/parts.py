@@ -44,7 +44,7 @@ class OutputSpec:
     flush_interval_s: float = 5.0
 
     def part_format(self, kind: str) -> SinkFormat:
-        """Returns the format of the parts of a kind. Ordered results are read again, so their parts are Parquet."""
+        """Returns the format of parts with results or dead letters. Dead letters and ordered results are Parquet."""
         return FORMATS[self.format if kind == "results" and not self.is_ordered else "parquet"]
 
 

@@ -34,7 +34,7 @@ def publish(output: Storage, spec: OutputSpec, former: Manifest | None = None) -
 
     Args:
         output: The output folder.
-        spec: How the output was written.
+        spec: Format and place of the output.
         former: The content of the output so far, if its dead letters were run again. Its results stay, and its dead
             letters are removed.
 

@@ -58,7 +58,7 @@ class Publisher(ABC):
 
     @abstractmethod
     def kept_names(self, output: Storage) -> set[str]:
-        """Returns names of entries of an output folder that stay there when a new job replaces the old one."""
+        """Returns the names of the entries of an output folder that must stay when a new job replaces the old one."""
 
 
 class ManifestPublisher(Publisher):

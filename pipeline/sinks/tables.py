@@ -39,10 +39,10 @@ Group = tuple[list[Finished], pa.Table]
 
 
 def result_tables(rows: Sequence[Finished], schema: pa.Schema | None) -> tuple[list[Group], list[Finished]]:
-    """Makes tables of rows without an error.
+    """Returns tables of rows without an error, and the rows that do not fit a table.
 
     Args:
-        rows: The rows.
+        rows: Rows without an error.
         schema: Columns and types; None to take them from the rows.
 
     Returns:
@@ -55,7 +55,7 @@ def result_tables(rows: Sequence[Finished], schema: pa.Schema | None) -> tuple[l
 
 
 def failed_tables(rows: Sequence[Finished], schema: pa.Schema | None) -> list[Group]:
-    """Makes tables of dead letters.
+    """Returns tables of dead letters.
 
     Args:
         rows: Rows with an error.

@@ -47,7 +47,7 @@ class ResultWriter:
     many rows wait, or when too many blocks wait for it to go on.
 
     Args:
-        spec: How the output is written.
+        spec: Format and place of the output.
         max_blocks: Most blocks at once.
     """
 

@@ -34,8 +34,8 @@ class TableFile:
     """The entry for a file in the log of a table.
 
     Attributes:
-        url: The table.
-        version: The version of the table that has the file.
+        url: URL of the table.
+        version: Version of the table that the file belongs to.
         schema: Columns and types of the table.
         partition: One row with the columns that the file lacks because all of its rows have the same values.
         file_format: Name of the format of the file.
@@ -151,7 +151,7 @@ def full_schema(schema: pa.Schema) -> pa.Schema:
 def finish_table(
     table: pa.Table, ordinal: int, positions: Sequence[int] | np.ndarray, errors: Sequence[str | None] | None = None
 ) -> pa.Table:
-    """Adds positions and read errors to a table. The table may have no columns, so `positions` counts the rows."""
+    """Returns a table with positions and read errors. It may have no columns, so `positions` counts the rows."""
     reasons = pa.nulls(len(positions), pa.string()) if errors is None else pa.array(errors, pa.string())
     return pa.table([*table.columns, position_column(ordinal, positions), reasons], schema=full_schema(table.schema))
 

@@ -25,7 +25,7 @@ def find_files(
     Args:
         given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder or table, or a list of these.
         format: Name of a format or of a kind of table; None to tell it by extensions and logs.
-        options: How to reach files behind a URL.
+        options: Options for access to files behind a URL.
         versions: URL of a table -> version to read; other tables are read in their newest version.
 
     Raises:

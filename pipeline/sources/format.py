@@ -34,7 +34,7 @@ class SourceFormat(ABC):
 
     @abstractmethod
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads a unit.
+        """Yields the rows of a unit as tables.
 
         Args:
             unit: The unit.

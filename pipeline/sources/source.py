@@ -1,4 +1,4 @@
-"""`Source`: the input of a job, from the paths that the user wrote to a dataset."""
+"""`Source`: finds the files of an input from the paths that the user gave, and returns the dataset of their rows."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class Source:
         options: StorageOptions | None = None,
         versions: Mapping[str, int] | None = None,
     ) -> Source:
-        """Finds the files, their columns and their units. Of a large input it reads only a part.
+        """Returns the source of some files, with their columns and units. Of large files it reads only a part.
 
         Args:
             given: A path or URL, a pattern such as ``"data/*.parquet"``, a folder, a table, or a list of these.
             format: A name in `FORMATS` or `TABLES`; None to tell it by the extensions, or by the log of a table.
-            options: How to reach files behind a URL.
+            options: Options for access to files behind a URL.
             versions: URL of a table -> version to read; other tables are read in their newest version.
 
         Raises:

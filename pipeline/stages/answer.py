@@ -112,7 +112,7 @@ class AnswerStage(Stage, Generic[Format]):
 def make_answer_stage(
     kind: type[AnswerStage[Any]], settings: ProcessorSettings, config: AnswerStageConfig
 ) -> AnswerStage[Any]:
-    """Makes a stage that parses the text, with the marks that the later stages of this kind look for.
+    """Returns a stage that parses the text, with the marks that the later stages of this kind look for.
 
     Args:
         kind: Class of the stage.

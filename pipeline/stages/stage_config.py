@@ -41,7 +41,7 @@ class StageConfig(Settings):
 
 
 def read_stage(value: Any, kind: type[AnyStageConfig], field: str) -> AnyStageConfig:
-    """Returns the settings of a stage, given as a bool, a dict or a config.
+    """Returns the settings of a stage as a config, from a bool (on or off), a dict of settings, or a config.
 
     Args:
         value: Value of the field, from the user.

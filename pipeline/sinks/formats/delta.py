@@ -55,7 +55,7 @@ class TableCommit:
 
 
 class DeltaPublisher(Publisher):
-    """Makes files visible by one commit to the log of a Delta table."""
+    """A publisher that makes files visible by one commit to the log of a Delta table."""
 
     log_names = (DELTA_LOG,)
 
@@ -71,7 +71,7 @@ class DeltaPublisher(Publisher):
         return asdict(TableCommit(token, replaces, schema_text(schema), files))
 
     def commit(self, output: Storage, planned: dict[str, Any] | None) -> int | None:
-        """Makes the version that a `TableCommit` describes, and returns its number."""
+        """Commits the version that a `TableCommit` describes, unless it exists, and returns its number."""
         assert planned is not None
         return commit(output, TableCommit(**planned))
 

@@ -33,13 +33,13 @@ class ArrowFormat(SourceFormat):
     extensions = (".arrow", ".arrows", ".feather", ".ipc")
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Reads the schemas. The rows of small files are counted."""
+        """Returns the columns by the schemas of the files, and the units. The rows of small files are counted."""
         is_small = sum(file.size or LOOK_BYTES for file in files) <= LOOK_BYTES
         looks = [_look_at(file, is_small) for file in files]
         return Look(unify([schema for schema, _ in looks]), [unit for _, unit in looks])
 
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads slices of record batches. In place of a damaged rest of the file it yields an error row."""
+        """Yields slices of record batches as tables, and an error row in place of the damaged rest of a file."""
         position = 0
         try:
             with unit.file.storage.open_arrow(READ_BYTES, unit.file.size) as source:
@@ -87,7 +87,7 @@ def _batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
 
 
 def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cuts a batch into slices of about `TABLE_BYTES`."""
+    """Yields slices of a record batch of about `TABLE_BYTES`."""
     row_bytes = max(1, batch.nbytes // max(1, len(batch)))
     step = max(1, TABLE_BYTES // row_bytes)
     return (batch.slice(start, step) for start in range(0, len(batch), step))

@@ -28,14 +28,14 @@ class CsvFormat(SourceFormat):
     extensions = (".csv",)
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Returns the types that Arrow finds in samples. A column whose types differ is text."""
+        """Returns the columns and units, with types that Arrow finds in samples. A column of several types is text."""
         units = [whole_file(file) for file in files]
         samples, counts = take_samples(units, _look_through)
         schema = join_schemas([sample.schema for sample in samples])
         return Look(schema, [replace(unit, num_rows=count) for unit, count in zip(units, counts, strict=True)])
 
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads records. A record that is not a row becomes an error row."""
+        """Yields the rows of records as tables. A record that is not a row becomes an error row."""
         ordinal, count = unit.file.ordinal, 0
         records = iter_records(iter_lines(unit.file))
         try:
@@ -49,10 +49,10 @@ class CsvFormat(SourceFormat):
 
 
 def iter_records(lines: Iterator[Line]) -> Iterator[Line]:
-    """Joins lines to records, because a line end between quotes belongs to a value. Empty lines are skipped.
+    """Yields records, joined from lines, because a line end between quotes belongs to a value. Empty lines are skipped.
 
     Args:
-        lines: The lines.
+        lines: Lines of the file, with the byte at which each starts.
     """
     waiting: list[Line] = []
     while True:
@@ -111,7 +111,7 @@ def parse_records(
 
 
 def _look_through(unit: Unit, max_bytes: int) -> Sample:
-    """Samples a file: Arrow finds the types in its first records."""
+    """Returns the columns of a sample of a file, the first records, with the types that Arrow finds in them."""
     records = iter_records(iter_lines(unit.file))
     names = _header(unit.file, records)
     texts: list[bytes] = []
@@ -151,7 +151,7 @@ def _header(file: InputFile, records: Iterator[Line]) -> list[str]:
 def _parse(
     text: bytes, names: Sequence[str], convert: pyarrow.csv.ConvertOptions, on_invalid: object = None
 ) -> pa.Table:
-    """Parses a text as one block, so that Arrow looks at all values to find a type."""
+    """Returns the table of a text, parsed as one block, so that Arrow looks at all values to find a type."""
     return pyarrow.csv.read_csv(
         pa.BufferReader(text),
         pyarrow.csv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(text) + 1),

@@ -38,14 +38,14 @@ class JsonLinesFormat(SourceFormat):
     extensions = (".jsonl", ".ndjson", ".json")
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Reads all of a small input, so that the type of a column holds every value, and a sample of a large one."""
+        """Returns the columns and units. A small input is read whole for exact types, and a large one is sampled."""
         units = [unit for file in files for unit in _cut(file)]
         samples, counts = take_samples(units, _look_through)
         schema = join_schemas([sample.schema for sample in samples])
         return Look(schema, [replace(unit, num_rows=count) for unit, count in zip(units, counts, strict=True)])
 
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads lines. A line that is not a row becomes an error row."""
+        """Yields the rows of lines as tables. A line that is not a row becomes an error row."""
         unknown: set[str] = set()
         try:
             for positions, lines in chunks(_lines(unit)):
@@ -72,7 +72,7 @@ def parse_lines(
     """Returns the rows that lines of JSON hold.
 
     Args:
-        lines: The lines.
+        lines: Lines of JSON, as bytes.
         schema: Columns of the rows.
         unknown: Set to which the names of other columns in the lines are added.
 
@@ -127,7 +127,7 @@ def _lines(unit: Unit) -> Iterator[Line]:
 
 
 def _look_through(unit: Unit, max_bytes: int) -> Sample:
-    """Samples a unit: finds types that hold the values of its first lines."""
+    """Returns a sample of a unit, the first lines, with types that hold their values."""
     types: dict[str, pa.DataType] = {}
     num_rows = num_bytes = 0
     try:

@@ -44,13 +44,13 @@ class ParquetFormat(SourceFormat):
     extensions = (".parquet", ".pq")
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Reads columns and row counts from the footers, several at once."""
+        """Returns the columns and units, from the footers of the files, of which several are read at once."""
         with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="millrace-footers") as pool:
             footers = list(pool.map(_read_footer, files))
         return Look(unify([schema for schema, _ in footers]), [unit for _, units in footers for unit in units])
 
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
-        """Reads row groups in batches. The rows in the damaged rest of a row group become error rows."""
+        """Yields batches of rows as tables. The rows in the damaged rest of a row group become error rows."""
         with _open(unit.file, STREAM_BYTES) as source, pq.ParquetFile(source, buffer_size=STREAM_BYTES) as file:
             start = 0
             for index in range(file.metadata.num_row_groups):
@@ -63,7 +63,7 @@ class ParquetFormat(SourceFormat):
 def _read_group(
     unit: Unit, schema: pa.Schema, source: pa.NativeFile, footer: pq.FileMetaData, index: int, first_row: int
 ) -> Iterator[pa.Table]:
-    """Reads the rows of a row group that belong to the unit."""
+    """Yields the rows of a row group that belong to the unit, as tables."""
     group = footer.row_group(index)
     position, stop = first_row, min(first_row + group.num_rows, unit.stop)
     at_once = sum(group.column(one).total_compressed_size for one in range(group.num_columns)) <= WHOLE_CHUNK_BYTES
@@ -90,7 +90,7 @@ def _read_group(
 
 
 def _with_partition(rows: pa.Table, file: InputFile) -> pa.Table:
-    """Adds the columns whose values are in the log of the table, and not in its file."""
+    """Returns rows with the columns whose values are in the log of the table and not in the file."""
     if file.table is None:
         return rows
     for name, column in zip(file.table.partition.column_names, file.table.partition.columns, strict=True):

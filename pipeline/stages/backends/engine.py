@@ -104,7 +104,7 @@ class EngineStage(Stage):
     def make_request(
         self, request_id: str, prompt: str | None, prompt_token_ids: list[int] | None, row: Mapping[str, Any]
     ) -> Request:
-        """Makes the request of a row.
+        """Returns the request of a row.
 
         Args:
             request_id: Id of the request.
@@ -206,7 +206,7 @@ class EngineStage(Stage):
         return alone.data
 
     def _request(self, request_id: str, row: Row) -> Request | None:
-        """Makes the row's request; returns None if that fails, and then the row holds the error."""
+        """Returns the request of a row, or None if the row is at fault; the row then holds the error."""
         try:
             return self._checked_request(request_id, row.data)
         except Exception as error:  # noqa: BLE001  # any exception from a row's values is the error of that row

@@ -43,14 +43,14 @@ class GenerateStage(EngineStage):
     def make_request(
         self, request_id: str, prompt: str | None, prompt_token_ids: list[int] | None, row: Mapping[str, Any]
     ) -> GenerateRequest:
-        """As `EngineStage.make_request`."""
+        """Returns the request of a row, with the sampling parameters of the row. See `EngineStage.make_request`."""
         params = seeded(self._params(row), self._job_seed, prompt, prompt_token_ids)
         if prompt is None and isinstance(row.get(columns.PROMPT), str):
             prompt = row[columns.PROMPT]
         return GenerateRequest(request_id, prompt, prompt_token_ids, params)
 
     def output_columns(self, asked: Asked, output: RequestOutput) -> dict[str, Any]:
-        """As `EngineStage.output_columns`."""
+        """Returns the columns that an output adds to its row. See `EngineStage.output_columns`."""
         assert isinstance(asked.request, GenerateRequest)
         return output_columns(output, asked.request.sampling_params, asked.params)
 

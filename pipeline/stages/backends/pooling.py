@@ -19,14 +19,14 @@ class PoolingStage(EngineStage):
     def make_request(
         self, request_id: str, prompt: str | None, prompt_token_ids: list[int] | None, row: Mapping[str, Any]
     ) -> PoolingRequest:
-        """As `EngineStage.make_request`."""
+        """Returns the request of a row, with the pooling parameters of the row. See `EngineStage.make_request`."""
         if prompt is None and isinstance(row.get(columns.PROMPT), str):
             prompt = row[columns.PROMPT]
         more = row.get(columns.MORE_PROMPTS) or ()
         return PoolingRequest(request_id, prompt, prompt_token_ids, _params(row), more_prompts=more)
 
     def output_columns(self, asked: Asked, output: Any) -> dict[str, Any]:
-        """As `EngineStage.output_columns`."""
+        """Returns the columns that an output adds to its row. See `EngineStage.output_columns`."""
         return {
             **request_columns(output, asked.params),
             columns.EMBEDDINGS: output.outputs.data.tolist(),
