@@ -14,7 +14,7 @@ MILLION = 1e6
 
 
 class Prices(Settings):
-    """A price table. A missing price is not counted. Prices by time and by token make two separate bills.
+    """A price table. A price that is missing is not counted. Prices by time and by token make two separate bills.
 
     Attributes:
         currency: Currency of the prices.
