@@ -1,9 +1,9 @@
-"""Host time of one decode step, with a model that costs nothing.
+"""Measures the host time of one decode step, with a model that computes nothing.
 
-Prints one JSON line per number of running requests and case, the median step in milliseconds. "scheduler" plans and
-reads; "engine" also does all that the runner does on the host: it packs the plan, keeps the tables, calls the (empty)
-model, samples from a vocabulary of 8 and reads the tokens. On a CPU that includes the sampler's arithmetic, which on a
-GPU the host would only launch.
+Prints one JSON line for each number of running requests and case, with the median step in milliseconds. The case
+"scheduler" plans and reads steps. The case "engine" also does the host's work of the runner: it packs the step plan,
+updates the tables, calls the (empty) model, samples from a vocabulary of 8 and reads the tokens. On a CPU that includes
+the arithmetic of the sampler, which the host only launches on a GPU.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ VOCAB_SIZE = 8
 
 @dataclass(frozen=True)
 class NullStep:
-    """A step that ends at once; every sequence gets token 1."""
+    """A step that has ended already; every sequence gets token 1."""
 
     num_samples: int
 
@@ -48,10 +48,10 @@ class NullStep:
 
 
 class NullExecutor:
-    """Runs neither a model nor a runner."""
+    """An executor that runs neither a model nor a runner."""
 
     def execute(self, plan: StepPlan) -> NullStep:
-        """Returns a step that is done."""
+        """Returns a step that has ended."""
         return NullStep(sum(plan.samples))
 
     def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
@@ -80,7 +80,7 @@ class NullModel:
 
 
 def make_executor(case: str, num_seqs: int, num_blocks: int, length: int) -> Executor:
-    """Makes what runs the steps of a case."""
+    """Makes the executor of a case."""
     if case == "scheduler":
         return NullExecutor()
     model: Any = NullModel(num_seqs * PROMPT_TOKENS)
@@ -97,7 +97,7 @@ def make_executor(case: str, num_seqs: int, num_blocks: int, length: int) -> Exe
 
 
 def make_engine(case: str, num_seqs: int, num_steps: int) -> LLMEngine:
-    """Makes an engine without a model, filled with `num_seqs` requests that run for `num_steps` and more."""
+    """Makes an engine without a model, with `num_seqs` requests that run for at least `num_steps` steps."""
     length = PROMPT_TOKENS + num_steps + 1
     num_blocks = num_seqs * (length // BLOCK_SIZE + 1)
     config = EngineConfig(model="none")
@@ -130,7 +130,7 @@ def measure(case: str, num_seqs: int, num_steps: int) -> list[float]:
 
 
 def main() -> None:
-    """Measures a few batch sizes."""
+    """Measures both cases at several batch sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--num-seqs", type=int, nargs="+", default=[1, 64, 256, 1024])

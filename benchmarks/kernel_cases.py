@@ -1,4 +1,4 @@
-"""The calls that kernels.py times: every op, at the sizes of real models, with the work that each call must do."""
+"""The calls that kernels.py times: every op, at the sizes of real models, with its bytes and operations."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Case:
 
     Attributes:
         op: The name of the op.
-        name: What is special about it.
-        dtype: Of what is computed with.
+        name: Name of the case, by its sizes or options.
+        dtype: Element type of the inputs.
         make: Draws fresh inputs.
         num_bytes: Bytes that any implementation must read and write.
-        num_flops: Additions and multiplications of matrix products in it.
+        num_flops: Additions and multiplications of its matrix products.
         rate: Element type of these products, as in `Limits.flops_per_s`; empty for `dtype`.
-        library: The same by a library, to be timed beside it; takes the same arguments.
+        library: A library's function with the same result and arguments, to be timed beside the op.
     """
 
     op: str
@@ -50,11 +50,11 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How large the calls are.
+    """The sizes of the calls.
 
     Attributes:
         decodes: (sequences, tokens of each) of a full decode batch.
-        long_decodes: The same for few long sequences.
+        long_decodes: (sequences, tokens of each) of a batch of few long sequences.
         prompt: Tokens of a prompt.
         num_heads: Query heads.
         num_kv_heads: Key and value heads.
@@ -62,7 +62,7 @@ class Sizes:
         hidden_size: Width of the residual stream.
         intermediate_size: Width of the MLP.
         logits: (rows, size of the vocabulary).
-        num_tokens: Rows of the small kernels: a decode step's, and a prefill step's.
+        num_tokens: Rows of the small kernels, in a decode step and in a prefill step.
     """
 
     decodes: tuple[int, int]
@@ -87,9 +87,9 @@ class Cases:
     """Makes the cases of one device and dtype.
 
     Attributes:
-        sizes: How large.
-        dtype: Of activations and weights.
-        device: Where the inputs go.
+        sizes: The sizes of the calls.
+        dtype: Element type of activations and weights.
+        device: Device of the inputs.
     """
 
     sizes: Sizes
@@ -105,12 +105,12 @@ class Cases:
             yield from self.products(num_tokens)
 
     def around_the_model(self) -> Iterator[Case]:
-        """Yields the cases that come before and after it: token ids in, logits out."""
+        """Yields the cases before and after the model: token ids in, logits out."""
         yield self.batch()
         yield from self.sampling()
 
     def batch(self) -> Case:
-        """Returns the start of a decode step: its tensors out of the tables of the running requests."""
+        """Returns the case of `gather_batch`: the tensors of a decode step, out of the tables of sequences."""
         count, length = self.sizes.decodes
         max_blocks = length // BLOCK_SIZE + 1
 
@@ -120,7 +120,7 @@ class Cases:
             tables = (torch.ones(count + 1, n, dtype=torch.int32, device=self.device) for n in (4 * length, length))
             return Call((*tables, plan, count, max_blocks, BLOCK_SIZE))
 
-        # A sequence: its blocks read and written, four numbers of the plan, a token id, and five results.
+        # For each sequence: its blocks read and written, four numbers of the step plan, a token id, and five results.
         num_bytes = count * (8 * max_blocks + 16 + 4 + 3 * 8 + 2 * 4)
         return Case("gather_batch", f"decode {count} x {length}", "int32", gather, num_bytes)
 
@@ -167,7 +167,7 @@ class Cases:
         yield self._case("quantize_fp8", name, lambda: Call((self._normal(num_tokens, width),)), rows * (itemsize + 1))
 
     def heads(self, num_tokens: int) -> Iterator[Case]:
-        """Yields what happens to queries, keys and values before attention."""
+        """Yields the kernels that change queries, keys and values before attention."""
         sizes, itemsize = self.sizes, self.dtype.itemsize
         q_size, kv_size = (num_tokens * heads * sizes.head_dim for heads in (sizes.num_heads, sizes.num_kv_heads))
         name = f"{num_tokens} tokens, {sizes.num_heads}+{sizes.num_kv_heads} heads of {sizes.head_dim}"
@@ -189,7 +189,7 @@ class Cases:
             yield self._case("rope_and_store", kind, partial(fused, cache_dtype), num_bytes)
 
     def products(self, num_tokens: int) -> Iterator[Case]:
-        """Yields the matrix products that are not left to torch."""
+        """Yields the matrix products that have a kernel of ours."""
         inner, outer = self.sizes.hidden_size, self.sizes.intermediate_size
         name, flops = f"{num_tokens} x {inner} to {outer}", 2 * num_tokens * inner * outer
         num_inputs, out_bytes = (num_tokens + outer) * inner, num_tokens * outer * self.dtype.itemsize
@@ -272,7 +272,7 @@ class Cases:
         cache_dtype: torch.dtype | None = None,
         deterministic: bool = False,
     ) -> Case:
-        """Makes a case of attention from (seq_len, queries) of each sequence; `num_shared` counts blocks."""
+        """Makes a case of attention from (seq_len, number of queries) of each sequence; `num_shared` counts blocks."""
         sizes, cache_dtype = self.sizes, cache_dtype or self.dtype
         num_queries = sum(queries for _, queries in lengths)
         own = sum(seq_len - num_shared * BLOCK_SIZE for seq_len, _ in lengths)

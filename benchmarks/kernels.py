@@ -1,10 +1,11 @@
-"""Times every kernel, and says what share of the machine's limit it reaches.
+"""Times every kernel, and prints its share of the machine's limit.
 
     python benchmarks/kernels.py [--device cuda] [--only paged_attention ...] [--plain] [--repeats 15] [--threads 2]
 
 One JSON line per case. `share_of_limit` is the least time, the larger of bytes over copy bandwidth and operations over
-matrix rate, both measured in the same run (limits.py), over the median time. The rate that is shown is that of the one
-which bounds the case. On a GPU calls are replayed from graphs, on enough sets of inputs that none stays in the cache.
+matrix rate, both measured in the same run (limits.py), over the median time. The printed rate is that of bytes or of
+operations, whichever needs more time. On a GPU calls are replayed from graphs, on enough sets of inputs that none stays
+in the cache.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MAX_SETS = 64
 
 
 def cases(device: torch.device, *, is_tiny: bool) -> Iterator[Case]:
-    """Yields the cases of a device: a CPU computes in float32 as often as in bfloat16."""
+    """Yields the cases of a device: in bfloat16, and on a CPU in float32 too."""
     is_cuda = device.type == "cuda"
     sizes = TINY if is_tiny else GPU if is_cuda else CPU
     yield from Cases(sizes, torch.float32, device).around_the_model()
@@ -38,21 +39,21 @@ def cases(device: torch.device, *, is_tiny: bool) -> Iterator[Case]:
 
 
 def run(case: Case, limits: Limits, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the line of a case: its figures, or why it failed."""
+    """Returns the line of a case: its measurements, or the reason of its failure."""
     line = {"benchmark": "kernels", "op": case.op, "case": case.name, "dtype": case.dtype}
     try:
         return line | measure(case, limits, device, options)
-    except Exception as error:  # noqa: BLE001 - the other cases are worth their time whatever one of them raises
+    except Exception as error:  # noqa: BLE001 - the other cases run whatever one case raises
         return line | {"failed": f"{type(error).__name__}: {error}"}
 
 
 def measure(case: Case, limits: Limits, device: torch.device, options: argparse.Namespace) -> dict[str, Any]:
-    """Times a case, and beside it the library's function if there is one, and the plain body if asked for."""
+    """Times a case, the library's function if there is one, and the plain body if an option asks for it."""
     op = all_ops()[case.op]
     functions: dict[str, Callable[..., Any]] = {"kernel": op}
     if case.library is not None:
         functions["library"] = case.library
-    if options.plain and device.type == "cpu":  # Some read numbers back, which no graph can hold.
+    if options.plain and device.type == "cpu":  # Some plain bodies read values back, which a graph cannot hold.
         functions["plain"] = op.plain
     inputs = [case.make()]
     inputs += [case.make() for _ in range(num_sets(inputs[0].args, device) - 1)]
@@ -66,7 +67,7 @@ def measure(case: Case, limits: Limits, device: torch.device, options: argparse.
 
 
 def num_sets(args: tuple[Any, ...], device: torch.device) -> int:
-    """Returns how many sets of inputs are needed so that a set has left the GPU's cache when its turn comes again."""
+    """Returns the number of sets of inputs that makes sure that a set has left the GPU's cache before its next turn."""
     if device.type != "cuda":
         return 1
     size = sum(arg.numel() * arg.element_size() for arg in args if isinstance(arg, torch.Tensor))
@@ -74,7 +75,7 @@ def num_sets(args: tuple[Any, ...], device: torch.device) -> int:
 
 
 def rate(case: Case, limits: Limits, seconds: float) -> dict[str, Any]:
-    """Returns what a case reaches in the unit that bounds it, and the share of the limit."""
+    """Returns the rate of a case, in bytes or operations per second, and its share of the limit."""
     peak = limits.flops_per_s.get(case.rate) or limits.flops_per_s.get(case.dtype, math.inf)
     bytes_s, flops_s = case.num_bytes / limits.copy_bytes_per_s, case.num_flops / peak
     share = {"share_of_limit": round(max(bytes_s, flops_s) / seconds, 4)}

@@ -1,9 +1,10 @@
-"""Compiles every Triton kernel, in every form it can take, for GPUs that need not be there.
+"""Compiles every specialisation of every Triton kernel, for GPUs that this machine need not have.
 
     python benchmarks/kernels_report.py [--targets sm_90 ...] [--only rms_norm ...] [--json]
 
-Prints what each form takes of a multiprocessor: registers of a thread, shared memory of a program, and the occupancy
-that they leave (resident warps over the most there can be). Ends with 1 if a form spills registers or does not fit.
+Prints the resources of each form on a multiprocessor: registers of a thread, shared memory of a program, and the
+resulting occupancy (resident warps over the most possible ones). Exits with 1 if a form spills registers or does not
+fit.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ MAX_WARPS_NVIDIA, REGISTERS_NVIDIA, REGISTER_UNIT_NVIDIA, MAX_PROGRAMS_NVIDIA = 
 RESERVED_SHARED_BYTES_NVIDIA = 1024
 """CUDA programming guide, technical specifications of compute capability 8.0 and 9.0."""
 MAX_THREADS = 1024
-"""Of a program, on all of them."""
+"""Most threads of a program, on all targets."""
 MAX_WAVES_AMD, REGISTERS_AMD, REGISTER_UNIT_AMD, NUM_SIMDS_AMD = 8, 512, 8, 4
-"""AMD CDNA 3 instruction set guide: per SIMD, of which a compute unit has four."""
+"""AMD CDNA 3 instruction set guide: numbers for each SIMD, of which a compute unit has four."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one compiled form takes.
+    """The resources of one compiled form.
 
     Attributes:
         op: The op it belongs to.
@@ -54,11 +55,11 @@ class Report:
         types: Element types of its tensors, once each.
         constants: Its compile-time arguments.
         options: num_warps and num_stages.
-        num_registers: Of a thread.
-        num_spills: Bytes (NVIDIA) or registers (AMD) that went to memory.
-        shared_bytes: Of a program.
-        occupancy: Resident warps over the most there can be.
-        fits: Whether it spills nothing, and has the shared memory and the threads.
+        num_registers: Registers of a thread.
+        num_spills: Bytes (NVIDIA) or registers (AMD) that were spilled to memory.
+        shared_bytes: Shared memory of a program.
+        occupancy: Resident warps over the most possible ones.
+        fits: Whether it spills nothing, and the target has enough shared memory and threads for it.
     """
 
     op: str
@@ -97,7 +98,7 @@ def compile_form(form: Specialisation, target: Target) -> Any:
 
 
 def report(op: str, index: int, target_name: str) -> Report:
-    """Compiles form `index` of an op and reads what it takes."""
+    """Compiles form `index` of an op and reads its resources."""
     target = TARGETS[target_name]
     form = specialisations(op, target)[index]
     compiled = compile_form(form, target)
@@ -147,7 +148,7 @@ def _count_amd(compiled: Any, _target_name: str) -> tuple[int, int]:
 
 
 def occupancy(target: Target, num_registers: int, shared_bytes: int, num_warps: int) -> float:
-    """Returns the share of the warps a multiprocessor can hold that are resident."""
+    """Returns the resident warps of a multiprocessor over the most that it can hold."""
     if target.warp_size == 64:
         waves = min(MAX_WAVES_AMD, REGISTERS_AMD // _round_up(max(num_registers, 1), REGISTER_UNIT_AMD))
         by_registers = waves * NUM_SIMDS_AMD // num_warps
@@ -175,7 +176,7 @@ def reports(targets: list[str], ops: list[str]) -> Iterator[Report]:
 
 
 def print_table(rows: list[Report]) -> None:
-    """Prints a Markdown table per target, one line per kernel and element types: the worst of its forms."""
+    """Prints a Markdown table per target, one line for each kernel and set of element types: the worst of its forms."""
     for target in dict.fromkeys(row.target for row in rows):
         print(f"\n### {target}\n")
         print("| kernel | types | forms | registers | shared KiB | occupancy | spills |")

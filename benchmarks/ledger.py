@@ -1,11 +1,12 @@
-"""What it costs to know which rows are done: memory and lookups of a worker that resumes a job of 20 million rows.
+"""Measures the index of finished rows: memory and lookups of a worker that resumes a job of 20 million rows.
 
     python benchmarks/ledger.py [--rows 20000000] [--lookups 2000000] [--block 1024]
 
-Writes the commit records that so many finished rows leave, and has a fresh process do what each worker does at its
-start: read them into the index, then look up blocks of rows, half of them done. One JSON line for rows known by their
-position and one for rows known by a key, in which hashing the key is part of a lookup. `memory_mb` is the growth of the
-process's resident memory, file cache that it has mapped included; `anonymous_mb` is what of it cannot be dropped.
+Writes the commit records of that many finished rows. A new process then does the work of a worker at its start: it
+reads the records into the index, and looks up blocks of rows, half of them done. Prints one JSON line for rows with
+their position as id, and one for rows with a key, in which hashing the key is part of a lookup. `memory_mb` is the
+growth of the process's resident memory, mapped file cache included; `anonymous_mb` is the part that the system cannot
+drop.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ CASES = ("position", "key")
 
 
 def rows_of(case: str, numbers: np.ndarray) -> pa.Table:
-    """Returns the rows of these numbers, as the source of a job hands them out."""
+    """Returns the rows of these numbers, in the form in which the source of a job yields them."""
     if case == "position":
         return pa.table({columns.POSITION: position_column(0, numbers)})
     return pa.table({"key": [f"customer-{number:09}" for number in numbers]})
 
 
 def identity_of(case: str) -> Identity:
-    """Returns what rows of a case are known by."""
+    """Returns the way in which the rows of a case get their ids."""
     return Identity(("key",) if case == "key" else None)
 
 
@@ -61,13 +62,13 @@ def write_records(work: Storage, case: str, num_rows: int) -> None:
 
 
 def resident() -> tuple[float, float]:
-    """Returns this process's resident memory in MB, and the part of it that is no file's."""
+    """Returns this process's resident memory in MB, and the part of it that is not file cache."""
     memory = psutil.Process().memory_info()
     return memory.rss / 1e6, (memory.rss - memory.shared) / 1e6
 
 
 def measure(work: Storage, case: str, num_rows: int, num_lookups: int, block: int) -> dict[str, Any]:
-    """Does what a worker does at its start and for each block."""
+    """Does the work of a worker at its start and for each block, and returns its time and memory."""
     before = resident()
     start_s = time.monotonic()
     names = [f"{RESULTS}/{one.name}" for one in (work / RESULTS).list(COMMIT)]

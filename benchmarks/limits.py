@@ -1,10 +1,11 @@
-"""Measures what this machine can do at most: bytes copied and operations of a matrix product, per second.
+"""Measures the limits of this machine: bytes copied and operations of a matrix product, per second.
 
     python benchmarks/limits.py [--device cuda] [--shapes]
 
-Other scripts call `measure_limits` first and give every figure as a share of these, so that figure and limit come from
-one machine, in one state, in one run. Prints one JSON line; with --shapes others for reading, and for each shape of a
-matrix product that models of 100 and of 600 million parameters run, with weights that no cache holds.
+Other scripts call `measure_limits` first and give every figure as a share of these limits, so that figure and limit
+come from one machine, in one state, in one run. Prints one JSON line. With --shapes it prints further lines: one for
+reading, and one for each shape of a matrix product in models of 100 and of 600 million parameters, with weights that no
+cache holds.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ REPEATS = 7
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The ceilings of one device.
+    """The limits of one device.
 
     Attributes:
-        device: What it is called.
+        device: Name of the device.
         copy_bytes_per_s: Bytes read plus bytes written by a large copy, per second.
         flops_per_s: Additions plus multiplications of a large matrix product per second, by element type: "float32",
             "bfloat16", and "fp8" where there is a product of that type.
@@ -49,11 +50,11 @@ class Limits:
 
 
 def measure_limits(device: torch.device, *, is_tiny: bool = False) -> Limits:
-    """Measures the ceilings of a device; its memory is given back.
+    """Measures the limits of a device, and frees the memory that it used.
 
     Args:
         device: "cpu" or "cuda".
-        is_tiny: Whether to take sizes that only show that it works.
+        is_tiny: Whether to use tiny sizes, which only show that the script works.
     """
     is_cuda = device.type == "cuda"
     num_bytes, size = (4 << 30, 8192) if is_cuda else (1 << 28, 2048)
@@ -84,11 +85,11 @@ SHAPES = (
 """(rows, in_features, out_features)"""
 
 _COLD_BYTES = 128 << 20
-"""Weights of so many bytes are multiplied in turn, so that each comes from memory, as in a model."""
+"""Bytes of the weights that are multiplied in turn, so that each weight comes from memory, as in a model."""
 
 
 def shape_rates(device: torch.device) -> Iterator[dict[str, Any]]:
-    """Yields, as fields of JSON lines, how fast memory is read and each of `SHAPES` multiplied."""
+    """Yields the rate of reading memory, and of multiplying each of `SHAPES`, as fields of JSON lines."""
     numbers = torch.ones(1 << 28, dtype=torch.float32, device=device)
     rate = numbers.nbytes / _least_seconds(numbers.sum, device)
     del numbers
@@ -149,7 +150,7 @@ def _least_seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def _plain_product(size: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Any]:
-    # A GPU's clock falls with the bits that toggle: random numbers, as a model has, not zeros.
+    # A GPU's clock falls with the number of bits that toggle, so the inputs are random, as in a model, and not zeros.
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return partial(torch.mm, a, b.t(), out=torch.empty_like(a))
 

@@ -1,4 +1,4 @@
-"""Models of the true shape without their weights: config.json, checkpoints of random numbers, and what they cost."""
+"""Random models with the shapes of published ones: config.json, checkpoints, and their bytes and operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 SHARD_BYTES = 2 << 30
-"""About what a file of a published checkpoint holds; several files can be read at once."""
+"""Most bytes of a file of a checkpoint, about as in published ones; several files can be read at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ SHAPES: Mapping[str, ModelShape] = MappingProxyType(
         ),
     }
 )
-"""By the names that published models have; "tiny" is for a CPU."""
+"""Shapes under the names of published models; "tiny" is for a CPU."""
 
 
 def write_config(folder: Path, shape: ModelShape) -> None:
@@ -146,7 +146,7 @@ def write_checkpoint(folder: Path, shape: ModelShape) -> int:
     """Writes config.json and random weights in bfloat16, in shards with an index.
 
     Args:
-        folder: Where to; made if absent.
+        folder: Folder of the checkpoint; made if absent.
         shape: The model.
 
     Returns:
@@ -159,7 +159,7 @@ def write_checkpoint(folder: Path, shape: ModelShape) -> int:
             shards.append({})
         shards[-1][name] = size
     files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    # One draw serves all tensors: reading takes as long whatever the numbers are.
+    # One draw serves all tensors, because the time to read them does not depend on the numbers.
     noise = torch.randn(max(_num_bytes(size) // 2 for _, size in shape.tensors())).to(torch.bfloat16) * 0.02
     for file, shard in zip(files, shards, strict=True):
         save_file({name: _take(noise, size) for name, size in shard.items()}, folder / file)

@@ -1,12 +1,12 @@
-"""Throughput of whole workloads, with models of the true shape and random weights, beside what the machine allows.
+"""Measures the throughput of workloads, with random weights in the shapes of real models, and the machine's limit.
 
     python benchmarks/offline.py --model qwen3-8b --workloads nano 1024/1024 --quantization fp8 --kv-cache-dtype fp8
     python benchmarks/offline.py --model qwen3-0.6b --peer transformers
 
 Nothing is downloaded: config.json is written on the spot, prompts are token ids, and there is no tokenizer. One JSON
 line per workload. `share_of_limit` is the time that roofline.py computes from the limits measured in the same run, over
-the time that it took. Every workload is warmed up by requests like its own, so that neither compiling nor capturing is
-timed.
+the measured time. Every workload is warmed up by requests of the same lengths, so that neither compiling nor capturing
+is timed.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ MAX_NUM_BATCHED_TOKENS = 16_384
 
 
 class Engine(Protocol):
-    """Something that runs workloads."""
+    """The interface of an engine that runs workloads."""
 
     def generate(self, workload: Workload) -> list[int]:
-        """Runs all requests; returns how many tokens each one got."""
+        """Runs all requests; returns the number of tokens of each one."""
 
     def close(self) -> None:
         """Gives the memory back."""
@@ -82,10 +82,10 @@ class MillraceEngine:
 
 
 def measure(engine: Engine, workload: Workload) -> float:
-    """Returns the seconds that a workload takes, after a warm-up that is like it.
+    """Returns the seconds that a workload takes, after a warm-up with requests of the same lengths.
 
     Raises:
-        RuntimeError: A request got another number of tokens than it asked for.
+        RuntimeError: A request has another number of tokens than it asked for.
     """
     engine.generate(workload.warm_up(MAX_NUM_BATCHED_TOKENS))
     start = time.perf_counter()
@@ -123,13 +123,13 @@ def make_engine(options: argparse.Namespace, folder: Path) -> Engine:
 
 
 def settings(options: argparse.Namespace, limits: Limits) -> dict[str, Any]:
-    """Returns the fields of a line that say what was run, and on what."""
+    """Returns the fields of a line that name the settings of the run and the machine."""
     names = ("engine", "model", "dtype", "quantization", "kv_cache_dtype", "deterministic", "enforce_eager")
     return {"benchmark": "offline", **{name: getattr(options, name) for name in names}, **limits.figures()}
 
 
 def run_peer(options: argparse.Namespace) -> None:
-    """Runs the same workloads with another engine, in a process of its own; says why if that fails."""
+    """Runs the same workloads with another engine, in a process of its own; prints the reason if that fails."""
     same = ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
     command = [sys.executable, __file__, "--engine", options.peer, *same, "--workloads", *options.workloads]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -141,7 +141,7 @@ def run_peer(options: argparse.Namespace) -> None:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Reads the command line; what is not given follows from the device."""
+    """Reads the command line; the defaults follow from the device."""
     has_cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if has_cuda else "cpu", choices=["cpu", "cuda"])

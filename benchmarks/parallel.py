@@ -1,9 +1,10 @@
-"""What it costs, and what it brings, to run a model on several ranks of one host.
+"""Measures the cost and the gain of running a model on several ranks of one host.
 
 Prints JSON lines. "parallel/step": the median step of a model that computes next to nothing, in one process and on two
-ranks. The difference at one layer is the control path (the plan's way, waking up, embedding and logits in two parts)
-and two sums; each further layer has two sums more. "parallel/throughput": a model that computes, on every way to use
-the same number of threads. What the machine has not enough cores or GPUs for is skipped, and a line says so.
+ranks. The difference at one layer is the control path (sending the step plan, waking up, embedding and logits in two
+parts) and two sums; each further layer has two sums more. "parallel/throughput": a model that computes, with every way
+to use the same number of threads. Cases for which the machine has too few cores or GPUs are skipped, and a line says
+so.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ DEPTHS = (1, 5)
 """Layers of the two models that compute next to nothing."""
 
 COMPUTING = ModelShape("llama", 12, 768, 2048, 12, 4, 64, 16_384, is_tied=False, max_position_embeddings=1024)
-"""100 million parameters: what a laptop runs."""
+"""A model of 100 million parameters, as a laptop runs it."""
 
 
 @contextmanager
@@ -72,8 +73,8 @@ def step_us(engine: LLMEngine, num_seqs: int, num_steps: int) -> float:
 
 
 def measure_steps(num_seqs: int, num_steps: int, repeats: int, device: str) -> None:
-    """Prints what two ranks cost a step."""
-    # Eager in one process too: what is compared is the same work, called the same way.
+    """Prints the time that two ranks add to a step."""
+    # Eager in one process too, so that the same work, called in the same way, is compared.
     cases: dict[str, dict[str, Any]] = {
         "one process": {},
         "recorded": {"enforce_eager": False},
@@ -82,7 +83,7 @@ def measure_steps(num_seqs: int, num_steps: int, repeats: int, device: str) -> N
     best: dict[tuple[str, int], float] = {}
     for depth in DEPTHS:
         shape = replace(SHAPES["tiny"], num_layers=depth)
-        for _ in range(repeats):  # In turns, so that what else the machine does meets all; the best counts.
+        for _ in range(repeats):  # In turns, so that other work of the machine affects all cases; the best run counts.
             for name, sizes in cases.items():
                 settings = {"device": device, "enforce_eager": True, "num_threads": 1} | sizes
                 with open_engine(shape, max_num_seqs=num_seqs, **settings) as engine:
@@ -114,7 +115,7 @@ def measure_throughput(num_seqs: int, num_in: int, num_out: int, num_threads: in
             COMPUTING, device=device, num_threads=threads, max_num_seqs=num_seqs, enable_prefix_caching=False, **sizes
         ) as engine:
             seconds = []
-            for num_tokens in (2, num_out):  # The first warms up.
+            for num_tokens in (2, num_out):  # The first run warms up.
                 add(engine, num_seqs, num_in, num_tokens)
                 start = time.perf_counter()
                 while engine.has_unfinished_requests():
@@ -125,7 +126,7 @@ def measure_throughput(num_seqs: int, num_in: int, num_out: int, num_threads: in
 
 
 def too_small(num_ranks: int, device: str) -> str | None:
-    """Says what the machine lacks for so many ranks; None if nothing."""
+    """Returns the reason why the machine cannot run so many ranks; None if it can."""
     if device == "cuda":
         num_gpus = torch.cuda.device_count()
         return None if num_gpus >= num_ranks else f"{num_ranks} ranks need a GPU each, and there are {num_gpus}"
@@ -134,7 +135,7 @@ def too_small(num_ranks: int, device: str) -> str | None:
 
 
 def main() -> None:
-    """Measures."""
+    """Measures steps and throughput."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=300)

@@ -27,7 +27,7 @@ class TransformersEngine:
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=getattr(torch, dtype))
         # top_k is off, as everywhere else in these benchmarks; transformers' own default is 50.
         sampling = GenerationConfig(do_sample=True, temperature=TEMPERATURE, top_k=0, eos_token_id=-1, pad_token_id=0)
-        # Its own choice of sizes, but on a CPU a cache that leaves memory to others (2 % of 24 GiB was too little).
+        # The library chooses the sizes; on a CPU the cache must leave memory to others (2 % of 24 GiB was too little).
         sizes = ContinuousBatchingConfig(max_memory_percent=None if device == "cuda" else 0.05)
         self._open = contextlib.ExitStack()
         self._manager: Any = self._open.enter_context(

@@ -1,14 +1,14 @@
-"""What the pipeline keeps of the engine's throughput: the same rows through `LLM.generate` and `build_llm_processor`.
+"""Compares the throughput of the pipeline with that of the engine: the same rows in `LLM.generate` and a processor.
 
     python benchmarks/pipeline.py [--model FOLDER] [--rows 2000] [--rounds 3] [--replicas 1]
 
 Without a folder, 100 million random weights and a small tokenizer are written to a temporary one. Rows are sentences of
-20 to 60 words that want 16 to 48 tokens each. Each case runs in a process of its own and prints its output tokens per
-second; the last line has the medians and their ratio.
+20 to 60 words that ask for 16 to 48 tokens each. Each case runs in a process of its own and prints its output tokens
+per second; the last line has the medians and their ratio.
 
-Starting is not timed: both are warmed up by rows of their own, the second dataset finds the replicas ready, and its
-clock runs from the moment at which the first row enters preprocess, when all of Ray Data's actors are up, to the moment
-at which the driver has the last one.
+The start is not timed. Other rows warm both cases up, and the replicas are ready before the second dataset. Its time
+runs from the moment at which the first row enters preprocess, when all of Ray Data's actors are running, to the moment
+at which the driver has the last row.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Row = dict[str, Any]
 
 
 def make_rows(count: int, seed: int) -> list[Row]:
-    """Makes rows of texts, most of 20 to 60 tokens, that want 16 to 48 tokens each."""
+    """Makes rows of texts, most of 20 to 60 tokens, that ask for 16 to 48 tokens each."""
     draw = random.Random(seed)
     return [
         {"text": " ".join(draw.choices(WORDS, k=draw.randint(20, 60))), "max_tokens": draw.randint(16, 48)}
@@ -83,8 +83,8 @@ def write_model(folder: Path, shape: ModelShape) -> None:
         vocab_size=512, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator([" ".join(WORDS)] * 2, trainer)
-    # The model draws ids of its whole vocabulary; those that stand for nothing would make no text. As words of the
-    # vocabulary that no merge leads to: so many added tokens would take seconds to load.
+    # The model draws ids of its whole vocabulary, and ids without a word would make no text. They become words of the
+    # vocabulary that no merge gives, because so many added tokens would take seconds to load.
     fields = json.loads(tokenizer.to_str())
     vocab = fields["model"]["vocab"]
     vocab |= {f"\u0120word{token_id}": token_id for token_id in range(len(vocab), shape.vocab_size)}
@@ -153,10 +153,10 @@ def engine_kwargs(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def figures(rows: list[Row], num_tokens: int, seconds: float) -> dict[str, Any]:
-    """Returns what was done in which time.
+    """Returns the fields of a line: rows, tokens, seconds and tokens per second.
 
     Raises:
-        RuntimeError: Another number of tokens came than was asked for.
+        RuntimeError: The rows have another number of tokens than they asked for.
     """
     if num_tokens != (wanted := sum(row["max_tokens"] for row in rows)):
         raise RuntimeError(f"{num_tokens} tokens came, and {wanted} were asked for")
@@ -180,7 +180,7 @@ def measure(case: str, arguments: list[str], model: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def model_folder(options: argparse.Namespace) -> Iterator[str]:
-    """Gives the folder of the model; one that was written for it is removed."""
+    """Yields the folder of the model, and removes it afterwards if it was written for this run."""
     if options.model:
         yield options.model
         return

@@ -1,11 +1,11 @@
-"""The pipeline without an engine: rows that are made up, answered at once, prepared, written and published.
+"""Measures the pipeline without an engine: rows are generated, prepared, answered at once, written and published.
 
     python benchmarks/pipeline_alone.py [--rows 10000000] [--block 1024] [--cpus 2] [--every 5]
 
 A JSON line every few seconds: rows written, rows a second since the last line, the resident memory of the driver and
 of each kind of worker (`anonymous` leaves out pages of files and of Ray's shared memory). The last line has the rows a
-second of the whole, from the moment the first row was written, and a CPU second, all processes together: what a machine
-that has other things to do would be capable of.
+second of the whole run, from the moment at which the first row was written, and the rows for each CPU second of all
+processes together, which other work on the machine affects less.
 """
 
 from __future__ import annotations
@@ -59,22 +59,22 @@ class NullClient:
 
 
 class NoPool:
-    """Stands where the engines would be."""
+    """Takes the place of a pool of engines."""
 
     name = "none"
 
     def stats(self, with_engines: bool = False) -> None:
-        """There is nothing to say."""
+        """Returns None, since no engine runs."""
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Does nothing: no engine runs."""
 
 
 class Rows(Datasource):
-    """Short rows that nobody has to store.
+    """A datasource of short rows, made while they are read.
 
     Args:
-        num_rows: How many.
+        num_rows: Number of rows.
     """
 
     def __init__(self, num_rows: int) -> None:
@@ -130,7 +130,7 @@ def make_processor(block: int, folder: Path) -> Processor:
 
 
 def memory_by_process() -> dict[str, dict[str, int]]:
-    """Returns resident and anonymous memory in MB of the driver and, by what they do, of Ray's workers."""
+    """Returns resident and anonymous memory in MB of the driver and of Ray's workers, by their operator."""
     sums: dict[str, dict[str, int]] = defaultdict(lambda: {"rss_mb": 0, "anonymous_mb": 0})
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
     for process in family:
@@ -146,7 +146,7 @@ def memory_by_process() -> dict[str, dict[str, int]]:
 
 
 def cpu_seconds() -> float:
-    """Returns the CPU time that this process and those below it have taken."""
+    """Returns the CPU seconds that this process and its descendants have taken."""
     total = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -156,7 +156,7 @@ def cpu_seconds() -> float:
 
 
 def watch(live: LiveCounts, every_s: float, stop: threading.Event) -> None:
-    """Prints a line now and then until it is told to stop."""
+    """Prints a line every `every_s` seconds until `stop` is set."""
     before, before_s = 0, time.monotonic()
     while not stop.wait(every_s):
         num_rows, now_s = live.update().num_rows, time.monotonic()

@@ -1,4 +1,4 @@
-"""Runs a process to its end, with all that it starts, and says what else used the machine meanwhile (Linux only)."""
+"""Runs a process and its descendants to their end, and measures the other use of the machine (Linux only)."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
-"""Linux: what our descendants leave behind becomes ours, so that it can be counted and waited for."""
+"""Linux: orphans among our descendants become our children, so that they can be counted and waited for."""
 
 SAMPLE_S = 0.5
 END_TIMEOUT_S = 30.0
-"""Seconds that what a process leaves behind has to end by itself."""
+"""Seconds in which the descendants of an ended process must end by themselves."""
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -28,12 +28,12 @@ class Finished:
     """A process that has ended.
 
     Attributes:
-        code: Its exit status.
-        printed: What it printed.
-        started_s: When it was started, seconds since the epoch.
-        load: The machine's load average before that.
+        code: Exit status of the process.
+        printed: Output of the process.
+        started_s: Time of its start, seconds since the epoch.
+        load: The machine's load average before its start.
         cpus: CPUs that it and its descendants used on average.
-        other_cpus: CPUs that everything else used on average.
+        other_cpus: CPUs that all other processes used on average.
     """
 
     code: int
@@ -48,19 +48,19 @@ class Finished:
 class Family:
     """This process's descendants, and the CPU seconds of each when it was last seen.
 
-    A sample now and then, for want of a sum: Ray's raylet ignores the end of its children, and what such a parent does
-    not wait for, nobody adds up.
+    The seconds are sampled now and then: Ray's raylet ignores the end of its children, and the system does not add up
+    the CPU time of children that their parent does not wait for.
 
     Attributes:
-        alive: Who was there at the last sample.
-        cpu_s: By pid and start time.
+        alive: Descendants that ran at the last sample.
+        cpu_s: CPU seconds by pid and start time.
     """
 
     alive: set[int] = field(default_factory=set)
     cpu_s: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def sample(self) -> None:
-        """Looks who is there."""
+        """Reads which descendants run, and their CPU seconds."""
         found: dict[int, tuple[int, int, float]] = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
@@ -78,14 +78,14 @@ class Family:
 
 
 def run_to_the_end(command: Sequence[str], environment: Mapping[str, str]) -> Finished:
-    """Runs a command and waits for all of its descendants, so that the next one finds the machine as this one did.
+    """Runs a command and waits for all of its descendants, so that the next command finds the machine idle.
 
     Args:
         command: The program and its arguments.
-        environment: Its environment.
+        environment: The environment of the program.
 
     Returns:
-        What became of it.
+        The process, its output and the use of the machine.
     """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     family = Family()
@@ -104,7 +104,7 @@ def run_to_the_end(command: Sequence[str], environment: Mapping[str, str]) -> Fi
 
 
 def _wait_for_descendants(family: Family) -> None:
-    """Returns when none is left; those that do not end in time are killed."""
+    """Waits until no descendant is left, and kills descendants that do not end in time."""
     end = time.monotonic() + END_TIMEOUT_S
     with contextlib.suppress(ChildProcessError):
         while True:

@@ -1,7 +1,7 @@
-"""What a second replica brings: one and two engines of one thread each, on the same rows.
+"""Measures the gain of a second replica: one and two engines of one thread each, on the same rows.
 
-Prints a JSON line for each number of replicas and one for the ratio. On a machine of two cores that do nothing else the
-limit is 2; what is missing is Ray, the client and the memory that the two share.
+Prints a JSON line for each number of replicas and one for the ratio. On two idle cores the limit is 2; the
+difference is the cost of Ray, the client and the memory that the two replicas share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from millrace.engine.sampling_params import SamplingParams
 from models import ModelShape, write_config
 
 SHAPE = ModelShape("llama", 8, 512, 1536, 8, 4, 64, 16_384, is_tied=False, max_position_embeddings=1024)
-"""40 million parameters: small enough for a core, large enough that computing is what takes the time."""
+"""A model of 40 million parameters: small enough for a core, and so large that computing takes most of the time."""
 
 
 def measure(folder: str, num_replicas: int, num_rows: int) -> float:

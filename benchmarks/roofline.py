@@ -1,10 +1,11 @@
-"""How fast a list of requests can run at most: the sum over the steps of what each must read and compute.
+"""Computes the least time of a list of requests: the sum over its steps of the time to read and compute.
 
     step = max(weights / bandwidth, products / peak) + attention of prompts / peak + KV cache read / bandwidth
 
-Weights and KV cache are the bytes that one step reads; the peaks are those of the element types in use. Steps are those
-of a scheduler that fills a token budget, running requests first, with no limit of memory and no time between steps. The
-limits are measured (limits.py), so no term can be beaten by much, and the sum only where terms overlap in time.
+Weights and KV cache are the bytes that one step reads; the peaks are those of the element types in use. The steps
+are those of a scheduler that fills a token budget, running requests first, with no limit of memory and no time between
+steps. The limits are measured (limits.py), so an engine can be faster than a term only by a little, and faster than the
+sum only where terms overlap in time.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class Roofline:
 
     Attributes:
         shape: The model.
-        limits: What the machine can do.
-        dtype: "bfloat16" or "float32": weights, activations, and the KV cache if not said otherwise.
+        limits: The measured limits of the machine.
+        dtype: "bfloat16" or "float32": weights, activations, and the KV cache if `kv_cache_dtype` is "auto".
         quantization: "fp8" or "int8" if the layers' matrices are 8 bits wide; the output head never is.
         kv_cache_dtype: "fp8" or "auto".
     """
@@ -61,7 +62,7 @@ class Roofline:
             num_kv_tokens: Tokens of KV cache that decoding requests read.
         """
         peak = self.limits.flops_per_s[self.dtype]
-        # Without a measured product of 8-bit numbers the peak is that of the wide ones.
+        # Without a measured product of 8-bit numbers the peak is that of the model's dtype.
         layer_peak = self.limits.flops_per_s.get(self.quantization or self.dtype, peak)
         products_s = 2 * num_tokens * self.shape.num_layer_params / layer_peak
         products_s += 2 * num_logits * self.shape.num_head_params / peak
@@ -72,7 +73,7 @@ class Roofline:
 
 @dataclass(slots=True)
 class _Sequence:
-    """A request as far as its lengths matter."""
+    """The lengths of a request."""
 
     num_computed: int
     num_prompt: int
@@ -81,7 +82,7 @@ class _Sequence:
 
 @dataclass(slots=True)
 class _Step:
-    """What one step adds up to; the fields are the arguments of `Roofline.step_seconds`."""
+    """The work of one step; the fields are the arguments of `Roofline.step_seconds`."""
 
     num_tokens: int = 0
     num_logits: int = 0
@@ -89,7 +90,7 @@ class _Step:
     num_kv_tokens: int = 0
 
     def decode(self, sequence: _Sequence, num_shared: int) -> None:
-        """Adds one token of a request; what all share is read by `step` once."""
+        """Adds one token of a request; the step reads the shared prefix once."""
         sequence.num_computed += 1
         self.num_tokens += 1
         self.num_logits += 1
@@ -97,7 +98,7 @@ class _Step:
         sequence.num_left -= 1
 
     def prefill(self, sequence: _Sequence, budget: int) -> None:
-        """Adds as much of a prompt as the budget allows; its end yields the first token."""
+        """Adds as many tokens of a prompt as the budget allows; the end of the prompt yields the first token."""
         chunk = min(budget, sequence.num_prompt - sequence.num_computed)
         self.num_tokens += chunk
         self.num_pairs += chunk * sequence.num_computed + chunk * (chunk + 1) // 2

@@ -1,18 +1,19 @@
-"""A job beside the same job on `ray.data.llm` with vLLM: same rows, same model, same cores, from start to last row.
+"""Compares a job with the same job on `ray.data.llm` with vLLM: same rows, model and cores, from start to last row.
 
     python benchmarks/side_by_side.py --peer-python VENV/bin/python [--rows 100 500] [--rounds 3]
 
-A job reads Parquet, asks the model once a row (greedy, 48 tokens, none stops earlier) and writes Parquet. Both sides
-run the same function in a process of their own; what differs is the import, and settings without which the peer does
-not run on a CPU. A run is timed from the start of its process to the moment at which the last row is written. Two
-numbers of rows give two figures: the times as they are, and the tokens per second of the rows between the two numbers,
-where the start cancels out.
+A job reads Parquet, sends one request for each row (greedy, 48 tokens, no earlier stop) and writes Parquet. Both sides
+run the same function in a process of their own; only the import differs, and settings without which the peer does not
+run on a CPU. A run is timed from the start of its process to the moment at which the last row is written. Two
+numbers of rows give two figures: the whole times, and the tokens per second of the rows between the two numbers, in
+which the start cancels out.
 
-One run of each side comes before those that are printed: what is kept from run to run (vLLM's compiled graphs, files in
-the page cache) is then there for both.
+Each side runs once before the printed runs, so that both find their caches filled (vLLM's compiled graphs, files in the
+page cache).
 
-The peer is any Python that has `ray[data]`, what `ray.data.llm` imports, and a vLLM for CPUs. Without it nothing is
-measured, and a message says so. The model has 100 million random weights and is written to a temporary folder.
+The peer is any Python that has `ray[data]`, the packages that `ray.data.llm` imports, and a vLLM for CPUs. Without it
+nothing is measured, and a message says so. The model has 100 million random weights and is written to a temporary
+folder.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ OURS, PEER = SIDES = ("millrace", "ray.data.llm")
 MAX_TOKENS = 48
 MAX_MODEL_LEN = 256
 ROWS_PER_FILE = 32
-"""Small files, so that a reader that makes a block of each has as many rows in flight as it can."""
+"""Rows of an input file. Files are small, so that a reader that makes one block of each has many rows in flight."""
 
 PEER_SETTINGS: dict[str, Any] = {
     "placement_group_config": {"bundle_per_worker": {"CPU": 1}},
@@ -44,7 +45,7 @@ PEER_SETTINGS: dict[str, Any] = {
 }
 PEER_ENGINE_KWARGS = {"distributed_executor_backend": "mp", "max_num_seqs": 256}
 PEER_CPUS = 8
-"""Logical CPUs that Ray is told of: each of the peer's stages and its engine hold a whole one."""
+"""Logical CPUs that Ray is told of, because each of the peer's stages and its engine reserve a whole CPU."""
 
 PEER_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_NO_USAGE_STATS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 NEEDED = "import ray.data.llm, vllm"
@@ -74,13 +75,13 @@ def run_job(options: argparse.Namespace) -> None:
 
 
 def ask(row: Row) -> Row:
-    """Makes a request of a row."""
+    """Returns the request of a row."""
     params = {"temperature": 0.0, "ignore_eos": True, "max_tokens": MAX_TOKENS}
     return {"prompt": row["text"], "sampling_params": params}
 
 
 def keep(row: Row) -> Row:
-    """Chooses what is written."""
+    """Returns the columns that are written."""
     names = ("id", "generated_text", "num_input_tokens", "num_generated_tokens")
     return {name: row[name] for name in names}
 
@@ -104,13 +105,13 @@ def measure(side: str, count: int, folder: Path, options: argparse.Namespace) ->
     """Runs one job in a process of its own.
 
     Args:
-        side: Whose.
-        count: Its number of rows.
-        folder: Holds the model and the rows.
+        side: `OURS` or `PEER`.
+        count: Number of rows.
+        folder: Folder of the model and the rows.
         options: The command line.
 
     Returns:
-        What is printed of it.
+        The fields of the line of the run.
 
     Raises:
         RuntimeError: The job failed, or a row or token is missing.
@@ -125,7 +126,7 @@ def measure(side: str, count: int, folder: Path, options: argparse.Namespace) ->
     with tempfile.TemporaryDirectory(dir=folder) as output:
         paths = {"--model": folder / "model", "--input": folder / f"rows-{count}", "--output": output}
         arguments = [str(part) for pair in paths.items() for part in pair]
-        # -P: else the scripts beside this one stand for other projects' modules of their names.
+        # -P, or Python would import the scripts of this folder in place of other projects' modules of the same names.
         command = [python, "-P", __file__, "--side", side, "--engine-kwargs", engine_kwargs, *arguments]
         done = run_to_the_end(command, environment)
         if done.code:
@@ -145,10 +146,10 @@ def measure(side: str, count: int, folder: Path, options: argparse.Namespace) ->
 
 
 def count_tokens(output: Path, count: int) -> int:
-    """Returns the output tokens of a job, once each row is there once with all of its tokens.
+    """Returns the number of output tokens of a job, after a check that each row is there once with all its tokens.
 
     Raises:
-        RuntimeError: One is not.
+        RuntimeError: A row is missing, doubled, or lacks tokens.
     """
     import pyarrow.parquet as pq
 
@@ -162,14 +163,14 @@ def count_tokens(output: Path, count: int) -> int:
 
 
 def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns what the runs say together.
+    """Returns the summary of the runs.
 
     Args:
-        lines: Of all runs.
+        lines: The lines of all runs.
 
     Returns:
-        By side and number of rows the seconds (median, least, most). By side the output tokens per second of the rows
-        between the fewest and the most, from the medians. And how many times as fast as the peer we are by each.
+        The seconds by side and number of rows (median, least, most); the output tokens per second by side, of the rows
+        between the fewest and the most, from the medians; and for each figure the ratio of the peer's to ours.
     """
     sides, counts = ({line[name]: None for line in lines} for name in ("side", "rows"))
     seconds = {
@@ -198,7 +199,7 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def find_peer(python: str | None) -> str | None:
-    """Returns why the peer cannot run; None if it can."""
+    """Returns the reason why the peer cannot run; None if it can."""
     if python is None:
         return f"give --peer-python a Python in which this works: {NEEDED}"
     try:

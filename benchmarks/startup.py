@@ -1,10 +1,11 @@
-"""Seconds from the start of a process to the first generated token, from files on a local disk.
+"""Measures the seconds from the start of a process to the first generated token, with files on a local disk.
 
     python benchmarks/startup.py [--model bundled:invoices | qwen3-8b | FOLDER] [--device cuda] [--runs 3]
 
 For the name of a shape (models.py) a checkpoint of random weights is written to a temporary folder first. The cold
-start comes first: the checkpoint's files are dropped from the page cache, and Triton's cache is empty. Then the median
-of warm ones. One JSON line each, with the parts: imports, engine (config, tokenizer, weights, memory), first step.
+start comes first: the checkpoint's files are dropped from the page cache, and Triton's cache is empty. Warm starts
+follow, of which the median counts. Prints one JSON line for each, with the parts: imports, engine (config, tokenizer,
+weights, memory), first step.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def measure(settings: dict[str, object], triton_cache: str) -> dict[str, float]:
         triton_cache: Folder of compiled kernels.
 
     Returns:
-        Seconds: until the package was imported, the engine's, the first step's, and their sum.
+        The seconds of the import of the package, of the engine's start and of the first step, and their sum.
 
     Raises:
         RuntimeError: The process failed; the message is what it printed.
@@ -74,7 +75,7 @@ def drop_from_page_cache(folder: Path) -> None:
 
 @contextlib.contextmanager
 def checkpoint(model: str) -> Iterator[tuple[str, bool]]:
-    """Gives the folder of a model, and whether it has a tokenizer; one that was written for it is removed."""
+    """Yields the folder of a model, and whether it has a tokenizer; removes a folder that was written for this run."""
     if model not in SHAPES:
         yield model, True
         return

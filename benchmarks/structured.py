@@ -1,11 +1,11 @@
-"""What it costs that outputs follow a grammar, with a vocabulary of the usual size.
+"""Measures the cost of outputs that follow a grammar, with a vocabulary of the usual size.
 
     python benchmarks/structured.py --vocab-size 151936 --num-rows 64
 
-Prints JSON lines. "start": the library's tables for the tokenizer (once an engine) and a grammar (once, then copied).
-"mask": the host's time of a step, to find out what may come next and to go on by a token, which is drawn evenly from
-what may come. "apply": the time to mask the logits. "engine": tokens per second of a small random model whose rows
-follow a grammar that does not end, beside the same model without one.
+Prints JSON lines. "start": the library's tables for the tokenizer (once for each engine) and a grammar (compiled once,
+then copied). "mask": the host's time of a step, to compute the allowed tokens and to accept one of them, drawn evenly.
+"apply": the time to mask the logits. "engine": tokens per second of a small random model whose rows follow a grammar
+that does not end, beside the same model without a grammar.
 
 The vocabulary is made on the spot: bytes, and words of random letters with all their beginnings.
 """
@@ -49,7 +49,7 @@ CONSTRAINTS = {
     "json": StructuredOutputsParams(json={"type": "array", "items": PERSON, "minItems": 1000}),
     "regex": StructuredOutputsParams(regex="(?:[a-z]+, ){1000}[a-z]+"),
 }
-"""None of them ends while it is measured."""
+"""Constraints that allow endless outputs, so that no row ends while it is measured."""
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
@@ -70,7 +70,7 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def measure_start(folder: Path, vocab_size: int) -> tuple[Grammars, dict[str, Any]]:
-    """Compiles the first grammar, which makes the library's tables, and another one."""
+    """Compiles a first grammar, which also makes the library's tables, and a second one; times both."""
     grammars = Grammars(Tokenizer(folder), vocab_size, [0])
     seconds = []
     for asked in CONSTRAINTS.values():
@@ -122,7 +122,7 @@ def measure_apply(grammars: Grammars, num_rows: int, vocab_size: int, device: st
 
 
 def measure_engine(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Runs the same rows free and under each constraint, in turn, so that what else the machine does meets all."""
+    """Runs the same rows free and under each constraint, in turns, so that other work affects all cases."""
     num_rows = options.num_rows
     prompts = [TokensPrompt(prompt_token_ids=[1 + row, 2, 3]) for row in range(num_rows)]
     rates: dict[str, list[float]] = {name: [] for name in ("none", *CONSTRAINTS)}
@@ -149,7 +149,7 @@ def measure_engine(folder: Path, options: argparse.Namespace) -> Iterator[dict[s
 
 
 def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yields the lines."""
+    """Yields the lines of all measurements."""
     num_rows, vocab_size = options.num_rows, options.vocab_size
     shape = ModelShape("qwen3", 2, 128, 256, 4, 2, 32, vocab_size, is_tied=True, max_position_embeddings=512)
     with tempfile.TemporaryDirectory() as name:

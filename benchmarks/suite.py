@@ -1,9 +1,9 @@
-"""Runs the benchmarks that matter on a GPU, the most telling ones first, and ends itself when its time is over.
+"""Runs the benchmarks for a GPU, the most important ones first, and ends when its time is over.
 
     python benchmarks/suite.py [--device cuda] [--time-limit 480] [--output FOLDER]
 
-Every job is one of the scripts beside this file, in a process of its own, so that it starts with all of the memory. The
-JSON lines go to `benchmarks.jsonl` as they come, and a plain table to the terminal at the end. A job that does not fit
+Every job is one of the scripts beside this file, in a process of its own, so that it has all of the memory. The JSON
+lines go to `benchmarks.jsonl` as they come, and a plain table to the terminal at the end. A job that does not fit
 into the time left is skipped, and a line says so.
 """
 
@@ -27,7 +27,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 MAX_CELL = 80
-"""Characters of a cell of the table: messages can be long."""
+"""Most characters of a cell of the table, because messages can be long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Job:
 
     Attributes:
         command: The script and its arguments.
-        least_s: Seconds that must be left for it to be worth a start.
-        most_s: Seconds after which it is stopped, so that it does not take the time of the others.
+        least_s: Seconds that must be left to start the job.
+        most_s: Seconds after which the job is stopped, so that time is left for the others.
     """
 
     command: tuple[str, ...]
@@ -70,10 +70,10 @@ TINY_JOBS = (
 
 
 def run(job: Job, device: str, timeout_s: float) -> Iterator[dict[str, Any]]:
-    """Runs a job and yields its lines as they come; the last one says so if it failed or was stopped."""
+    """Runs a job and yields its lines as they come; the last line says so if the job failed or was stopped."""
     command = [sys.executable, str(HERE / job.command[0]), *job.command[1:], "--device", device]
     with tempfile.TemporaryFile("w+") as errors:
-        # A session of its own, so that what the script has started ends with it.
+        # A session of its own, so that processes that the script has started end with it.
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
         timer = threading.Timer(timeout_s, os.killpg, (process.pid, signal.SIGKILL))
         timer.start()
@@ -115,7 +115,7 @@ COLUMNS = {
     "startup": ("model", "state", "imports_s", "engine_s", "first_step_s", "first_token_s"),
     "suite": ("command", "failed"),
 }  # fmt: skip
-"""What the table of each benchmark shows; the file has everything."""
+"""The columns in the table of each benchmark; the file has all fields."""
 
 
 def tables(rows: Sequence[dict[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """Times calls on the host or on a GPU, several variants in turn.
 
-On a GPU the calls of a variant are captured into one graph and replayed, so that what is timed is the device's work and
-not the launches. Calls that work on different copies of the same inputs keep those inputs from staying in the cache.
+On a GPU the calls of a variant are captured into one graph and replayed, so that the device's work is timed
+and not the launches. Calls that work on different copies of the same inputs keep these inputs out of the cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 MIN_CALLS_PER_REPLAY = 8
-"""A replay of one short kernel would be timed to the resolution of the clock."""
+"""Fewest calls of a replay, because one short kernel takes less time than the resolution of the clock."""
 
 Call = Callable[[], Any]
 
@@ -22,11 +22,11 @@ Call = Callable[[], Any]
 def time_calls(variants: Mapping[str, Sequence[Call]], device: torch.device, repeats: int) -> dict[str, list[float]]:
     """Returns the seconds of one call of each variant, `repeats` times.
 
-    Variants take turns, so that a change of the machine's clock meets them all.
+    Variants take turns, so that a change of the machine's clock affects all of them.
 
     Args:
         variants: Name -> calls that do the same work; they run round robin.
-        device: Where they run.
+        device: Device on which they run.
         repeats: Measurements per variant.
     """
     prepare = _prepare_cuda if device.type == "cuda" else _prepare_cpu
@@ -54,7 +54,7 @@ def _prepare_cpu(calls: Sequence[Call]) -> Callable[[], float]:
 def _prepare_cuda(calls: Sequence[Call]) -> Callable[[], float]:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # Compiles, and lets libraries allocate what they keep.
+    with torch.cuda.stream(side):  # This call compiles, and lets libraries allocate their buffers.
         for call in calls:
             call()
     side.synchronize()

@@ -1,6 +1,6 @@
-"""What the throughput benchmarks run: lists of prompts and output lengths, the same ones on every machine.
+"""The workloads of the throughput benchmarks: lists of prompts and output lengths, the same on every machine.
 
-"nano" is the list that small engines publish figures for: 256 requests of 100 to 1,024 random prompt tokens and 100 to
+"nano" is the list for which small engines publish figures: 256 requests of 100 to 1,024 random prompt tokens and 100 to
 1,024 output tokens, drawn with seed 0 (142,827 tokens in, 133,966 out).
 """
 
@@ -19,11 +19,11 @@ TEMPERATURE = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """How large a workload is.
+    """The size of a workload.
 
     Attributes:
-        num_requests: Requests.
-        divisor: What lengths are divided by.
+        num_requests: Number of requests.
+        divisor: Divisor of all lengths.
         max_token_id: Largest token id of a prompt.
     """
 
@@ -37,10 +37,10 @@ FULL, TINY = Scale(256, 1, MAX_TOKEN_ID), Scale(6, 64, 500)
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests that are all there from the start. Each runs to its last token, whatever is drawn.
+    """Requests that are all submitted at the start. Each runs to its last token, whatever tokens are drawn.
 
     Attributes:
-        name: What it is called.
+        name: Name of the workload.
         prompts: Token ids of each request.
         max_tokens: Output tokens of each request.
         num_shared: Leading tokens that all prompts have in common.
@@ -62,11 +62,11 @@ class Workload:
         return sum(self.max_tokens)
 
     def figures(self, seconds: float, ideal_s: float) -> dict[str, Any]:
-        """Returns what a run of this workload is reported as.
+        """Returns the fields that report a run of this workload.
 
         Args:
-            seconds: How long it took.
-            ideal_s: How long it takes at the limits of the machine.
+            seconds: Duration of the run.
+            ideal_s: Duration at the limits of the machine, in seconds.
         """
         num_in, num_out = self.num_input_tokens, self.num_output_tokens
         return {
@@ -82,9 +82,9 @@ class Workload:
         }
 
     def warm_up(self, max_num_batched_tokens: int) -> Workload:
-        """Returns requests of the same lengths that meet every batch size, with prompts that nothing has cached.
+        """Returns requests of the same lengths that go through every batch size, with prompts that no cache has.
 
-        All have started before the first ends; from then on they end one by one, the last one first.
+        All requests have started before the first one ends; then they end one by one, the last one first.
         """
         largest = max(map(max, self.prompts))
         mirrored = [[largest - token for token in prompt] for prompt in self.prompts]
@@ -94,7 +94,7 @@ class Workload:
 
 
 def nano(scale: Scale) -> Workload:
-    """Returns the published list: lengths of prompts and outputs spread evenly."""
+    """Returns the published list, with evenly spread lengths of prompts and outputs."""
     draw = Random(0)
     low, high = max(1, 100 // scale.divisor), 1024 // scale.divisor
     prompts = [_ids(draw, draw.randint(low, high), scale) for _ in range(scale.num_requests)]
@@ -102,14 +102,14 @@ def nano(scale: Scale) -> Workload:
 
 
 def fixed(num_in: int, num_out: int, scale: Scale) -> Workload:
-    """Returns requests that are all of one length."""
+    """Returns requests with equal lengths of prompts and equal lengths of outputs."""
     draw = Random(0)
     prompts = [_ids(draw, max(1, num_in // scale.divisor), scale) for _ in range(scale.num_requests)]
     return Workload(f"{num_in}/{num_out}", prompts, [max(1, num_out // scale.divisor)] * len(prompts))
 
 
 def shared_prefix(scale: Scale) -> Workload:
-    """Returns requests with one long beginning and short ends of their own: a system prompt and a question."""
+    """Returns requests whose prompts share a long beginning (a system prompt) and have short ends of their own."""
     draw = Random(0)
     prefix = _ids(draw, 1024 // scale.divisor, scale)
     prompts = [prefix + _ids(draw, max(1, 128 // scale.divisor), scale) for _ in range(scale.num_requests)]

@@ -1,8 +1,8 @@
-"""A dataset through the engine: rows in, rows out, and a row that cannot be done.
+"""Runs a dataset through the engine: rows in, rows out, and a row that fails.
 
     python examples/dataset.py [MODEL]
 
-MODEL is a folder in Hugging Face's layout; without it, the small model that ships with Millrace.
+MODEL is a folder in Hugging Face's layout; the default is the small model that ships with Millrace.
 """
 
 import sys
@@ -21,7 +21,7 @@ LINES = [
 
 
 def ask(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the stages need: a conversation and how to answer it."""
+    """Returns the columns that the stages read: the conversation and the sampling parameters."""
     if row["line"] is None:
         raise ValueError("this row has no line")
     return {
@@ -36,7 +36,7 @@ def keep(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs the lines through the model and prints one line a row."""
+    """Runs the lines through the model and prints a line for each row."""
     model = sys.argv[1] if len(sys.argv) > 1 else "bundled:invoices"
     config = EngineProcessorConfig(model_source=model, batch_size=16, should_continue_on_error=True)
     dataset = ray.data.from_items([{"line": line} for line in LINES])

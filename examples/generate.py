@@ -1,8 +1,8 @@
-"""The engine in a script: texts and token ids, several answers, log-probabilities, prompts that fail alone.
+"""Runs the engine in a script: texts and token ids, several answers, log-probabilities, a prompt that fails alone.
 
     python examples/generate.py [MODEL]
 
-MODEL is a folder in Hugging Face's layout; without it, the small model that ships with Millrace.
+MODEL is a folder in Hugging Face's layout; the default is the small model that ships with Millrace.
 """
 
 import sys
@@ -13,12 +13,12 @@ LINE = "Inv #4821 - due 3 March '24 - total USD 1,204.50"
 
 
 def chosen_logprob(step: dict[int, Logprob]) -> float:
-    """Returns the log-probability of the token that was taken, which comes first."""
+    """Returns the log-probability of the drawn token, which comes first in the dict."""
     return next(iter(step.values())).logprob
 
 
 def main() -> None:
-    """Generates in several ways and prints what comes back."""
+    """Generates in several ways and prints the outputs."""
     model = sys.argv[1] if len(sys.argv) > 1 else "bundled:invoices"
     with LLM(model=model, seed=0) as llm:
         tokenizer = llm.get_tokenizer()

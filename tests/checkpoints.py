@@ -113,11 +113,11 @@ def tiny_checkpoint(
     """Writes a tiny random model with its tokenizer to a folder.
 
     Args:
-        folder: Where to; made if absent.
+        folder: Folder of the checkpoint; made if absent.
         family: A key of `FAMILIES`.
-        seed: Of the weights.
+        seed: Seed of the weights.
         weights: `"safetensors"`, or `"bin"` for a pickle.
-        shards: Into how many files; more than one come with an index.
+        shards: Number of weight files; several files have an index.
         **overrides: Config fields.
 
     Returns:
@@ -157,7 +157,7 @@ def tiny_classifier(folder: str | Path, family: str, *, num_labels: int, seed: i
 
 @torch.no_grad()
 def _draw(model: torch.nn.Module) -> None:
-    """Draws every parameter from the global generator: matrices keep variance, and no bias or scale is at rest."""
+    """Draws every parameter from the global generator: matrices keep the variance; no bias is 0, and no scale 1."""
     for name, parameter in model.named_parameters():
         if "embed" in name or "lm_head" in name:
             parameter.normal_(0.0, 0.3)

@@ -1,4 +1,4 @@
-"""What all tests share: the package, found with or without an install; tiny models; the marker for GPU tests."""
+"""The fixtures of all tests: the package, found with or without an install; tiny models; the marker for GPU tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from s3 import S3Server
 
 # Tiny models gain nothing from threads, and on a busy machine threads that wait for each other lose a lot. Torch reads
-# this when it is first imported, here and in every process the tests start.
+# the variable when it is first imported, here and in every process that the tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,14 +38,14 @@ if importlib.util.find_spec("millrace") is None:
 
 
 def pytest_report_header() -> str:
-    """Names the package under test: an install may be of another checkout than these tests are from."""
+    """Returns the line that names the package under test, because an install may come from another checkout."""
     import millrace
 
     return f"millrace {millrace.__version__} from {millrace.__path__[0]}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips tests marked `gpu` where there is none; torch is loaded only if there are such tests."""
+    """Skips tests marked `gpu` on a machine without a GPU; torch is loaded only if there are such tests."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -58,13 +58,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The checkout."""
+    """The folder of the checkout."""
     return ROOT
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
-    """A device name: a test that asks for it runs on the CPU, and on a GPU where there is one."""
+    """The name of a device: a test with this fixture runs on the CPU, and on a GPU if there is one."""
     return str(request.param)
 
 
@@ -96,7 +96,7 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture
 def cluster() -> None:
-    """A local Ray with two CPUs, as a small laptop has. The first test that needs it starts it, the others share it."""
+    """A local Ray with two CPUs, like a small laptop. The first test that needs it starts it; later tests share it."""
     import ray
 
     if not ray.is_initialized():
@@ -106,7 +106,7 @@ def cluster() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def end_of_ray() -> Iterator[None]:
-    """Ends Ray with the tests, if any of them started it."""
+    """Ends Ray after the last test, if any test has started it."""
     yield
     if "ray" in sys.modules:
         sys.modules["ray"].shutdown()

@@ -1,9 +1,9 @@
-"""An asynchronous device for machines that have none.
+"""A fake asynchronous device, for tests on machines without a GPU.
 
-Tensors stay on the CPU and work is done at once, so results are right; but the engine may only do what would not make a
-host wait for a GPU. While `watched` is on, reading a tensor anywhere but in `HostCopy.wait` fails, and so does sending
-one other than through `to_device`, or reading a step before the next one was started. A breach is a BaseException: the
-engine, which survives errors of the model, must not survive it.
+Tensors stay on the CPU and work is done at once, so results are right; but an operation that would make the host wait
+for a GPU fails. While the watch is on, reading a tensor anywhere but in `HostCopy.wait` fails, and so does sending a
+tensor other than through `to_device`, or reading a step before the next one was started. A `Breach` is a BaseException,
+because the engine catches errors of the model and must not catch it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from millrace.kernels._op import Op
 SYNCHRONISING = (
     "_local_scalar_dense", "argwhere", "equal", "is_nonzero", "masked_select", "nonzero", "unique",
 )  # fmt: skip
-"""Operators whose result, or the shape of it, the host must have: names, or what they begin with."""
+"""Operators whose result, or its shape, the host must know: names, or beginnings of names."""
 
 READS = ("__array__", "__bool__", "__float__", "__index__", "__int__", "cpu", "item", "numpy", "tolist")
 SENDS = ("as_tensor", "from_numpy", "tensor")
 
 
 class Breach(BaseException):
-    """The host would have waited for the device."""
+    """An operation for which the host would have waited for the device."""
 
 
 class Watch(TorchDispatchMode):
@@ -47,7 +47,7 @@ class Watch(TorchDispatchMode):
 
     @contextmanager
     def set_to(self, is_on: bool) -> Iterator[None]:
-        """Watches, or does not, for a while."""
+        """Turns the watch on or off for the time of a block."""
         before, self.is_on = self.is_on, is_on
         try:
             yield
@@ -61,7 +61,7 @@ class Watch(TorchDispatchMode):
         return func(*args, **kwargs)
 
     def suspending(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wraps what may do anything."""
+        """Wraps a function that may make the host wait: the watch is off while it runs."""
 
         def suspended(*args: Any, **kwargs: Any) -> Any:
             with self.set_to(False):
@@ -70,7 +70,7 @@ class Watch(TorchDispatchMode):
         return suspended
 
     def forbidding(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wraps what may not be called while watching."""
+        """Wraps a function that fails when it is called while the watch is on."""
 
         def forbidden(*args: Any, **kwargs: Any) -> Any:
             if self.is_on:
@@ -92,7 +92,7 @@ def _waits(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 class AsyncStep:
-    """A step whose result may be read when the next one is on its way."""
+    """A step whose result may be read once the next step has started."""
 
     def __init__(self, step: StepHandle, index: int, executor: AsyncExecutor) -> None:
         self._step, self._index, self._executor = step, index, executor
@@ -104,7 +104,7 @@ class AsyncStep:
 
 
 class AsyncExecutor:
-    """Starts steps on another executor, and sees that they are read late enough."""
+    """Starts steps on another executor, and checks that each is read only after the next one has started."""
 
     def __init__(self, engine: LLMEngine, watch: Watch) -> None:
         self._inner: Executor = engine.executor
@@ -128,7 +128,7 @@ class AsyncExecutor:
         return AsyncStep(self._inner.execute(plan), self.num_started, self)
 
     def check_order(self, index: int) -> None:
-        """Fails if a step is read while nothing else runs, though there was something to run."""
+        """Fails if a step is read before the next one has started, although there was a step to start."""
         is_last = index == self.num_started
         if self._watch.is_on and is_last and self._had_a_plan and self._scheduler.num_unfinished:
             raise Breach(f"step {index} was read before the next one was started")
@@ -139,7 +139,7 @@ class AsyncExecutor:
 
 
 class CallAgain:
-    """Records nothing: replays by calling the function again."""
+    """A recorder that records nothing: a replay calls the function again."""
 
     def __init__(self) -> None:
         self.num_recorded = 0
@@ -153,7 +153,7 @@ class CallAgain:
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    """The watch, off; patched into torch and the engine until the test ends."""
+    """Patches the watch into torch and the engine until the test ends; it is off at first."""
     watch = Watch()
     for name in READS:
         monkeypatch.setattr(Tensor, name, watch.forbidding(name, getattr(Tensor, name)))
@@ -163,7 +163,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
     for module in [module for name, module in sys.modules.items() if name.startswith("millrace.engine")]:
         if vars(module).get("to_device") is to_device:
             monkeypatch.setattr(module, "to_device", watch.suspending(to_device))
-    # A kernel is work of the device, though the one that stands in for it on a CPU reads its tensors.
+    # A kernel is work of the device, although its implementation on a CPU reads its tensors.
     monkeypatch.setattr(Op, "__call__", watch.suspending(Op.__call__))
     monkeypatch.setattr(HostCopy, "wait", watch.suspending(HostCopy.wait))
     monkeypatch.setattr(HostCopies, "start", _snapshot(HostCopies.start))
@@ -181,5 +181,5 @@ def _without_host(watch: Watch, function: Callable[..., Any]) -> Callable[..., A
 
 
 def _snapshot(start: Callable[..., HostCopy]) -> Callable[..., HostCopy]:
-    """Copies in the order of the device's work, as a stream does: what is written later is not seen."""
+    """Wraps `start` so that it copies at once, as a stream does: later writes do not change the copy."""
     return lambda copies, *tensors: start(copies, *(tensor.clone() for tensor in tensors))

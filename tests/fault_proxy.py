@@ -1,4 +1,4 @@
-"""A real HTTP proxy that breaks some of the answers, by a plan that a seed decides."""
+"""An HTTP proxy that breaks some of the answers, chosen by a seed."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
 FAULTS = ("503", "reset", "lost answer", "stall", "truncate", "shorten")
-"""Too busy; a reset before the request is passed on; one after, so that it was done and nobody says so; an answer that
-never ends; one that ends before its length; one whose length is said to be less."""
+"""The kinds of faults: the status 503; a reset before the request is passed on; a reset after it, so that the request
+was carried out without an answer; an answer that never ends; an answer that ends before its stated length; an answer
+whose
+stated length is too small."""
 
 
 @dataclass(frozen=True)
 class FaultPlan:
-    """Which requests fail, and how.
+    """The choice of the requests that fail, and of their faults.
 
     Attributes:
-        seed: Of the choice.
+        seed: Seed of the choice.
         rate: Share of the requests that fail.
-        faults: Of these kinds, all as often.
+        faults: Kinds of faults, which are equally frequent.
     """
 
     seed: int = 0
@@ -38,18 +40,18 @@ class FaultPlan:
     faults: tuple[str, ...] = FAULTS
 
     def fault(self, number: int) -> str | None:
-        """Returns what happens to the request of this number."""
+        """Returns the fault of the request with this number; None if it does not fail."""
         draw = random.Random(f"{self.seed}/{number}")
         return draw.choice(self.faults) if draw.random() < self.rate else None
 
 
 class FaultProxy:
-    """Stands before a server. Use it as a context manager.
+    """A proxy in front of a server, used as a context manager.
 
     Args:
-        host: Of the server.
-        port: Of the server.
-        plan: What it breaks.
+        host: Host of the server.
+        port: Port of the server.
+        plan: The faults.
     """
 
     def __init__(self, host: str, port: int, plan: FaultPlan) -> None:
@@ -64,11 +66,11 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """The endpoint of its clients."""
+        """The URL to which its clients send requests."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def next_fault(self) -> str | None:
-        """Counts a request and returns what happens to it."""
+        """Counts a request and returns its fault."""
         with self._lock:
             fault = self.plan.fault(self.counts.total())
             self.counts[fault or "none"] += 1
@@ -92,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: FaultProxy
 
     def handle(self) -> None:
-        with contextlib.suppress(OSError):  # The client has gone.
+        with contextlib.suppress(OSError):  # The client has closed the connection.
             super().handle()
 
     def _handle(self) -> None:
@@ -127,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def handle_expect_100(self) -> bool:
-        """Leaves the answer to `_read_body`."""
+        """Sends nothing yet: `_read_body` sends the status 100."""
         return True
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes, int]:
@@ -150,18 +152,18 @@ class _Handler(BaseHTTPRequestHandler):
         if status != 204:
             self.send_header("Content-Length", str(length))
         self.end_headers()
-        if self.command != "HEAD":  # A body after it would be read as the beginning of the next answer.
+        if self.command != "HEAD":  # A client would read a body after it as the beginning of the next answer.
             self.wfile.write(content)
 
     def _reset(self) -> None:
-        """Ends the connection so that the client is told of a reset."""
+        """Ends the connection with a reset."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
         raise ConnectionResetError
 
     def _wait_for_client(self) -> None:
-        """Says nothing more until the client gives up."""
+        """Sends nothing more until the client gives up."""
         self.connection.settimeout(0.2)
         while not self.proxy.closed.is_set():
             try:
@@ -171,7 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
                 continue
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keeps quiet."""
+        """Writes no log."""
 
 
 for verb in ("GET", "PUT", "POST", "HEAD", "DELETE"):

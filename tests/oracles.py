@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 @dataclass(frozen=True)
 class Reference:
-    """What greedy search gives for one prompt.
+    """The result of greedy search for one prompt.
 
     Attributes:
         token_ids: Generated tokens.

@@ -1,4 +1,4 @@
-"""Sequences in a paged cache, run by a model without an engine, by any schedule."""
+"""`PagedSequences`: sequences in a paged cache, run by a model without an engine, in any schedule."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class PagedSequences:
 
     Args:
         model: The model.
-        sequences: Their tokens.
-        dtype: Of the cache.
-        seed: Of the order in which blocks are handed out.
+        sequences: The tokens of each sequence.
+        dtype: Element type of the cache.
+        seed: Seed of the order in which blocks are given out.
     """
 
     def __init__(self, model: Decoder, sequences: list[list[int]], dtype: torch.dtype, seed: int = 0) -> None:
@@ -39,7 +39,7 @@ class PagedSequences:
         # Group g of layers has its blocks behind those of the groups before it.
         self.num_groups, self.num_group_blocks = len(cache_groups(model.spec)), sum(num_blocks) + 3
         num_pairs, num_kv_heads, head_dim = kv_cache_sizes(model.spec, SINGLE)
-        # What no sequence has written is large: reading it would show.
+        # Memory that no sequence has written holds large numbers, so that reading it changes the logits.
         shape = (self.num_groups * self.num_group_blocks, num_kv_heads, BLOCK_SIZE, head_dim)
         self.kv_cache: KVCache = [
             (torch.full(shape, 400.0).to(dtype), torch.full(shape, 400.0).to(dtype)) for _ in range(num_pairs)
@@ -97,7 +97,7 @@ def schedule_by(count: int) -> Iterator[dict[int, int]]:
 
 
 def schedule_mixed() -> Iterator[dict[int, int]]:
-    """Prompts whole and in chunks, joined by others while the first already decode, in changing order."""
+    """Yields steps that mix whole prompts, chunks and decoded tokens, in changing order."""
     yield {2: 15, 0: 7}
     yield {0: 3, 1: 5, 2: 1}
     yield {4: 8, 2: 1, 0: 1, 3: 1}

@@ -1,4 +1,4 @@
-"""Running one prompt, for tests of what comes of it."""
+"""`one`: runs one prompt, for tests of its output."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ PROMPT = "Hello, my name is"
 
 
 def one(llm: LLM, prompt: Any = PROMPT, **params: Any) -> CompletionOutput:
-    """Returns what a prompt gives, greedily unless the parameters say otherwise."""
+    """Returns the output of one prompt, decoded greedily unless the parameters say otherwise."""
     (output,) = llm.generate([prompt], SamplingParams(**{"temperature": 0, **params}), use_tqdm=False)
     return output.outputs[0]

@@ -14,7 +14,7 @@ CREDENTIALS = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
-"""What a client finds in its environment."""
+"""Environment variables of a client."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class S3Server:
     """A running server.
 
     Attributes:
-        host: Its address.
-        port: Its port.
+        host: Address of the server.
+        port: Port of the server.
     """
 
     host: str
@@ -31,7 +31,7 @@ class S3Server:
 
     @property
     def url(self) -> str:
-        """Its endpoint."""
+        """The URL of the server."""
         return f"http://{self.host}:{self.port}"
 
     def make_bucket(self) -> str:

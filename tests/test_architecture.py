@@ -1,4 +1,4 @@
-"""The rules of the house, read off the source: who may import whom, what may stand where, how long things may be.
+"""The rules of the architecture, checked against the source: imports, places of code, sizes of files and functions.
 
 The table of folders is drawn in docs/architecture.md; the reasons are in docs/decisions.
 """
@@ -41,10 +41,10 @@ MAY_IMPORT_OTHERS = {
     "kernels": {"llvmlite", "numba", "numpy", "torch", "triton"},
 }  # fmt: skip
 FROM_ROOT = ("millrace._version.__version__", "millrace._lazy.lazy_face")
-"""What any folder may import from the root."""
+"""Names that any folder may import from the root."""
 
 MAX_FILE_LINES = 600
-"""A file is as long as its noun; one that is longer than this says why in its docstring (`Length: ...`)."""
+"""Most lines of a file; a longer file gives the reason in its docstring (`Length: ...`)."""
 
 MAX_ROOM_MODULES = 17
 MAX_FUNCTION_LINES = 60
@@ -59,13 +59,13 @@ class Module:
 
     @property
     def folder(self) -> str:
-        """The subpackage it belongs to; empty for the root."""
+        """The subpackage of the file; empty for the root."""
         parts = self.path.relative_to(ROOT).parts
         return parts[0] if len(parts) > 1 else ""
 
     @property
     def name(self) -> str:
-        """Its place in the tree, as tests print it."""
+        """The path of the file from the root, as tests print it."""
         return self.path.relative_to(ROOT).as_posix()
 
     @property
@@ -114,7 +114,7 @@ MODULES = [
 
 
 def findings(lines: Iterator[str]) -> str:
-    """Joins what a test found, so that one run shows all of it."""
+    """Joins the findings of a test, so that one run shows all of them."""
     return "\n".join(lines)
 
 
@@ -132,7 +132,7 @@ def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]
 
 
 def uses(module: Module, *names: str) -> Iterator[str]:
-    """Yields where a module uses one of the dotted names, as an attribute or by importing it."""
+    """Yields the places at which a module uses one of the dotted names, as an attribute or by importing it."""
     at = [(node.lineno, dotted(node)) for node in ast.walk(module.tree()) if isinstance(node, ast.Attribute)]
     for line, used in [*at, *module.imports()]:
         if any(used == name or used.startswith(f"{name}.") for name in names):
@@ -247,13 +247,13 @@ def test_functions_are_short() -> None:
 
 
 def is_device_code(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Whether a compiler other than Python's reads the function: those have no keyword-only parameters."""
+    """Returns whether a compiler other than Python's reads the function, which then has no keyword-only parameters."""
     decorators = {dotted(d.func if isinstance(d, ast.Call) else d) for d in function.decorator_list}
     return any(name.split(".")[0] in {"triton", "numba"} or name.endswith(("jit", "njit")) for name in decorators)
 
 
 def num_positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
-    """Returns how many parameters can be given by position, `self` apart."""
+    """Returns the number of parameters that can be given by position, without `self`."""
     parameters = [*function.args.posonlyargs, *function.args.args]
     return len([parameter for parameter in parameters if parameter.arg not in {"self", "cls"}])
 
@@ -334,7 +334,7 @@ def test_no_modules_import_each_other() -> None:
 
 
 def test_rooms_are_of_a_size_to_walk_through() -> None:
-    """A room holds a dozen modules or so; only a set of equals may hold more."""
+    """A room holds about a dozen modules; only a room whose modules are all of one kind may hold more."""
     equals = {"pipeline/stages/declared", "pipeline/commands", "engine/models/families"}
     counts = Counter(module.path.parent.relative_to(ROOT).as_posix() for module in MODULES if module.folder)
     wrong = (

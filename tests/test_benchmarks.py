@@ -1,6 +1,6 @@
-"""The benchmark scripts: they run at tiny sizes on a CPU, and their limits are those worked out by hand.
+"""The benchmark scripts: they run at tiny sizes on a CPU, and their limits equal limits computed by hand.
 
-What they measure here is not looked at.
+The tests do not look at the measured times.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Load = Callable[[str], ModuleType]
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Imports a file of benchmarks/ as its scripts do, by its bare name, and forgets all of them afterwards.
 
-    A module that has such a name already (`kernels` is one that transformers looks for) is put aside for the while.
+    A module that has such a name already (transformers looks for one named `kernels`) is removed for that time.
     """
     names = [path.stem for path in BENCHMARKS.glob("*.py")]
     aside = {name: sys.modules.pop(name) for name in names if name in sys.modules}
@@ -44,7 +44,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 @pytest.fixture
 def bare_environment(tmp_path: Path) -> dict[str, str]:
-    """The environment of a checkout that was not installed, on a machine without Ray and pydantic."""
+    """The environment variables of a checkout that is not installed, on a machine without Ray and pydantic."""
     (tmp_path / "millrace").symlink_to(ROOT)
     for name in ("ray", "pydantic"):
         (tmp_path / f"{name}.py").write_text("raise ModuleNotFoundError(f'{__name__} is not here', name=__name__)\n")
@@ -72,7 +72,7 @@ def test_a_warm_up_meets_every_batch_size_and_fills_no_cache_for_the_run(load: L
     workload = workloads.WORKLOADS[name](workloads.FULL)
     warm_up = workload.warm_up(16_384)
     assert list(map(len, warm_up.prompts)) == list(map(len, workload.prompts))
-    # The last to end is the first to start, and all have started before the first ends.
+    # The last request to end is the first to start, and all have started before the first one ends.
     assert [a - b for a, b in zip(warm_up.max_tokens, warm_up.max_tokens[1:], strict=False)] == [1] * 255
     assert min(warm_up.max_tokens) > workload.num_input_tokens / 16_384
     block = 16
@@ -253,7 +253,7 @@ def test_what_a_process_leaves_behind_is_waited_for(load: Load, tmp_path: Path) 
     leaver = f"import subprocess, sys; print('first'); subprocess.Popen([sys.executable, '-c', {left!r}])"
     run_it = f"run_to_the_end([sys.executable, '-c', {leaver!r}], os.environ)"
     script = f"import os, sys; from processes import run_to_the_end; print({run_it})"
-    # In a process of its own: what waits for all descendants would take them from pytest.
+    # In a process of its own, because the function waits for all descendants, and so would wait for those of pytest.
     done = subprocess.run([sys.executable, "-c", script], cwd=BENCHMARKS, capture_output=True, text=True, check=True)
     assert (tmp_path / "late").read_text()
     assert "code=0, printed='first" in done.stdout

@@ -1,4 +1,4 @@
-"""A whole job whose replica is killed half-way: no row lost, none doubled, none that depends on who ran it."""
+"""A whole job whose replica is killed half-way: no row is lost or doubled, and no row depends on its replica."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MAX_TOKENS = 12
 
 
 def sampling(row_id: int) -> dict[str, Any]:
-    """Sampling parameters of a row: random, with a seed of its own."""
+    """Returns the sampling parameters of a row: random draws, with a seed of its own."""
     return {"temperature": 0.8, "seed": row_id, "max_tokens": MAX_TOKENS, "ignore_eos": True}
 
 
 def prompt(row_id: int) -> str:
-    """Prompts of many lengths, some with a common beginning."""
+    """Returns the prompt of a row: prompts have many lengths, and some share a beginning."""
     return ("a common beginning of " * (row_id % 3)) + f"row {row_id} " + "x" * (row_id % 17)
 
 
@@ -46,7 +46,7 @@ def engine_config(model: Path, **kwargs: Any) -> vLLMEngineProcessorConfig:
 
 
 class KillOnce(threading.Thread):
-    """Kills the first replica's process, with SIGKILL, once it has generated half of what the job asks for."""
+    """Kills the first replica's process, with SIGKILL, once it has generated half of the job's tokens."""
 
     def __init__(self, processor: Any, num_tokens: int) -> None:
         super().__init__(daemon=True)

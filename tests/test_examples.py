@@ -52,7 +52,7 @@ SHOWN = {
     "17_classification": '"label": "invoice", "probability": 0.',
     "18_structured_output": '{"line": "Thank you for your visit!", "answer": "{\\"invoice\\":',
 }
-"""What a scenario must show, where any answer at all would not do."""
+"""Text that the output of a scenario must contain."""
 
 
 def test_there_are_examples() -> None:
@@ -70,7 +70,7 @@ def test_example_runs(script: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def scenarios(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What became of the scenarios that were selected: all run in one process, on one Ray, one after the other."""
+    """The results of the selected scenarios, which run one after the other in one process, on one Ray."""
     params = [item.callspec.params for item in request.session.items if "scenarios" in item.fixturenames]
     scripts = [str(ROOT / "examples" / "ray_data_llm" / f"{one['name']}.py") for one in params]
     command = [sys.executable, "-P", "-c", RUN_SCENARIOS, *scripts]

@@ -1,4 +1,4 @@
-"""What the README shows works: its Python runs, its commands exist."""
+"""The examples of the README work: its Python code runs, and its commands exist."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Run the trained model on many lines by plain batched greedy decoding, and count the exact answers.
+"""Runs the trained model on many lines by plain batched greedy decoding, and counts the exact answers.
 
     python examples/invoices/greedy.py --dtype bfloat16
 
-This answers the bundled job with transformers alone, as something to compare other engines with.
+The script answers the bundled job with transformers alone, so that other engines can be compared with it.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from tokenizer import prompt_text
 def answer_lines(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, lines: Sequence[str], batch: int = 128
 ) -> list[str]:
-    """Return the model's greedy answer to each line, in the order given.
+    """Returns the model's greedy answer to each line, in the order given.
 
     Args:
         model: The model, in the dtype to decode in.
         tokenizer: Its tokenizer.
         lines: The invoice lines.
-        batch: How many lines to decode together; lines of like length share a batch.
+        batch: How many lines to decode together; lines of similar length share a batch.
     """
     prompts = tokenizer([prompt_text(tokenizer, line) for line in lines])["input_ids"]
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
@@ -44,10 +44,10 @@ def answer_lines(
 
 
 def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples: Sequence[Sample]) -> dict[str, float]:
-    """Return the share of samples answered exactly, overall and by field.
+    """Returns the share of samples answered exactly, overall and by field.
 
-    A text that is not, character for character, the JSON asked for may still have right fields; `text` counts the
-    answers that are identical to the last character.
+    A text that differs from the expected JSON may still have right fields; `text` is the share of answers that are
+    identical to it in every character.
     """
     model.eval()
     texts = answer_lines(model, tokenizer, [sample.line for sample in samples])
@@ -57,7 +57,7 @@ def evaluate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, samples
 
 
 def main() -> None:
-    """Answer every line of `invoices.parquet` and print the score."""
+    """Answers every line of `invoices.parquet` and print the score."""
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=here / "model")

@@ -1,7 +1,7 @@
-"""Draw messy invoice lines together with the one right answer.
+"""Draws messy invoice lines, each with its one right answer.
 
 Every line holds an invoice number, a date and an amount of money, written in one of several thousand layouts, often
-among other numbers. What could be read in two ways is settled by these rules, so that a perfect reader scores 100 %:
+among other numbers. These rules decide between possible readings, so that a perfect reader scores 100 %:
 
 * Dates of digits only are year first (2024-03-09, 2024/03/09) or day first (9.3.2024, 09/03/24). Years are 2019-2029.
 * A separator before exactly two final digits is the decimal sign; all others group thousands: 1.204 is 1204.00.
@@ -81,7 +81,7 @@ class Sample(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A line before its values are in: templates with {i} {d} {a} {n} {c}, and what stands between them."""
+    """A line without its values: templates with {i} {d} {a} {n} {c}, and the separator between them."""
 
     parts: list[str]
     separator: str
@@ -89,17 +89,17 @@ class Frame(NamedTuple):
 
 
 def answer_text(answer: dict[str, str]) -> str:
-    """Return the answer as the model writes it: one line of JSON, keys in the order of `FIELDS`."""
+    """Returns the answer as the model writes it: one line of JSON, keys in the order of `FIELDS`."""
     return json.dumps({field: answer[field] for field in FIELDS})
 
 
 def is_held_out(layout: str) -> bool:
-    """Tell whether a layout, one in eight, is kept away from training."""
+    """Returns whether a layout is kept away from training, as one in eight is."""
     return zlib.crc32(layout.encode()) % 8 == 0
 
 
 def stream(seed: int, held_out: bool) -> Iterator[Sample]:
-    """Yield samples without end, all from layouts that training uses or all from layouts that it never sees.
+    """Yields samples without end, all from layouts that training uses or all from layouts that it never sees.
 
     Args:
         seed: The same seed yields the same samples.
@@ -113,7 +113,7 @@ def stream(seed: int, held_out: bool) -> Iterator[Sample]:
 
 
 def make_line(rng: random.Random) -> Sample:
-    """Draw one line: the facts, a frame, a style for each value, then noise and slips of the typist.
+    """Draws one line: the facts, a frame, a style for each value, then noise and slips of the typist.
 
     Args:
         rng: The source of all randomness.
@@ -144,7 +144,7 @@ def _frame(rng: random.Random, language: Language) -> Frame:
 
 
 def _labelled(rng: random.Random, language: Language) -> Frame:
-    """Three labelled values in any order: `Inv #4821 - due 3 March 2024 - total USD 1,204.50`."""
+    """Returns three labelled values in any order: `Inv #4821 - due 3 March 2024 - total USD 1,204.50`."""
     if rng.random() < 0.2:
         language = LANGUAGES["en"]
     labels = {"i": rng.choice(language.invoice), "d": rng.choice(language.due), "a": rng.choice(language.total)}
@@ -160,13 +160,13 @@ def _label(rng: random.Random, label: str) -> str:
 
 
 def _sentence(rng: random.Random, language: Language) -> Frame:
-    """One sentence in the language of the line: `Please pay $10.00 by 3 March 2024 for invoice 4821`."""
+    """Returns one sentence in the language of the line: `Please pay $10.00 by 3 March 2024 for invoice 4821`."""
     template = rng.choice(language.sentences)
     return Frame([template + rng.choice(("", "", ".", "!"))], rng.choice((" - ", " | ", " / ", "; ", " -- ")), template)
 
 
 def _bare(rng: random.Random, language: Language) -> Frame:
-    """Three values without labels; between mere blanks the invoice number keeps a `#` to tell it from the sum."""
+    """Returns three values without labels; where only blanks separate them, the invoice number keeps a `#`."""
     order, separator = rng.sample("ida", 3), rng.choice(SEPARATORS)
     mark = "#" if separator.isspace() or rng.random() < 0.5 else ""
     parts = [mark * (slot == "i") + f"{{{slot}}}" for slot in order]
@@ -174,7 +174,7 @@ def _bare(rng: random.Random, language: Language) -> Frame:
 
 
 def _record(rng: random.Random, language: Language) -> Frame:
-    """A line that some other program wrote: `inv=4821&due=2024-03-03&total=1204.50&cur=USD`."""
+    """Returns a line as another program writes it: `inv=4821&due=2024-03-03&total=1204.50&cur=USD`."""
     template = rng.choice(RECORDS)
     return Frame([template], rng.choice((" - ", " | ", " / ", " # ")), template)
 
@@ -184,7 +184,7 @@ def _day(rng: random.Random) -> date:
 
 
 def _date_style(rng: random.Random, language: Language) -> tuple[str, tuple[str, ...]]:
-    """Return a pattern and the month names to use in it."""
+    """Returns a pattern and the month names to use in it."""
     if rng.random() < 0.3:
         return rng.choice(NUMBER_DATES), language.months
     if rng.random() < 0.2:
@@ -203,12 +203,12 @@ def _date(day: date, pattern: str, months: tuple[str, ...]) -> str:
 
 
 def _cents(rng: random.Random) -> int:
-    """Draw a sum from 1.00 up to, but not including, 1,000,000.00, every number of digits about as often."""
+    """Draws a sum from 1.00 up to, but not including, 1,000,000.00, every number of digits about as often."""
     return int(10 ** rng.uniform(2, 8))
 
 
 def _amount_style(rng: random.Random, code: str, frame: Frame) -> tuple[str, str]:
-    """Draw the separators; no blank groups thousands where blanks also stand between the values."""
+    """Draws the separators; no blank groups thousands where blanks also stand between the values."""
     blank_is_taken = frame.separator.isspace()
     while True:
         group, sign = rng.choice(AMOUNT_STYLES)
@@ -222,7 +222,7 @@ def _amount(cents: int, group: str, sign: str) -> str:
 
 
 def _money(rng: random.Random, number: str, code: str) -> str:
-    """Put the currency before the number as a sign or code, or after it as a sign, code or word."""
+    """Puts the currency before the number as a sign or code, or after it as a sign, code or word."""
     currency = CURRENCIES[code]
     draw = rng.random()
     if draw < 0.5:
@@ -233,13 +233,13 @@ def _money(rng: random.Random, number: str, code: str) -> str:
 
 
 def _fill(rng: random.Random, pattern: str, letters: tuple[str, ...] = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")) -> str:
-    """Replace each # by a digit and each @ by one of the letters, or groups of letters."""
+    """Replaces each # by a digit and each @ by one of the letters, or groups of letters."""
     digits = re.sub("#", lambda _: rng.choice("0123456789"), pattern)
     return re.sub("@", lambda _: rng.choice(letters), digits)
 
 
 def _with_noise(rng: random.Random, parts: list[str], separator: str, code: str, language: Language) -> list[str]:
-    """Put up to two parts that are none of the answer among the others; words only if blanks separate the parts."""
+    """Adds up to two parts that do not belong to the answer; words only if blanks separate the parts."""
     parts = list(parts)
     for _ in range(rng.choice((0, 0, 1, 1, 2))):
         kinds = (_word_noise,) if separator.isspace() else NOISE_KINDS
@@ -268,7 +268,7 @@ NOISE_KINDS = (_word_noise, _number_noise, _number_noise, _date_noise, _sum_nois
 
 
 def _slips(rng: random.Random, line: str) -> str:
-    """Let the typist lose accents or capitals and lose or double blanks, never so that a value changes."""
+    """Removes accents, capitals or blanks, or doubles blanks, as a typist may, and never changes a value."""
     if rng.random() < 0.15:
         line = "".join(c for c in unicodedata.normalize("NFD", line) if not unicodedata.combining(c))
     draw = rng.random()

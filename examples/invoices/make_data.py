@@ -1,9 +1,9 @@
-"""Write the input of the bundled job, and the right answers, as two Parquet files.
+"""Writes the input of the bundled job, and the right answers, as two Parquet files.
 
     python examples/invoices/make_data.py
 
-Every line is in a layout that training never uses. That no line is also a training or validation line is checked, not
-assumed.
+Every line is in a layout that training never uses. The script checks that no line is also a training or
+validation line.
 """
 
 import argparse
@@ -20,7 +20,7 @@ USED = {TRAIN_SEED: 400_000, TOKENIZER_SEED: 60_000, VALIDATION_SEED: 2_000}
 
 
 def job_samples(rows: int) -> list[Sample]:
-    """Return distinct held-out samples.
+    """Returns distinct held-out samples.
 
     Args:
         rows: How many to return.
@@ -40,7 +40,7 @@ def job_samples(rows: int) -> list[Sample]:
 
 
 def main() -> None:
-    """Write `invoices.parquet` and `expected.parquet`."""
+    """Writes `invoices.parquet` and `expected.parquet`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--rows", type=int, default=6000)

@@ -1,8 +1,9 @@
-"""Compare the answers of a finished job with the right ones.
+"""Compares the answers of a finished job with the right answers.
 
     python examples/invoices/score.py OUTPUT_FOLDER [--expected examples/invoices/expected.parquet] [--at-least 0.98]
 
-It exits with 1 if a row is missing, or if fewer answers than asked for have all four fields right.
+The script exits with 1 if a row is missing, or if the share of answers with all four fields right is below
+`--at-least`.
 
 The output is a Parquet file, or a folder of them, with a column `id` and either `generated_text` (the JSON the model
 wrote) or the four fields as columns of their own.
@@ -20,7 +21,7 @@ FIELDS = ("invoice", "date", "amount", "currency")
 
 
 def parse(text: str | None) -> dict[str, Any]:
-    """Read the JSON object a model wrote; anything else reads as an object without fields."""
+    """Reads the JSON object a model wrote; any other text gives an object without fields."""
     try:
         value = json.loads(text or "")
     except json.JSONDecodeError:
@@ -29,11 +30,11 @@ def parse(text: str | None) -> dict[str, Any]:
 
 
 def compare(answers: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the share of right answers: `exact` for all four fields at once, then field by field.
+    """Returns the share of right answers: `exact` for all four fields at once, then field by field.
 
     Args:
-        answers: What was answered, row by row.
-        expected: What is right, in the same order.
+        answers: The answers, row by row.
+        expected: The right answers, in the same order.
     """
     right = [{f: f in a and a[f] == e[f] for f in FIELDS} for a, e in zip(answers, expected, strict=True)]
     count = max(len(right), 1)
@@ -42,17 +43,17 @@ def compare(answers: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]
 
 
 def score(output_rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Match rows by `id` and compare them; a missing row counts as wrong, a doubled or unknown one is an error.
+    """Matches rows by `id` and compare them; a missing row counts as wrong, and a doubled or unknown row is an error.
 
     Args:
         output_rows: Rows with `id` and `generated_text`, or with `id` and the four fields.
         expected: Rows with `id` and the four fields.
 
     Returns:
-        What `compare` returns, and the number of expected `rows` and of `missing` ones.
+        The result of `compare`, and the numbers of expected `rows` and of `missing` rows.
 
     Raises:
-        ValueError: If an id stands twice in the output, or is not among the expected ones.
+        ValueError: If an id is twice in the output, or is not among the expected ids.
     """
     answers = {row["id"]: parse(row["generated_text"]) if "generated_text" in row else row for row in output_rows}
     if len(answers) != len(output_rows):
@@ -64,7 +65,7 @@ def score(output_rows: Sequence[dict[str, Any]], expected: Sequence[dict[str, An
 
 
 def main() -> None:
-    """Read both sides from Parquet and print the result."""
+    """Reads both sides from Parquet and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="Parquet file or folder that the job wrote")
     parser.add_argument("--expected", type=Path, default=Path(__file__).parent / "expected.parquet")

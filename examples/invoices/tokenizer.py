@@ -1,6 +1,6 @@
 """The tokenizer of the invoice model: byte-level BPE in which every digit is a token of its own.
 
-A number is then spelled the same way wherever it stands, which makes copying it easy to learn. The fixed pieces of the
+So a number has the same tokens in every place, and the model learns easily to copy it. The fixed pieces of the
 answer (`{"invoice": "` and so on) are kept whole, so that an answer is short.
 """
 
@@ -19,12 +19,12 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """Learn the merges from texts and wrap the result for transformers.
+    """Learns the merges from texts and wraps the result for transformers.
 
     Args:
         texts: Whole conversations, prompt and answer.
-        vocab_size: How many tokens there are in all: special ones, the 256 bytes and the merges.
-        max_length: The longest sequence the model takes.
+        vocab_size: Number of all tokens: special tokens, the 256 bytes and the merges.
+        max_length: Most tokens of a sequence of the model.
 
     Returns:
         A tokenizer that encodes any string and carries the chat template.
@@ -56,6 +56,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> P
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerFast, line: str) -> str:
-    """Return the conversation up to where the model begins to write."""
+    """Returns the text of a conversation up to the beginning of the model's answer."""
     messages = [{"role": "user", "content": line}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -1,4 +1,4 @@
-"""Train the invoice model from nothing: make the text, the tokenizer and the model, and measure it.
+"""Trains the invoice model from nothing: makes the text, the tokenizer and the model, and measures it.
 
     python examples/invoices/train.py --out examples/invoices/model
 
@@ -28,7 +28,7 @@ WARMUP, WEIGHT_DECAY, IGNORED = 200, 0.05, -100
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Train the tokenizer on conversations as the model will see them."""
+    """Trains the tokenizer on conversations in the form that the model reads."""
 
     def conversation(sample: Sample) -> str:
         return f"<|im_start|>user\n{sample.line}{END}\n<|im_start|>assistant\n{answer_text(sample.answer)}"
@@ -38,7 +38,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """Make the untrained model: six layers of the Qwen3 shape."""
+    """Makes the untrained model: six layers of the Qwen3 shape."""
     torch.manual_seed(WEIGHT_SEED)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -59,7 +59,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, rows: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield batches of token ids and labels without end; samples of like length share a batch.
+    """Yields batches of token ids and labels without end; samples of similar length share a batch.
 
     Args:
         tokenizer: Turns conversations into ids.
@@ -74,14 +74,14 @@ def batches(tokenizer: PreTrainedTokenizerFast, rows: int) -> Iterator[tuple[tor
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, samples: list[Sample]) -> list[tuple[list[int], int]]:
-    """Return each sample's token ids and how many of them are the prompt."""
+    """Returns each sample's token ids and the number of its prompt tokens."""
     prompts = tokenizer([prompt_text(tokenizer, sample.line) for sample in samples])["input_ids"]
     answers = tokenizer([answer_text(sample.answer) + END for sample in samples])["input_ids"]
     return [(prompt + answer, len(prompt)) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def collate(pairs: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad on the right; labels are the ids of the answers, and IGNORED elsewhere."""
+    """Pads on the right; labels are the ids of the answers, and IGNORED elsewhere."""
     longest = max(len(ids) for ids, _ in pairs)
     ids = torch.full((len(pairs), longest), pad)
     labels = torch.full((len(pairs), longest), IGNORED)
@@ -92,10 +92,10 @@ def collate(pairs: list[tuple[list[int], int]], pad: int) -> tuple[torch.Tensor,
 
 
 def answer_loss(body: nn.Module, head: nn.Module, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean loss over the answers' tokens, from the model's layers (`body`) and its output matrix (`head`).
+    """Returns the mean loss over the answers' tokens, from the model's layers (`body`) and its output matrix (`head`).
 
-    Padding stands on the right, where a causal model cannot look, so no attention mask is needed; and the vocabulary
-    is only computed where a label is.
+    Padding is on the right, and a causal model reads only to the left, so no attention mask is needed. Logits are
+    computed only at positions with a label.
     """
     targets = labels[:, 1:]
     wanted = targets != IGNORED
@@ -106,7 +106,7 @@ def answer_loss(body: nn.Module, head: nn.Module, ids: torch.Tensor, labels: tor
 
 
 def rate(step: int, steps: int, peak: float) -> float:
-    """Return the learning rate: a straight climb, then half a cosine down to zero."""
+    """Returns the learning rate: a linear rise, then half a cosine down to zero."""
     if step < WARMUP:
         return peak * (step + 1) / WARMUP
     return peak / 2 * (1 + math.cos(math.pi * (step - WARMUP) / (steps - WARMUP)))
@@ -115,13 +115,13 @@ def rate(step: int, steps: int, peak: float) -> float:
 def fit(
     model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, plan: argparse.Namespace, checkpoint: Path
 ) -> None:
-    """Run the training loop, printing the loss, the held-out accuracy and the time to go.
+    """Runs the training loop, printing the loss, the held-out accuracy and the time to go.
 
     Args:
         model: Trained in place.
         tokenizer: Its tokenizer.
         plan: The number of `steps`, the `rows` in a step, the highest `rate`, and whether to run `compiled`.
-        checkpoint: Written every 250 steps; a run that finds it goes on from there.
+        checkpoint: File that is written every 250 steps; a run that finds it continues from it.
     """
     body = torch.compile(model.model, dynamic=True) if plan.compiled else model.model
     optimizer = make_optimizer(model)
@@ -151,7 +151,7 @@ def fit(
 
 
 def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Load the checkpoint, if there is one, and return the step to begin with."""
+    """Loads the checkpoint, if there is one, and returns the step to begin with."""
     if not checkpoint.exists():
         return 0
     state = torch.load(checkpoint)
@@ -161,7 +161,7 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
 
 
 def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """Return AdamW with weight decay on the matrices, and none on the norms' vectors."""
+    """Returns AdamW with weight decay on the matrices, and none on the norms' vectors."""
     matrices = [weight for weight in model.parameters() if weight.dim() > 1]
     vectors = [weight for weight in model.parameters() if weight.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
@@ -169,17 +169,17 @@ def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def validation_samples(count: int) -> list[Sample]:
-    """Return lines in layouts that training never uses; other ones than those of the bundled job."""
+    """Returns lines in layouts that training never uses; none of them is a line of the bundled job."""
     return list(islice(stream(VALIDATION_SEED, held_out=True), count))
 
 
 def shares(result: dict[str, float]) -> str:
-    """Return accuracies as text."""
+    """Returns accuracies as text."""
     return "  ".join(f"{name} {share:.2%}" for name, share in result.items())
 
 
 def main() -> None:
-    """Train, save in bfloat16, and measure what was saved in both precisions."""
+    """Trains the model, saves it in bfloat16, and measures the saved weights in both precisions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "model")
     parser.add_argument(
@@ -205,7 +205,7 @@ def main() -> None:
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write weights in bfloat16, configuration and tokenizer in the form that transformers loads."""
+    """Writes weights in bfloat16, configuration and tokenizer in the form that transformers loads."""
     model.generation_config = GenerationConfig(
         do_sample=False,
         max_new_tokens=64,

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Language(NamedTuple):
-    """What one language says on an invoice; `short` months may be empty, the others may not."""
+    """The words of one language on an invoice. Only `short` months may be empty."""
 
     months: tuple[str, ...]
     short: tuple[str, ...]
@@ -16,7 +16,7 @@ class Language(NamedTuple):
 
 
 class Currency(NamedTuple):
-    """The ways to write one currency: signs stand before or after the amount, words only after it."""
+    """The ways to write one currency: signs come before or after the amount, words only after it."""
 
     signs: tuple[str, ...]
     words: tuple[str, ...]

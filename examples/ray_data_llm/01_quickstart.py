@@ -1,4 +1,4 @@
-"""The least that is needed: a model, what to ask about a row, and what to keep of the answer.
+"""The smallest script: a model, a function that makes the request of a row, and one that keeps the answer.
 
 python examples/ray_data_llm/01_quickstart.py
 """
@@ -17,7 +17,7 @@ LINES = [
 
 
 def main() -> None:
-    """Read three lines."""
+    """Reads three invoice lines with the model."""
     config = vLLMEngineProcessorConfig(model_source="bundled:invoices")
     with build_processor(
         config,

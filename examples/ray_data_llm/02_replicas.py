@@ -1,4 +1,4 @@
-"""How many copies of the model work: exactly n, or from one to n as there is work.
+"""The number of replicas of the model: exactly n, or from one to n, following the work.
 
 python examples/ray_data_llm/02_replicas.py
 """
@@ -18,7 +18,7 @@ LINES = [
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to ask the model about a row."""
+    """Returns the conversation and the sampling parameters of a row."""
     return {
         "messages": [{"role": "user", "content": row["item"]}],
         "sampling_params": {"temperature": 0, "max_tokens": 64},
@@ -26,12 +26,12 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what a row of the result holds."""
+    """Returns the columns of a row of the result."""
     return {"line": row["item"], "answer": row["generated_text"]}
 
 
 def main() -> None:
-    """Read the lines with a fixed pool, then with one that may grow."""
+    """Reads the lines with a fixed pool, then with a pool that may grow."""
     for concurrency in (1, (1, 1), (1, 2)):
         config = vLLMEngineProcessorConfig(model_source="bundled:invoices", concurrency=concurrency, batch_size=64)
         print("concurrency", concurrency, "is", config.min_replicas, "to", config.num_replicas, "replicas")

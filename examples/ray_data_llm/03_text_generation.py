@@ -18,7 +18,7 @@ ROWS: list[dict[str, Any]] = [
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to ask the model about a row; the second row writes the prompt out, as the chat template would."""
+    """Returns the request of a row; that of the second row is a prompt in the form that the chat template gives."""
     sampling = {"temperature": row["temperature"], "max_tokens": 64, "n": row["n"]}
     if row["id"] == 1:
         prompt = f"<|im_start|>user\n{row['line']}<|im_end|>\n<|im_start|>assistant\n"
@@ -27,13 +27,13 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Keep every answer of a row that asked for several."""
+    """Returns every answer of a row that asks for several."""
     answers = [one["text"] for one in row["outputs"] or []] or [row["generated_text"]]
     return {"id": row["id"], "answers": answers, "finish_reason": row["finish_reason"]}
 
 
 def main() -> None:
-    """Read three lines, the last one three times."""
+    """Reads three lines, with three answers to the last line."""
     config = vLLMEngineProcessorConfig(model_source="bundled:invoices", batch_size=64)
     with build_processor(config, preprocess=preprocess, postprocess=postprocess) as processor:
         for row in processor(ray.data.from_items(ROWS)).take_all():

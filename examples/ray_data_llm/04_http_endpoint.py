@@ -1,4 +1,4 @@
-"""Rows to an endpoint that speaks OpenAI's protocol; here a small server stands in for it.
+"""Sends rows to an endpoint with OpenAI's protocol; here a small server takes its place.
 
 python examples/ray_data_llm/04_http_endpoint.py
 """
@@ -30,21 +30,21 @@ class Parrot(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: Any) -> None:
-        """Keeps quiet."""
+        """Writes no log."""
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to post."""
+    """Returns the payload to post."""
     return {"payload": {"model": "parrot", "messages": [{"role": "user", "content": row["item"]}]}}
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to keep of the response."""
+    """Returns the columns to keep of the response."""
     return {"word": row["item"], "answer": row["http_response"]["choices"][0]["message"]["content"]}
 
 
 def main() -> None:
-    """Start the server and ask it."""
+    """Starts the server and sends it the rows."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Parrot) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         config = HttpRequestProcessorConfig(

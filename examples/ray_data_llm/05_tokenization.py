@@ -1,4 +1,4 @@
-"""Tokens made in stages of their own, on other processes than the engine, or inside the engine.
+"""Tokenizes in stages of their own, in other processes than the engine, or inside the engine.
 
 python examples/ray_data_llm/05_tokenization.py
 """
@@ -18,7 +18,7 @@ LINES = [
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to ask the model about a row."""
+    """Returns the conversation and the sampling parameters of a row."""
     return {
         "messages": [{"role": "user", "content": row["item"]}],
         "sampling_params": {"temperature": 0, "max_tokens": 64},
@@ -26,12 +26,12 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what a row of the result holds."""
+    """Returns the columns of a row of the result."""
     return {"line": row["item"], "answer": row["generated_text"]}
 
 
 def main() -> None:
-    """Read the lines both ways; the answers are the same."""
+    """Reads the lines both ways; the answers are the same."""
     for apart in (True, False):
         config = vLLMEngineProcessorConfig(
             model_source="bundled:invoices",

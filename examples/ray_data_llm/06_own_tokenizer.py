@@ -1,4 +1,4 @@
-"""A tokenizer that the stages do not know, as `map_batches` of your own around the processor.
+"""Uses a tokenizer that the stages do not know, in `map_batches` calls of your own around the processor.
 
 python examples/ray_data_llm/06_own_tokenizer.py
 """
@@ -20,7 +20,7 @@ LINES = [
 
 
 class Tokenize:
-    """Turns lines into tokens with whatever library they need; here it is the one of the model itself."""
+    """Turns lines into tokens with any library; here with the tokenizer of the model itself."""
 
     def __init__(self) -> None:
         from transformers import AutoTokenizer
@@ -37,16 +37,16 @@ class Tokenize:
 
 
 class Detokenize(Tokenize):
-    """Turns tokens into answers."""
+    """Turns tokens into the text of answers."""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Keeps lines and answers."""
+        """Returns the lines and their answers."""
         texts = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in batch["generated_tokens"]]
         return {"line": batch["item"], "answer": np.array(texts, dtype=object)}
 
 
 def main() -> None:
-    """Tokenise, generate, detokenise."""
+    """Tokenises, generates and detokenises the lines."""
     config = vLLMEngineProcessorConfig(
         model_source="bundled:invoices", chat_template_stage=False, tokenize_stage=False, detokenize_stage=False
     )

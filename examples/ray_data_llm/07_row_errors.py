@@ -1,4 +1,4 @@
-"""A row that cannot be done becomes a row with its reason; the others go through.
+"""A row that fails becomes a row with the reason of its error; all other rows have results.
 
 python examples/ray_data_llm/07_row_errors.py
 """
@@ -19,7 +19,7 @@ LINES = [
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to ask the model; an error here is the row's own, too."""
+    """Returns the request of a row; an exception raised here is an error of the row too."""
     if not row["item"]:
         raise ValueError("this line is empty")
     return {
@@ -29,7 +29,7 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the lines, then tell the good rows from the bad."""
+    """Reads the lines, then separates good rows from error rows."""
     config = vLLMEngineProcessorConfig(model_source="bundled:invoices", should_continue_on_error=True)
     with build_processor(
         config, preprocess=preprocess, postprocess=lambda row: {"item": row["item"], "answer": row["generated_text"]}

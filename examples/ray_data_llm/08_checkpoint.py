@@ -1,4 +1,4 @@
-"""A job that goes on where it ended, with Ray Data's own checkpoints: rows need an id that is kept.
+"""A job that continues where it stopped, with Ray Data's own checkpoints: rows need an id column that is kept.
 
 `millrace run` and `millrace resume` need neither an id nor a format that Ray reads by itself.
 
@@ -18,7 +18,7 @@ from millrace.pipeline import build_processor, vLLMEngineProcessorConfig
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to ask the model about a row."""
+    """Returns the conversation and the sampling parameters of a row."""
     return {
         "messages": [{"role": "user", "content": row["line"]}],
         "sampling_params": {"temperature": 0, "max_tokens": 64},
@@ -26,12 +26,12 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Keep the id, by which a row is known as done."""
+    """Returns the answer and the id, by which the checkpoint knows finished rows."""
     return {"id": row["id"], "answer": row["generated_text"]}
 
 
 def run(folder: Path, num_rows: int) -> None:
-    """Answer the rows of the input that have no answer yet."""
+    """Answers the rows of the input that have no answer yet."""
     lines = [{"id": index, "line": f"Invoice {index:04} / 2024-12-01 / USD {index}.50"} for index in range(num_rows)]
     (folder / "in").mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(lines), folder / "in" / "lines.parquet")
@@ -42,7 +42,7 @@ def run(folder: Path, num_rows: int) -> None:
 
 
 def main() -> None:
-    """Answer 20 rows, then the 20 that came meanwhile."""
+    """Answers 20 rows, then the 20 rows that were added."""
     context = ray.data.DataContext.get_current()
     with tempfile.TemporaryDirectory() as folder:
         context.checkpoint_config = CheckpointConfig(

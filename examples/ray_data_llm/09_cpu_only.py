@@ -1,4 +1,4 @@
-"""On a machine without a GPU: nothing to say, or, as in a cluster that has both, say it.
+"""Runs on CPUs: without any setting on a machine without a GPU, and by a setting in a cluster that has both.
 
 python examples/ray_data_llm/09_cpu_only.py
 """
@@ -18,7 +18,7 @@ LINES = [
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to ask the model about a row."""
+    """Returns the conversation and the sampling parameters of a row."""
     return {
         "messages": [{"role": "user", "content": row["item"]}],
         "sampling_params": {"temperature": 0, "max_tokens": 64},
@@ -26,12 +26,12 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what a row of the result holds."""
+    """Returns the columns of a row of the result."""
     return {"line": row["item"], "answer": row["generated_text"]}
 
 
 def main() -> None:
-    """Read the lines with a replica that takes half a CPU of the cluster."""
+    """Reads the lines with a replica that takes half a CPU of the cluster."""
     config = vLLMEngineProcessorConfig(
         model_source="bundled:invoices",
         engine_kwargs={"device": "cpu", "distributed_executor_backend": "mp"},

@@ -1,4 +1,4 @@
-"""One model in two processes that share its layers; on GPUs each would have one of its own.
+"""Runs one model in two processes, each with a part of every layer; with GPUs each process would have its own.
 
 python examples/ray_data_llm/10_model_parallel.py
 """
@@ -18,7 +18,7 @@ LINES = [
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to ask the model about a row."""
+    """Returns the conversation and the sampling parameters of a row."""
     return {
         "messages": [{"role": "user", "content": row["item"]}],
         "sampling_params": {"temperature": 0, "max_tokens": 64},
@@ -26,12 +26,12 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what a row of the result holds."""
+    """Returns the columns of a row of the result."""
     return {"line": row["item"], "answer": row["generated_text"]}
 
 
 def main() -> None:
-    """Read the lines with two ranks of one replica, on one node."""
+    """Reads the lines with two ranks of one replica, on one node."""
     config = vLLMEngineProcessorConfig(
         model_source="bundled:invoices",
         engine_kwargs={"device": "cpu", "tensor_parallel_size": 2},

@@ -1,4 +1,4 @@
-"""What each stage takes and how: rows at once, CPUs, processes, another tokenizer, a template's variables.
+"""The settings of each stage: rows of a call, CPUs, processes, another tokenizer, variables of the chat template.
 
 python examples/ray_data_llm/11_stage_settings.py
 """
@@ -18,7 +18,7 @@ LINES = [
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to ask the model about a row."""
+    """Returns the conversation and the sampling parameters of a row."""
     return {
         "messages": [{"role": "user", "content": row["item"]}],
         "sampling_params": {"temperature": 0, "max_tokens": 64},
@@ -26,12 +26,12 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what a row of the result holds."""
+    """Returns the columns of a row of the result."""
     return {"line": row["item"], "answer": row["generated_text"]}
 
 
 def main() -> None:
-    """Read the lines with every stage set up."""
+    """Reads the lines with settings for every stage."""
     config = vLLMEngineProcessorConfig(
         model_source="bundled:invoices",
         batch_size=64,

@@ -1,4 +1,4 @@
-"""What keeps the engines full: rows in flight, and blocks under way that they come from.
+"""The settings that keep engines busy: rows in flight, and row blocks under way.
 
 python examples/ray_data_llm/12_tuning.py
 """
@@ -18,7 +18,7 @@ LINES = [
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to ask the model about a row."""
+    """Returns the conversation and the sampling parameters of a row."""
     return {
         "messages": [{"role": "user", "content": row["item"]}],
         "sampling_params": {"temperature": 0, "max_tokens": 64},
@@ -26,12 +26,12 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what a row of the result holds."""
+    """Returns the columns of a row of the result."""
     return {"line": row["item"], "answer": row["generated_text"]}
 
 
 def main() -> None:
-    """Read the lines with every bound set by hand; without them they follow from the engine's places."""
+    """Reads the lines with every limit set by hand; the defaults follow from `max_num_seqs` of the engine."""
     config = vLLMEngineProcessorConfig(
         model_source="bundled:invoices",
         batch_size=32,

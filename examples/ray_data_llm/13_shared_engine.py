@@ -1,4 +1,4 @@
-"""Two processors that ask different things of one engine: it is started once and serves both.
+"""Two processors with different requests share one engine, which is started once.
 
 python examples/ray_data_llm/13_shared_engine.py
 """
@@ -18,7 +18,7 @@ LINES = [
 
 
 def preprocess(row: dict[str, Any], max_tokens: int) -> dict[str, Any]:
-    """Say what to ask the model about a row."""
+    """Returns the conversation and the sampling parameters of a row."""
     return {
         "messages": [{"role": "user", "content": row["item"]}],
         "sampling_params": {"temperature": 0, "max_tokens": max_tokens},
@@ -26,7 +26,7 @@ def preprocess(row: dict[str, Any], max_tokens: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the lines twice: in short, and in full."""
+    """Reads the lines twice: with short answers, and with full answers."""
     config = vLLMEngineProcessorConfig(model_source="bundled:invoices")
     arguments = [{"fn_kwargs": {"max_tokens": max_tokens}} for max_tokens in (16, 64)]
     with (

@@ -1,4 +1,4 @@
-"""A second question about the first answer: two processors one behind the other, on one engine.
+"""Asks a second question about the first answer: two processors, one after the other, share one engine.
 
 python examples/ray_data_llm/14_multi_turn.py
 """
@@ -20,28 +20,28 @@ SAMPLING = {"temperature": 0, "max_tokens": 64}
 
 
 def first_turn(row: dict[str, Any]) -> dict[str, Any]:
-    """Ask about the line."""
+    """Returns the request of the first question."""
     return {"messages": [{"role": "user", "content": row["item"]}], "sampling_params": SAMPLING}
 
 
 def keep_first(row: dict[str, Any]) -> dict[str, Any]:
-    """Pass the conversation on."""
+    """Returns the conversation with the first answer, for the next processor."""
     turns = [*row["messages"], {"role": "assistant", "content": row["generated_text"]}]
     return {"item": row["item"], "conversation": turns}
 
 
 def second_turn(row: dict[str, Any]) -> dict[str, Any]:
-    """Ask again, with all that was said before."""
+    """Returns the request of the second question, with the conversation so far."""
     return {"messages": [*row["conversation"], {"role": "user", "content": row["item"]}], "sampling_params": SAMPLING}
 
 
 def keep_second(row: dict[str, Any]) -> dict[str, Any]:
-    """Keep both answers."""
+    """Returns the line and both answers."""
     return {"first": row["conversation"][1]["content"], "second": row["generated_text"]}
 
 
 def main() -> None:
-    """Ask about every line twice."""
+    """Asks about every line twice."""
     config = vLLMEngineProcessorConfig(model_source="bundled:invoices")
     with (
         build_processor(config, preprocess=first_turn, postprocess=keep_first) as first,

@@ -1,4 +1,4 @@
-"""Two processors that call one deployment of Ray Serve; here a small class stands in for a served model.
+"""Two processors that call one deployment of Ray Serve; here a small class takes the place of a served model.
 
 python examples/ray_data_llm/15_serve_deployment.py
 """
@@ -16,7 +16,7 @@ WORDS = ["mill", "race", "wheel"]
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1})
 class Parrot:
-    """Answers a conversation with its last message; as those of Ray Serve LLM, its methods are streams."""
+    """Answers a conversation with its last message. Its methods are streams, like those of Ray Serve LLM."""
 
     async def chat(self, request: dict[str, Any]) -> Any:
         """Answers in capitals."""
@@ -24,17 +24,17 @@ class Parrot:
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to call, and with what."""
+    """Returns the method to call, and its arguments."""
     return {"method": "chat", "request_kwargs": {"messages": [{"role": "user", "content": row["item"]}]}}
 
 
 def again(row: dict[str, Any]) -> dict[str, Any]:
-    """Ask about the answer."""
+    """Returns a request about the answer."""
     return {"method": "chat", "request_kwargs": {"messages": [{"role": "user", "content": row["answer"] + "!"}]}}
 
 
 def main() -> None:
-    """Serve the class, and put rows through it twice."""
+    """Serves the class, and sends rows through it twice."""
     serve.start(http_options={"location": "NoServer"})
     serve.run(Parrot.bind(), name="parrots", route_prefix=None)
     config = ServeDeploymentProcessorConfig(deployment_name="Parrot", app_name="parrots")

@@ -1,4 +1,4 @@
-"""Embeddings of rows, and which row is nearest to a question: a decoder as an embedding model.
+"""Embeds rows and finds the row that is nearest to a question, with a decoder as the embedding model.
 
 python examples/ray_data_llm/16_embeddings.py
 """
@@ -20,17 +20,17 @@ QUESTION = "Inv #4822 - due 4 March '24 - total USD 1,300.00"
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what is embedded, and how: rows may differ in it."""
+    """Returns the text to embed and its pooling parameters, which may differ by row."""
     return {"prompt": row["item"], "pooling_params": {"dimensions": 64}}
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Keep the line and its vector, which has length 1."""
+    """Returns the line and its vector, which has length 1."""
     return {"line": row["item"], "num_tokens": row["num_input_tokens"], "embedding": row["embeddings"]}
 
 
 def main() -> None:
-    """Embed the lines and the question, and show how near each line is to it."""
+    """Embeds the lines and the question, and shows how near each line is to it."""
     config = vLLMEngineProcessorConfig(
         model_source="bundled:invoices",
         task_type="embed",

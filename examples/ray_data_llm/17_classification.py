@@ -1,4 +1,4 @@
-"""Classification of rows by a decoder with a head for classes.
+"""Classifies rows with a decoder that has a head for classes.
 
 There is no such checkpoint in the package, so the script makes one: the bundled model, and a head that is fitted by
 least squares to the embeddings of a few lines.
@@ -32,7 +32,7 @@ LINES = ["Inv #4822 - due 4 March '24 - total USD 1,300.00", "Thank you for your
 
 
 def make_classifier(folder: Path) -> None:
-    """Write a checkpoint whose head tells invoices from letters."""
+    """Writes a checkpoint whose head distinguishes invoices from letters."""
     base = resolve_model("bundled:invoices")
     with LLM(str(base), runner="pooling", dtype="float32") as llm:
         plain = PoolingParams(use_activation=False)
@@ -48,13 +48,13 @@ def make_classifier(folder: Path) -> None:
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Keep the most likely class; the probabilities of all stand in the column `embeddings`."""
+    """Returns the most likely class; the column `embeddings` has the probabilities of all classes."""
     best = int(np.argmax(row["embeddings"]))
     return {"line": row["prompt"], "label": LABELS[best], "probability": round(float(row["embeddings"][best]), 3)}
 
 
 def main() -> None:
-    """Make the classifier, and put rows through it."""
+    """Makes the classifier, and sends rows through it."""
     with tempfile.TemporaryDirectory() as folder:
         make_classifier(Path(folder))
         config = vLLMEngineProcessorConfig(model_source=folder, task_type="classify", chat_template_stage=False)

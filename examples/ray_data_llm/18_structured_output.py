@@ -1,4 +1,4 @@
-"""Answers that are valid under a schema, whatever the line holds; and answers that are one of some words.
+"""Makes answers that are valid under a schema, whatever the line holds, and answers that are one of some words.
 
 python examples/ray_data_llm/18_structured_output.py
 """
@@ -20,7 +20,7 @@ ROWS = [{"line": line, "ask": ask} for line in LINES for ask in ("invoice", "cur
 
 
 class Invoice(BaseModel):
-    """What is to be known of a line."""
+    """The fields of an answer."""
 
     invoice: str = Field(max_length=12)
     date: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$")
@@ -35,7 +35,7 @@ CONSTRAINTS: dict[str, dict[str, Any]] = {
 
 
 def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Say what to ask the model about a line, and what its answer must look like."""
+    """Returns the request of a line, with the constraint on its answer."""
     return {
         "messages": [{"role": "user", "content": row["line"]}],
         "sampling_params": {"temperature": 0.3, "max_tokens": 100, "structured_outputs": CONSTRAINTS[row["ask"]]},
@@ -43,14 +43,14 @@ def preprocess(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-    """Read the answer: there is nothing to catch."""
+    """Returns the answer; it is always valid, so no error is caught."""
     text = row["generated_text"]
     answer = Invoice.model_validate_json(text).model_dump_json() if row["ask"] == "invoice" else text
     return {"line": row["line"], "answer": answer}
 
 
 def main() -> None:
-    """Read three lines in two ways, one of which is no invoice."""
+    """Reads three lines, one of which is not an invoice, under two kinds of constraints."""
     config = vLLMEngineProcessorConfig(model_source="bundled:invoices")
     with build_processor(config, preprocess=preprocess, postprocess=postprocess) as processor:
         for row in processor(ray.data.from_items(ROWS)).take_all():
