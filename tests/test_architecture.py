@@ -89,7 +89,7 @@ class Module:
         return list(self._find_imports())
 
     def imports(self) -> list[tuple[int, str]]:
-        """Returns every import wherever it stands, also inside functions, as (line, absolute dotted name)."""
+        """Returns every import, also inside functions, as (line, absolute dotted name)."""
         return self._imports
 
     def _find_imports(self) -> Iterator[tuple[int, str]]:
