@@ -286,7 +286,7 @@ class EngineConfig:
         if self.pipeline_parallel_size > 1 and self.overlap_depth is not None:
             raise ConfigError(
                 f"overlap_depth={self.overlap_depth} with pipeline_parallel_size={self.pipeline_parallel_size}: the "
-                "number of steps in flight is the number of stages; leave overlap_depth out"
+                "number of steps in flight is the number of pp stages; leave overlap_depth out"
             )
 
     def _check_sizes(self) -> None:

@@ -71,7 +71,7 @@ class EngineStats:
 
 
 @dataclass(slots=True)
-class RequestGroup:
+class RequestSequences:
     """An unfinished request, its sequences, and the number of its sequences that have not ended."""
 
     request: Request
@@ -114,7 +114,7 @@ class LLMEngine:
     scheduler: Scheduler
     executor: Executor
     overlap_depth: int = 0
-    _groups: dict[str, RequestGroup] = field(default_factory=dict)
+    _groups: dict[str, RequestSequences] = field(default_factory=dict)
     _in_flight: deque[tuple[StepPlan, StepHandle]] = field(default_factory=deque)
     _step_time_s: float = 0.0
     _is_closed: bool = False
@@ -189,7 +189,7 @@ class LLMEngine:
         if request.request_id in self._groups:
             raise ConfigError(f"request id {request.request_id!r} is in use; give each unfinished request its own")
         sequences = self.handler.open(request)
-        self._groups[request.request_id] = RequestGroup(request, sequences, len(sequences))
+        self._groups[request.request_id] = RequestSequences(request, sequences, len(sequences))
         for sequence in sequences:
             self.scheduler.add(sequence)
 

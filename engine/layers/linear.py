@@ -1,6 +1,6 @@
-"""`Linear`: a linear layer with one matrix, which consists of one or more named row blocks.
+"""`Linear`: a linear layer with one matrix, which consists of one or more named fused parts.
 
-A fused layer (query, key and value; gate and up) is made by naming its row blocks. The loader fills each block through
+A fused layer (query, key and value; gate and up) is made by naming its fused parts. The loader fills each part through
 its weight slot, and does not know that the blocks share a matrix. A dimension may be a shard of a larger one; the
 weight slots then say which part of the checkpoint's tensor they take.
 
@@ -97,7 +97,7 @@ class Linear(LinearBase):
 
     Args:
         in_features: Columns of W.
-        out_features: Rows of W, or the sizes of its named row blocks in order, e.g. `{"gate": 512, "up": 512}`. If the
+        out_features: Rows of W, or the sizes of its named fused parts in order, e.g. `{"gate": 512, "up": 512}`. If the
             shard of a block is shorter than the room it gets (`Shard.room`), the remaining rows are zeros.
         bias: Whether the layer has a b.
         dtype: Number type of W, b, x and the result.

@@ -43,7 +43,7 @@ class LinearFactory:
         Args:
             name: Path of the layer in the model, e.g. `layers.3.attention.qkv`.
             in_features: Columns of the matrix.
-            out_features: Rows of the matrix, or the sizes of its named row blocks in order.
+            out_features: Rows of the matrix, or the sizes of its named fused parts in order.
             bias: Whether the layer has a bias.
         """
         layer = self._spec(name, in_features, out_features, bias, self._device)

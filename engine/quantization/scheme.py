@@ -39,7 +39,7 @@ class LinearSpec:
 
     @property
     def part_names(self) -> list[str]:
-        """Paths of the row blocks, which are separate layers in a checkpoint: `layers.3.attention.qkv.query`, ..."""
+        """Paths of the fused parts, which are separate layers in a checkpoint: `layers.3.attention.qkv.query`, ..."""
         return [f"{self.name}.{block}".rstrip(".") for block in self.blocks]
 
     @property

@@ -63,7 +63,7 @@ class Fp8Linear(Linear):
 
     Args:
         in_features: Columns of W.
-        out_features: Rows of W, or the sizes of its named row blocks in order.
+        out_features: Rows of W, or the sizes of its named fused parts in order.
         bias: Whether the layer has a b.
         dtype: Number type of b, x and the result.
         device: Device of W and b. Their memory is not initialised.
