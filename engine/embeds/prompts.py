@@ -33,11 +33,15 @@ class PromptEmbeds:
             A span that covers the whole prompt, in the model's dtype and on the CPU.
 
         Raises:
-            PromptTypeError: The value is no tensor, or has a wrong shape, or does not hold floating-point numbers.
+            PromptTypeError: The value is no dense tensor of floating-point numbers, or has a wrong shape.
             PromptError: A number is not finite, or is too large for the model's dtype.
         """
         if not isinstance(embeddings, torch.Tensor):
             raise PromptTypeError(f"prompt_embeds must be a torch.Tensor; got {type(embeddings).__name__}")
+        if embeddings.is_nested or embeddings.is_meta or embeddings.layout is not torch.strided:
+            raise PromptTypeError(
+                "prompt_embeds must be an ordinary dense tensor with numbers; got a sparse, nested or meta tensor"
+            )
         if embeddings.ndim != 2 or embeddings.shape[1] != self.embedding_size:
             raise PromptTypeError(
                 f"prompt_embeds must have the shape [num_tokens, {self.embedding_size}], one row for each token, as "

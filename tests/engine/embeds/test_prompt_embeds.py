@@ -141,6 +141,8 @@ def test_what_looks_at_generated_tokens_works(llm):
 VECTORS = torch.ones(3, 64)
 WRONG = [
     ({"prompt_embeds": [[1.0] * 64]}, PromptTypeError, "must be a torch.Tensor; got list"),
+    ({"prompt_embeds": torch.ones(3, 64).to_sparse()}, PromptTypeError, "must be an ordinary dense tensor"),
+    ({"prompt_embeds": torch.ones(3, 64, device="meta")}, PromptTypeError, "must be an ordinary dense tensor"),
     ({"prompt_embeds": torch.ones(64)}, PromptTypeError, r"the shape \[num_tokens, 64\]"),
     ({"prompt_embeds": torch.ones(3, 65)}, PromptTypeError, r"got \[3, 65\]"),
     ({"prompt_embeds": torch.ones(3, 64, dtype=torch.int64)}, PromptTypeError, "must hold floating-point numbers"),
