@@ -1,6 +1,6 @@
 """Compiles every specialisation of every Triton kernel, for GPUs that this machine need not have.
 
-    python benchmarks/kernels_report.py [--targets sm_90 ...] [--only rms_norm ...] [--json]
+    python benchmarks/kernels_report.py [--targets sm_90 ...] [--only rms_norm ...] [--largest] [--json]
 
 Prints the resources of each form on a multiprocessor: registers of a thread, shared memory of a program, and the
 resulting occupancy (resident warps over the most possible ones). Exits with 1 if a form spills registers or does not
@@ -166,11 +166,26 @@ def _round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
-def reports(targets: list[str], ops: list[str]) -> Iterator[Report]:
-    """Compiles every form of some ops for some targets, on all cores, and yields the reports in order."""
-    jobs = [
-        (op, i, target) for target in targets for op in ops for i in range(len(specialisations(op, TARGETS[target])))
-    ]
+def largest(forms: list[Specialisation]) -> list[int]:
+    """Returns the indices of the last of the forms that differ only in sizes and in the type of full-size floats.
+
+    Every op lists its sizes in rising order, and bfloat16 last.
+    """
+    last: dict[tuple[Any, ...], int] = {}
+    for index, form in enumerate(forms):
+        types = tuple(re.sub(r"fp32|fp16|bf16", "float", kind) for kind in form.types.values())
+        flags = tuple(value for value in form.constants.values() if type(value) is not int)
+        last[form.kernel.__name__, types, flags] = index
+    return sorted(last.values())
+
+
+def reports(targets: list[str], ops: list[str], only_largest: bool = False) -> Iterator[Report]:
+    """Compiles the forms of some ops for some targets, on all cores, and yields the reports in order."""
+    jobs = []
+    for target in targets:
+        for op in ops:
+            forms = specialisations(op, TARGETS[target])
+            jobs += [(op, i, target) for i in (largest(forms) if only_largest else range(len(forms)))]
     with ProcessPoolExecutor() as pool:
         yield from pool.map(report, *zip(*jobs, strict=True)) if jobs else ()
 
@@ -203,10 +218,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--only", nargs="+", default=list(all_ops()), metavar="OP")
+    parser.add_argument("--largest", action="store_true", help="compile the largest sizes only, in bfloat16")
     parser.add_argument("--json", action="store_true", help="one JSON line per form")
     options = parser.parse_args()
     rows = []
-    for row in reports(options.targets, options.only):
+    for row in reports(options.targets, options.only, options.largest):
         rows.append(row)
         if options.json:
             print(json.dumps(asdict(row), default=str), flush=True)

@@ -25,12 +25,12 @@ GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 H200 = TARGETS["sm_90"]
 
 
-@pytest.mark.parametrize("check", ["deterministic", "splits", "one_split", "no_shared_blocks", "wide_groups", "bytes"])
-def test_in_the_interpreter(check):
-    command = [sys.executable, "-P", str(HERE / "interpret_attention.py"), check]
+def test_what_the_samples_do_not_show_in_the_interpreter():
+    command = [sys.executable, "-P", str(HERE / "interpret_attention.py")]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 6
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8, 32, 64])

@@ -73,14 +73,14 @@ def arguments(generator: torch.Generator) -> tuple[torch.Tensor, ...]:
 
 def main() -> None:
     """Draws the same rows with several layouts of the work, and prints the name of each that was right."""
+    importlib.import_module("interpret").patch_language_once()
     module = importlib.import_module("millrace.kernels.sample.triton")
     implementation = sample.implementations()["cuda"]
     generator = torch.Generator().manual_seed(0)
-    rows = [arguments(generator) for _ in range(2)]
-    for name, tile, room in (("row", 1024, 16_384), ("chunks", 16, 16_384), ("candidates", 64, 4), ("row", 256, 40)):
+    rows = arguments(generator)
+    for name, tile, room in (("row", 1024, 16_384), ("chunks", 32, 16_384), ("candidates", 64, 4), ("row", 256, 40)):
         module.TILE, module.MAX_CANDIDATES = tile, room
-        for row in rows:
-            assert torch.equal(implementation(*row), sample.plain(*row)), name
+        assert torch.equal(implementation(*rows), sample.plain(*rows)), name
         print(name)
 
 
