@@ -1,8 +1,8 @@
 """The maths of the engine, one folder per op.
 
-Each op is a function on torch tensors that runs the best implementation for their device (`_op.py` says how). It knows
-nothing about requests, schedulers or models, and imports nothing else of Millrace. Importing this package loads torch,
-but neither numba nor triton.
+Each op is a function on torch tensors that runs the best implementation for their device (`_op.py` chooses it). Ops
+know nothing about requests, schedulers or models, and import no other part of Millrace. Importing this package loads
+torch, but neither numba nor triton.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""8-bit floats (e4m3, "fn": no infinity, largest 448) on the GPU, also where the hardware does not know them.
+"""8-bit floats (e4m3, "fn": no infinity, largest 448) on all GPUs, with or without hardware support.
 
-Triton knows the type on NVIDIA GPUs from sm_89 on. Elsewhere a kernel gets the bytes instead (`e4m3_storage`); `widen`
-and `narrow` go by the element type of what it was given, so a kernel needs no option. Reading uses the hardware's
-conversion where there is one: attention reads whole caches. Writing is always done on the bits: little is written, and
-one way to round is the same everywhere.
+Triton supports the type on NVIDIA GPUs from sm_89 on. On other GPUs a kernel gets the bytes instead (`e4m3_storage`).
+`widen` and `narrow` choose by the element type of their argument, so a kernel needs no option. Reading uses the
+conversion of the hardware if it has one, because attention reads whole caches. Writing always computes the bits: few
+numbers are written, and they are then rounded alike on all GPUs.
 
 The format: a sign, 4 bits of exponent with bias 7, 3 bits of mantissa; all ones is NaN. Micikevicius et al., "FP8
 Formats for Deep Learning", 2022.
@@ -23,40 +23,41 @@ _MAX = tl.constexpr(448.0)
 
 
 def has_e4m3(target: Target) -> bool:
-    """Says whether Triton knows e4m3 on a target."""
+    """Returns whether Triton supports e4m3 on a target."""
     return target.name.startswith("sm_") and int(target.name.removeprefix("sm_")) >= _FIRST_WITH_E4M3
 
 
 def e4m3_storage(tensor: Tensor, target: Target) -> Tensor:
-    """Returns what a kernel is to be given for a tensor that may be float8_e4m3fn: itself, or a view of its bytes."""
+    """Returns the tensor, or a view of its bytes if it is float8_e4m3fn and the target does not support that type."""
     if tensor.dtype != torch.float8_e4m3fn or has_e4m3(target):
         return tensor
     return tensor.view(torch.uint8)
 
 
 def e4m3_type(target: Target) -> str:
-    """Returns Triton's name of the element type that `e4m3_storage` gives: for lists of specialisations."""
+    """Returns Triton's name of the element type that `e4m3_storage` returns, for lists of specialisations."""
     return "fp8e4nv" if has_e4m3(target) else "u8"
 
 
 @triton.jit
 def widen(x, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Reads numbers of any kind, bytes as e4m3, as `dtype` (fp16, bf16 or fp32): exact for e4m3."""
+    """Converts numbers, where bytes count as e4m3, to `dtype` (fp16, bf16 or fp32). It is exact for e4m3."""
     return from_e4m3_bits(x).to(dtype) if x.dtype == tl.uint8 else x.to(dtype)
 
 
 @triton.jit
 def narrow(x, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rounds float32 to the element type of what it is stored to, ties to even; e4m3 is clamped to +-448 before."""
+    """Rounds float32 to `dtype`, the element type of the output, ties to even. For e4m3 it is clamped to +-448."""
     is_e4m3: tl.constexpr = dtype == tl.uint8 or dtype == tl.float8e4nv
     return to_e4m3_bits(x).to(dtype, bitcast=True) if is_e4m3 else x.to(dtype)
 
 
 @triton.jit
 def from_e4m3_bits(bits):  # type: ignore[no-untyped-def]
-    """Returns the float16 that each byte stands for, exactly.
+    """Converts e4m3 bytes to float16, exactly.
 
-    Shifted by 7, exponent and mantissa are those of a float16, whose bias is 15: the number divided by 256.
+    Exponent and mantissa, shifted left by 7, are the bits of a float16 that is the number divided by 256, because the
+    bias of the exponent is 15 in place of 7.
     """
     shifted = (bits.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001  # the extended sign fills bits 15 and 14
     wide = shifted.to(tl.float16, bitcast=True) * 256.0
@@ -67,8 +68,8 @@ def from_e4m3_bits(bits):  # type: ignore[no-untyped-def]
 def to_e4m3_bits(x):  # type: ignore[no-untyped-def]
     """Rounds float32 to e4m3 after clamping to +-448, ties to even, and returns the bytes. NaN stays NaN.
 
-    At 2^-6 and above, float32 is rounded to 3 bits of mantissa by adding just under half of what is cut off. Below, the
-    numbers are multiples of 2^-9, which is the spacing of float32 at 2^14: adding 2^14 rounds to them.
+    From 2^-6 on, adding just under half of the last kept bit rounds float32 to 3 bits of mantissa. Below 2^-6 the
+    numbers are multiples of 2^-9, which is the spacing of float32 at 2^14, so that adding 2^14 rounds to them.
     """
     size = tl.minimum(tl.abs(x), _MAX)
     bits = size.to(tl.int32, bitcast=True)

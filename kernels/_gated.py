@@ -2,8 +2,8 @@
 
     out = activation(gate) · up,   x = cat(gate, up)
 
-Grid: (rows, blocks of 1,024 columns). A thread reads 8 numbers of either half, 16 bytes each in half precision, which
-keeps enough memory in flight to be bound by it. `silu_and_mul` and `gelu_and_mul` launch it.
+Grid: (rows, blocks of 1,024 columns). A thread reads 8 numbers of either half, which are 16 bytes each in half
+precision. That keeps enough loads in flight to reach the memory bandwidth. `silu_and_mul` and `gelu_and_mul` launch it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def gate_and_mul(x: Tensor, activation: str) -> Tensor:
         `[num_tokens, size]`, in the dtype of x.
 
     Raises:
-        ValueError: The rows cannot be cut in half.
+        ValueError: The number of columns is odd.
     """
     if x.shape[-1] % 2:
         raise ValueError(f"a gated activation got rows of {x.shape[-1]} elements; they must be even")
@@ -49,7 +49,7 @@ def gate_and_mul(x: Tensor, activation: str) -> Tensor:
 
 
 def gate_specialisations(target: Target, activations: tuple[str, ...]) -> Iterator[Specialisation]:
-    """Yields the forms that the kernel takes on a target for some activations."""
+    """Yields the forms of the kernel on a target for the given activations."""
     for dtype in ("fp32", "fp16", "bf16"):
         for activation in activations:
             types = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "x_stride": "i32", "size": "i32"}

@@ -1,4 +1,4 @@
-"""What the Triton kernels over heads share: how many heads a program has, and where a slot of the KV cache is."""
+"""Helpers of the Triton kernels over heads: the number of heads of a program, and the address of a cache slot."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _NUM_THREADS = 64
 
 
 def heads_per_program(head_dim: int) -> int:
-    """Returns how many heads make about 1,024 numbers, but at most 32: 8 of 128, say. A power of two."""
+    """Returns the number of heads, a power of two up to 32, that hold about 1,024 numbers: 8 heads of 128, say."""
     return max(1, min(_MAX_HEADS, _TILE // triton.next_power_of_2(head_dim)))
 
 
 def head_options(target: Target) -> dict[str, Any]:
-    """Returns how to compile and launch for such a tile: 16 numbers a thread."""
+    """Returns the options to compile and launch a program of about 1,024 numbers, 16 per thread."""
     return {"num_warps": _NUM_THREADS // target.warp_size, "enable_fp_fusion": True}
 
 
 def check_cache(op: str, key: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
-    """Raises unless keys and caches belong together as the kernels assume it.
+    """Raises unless keys and caches have the matching shapes and strides that the kernels need.
 
     Raises:
         ValueError: Heads are not contiguous, or the caches differ in layout.
@@ -43,6 +43,6 @@ def check_cache(op: str, key: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
 
 @triton.jit
 def slot_offset(slot, block_stride, slot_stride, block_size):  # type: ignore[no-untyped-def]
-    """Returns where in a cache a slot begins, in elements, for KV head 0."""
+    """Returns the offset of a slot of KV head 0 from the start of the cache, in elements."""
     slot = slot.to(tl.int64)
     return slot // block_size * block_stride + slot % block_size * slot_stride

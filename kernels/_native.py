@@ -38,7 +38,7 @@ class NativeKernel:
         self._address = ctypes.cast(function, ctypes.c_void_p).value or 0
 
     def __call__(self, num_rows: int, *args: float) -> None:
-        """Runs the kernel on as many threads as torch uses, or only records the call while a recorder listens.
+        """Runs the kernel on as many threads as torch uses, or only records the call while a recording is active.
 
         Args:
             num_rows: The number of rows of its tensors. A tape may run the recorded call with fewer.

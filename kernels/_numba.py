@@ -1,7 +1,7 @@
-"""What the numba kernels share: how they are compiled, and how bits become floats.
+"""Helpers of the numba kernels: compilation, and casts between floats and their bits.
 
-Helpers that hold arithmetic live in the file of the kernel that uses them: numba's disk cache looks only at that file
-to see whether a kernel has changed. The conversions between number formats, which cannot change, are in `_storage.py`.
+A helper with arithmetic in it belongs into the file of the kernel that uses it, because numba's disk cache looks only
+at that file to see whether a kernel has changed. The exception is `_storage.py`: number formats do not change.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .tape import refuse
 
 Array: TypeAlias = npt.NDArray[Any]
 Scalar: TypeAlias = Any
-"""One number of a numpy type: a kernel is compiled for the types that it is called with."""
+"""One number of a numpy type. A kernel is compiled for each combination of types that it is called with."""
 
 REORDER: Set[str] = frozenset({"reassoc", "contract", "nsz", "arcp"})
-"""Lets sums be vectorised. Unlike numba's `fastmath=True` it keeps NaN and infinity."""
+"""Lets the compiler vectorise sums. Unlike numba's `fastmath=True` it preserves NaN and infinity."""
 
 _BITS = MappingProxyType({torch.bfloat16: torch.uint16, torch.float16: torch.int16, torch.float8_e4m3fn: torch.uint8})
 
@@ -33,15 +33,15 @@ _BITS = MappingProxyType({torch.bfloat16: torch.uint16, torch.float16: torch.int
 def jit(fastmath: Set[str] = frozenset()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Returns a decorator that compiles a function on first use, to run without the interpreter lock.
 
-    The machine code goes to a disk cache: beside the source, or in the user's cache folder (NUMBA_CACHE_DIR to choose).
-    Where neither can be written, each process compiles for itself.
+    The machine code is cached on disk, beside the source or in the user's cache folder (NUMBA_CACHE_DIR chooses another
+    folder). Where neither can be written to, each process compiles for itself.
 
     Args:
-        fastmath: The liberties that the compiler may take with floating point: none, or `REORDER`.
+        fastmath: The relaxations of floating-point arithmetic that the compiler may use: none, or `REORDER`.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        # In numpy's error model a division by zero is an infinity: no branch that keeps loops from being vectorised.
+        # In numpy's error model a division by zero gives infinity. Python's adds a branch that prevents vectorising.
         options: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath), "error_model": "numpy"}
         try:
             return numba.njit(cache=True, **options)(function)
@@ -52,7 +52,7 @@ def jit(fastmath: Set[str] = frozenset()) -> Callable[[Callable[..., Any]], Call
 
 
 def _cast(source: types.Type, target: types.Type, llvm_type: ir.Type) -> Any:
-    """Returns a function for compiled code that reads the 32 bits of one type as another."""
+    """Returns a function for compiled code that reinterprets the 32 bits of one type as another type."""
 
     @intrinsic
     def cast(_context: Any, _value: Any) -> Any:
@@ -69,10 +69,10 @@ bits_from_float = _cast(types.float32, types.uint32, ir.IntType(32))
 
 
 def as_storage(tensor: Tensor) -> Array:
-    """Returns the memory of a tensor as a numpy array that numba takes.
+    """Returns the memory of a tensor as a numpy array of a type that numba supports.
 
-    float32 stays; bfloat16 becomes its bits in uint16, float16 its bits in int16 and float8_e4m3fn its bits in uint8,
-    so that a kernel can tell them apart by type.
+    float32 stays as it is. The bits of bfloat16 are returned as uint16, those of float16 as int16 and those of
+    float8_e4m3fn as uint8, so that a kernel can tell the formats apart by type.
     """
     refuse("a numba kernel")
     bits = _BITS.get(tensor.dtype)

@@ -1,11 +1,11 @@
-"""The seam between a kernel's definition and its implementations.
+"""The seam between the definition of a kernel and its implementations.
 
-An op is a function whose body is plain torch: that body defines the result. A file beside it may register a faster
-implementation for a device type: `cpu.py` for "cpu"; for "cuda" `triton.py`, or `cuda.py` where a library that torch
-brings is as fast (torch reports ROCm devices as "cuda" too). Such a file is imported when the op first meets a tensor
-on its device, so importing `millrace.kernels` loads neither numba nor triton.
+An op is a function whose body is plain torch, and that body defines the result. A file beside it may register a faster
+implementation for a device type: `cpu.py` for "cpu", and for "cuda" either `triton.py`, or `cuda.py` if a library that
+comes with torch is as fast. (torch reports ROCm devices as "cuda" too.) Such a file is imported when the op is first
+called with a tensor on its device, so importing `millrace.kernels` loads neither numba nor triton.
 
-It is not a plugin system: implementations live in the op's own folder, and there is one per device type.
+This is not a plugin system: all implementations are in the folder of the op, and there is one per device type.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Sample:
     """One set of inputs on which every implementation must agree with the plain body.
 
     Args:
-        name: A few words that say what is special about it.
+        name: A few words for the property that the sample tests.
         args: The positional arguments. An op that works in place changes the tensors among them.
         kwargs: The keyword arguments.
     """
@@ -49,12 +49,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """Makes the random tensors of sample inputs: the same ones whenever it is made anew.
+    """Makes the random tensors of sample inputs. Two draws with the same seed make the same tensors.
 
     Args:
         dtype: The dtype of the floating point inputs.
-        device: Where the tensors go.
-        generator: The source of the numbers, on the CPU whatever the device is.
+        device: The device of the tensors.
+        generator: The source of the numbers. It is on the CPU, so that every device gets the same numbers.
     """
 
     dtype: torch.dtype
@@ -63,11 +63,11 @@ class Draw:
 
     @classmethod
     def seeded(cls, dtype: torch.dtype, device: str | torch.device = "cpu", seed: int = 0) -> Draw:
-        """Returns a draw that starts from `seed`."""
+        """Returns a draw with a new generator that is seeded with `seed`."""
         return cls(dtype, torch.device(device), torch.Generator().manual_seed(seed))
 
     def normal(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Returns standard normal numbers in `dtype` (the draw's own if None)."""
+        """Returns standard normal numbers in `dtype` (that of the draw if None)."""
         return torch.randn(shape, generator=self.generator).to(self.device, dtype or self.dtype)
 
     def integers(self, low: int, high: int, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -94,13 +94,14 @@ Tolerance = Mapping[torch.dtype, tuple[float, float]]
 class Op(Generic[P, R]):
     """A kernel: a plain torch definition, and at most one implementation per device type.
 
-    Calling it runs the implementation for the device of its first tensor argument, or else the plain body.
+    A call runs the implementation for the device of the first tensor argument, or else the plain body.
 
     Attributes:
         name: The name of the function.
         plain: The plain torch body, which defines the result on every device.
         samples: Yields the inputs on which every implementation is tested.
-        tolerance: `(rtol, atol)` against the plain body run in higher precision, for each dtype that the op takes.
+        tolerance: For each dtype that the op takes, the `(rtol, atol)` by which a result may differ from that of the
+            plain body in float64.
     """
 
     def __init__(self, plain: Callable[P, R], samples: Samples, tolerance: Tolerance) -> None:
@@ -133,10 +134,10 @@ class Op(Generic[P, R]):
             device: "cpu" or "cuda".
 
         Returns:
-            The decorator, which returns the function as it is.
+            The decorator. It returns the function unchanged.
 
         Raises:
-            ValueError: The device type is not known, or it has an implementation already.
+            ValueError: The device type is unknown, or already has an implementation.
         """
         if device not in _MODULES_OF_DEVICE:
             raise ValueError(f"{self.name}: no device type {device!r}; use one of {sorted(_MODULES_OF_DEVICE)}")
@@ -153,17 +154,17 @@ class Op(Generic[P, R]):
         return decorate
 
     def implementations(self) -> Mapping[str, Callable[P, R]]:
-        """Returns the registered implementation of each device type that has one, importing them all."""
+        """Imports all implementations and returns them by device type."""
         for device in _MODULES_OF_DEVICE:
             self._resolve(device)
         return MappingProxyType(self._registered)
 
     def fallback(self, name: str, device: str = "cpu") -> Callable[P, R]:
-        """Returns an implementation for what the registered one does not serve, imported when it is first needed.
+        """Returns the implementation for calls that the registered one does not support. Without numba, the plain body.
 
         Args:
-            name: Of the function, in the file `_cpu_numba.py` of the op's folder.
-            device: What the warning says, if the plain body must do, since numba is not installed.
+            name: The name of a function in `_cpu_numba.py` of the op's folder, which is imported on first use.
+            device: The device type that the warning names if numba is not installed.
         """
         key = f"{device}: {name}"
         if key not in self._resolved:
@@ -172,7 +173,7 @@ class Op(Generic[P, R]):
         return self._resolved[key]
 
     def _resolve(self, device: str) -> Callable[P, R]:
-        """Finds what runs on a device type, and remembers it."""
+        """Returns the function to run on a device type, and caches it."""
         if device in self._resolved:
             return self._resolved[device]
         for module in _MODULES_OF_DEVICE.get(device, ()):
@@ -181,13 +182,13 @@ class Op(Generic[P, R]):
         return self._resolved.setdefault(device, self._registered.get(device, self.plain))
 
     def _import(self, module: str, device: str) -> ModuleType | None:
-        """Imports a file of implementations, if the op has it and what it needs is installed."""
+        """Imports a file of implementations. Returns None if there is none or a package that it needs is missing."""
         if importlib.util.find_spec(module) is None:
             return None
         try:
             return importlib.import_module(module)
         except ModuleNotFoundError as error:
-            # Only the absence of an optional package is tolerated: anything else is a fault of ours.
+            # Only a missing optional package is tolerated. Any other missing module is a bug of this package.
             if (error.name or "").partition(".")[0] not in _OPTIONAL_PACKAGES:
                 raise
             _logger.warning(
@@ -203,7 +204,7 @@ def op(*, samples: Samples, tolerance: Tolerance) -> Callable[[Callable[P, R]], 
     """Turns a function with a plain torch body into an `Op`.
 
     Args:
-        samples: Yields the sample inputs, made with the `Draw` that it gets.
+        samples: Yields the sample inputs, whose tensors it makes with the given `Draw`.
         tolerance: `(rtol, atol)` for each dtype that the op takes.
 
     Returns:
@@ -213,7 +214,7 @@ def op(*, samples: Samples, tolerance: Tolerance) -> Callable[[Callable[P, R]], 
 
 
 def all_ops() -> dict[str, Op[..., Any]]:
-    """Returns every op of the package by name: each subfolder holds the op that it is named after."""
+    """Returns every op of the package by name. Each subfolder holds one op, of the same name."""
     package = importlib.import_module(__package__ or "")
     folders = sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg)
     return {name: getattr(importlib.import_module(f"{package.__name__}.{name}.op"), name) for name in folders}

@@ -1,4 +1,4 @@
-"""What the Triton kernels over rows share: how a tensor becomes rows, and how many rows and threads a program has."""
+"""Helpers of the Triton kernels over rows: tensors as rows, and the number of rows and threads of a program."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from ._triton import Target
 
 MAX_ROW = 16_384
-"""The longest row that a program keeps in registers. At twice that length kernels spill."""
+"""The longest row that a program holds in registers. At twice that length kernels spill registers."""
 
 _MIN_TILE = 1024
 _MAX_ROWS = 16
@@ -19,22 +19,22 @@ _MIN_THREADS = 128
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """Returns x as `[num_rows, size]` with contiguous rows: a view where its strides allow one."""
+    """Returns x as `[num_rows, size]` with contiguous rows, as a view if its strides allow that."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def row_tile(size: int) -> dict[str, int]:
-    """Returns the tile of a program, as ROWS and BLOCK: one row of `size`, or several rows that are short."""
+    """Returns the tile of a program as ROWS and BLOCK: one row of `size` numbers, or several short rows."""
     block = triton.next_power_of_2(size)
     return {"ROWS": max(1, min(_MAX_ROWS, _MIN_TILE // block)), "BLOCK": block}
 
 
 def row_options(tile: dict[str, int], target: Target) -> dict[str, Any]:
-    """Returns how to compile and launch for a tile: 16 elements a thread, 128 to 1,024 threads."""
+    """Returns the options to compile and launch a tile, with 16 elements per thread and 128 to 1,024 threads."""
     num_threads = max(_MIN_THREADS, tile["ROWS"] * tile["BLOCK"] // _ELEMENTS_PER_THREAD)
     return {"num_warps": num_threads // target.warp_size, "enable_fp_fusion": True}
 
 
 LISTED_SIZES = (1, 2048, 4096, 8192, MAX_ROW)
-"""For lists of specialisations: the shortest and the longest row, and every number of threads."""
+"""The row sizes in lists of specialisations: the shortest, the longest, and one for every number of threads."""

@@ -1,7 +1,7 @@
-"""The numbers that numba kernels read and write: float32, and the bits that `as_storage` makes of smaller floats.
+"""Reading and writing numbers in numba kernels: float32, and the bits of smaller floats that `as_storage` returns.
 
-A kernel calls `widen` and `store`, and numba picks the conversion by the element type when it compiles. They may be
-shared between files, unlike other arithmetic (see `_numba.py`): what a format's bits mean does not change.
+A kernel calls `widen` and `store`, and numba chooses the conversion by the element type at compile time. Kernels of
+several files may use them, unlike other arithmetic (`_numba.py` says why), because number formats do not change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["store", "widen"]
 
 
 def widen(stored: Scalar) -> Scalar:
-    """Reads one stored number as float32: float32, or the bits that `as_storage` made of a smaller type."""
+    """Returns a stored number, which is a float32 or the bits of a smaller float, as float32."""
     raise NotImplementedError("only compiled code calls this")
 
 
@@ -39,7 +39,7 @@ def _widen_bfloat16(stored: Scalar) -> Scalar:
 def _widen_float16(stored: Scalar) -> Scalar:
     bits = np.uint32(np.uint16(stored))
     magnitude = (bits & np.uint32(0x7FFF)) << np.uint32(13)
-    # The exponent is biased by 15 here and by 127 in float32. A product sets it right, for subnormals too.
+    # The bias of the exponent is 15 here and 127 in float32. A multiplication corrects it, for subnormals too.
     finite = bits_from_float(float_from_bits(magnitude) * np.float32(2.0**112))
     is_finite = magnitude < np.uint32(0x7C00 << 13)
     sign = (bits & np.uint32(0x8000)) << np.uint32(16)
@@ -51,13 +51,13 @@ def _widen_float8(stored: Scalar) -> Scalar:
     magnitude = bits & np.uint32(0x7F)
     if magnitude == np.uint32(0x7F):  # NaN; there is no infinity
         return float_from_bits(np.uint32(0x7FC00000))
-    # As for float16: the bias is 7 here.
+    # The bias of the exponent is 7 here.
     value = float_from_bits(magnitude << np.uint32(20)) * np.float32(2.0**120)
     return -value if bits & np.uint32(0x80) else value
 
 
 def store(to: Array, index: int, x: Scalar) -> None:
-    """Rounds a float32 to the kind of numbers in `to`, ties to even, and stores it."""
+    """Rounds a float32 to the number format of `to`, ties to even, and stores it."""
     raise NotImplementedError("only compiled code calls this")
 
 
@@ -80,8 +80,8 @@ def _store_bfloat16(to: Array, index: int, x: Scalar) -> None:
 def _store_float16(to: Array, index: int, x: Scalar) -> None:
     bits = bits_from_float(x)
     size = bits & np.uint32(0x7FFFFFFF)
-    # Just under half of what is cut off is added, and the bias goes from 127 to 15. What is below 2^-14 is a multiple
-    # of 2^-24, the spacing of float32 at 1/2: adding 1/2 rounds to it.
+    # Adding just under half of the last kept bit rounds, and the bias goes from 127 to 15. Numbers below 2^-14 are
+    # multiples of 2^-24, which is the spacing of float32 at 1/2, so that adding 1/2 rounds to them.
     normal = (size + np.uint32(0xFFF) + ((size >> np.uint32(13)) & np.uint32(1)) - np.uint32(112 << 23)) >> np.uint32(
         13
     )
@@ -95,7 +95,7 @@ def _store_float16(to: Array, index: int, x: Scalar) -> None:
 def _store_float8(to: Array, index: int, x: Scalar) -> None:
     bits = bits_from_float(x)
     size = min(bits & np.uint32(0x7FFFFFFF), np.uint32(0x43E00000))  # 448, the largest
-    # As for float16: 3 bits of mantissa, a bias of 7, and multiples of 2^-9 below 2^-6.
+    # The same as for float16, with 3 bits of mantissa, a bias of 7, and multiples of 2^-9 below 2^-6.
     normal = (size + np.uint32(0x7FFFF) + ((size >> np.uint32(20)) & np.uint32(1)) - np.uint32(120 << 23)) >> np.uint32(
         20
     )

@@ -1,8 +1,8 @@
-"""What the Triton kernels share: the GPU they are launched on, and the list of what they may be compiled into.
+"""Types that the Triton kernels share: the GPU they are launched on, and the forms they may be compiled into.
 
-Nothing is tuned at run time: a launcher picks its tiles from the shapes and the target, so that a start costs no search
-and every form a kernel can take is known beforehand. Each `triton.py` lists them in `specialisations(target)`; tests
-compile the list for GPUs that need not be there, and check that launches keep to it.
+Nothing is tuned at run time. A launcher chooses its tiles from the shapes and the target, so no time is spent on a
+search, and every form that a kernel can take is known beforehand. Each `triton.py` lists its forms in
+`specialisations(target)`. Tests compile the listed forms without a GPU, and check that every launch uses one of them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Target:
     """A kind of GPU.
 
     Attributes:
-        name: What its maker calls the instruction set: sm_90, gfx942.
-        warp_size: Threads that run in step.
-        max_shared_bytes: Shared memory that one program may have. NVIDIA: CUDA programming guide, technical
+        name: The vendor's name of the instruction set: sm_90, gfx942.
+        warp_size: The number of threads that run in lockstep.
+        max_shared_bytes: The most shared memory of one program. NVIDIA: CUDA programming guide, technical
             specifications per compute capability. AMD: the LDS of a compute unit.
-        num_processors: Multiprocessors, or compute units, of the largest part: what a grid has to fill.
+        num_processors: The number of multiprocessors, or compute units, of the largest model. A grid should fill them.
     """
 
     name: str
@@ -45,7 +45,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         )
     }
 )
-"""The GPUs that every kernel is compiled for in the tests."""
+"""The GPUs for which the tests compile every kernel."""
 
 TORCH_TO_TRITON: Mapping[torch.dtype, str] = MappingProxyType(
     {
@@ -57,12 +57,12 @@ TORCH_TO_TRITON: Mapping[torch.dtype, str] = MappingProxyType(
         torch.int64: "i64",
     }
 )
-"""Triton's names of element types, as they stand in a signature."""
+"""Triton's names of element types in a signature."""
 
 
 @functools.cache
 def current_target() -> Target:
-    """Returns the GPU that kernels are launched on; Triton's interpreter stands in for an sm_90."""
+    """Returns the GPU that kernels are launched on. Triton's interpreter counts as an sm_90."""
     if triton.knobs.runtime.interpret:
         return TARGETS["sm_90"]
     driver = triton.runtime.driver.active
@@ -73,15 +73,15 @@ def current_target() -> Target:
 
 @dataclass(frozen=True, slots=True)
 class Specialisation:
-    """One form of a kernel that a launcher can ask Triton for.
+    """One form into which a launcher can have Triton compile a kernel.
 
     Attributes:
         kernel: The `@triton.jit` function.
-        types: Argument -> its type in Triton's words ("*bf16", "i32", "fp32"), for all that are not in `constants`.
-        constants: `tl.constexpr` argument -> value. An optional tensor that is absent stands here as None.
-        options: How it is compiled: num_warps, num_stages, enable_fp_fusion.
-        multiples_of_16: The integer arguments that are multiples of 16 at the sizes models have (row strides, say), so
-            that the compiled code has the wide loads it will have there. Pointers always count as aligned.
+        types: The type of each argument that is not in `constants`, as Triton writes it ("*bf16", "i32", "fp32").
+        constants: The value of each `tl.constexpr` argument. An optional tensor that is absent is listed here as None.
+        options: The options of compilation: num_warps, num_stages, enable_fp_fusion.
+        multiples_of_16: The integer arguments, such as row strides, that are multiples of 16 at the sizes of models.
+            The compiled code then has the same wide loads as in use. Pointers always count as aligned.
     """
 
     kernel: Any

@@ -1,6 +1,6 @@
-"""Sums over processes that share memory, compiled: 2 µs for what takes torch's own calls 20.
+"""Sums over processes that share memory, compiled: a sum takes 2 µs, where torch's own calls take 20 µs.
 
-Not an op: it has no definition for one process. `engine.shared_memory` says how the memory is used.
+This is not an op, because it has no definition for a single process. The engine lays out the shared memory.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from ._native import DTYPES
 __all__ = ["SharedSum", "shared_sums"]
 
 _PART = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_long]
-"""The tensor, its number of elements, the place of rank 0's part, the bytes to the next rank's."""
+"""The tensor, its number of elements, the address of the part of rank 0, and the bytes from a part to the next one."""
 
 
 @dataclass(frozen=True, slots=True)
 class SharedSum:
-    """The functions of one type of number.
+    """The compiled functions for one dtype.
 
     Attributes:
-        exchange: (*part, counters, rank, size, round, max_spins) -> 1, and the tensor is the sum of all ranks'; or 0
-            where one has not come to the round in time, and its part is written.
-        add: (*part, size): what is then left to do, once all have come.
+        exchange: (*part, counters, rank, size, round, max_spins) -> int. Writes the part of this rank and waits for the
+            others. Returns 1 when the tensor holds the sum over all ranks, or 0 if a rank has not written its part
+            after `max_spins` checks.
+        add: (*part, size) -> None. Computes the sum after `exchange` returned 0 and all parts have been written.
     """
 
     exchange: Any
@@ -37,7 +38,7 @@ class SharedSum:
 
     @classmethod
     def load(cls, library: Any, ending: str) -> SharedSum:
-        """Takes the functions from the library."""
+        """Looks the functions up in the library."""
         exchange, add = getattr(library, f"exchange_sum_{ending}"), getattr(library, f"exchange_add_{ending}")
         exchange.argtypes = [*_PART, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_int]
         exchange.restype = ctypes.c_int
@@ -46,7 +47,7 @@ class SharedSum:
 
 
 def shared_sums() -> Mapping[torch.dtype, SharedSum]:
-    """Returns the functions by type; nothing where there is no library."""
+    """Returns the functions for each dtype, or none of them where there is no library."""
     library = find_library()
     endings = DTYPES.items() if library else ()
     return MappingProxyType({dtype: SharedSum.load(library, ending) for dtype, ending in endings})

@@ -1,11 +1,11 @@
 """Recording the CPU kernels of a forward pass, to run them again in one call.
 
-Between two kernels Python takes some 20 µs, which a step of few sequences spends mostly waiting for. A tape holds the
-calls with all their addresses, as a CUDA graph does, but not the number of rows: kernels are told that anew, so one
-recording of the largest step serves all smaller ones.
+Python takes about 20 µs between two kernels, which is most of the time of a step with few sequences. A tape holds the
+calls with all their addresses, as a CUDA graph does. The number of rows is not recorded but given to each run, so one
+recording of the largest step serves all smaller steps.
 
-While a recorder listens, results get their memory from it. It gives memory out again as soon as no tensor uses it, and
-keeps it until the tape goes.
+While a recording is active, the recorder allocates the results of the kernels. It reuses memory as soon as no tensor
+refers to it, and frees it with the tape.
 """
 
 from __future__ import annotations
@@ -32,42 +32,45 @@ _listener: contextvars.ContextVar[_Recorder | None] = contextvars.ContextVar("li
 
 
 class NotRecordableError(Exception):
-    """Something ran that is not a compiled kernel; the message says what."""
+    """An operation that is not a compiled kernel ran during a recording. The message names the operation."""
 
 
 def listening() -> _Recorder | None:
-    """Returns the recorder of this thread that takes calls down; None for none, as a rule."""
+    """Returns the active recorder of this thread, or None, as is the rule."""
     return _listener.get()
 
 
 def refuse(what: str) -> None:
-    """Ends a recording, if there is one, because something else than a compiled kernel is about to run.
+    """Raises if a recording is active, because an operation that is not a compiled kernel is about to run.
+
+    Args:
+        what: The operation, for the message.
 
     Raises:
-        NotRecordableError: There is one.
+        NotRecordableError: A recording is active.
     """
     if _listener.get() is not None:
         raise NotRecordableError(f"{what} is not a compiled kernel")
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Returns memory for the result of a kernel: torch's, or the recorder's while one listens."""
+    """Returns an uninitialised tensor for the result of a kernel, allocated by the recorder if one is active."""
     recorder = _listener.get()
     return torch.empty(shape, dtype=dtype) if recorder is None else recorder.empty(shape, dtype)
 
 
 def record(function: Callable[[], Tensor]) -> tuple[Tape, Tensor]:
-    """Runs a function, but takes its kernels down in place of running them.
+    """Runs a function, but records its calls of compiled kernels in place of running them.
 
     Args:
-        function: Makes views and calls compiled kernels, nothing else, on memory that lasts as long as the tape.
+        function: A function that only makes views and calls compiled kernels, on memory that lasts as long as the tape.
 
     Returns:
-        The tape, and the result of the function, whose memory every run of the tape fills.
+        The tape, and the result of the function. Every run of the tape fills the memory of that result.
 
     Raises:
-        NotRecordableError: The function does something else too.
-        RuntimeError: There is a recorder already.
+        NotRecordableError: The function runs another operation.
+        RuntimeError: Another recording is active.
     """
     if _listener.get() is not None:
         raise RuntimeError("a recording cannot be part of another one")
@@ -82,11 +85,11 @@ def record(function: Callable[[], Tensor]) -> tuple[Tape, Tensor]:
 
 
 class Tape:
-    """Recorded calls.
+    """Recorded calls of kernels.
 
     Args:
         calls: The address of each kernel, and the bytes of its arguments.
-        memory: What they write to.
+        memory: The memory of the results, which the tape keeps alive.
     """
 
     def __init__(self, calls: Sequence[tuple[int, bytes]], memory: Sequence[np.ndarray]) -> None:
@@ -97,13 +100,13 @@ class Tape:
         self._memory = memory
 
     def run(self, num_rows: int) -> None:
-        """Runs the calls with so many rows, at most as many as were recorded."""
+        """Runs the calls with `num_rows` rows, which may be fewer than were recorded, but not more."""
         library: Any = find_library()
         library.run_tape(self._entries, len(self._buffers), ctypes.c_long(num_rows), num_threads())
 
 
 class _Recorder:
-    """Takes calls down, and gives memory to their results."""
+    """Records calls, and allocates their results."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, bytes]] = []
@@ -111,32 +114,32 @@ class _Recorder:
         self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
     def add(self, kernel: int, call: bytes) -> None:
-        """Takes a call down."""
+        """Records a call."""
         self.calls.append((kernel, call))
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Returns memory that no tensor uses, aligned to 64 bytes."""
+        """Returns a tensor in memory that no other tensor uses, aligned to 64 bytes."""
         num_bytes = -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
         blocks = self._free[num_bytes]
         if not blocks:
             self.memory.append(np.zeros(num_bytes + _ALIGNMENT, np.uint8))
             blocks.append(self.memory[-1][-self.memory[-1].ctypes.data % _ALIGNMENT :][:num_bytes])
         block = blocks.pop()
-        lease = block.view()  # torch holds it as long as any view of the tensor lives
+        lease = block.view()  # torch keeps this object alive as long as any view of the tensor
         weakref.finalize(lease, blocks.append, block)
         return torch.from_numpy(lease).view(dtype)[: math.prod(shape)].view(tuple(shape))
 
 
 class _OnlyViews(TorchDispatchMode):
-    """Ends a recording at the first operation of torch that does more than look at memory in another way."""
+    """Ends a recording at the first operation of torch that is not a view."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Returns False: else torch imports its compiler for the first operation, a second and 100 MB."""
+        """Returns False, because torch would import its compiler otherwise, which takes a second and 100 MB."""
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Lets views pass."""
+        """Runs the operation if it is a view."""
         if not func.is_view:
             raise NotRecordableError(f"{func} is not a compiled kernel")
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Rows of a table, by id."""
+"""Lookup of the rows of a table by id."""
 
 from __future__ import annotations
 

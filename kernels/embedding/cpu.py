@@ -1,4 +1,4 @@
-"""Looking ids up on the CPU: compiled (`native.cpp`), so that it can be recorded, or else the plain body."""
+"""Embedding lookup on the CPU: compiled (`native.cpp`), so that a tape can record it, or else the plain body."""
 
 from __future__ import annotations
 

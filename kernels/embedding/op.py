@@ -1,4 +1,4 @@
-"""Rows of a table, by id: the definition.
+"""Lookup of the rows of a table by id: the definition.
 
 out[i] = table[ids[i]]
 """
@@ -23,10 +23,10 @@ def _samples(draw: Draw) -> Iterator[Sample]:
 
 @op(samples=_samples, tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), (0.0, 0.0)))
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
-    """Looks ids up.
+    """Returns the rows of a table with the given ids.
 
     Args:
-        ids: `[num_ids]` int64, rows of the table.
+        ids: `[num_ids]` int64, in `[0, num_rows)`.
         table: `[num_rows, size]`, contiguous.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Gathering the tensors of a step on the CPU: compiled (`native.cpp`), or else the plain body."""
+"""`gather_batch` on the CPU: compiled (`native.cpp`), or else the plain body."""
 
 from __future__ import annotations
 

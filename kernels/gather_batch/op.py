@@ -1,4 +1,4 @@
-"""From the tables of all running requests to the tensors of one step: the definition.
+"""The tensors of one step, gathered from the tables of all running requests: the definition.
 
 For token i of sequence b, which owns row r of the tables and starts this step at position s:
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from .._op import Draw, Sample, op
 
 _OUTSIDE = 2**31 - 1
-"""What entries of the tables hold that no token of the step uses."""
+"""The value of the entries of the tables that no token of the step uses."""
 
 
 def _samples(draw: Draw) -> Iterator[Sample]:
@@ -49,22 +49,22 @@ def _samples(draw: Draw) -> Iterator[Sample]:
 def gather_batch(
     token_table: Tensor, block_table: Tensor, plan: Tensor, num_tokens: int, max_blocks: int, block_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gathers the tokens of a step, and where their keys and values live.
+    """Gathers the tokens of a step, and the slots of the KV cache for their keys and values.
 
     Args:
         token_table: `[num_rows, max_model_len]` int32, the tokens of each running request.
-        block_table: `[num_rows, max_model_len / block_size]` int32, the KV cache blocks of each.
+        block_table: `[num_rows, max_model_len / block_size]` int32, the KV cache blocks of each running request.
         plan: `[4, num_seqs]` int32: the row of each sequence, its first position in this step, its number of tokens,
-            and how many tokens the sequences before it have. A row of -1 is padding: one token at position 0.
-        num_tokens: Tokens of all sequences, padding included.
-        max_blocks: Columns of the block tables wanted.
+            and the number of tokens of all sequences before it. A row of -1 is padding: one token at position 0.
+        num_tokens: The number of tokens of all sequences, padding included.
+        max_blocks: The number of columns of the returned block tables.
         block_size: Tokens per KV cache block.
 
     Returns:
         token_ids, positions and slot_mapping, `[num_tokens]` int64; query_start_loc `[num_seqs + 1]` and seq_lens
         `[num_seqs]` int32; block_tables `[num_seqs, max_blocks]` int32. Padding has token 0, slot -1 and length 0.
     """
-    # Rows of -1 read some row of the tables; what they read is replaced.
+    # Padding reads the last row of the tables. Its results are replaced.
     rows, starts, counts, offsets = plan.unbind()
     row, start, _, offset = plan.long().repeat_interleave(counts, dim=1, output_size=num_tokens).unbind()
     positions = torch.arange(num_tokens, device=plan.device) + (start - offset)

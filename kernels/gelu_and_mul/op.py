@@ -36,8 +36,9 @@ def gelu_and_mul(x: Tensor, approximate: str) -> Tensor:
     """Multiplies the second half of each row by the GELU of the first.
 
     Args:
-        x: `[num_tokens, 2 * intermediate_size]`: the gate, then the projection that it gates.
-        approximate: "none" for the exact GELU, "tanh" for its approximation, whichever the checkpoint was trained with.
+        x: `[num_tokens, 2 * intermediate_size]`: in each row the gate, then the projection that it is multiplied by.
+        approximate: "none" for the exact GELU, "tanh" for its approximation: the one that the checkpoint was trained
+            with.
 
     Returns:
         `[num_tokens, intermediate_size]`, in the dtype of x.

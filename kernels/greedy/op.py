@@ -23,16 +23,16 @@ def _samples(draw: Draw) -> Iterator[Sample]:
 
 @op(samples=_samples, tolerance={torch.float32: (0.0, 0.0)})
 def greedy(logits: Tensor) -> Tensor:
-    """Returns the most likely token of each row, the first of several.
+    """Returns the most likely token of each row, and of several equal ones the first.
 
-    It is what `sample` gives at temperature 0, for a batch in which nobody draws.
+    The result is that of `sample` at temperature 0. A batch in which no row draws does not need the other parameters.
 
     Args:
         logits: `[num_rows, vocab_size]` float32. Minus infinity forbids a token.
 
     Returns:
-        The token ids, `[num_rows]` int64. -1 in a row whose largest logit is not finite: it holds NaN or plus infinity,
-        or forbids every token.
+        The token ids, `[num_rows]` int64. The id is -1 if the largest logit of the row is not finite, which means that
+        the row contains NaN or plus infinity, or forbids every token.
     """
     peaks, ids = logits.max(-1)
     return torch.where(peaks.isfinite(), ids, -1)

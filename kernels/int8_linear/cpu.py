@@ -14,11 +14,11 @@ from .layout import UNIT
 from .op import int8_linear
 
 _SCALE_BYTES = 4
-"""After each row of 8-bit inputs the kernel notes its scale."""
+"""The kernel writes the scale of a row after its 8-bit inputs."""
 
 
 def _kernels() -> Mapping[torch.dtype, NativeKernel]:
-    """Looks the kernels up, where the CPU has their instruction (AVX512_VNNI)."""
+    """Looks the kernels up if the CPU has the instruction that they use (AVX512_VNNI)."""
     if not torch.cpu._is_vnni_supported():
         return MappingProxyType({})
     return kernels_by_dtype("int8_linear", "PPPPPPliii")
@@ -36,7 +36,7 @@ def int8_linear_cpu(
     out_features: int,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Runs `int8_linear` in the compiled kernel."""
+    """Runs `int8_linear` in the compiled kernel, or its plain body where there is none."""
     kernel = _KERNELS.get(x.dtype)
     if kernel is None:
         return int8_linear.plain(x, packed, weight_scale, bias, out_features, dtype)

@@ -1,10 +1,10 @@
-"""How numbers become 8-bit integers, and how a weight of them lies in memory for `int8_linear`.
+"""Rounding to 8-bit integers, and the memory layout of an 8-bit weight for `int8_linear`.
 
     packed[panel, 1 + unit, column, i] = weight[64 · panel + column, 4 · unit + i]      0 <= i < 4
     packed[panel, 0, column] = -128 · Σ_i weight[64 · panel + column, i]                as one int32
 
-The CPU's instruction multiplies unsigned by signed bytes, so inputs go in with 128 added to them. What that adds to a
-result depends on the weight alone: the sums start from its negative.
+The CPU instruction multiplies unsigned by signed bytes, so 128 is added to the inputs. That changes a result by an
+amount which depends on the weight alone, and the sums start from the negative of that amount.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ INT8_MAX = 127
 OFFSET = 128
 
 SMALLEST = 1e-30
-"""A row of smaller numbers counts as zeros: the inverse of its scale might be no float32."""
+"""A row whose numbers are all smaller counts as zeros, because the inverse of its scale might not fit float32."""
 
 
 def quantize_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rounds each row to 8-bit integers, relative to its largest number; ties to even.
+    """Rounds each row to 8-bit integers, relative to its largest number, ties to even.
 
-    The arithmetic is in float32 whatever the dtype is: it is defined to the bit.
+    The arithmetic is in float32 for every dtype, and the result is defined to the bit.
 
     Args:
         rows: `[num_rows, size]`.
 
     Returns:
-        `[num_rows, size]` int8, and the scale of each row, `[num_rows]` float32: rows is about their product. The scale
-        of a row with a NaN is NaN, and with an infinity infinite.
+        `[num_rows, size]` int8, and the scale of each row, `[num_rows]` float32. Their product approximates `rows`. The
+        scale of a row that contains NaN is NaN, and that of a row with an infinity is infinite.
     """
     wide = rows.to(torch.float32)
     largest = wide.abs().amax(-1) if rows.shape[-1] else wide.new_zeros(len(wide))
-    # A number over a tensor would be its reciprocal times the number, rounded twice.
+    # torch computes a Python number over a tensor as reciprocal times number, which rounds twice.
     inverse = torch.where(largest > SMALLEST, largest.new_tensor(INT8_MAX) / largest, 0.0)
     return (wide * inverse[:, None]).round_().nan_to_num_(0.0).to(torch.int8), largest * (1 / INT8_MAX)
 
 
 def can_pack_int8(in_features: int) -> bool:
-    """Says whether a weight of so many columns can be laid out."""
+    """Returns whether `pack_int8` supports weights with this number of columns."""
     return in_features % UNIT == 0
 
 
 def pack_int8(weight: Tensor) -> Tensor:
-    """Lays a weight out in panels; the last one is filled up with zeros.
+    """Rearranges a weight into panels. The last panel is padded with zeros.
 
     Args:
         weight: `[out_features, in_features]` int8; in_features is a multiple of 4.
@@ -65,5 +65,5 @@ def pack_int8(weight: Tensor) -> Tensor:
 
 
 def unpack_int8(packed: Tensor, out_features: int) -> Tensor:
-    """Returns the weight that `pack_int8` laid out, `[out_features, in_features]`."""
+    """Returns the weight that was given to `pack_int8`, `[out_features, in_features]`."""
     return packed[:, 1:].transpose(1, 2).flatten(2).flatten(0, 1)[:out_features]

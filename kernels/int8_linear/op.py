@@ -3,8 +3,9 @@
     out[t, o] = (Σ_i q[t, i] · weight[o, i]) · x_scale[t] · weight_scale[o] + bias[o]
     x_scale[t] = max_i |x[t, i]| / 127,   q[t, i] = round(x[t, i] / x_scale[t])
 
-Inputs are quantised token by token as they come, weights once, with a scale per output: Dettmers et al., "LLM.int8()",
-2022, without its outliers. The sum is of integers, hence exact: a row's result does not depend on the other rows.
+Inputs are quantised in every call with a scale per token, weights once with a scale per output: Dettmers et al.,
+"LLM.int8()", 2022, without the separate treatment of outliers. Sums of integers are exact, so the result of a row does
+not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ def _samples(draw: Draw) -> Iterator[Sample]:
 
 
 def _operands(draw: Draw, num_rows: int, in_features: int, out_features: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns inputs, and a packed weight with its scales, such that results are about 1."""
+    """Returns inputs, and a packed weight with its scales, whose product has numbers of about 1."""
     weight, scale = quantize_int8(draw.normal(out_features, in_features) * in_features**-0.5)
     return draw.normal(num_rows, in_features), pack_int8(weight), scale
 
 
-# Both sides quantise the same, to the bit; what differs is the rounding of the scaled sum, and of the result.
+# All implementations quantise to the same bits. Only the rounding of the scaled sum and of the result may differ.
 @op(samples=_samples, tolerance={torch.float32: (1e-5, 1e-6), torch.bfloat16: (4e-3, 1e-6)})
 def int8_linear(
     x: Tensor,
@@ -59,14 +60,14 @@ def int8_linear(
 
     Args:
         x: `[num_rows, in_features]`, any stride between rows.
-        packed: From `pack_int8`.
-        weight_scale: `[out_features]` float32: what the numbers of a row of the weight are to be multiplied by.
+        packed: The weight as `pack_int8` returns it.
+        weight_scale: `[out_features]` float32, the factor of each row of the weight.
         bias: `[out_features]`, the dtype of x, or None for 0.
-        out_features: Rows of the matrix, without those that fill it up.
-        dtype: Of the result: float32, or None for that of x.
+        out_features: The number of rows of the weight, without the padding.
+        dtype: The dtype of the result: float32, or None for that of x.
 
     Returns:
-        `[num_rows, out_features]`: summed exactly, scaled in float32, rounded once.
+        `[num_rows, out_features]`. Sums are exact. They are scaled in float32, and rounded once.
     """
     quantised, x_scale = quantize_int8(x)
     sums = quantised.double() @ unpack_int8(packed, out_features).double().t()

@@ -1,4 +1,4 @@
-"""A matrix product whose rows do not depend on each other, to the bit."""
+"""A matrix product in which no bit of a row depends on the other rows."""
 
 from __future__ import annotations
 

@@ -2,10 +2,9 @@
 
     out = x · weightᵀ + bias
 
-What sets it apart from a library's product is a promise that every implementation keeps: a row of the result is the
-same to the bit however many rows there are and wherever it stands among them. Libraries break it, because they choose
-their tiles, and with them the order of their sums, by the number of rows. He et al., "Defeating Nondeterminism in LLM
-Inference", Thinking Machines Lab, 2025.
+In addition every implementation guarantees that a row of the result is the same to the bit for any number of other rows
+and at any position among them. The products of libraries do not: they choose their tiles, and with them the order of
+their sums, by the number of rows. He et al., "Defeating Nondeterminism in LLM Inference", Thinking Machines Lab, 2025.
 """
 
 from __future__ import annotations
@@ -35,15 +34,15 @@ def _samples(draw: Draw) -> Iterator[Sample]:
     tolerance={torch.float32: (1e-5, 1e-5), torch.float16: (2e-3, 2e-3), torch.bfloat16: (1.6e-2, 1.6e-2)},
 )
 def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiplies rows by a matrix, each as if it were alone.
+    """Multiplies rows by a matrix, so that no bit of a row depends on the other rows.
 
     Args:
-        x: `[num_rows, in_features]`, contiguous rows, any stride between them.
-        weight: `[out_features, in_features]`, contiguous, the dtype of x; on a CPU also in oneDNN's packed layout.
+        x: `[num_rows, in_features]`, contiguous rows with any stride between them.
+        weight: `[out_features, in_features]`, contiguous, the dtype of x. A CPU also takes oneDNN's packed layout.
         bias: `[out_features]`, the dtype of x, or None for 0.
 
     Returns:
-        `[num_rows, out_features]` in the dtype of x: summed in float32, rounded once.
+        `[num_rows, out_features]` in the dtype of x. Sums are in float32, and are rounded once.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     out = x.to(wide) @ weight.to(wide).t()

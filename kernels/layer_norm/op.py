@@ -3,8 +3,8 @@
     new_residual = x + residual                                                  (rounded to the dtype of x)
     out          = (new_residual - mean) / sqrt(variance + eps) · weight + bias
 
-Ba, Kiros and Hinton, "Layer Normalization", 2016. torch's own operator is the body: it has float32 statistics and is
-fast on every device.
+Ba, Kiros and Hinton, "Layer Normalization", 2016. The body is torch's own operator, which computes the statistics in
+float32 and is fast on every device.
 """
 
 from __future__ import annotations

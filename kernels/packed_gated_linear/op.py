@@ -2,7 +2,7 @@
 
     out = silu(x · gateᵀ) * (x · upᵀ)
 
-It is `silu_and_mul` of `packed_linear` in one pass, for the CPU: what lies between is neither rounded nor stored.
+It is `silu_and_mul` of `packed_linear` in one pass, for the CPU: the products are neither rounded nor stored.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def _samples(draw: Draw) -> Iterator[Sample]:
 
 @op(samples=_samples, tolerance={torch.float32: (1e-5, 1e-5), torch.bfloat16: (1.6e-2, 1.6e-2)})
 def packed_gated_linear(x: Tensor, packed: Tensor) -> Tensor:
-    """Multiplies rows by the gate and by up, and gates.
+    """Multiplies rows by the weights of gate and up, and the SiLU of the gate by up.
 
     Args:
-        x: `[num_rows, in_features]`, contiguous rows, any stride between them.
-        packed: From `pack_gated`, the dtype of x.
+        x: `[num_rows, in_features]`, contiguous rows with any stride between them.
+        packed: The weights as `pack_gated` returns them, in the dtype of x.
 
     Returns:
-        `[num_rows, size]`, the dtype of x: computed in float32, rounded once.
+        `[num_rows, size]`, in the dtype of x. It is computed in float32, and rounded once.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     gate, up = (x.to(wide) @ unpack_gated(packed).to(wide).t()).chunk(2, dim=-1)

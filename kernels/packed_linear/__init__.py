@@ -1,4 +1,4 @@
-"""A linear layer whose weight was laid out once for the CPU's matrix instructions."""
+"""A linear layer whose weight was rearranged for the matrix instructions of the CPU."""
 
 from __future__ import annotations
 

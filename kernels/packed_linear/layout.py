@@ -1,8 +1,8 @@
-"""How a weight lies in memory for `packed_linear`: in panels of 64 outputs, as `native.cpp` reads them.
+"""The memory layout of a weight for `packed_linear`: panels of 64 outputs, in the order in which `native.cpp` reads.
 
     packed[panel, unit, column, i] = weight[64 · panel + column, size · unit + i]      0 <= i < size
 
-A unit is what one lane of a vector takes at once: 32 bits, so a pair of bfloat16 (size 2) or one float32 (size 1).
+A unit is the 32 bits of one lane of a vector: a pair of bfloat16 (size 2) or one float32 (size 1).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ PANEL = 64
 
 
 def unit_size(dtype: torch.dtype) -> int:
-    """Returns how many numbers of a type a unit of 32 bits holds."""
+    """Returns the number of elements of a dtype in a unit of 32 bits."""
     return 4 // dtype.itemsize
 
 
 def can_pack_panels(weight: Tensor) -> bool:
-    """Says whether a weight is multiplied fastest in panels: bfloat16, compiled kernels, and no AMX for oneDNN to use.
+    """Returns whether panels are the fastest layout of a weight.
 
-    In float32 oneDNN is faster for many rows.
+    They are for bfloat16, with compiled kernels, on a CPU without AMX. With AMX, and in float32, oneDNN is faster.
     """
     return (
         weight.device.type == "cpu"
@@ -38,10 +38,10 @@ def can_pack_panels(weight: Tensor) -> bool:
 
 
 def pack_panels(weight: Tensor) -> Tensor:
-    """Lays a weight out in panels; the last one is filled up with zeros.
+    """Rearranges a weight into panels. The last panel is padded with zeros.
 
     Args:
-        weight: `[out_features, in_features]`, bfloat16 or float32; in_features is a multiple of a unit's size.
+        weight: `[out_features, in_features]`, bfloat16 or float32. in_features is a multiple of `unit_size`.
 
     Returns:
         `[num_panels, num_units, 64, unit_size]`, the dtype of the weight.
@@ -52,5 +52,5 @@ def pack_panels(weight: Tensor) -> Tensor:
 
 
 def unpack_panels(packed: Tensor, out_features: int) -> Tensor:
-    """Returns the weight that `pack_panels` laid out, `[out_features, in_features]`."""
+    """Returns the weight that was given to `pack_panels`, `[out_features, in_features]`."""
     return packed.transpose(1, 2).flatten(2).flatten(0, 1)[:out_features]

@@ -2,8 +2,8 @@
 
     out = x · weightᵀ + bias
 
-It is for the CPU, where a library would lay the weight out anew for every product. A row's result does not depend on
-the other rows: each adds up its products in the same order.
+It is for the CPU, where a library would rearrange the weight for every product. The result of a row does not depend on
+the other rows, because every row adds up its products in the same order.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def packed_linear(
     """Multiplies rows by a packed matrix.
 
     Args:
-        x: `[num_rows, in_features]`, contiguous rows, any stride between them.
-        packed: From `pack_panels`, the dtype of x.
+        x: `[num_rows, in_features]`, contiguous rows with any stride between them.
+        packed: The weight as `pack_panels` returns it, in the dtype of x.
         bias: `[out_features]`, the dtype of x, or None for 0.
-        out_features: Rows of the matrix, without those that fill it up.
-        dtype: Of the result: float32, or None for that of x.
+        out_features: The number of rows of the weight, without the padding.
+        dtype: The dtype of the result: float32, or None for that of x.
 
     Returns:
-        `[num_rows, out_features]`: summed in float32, rounded once.
+        `[num_rows, out_features]`. Sums are in float32, and are rounded once.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     out = x.to(wide) @ unpack_panels(packed, out_features).to(wide).t()

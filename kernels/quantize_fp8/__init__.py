@@ -1,4 +1,4 @@
-"""Rows of numbers as 8-bit floats with a scale per row."""
+"""Quantisation of rows to 8-bit floats with a scale per row."""
 
 from __future__ import annotations
 

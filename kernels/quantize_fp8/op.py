@@ -1,8 +1,8 @@
-"""Rows of numbers as 8-bit floats with a scale per row: the definition.
+"""Quantisation of rows to 8-bit floats with a scale per row: the definition.
 
     scale = max|row| / 448  (1 for a row of zeros),   q = round_e4m3(row / scale)
 
-448 is the largest number of float8_e4m3fn, so the largest of each row uses the whole range: Micikevicius et al., "FP8
+448 is the largest number of float8_e4m3fn, so every row uses the whole range: Micikevicius et al., "FP8
 Formats for Deep Learning", 2022.
 """
 
@@ -35,11 +35,12 @@ def quantize_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rounds each row to 8 bits, relative to its largest number.
 
     Args:
-        x: `[num_rows, size]`, any stride between rows, contiguous rows: activations, or the weight of a linear layer
-            with a row per output.
+        x: `[num_rows, size]`, contiguous rows with any stride between them. They are activations, or the weight of a
+            linear layer with a row per output.
 
     Returns:
-        `[num_rows, size]` float8_e4m3fn, and the scale of each row, `[num_rows, 1]` float32: x is about their product.
+        `[num_rows, size]` float8_e4m3fn, and the scale of each row, `[num_rows, 1]` float32. Their product approximates
+        x.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     largest = wide.abs().amax(-1, keepdim=True)

@@ -1,7 +1,7 @@
-"""Norm, rotation and the write to the KV cache in numba: for CPUs and dtypes that `native.cpp` does not serve.
+"""Norm, rotation and the write to the KV cache in numba, for CPUs and dtypes that `native.cpp` does not support.
 
-Every tensor is passed as the flat memory from its first number on, with its strides: a compiled loop over a head then
-knows that its numbers lie side by side, and is vectorised.
+Every tensor is passed as its flat memory and its strides. A compiled loop over a head is then over contiguous numbers,
+and is vectorised.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .._storage import store, widen
 from .._threads import team
 
 _MIN_PARALLEL_NUMBERS = 400_000
-"""About 200 µs of one core: below it, threads cost more than they bring."""
+"""About 200 µs of one core. Smaller calls do not gain from threads."""
 
 
 def rope_and_store_numba(
@@ -31,7 +31,7 @@ def rope_and_store_numba(
     k_weight: Tensor | None = None,
     eps: float = 0.0,
 ) -> None:
-    """Runs `rope_and_store` on the calling thread, unless there is much to do."""
+    """Runs `rope_and_store`, small calls on the calling thread and large ones on several."""
     num_tokens = len(query)
     arguments = (
         *(_flat(tensor) for tensor in (query, key, value, k_cache, v_cache)),
@@ -52,7 +52,7 @@ def rope_and_store_numba(
 
 
 def _flat(tensor: Tensor) -> Array:
-    """Returns the memory from the first number of a tensor to its last, as storage."""
+    """Returns the memory from the first to the last number of a tensor as an array for numba."""
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return as_storage(tensor.as_strided((span,), (1,)))
 
@@ -76,7 +76,7 @@ def _rope_and_store(
     k_weight: Array | None,
     eps: Scalar,
 ) -> None:
-    """Does tokens `first` to `last - 1`. `shape`: query heads, KV heads, block size, head size."""
+    """Computes tokens `first` to `last - 1`. `shape` is (query heads, KV heads, block size, head size)."""
     num_heads, num_kv_heads, block_size, size = shape
     wide = np.empty(size, np.float32)
     for token in range(first, last):
@@ -102,7 +102,7 @@ def _rope_and_store(
 
 @jit(REORDER)
 def _norm_and_rotate(x: Array, to: Array, weight: Array | None, row: Array, eps: Scalar, wide: Array) -> None:
-    """Writes head `x`, normed and rotated, at `to`. `wide` has room for a head."""
+    """Writes head `x`, normalised and rotated, to `to`. `wide` is a buffer for one head."""
     size, half, scale = len(x), len(row) // 2, np.float32(1)
     if weight is None:
         for d in range(size):

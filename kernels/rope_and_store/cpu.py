@@ -9,7 +9,7 @@ from .op import rope_and_store
 
 _KERNELS = kernels_by_dtype("rope_and_store", "10P 12l 5i f")
 _MAX_HEAD_DIM = 1024
-"""What the compiled kernel has room for."""
+"""The largest head that fits the buffer of the compiled kernel."""
 
 
 @rope_and_store.register("cpu")

@@ -1,4 +1,4 @@
-"""What an attention layer does to its queries, keys and values before it attends, in one pass: the definition.
+"""Norm of the heads, rotation by position, and the write to the KV cache in one pass: the definition.
 
     x     = x / sqrt(mean(x²) + eps) · weight         for each query and key head, if weights are given
     query = rotate(query),   k_cache[slot] = rotate(key),   v_cache[slot] = value
@@ -82,25 +82,25 @@ def rope_and_store(
     k_weight: Tensor | None = None,
     eps: float = 0.0,
 ) -> None:
-    """Norms and rotates queries and keys, and stores keys and values.
+    """Normalises and rotates queries and keys, and stores keys and values in the KV cache.
 
-    Arithmetic is in float32 until a result is rounded, once.
+    Arithmetic is in float32, and each result is rounded once.
 
     Args:
-        query: `[num_tokens, num_heads, head_dim]`, may be a strided view of contiguous heads. Changed in place.
-        key: `[num_tokens, num_kv_heads, head_dim]`, may be a strided view of contiguous heads. Only read.
-        value: The same.
-        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the key or float8_e4m3fn, where
-            numbers beyond +-448 become that. Changed in place.
-        v_cache: The same, with the same strides. Changed in place.
-        slot_mapping: `[num_tokens]` int64: `block_id * block_size + offset`, distinct; a token with a negative slot is
-            padding and stores nothing.
+        query: `[num_tokens, num_heads, head_dim]`, may be a strided view of contiguous heads. It is changed in place.
+        key: `[num_tokens, num_kv_heads, head_dim]`, may be a strided view of contiguous heads. It is only read.
+        value: The shape and dtype of the key, and the same conditions.
+        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the key, or float8_e4m3fn, for which
+            numbers are clamped to +-448. It is changed in place.
+        v_cache: The shape, dtype and strides of `k_cache`. It is changed in place.
+        slot_mapping: `[num_tokens]` int64, distinct slots `block_id * block_size + offset`. A token with a negative
+            slot is padding, and is not stored.
         positions: `[num_tokens]` int64, rows of `cos_sin`.
         cos_sin: `[max_position, rot_dim]` float32: the cosines of the `rot_dim / 2` angles of a position, then the
             sines. `rot_dim <= head_dim`; the dimensions after it are not rotated.
-        q_weight: `[head_dim]`, the dtype of the query: what multiplies a normed query head. None for no norm.
-        k_weight: The same for the keys. Both are given, or neither.
-        eps: Added to the mean square.
+        q_weight: `[head_dim]`, the dtype of the query: the weight of the norm of query heads. None for no norm.
+        k_weight: The same for key heads. Both are given, or neither.
+        eps: The number that the norm adds to the mean square.
     """
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [num_tokens, 1, rot_dim / 2] each
     query.copy_(_rotate(_norm(query, q_weight, eps), cos, sin))

@@ -1,9 +1,9 @@
-"""Drawing on the CPU, without a sort: a numba kernel that takes each row on its own.
+"""Drawing on the CPU without a sort: a numba kernel that computes the rows one by one.
 
-1. scale the row, in a scratch buffer;
-2. only if top_k or top_p is on: count tokens and mass in slices of s, and find the threshold in the one slice that
-   decides, by partitioning it;
-3. add the noise and keep the largest.
+1. Scale the row, into a buffer.
+2. Only with top_k or top_p: sum tokens and mass in slices of s, and find the threshold by partitioning the slice that
+   contains it.
+3. Add the noise, and return the token with the largest sum.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .exact import GOLDEN_32, LN2_HIGH, LN2_LOW, row_keys
 from .op import MASS_SCALE, log_min_p
 
 _MIN_PARALLEL_TOKENS = 100_000
-"""About 200 µs of one core: below it, threads cost more than they bring."""
+"""About 200 µs of one core. Smaller calls do not gain from threads."""
 
 _SLICES_PER_UNIT = 64
 _NUM_SLICES = 28 * _SLICES_PER_UNIT + 1
-"""Slices of s from 0 down to -28, where a token's mass is 0 (exp(-28) < 2^-40), and one for what lies below."""
+"""Slices of s from 0 down to -28, where the mass of a token is 0 (exp(-28) < 2^-40), and one for all below."""
 
 _TILE = 1024
-"""Scores are made so many at a time: that loop is vectorised, the search for the largest is not."""
+"""The number of scores per loop: computing them is vectorised, the search for the largest one is not."""
 
 
 def sample_numba(
@@ -95,7 +95,7 @@ def _draw(
 
 @jit()
 def _compress(source: Array, length: int, threshold: Scalar, out: Array) -> int:
-    """Moves what is at least the threshold to the front of `out`, which may be the source, and returns how many."""
+    """Copies the numbers >= threshold to the front of `out`, which may be the source, and returns their count."""
     count = 0
     for i in range(length):
         s = source[i]
@@ -111,9 +111,9 @@ def _reach(candidates: Array, length: int, target: Scalar, by_mass: bool) -> Sca
 
     Args:
         candidates: `[length]` float32 and more, in any order.
-        length: How many there are.
-        target: A share of the candidates' mass if `by_mass`, else a number of candidates.
-        by_mass: What is summed.
+        length: The number of candidates.
+        target: A share of the mass of all candidates if `by_mass`, else a number of candidates.
+        by_mass: Whether to sum the mass of candidates in place of their number.
     """
     amounts = np.zeros(_NUM_SLICES, np.int64)
     for i in range(length):
@@ -135,7 +135,7 @@ def _reach(candidates: Array, length: int, target: Scalar, by_mass: bool) -> Sca
 
 @jit()
 def _reach_inside(inside: Array, above: Scalar, target: Scalar, by_mass: bool) -> Scalar:
-    """Finds the same among the candidates of one slice, `above` being the amount over it, by three-way partition."""
+    """Returns the same for the candidates of one slice by three-way partition. `above` is the amount of larger ones."""
     while True:
         pivot = inside[len(inside) // 2]
         larger, smaller = np.empty_like(inside), np.empty_like(inside)
@@ -188,7 +188,7 @@ def _argmax(scaled: Array, key_low: Scalar, key_high: Scalar) -> int:
 
 @jit()
 def _argmax_kept(scaled: Array, threshold: Scalar, key_low: Scalar, key_high: Scalar) -> int:
-    """Returns the token with the largest score of those at or above the threshold."""
+    """Returns the token with the largest score among the tokens at or above the threshold."""
     best, winner = np.float32(-np.inf), 0
     for token in range(len(scaled)):
         if scaled[token] >= threshold:
@@ -198,12 +198,12 @@ def _argmax_kept(scaled: Array, threshold: Scalar, key_low: Scalar, key_high: Sc
     return winner
 
 
-# From here on: exact.py, operation by operation. No fastmath, or the bits differ.
+# The functions below repeat exact.py operation by operation, without fastmath, which would change bits.
 
 
 @jit()
 def _gumbel(token_id: Scalar, key_low: Scalar, key_high: Scalar) -> Scalar:
-    # numba widens the product to 64 bits: each step is cut back to 32.
+    # numba computes the product in 64 bits, so each step is cut back to 32.
     bits = _mix32(np.uint32(_mix32(np.uint32(token_id * np.uint32(GOLDEN_32) + key_low)) ^ key_high))
     v = min((np.float32(bits) + np.float32(0.5)) * np.float32(2.0**-32), np.float32(1 - 2.0**-24))
     rest = np.float32(1) - v

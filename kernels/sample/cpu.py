@@ -1,4 +1,4 @@
-"""Sampling on the CPU: the most likely token where every row wants it, else row by row in numba."""
+"""Sampling on the CPU: `greedy` if every row has temperature 0, else row by row in numba."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sample_cpu(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Runs `sample`."""
+    """Runs `sample` as `greedy` or in numba."""
     if (temperature > 0).any():
         return sample.fallback("sample_numba")(logits, temperature, top_k, top_p, min_p, seeds, positions)
     return greedy(logits)

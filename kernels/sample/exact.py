@@ -1,8 +1,8 @@
-"""Arithmetic of `sample` that gives the same bits everywhere.
+"""Arithmetic of `sample` that gives the same bits on every device.
 
-Each function is a fixed sequence of IEEE float32 operations (add, subtract, multiply, divide, floor: each rounds in one
-way only) or of integer operations modulo 2^32 or 2^64. `cpu.py` repeats them for numba; a GPU implementation must
-switch the fusion of multiply and add off.
+Each function is a fixed sequence of IEEE float32 operations (add, subtract, multiply, divide, floor), whose rounding is
+defined, or of integer operations modulo 2^32 or 2^64. `_cpu_numba.py` and `triton_exact.py` repeat them. A compiler
+must not fuse multiplications with additions.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ LN2_HIGH, LN2_LOW = 0.693145751953125, 1.4286068203094172e-06
 """ln 2 in two parts: the first has 16 significant bits, so that its products with small integers are exact."""
 
 GOLDEN_32, GOLDEN_64 = 0x9E3779B9, 0x9E3779B97F4A7C15
-"""2^32 and 2^64 divided by the golden ratio: odd, and their multiples are spread evenly."""
+"""2^32 and 2^64 divided by the golden ratio. They are odd, and their multiples are spread evenly."""
 
 _MASK_32 = 0xFFFFFFFF
 
 
 def exp32(x: Tensor) -> Tensor:
-    """Returns exp(x) for float32 x <= 0, to about 2e-7 of its value; below -87 it stays at exp(-87)."""
+    """Returns exp(x) for float32 x <= 0 with a relative error of 2e-7. Below -87 it returns exp(-87)."""
     x = x.clamp(min=-87.0)
     n = torch.floor(x * math.log2(math.e) + 0.5)
     r = x - n * LN2_HIGH - n * LN2_LOW
@@ -33,7 +33,7 @@ def exp32(x: Tensor) -> Tensor:
 
 
 def log32(x: Tensor) -> Tensor:
-    """Returns log(x) for normal float32 x > 0, to about 2e-7 of its value, near 1 as well.
+    """Returns log(x) for normal float32 x > 0 with a relative error of 2e-7, near 1 as well.
 
     With x = 2^n · m and m between sqrt(1/2) and sqrt(2): log(x) = n · ln 2 + 2 atanh(z), z = (m - 1) / (m + 1).
     """
@@ -51,13 +51,13 @@ def log32(x: Tensor) -> Tensor:
 def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     """Returns the Gumbel noise of every token at a position of a seed, `[num_rows, vocab_size]` float32.
 
-    -log(-log(1 - v)) for v uniform in (0, 1) from 32 random bits. The upper tail, which decides, comes from the
-    smallest v, where float32 is finest.
+    It is -log(-log(1 - v)) for v uniform in (0, 1) from 32 random bits. The largest noise, which decides a draw, comes
+    from the smallest v, where float32 has the finest resolution.
     """
     bits = random_bits(seeds, positions, vocab_size)
     v = ((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
     rest = 1 - v
-    # -log(1 - v), though 1 - v has been rounded: the rounding error cancels in v / (1 - rest).
+    # -log(1 - v), although 1 - v has been rounded: the rounding error cancels in v / (1 - rest).
     exponential = torch.where(rest == 1, v, -log32(rest) * (v / (1 - rest)))
     return -log32(exponential)
 
@@ -71,26 +71,26 @@ def random_bits(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
 
 
 def row_keys(seeds: Tensor, positions: Tensor) -> Tensor:
-    """Returns the 64 bits that seed and position are hashed to, `[num_rows]` int64."""
+    """Returns a 64-bit hash of seed and position, `[num_rows]` int64."""
     return _mix64(_mix64(seeds + _signed(GOLDEN_64)) + positions)
 
 
 def _mix32(h: Tensor) -> Tensor:
-    """The 32-bit finaliser of MurmurHash3 (Austin Appleby, public domain) on int64 tensors in `[0, 2^32)`."""
+    """Applies the 32-bit finaliser of MurmurHash3 (Austin Appleby, public domain) to int64 tensors in `[0, 2^32)`."""
     h = ((h ^ h >> 16) * 0x85EBCA6B) & _MASK_32
     h = ((h ^ h >> 13) * 0xC2B2AE35) & _MASK_32
     return h ^ h >> 16
 
 
 def _mix64(h: Tensor) -> Tensor:
-    """The 64-bit finaliser of MurmurHash3 on int64 tensors."""
+    """Applies the 64-bit finaliser of MurmurHash3 to int64 tensors."""
     h = (h ^ _shift(h, 33)) * _signed(0xFF51AFD7ED558CCD)
     h = (h ^ _shift(h, 33)) * _signed(0xC4CEB9FE1A85EC53)
     return h ^ _shift(h, 33)
 
 
 def _shift(h: Tensor, n: int) -> Tensor:
-    """Shifts 64 bits to the right and fills up with zeros, which `>>` on int64 does not."""
+    """Shifts 64 bits to the right and fills with zeros, where `>>` on int64 would fill with the sign."""
     return (h >> n) & ((1 << (64 - n)) - 1)
 
 

@@ -3,12 +3,11 @@
     s     = (logits - max) / temperature
     token = argmax over the kept tokens of  s + gumbel(seed, position, token id)
 
-A token is kept if it passes min_p, then top_k, then top_p; ties with the last kept token are kept too. Adding Gumbel
-noise and taking the largest draws from the softmax of s (Gumbel, 1954; "Gumbel-max").
+A token is kept if it passes min_p, then top_k, then top_p. Tokens that tie with the last kept token are kept too. The
+largest sum of s and Gumbel noise is a draw from the softmax of s (Gumbel, 1954; "Gumbel-max").
 
-Everything here is exact: integer hashes, float32 operations in a fixed order, sums of integers. So every
-implementation must return the very same ids, whatever the order in which it visits the vocabulary. README.md has the
-formulas.
+All arithmetic is exact: integer hashes, float32 operations in a fixed order, and sums of integers. Every implementation
+must therefore return the same ids, in whatever order it reads the vocabulary. README.md has the formulas.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .exact import exp32, gumbel
 from .samples import samples
 
 MASS_SCALE = 2.0**40
-"""A token's probability mass for top_p is floor(exp(s) · 2^40), so that sums are exact in any order."""
+"""The probability mass of a token for top_p is floor(exp(s) · 2^40), so that sums are exact in any order."""
 
 
 @op(samples=samples, tolerance={torch.float32: (0.0, 0.0)})
@@ -38,17 +37,17 @@ def sample(
 
     Args:
         logits: `[num_rows, vocab_size]` float32. Minus infinity forbids a token.
-        temperature: `[num_rows]` float32, 0 for the most likely token (the lowest id of several).
-        top_k: `[num_rows]` int32: keeps the k largest; 0 or less keeps all.
-        top_p: `[num_rows]` float32: keeps the fewest largest whose share of the mass left by min_p and top_k reaches
-            it; 1 or more keeps all.
-        min_p: `[num_rows]` float32: keeps the tokens at least this many times as likely as the likeliest.
+        temperature: `[num_rows]` float32. At 0 the most likely token is returned, and of several the lowest id.
+        top_k: `[num_rows]` int32. The k most likely tokens are kept, or all for 0 or less.
+        top_p: `[num_rows]` float32. Of the tokens that min_p and top_k keep, the fewest most likely ones are kept that
+            have at least this share of their probability, or all for 1 or more.
+        min_p: `[num_rows]` float32. Tokens are kept if their probability is at least this share of the largest one.
         seeds: `[num_rows]` int64, the seed of each request.
-        positions: `[num_rows]` int64: which draw of that seed this is.
+        positions: `[num_rows]` int64, the number of the draw with that seed.
 
     Returns:
-        The token ids, `[num_rows]` int64. -1 in a row whose largest logit is not finite: it holds NaN or plus infinity,
-        or forbids every token. A row's draw depends on nothing but that row.
+        The token ids, `[num_rows]` int64. The id is -1 if the largest logit of the row is not finite, which means that
+        the row contains NaN or plus infinity, or forbids every token. The draw of a row depends on that row only.
     """
     peaks, greedy = logits.max(-1)
     scaled = (logits - peaks.unsqueeze(-1)) / temperature.unsqueeze(-1)
@@ -60,12 +59,12 @@ def sample(
 
 
 def log_min_p(min_p: Tensor) -> Tensor:
-    """Returns the smallest s that passes min_p, `[num_rows]` float32: minus infinity where it is off."""
+    """Returns the smallest s that passes min_p, `[num_rows]` float32, which is minus infinity for a min_p of 0."""
     return min_p.clamp(max=1.0).log()
 
 
 def _keep(scaled: Tensor, top_k: Tensor, top_p: Tensor, lowest: Tensor) -> Tensor:
-    """Returns which tokens may be drawn, `[num_rows, vocab_size]` bool."""
+    """Returns a mask of the tokens that are kept, `[num_rows, vocab_size]` bool."""
     vocab_size, lowest = scaled.shape[-1], lowest.unsqueeze(-1)
     ordered = scaled.masked_fill(scaled < lowest, -torch.inf).sort(dim=-1, descending=True).values
     last = torch.where(top_k > 0, top_k, vocab_size).clamp(max=vocab_size).long().unsqueeze(-1) - 1

@@ -1,8 +1,8 @@
 """The 8-bit linear layer on NVIDIA GPUs of compute capability 8.9 and later: `torch._scaled_mm` with a scale per row.
 
-Its rules, in torch 2.11 to 2.13: both sizes are multiples of 16, the second matrix is column-major (the transpose of a
-weight is), scales are float32 `[num_rows, 1]` and `[1, out_features]`, and bfloat16 is the one dtype of result and bias
-that all of its backends take (cuBLASLt on sm_90 with CUDA 12.9 or later, else CUTLASS).
+It requires, in torch 2.11 to 2.13, that both sizes are multiples of 16, that the second matrix is column-major, as the
+transpose of a weight is, and that scales are float32 `[num_rows, 1]` and `[1, out_features]`. The only dtype of result
+and bias that all of its backends support is bfloat16 (cuBLASLt on sm_90 with CUDA 12.9 or later, else CUTLASS).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .op import scaled_linear
 def scaled_linear_cuda(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Runs `scaled_linear` in one kernel, which also adds the bias; the result passes through bfloat16.
+    """Runs `scaled_linear` in one kernel, which also adds the bias and rounds the result to bfloat16.
 
     Raises:
-        ValueError: A size of the weight is no multiple of 16.
+        ValueError: A size of the weight is not a multiple of 16.
     """
     out_features, in_features = weight.shape
     if out_features % 16 or in_features % 16:
@@ -30,7 +30,7 @@ def scaled_linear_cuda(
         )
     if not len(x):
         return torch.empty(0, out_features, dtype=dtype, device=x.device)
-    # Fast accumulation keeps the running sum in the matrix unit: about 14 bits of it, where the inputs have 4.
+    # Fast accumulation keeps the running sum in the matrix unit with about 14 bits, where the inputs have 4.
     out = torch._scaled_mm(
         x,
         weight.t(),

@@ -2,8 +2,8 @@
 
     out[t, o] = x_scale[t] · weight_scale[o] · Σ_i x[t, i] · weight[o, i]  +  bias[o]
 
-One scale per token and one per output channel: neither depends on i, so both wait until the sum is done. Micikevicius
-et al., "FP8 Formats for Deep Learning", 2022.
+There is one scale per token and one per output channel. Neither depends on i, so the sum is scaled at the end.
+Micikevicius et al., "FP8 Formats for Deep Learning", 2022.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def _samples(draw: Draw) -> Iterator[Sample]:
 
 
 def _scales(draw: Draw, num_rows: int) -> Tensor:
-    """Returns positive scales of rows of about 100 numbers, such that results are about 1."""
+    """Returns positive scales for rows of about 100 numbers, with which results are about 1."""
     return 0.05 + draw.normal(num_rows, 1, dtype=torch.float32).abs() / 4
 
 
 @op(
     samples=_samples,
-    # On a GPU the result is rounded to bfloat16 whatever its dtype; the error is of the 8-bit inputs' size in no case.
+    # A GPU rounds the result to bfloat16 for every dtype. That error is smaller than the one of quantising the inputs.
     tolerance={torch.float32: (1.6e-2, 1.6e-2), torch.float16: (1.6e-2, 1.6e-2), torch.bfloat16: (2e-2, 2e-2)},
 )
 def scaled_linear(
@@ -49,14 +49,14 @@ def scaled_linear(
 
     Args:
         x: `[num_rows, in_features]` float8_e4m3fn, contiguous.
-        x_scale: `[num_rows, 1]` float32: what the numbers of a row are to be multiplied by.
+        x_scale: `[num_rows, 1]` float32, the factor of each row of x.
         weight: `[out_features, in_features]` float8_e4m3fn, contiguous.
-        weight_scale: `[out_features, 1]` float32.
+        weight_scale: `[out_features, 1]` float32, the factor of each row of the weight.
         bias: `[out_features]` of dtype `dtype`, or None for 0.
-        dtype: Of the result.
+        dtype: The dtype of the result.
 
     Returns:
-        `[num_rows, out_features]`. It is summed in float32 or, on a GPU, in what its 8-bit matrix unit adds in.
+        `[num_rows, out_features]`. Sums are in float32 or, on a GPU, in the precision of its 8-bit matrix unit.
     """
     wide = torch.promote_types(x_scale.dtype, torch.float32)
     out = (x.to(wide) @ weight.to(wide).t()) * x_scale * weight_scale.t()

@@ -31,7 +31,7 @@ def silu_and_mul(x: Tensor) -> Tensor:
     """Multiplies the second half of each row by the SiLU of the first.
 
     Args:
-        x: `[num_tokens, 2 * intermediate_size]`: the gate, then the projection that it gates.
+        x: `[num_tokens, 2 * intermediate_size]`: in each row the gate, then the projection that it is multiplied by.
 
     Returns:
         `[num_tokens, intermediate_size]`, in the dtype of x.

@@ -50,12 +50,12 @@ def store_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_
 
     Args:
         key: `[num_tokens, num_kv_heads, head_dim]`, may be a strided view of contiguous heads.
-        value: The same.
-        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the key, or float8_e4m3fn: then
-            numbers beyond +-448, the largest it has, become that. Changed in place.
-        v_cache: The same, with the same strides. Changed in place.
-        slot_mapping: `[num_tokens]` int64: `block_id * block_size + offset`, distinct; a token with a negative slot is
-            padding and stores nothing.
+        value: The shape and dtype of the key, and the same conditions.
+        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the key, or float8_e4m3fn, for which
+            numbers are clamped to +-448, the largest it has. It is changed in place.
+        v_cache: The shape, dtype and strides of `k_cache`. It is changed in place.
+        slot_mapping: `[num_tokens]` int64, distinct slots `block_id * block_size + offset`. A token with a negative
+            slot is padding, and is not stored.
     """
     block_size, is_kept = k_cache.shape[2], slot_mapping >= 0
     if not bool(is_kept.all()):
@@ -63,7 +63,7 @@ def store_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_
     block_ids, offsets = slot_mapping // block_size, slot_mapping % block_size
     for cache, new in ((k_cache, key), (v_cache, value)):
         if cache.dtype == torch.float8_e4m3fn:
-            # As bytes: torch does not index 8-bit floats on every device.
+            # The bytes are indexed, because torch does not index 8-bit floats on every device.
             narrow = new.clamp(-_E4M3_MAX, _E4M3_MAX).to(cache.dtype)
             cache.view(torch.uint8)[block_ids, :, offsets] = narrow.view(torch.uint8)
         else:

@@ -1,6 +1,7 @@
 """Log-probabilities on the CPU: one numba pass per row for the normaliser, the rank and the best tokens.
 
-A row is summed in one order, whatever its batch and the number of threads: tiles in float32, their sums in float64.
+The order of the sum of a row does not depend on its batch or the number of threads: the numbers of a tile are summed in
+float32, and the sums of tiles in float64.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from .._threads import team
 from .op import top_logprobs
 
 _MAX_INSERTED = 64
-"""Up to so many best tokens are kept in order as a row goes by; torch selects more."""
+"""The largest number of best tokens that are kept in order while a row is read. torch selects larger numbers."""
 
 _MIN_PARALLEL_TOKENS = 100_000
-"""About 50 µs of one core, which is what threads cost."""
+"""About 50 µs of one core, which is the cost of using threads."""
 
 _TILE = 1024
 
@@ -53,7 +54,7 @@ def _score(
     ids: Array,
     ranks: Array,
 ) -> None:
-    """Fills the results of rows `first` to `last - 1`; the best come in `scores` as logits if they are not inserted."""
+    """Computes rows `first` to `last - 1`. Best tokens that torch selected are in `scores` already, as logits."""
     for row in range(first, last):
         peak, chosen = peaks[row], logits[row, token_ids[row]]
         scores[row, 0], ids[row, 0] = chosen, token_ids[row]
@@ -74,7 +75,7 @@ def _score(
 
 @jit()
 def _insert(tile: Array, start: int, num_seen: int, best: Array, best_ids: Array) -> int:
-    """Puts the tokens of a tile where they belong among the best so far, and returns how many those are."""
+    """Inserts the tokens of a tile into the best so far, and returns the number of these."""
     for i, x in enumerate(tile):
         if num_seen < len(best) or x > best[-1]:
             num_seen = min(num_seen + 1, len(best))
@@ -104,7 +105,7 @@ def _sum_exp(tile: Array, peak: Scalar) -> Scalar:
 
 @jit()
 def _exp(x: Scalar) -> Scalar:
-    """Returns exp(x) for x <= 0 to about 2e-7 of its value, in operations that vectorise."""
+    """Returns exp(x) for x <= 0 with a relative error of 2e-7, in operations that are vectorised."""
     x = max(x, np.float32(-87))
     n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
     r = x - n * np.float32(0.693145751953125) - n * np.float32(1.4286068203094172e-06)  # ln 2 in two parts

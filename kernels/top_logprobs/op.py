@@ -2,7 +2,7 @@
 
     logprob(token) = logit(token) - logsumexp(logits)
 
-Only the normaliser is computed over the vocabulary; the full log-softmax is never made.
+The log-softmax of the whole vocabulary is not computed: only its normaliser needs all logits.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ def _samples(draw: Draw) -> Iterator[Sample]:
 
 @op(samples=_samples, tolerance={torch.float32: (1e-5, 1e-5)})
 def top_logprobs(logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the log-probability of one given token and of the k most likely ones, per row.
+    """Returns, for each row, the log-probabilities of one given token and of the k most likely ones.
 
     Args:
         logits: `[num_rows, vocab_size]` float32.
         token_ids: `[num_rows]` int64, each in `[0, vocab_size)`.
-        k: How many of the best to report, `0 <= k <= vocab_size`. Which of several tied tokens makes it is not defined.
+        k: The number of most likely tokens, `0 <= k <= vocab_size`. The choice between tied tokens is undefined.
 
     Returns:
-        The log-probabilities `[num_rows, k + 1]` float32 and token ids `[num_rows, k + 1]` int64, the given token in
-        column 0 and then the best by logit, and the rank of the given token `[num_rows]` int64: 1 + the number of
-        strictly larger logits.
+        The log-probabilities `[num_rows, k + 1]` float32 and token ids `[num_rows, k + 1]` int64, with the given token
+        in column 0 and then the most likely ones in falling order. And the rank of the given token, `[num_rows]` int64:
+        1 + the number of strictly larger logits.
     """
     chosen = token_ids.unsqueeze(-1)
     chosen_logits = logits.gather(-1, chosen)
