@@ -1,8 +1,8 @@
 """Gathering the tensors of a step on the GPU, in Triton: one launch.
 
-Grid: sequence x tile of 512. A program writes its tile of the sequence's tokens and its tile of the block table; the
-first of a sequence also writes its two entries of the prefix sums and the lengths. There are as many tiles as the
-longest prompt, or the widest table, could need, since the host knows no more; a tile past its sequence's end is empty.
+Grid: sequence x tile of 512. A program writes its tile of the tokens of the sequence and its tile of the block table.
+The first program of a sequence also writes the entries of the sequence in the prefix sums and the lengths. The host
+does not know the lengths, so it launches tiles enough for the longest prompt and the widest table.
 """
 
 from __future__ import annotations

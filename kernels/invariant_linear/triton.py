@@ -2,12 +2,12 @@
 
     out = x · weightᵀ + bias
 
-Grid: one program per tile of the result. A program walks along the inputs in steps of one fixed width, in order, and
-sums in float32. There is one configuration per dtype and GPU and no split of the inputs, so an element of the result
-is always the same sum in the same order: only how many programs there are depends on the number of rows.
+Grid: one program per tile of the result. A program sums over the inputs in order, in steps of a fixed width and in
+float32. There is one configuration per dtype and GPU, and the inputs are not split, so an element of the result is
+always the same sum in the same order. Only the number of programs depends on the number of rows.
 
-Programs are numbered so that those that run at the same time share rows of both matrices, which then stay in the L2
-cache: column by column within bands of `GROUP` row tiles.
+Programs are numbered column by column within bands of `GROUP` row tiles. Programs that run at the same time then share
+rows of both matrices, which stay in the L2 cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> T
     """Runs `invariant_linear` in one kernel.
 
     Raises:
-        ValueError: The shapes do not belong together, or a matrix is not contiguous along the inputs.
+        ValueError: The shapes do not match, or a matrix is not contiguous along the inputs.
     """
     num_rows, in_features = x.shape
     out_features = len(weight)
@@ -53,11 +53,11 @@ def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 
 def configuration(dtype: str, target: Target) -> tuple[dict[str, int], dict[str, Any]]:
-    """Returns the tile (`ROWS` x `COLUMNS`, `DEPTH` inputs a step) and how it is compiled and launched.
+    """Returns the tile (`ROWS` x `COLUMNS`, `DEPTH` inputs per step) and the options to compile and launch it.
 
-    128 x 128 is the smallest square that keeps tensor cores busy on what L2 delivers. float32 has no tensor cores here:
-    its tile is what fits in the registers. Three stages let two programs share a multiprocessor of an sm_90; the LDS of
-    a gfx942 has room for two.
+    128 x 128 is the smallest square with which the bandwidth of L2 keeps the tensor cores busy. float32 uses no tensor
+    cores, and its tile is limited by registers. With three stages two programs fit a multiprocessor of an sm_90. The
+    LDS of a gfx942 fits two stages.
     """
     if dtype == "fp32":
         return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32}, {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
@@ -96,7 +96,7 @@ def linear_kernel(  # type: ignore[no-untyped-def]
     DEPTH: tl.constexpr,  # noqa: N803
     GROUP: tl.constexpr,  # noqa: N803
 ):
-    """Computes one tile of the result. What lies outside a matrix is read as 0; the weight and the result are dense."""
+    """Computes one tile of the result. Indices outside a matrix read 0. The weight and the result are contiguous."""
     program, num_row_tiles = tl.program_id(0), tl.cdiv(num_rows, ROWS)
     per_band = GROUP * tl.cdiv(out_features, COLUMNS)
     first_row_tile = program // per_band * GROUP

@@ -2,9 +2,8 @@
 
     new_residual = x + residual,   out = (new_residual - mean) / sqrt(variance + eps) · weight + bias
 
-Grid: one program per row, or per 16 rows at most where they are short. A program reads its rows once and keeps them in
-registers between the mean, the variance and the result: the variance is that of the centred numbers, so it does not
-suffer from a large mean.
+Grid: one program per row, or per up to 16 short rows. A program reads its rows once and keeps them in registers for the
+mean, the variance and the result. The variance is computed from the centred numbers, so a large mean costs no digits.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ def layer_norm_triton(
 
     Raises:
         ValueError: The rows are longer than 16,384 elements, there is a bias without a weight, or the shapes do not
-            belong together.
+            match.
     """
     size = x.shape[-1]
     if size > MAX_ROW:

@@ -1,4 +1,4 @@
-"""How the attention kernels are cut: tiles, warps and splits, as functions of the shapes and the GPU alone."""
+"""Tiles, warps and splits of the attention kernels, as functions of the shapes and the GPU alone."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .._triton import Target
 
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
 MAX_SLOTS = 64
-"""The most partial results of a row: the merge holds them all at once."""
+"""The most partial results of a row. The merge kernel holds all of them in registers."""
 _PROGRAMS_PER_PROCESSOR = 8
-"""What a decode grid should have: about three fit at once, and the rest evens out different lengths."""
+"""The number of programs of a decode grid. About three run at once, and the others even out different lengths."""
 _MIN_ROWS = 16
-"""What a matrix instruction takes. Decode waits for memory, so that empty rows cost nothing."""
+"""The rows of a matrix instruction. Decode is bound by memory, so empty rows cost no time."""
 _DECODE_TILE_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """How a kernel is compiled.
+    """The tile and the options with which a kernel is compiled.
 
     Attributes:
         block_m: Rows of a tile: queries times heads.
         block_n: Keys of a tile.
         num_warps: Warps of a program.
-        num_stages: Tiles of keys that are loaded ahead, the current one included.
+        num_stages: Tiles of keys that are in flight at once, the current one included.
     """
 
     block_m: int
@@ -46,23 +46,23 @@ class Config:
 
 
 MERGE_CONFIG = Config(block_m=1, block_n=1, num_warps=4, num_stages=1)
-"""The merge has no tile of keys."""
+"""The merge kernel has no tile of keys."""
 
 
 def prefill_config(
     target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, deterministic: bool = False
 ) -> Config:
-    """Returns the tiles of the prefill and the prefix kernel: the largest of which no register is spilled.
+    """Returns the tiles of the prefill and the prefix kernel: the largest that do not spill registers.
 
-    It is the same for all calls of a model: `deterministic` relies on that. There the tiles have half the rows, since
-    decodes, which fill a few rows of a tile, come through them too.
+    They are the same for all calls of a model, and `deterministic` relies on that. With it, tiles have half the rows,
+    because the prefill kernel then computes decodes too, which fill only a few rows of a tile.
 
     Args:
         target: The GPU.
-        dtype: Of the query.
-        cache_dtype: Of the cache.
+        dtype: The dtype of the query.
+        cache_dtype: The dtype of the cache.
         head_dim: The size of a head.
-        deterministic: Whether decodes go to the prefill kernel.
+        deterministic: Whether the prefill kernel computes decodes too.
     """
     is_large = head_dim > 128
     if dtype == torch.float32:
@@ -73,18 +73,18 @@ def prefill_config(
         if is_large:
             return Config(64, 32, 8, 2)
         return Config(64, 64, 4, 3) if deterministic else Config(128, 64, 8, 3)
-    if cache_dtype.itemsize == 1:  # widening byte by byte takes registers
+    if cache_dtype.itemsize == 1:  # converting byte by byte takes registers
         return Config(32, 32, 8, 1) if is_large else Config(32, 32, 4, 2)
     return Config(64, 32, 8, 2) if is_large else Config(64, 64, 8, 2)
 
 
 def decode_config(target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, group: int) -> Config:
-    """Returns the tiles of the decode kernel: the heads of a group times keys of about 16 KiB once widened.
+    """Returns the tiles of the decode kernel: the heads of a group times keys of about 16 KiB in the query's dtype.
 
     Args:
         target: The GPU.
-        dtype: Of the query.
-        cache_dtype: Of the cache.
+        dtype: The dtype of the query.
+        cache_dtype: The dtype of the cache.
         head_dim: The size of a head.
         group: Query heads per KV head.
     """
@@ -95,12 +95,12 @@ def decode_config(target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, 
     is_small = padded(head_dim) <= 64 or (head_dim <= 128 and cache_dtype == dtype)
     block_m = 32 if group > _MIN_ROWS and is_small else _MIN_ROWS
     keys = _DECODE_TILE_BYTES // (padded(head_dim) * dtype.itemsize)
-    num_warps = 8 if cache_dtype != dtype and has_e4m3(target) else 4  # widening takes registers
+    num_warps = 8 if cache_dtype != dtype and has_e4m3(target) else 4  # the conversion takes registers
     return Config(block_m, min(keys, 2048 // block_m), num_warps, 3)
 
 
 def _float32_config(target: Target, cache_dtype: torch.dtype, head_dim: int) -> Config:
-    """Returns small tiles: products in full float32 are not made by matrix instructions, but in registers."""
+    """Returns small tiles, because full float32 products are computed in registers and not by matrix instructions."""
     if target.warp_size == 64:
         return Config(_MIN_ROWS, 16, 8, 2)
     is_wide = 64 < head_dim <= (128 if has_e4m3(target) else MAX_HEAD_DIM)
@@ -110,14 +110,14 @@ def _float32_config(target: Target, cache_dtype: torch.dtype, head_dim: int) -> 
 
 
 def num_splits(target: Target, num_programs: int, max_keys: int, block_n: int, limit: int = MAX_SLOTS) -> int:
-    """Returns over how many programs the keys of a row are shared out, so that the grid fills the GPU.
+    """Returns the number of programs that the keys of a row are split over, so that the grid fills the GPU.
 
-    It depends on nothing that only the GPU knows, and is therefore the same whenever a CUDA graph is replayed.
+    It does not depend on lengths, which only the GPU knows, so it is valid whenever a CUDA graph is replayed.
 
     Args:
         target: The GPU.
-        num_programs: Of the grid without splits.
-        max_keys: What a sequence can have.
+        num_programs: The number of programs of the grid without splits.
+        max_keys: The largest number of keys that a sequence can have.
         block_n: Keys of a tile.
         limit: The most splits.
     """
@@ -126,5 +126,5 @@ def num_splits(target: Target, num_programs: int, max_keys: int, block_n: int, l
 
 
 def padded(head_dim: int) -> int:
-    """Returns the columns of a tile: a power of two, and what a matrix instruction takes at least."""
+    """Returns the number of columns of a tile: a power of two, and at least the 16 of a matrix instruction."""
     return max(16, triton.next_power_of_2(head_dim))

@@ -1,7 +1,7 @@
-"""Paged attention on the CPU by torch's matrix multiplication, which has the wide units of the machine for bfloat16.
+"""Paged attention on the CPU by torch's matrix multiplication, which uses the matrix units of a CPU for bfloat16.
 
-The blocks are gathered once, so it pays where many queries see the same keys: a long chunk of a prompt, or a prefix
-that several sequences share.
+The blocks are first copied together. That is faster where many queries see the same keys: in a long chunk of a prompt,
+or a prefix that several sequences share.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _TILE = 128
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """What makes a score of a query and a key, as `paged_attention` defines it.
+    """The options of `paged_attention` that turn the product of a query and a key into a score.
 
     Args:
-        scale: Multiplies the product of the two.
-        window: How many of the latest tokens a query sees, itself included; 0 for all.
-        num_later: How many tokens after itself a query sees.
+        scale: The factor of the product.
+        window: The number of latest tokens, itself included, that a query sees; 0 for all.
+        num_later: The number of tokens after itself that a query sees.
         softcap: The bound of a score; 0 for none.
         sinks: `[num_heads]`, the score of one more key whose value is zero; None for none.
-        alibi_slopes: `[num_heads]`, what a score loses for each token of distance; None for none.
+        alibi_slopes: `[num_heads]`, the amount that a score loses for each token of distance; None for none.
     """
 
     scale: float
@@ -39,22 +39,22 @@ class Scoring:
 
 
 def gather(cache: Tensor, block_ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """Copies blocks out of a cache.
+    """Copies blocks of a cache into one tensor.
 
     Args:
         cache: `[num_blocks, num_kv_heads, block_size, head_dim]`.
         block_ids: `[n]`.
-        dtype: Of the query.
+        dtype: The dtype of the query.
 
     Returns:
-        `[num_kv_heads, n * block_size, head_dim]`, in a dtype for which torch multiplies matrices fast on the CPU:
-        float32 in place of float16.
+        `[num_kv_heads, n * block_size, head_dim]` in `dtype`, or in float32 for float16, because torch's matrix
+        multiplication in float16 is slow on a CPU.
     """
     wide = torch.float32 if dtype == torch.float16 else dtype
     blocks = cache.index_select(0, block_ids).transpose(0, 1).flatten(1, 2)
     if cache.dtype != torch.float8_e4m3fn:
         return blocks.to(wide)
-    # A look into a table of all 256 numbers is six times faster than torch's conversion.
+    # Looking up a table of all 256 numbers is six times faster than torch's conversion.
     numbers = torch.arange(256, dtype=torch.uint8).view(cache.dtype).to(wide)
     return numbers.index_select(0, blocks.view(torch.uint8).flatten().int()).view(blocks.shape)
 
@@ -74,13 +74,13 @@ def attend_by_matmul(
     Args:
         out: `[num_queries, num_heads, head_dim]` float32, filled.
         query: `[num_queries, num_heads, head_dim]`.
-        keys: `[num_kv_heads, num_keys, head_dim]`, those at positions `origin` and on. Every query sees one or more.
-        values: The same.
-        positions: `[num_queries]`, of the queries. Without a window they may be in any order.
+        keys: `[num_kv_heads, num_keys, head_dim]`, the keys from position `origin` on. Every query sees one or more.
+        values: `[num_kv_heads, num_keys, head_dim]`, their values.
+        positions: `[num_queries]`, the positions of the queries. Without a window they may be in any order.
         origin: The position of the first key.
-        scoring: How scores are made.
-        logsumexp: `[num_queries, num_heads]` float32, filled with the logarithm of the sum of exp(score), sink
-            included; None where it is not needed.
+        scoring: The options that turn products into scores.
+        logsumexp: `[num_queries, num_heads]` float32, filled with log(sum of exp(score)), sink included; None if the
+            caller does not need it.
     """
     grouped = query.unflatten(1, (len(keys), -1)).to(keys.dtype)
     for first in range(0, len(query), _TILE):
@@ -99,7 +99,7 @@ def attend_by_matmul(
 
 
 def _scores(products: Tensor, query_positions: Tensor, key_positions: Tensor, scoring: Scoring) -> Tensor:
-    """Turns `products` `[num_kv_heads, group, queries, keys]` into scores, in place; a sink is one more column."""
+    """Turns `products` `[num_kv_heads, group, queries, keys]` into scores, in place. A sink adds a column."""
     per_head = (*products.shape[:2], 1, 1)
     query_positions = query_positions.unsqueeze(-1)
     scores = products.mul_(scoring.scale)

@@ -1,12 +1,11 @@
-"""Paged attention on the CPU for number types and CPUs that `native.cpp` does not serve: in numba and torch.
+"""Paged attention on the CPU in numba and torch, for the calls and CPUs that `native.cpp` does not support.
 
-Sequences with few queries (decode, short prompts, short chunks) go through one numba kernel that reads the blocks in
-place. Sequences with many queries, and a prefix that many decodes share, go through torch's matrix multiplication.
-README.md has the measurements behind the borders between the two.
+Sequences with few queries (decode, short prompts, short chunks) are computed by one numba kernel that reads the blocks
+in place. Sequences with many queries, and a prefix that many decodes share, are computed by torch's matrix
+multiplication. README.md has the measurements behind the thresholds.
 
-The numba kernel computes a row by steps that depend on its position and its keys only: the order of its sums does not
-change with its neighbours, its tile, or the thread. The matrix multiplication makes no such promise, so `deterministic`
-goes without it.
+The order of the sums of the numba kernel depends only on the position of a row and its keys, and not on other rows, its
+tile or the thread. The matrix multiplication guarantees no order, so `deterministic` does not use it.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from ._cpu_matmul import ALL_KEYS, Scoring, attend_by_matmul, gather
 from ._cpu_tiles import attend, plan
 
 _MIN_MATMUL_QUERIES = 128
-"""From this many queries on, a sequence goes through torch's matrix multiplication."""
+"""Sequences with at least this many queries are computed by torch's matrix multiplication."""
 
 _MIN_SHARING = 8
 _MIN_SHARED_PAIRS = 8192
-"""From so many decodes, and pairs of a decode and a key that they share, on, those pairs go the same way."""
+"""A shared prefix is computed by matrix multiplication for at least this many decodes, and (decode, key) pairs."""
 
 _TILE_ROWS = 64
 _MIN_PARALLEL_FLOPS = 4_000_000
-"""About 200 µs of one core: below it, threads cost more than they bring."""
+"""About 200 µs of one core. Smaller calls do not gain from threads."""
 
 
 def paged_attention_numba(
@@ -52,7 +51,7 @@ def paged_attention_numba(
     num_shared: Tensor | None = None,
     deterministic: bool = False,
 ) -> Tensor:
-    """Runs `paged_attention`: short sequences in the numba kernel, long ones and shared prefixes by matmul."""
+    """Runs `paged_attention`: short sequences in numba, long ones and shared prefixes by matrix multiplication."""
     num_heads, head_dim = query.shape[1:]
     num_kv_heads = k_cache.shape[1]
     tile = max(1, _TILE_ROWS // (num_heads // num_kv_heads))
@@ -60,7 +59,7 @@ def paged_attention_numba(
     num_later = 0 if causal else (window or ALL_KEYS) - 1
     scoring = Scoring(scale, window, num_later, softcap, sinks, alibi_slopes)
     out = torch.empty(query.shape, dtype=torch.float32)
-    # The numba kernel begins each row with one key that is in no cache: nothing, a sink, or all of a shared prefix.
+    # The numba kernel begins each row with the score of one key outside the cache: of none, a sink or a whole prefix.
     carried = torch.full(query.shape[:2], -torch.inf) if sinks is None else sinks.repeat(len(query), 1)
     shared_keys = 0
     if num_shared is not None and not window and not deterministic:
@@ -106,20 +105,20 @@ def _attend_to_shared(
     seq_lens: Tensor,
     scoring: Scoring,
 ) -> int:
-    """Attends from the decodes to the blocks that they share, if they are many.
+    """Attends from the decodes to the blocks that they share, unless they are too few.
 
     Args:
-        out: `[num_tokens, num_heads, head_dim]` float32. The results go to the rows of the decodes.
-        carried: `[num_tokens, num_heads]` float32. So do the logarithms of their sums of exp(score).
+        out: `[num_tokens, num_heads, head_dim]` float32. The rows of the decodes are filled.
+        carried: `[num_tokens, num_heads]` float32. The rows of the decodes are filled with log(sum of exp(score)).
         query: `[num_tokens, num_heads, head_dim]`.
         k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`.
-        v_cache: The same.
+        v_cache: The shape of `k_cache`.
         tables: `[num_seqs, num_shared]`, the shared blocks.
         seq_lens: `[num_decodes]`, 0 for padding.
-        scoring: How scores are made.
+        scoring: The options that turn products into scores.
 
     Returns:
-        How many keys have been attended to.
+        The number of keys attended to, 0 if the decodes are too few.
     """
     rows = seq_lens.nonzero().squeeze(1)
     num_keys = tables.shape[1] * k_cache.shape[2]
@@ -135,11 +134,11 @@ def _attend_to_shared(
 def _attend_to_sequence(
     out: Tensor, query: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, seq_len: int, scoring: Scoring
 ) -> None:
-    """Fills `out`, the rows of one sequence, by matrix multiplication."""
+    """Computes the rows of one sequence by matrix multiplication, into `out`."""
     block_size, first_position = k_cache.shape[2], seq_len - len(query)
     first_block = max(0, first_position - scoring.window + 1) // block_size if scoring.window else 0
     table = table[first_block : -(-seq_len // block_size)]
     origin = first_block * block_size
-    # The end of the last block may hold anything.
+    # The slots after the last token may have any content.
     keys, values = (gather(cache, table, query.dtype)[:, : seq_len - origin] for cache in (k_cache, v_cache))
     attend_by_matmul(out, query, keys, values, torch.arange(first_position, seq_len), origin, scoring)

@@ -1,10 +1,10 @@
 """Paged attention on the CPU in numba: the kernel that reads the blocks in place.
 
-A task is a tile of queries of one sequence, an item is a task and a KV head, and an item keeps a running softmax over
-the blocks (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Each key and value is widened to
-float32 once for all the query heads that share it.
+A task is a tile of queries of one sequence, and an item is a task and a KV head. An item computes a running softmax
+over the blocks (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018). Each key and value is
+converted to float32 once for all the query heads that share it.
 
-What a row adds up, and in which order, follows from its position, the window and the block size alone.
+The order of the sums of a row depends only on its position, the window and the block size.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def plan(
     num_decodes: int,
     shared_keys: int,
 ) -> tuple[Array, int, Array]:
-    """Cuts the sequences of fewer than `min_long` queries into tiles.
+    """Cuts the sequences of fewer than `min_long` queries into tasks.
 
     Args:
         query_start_loc: `[num_seqs + 1]` int32, as in `paged_attention`.
-        seq_lens: `[num_seqs]` int32, the same.
+        seq_lens: `[num_seqs]` int32, as in `paged_attention`.
         num_later: The number of tokens after itself that a query sees.
         tile: The largest number of queries in a task.
-        min_long: From this many queries on, a sequence is left out.
-        num_decodes: This many sequences at the front have attended to their first keys already,
-        shared_keys: and to this many of them.
+        min_long: The number of queries from which on a sequence is left out.
+        num_decodes: The number of sequences at the front that have attended to their first keys already.
+        shared_keys: The number of these keys.
 
     Returns:
         The tasks `[num_tasks, 6]`: sequence, first row, number of queries, position of the first query, first key, and
@@ -71,9 +71,9 @@ def plan(
 
 @jit(REORDER)
 def _exp(x: Scalar) -> Scalar:
-    """Returns exp(x) for x <= 0, to 2e-7 of its value: 2^n by its bits times the Taylor series of what remains.
+    """Returns exp(x) for x <= 0 with a relative error of 2e-7: 2^n from its bits, times a Taylor series of the rest.
 
-    It is here, and not the library's, so that the loops which call it are vectorised.
+    A loop that called a library's exp would not be vectorised.
     """
     x = np.float32(-87.0) if x < np.float32(-87.0) else x  # NaN stays
     n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
@@ -113,18 +113,18 @@ def attend(
         last: The item after the last one.
         num_kv_heads: KV heads.
         tasks: `[num_tasks, 6]`, from `plan`.
-        query: `[num_tokens, num_heads, head_dim]`, from `as_storage`, as the caches.
-        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`.
-        v_cache: The same.
+        query: `[num_tokens, num_heads, head_dim]`, from `as_storage`.
+        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, from `as_storage`.
+        v_cache: The shape of `k_cache`, from `as_storage`.
         tables: `[num_seqs, max_blocks]` int32.
         scale: float32.
         window: The number of latest tokens, itself included, that a query sees; 0 for all.
         num_later: The number of tokens after itself that a query sees.
         softcap: float32, 0 for none.
-        slopes: `[num_heads]` float32, of ALiBi, 0 for none. None where there is no softcap either.
-        carried: `[num_tokens, num_heads]` float32: the score of one key that each row has seen already. In a task that
-            begins at key 0 its value is 0: it is a sink, or nothing (minus infinity). In others it stands for all the
-            keys before: the logarithm of their sum of exp(score); the value is in `out`.
+        slopes: `[num_heads]` float32, the slopes of ALiBi, 0 for none. None if there is no softcap either.
+        carried: `[num_tokens, num_heads]` float32, the score with which each row begins. In a task that begins at key 0
+            it is the score of a sink, or minus infinity for none, and its value is 0. In other tasks it is log(sum of
+            exp(score)) over all keys before, and its value is in `out`.
         max_queries: The largest number of queries in a task.
         out: `[num_tokens, num_heads, head_dim]` float32. The rows of the tasks are filled.
     """
@@ -135,7 +135,7 @@ def attend(
     sums = np.empty((max_rows, head_dim), np.float32)
     peaks = np.empty(max_rows, np.float32)
     totals = np.empty(max_rows, np.float32)
-    # Three rows more than a block has, so that groups of four keys may end past it: their weights there are 0.
+    # Three rows more than a block has, so that a group of four keys may end after it. The weights there are 0.
     keys = np.zeros((block_size + 3, head_dim), np.float32)
     values = np.zeros((block_size + 3, head_dim), np.float32)
     weights = np.zeros(block_size + 3, np.float32)
@@ -159,11 +159,11 @@ def attend(
             _load(keys, k_cache, block_id, item % num_kv_heads, low, high)
             _load(values, v_cache, block_id, item % num_kv_heads, low, high)
             for r in range(num_rows):
-                here = position + r // group - base  # the slot of the query, were it in this block
+                here = position + r // group - base  # the position of the query, relative to this block
                 t0, t1 = max(low, here + 1 - window) if window > 0 else low, min(high, here + 1 + num_later)
                 if t0 < t1:
                     _products(weights, q, r, keys, t0, t1)
-                    if slopes is not None:  # decided when it is compiled
+                    if slopes is not None:  # decided at compile time
                         _bend(weights, t0, t1, softcap, slopes[group_start + r % group], here)
                     _accumulate(sums, peaks, totals, r, weights, values, t0, t1)
         for r in range(num_rows):
@@ -173,7 +173,7 @@ def attend(
 
 @jit(REORDER)
 def _load(wide: Array, cache: Array, block_id: int, head: int, low: int, high: int) -> None:
-    """Reads slots low to high - 1 of a block as float32, and puts zeros into the three rows after them."""
+    """Reads slots low to high - 1 of a block as float32, and sets the three rows after them to zero."""
     for t in range(low, high):
         for d in range(wide.shape[1]):
             wide[t, d] = widen(cache[block_id, head, t, d])
@@ -201,12 +201,11 @@ def _products(scores: Array, q: Array, r: int, keys: Array, t0: int, t1: int) ->
 
 @jit(REORDER)
 def _bend(scores: Array, t0: int, t1: int, softcap: Scalar, slope: Scalar, here: int) -> None:
-    """Makes scores of the products in slots t0 to t1 - 1: the bound, and the loss with distance from slot `here`."""
+    """Applies softcap and ALiBi to the scores in slots t0 to t1 - 1, for a query at slot `here`."""
     if softcap > 0:
         for t in range(t0, t1):
-            fold = _exp(
-                np.float32(-2) * np.abs(scores[t]) / softcap
-            )  # tanh by its own formula: that loop is vectorised
+            # tanh by its formula, because a loop with a library's tanh is not vectorised
+            fold = _exp(np.float32(-2) * np.abs(scores[t]) / softcap)
             bounded = softcap * (np.float32(1) - fold) / (np.float32(1) + fold)
             scores[t] = bounded if scores[t] > 0 else -bounded
     if slope != 0:

@@ -1,11 +1,11 @@
-"""Attention for sequences that compute one token: their keys are shared out over several programs, and merged.
+"""Attention for sequences with one query: several programs compute parts of the keys, and a merge joins them.
 
-Decode grid: (sequences, KV heads, splits). How many splits there are is fixed by the host, which does not know the
-lengths; every program takes an equal share of its own sequence, whatever its length. Prefix grid: (tiles of sequences,
-KV heads, splits): where sequences begin with the same blocks, those are read once for a whole tile of sequences.
+Decode grid: (sequences, KV heads, splits). The host, which does not know the lengths, fixes the number of splits, and
+every program computes an equal share of its sequence. Prefix grid: (tiles of sequences, KV heads, splits). The blocks
+with which all sequences begin are read once for a whole tile of sequences.
 
-A program leaves the maximum of its scores, the sum of its weights and its weighted sum of values in its slot of a
-float32 workspace; the merge (grid: sequences, heads) adds up the slots of a row (Dao et al., "Flash-Decoding", 2023).
+A program stores the maximum of its scores, the sum of its weights and its weighted sum of values in its slot of a
+float32 workspace. The merge (grid: sequences, heads) adds up the slots of a row (Dao et al., "Flash-Decoding", 2023).
 """
 
 # ruff: noqa: N803
@@ -26,7 +26,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
 ):  # fmt: skip
-    """Computes a share of the keys of sequence `program_id(0)`; shared blocks are left to the prefix kernel."""
+    """Computes a share of the keys of sequence `program_id(0)`, without the shared blocks of the prefix kernel."""
     seq, split = tl.program_id(0), tl.program_id(2)
     kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
     rows = tl.arange(0, BLOCK_M)
@@ -102,7 +102,7 @@ def merge_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
     MAX_SLOTS: tl.constexpr,
 ):
-    """Adds up the slots of row `program_id(0)`, a sequence's head."""
+    """Adds up the slots of row `program_id(0)`, which is one head of a sequence."""
     row = tl.program_id(0).to(tl.int64)
     slots, columns = tl.arange(0, MAX_SLOTS), tl.arange(0, BLOCK_D)
     used = slots < num_slots
@@ -118,7 +118,7 @@ def merge_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _share(first, end, split, num_splits, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Returns the first and the last (excluded) of the keys that a split takes: whole tiles but for the end."""
+    """Returns the first key of a split and the key after its last one. Splits are whole tiles, except at the end."""
     tiles = tl.cdiv(tl.maximum(end - first, 0), BLOCK_N)
     keys = tl.cdiv(tiles, num_splits) * BLOCK_N
     return first + split * keys, tl.minimum(first + (split + 1) * keys, end)
@@ -126,7 +126,7 @@ def _share(first, end, split, num_splits, BLOCK_N: tl.constexpr):  # type: ignor
 
 @triton.jit
 def _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Stores what a split found out about its rows."""
+    """Stores the maximum, the sum and the weighted sum of the rows of a split."""
     store_rows(sums_ptr, acc, slots, valid, HEAD_DIM)
     tl.store(stats_ptr + slots * 2, row_max, mask=valid)
     tl.store(stats_ptr + slots * 2 + 1, row_sum, mask=valid)

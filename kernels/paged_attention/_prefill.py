@@ -1,8 +1,8 @@
 """Attention for any number of queries per sequence: prompts, chunks of them, and decodes among them.
 
 A tile is BLOCK_M // group queries of one sequence times the heads of one KV head. Grid: (tiles, KV heads). The host
-does not know the lengths, so it launches as many tiles as there can be, and each program looks for its own: sequence b
-owns the tiles from `query_start_loc[b] // queries_per_tile + b` on, as many as it needs or one more.
+does not know the lengths, so it launches the largest possible number of tiles, and each program searches its sequence.
+Sequence b owns the tiles from `query_start_loc[b] // queries_per_tile + b` on: as many as it needs, or one more.
 """
 
 # ruff: noqa: N803
@@ -23,7 +23,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EDITED: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Computes one tile of the sequences from `first_seq` on. The last tiles of a prompt see most: they start first."""
+    """Computes one tile of the sequences from `first_seq` on. The last tiles, which see the most keys, start first."""
     kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
     width = tl.minimum(group, BLOCK_M)
     seq, tile = _find(starts_ptr, tl.num_programs(0) - 1 - tl.program_id(0), first_seq, num_seqs, BLOCK_M // width)
@@ -43,7 +43,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     first = first_read // BLOCK_N * BLOCK_N
     if CAUSAL:
         seen_by_all, end = context + first_query + 1, context + last_query + 1
-    else:  # min(position + window, seq_len) of the first and the last query, in a form that cannot overflow
+    else:  # min(position + window, seq_len) for the first and the last query, in a form that cannot overflow
         seen_by_all = context + num_queries - tl.maximum(num_queries - first_query - window, 0)
         end = context + num_queries - tl.maximum(num_queries - last_query - window, 0)
     sees_all = (context + last_query - window < first) & (deterministic == 0)
@@ -70,7 +70,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _find(starts_ptr, tile, first_seq, num_seqs, queries_per_tile):  # type: ignore[no-untyped-def]
-    """Returns the sequence that owns a tile, by binary search, and the number of the tile within it."""
+    """Finds the sequence that owns a tile by binary search. Returns it, and the index of the tile within it."""
     origin = tl.load(starts_ptr + first_seq)
     low, high, low_tile = first_seq, num_seqs, first_seq * 0
     while high - low > 1:

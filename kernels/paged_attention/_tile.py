@@ -1,9 +1,9 @@
-"""Device code that all attention kernels share: a tile of query rows meets a tile of keys at a time.
+"""Device code of all attention kernels: a tile of query rows attends to one tile of keys after another.
 
-A row is one query of one head. All rows of a tile belong to one KV head, so that a key is read once for all of them.
-The softmax is computed on the fly (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018): a row
-keeps the maximum of its scores, the sum of its weights and the weighted sum of values, all relative to that maximum.
-Scores are in units of log2(e), because GPUs have an instruction for powers of two.
+A row is one query of one head. All rows of a tile belong to one KV head, so a key is read once for all of them. The
+softmax is a running one (Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018): a row keeps the
+maximum of its scores, and the sum of its weights and the weighted sum of values relative to that maximum. Scores are
+multiplied by log2(e), because GPUs have an instruction for powers of two.
 """
 
 # ruff: noqa: N803
@@ -17,12 +17,12 @@ from .._fp8 import widen
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e38)
-"""The maximum of no scores: finite, so that the difference of two of them is a number."""
+"""The maximum of no scores. It is finite, so that its difference from itself is not NaN."""
 
 
 @triton.jit
 def heads_of_tile(group, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Returns (KV head, first query head, query heads) of `program_id(1)`: a group wider than a tile takes several."""
+    """Returns (KV head, first query head, number of query heads) of `program_id(1)`. A wide group has several tiles."""
     width = tl.minimum(group, BLOCK_M)
     tiles_per_group = tl.cdiv(group, width)
     kv_head = tl.program_id(1) // tiles_per_group
@@ -32,9 +32,10 @@ def heads_of_tile(group, BLOCK_M: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def load_queries(q_ptr, k_ptr, tokens, heads, valid, q_stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Loads rows `[rows, BLOCK_D]`: (tokens[i], heads[i]), zeros where not valid.
+    """Loads the queries of (tokens[i], heads[i]) as `[rows, BLOCK_D]`, with zeros in rows that are not valid.
 
-    With an 8-bit cache, bfloat16 becomes float16: it holds every e4m3 number, and the conversion is one instruction.
+    With an 8-bit cache, bfloat16 becomes float16: it represents every e4m3 number, and the conversion from e4m3 is one
+    instruction.
     """
     columns = tl.arange(0, BLOCK_D)
     offsets = tokens.to(tl.int64) * q_stride + heads * HEAD_DIM
@@ -47,14 +48,14 @@ def load_queries(q_ptr, k_ptr, tokens, heads, valid, q_stride, HEAD_DIM: tl.cons
 
 @triton.jit
 def start_rows(heads, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Returns (maximum, sum, weighted sum) of rows that have seen nothing."""
+    """Returns (maximum, sum, weighted sum) of rows before their first key."""
     row_max = tl.full(heads.shape, LOWEST, tl.float32)
     return row_max, tl.zeros(heads.shape, tl.float32), tl.zeros([heads.shape[0], BLOCK_D], tl.float32)
 
 
 @triton.jit
 def see_sinks(row_max, row_sum, sinks_ptr, heads, has_sink):  # type: ignore[no-untyped-def]
-    """Returns (maximum, sum) of the same rows after the sink of their head, which has a score but no value."""
+    """Returns (maximum, sum) of these rows after the sink of their head, which has a score but no value."""
     sinks = tl.load(sinks_ptr + heads, mask=has_sink, other=0.0) * LOG2_E
     return tl.where(has_sink, sinks, row_max), tl.where(has_sink, 1.0, row_sum)
 
@@ -76,12 +77,13 @@ def attend(  # type: ignore[no-untyped-def]
     BLOCK_SIZE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
     CAUSAL: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """Takes rows at `positions` over the keys from `first` to `end - 1`, in tiles of BLOCK_N.
+    """Attends from rows at `positions` to the keys from `first` to `end - 1`, in tiles of BLOCK_N.
 
     With EDITED, scores are bounded by `cap`, if it is not 0, and lose `slopes` for each token of distance.
 
-    With MASKED, a row sees only keys of its window, and none before `first_read` are read; a tile of which a row sees
-    nothing leaves that row as it is, to the bit. Without, every row sees all keys, which are whole tiles.
+    With MASKED, a row sees only the keys of its window, and with CAUSAL only keys up to its position. Keys before
+    `first_read` are not read. A tile in which a row sees no key does not change any bit of that row. Without MASKED,
+    every row sees all keys, and these are whole tiles.
     """
     columns = tl.arange(0, q.shape[1])
     for start in range(first, end, BLOCK_N):
@@ -93,15 +95,15 @@ def attend(  # type: ignore[no-untyped-def]
         k = widen(tl.load(k_ptr + offsets, mask=mask, other=0.0), q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale
         if EDITED:
-            capped = cap - 2.0 * cap / (tl.exp2(scores) + 1.0)  # cap * tanh; the factor 2 log2(e) is in the scale
+            capped = cap - 2.0 * cap / (tl.exp2(scores) + 1.0)  # cap * tanh, with 2 log2(e) in score_scale
             scores = tl.where(cap > 0.0, capped, scores)
             if CAUSAL:
                 scores += slopes[:, None] * (keys[None, :] - positions[:, None])
             else:
                 scores -= slopes[:, None] * tl.abs(keys[None, :] - positions[:, None])
         if MASKED and CAUSAL:
-            ages = positions[:, None] - tl.where(readable, keys, 2**30)[None, :]
-            scores = tl.where(ages.to(tl.uint32) < window.to(tl.uint32), scores, float("-inf"))  # below 0 is huge
+            ages = positions[:, None] - tl.where(readable, keys, 2**30)[None, :]  # negative ages become huge
+            scores = tl.where(ages.to(tl.uint32) < window.to(tl.uint32), scores, float("-inf"))
         elif MASKED:
             seen = readable[None, :] & (tl.abs(positions[:, None] - keys[None, :]) < window)
             scores = tl.where(seen, scores, float("-inf"))
@@ -117,7 +119,7 @@ def attend(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def normalised(acc, row_sum):  # type: ignore[no-untyped-def]
-    """Divides the weighted sums by the sums of weights; 0 for rows that saw nothing."""
+    """Divides the weighted sums by the sums of weights. Rows that saw no key become 0."""
     return acc / tl.where(row_sum > 0.0, row_sum, 1.0)[:, None]
 
 

@@ -43,37 +43,38 @@ def paged_attention(
 ) -> Tensor:
     """Attends from the last tokens of each sequence to the cached keys and values of the whole sequence.
 
-    The keys and values of the query tokens themselves must be in the cache already (`store_kv`). Slots at or after the
-    length of a sequence, blocks that only tokens before every window use, and entries of a block table past its last
-    block are never read: they may hold anything.
+    The keys and values of the query tokens themselves must be in the cache already (`store_kv`). Three kinds of memory
+    are never read and may have any content: slots from the length of a sequence on, blocks whose tokens are outside of
+    every window, and entries of a block table after the last block of the sequence.
 
     Args:
         query: `[num_tokens, num_heads, head_dim]`, may be a strided view. Sequence b owns the rows
-            `query_start_loc[b]` to `query_start_loc[b + 1] - 1`; of n such rows, row i is at position
+            `query_start_loc[b]` to `query_start_loc[b + 1] - 1`. If these are n rows, row i of them is at position
             `seq_lens[b] - n + i`. A sequence of length 0 that owns rows is padding.
         k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the query or float8_e4m3fn.
             Consecutive query heads share a KV head when `num_heads > num_kv_heads`.
-        v_cache: The same.
+        v_cache: The shape and dtype of `k_cache`.
         block_tables: `[num_seqs, max_blocks]` int32: token p of sequence b is in block
             `block_tables[b, p // block_size]`. No sequence is longer than `max_blocks * block_size`.
         seq_lens: `[num_seqs]` int32, the query tokens included.
         query_start_loc: `[num_seqs + 1]` int32, from 0 to num_tokens.
-        scale: Multiplies the scores, `head_dim ** -0.5` as a rule.
+        scale: The factor of the products of queries and keys, `head_dim ** -0.5` as a rule.
         window: The number of tokens, itself included, that a token sees on either side of itself; 0 for all.
         causal: Whether a token sees only itself and the tokens before it. If not, it sees the tokens after it too, up
             to the length of the sequence.
         softcap: Bounds the scores smoothly to plus or minus this, before any of them is masked; 0 for no bound.
         sinks: `[num_heads]` float32, the score of one more key per head, whose value is zero; None for none.
         alibi_slopes: `[num_heads]` float32, the amount that a score loses for each token of distance; None for none.
-        num_decodes: A hint: this many sequences at the front own one row each.
-        num_shared: A hint, `[1]` int32: all sequences at the front that are not padding hold the same blocks in this
-            many first entries of their tables, and every query of theirs comes after them. Reading them once may be
-            cheaper than once per sequence.
-        deterministic: Whether a row must come out the same to the bit whatever else is in the call: other sequences,
-            how a prompt is cut into chunks, padding. It may be slower.
+        num_decodes: A hint: the first `num_decodes` sequences own one row each.
+        num_shared: A hint, `[1]` int32: in all of the first `num_decodes` sequences that are not padding, the first
+            `num_shared` entries of the block tables are the same, and the query is after these blocks. An
+            implementation may then read them once in place of once per sequence.
+        deterministic: Whether no bit of a row may depend on other sequences in the call, on the chunks of a prompt, or
+            on padding. It may be slower.
 
     Returns:
-        `[num_tokens, num_heads, head_dim]`, in the dtype of the query; 0 in rows of padding. Sums are in float32.
+        `[num_tokens, num_heads, head_dim]`, in the dtype of the query, with zeros in rows of padding. Sums are in
+        float32.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     num_kv_heads, block_size = k_cache.shape[1:3]

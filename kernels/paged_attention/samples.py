@@ -1,4 +1,4 @@
-"""Inputs for `paged_attention`: a cache in which everything that must not be read is NaN."""
+"""Inputs for `paged_attention`, with NaN in every slot of the cache that must not be read."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Geometry:
         block_size: Tokens per block.
         window: 0 for full attention.
         num_shared: Leading blocks that all sequences have in common.
-        cache_dtype: Of the cache; None for that of the query.
-        scale: Multiplies the scores; None for `head_dim ** -0.5`.
+        cache_dtype: The dtype of the cache; None for that of the query.
+        scale: The factor of the products of queries and keys; None for `head_dim ** -0.5`.
     """
 
     num_heads: int
@@ -39,9 +39,9 @@ class Geometry:
 def make_sample(
     name: str, draw: Draw, geometry: Geometry, lengths: Sequence[tuple[int, int]], **options: Any
 ) -> Sample:
-    """Builds a call whose sequences lie in scattered blocks.
+    """Builds a call whose sequences are in scattered blocks.
 
-    Slots that no query may see hold NaN, and entries of the block tables past the end of a sequence, or before every
+    Slots that no query may see hold NaN. Entries of the block tables after the end of a sequence, or before every
     window, point outside the cache.
 
     Args:
@@ -96,7 +96,7 @@ def make_sample(
 def samples(draw: Draw) -> Iterator[Sample]:
     """Yields decode, prefill, chunks and mixtures of them, in odd sizes.
 
-    A name begins with "long" if a sequence has so many queries that the CPU takes another way, or a GPU whole tiles.
+    A name begins with "long" if a sequence has so many queries that the CPU multiplies matrices.
     """
     grouped = Geometry(num_heads=6, num_kv_heads=2, head_dim=32, block_size=16)
     yield make_sample("one token", draw, Geometry(1, 1, 8, 1), [(1, 1)])
@@ -119,7 +119,7 @@ def samples(draw: Draw) -> Iterator[Sample]:
 
 
 def _samples_with_options(draw: Draw, grouped: Geometry) -> Iterator[Sample]:
-    """Yields calls with padding, hints, an 8-bit cache, and what some families do to the scores."""
+    """Yields calls with padding, hints, an 8-bit cache, and the options that some families apply to scores."""
     mixed = [(60, 1), (20, 1), (45, 17)]
     long = [(60, 1), (135, 129)]
     decodes = [(1, 1), (0, 1), (150, 1), (16, 1), (80, 1), (0, 1)]

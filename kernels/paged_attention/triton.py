@@ -1,8 +1,8 @@
-"""Paged attention on the GPU, in Triton: checks a call, and chooses what runs.
+"""Paged attention on the GPU, in Triton: checks a call, and chooses the kernels.
 
-Sequences that compute one token go to the decode kernel (`_decode.py`), after the prefix kernel where they share their
-first blocks; all others go to the prefill kernel (`_prefill.py`). With `deterministic` all go there: its tiles lie at
-fixed positions of the sequence and it never splits, so a row comes out the same in any company.
+Sequences with one query go to the decode kernel (`_decode.py`), after the prefix kernel if they share their first
+blocks. All others go to the prefill kernel (`_prefill.py`). With `deterministic` all sequences go there. Its tiles are
+at fixed positions of a sequence and it does not split the keys, so no bit of a row depends on other rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .op import paged_attention
 _LOG2_E = 1.4426950408889634
 _NO_WINDOW = 2**31 - 1
 _Arguments = dict[str, Any]
-"""Arguments of kernels by name; each kernel takes those it has."""
+"""Arguments by name. Each kernel gets the arguments that its signature has."""
 
 
 @paged_attention.register("cuda")
@@ -57,16 +57,16 @@ def paged_attention_triton(
     num_shared: Tensor | None = None,
     deterministic: bool = False,
 ) -> Tensor:
-    """Runs `paged_attention` in one to four kernels, without asking the GPU for anything.
+    """Runs `paged_attention` in one to four kernels, without reading any result on the host.
 
     Raises:
-        ValueError: The heads, the dtypes or the layout of the cache are not what the kernels take.
+        ValueError: The kernels do not support the heads, the dtypes or the layout of the cache.
     """
     _check(query, k_cache, v_cache)
     if query.stride(2) != 1 or query.stride(1) != query.shape[2]:
         query = query.contiguous()
     out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    absent = seq_lens.view(torch.float32)  # a pointer of the right type, which is not read
+    absent = seq_lens.view(torch.float32)  # a pointer of the right type that is not read
     arguments = {
         "q_ptr": query,
         "k_ptr": e4m3_storage(k_cache, current_target()),
@@ -105,7 +105,7 @@ def paged_attention_triton(
 
 
 def _prefill(arguments: _Arguments, first_seq: int) -> None:
-    """Launches the prefill kernel for the sequences from `first_seq` on; those before own one row each."""
+    """Launches the prefill kernel for the sequences from `first_seq` on. The sequences before own one row each."""
     query, num_seqs = arguments["q_ptr"], len(arguments["seq_lens_ptr"])
     sizes = query.dtype, arguments["k_ptr"].dtype, query.shape[2]
     config = prefill_config(current_target(), *sizes, deterministic=bool(arguments["deterministic"]))
@@ -115,7 +115,7 @@ def _prefill(arguments: _Arguments, first_seq: int) -> None:
 
 
 def _decode(arguments: _Arguments, num_seqs: int) -> None:
-    """Launches what the first `num_seqs` sequences need: the prefix kernel, the decode kernel and the merge."""
+    """Launches the kernels for the first `num_seqs` sequences: prefix (if shared), decode, and merge (if split)."""
     query, has_prefix = arguments["q_ptr"], arguments["has_shared"]
     num_heads, head_dim = query.shape[1:]
     sizes = current_target(), query.dtype, arguments["k_ptr"].dtype, head_dim
@@ -140,7 +140,7 @@ def _decode(arguments: _Arguments, num_seqs: int) -> None:
 
 
 def _split_grid(arguments: _Arguments, config: Config, num_tiles: int, limit: int) -> tuple[int, int, int]:
-    """Returns the grid of a kernel that shares out the keys of `num_tiles` tiles of rows."""
+    """Returns the grid of a kernel that splits the keys of `num_tiles` tiles of rows."""
     max_keys = arguments["tables_ptr"].shape[1] * arguments["BLOCK_SIZE"]
     head_tiles = _head_tiles(arguments, config)
     splits = num_splits(current_target(), num_tiles * head_tiles, max_keys, config.block_n, limit)
@@ -148,25 +148,25 @@ def _split_grid(arguments: _Arguments, config: Config, num_tiles: int, limit: in
 
 
 def _head_tiles(arguments: _Arguments, config: Config) -> int:
-    """Returns how many tiles hold the heads of one query: one per KV head, unless a group is wider than a tile."""
+    """Returns the number of tiles for the heads of one query: one per KV head, or more if a group is wider."""
     group = arguments["group"]
     return arguments["num_heads"] // group * triton.cdiv(group, config.block_m)
 
 
 def _rows_per_tile(arguments: _Arguments, config: Config) -> int:
-    """Returns how many queries a tile holds, each with the heads of a group."""
+    """Returns the number of queries of a tile, where each query takes the heads of a group."""
     return config.block_m // min(arguments["group"], config.block_m)
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], config: Config, arguments: _Arguments) -> None:
-    """Launches a kernel with those of the arguments that it has."""
+    """Launches a kernel with the arguments that its signature has."""
     arguments = arguments | config.tile()
     own = {name: arguments[name] for name in kernel.arg_names}
     kernel[grid](**own, **config.options())
 
 
 def _check(query: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
-    """Raises unless the kernels can take these."""
+    """Raises unless the kernels support these tensors."""
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, block_size = k_cache.shape[1:3]
     sizes_fit = MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM and k_cache.shape[3] == head_dim
@@ -218,7 +218,7 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
 
 
 def _types(dtype: torch.dtype, cache_dtype: torch.dtype, target: Target) -> dict[str, str]:
-    """Returns the types of the pointers and the floats; what has none is an integer."""
+    """Returns the types of the pointers and the floats. All other arguments are integers."""
     cache = e4m3_type(target) if cache_dtype == torch.float8_e4m3fn else TORCH_TO_TRITON[cache_dtype]
     types = dict.fromkeys(_POINTERS_OF_QUERY, "*" + TORCH_TO_TRITON[dtype])
     types |= dict.fromkeys(_POINTERS_OF_CACHE, "*" + cache)
@@ -227,7 +227,7 @@ def _types(dtype: torch.dtype, cache_dtype: torch.dtype, target: Target) -> dict
 
 
 def _form(kernel: Any, types: dict[str, str], constants: dict[str, int], config: Config) -> Specialisation:
-    """Builds one form from what its kernel has of all types and constants."""
+    """Builds one form from the types and constants that the signature of its kernel has."""
     values = constants | config.tile()
     constants = {name: values[name] for name in kernel.arg_names if name in values}
     types = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}

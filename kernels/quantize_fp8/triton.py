@@ -1,9 +1,9 @@
-"""Rows to 8 bits on the GPU, in Triton.
+"""Quantisation of rows to 8 bits on the GPU, in Triton.
 
     scale = max|row| / 448  (1 for a row of zeros),   q = round_e4m3(row / scale)
 
-Grid: one program per row. A program keeps the first 16,384 numbers of its row in registers, which is all of it as a
-rule; of a longer row it reads the rest twice, the second time from the L2 cache.
+Grid: one program per row. A program keeps the first 16,384 numbers of its row in registers, which is the whole row as a
+rule. It reads the rest of a longer row twice, the second time from the L2 cache.
 """
 
 from __future__ import annotations

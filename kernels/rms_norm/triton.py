@@ -2,8 +2,8 @@
 
     new_residual = x + residual,   out = new_residual / sqrt(mean(new_residual²) + eps) · weight
 
-Grid: one program per row, or per 16 rows at most where they are short (heads, say). A program reads its rows once,
-keeps them in registers, and writes both results, so the kernel moves the least memory that the formula allows.
+Grid: one program per row, or per up to 16 short rows (heads, say). A program reads its rows once, keeps them in
+registers, and writes both results, so the kernel moves no more memory than the formula needs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def rms_norm_triton(
     """Runs `rms_norm` in one kernel.
 
     Raises:
-        ValueError: The rows are longer than 16,384 elements, or the shapes do not belong together.
+        ValueError: The rows are longer than 16,384 elements, or the shapes do not match.
     """
     size = x.shape[-1]
     if size > MAX_ROW:

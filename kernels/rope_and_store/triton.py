@@ -3,9 +3,9 @@
     x     = x / sqrt(mean(x²) + eps) · weight         for each query and key head, if weights are given
     query = rotate(query),   k_cache[slot] = rotate(key),   v_cache[slot] = value
 
-Grid: (tokens, groups of query heads, then groups of KV heads). A program owns about 1,024 numbers of heads of one
-token: it reads them once, and writes the queries where they were, or keys and values to their slot. A head is held as
-its two rotated halves and what is not rotated, so that turning it moves nothing between threads.
+Grid: (tokens, groups of query heads, then groups of KV heads). A program owns heads of one token with about 1,024
+numbers. It reads them once, and writes queries back in place, or keys and values to their slot. A head is held as its
+two rotated halves and the rest, so that a rotation moves no number between threads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rope_and_store_triton(
     """Runs `rope_and_store` in one kernel.
 
     Raises:
-        ValueError: One weight without the other, or tensors that do not belong together.
+        ValueError: One weight is given without the other, or the shapes do not match.
     """
     if (q_weight is None) != (k_weight is None):
         raise ValueError("rope_and_store: one of q_weight and k_weight is None; give both or neither")
@@ -79,7 +79,7 @@ def rope_and_store_triton(
 
 
 def _tile(head_dim: int, rot_dim: int) -> dict[str, int]:
-    """Returns the tile of a program: heads, half of what is rotated, what is not (1 if nothing), the whole head."""
+    """Returns the tile of a program: heads, half of the rotated part, the rest (at least 1), and the whole head."""
     return {
         "HEADS": heads_per_program(head_dim),
         "HALF": triton.next_power_of_2(max(1, rot_dim // 2)),
@@ -97,7 +97,7 @@ _SIZES = ("block_size", "num_heads", "num_kv_heads", "num_query_groups", "head_d
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
     """Yields the forms the kernel takes on a target: heads from one number to 512, rotated wholly or in part."""
-    largest = {**_tile(512, 512), "REST": 512}  # of either part; no head has both
+    largest = {**_tile(512, 512), "REST": 512}  # no head is that large in both parts
     for dtype in ("fp32", "fp16", "bf16"):
         for cache in (dtype, e4m3_type(target)):
             for absent in ((), ("q_weight_ptr", "k_weight_ptr")):
@@ -145,7 +145,7 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
     REST: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Does the work of HEADS heads of token `program_id(0)`. `query_head` and the like are strides between heads."""
+    """Computes HEADS heads of token `program_id(0)`. `query_head`, `key_head`, `value_head` are strides of heads."""
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     table_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * (2 * half)
@@ -166,7 +166,7 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _copy(from_ptr, to_ptr, is_head, head_dim, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Copies heads at `from_ptr` `[HEADS, 1]` to `to_ptr`, rounded to what is there."""
+    """Copies heads at `from_ptr` `[HEADS, 1]` to `to_ptr`, rounded to the element type there."""
     column = tl.arange(0, BLOCK)[None, :]
     inside = is_head & (column < head_dim)
     x = tl.load(from_ptr + column, mask=inside, other=0.0).to(tl.float32)
@@ -186,7 +186,7 @@ def _norm_and_rotate(  # type: ignore[no-untyped-def]
     HALF: tl.constexpr,  # noqa: N803
     REST: tl.constexpr,  # noqa: N803
 ):
-    """Reads heads at `from_ptr` `[HEADS, 1]`, and writes them, normed and rotated, at `to_ptr`."""
+    """Reads heads at `from_ptr` `[HEADS, 1]`, and writes them, normalised and rotated, to `to_ptr`."""
     column = tl.arange(0, HALF)[None, :]
     rest_column = 2 * half + tl.arange(0, REST)[None, :]
     turned, kept = is_head & (column < half), is_head & (rest_column < head_dim)

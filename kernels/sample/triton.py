@@ -1,14 +1,14 @@
 """Sampling on the GPU, in Triton, without a sort.
 
-Two passes over the vocabulary draw from a row: one finds its largest logit, one adds the noise. Rows with top_k or
-top_p take two more, which leave a few thousand candidates to search for their threshold. Which rows those are is
-decided on the device: the same launches do for all parameters, and fit in a CUDA graph.
+A row is drawn in two passes over the vocabulary: one finds its largest logit, one adds the noise. Rows with top_k or
+top_p take two more passes, which collect a few thousand candidates for the search of the threshold. Programs read the
+parameters on the device, so the launches are the same for all parameters and can be recorded in a CUDA graph.
 
-A token's distance is -s = (max - logit) / temperature, a float32 of at least 0. Its bits, read as an integer, are in
-the same order; so a row keeps the tokens whose bits are at most its limit, and the limit is found by bisection.
+The distance of a token is -s = (max - logit) / temperature, a float32 of at least 0. The bits of such floats, read as
+integers, have the same order. A row keeps the tokens whose bits are at most its limit, which is found by bisection.
 
-Grid: (rows, chunks of the vocabulary), as many chunks as fill the GPU; each program leaves its part of the answer for
-the next kernel. The search and the last step take one program per row.
+Grid: (rows, chunks of the vocabulary), with enough chunks to fill the GPU. Each program stores its part of the result
+for the next kernel. The search and the last step have one program per row.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from .op import log_min_p, sample
 from .triton_exact import gumbel, mass_of, row_key
 
 TILE = 1024
-"""Tokens that a program looks at together."""
+"""The number of tokens that a program reads at once."""
 
 MAX_CHUNKS = 128
-"""Of a row: the most parts that one program merges."""
+"""The most chunks of a row, which one program merges."""
 
 NUM_BOUNDS = 8
-"""Rows are measured at distances 2, 4, ... 14 and infinity: at 14 a token is a millionth as likely as the best."""
+"""Rows are measured at distances 2, 4, ... 14 and infinity. At 14 a token is a millionth as likely as the best."""
 
 MAX_CANDIDATES = 16_384
-"""Most tokens of a row that are collected for the search. With more it reads the whole row at every step."""
+"""The most tokens of a row that are collected. With more candidates every step of the search reads the whole row."""
 
 OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
-"""Of every launch: fused multiplications would give other bits than the definition."""
+"""The options of every launch. Fused multiplications would give other bits than the definition."""
 
 _PROGRAMS_PER_PROCESSOR = 4
 _INFINITY = tl.constexpr(0x7F800000)  # the bits of one
-_SIZES = ("vocab_size", "num_chunks")  # forms of their own for 1 and for multiples of 16 would bring nothing
+_SIZES = ("vocab_size", "num_chunks")  # separate forms for 1 and for multiples of 16 would not be faster
 
 
 @sample.register("cuda")
@@ -56,7 +56,7 @@ def sample_triton(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Runs `sample` in six kernels; a row leaves those that it has no use for at once."""
+    """Runs `sample` in six kernels. The programs of a kernel that a row does not need end at once."""
     ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     if not len(logits):
         return ids
@@ -64,7 +64,7 @@ def sample_triton(
     num_rows, vocab_size = logits.shape
     num_chunks, chunk_size = split(num_rows, vocab_size, current_target())
     by_chunk = (num_rows, num_chunks)
-    # Each tensor is allocated by itself: Triton compiles another form for a pointer that is not aligned.
+    # Each tensor is allocated separately, because Triton compiles another form for a pointer that is not aligned.
     empty = partial(torch.empty, by_chunk, device=logits.device)
     peaks, scores = empty(dtype=torch.float32), empty(dtype=torch.float32)
     best, winners = empty(dtype=torch.int32), empty(dtype=torch.int32)
@@ -95,7 +95,7 @@ def _find_limits(shape: tuple[Any, ...], filters: tuple[Tensor, ...], peaks: Ten
 
 
 def split(num_rows: int, vocab_size: int, target: Target) -> tuple[int, int]:
-    """Returns how many chunks each row is cut into, and their size, a multiple of a tile."""
+    """Returns the number of chunks of each row, and their size, a multiple of a tile."""
     num_tiles = triton.cdiv(vocab_size, TILE)
     wanted = triton.cdiv(_PROGRAMS_PER_PROCESSOR * target.num_processors, num_rows)
     tiles_per_chunk = triton.cdiv(num_tiles, min(wanted, num_tiles, MAX_CHUNKS))
@@ -126,7 +126,7 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
 def peak_kernel(  # type: ignore[no-untyped-def]
     logits_ptr, row_stride, vocab_size, num_chunks, chunk_size, peaks_ptr, best_ptr, TILE: tl.constexpr  # noqa: N803
 ):  # fmt: skip
-    """Finds the largest logit of a chunk and the lowest token that has it. NaN counts as infinity: neither is drawn."""
+    """Finds the largest logit of a chunk and the lowest token with it. NaN counts as infinity, which gives -1."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lanes = tl.arange(0, TILE)
     peaks = tl.full([TILE], float("-inf"), tl.float32)
@@ -148,7 +148,7 @@ def measure_kernel(  # type: ignore[no-untyped-def]
     peaks_ptr, amounts_ptr, masses_ptr, candidates_ptr, num_candidates_ptr, limits_ptr,
     MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr, NUM_BOUNDS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Measures how much of a chunk lies within each bound: tokens for top_k, else probability. And its whole mass."""
+    """Sums the tokens (for top_k) or the mass of a chunk within each bound, and its exact mass within min_p."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if chunk == 0:
         tl.store(num_candidates_ptr + row, 0)
@@ -158,7 +158,7 @@ def measure_kernel(  # type: ignore[no-untyped-def]
     if _is_drawn(peak, temperature) & (by_count | (tl.load(top_p_ptr + row) < 1)):
         limit = _bits(tl.load(lowest_ptr + row))
         bounds = tl.minimum(_bounds(NUM_BOUNDS), limit)
-        lanes = tl.arange(0, TILE // 2)  # of a whole tile, too many registers
+        lanes = tl.arange(0, TILE // 2)  # a whole tile would need too many registers
         amounts = tl.zeros([TILE // 2, NUM_BOUNDS], tl.float32)
         masses = tl.zeros([TILE // 2], tl.int64)
         for start in range(chunk * chunk_size, min((chunk + 1) * chunk_size, vocab_size), TILE // 2):
@@ -181,7 +181,7 @@ def collect_kernel(  # type: ignore[no-untyped-def]
     peaks_ptr, amounts_ptr, masses_ptr, candidates_ptr, num_candidates_ptr, limits_ptr,
     MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr, NUM_BOUNDS: tl.constexpr, MAX_CANDIDATES: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Copies the logits within the smallest bound that holds enough, in any order, and counts those without room."""
+    """Copies the logits within the smallest sufficient bound, in any order, and counts them, even beyond the buffer."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
     temperature = tl.load(temperature_ptr + row)
@@ -190,7 +190,7 @@ def collect_kernel(  # type: ignore[no-untyped-def]
         chunks, columns = tl.arange(0, MAX_CHUNKS)[:, None], tl.arange(0, NUM_BOUNDS)[None, :]
         parts = (row * num_chunks + chunks) * NUM_BOUNDS + columns
         amounts = tl.sum(tl.load(amounts_ptr + parts, mask=chunks < num_chunks, other=0.0), axis=0)
-        # Counts are exact. Sums of floats are not: a ten-thousandth more than enough is enough.
+        # Counts are exact. Sums of floats are not, so a bound needs a ten-thousandth more.
         enough = tl.where(top_k > 0, top_k.to(tl.float32), top_p * 1.0001 * tl.max(amounts))
         bound = tl.min(tl.where(amounts >= enough, _bounds(NUM_BOUNDS), _INFINITY))
         bound = tl.minimum(bound, _bits(tl.load(lowest_ptr + row)))
@@ -214,7 +214,7 @@ def search_kernel(  # type: ignore[no-untyped-def]
     peaks_ptr, amounts_ptr, masses_ptr, candidates_ptr, num_candidates_ptr, limits_ptr,
     MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr, MAX_CANDIDATES: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Finds the limit of a row among its candidates: of min_p, then top_k, then top_p, each within the one before."""
+    """Finds the limit of a row among its candidates for min_p, then top_k, then top_p, each within the one before."""
     row = tl.program_id(0).to(tl.int64)
     peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
     temperature = tl.load(temperature_ptr + row)
@@ -228,7 +228,7 @@ def search_kernel(  # type: ignore[no-untyped-def]
         if top_k > 0:
             limit = _reach(top_k.to(tl.float64), limit, source, length, peak, temperature, False, TILE)
         if top_p < 1:
-            # Candidates for top_k hold all that is kept so far, but those for top_p alone do not.
+            # The candidates for top_k include all tokens that are kept so far. The candidates for top_p alone do not.
             chunks = tl.arange(0, MAX_CHUNKS)
             mass = tl.sum(tl.load(masses_ptr + row * num_chunks + chunks, mask=chunks < num_chunks, other=0))
             if top_k > 0:
@@ -244,7 +244,7 @@ def draw_kernel(  # type: ignore[no-untyped-def]
     temperature_ptr, seeds_ptr, positions_ptr, peaks_ptr, limits_ptr, scores_ptr, winners_ptr,
     MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Finds the largest sum of s and noise among the kept tokens of a chunk, and the lowest token that has it."""
+    """Finds the largest sum of s and noise among the kept tokens of a chunk, and the lowest token with it."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
     temperature = tl.load(temperature_ptr + row)
@@ -273,7 +273,7 @@ def choose_kernel(  # type: ignore[no-untyped-def]
     num_chunks, temperature_ptr, peaks_ptr, best_ptr, scores_ptr, winners_ptr, ids_ptr,
     MAX_CHUNKS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Merges the chunks of a row: the drawn token, or the one of the largest logit, or -1."""
+    """Merges the chunks of a row into the drawn token, or the token with the largest logit, or -1."""
     row = tl.program_id(0).to(tl.int64)
     peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
     if not tl.load(temperature_ptr + row) > 0:
@@ -325,7 +325,7 @@ def _bounds(NUM_BOUNDS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: 
 def _reach(target, limit, source, length, peak, temperature, by_mass: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Returns the least distance, at most the limit, within which the candidates reach the target.
 
-    A bisection whose ends jump to the next candidate, so that it ends soon after few are left between them.
+    It is a bisection whose ends move to the next candidate, so that it ends soon when few candidates are left.
     """
     lanes = tl.arange(0, TILE)
     low = limit * 0
@@ -350,7 +350,7 @@ def _reach(target, limit, source, length, peak, temperature, by_mass: tl.constex
 
 @triton.jit
 def _amount(limit, source, length, peak, temperature, by_mass: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Returns how many candidates, or what mass of them, lie within the limit, int64."""
+    """Returns the number of candidates within the limit, or their mass, int64."""
     lanes = tl.arange(0, TILE)
     amounts = tl.zeros([TILE], tl.int64)
     for start in range(0, length, TILE):

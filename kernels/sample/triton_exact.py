@@ -1,7 +1,7 @@
 """The arithmetic of `exact.py` for Triton, operation by operation.
 
-The bits agree only where multiply and add are not fused: every kernel that uses this is launched with
-`enable_fp_fusion=False`. Divisions are `tl.div_rn`, for `/` is an approximation on some GPUs.
+The bits agree only if multiplications and additions are not fused, so every kernel that uses these functions is
+launched with `enable_fp_fusion=False`. Divisions are `tl.div_rn`, because `/` is an approximation on some GPUs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def mass_of(distance):  # type: ignore[no-untyped-def]
 @triton.jit
 def _exp32(x):  # type: ignore[no-untyped-def]
     x = tl.maximum(x, -87.0)
-    # Triton's floor takes denormal numbers for 0 on NVIDIA GPUs; a sum with 0.5 is none.
+    # Triton's floor flushes denormal numbers to 0 on NVIDIA GPUs. A sum with 0.5 is not denormal.
     n = tl.floor(x * 1.4426950408889634 + 0.5)
     r = x - n * _LN2_HIGH - n * _LN2_LOW
     series = (1 / 5040) * r + (1 / 720)
@@ -55,7 +55,7 @@ def _log32(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def gumbel(token_ids, key):  # type: ignore[no-untyped-def]
-    """Returns the noise of some tokens, float32, under the uint64 key of their row."""
+    """Returns the noise of tokens, float32, for the uint64 key of their row."""
     low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     bits = _mix32(_mix32(token_ids.to(tl.uint32) * _GOLDEN_32 + low) ^ high)
     v = tl.minimum((bits.to(tl.float32) + 0.5) * _UNIT, _BELOW_ONE)
@@ -66,7 +66,7 @@ def gumbel(token_ids, key):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def row_key(seed, position):  # type: ignore[no-untyped-def]
-    """Returns the uint64 that an int64 seed and position are hashed to."""
+    """Returns a uint64 hash of an int64 seed and position."""
     return _mix64(_mix64(seed.to(tl.uint64) + _GOLDEN_64) + position.to(tl.uint64))
 
 

@@ -2,8 +2,8 @@
 
     k_cache[slot // block_size, :, slot % block_size] = key,   the same for the values
 
-Grid: (tokens, groups of KV heads). A program copies the keys and the values of about 1,024 numbers of heads. A token
-without a slot costs the reading of its slot.
+Grid: (tokens, groups of KV heads). A program copies heads with about 1,024 numbers of keys, and as many of values. For
+padding it reads the slot only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def store_kv_triton(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor
     """Runs `store_kv` in one kernel.
 
     Raises:
-        ValueError: Keys and caches do not belong together.
+        ValueError: The shapes or strides of keys and caches do not match.
     """
     check_cache("store_kv", key, k_cache, v_cache)
     num_tokens, num_kv_heads, head_dim = key.shape

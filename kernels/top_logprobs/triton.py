@@ -1,10 +1,10 @@
-"""Log-probabilities on the GPU: one pass over the logits in Triton, beside torch's own selection of the best.
+"""Log-probabilities on the GPU: one pass over the logits in Triton, and torch's topk for the best tokens.
 
     logprob(token) = logit(token) - peak - log(sum of exp(logit - peak))
 
-Grid: (rows, chunks of the vocabulary). A program leaves the peak and the sum of its chunk, and how many of its logits
-are larger than the given token's; then one program per row merges them. How a row is cut depends on the vocabulary
-only, so a row's results are the same bits in any batch.
+Grid: (rows, chunks of the vocabulary). A program stores the peak and the sum of its chunk, and the number of logits
+that are larger than that of the given token. Then one program per row merges the chunks. The chunks depend on the size
+of the vocabulary only, so no bit of a row depends on its batch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .op import top_logprobs
 TILE = 1024
 MIN_TILES_PER_CHUNK = 8
 MAX_CHUNKS = 128
-"""Of a row: the most parts that one program merges."""
+"""The most chunks of a row, which one program merges."""
 
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": True}
 _SIZES = ("vocab_size", "num_chunks", "num_best")
-_LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # not infinity: its difference from itself is no number
+_LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # finite, because infinity minus itself is NaN
 
 
 @top_logprobs.register("cuda")
@@ -37,7 +37,7 @@ def top_logprobs_triton(logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tens
     num_rows, vocab_size = logits.shape
     num_chunks, chunk_size = split(vocab_size)
     best_logits, best_ids = logits.topk(k, dim=-1)
-    # Each tensor is allocated by itself: Triton compiles another form for a pointer that is not aligned.
+    # Each tensor is allocated separately, because Triton compiles another form for a pointer that is not aligned.
     empty = partial(torch.empty, device=logits.device)
     peaks, sums = (empty((num_rows, num_chunks), dtype=torch.float32) for _ in range(2))
     num_larger = empty((num_rows, num_chunks), dtype=torch.int32)
@@ -53,7 +53,7 @@ def top_logprobs_triton(logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tens
 
 
 def split(vocab_size: int) -> tuple[int, int]:
-    """Returns how many chunks a row is cut into, and their size, a multiple of a tile."""
+    """Returns the number of chunks of a row, and their size, a multiple of a tile."""
     num_tiles = triton.cdiv(vocab_size, TILE)
     tiles_per_chunk = max(MIN_TILES_PER_CHUNK, triton.cdiv(num_tiles, MAX_CHUNKS))
     return triton.cdiv(num_tiles, tiles_per_chunk), tiles_per_chunk * TILE
@@ -83,7 +83,7 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
     logits_ptr, row_stride, token_ids_ptr, vocab_size, num_chunks, chunk_size, peaks_ptr, sums_ptr, num_larger_ptr,
     TILE: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sums a chunk: each lane keeps its own peak, and scales its sum when that rises (Milakov, Gimelshein, 2018)."""
+    """Sums a chunk. Each lane has its own peak, and scales its sum when that rises (Milakov, Gimelshein, 2018)."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lanes = tl.arange(0, TILE)
     chosen = tl.load(logits_ptr + row * row_stride + tl.load(token_ids_ptr + row))
@@ -109,7 +109,7 @@ def merge_kernel(  # type: ignore[no-untyped-def]
     best_logits_ptr, best_ids_ptr, num_best, logprobs_ptr, ids_ptr, ranks_ptr,
     MAX_CHUNKS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Merges the chunks of a row, and writes its results: the given token in column 0, then the best."""
+    """Merges the chunks of a row, and writes its results: the given token in column 0, and then the best tokens."""
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, MAX_CHUNKS)
     parts, inside = row * num_chunks + lanes, lanes < num_chunks

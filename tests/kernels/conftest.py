@@ -1,7 +1,7 @@
-"""What the kernel tests share.
+"""Helpers of the kernel tests.
 
-It is also imported by the scripts that run in a process of their own (Triton's interpreter is chosen when triton is
-imported), so it uses nothing but the package and torch.
+The scripts that run in a separate process import it too, before they import triton, so it uses only the package, pytest
+and torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from millrace.kernels._op import Draw, Op, Sample
 
 @functools.cache
 def samples(op: Op[..., Any], dtype: torch.dtype, device: str = "cpu") -> tuple[Sample, ...]:
-    """Draws all samples of an op, once: a sample can only be drawn after those before it."""
+    """Draws all samples of an op, and keeps them, because a sample can only be drawn after all samples before it."""
     return tuple(op.samples(Draw.seeded(dtype, device)))
 
 
@@ -28,8 +28,8 @@ def assert_agrees(
 ) -> None:
     """Fails unless an implementation gives what the plain body gives in float64, on sample `index`.
 
-    It compares what is returned, and the arguments as they are afterwards: what must be changed in place, and what must
-    not be changed. An op whose tolerance is 0 is compared in its own dtype: its arithmetic is defined to the bit.
+    It compares the results, and the arguments after the call, some of which must change in place and the others not. An
+    op whose tolerance is 0 is compared in its own dtype, because its arithmetic is defined to the bit.
     """
     rtol, atol = op.tolerance[dtype]
     exact = rtol == atol == 0
@@ -46,11 +46,11 @@ def assert_agrees(
 
 
 _KEPT_DTYPES = (torch.float32, torch.float8_e4m3fn)
-"""What an op may return whatever it is given: scales, and 8-bit numbers."""
+"""The dtypes that an op may return for arguments of any dtype: those of scales, and of 8-bit numbers."""
 
 
 def _assert_close(actual: torch.Tensor, wanted: torch.Tensor, rtol: float, atol: float, **options: bool) -> None:
-    """Compares in the dtype of `wanted`; 8-bit floats may be neighbours (3 bits of mantissa), unless all is exact."""
+    """Compares in the dtype of `wanted`. 8-bit floats may differ by one step (3 bits of mantissa), unless rtol is 0."""
     assert (actual.dtype == torch.float8_e4m3fn) == (wanted.dtype == torch.float8_e4m3fn)
     if wanted.dtype == torch.float8_e4m3fn:
         actual, wanted = actual.float(), wanted.float()
@@ -65,7 +65,7 @@ def _named(sample: Sample, args: list[Any]) -> dict[str, Any]:
 def _clone(value: Any, exact: bool) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
-    # An 8-bit cache stays one: that what is written to it or read from it is rounded is part of the definition.
+    # An 8-bit cache stays in 8 bits, because its rounding is part of the definition.
     is_wide = value.is_floating_point() and value.dtype.itemsize > 1
     return value.double() if is_wide and not exact else value.clone()
 
@@ -77,7 +77,7 @@ def _flatten(value: Any) -> list[torch.Tensor]:
 
 
 def poison(patch: Callable[[Any, str, Any], None]) -> None:
-    """Makes `torch.empty` and its kin return memory full of NaN (or of the largest integer): nothing may rely on it."""
+    """Makes `torch.empty` and similar functions return memory full of NaN (or of the largest integer)."""
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         patch(owner, name, _poisoned(getattr(owner, name)))
 

@@ -34,7 +34,7 @@ def assert_agrees(sample: Sample) -> None:
 
 
 def part_of(sample: Sample, parts: list[tuple[int, int, int]]) -> Sample:
-    """Returns the call that computes, of sequence b, the queries first to end - 1, as a chunk that ends there."""
+    """Returns the call that computes chunks of the sequences of a sample, each given as (sequence, first, end)."""
     query, k_cache, v_cache, tables, lengths, starts, *rest = sample.args
     rows, ends, new_starts = [], [], [0]
     for seq, first, end in parts:
@@ -54,7 +54,7 @@ def dot_by_row(self: Any, a: Any, b: Any, acc: Any, *precision: Any) -> TensorHa
 
 
 def check_deterministic() -> None:
-    """The last tokens of a prompt come out the same to the bit in any company and in any chunks."""
+    """No bit of the last tokens of a prompt depends on other sequences or on chunks."""
     for dtype, window in ((torch.float32, 50), (torch.float16, 0)):
         with patch.object(InterpreterBuilder, "create_dot", dot_by_row):
             geometry = replace(GEOMETRY, window=window)
@@ -71,7 +71,7 @@ def check_deterministic() -> None:
 
 
 def check_splits() -> None:
-    """A long row is shared out; where there are more splits than tiles, the empty ones add nothing."""
+    """The keys of a long row are split. If there are more splits than tiles, the empty splits add nothing."""
     launches: Launches = []
     record_launches(launches)
     lengths = [(300, 1), (1, 1), (0, 1), (33, 1)]
@@ -83,7 +83,7 @@ def check_splits() -> None:
 
 
 def check_one_split() -> None:
-    """Where the grid is full without splits, there is neither a workspace nor a merge."""
+    """A grid that is full without splits has neither a workspace nor a merge."""
     launches: Launches = []
     record_launches(launches)
     tiny = replace(TARGETS["sm_90"], num_processors=1)
@@ -96,7 +96,7 @@ def check_one_split() -> None:
 
 
 def check_no_shared_blocks() -> None:
-    """The number of shared blocks is on the GPU, and may be 0 there; so may all sequences be padding."""
+    """The number of shared blocks, which only the GPU knows, may be 0, and all sequences may be padding."""
     sample = make_sample("none", Draw.seeded(torch.float32), GEOMETRY, [(40, 1), (0, 1), (9, 1)], num_decodes=3)
     none = torch.zeros(1, dtype=torch.int32)
     assert_agrees(replace(sample, kwargs={**sample.kwargs, "num_shared": none}))
@@ -105,14 +105,14 @@ def check_no_shared_blocks() -> None:
 
 
 def check_wide_groups() -> None:
-    """A group of more heads than a tile has rows takes several tiles of heads."""
+    """A group with more heads than a tile has rows is computed in several tiles of heads."""
     geometry = Geometry(num_heads=71, num_kv_heads=1, head_dim=16, block_size=24)
     sample = make_sample("wide", Draw.seeded(torch.float32), geometry, [(50, 1), (30, 3)], num_decodes=1)
     assert_agrees(sample)
 
 
 def check_bytes() -> None:
-    """Where Triton does not know 8-bit floats, the caches are read as bytes."""
+    """On a GPU for which Triton does not support 8-bit floats, the caches are read as bytes."""
     launches: Launches = []
     record_launches(launches)
     geometry = replace(GEOMETRY, cache_dtype=torch.float8_e4m3fn)

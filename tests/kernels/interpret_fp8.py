@@ -36,7 +36,7 @@ def narrow_all(x_ptr, out_ptr, N: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 def hard_numbers() -> torch.Tensor:
-    """Returns float32 numbers: every float16, what lies halfway between two codes and just beside, random bits."""
+    """Returns float32 numbers: every float16, the midpoints of codes and their neighbours, and random bits."""
     every_float16 = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.float16).float()
     codes = CODES[:127].view(torch.float8_e4m3fn).float()
     halfway = (codes[:-1] + codes[1:]) / 2
@@ -48,7 +48,7 @@ def hard_numbers() -> torch.Tensor:
 
 
 def check_conversions() -> None:
-    """Fails where one bit differs from torch's."""
+    """Fails if a bit differs from that of torch."""
     wanted = CODES.view(torch.float8_e4m3fn)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         out = torch.empty(len(CODES), dtype=dtype)
@@ -63,7 +63,7 @@ def check_conversions() -> None:
 
 
 def check_kernels_on_bytes() -> int:
-    """Runs the kernels that write 8-bit numbers as for an sm_80; returns how many samples there were."""
+    """Runs the kernels that write 8-bit numbers as on an sm_80, and returns the number of samples."""
     num_samples = 0
     for name in ("quantize_fp8", "rope_and_store", "store_kv"):
         op = all_ops()[name]
@@ -77,7 +77,7 @@ def check_kernels_on_bytes() -> int:
 
 
 def main() -> None:
-    """Fails where something differs; prints how many samples the kernels ran on."""
+    """Runs all checks, and prints the number of samples that the kernels ran on."""
     torch.manual_seed(0)
     check_conversions()
     print(check_kernels_on_bytes())

@@ -1,4 +1,4 @@
-"""The plain bodies against somebody else's: torch.nn.functional and Hugging Face."""
+"""The plain bodies against other implementations: torch.nn.functional and Hugging Face."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The promises of the linear ops that a comparison with the definition does not show."""
+"""The guarantees of the linear ops beyond agreement with their definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seam: dispatch, lazy import, registration, and what happens without numba."""
+"""`Op`: dispatch, lazy import, registration, and calls without numba."""
 
 from __future__ import annotations
 

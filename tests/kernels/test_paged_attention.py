@@ -22,7 +22,7 @@ IMPLEMENTATIONS = [paged_attention.plain, paged_attention.implementations()["cpu
 
 
 def by_sdpa(query, k_cache, v_cache, block_tables, seq_lens, query_start_loc, scale, window, causal=True):
-    """Gathers token by token and lets torch attend: slow, and simple enough to be believed."""
+    """Gathers the keys of each token and calls torch: slow, but simple enough to be obviously right."""
     block_size, group = k_cache.shape[2], query.shape[1] // k_cache.shape[1]
     rows = []
     for seq, seq_len in enumerate(seq_lens.tolist()):
@@ -120,7 +120,7 @@ def test_padding_of_any_length_gives_zeros(draw, implementation, deterministic):
 
 
 def sharing_call(draw: Draw, options: dict, *, num_shared: int = 4) -> Sample:
-    """Returns decodes that share a prefix, enough to read it once, padding among them; and a prompt."""
+    """Returns a prompt and decodes, some of them padding, that share a prefix long enough for the shared path."""
     lengths = [(num_shared * 16 + 1 + i % 50, 1) for i in range(140)]
     lengths[3:3] = [(0, 1)]
     geometry = Geometry(6, 2, 32, 16, num_shared=num_shared, cache_dtype=options.pop("cache_dtype", None))
@@ -161,11 +161,11 @@ def test_a_shared_prefix_is_read_through_one_table(draw, num_shared):
 
 
 Piece = tuple[int, int, int]
-"""Some tokens of a sequence: the sequence, the first token, the token after the last one."""
+"""Some tokens of a sequence: (sequence, first token, token after the last one)."""
 
 
 def attend_to_pieces(whole: Sample, pieces: list[Piece]) -> list[torch.Tensor]:
-    """Runs, in one call, pieces of the prompts that `whole` computes at once; returns the rows of each piece."""
+    """Computes pieces of the prompts of `whole` in one call, and returns the rows of each piece."""
     query, k_cache, v_cache, tables, _, starts, scale, window = whole.args
     rows = [slice(int(starts[seq]) + start, int(starts[seq]) + end) for seq, start, end in pieces]
     sizes = [end - start for _, start, end in pieces]
@@ -185,7 +185,7 @@ def attend_to_pieces(whole: Sample, pieces: list[Piece]) -> list[torch.Tensor]:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """torch's thread count is `count`, and no call is too small to be split."""
+    """Sets torch's thread count, and splits calls of any size over the threads."""
     before, smallest = torch.get_num_threads(), _cpu_numba._MIN_PARALLEL_FLOPS
     torch.set_num_threads(count)
     _cpu_numba._MIN_PARALLEL_FLOPS = 0
@@ -280,7 +280,7 @@ def test_a_forked_child_makes_threads_of_its_own():
 
 
 def decode_only(call: tuple) -> torch.Tensor:
-    """Leaves out what torch's own threads would compute: they do not survive a fork."""
+    """Attends without the long sequences, which torch's own threads would compute: these do not survive a fork."""
     query, k_cache, v_cache, tables, seq_lens, starts, scale, window = call
     starts = torch.arange(len(seq_lens) + 1, dtype=torch.int32)
     return paged_attention(query[: len(seq_lens)], k_cache, v_cache, tables, seq_lens, starts, scale, window)

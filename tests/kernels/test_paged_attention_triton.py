@@ -1,4 +1,4 @@
-"""How the Triton kernels of `paged_attention` are cut, and what they do beyond the samples of the op."""
+"""The tiles and splits of the Triton kernels of `paged_attention`, and checks beyond the samples of the op."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ SAMPLES = {name: [sample.name for sample in op.samples(Draw.seeded(torch.float32
 
 
 def with_dtypes() -> Iterator[Any]:
-    """Yields (op name, dtype) with an id that reads."""
+    """Yields (op name, dtype) with a readable id."""
     for name, op in OPS.items():
         for dtype in op.tolerance:
             yield pytest.param(name, dtype, id=f"{name}-{str(dtype).removeprefix('torch.')}")

@@ -1,4 +1,4 @@
-"""Sampling: the distribution that is drawn from, and what a draw may depend on."""
+"""Sampling: the distribution of draws, and the independence of a draw from its batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draw_tokens(implementation, logits, *, temperature=1.0, top_k=0, top_p=1.0, 
 
 
 def assert_follows(tokens: torch.Tensor, probabilities: torch.Tensor) -> None:
-    """Fails if draws so far from the probabilities come once in a million (chi-square, Wilson and Hilferty, 1931)."""
+    """Fails if such a deviation of draws has a probability of 1e-6 (chi-square, Wilson and Hilferty, 1931)."""
     counts = tokens.bincount(minlength=len(probabilities)).double()
     possible = probabilities > 0
     assert counts[~possible].sum() == 0
@@ -169,7 +169,7 @@ def test_a_row_without_a_finite_best_gives_minus_one(implementation, temperature
 
 
 def test_known_draws_stay_as_they_are():
-    """A job that is resumed with a newer release must draw what it would have drawn."""
+    """A job that is resumed with a newer release must draw the same tokens."""
     assert random_bits(torch.tensor([5]), torch.tensor([7]), 4).tolist() == [
         [1241435289, 1439013770, 2537540674, 1902978517]
     ]

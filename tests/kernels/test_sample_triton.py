@@ -1,4 +1,4 @@
-"""Sampling in Triton on what the small samples of the op do not reach: many chunks, more candidates than there is room.
+"""Sampling in Triton beyond the small samples of the op: many chunks, and more candidates than the buffer holds.
 
 Run as a script it is the test itself: Triton's interpreter is chosen when triton is first imported.
 """
@@ -72,7 +72,7 @@ def arguments(generator: torch.Generator) -> tuple[torch.Tensor, ...]:
 
 
 def main() -> None:
-    """Draws the same rows with several layouts of the work, and prints the name of each that was right."""
+    """Draws the same rows with several tile sizes and buffers, and prints the name of each that was right."""
     importlib.import_module("interpret").patch_language_once()
     module = importlib.import_module("millrace.kernels.sample.triton")
     implementation = sample.implementations()["cuda"]

@@ -1,4 +1,4 @@
-"""Recordings of compiled kernels: the same results for any number of rows, and nothing else than kernels in them."""
+"""Recordings of compiled kernels: results for any number of rows, and refusal of other operations."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_triton_merges_chunks_and_gives_a_row_the_same_bits_in_any_batch():
 
 
 def main() -> None:
-    """Compares rows of several chunks with the definition, and alone with together."""
+    """Compares rows of several chunks with the definition, and rows alone with rows in a batch."""
     implementation = top_logprobs.implementations()["cuda"]
     logits, token_ids = rows(3, 40_000)
     for k in (0, 5, 130):
