@@ -143,7 +143,7 @@ def one_for_each(what: str, given: Any, num_prompts: int) -> list[Any]:
     Raises:
         ConfigError: The length of the sequence is not the number of prompts.
     """
-    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
         return [given] * num_prompts
     if len(given) != num_prompts:
         raise ConfigError(f"The lengths of prompts ({num_prompts}) and {what} ({len(given)}) must be the same.")

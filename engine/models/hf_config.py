@@ -6,6 +6,7 @@ Nothing here depends on a model family. Rotary parameters are read in `rope.py`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,8 @@ def positive_float(config: Any, field: str) -> float:
         UnsupportedModelError: The field is missing or not a positive number.
     """
     value = getattr(config, field, None)
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-        raise UnsupportedModelError(f"config field {field!r} is {value!r}; it must be a positive number")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise UnsupportedModelError(f"config field {field!r} is {value!r}; it must be a positive, finite number")
     return float(value)
 
 

@@ -135,7 +135,8 @@ def _check_no_prompt_ids(params: SamplingParams) -> None:
     if params.prompt_logprobs is not None or params.repetition_penalty != 1:
         raise SamplingParamsError(
             "prompt_logprobs and repetition_penalty need the tokens of the prompt, and prompt_embeds have none; drop "
-            "them (presence_penalty and frequency_penalty count generated tokens only), or give prompt_token_ids"
+            "them (presence_penalty and frequency_penalty count generated tokens only), or give prompt_token_ids. A "
+            "model's generation_config.json may recommend a repetition_penalty: pass SamplingParams to leave it out"
         )
 
 

@@ -27,16 +27,34 @@ def weight_slots(model: nn.Module) -> dict[str, WeightSlot]:
         state = _own_state(module)
         own = {name: _whole(tensor) for name, tensor in state.items()}
         if isinstance(module, HasSlots):
-            own = dict(module.slots())
+            own = _declared(path, module)
             for name, tensor in state.items():
                 _check_filled(f"{path}.{name}".lstrip("."), tensor, own.values(), type(module).__name__)
         slots.update({f"{path}.{name}".lstrip("."): slot for name, slot in own.items()})
     return slots
 
 
+def _declared(path: str, module: HasSlots) -> dict[str, WeightSlot]:
+    """Returns the weight slots that a module declares, by their names in the module."""
+    kind = type(module).__name__
+    try:
+        own = dict(module.slots())
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path or 'the model'} ({kind}): slots() must yield pairs of a name and a WeightSlot: {error}"
+        ) from error
+    for name, slot in own.items():
+        if not isinstance(slot, WeightSlot):
+            raise CheckpointError(
+                f"{path or 'the model'} ({kind}): slots() yields a {type(slot).__name__} for {name!r}, not a WeightSlot"
+            )
+    return own
+
+
 def _own_state(module: nn.Module) -> dict[str, Tensor]:
     """Returns the parameters and persistent buffers of a module, without those of its children."""
-    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if "." not in name}
+    state = module.state_dict(keep_vars=True).items()
+    return {name: tensor for name, tensor in state if "." not in name and isinstance(tensor, Tensor)}
 
 
 def _whole(tensor: Tensor) -> WeightSlot:

@@ -114,5 +114,6 @@ def request_key(request: Request, params: str) -> bytes:
         params: The parameters as text.
     """
     digest = hashlib.blake2b(params.encode(), digest_size=16)
-    digest.update(repr(request.prompts).encode())
+    assert request.prompt_embeds is None, "rows have no embeddings, whose content this key would leave out"
+    digest.update(repr((request.prompts, request.cache_salt)).encode(errors="surrogatepass"))
     return digest.digest()
