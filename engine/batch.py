@@ -34,7 +34,7 @@ class GivenEmbeddings:
     values: Tensor
 
     def replace_in(self, embeddings: Tensor) -> Tensor:
-        """Returns a copy of the `[num_tokens, embedding_size]` embeddings, with the given ones put at `indices`."""
+        """Returns a copy of `embeddings`, `[num_tokens, embedding_size]`, with `values` in its rows `indices`."""
         return embeddings.index_copy(0, self.indices, self.values)
 
 

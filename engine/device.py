@@ -200,11 +200,14 @@ class HostCopy:
     is_done: torch.cuda.Event | None
 
     def is_ready(self) -> bool:
-        """Returns whether the copy is done, so that `wait` returns at once."""
+        """Returns whether the tensors have been copied to the host, so that `wait` returns at once."""
         return self.is_done is None or bool(self.is_done.query())
 
     def wait(self) -> list[np.ndarray]:
-        """Waits for the copy and returns the tensors as arrays. The host waits for the device nowhere else."""
+        """Waits until the tensors have been copied to the host, and returns them as arrays.
+
+        The host waits for the device nowhere else.
+        """
         if self.is_done is not None:
             self.is_done.synchronize()
         return [tensor.numpy() for tensor in self.tensors]

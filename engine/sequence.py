@@ -124,12 +124,12 @@ class Sequence:
 
     @property
     def output_token_ids(self) -> list[int]:
-        """The generated tokens that were read."""
+        """The generated tokens whose ids the host has read. Tokens that are drawn but not read yet are missing."""
         return self.token_ids[self.num_prompt_tokens :]
 
     @property
     def num_output_tokens(self) -> int:
-        """Number of generated tokens that were read."""
+        """Number of generated tokens whose ids the host has read; drawn tokens that are not read yet do not count."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property

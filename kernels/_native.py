@@ -53,13 +53,23 @@ class NativeKernel:
 
 
 def native_kernel(name: str, layout: str) -> NativeKernel | None:
-    """Returns a kernel by name, or None where there is no library."""
+    """Returns the compiled kernel of a name; None if the library of CPU kernels cannot be used on this machine.
+
+    Args:
+        name: Name of the C function.
+        layout: Types of its arguments, as in `NativeKernel`.
+    """
     library = find_library()
     return NativeKernel(getattr(library, name), layout) if library else None
 
 
 def kernels_by_dtype(name: str, layout: str) -> Mapping[torch.dtype, NativeKernel]:
-    """Returns a kernel for every dtype of `DTYPES`, or no kernel at all where there is no library."""
+    """Returns the compiled kernel of each dtype in `DTYPES`, or an empty mapping if the library cannot be used here.
+
+    Args:
+        name: Name of the C functions without the suffix of the dtype.
+        layout: Types of their arguments, as in `NativeKernel`.
+    """
     library = find_library()
     endings = DTYPES.items() if library else ()
     return MappingProxyType({dtype: NativeKernel(getattr(library, f"{name}_{end}"), layout) for dtype, end in endings})

@@ -38,7 +38,7 @@ class SharedSum:
 
     @classmethod
     def load(cls, library: Any, ending: str) -> SharedSum:
-        """Looks the functions up in the library."""
+        """Finds the functions of one dtype in the library; `ending` is the suffix of the dtype in their names."""
         exchange, add = getattr(library, f"exchange_sum_{ending}"), getattr(library, f"exchange_add_{ending}")
         exchange.argtypes = [*_PART, ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_int]
         exchange.restype = ctypes.c_int
@@ -47,7 +47,7 @@ class SharedSum:
 
 
 def shared_sums() -> Mapping[torch.dtype, SharedSum]:
-    """Returns the functions for each dtype, or none of them where there is no library."""
+    """Returns the compiled functions of each dtype, or an empty mapping if the library cannot be used here."""
     library = find_library()
     endings = DTYPES.items() if library else ()
     return MappingProxyType({dtype: SharedSum.load(library, ending) for dtype, ending in endings})

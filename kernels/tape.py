@@ -139,7 +139,7 @@ class _OnlyViews(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation if it is a view."""
+        """Runs an operation of torch if it is a view; raises `NotRecordableError` for every other operation."""
         if not func.is_view:
             raise NotRecordableError(f"{func} is not a compiled kernel")
         return func(*args, **(kwargs or {}))

@@ -75,20 +75,20 @@ class PoolConnection:
         return [(replicas[replica_id], share) for replica_id, share in shares.items()]
 
     def count_in_flight(self, replica: ReplicaHandle, count: int) -> None:
-        """Adds requests to the count of a replica, until `release`."""
+        """Adds `count` to the number of requests that a replica runs for this client; `release` subtracts them."""
         self._router.release(replica.replica_id, -count)
 
     def release(self, replica: ReplicaHandle, count: int) -> None:
-        """Subtracts requests from the count of a replica."""
+        """Subtracts `count` from the number of requests that a replica runs for this client."""
         self._router.release(replica.replica_id, count)
 
     def count_finished(self, count: int) -> None:
-        """Counts finished outputs; the number goes to the supervisor with the next report of a loss."""
+        """Adds to the number of finished outputs, which the supervisor gets when a replica is lost the next time."""
         with self._lock:
             self._num_finished += count
 
     def note_handed_back(self, replica: ReplicaHandle) -> None:
-        """Sends a replica that drains or is in quarantine no more requests until a later view lists it as ready."""
+        """Sends no more requests to a draining or quarantined replica, until a later view lists it as ready."""
         with self._lock:
             self._closed_at[replica.replica_id] = max(replica.version, self._closed_at.get(replica.replica_id, -1))
 
@@ -111,7 +111,10 @@ class PoolConnection:
         return loss
 
     def ask_for_lease(self, lease_id: str) -> Reference:
-        """Asks for a replica that one call has to itself; `end_lease` must follow, even if it is never granted."""
+        """Asks the supervisor to lease a replica to one call alone, and returns the reference of the answer.
+
+        `end_lease` must follow, even if the lease is never granted.
+        """
         lease: Reference = self._supervisor.lease.remote(lease_id, [self.presence])
         return lease
 
@@ -163,7 +166,10 @@ class PoolConnection:
         return replica.replica_id not in self._dead and self._closed_at.get(replica.replica_id, -1) < replica.version
 
     def _refresh(self) -> tuple[PoolView, Reference]:
-        """Reads the next view of the supervisor if it has arrived; otherwise nothing leaves this process."""
+        """Returns the latest view of the pool that has arrived from the supervisor, and the reference of the next one.
+
+        If a new view has arrived, it asks for the one after it; otherwise it sends nothing.
+        """
         with self._lock:
             if ray.wait([self._next_view], timeout=0)[0]:
                 self._view = self._ask(self._next_view)

@@ -215,7 +215,11 @@ class Supervisor:
         await self._roster.tell()
 
     async def _bring_up(self, member: Member) -> bool:
-        """Starts the replica of a member; returns whether it is up. A start that failed here is final."""
+        """Starts the replica of a member, and returns whether it is up.
+
+        If the cluster has no room, it tries again until there is room or the member leaves the pool. After any other
+        failure, which `_start` has tried to overcome, the member gets the state `failed`.
+        """
         while True:
             try:
                 await self._start(member)

@@ -64,7 +64,7 @@ class TeamStep:
     received: StepResult | None = None
 
     def result(self) -> StepResult:
-        """Waits for the step.
+        """Waits for the step and returns its result.
 
         Raises:
             EngineDeadError: A rank has ended.
@@ -76,7 +76,7 @@ class TeamStep:
 
 
 class DistributedExecutor:
-    """The executor of rank 0.
+    """Executor of rank 0: sends each step plan to the other ranks, and runs the part of the step of its own rank.
 
     Args:
         runner: Runner of this rank's part of the model.
@@ -120,7 +120,7 @@ class DistributedExecutor:
             self.processes.close()
 
     def guard(self, work: Callable[[], T]) -> T:
-        """Runs work that all ranks take part in. If it fails, the engine has ended on all ranks.
+        """Calls `work`, in which all ranks take part, and returns its result. A failure ends the engine on all ranks.
 
         Raises:
             EngineDeadError: The work failed, now or earlier.
@@ -139,13 +139,16 @@ class DistributedExecutor:
             raise
 
     def wait_for(self, step: RunningStep) -> StepResult:
-        """Waits for this rank's step. A sum on a GPU would wait for a dead rank for ever, so all ranks are checked."""
+        """Waits for this rank's step and returns its result.
+
+        All ranks are checked meanwhile, since a sum on a GPU would wait for a dead rank for ever.
+        """
         while not step.is_ready():
             self._team.check()
         return step.result()
 
     def receive_until(self, step: TeamStep) -> StepResult:
-        """Receives results in order until the result of a step has come, those of steps that nobody reads included."""
+        """Receives the results of steps in order until `step` has its result, and returns the result of `step`."""
         while step.received is None:
             assert self._reporting is not None
             message = self._team.receive_from(self._reporting)

@@ -13,7 +13,7 @@ from ..step_plan import StepPlan
 
 
 class StepHandle(Protocol):
-    """A step that was started."""
+    """A step that was started, and may still be running."""
 
     def result(self) -> StepResult:
         """Waits for the step and returns its result; raises the error of a step that failed."""
@@ -21,10 +21,10 @@ class StepHandle(Protocol):
 
 
 class Executor(Protocol):
-    """Runs steps in the order they are given."""
+    """Runs steps in the order in which `execute` gets their plans."""
 
     def execute(self, plan: StepPlan) -> StepHandle:
-        """Starts a step; does not wait for it on a device that runs by itself."""
+        """Starts a step and returns its handle; on a GPU the step may still be running when this method returns."""
         ...
 
     def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
@@ -47,7 +47,7 @@ class InProcessExecutor:
         self._runner: ModelRunner | None = runner
 
     def execute(self, plan: StepPlan) -> StepHandle:
-        """Starts a step."""
+        """Starts a step and returns its handle; on a GPU the step may still be running when this method returns."""
         assert self._runner is not None, "the executor is closed"
         return self._runner.execute(plan)
 

@@ -39,7 +39,7 @@ importlib.import_module(name + ".engine.executor.launch").main()
 
 
 class LocalRanks:
-    """The processes of ranks 1 to n - 1.
+    """The child processes on this host that run all ranks but rank 0; the constructor starts them.
 
     Args:
         config: Settings of the engine.
@@ -109,6 +109,6 @@ def main() -> None:
 
 
 def _end_with(pipe: IO[bytes]) -> None:
-    """Ends this process when the other end of a pipe is closed."""
+    """Waits until the other end of a pipe is closed, and then ends this process."""
     pipe.read()
     os._exit(1)

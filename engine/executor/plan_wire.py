@@ -53,10 +53,10 @@ def decode_plan(message: bytes) -> StepPlan:
 
 
 def known_tokens(plan: StepPlan) -> list[tuple[int, int, list[int]]]:
-    """Returns the generated tokens that a step computes, as `StepPlan.new_tokens`.
+    """Returns `StepPlan.new_tokens` of a plan: the generated tokens that the step takes as its input.
 
-    The first pp stage embeds tokens that the last one has drawn, so it is sent them. A sequence that enters brings its
-    own tokens.
+    The last pp stage has drawn these tokens, and the first pp stage embeds them, so they are sent to it. Sequences that
+    enter the tables in this step are left out, since all of their tokens are sent with them (`StepPlan.new_rows`).
     """
     entered = {new.row for new in plan.new_rows}
     return [

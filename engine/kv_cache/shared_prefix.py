@@ -20,12 +20,15 @@ additional kernels of a shared pass take about as long.
 
 
 class SharedPrefix:
-    """Counts shared leading blocks, and stores the count, because the next step nearly always has the same sequences.
+    """Counts the leading blocks that all decoding sequences of a step share.
+
+    The count is stored, and used again for later steps with the same sequences, of which none was just admitted.
 
     Args:
         block_size: Tokens per block.
-        group: The group of layers whose block tables are compared: the only group with full attention. With None
-            nothing is shared: windows pass a prefix, and several groups may share different numbers of blocks.
+        group: Index of the group of layers whose block tables are compared: the only group with full attention. None if
+            the model has no such group or several, and then the count is always 0: layers with windows soon stop
+            reading the first blocks, and several groups may share different numbers of blocks.
     """
 
     def __init__(self, block_size: int, group: int | None = 0) -> None:

@@ -167,7 +167,10 @@ class Linear(LinearBase):
         return F.linear(x, self.weight, self.bias)
 
     def forward_float32(self, x: Tensor) -> Tensor:
-        """Maps `x` as `forward` does, to float32; our own CPU kernel does not round to the dtype of x in between."""
+        """Computes `forward` with a result in float32.
+
+        With a `PanelWeight` the result is not rounded to the dtype of x in between; in all other cases it is.
+        """
         if self._packed is not None:
             return self._packed.multiply(x, self.bias, torch.float32)
         return self(x).float()

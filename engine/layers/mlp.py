@@ -64,7 +64,7 @@ class GatedMLP(nn.Module):
             layer.weight = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Maps `hidden` `[num_tokens, hidden_size]` to the same shape."""
+        """Returns the output of the network for `hidden`; both are `[num_tokens, hidden_size]`."""
         if self._packed is not None:
             return self.down(packed_gated_linear(hidden, self._packed))
         return self.down(self.gate(self.gate_up(hidden)))
@@ -86,7 +86,7 @@ class PlainMLP(nn.Module):
         self.activation = activation
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Maps `hidden` `[num_tokens, hidden_size]` to the same shape."""
+        """Returns `down(activation(up(hidden)))`; input and output are `[num_tokens, hidden_size]`."""
         return self.down(self.activation(self.up(hidden)))
 
 

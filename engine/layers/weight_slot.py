@@ -59,7 +59,7 @@ class WeightSlot:
 
     @property
     def whole_shape(self) -> torch.Size:
-        """Shape of the checkpoint's tensor, which `cut` takes."""
+        """Shape of the checkpoint's tensor, before `cut` takes this rank's part of it."""
         return torch.Size(part.size for part in self.parts) if self.parts else self.shape
 
     def cut(self, tensor: Narrowable) -> Narrowable:
@@ -74,12 +74,15 @@ class WeightSlot:
         return dtype in self.dtypes if self.dtypes else dtype.is_floating_point
 
     def fill(self, tensor: Tensor) -> None:
-        """Stores a tensor of `shape` in the targets; it may be on any device and of any dtype that is accepted."""
+        """Encodes a tensor of `shape` and copies it to the memory of this weight slot.
+
+        The tensor may be on any device, and have any dtype that `accepts` allows.
+        """
         for target, value in zip(self.targets, self.encode(tensor), strict=True):
             target.copy_(value)
 
     def holds(self, tensor: Tensor) -> bool:
-        """Returns whether the targets already hold the values that `fill` would store for this tensor."""
+        """Returns whether the memory of this weight slot has the values that `fill` would store for `tensor`."""
         return all(
             torch.equal(target, value.to(target))
             for target, value in zip(self.targets, self.encode(tensor), strict=True)

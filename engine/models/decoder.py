@@ -122,7 +122,10 @@ class Decoder(nn.Module):
         return self.score.forward_float32(hidden)
 
     def _embed(self, batch: ForwardBatch) -> Tensor:
-        """Returns the input of the first layer, `[num_tokens, hidden_size]`: embeddings, with positions if learned."""
+        """Returns the input of the first layer, `[num_tokens, hidden_size]`.
+
+        It is the embeddings of the tokens, plus those of their positions if the model has learned positions.
+        """
         embeddings = self.embed_tokens(batch.token_ids)
         if batch.given is not None:
             embeddings = batch.given.replace_in(embeddings)

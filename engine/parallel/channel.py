@@ -28,7 +28,7 @@ _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_
 
 
 class Channel:
-    """One end of a connection.
+    """One end of a TCP connection between two ranks; sends and receives messages, pickled objects and raw bytes.
 
     Args:
         connection: The socket, which the channel owns.
@@ -61,7 +61,7 @@ class Channel:
             raise self.dead() from error
 
     def send_bytes_of(self, memory: memoryview) -> None:
-        """Sends the bytes of a memory, whose size the other end knows.
+        """Sends the bytes of `memory` without their number, which the other end must know.
 
         Raises:
             EngineDeadError: The other end is closed.
@@ -72,7 +72,7 @@ class Channel:
             raise self.dead() from error
 
     def receive_bytes_into(self, memory: memoryview) -> None:
-        """Waits until a memory is filled with received bytes.
+        """Receives bytes into `memory` until it is full.
 
         Raises:
             EngineDeadError: The other end is closed.
@@ -87,7 +87,7 @@ class Channel:
             memory = memory[received:]
 
     def receive(self) -> bytes:
-        """Waits for a message.
+        """Waits for a message and returns it.
 
         Raises:
             EngineDeadError: The other end is closed.
@@ -100,7 +100,7 @@ class Channel:
         self.send(pickle.dumps(value, protocol=5))
 
     def receive_object(self) -> Any:
-        """Waits for an object."""
+        """Waits for an object that the other end sent with `send_object`, and returns it."""
         return pickle.loads(self.receive())
 
     def spin(self, timeout_s: float) -> bool:
@@ -162,7 +162,7 @@ class Listener:
 
     @property
     def address(self) -> tuple[str, int]:
-        """IP and port, as `ip:port`."""
+        """IP address and port at which the socket listens."""
         ip, port = self._server.getsockname()[:2]
         return ip, port
 
@@ -187,7 +187,7 @@ class Listener:
 
 
 def connect(ip: str, port: int, secret: str, peer: str, timeout_s: float) -> Channel:
-    """Connects to a listener.
+    """Connects to a `Listener`, and returns this end of the connection.
 
     Raises:
         EngineDeadError: The listener does not answer, or does not know the secret.

@@ -32,7 +32,8 @@ def graph_sizes(max_num_seqs: int, asked: Sequence[int] | None = None) -> list[i
 
     Args:
         max_num_seqs: Most sequences of a step; without `asked`, this is the largest size.
-        asked: Sizes that the user chose in place of our own (`LADDER`); sizes above `max_num_seqs` are dropped.
+        asked: Sizes that the user chose in place of the default ones (`LADDER`); sizes above `max_num_seqs` are
+            dropped.
     """
     if asked is not None:
         return sorted({size for size in asked if size <= max_num_seqs})

@@ -94,7 +94,7 @@ class LogitEdits:
         self._penalties = numbers()  # repetition, frequency, presence
 
     def set_rows(self, rows: abc.Sequence[int], sequences: abc.Sequence[Sequence]) -> None:
-        """Stores the edits of the sequences that take these rows, in place of those of the earlier owners."""
+        """Stores the edits of the sequences that take these rows, in place of those of the rows' earlier sequences."""
         owners = {}
         self._penalised.difference_update(rows)
         for row, sequence in zip(rows, sequences, strict=True):
@@ -167,7 +167,17 @@ class LogitEdits:
         return is_forbidden
 
     def _forbid(self, logits: Tensor, row: Tensor, length: Tensor, tokens: Tensor) -> None:
-        """Masks tokens that are not allowed, last tokens of bad words, and stop tokens before `min_tokens`."""
+        """Sets the logits of forbidden tokens to minus infinity, in place.
+
+        Forbidden are the tokens that are not in `allowed_token_ids`, the last token of a bad word whose other tokens
+        were just generated, and stop tokens before `min_tokens`.
+
+        Args:
+            logits: `[num_lines, vocab_size]` float32.
+            row: `[num_lines]`, the row of the batch to which each line of logits belongs.
+            length: `[num_lines, 1]`, the number of tokens that each sequence has so far.
+            tokens: `[max_num_seqs, max_length]`, tokens of prompt and output by row of the batch.
+        """
         allowed, vocab_size = self._allowed.lines[row], logits.shape[-1]
         too_early = length < self._lengths.lines[row, 1:2]
         forbidden = [torch.where(too_early, self._stops.lines[row], NO_TOKEN)]
@@ -181,7 +191,7 @@ class LogitEdits:
             logits.masked_fill_(has_allowed & ~_mark(allowed, vocab_size), -torch.inf)
 
     def _ends_of_bad_words(self, row: Tensor, length: Tensor, tokens: Tensor) -> Tensor:
-        """Returns the last token of each bad word whose other tokens were just generated; `NO_TOKEN` for others."""
+        """Returns the last token of each bad word whose other tokens were just generated, else `NO_TOKEN`."""
         words = self._bad_words.lines[row]
         back = torch.arange(1, words.shape[-1], device=row.device)
         recent = tokens[row.unsqueeze(-1), (length - back).clamp(min=0)]
@@ -191,7 +201,10 @@ class LogitEdits:
         return torch.where(matches.all(dim=-1), words[:, :, 0], NO_TOKEN)
 
     def _penalise(self, logits: Tensor, row: Tensor, length: Tensor, tokens: Tensor) -> None:
-        """Applies the penalties: repetition to tokens of prompt and output, frequency and presence to output tokens."""
+        """Applies the penalties to the logits in place; takes the arguments of `_forbid`.
+
+        Repetition applies to tokens of prompt and output, frequency and presence to output tokens.
+        """
         repetition, frequency, presence = self._penalties.lines[row].T.unsqueeze(-1)
         position = torch.arange(tokens.shape[-1], device=row.device)
         is_known = position < length

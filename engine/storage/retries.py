@@ -105,7 +105,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _explain(error: Exception, action: str, url: str, max_attempts: int) -> Exception:
-    """Returns an error of our own that tells the user what to do."""
+    """Returns an error that replaces `error`, and tells the user what failed at which URL and what to do."""
     chain = list(_chain(error))
     codes = {_code(one) for one in chain}
     said = _first_line(error)

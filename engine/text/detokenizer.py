@@ -108,7 +108,8 @@ class StopStringMatcher:
             may_stop: Whether a stop string counts that this token completes.
 
         Returns:
-            Whether a stop string was found. If so, it is in `matched`, and `text` is cut at it.
+            Whether a stop string was found. If so, it is in `matched`, and `text` is cut before it, or after it if
+            outputs include the stop string.
         """
         new_text = self._decode_new(token_id)
         num_old = len(self.text)
@@ -127,9 +128,10 @@ class StopStringMatcher:
         return added
 
     def _match(self, num_old: int) -> None:
-        """Finds the stop string that ends first behind `num_old` characters; sets `matched` and cuts `text` at it.
+        """Searches `text` for stop strings that end after its first `num_old` characters.
 
-        Of several stop strings that end together, the first in the list counts.
+        Of several, the one that ends first counts, and of several that end together, the first in the list. It is
+        stored in `matched`, and `text` is cut before it, or after it if outputs include the stop string.
         """
         found = []
         for order, stop in enumerate(self._stop):

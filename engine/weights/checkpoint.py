@@ -52,7 +52,7 @@ StoredTensor: TypeAlias = Tensor | RemoteTensor
 
 @dataclass(frozen=True, slots=True)
 class WeightMap:
-    """Maps the names of modules in the checkpoints of a family to our names. `*` stands for the index of a layer.
+    """Maps names of weights in a family's checkpoints to the names in our models. `*` stands for a layer's index.
 
     Attributes:
         prefixes: Prefixes of names in checkpoints. The first prefix with which a name begins is removed.
@@ -78,7 +78,11 @@ class WeightMap:
         return None if module in self.ignored else _join_name(self.modules[module], indices, leaf)
 
     def theirs(self, name: str) -> str:
-        """Returns the name in checkpoints of one of our weights, without a prefix."""
+        """Returns the name that a weight of our model has in checkpoints, without the prefix; reverses `ours`.
+
+        Args:
+            name: Our name, e.g. `layers.0.attention.qkv.query.weight`.
+        """
         module, indices, leaf = _split_name(name)
         theirs = next((their for their, our in self.modules.items() if our == module), module)
         return _join_name(theirs, indices, leaf)

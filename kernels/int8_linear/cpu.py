@@ -36,7 +36,7 @@ def int8_linear_cpu(
     out_features: int,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Runs `int8_linear` in the compiled kernel, or its plain body where there is none."""
+    """Runs `int8_linear` in the compiled kernel, or its plain body if no kernel can be used here."""
     kernel = _KERNELS.get(x.dtype)
     if kernel is None:
         return int8_linear.plain(x, packed, weight_scale, bias, out_features, dtype)

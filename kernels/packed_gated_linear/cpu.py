@@ -14,7 +14,7 @@ _KERNELS = kernels_by_dtype("packed_gated_linear", "PPPlii")
 
 @packed_gated_linear.register("cpu")
 def packed_gated_linear_cpu(x: Tensor, packed: Tensor) -> Tensor:
-    """Runs `packed_gated_linear` in the compiled kernel, or its plain body where there is none."""
+    """Runs `packed_gated_linear` in the compiled kernel, or its plain body if no kernel can be used here."""
     kernel = _KERNELS.get(x.dtype)
     if kernel is None:
         return packed_gated_linear.plain(x, packed)

@@ -17,7 +17,7 @@ _KERNELS = kernels_by_dtype("packed_linear", "PPPPlliii")
 def packed_linear_cpu(
     x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Runs `packed_linear` in the compiled kernel, or its plain body where there is none."""
+    """Runs `packed_linear` in the compiled kernel, or its plain body if no kernel can be used here."""
     kernel = _KERNELS.get(x.dtype)
     if kernel is None:
         return packed_linear.plain(x, packed, bias, out_features, dtype)

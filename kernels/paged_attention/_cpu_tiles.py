@@ -173,7 +173,7 @@ def attend(
 
 @jit(REORDER)
 def _load(wide: Array, cache: Array, block_id: int, head: int, low: int, high: int) -> None:
-    """Reads slots low to high - 1 of a block as float32, and sets the three rows after them to zero."""
+    """Copies slots low to high - 1 of a cache block to rows of `wide` as float32; sets the next three rows to zero."""
     for t in range(low, high):
         for d in range(wide.shape[1]):
             wide[t, d] = widen(cache[block_id, head, t, d])
@@ -184,7 +184,7 @@ def _load(wide: Array, cache: Array, block_id: int, head: int, low: int, high: i
 
 @jit(REORDER)
 def _products(scores: Array, q: Array, r: int, keys: Array, t0: int, t1: int) -> None:
-    """Sets `scores[t0:t1]` to the products of row r of q with the keys, four at a time."""
+    """Sets `scores[t0:t1]` to the dot products of row r of q with rows t0 to t1 - 1 of keys, four rows at a time."""
     for t in range(t0, t1, 4):
         s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         for d in range(q.shape[1]):
@@ -201,7 +201,10 @@ def _products(scores: Array, q: Array, r: int, keys: Array, t0: int, t1: int) ->
 
 @jit(REORDER)
 def _bend(scores: Array, t0: int, t1: int, softcap: Scalar, slope: Scalar, here: int) -> None:
-    """Applies softcap and ALiBi to the scores in slots t0 to t1 - 1, for a query at slot `here`."""
+    """Applies softcap and ALiBi in place to `scores[t0:t1]`, the scores of keys in slots t0 to t1 - 1 of a block.
+
+    `here` is the slot of the query, counted from the start of the block; it may lie outside of the block.
+    """
     if softcap > 0:
         for t in range(t0, t1):
             # tanh by its formula, because a loop with a library's tanh is not vectorised
@@ -217,7 +220,18 @@ def _bend(scores: Array, t0: int, t1: int, softcap: Scalar, slope: Scalar, here:
 def _accumulate(
     sums: Array, peaks: Array, totals: Array, r: int, weights: Array, values: Array, t0: int, t1: int
 ) -> None:
-    """Turns scores into weights, in place, and adds the weighted values to row r of the running softmax."""
+    """Adds the keys in slots t0 to t1 - 1 of a block to the running softmax of row r.
+
+    Args:
+        sums: `[rows, head_dim]`, the sums of weighted values so far.
+        peaks: `[rows]`, the largest scores so far.
+        totals: `[rows]`, the sums of weights so far.
+        r: The row.
+        weights: The scores of the keys, which become weights in place: exp(score - peak).
+        values: `[slots, head_dim]`, the values of the block.
+        t0: The first slot.
+        t1: The slot after the last one.
+    """
     peak = peaks[r]
     for t in range(t0, t1):
         peak = weights[t] if weights[t] > peak else peak

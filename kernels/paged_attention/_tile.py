@@ -55,14 +55,17 @@ def start_rows(heads, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def see_sinks(row_max, row_sum, sinks_ptr, heads, has_sink):  # type: ignore[no-untyped-def]
-    """Returns (maximum, sum) of these rows after the sink of their head, which has a score but no value."""
+    """Returns (maximum, sum) of the rows of a tile after the sink of their head, which has a score but no value."""
     sinks = tl.load(sinks_ptr + heads, mask=has_sink, other=0.0) * LOG2_E
     return tl.where(has_sink, sinks, row_max), tl.where(has_sink, 1.0, row_sum)
 
 
 @triton.jit
 def load_slopes(slopes_ptr, heads, has_slope, EDITED: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Returns the ALiBi slope of every row, 0 where there is none."""
+    """Returns the ALiBi slope of the head of each row of a tile, times log2(e) as scores are powers of 2.
+
+    The slope is 0 where `has_slope` is false, and everywhere without EDITED, when no slopes are read.
+    """
     if EDITED:
         slopes = tl.load(slopes_ptr + heads, mask=has_slope, other=0.0) * LOG2_E
     else:

@@ -145,7 +145,10 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
     REST: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Computes HEADS heads of token `program_id(0)`. `query_head`, `key_head`, `value_head` are strides of heads."""
+    """Rotates HEADS query heads in place, or stores HEADS key and value heads in the cache, for token `program_id(0)`.
+
+    `query_head`, `key_head` and `value_head` are the strides between the heads of a token.
+    """
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     table_ptr = cos_sin_ptr + tl.load(positions_ptr + token) * (2 * half)
@@ -166,7 +169,11 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _copy(from_ptr, to_ptr, is_head, head_dim, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Copies heads at `from_ptr` `[HEADS, 1]` to `to_ptr`, rounded to the element type there."""
+    """Copies HEADS heads of `head_dim` elements, and rounds them to the element type of `to_ptr`.
+
+    `from_ptr` and `to_ptr` are `[HEADS, 1]` pointers to the first elements of the heads. Heads for which `is_head` is
+    false are neither read nor written.
+    """
     column = tl.arange(0, BLOCK)[None, :]
     inside = is_head & (column < head_dim)
     x = tl.load(from_ptr + column, mask=inside, other=0.0).to(tl.float32)
@@ -186,7 +193,7 @@ def _norm_and_rotate(  # type: ignore[no-untyped-def]
     HALF: tl.constexpr,  # noqa: N803
     REST: tl.constexpr,  # noqa: N803
 ):
-    """Reads heads at `from_ptr` `[HEADS, 1]`, and writes them, normalised and rotated, to `to_ptr`."""
+    """Normalises and rotates HEADS heads at `from_ptr` and writes them to `to_ptr`; see `_copy` for these pointers."""
     column = tl.arange(0, HALF)[None, :]
     rest_column = 2 * half + tl.arange(0, REST)[None, :]
     turned, kept = is_head & (column < half), is_head & (rest_column < head_dim)

@@ -18,7 +18,7 @@ def sample_cpu(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Runs `sample` as `greedy` or in numba."""
+    """Runs `greedy` if every row has temperature 0, else the numba kernel of `sample`."""
     if (temperature > 0).any():
         return sample.fallback("sample_numba")(logits, temperature, top_k, top_p, min_p, seeds, positions)
     return greedy(logits)

@@ -59,7 +59,10 @@ def sample(
 
 
 def log_min_p(min_p: Tensor) -> Tensor:
-    """Returns the smallest s that passes min_p, `[num_rows]` float32, which is minus infinity for a min_p of 0."""
+    """Returns the smallest scaled logit that min_p keeps, `[num_rows]` float32.
+
+    Scaled logits are (logits - max) / temperature, so the result is log(min_p), and minus infinity for a min_p of 0.
+    """
     return min_p.clamp(max=1.0).log()
 
 

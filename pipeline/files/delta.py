@@ -20,7 +20,7 @@ MARKS = re.compile(r"\x1b\[[0-9;]*m|↳")
 
 
 def require_delta() -> None:
-    """Checks that the library is installed.
+    """Checks that the package `deltalake` is installed.
 
     Raises:
         ConfigError: The library is not installed.
@@ -57,7 +57,7 @@ def open_table(place: Storage, version: int | None = None) -> DeltaTable:
 
 
 def storage_options(place: Storage) -> dict[str, str]:
-    """Returns the options of `deltalake` for a store. The library takes credentials from the environment itself.
+    """Returns the options with which `deltalake` opens a table in a store; it takes credentials from the environment.
 
     Args:
         place: The table's folder.
@@ -69,6 +69,6 @@ def storage_options(place: Storage) -> dict[str, str]:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns the message of an error of the library in one line, without arrows and colours."""
+    """Returns the message of an error of `deltalake` in one line of at most 300 characters, without colour codes."""
     text = " ".join(MARKS.sub(" ", str(error)).split())
     return f"{text:.300}" if text else type(error).__name__

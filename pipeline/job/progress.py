@@ -32,7 +32,7 @@ ETA_WINDOW_S = 60.0
 
 
 class CountsReader(Protocol):
-    """An object that knows the counts of the rows that a job has written."""
+    """An object that counts the rows that a job has written."""
 
     def update(self) -> Counts:
         """Returns the counts of all rows written, by earlier runs too."""

@@ -48,13 +48,13 @@ MAX_ROWS_PER_PART = 20_000
 
 @dataclass(frozen=True, slots=True)
 class PreparedBatch:
-    """A batch whose settings were checked, ready to run.
+    """A run of a batch file whose settings were checked, and which has not begun.
 
     Attributes:
-        config: Settings of the batch.
+        config: Settings of the run.
         processor: Settings of its processor.
         folder: Folder of the work in progress.
-        resumes: Whether an earlier run began the batch, so that this run continues it.
+        resumes: Whether an earlier run began to answer the batch file, so that this run continues it.
     """
 
     config: BatchConfig
@@ -64,7 +64,7 @@ class PreparedBatch:
 
 
 def prepare_batch(config: BatchConfig, *, overwrite: bool = False) -> PreparedBatch:
-    """Checks a batch against the model and the files that are there, without Ray. Nothing is written.
+    """Checks the settings of a batch against the model and the existing files, without Ray. Nothing is written.
 
     Args:
         config: Settings of the batch.
@@ -101,7 +101,9 @@ def run_batch(
     on_progress: Callable[[Progress], None] | None = None,
     started_s: float | None = None,
 ) -> BatchSummary:
-    """Runs a batch to its end, from where an earlier run stopped. Starts Ray if none runs, and leaves it running.
+    """Answers the lines of a batch file that no earlier run has answered, and writes the out file and the error file.
+
+    It starts Ray if none runs, and leaves it running.
 
     Args:
         batch: The settings of the batch, or a batch that `prepare_batch` has checked.

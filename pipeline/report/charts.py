@@ -38,7 +38,7 @@ class Step:
 
 
 def steps_chart(title: str, steps: Sequence[Step], marks: Sequence[float] = (), kind: str = "out") -> str:
-    """Draws levels over time.
+    """Returns a chart of levels over time, as SVG text.
 
     Args:
         title: Title of the chart.
@@ -68,7 +68,7 @@ def steps_chart(title: str, steps: Sequence[Step], marks: Sequence[float] = (), 
 
 
 def bars_chart(title: str, histogram: Histogram, kind: str = "out") -> str:
-    """Draws a histogram of token counts, with `MAX_BARS` bars at most.
+    """Returns a histogram of token counts as SVG text, with `MAX_BARS` bars at most.
 
     Args:
         title: Title of the chart.
@@ -95,7 +95,7 @@ def bars_chart(title: str, histogram: Histogram, kind: str = "out") -> str:
 
 
 def ranges_chart(title: str, rows: Sequence[tuple[str, Histogram]]) -> str:
-    """Draws median, 90th and 99th percentile of several times on one logarithmic scale.
+    """Returns a chart of median, 90th and 99th percentile of several durations on a logarithmic scale, as SVG text.
 
     Args:
         title: Title of the chart.

@@ -51,12 +51,12 @@ class IdleClock:
         return idle_s | {"draining": idle_s["draining"] + self._seconds[UNDECIDED]}
 
     def look(self, replicas: list[Any], gains: Mapping[str, Work], passed_s: float, blocked_s: float) -> None:
-        """Adds the time since the last look.
+        """Adds the time since the previous call to the busy or idle seconds of each replica.
 
         Args:
             replicas: The `ReplicaStats` of a pool.
-            gains: Replica id -> `Work` since the last look.
-            passed_s: Seconds since the last look.
+            gains: Replica id -> `Work` since the previous call.
+            passed_s: Seconds since the previous call.
             blocked_s: Seconds that outputs have waited for the sink so far.
         """
         if any(gain.num_steps for gain in gains.values()):

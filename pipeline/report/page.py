@@ -101,7 +101,7 @@ def _histogram(report: Mapping[str, Any], name: str) -> Histogram:
 
 
 def _over_time(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yields title and chart of each number over time."""
+    """Yields (title, chart) of each metric of the report that is drawn over time; charts are SVG text."""
     row_steps = max(MIN_ROW_STEPS, int(report["seconds"] / GUST_S))
     for title, name, kind in SERIES:
         max_steps = min(MAX_STEPS, row_steps) if name == "num_rows" else MAX_STEPS
@@ -115,13 +115,19 @@ def _over_time(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _chart(report: Mapping[str, Any], title: str, kind: str, amounts: Iterable[tuple[float, float, float]]) -> str:
-    """Draws each amount divided by its duration: a rate, or a mean level."""
+    """Draws a chart of steps over time from tuples (start in seconds, end in seconds, amount).
+
+    The height of a step is its amount divided by its duration: a rate, or a mean level.
+    """
     steps = [Step(start_s, end_s, amount / (end_s - start_s)) for start_s, end_s, amount in amounts if end_s > start_s]
     return steps_chart(title, steps, _marks(report), kind)
 
 
 def _pieces(report: Mapping[str, Any], name: str) -> list[tuple[float, float, float]]:
-    """Returns start, end and value of every interval. Pauses between runs are left out."""
+    """Returns (start in seconds, end in seconds, value) of every interval in the timelines of all runs.
+
+    Each run starts at the time at which the one before it ended, so pauses between runs are left out.
+    """
     pieces, offset_s = [], 0.0
     for run in report["runs"]:
         timeline = run["timeline"]
@@ -132,7 +138,10 @@ def _pieces(report: Mapping[str, Any], name: str) -> list[tuple[float, float, fl
 
 
 def _coarse(pieces: Sequence[tuple[float, float, float]], max_steps: int) -> Iterator[tuple[float, float, float]]:
-    """Joins neighbouring pieces until `max_steps` are left. The amounts are added."""
+    """Joins neighbouring intervals into at most `max_steps` longer ones.
+
+    An interval is a tuple (start in seconds, end in seconds, amount); the amounts of joined intervals are added.
+    """
     size = -(-len(pieces) // max_steps)
     for index in range(0, len(pieces), max(1, size)):
         group = pieces[index : index + size]

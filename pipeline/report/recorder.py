@@ -53,15 +53,15 @@ class Recorder:
         self.rows_before: int | None = None
 
     def look(self, replicas: list[Any], counts: Counts, now_s: float) -> Interval:
-        """Reads the state of the run, and returns the interval since the last look.
+        """Adds the state of the replicas and the new rows to the record of the run.
 
         Args:
             replicas: The `ReplicaStats` of the pool, with engines.
             counts: Counts of the rows written so far.
-            now_s: The time of this look.
+            now_s: Time of the call.
 
         Returns:
-            The interval since the last look.
+            The interval between the previous call and this one.
         """
         passed_s, self._looked_s = max(0.0, now_s - self._looked_s), now_s
         gains = self._tally.look(replicas)
@@ -123,12 +123,12 @@ class Recorder:
         return run
 
     def finish(self, replicas: list[Any], counts: Counts, now_s: float) -> Run:
-        """Reads the state of the run a last time, and returns its record.
+        """Calls `look` a last time, and returns the record of the whole run.
 
         Args:
-            replicas: The `ReplicaStats` of the last look.
+            replicas: `ReplicaStats` of each replica of the pool at the end of the run.
             counts: Counts of all rows written.
-            now_s: The end of the run.
+            now_s: Time of the end of the run.
         """
         self.look(replicas, counts, now_s)
         return self.record(now_s)

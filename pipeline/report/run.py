@@ -12,7 +12,7 @@ from .timeline import Timeline
 
 @dataclass(slots=True)
 class Run:
-    """The record of a run. For a run that was killed, the record ends with the last look.
+    """The record of a run. The record of a run that was killed ends at the last call of `Recorder.look`.
 
     Attributes:
         started_at: Start of the run, in ISO 8601 with the time zone.

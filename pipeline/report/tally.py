@@ -65,13 +65,13 @@ class Tally:
         self.num_restarts = 0
 
     def look(self, replicas: list[Any]) -> Mapping[str, Work]:
-        """Reads the counters of the replicas.
+        """Reads the counters of the replicas, and adds their work since the previous call to `total`.
 
         Args:
             replicas: The `ReplicaStats` of a pool. Replicas without counters are skipped.
 
         Returns:
-            Replica id -> its work since the last look.
+            Replica id -> its work since the previous call.
         """
         self.num_restarts = max(self.num_restarts, sum(replica.num_restarts for replica in replicas))
         gains = {
@@ -84,7 +84,7 @@ class Tally:
         return gains
 
     def _gain(self, replica_id: str, now: Work) -> Work:
-        """Returns the work since the last look. Counters that are smaller than before belong to a restarted engine."""
+        """Returns the work of a replica since the previous call. Smaller counters mean that the engine restarted."""
         before = self._seen.get(replica_id, Work())
         self._seen[replica_id] = now
         return now if now.num_steps < before.num_steps else now - before

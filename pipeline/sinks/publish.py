@@ -96,7 +96,7 @@ def _plan(parts: dict[str, list[Record]], former: Manifest, spec: OutputSpec, pu
 def _name_files(
     parts: list[Record], former: list[OutputFile], folder: str, suffix: str
 ) -> list[tuple[str, OutputFile]]:
-    """Pairs the name of each part with its file. Numbers go on after those of the former files, which still exist."""
+    """Returns (name of the part, output file) of each part; the numbers of the files follow those in `former`."""
     numbers = [re.search(r"part-(\d+)", file.name) for file in former]
     first = max((int(number[1]) + 1 for number in numbers if number), default=0)
     named = []

@@ -67,13 +67,13 @@ class ManifestPublisher(Publisher):
     log_names = ()
 
     def file_suffix(self, token: str) -> str:
-        """Returns no text: the number of a file tells it from others."""
+        """Returns the empty text: the numbers in the names of files are enough to tell them apart."""
         return ""
 
     def plan_commit(
         self, token: str, schema: pa.Schema | None, files: Sequence[dict[str, Any]], *, replaces: bool
     ) -> dict[str, Any] | None:
-        """Returns None."""
+        """Returns None, because the manifest is the commit."""
         return None
 
     def commit(self, output: Storage, planned: dict[str, Any] | None) -> int | None:
@@ -81,5 +81,5 @@ class ManifestPublisher(Publisher):
         return None
 
     def kept_names(self, output: Storage) -> set[str]:
-        """Returns no name."""
+        """Returns an empty set, because a new job removes the files of the old one."""
         return set()

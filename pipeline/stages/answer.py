@@ -18,7 +18,7 @@ from .tokenizers import tokenizer_of
 
 
 class AnswerFormat(Protocol):
-    """The marks with which the models of a family mark a part of their text."""
+    """The strings with which the models of a family mark a part of their text, such as `<think>`."""
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ Format = TypeVar("Format", bound=AnswerFormat)
 
 
 class AnswerStageConfig(StageConfig):
-    """Settings of a stage that parses the text.
+    """Settings of a stage that parses the text which the model generated.
 
     Attributes:
         parser: Name of the format in which the model writes.
@@ -60,7 +60,7 @@ class AnswerStageConfig(StageConfig):
 
 
 class AnswerStage(Stage, Generic[Format]):
-    """A stage that parses the text of a row, and the text of each of its sequences if it has several.
+    """A stage that parses the generated text of a row, and of each of its sequences if it has several.
 
     `generated_text` holds no special tokens. If a mark is a special token, the stage decodes the tokens again with it.
 
@@ -112,12 +112,18 @@ class AnswerStage(Stage, Generic[Format]):
 def make_answer_stage(
     kind: type[AnswerStage[Any]], settings: ProcessorSettings, config: AnswerStageConfig
 ) -> AnswerStage[Any]:
-    """Returns a stage that parses the text, with the marks that the later stages of this kind look for.
+    """Makes a stage that parses the text which the model generated.
+
+    The stage keeps the marks of the answer stages that run after it in the text, even if they are special tokens. It
+    reads the column `content` if an answer stage runs before it, else the generated text.
 
     Args:
         kind: Class of the stage.
-        settings: Settings of the processor.
+        settings: Settings of the processor, which say which other stages run.
         config: Settings of the stage.
+
+    Returns:
+        The stage with the model's tokenizer and the format that `config` names.
     """
     running = [settings.stage_config(one) for one in settings.declared_stages if one.runs_with(settings)]
     answering = [one for one in running if isinstance(one, AnswerStageConfig)]

@@ -60,7 +60,10 @@ class Row:
 
     @classmethod
     def read(cls, columns: dict[str, Any]) -> Row:
-        """Returns the row that enters the first stage with the columns of the dataset."""
+        """Makes a row for the first stage from the columns of a dataset row, without an error.
+
+        `input` is `columns` itself, and `data` a copy of it, so that stages change only the copy.
+        """
         return cls(columns, dict(columns))
 
 

@@ -41,7 +41,7 @@ class Int8Scheme(QuantizationScheme):
             )
 
     def supports_sizes(self, layer: LinearSpec) -> bool:
-        """Returns whether the kernel supports the number of columns."""
+        """Returns whether the kernel supports the number of columns of the layer's matrix: any multiple of 4."""
         return can_pack_int8(layer.num_columns)
 
     def make_linear(self, layer: LinearSpec) -> Int8Linear:

@@ -110,7 +110,10 @@ def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _definitions(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Returns the merged definitions of all tools, for the root of the joint schema, where references look."""
+    """Merges the `$defs` and `definitions` of the tools' schemas, to put them at the root of the schema of all calls.
+
+    A `$ref` such as `#/$defs/name` is looked up at the root. Fails if two tools define a name in different ways.
+    """
     merged: dict[str, dict[str, Any]] = {}
     for tool in tools:
         schema = _parameters(tool)

@@ -66,7 +66,7 @@ class DeltaPublisher(Publisher):
     def plan_commit(
         self, token: str, schema: pa.Schema | None, files: Sequence[dict[str, Any]], *, replaces: bool
     ) -> dict[str, Any] | None:
-        """Returns a `TableCommit` as a dict."""
+        """Returns a `TableCommit` of these files as a dict, which `commit` takes; see `Publisher.plan_commit`."""
         assert schema is not None
         return asdict(TableCommit(token, replaces, schema_text(schema), files))
 

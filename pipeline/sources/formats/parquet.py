@@ -44,7 +44,7 @@ class ParquetFormat(SourceFormat):
     extensions = (".parquet", ".pq")
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Returns the columns and units, from the footers of the files, of which several are read at once."""
+        """Reads the footers of the files, several at once, and returns the columns and units that they describe."""
         with ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="millrace-footers") as pool:
             footers = list(pool.map(_read_footer, files))
         return Look(unify([schema for schema, _ in footers]), [unit for _, units in footers for unit in units])

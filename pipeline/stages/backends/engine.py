@@ -29,10 +29,10 @@ METRICS = tuple(one.name for one in fields(RequestMetrics) if one.name not in ("
 
 
 class EngineClient(Protocol):
-    """The part of a pool's client that the stage calls; `actors.PoolClient` is one."""
+    """Interface by which an `EngineStage` sends requests to a pool of engines; `actors.PoolClient` implements it."""
 
     def generate(self, requests: list[Request]) -> Iterator[EngineOutput]:
-        """Yields the output of each request once, as they finish."""
+        """Runs requests, and yields the output of each one when it finishes, in the order in which they finish."""
         ...
 
 
