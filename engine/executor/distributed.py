@@ -38,10 +38,10 @@ T = TypeVar("T")
 
 
 class RankProcesses(Protocol):
-    """The processes of the other ranks, if the engine has started them."""
+    """The processes of the other ranks of an engine, which rank 0 has started and ends."""
 
     def check(self) -> None:
-        """Raises if a process has ended."""
+        """Raises `EngineDeadError` if a process has ended."""
         ...
 
     def close(self) -> None:
@@ -55,8 +55,8 @@ class TeamStep:
 
     Attributes:
         executor: The executor that started it.
-        local: The step on this rank; None if another rank reports the result.
-        received: The result that the reporting rank has sent.
+        local: The step on this rank, which gives the result; None if a rank of another pp stage sends the result.
+        received: The result that a rank of another pp stage has sent; None until rank 0 has received it.
     """
 
     executor: DistributedExecutor
@@ -81,7 +81,7 @@ class DistributedExecutor:
     Args:
         runner: Runner of this rank's part of the model.
         team: The connected ranks.
-        processes: Processes of the other ranks, if the engine has started them.
+        processes: Processes of the other ranks; None if this engine has not started them.
 
     Attributes:
         processes: Processes of the other ranks, or None.
@@ -102,7 +102,7 @@ class DistributedExecutor:
         return self.guard(lambda: self._execute(plan))
 
     def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
-        """Makes every rank write its part of the weights to a folder."""
+        """Makes each rank read its part of the checkpoint that `config` names, and write it to files of its own."""
         self.guard(lambda: self._save(config, folder))
 
     def close(self) -> None:
@@ -120,10 +120,10 @@ class DistributedExecutor:
             self.processes.close()
 
     def guard(self, work: Callable[[], T]) -> T:
-        """Calls `work`, in which all ranks take part, and returns its result. A failure ends the engine on all ranks.
+        """Returns the result of `work`, a task of all ranks. An exception in it ends the engine on all ranks.
 
         Raises:
-            EngineDeadError: The work failed, now or earlier.
+            EngineDeadError: `work` failed, or the work of an earlier call did.
         """
         if self._error is not None:
             raise self._error
@@ -193,11 +193,11 @@ def start_ranks(
         rendezvous: Rendezvous that the other ranks join; None to start them as processes of this host.
 
     Returns:
-        The executor, and the limits that hold on all ranks.
+        The executor, and the most tokens of a sequence and KV cache blocks that all ranks have room for.
 
     Raises:
         UserError: A setting or the model folder cannot be used.
-        EngineDeadError: A rank did not come, or has ended.
+        EngineDeadError: A rank did not connect in time, or has ended.
     """
     check_parallel(describe_model(hf_config), config.tensor_parallel_size, config.pipeline_parallel_size)
     place = ParallelContext.of_rank(0, config.tensor_parallel_size, config.pipeline_parallel_size)
@@ -230,7 +230,7 @@ def start_ranks(
 
 
 def _all_is_well() -> None:
-    """Does nothing: the check for ranks whose processes this engine has not started."""
+    """Does nothing. `join` calls it in place of a check of processes, if this engine has not started the ranks."""
 
 
 def explain(team: Team, error: Exception) -> EngineDeadError:

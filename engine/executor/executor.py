@@ -21,14 +21,14 @@ class StepHandle(Protocol):
 
 
 class Executor(Protocol):
-    """Runs steps in the order in which `execute` gets their plans."""
+    """Runs the steps of an engine on its ranks, in the order in which `execute` gets their plans."""
 
     def execute(self, plan: StepPlan) -> StepHandle:
         """Starts a step and returns its handle; on a GPU the step may still be running when this method returns."""
         ...
 
     def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
-        """Writes each rank's part of the weights to files of its own."""
+        """Writes each rank's part of the checkpoint that `config` names to files of its own in `folder`."""
         ...
 
     def close(self) -> None:
@@ -52,7 +52,7 @@ class InProcessExecutor:
         return self._runner.execute(plan)
 
     def save_sharded_state(self, config: EngineConfig, folder: Path) -> None:
-        """Writes the weights; this process is the only rank."""
+        """Writes the weights of the checkpoint that `config` names to `folder`; this process is the only rank."""
         from ..loading.load import save_rank
 
         save_rank(config, SINGLE, folder)

@@ -77,7 +77,7 @@ class LocalRanks:
                 )
 
     def close(self) -> None:
-        """Waits until all processes have ended, and kills those that do not end in time."""
+        """Closes the input of all processes, which makes them end, and kills processes that do not end in time."""
         for process in self._processes:
             if process.stdin is not None:
                 process.stdin.close()
@@ -109,6 +109,6 @@ def main() -> None:
 
 
 def _end_with(pipe: IO[bytes]) -> None:
-    """Waits until the other end of a pipe is closed, and then ends this process."""
+    """Ends this process when the other end of a pipe is closed, so that it does not outlive rank 0."""
     pipe.read()
     os._exit(1)

@@ -34,7 +34,7 @@ def encode_plan(plan: StepPlan) -> bytes:
 
 
 def decode_plan(message: bytes) -> StepPlan:
-    """Returns a plan that a runner can execute; its list of sequences is empty."""
+    """Returns the plan of a message of `encode_plan`, for a runner to execute; `plan.sequences` is empty."""
     rows, starts, counts, samples, new_blocks, new_tokens, num_decodes, num_shared, masks, new_rows = pickle.loads(
         message
     )
@@ -53,10 +53,11 @@ def decode_plan(message: bytes) -> StepPlan:
 
 
 def known_tokens(plan: StepPlan) -> list[tuple[int, int, list[int]]]:
-    """Returns `StepPlan.new_tokens` of a plan: the generated tokens that the step takes as its input.
+    """Returns the generated tokens that a step takes as its input, as (row, first position, tokens) of each sequence.
 
-    The last pp stage has drawn these tokens, and the first pp stage embeds them, so they are sent to it. Sequences that
-    enter the tables in this step are left out, since all of their tokens are sent with them (`StepPlan.new_rows`).
+    The last pp stage has drawn these tokens, and the first pp stage embeds them, so rank 0 sends them as
+    `StepPlan.new_tokens`. Sequences that enter the tables in this step are left out, since all of their tokens are sent
+    with them (`StepPlan.new_rows`).
     """
     entered = {new.row for new in plan.new_rows}
     return [

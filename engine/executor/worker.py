@@ -33,10 +33,10 @@ STEP, SAVE, CLOSE = b"p", b"s", b"c"
 
 
 class Watchdog(Protocol):
-    """Reports a step that never ends."""
+    """A timer of steps, which reports a step that has not ended in time."""
 
     def before_step(self) -> None:
-        """Starts the time of the step that begins."""
+        """Starts the timer, or starts it again, because a step begins."""
         ...
 
     def stop(self) -> None:
@@ -88,7 +88,7 @@ def _load(config: EngineConfig, device: Device, parallel: ParallelContext) -> Mo
 
 
 class Worker:
-    """A rank that has loaded its part of the model.
+    """A rank that has loaded its part of the model; `run` executes the messages of rank 0.
 
     Args:
         config: Settings of the engine.
@@ -114,7 +114,7 @@ class Worker:
         self._watchdog = watchdog
 
     def run(self) -> None:
-        """Runs the messages of rank 0 until the engine closes."""
+        """Receives messages from rank 0 and executes them (run a step, save the weights), until the engine closes."""
         while True:
             if not self._channel.spin(SPIN_S) and self._watchdog is not None:
                 self._watchdog.stop()

@@ -47,8 +47,8 @@ class Attention(nn.Module):
         scale: Factor on the product of a query and a key.
         softcap: Smooth limit on the scores; 0 for no limit.
         causal: Whether a token attends only to itself and the tokens before it.
-        sinks: Device of one learned score for each query head, which takes part in the softmax as if it were the score
-            of one more key whose value is zero; None for no such scores.
+        sinks: Device for the parameter `sinks`, one learned score for each query head, which takes part in the softmax
+            as the score of one more key whose value is zero; None for a layer without this parameter.
         window: Number of latest tokens that a token attends to, its own included; 0 for all.
         group: Index of the group of layers to which this layer belongs, and whose block tables it reads.
         deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
@@ -89,7 +89,7 @@ class Attention(nn.Module):
             self.sinks = nn.Parameter(scores, requires_grad=False)
 
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
-        """Yields `sinks` and its weight slot, this rank's heads, if the layer has sinks."""
+        """Yields the name `sinks` and the weight slot of this rank's scores, if the layer has sinks; else nothing."""
         if self.sinks is not None:
             yield "sinks", WeightSlot((self.sinks,), parts=(self._heads,))
 

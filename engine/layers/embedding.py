@@ -40,7 +40,7 @@ class TokenEmbedding(nn.Module):
 class SharedTokenEmbedding(nn.Module):
     """Looks up the embeddings of token ids in a table whose rows are divided among several ranks.
 
-    Each rank looks up the tokens whose rows it has and takes zeros for all others; the sum over the ranks is complete.
+    Each rank looks up the tokens whose rows it has and takes zeros for all others; then the ranks add up the results.
 
     Args:
         rows: The rows of this rank.

@@ -74,7 +74,7 @@ class Packs(Protocol):
 
 
 class LinearBase(nn.Module):
-    """The interface of all linear layers, whose matrices are stored in different ways."""
+    """The interface of all linear layers, which compute `x W^T + b` and differ in the way they store W."""
 
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields every (name, weight slot) of the layer."""
@@ -98,7 +98,7 @@ class Linear(LinearBase):
     Args:
         in_features: Columns of W.
         out_features: Rows of W, or the sizes of its named fused parts in order, e.g. `{"gate": 512, "up": 512}`. If the
-            shard of a block is shorter than the room it gets (`Shard.room`), the remaining rows are zeros.
+            shard of a fused part is shorter than its room in W (`Shard.room`), the remaining rows are zeros.
         bias: Whether the layer has a b.
         dtype: Number type of W, b, x and the result.
         device: Device of W and b. Their memory is not initialised.

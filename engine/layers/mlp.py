@@ -41,7 +41,7 @@ class GatedMLP(nn.Module):
     Args:
         gate_up: The fused gate and up projections, `[hidden_size] -> [2 * intermediate_size]`.
         down: The down projection, `[intermediate_size] -> [hidden_size]`.
-        gate: One of `GATES`.
+        gate: A value of `GATES`, which maps the output of `gate_up` to `activation(gate(x)) * up(x)`.
     """
 
     def __init__(self, gate_up: LinearBase, down: LinearBase, gate: Callable[[Tensor], Tensor]) -> None:
@@ -64,7 +64,7 @@ class GatedMLP(nn.Module):
             layer.weight = None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Returns the output of the network for `hidden`; both are `[num_tokens, hidden_size]`."""
+        """Returns the network's output (or this rank's addend) for `hidden`; both are `[num_tokens, hidden_size]`."""
         if self._packed is not None:
             return self.down(packed_gated_linear(hidden, self._packed))
         return self.down(self.gate(self.gate_up(hidden)))
@@ -76,7 +76,7 @@ class PlainMLP(nn.Module):
     Args:
         up: The up projection, `[hidden_size] -> [intermediate_size]`.
         down: The down projection, `[intermediate_size] -> [hidden_size]`.
-        activation: One of `ACTIVATIONS`.
+        activation: A value of `ACTIVATIONS`, applied to each element.
     """
 
     def __init__(self, up: LinearBase, down: LinearBase, activation: Callable[[Tensor], Tensor]) -> None:
@@ -86,7 +86,7 @@ class PlainMLP(nn.Module):
         self.activation = activation
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Returns `down(activation(up(hidden)))`; input and output are `[num_tokens, hidden_size]`."""
+        """Returns the network's output (or this rank's addend) for `hidden`; both are `[num_tokens, hidden_size]`."""
         return self.down(self.activation(self.up(hidden)))
 
 

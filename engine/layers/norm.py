@@ -25,7 +25,7 @@ Reduce: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square of the last axis and scales; statistics in float32.
+    """Adds the residual, divides by the root mean square of the last axis and scales; statistics in float32.
 
     Args:
         size: Length of the last axis.
@@ -53,14 +53,16 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns (normed sum, sum) of `hidden` and `residual`, both `[..., size]`."""
+        """Returns (normed sum, sum) of `hidden` and `residual` (None counts as zeros), both `[..., size]`."""
         if self.reduce is not None:
             hidden = self.reduce(hidden)
         return rms_norm(hidden, self.weight, self.eps, residual, add_unit_offset=self.unit_offset)
 
 
 class LayerNorm(nn.Module):
-    """Subtracts the mean of the last axis, divides by its standard deviation, scales and shifts; statistics in float32.
+    """Adds the residual, subtracts the mean of the last axis, divides by the standard deviation, scales and shifts.
+
+    The mean and the standard deviation are computed in float32.
 
     Args:
         size: Length of the last axis.
@@ -91,7 +93,7 @@ class LayerNorm(nn.Module):
             self.bias = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns (normed sum, sum) of `hidden` and `residual`, both `[..., size]`."""
+        """Returns (normed sum, sum) of `hidden` and `residual` (None counts as zeros), both `[..., size]`."""
         if self.reduce is not None:
             hidden = self.reduce(hidden)
         return layer_norm(hidden, self.weight, self.bias, self.eps, residual)
@@ -109,7 +111,7 @@ class NoNorm(nn.Module):
         self.reduce = reduce
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Returns (sum, sum) of `hidden` and `residual`, both `[..., size]`."""
+        """Returns (sum, sum) of `hidden` and `residual` (None counts as zeros), both `[..., size]`."""
         if self.reduce is not None:
             hidden = self.reduce(hidden)
         total = hidden if residual is None else hidden + residual

@@ -34,8 +34,9 @@ class WeightSlot:
 
     Attributes:
         targets: The memory to fill: a parameter or some of its rows, and its scales if it is quantised.
-        encode: Maps the checkpoint's tensor to one tensor for each target, which is then cast and copied.
-        parts: The part of each dimension of the tensor that the targets hold; empty if they hold the whole tensor.
+        encode: Maps this rank's part of the checkpoint's tensor to one tensor for each target, which `fill` casts and
+            copies to the target.
+        parts: The part of each dimension of the tensor that this rank holds; empty if the rank holds the whole tensor.
         padding: Memory of the parameter that no tensor fills and the module has set already, such as rows for
             which a shard has room (`Shard.room`) but no elements.
         dtypes: Number types that the checkpoint's tensor may have; empty for every floating-point type.

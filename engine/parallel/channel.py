@@ -61,7 +61,7 @@ class Channel:
             raise self.dead() from error
 
     def send_bytes_of(self, memory: memoryview) -> None:
-        """Sends the bytes of `memory` without their number, which the other end must know.
+        """Sends the bytes of `memory` without a header; the other end must know their number (`receive_bytes_into`).
 
         Raises:
             EngineDeadError: The other end is closed.
@@ -124,7 +124,7 @@ class Channel:
         return False
 
     def has_message(self, timeout_s: float) -> bool:
-        """Waits up to a timeout until a message or the end of the connection can be received, and returns whether."""
+        """Returns whether a message or the end of the connection can be received within `timeout_s` seconds."""
         return bool(self._readable.poll(timeout_s * 1e3))
 
     def is_closed(self) -> bool:
@@ -149,7 +149,7 @@ class Channel:
 
 
 class Listener:
-    """The listening socket of rank 0, to which the other ranks connect.
+    """A listening socket, to which other ranks of the engine connect.
 
     Args:
         ip: Address of this host for the other ranks.
@@ -167,7 +167,7 @@ class Listener:
         return ip, port
 
     def accept(self, timeout_s: float) -> socket.socket | None:
-        """Returns the next connection; None if none came in time, or the process does not know the secret."""
+        """Returns the next connection; None if no process connected in time, or one that does not know the secret."""
         self._server.settimeout(timeout_s)
         try:
             connection = self._server.accept()[0]

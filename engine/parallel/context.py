@@ -38,10 +38,10 @@ class StageLink(Protocol):
 
 
 class World(Protocol):
-    """An operation over all ranks of the engine."""
+    """The collective operation over all ranks of the engine, which each rank must call."""
 
     def smallest(self, value: int) -> int:
-        """Returns the smallest of all ranks' values."""
+        """Waits until each rank has called with its value, and returns the smallest of these values."""
         ...
 
 
@@ -54,9 +54,10 @@ class ParallelContext:
         tp_rank: Index of this rank in its pp stage.
         pp_size: Number of pp stages.
         pp_rank: Index of this rank's pp stage.
-        tensor: Collectives of the ranks of the pp stage; None for a single rank, or where nothing is computed.
-        stages: Link to the next and the previous pp stage; None in the same cases.
-        world: Operations over all ranks; None in the same cases.
+        tensor: Collectives of the ranks of this pp stage; None if it has one rank.
+        stages: Link to the next and the previous pp stage; None if there is one pp stage.
+        world: Operation over all ranks; None if the engine has one rank. A context without connections, which only
+            names a place (`of_rank`), has None for all three.
     """
 
     tp_size: int = 1
@@ -99,7 +100,7 @@ class ParallelContext:
         return self.is_last_stage and self.tp_rank == 0
 
     def shard(self, size: int) -> Shard:
-        """Returns this rank's part of a dimension that the ranks of a pp stage share."""
+        """Returns this rank's part of a dimension of length `size`, which the ranks of a pp stage divide."""
         return Shard(size, self.tp_rank, self.tp_size)
 
     def kv_shard(self, num_kv_heads: int) -> Shard:
@@ -108,7 +109,7 @@ class ParallelContext:
         return Shard(num_kv_heads, self.tp_rank * count // self.tp_size, count)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Replaces a tensor by its sum over the ranks of the pp stage and returns it."""
+        """Replaces a contiguous tensor by its sum over the ranks of the pp stage and returns it."""
         return tensor if self.tensor is None else self.tensor.all_reduce(tensor)
 
     def all_gather(self, tensor: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class ParallelContext:
         return self.tensor.all_gather(tensor).transpose(0, 1).flatten(1)
 
     def smallest(self, value: int) -> int:
-        """Returns the smallest of all ranks' values."""
+        """Waits until each rank has called with its value, and returns the smallest of these values."""
         return value if self.world is None else self.world.smallest(value)
 
 

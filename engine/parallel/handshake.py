@@ -27,7 +27,7 @@ def new_secret() -> str:
 
 
 def call(connection: socket.socket, secret: str) -> None:
-    """Runs the caller's side of the handshake.
+    """Runs the caller's side of the handshake: each end proves by an HMAC of a random number that it has the secret.
 
     Raises:
         OSError: The other end does not know the secret, or has gone.
@@ -40,7 +40,7 @@ def call(connection: socket.socket, secret: str) -> None:
 
 
 def answer(connection: socket.socket, secret: str) -> None:
-    """Runs the listener's side of the handshake.
+    """Runs the listener's side of the handshake; see `call`.
 
     Raises:
         OSError: The other end does not know the secret, or has gone.

@@ -22,7 +22,7 @@ TIMEOUT = timedelta(minutes=10)
 
 
 def make_group(store: Store, rank: int, size: int, kind: str, ip: str) -> Any:
-    """Makes a process group.
+    """Returns a process group of torch.distributed: NCCL for `"cuda"`, gloo for `"cpu"`. All its processes call this.
 
     Args:
         store: A store that only this group uses.
@@ -46,7 +46,7 @@ class GroupLink:
     """A `StageLink` over NCCL, for a chain of GPUs with one GPU of each pp stage.
 
     Args:
-        group: Process group of these ranks.
+        group: Process group of the ranks of the chain, in the order of pp stages.
         pp_rank: Index of this rank's pp stage.
     """
 
@@ -56,7 +56,7 @@ class GroupLink:
         self._sending: deque[tuple[Any, Tensor]] = deque()
 
     def send(self, tensor: Tensor) -> None:
-        """Queues sending a tensor to the next pp stage, and keeps it alive until the second send after this one."""
+        """Queues the sending of a tensor to the next pp stage; keeps the tensor until the second `send` after this."""
         if len(self._sending) > 1:
             work, _ = self._sending.popleft()
             work.wait()
@@ -64,7 +64,7 @@ class GroupLink:
         self._sending.append((self._group.send([tensor], self._next, 0), tensor))
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Queues receiving the next tensor from the previous pp stage: the stream waits for it, the host does not."""
+        """Returns the next tensor from the previous pp stage; the CUDA stream waits for its data, the host does not."""
         tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
         self._group.recv([tensor], self._previous, 0).wait()
         return tensor

@@ -102,7 +102,7 @@ class Team:
         """Checks that the ranks at the other ends of the channels are alive.
 
         Raises:
-            EngineDeadError: One of them has ended.
+            EngineDeadError: One of these ranks has ended.
         """
         check_alive(self.channels)
 
@@ -146,7 +146,7 @@ def join(
         check: Raises if a rank that has not joined is dead; it is called periodically while rank 0 waits.
 
     Raises:
-        EngineDeadError: A rank did not join.
+        EngineDeadError: A rank did not join in time, or has ended.
     """
     channels = _meet(rendezvous, place, check)
     world, ip = Star(channels, place.rank), _own_ip(rendezvous.ip)
@@ -169,7 +169,7 @@ def join(
 
 
 def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], None]) -> list[Channel]:
-    """Opens the channels between rank 0 and each other rank."""
+    """Returns the channels to all other ranks, in order, on rank 0, and the channel to rank 0 on another rank."""
     if place.rank:
         place_of_0 = split_address(rendezvous.store.get("channels").decode())
         channel = connect(*place_of_0, rendezvous.secret, "rank 0", JOIN_TIMEOUT_S)
@@ -197,7 +197,7 @@ def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], No
 
 
 def _link_stages(rendezvous: Rendezvous, place: ParallelContext, ip: str) -> ChannelLink:
-    """Connects a rank with the ranks of the same `tp_rank` in the previous and the next pp stage."""
+    """Returns the link between a rank and the ranks of its `tp_rank` in the previous and the next pp stage."""
     store, secret = rendezvous.store, rendezvous.secret
     listener = None
     if not place.is_first_stage:
@@ -214,7 +214,7 @@ def _link_stages(rendezvous: Rendezvous, place: ParallelContext, ip: str) -> Cha
 
 
 def _await_call(listener: Listener, peer: str) -> Channel:
-    """Waits until a rank connects."""
+    """Waits until the rank `peer` connects, closes the listener and returns the channel to the rank."""
     deadline = time.monotonic() + JOIN_TIMEOUT_S
     while (connection := listener.accept(_LOOK_S)) is None:
         if time.monotonic() > deadline:
@@ -238,7 +238,7 @@ def _count_on_host(store: Store, place: ParallelContext) -> int:
 def _share_memory(
     store: Store, world: Star, place: ParallelContext, device: torch.device, channels: list[Channel]
 ) -> SharedCollectives | None:
-    """Makes collectives in shared memory if all ranks can use them: on CPUs, with each pp stage on one host."""
+    """Returns collectives in shared memory; None unless all ranks can use them: on CPUs, each pp stage on one host."""
     num_bytes = SharedCollectives.num_bytes(place.tp_size)
     region = None
     if device.type == "cpu" and can_share_memory():
@@ -256,7 +256,7 @@ def _share_memory(
 
 
 def _open_region(store: Store, tp_rank: int, num_bytes: int) -> SharedRegion | None:
-    """Makes the region or opens it; returns None if it has no room or is on another host."""
+    """Returns the region, which `tp_rank` 0 makes; None if there is no memory for it, or it is on another host."""
     try:
         if tp_rank == 0:
             name = ""

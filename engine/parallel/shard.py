@@ -38,7 +38,7 @@ class Shard:
         return min(self.room, self.size - self.start)
 
     def times(self, factor: int) -> Shard:
-        """Returns the same part of a dimension with `factor` elements for each of this one, such as rows for heads."""
+        """Returns the same part of a dimension that is `factor` times as long, such as rows of a matrix for heads."""
         return Shard(self.size * factor, self.index, self.count)
 
 

@@ -40,7 +40,7 @@ _FOLDER = Path("/dev/shm")
 
 
 def can_share_memory() -> bool:
-    """Returns whether this machine has shared memory in which stores become visible in order."""
+    """Returns whether this machine has /dev/shm and a CPU (x86-64) whose stores become visible in program order."""
     return platform.machine() in ("x86_64", "AMD64") and _FOLDER.is_dir()
 
 
@@ -105,7 +105,7 @@ class SharedCollectives:
 
     @staticmethod
     def num_bytes(size: int) -> int:
-        """Returns the bytes of the region for a number of ranks."""
+        """Returns the number of bytes that the shared region of `size` ranks must have."""
         return size * (COUNTER_BYTES + 2 * CHUNK_BYTES)
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class SharedCollectives:
             compiled.add(*part, self._size)
 
     def _exchange(self, chunk: Tensor) -> Tensor:
-        """Writes this rank's `[n]` and returns `[size, n]` of all ranks, valid until the second exchange after it."""
+        """Shares this rank's chunk `[n]` and returns all ranks' `[size, n]`; the second next call overwrites them."""
         places = self._view(chunk.dtype)[self._round & 1][:, : len(chunk)]
         places[self._rank].copy_(chunk)
         self._round += 1

@@ -8,7 +8,7 @@ __all__ = ["Star"]
 
 
 class Star:
-    """A `World` over channels.
+    """A `World` over channels: rank 0 receives the values of all ranks and sends back the result.
 
     Args:
         channels: In rank 0 its channels to all other ranks, in another rank its channel to rank 0.
@@ -20,7 +20,7 @@ class Star:
         self._rank = rank
 
     def smallest(self, value: int) -> int:
-        """Returns the smallest of all ranks' values.
+        """Waits until each rank has called with its value, and returns the smallest of these values.
 
         Raises:
             MillraceError: A rank has ended, or has sent the error with which it failed.

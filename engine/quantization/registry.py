@@ -19,7 +19,7 @@ __all__ = ["find_scheme", "scheme_names"]
 
 
 def scheme_names() -> list[str]:
-    """Returns the allowed values of `quantization`: names of the modules, with hyphens in place of underscores."""
+    """Returns the allowed values of `quantization`: modules of `schemes/`, with hyphens for underscores."""
     return sorted(info.name.replace("_", "-") for info in pkgutil.iter_modules(schemes.__path__))
 
 

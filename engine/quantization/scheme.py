@@ -23,8 +23,8 @@ class LinearSpec:
     Attributes:
         name: Path of the layer in the model, e.g. `layers.3.attention.qkv`.
         in_features: Columns of the matrix; this rank may have a part of them.
-        blocks: Row blocks of the matrix by name, in order, e.g. `query`, `key` and `value`. A layer that is not fused
-            has one block, whose name is empty.
+        blocks: Rows of the fused parts of the matrix by name, in order, e.g. `query`, `key` and `value`; this rank may
+            have a part of each. A layer that is not fused has one part, whose name is empty.
         bias: Whether the layer has a bias.
         dtype: Number type of the inputs, the outputs and the bias.
         device: Device of the weights.
@@ -44,19 +44,19 @@ class LinearSpec:
 
     @property
     def num_columns(self) -> int:
-        """Number of columns that this rank has."""
+        """Number of columns of the matrix that this rank has."""
         return self.in_features.length
 
     @property
     def num_rows(self) -> int:
-        """Number of rows that this rank has in all blocks together."""
+        """Number of rows that this rank has of all fused parts together."""
         return sum(rows.length for rows in self.blocks.values())
 
 
 class QuantizationScheme(ABC):
     """A way to store and multiply the matrices of linear layers.
 
-    A scheme makes linear layers. Such a layer calls the kernels of the scheme, declares through `slots` which tensors
+    A scheme makes linear layers. Each layer calls the kernels of the scheme, declares through `slots` which tensors
     of a checkpoint fill its weight slots, and changes the layout of the weights in `pack` after they are loaded.
 
     Args:
@@ -83,7 +83,7 @@ class QuantizationScheme(ABC):
         """
 
     def applies_to(self, layer: LinearSpec) -> bool:
-        """Returns whether the scheme quantises layers of this name; other layers stay in full precision.
+        """Returns whether the scheme quantises a layer, judged by its name; other layers stay in full precision.
 
         Output heads stay in full precision, unless a scheme overrides this method.
         """

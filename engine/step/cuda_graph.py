@@ -87,7 +87,8 @@ class Recording:
 
     Attributes:
         sequences: `[4, size]` int32, the memory from which the recorded step reads the plan.
-        num_shared: `[1]` int32, the memory from which it reads the number of shared blocks; None if it reads none.
+        num_shared: `[1]` int32, the memory from which the recorded step reads the number of shared blocks; None for a
+            step without shared blocks.
         replay: Runs the recorded step and returns the hidden states.
     """
 
@@ -97,7 +98,7 @@ class Recording:
 
 
 class DecodeGraphs:
-    """Runs decode steps from recordings.
+    """Runs decode steps from recordings, of which it makes one for each size, with and without shared blocks.
 
     Args:
         run: Runs a decode step: takes the plan and the number of shared blocks (or None), returns the hidden states.
@@ -114,7 +115,7 @@ class DecodeGraphs:
         self._recordings: dict[tuple[int, bool], Recording] = {}
 
     def padded_size(self, num_seqs: int) -> int | None:
-        """Returns the smallest of the sizes that is at least `num_seqs`; None if all sizes are smaller."""
+        """Returns the smallest recorded size that is at least `num_seqs`; None if all recorded sizes are smaller."""
         index = bisect_left(self._sizes, num_seqs)
         return self._sizes[index] if index < len(self._sizes) else None
 
@@ -122,7 +123,7 @@ class DecodeGraphs:
         """Runs a decode step from its recording, which is made when a size first occurs.
 
         Args:
-            sequences: `[4, size]` int32, as `gather_batch` takes it, padded to one of the sizes.
+            sequences: `[4, size]` int32, the `plan` argument of `kernels.gather_batch`, padded to a recorded size.
             num_shared: `[1]` int32, number of leading blocks that all sequences share; None if attention reads the
                 blocks of each sequence separately.
 

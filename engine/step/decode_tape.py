@@ -29,7 +29,8 @@ class Recording:
 
     Attributes:
         sequences: `[4, max_num_seqs]` int32, the memory from which the recorded step reads the plan.
-        num_shared: `[1]` int32, the memory from which it reads the number of shared blocks; None if it reads none.
+        num_shared: `[1]` int32, the memory from which the recorded step reads the number of shared blocks; None for a
+            step without shared blocks.
         tape: The recorded kernels.
         hidden: `[max_num_seqs, hidden_size]`, the memory to which the step writes the hidden states.
     """
@@ -59,10 +60,10 @@ class DecodeTape:
         return num_seqs if self._is_recordable and num_seqs <= self._max_num_seqs else None
 
     def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
-        """Runs a decode step from the recording, which the first step makes.
+        """Runs a decode step from one of two recordings, with or without shared blocks; each is made at its first use.
 
         Args:
-            sequences: `[4, num_seqs]` int32, as `gather_batch` takes it.
+            sequences: `[4, num_seqs]` int32, the `plan` argument of `kernels.gather_batch`.
             num_shared: `[1]` int32, number of leading blocks that all sequences share; None if attention reads the
                 blocks of each sequence separately.
 
@@ -80,7 +81,7 @@ class DecodeTape:
         return recording.hidden[:num_seqs]
 
     def _record(self, shares: bool) -> Recording | None:
-        """Records a decode step, with shared blocks if `shares`; returns None if the model cannot be recorded."""
+        """Records a decode step of the most sequences, with shared blocks if `shares`; None if that is not possible."""
         sequences = torch.zeros((4, self._max_num_seqs), dtype=torch.int32)
         num_shared = torch.zeros(1, dtype=torch.int32) if shares else None
         try:

@@ -24,9 +24,9 @@ class HostLogprobs:
     """The log-probabilities of a `TopLogprobs`, copied to the host.
 
     Attributes:
-        logprobs: `[num_positions, k + 1]` float32; column 0 is the token itself, then the k most probable.
+        logprobs: `[num_positions, k + 1]` float32; column 0 is the token at the position, then the k most probable.
         token_ids: `[num_positions, k + 1]` int64, the tokens of these log-probabilities.
-        ranks: `[num_positions]` int64, rank of the token itself in the vocabulary.
+        ranks: `[num_positions]` int64, rank of the token itself in the vocabulary; 1 is the most probable.
     """
 
     logprobs: np.ndarray
@@ -43,7 +43,7 @@ class StepResult:
             `Sequence.take` reads: a token id, which is negative if no token could be drawn, or a vector.
         logprobs: Log-probabilities of the drawn tokens; None if no request asks for them.
         prompt_logprobs: Index in the plan -> log-probabilities of the prompt tokens after each computed position.
-        num_drawn: Number of values in `drawn` for each of the sequences; None if each has one.
+        num_drawn: Number of values in `drawn` for each sequence that samples, in order; None if each has one value.
     """
 
     drawn: list[Any]
@@ -60,8 +60,8 @@ class RunningStep:
         drawn: `[num_samples]` int64 tokens, or `[num_samples, size]` float32 vectors; None if no sequence samples.
         logprobs: The fields of the `TopLogprobs` of the drawn tokens; None if no request asks for them.
         prompt_logprobs: Index in the plan -> the fields of the `TopLogprobs` of prompt tokens.
-        split: Splits `drawn` into one value for each sequence. The default makes numbers of tokens; `list` makes an
-            array of each vector.
+        split: Splits the array that `drawn` brings to the host into one value for each sequence that samples. The
+            default returns token ids as Python integers; `list` returns one array for each vector.
     """
 
     drawn: HostCopy | None = None
@@ -87,7 +87,7 @@ class Head(Protocol):
     """Computes the results of a step from hidden states; the ranks of the last pp stage have a head."""
 
     def enter(self, new_rows: Sequence[NewRow]) -> None:
-        """Stores the parameters of the sequences that enter rows of the tables in this step."""
+        """Stores the parameters of the sequences that enter the tables in this step; called before `finish`."""
         ...
 
     def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:

@@ -1,6 +1,6 @@
 """`LogitEdits`: changes logits before the draw as sampling parameters ask: allowed and bad tokens, biases, penalties.
 
-Each kind of edit has a table on the device with one line for each row of the batch. The line is written when a sequence
+Each kind of edit has a table on the device with one line for each row of `Tables`. The line is written when a sequence
 takes the row. A step edits all its rows at once. The number of operations depends only on shapes, so the host never
 waits for a value from the device.
 """
@@ -31,7 +31,7 @@ Numbers = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
 
 class RowTable:
-    """A tensor with one array of numbers for each row of the batch; the arrays are padded to a common shape.
+    """A tensor with one array of numbers for each row of `Tables`; the arrays are padded to a common shape.
 
     Args:
         num_rows: Number of rows.
@@ -52,8 +52,8 @@ class RowTable:
         """Replaces the arrays of some rows.
 
         Args:
-            rows: `[num_changed]` int64, on the device.
-            arrays: New array of each of these rows.
+            rows: `[num_changed]` int64, on the device: the rows whose arrays are replaced.
+            arrays: New array of each row in `rows`, in order.
         """
         sizes = self.lines.shape[1:]
         new_sizes = [max(lengths) for lengths in zip(sizes, *(array.shape for array in arrays), strict=True)]
@@ -69,7 +69,7 @@ class RowTable:
 
 
 class LogitEdits:
-    """Stores the edits that the sequence of each row asks for, and applies them to logits.
+    """Stores the logit edits (such as biases) of the sequence in each row of `Tables`, and applies them to logits.
 
     Args:
         max_num_seqs: Number of rows.
@@ -94,7 +94,7 @@ class LogitEdits:
         self._penalties = numbers()  # repetition, frequency, presence
 
     def set_rows(self, rows: abc.Sequence[int], sequences: abc.Sequence[Sequence]) -> None:
-        """Stores the edits of the sequences that take these rows, in place of those of the rows' earlier sequences."""
+        """Stores the edits of `sequences`, which enter `rows` in the same order; `rows` lose their earlier edits."""
         owners = {}
         self._penalised.difference_update(rows)
         for row, sequence in zip(rows, sequences, strict=True):
@@ -122,7 +122,7 @@ class LogitEdits:
         """Returns the indices of the lines of a step's logits that must be edited.
 
         Args:
-            rows: Row of the batch to which each line of logits belongs.
+            rows: Row of `Tables` that the sequence of each line has.
             lengths: Number of tokens that the sequence of each line has so far.
         """
         if not self._edited_until:
@@ -141,14 +141,14 @@ class LogitEdits:
         """Applies the stored masks, biases and penalties to logits, in place.
 
         Args:
-            logits: `[num_rows, vocab_size]` float32, the logits of a step.
+            logits: `[num_lines, vocab_size]` float32, the logits of a step.
             edited: Indices of the lines of `logits` to edit, as `find` returns them; not empty.
-            rows: Row of the batch to which each line of `logits` belongs.
+            rows: Row of `Tables` that the sequence of each line of `logits` has.
             lengths: Number of tokens that the sequence of each line has so far.
-            token_table: `[max_num_seqs, max_model_len]` integers, tokens of prompt and output by row.
+            token_table: `[max_num_seqs, max_model_len]` integers, tokens of prompt and output by row of `Tables`.
 
         Returns:
-            `[num_rows]` bool, true where the edits forbid every token.
+            `[num_lines]` bool, true where the edits forbid every token.
         """
         edited_rows, edited_lengths = [rows[i] for i in edited], [lengths[i] for i in edited]
         tokens = token_table[:, : max(edited_lengths)]
@@ -174,9 +174,9 @@ class LogitEdits:
 
         Args:
             logits: `[num_lines, vocab_size]` float32.
-            row: `[num_lines]`, the row of the batch to which each line of logits belongs.
+            row: `[num_lines]`, the row of `Tables` that the sequence of each line has.
             length: `[num_lines, 1]`, the number of tokens that each sequence has so far.
-            tokens: `[max_num_seqs, max_length]`, tokens of prompt and output by row of the batch.
+            tokens: `[max_num_seqs, max_length]`, tokens of prompt and output by row of `Tables`.
         """
         allowed, vocab_size = self._allowed.lines[row], logits.shape[-1]
         too_early = length < self._lengths.lines[row, 1:2]
@@ -191,7 +191,7 @@ class LogitEdits:
             logits.masked_fill_(has_allowed & ~_mark(allowed, vocab_size), -torch.inf)
 
     def _ends_of_bad_words(self, row: Tensor, length: Tensor, tokens: Tensor) -> Tensor:
-        """Returns the last token of each bad word whose other tokens were just generated, else `NO_TOKEN`."""
+        """Returns `[num_lines, num_words]`: a bad word's last token if the others were just drawn, or `NO_TOKEN`."""
         words = self._bad_words.lines[row]
         back = torch.arange(1, words.shape[-1], device=row.device)
         recent = tokens[row.unsqueeze(-1), (length - back).clamp(min=0)]
@@ -255,5 +255,5 @@ def _mark(ids: Tensor, vocab_size: int) -> Tensor:
 
 
 def _count(ids: Tensor, is_counted: Tensor, logits: Tensor) -> Tensor:
-    """Counts each token of the vocabulary in the rows of `ids`, where `is_counted`; the result is like `logits`."""
+    """Returns, like `logits` in shape and dtype, the count of each token in each row of `ids`, where `is_counted`."""
     return torch.zeros_like(logits).scatter_add_(1, ids, is_counted.to(logits.dtype))

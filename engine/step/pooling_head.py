@@ -50,8 +50,8 @@ class PoolingHead(ABC):
 
         Args:
             hidden: Hidden states of the step, `[num_tokens, embedding_size]`.
-            sampled: `[3, num_samples]`: for each such prompt, the index of its last token in `hidden`, the row of the
-                prompt, and its length.
+            sampled: `[3, num_samples]`: for each prompt whose last token is computed, the index of this token in
+                `hidden`, the row of the prompt in the tables, and the length of the prompt.
 
         Returns:
             `[num_samples, size]` float32.
@@ -59,7 +59,7 @@ class PoolingHead(ABC):
 
 
 class LastTokenHead(PoolingHead):
-    """Returns the hidden state of each prompt's last token, the only token that attends to the whole prompt."""
+    """Returns the hidden state of each prompt's last token; in a causal model only this token attends to all others."""
 
     def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
         """As `PoolingHead.vectors`."""

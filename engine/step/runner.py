@@ -42,7 +42,7 @@ MakeHead = Callable[[Decoder, Tables], Head]
 
 
 class ModelRunner:
-    """A model with its KV cache and its tables.
+    """Runs step plans on a device, with a model, its KV cache and the tables of the running sequences.
 
     Args:
         model: The model, with its weights loaded.

@@ -26,9 +26,9 @@ class TopLogprobs:
     """Log-probabilities of the tokens at some positions, on the device.
 
     Attributes:
-        logprobs: `[num_positions, k + 1]` float32; column 0 is the token itself, then the k most probable.
+        logprobs: `[num_positions, k + 1]` float32; column 0 is the token at the position, then the k most probable.
         token_ids: `[num_positions, k + 1]` int64, the tokens of these log-probabilities.
-        ranks: `[num_positions]` int64, rank of the token itself in the vocabulary.
+        ranks: `[num_positions]` int64, rank of the token itself in the vocabulary; 1 is the most probable.
     """
 
     logprobs: Tensor
@@ -37,10 +37,10 @@ class TopLogprobs:
 
 
 class Sampler:
-    """Stores the sampling parameters of each row of the batch, and draws tokens with them.
+    """Stores the sampling parameters of the sequence in each row of the tables, and draws tokens with them.
 
     Args:
-        max_num_seqs: Number of rows.
+        max_num_seqs: Number of rows of the tables.
         device: Device of the logits.
     """
 
@@ -56,7 +56,7 @@ class Sampler:
         self._drawing_rows: set[int] = set()
 
     def set_rows(self, rows: abc.Sequence[int], sequences: abc.Sequence[Sequence]) -> None:
-        """Stores the parameters of the sequences that take these rows."""
+        """Stores the sampling parameters of `sequences`, which enter the `rows` of the tables in the same order."""
         index = to_device(rows, torch.int64, self.device)
         params = [sequence.params for sequence in sequences]
         for table, values in (
@@ -85,19 +85,19 @@ class Sampler:
         token_table: Tensor,
         masks: TokenMasks | None = None,
     ) -> tuple[Tensor, TopLogprobs | None]:
-        """Draws one token for each row.
+        """Draws one token for each line of logits.
 
         Args:
-            logits: `[num_rows, vocab_size]` float32; may be overwritten.
-            rows: Row of the batch to which each line of logits belongs.
-            lengths: Number of tokens of each row's sequence so far, which is the position of the new token.
-            placed: The same rows and lengths on the device, `[2, num_rows]` integers.
-            token_table: `[max_num_seqs, max_model_len]` integers, tokens of prompt and output by row.
-            masks: Tokens that grammars allow; None if no row follows a grammar.
+            logits: `[num_lines, vocab_size]` float32, one line for each sequence that samples; may be overwritten.
+            rows: Row of the tables that the sequence of each line has.
+            lengths: Number of tokens of each line's sequence so far, which is the position of the new token.
+            placed: `rows` and `lengths` on the device, `[2, num_lines]` integers.
+            token_table: `[max_num_seqs, max_model_len]` integers, tokens of prompt and output by row of the tables.
+            masks: Tokens that grammars allow; None if no sequence follows a grammar.
 
         Returns:
-            Token ids `[num_rows]` int64, which are `NAN_LOGITS` or `ALL_FORBIDDEN` where no token could be drawn; and
-            the log-probabilities of all rows, or None if no row asks for them.
+            Token ids `[num_lines]` int64, which are `NAN_LOGITS` or `ALL_FORBIDDEN` where no token could be drawn; and
+            the log-probabilities of all lines, or None if no sequence asks for them.
         """
         edited = self._edits.find(rows, lengths)
         num_logprobs = self._max_num_logprobs(rows, logits.shape[-1])
@@ -114,7 +114,7 @@ class Sampler:
         return token_ids, TopLogprobs(*top_logprobs(raw, token_ids.clamp(min=0), num_logprobs))
 
     def _sample(self, logits: Tensor, placed: Tensor) -> Tensor:
-        """Draws a token for each row with the temperature, top_k, top_p, min_p and seed of the row."""
+        """Draws a token for each line of logits with the stored temperature, top_k, top_p, min_p and seed."""
         index, positions = placed.long()
         return sample(
             logits,

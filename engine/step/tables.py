@@ -30,10 +30,10 @@ class SentPlan:
     """A step plan on the device.
 
     Attributes:
-        sequences: `[4, num_seqs]` int32, as `gather_batch` takes it, padding included.
+        sequences: `[4, num_seqs]` int32, the `plan` argument of `kernels.gather_batch`, padding included.
         num_shared: `[1]` int32, number of leading blocks that the decoding sequences share.
         sampled: `[3, num_samples]` int32: for each sequence that samples, the index of its last token in the step, its
-            row, and its length, which is the position of the new token.
+            row in the tables, and its length, which is the position of the new token.
     """
 
     sequences: Tensor
@@ -42,7 +42,7 @@ class SentPlan:
 
 
 class Tables:
-    """The tables of all running sequences.
+    """Two tables on the device with a row for each running sequence: token ids, and KV cache block ids by group.
 
     Args:
         max_num_seqs: Number of rows.
@@ -61,7 +61,7 @@ class Tables:
         self.blocks = torch.zeros((num_groups, max_num_seqs, self.max_blocks), dtype=torch.int32, device=device)
 
     def send(self, plan: StepPlan, num_seqs: int) -> SentPlan:
-        """Sends a plan to the device: writes its new tokens and blocks to the tables, and returns the rest.
+        """Sends a plan to the device, writes its new tokens and blocks to the tables, and returns its other numbers.
 
         Args:
             plan: The step plan.
@@ -89,12 +89,12 @@ class Tables:
         num_shared: Tensor | None,
         given: GivenEmbeddings | None = None,
     ) -> ForwardBatch:
-        """Derives the tensors of a step from the plan and the tables.
+        """Returns the tensors that a model takes for a step, computed on the device from the plan and the tables.
 
         Args:
             sequences: `[4, num_seqs]`, as in `SentPlan`.
             num_tokens: Number of tokens that the step computes.
-            max_blocks: Number of blocks of the longest sequence, or more.
+            max_blocks: Number of columns of the block tables: blocks of the longest sequence, or more.
             num_decodes: Number of sequences, all at the front, that compute one token.
             num_shared: As in `SentPlan`; None if attention reads the blocks of each sequence separately.
             given: Embeddings that prompts give in place of those that the model looks up; None if there are none.
@@ -118,7 +118,7 @@ class Tables:
         )
 
     def append(self, sampled: Tensor, token_ids: Tensor) -> None:
-        """Appends the sampled tokens, `[num_samples]` int64, to their rows, which are those of `SentPlan.sampled`."""
+        """Writes `token_ids` `[num_samples]` int64 to the rows and positions in `sampled` (see `SentPlan`)."""
         # A negative id says that no token could be drawn. The next step may be planned already and then reads the
         # token, so the table must hold an id that exists.
         self.tokens[sampled[1], sampled[2]] = token_ids.clamp(min=0).int()

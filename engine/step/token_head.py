@@ -66,7 +66,7 @@ class TokenHead:
         return RunningStep(self._host_copies.start(token_ids), logprobs_copy, prompt_logprobs)
 
     def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> dict[int, HostCopy]:
-        """Computes the log-probabilities of the prompt tokens of sequences that ask for them, by index in the plan."""
+        """Returns the log-probabilities of prompt tokens by index in the plan, for the sequences that ask for them."""
         scores: dict[int, HostCopy] = {}
         if not self._prompt_logprobs:
             return scores
@@ -81,7 +81,7 @@ class TokenHead:
         return scores
 
     def _score(self, hidden: Tensor, targets: Tensor, num_logprobs: int) -> TopLogprobs:
-        """Returns the log-probabilities of `targets` and of the most probable tokens; works in parts to save memory."""
+        """Returns the log-probabilities of token `targets[i]` and of the most probable tokens for each `hidden[i]`."""
         vocab_size = self._model.spec.vocab_size
         num_logprobs = vocab_size if num_logprobs == -1 else min(num_logprobs, vocab_size)
         parts = [

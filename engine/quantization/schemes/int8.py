@@ -98,11 +98,11 @@ class Int8Linear(Linear):
         return self._packed_weight().multiply(x, self.bias, x.dtype)
 
     def forward_float32(self, x: Tensor) -> Tensor:
-        """Maps `x` as `forward` does, to float32; the result is rounded once."""
+        """Computes `forward` with a result in float32, which is not rounded to the dtype of `x` in between."""
         return self._packed_weight().multiply(x, self.bias, torch.float32)
 
     def _packed_weight(self) -> PackedWeight:
-        """Returns the packed weight; before `pack` is called, packs it for this call only."""
+        """Returns the weight that `pack` has packed; before `pack` was called, packs the weight for this call only."""
         if self._packed is not None:
             return self._packed
         assert self.weight is not None
