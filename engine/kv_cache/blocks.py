@@ -59,7 +59,7 @@ class BlockPool:
         return blocks
 
     def find(self, block_hash: bytes) -> int | None:
-        """Returns the block whose content has this hash; None if there is none."""
+        """Returns the id of the published block whose content has this hash; None if there is no such block."""
         return self._block_of.get(block_hash)
 
     def share(self, blocks: Iterable[int]) -> None:
@@ -85,7 +85,7 @@ class BlockPool:
                     self._free.move_to_end(block, last=False)
 
     def publish(self, block: int, block_hash: bytes) -> None:
-        """Enters a full block into the index under its hash, unless the index has a block of that hash already."""
+        """Enters a full block into the index, so that `find` returns it; does nothing if the hash is there already."""
         if block_hash not in self._block_of:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
@@ -95,12 +95,12 @@ class BlockPool:
         return self._ref_counts[block] == 0
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """Removes blocks from the index, because their content is not the content that their hashes name."""
+        """Removes blocks from the index, so that no sequence shares them: the step that should fill them has failed."""
         for block in blocks:
             self._forget(block)
 
     def forget_all(self) -> None:
-        """Removes every block from the index."""
+        """Removes every block from the index, so that `find` returns none of them until it is published again."""
         self.forget(range(self.num_blocks))
 
     def _forget(self, block: int) -> None:
@@ -113,11 +113,11 @@ class BlockPool:
         """Checks the reference counts, the free list and the index of contents.
 
         Args:
-            held: The blocks that each owner of references holds.
+            held: For each sequence that holds references, the ids of its blocks.
 
         Raises:
-            AssertionError: A reference count differs from the number of owners, a block is both free and used or
-                neither, or a block and the index of contents disagree about its hash.
+            AssertionError: A reference count differs from the number of sequences that hold the block, a block is both
+                free and used or neither, or a block and the index of contents disagree about its hash.
         """
         counts = Counter(block for blocks in held for block in blocks)
         for block, count in enumerate(self._ref_counts):

@@ -28,11 +28,11 @@ class LayerCache:
     window: int = 0
 
     def first_block(self, position: int, block_size: int) -> int:
-        """Returns the index of the first block that the token at `position` reads. Later tokens read no earlier one."""
+        """Returns the index of the first block that the token at `position` or any later token reads."""
         return max(0, position - self.window + 1) // block_size if self.window else 0
 
     def max_blocks(self, num_tokens: int, block_size: int, max_step_tokens: int) -> int:
-        """Returns the most blocks that a sequence holds at once in a group of such layers.
+        """Returns the most blocks that a sequence holds at once in a group of layers with this window.
 
         Args:
             num_tokens: Length of the sequence.
@@ -62,10 +62,10 @@ class LayerGroup:
 def cut_into_groups(caches: Sequence[LayerCache]) -> tuple[LayerGroup, ...]:
     """Cuts the layers of a model into groups that have the same `LayerCache` and nearly the same number of layers.
 
-    A group with fewer layers than the largest one leaves memory of its blocks unused. Among the sizes that make at most
-    `MAX_GROUPS` groups, the function takes the size that leaves the least memory unused, and the largest of several
-    such sizes. Layers with the same `LayerCache` are dealt to their groups in turn, so that every pp stage has
-    a share of each group.
+    A group with fewer layers than the largest one leaves memory of its blocks unused. Among the group sizes that make
+    at most `MAX_GROUPS` groups (more if the model has more kinds of `LayerCache`), the function takes the one that
+    leaves the least memory unused; of several equally good sizes, it takes the largest. Layers with the same
+    `LayerCache` are dealt to their groups in turn, so that every pp stage has a share of each group.
 
     Args:
         caches: The `LayerCache` of each layer of the model.
@@ -97,7 +97,7 @@ def max_held_blocks(caches: Iterable[LayerCache], num_tokens: int, block_size: i
 
 
 def _group_size(counts: Sequence[int]) -> int:
-    """Chooses the number of layers of a group, given the number of layers of each kind."""
+    """Returns the number of layers per group, given the number of layers that each distinct `LayerCache` has."""
 
     def num_groups(size: int) -> int:
         return sum(-(-count // size) for count in counts)

@@ -9,7 +9,7 @@ import torch
 
 
 def kv_block_bytes(num_pairs: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
-    """Returns the bytes of one block, which holds keys and values of `block_size` tokens for the layers of a group."""
+    """Returns the bytes of one block: the keys and values of `block_size` tokens in `num_pairs` layers."""
     return 2 * num_pairs * num_kv_heads * block_size * head_dim * dtype.itemsize
 
 

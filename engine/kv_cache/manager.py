@@ -73,7 +73,7 @@ class KVCacheManager:
         return -(-num_tokens // self.block_size)
 
     def held_blocks(self, sequence: Sequence) -> list[list[int]]:
-        """Returns the blocks that a sequence holds in each group, without the freed ones."""
+        """Returns the ids of the blocks that a sequence holds in each group; blocks freed earlier are left out."""
         tables = zip(sequence.block_ids, sequence.num_freed_blocks, strict=True)
         return [block_ids[num_freed:] for block_ids, num_freed in tables]
 
@@ -112,8 +112,8 @@ class KVCacheManager:
     def try_extend(self, sequence: Sequence, num_tokens: int) -> bool:
         """Allocates the blocks that a running sequence lacks for its first `num_tokens` tokens.
 
-        Blocks that windows have passed are freed first. Steps in flight may still read these blocks: the device runs
-        such steps before any later step that writes to the blocks.
+        Blocks that windows have passed are freed first. Steps in flight may still read these blocks, which is safe: the
+        device runs the steps in order, so the blocks are read before a later step overwrites them.
 
         Returns:
             Whether the sequence has all blocks now. If too few blocks are free, none is allocated.
@@ -133,11 +133,11 @@ class KVCacheManager:
         """Publishes the full blocks of the first `num_tokens` tokens, so that other sequences find and share them.
 
         The blocks are published when they are scheduled, before they are computed. A sequence of the same step that
-        shares them reads them after all keys and values of the step are stored. If the step fails, the published
-        blocks must be forgotten.
+        shares them reads them after all keys and values of the step are stored. If the step fails, the caller
+        must remove the published blocks from the index (`BlockPool.forget`).
 
         Returns:
-            The blocks that this call has published.
+            The ids of the blocks that this call has published.
         """
         first = sequence.num_published_blocks
         num_full = min(num_tokens, len(sequence.token_ids)) // self.block_size
@@ -176,7 +176,7 @@ class KVCacheManager:
                 sequence.num_freed_blocks[group] = first
 
     def _find_prefix(self, sequence: Sequence) -> list[bytes]:
-        """Returns the hashes of the longest cached prefix; the last token is left out, since a step must compute it."""
+        """Returns the hashes of the blocks of the longest cached prefix, which never includes the last token."""
         if not self.enable_prefix_caching or not sequence.reads_prefix_cache:
             return []
         prefix = self._hashes(sequence, (sequence.num_tokens - 1) // self.block_size)
@@ -190,7 +190,7 @@ class KVCacheManager:
         return prefix
 
     def _num_found(self, group: int, cache: LayerCache, prefix: list[bytes]) -> int:
-        """Returns the most leading blocks of a prefix after which the group has every block that its window reads."""
+        """Returns the largest usable length of `prefix` in blocks: the group has all blocks of the window after it."""
         end = index = len(prefix)
         while index > cache.first_block(end * self.block_size, self.block_size):
             index -= 1
@@ -212,11 +212,11 @@ class KVCacheManager:
         return self.pool.find(self._key(group, block_hash))
 
     def _key(self, group: int, block_hash: bytes) -> bytes:
-        """Returns the key of a group's block in the index of the pool."""
+        """Returns the key of a block in the pool's index: groups share the pool, so the key contains the group."""
         return block_hash + bytes((group,))
 
     def _hashes(self, sequence: Sequence, num_blocks: int) -> list[bytes]:
-        """Returns the hashes of the first blocks of a sequence, which stores every hash that was computed once."""
+        """Returns the hashes of the first blocks of a sequence; new hashes are appended to `sequence.block_hashes`."""
         hashes = sequence.block_hashes
         for index in range(len(hashes), num_blocks):
             start, end = index * self.block_size, (index + 1) * self.block_size

@@ -22,7 +22,7 @@ additional kernels of a shared pass take about as long.
 class SharedPrefix:
     """Counts the leading blocks that all decoding sequences of a step share.
 
-    The count is stored, and used again for later steps with the same sequences, of which none was just admitted.
+    Block tables are compared only if the sequences differ from those of the step before, or one was just admitted.
 
     Args:
         block_size: Tokens per block.
@@ -38,14 +38,14 @@ class SharedPrefix:
         self._num_blocks = 0
 
     def find(self, sequences: abc.Sequence[Sequence], has_new: bool) -> int:
-        """Returns the number of leading blocks that all sequences share; their last blocks are not compared.
+        """Returns the number of leading blocks that all sequences share, so that attention reads them once.
 
         Args:
             sequences: The sequences that compute one token in this step.
             has_new: Whether a sequence was admitted in this step, so that its blocks are new.
 
         Returns:
-            The number of blocks; 0 if reading so few shared blocks once saves no time.
+            The number of blocks; 0 if the shared blocks are so few that one common pass over them saves no time.
         """
         if self._group is None:
             return 0
@@ -56,7 +56,7 @@ class SharedPrefix:
 
 
 def _num_common(tables: abc.Sequence[list[int]]) -> int:
-    """Counts the leading blocks that all block tables share, without the last of each, which is still being filled."""
+    """Counts the leading blocks that all block tables share; a table's last block is still filled and never shared."""
     common = tables[0][:-1] if tables else []
     for table in tables:
         if table[: len(common)] != common:

@@ -93,7 +93,7 @@ def plan_capacity(
 def _longest(
     config: EngineConfig, device: Device, max_model_len: int, num_blocks: int, caches: Sequence[LayerCache]
 ) -> int:
-    """Returns the most tokens, up to `max_model_len`, of a sequence that has all blocks of the pool to itself."""
+    """Returns the length of the longest sequence, up to `max_model_len`, that fits into the pool alone."""
     max_step_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
     lengths = range(max_model_len + 1)
     return (
@@ -126,7 +126,7 @@ def choose_max_model_len(config: EngineConfig, max_positions: int) -> int:
 def _num_blocks(
     config: EngineConfig, device: Device, max_model_len: int, block_bytes: int, reserve: Reserve, num_groups: int
 ) -> int:
-    """Returns the number of KV cache blocks: as set, or as many as fit, up to the most that the sequences can use."""
+    """Returns `num_gpu_blocks_override` if it is set, else as many blocks as fit and the sequences can use."""
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override
     # Blocks that a window has passed count as well: other sequences can find their content.

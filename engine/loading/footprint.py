@@ -105,7 +105,7 @@ class Footprint:
         return self.num_blocks // len(self.caches) * self.block_size
 
     def num_running(self, num_tokens: float) -> int:
-        """Returns how many sequences of a given length can run at once.
+        """Returns how many sequences of a given length can run at once, limited by the KV cache and `max_num_seqs`.
 
         Args:
             num_tokens: Number of tokens of prompt and output of each sequence.
@@ -116,7 +116,7 @@ class Footprint:
 
 
 def _dtype(config: EngineConfig, device: Device, hf_config: Any, *, is_elsewhere: bool) -> torch.dtype:
-    """Returns the number type of the weights; for another machine, whose abilities are unknown, the stored one."""
+    """Returns the number type of the weights. "auto" is the checkpoint's type if the engine runs on another machine."""
     if is_elsewhere and config.dtype == "auto" and hf_config.dtype is not None:
         return hf_config.dtype
     return device.resolve_dtype(config.dtype, hf_config.dtype)
@@ -142,7 +142,7 @@ def _capacity(
     block_bytes: int,
     caches: tuple[LayerCache, ...],
 ) -> tuple[int, int, str | None]:
-    """Returns the length limit, the number of blocks, and the reason why they do not fit (None if they do)."""
+    """Returns `max_model_len`, the number of blocks, and why the engine would not start (None if it would)."""
     max_model_len = choose_max_model_len(config, max_positions)
     if cache_bytes < 1:
         return max_model_len, 0, f"the weights take {-cache_bytes / 2**20:,.0f} MiB more than there is memory for them"

@@ -27,7 +27,7 @@ from .model_source import locate_model, resolve_model
 
 
 def prepare_host(config: EngineConfig, device: Device) -> None:
-    """On a CPU, sets the number of compute threads of the process, and keeps freed memory in the process for reuse."""
+    """Sets the number of compute threads and makes the process keep freed memory for reuse; does nothing on a GPU."""
     if device.is_cpu:
         torch.set_num_threads(config.num_threads or device.default_num_threads)
         keep_freed_memory()
@@ -71,7 +71,7 @@ def load_runner(
         parallel: The place of this rank among all ranks.
 
     Returns:
-        The runner and its limits, which are the smallest limits of all ranks.
+        The runner, and the limits of the engine, which are the smallest limits of all ranks.
 
     Raises:
         UserError: A setting or the model folder cannot be used.
@@ -107,7 +107,7 @@ def load_runner(
 
 
 def _choose_recorder(config: EngineConfig, device: Device, task: Task) -> tuple[MakeRecorder | None, int]:
-    """Returns the maker of a recorder of decode steps (None for no recorder), and the most CUDA graphs it records."""
+    """Returns the function that makes the recorder of decode steps (None for none), and the number of CUDA graphs."""
     # Sums over ranks are not recorded: a tape can record only kernels, and for GPUs it is not implemented yet.
     if config.enforce_eager or config.num_ranks > 1 or not task.decodes:
         return None, 0

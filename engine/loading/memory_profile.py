@@ -33,9 +33,10 @@ def run_largest_step(
     kv_dtype: torch.dtype,
     draws: bool = True,
 ) -> None:
-    """Computes prompts of `num_tokens` tokens in all, then samples for `num_seqs` sequences with log-probabilities.
+    """Runs a step of the largest size, so that the caller can measure its peak memory.
 
-    The KV cache has one block, which all prompts read and none writes, so the results are meaningless.
+    The step computes prompts of `num_tokens` tokens in all, then samples for `num_seqs` sequences with
+    log-probabilities. The KV cache has one block, which all prompts read and none writes. Results are discarded.
 
     Args:
         model: The model, with its weights loaded.
@@ -64,7 +65,7 @@ def run_largest_step(
 def _prompts(
     num_tokens: int, max_model_len: int, block_size: int, num_groups: int, device: torch.device
 ) -> ForwardBatch:
-    """Makes a batch of prompts of `max_model_len` tokens; the last prompt may be shorter."""
+    """Makes a batch of `num_tokens` tokens in prompts of `max_model_len`, the last one shorter; no slot is written."""
     numbers = torch.arange(num_tokens, device=device)
     begins = torch.arange(0, num_tokens + max_model_len, max_model_len, dtype=torch.int32, device=device)
     begins = begins.clamp(max=num_tokens)

@@ -66,7 +66,7 @@ def resolve_model(model: str, what: str = "model") -> Path:
 
 @functools.cache  # A process needs only one copy of a model's files.
 def _copy_small_files(url: str, what: str) -> tempfile.TemporaryDirectory[str]:
-    """Copies all files except for weights to a temporary folder, because transformers can read only local files."""
+    """Copies the files behind a URL, except weights, to a new temporary folder, where transformers can read them."""
     place = Location.at(url)
     infos = [info for info in place.files.children(place.url) if not info.is_dir]
     if not infos:

@@ -77,7 +77,7 @@ class Components:
         self._group_of = {layer: index for index, group in enumerate(cache_groups(spec)) for layer in group.layers}
 
     def embed_tokens(self) -> TokenEmbedding | SharedTokenEmbedding:
-        """Makes the token embedding, or this rank's rows of it."""
+        """Makes the token embedding; with tensor parallelism, only this rank's rows of its table."""
         spec, parallel = self._spec, self._parallel
         if parallel.tp_size == 1:
             return TokenEmbedding(
@@ -97,7 +97,7 @@ class Components:
         )
 
     def positions(self) -> LearnedPositions | NoPositions:
-        """Makes the learned positions, or a module that adds nothing if the model has none."""
+        """Makes the table of learned positions, or a module that adds nothing if the model has no learned positions."""
         spec = self._spec
         if spec.position_offset is None:
             return NoPositions()
@@ -110,7 +110,7 @@ class Components:
         )
 
     def _summed(self, name: str, in_features: Shard, out_features: int, *, bias: bool) -> LinearBase:
-        """Makes a linear layer whose results the next norm sums over the ranks, so only one rank adds the bias."""
+        """Makes a linear layer of partial results, which the next norm sums over ranks. Only tp_rank 0 has the bias."""
         return self.linears.make_linear(name, in_features, out_features, bias=bias and self._parallel.tp_rank == 0)
 
     def projection(self, name: str, in_features: int, out_features: int) -> LinearBase | nn.Identity:
@@ -120,7 +120,7 @@ class Components:
         return self.linears.make_linear(name, in_features, out_features, bias=False)
 
     def final_norm(self) -> Norm:
-        """Makes the norm after the last layer, or a module that only adds the residual if the model has none."""
+        """Makes the norm after the last layer; if the model has none, a module that only adds the residual."""
         sums = self._spec.norm_placement == "before"
         return self._norm(sums=sums) if self._spec.final_norm else NoNorm(reduce=self._reduce(sums=sums))
 
@@ -156,7 +156,7 @@ class Components:
         return self.linears.make_linear("lm_head", spec.embedding_size, rows, bias=False)
 
     def logit_softcap(self) -> Softcap | nn.Identity:
-        """Makes the softcap of the logits of tokens, or an identity if the model has none."""
+        """Makes the module that limits the logits of tokens smoothly, or an identity if the model has no such limit."""
         return Softcap(self._spec.logit_softcap) if self._spec.logit_softcap else nn.Identity()
 
     def score(self) -> LinearBase:
@@ -165,7 +165,7 @@ class Components:
         return self.linears.make_linear("score", spec.embedding_size, spec.num_labels, bias=False)
 
     def block(self, layer_idx: int) -> PreNormBlock | PostNormBlock | SandwichBlock:
-        """Makes one decoder layer."""
+        """Makes the decoder layer of this index: attention, feed-forward network and the norms around them."""
         attention, mlp = self._attention(layer_idx), self._mlp(layer_idx)
         if self._spec.norm_placement == "after":
             return PostNormBlock(attention, mlp, self._norm(sums=True), self._norm(sums=True))

@@ -69,7 +69,7 @@ class Decoder(nn.Module):
         make.linears.warn_of_declined()
 
     def pack(self) -> None:
-        """Calls `pack` of every layer that has one. Called once, after all weights are loaded."""
+        """Makes layers change their weights' layout for the device (`Packs`). Called once, after loading."""
         for module in self.modules():  # A gated network comes before its linear layers, whose weights it packs itself.
             if module is not self and isinstance(module, Packs):
                 module.pack()
@@ -124,7 +124,7 @@ class Decoder(nn.Module):
     def _embed(self, batch: ForwardBatch) -> Tensor:
         """Returns the input of the first layer, `[num_tokens, hidden_size]`.
 
-        It is the embeddings of the tokens, plus those of their positions if the model has learned positions.
+        The input is the embeddings of the tokens, plus the embeddings of their positions if positions are learned.
         """
         embeddings = self.embed_tokens(batch.token_ids)
         if batch.given is not None:

@@ -19,11 +19,11 @@ class Family:
 
     Attributes:
         architectures: Names of the family in a config's `architectures`, e.g. `LlamaForCausalLM`.
-        spec: Turns a config of these architectures into a spec. It raises `UnsupportedModelError`, which names the
-            field, for a value that is not implemented.
-        weights: Maps the names of weights in checkpoints to our names.
-        build: Makes the module from the spec and takes the arguments of `Decoder`. A family whose models are not plain
-            decoders sets a function of its own.
+        spec: Function that turns a config of these architectures into a spec. It raises
+            `UnsupportedModelError`, which names the field, for a value that is not implemented.
+        weights: Map from the names of weights in checkpoints to the names in our models.
+        build: Callable with the arguments of `Decoder` that makes the model from its spec. A family whose models are
+            not plain decoders sets a function of its own.
     """
 
     architectures: tuple[str, ...]

@@ -66,7 +66,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _fold_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts the old form (fields `rope_scaling` and `rope_theta`) to the new one (both in `rope_parameters`)."""
+    """Returns the fields with `rope_scaling` and `rope_theta` (the old form) moved into `rope_parameters`."""
     rest = dict(fields)
     old = {name: rest.pop(name) for name in ("rope_scaling", "rope_theta") if name in rest}
     if not old:
@@ -80,7 +80,7 @@ def _fold_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merge(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields with overrides. If these name a rope type, only `rope_theta` is kept of the old parameters."""
+    """Returns fields with overrides applied; a new rope type drops all old rope parameters except `rope_theta`."""
     rope, new_rope = fields.get("rope_parameters"), overrides.get("rope_parameters")
     if rope and new_rope:
         names_type = "rope_type" in new_rope or "type" in new_rope

@@ -38,7 +38,7 @@ class LinearFactory:
     def make_linear(
         self, name: str, in_features: Dimension, out_features: Dimension | Mapping[str, Dimension], *, bias: bool
     ) -> LinearBase:
-        """Makes a layer by the scheme, or in full precision if the scheme excludes its name or its sizes.
+        """Makes a layer of the quantization scheme, or in full precision if the scheme excludes its name or its sizes.
 
         Args:
             name: Path of the layer in the model, e.g. `layers.3.attention.qkv`.
@@ -55,7 +55,7 @@ class LinearFactory:
         return self._scheme.make_linear(layer)
 
     def make_tied(self, name: str, in_features: int, out_features: Dimension, weight: torch.nn.Parameter) -> Linear:
-        """Makes a layer in full precision that uses the matrix of another layer.
+        """Makes a linear layer in full precision and without a bias that uses the matrix of another layer.
 
         Args:
             name: Path of the layer in the model.
@@ -70,7 +70,7 @@ class LinearFactory:
         return linear
 
     def warn_of_declined(self) -> None:
-        """Logs a warning if layers that the scheme covers stay in full precision because of their sizes."""
+        """Logs a warning if layers stay in full precision because the quantization scheme does not take their sizes."""
         if self._declined:
             logger.warning(
                 "%s and %d more stay in full precision: quantization=%r takes %s",

@@ -21,7 +21,7 @@ class ModelOptions:
             for random weights.
         head: The module after the last layer: `"lm_head"` makes the logits of tokens, `"score"` the logits of classes;
             None for a model that returns hidden states only.
-        unused_weights: Our names of weights that the checkpoint may contain although the model does not have them.
+        unused_weights: Our names of weights that the model does not have; the loader skips them in a checkpoint.
 
     Raises:
         ConfigError: The quantization scheme cannot be combined with another option.

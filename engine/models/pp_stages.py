@@ -16,7 +16,8 @@ def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
     """Divides a model's layers among pp stages that take about the same time.
 
     The time of a layer is taken to be its number of weights, which a decode step reads and a prefill multiplies by. The
-    last stage also has the head. All layers cost the same, so each one goes to the stage with the lowest cost so far.
+    last pp stage also has the head. All layers cost the same. Each pp stage starts with one layer, and every further
+    layer goes to the pp stage with the lowest cost so far.
 
     Args:
         spec: The model.
@@ -39,7 +40,7 @@ def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
 
 
 def cache_groups(spec: DecoderSpec) -> tuple[LayerGroup, ...]:
-    """Returns the groups of layers that share block tables. They cover the whole model, also if pp stages divide it."""
+    """Returns the groups of layers that share a block table, for the whole model and not only for one pp stage."""
     return cut_into_groups([LayerCache(window) for window in spec.windows])
 
 
@@ -71,7 +72,7 @@ def check_parallel(spec: DecoderSpec, tp_size: int, pp_size: int) -> None:
     """Checks that a model can be divided among `tp_size * pp_size` ranks.
 
     Raises:
-        ConfigError: The model cannot be divided so; the message names the setting and the values that are possible.
+        ConfigError: One of the two sizes does not fit the model; the message names the setting and the possible values.
     """
     kv = spec.num_kv_heads
     possible = [

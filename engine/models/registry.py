@@ -151,7 +151,7 @@ def _variants(family: Family) -> list[str]:
 
 @functools.cache
 def _families() -> Mapping[str, Family]:
-    """Collects the `FAMILIES` of every module in `families/`, by name of the architecture."""
+    """Returns architecture name -> family, from the constants `FAMILIES` of all modules in `families/`."""
     found: dict[str, Family] = {}
     for info in pkgutil.iter_modules(families.__path__):
         module = importlib.import_module(f"{families.__name__}.{info.name}")

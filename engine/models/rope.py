@@ -78,7 +78,7 @@ def _parameters(config: Any) -> dict[str, Any]:
 
 
 def _default_inv_freq(config: Any, theta: float) -> tuple[float, ...]:
-    """Returns theta^(-2i / head_dim) for i in 0 .. head_dim / 2 - 1 (Su et al., 2021, section 3.2.2)."""
+    """Returns the frequencies theta^(-2i / head_dim), i in 0 .. head_dim / 2 - 1 (Su et al., 2021, section 3.2.2)."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
     return tuple((1.0 / theta**exponents).tolist())

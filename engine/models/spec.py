@@ -26,7 +26,7 @@ class RopeSpec:
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """How every attention layer scores keys. Windows differ from layer to layer: they are in `DecoderSpec.windows`.
+    """Parameters of the attention scores, equal in all layers. Windows, which may differ, are `DecoderSpec.windows`.
 
     Attributes:
         scale: Factor on the product of a query and a key; None for `head_dim ** -0.5`.

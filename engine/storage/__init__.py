@@ -1,4 +1,4 @@
-"""Files wherever they are: on this machine or behind a URL, with retries."""
+"""`Location`: access to files and folders on this machine or behind a URL, with retries."""
 
 from __future__ import annotations
 

@@ -20,14 +20,14 @@ def _default_timeout_s() -> float:
 
 @dataclass(frozen=True, slots=True)
 class StorageOptions:
-    """Settings with which files behind a URL are reached. Credentials come from the environment.
+    """The settings of connections to the store behind a URL. Credentials come from the environment.
 
     Attributes:
         endpoint_url: URL of an S3-compatible store, e.g. ``"http://minio:9000"``. None for the value of
             ``AWS_ENDPOINT_URL`` or ``AWS_ENDPOINT_URL_S3``, or else Amazon's store.
-        connect_timeout_s: Longest wait for a connection.
-        read_timeout_s: Longest silence within an answer; the default is ``MILLRACE_STORAGE_TIMEOUT_S``, or else 30.
-        max_attempts: Most attempts of a request whose errors are transient.
+        connect_timeout_s: Longest wait for a connection, in seconds.
+        read_timeout_s: Longest silence within an answer, in seconds; by default ``MILLRACE_STORAGE_TIMEOUT_S`` or 30.
+        max_attempts: Most attempts of a request, the first one included, while its errors are transient.
     """
 
     endpoint_url: str | None = None
@@ -50,8 +50,8 @@ class FileInfo:
     Attributes:
         url: Path or URL.
         size: Size in bytes; 0 for a folder, None if the store does not give it.
-        etag: Text that changes when the content changes.
-        is_dir: Whether it is a folder.
+        etag: Text that changes when the content changes; empty if the store gives none.
+        is_dir: Whether the URL is a folder.
     """
 
     url: str
@@ -61,22 +61,22 @@ class FileInfo:
 
 
 class Files(Protocol):
-    """A kind of storage. Every method takes URLs of this kind, and raises `FileNotFoundError` for a missing file."""
+    """The operations of one kind of storage, on URLs of that kind. A missing file raises `FileNotFoundError`."""
 
     def info(self, url: str) -> FileInfo | None:
-        """Describes a file or folder; returns None if it does not exist."""
+        """Returns the attributes of a file or folder; None if it does not exist."""
         ...
 
     def children(self, url: str) -> list[FileInfo]:
-        """Describes the direct children of a folder; returns none if the folder does not exist."""
+        """Returns the attributes of the direct children of a folder; an empty list if the folder does not exist."""
         ...
 
     def walk(self, url: str) -> Iterator[FileInfo]:
-        """Describes every file below a folder."""
+        """Yields the attributes of each file in a folder and its subfolders; nothing if the folder does not exist."""
         ...
 
     def glob(self, pattern: str) -> list[FileInfo]:
-        """Describes the files that match a pattern with `*`, `**` and `?`."""
+        """Returns the attributes of the files, not folders, whose URL matches a pattern with `*`, `**` and `?`."""
         ...
 
     def read(self, url: str, start: int, end: int | None) -> bytes:
@@ -88,7 +88,7 @@ class Files(Protocol):
         ...
 
     def move(self, url: str, target: str) -> None:
-        """Renames a file, replacing any file of that name."""
+        """Moves a file to the URL `target` in the same storage, and replaces a file that is there."""
         ...
 
     def remove(self, url: str) -> None:
@@ -96,5 +96,5 @@ class Files(Protocol):
         ...
 
     def make_folder(self, url: str) -> None:
-        """Makes a folder and its parents, in a store that has folders."""
+        """Makes a folder and its parents; does nothing in an object store, which has no folders."""
         ...

@@ -15,24 +15,24 @@ from .files import FileInfo
 
 
 class LocalFiles:
-    """Plain files. A URL is a path."""
+    """The operations of `Files` on files of this machine; each URL is a path."""
 
     def info(self, url: str) -> FileInfo | None:
-        """Describes a file or folder; returns None if it does not exist."""
+        """Returns the attributes of a file or folder; None if it does not exist."""
         return _describe(Path(url))
 
     def children(self, url: str) -> list[FileInfo]:
-        """Describes the direct children of a folder; returns none if the folder does not exist."""
+        """Returns the attributes of the direct children of a folder; an empty list if the folder does not exist."""
         folder = Path(url)
         return list(_describe_all(folder.iterdir())) if folder.is_dir() else []
 
     def walk(self, url: str) -> Iterator[FileInfo]:
-        """Describes every file below a folder."""
+        """Yields the attributes of each file in a folder and its subfolders; nothing if the folder does not exist."""
         for folder, _, names in os.walk(url):
             yield from _describe_all(Path(folder, name) for name in names)
 
     def glob(self, pattern: str) -> list[FileInfo]:
-        """Describes the files that match a pattern with `*`, `**` and `?`."""
+        """Returns the attributes of the files, not folders, whose URL matches a pattern with `*`, `**` and `?`."""
         return [one for one in _describe_all(map(Path, glob.glob(pattern, recursive=True))) if not one.is_dir]
 
     def read(self, url: str, start: int, end: int | None) -> bytes:
@@ -42,7 +42,7 @@ class LocalFiles:
             return file.read(-1 if end is None else end - start)
 
     def write(self, url: str, data: bytes) -> None:
-        """Writes a whole file atomically, and makes its parent folders."""
+        """Writes a whole file atomically, by renaming a complete temporary file, and makes its parent folders."""
         path = Path(url)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -56,7 +56,7 @@ class LocalFiles:
             draft.unlink(missing_ok=True)
 
     def move(self, url: str, target: str) -> None:
-        """Renames a file, replacing any file of that name."""
+        """Moves a file to the path `target`, replaces a file that is there, and makes its parent folders."""
         Path(target).parent.mkdir(parents=True, exist_ok=True)
         try:
             os.replace(url, target)
@@ -84,7 +84,7 @@ def _describe_all(paths: Iterable[Path]) -> Iterator[FileInfo]:
 
 
 def _describe(path: Path) -> FileInfo | None:
-    """Describes a path; returns None if it does not exist, or has just been removed."""
+    """Returns the attributes of a path; None if it does not exist, or has just been removed."""
     try:
         found = path.stat()
     except (FileNotFoundError, NotADirectoryError):

@@ -28,7 +28,7 @@ class Location:
 
     Attributes:
         url: A path of this machine, or a URL such as ``"s3://bucket/folder"``.
-        options: Settings with which a URL is reached.
+        options: Settings of the connections to the store behind a URL.
     """
 
     url: str
@@ -40,8 +40,8 @@ class Location:
 
         Args:
             url: A path, where ``~`` is the home folder, or a URL.
-            endpoint_url: URL of an S3-compatible store; it overrides the one in `options`.
-            options: Settings with which a URL is reached.
+            endpoint_url: URL of an S3-compatible store; overrides `options.endpoint_url`.
+            options: Settings of the connections to the store behind a URL; None for the defaults.
         """
         options = options or StorageOptions()
         if endpoint_url is not None:
@@ -49,7 +49,7 @@ class Location:
         return cls(_normalise(str(url)), options)
 
     def __truediv__(self, name: str) -> Self:
-        """Returns the location of a name in this folder."""
+        """Returns the location of the file or folder `name` in this folder."""
         return replace(self, url=f"{self.url.rstrip('/')}/{name}" if self.url != "/" else f"/{name}")
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class Location:
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """The last part of the path or URL: the name of the file or folder."""
         return self.url.rstrip("/").rpartition("/")[2]
 
     @property
@@ -72,15 +72,15 @@ class Location:
 
     @property
     def files(self) -> Files:
-        """The storage of this location.
+        """The object that performs the operations on this location's kind of storage.
 
         Raises:
-            ConfigError: The package that knows this kind of URL is not installed.
+            ConfigError: The package for this URL's protocol is not installed, or the protocol is unknown.
         """
         return LocalFiles() if self.is_local else RemoteFiles(self.protocol, self.options)
 
     def info(self) -> FileInfo | None:
-        """Returns size, etag and kind; None if nothing exists here."""
+        """Returns the attributes of the file or folder; None if neither exists here."""
         return self.files.info(self.url)
 
     def exists(self) -> bool:
@@ -93,16 +93,16 @@ class Location:
         return info is not None and info.is_dir
 
     def size(self) -> int:
-        """Returns the file's size in bytes."""
+        """Returns the size of the file in bytes; if the store does not give it, the whole file is read."""
         size = self._file_info().size
         return len(self.read_bytes()) if size is None else size
 
     def etag(self) -> str:
-        """Returns a text that changes when the content of the file changes."""
+        """Returns a text that changes when the content of the file changes; empty if the store gives none."""
         return self._file_info().etag
 
     def list(self, suffix: str = "") -> Sequence[Self]:
-        """Returns the direct children of this folder, sorted; none if the folder does not exist.
+        """Returns the files and folders directly in this folder, sorted by URL; nothing if the folder does not exist.
 
         Args:
             suffix: Only names with this ending are returned.
@@ -110,11 +110,11 @@ class Location:
         return self._sorted(self.files.children(self.url), suffix)
 
     def walk(self, suffix: str = "") -> Sequence[Self]:
-        """Returns all files in this folder and its subfolders, sorted."""
+        """Returns all files in this folder and its subfolders whose names end with `suffix`, sorted by URL."""
         return self._sorted(self.files.walk(self.url), suffix)
 
     def read_bytes(self, start: int = 0, end: int | None = None) -> bytes:
-        """Returns the content, or the bytes from `start` to before `end`."""
+        """Returns the bytes of the file from `start` to before `end`, by default all bytes."""
         return self.files.read(self.url, start, end)
 
     def read_text(self) -> str:
@@ -122,7 +122,7 @@ class Location:
         return self.read_bytes().decode("utf-8")
 
     def open_input(self, buffer_bytes: int = BUFFER_BYTES, size: int | None = None) -> BinaryIO:
-        """Opens the file for random access.
+        """Returns a binary file object that reads the file at any position.
 
         Args:
             buffer_bytes: Least number of bytes of one request, for a file behind a URL.
@@ -136,7 +136,7 @@ class Location:
         return cast("BinaryIO", io.BufferedReader(RangeFile(self.files, self.url, size), buffer_bytes))
 
     def write_bytes(self, data: bytes) -> None:
-        """Writes the whole file atomically, and makes its parents: a reader sees the old content or the new content."""
+        """Writes the whole file and makes its parents. A reader sees the old content or the new, never a mixture."""
         self.files.write(self.url, data)
 
     def move_to(self, other: Location) -> None:

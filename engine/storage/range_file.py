@@ -8,7 +8,7 @@ from .files import Files
 
 
 class RangeFile(io.RawIOBase):
-    """Random access to a file whose size is known.
+    """A file of known size, open for reading at any position; each read requests a range of its bytes.
 
     Args:
         files: Storage of the file.
@@ -24,25 +24,25 @@ class RangeFile(io.RawIOBase):
         self._at = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Returns True: the file is open for reading."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Returns True: `seek` can set any position."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Sets the position of the next read, which may be past the end."""
+        """Sets the position of the next read, which may be past the end, and returns it."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
         self._at = max(0, start + offset)
         return self._at
 
     def tell(self) -> int:
-        """Returns the position of the next read."""
+        """Returns the position of the next read, in bytes from the start of the file."""
         return self._at
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Reads the next bytes, as many as fit into the buffer, and returns their number."""
+        """Reads the next bytes into the buffer, as many as fit, and returns their number; 0 at the end of the file."""
         end = min(self._at + len(buffer), self._size)
         if end <= self._at:
             return 0

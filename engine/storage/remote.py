@@ -26,18 +26,18 @@ PACKAGES = {
 """Protocol -> the package that implements it. These stores have no folders: slashes are part of a file's name."""
 
 ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "LastModified", "last_modified", "mtime", "updated")
-"""Fields in which the libraries report an etag or its like, in order of preference."""
+"""Fields of fsspec's file attributes that hold an etag, a hash or a time of change, in order of preference."""
 
 PIECE_BYTES = 32 << 20
-"""Bytes of one read request; an error costs only one such piece."""
+"""Bytes of one read request; after an error, only the bytes of the failed request are read again."""
 
 
 class RemoteFiles:
-    """The files of one protocol.
+    """The operations of `Files` on URLs of one protocol, through fsspec; transient errors are retried.
 
     Args:
         protocol: The protocol, such as ``"s3"``.
-        options: Settings with which the files are reached.
+        options: Settings of the connections to the store.
 
     Raises:
         ConfigError: The package for the protocol is not installed, or no package implements it.
@@ -50,18 +50,18 @@ class RemoteFiles:
 
     @property
     def library(self) -> Any:
-        """The file system of fsspec, which does not retry; other calls use it through `with_retries`."""
+        """The fsspec file system of the protocol. It does not retry; a caller can use `with_retries`."""
         return self._fs
 
     def info(self, url: str) -> FileInfo | None:
-        """Describes a file or folder; returns None if it does not exist."""
+        """Returns the attributes of a file or folder; None if it does not exist."""
         try:
             return self._describe(self._call("look at", url, lambda: self._fs.info(url)))
         except FileNotFoundError:
             return None
 
     def children(self, url: str) -> list[FileInfo]:
-        """Describes the direct children of a folder; returns none if the folder does not exist."""
+        """Returns the attributes of the direct children of a folder; an empty list if the folder does not exist."""
         try:
             found = self._call("list", url, lambda: self._fs.ls(url, detail=True))
         except FileNotFoundError:
@@ -69,7 +69,7 @@ class RemoteFiles:
         return [one for one in map(self._describe, found) if one.url.rstrip("/") != url.rstrip("/")]
 
     def walk(self, url: str) -> Iterator[FileInfo]:
-        """Describes every file below a folder."""
+        """Yields the attributes of each file in a folder and its subfolders; nothing if the folder does not exist."""
         try:
             found = self._call("list", url, lambda: self._fs.find(url, detail=True))
         except FileNotFoundError:
@@ -77,7 +77,7 @@ class RemoteFiles:
         yield from map(self._describe, found.values())
 
     def glob(self, pattern: str) -> list[FileInfo]:
-        """Describes the files that match a pattern with `*`, `**` and `?`."""
+        """Returns the attributes of the files, not folders, whose URL matches a pattern with `*`, `**` and `?`."""
         try:
             found = self._call("list", pattern, lambda: self._fs.glob(pattern, detail=True))
         except FileNotFoundError:
@@ -85,7 +85,7 @@ class RemoteFiles:
         return [one for one in map(self._describe, found.values()) if not one.is_dir]
 
     def read(self, url: str, start: int, end: int | None) -> bytes:
-        """Returns the bytes from `start` to before `end`, or to the end; each piece is retried by itself."""
+        """Returns the bytes from `start` to before `end`, or to the end; pieces of `PIECE_BYTES` are retried alone."""
         if end is None:
             info = self.info(url)
             if info is None or info.is_dir:
@@ -97,13 +97,13 @@ class RemoteFiles:
         return b"".join(self._read_piece(url, *piece) for piece in pieces)
 
     def write(self, url: str, data: bytes) -> None:
-        """Writes a whole file; stores replace an object atomically."""
+        """Writes a whole file; object stores replace the old content atomically."""
         if self._protocol not in PACKAGES:
             self.make_folder(url.rpartition("/")[0])
         self._call("write", url, lambda: self._fs.pipe_file(url, data))
 
     def move(self, url: str, target: str) -> None:
-        """Renames a file: the store copies it, and then the old one is removed."""
+        """Moves a file to the URL `target`: the store copies the file, and then the file at `url` is removed."""
         if self._protocol not in PACKAGES:
             self.make_folder(target.rpartition("/")[0])
         self._call("copy", url, lambda: self._fs.cp_file(url, target))
@@ -118,7 +118,7 @@ class RemoteFiles:
             self._call("remove", url, lambda: self._fs.rm(url, recursive=info.is_dir))
 
     def make_folder(self, url: str) -> None:
-        """Makes a folder and its parents, in a store that has folders."""
+        """Makes a folder and its parents; does nothing in an object store, which has no folders."""
         if self._protocol not in PACKAGES:
             self._call("make", url, lambda: self._fs.makedirs(url, exist_ok=True))
 
@@ -146,7 +146,7 @@ class RemoteFiles:
 
 @functools.cache
 def _filesystem(protocol: str, options: StorageOptions) -> Any:
-    """Makes the file system of fsspec; a process has one for each setting, because it holds connections."""
+    """Returns the fsspec file system of a protocol; equal arguments give the same object, which holds connections."""
     import fsspec
 
     try:
@@ -167,7 +167,7 @@ def _filesystem(protocol: str, options: StorageOptions) -> Any:
 
 
 def _arguments(protocol: str, options: StorageOptions) -> dict[str, Any]:
-    """Returns the keyword arguments of a file system, beyond what the environment sets."""
+    """Returns the keyword arguments of a protocol's fsspec class; empty except for S3, which gets the options."""
     if protocol not in ("s3", "s3a"):
         if options.endpoint_url is not None and protocol in PACKAGES:
             raise ConfigError(f"endpoint_url is for s3:// only, not for {protocol}://")

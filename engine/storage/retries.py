@@ -90,7 +90,7 @@ def with_retries(call: Callable[[], Result], action: str, url: str, max_attempts
 
 
 def is_transient(error: BaseException) -> bool:
-    """Returns whether the same request may succeed if it is sent again."""
+    """Returns whether a failed request may succeed when sent again, judged by its error and the error's causes."""
     chain = list(_chain(error))
     if any(_names(one) & NO_CREDENTIALS or _code(one) in REFUSED_CODES for one in chain):
         return False
@@ -105,7 +105,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _explain(error: Exception, action: str, url: str, max_attempts: int) -> Exception:
-    """Returns an error that replaces `error`, and tells the user what failed at which URL and what to do."""
+    """Returns the error to raise instead of `error`; its message says what failed at which URL and what to do."""
     chain = list(_chain(error))
     codes = {_code(one) for one in chain}
     said = _first_line(error)
@@ -125,7 +125,7 @@ def _explain(error: Exception, action: str, url: str, max_attempts: int) -> Exce
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and its causes."""
+    """Yields an error, its `__cause__`, the cause of that cause, and so on."""
     while error is not None:
         yield error
         error = error.__cause__
@@ -146,7 +146,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _code(error: BaseException) -> str | None:
-    """Returns the S3 code of an error, such as ``"NoSuchBucket"``."""
+    """Returns the S3 code of an error, such as ``"NoSuchBucket"``; None if it has none."""
     response = getattr(error, "response", None)
     return response.get("Error", {}).get("Code") if isinstance(response, dict) else None
 

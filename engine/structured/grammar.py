@@ -31,10 +31,10 @@ class Grammar:
     """The state of one sequence in its grammar: which tokens may follow the tokens that it has.
 
     Args:
-        matcher: State of llguidance, which the object takes over.
+        matcher: Matcher of llguidance in the state to start from, which this object advances.
 
     Attributes:
-        matcher: State of llguidance after the tokens that were accepted.
+        matcher: Matcher of llguidance in its state after the accepted tokens.
     """
 
     __slots__ = ("matcher",)
@@ -43,7 +43,7 @@ class Grammar:
         self.matcher = matcher
 
     def copy(self) -> Grammar:
-        """Returns an independent copy of the state."""
+        """Returns a copy of the state that advances independently of this one."""
         return Grammar(self.matcher.deep_copy())
 
     def accept(self, token_id: int) -> RequestError | None:
@@ -53,7 +53,7 @@ class Grammar:
             token_id: Token id that the token mask allows.
 
         Returns:
-            An error if the grammar exceeds a limit of the library and cannot be followed any further; else None.
+            An error if the grammar exceeds a limit of llguidance and cannot be followed any further; else None.
         """
         if self.matcher.consume_token(token_id):
             return None
@@ -79,7 +79,7 @@ class Grammars:
         self._compiled = lru_cache(MAX_COMPILED)(self._compile)
 
     def start(self, params: StructuredOutputsParams) -> Grammar:
-        """Compiles the grammar of a constraint if needed, and returns its initial state.
+        """Returns the initial state of a constraint's grammar, which is compiled unless an equal one is cached.
 
         Raises:
             SamplingParamsError: The constraint cannot be compiled, or llguidance cannot use the model's tokenizer.

@@ -57,7 +57,7 @@ def cannot_compile(params: StructuredOutputsParams, reason: str) -> SamplingPara
 
     Args:
         params: The constraint.
-        reason: Message of the library, which may have several lines.
+        reason: Error message of llguidance or of Python; only its first line of interest (`first_line`) is shown.
     """
     field = next(name for name in CONSTRAINTS if getattr(params, name) is not None)
     given = getattr(params, field)
@@ -101,7 +101,7 @@ def _close_objects(schema: Any) -> None:
 
 
 def first_line(text: str) -> str:
-    """Returns the line of a library's error message that starts with "error: ", or else the first line.
+    """Returns the text after "error: " in the first line that starts so, or else the first line that is not empty.
 
     The messages of llguidance also quote the grammar and mark the place of the error in it.
     """

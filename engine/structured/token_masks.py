@@ -51,7 +51,7 @@ class TokenMasks:
 
 
 def _forbidden(bits: np.ndarray, device: torch.device) -> Tensor:
-    """Returns `[num_masks, 8 * num_bytes]` bool, True where a bit is not set; numpy does it faster on a CPU."""
+    """Returns `[num_masks, 8 * num_bytes]` bool, True where a bit is not set, on `device`; numpy is used on a CPU."""
     if device.type == "cpu":
         return torch.from_numpy(np.unpackbits(~bits, axis=1, bitorder="little").view(np.bool_))
     return _spread(to_device(bits, torch.uint8, device))

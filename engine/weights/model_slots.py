@@ -14,13 +14,13 @@ __all__ = ["weight_slots"]
 
 
 def weight_slots(model: nn.Module) -> dict[str, WeightSlot]:
-    """Returns the weight slots of a model by our names. Weight slots of tied weights have the same memory.
+    """Returns the weight slots of a model by their names in it. The weight slots of tied weights share their memory.
 
     A module with a method `slots` yields its weight slots itself. In any other module each parameter and each
     persistent buffer is a weight slot. A buffer that a module computes itself must be made with `persistent=False`.
 
     Raises:
-        CheckpointError: The weight slots of a module leave out a part of a parameter or of a persistent buffer.
+        CheckpointError: A method `slots` is malformed, or leaves out a part of a parameter or of a persistent buffer.
     """
     slots = {}
     for path, module in model.named_modules():
@@ -35,7 +35,7 @@ def weight_slots(model: nn.Module) -> dict[str, WeightSlot]:
 
 
 def _declared(path: str, module: HasSlots) -> dict[str, WeightSlot]:
-    """Returns the weight slots that a module declares, by their names in the module."""
+    """Returns the weight slots of `module.slots()` by name; raises `CheckpointError` if the method is malformed."""
     kind = type(module).__name__
     try:
         own = dict(module.slots())
@@ -63,7 +63,7 @@ def _whole(tensor: Tensor) -> WeightSlot:
 
 
 def _check_filled(name: str, tensor: Tensor, slots: Iterable[WeightSlot], layer: str) -> None:
-    """Raises `CheckpointError` unless targets and padding of the weight slots cover all memory of a tensor."""
+    """Raises `CheckpointError` unless `targets` and `padding` of the weight slots cover all memory of a tensor."""
     memory = tensor.untyped_storage()
     views = [view for slot in slots for view in (*slot.targets, *slot.padding) if view.untyped_storage() is memory]
     is_filled = _is_chain if all(view.is_contiguous() for view in views) else _is_covered
@@ -94,7 +94,7 @@ def _is_covered(tensor: Tensor, views: Sequence[Tensor]) -> bool:
 
 
 def _bytes_of(view: Tensor, marks: Tensor) -> Tensor:
-    """Returns the part of `marks` for the bytes of a view; `marks` has one mark for each byte of the memory."""
+    """Returns the view's bytes in `marks`, a tensor with one mark for each byte of the memory behind the view."""
     strides = [stride * view.itemsize for stride in view.stride()]
     return marks.as_strided((*view.shape, view.itemsize), (*strides, 1), _start(view))
 

@@ -69,11 +69,11 @@ class RemoteTensor:
         return torch.Size(length for _, length in self.parts)
 
     def is_floating_point(self) -> bool:
-        """Returns whether the numbers are floats."""
+        """Returns whether the number type is a floating-point type, like `torch.Tensor.is_floating_point`."""
         return self.dtype.is_floating_point
 
     def narrow(self, dim: int, start: int, length: int) -> RemoteTensor:
-        """Returns a smaller part, as `torch.Tensor.narrow` does; nothing is read."""
+        """Returns the given range of dimension `dim`, like `torch.Tensor.narrow`; nothing is read from the file."""
         parts = list(self.parts)
         parts[dim] = (parts[dim][0] + start, length)
         return replace(self, parts=tuple(parts))
@@ -150,13 +150,13 @@ def _locate_tensors(file: Location) -> dict[str, RemoteTensor]:
 
 
 def _locate(file: Location, begin: int, dtype: str, shape: list[int], data_offsets: list[int]) -> RemoteTensor:
-    """Makes a tensor from the entry of a header; the parameters have the names of the safetensors format."""
+    """Makes a tensor from its header entry (`dtype`, `shape`, `data_offsets`); the file's data start at `begin`."""
     parts = tuple((0, length) for length in shape)
     return RemoteTensor(file, begin + data_offsets[0], DTYPES[dtype], torch.Size(shape), parts)
 
 
 def _read_header(file: Location, size: int) -> dict[str, Any]:
-    """Reads the header of a file, and raises `CheckpointError` unless the file has the size that the header implies."""
+    """Returns a safetensors file's header; raises `CheckpointError` if it implies another file size than `size`."""
     (length,) = struct.unpack("<Q", file.read_bytes(0, min(LENGTH_BYTES, size)).ljust(LENGTH_BYTES, b"\xff"))
     begin = LENGTH_BYTES + length
     if begin > min(size, MAX_HEADER_BYTES):

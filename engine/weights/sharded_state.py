@@ -79,7 +79,7 @@ def load_sharded_state(model: nn.Module, folder: str | Path | Location, parallel
 
     Raises:
         ConfigError: The files were saved for another number of ranks.
-        CheckpointError: A file is missing or damaged, or its tensors are not those of this model.
+        CheckpointError: A file is missing or damaged, lacks a weight, or has an unknown or misshapen one.
     """
     slots = {name: replace(slot, parts=()) for name, slot in weight_slots(model).items()}
     sources: dict[int, list[tuple[str, StoredTensor]]] = {slot.key: [] for slot in slots.values()}

@@ -37,7 +37,7 @@ WEIGHTS = WeightMap(
 
 
 def gated_fields(config: Any, *, activation_field: str = "hidden_act") -> dict[str, Any]:
-    """Returns the spec fields that all decoders with RMSNorm, rotary positions and a gated network share.
+    """Returns the `DecoderSpec` fields that are read alike for all models with RMSNorm, RoPE and a gated network.
 
     Args:
         config: A transformers config.
@@ -61,7 +61,7 @@ def gated_fields(config: Any, *, activation_field: str = "hidden_act") -> dict[s
 
 
 def llama_spec(config: Any) -> DecoderSpec:
-    """Returns the spec of a `LlamaConfig`: flags decide about biases, and all layers have full attention."""
+    """Returns the spec of a `LlamaConfig`: its flags set the biases, and all layers have full attention."""
     attention_bias = flag(config, "attention_bias", False)
     return DecoderSpec(
         **gated_fields(config),
