@@ -41,13 +41,13 @@ def e4m3_type(target: Target) -> str:
 
 @triton.jit
 def widen(x, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Converts numbers, where bytes count as e4m3, to `dtype` (fp16, bf16 or fp32). It is exact for e4m3."""
+    """Converts a tile to `dtype` (fp16, bf16 or fp32). uint8 elements are the bits of e4m3, and converted exactly."""
     return from_e4m3_bits(x).to(dtype) if x.dtype == tl.uint8 else x.to(dtype)
 
 
 @triton.jit
 def narrow(x, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rounds float32 to `dtype`, the element type of the output, ties to even. For e4m3 it is clamped to +-448."""
+    """Rounds float32 to `dtype`, the element type of the output, ties to even. For e4m3, x is clamped to +-448."""
     is_e4m3: tl.constexpr = dtype == tl.uint8 or dtype == tl.float8e4nv
     return to_e4m3_bits(x).to(dtype, bitcast=True) if is_e4m3 else x.to(dtype)
 

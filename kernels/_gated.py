@@ -49,7 +49,7 @@ def gate_and_mul(x: Tensor, activation: str) -> Tensor:
 
 
 def gate_specialisations(target: Target, activations: tuple[str, ...]) -> Iterator[Specialisation]:
-    """Yields the forms of the kernel on a target for the given activations."""
+    """Yields the specialisations of the kernel on a target, one for each dtype and given activation."""
     for dtype in ("fp32", "fp16", "bf16"):
         for activation in activations:
             types = {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}", "x_stride": "i32", "size": "i32"}
@@ -70,7 +70,7 @@ def gate_and_mul_kernel(  # type: ignore[no-untyped-def]
     ACTIVATION: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Computes BLOCK columns of a row."""
+    """Computes BLOCK columns of a row of the result: activation(gate) * up, from the halves of the row of x."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < size

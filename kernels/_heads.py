@@ -26,10 +26,10 @@ def head_options(target: Target) -> dict[str, Any]:
 
 
 def check_cache(op: str, key: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
-    """Raises unless keys and caches have the matching shapes and strides that the kernels need.
+    """Checks that the shapes and strides of keys and caches fit each other. `op` is the name in the message.
 
     Raises:
-        ValueError: Heads are not contiguous, or the caches differ in layout.
+        ValueError: Heads are not contiguous, the caches differ in layout, or their heads are not those of the keys.
     """
     same = k_cache.shape == v_cache.shape and k_cache.stride() == v_cache.stride() and k_cache.dtype == v_cache.dtype
     fits = (k_cache.shape[1], k_cache.shape[3]) == tuple(key.shape[1:])

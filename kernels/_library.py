@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 
 @functools.cache
 def find_library() -> ctypes.CDLL | None:
-    """Loads the library, or returns None and logs the reason where this machine cannot use it."""
+    """Loads the library of compiled CPU kernels. Where that fails, logs the reason and returns None."""
     if not torch.cpu._is_avx512_bf16_supported():
         _logger.info("this CPU has no AVX512_BF16, which the compiled kernels need: numba runs in their place")
         return None
@@ -38,7 +38,7 @@ def find_library() -> ctypes.CDLL | None:
 
 
 class _Process:
-    """Knows whether this is a forked child, which has no thread of its parent although OpenMP assumes that it has."""
+    """Knows whether this process is a forked child, which lacks the threads of the parent that OpenMP assumes."""
 
     def __init__(self) -> None:
         self.is_child = False

@@ -24,7 +24,7 @@ DTYPES = MappingProxyType({torch.bfloat16: "bf16", torch.float32: "f32"})
 
 
 class NativeKernel:
-    """A compiled kernel.
+    """A C function of the library of CPU kernels, which is called like a Python function.
 
     Args:
         function: The C symbol.

@@ -160,7 +160,9 @@ class Op(Generic[P, R]):
         return MappingProxyType(self._registered)
 
     def fallback(self, name: str, device: str = "cpu") -> Callable[P, R]:
-        """Returns the implementation for calls that the registered one does not support. Without numba, the plain body.
+        """Returns a function of `_cpu_numba.py` for calls that the registered implementation does not support.
+
+        If numba is not installed, the plain body is returned.
 
         Args:
             name: The name of a function in `_cpu_numba.py` of the op's folder, which is imported on first use.
@@ -182,7 +184,7 @@ class Op(Generic[P, R]):
         return self._resolved.setdefault(device, self._registered.get(device, self.plain))
 
     def _import(self, module: str, device: str) -> ModuleType | None:
-        """Imports a file of implementations. Returns None if there is none or a package that it needs is missing."""
+        """Imports and returns a module of implementations; None if it, or an optional package it needs, is missing."""
         if importlib.util.find_spec(module) is None:
             return None
         try:

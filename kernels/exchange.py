@@ -24,7 +24,9 @@ _PART = [ctypes.c_void_p, ctypes.c_long, ctypes.c_void_p, ctypes.c_long]
 
 @dataclass(frozen=True, slots=True)
 class SharedSum:
-    """The compiled functions for one dtype.
+    """The compiled functions that sum a tensor of one dtype over the ranks.
+
+    `*part` stands for the tensor, its number of elements, and the address and distance of the ranks' shared parts.
 
     Attributes:
         exchange: (*part, counters, rank, size, round, max_spins) -> int. Writes the part of this rank and waits for the
@@ -47,7 +49,7 @@ class SharedSum:
 
 
 def shared_sums() -> Mapping[torch.dtype, SharedSum]:
-    """Returns the compiled functions of each dtype, or an empty mapping if the library cannot be used here."""
+    """Returns the `SharedSum` of each dtype in `DTYPES`, or an empty mapping if the library cannot be used here."""
     library = find_library()
     endings = DTYPES.items() if library else ()
     return MappingProxyType({dtype: SharedSum.load(library, ending) for dtype, ending in endings})

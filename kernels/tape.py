@@ -36,7 +36,7 @@ class NotRecordableError(Exception):
 
 
 def listening() -> _Recorder | None:
-    """Returns the active recorder of this thread, or None, as is the rule."""
+    """Returns the recorder of the recording that is active in this thread; None if no recording is active."""
     return _listener.get()
 
 
@@ -85,7 +85,7 @@ def record(function: Callable[[], Tensor]) -> tuple[Tape, Tensor]:
 
 
 class Tape:
-    """Recorded calls of kernels.
+    """Recorded calls of compiled kernels, which `run` repeats in order.
 
     Args:
         calls: The address of each kernel, and the bytes of its arguments.
@@ -106,7 +106,7 @@ class Tape:
 
 
 class _Recorder:
-    """Records calls, and allocates their results."""
+    """Records the calls of compiled kernels, and allocates the memory of their results."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[int, bytes]] = []
@@ -114,11 +114,11 @@ class _Recorder:
         self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
     def add(self, kernel: int, call: bytes) -> None:
-        """Records a call."""
+        """Records a call: the address of the compiled kernel, and the bytes of its arguments."""
         self.calls.append((kernel, call))
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Returns a tensor in memory that no other tensor uses, aligned to 64 bytes."""
+        """Returns a tensor, aligned to 64 bytes, in memory of the tape that no other live tensor uses."""
         num_bytes = -(-math.prod(shape) * dtype.itemsize // _ALIGNMENT) * _ALIGNMENT
         blocks = self._free[num_bytes]
         if not blocks:
@@ -131,7 +131,7 @@ class _Recorder:
 
 
 class _OnlyViews(TorchDispatchMode):
-    """Ends a recording at the first operation of torch that is not a view."""
+    """A mode of torch that raises `NotRecordableError` at the first operation of torch that is not a view."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

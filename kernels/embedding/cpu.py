@@ -13,7 +13,7 @@ _KERNEL = native_kernel("embedding", "PPPl")
 
 @embedding.register("cpu")
 def embedding_cpu(ids: Tensor, table: Tensor) -> Tensor:
-    """Runs `embedding` in one pass."""
+    """Runs `embedding` in the compiled kernel, or its plain body if the kernel cannot be used here."""
     if _KERNEL is None:
         return embedding.plain(ids, table)
     out = empty((len(ids), table.shape[1]), table.dtype)

@@ -16,7 +16,7 @@ _KERNEL = native_kernel("gather_batch", "PPPPPPPPPllliii")
 def gather_batch_cpu(
     token_table: Tensor, block_table: Tensor, plan: Tensor, num_tokens: int, max_blocks: int, block_size: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Runs `gather_batch` in one pass.
+    """Runs `gather_batch` in the compiled kernel, or its plain body if the kernel cannot be used here.
 
     Raises:
         ValueError: The rows of the plan are not contiguous, or the block table has too few columns.

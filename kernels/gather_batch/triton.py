@@ -61,7 +61,7 @@ def gather_batch_triton(
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the one form of the kernel: the tables are always int32."""
+    """Yields the only specialisation of the kernel: the tables are always int32."""
     tables = ("token_table_ptr", "block_table_ptr", "plan_ptr", "query_start_loc_ptr", "seq_lens_ptr")
     types = dict.fromkeys((*tables, "block_tables_ptr"), "*i32")
     types |= dict.fromkeys(("token_ids_ptr", "positions_ptr", "slot_mapping_ptr"), "*i64")
@@ -86,7 +86,7 @@ def gather_batch_kernel(  # type: ignore[no-untyped-def]
     block_size,
     TILE: tl.constexpr,  # noqa: N803
 ):
-    """Gathers tile `program_id(1)` of sequence `program_id(0)`. All outputs are contiguous."""
+    """Gathers tile `program_id(1)` (TILE tokens, TILE blocks) of sequence `program_id(0)`, to contiguous outputs."""
     sequence, num_seqs = tl.program_id(0), tl.num_programs(0)
     row = tl.load(plan_ptr + sequence).to(tl.int64)
     start = tl.load(plan_ptr + num_seqs + sequence)

@@ -26,5 +26,5 @@ def gelu_and_mul_triton(x: Tensor, approximate: str) -> Tensor:
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the forms the kernel takes on a target."""
+    """Yields the specialisations of `gate_and_mul_kernel` that this op uses on a target."""
     return gate_specialisations(target, tuple(_ACTIVATIONS.values()))

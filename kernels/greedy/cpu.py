@@ -13,7 +13,7 @@ _KERNEL = native_kernel("greedy", "PPli")
 
 @greedy.register("cpu")
 def greedy_cpu(logits: Tensor) -> Tensor:
-    """Runs `greedy` in one pass."""
+    """Runs `greedy` in the compiled kernel, or its plain body where that kernel does not support the call."""
     if _KERNEL is None or logits.stride(1) != 1:
         return greedy.plain(logits)
     num_rows, vocab_size = logits.shape

@@ -18,7 +18,7 @@ _SCALE_BYTES = 4
 
 
 def _kernels() -> Mapping[torch.dtype, NativeKernel]:
-    """Looks the kernels up if the CPU has the instruction that they use (AVX512_VNNI)."""
+    """Returns the compiled kernel of each dtype; none if the CPU lacks AVX512_VNNI, which the kernels use."""
     if not torch.cpu._is_vnni_supported():
         return MappingProxyType({})
     return kernels_by_dtype("int8_linear", "PPPPPPliii")

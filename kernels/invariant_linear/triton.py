@@ -67,7 +67,7 @@ def configuration(dtype: str, target: Target) -> tuple[dict[str, int], dict[str,
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the forms the kernel takes on a target: one per dtype, with and without a bias."""
+    """Yields the specialisations of the kernel for a target: each dtype, with and without a bias."""
     for dtype in ("fp32", "fp16", "bf16"):
         for has_bias in (False, True):
             tile, options = configuration(dtype, target)

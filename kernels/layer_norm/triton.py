@@ -66,7 +66,7 @@ def layer_norm_triton(
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the forms the kernel takes on a target: from rows of one element to the longest."""
+    """Yields the specialisations of the kernel for a target: from rows of one element to the longest."""
     sizes = ("x_stride", "residual_stride", "size")
     for dtype in ("fp32", "fp16", "bf16"):
         for absent in ((), ("bias_ptr",), ("weight_ptr", "bias_ptr")):

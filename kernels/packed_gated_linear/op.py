@@ -30,7 +30,7 @@ def _samples(draw: Draw) -> Iterator[Sample]:
 
 @op(samples=_samples, tolerance={torch.float32: (1e-5, 1e-5), torch.bfloat16: (1.6e-2, 1.6e-2)})
 def packed_gated_linear(x: Tensor, packed: Tensor) -> Tensor:
-    """Multiplies rows by the weights of gate and up, and the SiLU of the gate by up.
+    """Returns `silu(x @ gate.T) * (x @ up.T)` for the packed weights of gate and up.
 
     Args:
         x: `[num_rows, in_features]`, contiguous rows with any stride between them.

@@ -26,7 +26,7 @@ def unit_size(dtype: torch.dtype) -> int:
 def can_pack_panels(weight: Tensor) -> bool:
     """Returns whether panels are the fastest layout of a weight.
 
-    They are for bfloat16, with compiled kernels, on a CPU without AMX. With AMX, and in float32, oneDNN is faster.
+    Panels are for bfloat16, with compiled kernels, on a CPU without AMX. With AMX, and in float32, oneDNN is faster.
     """
     return (
         weight.device.type == "cpu"

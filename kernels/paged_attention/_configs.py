@@ -37,11 +37,11 @@ class Config:
     num_stages: int
 
     def tile(self) -> dict[str, int]:
-        """Returns the compile-time arguments of a kernel."""
+        """Returns the sizes of the tile as compile-time arguments of a kernel, BLOCK_M and BLOCK_N."""
         return {"BLOCK_M": self.block_m, "BLOCK_N": self.block_n}
 
     def options(self) -> dict[str, int]:
-        """Returns the options of a launch."""
+        """Returns the options of a launch: num_warps, num_stages and enable_fp_fusion."""
         return {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
@@ -54,8 +54,9 @@ def prefill_config(
 ) -> Config:
     """Returns the tiles of the prefill and the prefix kernel: the largest that do not spill registers.
 
-    They are the same for all calls of a model, and `deterministic` relies on that. With it, tiles have half the rows,
-    because the prefill kernel then computes decodes too, which fill only a few rows of a tile.
+    The tiles are the same for all calls of a model, and `deterministic` relies on that. With `deterministic`,
+    tiles may have fewer rows, because the prefill kernel then computes decodes too, which fill only a few rows of a
+    tile.
 
     Args:
         target: The GPU.
@@ -112,7 +113,8 @@ def _float32_config(target: Target, cache_dtype: torch.dtype, head_dim: int) -> 
 def num_splits(target: Target, num_programs: int, max_keys: int, block_n: int, limit: int = MAX_SLOTS) -> int:
     """Returns the number of programs that the keys of a row are split over, so that the grid fills the GPU.
 
-    It does not depend on lengths, which only the GPU knows, so it is valid whenever a CUDA graph is replayed.
+    The number does not depend on the lengths of sequences, which only the GPU knows, so it is valid whenever a CUDA
+    graph is replayed.
 
     Args:
         target: The GPU.

@@ -25,7 +25,7 @@ class Scoring:
         scale: The factor of the product.
         window: The number of latest tokens, itself included, that a query sees; 0 for all.
         num_later: The number of tokens after itself that a query sees.
-        softcap: The bound of a score; 0 for none.
+        softcap: The limit that scores approach smoothly; 0 for none.
         sinks: `[num_heads]`, the score of one more key whose value is zero; None for none.
         alibi_slopes: `[num_heads]`, the amount that a score loses for each token of distance; None for none.
     """

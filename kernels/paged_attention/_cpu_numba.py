@@ -105,7 +105,7 @@ def _attend_to_shared(
     seq_lens: Tensor,
     scoring: Scoring,
 ) -> int:
-    """Attends from the decodes to the blocks that they share, unless they are too few.
+    """Attends from the decodes to the blocks that they share, unless there are too few decodes or shared keys.
 
     Args:
         out: `[num_tokens, num_heads, head_dim]` float32. The rows of the decodes are filled.
@@ -118,7 +118,7 @@ def _attend_to_shared(
         scoring: The options that turn products into scores.
 
     Returns:
-        The number of keys attended to, 0 if the decodes are too few.
+        The number of keys attended to; 0 if there are too few decodes or shared keys, and nothing was filled.
     """
     rows = seq_lens.nonzero().squeeze(1)
     num_keys = tables.shape[1] * k_cache.shape[2]
@@ -134,7 +134,7 @@ def _attend_to_shared(
 def _attend_to_sequence(
     out: Tensor, query: Tensor, k_cache: Tensor, v_cache: Tensor, table: Tensor, seq_len: int, scoring: Scoring
 ) -> None:
-    """Computes the rows of one sequence by matrix multiplication, into `out`."""
+    """Attends from the queries of one sequence to its cached keys, by matrix multiplication, and fills `out`."""
     block_size, first_position = k_cache.shape[2], seq_len - len(query)
     first_block = max(0, first_position - scoring.window + 1) // block_size if scoring.window else 0
     table = table[first_block : -(-seq_len // block_size)]

@@ -32,14 +32,14 @@ def plan(
         seq_lens: `[num_seqs]` int32, as in `paged_attention`.
         num_later: The number of tokens after itself that a query sees.
         tile: The largest number of queries in a task.
-        min_long: The number of queries from which on a sequence is left out.
+        min_long: The least number of queries for which a sequence is long and is left out.
         num_decodes: The number of sequences at the front that have attended to their first keys already.
-        shared_keys: The number of these keys.
+        shared_keys: The number of first keys to which they have attended.
 
     Returns:
         The tasks `[num_tasks, 6]`: sequence, first row, number of queries, position of the first query, first key, and
         the key after the last one. The number of their (query, key) pairs, ignoring windows. And the sequences that are
-        left out: `[num_long]`.
+        left out, as indices `[num_long]`.
     """
     num_tasks, num_long = 0, 0
     for seq in range(len(seq_lens)):

@@ -26,7 +26,10 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
 ):  # fmt: skip
-    """Computes a share of the keys of sequence `program_id(0)`, without the shared blocks of the prefix kernel."""
+    """Attends from the query of sequence `program_id(0)` to split `program_id(2)` of its keys after the shared blocks.
+
+    The result goes to `out_ptr` if there is one split in all, else to `sums_ptr` and `stats_ptr` for `merge_kernel`.
+    """
     seq, split = tl.program_id(0), tl.program_id(2)
     kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
     rows = tl.arange(0, BLOCK_M)
@@ -65,7 +68,7 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
 ):  # fmt: skip
-    """Computes a share of the shared keys for the sequences of tile `program_id(0)`."""
+    """Attends from the queries of a tile of sequences, `program_id(0)`, to split `program_id(2)` of the shared keys."""
     split = tl.program_id(2)
     kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
     width = tl.minimum(group, BLOCK_M)
@@ -102,7 +105,7 @@ def merge_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
     MAX_SLOTS: tl.constexpr,
 ):
-    """Adds up the slots of row `program_id(0)`, which is one head of a sequence."""
+    """Merges the results of all splits (`num_slots`) for row `program_id(0)`, a head of a sequence, into `out_ptr`."""
     row = tl.program_id(0).to(tl.int64)
     slots, columns = tl.arange(0, MAX_SLOTS), tl.arange(0, BLOCK_D)
     used = slots < num_slots
@@ -126,7 +129,7 @@ def _share(first, end, split, num_splits, BLOCK_N: tl.constexpr):  # type: ignor
 
 @triton.jit
 def _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Stores the maximum, the sum and the weighted sum of the rows of a split."""
+    """Stores the maximum, the sum and the weighted sum of each row of a split, as partial result number `slots`."""
     store_rows(sums_ptr, acc, slots, valid, HEAD_DIM)
     tl.store(stats_ptr + slots * 2, row_max, mask=valid)
     tl.store(stats_ptr + slots * 2 + 1, row_sum, mask=valid)

@@ -23,7 +23,10 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EDITED: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
-    """Computes one tile of the sequences from `first_seq` on. The last tiles, which see the most keys, start first."""
+    """Attends from one tile of queries to their keys, for the sequences from `first_seq` on.
+
+    The last tiles of all sequences start first, because tiles at the end of a sequence see the most keys.
+    """
     kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
     width = tl.minimum(group, BLOCK_M)
     seq, tile = _find(starts_ptr, tl.num_programs(0) - 1 - tl.program_id(0), first_seq, num_seqs, BLOCK_M // width)

@@ -48,7 +48,7 @@ def load_queries(q_ptr, k_ptr, tokens, heads, valid, q_stride, HEAD_DIM: tl.cons
 
 @triton.jit
 def start_rows(heads, BLOCK_D: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Returns (maximum, sum, weighted sum) of rows before their first key."""
+    """Returns the softmax state (maximum, sum, weighted sum) of rows that have seen no key yet."""
     row_max = tl.full(heads.shape, LOWEST, tl.float32)
     return row_max, tl.zeros(heads.shape, tl.float32), tl.zeros([heads.shape[0], BLOCK_D], tl.float32)
 

@@ -62,7 +62,7 @@ def paged_attention(
         window: The number of tokens, itself included, that a token sees on either side of itself; 0 for all.
         causal: Whether a token sees only itself and the tokens before it. If not, it sees the tokens after it too, up
             to the length of the sequence.
-        softcap: Bounds the scores smoothly to plus or minus this, before any of them is masked; 0 for no bound.
+        softcap: The limit of the size of a score, `softcap * tanh(score / softcap)`, before masking; 0 for none.
         sinks: `[num_heads]` float32, the score of one more key per head, whose value is zero; None for none.
         alibi_slopes: `[num_heads]` float32, the amount that a score loses for each token of distance; None for none.
         num_decodes: A hint: the first `num_decodes` sequences own one row each.

@@ -94,7 +94,7 @@ def make_sample(
 
 
 def samples(draw: Draw) -> Iterator[Sample]:
-    """Yields decode, prefill, chunks and mixtures of them, in odd sizes.
+    """Yields samples of `paged_attention`: decodes, prefills, chunks and mixtures of them, in odd sizes.
 
     A name begins with "long" if a sequence has so many queries that the CPU multiplies matrices.
     """

@@ -105,7 +105,7 @@ def paged_attention_triton(
 
 
 def _prefill(arguments: _Arguments, first_seq: int) -> None:
-    """Launches the prefill kernel for the sequences from `first_seq` on. The sequences before own one row each."""
+    """Launches the prefill kernel for sequences from `first_seq` on. Each sequence before it has one query row."""
     query, num_seqs = arguments["q_ptr"], len(arguments["seq_lens_ptr"])
     sizes = query.dtype, arguments["k_ptr"].dtype, query.shape[2]
     config = prefill_config(current_target(), *sizes, deterministic=bool(arguments["deterministic"]))
@@ -140,7 +140,7 @@ def _decode(arguments: _Arguments, num_seqs: int) -> None:
 
 
 def _split_grid(arguments: _Arguments, config: Config, num_tiles: int, limit: int) -> tuple[int, int, int]:
-    """Returns the grid of a kernel that splits the keys of `num_tiles` tiles of rows."""
+    """Returns the grid of a key-splitting kernel: (num_tiles, tiles of heads, splits), with at most `limit` splits."""
     max_keys = arguments["tables_ptr"].shape[1] * arguments["BLOCK_SIZE"]
     head_tiles = _head_tiles(arguments, config)
     splits = num_splits(current_target(), num_tiles * head_tiles, max_keys, config.block_n, limit)
@@ -159,14 +159,14 @@ def _rows_per_tile(arguments: _Arguments, config: Config) -> int:
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], config: Config, arguments: _Arguments) -> None:
-    """Launches a kernel with the arguments that its signature has."""
+    """Launches a kernel with the entries of `arguments` and of the tile that its signature names."""
     arguments = arguments | config.tile()
     own = {name: arguments[name] for name in kernel.arg_names}
     kernel[grid](**own, **config.options())
 
 
 def _check(query: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
-    """Raises unless the kernels support these tensors."""
+    """Raises `ValueError` unless the kernels support the shapes, dtypes and strides of these tensors."""
     num_heads, head_dim = query.shape[1:]
     num_kv_heads, block_size = k_cache.shape[1:3]
     sizes_fit = MIN_HEAD_DIM <= head_dim <= MAX_HEAD_DIM and k_cache.shape[3] == head_dim
@@ -198,7 +198,7 @@ _MULTIPLES_OF_16 = ("q_stride", "block_stride")
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the forms of the four kernels, from the smallest to the largest sizes."""
+    """Yields the specialisations of the four kernels for a target, from the smallest to the largest sizes."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for cache_dtype in (dtype, torch.float8_e4m3fn):
             types = _types(dtype, cache_dtype, target)
@@ -227,7 +227,7 @@ def _types(dtype: torch.dtype, cache_dtype: torch.dtype, target: Target) -> dict
 
 
 def _form(kernel: Any, types: dict[str, str], constants: dict[str, int], config: Config) -> Specialisation:
-    """Builds one form from the types and constants that the signature of its kernel has."""
+    """Builds a specialisation from the entries of `types` and `constants` that the kernel's signature names."""
     values = constants | config.tile()
     constants = {name: values[name] for name in kernel.arg_names if name in values}
     types = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}

@@ -45,7 +45,7 @@ def quantize_fp8_triton(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the forms the kernel takes on a target."""
+    """Yields the specialisations of the kernel for a target, over dtypes and row sizes."""
     for dtype in ("fp32", "fp16", "bf16"):
         for tile in map(_tile, LISTED_SIZES):
             types = {"x_ptr": f"*{dtype}", "out_ptr": f"*{e4m3_type(target)}", "scale_ptr": "*fp32"}
@@ -67,7 +67,7 @@ def quantize_fp8_kernel(  # type: ignore[no-untyped-def]
     size,
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Quantises row `program_id(0)`."""
+    """Quantises row `program_id(0)` of x: writes its scale, and its elements divided by the scale as e4m3."""
     row = tl.program_id(0).to(tl.int64)
     x_ptr += row * x_stride
     out_ptr += row * size

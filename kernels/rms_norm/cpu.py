@@ -15,7 +15,7 @@ _KERNELS = kernels_by_dtype("rms_norm", "PPPPPllif")
 def rms_norm_cpu(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, *, add_unit_offset: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Runs `rms_norm` in one pass, or its plain body where the compiled kernel does not support the call."""
+    """Runs `rms_norm` in the compiled kernel, or its plain body where that kernel does not support the call."""
     kernel = _KERNELS.get(x.dtype)
     if kernel is None or add_unit_offset or x.dim() != 2 or x.stride(1) != 1:
         return rms_norm.plain(x, weight, eps, residual, add_unit_offset=add_unit_offset)

@@ -64,7 +64,7 @@ def rms_norm_triton(
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the forms the kernel takes on a target: from rows of one element to the longest."""
+    """Yields the specialisations of the kernel for a target: from rows of one element to the longest."""
     for dtype in ("fp32", "fp16", "bf16"):
         for tile in map(row_tile, LISTED_SIZES):
             for has_residual, add_unit_offset in product((False, True), repeat=2):

@@ -27,10 +27,10 @@ def rope_and_store_cpu(
     k_weight: Tensor | None = None,
     eps: float = 0.0,
 ) -> None:
-    """Runs `rope_and_store` in one pass.
+    """Runs `rope_and_store` in the compiled kernel, or in numba where that kernel does not support the call.
 
     Raises:
-        ValueError: One weight without the other, or heads that are not contiguous.
+        ValueError: One weight is given without the other, or heads or rows of `cos_sin` are not contiguous.
     """
     if (q_weight is None) != (k_weight is None):
         raise ValueError("rope_and_store: one of q_weight and k_weight is None; give both or neither")

@@ -96,7 +96,7 @@ _SIZES = ("block_size", "num_heads", "num_kv_heads", "num_query_groups", "head_d
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the forms the kernel takes on a target: heads from one number to 512, rotated wholly or in part."""
+    """Yields the specialisations of the kernel for a target: heads of up to 512 numbers, rotated wholly or in part."""
     largest = {**_tile(512, 512), "REST": 512}  # no head is that large in both parts
     for dtype in ("fp32", "fp16", "bf16"):
         for cache in (dtype, e4m3_type(target)):

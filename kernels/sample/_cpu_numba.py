@@ -72,7 +72,7 @@ def _draw(
     keys: Array,
     ids: Array,
 ) -> None:
-    """Draws the tokens of `rows[first:last]` into `ids`."""
+    """Draws a token for each of `rows[first:last]` and writes it to `ids[row]`; `lowest` is from `log_min_p`."""
     vocab_size = logits.shape[1]
     scaled, candidates = np.empty(vocab_size, np.float32), np.empty(vocab_size, np.float32)
     for row in rows[first:last]:
@@ -107,10 +107,10 @@ def _compress(source: Array, length: int, threshold: Scalar, out: Array) -> int:
 
 @jit()
 def _reach(candidates: Array, length: int, target: Scalar, by_mass: bool) -> Scalar:
-    """Returns the largest s such that the candidates of at least s reach the target.
+    """Returns the largest scaled logit s such that the candidates at or above s reach the target.
 
     Args:
-        candidates: `[length]` float32 and more, in any order.
+        candidates: Scaled logits, float32, in any order. Only the first `length` are used.
         length: The number of candidates.
         target: A share of the mass of all candidates if `by_mass`, else a number of candidates.
         by_mass: Whether to sum the mass of candidates in place of their number.
@@ -135,7 +135,7 @@ def _reach(candidates: Array, length: int, target: Scalar, by_mass: bool) -> Sca
 
 @jit()
 def _reach_inside(inside: Array, above: Scalar, target: Scalar, by_mass: bool) -> Scalar:
-    """Returns the same for the candidates of one slice by three-way partition. `above` is the amount of larger ones."""
+    """Finds the result of `_reach` in one slice by three-way partition; `above` is the amount in larger slices."""
     while True:
         pivot = inside[len(inside) // 2]
         larger, smaller = np.empty_like(inside), np.empty_like(inside)
@@ -173,7 +173,7 @@ def _mass(s: Scalar) -> Scalar:
 
 @jit()
 def _argmax(scaled: Array, key_low: Scalar, key_high: Scalar) -> int:
-    """Returns the token with the largest score."""
+    """Returns the token with the largest score, which is its scaled logit plus its Gumbel noise."""
     scores = np.empty(_TILE, np.float32)
     best, winner = np.float32(-np.inf), 0
     for start in range(0, len(scaled), _TILE):
@@ -188,7 +188,7 @@ def _argmax(scaled: Array, key_low: Scalar, key_high: Scalar) -> int:
 
 @jit()
 def _argmax_kept(scaled: Array, threshold: Scalar, key_low: Scalar, key_high: Scalar) -> int:
-    """Returns the token with the largest score among the tokens at or above the threshold."""
+    """Returns the token with the largest score (see `_argmax`) among those with a scaled logit >= threshold."""
     best, winner = np.float32(-np.inf), 0
     for token in range(len(scaled)):
         if scaled[token] >= threshold:

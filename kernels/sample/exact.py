@@ -51,8 +51,8 @@ def log32(x: Tensor) -> Tensor:
 def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     """Returns the Gumbel noise of every token at a position of a seed, `[num_rows, vocab_size]` float32.
 
-    It is -log(-log(1 - v)) for v uniform in (0, 1) from 32 random bits. The largest noise, which decides a draw, comes
-    from the smallest v, where float32 has the finest resolution.
+    The noise is -log(-log(1 - v)) for v uniform in (0, 1) from 32 random bits. The largest noise, which decides a draw,
+    comes from the smallest v, where float32 has the finest resolution.
     """
     bits = random_bits(seeds, positions, vocab_size)
     v = ((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)

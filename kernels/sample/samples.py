@@ -23,7 +23,7 @@ _CASES: dict[str, tuple[list[float], list[int], list[float], list[float]]] = {
 
 
 def samples(draw: Draw) -> Iterator[Sample]:
-    """Yields every kind of row over odd vocabularies, with ties, masks and rows that cannot be sampled."""
+    """Yields samples of `sample`: every kind of row, odd vocabularies, ties, masks, rows that cannot be sampled."""
     for num_rows, vocab_size in ((1, 1), (3, 63), (4, 500), (4, 1103)):
         logits = draw.normal(num_rows, vocab_size) * 4
         for name, case in _CASES.items():

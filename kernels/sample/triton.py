@@ -56,7 +56,7 @@ def sample_triton(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Runs `sample` in six kernels. The programs of a kernel that a row does not need end at once."""
+    """Runs `sample` in six kernels. A program whose row does not need the kernel ends at once."""
     ids = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
     if not len(logits):
         return ids
@@ -79,7 +79,10 @@ def sample_triton(
 
 
 def _find_limits(shape: tuple[Any, ...], filters: tuple[Tensor, ...], peaks: Tensor) -> Tensor:
-    """Returns the bits of the largest distance that each row keeps, `[num_rows]` int32."""
+    """Returns the limit of each row, `[num_rows]` int32: the bits of the largest distance of a token that is kept.
+
+    The distance of a token is (peak - logit) / temperature in float32.
+    """
     by_chunk, empty = tuple(peaks.shape), partial(torch.empty, device=peaks.device)
     amounts = empty((*by_chunk, NUM_BOUNDS), dtype=torch.float32)
     masses = empty(by_chunk, dtype=torch.int64)
@@ -103,7 +106,7 @@ def split(num_rows: int, vocab_size: int, target: Target) -> tuple[int, int]:
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the one form of each kernel."""
+    """Yields the only specialisation of each of the six kernels."""
     types = {
         "logits_ptr": "*fp32", "row_stride": "i32", "vocab_size": "i32", "num_chunks": "i32", "chunk_size": "i32",
         "temperature_ptr": "*fp32", "top_k_ptr": "*i32", "top_p_ptr": "*fp32", "lowest_ptr": "*fp32",
@@ -126,7 +129,7 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
 def peak_kernel(  # type: ignore[no-untyped-def]
     logits_ptr, row_stride, vocab_size, num_chunks, chunk_size, peaks_ptr, best_ptr, TILE: tl.constexpr  # noqa: N803
 ):  # fmt: skip
-    """Finds the largest logit of a chunk and the lowest token with it. NaN counts as infinity, which gives -1."""
+    """Finds the largest logit of a chunk and the lowest token with it. NaN counts as infinity, which gives id -1."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lanes = tl.arange(0, TILE)
     peaks = tl.full([TILE], float("-inf"), tl.float32)
@@ -148,7 +151,10 @@ def measure_kernel(  # type: ignore[no-untyped-def]
     peaks_ptr, amounts_ptr, masses_ptr, candidates_ptr, num_candidates_ptr, limits_ptr,
     MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr, NUM_BOUNDS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sums the tokens (for top_k) or the mass of a chunk within each bound, and its exact mass within min_p."""
+    """Sums, for each distance of `_bounds`, the tokens of a chunk within it: their number for top_k, else their mass.
+
+    Also sums the exact mass of the tokens that min_p keeps.
+    """
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     if chunk == 0:
         tl.store(num_candidates_ptr + row, 0)
@@ -181,7 +187,10 @@ def collect_kernel(  # type: ignore[no-untyped-def]
     peaks_ptr, amounts_ptr, masses_ptr, candidates_ptr, num_candidates_ptr, limits_ptr,
     MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr, NUM_BOUNDS: tl.constexpr, MAX_CANDIDATES: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Copies the logits within the smallest sufficient bound, in any order, and counts them, even beyond the buffer."""
+    """Copies the candidates of a row, in any order: the logits within the smallest of `_bounds` that is sufficient.
+
+    All candidates are counted, but only the first MAX_CANDIDATES are stored.
+    """
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
     temperature = tl.load(temperature_ptr + row)
@@ -214,7 +223,10 @@ def search_kernel(  # type: ignore[no-untyped-def]
     peaks_ptr, amounts_ptr, masses_ptr, candidates_ptr, num_candidates_ptr, limits_ptr,
     MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr, MAX_CANDIDATES: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Finds the limit of a row among its candidates for min_p, then top_k, then top_p, each within the one before."""
+    """Finds the limit of a row (see `_find_limits`): that of min_p, narrowed by top_k and then by top_p.
+
+    The candidates are searched, or all logits of the row if there were too many candidates to store.
+    """
     row = tl.program_id(0).to(tl.int64)
     peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
     temperature = tl.load(temperature_ptr + row)
@@ -244,7 +256,7 @@ def draw_kernel(  # type: ignore[no-untyped-def]
     temperature_ptr, seeds_ptr, positions_ptr, peaks_ptr, limits_ptr, scores_ptr, winners_ptr,
     MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Finds the largest sum of s and noise among the kept tokens of a chunk, and the lowest token with it."""
+    """Finds the largest score (scaled logit plus noise) of the kept tokens of a chunk, and the lowest token with it."""
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
     temperature = tl.load(temperature_ptr + row)
@@ -273,7 +285,10 @@ def choose_kernel(  # type: ignore[no-untyped-def]
     num_chunks, temperature_ptr, peaks_ptr, best_ptr, scores_ptr, winners_ptr, ids_ptr,
     MAX_CHUNKS: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Merges the chunks of a row into the drawn token, or the token with the largest logit, or -1."""
+    """Writes the id of a row from the results of its chunks: the drawn token, at temperature 0 the most likely one.
+
+    The id is -1 if the largest logit is not finite.
+    """
     row = tl.program_id(0).to(tl.int64)
     peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
     if not tl.load(temperature_ptr + row) > 0:
@@ -325,7 +340,8 @@ def _bounds(NUM_BOUNDS: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: 
 def _reach(target, limit, source, length, peak, temperature, by_mass: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Returns the least distance, at most the limit, within which the candidates reach the target.
 
-    It is a bisection whose ends move to the next candidate, so that it ends soon when few candidates are left.
+    The search is a bisection whose ends move to the next candidate, so few candidates need few passes. `target` is a
+    number of candidates or, with `by_mass`, a mass. Distances and limits are the int32 bits of floats.
     """
     lanes = tl.arange(0, TILE)
     low = limit * 0
@@ -350,7 +366,7 @@ def _reach(target, limit, source, length, peak, temperature, by_mass: tl.constex
 
 @triton.jit
 def _amount(limit, source, length, peak, temperature, by_mass: tl.constexpr, TILE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
-    """Returns the number of candidates within the limit, or their mass, int64."""
+    """Returns the number of candidates within the limit or, with `by_mass`, their mass, int64."""
     lanes = tl.arange(0, TILE)
     amounts = tl.zeros([TILE], tl.int64)
     for start in range(0, length, TILE):

@@ -20,7 +20,7 @@ _UNIT, _BELOW_ONE = tl.constexpr(2.0**-32), tl.constexpr(1 - 2.0**-24)
 
 @triton.jit
 def mass_of(distance):  # type: ignore[no-untyped-def]
-    """Returns floor(exp(-distance) · 2^40), int64, for float32 distances of at least 0."""
+    """Returns the mass of tokens, floor(exp(-distance) · 2^40), int64, for float32 distances of at least 0."""
     return (_exp32(-distance) * _MASS_SCALE).to(tl.int64)
 
 
@@ -55,7 +55,7 @@ def _log32(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def gumbel(token_ids, key):  # type: ignore[no-untyped-def]
-    """Returns the noise of tokens, float32, for the uint64 key of their row."""
+    """Returns the Gumbel noise of tokens, float32, for the uint64 key of their row (`row_key`)."""
     low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     bits = _mix32(_mix32(token_ids.to(tl.uint32) * _GOLDEN_32 + low) ^ high)
     v = tl.minimum((bits.to(tl.float32) + 0.5) * _UNIT, _BELOW_ONE)

@@ -13,7 +13,7 @@ _KERNELS = kernels_by_dtype("silu_and_mul", "PPli")
 
 @silu_and_mul.register("cpu")
 def silu_and_mul_cpu(x: Tensor) -> Tensor:
-    """Runs `silu_and_mul` in one pass."""
+    """Runs `silu_and_mul` in the compiled kernel, or its plain body where that kernel does not support the call."""
     kernel = _KERNELS.get(x.dtype)
     if kernel is None or x.dim() != 2 or x.stride(1) != 1:
         return silu_and_mul.plain(x)

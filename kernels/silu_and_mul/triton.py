@@ -18,5 +18,5 @@ def silu_and_mul_triton(x: Tensor) -> Tensor:
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the forms the kernel takes on a target."""
+    """Yields the specialisations of `gate_and_mul_kernel` that this op uses on a target."""
     return gate_specialisations(target, ("silu",))

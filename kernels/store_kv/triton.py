@@ -51,7 +51,7 @@ def store_kv_triton(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the forms the kernel takes on a target: from heads of one number to 1,024."""
+    """Yields the specialisations of the kernel for a target: heads from one number to 1,024."""
     strides = ("key_stride", "key_head", "value_stride", "value_head", "block_stride", "head_stride", "slot_stride")
     for dtype in ("fp32", "fp16", "bf16"):
         for cache in (dtype, e4m3_type(target)):

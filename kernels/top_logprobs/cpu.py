@@ -54,7 +54,11 @@ def _score(
     ids: Array,
     ranks: Array,
 ) -> None:
-    """Computes rows `first` to `last - 1`. Best tokens that torch selected are in `scores` already, as logits."""
+    """Fills rows `first` to `last - 1` of `scores`, `ids` and `ranks`.
+
+    The `num_inserted` best tokens are found here. If this is 0, `scores` and `ids` hold the best logits and
+    their tokens already.
+    """
     for row in range(first, last):
         peak, chosen = peaks[row], logits[row, token_ids[row]]
         scores[row, 0], ids[row, 0] = chosen, token_ids[row]
@@ -75,7 +79,7 @@ def _score(
 
 @jit()
 def _insert(tile: Array, start: int, num_seen: int, best: Array, best_ids: Array) -> int:
-    """Inserts the tokens of a tile into the best so far, and returns the number of these."""
+    """Inserts the tokens of a tile into the sorted best ones so far; returns how many of `best` are now in use."""
     for i, x in enumerate(tile):
         if num_seen < len(best) or x > best[-1]:
             num_seen = min(num_seen + 1, len(best))

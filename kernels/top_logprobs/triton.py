@@ -60,7 +60,7 @@ def split(vocab_size: int) -> tuple[int, int]:
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the one form of each kernel."""
+    """Yields the only specialisation of each of the two kernels."""
     types = {
         "logits_ptr": "*fp32", "row_stride": "i32", "token_ids_ptr": "*i64", "vocab_size": "i32", "num_chunks": "i32",
         "chunk_size": "i32", "peaks_ptr": "*fp32", "sums_ptr": "*fp32", "num_larger_ptr": "*i32",
@@ -83,7 +83,10 @@ def chunk_kernel(  # type: ignore[no-untyped-def]
     logits_ptr, row_stride, token_ids_ptr, vocab_size, num_chunks, chunk_size, peaks_ptr, sums_ptr, num_larger_ptr,
     TILE: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Sums a chunk. Each lane has its own peak, and scales its sum when that rises (Milakov, Gimelshein, 2018)."""
+    """Computes the peak of a chunk, the sum of exp(logit - peak), and the number of logits above the given token's.
+
+    Each lane has its own peak, and scales its sum when the peak rises (Milakov, Gimelshein, 2018).
+    """
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lanes = tl.arange(0, TILE)
     chosen = tl.load(logits_ptr + row * row_stride + tl.load(token_ids_ptr + row))

@@ -14,7 +14,9 @@ from ...engine.storage import FileInfo, Location, StorageOptions
 
 
 class ArrowFiles(pyarrow.fs.FileSystemHandler):
-    """The handler of a `pyarrow.fs.PyFileSystem`. Its paths are URLs without the protocol and ``://``.
+    """The handler with which a `pyarrow.fs.PyFileSystem` reaches the files of the pipeline's stores.
+
+    Paths are URLs without the protocol and ``://``.
 
     Args:
         protocol: The protocol of the URLs, such as ``"s3"``.
@@ -43,11 +45,11 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
         return path.rstrip("/")
 
     def get_file_info(self, paths: Iterable[str]) -> list[pyarrow.fs.FileInfo]:
-        """Describes files."""
+        """Returns the type and size of each path; the type is `NotFound` for a path that does not exist."""
         return [_to_arrow(path, self._at(path).info()) for path in paths]
 
     def get_file_info_selector(self, selector: pyarrow.fs.FileSelector) -> list[pyarrow.fs.FileInfo]:
-        """Describes the entries of a folder."""
+        """Returns the type and size of each entry of a folder, and of its subfolders if the selector is recursive."""
         place = self._at(selector.base_dir)
         found = place.files.walk(place.url) if selector.recursive else place.files.children(place.url)
         infos = [_to_arrow(info.url.partition("://")[2], info) for info in found]
@@ -56,7 +58,7 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
         return infos
 
     def open_input_file(self, path: str) -> pa.NativeFile:
-        """Opens a file for reading at any place."""
+        """Opens a file for reading at any offset."""
         return pa.PythonFile(self._at(path).open_input(), mode="r")
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
@@ -68,7 +70,7 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
         return pa.PythonFile(_Draft(self._at(path)), mode="w")
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
-        """Raises, because object stores cannot append."""
+        """Raises `StorageError`, because object stores cannot append."""
         raise StorageError(f"cannot append to {self._at(path)}")
 
     def create_dir(self, path: str, recursive: bool) -> None:
@@ -85,7 +87,7 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
             child.remove()
 
     def delete_root_dir_contents(self) -> None:
-        """Raises, because no job removes a whole store."""
+        """Raises `StorageError`, because no job removes a whole store."""
         raise StorageError(f"refused to remove all of {self._protocol}://")
 
     def delete_file(self, path: str) -> None:
@@ -105,7 +107,7 @@ class ArrowFiles(pyarrow.fs.FileSystemHandler):
 
 
 class _Draft(io.BytesIO):
-    """The content of a file until it is closed."""
+    """A file in memory whose content is written to its target when the file is closed."""
 
     def __init__(self, target: Location) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ def require_delta() -> None:
     """Checks that the package `deltalake` is installed.
 
     Raises:
-        ConfigError: The library is not installed.
+        ConfigError: The package is not installed.
     """
     try:
         importlib.import_module("deltalake")
@@ -32,19 +32,19 @@ def require_delta() -> None:
 
 
 def is_table(place: Storage) -> bool:
-    """Returns whether a folder is a Delta table."""
+    """Returns whether a folder is a Delta table, which is whether it contains a folder `DELTA_LOG`."""
     return (place / DELTA_LOG).is_dir()
 
 
 def open_table(place: Storage, version: int | None = None) -> DeltaTable:
-    """Returns a table, whose log has been read.
+    """Opens the Delta table in a folder and reads its log.
 
     Args:
         place: The table's folder.
         version: The version to read; None for the newest.
 
     Raises:
-        ConfigError: The library is not installed, or the log cannot be read.
+        ConfigError: The package `deltalake` is not installed, or the log cannot be read.
     """
     require_delta()
     from deltalake import DeltaTable

@@ -18,7 +18,7 @@ class Storage(Location):
     """A file or a folder of a job, local or behind a URL, for Python and for Arrow."""
 
     def open_arrow(self, buffer_bytes: int = BUFFER_BYTES, size: int | None = None) -> pa.NativeFile:
-        """Opens the file for Arrow, for reading at any place.
+        """Opens the file as an Arrow file, for reading at any offset.
 
         Args:
             buffer_bytes: Least size of a request, for a file behind a URL.

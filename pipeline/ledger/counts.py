@@ -50,13 +50,13 @@ class Counts:
         num_duplicate_input_tokens: Prompt tokens of the duplicates, which were not computed.
         num_duplicate_output_tokens: Output tokens of the duplicates, which were not generated again.
         blocked_s: Seconds that outputs waited for the sink. The writer of the rows adds them.
-        finish_reasons: Finish reason -> rows.
-        errors: Stage and class of the error -> rows and a message.
-        input_tokens: Prompt tokens of each row.
-        output_tokens: Output tokens of each row.
-        queue_s: Seconds from submission to the first step, of each row that ran.
-        ttft_s: Seconds from submission to the first token, of each row that ran.
-        e2e_s: Seconds from submission to the end, of each row that ran.
+        finish_reasons: Finish reason -> number of rows.
+        errors: Text with the stage and the class of an error -> the failed rows with that error.
+        input_tokens: Histogram of the prompt tokens of a row.
+        output_tokens: Histogram of the output tokens of a row.
+        queue_s: Histogram of the seconds from submission to the first step, over the rows that ran.
+        ttft_s: Histogram of the seconds from submission to the first token, over the rows that ran.
+        e2e_s: Histogram of the seconds from submission to the end, over the rows that ran.
     """
 
     num_rows: int = 0
@@ -112,7 +112,7 @@ class Counts:
         known.num_retryable += error.retryable
 
     def merge(self, other: Counts) -> None:
-        """Adds the counts of other rows."""
+        """Adds the counts of other rows to this object."""
         for name in NUMBERS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in HISTOGRAMS:
@@ -125,7 +125,7 @@ class Counts:
 
     @classmethod
     def sum(cls, pieces: Iterable[Counts]) -> Counts:
-        """Returns the counts of the rows of all pieces together."""
+        """Returns new counts, the sum of all given ones."""
         total = cls()
         for piece in pieces:
             total.merge(piece)
@@ -142,7 +142,7 @@ class Counts:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Counts:
-        """Returns the counts that `as_dict` described. A number that an older version did not have is 0."""
+        """Returns the counts of which `as_dict` made `data`. A number that an older version did not have is 0."""
         known: dict[str, Any] = {name: data.get(name, 0) for name in NUMBERS}
         known |= {name: Histogram.from_dict(data[name]) for name in HISTOGRAMS if name in data}
         errors = {kind: ErrorKind(**error) for kind, error in data.get("errors", {}).items()}

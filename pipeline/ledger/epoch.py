@@ -50,7 +50,7 @@ class Epoch:
 
     @classmethod
     def open(cls, work: Storage) -> Epoch:
-        """Begins the next epoch of a work folder."""
+        """Begins the next epoch of a work folder, by a file that announces it and then lists the records that count."""
         former = _list(work)
         number = max(former, default=0) + 1
         token = uuid.uuid4().hex
@@ -64,25 +64,25 @@ class Epoch:
         return cls(work, number, token, records)
 
     def is_last(self) -> bool:
-        """Returns whether no other process has begun a later epoch."""
+        """Returns whether this is still the newest epoch of the work folder, so that no other process has begun one."""
         last = max(_list(self.work), default=0)
         return last == self.number and _read(self.work, last).get("token") == self.token
 
     def next_name(self, kind: str) -> str:
-        """Returns a new name for a record or a part, without a suffix."""
+        """Returns a name for a record or a part of `kind`, without a suffix, that no other call returns."""
         return f"{kind}/{self.number:06}-{next(self._numbers):06}"
 
 
 @dataclass(frozen=True)
 class _Known:
-    """The last epoch that may have written records, and the records that it found."""
+    """The number of the last epoch that may have written records, and the names of the earlier records it listed."""
 
     number: int
     names: frozenset[str]
 
 
 def _known(work: Storage, numbers: list[int]) -> _Known:
-    """Finds the last epoch that has listed the records of its predecessors. Epochs without a list wrote no record."""
+    """Finds the last of the numbered epochs that listed earlier records. An epoch without a list wrote no record."""
     for number in sorted(numbers, reverse=True):
         about = _read(work, number)
         if "records" in about:

@@ -49,7 +49,7 @@ class Histogram:
         self.largest = max(self.largest, value)
 
     def merge(self, other: Histogram) -> None:
-        """Adds the values of another histogram."""
+        """Adds the values of another histogram to this one."""
         for bucket, count in other.buckets.items():
             self.buckets[bucket] = self.buckets.get(bucket, 0) + count
         self.count += other.count
@@ -97,7 +97,7 @@ class Histogram:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Histogram:
-        """Returns the histogram that `as_dict` described."""
+        """Returns the histogram of which `as_dict` made the plain data."""
         smallest, largest = data["smallest"], data["largest"]
         return cls(
             data["count"],

@@ -32,7 +32,7 @@ class RowIndex:
         return sum(len(run) for run in self._runs)
 
     def add(self, ids: np.ndarray) -> None:
-        """Adds ids, in any order."""
+        """Adds an array of ids, which may be in any order, to the set."""
         parts = [ids]
         while self._runs and len(self._runs[-1]) <= 2 * sum(map(len, parts)):
             parts.append(self._runs.pop())
@@ -50,7 +50,7 @@ class RowIndex:
         return sum(int(np.diff(np.searchsorted(run, ends))[0]) for run in self._runs)
 
     def contains(self, ids: np.ndarray) -> np.ndarray:
-        """Returns which ids are in the set.
+        """Tests for each id whether it is in the set.
 
         Args:
             ids: Ids of shape [num_rows].
@@ -71,7 +71,7 @@ class RowIndex:
 
 
 def _mapped(parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Returns the sorted union of arrays, in a mapped file without a name."""
+    """Returns all ids of the arrays in one sorted array, which a memory-mapped temporary file holds."""
     with tempfile.TemporaryFile() as file:
         for part in parts:
             file.write(np.ascontiguousarray(part).view(np.uint8).data)

@@ -62,7 +62,7 @@ class Record:
 
 
 def write_flush(work: Storage, name: str, rows: pa.Table, counts: Counts) -> None:
-    """Writes a flush.
+    """Writes a flush: an Arrow file of rows whose schema metadata holds the counts.
 
     Args:
         work: Work folder.
@@ -74,7 +74,9 @@ def write_flush(work: Storage, name: str, rows: pa.Table, counts: Counts) -> Non
 
 
 def write_commit(work: Storage, record: Record, ids: np.ndarray) -> None:
-    """Writes the commit of a part. The part must exist.
+    """Writes the commit of a part: an Arrow file of the row ids, with the rest of the record in the schema metadata.
+
+    The part must exist already.
 
     Args:
         work: Work folder.
@@ -113,7 +115,7 @@ def read_records(work: Storage, names: Iterable[str]) -> list[Record]:
 
 
 def read_record(work: Storage, name: str) -> Record:
-    """Reads a record."""
+    """Reads the record of the given name, which is a flush or a commit, without its rows and ids."""
     with (work / name).open_arrow() as opened:
         about = json.loads(pa.ipc.open_file(opened).schema.metadata[ABOUT])
     return Record(
@@ -139,7 +141,7 @@ def read_flush_rows(work: Storage, name: str) -> pa.Table:
 
 
 def without_about(rows: pa.Table) -> pa.Table:
-    """Returns a table without the metadata of a record."""
+    """Returns a table without the entry that `write_flush` added to the schema metadata."""
     kept = {key: value for key, value in (rows.schema.metadata or {}).items() if key != ABOUT}
     return rows.replace_schema_metadata(kept or None)
 

@@ -17,7 +17,7 @@ ID_TYPE = np.dtype(f"S{ROW_ID_BYTES}")
 
 
 def key_ids(table: pa.Table, key: Sequence[str]) -> np.ndarray:
-    """Returns the ids of rows that a key identifies.
+    """Returns row ids that are hashes of the rows' values in the key columns.
 
     Args:
         table: Table of the rows, with the columns of the key.
@@ -37,7 +37,7 @@ def key_ids(table: pa.Table, key: Sequence[str]) -> np.ndarray:
 
 
 def from_arrow(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """Returns the ids of a column. A column of `binary(12)` in one piece is not copied."""
+    """Returns an Arrow column of ids as an array of `ID_TYPE`. A column of `binary(12)` in one piece is not copied."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if array.type != pa.binary(ROW_ID_BYTES):
         array = array.cast(pa.binary(ROW_ID_BYTES))
@@ -53,10 +53,10 @@ def to_arrow(ids: np.ndarray) -> pa.FixedSizeBinaryArray:
 
 
 def as_bytes(ids: np.ndarray) -> list[bytes]:
-    """Returns ids as Python values of twelve bytes each."""
+    """Returns an array of ids as a list of Python bytes of length twelve."""
     return [bytes(one) for one in ids.view(f"V{ROW_ID_BYTES}")]
 
 
 def from_bytes(values: Sequence[bytes]) -> np.ndarray:
-    """Returns an array of ids from Python values of twelve bytes each."""
+    """Returns an array of `ID_TYPE` from Python bytes of length twelve."""
     return np.frombuffer(b"".join(values), dtype=ID_TYPE)

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def to_json(value: Any) -> str:
-    """Returns a value as JSON. Bytes become base64; dates and other types that JSON lacks become their text."""
+    """Returns a value as JSON text. Bytes become base64; dates and other types that JSON lacks become their text."""
     return json.dumps(value, ensure_ascii=False, default=_plain)
 
 

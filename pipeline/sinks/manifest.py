@@ -35,8 +35,8 @@ class Manifest:
     Attributes:
         files: Files of results.
         failed_files: Files of dead letters.
-        counts: Counts of the results.
-        failed_counts: Counts of the dead letters.
+        counts: `Counts` of the rows in `files`.
+        failed_counts: `Counts` of the rows in `failed_files`.
         table_version: Version of the table that holds the results; None if the output is no table.
     """
 
@@ -75,7 +75,7 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Manifest:
-        """Returns the manifest that `as_dict` described."""
+        """Returns the manifest of which `as_dict` made the plain data."""
         return cls(
             [OutputFile(**file) for file in data["files"]],
             [OutputFile(**file) for file in data["failed_files"]],
@@ -86,6 +86,6 @@ class Manifest:
 
     @classmethod
     def read(cls, output: Storage) -> Manifest | None:
-        """Returns the manifest of an output folder; None if the output is not whole."""
+        """Returns the manifest of an output folder; None if there is none, as the output is not complete."""
         file = output / MANIFEST
         return cls.from_dict(json.loads(file.read_bytes())) if file.exists() else None

@@ -31,7 +31,8 @@ def order_parts(epoch: Epoch, parts: Sequence[Record], spec: OutputSpec) -> list
         spec: Format and place of the output.
 
     Returns:
-        A record of each file. The records are not written as commits: until the files are published, the parts count.
+        A record of each file. The records are not stored as commits, so the parts stay valid until the files are
+        published. The first record has the counts of all files, the others have none.
     """
     format = FORMATS[spec.format]
     everything = RowIndex(read_ids(epoch.work, part) for part in parts).sorted_ids()

@@ -162,5 +162,5 @@ class PartWriter:
         return True
 
     def _shown(self, rows: pa.Table) -> pa.Table:
-        """Returns the columns of a file. Dead letters keep the id, which identifies them when they run again."""
+        """Returns rows as a file holds them: results without ids, dead letters with ids, for when they run again."""
         return without_about(rows if self.kind == "failed" else rows.drop_columns([columns.ROW_ID]))

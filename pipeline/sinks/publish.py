@@ -54,7 +54,8 @@ def _close_parts(epoch: Epoch, spec: OutputSpec) -> dict[str, list[Record]]:
     """Closes the parts of all rows that are still in flushes.
 
     Returns:
-        The commits of all parts, by kind. The parts of ordered results follow on each other.
+        The commits of all parts, by kind. In an ordered output, the parts of results are rewritten in the order of the
+        input, and each begins after the last row of the part before.
     """
     records = read_records(epoch.work, epoch.records)
     parts = {}

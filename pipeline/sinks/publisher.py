@@ -21,7 +21,7 @@ class Publisher(ABC):
     @property
     @abstractmethod
     def log_names(self) -> Sequence[str]:
-        """Names of the entries of an output folder, besides its files, that belong to an output of this kind."""
+        """Names of the entries of an output folder that a commit writes besides the files, such as a table's log."""
 
     @abstractmethod
     def file_suffix(self, token: str) -> str:

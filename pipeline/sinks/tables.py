@@ -39,14 +39,15 @@ Group = tuple[list[Finished], pa.Table]
 
 
 def result_tables(rows: Sequence[Finished], schema: pa.Schema | None) -> tuple[list[Group], list[Finished]]:
-    """Returns tables of rows without an error, and the rows that do not fit a table.
+    """Makes tables of rows without an error, one for each set of column types, and finds the rows that fit no table.
 
     Args:
         rows: Rows without an error.
         schema: Columns and types; None to take them from the rows.
 
     Returns:
-        Tables with the column `columns.ROW_ID`, and the rows that cannot be written. The error of such a row says why.
+        The rows of each table with the table, which has the column `columns.ROW_ID`; and the rows that cannot be
+        written, whose `error` this function sets to the reason.
     """
     groups, unfit = _tables(rows, [one.row.data for one in rows], schema)
     for one in unfit:
@@ -55,14 +56,14 @@ def result_tables(rows: Sequence[Finished], schema: pa.Schema | None) -> tuple[l
 
 
 def failed_tables(rows: Sequence[Finished], schema: pa.Schema | None) -> list[Group]:
-    """Returns tables of dead letters.
+    """Makes tables of dead letters, one for each set of column types.
 
     Args:
         rows: Rows with an error.
         schema: Columns and types of the input; None to take them from the rows.
 
     Returns:
-        Tables with the columns of the input and the columns of `columns.error_types`.
+        The rows of each table with the table, which has the columns of the input and of `columns.error_types`.
     """
     types = columns.error_types()
     if schema is not None:

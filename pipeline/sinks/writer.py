@@ -43,8 +43,8 @@ class ResultWriter:
     """Writes the rows of all blocks of a process, results and dead letters, each row once.
 
     Each block has a thread. The thread enters `block`, appends rows as they finish, and leaves when all of them are
-    durable, so a call that Ray takes for done has lost no row. One more thread writes: after `flush_interval_s`, when
-    many rows wait, or when too many blocks wait for it to go on.
+    durable, so a call of Ray that returns has lost no row. One more thread writes: after `flush_interval_s`, when
+    many rows wait, or when too many blocks wait for their rows to be durable.
 
     Args:
         spec: Format and place of the output.
@@ -77,7 +77,8 @@ class ResultWriter:
         """Claims the rows of a block. At its end, the context waits until all appended rows are durable.
 
         Rows that are done are left out, because Ray repeats a call whose answer was lost. Of rows with the same id,
-        only the first one runs. If another block has claimed some of the rows, this call first waits for its end.
+        only the first one runs. If another block has claimed some of the rows, this call first waits until that block
+        ends.
 
         Args:
             ids: Row ids of the block, [num_rows].
@@ -103,7 +104,7 @@ class ResultWriter:
             block: The block of the row.
             row_id: Id of the row.
             row: The row; it is a dead letter if it has an error, otherwise a result.
-            generated: The row as generation left it.
+            generated: The row as generation left it, before `postprocess`. This form is counted.
         """
         with self._lock:
             self._finished.append((block, Finished(row_id, row, generated)))
@@ -111,7 +112,7 @@ class ResultWriter:
             self._wake_if_needed()
 
     def take_counts(self) -> Counts:
-        """Returns the counts of the rows written since the last call."""
+        """Returns the counts of the rows written since the last call of this method, and sets them to zero."""
         with self._lock:
             counts, self._counts = self._counts, Counts()
         return counts
@@ -153,7 +154,7 @@ class ResultWriter:
             self._much_to_write.notify()
 
     def _write_on(self) -> None:
-        """Writes finished rows in a loop. Its error is raised in the threads of all blocks."""
+        """Writes finished rows in a loop, which only an error ends. All threads of blocks raise the error."""
         try:
             while True:
                 with self._lock:

@@ -39,7 +39,7 @@ class TableFile:
         schema: Columns and types of the table.
         partition: One row with the columns that the file lacks because all of its rows have the same values.
         file_format: Name of the format of the file.
-        if_missing: Message for a user whose file is gone.
+        if_missing: Message of the error that is raised when the file does not exist.
     """
 
     url: str
@@ -59,7 +59,7 @@ class InputFile:
         storage: Place of the file.
         size: Size of the file in bytes; None if the store does not say.
         etag: Text that changes when the content changes.
-        table: The entry in the log of its table; None for a file outside of tables.
+        table: The entry for the file in the log of a table; None if the file belongs to no table.
     """
 
     ordinal: int
@@ -93,12 +93,12 @@ class Unit:
     num_bytes: int = 0
 
     def bounds(self) -> tuple[bytes, bytes]:
-        """Returns the least value of `columns.POSITION` in the unit, and the least value after it."""
+        """Returns the least `columns.POSITION` that a row of the unit can have, and the least one after the unit."""
         low, high = position_column(self.file.ordinal, [self.start, self.stop]).to_pylist()
         return low, high
 
     def first_rows(self, num_rows: int) -> Unit:
-        """Returns a unit of the first rows. The positions of this unit must be numbers of rows."""
+        """Returns a unit of at most the first `num_rows` rows. `start` of this unit must be a row, not a byte."""
         count = min(num_rows, self.stop - self.start)
         return replace(self, stop=self.start + count, num_rows=count)
 
@@ -144,26 +144,29 @@ def position_column(ordinal: int, positions: Sequence[int] | np.ndarray) -> pa.A
 
 
 def full_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns the columns of the tables that `SourceFormat.read` yields."""
+    """Returns a schema of the input with the columns that `SourceFormat.read` adds, `POSITION` and `READ_ERROR`."""
     return pa.schema([*schema, pa.field(columns.POSITION, POSITION_TYPE), pa.field(READ_ERROR, pa.string())])
 
 
 def finish_table(
     table: pa.Table, ordinal: int, positions: Sequence[int] | np.ndarray, errors: Sequence[str | None] | None = None
 ) -> pa.Table:
-    """Returns a table with positions and read errors. It may have no columns, so `positions` counts the rows."""
+    """Returns a table with the columns `POSITION` and `READ_ERROR` added, one row for each of `positions`.
+
+    `errors` has the reason why a row could not be read, or None. The given table may have no columns.
+    """
     reasons = pa.nulls(len(positions), pa.string()) if errors is None else pa.array(errors, pa.string())
     return pa.table([*table.columns, position_column(ordinal, positions), reasons], schema=full_schema(table.schema))
 
 
 def error_rows(schema: pa.Schema, ordinal: int, positions: Sequence[int], reason: str) -> pa.Table:
-    """Returns rows without values for pieces of the input that cannot be read."""
+    """Returns a table with a row of nulls for each position whose data cannot be read; `READ_ERROR` is `reason`."""
     nothing = pa.table([pa.nulls(len(positions), field.type) for field in schema], schema=_nullable(schema))
     return finish_table(nothing, ordinal, positions, [reason] * len(positions))
 
 
 def align(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Returns a table with exactly these columns. A missing column is null, and a column of another type is cast.
+    """Returns a table with exactly the columns of `schema`. A missing column is null; a column of another type is cast.
 
     Raises:
         ArrowInvalid: A value does not fit its column.
@@ -179,7 +182,7 @@ def align(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def unify(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Returns the columns of all files, with types that hold the values of all.
+    """Returns the columns of the schemas of all files; the type of a column holds its values in every file.
 
     Raises:
         ConfigError: No type holds the values of a column in all files.
@@ -207,6 +210,6 @@ def is_damage(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """Returns the first line of an error message."""
+    """Returns the first line of an error's message, or the name of the error's class if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -44,17 +44,17 @@ class UnitsDatasource(Datasource):
 
     @property
     def num_tasks(self) -> int:
-        """Number of tasks."""
+        """Number of tasks that `get_read_tasks` returns."""
         return len(self._groups)
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Returns the size of the files, because the size in memory is not known before they are read."""
+        """Returns the size of the units in their files, because the size in memory is unknown before they are read."""
         return sum(unit.num_bytes for unit in self._units)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: DataContext | None = None
     ) -> list[ReadTask]:
-        """Returns the tasks. Each yields small tables one after the other.
+        """Returns the tasks that read the units. Each task yields small tables one after the other.
 
         Args:
             parallelism: Ignored, because a task has a size that a worker reads in seconds.
@@ -74,7 +74,7 @@ class UnitsDatasource(Datasource):
 
 
 def _grouped(units: Sequence[Unit]) -> Iterator[list[Unit]]:
-    """Yields the units of each task."""
+    """Yields the units of each task: neighbouring units of at most `TASK_BYTES`, or more to keep to `MAX_TASKS`."""
     most = max(TASK_BYTES, sum(unit.num_bytes for unit in units) // MAX_TASKS)
     group: list[Unit] = []
     num_bytes = 0

@@ -76,12 +76,12 @@ def _files_at(place: Storage, format: str | None, versions: Mapping[str, int]) -
 
 
 def _table_at(folder: Storage) -> tuple[str, TableKind] | None:
-    """Returns name and kind of the table that a folder is, or None."""
+    """Returns the name and the kind of the table that a folder is; None for a folder that is no table."""
     return next(((name, table) for name, table in TABLES.items() if (folder / table.log_folder).is_dir()), None)
 
 
 def _refuse_parts_of_tables(place: Storage, found: Iterable[FileInfo]) -> None:
-    """Raises if files belong to a table, because some may hold rows that were deleted from the table."""
+    """Raises `ConfigError` if a file belongs to a table, because the file may hold rows deleted from the table."""
     for root in dict.fromkeys(_root_of(replace(place, url=one.url)) for one in found):
         if (table := _table_at(root)) is not None:
             raise ConfigError(
@@ -90,7 +90,7 @@ def _refuse_parts_of_tables(place: Storage, found: Iterable[FileInfo]) -> None:
 
 
 def _root_of(file: Storage) -> Storage:
-    """Returns the folder around a file and around the folders of its partitions, such as ``day=3/hour=7``."""
+    """Returns the folder above a file, and above the partition folders of the file, such as ``day=3/hour=7``."""
     folder = replace(file, url=file.url.rpartition("/")[0])
     while "=" in folder.name:
         folder = replace(folder, url=folder.url.rpartition("/")[0])

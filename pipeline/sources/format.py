@@ -23,7 +23,7 @@ class SourceFormat(ABC):
 
     @abstractmethod
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Returns the columns and the units of files, and reads little of them.
+        """Finds the columns and the units of files, and reads no more of the files than that takes.
 
         Args:
             files: The files.
@@ -41,11 +41,11 @@ class SourceFormat(ABC):
             schema: Columns and types.
 
         Yields:
-            Small tables with these columns, `columns.POSITION` and `READ_ERROR`.
+            Small tables with the columns of `schema`, `columns.POSITION` and `READ_ERROR`.
         """
 
     def row_bytes(self, table: pa.Table) -> float:
-        """Returns about how many bytes a row takes in the file: as many as in memory, unless a format knows better.
+        """Estimates the bytes that a row takes in the file: the bytes in memory, unless a format overrides this method.
 
         Args:
             table: Two or more rows that `read` has yielded.

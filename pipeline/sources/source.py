@@ -27,8 +27,8 @@ class Source:
 
     Attributes:
         files: The files, in the order of the input.
-        format: Name of their format in `FORMATS`.
-        schema: Columns and types.
+        format: Name of the files' format in `FORMATS`.
+        schema: Columns and types of the rows.
         units: The units that are read, in the order of the input.
         num_rows: Number of rows; None if it is not known before all files are read.
     """
@@ -86,11 +86,11 @@ class Source:
 
         Args:
             limit: Number of rows to read, from the beginning of the input; None for all.
-            is_done: Returns whether a unit can be skipped; None to read all units.
+            is_done: Function that returns whether a unit can be skipped; None to read all units.
 
         Returns:
-            Rows with the columns of the schema, `columns.POSITION` and `READ_ERROR`. The latter is null for a row, and
-            says why any other piece of the input is not a row.
+            Rows with the columns of the schema, `columns.POSITION` and `READ_ERROR`. `READ_ERROR` is null for a row
+            that was read, and otherwise the reason why a piece of the input is not a row.
         """
         units, max_rows = (self.units, None) if limit is None else _first_units(self.units, limit)
         # If rows are counted while they are read, the rows of finished units must be counted too.

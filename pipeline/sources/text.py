@@ -91,10 +91,10 @@ def _open(file: InputFile, opened: contextlib.ExitStack) -> Any:
 
 
 def chunks(records: Iterator[Line]) -> Iterator[tuple[list[int], list[bytes]]]:
-    """Yields the positions and the bytes of as many records as a table holds.
+    """Groups records into chunks of the size of a table, and yields the positions and the bytes of each chunk.
 
     Raises:
-        DamagedTextError: The records raised it. It is raised after the records before it were yielded.
+        DamagedTextError: `records` raised this error. The records before the damage have been yielded.
     """
     positions: list[int] = []
     texts: list[bytes] = []
@@ -117,12 +117,12 @@ def chunks(records: Iterator[Line]) -> Iterator[tuple[list[int], list[bytes]]]:
 
 
 def whole_file(file: InputFile) -> Unit:
-    """Returns a unit with the whole file."""
+    """Returns a unit that is the whole file."""
     return Unit(file, num_bytes=text_bytes(file))
 
 
 def text_bytes(file: InputFile) -> int:
-    """Returns about the number of bytes of the text of a file."""
+    """Returns the number of bytes of a file's text; of a compressed file, an estimate of the decompressed size."""
     return (file.size or 0) * (1 if compression_of(file.path) is None else GROWTH)
 
 
@@ -148,7 +148,7 @@ def take_samples(
 
     Args:
         units: The units.
-        look: Samples a unit, up to a number of bytes.
+        look: Function that samples a unit, up to a number of bytes.
 
     Returns:
         The samples, and the number of rows of each unit, None where it is not known.
@@ -173,7 +173,7 @@ def join_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Returns the type that holds the values of both types. If there is none, that is text, which can hold JSON."""
+    """Returns a type that holds the values of both types: text, which can hold JSON, if Arrow has no other type."""
     try:
         fields = [pa.schema([("value", kind)]) for kind in (one, other)]
         return pa.unify_schemas(fields, promote_options="permissive").field("value").type

@@ -83,27 +83,29 @@ class DeltaPublisher(Publisher):
 
 
 def table_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns the columns that a table has for the columns of a result, with types that hold their values.
+    """Returns the schema of the Delta table that stores results, with table types that hold the values of each column.
 
     Args:
         schema: Columns and types of the result.
 
     Raises:
-        ConfigError: A table has no type for a column, or the library is not installed.
+        ConfigError: A Delta table has no type for a column, or the package `deltalake` is not installed.
     """
     require_delta()
     return pa.schema([(field.name, _table_type(field)) for field in schema])
 
 
 def schema_text(schema: pa.Schema) -> str:
-    """Returns columns and types in the form of a table's log."""
+    """Returns a schema as the JSON text with which the log of a Delta table describes it."""
     from deltalake import Schema
 
     return Schema.from_arrow(schema).to_json()
 
 
 def commit(table: Storage, planned: TableCommit) -> int:
-    """Adds files to a table by a commit, unless it was made before. A table that does not exist is created.
+    """Makes files the content of a Delta table, or adds them to it, by a commit, unless the commit was made before.
+
+    If the files are the whole content, a table that does not exist is created.
 
     Args:
         table: The table's folder, which holds the files.
@@ -113,7 +115,7 @@ def commit(table: Storage, planned: TableCommit) -> int:
         The number of the version.
 
     Raises:
-        ConfigError: The table to add files to does not exist, or the library is not installed.
+        ConfigError: The table to add files to does not exist, or the package `deltalake` is not installed.
         StorageError: The commit failed, and readers see nothing of it.
     """
     app_id = f"millrace-{planned.token}"
@@ -156,7 +158,7 @@ def _added(file: dict[str, Any]) -> AddAction:
 
 
 def _version_of(table: Storage, newest: int, app_id: str) -> int:
-    """Returns the version that a commit made: the newest one, unless other writers have committed afterwards."""
+    """Returns the version whose log file names `app_id`, the id of the commit, by a search back from `newest`."""
     logs = ((version, table / DELTA_LOG / f"{version:020}.json") for version in range(newest, -1, -1))
     return next(version for version, log in logs if app_id in log.read_text())
 

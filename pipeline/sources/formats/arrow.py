@@ -33,7 +33,7 @@ class ArrowFormat(SourceFormat):
     extensions = (".arrow", ".arrows", ".feather", ".ipc")
 
     def look(self, files: Sequence[InputFile]) -> Look:
-        """Returns the columns by the schemas of the files, and the units. The rows of small files are counted."""
+        """Reads the schemas of the files, and returns the columns and units. The rows of small files are counted."""
         is_small = sum(file.size or LOOK_BYTES for file in files) <= LOOK_BYTES
         looks = [_look_at(file, is_small) for file in files]
         return Look(unify([schema for schema, _ in looks]), [unit for _, unit in looks])

@@ -111,7 +111,7 @@ def parse_records(
 
 
 def _look_through(unit: Unit, max_bytes: int) -> Sample:
-    """Returns the columns of a sample of a file, the first records, with the types that Arrow finds in them."""
+    """Samples the first records of a file, about `max_bytes`; Arrow finds the types of the columns in them."""
     records = iter_records(iter_lines(unit.file))
     names = _header(unit.file, records)
     texts: list[bytes] = []
@@ -151,7 +151,7 @@ def _header(file: InputFile, records: Iterator[Line]) -> list[str]:
 def _parse(
     text: bytes, names: Sequence[str], convert: pyarrow.csv.ConvertOptions, on_invalid: object = None
 ) -> pa.Table:
-    """Returns the table of a text, parsed as one block, so that Arrow looks at all values to find a type."""
+    """Parses CSV text into a table, as one block, so that Arrow looks at all values of a column to find its type."""
     return pyarrow.csv.read_csv(
         pa.BufferReader(text),
         pyarrow.csv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(text) + 1),

@@ -61,7 +61,7 @@ class JsonLinesFormat(SourceFormat):
             )
 
     def row_bytes(self, table: pa.Table) -> float:
-        """Returns the mean distance between the starts of two lines that follow on each other."""
+        """Estimates the bytes of a row in the file: the mean distance between the starts of consecutive lines."""
         first, last = (int.from_bytes(table[columns.POSITION][row].as_py()[4:]) for row in (0, table.num_rows - 1))
         return (last - first) / (table.num_rows - 1)
 
@@ -127,7 +127,7 @@ def _lines(unit: Unit) -> Iterator[Line]:
 
 
 def _look_through(unit: Unit, max_bytes: int) -> Sample:
-    """Returns a sample of a unit, the first lines, with types that hold their values."""
+    """Samples the first lines of a unit, about `max_bytes`, and finds column types that hold their values."""
     types: dict[str, pa.DataType] = {}
     num_rows = num_bytes = 0
     try:
@@ -157,14 +157,14 @@ def _type_of(values: Iterable[Any]) -> pa.DataType:
 
 
 def _fit(value: Any, schema: pa.Schema, name: str) -> Any:
-    """Returns a value for a column, as JSON text if the column is text and the value is not."""
+    """Returns a value for column `name`: as JSON text if the column is text and the value is not, else unchanged."""
     if value is None or isinstance(value, str) or name not in schema.names or schema.field(name).type != pa.string():
         return value
     return json.dumps(value, ensure_ascii=False)
 
 
 def _misfit(row: dict[str, Any], schema: pa.Schema) -> str | None:
-    """Returns the reason why a row does not fit the schema, or None."""
+    """Returns the reason why a row does not fit the schema; None if the row fits."""
     for field in schema:
         try:
             pa.array([row.get(field.name)], field.type)
@@ -176,7 +176,7 @@ def _misfit(row: dict[str, Any], schema: pa.Schema) -> str | None:
 
 
 def _refuse_array(file: InputFile, line: bytes) -> None:
-    """Raises if a file is one JSON array. Otherwise each line of the array would become a dead letter."""
+    """Raises if the first line of a file opens a JSON array, each line of which would become a dead letter."""
     if line.strip() in (b"[", b"[{"):
         raise ConfigError(f"input {file.path!r} is one JSON array; write one object per line instead")
 

@@ -32,7 +32,7 @@ def table_files(place: Storage, version: int | None) -> list[InputFile]:
         version: The version; None for the newest.
 
     Raises:
-        ConfigError: The table cannot be read, cannot be read file by file, or has no file.
+        ConfigError: The table cannot be read, has no file, or has rows that differ from the rows of its files.
     """
     table = open_table(place, version)
     _check_features(place, table)
@@ -57,12 +57,12 @@ def _table_file(ordinal: int, place: Storage, version: int, schema: pa.Schema, a
 
 
 def _partition(values: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """Returns one row with the columns that are in the log of the table, and not in its file."""
+    """Returns one row with the partition columns of a file: the log of the table has their values, the file has not."""
     return pa.Table.from_pylist([values], pa.schema([schema.field(name) for name in values]))
 
 
 def _place_of(path: str, table: Storage) -> Storage:
-    """Returns the place of a file. Its path is quoted like a URL, and absolute if the file belongs to another table."""
+    """Returns the place of a file from its path in the log, which is URL-quoted, and may be a URL outside the table."""
     if "://" in path:
         return Storage.at(unquote(path), options=table.options)
     return table / unquote(path)
@@ -75,7 +75,7 @@ def _check_features(place: Storage, table: DeltaTable) -> None:
 
 
 def _obstacles(table: DeltaTable) -> Iterator[str]:
-    """Yields the reasons why the rows of a table differ from the rows of its files."""
+    """Yields the features in use for which the rows of a table may differ from the rows of its files."""
     features = set(table.protocol().reader_features or ())
     if unknown := sorted(features - HARMLESS):
         yield f"it uses {', '.join(unknown)}"
