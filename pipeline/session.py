@@ -25,7 +25,7 @@ ANSWER_TIMEOUT_S = 5.0
 
 
 def cluster_address() -> str | None:
-    """Returns the address of the cluster for a job: RAY_ADDRESS, or else a cluster that `ray start` left running here.
+    """Returns the address of a job's cluster: RAY_ADDRESS, or else a cluster that `ray start` left on this machine.
 
     The function tries to connect first, because Ray itself silently waits minutes for a cluster that has ended.
 

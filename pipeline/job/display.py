@@ -29,7 +29,7 @@ class ProgressView:
     A terminal has a live view. Any other output gets a plain line every `PLAIN_INTERVAL_S`.
 
     Args:
-        console: The output.
+        console: Console that the progress is written to.
     """
 
     def __init__(self, console: Console) -> None:

@@ -61,7 +61,7 @@ class Identity:
     column: str = columns.POSITION
 
     def ids_of(self, table: pa.Table) -> np.ndarray:
-        """Returns the ids of rows, [num_rows]. A row whose key has no value is identified by its position."""
+        """Returns the ids of rows, [num_rows]: values of `column`, or hashes of the key (a position if it is null)."""
         if self.key is None:
             return row_id.from_arrow(table[self.column])
         ids = row_id.key_ids(table, self.key)
@@ -77,8 +77,8 @@ class PrepareNew:
     Args:
         make_stages: Makes the stages.
         identity: The columns that identify a row.
-        work: The work folder.
-        records: Names of the records of earlier runs in it.
+        work: The work folder of the job.
+        records: Names of the records that earlier runs have left in the work folder.
         stop_on_error: Whether a piece of the input that is not a row stops the job.
     """
 
@@ -96,7 +96,7 @@ class PrepareNew:
         self._done = RowIndex(read_ids(work, one) for one in read_records(work, records))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Runs the stages over the rows of a block, without the rows that are done."""
+        """Runs the stages over the rows of a block that are not done; returns them as by `pack`, with their row ids."""
         ids = self._identity.ids_of(table)
         is_new = ~self._done.contains(ids)
         if not is_new.all():
@@ -113,7 +113,7 @@ class PrepareNew:
 
 
 def read_row(values: dict[str, Any]) -> Row:
-    """Returns the row of the columns that a source has read, or an error row if they are not a row.
+    """Returns a row with the columns that a source has read; an error row for a piece of the input that is no row.
 
     Args:
         values: The columns without `NOT_INPUT`. A piece of the input that is not a row has the reason in `READ_ERROR`,
@@ -142,7 +142,7 @@ class GenerateAndWrite:
         self._writer = ResultWriter(spec, max_blocks)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Runs the stages over a block of rows and writes each row as soon as it has passed."""
+        """Runs all stages over a block, writes each row when it leaves the last one, and returns the counts of rows."""
         with self._writer.block(row_id.from_arrow(table[columns.ROW_ID])) as block:
             rows = [row for row, is_new in zip(unpack(table), block.is_new, strict=True) if is_new]
             ids = dict(zip(map(id, rows), block.row_ids, strict=True))
@@ -153,7 +153,7 @@ class GenerateAndWrite:
         return pa.table({COUNTS: [json.dumps(self._writer.take_counts().as_dict())]})
 
     def _generated(self, rows: list[Row]) -> Iterator[Row]:
-        """Yields rows as they are generated. Stages after the first see them one by one."""
+        """Yields each row when it is generated. Stages after the first get the rows one by one."""
         if not self._generate:
             yield from rows
             return

@@ -61,7 +61,7 @@ EXAMPLES = {
 
 
 def job_template(name: str) -> str:
-    """Returns the text of a job file.
+    """Returns the text of an example job file, whose comments explain the fields and show their defaults.
 
     Args:
         name: Name of the file, as its comments call it.
@@ -71,7 +71,7 @@ def job_template(name: str) -> str:
 
 
 def sample_rows() -> str:
-    """Returns rows for the bundled model, as lines of JSON."""
+    """Returns some lines of invoices as rows for the bundled model: a JSON object per line."""
     table = pq.read_table(PACKAGE / "examples" / "invoices" / "invoices.parquet", columns=["line"])
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.slice(0, NUM_ROWS).to_pylist())
 

@@ -23,11 +23,11 @@ Places = dict[str, str]
 
 
 def load_job(path: str | Path | None, *, settings: Iterable[str] = (), **overrides: Any) -> JobConfig:
-    """Reads a job.
+    """Reads a job from a file, the environment and the arguments, and checks it.
 
     Args:
-        path: A YAML file with the fields of `JobConfig`; None for no file. Its relative paths start at its own folder,
-            all others at the current one.
+        path: A YAML file with the fields of `JobConfig`; None for no file. Relative paths in the file start at the
+            folder of the file, all other relative paths at the current folder.
         settings: Fields as on the command line: ``"batch_size=32"``, ``"engine.max_num_seqs=64"``.
         **overrides: Fields that replace the fields of the file and of the environment, unless they are None.
 
@@ -93,7 +93,7 @@ def read_setting(setting: str) -> tuple[str, str]:
 
 
 def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Places]:
-    """Returns the fields from the environment and the command line, and the place of each."""
+    """Returns the fields of the environment and the command line, and the place where each was written."""
     values: dict[str, Any] = {}
     places: Places = {}
     for name, text in job_variables().items():
@@ -109,7 +109,7 @@ def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tupl
 
 
 def _parsed(path: str, text: str, place: str) -> Any:
-    """Returns a text as a YAML value. A text field takes it unchanged, unless the field allows a list and it is one."""
+    """Returns the value of a text: the text itself for a text field (unless it is an allowed list), else its YAML."""
     field = JobConfig.model_fields.get(path)
     kinds = () if field is None else (field.annotation, *get_args(field.annotation))
     if str in kinds and not (list[str] in kinds and text.startswith("[")):
@@ -133,7 +133,7 @@ def _put(values: dict[str, Any], places: Places, path: str, value: Any, place: s
 
 
 def _joined(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns values with later ones over them. A field that holds fields is joined field by field."""
+    """Returns fields in which later values replace earlier ones; a field that holds fields is joined field by field."""
     joined = copy.copy(dict(values))
     for name, value in later.items():
         inside = joined.get(name)
@@ -174,7 +174,7 @@ def _checked(values: Mapping[str, Any], places: Places, file: str = "") -> JobCo
 
 
 def _with_place(places: Places, file: str, problem: str) -> str:
-    """Returns a problem with the place of the field that it is about in front."""
+    """Returns an error message with, at its start, the place of the field that the message is about."""
     path = find_field(problem, places)
     place = file if path is None else places[path]
     return f"{place}: {problem}" if place else problem
@@ -195,7 +195,7 @@ def find_field(problem: str, paths: Iterable[str]) -> str | None:
     words, quoted = re.findall(r"\w+", problem), re.findall(r"'(\w+)'", problem)
 
     def rank(path: str) -> tuple[bool, int, int, int]:
-        """Returns a sort key: quoted names first, then mentioned outer fields, inner paths, early mentions."""
+        """Returns a sort key: quoted names first, then few unmentioned outer names, deep paths, early mentions."""
         *around, name = path.split(".")
         unmentioned = sum(not part.isdigit() and part not in words for part in around)
         return name not in quoted, unmentioned, -len(around), words.index(name)
@@ -215,7 +215,7 @@ def _path_in(problem: str) -> str | None:
 
 
 def _outwards(path: str | None) -> Iterator[str]:
-    """Yields a path and the paths around it, the innermost first."""
+    """Yields a dotted path and the paths of the fields around it, the innermost first: ``a.b``, then ``a``."""
     while path:
         yield path
         path = path.rpartition(".")[0]

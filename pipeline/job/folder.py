@@ -120,7 +120,7 @@ class JobFolder:
         return (self.work / RETRY).exists()
 
     def read_state(self) -> JobState | None:
-        """Returns the job that began here, or None.
+        """Returns the description of the job that began in this folder; None if no job did.
 
         Raises:
             ConfigError: The description of the job is damaged, or another version has written it.
@@ -196,8 +196,8 @@ class JobFolder:
     def clear(self, publisher: Publisher) -> None:
         """Removes the job in this folder, its manifest first, so that readers ignore the remaining files.
 
-        The description of the job stays until the next job writes its own. After a death in between, the folder is
-        still known as ours.
+        The description of the job stays until the next job writes its own, so that a run recognises the folder as ours
+        even if the process died in between.
 
         Args:
             publisher: The publisher of the next job. A table keeps its older versions.

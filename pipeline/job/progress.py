@@ -119,7 +119,7 @@ class ProgressMonitor:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if kind is None:  # The last rows have finished since the last look.
+        if kind is None:  # The last rows have finished since the thread last read the counts.
             self._try_to_look()
 
     def finish(self, counts: Counts) -> Run:
@@ -178,7 +178,7 @@ class ProgressMonitor:
         )
 
     def _eta(self, num_done: int, now_s: float) -> tuple[float | None, str]:
-        """Returns the remaining seconds, and the rate that they follow from."""
+        """Returns the remaining seconds and their basis, a rate, in words; None and "" while they are not known."""
         if self._recorder.ready_s is None or self._num_rows is None:
             return None, ""
         if not self._done:

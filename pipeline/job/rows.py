@@ -42,7 +42,7 @@ class MakePrompt:
         return cls(tuple(job.templates()), roles, job.sampling)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns the columns that the stages read. Columns of the input with these names are replaced."""
+        """Returns the prompt or messages, the sampling parameters and the row itself, as columns to merge into it."""
         if row.get(READ_ERROR) is not None:
             raise PromptTypeError(row[READ_ERROR])
         asked: dict[str, Any] = {columns.INPUT: row, columns.SAMPLING_PARAMS: self.sampling, columns.MODEL: None}

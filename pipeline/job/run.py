@@ -105,7 +105,7 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
 
 
 def prepare_resume(output: str, endpoint_url: str | None = None, **changes: Any) -> PreparedJob:
-    """Checks the unfinished job of an output folder, so that it can go on.
+    """Checks the unfinished job of an output folder, or its unfinished retry, so that a run can continue it.
 
     Args:
         output: The folder.
@@ -218,7 +218,7 @@ def retry_failed(output: str, **options: Any) -> JobSummary:
 
 
 def _begin(prepared: PreparedJob) -> None:
-    """Writes the description of the job into its folder, so that a later run can resume it."""
+    """Clears the folder of a new job and describes the job there, or marks a retry, so that a later run can resume."""
     folder = prepared.folder
     if prepared.resumes:
         return
@@ -253,7 +253,7 @@ def _read(prepared: PreparedJob, done: Done) -> Dataset:
 
 
 def _is_done(unit: Unit, index: RowIndex) -> bool:
-    """Returns whether every row of a unit is done, by the positions in the index. Ids made of a key never match."""
+    """Returns whether the index has the position of each row of a unit; False where ids are hashes of a key."""
     return unit.num_rows is not None and index.count_between(*unit.bounds()) == unit.num_rows
 
 
@@ -287,7 +287,7 @@ def _read_schema(text: str) -> pa.Schema:
 
 
 def _with_read_error(schema: pa.Schema) -> pa.Schema:
-    """Returns a schema with the column of read errors, because a dead letter keeps the reason that it is not a row."""
+    """Adds the column of read errors to a schema: a dead letter says there why a piece of the input is no row."""
     return schema.append(pa.field(READ_ERROR, pa.string()))
 
 

@@ -29,7 +29,7 @@ def processor_config(
 
     Args:
         job: The job.
-        num_rows: Rows of its input; None if there are too many to count.
+        num_rows: Rows of the job's input; None, for an unknown number, counts as a large input.
         task_type: The task of the model.
 
     Raises:
@@ -55,7 +55,7 @@ def block_rows(num_rows: int | None) -> int:
     """Returns the rows of a block for a job without `batch_size`.
 
     Args:
-        num_rows: Rows of its input; None if there are too many to count.
+        num_rows: Rows of the job's input; None, for an unknown number, counts as a large input.
     """
     return LARGE_BLOCK_ROWS if num_rows is None or num_rows >= LARGE_INPUT_ROWS else SMALL_BLOCK_ROWS
 

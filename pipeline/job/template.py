@@ -21,11 +21,11 @@ from ...engine.errors import ConfigError, PromptTypeError, unknown_key_message
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A parsed template.
+    """A text with {column} fields, parsed, which the values of a row fill.
 
     Attributes:
         text: The text of the template.
-        parts: Pairs of a text and the column after it. The last column may be None.
+        parts: Pairs of a text and the name of the column whose value follows the text; None if no value follows.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Template:
 
     @classmethod
     def parse(cls, text: str) -> Template:
-        """Parses a template.
+        """Returns the parsed template of a text.
 
         Args:
             text: Text with {column} fields; ``{{`` and ``}}`` stand for braces.
@@ -74,7 +74,7 @@ class Template:
                 raise ConfigError(unknown_key_message("the input", name, names).replace("field", "column", 1))
 
     def render(self, row: Mapping[str, Any]) -> str:
-        """Fills the template from a row.
+        """Returns the text of the template with the values of a row in place of the fields.
 
         Args:
             row: The columns of the row.

@@ -65,7 +65,7 @@ class Done:
 
     @classmethod
     def find(cls, work: Storage) -> Done:
-        """Returns the finished rows in a work folder. Records that a former run writes from now on do not count."""
+        """Begins an epoch, which voids records that former runs still write, and returns the rows finished so far."""
         epoch = Epoch.open(work)
         return cls(epoch.records, Counts.sum(one.counts for one in read_records(work, epoch.records)), work)
 
@@ -118,8 +118,8 @@ def write_results(
     """Writes the results of a dataset to files, each row once, even if processes die.
 
     After an interruption, a call with the same output resumes where the first one stopped. A call for a complete output
-    does nothing. Both check that the processor's settings are the same; the caller ensures that its functions and the
-    dataset are.
+    does nothing. Both check that the processor has the settings of the first call; the caller ensures that its
+    functions and the dataset are the same too.
 
     Args:
         processor: The processor. Its `postprocess` returns the columns of the output.

@@ -4,8 +4,8 @@
     dataset -> Prepare -> the operator of a writer -> counts of rows           rows that are written as they finish
 
 Prepare runs `preprocess` and the stages before the backend. Generate runs the backend's stage. Finish runs the stages
-after it and `postprocess`. A processor without a backend has no Generate. A writer replaces
-operators by its own, which run the same stages.
+after the backend and `postprocess`. A processor without a backend has no Generate. A writer replaces these operators by
+operators of its own, which run the same stages.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class OperatorSpec:
 
 @dataclass(frozen=True)
 class Operators:
-    """The operators of a processor.
+    """The operators of a processor, and the settings of the chain that `assemble` makes of them.
 
     Attributes:
-        block_rows: Most rows of a block.
-        prepare: `preprocess` and the stages before the backend.
-        generate: The backend's stage; None if there is no backend.
-        finish: The stages after the backend and `postprocess`.
+        block_rows: Most rows of a block of the dataset; larger blocks are split before the first operator.
+        prepare: Operator that runs `preprocess` and the stages before the backend.
+        generate: Operator that runs the backend's stage; None if there is no backend.
+        finish: Operator that runs the stages after the backend and `postprocess`.
         mark_success: Whether rows without an error get an empty `__inference_error__`.
         schema: Columns and types of the result; None for the columns that the rows hold.
     """
@@ -85,7 +85,7 @@ def assemble(dataset: Dataset, operators: Operators, writer: Writer | None = Non
         writer: Supplier of the operators that write the rows; None for one row of the result per row of the input.
 
     Returns:
-        A lazy dataset.
+        A lazy dataset of the rows that the last operator returns.
     """
     result = without_large_blocks(dataset, operators.block_rows)
     for kind, arguments, spec in _links(operators) if writer is None else writer.links(operators):
@@ -102,7 +102,7 @@ def assemble(dataset: Dataset, operators: Operators, writer: Writer | None = Non
 
 
 def _links(operators: Operators) -> Iterator[Link]:
-    """Yields the operators that return a result for each row."""
+    """Yields the operators of a chain without a writer, which return a result for each row, in order."""
     yield Prepare, [operators.prepare.make_stages], operators.prepare
     if operators.generate is not None:
         yield Generate, [operators.generate.make_stages], operators.generate
@@ -110,10 +110,10 @@ def _links(operators: Operators) -> Iterator[Link]:
 
 
 def make_stages(specs: Sequence[StageSpec], user: UserFunction, *, stop_on_error: bool) -> list[Stage]:
-    """Returns the stages of one operator on the CPU, in order.
+    """Makes the stages of one operator on the CPU and returns them in order, with the stage of the user's function.
 
     Args:
-        specs: The stages, in order.
+        specs: Specs of the stages, in order.
         user: The function `preprocess`, which runs before the stages, or `postprocess`, which runs after them.
         stop_on_error: Whether the first failed row stops the job.
     """
@@ -133,10 +133,11 @@ def _made(spec: StageSpec) -> Stage:
 
 
 def without_large_blocks(dataset: Dataset, max_rows: int) -> Dataset:
-    """Splits large blocks, so that the engine starts on the first rows while the last rows are still being read.
+    """Returns the dataset in blocks of at most `max_rows` rows.
 
-    Splitting takes a task per block, even for a block that stays whole, and a task costs as much as many rows. A
-    dataset whose blocks exist already and are small is therefore returned unchanged.
+    With small blocks, the engine starts on the first rows while the last rows are still being read. Splitting takes a
+    Ray task per block, even for a block that stays whole, and a task costs as much as many rows. A dataset whose
+    blocks exist already and are small is therefore returned unchanged.
 
     Args:
         dataset: Any dataset.

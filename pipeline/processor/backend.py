@@ -12,9 +12,9 @@ from .stage_spec import StageInfo
 
 
 class Backend(ABC):
-    """The stage that waits for answers, and the start and end of the engine or server that gives them.
+    """The part of a processor that answers rows: the stage that waits for answers, and the engines behind the stage.
 
-    A backend has an operator of its own, which works on many blocks at once.
+    A backend has an operator of its own, which works on many blocks at once. The backend of a server starts no engines.
 
     Args:
         info: Name, settings and columns of the stage.
@@ -46,7 +46,7 @@ class Backend(ABC):
         return None
 
     def wait_ready(self, timeout_s: float | None = None) -> None:  # noqa: B027  # most backends have nothing to load
-        """Waits until the backend can answer rows.
+        """Waits until the backend can answer rows; returns at once if the backend loads no model.
 
         Args:
             timeout_s: Most seconds to wait.

@@ -26,11 +26,11 @@ def build_engine_processor(
     *,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Processor:
-    """Builds the processor of our engine.
+    """Builds a processor that runs a model on the engine of this package.
 
     Args:
         config: Settings of the processor.
-        functions: `preprocess`, `postprocess` and their map kwargs.
+        functions: Keyword arguments of `Processor`: `preprocess`, `postprocess` and their map kwargs.
         chat_template_kwargs: Variables of the chat template, which replace those in the settings of the stage.
     """
     resolve_model(config.model_source)
@@ -41,17 +41,17 @@ def build_engine_processor(
 
 
 def build_http_processor(config: HttpRequestProcessorConfig, functions: Mapping[str, Any]) -> Processor:
-    """Builds the processor of an HTTP endpoint."""
+    """Builds a processor that posts rows to an HTTP endpoint; `functions` is as in `build_engine_processor`."""
     return Processor(config, [http_backend(config)], **functions)
 
 
 def build_serve_processor(config: ServeDeploymentProcessorConfig, functions: Mapping[str, Any]) -> Processor:
-    """Builds the processor of a deployment of Ray Serve."""
+    """Builds a processor that calls a Ray Serve deployment; `functions` is as in `build_engine_processor`."""
     return Processor(config, [serve_backend(config)], **functions)
 
 
 class ProcessorBuilder:
-    """Finds the function that builds the processor of a config.
+    """A registry of builders: for each class of configs, the function that builds the processor of a config.
 
     The builders of this package are always known; `register` adds one for another config class.
     """
@@ -110,7 +110,7 @@ class ProcessorBuilder:
         Args:
             config: Settings of the processor.
             builder_kwargs: Further keyword arguments of the builder.
-            **functions: The user's functions, as `Processor` takes them.
+            **functions: Keyword arguments of `Processor`: `preprocess`, `postprocess` and their map kwargs.
 
         Raises:
             ConfigError: The config has no builder, or the builder does not take one of the arguments.
@@ -158,11 +158,10 @@ def build_llm_processor(
         postprocess: Function of a row with the columns of the stages that returns the row of the result. None keeps all
             columns.
         preprocess_map_kwargs: Resources of the operator in which `preprocess` runs, and `fn_args` and `fn_kwargs` for
-            it.
-        postprocess_map_kwargs: The same for `postprocess`.
+            `preprocess`.
+        postprocess_map_kwargs: Resources and arguments of the same kind for `postprocess`.
         builder_kwargs: Further arguments of the builder. The builder of an engine takes `chat_template_kwargs`,
-            variables of
-            the chat template.
+            variables of the chat template.
         stages: Stages of the user, each with its place among the stages of the processor.
 
     Returns:

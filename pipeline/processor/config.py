@@ -73,11 +73,11 @@ class ProcessorConfig(Settings):
     """Settings of any processor.
 
     Attributes:
-        batch_size: Rows per block between stages. Rows of all blocks share the engine, so this does not limit a step.
+        batch_size: Rows per block between stages. Rows of all blocks share the engine, so the number limits no step.
         accelerator_type: Kind of accelerator that a replica asks for, such as ``"H100"``.
         concurrency: Number of replicas; with (min, max), the number follows the amount of work.
         should_continue_on_error: Whether a failed row becomes an error row (`__inference_error__`) or stops the job.
-        runtime_env: Ray runtime environment of our operators, and of the replicas.
+        runtime_env: Ray runtime environment of the processor's operators, and of the replicas.
     """
 
     batch_size: int = Field(default=128, gt=0)
@@ -117,7 +117,7 @@ STAGE_CONFIGS: dict[str, type[StageConfig]] = {
 if TYPE_CHECKING:
 
     class StageFields(ProcessorConfig):
-        """The fields of the declared stages. They are repeated here for editors and type checkers."""
+        """A config with a field for the settings of each declared stage, written out for editors and type checkers."""
 
         chat_template_stage: ChatTemplateStageConfig = ChatTemplateStageConfig()
         tokenize_stage: TokenizerStageConfig = TokenizerStageConfig()
@@ -144,13 +144,15 @@ class EngineProcessorConfig(StageFields):
         deduplicate: Whether identical requests run once and share the output.
         num_cpus_per_replica: CPUs that a replica asks Ray for; None for an equal share of the CPUs that remain beside
             one read task and our operators, at most 1.
-        num_gpus_per_replica: GPUs that a replica asks Ray for; None for 1 if the cluster has GPUs, otherwise 0.
+        num_gpus_per_replica: GPUs that a replica asks Ray for; None for one per rank if the engine runs on GPUs,
+            otherwise 0.
         placement_group_config: Resources of each rank of a replica (`bundle_per_worker` or `bundles`) and the spread of
-            ranks over nodes (`strategy`). It replaces the CPUs and GPUs above.
+            ranks over nodes (`strategy`). It replaces the settings `num_cpus_per_replica` and
+            `num_gpus_per_replica`.
         max_pending_requests: Most rows in flight at the replicas, whatever the size of blocks; 0 or less for no limit;
-            None for four times the replicas' `max_num_seqs`.
-        max_concurrent_batches: Most blocks under way in the generate stage; None for the number that holds the rows in
-            flight, and a few more.
+            None for four times the sequences that all replicas can run at once.
+        max_concurrent_batches: Most blocks under way in the generate stage; None for as many as hold the most rows
+            in flight, and two more, but at least 4 and at most 128.
         max_tasks_in_flight_per_actor: Most blocks submitted to the generate stage; None for twice the number under way.
         chat_template_stage: Stage that renders `messages`: on, off, or its settings.
         tokenize_stage: Stage that tokenises `prompt` outside of the engine.
@@ -283,7 +285,7 @@ vLLMEngineProcessorConfig = EngineProcessorConfig  # noqa: N816  # Ray Data LLM 
 
 
 def _translate(values: dict[str, Any]) -> dict[str, Any]:
-    """Replaces settings that only Ray Data LLM has, or once had, by ours. It warns, or raises for a missing feature."""
+    """Returns settings with names of Ray Data LLM replaced or dropped; raises if one asks for a missing feature."""
     for name, feature in NOT_YET.items():
         value = values.pop(name, None)
         if value and not (isinstance(value, Mapping) and value.get("enabled") is False):

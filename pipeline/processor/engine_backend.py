@@ -42,7 +42,8 @@ class EngineBackend(Backend):
 
     Args:
         config: Settings of the processor.
-        start_pool: Function that starts a pool with a config.
+        start_pool: Function that starts a pool with a `PoolConfig`, or joins the pool of the job that runs the same
+            engine.
         make_client: Function that connects a worker to the pool; None for a `PoolClient` with the limit on pending
             requests of the config.
     """
@@ -100,7 +101,7 @@ class EngineBackend(Backend):
 
 
 def make_engine_stages(config: EngineProcessorConfig, pool_name: str, make_client: MakeClient) -> list[Stage]:
-    """Returns the stage that sends rows to the engines, in a list.
+    """Returns a list with one stage, which sends rows to the engines.
 
     Args:
         config: Settings of the processor.

@@ -1,8 +1,8 @@
 """The three operators of Ray Data that a row passes: `Prepare`, `Generate`, `Finish`.
 
 Each is a class for `Dataset.map_batches`, which maps a block to a block. Between the operators a row is pickled in one
-binary column, so that its values keep their exact types. Only prepare reads ordinary columns, and only
-finish writes them.
+binary column, so that its values keep their exact types. Only `Prepare` reads ordinary columns, and only `Finish`
+writes them.
 
 A call returns one block, in the order of its input. Ray repeats a call whose process died. If a call handed out several
 blocks in order of completion, rows of its first attempt could stand beside rows of the second, some of them twice. The
@@ -29,17 +29,17 @@ PROTOCOL = 5
 
 
 class Prepare:
-    """An operator that makes rows of the columns of a dataset, and runs the stages before the backend over them.
+    """An operator that reads a dataset's blocks into `Row` objects and runs the stages before the backend over them.
 
     Args:
-        make_stages: Makes the stages.
+        make_stages: Function that makes the stages, in the process that runs them.
     """
 
     def __init__(self, make_stages: MakeStages) -> None:
         self._stages = make_stages()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Runs the stages over a block of the dataset."""
+        """Runs the stages over a block of the dataset and returns its rows as a block of `pack`."""
         return pack(run_stages(self._stages, [Row.read(columns) for columns in table.to_pylist()]))
 
 
@@ -47,22 +47,22 @@ class Generate:
     """An operator that runs the stage of the backend over rows. Several calls run at once, in threads.
 
     Args:
-        make_stages: Makes the stages.
+        make_stages: Function that makes the stages, in the process that runs them.
     """
 
     def __init__(self, make_stages: MakeStages) -> None:
         self._stages = make_stages()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Runs the stages over a block of rows."""
+        """Runs the stages over the rows of a block of `pack` and returns a block of the same form with the rows."""
         return pack(run_stages(self._stages, unpack(table)))
 
 
 class Finish:
-    """An operator that runs the last stages over rows and writes the columns of the result.
+    """An operator that runs the stages after the backend over rows and returns the columns of the result.
 
     Args:
-        make_stages: Makes the stages.
+        make_stages: Function that makes the stages, in the process that runs them.
         mark_success: Whether rows without an error get an empty `__inference_error__`.
         schema: Columns and types of every block; None for the columns that the rows hold.
     """
@@ -73,7 +73,7 @@ class Finish:
         self._schema = schema
 
     def __call__(self, table: pa.Table) -> pa.Table | dict[str, Any]:
-        """Runs the stages over a block of rows and spreads them into columns."""
+        """Runs the stages over the rows of a block of `pack` and returns a block of the columns of their results."""
         rows = run_stages(self._stages, unpack(table))
         if self._schema is not None:
             return to_schema(rows, self._schema)
@@ -130,7 +130,7 @@ def to_columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table | dict[str, Any]:
     """Builds a block from rows whose columns may differ.
 
     Args:
-        rows: Column name -> value.
+        rows: Values of each row by column name; None fills the columns that a row lacks.
 
     Returns:
         An Arrow table. If Arrow has no type for a column (it holds several types, tensors, objects), a dict of numpy

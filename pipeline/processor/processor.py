@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Processor:
-    """Runs the rows of datasets through stages. `build_llm_processor` makes one.
+    """A callable that maps a dataset to a dataset of answered rows. `build_llm_processor` makes one.
 
     A `with` block or a call of `close` ends the replicas; otherwise they end with the driver.
 
@@ -42,8 +42,8 @@ class Processor:
         preprocess: The user's function before the stages.
         postprocess: The user's function after the stages.
         preprocess_map_kwargs: Resources of the operator in which `preprocess` runs, and `fn_args` and `fn_kwargs` for
-            it.
-        postprocess_map_kwargs: The same for `postprocess`.
+            `preprocess`.
+        postprocess_map_kwargs: Resources and arguments of the same kind for `postprocess`.
         schema: Columns and types of the result; None for the columns that `postprocess` returns.
 
     Raises:
@@ -123,7 +123,7 @@ class Processor:
         return self._put_through(dataset, writer)
 
     def list_stage_names(self) -> list[str]:
-        """Returns the names of the stages that run, in order."""
+        """Returns the names of the stages that run, in order, the backend's stage included."""
         return [stage.info.name for stage in self._stages]
 
     def get_stage_by_name(self, name: str) -> StageInfo:
@@ -204,7 +204,7 @@ class Processor:
         return OperatorSpec(make, operator_resources(self.config, user, *_configs(specs)), gathered_rows)
 
     def _finish_rows(self, after: list[StageSpec]) -> int | None:
-        """Returns the number of rows joined before the last stages; None if a block has enough rows for each."""
+        """Returns the rows up to which blocks are joined before `Finish`; None if `batch_size` is enough."""
         rows = block_rows(self.config, _configs(after))
         return rows if rows > self.config.batch_size else None
 

@@ -20,10 +20,10 @@ from .stage_spec import StageInfo
 
 
 class RequestBackend(Backend):
-    """A backend that sends rows to a running server, and starts nothing.
+    """A backend that sends rows to a server that runs already, so that the backend starts nothing.
 
     Args:
-        info: Name, settings and columns of the stage that sends requests to it.
+        info: Name, settings and columns of the stage that sends requests to the server.
         make_stages: Function that makes this stage, in the worker.
         resources: Resources of the operator, as arguments of `Dataset.map_batches`.
         batch_size: Number of rows up to which small blocks are joined.
@@ -70,11 +70,11 @@ def serve_backend(config: ServeDeploymentProcessorConfig) -> Backend:
 
 
 def make_http_stages(config: HttpRequestProcessorConfig, num_processes: int) -> list[Stage]:
-    """Returns the stage that posts payloads, in a list.
+    """Returns a list with one stage, which posts the payloads of rows to the HTTP endpoint.
 
     Args:
-        config: Settings of the processor, whose limits are those of the whole job.
-        num_processes: Processes that share these limits.
+        config: Settings of the processor, with limits on the requests of the whole job.
+        num_processes: Number of processes of the operator; each stage gets an equal share of the limits.
     """
     from ..stages.backends.http import HttpRequestStage
     from ..stages.backends.pace import RetryRule
@@ -93,11 +93,11 @@ def make_http_stages(config: HttpRequestProcessorConfig, num_processes: int) -> 
 
 
 def make_serve_stages(config: ServeDeploymentProcessorConfig, num_processes: int) -> list[Stage]:
-    """Returns the stage that calls a deployment, in a list.
+    """Returns a list with one stage, which calls the Ray Serve deployment.
 
     Args:
-        config: Settings of the processor, whose limits are those of the whole job.
-        num_processes: Processes that share these limits.
+        config: Settings of the processor, with limits on the requests of the whole job.
+        num_processes: Number of processes of the operator; each stage gets an equal share of the limits.
     """
     from ..stages.backends.serve import ServeDeploymentStage, connect
 
@@ -145,7 +145,7 @@ def _share(config: RequestProcessorConfig, num_processes: int) -> int:
 
 
 def _batch_size(config: RequestProcessorConfig, stage: StageConfig) -> int:
-    """Returns the rows of a block: the number asked for, or more if blocks of that size held too few requests."""
+    """Returns the rows of a block: `batch_size`, or more if the blocks under way would hold too few requests."""
     return rows_per_block(_share(config, _max_processes(config, stage)), stage.batch_size or config.batch_size)
 
 
@@ -155,7 +155,7 @@ def _max_processes(config: RequestProcessorConfig, stage: StageConfig) -> int:
 
 
 def _request_resources(config: RequestProcessorConfig, stage: StageConfig) -> dict[str, Any]:
-    """Returns the resources of the operator: few processes, each with a thread for every block under way."""
+    """Returns the resources of the operator: `concurrency` processes, each with a thread for every block under way."""
     size = stage.concurrency or config.concurrency
     low, high = size if isinstance(size, tuple) else (size, size)
     compute = ActorPoolStrategy(

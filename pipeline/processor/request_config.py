@@ -17,7 +17,7 @@ class HttpRequestStageConfig(StageConfig):
 
 
 class RequestProcessorConfig(ProcessorConfig):
-    """Settings of processors that send requests. `concurrency` is the number of processes that send them.
+    """Settings of processors that send rows to a server. `concurrency` is the number of processes that send requests.
 
     Attributes:
         max_concurrent_requests: Most requests of the whole job under way at once.
@@ -30,19 +30,18 @@ class HttpRequestProcessorConfig(RequestProcessorConfig):
     """Settings of a processor that posts each row to an HTTP endpoint.
 
     Attributes:
-        url: The endpoint.
+        url: URL of the endpoint.
         headers: Headers of every request.
         qps: Most requests that the whole job sends in a second, retries included; None for no limit.
         max_retries: Most times that a request is sent again after a status of 408, 429, 500, 502, 503 or 504, a
             timeout, a lost connection or a cut body.
         base_retry_wait_time_in_s: Most seconds before the first retry. The limit doubles with each retry, and the wait
             is drawn below the limit.
-        max_retry_wait_time_in_s: Largest value of that limit, and of the seconds that a server may ask for in
-            `Retry-After`.
+        max_retry_wait_time_in_s: Largest value of the limit on the wait before a retry. The seconds that a server asks
+            for in `Retry-After`, at most as many, are added to the wait.
         request_timeout_s: Most seconds of one attempt; None for no limit.
         session_factory: Function that makes the `aiohttp.ClientSession`, in the worker, for settings that have no field
-            here: TLS,
-            proxies, cookies.
+            here: TLS, proxies, cookies.
         http_request_stage: Resources of the operator that sends; it cannot be switched off.
     """
 

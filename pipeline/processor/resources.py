@@ -95,7 +95,7 @@ def generate_resources(config: EngineProcessorConfig) -> dict[str, Any]:
 
 
 def num_blocks(max_rows: int | None, batch_size: int) -> int:
-    """Returns the number of blocks that must be under way to hold the rows in flight.
+    """Returns the number of blocks under way that holds the rows in flight and two more blocks, from 4 to 128.
 
     Args:
         max_rows: Most rows in flight at once; None for no limit.

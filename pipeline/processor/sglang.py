@@ -113,8 +113,8 @@ def sampling_params(given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row's sampling parameters under our names.
 
     Args:
-        given: Parameters under SGLang's names, or ours. A value of None counts as absent, because Arrow adds fields of
-            other rows.
+        given: Parameters under SGLang's names, or ours. A value of None counts as absent, because Arrow gives
+            each row the fields of all rows.
 
     Raises:
         SamplingParamsError: A parameter is given twice.

@@ -38,7 +38,7 @@ class StageInfo:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """A stage that runs on a CPU, in one process with the stages next to it.
+    """The spec of a stage that runs on a CPU, in one process with the stages next to it; a worker makes the stage.
 
     Attributes:
         info: Name, settings and columns.
@@ -104,7 +104,7 @@ class CustomStage:
         return StageSpec(info, functools.partial(self.kind, **self.arguments))
 
     def index(self, names: Sequence[str]) -> int:
-        """Returns the place of the stage in a list of stages.
+        """Returns the index at which the stage is inserted into a list of stages.
 
         Args:
             names: The names of the stages in the list, in order.
@@ -119,7 +119,7 @@ class CustomStage:
 
 
 def index_of(name: str, names: Sequence[str]) -> int:
-    """Returns the place of a stage.
+    """Returns the index of the stage with a name in a list of stages.
 
     Args:
         name: Name of the stage.

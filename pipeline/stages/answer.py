@@ -18,11 +18,11 @@ from .tokenizers import tokenizer_of
 
 
 class AnswerFormat(Protocol):
-    """The strings with which the models of a family mark a part of their text, such as `<think>`."""
+    """The interface of a format in which the models of a family write, with marks such as `<think>` around a part."""
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """The marks, some of which a tokenizer may count as special tokens."""
+        """The strings that mark a part of the text. A tokenizer may have special tokens for some of them."""
 
 
 Format = TypeVar("Format", bound=AnswerFormat)
@@ -62,7 +62,8 @@ class AnswerStageConfig(StageConfig):
 class AnswerStage(Stage, Generic[Format]):
     """A stage that parses the generated text of a row, and of each of its sequences if it has several.
 
-    `generated_text` holds no special tokens. If a mark is a special token, the stage decodes the tokens again with it.
+    `generated_text` holds no special tokens. If a mark is a special token, the stage decodes the tokens again with
+    special tokens.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -86,12 +87,12 @@ class AnswerStage(Stage, Generic[Format]):
         """Parses a text, and returns the columns to add.
 
         Args:
-            text: Text of the model; None if an earlier stage left nothing of it.
-            row: Row of the text, for its prompt.
+            text: Text of the model; None if an earlier stage has left no text.
+            row: Row that the text belongs to. A parser may read the prompt of the row.
         """
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the columns from the text of the row, and the sequences of the row with columns from their texts."""
+        """Returns the columns parsed from the row's text, and `outputs` with the columns parsed from each sequence."""
         first = self._text(row, row, columns.GENERATED_TEXT, columns.GENERATED_TOKENS)
         sequences = row.get(columns.OUTPUTS)
         if sequences is None:

@@ -163,7 +163,7 @@ class BatchStage(Stage):
         return self.process_batch([row])[0]
 
     def run_batch(self, rows: Sequence[Row]) -> None:
-        """Runs the stage over all rows at once, and over each row alone if that raises."""
+        """Runs `process_batch` over all rows in one call, and over each row alone if that call raises."""
         try:
             results = [
                 checked_columns(self.name, columns) for columns in self.process_batch([row.data for row in rows])

@@ -11,7 +11,7 @@ from .stage_config import StageConfig
 
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(folder: str, chat_template: str | None = None) -> Tokenizer:
-    """Returns a tokenizer, which is loaded once for all stages of a process."""
+    """Returns the tokenizer of a folder, loaded once for all stages of a process; `chat_template` replaces its own."""
     return Tokenizer(resolve_model(folder), chat_template)
 
 

@@ -57,7 +57,8 @@ class UserFunction:
     Attributes:
         kind: Class of the stage that calls the function.
         function: Function of a row; None if the user gave none.
-        map_kwargs: Arguments for the function, as `Dataset.map` takes them.
+        map_kwargs: Arguments of the function (`fn_args`, `fn_kwargs`) and resources of the operator, under the names of
+            `Dataset.map`.
     """
 
     kind: type[PreprocessStage]

@@ -27,7 +27,7 @@ class Arrival:
     """The message that a waiting row gets when its output arrives or fails.
 
     Attributes:
-        item: The item that the row passed to `claim`.
+        item: Argument `item` of the call of `claim` for the row.
         output: The output; None if the identical request failed.
         error: The error of the identical request; None if there is an output.
     """
@@ -41,7 +41,7 @@ Inbox = queue.SimpleQueue[Arrival]
 
 
 class Duplicates:
-    """The running requests, the rows that wait for them, and recent outputs. Any thread may call it."""
+    """A table of running requests, the rows that wait for their outputs, and recent outputs. Any thread may use it."""
 
     def __init__(self, max_tokens_kept: int = MAX_TOKENS_KEPT) -> None:
         self._max_tokens_kept = max_tokens_kept
@@ -52,7 +52,7 @@ class Duplicates:
         self._num_tokens_kept = 0
 
     def claim(self, key: bytes, inbox: Inbox, item: Any) -> bool:
-        """Returns whether a request has to run, and otherwise lets it wait for an identical one.
+        """Returns whether a request has to run; if an identical one runs or has finished, the inbox gets its output.
 
         Args:
             key: The `request_key` of the request.

@@ -123,7 +123,7 @@ class EngineStage(Stage):
         """
 
     def run(self, rows: Sequence[Row]) -> None:
-        """Runs the rows in place, whatever the order in which they finish.
+        """Runs the rows, adds the output or the error to each in place, and returns when all are finished.
 
         Raises:
             RowFailedError: A row failed, and the stage stops at errors.
@@ -162,7 +162,7 @@ class EngineStage(Stage):
                     self._duplicates.abandon(asked.key, EngineError("the identical request of another row did not end"))
 
     def _admit(self, block: _OpenBlock, asked: Asked) -> None:
-        """Submits a request, or makes its row wait if an identical request runs already."""
+        """Adds a request to the requests to run, or makes its row wait for the output of an identical request."""
         if self._duplicates is not None and not self._duplicates.claim(asked.key, block.inbox, asked):
             block.num_waiting += 1
         else:
@@ -198,7 +198,7 @@ class EngineStage(Stage):
         return asked.row
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs one row alone."""
+        """Runs one row alone and returns all its columns, the columns of the output included."""
         alone = Row.read(dict(row))
         self.run([alone])
         if alone.error is not None:

@@ -20,7 +20,8 @@ class GenerateStage(EngineStage):
         client: The pool's client.
         default_params: Sampling parameters of the rows that bring none.
         job_seed: Seed of the job. A row without a seed gets one that is derived from this seed and the prompt.
-        detokenize_later: Whether a later stage decodes the tokens to text, for the rows where this gives the same text.
+        detokenize_later: Whether a later stage decodes the tokens to text. The engine then makes no text for the rows
+            for which the later stage gives the same text.
         **settings: Settings of `EngineStage`.
     """
 

@@ -59,7 +59,7 @@ class Answer:
 
     @property
     def start(self) -> str:
-        """The start of the body, as text for an error message."""
+        """The first characters of the body, as text for an error message."""
         return self.body[: 4 * SHOWN_BODY].decode("utf-8", "replace")[:SHOWN_BODY]
 
 
@@ -72,11 +72,11 @@ class HttpRequestStage(RequestStage):
     start of the body.
 
     Args:
-        url: The endpoint.
+        url: URL of the endpoint.
         headers: Headers of every request.
         qps: Most requests per second, retries included; None for no limit.
         retry: Rule for the number and the waits of retries.
-        request_timeout_s: Most seconds of one attempt.
+        request_timeout_s: Most seconds of one attempt; None for no limit.
         max_concurrent_requests: Most requests under way at once.
         session_factory: Function that makes the session, in the worker; None for a session without a limit on
             connections.
@@ -109,7 +109,7 @@ class HttpRequestStage(RequestStage):
         self._session = self.wait(_open(session_factory or _unlimited_session))
 
     async def request(self, request_id: RequestId, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Posts the payload of a row, with retries, and returns the column of the answer."""
+        """Posts the payload of a row, with retries; returns the answer's JSON and the number of attempts as columns."""
         payload = checked_payload(row)
         retrying = AsyncRetrying(
             stop=stop_after_attempt(self._retry.max_retries + 1),
@@ -180,7 +180,7 @@ def checked_payload(row: Mapping[str, Any]) -> Any:
 
 
 def encode(payload: Any, headers: Mapping[str, str]) -> tuple[bytes | aiohttp.FormData, dict[str, str]]:
-    """Returns the body of a request and its headers.
+    """Returns the body and the headers of a request: a form for a payload that holds files, otherwise JSON.
 
     Args:
         payload: The payload of the row.
@@ -215,14 +215,14 @@ def _json(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a value with lists and Python numbers in place of numpy's."""
+    """Returns a numpy value as a list or a Python number, for `json.dumps`; raises TypeError for any other value."""
     if hasattr(value, "tolist"):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} {value!r:.80} cannot be sent as JSON")
 
 
 def _last_outcome(state: RetryCallState) -> Answer:
-    """Returns the last answer, or raises the last error."""
+    """Returns the answer of the last attempt, or raises the error of that attempt."""
     assert state.outcome is not None
     return state.outcome.result()
 

@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 
 
 class Throttle:
-    """Spaces requests evenly over time, up to a number per second.
+    """A limit on the requests per second. A request awaits a call of the object, which spaces requests evenly.
 
     Args:
         qps: Most requests per second; None for no limit.
@@ -28,10 +28,10 @@ class Throttle:
             await asyncio.sleep(turn_s - now_s)
 
     def take_turn(self, now_s: float) -> float:
-        """Reserves the next free time, and returns it.
+        """Reserves the next time at which a request may be sent, and returns it on the clock of `now_s`.
 
         Args:
-            now_s: Time now, on any clock.
+            now_s: Time now in seconds, on any clock.
         """
         turn_s = max(now_s, self._next_s)
         self._next_s = turn_s + self._gap_s
@@ -46,7 +46,8 @@ class RetryRule:
         max_retries: Most times that a request is sent again.
         base_wait_s: Most seconds before the first retry. The limit doubles with each retry, and the wait is drawn
             evenly below the limit ("full jitter"), so that rows that failed together are not retried together.
-        max_wait_s: Largest value of that limit, and of the seconds that a server may ask for in `Retry-After`.
+        max_wait_s: Largest value of the limit on the wait. The seconds that a server asks for in `Retry-After`, at most
+            as many, are added to the wait.
     """
 
     max_retries: int = 0

@@ -82,7 +82,7 @@ class RequestStage(Stage):
         self.wait(self._ask_all(rows))
 
     def process(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Sends the request of one row alone."""
+        """Sends the request of one row alone and returns the columns to merge into the row."""
         return self.wait(self.request(RequestId(uuid.uuid4().hex, 0), row))
 
     def wait(self, work: Coroutine[Any, Any, Result]) -> Result:

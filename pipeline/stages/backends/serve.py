@@ -21,7 +21,7 @@ ROW_ERRORS = (ValueError, TypeError, ValidationError, TimeoutError)
 
 
 class ServeDeploymentStage(RequestStage):
-    """A stage that calls a method of a deployment for each row and merges the answer into the row.
+    """A stage that calls a method of a Ray Serve deployment for each row and merges the answer into the row.
 
     An answer is a dict or a pydantic model; a stream answers with its first item. A request that the deployment
     refuses, or that takes too long, fails its row. A deployment that died, is overloaded or cannot be reached ends the
@@ -109,7 +109,7 @@ class ServeDeploymentStage(RequestStage):
 
 
 def connect(deployment_name: str, app_name: str) -> Any:
-    """Returns the handle of a deployment.
+    """Returns the handle with which a process calls a Ray Serve deployment.
 
     Args:
         deployment_name: Name of the deployment.

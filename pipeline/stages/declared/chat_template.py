@@ -81,7 +81,7 @@ def _row_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_json(value: Any, column: str) -> Any:
-    """Returns a value that the column holds either directly or as JSON text."""
+    """Returns the value of a column, parsed if it is JSON text; `column` is its name, for the error."""
     if not isinstance(value, str):
         return _without_nulls(value)
     try:
@@ -118,7 +118,7 @@ def _plain_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def _read_arguments(call: Any) -> None:
-    """Returns a tool call with its arguments as a dict, as templates expect, in place of OpenAI's JSON text."""
+    """Replaces the arguments of a tool call in place: OpenAI's JSON text becomes a dict, which templates expect."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict):
         raise ChatTemplateError(f"a tool call must be a dict with a 'function'; got {call!r:.80}")

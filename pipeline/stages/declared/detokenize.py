@@ -20,7 +20,8 @@ class DetokenizeStageConfig(StageConfig):
 class DetokenizeStage(Stage):
     """A stage that decodes the tokens of rows for which the engine made no text.
 
-    `GenerateStage` asks the engine for no text if a row has no stop string and asks for no log-probabilities.
+    `GenerateStage` asks the engine for no text if a row has no stop string, asks for no log-probabilities, and leaves
+    special tokens and stop tokens out of the text.
 
     Args:
         tokenizer: The model's tokenizer.
@@ -33,7 +34,7 @@ class DetokenizeStage(Stage):
         self._tokenizer = tokenizer
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the text of the row, and its sequences with their texts if it has several."""
+        """Returns the text of the row, and `outputs` with the text of each sequence; ``{}`` if the row has text."""
         if row.get(columns.GENERATED_TEXT) is not None:
             return {}
         prompt_token_ids = row[columns.PROMPT_TOKEN_IDS]

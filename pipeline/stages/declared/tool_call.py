@@ -23,7 +23,7 @@ class ToolCallStageConfig(AnswerStageConfig):
 
 
 class ToolCallStage(AnswerStage[ToolCallFormat]):
-    """A stage that moves tool calls out of the text. A malformed call stays, with the reason in `tool_call_error`."""
+    """A stage that moves tool calls from the text to `tool_calls`; a malformed call stays, see `tool_call_error`."""
 
     name = "tool_call"
 
