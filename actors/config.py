@@ -17,20 +17,21 @@ class PoolConfig:
     """Settings of a pool of engines.
 
     Attributes:
-        engine_kwargs: Keyword arguments of the engine, the model among them.
-        num_replicas: Engines to keep alive, each in processes of its own. With (min, max) the pool grows and shrinks
-            with the number of requests.
+        engine_kwargs: Keyword arguments of `EngineConfig.from_kwargs`, the model among them.
+        num_replicas: Number of replicas to keep alive. With (min, max) the pool grows and shrinks with the number of
+            requests.
         num_cpus_per_replica: CPUs that Ray reserves for a replica: any number, also a fraction or 0. They only decide
             where the replica is placed. `num_threads` in `engine_kwargs` sets the threads of its engine; without it the
             replicas of a node share the cores of the node.
         num_gpus_per_replica: GPUs that Ray reserves for a replica, all its ranks together.
-        accelerator_type: Accelerator type that its nodes must have, as Ray names it; None for any.
+        accelerator_type: Accelerator type that the nodes of the replicas must have, as Ray names it; None for any.
         placement_group_config: Resources of each rank and the strategy that spreads ranks over nodes, as in Ray Data
-            LLM. It replaces the CPUs and GPUs above. With None each rank gets an even share of those, and all ranks are
-            on one node if one is large enough.
+            LLM. It replaces `num_cpus_per_replica` and `num_gpus_per_replica`. With None each rank gets an even share
+            of these two, and all ranks are on one node if a node is large enough.
         placement_timeout_s: Seconds that a replica waits for room in the cluster.
         runtime_env: Ray runtime environment of the replicas; None for the job's own.
-        max_attempts: Deaths of replicas after which a request is given up, if it was alone on board at the last one.
+        max_attempts: Number of replicas that must die with a request on board before it is given up; at the last death
+            it must have been alone.
         max_start_failures: Failed starts in a row after which a replica is given up. A start that fails with a
             `UserError` would fail every time, so it is not repeated.
         max_deaths_in_a_row: Deaths in a row, with no request finished between them on any replica, after which the pool
@@ -40,9 +41,9 @@ class PoolConfig:
             their logs, and the replica dies.
         requests_per_replica: Requests on board of each replica beyond which a growing pool starts another one; None for
             the engine's `max_num_seqs`.
-        scale_down_delay_s: Seconds for which there must have been too many replicas before one is drained.
-        engine_factory: Makes the engine, in rank 0; workers must be able to import it.
-        rank_main: The function that the other ranks of a replica run.
+        scale_down_delay_s: Seconds for which the pool must have had too many replicas before one is drained.
+        engine_factory: Function that makes the engine, in rank 0; Ray's workers must be able to import it.
+        rank_main: Function that the other ranks of a replica run.
     """
 
     engine_kwargs: dict[str, Any]
@@ -81,17 +82,17 @@ class PoolConfig:
 
     @property
     def min_replicas(self) -> int:
-        """The fewest replicas."""
+        """Fewest replicas that the pool keeps alive."""
         return self.num_replicas if isinstance(self.num_replicas, int) else self.num_replicas[0]
 
     @property
     def max_replicas(self) -> int:
-        """The most replicas."""
+        """Most replicas that the pool keeps alive."""
         return self.num_replicas if isinstance(self.num_replicas, int) else self.num_replicas[1]
 
     @property
     def num_ranks(self) -> int:
-        """Processes of one replica."""
+        """Number of ranks of one replica, which are processes."""
         kwargs = self.engine_kwargs
         return int(kwargs.get("tensor_parallel_size", 1)) * int(kwargs.get("pipeline_parallel_size", 1))
 
@@ -105,7 +106,7 @@ class PoolConfig:
 
     @property
     def places(self) -> int:
-        """Number of requests that keep a replica full."""
+        """Number of requests on board at which a replica is full; the pool grows and shrinks by it."""
         return self.requests_per_replica or self.engine_kwargs.get("max_num_seqs") or DEFAULT_REQUESTS_PER_REPLICA
 
     def _check_size(self) -> None:

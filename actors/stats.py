@@ -14,16 +14,16 @@ class ReplicaStats:
     """The state of one replica of a pool.
 
     Attributes:
-        replica_id: ``"INDEX.RESTART"``: a restarted replica is another one.
+        replica_id: ``"INDEX.RESTART"``: number of the member and of its restart, so a restarted replica has another id.
         state: ``"starting"``, ``"ready"``, ``"quarantine"`` (up, for requests that were on board at a death),
             ``"draining"`` (about to leave), ``"dead"`` (about to be restarted), ``"unplaced"`` (without room in the
             cluster, to be tried again) or ``"failed"`` (given up).
-        num_restarts: Restarts after the replica had been ready.
-        pids: Process ids of its ranks, rank 0 first; empty unless it is up.
-        node_ids: Ray node of each rank; empty unless it is up.
-        metrics: Its metrics, by their names in `actors/replica/metrics.py`; empty unless it is up and they were asked
-            for.
-        engine: Counters of its engine; None unless it is up and they were asked for.
+        num_restarts: Number of times that the member was restarted after it had been ready.
+        pids: Process id of each rank, rank 0 first; empty unless the replica is up.
+        node_ids: Id of each rank's Ray node; empty unless the replica is up.
+        metrics: Name of a metric in actors/replica/metrics.py -> value; empty unless the replica is up and the metrics
+            were asked for.
+        engine: Statistics of the engine (`EngineStats`); None unless the replica is up and they were asked for.
     """
 
     replica_id: str
@@ -36,12 +36,12 @@ class ReplicaStats:
 
     @property
     def pid(self) -> int | None:
-        """The process of rank 0; None unless it is up."""
+        """Process id of rank 0; None unless the replica is up."""
         return self.pids[0] if self.pids else None
 
     @property
     def node_id(self) -> str | None:
-        """The Ray node of rank 0; None unless it is up."""
+        """Id of the Ray node of rank 0; None unless the replica is up."""
         return self.node_ids[0] if self.node_ids else None
 
 
@@ -51,9 +51,9 @@ class PoolStats:
 
     Attributes:
         name: Name of the pool.
-        state: ``"ready"`` if any replica is up, ``"starting"`` if one may come, ``"failed"`` if all were given up or
-            have no room, ``"closed"``.
-        reason: One line that says why a replica was given up or has no room; None if that did not happen.
+        state: ``"ready"`` if any replica is up, ``"starting"`` if none is up and one may come, ``"failed"`` if all
+            were given up or have no room, ``"closed"`` after the pool was closed.
+        reason: One line that says why a replica was given up or has no room; None if none was.
         pid: Process id of the supervisor.
         replicas: One entry for each replica that the pool has or wants.
     """

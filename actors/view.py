@@ -17,12 +17,12 @@ Loss = Literal["died", "left"]
 
 @dataclass(frozen=True, slots=True)
 class ReplicaHandle:
-    """A replica that is ready.
+    """A replica to which clients send requests.
 
     Attributes:
-        replica_id: Name of the replica; it changes with a restart.
+        replica_id: Id of the replica; a restarted replica has another one.
         actor: Ray's handle of the actor of rank 0.
-        version: Version of the view that listed it.
+        version: Version of the pool's view when the handle was made.
     """
 
     replica_id: str
@@ -32,12 +32,12 @@ class ReplicaHandle:
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """The state of a pool as its clients see it.
+    """The state of a pool as the supervisor sends it to clients.
 
     Attributes:
-        version: Number of changes so far.
+        version: Number of changes of the pool so far; a larger version is later.
         state: As in `PoolStats`.
-        failure: The latest reason why a replica was given up; None if there is none.
+        failure: The latest reason why a replica was given up or has no room; None if there is none.
         max_attempts: As in `PoolConfig`.
         replicas: The replicas that take requests.
     """

@@ -60,8 +60,8 @@ class ForwardBatch:
             and columns that lie wholly before a window, are not read.
         rows: `[num_seqs]` int32, the row that each sequence owns in the runner's tables while it runs; -1 for padding.
         num_decodes: Number of sequences at the front that compute one token each.
-        num_shared: `[1]` int32, number of leading blocks that these sequences have in common in the group with full
-            attention; None if the common blocks are too few to make attention faster.
+        num_shared: `[1]` int32, number of leading blocks that the first `num_decodes` sequences have in common in the
+            group with full attention; None if the common blocks are too few to make attention faster.
         given: Embeddings that callers have given for some tokens; None if there are none, as in all recorded steps.
     """
 

@@ -201,10 +201,10 @@ class LLMEngine:
                 self.scheduler.abort(sequence)
 
     def step(self) -> list[EngineOutput]:
-        """Plans and starts a step, and reads the steps that are due.
+        """Plans and starts a step, then reads the oldest results until at most `overlap_depth` steps are unread.
 
         Returns:
-            The outputs of the requests that have finished or failed.
+            The outputs of the requests that finished or failed in the steps that were read.
         """
         start_s = time.perf_counter()
         plan = self.scheduler.schedule()
@@ -226,8 +226,8 @@ class LLMEngine:
     def reset(self) -> None:
         """Removes all requests and clears the prefix cache.
 
-        `LLM` calls this after an interrupt. An interrupt may have left any change of the state half done, so the state
-        is made anew.
+        `LLM` calls this method after an interrupt. The interrupt may have left the state of the engine inconsistent, so
+        the state is replaced by an empty one.
         """
         self._groups.clear()
         self._in_flight.clear()

@@ -26,7 +26,7 @@ JOB_PREFIX = "MILLRACE_JOB_"
 
 
 def job_variables() -> dict[str, str]:
-    """Returns the variables that set fields of a job: name -> value, sorted by name."""
+    """Returns the variables ``MILLRACE_JOB_...``, which set fields of a job: name -> value, sorted by name."""
     return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(JOB_PREFIX)}
 
 
@@ -35,17 +35,17 @@ STORAGE_TIMEOUT = "MILLRACE_STORAGE_TIMEOUT_S"
 
 
 def storage_timeout() -> str | None:
-    """Returns the value of `MILLRACE_STORAGE_TIMEOUT_S`, if it is set."""
+    """Returns the value of `MILLRACE_STORAGE_TIMEOUT_S`; None if it is not set."""
     return os.environ.get(STORAGE_TIMEOUT) or None
 
 
 def s3_endpoint() -> str | None:
-    """Returns the endpoint of ``s3://`` URLs from the variables of Amazon's libraries, if one is set."""
+    """Returns the endpoint of ``s3://`` URLs: AWS_ENDPOINT_URL_S3, or else AWS_ENDPOINT_URL; None if none is set."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
 def ray_address() -> str | None:
-    """Returns the address of the Ray cluster from `RAY_ADDRESS`, if it is set."""
+    """Returns the address of the Ray cluster, the value of `RAY_ADDRESS`; None if it is not set."""
     return os.environ.get("RAY_ADDRESS") or None
 
 

@@ -93,7 +93,7 @@ class Scheduler:
         return len(self.running) + self._num_waiting
 
     def add(self, sequence: Sequence) -> None:
-        """Adds a new sequence to the waiting ones."""
+        """Adds a new sequence to the waiting sequences."""
         sequence.arrival = self._num_arrived
         self._num_arrived += 1
         self._enqueue(sequence)
@@ -120,7 +120,7 @@ class Scheduler:
         return plan
 
     def _schedule_suspect(self, plan: StepPlan) -> bool:
-        """Plans a suspect sequence as the only one of the step. Returns False if no suspect is due, True otherwise."""
+        """Plans one suspect as the whole step, if possible. Returns False if no suspect runs and none was admitted."""
         budget = self.max_num_batched_tokens
         if suspects := [sequence for sequence in self.running if sequence.is_suspect]:
             known = [one for one in suspects if self.num_pp_stages == 1 or not one.num_pending]
@@ -146,10 +146,10 @@ class Scheduler:
         return budget
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Allocates blocks for a running sequence; preempts the last running ones until the blocks suffice.
+        """Allocates blocks for `num_tokens` tokens of a running sequence; preempts the last ones if needed.
 
         Returns:
-            False if the sequence itself was preempted, because no other was left to preempt.
+            Whether the blocks were allocated. False means that the sequence itself was preempted, as the last one.
         """
         while not self.kv_cache.try_extend(sequence, num_tokens):
             victim = self.running[-1]
@@ -164,7 +164,8 @@ class Scheduler:
         Args:
             plan: The plan that the sequences are added to.
             budget: Number of tokens that the step can still compute.
-            max_num_new: Most sequences to admit, suspects included; None admits any number, but no suspect.
+            max_num_new: Most sequences to admit, suspects included. None sets no limit, and the first suspect ends
+                the admission.
         """
         most = self._max_step_seqs()
         while budget > 0 and self._free_rows and len(plan.new_rows) != max_num_new and len(plan.sequences) < most:
@@ -186,7 +187,7 @@ class Scheduler:
     def _ready(self) -> list[Sequence]:
         """Returns the running sequences that the next step may include.
 
-        With several pp stages they are the first few sequences without an unread token, so that each step has a share.
+        With several pp stages, the result is a share of the sequences that have no unread token (`_max_step_seqs`).
         """
         known = self.running if self.num_pp_stages == 1 else [one for one in self.running if not one.num_pending]
         return known[: self._max_step_seqs()]

@@ -64,7 +64,7 @@ class Sequence:
         block_hashes: Hashes of the full blocks, computed so far.
         num_published_blocks: Number of leading blocks that were offered to the prefix cache.
         row: Row in the runner's tables while the sequence runs; -1 otherwise.
-        is_suspect: Whether a step with this sequence failed. Such a sequence runs alone until a step succeeds.
+        is_suspect: Whether a step with this sequence failed. A suspect runs alone until a step with it succeeds.
         finish_reason: ``"stop"``, ``"length"``, ``"abort"`` or ``"error"``; None while the sequence is unfinished.
         stop_reason: The stop string or stop token id that ended the sequence, as the output reports it.
         error: The error that ended the sequence.

@@ -18,7 +18,7 @@ class _Waiter:
 
 
 class Admission:
-    """Admits requests up to a limit that all calls of a client share. Any thread may use it.
+    """Limits the requests that all calls of a client have in flight together. Thread-safe.
 
     Args:
         max_pending: Most requests in flight at once; None for no limit.
@@ -31,15 +31,17 @@ class Admission:
         self._waiters: deque[_Waiter] = deque()
 
     def enter(self, wanted: int, *, wait: bool) -> int:
-        """Admits some of the requests of a call.
+        """Admits some requests of a call, as many as the limit allows, and counts them as in flight.
 
         Args:
-            wanted: Requests that the call has left.
-            wait: Whether to wait for room. A call that already has requests in flight does not wait: it takes the room
-                that they leave, so that calls end in the order in which they began.
+            wanted: Number of requests of the call that are not admitted yet.
+            wait: Whether to wait until at least one request is admitted. Waiting calls are served in order of arrival.
+                A call with requests in flight passes False, and may then overtake waiting calls, so that calls end in
+                the order in which they began.
 
         Returns:
-            The number of requests admitted, to be given back with `leave`; 0 only if the call does not wait.
+            The number of requests admitted, at least 1 if `wait` is True. The caller must pass the number to `leave`
+            when the requests have ended.
         """
         with self._lock:
             if not wait or not self._waiters:
@@ -61,10 +63,10 @@ class Admission:
                 self._call_first()
 
     def leave(self, count: int) -> None:
-        """Gives the room of requests back.
+        """Subtracts requests from the requests in flight, so that others can be admitted.
 
         Args:
-            count: Requests that have ended or were cancelled.
+            count: Number of requests that have ended or were cancelled.
         """
         with self._lock:
             self._num_pending -= count
@@ -80,7 +82,7 @@ class Admission:
             self._waiters[0].may_look.set()
 
     def _room_for(self, wanted: int) -> int:
-        """Returns how many of the requests may be admitted: none until there is room for a lot."""
+        """Returns how many of `wanted` requests fit under the limit; 0 while fewer than a lot (`LOTS`) would fit."""
         if self._max_pending is None:
             return wanted
         free = self._max_pending - self._num_pending

@@ -29,12 +29,12 @@ LOST = (RayActorError, NodeDiedError, WorkerCrashedError, ObjectLostError, OutOf
 
 @dataclass(slots=True)
 class Share:
-    """The requests of a call that one replica has.
+    """The requests of a call that were sent to one replica in one stream.
 
     Attributes:
         replica: The replica.
-        unfinished: Its unfinished requests by id.
-        is_apart: Whether the replica has no other requests on board.
+        unfinished: Request id -> request, for the requests whose outputs have not come yet.
+        is_apart: Whether the requests are suspects, which run on a leased replica without other requests.
     """
 
     replica: ReplicaHandle
@@ -44,12 +44,12 @@ class Share:
 
 @dataclass(slots=True)
 class Lease:
-    """A replica that this call has to itself, or has asked for.
+    """The lease of a replica that runs suspects of this call alone; asked for or granted.
 
     Attributes:
         lease_id: Id under which the supervisor knows the lease.
-        answer: Reference that resolves when it is this call's turn.
-        replica: The replica; None before that.
+        answer: Reference that resolves to the replica, or to None, when it is this call's turn.
+        replica: The leased replica; None until the lease is granted.
     """
 
     lease_id: str
@@ -60,8 +60,9 @@ class Lease:
 class Call:
     """Runs the requests of one call.
 
-    A stream that ends early hands its requests back, and they go to other replicas. Requests that were on board when a
-    replica died go to a replica that this call leases for them, in groups that single out the guilty one (`Suspects`).
+    Requests that a replica hands back, by ending its stream early, go to other replicas. Requests that were on board
+    when a replica died run on a replica that this call leases, in groups that single out the guilty request
+    (`Suspects`).
 
     Args:
         connection: Connection to the pool.
@@ -76,8 +77,8 @@ class Call:
     def submit(self, requests: list[Request]) -> None:
         """Opens a stream (an `ObjectRefGenerator`) to each replica that gets some of the requests.
 
-        It waits while no replica is up, unless this call has a lease: the leased replica may be the last one, and then
-        the requests go there.
+        The call waits while no replica is up, unless it has a lease: the leased replica may be the last one of the
+        pool, so without other replicas the requests join the suspects, which run there.
         """
         if not requests:
             return
@@ -93,7 +94,9 @@ class Call:
         return bool(self._streams or self._suspects)
 
     def next_outputs(self, timeout_s: float | None = None) -> Iterator[EngineOutput]:
-        """Waits until any stream has outputs or ends, and yields the outputs that came, perhaps none.
+        """Waits for one event, and yields the outputs that came with it, perhaps none.
+
+        An event is a stream that has outputs or ends, or a lease that is granted or ended.
 
         Args:
             timeout_s: Most seconds to wait; None for no limit.
@@ -108,7 +111,7 @@ class Call:
             yield from self._read(ready[0])
 
     def cancel(self) -> None:
-        """Cancels the unfinished requests."""
+        """Cancels the streams of the unfinished requests, and ends the lease."""
         for stream, share in self._streams.items():
             self._connection.release(share.replica, len(share.unfinished))
             if ray.is_initialized():
@@ -144,7 +147,7 @@ class Call:
         yield from chunk
 
     def _take_back(self, stream: Any) -> None:
-        """Runs the requests that a replica has handed back on other replicas."""
+        """Handles a stream that ended early: sends the requests that the replica handed back to other replicas."""
         share, lost = self._close(stream)
         self._connection.note_handed_back(share.replica)
         self._run_again(share, lost)
@@ -158,7 +161,7 @@ class Call:
             self.submit(lost)
 
     def _recover(self, stream: Any, error: RayError) -> Iterator[EngineOutput]:
-        """Runs the requests of a lost stream again; yields the output of the request that is found guilty of it."""
+        """Handles a lost stream: runs its requests again, except a guilty one, whose failed output it yields."""
         share, lost = self._close(stream)
         ray.cancel(stream)
         if self._connection.ask_how_it_ended(share.replica, error) == "left":

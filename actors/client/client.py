@@ -16,7 +16,7 @@ ADMISSION_INTERVAL_S = 0.05
 
 
 class PoolClient:
-    """Runs requests on the replicas of a pool. Any thread may use it; a process needs only one.
+    """Runs requests on the replicas of a pool. Thread-safe; a process needs only one client of a pool.
 
     Args:
         pool_name: Name of an `EnginePool` of this cluster.
@@ -33,10 +33,10 @@ class PoolClient:
     def generate(self, requests: Sequence[Request]) -> Iterator[EngineOutput]:
         """Runs requests and yields the output of each exactly once, as soon as it finishes.
 
-        Requests beyond `max_pending` wait here until others have finished. When a replica leaves, its unfinished
-        requests go to another replica, and wait if none is up. When a replica dies, its requests run again apart from
-        all others, so that the request that kills replicas is found. Closing the generator early cancels the requests
-        that are unfinished.
+        Requests beyond `max_pending` wait in this process until others have finished. When a replica leaves, its
+        unfinished requests go to another replica, and wait if none is up. When a replica dies, its requests run again
+        apart from all others, so that the request that kills replicas is found. Closing the generator early cancels
+        the unfinished requests.
 
         Args:
             requests: Requests with different ids.

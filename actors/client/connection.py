@@ -20,10 +20,10 @@ UNREACHABLE_TIMEOUT_S = 60.0
 
 
 class PoolConnection:
-    """Connects a process to a pool. Any thread may use it.
+    """The connection of a client to a pool: chooses replicas, and counts the requests in flight. Thread-safe.
 
-    The supervisor is asked which replicas there are, and answers when that changes. It is also asked how a lost replica
-    ended. Requests do not pass through it.
+    It asks the supervisor of the pool for the list of the replicas, for each change of the list, for leases, and how a
+    lost replica ended. Requests do not pass through the supervisor.
 
     Args:
         pool_name: Name of an `EnginePool` of this cluster.
@@ -53,22 +53,21 @@ class PoolConnection:
 
     @property
     def max_attempts(self) -> int:
-        """Deaths of replicas before a request can be given up."""
+        """Number of replicas that must die with a request on board before it can be given up; see `PoolConfig`."""
         return self._view.max_attempts
 
     def share_out(self, requests: list[Request], *, wait: bool = True) -> list[tuple[ReplicaHandle, list[Request]]]:
-        """Chooses the replicas that run some requests.
+        """Chooses a replica for each request, and counts the request as in flight there until `release`.
 
         Args:
             requests: Requests to run.
             wait: Whether to wait while no replica is up.
 
         Returns:
-            Replicas with their requests, which are counted there until `release`; an empty list if no replica is up and
-            the call does not wait.
+            Pairs (replica, requests that it is to run); an empty list if no replica is up and `wait` is False.
 
         Raises:
-            EngineDeadError: No replica will ever be up.
+            EngineDeadError: The pool gave up all replicas, or is closed.
         """
         replicas = {replica.replica_id: replica for replica in self._ready_replicas(wait)}
         shares = self._router.share_out(requests, list(replicas)) if replicas else {}
@@ -83,21 +82,24 @@ class PoolConnection:
         self._router.release(replica.replica_id, count)
 
     def count_finished(self, count: int) -> None:
-        """Adds to the number of finished outputs, which the supervisor gets when a replica is lost the next time."""
+        """Adds `count` to the number of received outputs, which the supervisor gets when a replica is lost next."""
         with self._lock:
             self._num_finished += count
 
     def note_handed_back(self, replica: ReplicaHandle) -> None:
-        """Sends no more requests to a draining or quarantined replica, until a later view lists it as ready."""
+        """Excludes a replica that handed requests back from `share_out`, until a later view lists it as ready."""
         with self._lock:
             self._closed_at[replica.replica_id] = max(replica.version, self._closed_at.get(replica.replica_id, -1))
 
     def ask_how_it_ended(self, replica: ReplicaHandle, error: RayError) -> Loss:
-        """Finds out how a replica ended whose requests were lost. A dead replica gets no more requests.
+        """Finds out how a lost replica ended, and excludes it from `share_out` unless it still answers.
 
         Args:
             replica: The replica.
             error: The error that Ray raised in place of a result.
+
+        Returns:
+            ``"died"`` if a request may be to blame, also if the replica still answers; ``"left"`` if not.
 
         Raises:
             EngineDeadError: The pool is closed.
@@ -111,15 +113,21 @@ class PoolConnection:
         return loss
 
     def ask_for_lease(self, lease_id: str) -> Reference:
-        """Asks the supervisor to lease a replica to one call alone, and returns the reference of the answer.
+        """Asks the supervisor to lease a replica to one call alone. The caller must call `end_lease` in any case.
 
-        `end_lease` must follow, even if the lease is never granted.
+        Args:
+            lease_id: A new id that names the lease.
+
+        Returns:
+            The reference of the answer, for `get_leased`.
         """
         lease: Reference = self._supervisor.lease.remote(lease_id, [self.presence])
         return lease
 
     def get_leased(self, answer: Reference) -> ReplicaHandle | None:
-        """Returns the leased replica; None if the lease was ended or no replica is left.
+        """Waits for the answer to `ask_for_lease` and returns the leased replica.
+
+        The result is None if the lease was ended, or if no replica is left.
 
         Raises:
             EngineDeadError: The pool gave up all replicas, or is closed.
@@ -135,7 +143,7 @@ class PoolConnection:
             self._supervisor.end_lease.remote(lease_id)
 
     def _answers(self, replica: ReplicaHandle) -> bool:
-        """Returns whether a replica answers; it is asked repeatedly, because a connection may be broken for a while."""
+        """Returns whether a replica answers; an unreachable one is called again for `UNREACHABLE_TIMEOUT_S`."""
         calls = Retrying(
             retry=retry_if_exception_type(ActorUnavailableError),
             wait=wait_exponential(multiplier=0.1, max=5.0),
@@ -168,7 +176,7 @@ class PoolConnection:
     def _refresh(self) -> tuple[PoolView, Reference]:
         """Returns the latest view of the pool that has arrived from the supervisor, and the reference of the next one.
 
-        If a new view has arrived, it asks for the one after it; otherwise it sends nothing.
+        If a new view has arrived, the method asks the supervisor for the next one; otherwise it sends nothing.
         """
         with self._lock:
             if ray.wait([self._next_view], timeout=0)[0]:

@@ -27,10 +27,10 @@ MAX_LEAD = 32
 
 
 class Router:
-    """Distributes requests over replicas. Any thread may use it.
+    """Chooses a replica for each request: the one that has seen most of its prompt, or the least loaded. Thread-safe.
 
     Args:
-        max_known: Most blocks to remember.
+        max_known: Most prompt blocks whose replicas are remembered.
     """
 
     def __init__(self, max_known: int = MAX_KNOWN) -> None:
@@ -40,7 +40,7 @@ class Router:
         self._lock = threading.Lock()
 
     def share_out(self, requests: Sequence[Request], replica_ids: Sequence[str]) -> dict[str, list[Request]]:
-        """Assigns each request to a replica, and counts it there.
+        """Assigns each request to a replica, and adds it to the number of requests in flight there.
 
         Args:
             requests: Requests to run.
@@ -60,11 +60,11 @@ class Router:
         return shares
 
     def release(self, replica_id: str, count: int) -> None:
-        """Subtracts requests from the count of a replica.
+        """Subtracts requests from the number of requests in flight on a replica.
 
         Args:
             replica_id: The replica.
-            count: Requests that have ended or were cancelled; a negative number adds requests.
+            count: Number of requests that have ended or were cancelled; a negative number adds requests.
         """
         with self._lock:
             self._num_in_flight[replica_id] -= count
@@ -95,10 +95,12 @@ class Router:
 
 
 def block_hashes(request: Request) -> Iterator[int]:
-    """Yields a hash for each whole block of a prompt; it covers the block and all blocks before it.
+    """Yields a hash for each whole block of a prompt, at most `MAX_BLOCKS`; nothing for a prompt of embeddings.
+
+    A hash covers the cache salt, the block and all blocks before the block.
 
     Args:
-        request: A request with token ids, or else with text.
+        request: The request; its token ids are hashed if they are given, else its text.
     """
     prompt = request.prompt if request.prompt_token_ids is None else request.prompt_token_ids
     if prompt is None:

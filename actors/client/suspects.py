@@ -18,10 +18,10 @@ MAX_ALONE = 128
 
 
 class Suspects:
-    """The suspects of one call.
+    """Queue of the suspects of one call, in groups that run one after another, with the deaths of each.
 
     Args:
-        max_attempts: Deaths of replicas before a request can be found guilty.
+        max_attempts: Number of replicas that must die with a request on board before it can be found guilty.
     """
 
     def __init__(self, max_attempts: int) -> None:
@@ -37,14 +37,15 @@ class Suspects:
         return self._num_deaths[request_id]
 
     def note_death(self, on_board: Sequence[Request], is_apart: bool) -> Request | None:
-        """Takes the requests that were on board when a replica died.
+        """Counts a death for each request that was on board, and queues the requests in groups to run again.
 
         Args:
             on_board: Requests of this call that were on board.
-            is_apart: Whether no other requests were on board.
+            is_apart: Whether no requests of other calls were on board.
 
         Returns:
-            The guilty request if this death reveals it; all other requests run again.
+            The guilty request if it was alone on board and has reached `max_attempts`, and then nothing is queued; else
+            None.
         """
         self._num_deaths.update(request.request_id for request in on_board)
         if is_apart and len(on_board) == 1 and self._num_deaths[on_board[0].request_id] >= self._max_attempts:
@@ -55,9 +56,9 @@ class Suspects:
         return None
 
     def put_back(self, group: list[Request]) -> None:
-        """Takes back a group that did not finish although its replica did not die."""
+        """Puts a group whose run ended without a death of a replica back to the front of the queue."""
         self._groups.appendleft(group)
 
     def next_group(self) -> list[Request]:
-        """Returns the requests that run next, apart from all others."""
+        """Removes the first group from the queue and returns its requests, which run next, apart from all others."""
         return self._groups.popleft()

@@ -26,16 +26,16 @@ class Engine(Protocol):
     """The methods that a replica calls on an engine; `LLMEngine` has them, and so have the engines of tests."""
 
     def add_request(self, request: Request) -> None:
-        """Takes a request in, or raises an error if the request is wrong."""
+        """Queues a request, which `step` then runs; raises an error if the request cannot be run."""
 
     def abort(self, request_ids: Iterable[str]) -> None:
-        """Drops unfinished requests."""
+        """Removes unfinished requests; they give no output."""
 
     def step(self) -> list[EngineOutput]:
-        """Runs one step and returns the requests that finished in it."""
+        """Runs one step and returns the outputs of the requests that finished or failed."""
 
     def has_unfinished_requests(self) -> bool:
-        """Returns whether another step would do any work."""
+        """Returns whether there are requests without an output, so that `step` must be called again."""
 
     def stats(self) -> Any:
         """Returns the counters of the engine as plain data."""
@@ -50,8 +50,8 @@ class Submission:
 
     Attributes:
         requests: All requests of the call.
-        deliver: Takes finished outputs; it is called on the thread of the engine.
-        unfinished: Ids of the requests that are in the engine.
+        deliver: Function that takes finished outputs; it is called on the thread of the engine.
+        unfinished: Ids of the unfinished requests that the engine has accepted.
     """
 
     requests: list[Request]
@@ -62,17 +62,18 @@ class Submission:
 class EngineThread:
     """Builds an engine on a thread of its own and runs it there.
 
-    The thread sleeps on its inbox while the engine has nothing to do; otherwise it empties the inbox between two steps.
-    Two callers may use the same request id, but an engine refuses that. A new id would change the draws (the seed of a
-    request may follow from its id), so the later request is held back until the earlier one has ended.
+    Other threads put messages into an inbox. The thread waits for a message while the engine has no requests; otherwise
+    it empties the inbox between two steps. An engine refuses a request whose id another unfinished request has. Two
+    callers may use the same id, and a new id would change the draws (the seed of a request may follow from its id), so
+    the later request is held back until the earlier one has ended.
 
     Args:
-        build: Makes the engine. It runs on the thread.
-        on_fatal: Called on the thread when the engine itself fails, after the traceback was logged.
-        watchdog: Started before each step and stopped while the engine is idle; None for no watchdog.
+        build: Function that makes the engine; it is called on the thread.
+        on_fatal: Function that is called on the thread when the engine itself fails, after the traceback was logged.
+        watchdog: Watchdog that runs during steps and is stopped while the engine is idle; None for no watchdog.
 
     Attributes:
-        loaded: Resolves when the engine is built; holds the exception if that failed.
+        loaded: Future that is done when the engine is built; it holds the exception if the build failed.
     """
 
     def __init__(
@@ -89,13 +90,14 @@ class EngineThread:
         threading.Thread(target=self._run, name="engine", daemon=True).start()
 
     def submit(self, requests: list[Request], deliver: Callable[[list[EngineOutput]], None]) -> Submission:
-        """Hands requests to the engine.
+        """Hands requests to the engine, and returns at once.
 
         A request that the engine refuses is delivered at once, as an output with an error.
 
         Args:
             requests: Requests with different ids.
-            deliver: Takes finished outputs, possibly in many calls. It runs on the engine's thread and must not block.
+            deliver: Function that takes finished outputs, possibly in many calls. It runs on the engine's thread and
+                must not block.
 
         Returns:
             The submission, which `abort` takes.
@@ -105,24 +107,24 @@ class EngineThread:
         return submission
 
     def abort(self, submission: Submission) -> None:
-        """Drops the unfinished requests of a submission; none of its outputs is delivered any more."""
+        """Removes the unfinished requests of a submission from the engine; their outputs are not delivered."""
         self._inbox.put(lambda engine: self._drop(engine, submission))
 
     def ask(self, question: Callable[[Engine], T]) -> Future[T]:
-        """Runs a function on the engine between two steps.
+        """Lets the thread call a function with the engine between two steps, and returns at once.
 
         Args:
-            question: Reads the engine; it must not raise.
+            question: Function of the engine; it must not raise.
 
         Returns:
-            Its result, once the engine is loaded and the step that is running has ended.
+            A future of the function's result, done when the engine is loaded and the running step has ended.
         """
         answer: Future[T] = _uncancellable_future()
         self._inbox.put(lambda engine: answer.set_result(question(engine)))
         return answer
 
     def close(self) -> Future[None]:
-        """Ends the thread after the present step and closes the engine; unfinished requests are dropped."""
+        """Closes the engine after the running step and ends the thread, without outputs of unfinished requests."""
         return self.ask(self._close)
 
     def _close(self, engine: Engine) -> None:
@@ -153,7 +155,7 @@ class EngineThread:
             self._on_fatal()
 
     def _take_in(self, engine: Engine) -> None:
-        """Runs all messages of the inbox; waits for one only if the engine has nothing to do."""
+        """Runs all messages of the inbox; waits for a first message if the engine has no requests."""
         if not engine.has_unfinished_requests():
             if self._watchdog:
                 self._watchdog.stop()
@@ -210,7 +212,7 @@ class EngineThread:
 
 
 def _uncancellable_future() -> Future[Any]:
-    """Returns a running future: a caller that stops waiting for it cannot cancel it for the others."""
+    """Returns a future in the state running, which a caller that stops waiting cannot cancel for other callers."""
     future: Future[Any] = Future()
     future.set_running_or_notify_cancel()
     return future

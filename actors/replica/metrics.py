@@ -19,7 +19,7 @@ TAGS = ("pool", "replica")
 
 @runtime_checkable
 class EngineStats(Protocol):
-    """The counters from which the metrics are computed. `millrace.engine.EngineStats` documents each of them."""
+    """Protocol of the engine statistics that the metrics are computed from, as in `millrace.engine.EngineStats`."""
 
     num_running: int
     num_waiting: int
@@ -34,8 +34,8 @@ class Metric:
 
     Attributes:
         description: The quantity and its unit.
-        read: Computes the value from the counters of the engine.
-        is_rate: Whether the metric is the growth of that value per second, in place of the value.
+        read: Function that computes a value from the statistics of the engine.
+        is_rate: Whether the metric is the growth per second of the value that `read` computes, not the value itself.
     """
 
     description: str
@@ -72,12 +72,12 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
 
 
 class Meter:
-    """Reads the metrics of one replica and publishes them.
+    """Computes the metrics of one replica from the engine's statistics, and publishes them through Ray.
 
     Args:
         pool_name: Value of the tag ``pool``.
         replica_id: Value of the tag ``replica``.
-        clock: Returns the seconds of a steady clock.
+        clock: Function that returns the seconds of a steady clock.
     """
 
     def __init__(self, pool_name: str, replica_id: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -89,13 +89,13 @@ class Meter:
         self._counted_at_s = clock()
 
     def read(self, stats: Any) -> dict[str, float]:
-        """Returns the metrics.
+        """Returns the metrics of the replica.
 
         Args:
-            stats: Counters of the engine. If they are not an `EngineStats`, there are no metrics.
+            stats: Statistics of the engine. Of a value that is no `EngineStats` there are no metrics.
 
         Returns:
-            Name -> value, as in the table; rates as of the last publication.
+            Name of the metric in `METRICS` -> value. Rates are those of the latest `publish`, 0 before it.
         """
         if not isinstance(stats, EngineStats):
             return {}
@@ -105,7 +105,7 @@ class Meter:
         }
 
     def publish(self, stats: Any) -> None:
-        """Updates the rates and passes all metrics to Ray.
+        """Computes the rates since the last call, and sets all metrics as gauges of `ray.util.metrics`.
 
         Args:
             stats: As for `read`.

@@ -25,9 +25,8 @@ EngineFactory = Callable[[dict[str, Any], int, Announce | None], Engine]
 """Makes an engine from its keyword arguments, the number of ranks on its node, and an `Announce` for several ranks."""
 
 RankMain = Callable[[dict[str, Any], int, int, str, StepWatchdog | None], None]
-"""Runs a rank other than 0 until the engine closes. Arguments: those of the engine, the number of ranks on the node,
-the
-rank, the address of rank 0, and a watchdog."""
+"""Runs a rank other than 0 until the engine closes. Arguments: the keyword arguments of the engine, the number of
+ranks on the node, the rank, the address of rank 0, and a watchdog."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +43,13 @@ class RankInfo:
 
 
 def build_engine(engine_kwargs: dict[str, Any], num_sharing: int = 1, announce: Announce | None = None) -> Engine:
-    """Builds an `LLMEngine`; torch is imported here and not earlier.
+    """Builds an `LLMEngine` in this process, as rank 0. torch is imported by this call, not by the module.
 
     Args:
         engine_kwargs: Keyword arguments of `EngineConfig.from_kwargs`. Without `num_threads` the engine gets its share
             of this node's cores.
-        num_sharing: Ranks that share those cores.
-        announce: Called with the address to which the other ranks connect; None for an engine of one rank.
+        num_sharing: Number of ranks that share the cores of this node.
+        announce: Function that gets the address to which the other ranks connect; None for an engine of one rank.
 
     Returns:
         The engine with its model loaded.
@@ -70,14 +69,14 @@ def build_engine(engine_kwargs: dict[str, Any], num_sharing: int = 1, announce: 
 def run_rank(
     engine_kwargs: dict[str, Any], num_sharing: int, rank: int, address: str, watchdog: StepWatchdog | None = None
 ) -> None:
-    """Runs a rank of an `LLMEngine` until rank 0 closes the engine.
+    """Runs a rank other than 0 of an `LLMEngine` in this process until rank 0 closes the engine.
 
     Args:
         engine_kwargs: As for `build_engine`.
-        num_sharing: Ranks that share the cores of this node.
+        num_sharing: Number of ranks that share the cores of this node.
         rank: The rank, 1 or more.
         address: The address that rank 0 announced.
-        watchdog: Started before each step; None for no watchdog.
+        watchdog: Watchdog that runs during steps; None for no watchdog.
 
     Raises:
         MillraceError: The rank cannot load its part of the model, or another rank is gone.
@@ -88,15 +87,15 @@ def run_rank(
 
 
 def share_of_cores(num_cores: int, num_cpus: float, num_sharing: int) -> int:
-    """Returns the number of threads of an engine that shares its node with other engines.
+    """Returns the number of threads that a rank computes with: its share of the cores of its node, at least 1.
 
-    The threads of an engine wait for each other at every layer. If there are more threads than free cores, one of them
-    is always descheduled, and the others wait for it.
+    The threads of a rank wait for each other at every layer. If there are more threads than free cores, some thread is
+    always descheduled, and the others wait for it.
 
     Args:
         num_cores: Physical cores of the node.
         num_cpus: CPUs of the node that Ray may use.
-        num_sharing: Engines on the node.
+        num_sharing: Number of ranks on the node.
     """
     return max(1, int(min(num_cores, num_cpus)) // num_sharing)
 

@@ -32,16 +32,16 @@ METRICS_INTERVAL_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaSettings:
-    """The settings of a replica; they pickle.
+    """The settings of a replica. They can be pickled.
 
     Attributes:
         pool_name: Name of the pool.
         replica_id: Name of the replica, shown in front of its log lines.
         engine_kwargs: Keyword arguments of the engine.
-        engine_factory: Makes the engine, in rank 0.
-        rank_main: The function that the other ranks run.
-        num_ranks: Processes of the replica.
-        num_sharing: Ranks that share this node's cores.
+        engine_factory: Function that makes the engine, in rank 0.
+        rank_main: Function that the other ranks run.
+        num_ranks: Number of ranks of the replica.
+        num_sharing: Number of ranks that share the cores of a node.
         step_timeout_s: Most seconds of a step; None for no limit.
     """
 
@@ -56,7 +56,7 @@ class ReplicaSettings:
 
 
 class EngineReplica:
-    """One engine in an actor.
+    """One engine in a Ray actor, which runs the requests of clients and is rank 0 of the engine.
 
     The model loads after construction, on the engine's thread; `ready` waits for it. When the engine itself fails, the
     process ends, and the supervisor starts another one.
@@ -64,8 +64,8 @@ class EngineReplica:
         open -> draining -> open         the drain ends with `resume`
         open -> draining -> (killed)     the supervisor ends the process when no request is on board
 
-    A replica that drains hands new calls back: their streams end at once with their requests unfinished, and the client
-    sends these to another replica. Calls in quarantine are an exception: they run while no other call does.
+    A draining replica hands new calls back: the streams of the calls end at once without outputs, and the client sends
+    the requests to another replica. Calls with `in_quarantine` are an exception: a draining replica runs them.
 
     Args:
         settings: Settings of the replica.
@@ -154,7 +154,7 @@ class EngineReplica:
             self._leave(caller, submission, num_left)
 
     async def drain(self, timeout_s: float | None = None) -> None:
-        """Refuses new requests, and returns when no request is on board.
+        """Hands new calls back from now on, and returns when no request is on board.
 
         Args:
             timeout_s: Seconds after which unfinished requests are handed back; None for no limit.
@@ -172,7 +172,7 @@ class EngineReplica:
             await self._emptied.wait()
 
     async def resume(self) -> None:
-        """Accepts requests again."""
+        """Ends a drain: accepts requests again."""
         self._is_draining = self._hands_back = False
 
     async def load(self) -> int:
@@ -185,11 +185,11 @@ class EngineReplica:
         return stats, self._meter.read(stats)
 
     async def until_death(self) -> None:
-        """Never returns: the call fails when this process dies, which is how the supervisor learns of it."""
+        """Never returns. The supervisor awaits this call, which fails when this process dies."""
         await asyncio.Event().wait()
 
     async def close(self) -> None:
-        """Drops unfinished requests and closes the engine; the process stays until it is killed."""
+        """Removes unfinished requests and closes the engine; the process stays until it is killed."""
         await asyncio.wrap_future(self._engine.close())
 
     def _build(self) -> Engine:
@@ -226,13 +226,13 @@ class EngineReplica:
             self._emptied.set()
 
     def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Starts a task and keeps a reference to it, because asyncio keeps only a weak one."""
+        """Runs a coroutine as a task and stores the task until it ends; asyncio keeps only a weak reference."""
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _abort_after(self, presence: Reference) -> None:
-        """Waits until a caller dies and drops its unfinished requests; one such task serves all calls of a caller."""
+        """Waits until the caller that owns `presence` dies, and then aborts the requests of all its calls."""
         with contextlib.suppress(RayError):
             await presence
         for submission in self._submissions.pop(presence):

@@ -18,8 +18,8 @@ class StepWatchdog:
 
     Args:
         timeout_s: Most seconds of a step.
-        is_fatal: Whether the process ends. Ranks other than 0 only write their stacks, a little earlier than rank 0
-            ends, and end together with it.
+        is_fatal: Whether a step that takes too long ends the process. It is True in rank 0; the other ranks only write
+            their stacks, a little earlier, and end when rank 0 has ended.
     """
 
     def __init__(self, timeout_s: float, *, is_fatal: bool = True) -> None:
@@ -30,7 +30,7 @@ class StepWatchdog:
         self._wound_up_at_s: float | None = None
 
     def before_step(self) -> None:
-        """Starts the time of the step that begins."""
+        """Starts the timer for a step that begins; a timer that was started shortly before goes on."""
         now_s = time.monotonic()
         if self._wound_up_at_s is None or now_s - self._wound_up_at_s > SLACK * self._timeout_s:
             after_s = (1 + SLACK) * self._timeout_s if self._is_fatal else self._timeout_s

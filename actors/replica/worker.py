@@ -16,7 +16,7 @@ from .watchdog import StepWatchdog
 
 
 class EngineWorker:
-    """One rank in an actor. Rank 0 sends it its work directly; Ray calls only start and end it.
+    """A rank other than 0 of an engine, in a Ray actor. Calls of Ray only start and end it; rank 0 sends it the steps.
 
     Args:
         settings: Settings of the replica.
@@ -50,7 +50,7 @@ class EngineWorker:
         await asyncio.wrap_future(ended)
 
     async def until_death(self) -> None:
-        """Never returns: the call fails when this process dies, which is how the supervisor learns of it."""
+        """Never returns. The supervisor awaits this call, which fails when this process dies."""
         await asyncio.Event().wait()
 
     def _run(self, address: str, ended: Future[None]) -> None:

@@ -10,11 +10,11 @@ from .nodes import UNITS, Resources, cluster_nodes, fits, units
 
 
 def ranks_per_node(config: PoolConfig, nodes: list[Resources] | None = None) -> int:
-    """Returns how many ranks share a node at most when they are spread over all nodes that can hold one.
+    """Returns the most ranks on a node if the ranks of all replicas are spread evenly over the nodes that can hold one.
 
     Args:
         config: Settings of the pool.
-        nodes: Resources of each node; None for those of the cluster this process is connected to.
+        nodes: Resources of each node; None for the nodes of the cluster that this process is connected to.
     """
     nodes = cluster_nodes() if nodes is None else nodes
     bundles = config.placement.bundles
@@ -31,7 +31,7 @@ def check_leaves_one_cpu(config: PoolConfig, other_cpus: float = 0.0, nodes: lis
     Args:
         config: Settings of the pool.
         other_cpus: CPUs that other parts of the job hold while it runs, such as the actors of its other stages.
-        nodes: Resources of each node; None for those of the cluster this process is connected to.
+        nodes: Resources of each node; None for the nodes of the cluster that this process is connected to.
 
     Raises:
         ConfigError: It is not certain that any node keeps a whole CPU free.

@@ -33,23 +33,23 @@ CLOSE_TIMEOUT_S = 5.0
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """One of the replicas that a pool keeps alive. A replica that replaces a dead one is the same member.
+    """A place of a pool, which has one replica at a time. A replica that replaces a dead one is the same member.
 
         starting -> ready -> dead -> starting ...        failed starts are repeated with back-off
-        starting -> unplaced -> starting ...             the cluster has no room; it is asked again
-        starting -> failed                               it is given up after too many failures in a row
-        ready -> quarantine -> ready                     it runs only requests that were on board at a death
-        ready -> draining -> dead                        it is asked to leave, and finishes its requests first
+        starting -> unplaced -> starting ...             the cluster has no room; the start is tried again
+        starting -> failed                               the member is given up after too many failures in a row
+        ready -> quarantine -> ready                     the replica runs only suspects, for one call at a time
+        ready -> draining -> dead                        the replica finishes its requests, and is then ended
 
     Attributes:
-        pool_name: The pool.
-        config: Its settings.
+        pool_name: Name of the pool.
+        config: Settings of the pool.
         index: Number of the member in its pool.
-        state: A state of the drawing above.
-        num_restarts: Times it went from dead to starting.
-        is_leaving: Whether the replica is not restarted when it ends.
-        up_order: Order in which the replicas of the pool came up: larger is later.
-        actors: Actors of the ranks, once they were created. Calls go to the first, rank 0.
+        state: One of the states above.
+        num_restarts: Number of times that the member went from dead to starting.
+        is_leaving: Whether the member leaves the pool when its replica ends, which is then not restarted.
+        up_order: Number of the replica in the order in which replicas of the pool came up; a larger number is later.
+        actors: Actor of each rank, rank 0 first; empty until the actors are created. Clients call rank 0.
         infos: Process and node of each rank; empty unless the replica is up.
     """
 
@@ -66,12 +66,12 @@ class Member:
 
     @property
     def replica_id(self) -> str:
-        """Name of the current replica, or of the next one."""
+        """Id of the current replica, or of the next one while there is none: ``"INDEX.RESTART"``."""
         return f"{self.index}.{self.num_restarts}"
 
     @property
     def replica(self) -> Any:
-        """Ray's handle of rank 0."""
+        """Ray's handle of the actor of rank 0."""
         return self.actors[0]
 
     @property
@@ -81,15 +81,15 @@ class Member:
 
     @property
     def node_ids(self) -> set[str]:
-        """The nodes of the replica that is up."""
+        """Ids of the Ray nodes that the ranks run on; empty unless the replica is up."""
         return {info.node_id for info in self.infos}
 
     def has_lost_a_node(self) -> bool:
-        """Returns whether a node of the replica is gone, so that the node is to blame for its death."""
+        """Returns whether a node of the replica has left the cluster; if so, no request caused the replica's death."""
         return not all(is_alive(node_id) for node_id in self.node_ids)
 
     def stats(self) -> ReplicaStats:
-        """Returns the facts that are known without asking the engine."""
+        """Returns the replica's state, restarts, processes and nodes; metrics and engine statistics are left empty."""
         pids = tuple(info.pid for info in self.infos)
         nodes = tuple(info.node_id for info in self.infos)
         return ReplicaStats(self.replica_id, self.state, self.num_restarts, pids, nodes)
@@ -98,8 +98,8 @@ class Member:
         """Reserves resources, starts the ranks and waits until the model is loaded.
 
         Raises:
-            PlacementError: The cluster has no room.
-            MillraceError: The model cannot be loaded.
+            PlacementError: The cluster has no room for the replica.
+            MillraceError: The model cannot be loaded, or a process ended. The resources are released.
         """
         name = f"{self.pool_name}/{self.replica_id}"
         self._group = await reserve(name, self.config.placement, self.config.placement_timeout_s)
@@ -116,7 +116,7 @@ class Member:
                 await self.end()
 
     async def until_death(self) -> str:
-        """Waits until a rank is dead or out of reach, and returns the reason."""
+        """Waits until Ray reports a rank as dead or unreachable, and returns the message of Ray's error."""
         calls = [asyncio.ensure_future(_death(actor)) for actor in self.actors]
         try:
             done, _ = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
@@ -126,7 +126,7 @@ class Member:
                 call.cancel()
 
     async def close(self) -> None:
-        """Closes the engine if it answers in time, then ends the replica."""
+        """Asks the engine to close, waits at most `CLOSE_TIMEOUT_S` for it, and then calls `end`."""
         if self.is_up:
             with contextlib.suppress(RayError, TimeoutError):
                 await asyncio.wait_for(self.replica.close.remote(), CLOSE_TIMEOUT_S)
@@ -165,7 +165,7 @@ class Member:
         return [replica.options(**options[0]).remote(settings), *workers]
 
     async def _load(self) -> list[RankInfo]:
-        """Connects the ranks and waits until all of them have loaded their part of the model, or one has failed."""
+        """Connects the ranks, waits until all have loaded, and returns where each runs; raises if one fails."""
         replica, *workers = self.actors
         ready = _begin(replica.ready)
         if not workers:
@@ -184,7 +184,7 @@ class Member:
 
 
 def _begin(method: Any, *args: Any) -> asyncio.Task[Any]:
-    """Calls an actor in a task whose exception need not be read: the call ends with the actor at the latest."""
+    """Calls a method of an actor in a task, which may fail without a warning that nobody has read its exception."""
 
     async def call() -> Any:
         return await method.remote(*args)

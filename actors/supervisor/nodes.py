@@ -23,7 +23,7 @@ _BOOKKEEPING = ("node:", "memory", "object_store_memory", "bundle_group_")
 
 
 def cluster_nodes() -> list[Resources]:
-    """Returns all resources of each living node of the cluster, free or not."""
+    """Returns the total resources, free and used, of each living node of the cluster."""
     nodes: list[dict[str, Any]] = ray.nodes()
     return [node["Resources"] for node in nodes if node["Alive"]]
 
@@ -43,7 +43,7 @@ def draining_nodes() -> dict[str, float | None]:
     """Returns the nodes that will soon leave the cluster, after a preemption or because the cluster shrinks.
 
     Returns:
-        Node id in hexadecimal -> seconds until it leaves; None where the deadline is unknown.
+        Node id in hexadecimal -> seconds until the node leaves; None where the deadline is unknown.
     """
     now_s = time.time()
     deadlines: dict[str, int] = ray_state.get_draining_nodes()
@@ -51,22 +51,22 @@ def draining_nodes() -> dict[str, float | None]:
 
 
 def fits(asked: Resources, node: Resources) -> bool:
-    """Returns whether an empty node has the resources that are asked for."""
+    """Returns whether the resources `asked` fit on an empty node that has the resources `node` in all."""
     return bool(_num_fitting(asked, node, 1))
 
 
 def describe(resources: Resources) -> str:
-    """Formats resources for people, without the entries that Ray adds by itself."""
+    """Returns resources as text for messages, ``{CPU: 4, GPU: 1}``, without the entries that Ray adds by itself."""
     shown = sorted(name for name in resources if not name.startswith(_BOOKKEEPING) and "_group_" not in name)
     return "{" + ", ".join(f"{name}: {resources[name]:g}" for name in shown) + "}"
 
 
 def _num_fitting(asked: Resources, node: Resources, limit: int) -> int:
-    """Returns how many times the resources asked for fit on an empty node, at most `limit`."""
+    """Returns how many times the resources `asked` fit on an empty node with the resources `node`, at most `limit`."""
     counts = [units(node.get(name, 0.0)) // units(amount) for name, amount in asked.items() if units(amount)]
     return min([limit, *counts])
 
 
 def units(amount: float) -> int:
-    """Returns an amount of a resource in Ray's units of a ten-thousandth."""
+    """Returns an amount of a resource as an integer number of ten-thousandths, the unit in which Ray counts."""
     return round(amount * UNITS)

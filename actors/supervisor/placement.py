@@ -40,8 +40,8 @@ class Placement:
 
     Attributes:
         bundles: Resources of each rank.
-        strategy: How Ray spreads the bundles over nodes. With None all are on one node if any node is large enough,
-            else on as few nodes as possible.
+        strategy: Ray's strategy for spreading the bundles over nodes, one of `STRATEGIES`. None places all bundles on
+            one node if any node is large enough, else on as few nodes as possible.
     """
 
     bundles: tuple[Resources, ...]
@@ -49,11 +49,11 @@ class Placement:
 
     @classmethod
     def read(cls, group_config: Mapping[str, Any], num_ranks: int) -> Placement:
-        """Reads a `placement_group_config` in the form of Ray Data LLM.
+        """Converts a `placement_group_config` in the form of Ray Data LLM to a placement.
 
         Args:
             group_config: ``{"bundle_per_worker": {...}}`` or ``{"bundles": [{...}, ...]}``, and ``"strategy"``.
-            num_ranks: Ranks of a replica; each has a bundle.
+            num_ranks: Number of ranks of a replica, each of which needs a bundle.
 
         Raises:
             ConfigError: The form is wrong; the message names the entry.
@@ -79,18 +79,18 @@ class Placement:
 
     @classmethod
     def even(cls, resources: Resources, num_ranks: int, accelerator_type: str | None) -> Placement:
-        """Divides the resources of a replica evenly among its ranks.
+        """Returns the placement that divides the resources of a replica evenly among its ranks.
 
         Args:
             resources: Resources of the whole replica.
-            num_ranks: Ranks of the replica.
+            num_ranks: Number of ranks of the replica.
             accelerator_type: Accelerator type that the node of each rank must have; None for any node.
         """
         bundle = {name: amount / num_ranks for name, amount in resources.items() if amount}
         return cls((bundle,) * num_ranks).on(accelerator_type)
 
     def on(self, accelerator_type: str | None) -> Placement:
-        """Returns the same placement, restricted to nodes with an accelerator type."""
+        """Returns a copy restricted to nodes with an accelerator type; this placement itself for None."""
         if accelerator_type is None:
             return self
         kind = {f"accelerator_type:{accelerator_type}": 0.001}
@@ -103,13 +103,13 @@ class Placement:
         return {name: sum(bundle.get(name, 0.0) for bundle in self.bundles) for name in sorted(names)}
 
     def resolved_strategy(self, nodes: list[Resources]) -> str:
-        """Returns the strategy to use on a cluster with these nodes."""
+        """Returns `strategy`; in place of None the strategy that fits a cluster whose nodes have these resources."""
         if self.strategy is not None:
             return self.strategy
         return "STRICT_PACK" if any(fits(self.total, node) for node in nodes) else "PACK"
 
     def describe(self, strategy: str) -> str:
-        """Describes the bundles and a strategy in a few words, for error messages."""
+        """Returns a text with the bundles, and the strategy if there are several, for error messages."""
         bundles = [describe(bundle) for bundle in self.bundles]
         if len(bundles) == 1:
             return bundles[0]
@@ -118,7 +118,7 @@ class Placement:
 
 
 async def reserve(name: str, placement: Placement, timeout_s: float) -> PlacementGroup:
-    """Reserves the bundles of a replica.
+    """Reserves the bundles of a replica as a placement group, and waits until the cluster has room for them.
 
     Args:
         name: Name of the group: the name of the pool, a slash, and the id of the replica.
@@ -146,12 +146,12 @@ async def reserve(name: str, placement: Placement, timeout_s: float) -> Placemen
 
 
 def release(group: PlacementGroup) -> None:
-    """Removes a group; Ray kills the actors that still run in it."""
+    """Removes a placement group; Ray kills the actors that still run in it."""
     remove_placement_group(group)
 
 
 def reclaim(pool_name: str) -> list[str]:
-    """Removes all groups of a pool whose supervisor is dead.
+    """Removes all placement groups of a pool whose supervisor is dead.
 
     Args:
         pool_name: Name of the pool.
@@ -171,7 +171,7 @@ def reclaim(pool_name: str) -> list[str]:
 
 
 def rank_options(group: PlacementGroup, placement: Placement, rank: int) -> dict[str, Any]:
-    """Returns the options with which the actor of a rank takes its whole bundle.
+    """Returns the options of Ray with which the actor of a rank is placed in its bundle and takes all of it.
 
     Args:
         group: The reserved group.

@@ -53,7 +53,7 @@ ENGINE_FIELDS = (
 class EnginePool:
     """A pool of engines that lives as long as this driver, or until it is closed.
 
-    Use `EnginePool.start`, or `EnginePool.share`. It is a context manager that closes the pool.
+    `EnginePool.start` and `EnginePool.share` make the object. As a context manager it closes the pool at the end.
 
     Attributes:
         name: Name by which a `PoolClient` finds the pool.
@@ -72,10 +72,10 @@ class EnginePool:
         """Starts a pool and returns at once, while the replicas load their models.
 
         Args:
-            config: Settings.
+            config: Settings of the pool.
 
         Returns:
-            The handle.
+            The handle of the pool.
         """
         return cls._join(f"pool-{uuid.uuid4().hex[:12]}", config)
 
@@ -83,14 +83,14 @@ class EnginePool:
     def share(cls, config: PoolConfig) -> Self:
         """Joins the pool of this job that runs the same engine on the same resources, or starts it.
 
-        The pool ends when its last user has closed it. It has as many replicas as the user with the highest number
-        asked for. For all other settings that do not concern the engine, those of the first user count.
+        Users whose settings in `ENGINE_FIELDS` are equal share a pool. Its number of replicas is the highest that any
+        user has asked for; all other settings are those of the first user. The pool ends when its last user closes it.
 
         Args:
-            config: Settings.
+            config: Settings that this user asks for.
 
         Returns:
-            The handle.
+            The handle of the pool.
         """
         return cls._join(f"pool-{ray.get_runtime_context().get_job_id()}-{_engine_digest(config)}", config)
 
@@ -123,7 +123,7 @@ class EnginePool:
             timeout_s: Most seconds to wait; None for no limit.
 
         Raises:
-            UserError: No replica starts because of a user's setting; this is the error that the engine raised.
+            UserError: No replica starts because of a wrong setting; the error is the one that the engine raised.
             EngineDeadError: No replica starts, or the pool is closed.
             EngineError: The replicas were not ready within `timeout_s`.
         """
@@ -139,13 +139,13 @@ class EnginePool:
             raise EngineDeadError(f"pool {self.name!r} is closed; start another one")
 
     def stats(self, with_engines: bool = False) -> PoolStats:
-        """Describes the pool and its replicas.
+        """Returns the present state of the pool and its replicas.
 
         Args:
-            with_engines: Whether to ask each ready replica for its engine's counters.
+            with_engines: Whether to ask each replica that is up for its metrics and its engine's statistics.
 
         Returns:
-            The present state of the pool.
+            The state of the pool, with one entry for each replica.
 
         Raises:
             EngineDeadError: The pool is closed.
@@ -157,7 +157,7 @@ class EnginePool:
         return stats
 
     def close(self) -> None:
-        """Leaves the pool; its last user ends all replicas and waits for that. A second call does nothing."""
+        """Leaves the pool; the last user ends all replicas and waits until they are gone. Repeated calls do nothing."""
         if self._is_closed.is_set() or not ray.is_initialized():
             return
         self._is_closed.set()
@@ -203,7 +203,7 @@ def _engine_digest(config: PoolConfig) -> str:
 
 
 def _after_death(pool_name: str, is_closed: threading.Event, presence: Future[None]) -> None:
-    """Removes the groups of a killed supervisor. It runs on one of Ray's threads, so it must not block."""
+    """Removes the placement groups of a pool whose supervisor died, on a new thread: Ray's thread must not block."""
     if not is_closed.is_set() and isinstance(presence.exception(), RayActorError):
         threading.Thread(target=_reclaim, args=[pool_name], name=f"reclaim-{pool_name}", daemon=True).start()
 

@@ -19,10 +19,10 @@ from .roster import Roster
 
 
 class Quarantine:
-    """The leases of one pool. Only the supervisor's event loop touches it.
+    """The queue of the leases of one pool. It may be used only on the supervisor's event loop.
 
     Args:
-        roster: The pool's members.
+        roster: Members of the pool.
     """
 
     def __init__(self, roster: Roster) -> None:
@@ -31,11 +31,11 @@ class Quarantine:
         """Leases in the order of asking, each with a task that ends it when its client dies. The first is held."""
 
     async def lease(self, lease_id: str, presence: Reference) -> ReplicaHandle | None:
-        """Waits until it is the turn of a lease and a replica is free for it.
+        """Queues a lease, and waits until it is the first of the queue and a replica has finished its other requests.
 
         Args:
             lease_id: An id that the caller has chosen. The caller must `end` it even if this call never returns.
-            presence: A reference of the caller's that never resolves; the lease ends when the caller dies.
+            presence: Reference that the caller owns and that never resolves; the lease ends when the caller dies.
 
         Returns:
             A replica with no request on board that takes only calls in quarantine; None if the lease was ended in the
@@ -85,5 +85,5 @@ class Quarantine:
         return [member for member in self._roster.members if member.state == "quarantine"]
 
     def _choose(self) -> Member:
-        """Returns the replica that came up last: after a death, it has few requests on board."""
+        """Returns the member in quarantine, else the ready member that came up last and so has little on board."""
         return max(self._members() or self._roster.ready(), key=lambda member: member.up_order)

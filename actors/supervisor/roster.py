@@ -12,13 +12,13 @@ from .member import Member
 
 
 class Roster:
-    """The members of one pool. Only the supervisor's event loop touches it.
+    """The members of one pool, and the number of their changes. It may be used only on the supervisor's event loop.
 
     Args:
-        max_attempts: As in `PoolConfig`; it is passed on to clients.
+        max_attempts: As in `PoolConfig`; the views carry it to the clients.
 
     Attributes:
-        members: All replicas of the pool, up or not.
+        members: All members of the pool, whether their replicas are up or not.
         failure: The latest reason why a replica was given up or has no room; None if there is none.
         is_closed: Whether the pool is closed, so that no replica will be up again.
     """
@@ -33,12 +33,12 @@ class Roster:
 
     @property
     def version(self) -> int:
-        """Number of changes so far."""
+        """Number of changes of the pool so far, counted by `tell`."""
         return self._version
 
     @property
     def state(self) -> PoolState:
-        """The state of the pool as a whole."""
+        """The state of the pool as a whole, as in `PoolStats`."""
         if self.is_closed:
             return "closed"
         if any(member.is_up for member in self.members):
@@ -47,7 +47,7 @@ class Roster:
 
     @property
     def is_settled(self) -> bool:
-        """Whether each replica is up, given up or without room."""
+        """Whether each replica is up, given up or without room, or the pool is closed."""
         return self.is_closed or all(member.is_up or member.state in ("failed", "unplaced") for member in self.members)
 
     @property
@@ -56,11 +56,11 @@ class Roster:
         return self.state in ("failed", "closed")
 
     def ready(self) -> list[Member]:
-        """Returns the members whose replicas take requests."""
+        """Returns the members whose replicas take requests of all clients: up, not draining and not in quarantine."""
         return [member for member in self.members if member.state == "ready" and member.is_up]
 
     def view(self) -> PoolView:
-        """Returns the view of the pool that clients are sent."""
+        """Returns the present view of the pool, which the supervisor sends to clients."""
         replicas = tuple(self.handle(member) for member in self.ready())
         return PoolView(self._version, self.state, self.failure, self._max_attempts, replicas)
 
@@ -69,12 +69,12 @@ class Roster:
         return ReplicaHandle(member.replica_id, member.replica, self._version)
 
     async def tell(self) -> None:
-        """Wakes every coroutine that waits for a change."""
+        """Counts a change of the pool, and wakes every coroutine that waits in `until`. Must follow each change."""
         async with self._changed:
             self._version += 1
             self._changed.notify_all()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Waits until a condition holds; it is evaluated after each change."""
+        """Waits until a condition holds. The condition is evaluated now and after each change."""
         async with self._changed:
             await self._changed.wait_for(condition)

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 
 class Scaler:
-    """Follows the number of requests: it adds replicas at once and takes them away only after a delay.
+    """Computes the number of replicas for a number of requests. It rises at once, and falls only after a delay.
 
     Args:
-        places: Requests that keep a replica full.
-        delay_s: Seconds for which there must have been too many replicas before one is taken away.
-        clock: Returns the seconds of a steady clock.
+        places: Number of requests at which a replica is full.
+        delay_s: Seconds for which there must have been too many replicas before the number falls.
+        clock: Function that returns the seconds of a steady clock.
     """
 
     def __init__(self, places: int, delay_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -23,13 +23,13 @@ class Scaler:
         self._too_many_since_s: float | None = None
 
     def wanted(self, num_requests: int, num_now: int, low: int, high: int) -> int:
-        """Returns how many replicas the pool should have.
+        """Returns how many replicas the pool should have: enough for all requests, between `low` and `high`.
 
         Args:
-            num_requests: Requests on board of all replicas together.
-            num_now: Replicas that are up or starting.
-            low: Least number of replicas.
-            high: Greatest number of replicas.
+            num_requests: Number of requests on board of all replicas together.
+            num_now: Number of replicas that the pool has now, leaving replicas not counted.
+            low: Fewest replicas.
+            high: Most replicas.
         """
         wanted = max(low, min(high, math.ceil(num_requests / self._places)))
         if wanted >= num_now:

@@ -47,11 +47,11 @@ LAST_SECONDS_S = 5.0
 
 
 class Supervisor:
-    """Keeps the replicas of one pool alive.
+    """Ray actor that keeps the replicas of one pool alive, and tells clients which replicas there are.
 
     Args:
         name: Name of the pool.
-        config: Its settings.
+        config: Settings of the pool.
     """
 
     def __init__(self, name: str, config: PoolConfig) -> None:
@@ -73,13 +73,13 @@ class Supervisor:
         return f"EnginePool({self._name})"
 
     async def join(self, config: PoolConfig) -> bool:
-        """Adds a user of the pool; the first one makes it start replicas.
+        """Adds a user of the pool, and starts replicas if the pool has fewer than the user's minimum.
 
         Args:
             config: Settings of the user; the pool keeps the largest number of replicas of all its users.
 
         Returns:
-            Whether the pool can be used; a pool that is closing cannot.
+            Whether the user was added; False if the pool is closing.
         """
         if self._is_closing:
             return False
@@ -101,13 +101,13 @@ class Supervisor:
         return self._is_closing
 
     async def view(self, newer_than: int = -1) -> PoolView:
-        """Waits for a view of the pool that the caller has not seen.
+        """Waits until the pool has changed since the version that the caller has seen, and returns the new view.
 
         Args:
             newer_than: The latest version that the caller has seen; -1 returns at once.
 
         Returns:
-            The present view, whose version is later.
+            The present view, whose version is larger than `newer_than`.
         """
         await self._roster.until(lambda: self._roster.version > newer_than)
         return self._roster.view()
@@ -122,14 +122,14 @@ class Supervisor:
         return self._roster.view()
 
     async def presence(self) -> None:
-        """Never returns. The caller owns the reference to the result, so awaiting it fails when the caller dies."""
+        """Never returns. The caller owns the reference to the result; awaiting it fails when the caller dies."""
         await asyncio.Event().wait()
 
     async def stats(self, with_engines: bool) -> PoolStats:
-        """Describes the pool.
+        """Returns the present state of the pool and its replicas.
 
         Args:
-            with_engines: Whether to ask each replica for its metrics, which it reads between two steps.
+            with_engines: Whether to ask each replica that is up for its metrics and its engine's statistics.
 
         Returns:
             The pool and its replicas.
@@ -141,22 +141,25 @@ class Supervisor:
         )
 
     async def lease(self, lease_id: str, caller: Sequence[Reference]) -> ReplicaHandle | None:
-        """Gives one client a replica to itself; see `Quarantine.lease`. The caller's reference comes in a list."""
+        """Leases a replica, see `Quarantine.lease`. `caller` is `[presence]`, as Ray awaits a bare reference."""
         return await self._quarantine.lease(lease_id, caller[0])
 
     async def end_lease(self, lease_id: str) -> None:
-        """Ends a lease, or the request for one."""
+        """Ends a lease, whether it was granted or still waits."""
         await self._quarantine.end(lease_id)
 
     async def report_loss(self, replica_id: str, num_finished: int) -> Loss:
-        """Tells a client how a replica ended whose requests it has lost.
+        """Waits until a replica that a client has lost is no longer up, and returns how it ended.
+
+        After `max_deaths_in_a_row` deaths without a finished request in between, the whole pool is given up.
 
         Args:
             replica_id: The replica that does not answer.
             num_finished: Outputs that the client received from the pool since its last report.
 
         Returns:
-            ``"died"`` if a request may be to blame, ``"left"`` if not.
+            ``"died"`` if a request may be to blame; ``"left"`` if not, also if the replica is still up after
+            `LOSS_TIMEOUT_S`.
         """
         try:
             await asyncio.wait_for(self._roster.until(lambda: not self._is_up(replica_id)), LOSS_TIMEOUT_S)
@@ -172,7 +175,7 @@ class Supervisor:
         return loss
 
     async def close(self) -> None:
-        """Ends all replicas; returns when they are gone and their resources are free."""
+        """Closes the pool: ends all replicas, and returns when they are gone and their resources are free."""
         self._is_closing = True
         for task in self._tasks:
             task.cancel()
@@ -256,7 +259,7 @@ class Supervisor:
                 await member.start()
 
     async def _note_no_room(self, member: Member, error: PlacementError) -> None:
-        """Sets a member without room aside to be tried later; a replica beyond the minimum is dropped instead."""
+        """Marks a member as unplaced, to be tried later; a member beyond the minimum is marked as leaving too."""
         logger.warning("%s", error)
         member.state = "unplaced"
         member.is_leaving = member.index >= self._low and len(self._roster.members) > self._low
@@ -275,7 +278,7 @@ class Supervisor:
         await member.end()
 
     async def _fail(self) -> None:
-        """Gives all replicas up: too many died in a row with no request finished in between."""
+        """Gives the pool up: ends all replicas and marks them as failed, because too many have died in a row."""
         for task in self._tasks:
             task.cancel()
         error = EngineDeadError(
@@ -289,7 +292,7 @@ class Supervisor:
         await asyncio.gather(*(member.end() for member in self._roster.members))
 
     async def _look_round(self) -> None:
-        """Checks periodically which nodes will leave, and whether there are too few or too many replicas."""
+        """Every `LOOK_ROUND_S`, drains replicas on leaving nodes, and fits the pool's size to the requests."""
         while True:
             for node_id, left_s in draining_nodes().items():
                 for member in self._roster.members:
@@ -344,7 +347,7 @@ async def _stats(member: Member, with_engine: bool) -> ReplicaStats:
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Returns whether another start may succeed: not after a cancellation or a user's mistake."""
+    """Returns whether `_start` repeats a failed start: not after a cancellation, a `UserError` or a lack of room."""
     return isinstance(error, Exception) and not isinstance(error, UserError | PlacementError)
 
 

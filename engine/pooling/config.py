@@ -20,10 +20,10 @@ NAMES_OF_VLLM = {"seq_pooling_type": "pooling_type", "normalize": "use_activatio
 
 @dataclass(frozen=True, slots=True)
 class PoolerConfig:
-    """Settings of the pooler of an engine. None takes the setting of the model's folder.
+    """Settings of the pooler of an engine. A setting that is None is read from the model's folder.
 
     Attributes:
-        pooling_type: One of `POOLING_TYPES`.
+        pooling_type: ``"LAST"`` takes the hidden state of the prompt's last token, ``"MEAN"`` the mean over its tokens.
         use_activation: As in `PoolingParams`.
         dimensions: As in `PoolingParams`.
 
@@ -48,7 +48,7 @@ class PoolerConfig:
 
     @classmethod
     def read(cls, given: Any) -> PoolerConfig:
-        """Returns the settings that the field `pooler_config` of `EngineConfig` holds.
+        """Converts the value of `EngineConfig.pooler_config` to a `PoolerConfig`; vLLM's names are known too.
 
         Args:
             given: Value of the field: None, a mapping, or a `PoolerConfig`.
@@ -71,6 +71,6 @@ class PoolerConfig:
         return cls(**values)
 
     def over(self, model: PoolerConfig) -> PoolerConfig:
-        """Returns these settings, with the settings of `model` in place of None."""
+        """Returns a config with these settings; settings that are None here are taken from `model`."""
         own = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         return replace(model, **own)

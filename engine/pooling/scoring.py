@@ -47,7 +47,7 @@ def _texts(name: str, data: Any) -> list[str]:
 
 
 class Scoring(Protocol):
-    """How a task scores pairs of texts: which prompts it reads, and how their vectors become scores."""
+    """Scores pairs of texts for a task: makes the prompts to pool, and turns the vectors of the prompts into scores."""
 
     def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
         """Returns the prompts to pool, in the order of the pairs."""

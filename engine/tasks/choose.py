@@ -43,7 +43,7 @@ def choose_task(config: EngineConfig, hf_config: Any) -> Task:
 
 
 def _asked(config: EngineConfig, natural: type[Task]) -> type[Task]:
-    """Returns the task that the settings ask for; `natural` if the settings allow it and name no other."""
+    """Returns the task class that `config` asks for; `natural`, the checkpoint's own, if it leaves that open."""
     if config.task != "auto":
         return next(task for task in TASKS if task.name == config.task)
     if config.runner in ("auto", natural.runner):

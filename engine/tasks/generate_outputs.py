@@ -91,7 +91,7 @@ class CompletionBuilder:
         return self.tokenizer.decode(prompt_token_ids, token_ids, params.skip_special_tokens)
 
     def _entry(self, sequence: Sequence, scores: HostLogprobs, i: int, num_logprobs: int) -> dict[int, Logprob]:
-        """Returns token id -> `Logprob` for row i of `scores`: its own token first, then the most probable tokens."""
+        """Returns token id -> `Logprob` for row i of `scores`: the row's token first, then the most probable tokens."""
         num_columns = scores.token_ids.shape[1] if num_logprobs == -1 else num_logprobs + 1
         token_ids = scores.token_ids[i, :num_columns].tolist()
         logprobs = scores.logprobs[i, :num_columns].tolist()

@@ -40,19 +40,19 @@ class PooledSequence(Sequence):
     """A sequence that ends as soon as the vector of its prompt is computed.
 
     Attributes:
-        vector: `[size]` float32, as the device has computed it; empty before.
+        vector: `[size]` float32, as the device has computed it; empty until a step has computed it.
     """
 
     vector: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
 
     def take(self, drawn: np.ndarray) -> RequestError | None:
-        """Stores the vector, and ends the sequence.
+        """Stores the vector, and ends the sequence with finish reason ``"stop"``.
 
         Args:
             drawn: `[size]` float32, the vector.
 
         Returns:
-            An error if the vector holds NaN or infinity; else None.
+            An error if the vector holds NaN or infinity, in which case the sequence is left as it was; else None.
         """
         if not np.isfinite(drawn).all():
             return NAN_VECTOR

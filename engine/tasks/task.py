@@ -146,14 +146,14 @@ class RequestHandler(ABC, Generic[RequestT, SequenceT]):
 
     @abstractmethod
     def make_sequences(self, request: RequestT) -> list[SequenceT]:
-        """Makes the sequences of a request whose kind `open` has checked; raises the errors that `open` names."""
+        """Makes the sequences of a request whose kind `open` has checked; raises the errors that `open` documents."""
 
     @abstractmethod
     def make_output(self, request: RequestT, sequences: list[SequenceT]) -> EngineOutput:
         """Makes the output of a request after all of its sequences have ended, or after one has failed."""
 
     def prepare(self, plan: StepPlan) -> None:
-        """Completes a plan before its step starts, e.g. with token masks, whose grammars only this process has."""
+        """Adds the data of a plan that only rank 0 can compute, such as token masks, before the step starts."""
 
     def record(self, plan: StepPlan, result: StepResult) -> None:
         """Stores parts of a step's result for the outputs, such as log-probabilities.

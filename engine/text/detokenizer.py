@@ -21,7 +21,7 @@ INCOMPLETE = "\ufffd"
 
 
 class Decoder(Protocol):
-    """The part of a tokenizer that turns token ids into text."""
+    """Protocol of the tokenizers that this module needs: a method that turns token ids into text."""
 
     def decode_ids(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Returns the text of the tokens."""
@@ -60,7 +60,7 @@ def _context(decoder: Decoder, prompt_token_ids: Sequence[int], skip_special_tok
 
 
 def _added(before: str, whole: str) -> str:
-    """Returns the part of `whole` after `before`; a last incomplete character of `before` belongs to that part."""
+    """Returns the text of `whole` after `before`, from the last character on if `before` ends within a character."""
     if not whole.startswith(before):
         before = before.rstrip(INCOMPLETE)
     return whole[len(before) :]
@@ -105,7 +105,7 @@ class StopStringMatcher:
 
         Args:
             token_id: The token id.
-            may_stop: Whether a stop string counts that this token completes.
+            may_stop: Whether the token may end the output. If False, a stop string that it completes is ignored.
 
         Returns:
             Whether a stop string was found. If so, it is in `matched`, and `text` is cut before it, or after it if
@@ -130,8 +130,8 @@ class StopStringMatcher:
     def _match(self, num_old: int) -> None:
         """Searches `text` for stop strings that end after its first `num_old` characters.
 
-        Of several, the one that ends first counts, and of several that end together, the first in the list. It is
-        stored in `matched`, and `text` is cut before it, or after it if outputs include the stop string.
+        If several stop strings are found, the string that ends first counts; if several end together, the first in the
+        list. This string is stored in `matched`, and `text` is cut before it, or after it if outputs include it.
         """
         found = []
         for order, stop in enumerate(self._stop):
