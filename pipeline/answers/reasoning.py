@@ -22,7 +22,7 @@ class ReasoningFormat:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """Marks that the text must still hold to be split; some tokenizers count them as special tokens."""
+        """Marks that detokenizing must keep in the text, although some tokenizers treat them as special tokens."""
         return self.opening, self.closing
 
 
@@ -39,12 +39,12 @@ def split_reasoning(kind: ReasoningFormat, text: str, prompt: str | None = None)
 
     Templates of many models open the reasoning at the end of the prompt, so that the text holds the closing mark only.
     A text that reached its limit of tokens inside the reasoning holds no closing mark. Later marks belong to the
-    answer. No text raises an error.
+    answer. The function raises no error, whatever the text is.
 
     Args:
-        kind: The family's format.
+        kind: Marks of the model's family.
         text: The model's text.
-        prompt: The prompt of the text; None if it is not known as text.
+        prompt: The prompt that the text answers; None if it is not known as text.
 
     Returns:
         The reasoning and the answer, without white space around them; None for a part that is missing. A text without

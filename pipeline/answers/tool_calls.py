@@ -24,7 +24,7 @@ class ToolCallFormat:
     Attributes:
         passage: Pattern of a passage with calls. Its group `calls` is the text that `read` gets.
         read: Function that returns the calls of a passage, or raises `ValueError` if it holds no calls.
-        marks: Marks that the text must still hold for calls to be found; some tokenizers count them as special tokens.
+        marks: Marks that detokenizing must keep in the text, although some tokenizers treat them as special tokens.
         id_prefix: The beginning of a call's id.
         id_length: Number of letters after the prefix.
     """
@@ -41,7 +41,7 @@ class ParsedText:
     """The tool calls of a text, and the rest of the text.
 
     Attributes:
-        content: The text that is left; None if the text holds only calls. A text without calls is unchanged.
+        content: The text without the calls; None if the text holds only calls. A text without calls is unchanged.
         tool_calls: The calls, each in the form of OpenAI's API.
         error: The reason why passages that are marked as calls are still in the content; None if there are none.
     """
@@ -52,13 +52,13 @@ class ParsedText:
 
 
 def parse_tool_calls(kind: ToolCallFormat, text: str, key: str = "") -> ParsedText:
-    """Parses the tool calls of a text.
+    """Finds the tool calls in a text, and returns them with the rest of the text.
 
     Args:
-        kind: The family's format.
+        kind: Format of the tool calls of the model's family.
         text: The model's text.
-        key: The prompt of the text. The id of a call is a hash of key, text and place, so that a rerun of the row gives
-            the same id, and calls of different turns have different ids.
+        key: The prompt that the text answers. The id of a call is a hash of `key`, `text` and the index of the call, so
+            that a rerun of the row gives the same id, and calls of different turns have different ids.
     """
     calls: list[Call] = []
     left, problems, end = [], [], 0
@@ -87,12 +87,12 @@ def _call_id(kind: ToolCallFormat, key: str, text: str, index: int) -> str:
 
 
 def _read_one(text: str) -> list[Call]:
-    """Returns the call in ``{"name": ..., "arguments": {...}}``."""
+    """Parses one call, written as ``{"name": ..., "arguments": {...}}``, and returns a list of it."""
     return [_checked(_decoded(text))]
 
 
 def _read_several(text: str) -> list[Call]:
-    """Returns the calls in ``{"name": ..., "parameters": {...}}``, repeated with semicolons between."""
+    """Parses calls that are written as ``{"name": ..., "parameters": {...}}`` with semicolons between them."""
     return [_checked(value) for value in _values(text, ";")]
 
 
@@ -100,7 +100,7 @@ NAMED_CALL = re.compile(r"(?P<name>[\w.-]+)\s*(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s
 
 
 def _read_list_or_named(text: str) -> list[Call]:
-    """Returns the calls in a JSON list, or the call in a name before arguments, the form of newer tokenizers."""
+    """Parses a JSON list of calls, or one call as ``name[ARGS]{...}``, the form of newer Mistral tokenizers."""
     if text.startswith("["):
         return [_checked(value) for value in _decoded(text)]
     named = NAMED_CALL.fullmatch(text)
@@ -110,7 +110,7 @@ def _read_list_or_named(text: str) -> list[Call]:
 
 
 def _checked(value: Any) -> Call:
-    """Returns the name and the arguments of a call; some families write `parameters` for `arguments`."""
+    """Returns the name and the arguments of a decoded call; raises `ValueError` if one is missing or invalid."""
     name = value.get("name") if isinstance(value, Mapping) else None
     if not isinstance(name, str) or not name or not name.isprintable():
         raise ValueError(f"a call is a JSON object with a 'name'; got {value!r:.80}")
@@ -139,7 +139,7 @@ def _decoded(text: str) -> Any:
 
 
 def _values(text: str, separator: str = "") -> Iterator[Any]:
-    """Yields the JSON values that a text holds one after the other."""
+    """Yields the JSON values of a text, which `separator` separates; raises `ValueError` for any other text between."""
     place = 0
     while place < len(text):
         try:

@@ -50,10 +50,12 @@ def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[
     Args:
         prepare: Function that checks and returns the job.
         verbose: Whether Ray's logs and tracebacks are shown.
-        load_kind: Function that imports and returns the functions for this kind of job; None for jobs of job files.
+        load_kind: Function that imports the modules of a kind of job and returns its `JobKind`; None for jobs of job
+            files.
 
     Raises:
-        Exit: Always, with the status of the job.
+        Exit: The job has ended: with status 0, or one of the `EXIT_...` constants. After Ctrl-C the process exits
+            at once.
     """
     started_s = time.monotonic()
     from ..session import quiet_stderr
@@ -94,7 +96,7 @@ def run(prepared: Any, kind: JobKind, *, verbose: bool, started_s: float, consol
 
 
 def explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Returns a command that prints an exception of the given command as one line and exits with a status."""
+    """Decorates a command so that an exception in it is printed as one line and becomes the exit status."""
 
     @functools.wraps(command)
     def explained(*args: Any, **kwargs: Any) -> None:
@@ -129,7 +131,7 @@ def _job_kind() -> JobKind:
 
 
 def _finish(summary: Any, description: str) -> None:
-    """Prints the summary and exits with the status of the job."""
+    """Prints the description of a finished job, and exits with the status for lost rows, failed rows or success."""
     Console(soft_wrap=True, highlight=False).print(description)
     if not summary.is_complete:
         lost = f"{summary.num_rows_in} rows went in and {summary.num_rows_out} came out"
@@ -140,7 +142,7 @@ def _finish(summary: Any, description: str) -> None:
 
 @contextmanager
 def _shown_warnings(stream: TextIO) -> Iterator[None]:
-    """Writes the warnings of this package to a stream during a block, one line each."""
+    """Writes the warnings of this package to a stream while the `with` block runs, one line each."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     ours = logging.getLogger(__package__.partition(".")[0])

@@ -24,14 +24,14 @@ from .throughput import Throughput
 
 @dataclass(slots=True)
 class Lengths:
-    """The lengths of a sample of rows as requests.
+    """The lengths of the prompts and outputs of a sample of rows, and the errors of rows that cannot run.
 
     Attributes:
-        prompts: Tokens of each prompt that the engine can run.
+        prompts: Token ids of each prompt that the engine can run.
         counts: Counts of the rows, with the errors of rows that fail before the engine.
-        prompt_tokens: Prompt tokens of each row.
-        num_too_long: Prompts that leave no room for an output token.
-        max_output_tokens: Most tokens that a row may generate, on average over the sample.
+        prompt_tokens: Histogram of the prompt tokens of the rows without an error, including prompts that are too long.
+        num_too_long: Number of prompts that leave no room for an output token.
+        max_output_tokens: Most tokens that a row may generate in all its answers, on average over `prompts`.
         params: Sampling parameters of each row of `prompts`.
     """
 
@@ -44,7 +44,7 @@ class Lengths:
 
     @classmethod
     def of(cls, rows: Iterable[Row], default: SamplingParams, max_model_len: int) -> Lengths:
-        """Returns the lengths of rows that have passed the stages before the engine.
+        """Counts the lengths of rows that have passed the stages before the engine.
 
         Args:
             rows: Rows with their prompts as tokens, and rows that have failed.
@@ -73,13 +73,13 @@ class Lengths:
 
     @property
     def share_that_runs(self) -> float:
-        """Share of the rows that the engine can run."""
+        """Share, from 0 to 1, of the sampled rows that the engine can run."""
         return len(self.prompts) / max(1, self.counts.num_rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """Numbers of replicas.
+    """The number of replicas that a job asks for, the number that has room, and the time that the job may take.
 
     Attributes:
         asked: Replicas that the job asks for.
@@ -101,10 +101,10 @@ class Forecast:
     Attributes:
         model: Folder or bundled name of the model.
         sample: The sampled rows.
-        seed: Seed of the sample.
+        seed: Seed with which the sample was drawn.
         lengths: Lengths of the sampled rows.
-        footprint: Memory of the engine.
-        replicas: Numbers of replicas.
+        footprint: Memory and limits of the engine of a replica.
+        replicas: Number of replicas that the job asks for and that have room.
         throughput: Speed of a replica; None if it is not known.
         prices: The user's price table, if there is one.
     """
@@ -125,7 +125,7 @@ class Forecast:
 
     @property
     def output_tokens_per_row(self) -> float:
-        """Output tokens of a row: the number that the throughput knows, or else the most that a row may generate."""
+        """Mean output tokens of a row: `Throughput.output_tokens_per_row`, or else the most that a row may generate."""
         known = None if self.throughput is None else self.throughput.output_tokens_per_row
         return self.lengths.max_output_tokens if known is None else known
 
@@ -135,12 +135,12 @@ class Forecast:
         return self.throughput is None or self.throughput.output_tokens_per_row is None
 
     def seconds(self, num_replicas: int) -> float | None:
-        """Returns the seconds of the job with some replicas, with a known start-up; None if the speed is unknown."""
+        """Returns the seconds of the job, with the start-up if known; None if the speed or the row count is unknown."""
         work_s = self._work_s()
         return None if work_s is None else self._start_up_s() + work_s / num_replicas
 
     def needed_replicas(self) -> int | None:
-        """Returns the number of replicas that finish within `within_s`; None if the time or the speed is not known."""
+        """Returns the fewest replicas that finish within `within_s`; None if no number does or the speed is unknown."""
         work_s, within_s = self._work_s(), self.replicas.within_s
         if work_s is None or within_s is None:
             return None
@@ -148,16 +148,19 @@ class Forecast:
         return max(1, math.ceil(work_s / left_s)) if left_s > 0 else None
 
     def running_at_once(self, name: str) -> int:
-        """Returns the number of sequences that run at once.
+        """Returns the number of sequences that a replica runs at once, if all have the same length.
 
         Args:
-            name: Length of their prompts: ``"mean"`` or a percentile, such as ``"p99"``.
+            name: Length of the prompts: ``"mean"`` or a percentile of the sample, such as ``"p99"``.
         """
         prompt = describe(self.lengths.prompt_tokens)[name]
         return self.footprint.num_running(min(self.footprint.max_model_len, prompt + self.output_tokens_per_row))
 
     def cost(self) -> dict[str, Any] | None:
-        """Returns the price of the job; None without a price table."""
+        """Returns the prices of the job by replica time, by accelerator time and by tokens; None without a price table.
+
+        A single price is None, or missing for a kind of accelerator, if it cannot be computed.
+        """
         if self.prices is None:
             return None
         seconds = self.seconds(self.replicas.asked)
@@ -217,6 +220,6 @@ class Forecast:
         return sum(map(len, prompts)) / max(1, len(prompts))
 
     def _accelerators(self) -> list[tuple[str, float]]:
-        """Returns each kind of accelerator, and the price of an hour of all accelerators of a replica."""
+        """Returns (kind, price of an hour of all accelerators of a replica) of each kind in the price table."""
         prices = self.prices.per_accelerator_hour if self.prices is not None else None
         return [(kind, price * self.footprint.num_ranks) for kind, price in (prices or {}).items()]

@@ -52,17 +52,18 @@ def forecast_job(
 
     Args:
         job: The job.
-        sample_size: Rows to sample.
-        seed: Seed of the sample.
+        sample_size: Most rows to sample.
+        seed: Seed with which the sample is drawn.
         memory_bytes: Memory of one accelerator, if the job will run on another machine; None for this machine's.
-        within_s: Seconds that the job may take.
-        throughput: Speed of a replica, if the user knows it.
+        within_s: Seconds that the job may take, from which the number of replicas follows; None for any time.
+        throughput: Speed of a replica, if the user knows it; `report` is then not read.
         report: The `report.json` of an earlier job, which says the speed of a replica; None for the report in the
             output folder, if there is one.
-        measure: Whether to measure the speed with an engine in this process, on rows of the sample.
+        measure: Whether to measure the speed with an engine in this process, on rows of the sample. The measured
+            speed is used in place of `throughput` and `report`.
 
     Raises:
-        ConfigError: Something in the job cannot be used.
+        ConfigError: A setting, the input or the report cannot be used.
     """
     job = job.relative_to(Path.cwd())
     config = processor_config(job)
@@ -84,7 +85,7 @@ def forecast_job(
 
 
 def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> list[Row]:
-    """Returns the rows of a sample after the prompt of the job, the chat template and the tokenizer."""
+    """Returns the rows of a sample after the stages before the engine: prompt of the job, chat template, tokenizer."""
     prompt = UserFunction(PreprocessStage, MakePrompt.of(job))
     stages = make_stages(stages_on(Side.BEFORE_ENGINE, config), prompt, stop_on_error=False)
     shown = [{name: value for name, value in row.items() if name not in NOT_INPUT} for row in sample.rows]
@@ -92,7 +93,7 @@ def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> 
 
 
 def _pace_of_report(job: JobConfig, report: str | None) -> Throughput | None:
-    """Reads the throughput from the given report, or from the report of the last job in the output folder."""
+    """Reads the throughput from `report`, or else from the report in the output folder; None without a usable one."""
     if report is not None:
         throughput = Throughput.of_report(Storage.at(report), job.model)
         if throughput is None:
@@ -105,7 +106,7 @@ def _pace_of_report(job: JobConfig, report: str | None) -> Throughput | None:
 
 
 def _placeable(config: EngineConfig) -> tuple[int, str]:
-    """Returns the number of replicas that have room if nothing else runs, and the place in words."""
+    """Returns the number of replicas that have room if nothing else runs, and a phrase that names the resources."""
     with _nodes() as (nodes, where):
         num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
         num_cpus = sum(int(node.get("CPU", 0)) for node in nodes)
@@ -117,7 +118,7 @@ def _placeable(config: EngineConfig) -> tuple[int, str]:
 
 @contextmanager
 def _nodes() -> Iterator[tuple[list[dict[str, float]], str]]:
-    """Yields the nodes that a job would run on, and the place in words: a cluster, or else this machine."""
+    """Yields the resources of each node of the running cluster, or else of this machine, and a phrase for the place."""
     if ray.is_initialized():
         yield (nodes := cluster_nodes()), f"in the cluster of {len(nodes)} node(s)"
         return

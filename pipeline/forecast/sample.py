@@ -21,12 +21,12 @@ TABLES_PER_UNIT = 2
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Rows of an input.
+    """Rows drawn from an input, and the number of rows of the whole input.
 
     Attributes:
         rows: The rows, in the order of the input.
-        num_rows: Rows of the whole input, counted or guessed from the size of the sample; None if they are not known.
-        is_exact: Whether the rows were counted.
+        num_rows: Rows of the whole input, counted or estimated from the bytes of a row; None if not known.
+        is_exact: Whether `num_rows` was counted.
     """
 
     rows: list[dict[str, Any]]
@@ -35,11 +35,11 @@ class Sample:
 
     @classmethod
     def take(cls, source: Source, size: int, seed: int = 0) -> Sample:
-        """Draws rows.
+        """Reads the first tables of units that are spread over an input, and draws rows from these tables.
 
         Args:
             source: The input.
-            size: Rows to draw. A smaller input is taken whole.
+            size: Rows to draw. If the tables hold fewer, all their rows are taken.
             seed: Seed of the draw.
         """
         rng = random.Random(seed)
@@ -54,7 +54,7 @@ class Sample:
 
 
 def spread(units: Sequence[Unit], most: int, rng: random.Random) -> list[Unit]:
-    """Returns at most `most` units: one drawn from each of as many equal stretches of the input."""
+    """Returns all units if they are at most `most`, or else a random unit of each of `most` equal parts of the list."""
     if len(units) <= most:
         return list(units)
     edges = [index * len(units) // most for index in range(most + 1)]
@@ -62,7 +62,7 @@ def spread(units: Sequence[Unit], most: int, rng: random.Random) -> list[Unit]:
 
 
 def _first_tables(source: Source, unit: Unit, num_units: int) -> Iterator[pa.Table]:
-    """Yields the first tables of a unit. If there are few units, it yields more of each."""
+    """Yields the first `TABLES_PER_UNIT` tables of a unit, or more if the `num_units` units of the sample are few."""
     tables = FORMATS[source.format].read(unit, source.schema)
     return itertools.islice(tables, TABLES_PER_UNIT * max(1, MAX_UNITS // num_units))
 
@@ -77,7 +77,7 @@ def _rows_at(tables: Sequence[pa.Table], wanted: Sequence[int]) -> Iterator[dict
 
 
 def _guess_num_rows(source: Source, tables: Sequence[pa.Table]) -> int | None:
-    """Returns the number of rows of an input, guessed from the length of the rows read."""
+    """Estimates the number of rows of an input: its bytes, divided by the mean bytes of a row of the tables."""
     row_bytes = [FORMATS[source.format].row_bytes(table) for table in tables if table.num_rows > 1]
     total_bytes = sum(unit.num_bytes for unit in source.units)
     return round(total_bytes * len(row_bytes) / sum(row_bytes)) if row_bytes and total_bytes else None

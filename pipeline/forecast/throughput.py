@@ -26,8 +26,8 @@ class Throughput:
 
     Attributes:
         output_tokens_per_s: Tokens that a replica generates in a second.
-        output_tokens_per_row: Output tokens of a row; None if they are not known.
-        start_up_s: Seconds until a replica is ready; None if they are not known.
+        output_tokens_per_row: Mean output tokens of a row; None if not known.
+        start_up_s: Seconds until a replica is ready; None if not known.
         basis: Description of the source of these numbers.
     """
 
@@ -38,7 +38,7 @@ class Throughput:
 
     @classmethod
     def told(cls, output_tokens_per_s: float) -> Throughput:
-        """Returns the throughput that the user gives."""
+        """Returns the throughput for a speed that the user gives; its other numbers are not known."""
         return cls(output_tokens_per_s, None, None, "as given")
 
     @classmethod
@@ -47,7 +47,7 @@ class Throughput:
 
         Args:
             file: A `report.json`.
-            model: The model of the job to come. A report about another model is no help.
+            model: The model of the job to forecast.
 
         Returns:
             The throughput, or None if the job was of another model or generated nothing.
@@ -68,8 +68,8 @@ class Throughput:
         """Measures the throughput of an engine in this process on some prompts. The start of Ray is not measured.
 
         Args:
-            engine_kwargs: Settings of the engine, the model among them.
-            prompts: Prompts as tokens.
+            engine_kwargs: Arguments of `LLM`, including the model.
+            prompts: Token ids of each prompt.
             params: Sampling parameters of each prompt.
         """
         started_s = time.monotonic()

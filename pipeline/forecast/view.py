@@ -18,11 +18,11 @@ MAX_BARS = 16
 
 
 def show(forecast: Forecast, console: Console) -> None:
-    """Prints a forecast.
+    """Prints a forecast as a histogram of the prompt lengths and a table of facts.
 
     Args:
         forecast: The forecast.
-        console: The output.
+        console: Console to print to.
     """
     counts = forecast.lengths.counts
     total = forecast.sample.num_rows
@@ -43,7 +43,7 @@ def show(forecast: Forecast, console: Console) -> None:
 
 
 def histogram_lines(forecast: Forecast) -> Iterator[str]:
-    """Yields a line for each bar of the prompt lengths. Bars beyond the limit are red."""
+    """Yields a line of rich markup for each bar of the prompt lengths' histogram, red from `max_model_len` on."""
     bars = coarse_bars(forecast.lengths.prompt_tokens, MAX_BARS)
     most = max((count for _, _, count in bars), default=1)
     for low, high, count in bars:
@@ -55,7 +55,7 @@ def histogram_lines(forecast: Forecast) -> Iterator[str]:
 
 
 def facts(forecast: Forecast) -> Iterator[tuple[str, str]]:
-    """Yields label and text of each line of the table."""
+    """Yields (label, text with rich markup) of each line of the table that `show` prints."""
     lengths, footprint = forecast.lengths, forecast.footprint
     yield "lengths", _lengths(forecast)
     yield "limit", _limit(forecast)

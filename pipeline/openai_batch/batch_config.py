@@ -25,9 +25,10 @@ class BatchConfig(Settings):
             such as ``"out.errors.jsonl"`` beside ``"out.jsonl"``.
         served_model_names: Model names that lines may ask for; if empty, the name that the first line asks for. The
             name in `model` is always allowed.
-        max_tokens: Most tokens to generate for a line that sets no limit; None for the default of the endpoint.
+        max_tokens: Most tokens to generate for a line that sets no limit; None for the limit in the model's
+            generation_config.json, or else the default of the endpoint.
         replicas: Number of copies of the model.
-        engine: Settings of the engine.
+        engine: Settings of the engine: name of a field of `EngineConfig` -> value.
         seed: Seed from which the run derives a seed for every line that gives none.
         tool_call_parser: Format of tool calls in the model's text, e.g. ``"hermes"``; None to leave them in the text.
         reasoning_parser: Format of reasoning in the model's text, e.g. ``"qwen3"``; None to leave it in the text.
@@ -88,6 +89,6 @@ class BatchConfig(Settings):
         return self._file(f"{folder}{slash}.{name}.millrace")
 
     def _file(self, path: str) -> Storage:
-        """Returns the file at a path or URL. A path becomes absolute: workers have other current folders."""
+        """Returns the file at a path or URL. A path becomes absolute, because workers run in other current folders."""
         url = path if "://" in path else str(Path(path).expanduser().absolute())
         return Storage.at(url, self.endpoint_url)

@@ -34,7 +34,7 @@ class DuplicateFinder:
         self._buffer = bytearray()
 
     def add(self, key: str, place: int) -> None:
-        """Adds a key.
+        """Adds a key, of which the finder keeps a hash and the place.
 
         Args:
             key: The key.
@@ -53,7 +53,7 @@ class DuplicateFinder:
         return np.sort(np.concatenate([_later_places(np.fromfile(file, RECORD)) for file in files]))
 
     def _spill(self) -> None:
-        """Appends the buffered records to the files of their hashes, and empties the buffer."""
+        """Appends the buffered records to `NUM_FILES` files by the first byte of their hash, and empties the buffer."""
         records = np.frombuffer(bytes(self._buffer), RECORD)
         self._buffer.clear()
         bucket = records["high"] % NUM_FILES
@@ -67,7 +67,7 @@ class DuplicateFinder:
 
 
 def _later_places(records: np.ndarray) -> np.ndarray:
-    """Returns the places of the records whose key equals that of a record at an earlier place."""
+    """Returns the places of the records whose hash equals the hash of a record at an earlier place."""
     ordered = records[np.lexsort((records["place"], records["low"], records["high"]))]
     same = (ordered["high"][1:] == ordered["high"][:-1]) & (ordered["low"][1:] == ordered["low"][:-1])
     return ordered["place"][1:][same]

@@ -33,7 +33,7 @@ class BatchFolder:
 
     @property
     def root(self) -> Storage:
-        """The place of the folder."""
+        """The location of the folder, beside the out file."""
         return self.config.work_folder
 
     def check(self, overwrite: bool) -> bool:
@@ -69,7 +69,7 @@ class BatchFolder:
         return False
 
     def begin(self) -> None:
-        """Removes existing output files and an unfinished batch, and writes the settings of this batch."""
+        """Removes both output files and the folder of an unfinished batch, and writes the settings of this batch."""
         for one in (self.config.output_file, self.config.error_file, self.root):
             one.remove()
         (self.root / STATE).write_bytes(json.dumps(self._state(), indent=2).encode())
@@ -94,7 +94,7 @@ class BatchFolder:
 
 
 def _changes(began: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
-    """Yields a description of each setting that differs. The version of the package may differ."""
+    """Yields a description of each setting that differs between two results of `_state`, except the version."""
     for name, value in json.loads(json.dumps(now)).items():
         if name != "version" and began.get(name) != value:
             yield f"{name} was {began.get(name)!r:.120} and is now {value!r:.120}"

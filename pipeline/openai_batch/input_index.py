@@ -28,10 +28,12 @@ CHUNK_ROWS = 512
 
 @dataclass(frozen=True)
 class InputIndex:
-    """The positions of the lines of a batch file, and facts about the whole file.
+    """The result of a scan of a batch file: the ranges of bytes to read it by, and its duplicates and empty lines.
 
     Attributes:
-        chunks: Ranges of the file of about a megabyte, with dtype `CHUNK`; lines are numbered from 1.
+        chunks: Array of dtype `CHUNK`. Each element is a range of whole lines, of about a megabyte or `CHUNK_ROWS`
+            lines: its byte offset, its size, the number of its first line (from 1), and its count of lines that are not
+            empty.
         duplicates: Byte offsets of the lines that repeat the `custom_id` of an earlier line, ascending, as uint64.
         num_empty: Number of empty lines, which the run skips.
         model: Model name in the first line that gives one; None if no line does.
@@ -71,7 +73,7 @@ class InputIndex:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> InputIndex:
-        """Returns the index that `to_bytes` wrote."""
+        """Returns the index whose `to_bytes` returned these bytes."""
         with np.load(io.BytesIO(data)) as kept:
             model = kept["model"].tobytes().decode()
             return cls(kept["chunks"], kept["duplicates"], int(kept["num_empty"]), model or None)
@@ -82,7 +84,7 @@ def read_lines(file: BinaryIO, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 
     Args:
         file: The file, positioned at the start of a line.
-        offset: Byte offset of this position in the batch file.
+        offset: Byte offset in the batch file of the current position of `file`; yielded offsets count from there.
     """
     for line in file:
         yield offset, line
@@ -111,7 +113,7 @@ def _scan(file: BinaryIO, finder: DuplicateFinder) -> InputIndex:
 
 
 def _look_at(line: bytes) -> tuple[str | None, str | None]:
-    """Returns the `custom_id` and the model name of a line; None for one that is missing."""
+    """Returns the `custom_id` and the model name of a line; None in place of one that is missing or invalid."""
     with suppress(Refusal):
         values = parse_object(line)
         body = values.get("body")

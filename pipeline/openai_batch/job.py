@@ -52,7 +52,7 @@ class PreparedBatch:
 
     Attributes:
         config: Settings of the run.
-        processor: Settings of its processor.
+        processor: Settings of the processor that answers the lines.
         folder: Folder of the work in progress.
         resumes: Whether an earlier run began to answer the batch file, so that this run continues it.
     """
@@ -69,6 +69,9 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False) -> PreparedBa
     Args:
         config: Settings of the batch.
         overwrite: Whether the run may replace existing files and an unfinished batch.
+
+    Returns:
+        The checked batch, which `run_batch` runs.
 
     Raises:
         ConfigError: A setting or a file cannot be used.
@@ -103,7 +106,7 @@ def run_batch(
 ) -> BatchSummary:
     """Answers the lines of a batch file that no earlier run has answered, and writes the out file and the error file.
 
-    It starts Ray if none runs, and leaves it running.
+    The function starts Ray if Ray does not run yet, and leaves Ray running.
 
     Args:
         batch: The settings of the batch, or a batch that `prepare_batch` has checked.
@@ -178,7 +181,7 @@ def _processor(prepared: PreparedBatch, reader: RequestReader) -> Processor:
 
 
 def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
-    """Returns the reader of lines, with the model names that lines may use and their default parameters."""
+    """Returns the parser of lines, made with the model names that lines may use and the default sampling parameters."""
     config = prepared.config
     named = config.served_model_names or ([] if index.model is None else [index.model])
     if not config.served_model_names and index.model not in (None, config.model):
@@ -195,7 +198,7 @@ def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
 
 
 def _advice(config: EngineProcessorConfig) -> dict[str, Any]:
-    """Returns the recommended sampling parameters of the model that differ from the defaults of `SamplingParams`."""
+    """Returns name -> value of the sampling parameters for which generation_config.json sets another default."""
     if config.engine_config.generation_config != "auto":
         return {}
     advice = read_generation_config(resolve_model(config.model_source))

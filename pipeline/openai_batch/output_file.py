@@ -55,7 +55,7 @@ def _local_file(target: Storage) -> Iterator[Writable]:
 
 @contextmanager
 def _remote_file(target: Storage) -> Iterator[Writable]:
-    """Writes under a temporary name, and renames at the end: not every store can upload in pieces."""
+    """Opens a file under a temporary name and renames it at the end, because not every store can upload in pieces."""
     draft = Storage.at(f"{target.url}.{uuid.uuid4().hex[:12]}.tmp", options=target.options)
     library = RemoteFiles(draft.protocol, draft.options).library
     with ExitStack() as clean:
@@ -94,7 +94,7 @@ class S3Upload:
         self._id = self._call("create_multipart_upload")["UploadId"]
 
     def write(self, data: bytes) -> None:
-        """Appends bytes, and sends the buffered piece when it is large enough."""
+        """Appends bytes to a buffer, and uploads the buffer as a piece when it has reached the size of a piece."""
         self._buffer += data
         self._num_bytes += len(data)
         if len(self._buffer) >= PIECE_BYTES << (len(self._pieces) // MAX_PIECES_BEFORE_GROWTH):

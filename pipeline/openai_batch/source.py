@@ -32,7 +32,7 @@ SCHEMA = pa.schema([
 
 @dataclass(frozen=True)
 class BatchSource:
-    """A batch file with its index, which reads the lines as a dataset.
+    """A batch file with its index, as an input whose `read` returns the lines as a dataset.
 
     Attributes:
         file: The batch file.
@@ -44,7 +44,7 @@ class BatchSource:
 
     @property
     def schema(self) -> pa.Schema:
-        """Schema of the rows without the column of their position."""
+        """Arrow schema of the rows that `read` returns, without the column `__position`."""
         return pa.schema([field for field in SCHEMA if field.name != columns.POSITION])
 
     @property
@@ -86,7 +86,7 @@ class LineDatasource(Datasource):
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: object = None
     ) -> list[ReadTask]:
-        """Returns read tasks for consecutive chunks; a task yields one row block per chunk."""
+        """Returns at most `parallelism` read tasks for consecutive chunks; a task yields one row block per chunk."""
         tasks = []
         for chunks in np.array_split(self._index.chunks, min(parallelism, len(self._index.chunks)) or 1):
             if len(chunks):
@@ -132,7 +132,7 @@ def _block(data: bytes, chunk: np.ndarray, duplicates: np.ndarray) -> pa.Table:
 
 
 def _bounds(chunk: np.void) -> tuple[bytes, bytes]:
-    """Returns the position of the first byte of a chunk, and the position after its last byte."""
+    """Returns the row position of a line at the first byte of a chunk, and of a line after its last byte."""
     begin = int(chunk["offset"])
     low, high = position_column(0, [begin, begin + int(chunk["num_bytes"])]).to_pylist()
     return low, high

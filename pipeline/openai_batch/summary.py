@@ -35,7 +35,7 @@ class BatchSummary:
 
     @property
     def num_rows_out(self) -> int:
-        """Number of lines in both files."""
+        """Number of lines in the out file and the error file together."""
         return self.counts.num_rows
 
     @property

@@ -24,7 +24,7 @@ MAX_BARS = 24
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A level over a period.
+    """A constant level over a period, drawn as one step of a chart.
 
     Attributes:
         start_s: Start of the period, in seconds.
@@ -42,9 +42,9 @@ def steps_chart(title: str, steps: Sequence[Step], marks: Sequence[float] = (), 
 
     Args:
         title: Title of the chart.
-        steps: The levels, in the order of time.
-        marks: Times to mark with a line.
-        kind: Class of the colour.
+        steps: The levels, in the order of time, without gaps from second 0 on.
+        marks: Times in seconds at which the chart has a vertical line.
+        kind: CSS class with the colour of the chart: ``"out"``, ``"in"`` or ``"rows"``.
     """
     top = nice_top(max((step.value for step in steps), default=0.0))
     end_s = max((step.end_s for step in steps), default=1.0) or 1.0
@@ -68,12 +68,12 @@ def steps_chart(title: str, steps: Sequence[Step], marks: Sequence[float] = (), 
 
 
 def bars_chart(title: str, histogram: Histogram, kind: str = "out") -> str:
-    """Returns a histogram of token counts as SVG text, with `MAX_BARS` bars at most.
+    """Returns a histogram of token counts as SVG text, with the bars of `coarse_bars`.
 
     Args:
         title: Title of the chart.
-        histogram: The values, which are whole numbers.
-        kind: Class of the colour.
+        histogram: Histogram of the tokens of rows.
+        kind: CSS class with the colour of the chart, as in `steps_chart`.
     """
     bars = coarse_bars(histogram)
     frame = _Frame(0.0, float(max(1, len(bars))), nice_top(max((count for _, _, count in bars), default=0)))
@@ -99,7 +99,7 @@ def ranges_chart(title: str, rows: Sequence[tuple[str, Histogram]]) -> str:
 
     Args:
         title: Title of the chart.
-        rows: Label of each row, and its times in seconds.
+        rows: Label of each row of the chart, and the histogram of its durations in seconds.
     """
     spans = [(label, [times.quantile(share) for share in (0.5, 0.9, 0.99)]) for label, times in rows if times.count]
     low = min((values[0] for _, values in spans), default=0.0)
@@ -134,7 +134,7 @@ def ranges_chart(title: str, rows: Sequence[tuple[str, Histogram]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Converts values to places in a chart."""
+    """Converts values to SVG coordinates: `x` runs from `first` to `last`, and `y` from 0 to `top`."""
 
     first: float
     last: float
@@ -183,11 +183,13 @@ def _anchor(at: float, end_s: float) -> str:
 
 
 def coarse_bars(histogram: Histogram, max_bars: int = MAX_BARS) -> list[tuple[float, float, int]]:
-    """Returns lower end, upper end and count of each bar. Bars have the same width, and include empty ones in between.
+    """Joins the buckets of a histogram into fewer bars, and returns (lower end, upper end, count) of each bar.
+
+    The bars are equally wide on a logarithmic scale, and empty bars between others are included.
 
     Args:
-        histogram: The values.
-        max_bars: Most bars.
+        histogram: The histogram.
+        max_bars: Most bars, without the bar of the values that are zero, which comes first if there are any.
     """
     zeros = histogram.buckets.get(ZERO_BUCKET, 0)
     buckets = sorted(bucket for bucket in histogram.buckets if bucket != ZERO_BUCKET)
@@ -205,7 +207,7 @@ def coarse_bars(histogram: Histogram, max_bars: int = MAX_BARS) -> list[tuple[fl
 
 
 def nice_top(value: float) -> float:
-    """Returns a round end for an axis that begins at zero, such as 2, 2.5 or 5 times a power of ten."""
+    """Returns a round number, such as 2, 2.5 or 5 times a power of ten, to end an axis from zero that shows `value`."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -213,7 +215,7 @@ def nice_top(value: float) -> float:
 
 
 def time_ticks(end_s: float) -> list[float]:
-    """Returns the times to write on an axis: zero and at most six round times."""
+    """Returns the labelled seconds of a time axis from zero to `end_s`: zero and at most six round times."""
     steps = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
     step = next((step for step in steps if end_s / step <= 6), math.ceil(end_s / 6 / 86400) * 86400)
     return [float(step * index) for index in range(int(end_s / step) + 1)]
@@ -224,7 +226,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
     Args:
         low: The least value on the axis.
-        high: The greatest.
+        high: The greatest value on the axis.
 
     Returns:
         At least two times. The first is at most `low`, and the last is at least `high`.

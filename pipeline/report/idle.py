@@ -29,8 +29,9 @@ NO_WORK = Work()
 class IdleClock:
     """Adds up the time of all replicas: busy time, and idle time by its reason.
 
-    An engine without requests may be starved, or all rows may be done, which only shows later. Its time is undecided
-    until a replica works again. Time that is still undecided at the end of the job belongs to the end.
+    An engine without requests may wait for rows, or all rows may be done; only later time tells which. The idle time of
+    this engine is therefore undecided until a replica runs a step again, and then counts as starved or backpressured.
+    Time that is still undecided at the end of the job counts as draining.
     """
 
     def __init__(self) -> None:
@@ -41,23 +42,23 @@ class IdleClock:
 
     @property
     def busy_s(self) -> float:
-        """Replica seconds in steps."""
+        """Seconds that engines spent in steps, added over all replicas."""
         return self._seconds[BUSY]
 
     @property
     def idle_s(self) -> dict[str, float]:
-        """Reason -> idle replica seconds. Undecided time counts as the end of the job."""
+        """Key of `REASONS` -> idle replica seconds. Undecided time is added to ``"draining"``."""
         idle_s = {reason: self._seconds[reason] for reason in REASONS}
         return idle_s | {"draining": idle_s["draining"] + self._seconds[UNDECIDED]}
 
     def look(self, replicas: list[Any], gains: Mapping[str, Work], passed_s: float, blocked_s: float) -> None:
-        """Adds the time since the previous call to the busy or idle seconds of each replica.
+        """Divides the time since the previous call into busy and idle time of each replica, and adds up both.
 
         Args:
-            replicas: The `ReplicaStats` of a pool.
+            replicas: The `ReplicaStats` of a pool, with the counters of the engines.
             gains: Replica id -> `Work` since the previous call.
             passed_s: Seconds since the previous call.
-            blocked_s: Seconds that outputs have waited for the sink so far.
+            blocked_s: Seconds that outputs have waited for the sink so far (`Counts.blocked_s`).
         """
         if any(gain.num_steps for gain in gains.values()):
             self._decide(blocked_s)
@@ -90,9 +91,13 @@ class IdleClock:
         return "between_steps" if replica.engine.num_running or replica.engine.num_waiting else UNDECIDED
 
     def _take_back(self, name: str, busy_s: float) -> None:
-        """Moves time from idle to busy if an engine reports more work than the last interval had time for.
+        """Moves time of a replica from idle to busy, because its counters rose by more seconds than had passed.
 
-        The answer before was older than its arrival, so a part of the work was done before the interval.
+        The previous counters were older than their arrival, so a part of the work was done before the previous call.
+
+        Args:
+            name: Id of the replica.
+            busy_s: Seconds in steps beyond the time since the previous call.
         """
         reason, idle_s = self._last.get(name, (UNDECIDED, 0.0))
         taken_s = min(busy_s, idle_s, self._seconds[reason])
@@ -100,7 +105,7 @@ class IdleClock:
         self._seconds[BUSY] += taken_s
 
     def _decide(self, blocked_s: float) -> None:
-        """Assigns the undecided time a reason, because engines work again: the sink held rows up, or no rows came."""
+        """Counts undecided time as backpressured as long as outputs waited for the sink, and the rest as starved."""
         undecided_s, self._seconds[UNDECIDED] = self._seconds[UNDECIDED], 0.0
         waited_s = min(undecided_s, max(0.0, blocked_s - self._blocked_s))
         self._seconds["backpressured"] += waited_s

@@ -14,14 +14,14 @@ def short(value: float) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Returns a time as minutes and seconds, or as hours, minutes and seconds."""
+    """Returns a duration as text: ``"4:05"`` for minutes and seconds, ``"1:04:05"`` from one hour on."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def seconds_text(seconds: float) -> str:
-    """Returns a duration as text: in µs, ms or s, and as a clock from two minutes on."""
+    """Returns a duration as text: in µs, ms or s, and as in `clock` from two minutes on."""
     if seconds < 1e-3:
         return f"{seconds * 1e6:.3g} µs"
     if seconds < 1:

@@ -71,12 +71,12 @@ def as_script(report: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A part of the replicas' time.
+    """The part of the replicas' time that was busy, or idle for one reason.
 
     Attributes:
         name: ``"busy"``, or a key of `REASONS`.
         meaning: Description of the part, for people.
-        seconds: Replica seconds.
+        seconds: Replica seconds of the part.
         share: Share of all replica seconds, from 0 to 1.
     """
 
@@ -87,7 +87,7 @@ class Share:
 
 
 def shares(replicas: Mapping[str, Any]) -> Iterator[Share]:
-    """Yields the parts of the replicas' time that are not 0, busy time first."""
+    """Yields the parts of the replicas' time that are not 0, busy time first, from `replicas` of `Report.as_dict`."""
     parts = [("busy", "in steps of the engine", replicas["busy_s"])]
     parts += [(name, meaning, replicas["idle_s"].get(name, 0.0)) for name, meaning in REASONS.items()]
     total = sum(seconds for _, _, seconds in parts)
@@ -115,7 +115,7 @@ def _over_time(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _chart(report: Mapping[str, Any], title: str, kind: str, amounts: Iterable[tuple[float, float, float]]) -> str:
-    """Draws a chart of steps over time from tuples (start in seconds, end in seconds, amount).
+    """Returns a chart of steps over time, as SVG text, from tuples (start in seconds, end in seconds, amount).
 
     The height of a step is its amount divided by its duration: a rate, or a mean level.
     """
@@ -124,7 +124,7 @@ def _chart(report: Mapping[str, Any], title: str, kind: str, amounts: Iterable[t
 
 
 def _pieces(report: Mapping[str, Any], name: str) -> list[tuple[float, float, float]]:
-    """Returns (start in seconds, end in seconds, value) of every interval in the timelines of all runs.
+    """Returns (start in seconds, end in seconds, value of the field `name`) of the intervals of all runs' timelines.
 
     Each run starts at the time at which the one before it ended, so pauses between runs are left out.
     """
@@ -149,7 +149,7 @@ def _coarse(pieces: Sequence[tuple[float, float, float]], max_steps: int) -> Ite
 
 
 def _marks(report: Mapping[str, Any]) -> list[float]:
-    """Returns the times at which a run ended and the next one began."""
+    """Returns the times in seconds, counted as in `_pieces`, at which a run ended and the next one began."""
     ends, passed_s = [], 0.0
     for run in report["runs"][:-1]:
         passed_s += run["seconds"]

@@ -33,7 +33,7 @@ class Prices(Settings):
     per_million_output_tokens: float | None = Field(default=None, ge=0)
 
     def by_time(self, replica_s: float, accelerator_s: Mapping[str, float]) -> float | None:
-        """Returns the price of the time of replicas; None if no price applies.
+        """Returns the price of the time of replicas; None if the table has no price for them or their accelerators.
 
         Args:
             replica_s: Replica seconds.
@@ -66,7 +66,7 @@ class Prices(Settings):
         return sum(tokens * price for tokens, price in bill if price is not None) / MILLION
 
     def without_price(self, kinds: Iterable[str]) -> list[str]:
-        """Returns the kinds that `per_accelerator_hour` lacks; an empty list if there are no prices by accelerator."""
+        """Returns the kinds of accelerator that `per_accelerator_hour` lacks; an empty list if that field is None."""
         prices = self.per_accelerator_hour
         return [] if prices is None else sorted(kind for kind in kinds if kind not in prices)
 
@@ -78,7 +78,7 @@ class Prices(Settings):
         num_cached: float,
         num_output: float,
     ) -> dict[str, Any]:
-        """Returns both bills as plain data for JSON, from the arguments of `by_time` and `by_tokens`."""
+        """Returns the results of `by_time`, `by_tokens` and `without_price`, and the table, as plain data for JSON."""
         by_time, by_tokens = self.by_time(replica_s, accelerator_s), self.by_tokens(num_input, num_cached, num_output)
         return {
             "currency": self.currency,

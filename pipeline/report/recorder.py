@@ -1,4 +1,4 @@
-"""`Recorder`: makes the record of a run from repeated looks at its pool and counts, which a caller passes in."""
+"""`Recorder`: makes the record of a run from the states of its pool and the counts that a caller passes repeatedly."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ RATE_WINDOW_S = 10.0
 
 
 class Recorder:
-    """Records a run from repeated looks at its replicas and counts.
+    """Makes the record of a run (`Run`) from the replicas and counts that the caller passes to `look` repeatedly.
 
     Args:
-        started_s: Start of the run, on the clock of the looks.
-        accelerator_of: Function that returns the kind of accelerator of the node with an id, or None.
-        max_intervals: Most intervals of its timeline.
+        started_s: Start of the run, on the same clock as `now_s` of `look`.
+        accelerator_of: Function from the id of a Ray node to its kind of accelerator; None if the node has none.
+        max_intervals: Most intervals of the timeline of the run; None for the default of `Timeline`.
 
     Attributes:
-        ready_s: Time at which a replica was first up; None before that.
-        last_token_s: Time at which tokens were last generated.
-        rows_before: Rows that earlier runs had written, as the first look found them.
+        ready_s: Time of the first `look` that found a replica up; None before that.
+        last_token_s: Time of the last `look` that found new output tokens; None before the first.
+        rows_before: Rows that earlier runs had written, taken from the counts at the first `look`; None before that.
     """
 
     def __init__(
@@ -56,9 +56,9 @@ class Recorder:
         """Adds the state of the replicas and the new rows to the record of the run.
 
         Args:
-            replicas: The `ReplicaStats` of the pool, with engines.
+            replicas: The `ReplicaStats` of the pool, with the counters of the engines.
             counts: Counts of the rows written so far.
-            now_s: Time of the call.
+            now_s: Time of the call, on the same clock as `started_s`.
 
         Returns:
             The interval between the previous call and this one.
@@ -83,7 +83,7 @@ class Recorder:
             num_waiting=sum(engine.num_waiting for engine in engines),
             kv_cache_usage=sum(engine.kv_cache_usage for engine in engines) / max(1, len(engines)),
         )
-        # The work exceeds the time, so a part of it was done before the last look.
+        # The work exceeds the time, so a part of the work was done before the previous call.
         is_late = any(gain.step_time_s > LATE * passed_s for gain in gains.values())
         self._timeline.add(interval, tells_of_last=is_late)
         self._recent.append((now_s, self._tally.total))
@@ -101,17 +101,17 @@ class Recorder:
 
     @property
     def cache_hit_rate(self) -> float:
-        """Share of the prompt tokens that were found in the KV cache."""
+        """Share, from 0 to 1, of the prompt tokens of the run that were found in the KV cache."""
         total = self._tally.total
         return total.num_cached_tokens / max(1, total.num_input_tokens)
 
     @property
     def num_restarts(self) -> int:
-        """Number of restarts of replicas."""
+        """Number of restarts of replicas in the run."""
         return self._tally.num_restarts
 
     def record(self, now_s: float) -> Run:
-        """Returns the record of the run until now."""
+        """Returns the record of the run until `now_s`: one object, which every call updates."""
         run = self._run
         ready_s = now_s if self.ready_s is None else self.ready_s
         last_token_s = min(now_s, max(ready_s, self.last_token_s or now_s))
@@ -140,7 +140,7 @@ class Recorder:
         return {"num_rows": counts.num_rows - before[0], "num_failed": counts.num_failed - before[1]}
 
     def _hold(self, replicas: list[Any], passed_s: float) -> None:
-        """Counts the time for which replicas hold resources. Their nodes are known once they are up."""
+        """Adds `passed_s` to the held time of each placed replica, and notes the accelerators of its nodes."""
         for replica in replicas:
             if replica.state not in ABSENT:
                 self._held_s[replica.replica_id] = self._held_s.get(replica.replica_id, 0.0) + passed_s
@@ -149,7 +149,7 @@ class Recorder:
                 self._kinds[replica.replica_id] = [kind for kind in kinds if kind is not None]
 
     def _accelerator_seconds(self) -> dict[str, float]:
-        """Returns kind -> seconds. A replica that never came up counts as the others do, because all are alike."""
+        """Returns kind of accelerator -> seconds held. A replica that never came up counts with another one's kinds."""
         usual = next(iter(self._kinds.values()), [])
         seconds: dict[str, float] = {}
         for replica_id, held_s in self._held_s.items():

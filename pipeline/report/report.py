@@ -30,8 +30,8 @@ class Report:
     """The report of a job.
 
     Attributes:
-        summary: The job in a few numbers.
-        counts: Counts of all rows of its output.
+        summary: The main numbers of the job.
+        counts: Counts of all rows of the job's output.
         runs: Runs of the job, in order.
         prices: The user's price table, if there is one.
     """
@@ -42,7 +42,7 @@ class Report:
     prices: Prices | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the report as plain data for JSON."""
+        """Returns the report as the dict that `report.json` holds and `report.html` shows."""
         work = sum((run.work for run in self.runs), Work())
         held_s, accelerator_s = sum(run.held_s for run in self.runs), self._accelerator_seconds()
         return {
@@ -86,7 +86,7 @@ class Report:
         return {kind: sum(run.accelerator_s.get(kind, 0.0) for run in self.runs) for kind in kinds}
 
     def _cost(self, prices: Prices, held_s: float, accelerator_s: Mapping[str, float]) -> dict[str, Any]:
-        """Returns the bill. Duplicates cost no tokens, because no engine ran them."""
+        """Returns `Prices.bill` with the price per row. Duplicates cost no tokens, because no engine ran them."""
         counts = self.counts
         num_input = counts.num_input_tokens - counts.num_duplicate_input_tokens
         num_output = counts.num_output_tokens - counts.num_duplicate_output_tokens
@@ -97,7 +97,7 @@ class Report:
 
 
 def describe(histogram: Histogram) -> dict[str, Any]:
-    """Returns count, mean, percentiles and largest value of a histogram."""
+    """Returns count, mean, percentiles (`p50`, `p90`, `p99`) and largest value of a histogram, by name."""
     quantiles = {name: round(histogram.quantile(share), 4) for name, share in QUANTILES.items()}
     return {
         "count": histogram.count,

@@ -17,15 +17,15 @@ class Run:
     Attributes:
         started_at: Start of the run, in ISO 8601 with the time zone.
         seconds: Duration of the run.
-        start_up_s: Seconds until the model was loaded.
-        generate_s: Seconds from then until the last token.
-        write_s: Seconds from the last token until the last file.
+        start_up_s: Seconds until the first replica had loaded the model.
+        generate_s: Seconds from the end of the start-up until the last token.
+        write_s: Seconds from the last token until the end of the run, in which the last files are written.
         busy_s: Replica seconds in steps.
-        idle_s: Reason -> replica seconds without work.
+        idle_s: Key of `REASONS` -> replica seconds without work.
         held_s: Replica seconds in which replicas held resources of the cluster.
         accelerator_s: Kind of accelerator -> accelerator seconds held; empty on CPUs.
         num_restarts: Number of restarts of replicas.
-        work: Work of the engines.
+        work: Work of all engines in the run.
         timeline: Rows, tokens and levels of the run over time.
     """
 
@@ -52,7 +52,7 @@ class Run:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Run:
-        """Returns the run that `as_dict` described."""
+        """Returns the run whose `as_dict` returned this data."""
         known = {one.name: data[one.name] for one in fields(cls) if one.name in data}
         known["work"] = Work(**data["work"])
         known["timeline"] = Timeline.from_dict(data["timeline"])

@@ -12,7 +12,7 @@ from .run import Run
 
 @dataclass(slots=True)
 class JobSummary:
-    """A job in a few numbers.
+    """The main numbers of a job: its rows, tokens, durations and errors.
 
     Attributes:
         model: Folder or bundled name of the model.
@@ -23,9 +23,9 @@ class JobSummary:
         num_input_tokens: Prompt tokens of the rows without an error.
         num_cached_tokens: Prompt tokens found in the KV cache.
         num_output_tokens: Generated tokens.
-        start_up_s: Seconds until the model was loaded, of all runs of the job.
-        generate_s: Seconds from then until the last token, of all runs.
-        write_s: Seconds from the last token until the last file, of all runs.
+        start_up_s: Sum of `Run.start_up_s` over all runs of the job.
+        generate_s: Sum of `Run.generate_s` over all runs.
+        write_s: Sum of `Run.write_s` over all runs.
         finish_reasons: Finish reason -> rows.
         errors: Stage and class of the error -> rows and one message.
         num_duplicates: Rows that took the output of an identical row.
@@ -48,7 +48,7 @@ class JobSummary:
 
     @classmethod
     def of(cls, model: str, output: str, num_rows_in: int | None, counts: Counts, runs: Sequence[Run]) -> JobSummary:
-        """Returns the summary of a job.
+        """Makes the summary of a job from its counts and the durations of its runs.
 
         Args:
             model: Folder or bundled name of the model.

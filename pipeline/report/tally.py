@@ -29,7 +29,7 @@ class Work:
 
     @classmethod
     def of(cls, engine: Any) -> Work:
-        """Returns the work that an engine counts, from its `LLMEngine.stats`."""
+        """Returns the work that an engine has done since its start, from its `EngineStats`."""
         counters = engine.counters
         return cls(
             counters.num_prompt_tokens,
@@ -52,10 +52,10 @@ class Work:
 
 
 class Tally:
-    """Adds up the work of all engines of a pool from repeated looks at their counters.
+    """Adds up the work of all engines of a pool from their counters, which the caller passes to `look` repeatedly.
 
     Attributes:
-        total: The work so far.
+        total: The work of all engines up to the last `look`.
         num_restarts: Number of restarts of replicas.
     """
 
@@ -84,7 +84,7 @@ class Tally:
         return gains
 
     def _gain(self, replica_id: str, now: Work) -> Work:
-        """Returns the work of a replica since the previous call. Smaller counters mean that the engine restarted."""
+        """Returns the work of a replica since the previous call, or all its work if its counters restarted at zero."""
         before = self._seen.get(replica_id, Work())
         self._seen[replica_id] = now
         return now if now.num_steps < before.num_steps else now - before

@@ -1,4 +1,4 @@
-"""`Timeline`: a run over time, as a limited number of intervals. In a full series, neighbours are joined."""
+"""`Timeline`: a run over time, as a limited number of intervals. When the series is full, neighbours are joined."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MAX_INTERVALS = 240
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """An interval of a run.
+    """The amounts and average levels of an interval of a run.
 
     Attributes:
         end_s: End of the interval, in seconds from the start of the run.
         duration_s: Duration of the interval in seconds.
         num_rows: Rows written in the interval, failed ones included.
-        num_failed: Rows with an error.
+        num_failed: Rows with an error written in the interval.
         num_input_tokens: Prompt tokens.
         num_cached_tokens: Prompt tokens found in the KV cache.
         num_output_tokens: Generated tokens.
@@ -25,8 +25,8 @@ class Interval:
         num_preemptions: Preemptions.
         step_time_s: Seconds that engines spent in steps.
         num_ready: Replicas that were up, on average.
-        num_running: Requests that held KV cache, on average.
-        num_waiting: Requests that waited for KV cache, on average.
+        num_running: Sequences that held KV cache blocks, on average.
+        num_waiting: Sequences that waited for KV cache blocks, on average.
         kv_cache_usage: Share of the KV cache in use, on average over time and replicas.
     """
 
@@ -46,7 +46,7 @@ class Interval:
     kv_cache_usage: float = 0.0
 
     def joined(self, later: Interval) -> Interval:
-        """Returns one interval for this one and the next. Amounts are added, and levels averaged over the time."""
+        """Returns one interval for this one and the following one. Amounts are added, and levels averaged over time."""
         duration_s = self.duration_s + later.duration_s
         share = later.duration_s / duration_s if duration_s else 1.0
         levels = {name: getattr(self, name) + (getattr(later, name) - getattr(self, name)) * share for name in LEVELS}
@@ -60,7 +60,7 @@ AMOUNTS = tuple(name for name in NAMES if name not in (*LEVELS, "end_s", "durati
 
 
 class Timeline:
-    """A series of intervals without gaps.
+    """A series of consecutive intervals. When the series is full, pairs of neighbours are joined to make room.
 
     Args:
         max_intervals: Most intervals, an even number.
@@ -72,11 +72,12 @@ class Timeline:
         self.intervals: list[Interval] = []
 
     def add(self, interval: Interval, *, tells_of_last: bool = False) -> None:
-        """Appends an interval, or joins it to the last interval if the last one has not reached the common length yet.
+        """Appends an interval, or joins it to the last interval if that one is shorter than pairs joined earlier.
 
         Args:
             interval: The next interval.
-            tells_of_last: Whether a part of its work was done in the last interval, so that both are joined.
+            tells_of_last: Whether a part of the work in `interval` was done in the last interval, so that both are
+                joined.
         """
         if self.intervals and (tells_of_last or self.intervals[-1].duration_s < self._shortest_s):
             self.intervals[-1] = self.intervals[-1].joined(interval)
@@ -93,7 +94,7 @@ class Timeline:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, list[Any]]) -> Timeline:
-        """Returns the series that `as_dict` described."""
+        """Returns the series whose `as_dict` returned this data."""
         timeline = cls()
         known = [name for name in NAMES if name in data]
         timeline.intervals = [

@@ -20,7 +20,7 @@ REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
 
 class ReportWriter:
-    """Writes the report of a job. A report that cannot be written is a warning, and the job goes on.
+    """Writes the report of a job. If the files cannot be written, a warning is logged and the job goes on.
 
     Args:
         folder: The folder of the report, which may hold a report of earlier runs.
@@ -34,7 +34,7 @@ class ReportWriter:
         self._earlier = read_runs(folder)
 
     def write(self, run: Run, counts: Counts, num_rows_in: int | None) -> Report:
-        """Writes the report.
+        """Writes `report.json` and `report.html` of the earlier runs and the current run, and returns the report.
 
         Args:
             run: The current run.
@@ -54,7 +54,7 @@ class ReportWriter:
 
 
 def read_runs(folder: Storage) -> list[Run]:
-    """Returns the runs in the report of an earlier run. A missing or broken report has none, nor has another version.
+    """Returns the runs in `report.json`; an empty list if the file is missing, unreadable or of another version.
 
     Args:
         folder: The folder of the report.

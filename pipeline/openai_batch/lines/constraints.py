@@ -25,7 +25,7 @@ def read_constraint(body: Mapping[str, Any]) -> StructuredOutputsParams | None:
     """Returns the constraint that the answer of a body must meet; None for free text.
 
     Args:
-        body: A body whose tools were checked.
+        body: The body of a request, with tools that `read_tools` accepted.
 
     Raises:
         Refusal: The constraint is invalid or not supported, or the body sets more than one.
@@ -43,7 +43,7 @@ def read_constraint(body: Mapping[str, Any]) -> StructuredOutputsParams | None:
 
 
 def is_forced(body: Mapping[str, Any]) -> bool:
-    """Returns whether a body forces the answer to be tool calls and nothing else."""
+    """Returns whether the `tool_choice` of a body forces the answer to be tool calls and nothing else."""
     return body.get("tool_choice", "auto") not in ("auto", "none")
 
 
@@ -74,7 +74,7 @@ def _format(body: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _calls(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the schema of a list of tool calls; None if the body does not force calls."""
+    """Returns the constraint ``{"json": schema of a list of tool calls}``; None if the body does not force calls."""
     if not is_forced(body):
         return None
     choice, tools = body["tool_choice"], [tool["function"] for tool in body.get("tools", ())]
@@ -112,7 +112,8 @@ def _parameters(tool: Mapping[str, Any]) -> Mapping[str, Any]:
 def _definitions(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Merges the `$defs` and `definitions` of the tools' schemas, to put them at the root of the schema of all calls.
 
-    A `$ref` such as `#/$defs/name` is looked up at the root. Fails if two tools define a name in different ways.
+    A `$ref` such as `#/$defs/name` is looked up at the root. The function raises `Refusal` if two tools define a name
+    in different ways.
     """
     merged: dict[str, dict[str, Any]] = {}
     for tool in tools:

@@ -47,7 +47,7 @@ class EmbeddingRequest:
 
 
 def read_embedding(custom_id: str, body: Mapping[str, Any]) -> EmbeddingRequest:
-    """Returns the request of a body whose fields have the right types.
+    """Parses the body of a request for embeddings, whose fields were checked to have the right types.
 
     Args:
         custom_id: The `custom_id` of the line.
@@ -84,7 +84,7 @@ def _inputs(given: str | list[Any]) -> list[str | list[int]]:
 
 
 def embedding_body(request: EmbeddingRequest, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the body of an answer, a `CreateEmbeddingResponse`.
+    """Returns the body of the answer to a request: the API's `CreateEmbeddingResponse`.
 
     Args:
         request: The request.

@@ -61,7 +61,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Returns whether a value is a number that a float can hold; JSON allows larger ones."""
+    """Returns whether a value is a finite float, or an integer between -2**64 and 2**64; JSON has larger numbers."""
     if isinstance(value, float):
         return math.isfinite(value)
     return _is_integer(value) and abs(value) < 2**64

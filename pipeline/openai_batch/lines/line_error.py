@@ -9,7 +9,7 @@ from ....engine.errors import UserError
 
 
 class BatchLineError(UserError):
-    """A line of a batch file is not a request that can be run."""
+    """Raised by `AskLine` for a line of a batch file that is invalid or repeats an earlier `custom_id`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class LineError:
     custom_id: str | None = None
 
     def as_body(self) -> dict[str, Any]:
-        """Returns the body that a server would have answered with."""
+        """Returns the body with which OpenAI's server would have reported the error."""
         kind = "server_error" if self.status == SERVER_ERROR else "invalid_request_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
@@ -62,7 +62,7 @@ def error_of_run(kind: str, message: str, custom_id: str | None) -> LineError:
     """Returns the error of a valid line whose request failed while it ran.
 
     Args:
-        kind: Class name of the error.
+        kind: Class name of the error. A name in `CODES` is a fault of the request; all others become `server_error`.
         message: Message of the error.
         custom_id: The `custom_id` of the line.
     """

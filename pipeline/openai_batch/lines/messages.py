@@ -17,7 +17,7 @@ NO_VARIABLES = ("chat_template", "conversation", "messages", "padding", "tokeniz
 
 
 def read_messages(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Checks the messages of a body, and returns them for the chat template.
+    """Checks the messages of a chat body, and returns them in the form that chat templates expect.
 
     Args:
         messages: The `messages` of the body.
@@ -53,7 +53,7 @@ def read_tools(body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
 
 
 def read_template_kwargs(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Returns the variables that a body sets for the chat template; None if it sets none.
+    """Returns name -> value of the variables that a body sets for the chat template; None if the body sets none.
 
     Args:
         body: The body of a chat request whose messages were checked.

@@ -64,7 +64,7 @@ class RequestReader:
 
     Attributes:
         models: Model names that lines may ask for.
-        defaults: Name -> value of sampling parameters, for bodies that leave them out.
+        defaults: Name -> value of the sampling parameters that apply where a body leaves them out.
         seed: Seed of the batch. A line that samples and gives no seed gets one that is derived from this seed and the
             `custom_id`. Equal bodies therefore draw different answers, as with OpenAI, and a rerun repeats each answer.
         embeds: Whether the lines must ask for embeddings. If so, lines for other endpoints are errors; if not, lines
@@ -153,7 +153,7 @@ class RequestReader:
 
 
 def first_endpoint(file: Storage) -> str | None:
-    """Returns the endpoint in the first line that gives a known one; None if no line does.
+    """Returns the endpoint, e.g. ``"/v1/embeddings"``, of the first line with a supported one; None if no line has one.
 
     Args:
         file: The batch file.
@@ -200,7 +200,7 @@ def _describe_json(line: bytes, error: ValueError) -> str:
 
 
 def _checked_line(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Checks the fields of a line, without the content of its body, and returns the body."""
+    """Returns the body of a line, unchecked; raises `Refusal` if another field of the line is missing or invalid."""
     for name in values:
         if name not in LINE_FIELDS:
             raise Refusal("unknown_parameter", unknown_key_message("the line", name, LINE_FIELDS), name)
@@ -268,7 +268,7 @@ def _checked_echo(body: Mapping[str, Any], num_top: int | None) -> bool:
 
 
 def _culprit(known: Mapping[str, BodyField], given: Mapping[str, Any]) -> str | None:
-    """Returns the field whose value is invalid by itself; None if only a combination of fields is invalid."""
+    """Returns the first of the given fields that `SamplingParams` refuses alone; None if it refuses only several."""
     for name, value in given.items():
         try:
             SamplingParams(**{known[name].target: value})

@@ -101,7 +101,7 @@ def _chat_choice(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str
 
 
 def _message(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the answer as a message, with the reasoning and tool calls that the answer stages found as own fields."""
+    """Returns a sequence as the API's message, with fields for the reasoning and tool calls that the stages found."""
     message = {"role": "assistant", "content": sequence["text"], "refusal": None}
     # A constrained answer has neither reasoning nor tool calls in the format of the model.
     if request.sampling.structured_outputs is not None:
@@ -118,7 +118,7 @@ def _message(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, An
 
 
 def _forced_calls(request: BatchRequest, text: str) -> dict[str, Any]:
-    """Returns the message fields of a forced answer; empty if it is not whole calls, such as one that was cut off."""
+    """Returns the message fields of a forced answer; empty if the text is no whole list of calls, as when cut off."""
     read = parse_tool_calls(JSON_LIST, text, request.custom_id)
     return {"content": read.content, "tool_calls": read.tool_calls} if read.tool_calls else {}
 
@@ -174,7 +174,7 @@ def _text_logprobs(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[s
 
 
 def _positions(request: BatchRequest, sequence: Mapping[str, Any]) -> Iterator[tuple[Token, Sequence[Token]]]:
-    """Yields (token, likely tokens, the most probable first) for each position whose token is part of the text."""
+    """Yields the drawn token and the `num_top` most probable tokens, in order, of each position that is in the text."""
     token_ids, positions = sequence["token_ids"], sequence["logprobs"] or []
     if _ended_by_token(sequence) and not request.sampling.include_stop_str_in_output:
         token_ids, positions = token_ids[:-1], positions[:-1]
