@@ -108,8 +108,8 @@ def attend(  # type: ignore[no-untyped-def]
             ages = positions[:, None] - tl.where(readable, keys, 2**30)[None, :]  # negative ages become huge
             scores = tl.where(ages.to(tl.uint32) < window.to(tl.uint32), scores, float("-inf"))
         elif MASKED:
-            seen = readable[None, :] & (tl.abs(positions[:, None] - keys[None, :]) < window)
-            scores = tl.where(seen, scores, float("-inf"))
+            distances = tl.abs(positions[:, None] - tl.where(readable, keys, -(2**30))[None, :])  # huge if unreadable
+            scores = tl.where(distances < tl.minimum(window, 2**30), scores, float("-inf"))
         new_max = tl.maximum(row_max, tl.max(scores, 1))
         weights = tl.exp2(scores - new_max[:, None])
         kept = tl.exp2(row_max - new_max)
