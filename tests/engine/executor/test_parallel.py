@@ -29,7 +29,7 @@ SAMPLED = [
 ]
 # Prompts are cut into chunks, and blocks are so few that requests are preempted.
 SETTINGS = {"dtype": "float32", "device": "cpu", "max_num_seqs": 6, "max_num_batched_tokens": 24, "max_model_len": 64}
-NUM_BLOCKS = {"mistral": 12, "qwen2": 36, "gemma2": 24}
+NUM_BLOCKS = {"mistral": 10, "qwen2": 36, "gemma2": 24}
 """Blocks of families with windows, whose sequences hold few but in each group of layers; the others have 18."""
 
 
