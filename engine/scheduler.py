@@ -109,7 +109,7 @@ class Scheduler:
             num_preemptions = self.counters.num_preemptions
             budget = self._schedule_running(plan, self._ready(), self.max_num_batched_tokens)
             # After a preemption the free blocks are too few, so no waiting sequence is admitted in this step.
-            if self.counters.num_preemptions == num_preemptions:
+            if self._num_waiting and self.counters.num_preemptions == num_preemptions:
                 self._schedule_waiting(plan, budget)
         if not plan.sequences:
             return None

@@ -115,7 +115,7 @@ class Sampler:
 
     def _sample(self, logits: Tensor, placed: Tensor) -> Tensor:
         """Draws a token for each line of logits with the stored temperature, top_k, top_p, min_p and seed."""
-        index, positions = placed.long()
+        index, positions = placed.long().unbind()
         return sample(
             logits,
             self._temperature[index],

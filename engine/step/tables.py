@@ -59,6 +59,9 @@ class Tables:
         self.max_blocks = -(-max_model_len // block_size)
         self.tokens = torch.zeros((max_num_seqs, max_model_len), dtype=torch.int32, device=device)
         self.blocks = torch.zeros((num_groups, max_num_seqs, self.max_blocks), dtype=torch.int32, device=device)
+        # Views of `blocks`, made once because every step needs them.
+        self._blocks_of_groups = self.blocks.unbind()
+        self._blocks_of_rows = self.blocks.flatten(0, 1)
 
     def send(self, plan: StepPlan, num_seqs: int) -> SentPlan:
         """Sends a plan to the device, writes its new tokens and blocks to the tables, and returns its other numbers.
@@ -71,7 +74,7 @@ class Tables:
         num_rows = len(self.tokens)
         blocks = [(group * num_rows + row, first, ids) for group, row, first, ids in plan.new_blocks]
         # A new token may belong to the previous owner of a row, so the tokens of new owners are written last.
-        entries_of = ((self.blocks.flatten(0, 1), blocks), (self.tokens, plan.new_tokens), (self.tokens, tokens))
+        entries_of = ((self._blocks_of_rows, blocks), (self.tokens, plan.new_tokens), (self.tokens, tokens))
         changed = [(table, new) for table, new in entries_of if new]
         packed = [*_pack_sequences(plan, num_seqs), np.array([plan.num_shared_blocks])]
         packed += [_pack_entries(new) for _, new in changed]
@@ -101,7 +104,7 @@ class Tables:
         """
         gathered = [
             gather_batch(self.tokens, blocks, sequences, num_tokens, max_blocks, self.block_size)
-            for blocks in self.blocks
+            for blocks in self._blocks_of_groups
         ]
         token_ids, positions, _, query_start_loc, seq_lens, _ = gathered[0]
         return ForwardBatch(
@@ -127,8 +130,9 @@ class Tables:
 def _pack_sequences(plan: StepPlan, num_seqs: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the fields `sequences`, padded to `num_seqs`, and `sampled` of a `SentPlan` as arrays."""
     packed = np.empty((4, num_seqs), dtype=np.int32)
-    packed[:3] = PADDING
-    packed[:3, : len(plan.rows)] = plan.rows, plan.starts, plan.counts
+    num_planned = len(plan.rows)
+    packed[:3, :num_planned] = plan.rows, plan.starts, plan.counts
+    packed[:3, num_planned:] = PADDING
     rows, starts, counts, _ = packed
     ends = np.cumsum(counts)
     packed[3] = ends - counts

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._numba import Array, Scalar, bits_from_float, float_from_bits, jit
 from .._threads import team
-from .exact import GOLDEN_32, LN2_HIGH, LN2_LOW, row_keys
+from .exact import GOLDEN_32, GOLDEN_64, LN2_HIGH, LN2_LOW
 from .op import MASS_SCALE, log_min_p
 
 _MIN_PARALLEL_TOKENS = 100_000
@@ -48,7 +48,8 @@ def sample_numba(
         top_k.numpy(),
         top_p.numpy(),
         log_min_p(min_p).numpy(),
-        row_keys(seeds, positions).numpy(),
+        seeds.numpy(),
+        positions.numpy(),
         ids.numpy(),
     )
     if len(rows) * logits.shape[-1] < _MIN_PARALLEL_TOKENS:
@@ -69,7 +70,8 @@ def _draw(
     top_k: Array,
     top_p: Array,
     lowest: Array,
-    keys: Array,
+    seeds: Array,
+    positions: Array,
     ids: Array,
 ) -> None:
     """Draws a token for each of `rows[first:last]` and writes it to `ids[row]`; `lowest` is from `log_min_p`."""
@@ -86,7 +88,8 @@ def _draw(
                 num_kept = _compress(candidates, num_kept, threshold, candidates)
             if top_p[row] < 1:
                 threshold = _reach(candidates, num_kept, np.float64(top_p[row]), True)
-        key_low, key_high = np.uint32(keys[row] & 0xFFFFFFFF), np.uint32((keys[row] >> 32) & 0xFFFFFFFF)
+        key = _row_key(np.uint64(seeds[row]), np.uint64(positions[row]))
+        key_low, key_high = np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
         if threshold == -np.inf:
             ids[row] = _argmax(scaled, key_low, key_high)
         else:
@@ -199,6 +202,18 @@ def _argmax_kept(scaled: Array, threshold: Scalar, key_low: Scalar, key_high: Sc
 
 
 # The functions below repeat exact.py operation by operation, without fastmath, which would change bits.
+
+
+@jit()
+def _row_key(seed: Scalar, position: Scalar) -> Scalar:
+    return _mix64(_mix64(seed + np.uint64(GOLDEN_64)) + position)
+
+
+@jit()
+def _mix64(h: Scalar) -> Scalar:
+    h = (h ^ (h >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    h = (h ^ (h >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return h ^ (h >> np.uint64(33))
 
 
 @jit()
