@@ -94,7 +94,7 @@ def share_of_cores(num_cores: int, num_cpus: float, num_sharing: int) -> int:
 
     Args:
         num_cores: Physical cores of the node.
-        num_cpus: CPUs of the node that Ray may use.
+        num_cpus: CPUs of the node that Ray may use; if fewer than the cores, the ranks share these.
         num_sharing: Number of ranks on the node.
     """
     return max(1, int(min(num_cores, num_cpus)) // num_sharing)

@@ -79,7 +79,11 @@ FIELD_NAMES = frozenset(field.name for field in dataclasses.fields(PoolingParams
 
 
 def _dimensions(value: Any) -> int | None:
-    """Returns the number of dimensions as an int. Datasets may hold numpy's integers and whole floats."""
+    """Returns `value` as an int, or None for None. Datasets may hold numpy's integers and whole floats.
+
+    Raises:
+        PoolingParamsError: The value is no whole number of at least 1.
+    """
     if value is None:
         return None
     is_whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer()

@@ -90,7 +90,7 @@ def _mix64(h: Tensor) -> Tensor:
 
 
 def _shift(h: Tensor, n: int) -> Tensor:
-    """Shifts 64 bits to the right and fills with zeros, where `>>` on int64 would fill with the sign."""
+    """Shifts int64 numbers to the right by n bits and fills with zeros, where `>>` would fill with the sign."""
     return (h >> n) & ((1 << (64 - n)) - 1)
 
 

@@ -129,7 +129,10 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
 def peak_kernel(  # type: ignore[no-untyped-def]
     logits_ptr, row_stride, vocab_size, num_chunks, chunk_size, peaks_ptr, best_ptr, TILE: tl.constexpr  # noqa: N803
 ):  # fmt: skip
-    """Finds the largest logit of a chunk and the lowest token with it. NaN counts as infinity, which gives id -1."""
+    """Writes the largest logit of a chunk to `peaks_ptr`, and the lowest token that has it to `best_ptr`.
+
+    NaN counts as infinity. `choose_kernel` gives a row with an infinite logit the token id -1.
+    """
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lanes = tl.arange(0, TILE)
     peaks = tl.full([TILE], float("-inf"), tl.float32)

@@ -17,7 +17,9 @@ from .op import scaled_linear
 def scaled_linear_cuda(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Runs `scaled_linear` in one kernel, which also adds the bias and rounds the result to bfloat16.
+    """Runs `scaled_linear` in one kernel, which also adds the bias.
+
+    The kernel rounds the result to bfloat16, whatever `dtype` is; the rounded result is then converted to `dtype`.
 
     Raises:
         ValueError: A size of the weight is not a multiple of 16.

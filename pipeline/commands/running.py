@@ -154,7 +154,11 @@ def _shown_warnings(stream: TextIO) -> Iterator[None]:
 
 
 def _explain(error: Exception, console: Console, verbose: bool, advice: str) -> int:
-    """Prints an error as one line, after the traceback if `verbose`, and returns the exit status."""
+    """Prints an error and `advice` as one line, after the traceback if `verbose`.
+
+    Returns:
+        The exit status: `EXIT_USER_ERROR` for a mistake of the user, else `EXIT_FAILED`.
+    """
     from ..errors import find_millrace_error
 
     ours = find_millrace_error(error)

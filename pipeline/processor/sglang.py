@@ -50,7 +50,7 @@ class SamplingNamesStage(Stage):
     name = "sampling_names"
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns the column of renamed parameters; no column if the row brings none."""
+        """Returns `sampling_params` with SGLang's names replaced by ours; no column if the row has none."""
         given = row.get(columns.SAMPLING_PARAMS)
         if not isinstance(given, Mapping):
             return {}

@@ -149,7 +149,7 @@ class Recorder:
                 self._kinds[replica.replica_id] = [kind for kind in kinds if kind is not None]
 
     def _accelerator_seconds(self) -> dict[str, float]:
-        """Returns kind of accelerator -> seconds held. A replica that never came up counts with another one's kinds."""
+        """Returns accelerator kind -> seconds held; a replica that never ran counts under the kinds of another one."""
         usual = next(iter(self._kinds.values()), [])
         seconds: dict[str, float] = {}
         for replica_id, held_s in self._held_s.items():

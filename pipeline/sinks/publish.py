@@ -51,10 +51,11 @@ def publish(output: Storage, spec: OutputSpec, former: Manifest | None = None) -
 
 
 def _close_parts(epoch: Epoch, spec: OutputSpec) -> dict[str, list[Record]]:
-    """Closes the parts of all rows that are still in flushes.
+    """Writes the rows of all flushes that no part holds yet into parts, and commits the parts.
 
     Returns:
-        The commits of all parts, by kind. In an ordered output, the parts of results are rewritten in the order of the
+        Kind of part (results or failed rows) -> the commit records of all parts of the work folder, the parts that were
+        there before included. In an ordered output, the parts of results are rewritten in the order of the
         input, and each begins after the last row of the part before.
     """
     records = read_records(epoch.work, epoch.records)

@@ -14,7 +14,7 @@ AnyStageConfig = TypeVar("AnyStageConfig", bound="StageConfig")
 
 
 class StageConfig(Settings):
-    """Settings that every stage has. A setting of None takes the value of the processor.
+    """Settings that every stage has. A setting of None takes the value of the processor, except `batch_size`.
 
     Attributes:
         enabled: Whether the stage runs.
@@ -23,7 +23,7 @@ class StageConfig(Settings):
         num_cpus: CPUs of one of these processes.
         memory: Memory of one of these processes, in bytes.
         runtime_env: Ray runtime environment of the operator.
-        batch_size: Most rows that the stage gets in one call; None for all rows of a block.
+        batch_size: Most rows that the stage gets in one call; None for all rows of a row block.
     """
 
     enabled: bool = True

@@ -24,7 +24,10 @@ __all__ = ["SCHEME", "Int8Linear", "Int8Scheme"]
 
 
 class Int8Scheme(QuantizationScheme):
-    """Stores matrices as 8-bit integers with one scale for each row; sums are exact, so results are deterministic."""
+    """Stores weights as 8-bit integers with one scale for each row, and quantises activations token by token.
+
+    Products are added as 32-bit integers, so the order of addition does not change results: they are deterministic.
+    """
 
     sizes = "inputs in multiples of 4"
 
