@@ -38,7 +38,7 @@ class StageLink(Protocol):
 
 
 class World(Protocol):
-    """The collective operation over all ranks of the engine, which each rank must call."""
+    """Finds the smallest of the values of all ranks of the engine. Each rank must call its one method."""
 
     def smallest(self, value: int) -> int:
         """Waits until each rank has called with its value, and returns the smallest of these values."""

@@ -61,7 +61,11 @@ class Identity:
     column: str = columns.POSITION
 
     def ids_of(self, table: pa.Table) -> np.ndarray:
-        """Returns the ids of rows, [num_rows]: values of `column`, or hashes of the key (a position if it is null)."""
+        """Returns the ids of rows, [num_rows].
+
+        Without a key these are the values of the column `column`. With a key they are hashes of the key's values; a
+        row whose key is null in all columns has its position in the input as its id, if the table knows positions.
+        """
         if self.key is None:
             return row_id.from_arrow(table[self.column])
         ids = row_id.key_ids(table, self.key)

@@ -93,7 +93,14 @@ def read_setting(setting: str) -> tuple[str, str]:
 
 
 def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tuple[dict[str, Any], Places]:
-    """Returns the fields of the environment and the command line, and the place where each was written."""
+    """Returns the job fields that the environment and the command line set, and the place where each was written.
+
+    Later sources win over earlier ones: the environment variables ``MILLRACE_JOB_*``, `overrides`, then `settings`.
+
+    Args:
+        settings: Texts ``"field.sub=value"`` of the options ``--set``.
+        overrides: Field -> value of an option of its own, such as ``--output``; None if the option was not given.
+    """
     values: dict[str, Any] = {}
     places: Places = {}
     for name, text in job_variables().items():

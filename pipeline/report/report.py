@@ -86,7 +86,15 @@ class Report:
         return {kind: sum(run.accelerator_s.get(kind, 0.0) for run in self.runs) for kind in kinds}
 
     def _cost(self, prices: Prices, held_s: float, accelerator_s: Mapping[str, float]) -> dict[str, Any]:
-        """Returns `Prices.bill` with the price per row. Duplicates cost no tokens, because no engine ran them."""
+        """Returns the dict of `Prices.bill` with one more entry: `per_row`, the price of a row.
+
+        Duplicates cost no tokens, because no engine ran them.
+
+        Args:
+            prices: The prices.
+            held_s: Seconds that replicas were held, added over all replicas.
+            accelerator_s: Accelerator kind -> seconds that accelerators of this kind were held.
+        """
         counts = self.counts
         num_input = counts.num_input_tokens - counts.num_duplicate_input_tokens
         num_output = counts.num_output_tokens - counts.num_duplicate_output_tokens

@@ -60,7 +60,9 @@ AMOUNTS = tuple(name for name in NAMES if name not in (*LEVELS, "end_s", "durati
 
 
 class Timeline:
-    """A series of consecutive intervals. When the series is full, pairs of neighbours are joined to make room.
+    """The course of a job as a series of intervals, each with the work done in it and the state of the engines.
+
+    When the series is full, pairs of neighbours are joined to make room (`Interval.joined`).
 
     Args:
         max_intervals: Most intervals, an even number.
