@@ -37,7 +37,7 @@ with build_processor(vLLMEngineProcessorConfig(model_source="bundled:invoices"))
         print(json.dumps({"script": script, "shown": shown.getvalue(), "problem": problem}), flush=True)
 """
 
-QUICK = {"01_quickstart", "04_http_endpoint", "07_row_errors", "13_shared_engine", "18_structured_output"}
+QUICK = {"01_quickstart", "07_row_errors", "18_structured_output"}
 """Scenarios of `make test`; `make test-soak` runs all."""
 
 SHOWN = {

@@ -33,8 +33,9 @@ def run_script(path: Path, *arguments: str, interpret: bool) -> str:
 
 # The small ops share a process, since importing torch and triton takes longer than most of them.
 @pytest.mark.parametrize("names", [*([name] for name in LARGE), [name for name in OPS if name not in LARGE]])
-def test_agrees_with_the_definition_in_the_interpreter_and_launches_only_what_is_listed(names):
-    assert run_script(HERE / "interpret.py", *names, interpret=True).split() == names
+@pytest.mark.parametrize("dtypes", ["one", pytest.param("all", marks=pytest.mark.soak)])
+def test_agrees_with_the_definition_in_the_interpreter_and_launches_only_what_is_listed(names, dtypes):
+    assert run_script(HERE / "interpret.py", dtypes, *names, interpret=True).split() == names
 
 
 def assert_compiles(*arguments: str) -> None:

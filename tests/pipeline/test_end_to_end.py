@@ -91,6 +91,7 @@ def test_each_bad_row_is_told_why_and_all_others_succeed(cluster: None, tiny_mod
     assert all(out[index]["generated_text"] is not None for index in range(50))
 
 
+@pytest.mark.soak
 def test_sampled_rows_repeat_whatever_their_company(cluster: None, tiny_model: TinyModel) -> None:
     sampling = {"temperature": 0.8, "max_tokens": 12}
     rows = [{"id": index, "messages": [{"role": "user", "content": f"row {index}"}]} for index in range(64)]
@@ -104,6 +105,7 @@ def test_sampled_rows_repeat_whatever_their_company(cluster: None, tiny_model: T
     assert len({tuple(row["tokens"]) for row in together.values()}) > 32
 
 
+@pytest.mark.soak
 def test_two_processors_of_one_engine_share_its_replicas(cluster: None, tiny_model: TinyModel) -> None:
     rows = [{"id": index, "prompt": f"row {index}"} for index in range(20)]
     config = config_for(tiny_model("llama"), sampling_params={"max_tokens": 4}, chat_template_stage=False)
@@ -117,6 +119,7 @@ def test_two_processors_of_one_engine_share_its_replicas(cluster: None, tiny_mod
         assert sorted(by_id(first(ray.data.from_items(rows)))) == list(range(20))
 
 
+@pytest.mark.soak
 def test_kill_9_of_the_generate_client_loses_and_doubles_no_row(cluster: None, tiny_model: TinyModel) -> None:
     num_rows = 2000
     sampling = {"temperature": 0.8, "max_tokens": 16, "ignore_eos": True}

@@ -60,6 +60,7 @@ def test_the_docs_list_every_figure_as_it_is(root: Path) -> None:
     assert rows == [(name, metric.description) for name, metric in METRICS.items()]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_pool_of_real_engines_gives_its_figures(
     cluster: None, tiny_model: Callable[[str], Path], pools: Callable[..., EnginePool]

@@ -72,6 +72,7 @@ def num_cached(pools: Pools, model: Path, num_replicas: int) -> int:
     return sum(output.num_cached_tokens or 0 for output in outputs)
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_three_replicas_find_as_much_in_their_caches_as_one(cluster: None, pools: Pools, tmp_path: Path) -> None:
     model = tiny_checkpoint(tmp_path, "llama", max_position_embeddings=600)

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = {"dtype": "float32", "device": "cpu", "max_num_seqs": 4}
 LONG = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
-EACH = pytest.mark.parametrize("sizes", [(2, 1), (1, 2), (2, 2)], ids=["tp", "pp", "tp-pp"])
+EACH = pytest.mark.parametrize(
+    "sizes", [(2, 1), (1, 2), pytest.param((2, 2), marks=pytest.mark.soak)], ids=["tp", "pp", "tp-pp"]
+)
 
 SCRIPT = """
 import json, sys

@@ -14,6 +14,7 @@ from millrace.pipeline import JobConfig, run_job
 from millrace.pipeline.job.run import prepare_retry
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_job_that_stopped_goes_on_on_two_cpus_and_its_failed_rows_run_again(
     cluster: None, tiny_model: Callable[[str], Path], tmp_path: Path

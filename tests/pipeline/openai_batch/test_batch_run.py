@@ -145,6 +145,7 @@ def test_a_file_without_lines_makes_two_empty_files_even_after_a_death(
     assert [(tmp_path / name).read_bytes() for name in ("out.jsonl", "out.errors.jsonl")] == [b"", b""]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_killed_batch_goes_on_to_two_whole_files(cluster: None, tmp_path: Path) -> None:
     lines = write_input(tmp_path, 200, 20)

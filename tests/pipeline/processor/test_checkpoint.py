@@ -51,6 +51,7 @@ def run(processor: Processor, folder: Path) -> list[tuple[int, str]]:
     return sorted(zip(table["id"].to_pylist(), table["answer"].to_pylist(), strict=True))
 
 
+@pytest.mark.soak
 def test_a_job_goes_on_through_an_engine(
     checkpoints: None, make_processor: Callable[..., Processor], tmp_path: Path
 ) -> None:
