@@ -369,7 +369,11 @@ def _open_executor(
 
 
 def _overlap_depth(config: EngineConfig, device: Device) -> int:
-    """Returns how many steps to plan ahead: with several pp stages, as many as keep every pp stage busy."""
+    """Returns how many steps to plan ahead.
+
+    With several pp stages these are as many as keep every pp stage busy. With one it is the setting `overlap_depth`, or
+    the device's own depth if that is None.
+    """
     if config.pipeline_parallel_size > 1:
         return config.pipeline_parallel_size - 1
     return device.overlap_depth if config.overlap_depth is None else config.overlap_depth

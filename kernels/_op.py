@@ -83,7 +83,7 @@ class Draw:
         return torch.full(shape, value, dtype=self.dtype, device=self.device)
 
     def tensor(self, values: Any, dtype: torch.dtype) -> torch.Tensor:
-        """Returns `values` as a tensor."""
+        """Returns a tensor of the given (nested) list of numbers on the device of the sample."""
         return torch.tensor(values, dtype=dtype, device=self.device)
 
 

@@ -25,7 +25,13 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Attends from one tile of queries to their keys, for the sequences from `first_seq` on.
 
-    The last tiles of all sequences start first, because tiles at the end of a sequence see the most keys.
+    Axis 0 of the grid is the tile of queries and axis 1 the tile of query heads. The last tiles of all sequences start
+    first, because tiles at the end of a sequence see the most keys.
+
+    Args (those that are not arguments of `paged_attention`):
+        deterministic: 1 to mask every tile of keys, so that a row has the same bits in any batch.
+        EDITED: Whether scores are edited before the softmax, by a softcap or by the slopes of ALiBi.
+        CAUSAL: Whether a query sees only keys up to its own position; otherwise also later keys of its window.
     """
     kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
     width = tl.minimum(group, BLOCK_M)

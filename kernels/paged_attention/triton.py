@@ -218,7 +218,10 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
 
 
 def _types(dtype: torch.dtype, cache_dtype: torch.dtype, target: Target) -> dict[str, str]:
-    """Returns the types of the pointers and the floats. All other arguments are integers."""
+    """Returns argument name -> Triton type, for the arguments of all kernels here that are pointers or floats.
+
+    The other arguments are integers. The target decides which 8-bit float type the cache has.
+    """
     cache = e4m3_type(target) if cache_dtype == torch.float8_e4m3fn else TORCH_TO_TRITON[cache_dtype]
     types = dict.fromkeys(_POINTERS_OF_QUERY, "*" + TORCH_TO_TRITON[dtype])
     types |= dict.fromkeys(_POINTERS_OF_CACHE, "*" + cache)

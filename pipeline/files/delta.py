@@ -57,7 +57,9 @@ def open_table(place: Storage, version: int | None = None) -> DeltaTable:
 
 
 def storage_options(place: Storage) -> dict[str, str]:
-    """Returns the options with which `deltalake` opens a table in a store; it takes credentials from the environment.
+    """Returns the options with which `deltalake` opens a table in a store: the endpoint, if it is not that of AWS.
+
+    They hold no credentials, which `deltalake` itself takes from the environment.
 
     Args:
         place: The table's folder.

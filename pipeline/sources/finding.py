@@ -108,7 +108,10 @@ def _expand(place: Storage, info: FileInfo | None, format: str | None) -> list[F
 
 
 def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
-    """Returns the files directly in a folder with a known extension. Names that start with . or _ are skipped."""
+    """Returns the files directly in a folder that have an extension of `format`, or of any known format if it is None.
+
+    Names that start with . or _ are skipped.
+    """
     known = {extension for extension, name in _names_by_extension().items() if format in (None, name)}
     found = sorted(place.files.children(place.url), key=lambda one: one.url)
     names = {one.url.rpartition("/")[2] for one in found}
