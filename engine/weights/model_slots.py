@@ -77,19 +77,24 @@ def _check_filled(name: str, tensor: Tensor, slots: Iterable[WeightSlot], layer:
 
 def _is_chain(tensor: Tensor, views: Sequence[Tensor]) -> bool:
     """Returns whether contiguous views cover the tensor from its first byte to its last without gaps or overlaps."""
-    end = _start(tensor)
+    end, last = _start(tensor), _start(tensor) + tensor.nbytes
     for start, size in sorted({(_start(view), view.nbytes) for view in views}):
-        if size and start != end:
+        if not size or not _start(tensor) <= start < last:
+            continue  # Another parameter of the module lies in the same memory.
+        if start != end:
             return False
         end += size
-    return end == _start(tensor) + tensor.nbytes
+    return end == last
 
 
 def _is_covered(tensor: Tensor, views: Sequence[Tensor]) -> bool:
-    """Returns whether views of any strides cover all bytes of the tensor, by marking each byte."""
+    """Returns whether views of any strides cover all bytes of the tensor, each of them once, by marking each byte."""
     marks = torch.zeros(tensor.untyped_storage().nbytes(), dtype=torch.bool)
-    for view in views:
-        _bytes_of(view, marks).fill_(True)
+    for view in {(_start(view), view.shape, view.stride()): view for view in views}.values():
+        marked = _bytes_of(view, marks)
+        if marked.any():
+            return False
+        marked.fill_(True)
     return bool(_bytes_of(tensor, marks).all())
 
 

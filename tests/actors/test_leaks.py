@@ -87,7 +87,7 @@ def until_nothing_is_left(pool_name: str, pids: list[int], is_running: IsRunning
 
 
 def interrupt(process: subprocess.Popen[str]) -> None:
-    """Presses Ctrl-C, and again if nothing happens: Ray's destructor of a stream drops an interrupt that comes in it."""
+    """Presses Ctrl-C, and again if nothing happens: an interrupt inside Ray's destructor of a stream is dropped."""
     for _ in range(3):
         os.kill(process.pid, signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -212,9 +212,10 @@ class TestModulesOfAnyClass:
             rows(a=(0, 3), b=(0, 3)),
             rows(a=(0, 3), b=(2, 5)),
             columns(a=(0, 2), b=(1, 3)),
+            columns(a=(0, 3), b=(1, 4)),
             lambda weight: {"a": WeightSlot((torch.empty(6, 4),))},
         ],
-        ids=["none", "a part", "a part twice", "an overlap", "columns", "other memory"],
+        ids=["none", "a part", "a part twice", "an overlap", "columns", "columns that overlap", "other memory"],
     )
     @pytest.mark.parametrize("device", ["cpu", "meta"])
     def test_memory_that_no_slot_fills_is_refused(self, cut: Any, device: str) -> None:
@@ -226,6 +227,12 @@ class TestModulesOfAnyClass:
         module = Cut(lambda weight: {"a": WeightSlot((weight[:5],), padding=(weight[5:].fill_(0),))})
         self.load(tmp_path, module, a=torch.ones(5, 4))
         assert torch.equal(module.weight.sum(1), torch.tensor([4.0] * 5 + [0]))
+
+    def test_parameters_in_one_memory_are_filled_each_by_its_own_slot(self) -> None:
+        both = torch.empty(8, 4)
+        module = Cut(lambda weight: {"a": WeightSlot((both[:6],)), "b": WeightSlot((both[6:],))})
+        module.weight, module.other = torch.nn.Parameter(both[:6]), torch.nn.Parameter(both[6:])
+        assert sorted(weight_slots(torch.nn.Sequential(module))) == ["0.a", "0.b"]
 
     def test_a_persistent_buffer_needs_a_slot(self) -> None:
         module = Cut(rows(a=(0, 6)))
