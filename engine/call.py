@@ -75,10 +75,16 @@ class Call:
             One output for each prompt, in the order of the prompts.
 
         Raises:
-            UserError: A prompt or its parameters cannot be used, and `on_error` is ``"raise"``.
+            UserError: A prompt or its parameters cannot be used, and `on_error` is ``"raise"``; or the engine has
+                unfinished requests of another caller.
         """
         if self.on_error not in ("raise", "return"):
             raise ConfigError(f"on_error must be 'raise' or 'return'; got {self.on_error!r}")
+        if self.engine.has_unfinished_requests():
+            raise ConfigError(
+                "the engine has unfinished requests of another caller: of a call that is still running in this thread, "
+                "e.g. because its progress bar makes a call, or of llm_engine.add_request; finish or abort them first"
+            )
         priorities = one_for_each("priorities", priority or 0, len(parsed))
         outputs: dict[str, EngineOutput] = {}
         requests = []

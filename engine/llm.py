@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from .call import Call, OnError, attempt, one_for_each
 from .config import EngineConfig
@@ -38,11 +40,27 @@ from .sampling_params import SamplingParams
 
 Messages = Sequence[Mapping[str, Any]]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _one_at_a_time(method: Callable[Concatenate[LLM, P], T]) -> Callable[Concatenate[LLM, P], T]:
+    """Makes a method of `LLM` wait until the calls of other threads have ended."""
+
+    @functools.wraps(method)
+    def locked(self: LLM, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
 
 class LLM:
     """A loaded model that generates text from prompts, or makes vectors of prompts.
 
-    Use the object as a context manager, or call `close`, to free the memory of the model and the KV cache.
+    Use the object as a context manager, or call `close`, to free the memory of the model and the KV cache. Several
+    threads may call the methods, e.g. through `asyncio.to_thread`: a call waits until the calls before it have ended.
+    One call with many prompts is faster than many calls with one.
 
     Args:
         model: Folder of a model in Hugging Face's layout, or ``"bundled:NAME"``.
@@ -56,7 +74,9 @@ class LLM:
     def __init__(self, model: str, **kwargs: Any) -> None:
         self.llm_engine = LLMEngine.from_config(EngineConfig.from_kwargs(model=model, **kwargs))
         self._request_ids = itertools.count()
+        self._lock = threading.RLock()
 
+    @_one_at_a_time
     def generate(
         self,
         prompts: PromptType | Sequence[PromptType],
@@ -94,6 +114,7 @@ class LLM:
         call.tokenize(parsed)
         return call.run(parsed, GenerateRequest, self._params_for_each(sampling_params, len(parsed)), priority)
 
+    @_one_at_a_time
     def chat(
         self,
         messages: Messages | Sequence[Messages],
@@ -158,6 +179,7 @@ class LLM:
         call.tokenize(parsed, add_special_tokens=False)
         return call.run(parsed, GenerateRequest, self._params_for_each(sampling_params, len(parsed)), priority)
 
+    @_one_at_a_time
     def encode(
         self,
         prompts: PromptType | Sequence[PromptType],
@@ -245,6 +267,7 @@ class LLM:
         pooled = self.encode(prompts, pooling_params, pooling_task="classify", **kwargs)
         return [ClassificationRequestOutput.from_base(one, classes_of(one.outputs)) for one in pooled]
 
+    @_one_at_a_time
     def score(
         self,
         data_1: str | Sequence[str],
@@ -290,11 +313,13 @@ class LLM:
         """Returns the engine's statistics: numbers of running and waiting sequences, KV cache usage, counters."""
         return self.llm_engine.stats()
 
+    @_one_at_a_time
     def reset_prefix_cache(self) -> bool:
         """Removes all cached prefixes from the KV cache. Always returns True, because vLLM's method returns a bool."""
         self.llm_engine.reset_prefix_cache()
         return True
 
+    @_one_at_a_time
     def save_sharded_state(self, folder: str | Path) -> None:
         """Writes each rank's part of the weights to separate files, which load faster than a checkpoint.
 
@@ -307,6 +332,7 @@ class LLM:
         """
         self.llm_engine.save_sharded_state(folder)
 
+    @_one_at_a_time
     def close(self) -> None:
         """Frees the model and the KV cache."""
         self.llm_engine.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -30,6 +31,19 @@ def test_prompts_take_every_form(llm):
     assert llm.generate(PROMPT, SamplingParams(max_tokens=1), use_tqdm=False)[0].prompt_token_ids == ids
     assert llm.generate(ids, SamplingParams(max_tokens=1), use_tqdm=False)[0].prompt_token_ids == ids
     assert llm.generate([], SamplingParams(), use_tqdm=False) == []
+
+
+def test_threads_that_share_an_llm_each_get_their_own_outputs(llm):
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    calls = [[f"caller {caller}, prompt {i}" for i in range(5)] for caller in range(4)]
+
+    def run(prompts):
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+        return [(output.prompt, output.outputs[0].token_ids) for output in outputs]
+
+    alone = [run(prompts) for prompts in calls]
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(run, calls)) == alone
 
 
 def test_n_gives_different_sequences_and_seeds_repeat_them(llm):

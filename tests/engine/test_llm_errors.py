@@ -172,6 +172,16 @@ def test_an_interrupted_call_leaves_nothing_behind(llm):
     assert one(llm, max_tokens=2).finish_reason
 
 
+def test_a_call_inside_a_call_is_refused_and_leaves_nothing_behind(llm):
+    def make_bar(**kwargs):
+        llm.generate("inner", SamplingParams(max_tokens=2), use_tqdm=False)
+        return tqdm(**kwargs)
+
+    with pytest.raises(ConfigError, match="unfinished requests of another caller"):
+        llm.generate("outer", SamplingParams(max_tokens=2), use_tqdm=make_bar)
+    assert one(llm, max_tokens=2).finish_reason
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 def test_an_interrupt_inside_a_step_does_not_spoil_the_prefix_cache(tiny_model, depth):
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
