@@ -29,6 +29,7 @@ pickled: an error holds only its message (`args`), and no subclass has a constru
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -151,6 +152,26 @@ class RequestError:
         return ModelExecutionError(f"{self.kind}: {self.message}")
 
 
+MAX_KEY_CHARS = 100
+"""Most characters of an unknown key that are compared with the known keys and shown."""
+
+_QUOTER = reprlib.Repr()
+_QUOTER.maxlist = _QUOTER.maxtuple = _QUOTER.maxdict = 10
+_QUOTER.maxstring = _QUOTER.maxother = 150
+
+
+def quote(value: object, max_chars: int = 200) -> str:
+    """Returns the beginning of a value's repr for an error message, at most `max_chars` characters; it never raises.
+
+    The cost does not grow with the value: only the first elements of a list or a mapping are read.
+    """
+    try:
+        text = _QUOTER.repr(value)
+    except Exception:  # noqa: BLE001  # A repr can raise anything, and so does the repr of an integer of 5,000 digits.
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
+
+
 def unknown_key_message(what: str, key: str, known: Iterable[str]) -> str:
     """Returns the message of an error about an unknown key.
 
@@ -163,6 +184,7 @@ def unknown_key_message(what: str, key: str, known: Iterable[str]) -> str:
         One line with the unknown key and the most similar known key; with all known keys if none is similar.
     """
     names = sorted(known)
+    key = key[:MAX_KEY_CHARS]
     near = difflib.get_close_matches(key, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     return f"{what} has no field {key!r}; {hint}"

@@ -6,14 +6,35 @@ Nothing here depends on a model family. Rotary parameters are read in `rope.py`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, UnsupportedModelError
+from ..errors import CheckpointError, UnsupportedModelError, quote
 
-__all__ = ["attention_windows", "flag", "head_counts", "load_hf_config", "one_of", "positive_float", "positive_int"]
+__all__ = [
+    "FLOAT32_MAX",
+    "attention_windows",
+    "flag",
+    "head_counts",
+    "is_positive_number",
+    "load_hf_config",
+    "one_of",
+    "positive_float",
+    "positive_int",
+]
+
+FLOAT32_MAX = 3.4028234663852886e38
+"""The largest float32. A larger number in a config would be infinite in the model."""
+
+MAX_INT = 2**31 - 1
+"""Largest integer of a config: sizes and ids are 32-bit numbers in kernels."""
+
+MAX_REASON_CHARS = 500
+"""Most characters of an error message of transformers that are shown; it may quote a whole value."""
+
+MAX_COUNTS = {"num_hidden_layers": 10_000, "num_labels": 1_000_000}
+"""Fields for each unit of which transformers makes objects when it reads a config -> the largest value."""
 
 
 def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -36,21 +57,36 @@ def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = Non
 
     path = Path(folder) / "config.json"
     fields = _merge(_fold_rope(_read_json(path)), _fold_rope(overrides or {}))
-    model_type = fields.get("model_type")
-    if not model_type or not fields.get("architectures"):
+    model_type, architectures = fields.get("model_type"), fields.get("architectures")
+    if not model_type or not isinstance(model_type, str) or not _is_list_of_text(architectures):
         raise CheckpointError(
-            f"{path} does not say which model it is for: model_type={model_type!r}, "
-            f"architectures={fields.get('architectures')!r}; both are needed (set them with hf_overrides)"
+            f"{path} does not say which model it is for: model_type={quote(model_type)}, "
+            f"architectures={quote(architectures)}; a text and a list of texts are needed (set them with hf_overrides)"
         )
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError(
-            f"model_type {model_type!r} of {folder} is unknown to the installed transformers; upgrade transformers, "
-            "or set another model_type with hf_overrides"
+            f"model_type {quote(model_type)} of {folder} is unknown to the installed transformers; upgrade "
+            "transformers, or set another model_type with hf_overrides"
         )
+    _check_counts(fields)
     try:
         return AutoConfig.for_model(**fields)
     except Exception as error:  # Config classes raise errors of many types.
-        raise UnsupportedModelError(f"config.json of {folder} was refused by transformers: {error}") from error
+        raise UnsupportedModelError(
+            f"config.json of {folder} was refused by transformers: {str(error)[:MAX_REASON_CHARS]}"
+        ) from error
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _check_counts(fields: Mapping[str, Any]) -> None:
+    """Raises if a count is so large that transformers would fill the memory with the objects that it makes."""
+    for name, most in MAX_COUNTS.items():
+        value = fields.get(name)
+        if isinstance(value, int | float) and not value <= most:
+            raise UnsupportedModelError(f"config field {name!r} is {quote(value)}; it can be at most {most}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -58,7 +94,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} does not exist; give a folder that holds a Hugging Face model") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(fields, dict):
         raise CheckpointError(f"{path} holds a {type(fields).__name__}, not a JSON object; the file is damaged")
@@ -68,6 +104,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _fold_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields with `rope_scaling` and `rope_theta` (the old form) moved into `rope_parameters`."""
     rest = dict(fields)
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(rest.get(name), Mapping | None):
+            raise UnsupportedModelError(f"config field {name!r} is {quote(rest[name])}; it must be an object or null")
     old = {name: rest.pop(name) for name in ("rope_scaling", "rope_theta") if name in rest}
     if not old:
         return rest
@@ -100,24 +139,34 @@ def positive_int(config: Any, field: str) -> int:
         UnsupportedModelError: The field is missing or not a positive integer.
     """
     value = getattr(config, field, None)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UnsupportedModelError(f"config field {field!r} is {value!r}; it must be a positive integer")
+    if not isinstance(value, int) or not is_positive_number(value, MAX_INT):
+        raise UnsupportedModelError(
+            f"config field {field!r} is {quote(value)}; it must be a positive integer of at most {MAX_INT}"
+        )
     return value
 
 
-def positive_float(config: Any, field: str) -> float:
+def is_positive_number(value: Any, most: float = FLOAT32_MAX) -> bool:
+    """Returns whether a value of a config is a number above 0 of at most `most`; true, NaN and infinity are not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= most
+
+
+def positive_float(config: Any, field: str, most: float = FLOAT32_MAX) -> float:
     """Returns a field that must be a positive number.
 
     Args:
         config: A transformers config.
         field: The field's name.
+        most: Largest number that makes sense.
 
     Raises:
         UnsupportedModelError: The field is missing or not a positive number.
     """
     value = getattr(config, field, None)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise UnsupportedModelError(f"config field {field!r} is {value!r}; it must be a positive, finite number")
+    if not is_positive_number(value, most):
+        raise UnsupportedModelError(
+            f"config field {field!r} is {quote(value)}; it must be a positive number of at most {most:g}"
+        )
     return float(value)
 
 
@@ -134,7 +183,7 @@ def flag(config: Any, field: str, default: bool) -> bool:
     """
     value = getattr(config, field, default)
     if not isinstance(value, bool):
-        raise UnsupportedModelError(f"config field {field!r} is {value!r}; it must be true or false")
+        raise UnsupportedModelError(f"config field {field!r} is {quote(value)}; it must be true or false")
     return value
 
 
@@ -150,9 +199,9 @@ def one_of(config: Any, field: str, allowed: tuple[str, ...]) -> str:
         UnsupportedModelError: The field is missing or has another value.
     """
     value = getattr(config, field, None)
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise UnsupportedModelError(
-            f"config field {field!r} is {value!r}; implemented for this architecture: {', '.join(allowed)}"
+            f"config field {field!r} is {quote(value)}; implemented for this architecture: {', '.join(allowed)}"
         )
     return str(value)
 
@@ -200,10 +249,11 @@ def attention_windows(config: Any) -> tuple[int, ...]:
     layer_types = getattr(config, "layer_types", None)
     if layer_types is None:
         layer_types = ["sliding_attention" if has_window else "full_attention"] * num_layers
-    unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
-    if unknown or len(layer_types) != num_layers:
+    kinds = ("full_attention", "sliding_attention")
+    is_list = isinstance(layer_types, list | tuple)
+    if not is_list or len(layer_types) != num_layers or not all(kind in kinds for kind in layer_types):
         raise UnsupportedModelError(
-            f"config field 'layer_types' is {layer_types!r}; it must say full_attention or sliding_attention for each "
+            f"config field 'layer_types' is {quote(layer_types)}; it must say full_attention or sliding_attention for each "
             f"of the {num_layers} layers"
         )
     if "sliding_attention" not in layer_types:

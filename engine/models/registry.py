@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..errors import UnsupportedModelError
+from ..errors import UnsupportedModelError, quote
 from ..parallel.context import SINGLE, ParallelContext
 from ..storage import Location
 from ..weights.checkpoint import load_dummy_weights, load_weights
@@ -38,6 +38,9 @@ __all__ = [
 
 CAUSAL, CLASSIFIER, BARE = "ForCausalLM", "ForSequenceClassification", "Model"
 """Endings of the names of architectures: with a head that generates, with a head that classifies, without a head."""
+
+CAUSAL_VALUES = {"is_causal": True, "use_bidirectional_attention": False}
+"""Fields of configs that may turn causal attention off -> the value that leaves it on, as null and absence do."""
 
 
 def supported_architectures() -> list[str]:
@@ -124,7 +127,7 @@ def find_family(hf_config: Any) -> Family:
     """Returns the family of a config's architecture.
 
     Raises:
-        UnsupportedModelError: The architecture is not supported, or the checkpoint is quantised.
+        UnsupportedModelError: The architecture is not supported, or the checkpoint is quantised or an encoder.
     """
     names = getattr(hf_config, "architectures", None) or []
     if getattr(hf_config, "quantization_config", None) is not None:
@@ -132,6 +135,7 @@ def find_family(hf_config: Any) -> Family:
             "config field 'quantization_config' is set; quantised checkpoints cannot be loaded yet, use the "
             "unquantised model"
         )
+    _check_causal(hf_config)
     known = _families()
     family = known.get(names[0]) if names else None
     if family is None:
@@ -142,6 +146,18 @@ def find_family(hf_config: Any) -> Family:
             f"the same names with the endings {CLASSIFIER} and {BARE}{hint}"
         )
     return family
+
+
+def _check_causal(hf_config: Any) -> None:
+    """Raises if the config asks for attention to later tokens, under either name that configs have for it."""
+    for name, causal in CAUSAL_VALUES.items():
+        value = getattr(hf_config, name, None)
+        if value is not None and value is not causal:
+            raise UnsupportedModelError(
+                f"config field {name!r} is {quote(value)}: encoders, whose tokens attend to later tokens, are not there "
+                f"yet; with hf_overrides={{{name!r}: {causal}}} attention is causal, and the outputs differ from those "
+                "that the checkpoint was trained for"
+            )
 
 
 def _variants(family: Family) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...errors import UnsupportedModelError
 from ..family import Family
 from ..hf_config import attention_windows, flag, positive_float
 from ..spec import AttentionSpec, DecoderSpec
@@ -27,11 +26,6 @@ WEIGHTS = replace(
 
 def gemma2_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `Gemma2Config`: norms around each sublayer, softcaps on scores and logits, some windows."""
-    if getattr(config, "use_bidirectional_attention", None):
-        raise UnsupportedModelError(
-            "config field 'use_bidirectional_attention' is true; Gemma 2 is implemented for causal attention, in which "
-            "the field is false or absent"
-        )
     attention_bias = flag(config, "attention_bias", False)
     return DecoderSpec(
         **gated_fields(config, activation_field="hidden_activation"),

@@ -53,7 +53,7 @@ def gated_fields(config: Any, *, activation_field: str = "hidden_act") -> dict[s
         "embedding_size": config.hidden_size,
         "tie_word_embeddings": flag(config, "tie_word_embeddings", False),
         "rms_norm": True,
-        "norm_eps": positive_float(config, "rms_norm_eps"),
+        "norm_eps": positive_float(config, "rms_norm_eps", most=1.0),
         "gated_mlp": True,
         "activation": one_of(config, activation_field, tuple(GATES)),
         "rope": rope_spec(config),

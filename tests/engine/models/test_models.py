@@ -188,8 +188,16 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("llama", "quantization_config", {"quant_method": "awq"}),
         ("llama", "partial_rotary_factor", 0.5),
         ("llama", "rms_norm_eps", None),
+        ("llama", "rms_norm_eps", float("inf")),
+        ("llama", "rms_norm_eps", 1e30),
+        ("llama", "hidden_size", 2**40),
+        ("llama", "max_position_embeddings", None),
+        ("llama", "is_causal", False),
+        ("qwen3", "use_bidirectional_attention", True),
         ("qwen2", "layer_types", ["full_attention", "linear_attention", "full_attention"]),
         ("qwen2", "layer_types", ["full_attention"]),
+        ("qwen2", "layer_types", [[], {}, None]),
+        ("qwen2", "layer_types", 3),
         ("gemma2", "hidden_activation", "relu"),
         ("gemma2", "query_pre_attn_scalar", 0),
         ("gemma2", "attn_logit_softcapping", -1.0),
@@ -215,6 +223,13 @@ def test_a_config_value_that_is_not_implemented_is_named(family: str, field: str
         {"rope_type": "spiral", "rope_theta": 1e4},
         {"rope_type": "linear", "rope_theta": 1e4},
         {"rope_type": "default"},
+        {"rope_type": "default", "rope_theta": float("inf")},
+        {"rope_type": "default", "rope_theta": float("nan")},
+        {"rope_type": "default", "rope_theta": 1e-320},
+        {"rope_type": "default", "rope_theta": 10**400},
+        {"rope_type": "default", "rope_theta": True},
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": float("inf")},
+        {"rope_type": "yarn", "rope_theta": 1e4, "factor": "2"},
     ],
 )
 def test_rope_parameters_that_are_not_implemented_are_named(rope: dict[str, Any]) -> None:
@@ -295,14 +310,24 @@ def test_a_folder_without_config_says_so(tmp_path: Path) -> None:
         load_hf_config(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+@pytest.mark.parametrize("text", ["{", "[]", "\x00", "[" * 100_000])
 def test_a_damaged_config_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         load_hf_config(tmp_path)
 
 
-@pytest.mark.parametrize("fields", [{}, {"model_type": "llama"}, {"architectures": ["LlamaForCausalLM"]}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"model_type": "llama"},
+        {"architectures": ["LlamaForCausalLM"]},
+        {"model_type": ["llama"], "architectures": ["LlamaForCausalLM"]},
+        {"model_type": "llama", "architectures": [3]},
+        {"model_type": "llama", "architectures": "LlamaForCausalLM"},
+    ],
+)
 def test_a_config_of_no_model_says_so(tmp_path: Path, fields: dict[str, Any]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(fields))
     with pytest.raises(CheckpointError, match="does not say which model"):
@@ -317,10 +342,20 @@ def test_a_model_type_transformers_does_not_know_says_so(tmp_path: Path) -> None
         load_hf_config(tmp_path)
 
 
-def test_a_value_transformers_refuses_says_so(tmp_path: Path) -> None:
-    fields = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": "wide"}
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", "wide"),
+        ("num_labels", 2**31),
+        ("num_hidden_layers", 2**31),
+        ("rope_scaling", [2.0]),
+        ("rope_parameters", "yarn"),
+    ],
+)
+def test_a_value_that_no_config_can_have_says_so(tmp_path: Path, field: str, value: Any) -> None:
+    fields = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], field: value}
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(UnsupportedModelError, match="hidden_size"):
+    with pytest.raises(UnsupportedModelError, match=field):
         load_hf_config(tmp_path)
 
 
