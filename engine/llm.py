@@ -37,8 +37,7 @@ from .pooling.params import PoolingParams
 from .pooling.scoring import pair_up
 from .request import GenerateRequest, PoolingRequest
 from .sampling_params import SamplingParams
-
-Messages = Sequence[Mapping[str, Any]]
+from .text.conversation import ContentFormat, Messages
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -126,6 +125,7 @@ class LLM:
         continue_final_message: bool = False,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template_content_format: ContentFormat = "auto",
         cache_salt: str | Sequence[str | None] | None = None,
         priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
@@ -144,6 +144,9 @@ class LLM:
             tools: Descriptions of tools, for templates that use them.
             chat_template_kwargs: Further variables of the template. A variable replaces an argument of this method
                 that has the same name.
+            chat_template_content_format: Form in which the content of a message reaches the template: ``"string"`` is
+                one text, ``"openai"`` a list of parts; ``"auto"`` converts only contents that the template does not
+                read.
             cache_salt: Cache salt for all conversations, or a list with the salt of each; see `TextPrompt`.
             priority: As in `generate`.
             on_error: As in `generate`.
@@ -165,6 +168,7 @@ class LLM:
             "continue_final_message": continue_final_message,
             "chat_template": chat_template,
             "tools": tools,
+            "content_format": chat_template_content_format,
             **(chat_template_kwargs or {}),
         }
 
@@ -378,7 +382,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "tokenization_kwargs": (None, {}),
     "truncate_prompt_tokens": (None,),
     "mm_processor_kwargs": (None, {}),
-    "chat_template_content_format": ("auto", "string"),
 }
 """Arguments of vLLM's methods that this release does not support -> the values that ask for nothing."""
 

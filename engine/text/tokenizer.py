@@ -6,11 +6,12 @@ An import of this module does not import transformers; the constructor of `Token
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import ChatTemplateError, ConfigError
+from ..errors import ChatTemplateError, ConfigError, quote
+from .conversation import CONTENT_FORMATS, ContentFormat, Messages, as_read, check_messages, find_content_forms
 from .detokenizer import decode_continuation
 
 TOKENIZER_FILES = (
@@ -24,6 +25,12 @@ TOKENIZER_FILES = (
     "tiktoken.model",
 )
 """Names of tokenizer files. The folder of a tokenizer holds at least one of them."""
+
+MAX_TEMPLATES = 64
+"""Most chat templates whose forms of contents are remembered; each row of a dataset may bring a template."""
+
+MAX_REASON_CHARS = 300
+"""Most characters of an error message of a library that are shown."""
 
 INSTEAD = "pass tokenizer=FOLDER, or skip_tokenizer_init=True to work with token ids only"
 
@@ -50,6 +57,7 @@ class Tokenizer:
         except Exception as error:  # Each tokenizer class raises other errors for broken files.
             raise ConfigError(f"no tokenizer could be loaded from {folder}: {_first_line(error)}; {INSTEAD}") from error
         self._chat_template = _read_template(chat_template)
+        self._content_forms = lru_cache(MAX_TEMPLATES)(self._find_content_forms)
 
     @property
     def eos_token_id(self) -> int | None:
@@ -72,14 +80,22 @@ class Tokenizer:
         Args:
             texts: The texts.
             add_special_tokens: Whether to add the special tokens that the model expects around a plain text, e.g. a
-                beginning-of-sequence token. A rendered conversation already has them.
+                beginning-of-sequence token. A rendered conversation already has them. A text that begins with the
+                beginning-of-sequence token gets no second one.
 
         Returns:
             A list of token ids for each text.
         """
         if not texts:
             return []
-        return self.hf(list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False)["input_ids"]
+        encoded = self.hf(list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False)["input_ids"]
+        if not add_special_tokens or not self.hf.bos_token:
+            return encoded
+        begin = [self.hf.bos_token_id] * 2
+        return [
+            ids[1:] if ids[:2] == begin and text.startswith(self.hf.bos_token) else ids
+            for text, ids in zip(texts, encoded, strict=True)
+        ]
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
         """Returns the token ids of each pair as one prompt, with the separators that the model expects in a pair."""
@@ -101,21 +117,25 @@ class Tokenizer:
 
     def render_chat(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Messages,
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template: str | None = None,
+        content_format: ContentFormat = "auto",
         tools: Sequence[Any] | None = None,
         **template_kwargs: Any,
     ) -> str:
         """Renders a conversation as the text of a prompt, with a chat template.
 
         Args:
-            messages: Messages of the conversation, each a dictionary with `role` and `content`.
+            messages: Messages of the conversation, each a dictionary with `role` and `content`. Arguments of tool calls
+                that are JSON text reach the template as dictionaries.
             add_generation_prompt: Whether the prompt ends with the opening of the assistant's turn.
             continue_final_message: Whether the last message is the beginning of the answer, which the model continues.
             chat_template: Jinja text that replaces the chat template for this call.
+            content_format: Form in which a content reaches the template: ``"string"`` joins parts with line breaks,
+                ``"openai"`` makes a list of parts of a text, ``"auto"`` converts only what the template does not read.
             tools: Descriptions of tools, for templates that use them.
             **template_kwargs: Further variables of the template.
 
@@ -130,10 +150,19 @@ class Tokenizer:
             raise ChatTemplateError(
                 "the tokenizer has no chat template; pass chat_template=..., or give a plain prompt instead of messages"
             )
+        if not isinstance(template, str | None):
+            raise ChatTemplateError(f"chat_template must be Jinja text; got {quote(template)}")
+        if content_format not in CONTENT_FORMATS:
+            raise ConfigError(
+                f"chat_template_content_format must be one of {', '.join(CONTENT_FORMATS)}; got {quote(content_format)}"
+            )
+        check_messages(messages)
         try:
-            _check_messages(messages)
+            forms = frozenset({content_format})
+            if content_format == "auto":
+                forms = self._content_forms(self.hf.get_chat_template(template, tools))
             return self.hf.apply_chat_template(
-                [_with_plain_text(message) for message in messages],
+                as_read(messages, forms),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
@@ -141,10 +170,13 @@ class Tokenizer:
                 tools=tools,
                 **template_kwargs,
             )
-        except ChatTemplateError:
-            raise
         except Exception as error:  # A template can raise any error of Jinja and of its own code.
             raise ChatTemplateError(f"the chat template refuses the conversation: {_first_line(error)}") from error
+
+    def _find_content_forms(self, template: str) -> frozenset[str]:
+        return find_content_forms(
+            lambda messages: self.hf.apply_chat_template(messages, chat_template=template, tokenize=False)
+        )
 
     def bad_word_ids(self, word: str) -> list[list[int]]:
         """Returns the lists of token ids that a word has at the start of a text and after a space."""
@@ -152,37 +184,9 @@ class Tokenizer:
         return [ids for index, ids in enumerate(spellings) if ids and ids not in spellings[:index]]
 
 
-def _check_messages(messages: Any) -> None:
-    if isinstance(messages, str | bytes) or not isinstance(messages, Sequence) or not messages:
-        raise ChatTemplateError(
-            f"messages must be a non-empty list of {{'role': ..., 'content': ...}}; got {_shorten(messages)}"
-        )
-    for index, message in enumerate(messages):
-        if not isinstance(message, Mapping) or "role" not in message:
-            raise ChatTemplateError(
-                f"message {index} must be a dict with 'role' and 'content'; got {_shorten(message)}"
-            )
-
-
-def _with_plain_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the message with one text as its content: a list of text parts is joined with line breaks."""
-    parts = message.get("content")
-    if isinstance(parts, str) or not isinstance(parts, Sequence):
-        return message
-    for part in parts:
-        if not isinstance(part, Mapping) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise ChatTemplateError(f"this release takes text only; a message holds the part {_shorten(part)}")
-    return {**message, "content": "\n".join(part["text"] for part in parts)}
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:MAX_REASON_CHARS] if lines else type(error).__name__
 
 
 def _read_template(template: str | None) -> str | None:
