@@ -23,6 +23,9 @@ POSITION = "__position"
 ROW_ID = "__row_id"
 """Id of a row in the ledger, as `binary(12)`: its position, or a hash of its key."""
 
+READ_ERROR = "__read_error"
+"""Column with the reason why a piece of the input is not a row. It exists between reading and preparing."""
+
 # Columns that a row may have before the first stage.
 MESSAGES = "messages"
 PROMPT = "prompt"
@@ -85,6 +88,12 @@ CONTENT = "content"
 REASONING_CONTENT = "reasoning_content"
 TOOL_CALLS = "tool_calls"
 TOOL_CALL_ERROR = "tool_call_error"
+
+RESERVED = frozenset({
+    DATA, INPUT, POSITION, ROW_ID, READ_ERROR, IS_DUPLICATE, MORE_PROMPTS,
+    ERROR_STAGE, ERROR_KIND, ERROR_MESSAGE, ERROR_RETRYABLE, ERROR_ATTEMPTS,
+})  # fmt: skip
+"""Names that a column of the input cannot have, because the pipeline adds columns of these names to its rows."""
 
 NO_ERROR = ""
 """Value of `__inference_error__` for a row without an error."""

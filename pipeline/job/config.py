@@ -17,6 +17,8 @@ from ..sinks.formats import OutputFormat
 from ..sources.formats import InputFormat
 from .template import Template
 
+RowSetting = Literal["tools", "chat_template", "chat_template_kwargs"]
+
 
 class MessageTemplate(Settings):
     """One message of the conversation that a row becomes.
@@ -48,6 +50,8 @@ class JobConfig(Settings):
         replicas: Number of copies of the model.
         batch_size: Rows per block; None for 128, or 1024 where the input has 100,000 rows or more.
         on_error: Effect of a failed row: with ``"row"`` it becomes an error row, with ``"stop"`` the job ends.
+        row_settings: Columns of the input that hold settings of their row: `tools`, `chat_template` or
+            `chat_template_kwargs`; None for no column. A column that is not listed has no effect on the prompt.
         columns: Columns of the input to keep; None for all.
         output_column: Name of the column of the generated text.
         seed: Seed of the rows' draws; None for the engine's `seed`.
@@ -71,6 +75,7 @@ class JobConfig(Settings):
     replicas: int = Field(default=1, gt=0)
     batch_size: int | None = Field(default=None, gt=0)
     on_error: Literal["row", "stop"] = "row"
+    row_settings: list[RowSetting] | None = None
     columns: list[str] | None = None
     output_column: str = GENERATED_TEXT
     seed: int | None = None

@@ -29,31 +29,40 @@ class MakePrompt:
         templates: Template of the prompt, or of each message.
         roles: Roles of the messages; empty for a prompt.
         sampling: Sampling parameters of the job.
+        row_settings: Columns of the input that hold settings of their row.
     """
 
     templates: tuple[Template, ...]
     roles: tuple[str, ...]
     sampling: Mapping[str, Any] | None
+    row_settings: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, job: JobConfig) -> MakePrompt:
         """Returns the `preprocess` of a job."""
         roles = tuple(message.role for message in job.messages or [])
-        return cls(tuple(job.templates()), roles, job.sampling)
+        return cls(tuple(job.templates()), roles, job.sampling, tuple(job.row_settings or ()))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Returns the prompt or messages, the sampling parameters and the row itself, as columns to merge into it."""
+        """Returns what the job asks for and the row itself, as columns to merge into the row.
+
+        All other columns become None, so that stages read no column that the job file does not name.
+        """
         if row.get(READ_ERROR) is not None:
             raise PromptTypeError(row[READ_ERROR])
-        asked: dict[str, Any] = {columns.INPUT: row, columns.SAMPLING_PARAMS: self.sampling, columns.MODEL: None}
+        given = {name: row[name] for name in self.row_settings}
+        asked = {columns.INPUT: row, columns.SAMPLING_PARAMS: self.sampling, **self._prompt(row), **given}
+        return {**dict.fromkeys(row), **asked}
+
+    def _prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
         if not self.templates:
-            return asked
+            return {name: row[name] for name in (columns.PROMPT, columns.MESSAGES) if name in row}
         texts = [template.render(row) for template in self.templates]
-        if self.roles:
-            pairs = zip(self.roles, texts, strict=True)
-            messages = [{"role": role, "content": text} for role, text in pairs]
-            return {**asked, columns.PROMPT: None, columns.MESSAGES: messages, columns.TOKENIZED_PROMPT: None}
-        return {**asked, columns.PROMPT: texts[0], columns.MESSAGES: None, columns.TOKENIZED_PROMPT: None}
+        if not self.roles:
+            return {columns.PROMPT: texts[0]}
+        return {
+            columns.MESSAGES: [{"role": role, "content": text} for role, text in zip(self.roles, texts, strict=True)]
+        }
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,7 @@ class MakeResult:
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Returns the columns of the output. The writer drops columns that are not in its schema."""
-        texts = [one["text"] for one in row[columns.OUTPUTS] or []]
-        return {
-            **row[columns.INPUT],
-            self.output_column: row[columns.GENERATED_TEXT],
-            columns.OUTPUTS: texts,
-            **{name: row[name] for name in REPORTED},
-        }
+        result = {**row[columns.INPUT], self.output_column: row[columns.GENERATED_TEXT]}
+        if row[columns.OUTPUTS] is not None:  # The job asks for several sequences, so no column has this name.
+            result[columns.OUTPUTS] = [one["text"] for one in row[columns.OUTPUTS]]
+        return {**result, **{name: row[name] for name in REPORTED}}

@@ -34,7 +34,7 @@ from .file import load_job
 from .folder import OURS, JobFolder, JobState
 from .progress import Progress, ProgressMonitor
 from .rows import MakePrompt, MakeResult
-from .settings import processor_config, result_schema
+from .settings import processor_config, result_schema, warn_of_unread
 from .writing import Done, LiveCounts, write_rows
 
 __all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "prepare_resume", "prepare_retry", "run_job"]
@@ -98,6 +98,7 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
     versions = {} if began is None else began.table_versions  # Tables may have grown since the job began.
     source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url), versions)
     config = processor_config(job, source.num_rows)
+    warn_of_unread(job, source.schema)
     schema = result_schema(job, source.schema)
     state = _state(job, source)
     resumes = folder.check(state, overwrite)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 
@@ -12,9 +14,11 @@ from .. import columns
 from ..processor.config import EngineProcessorConfig, TaskType
 from ..sinks.formats import FORMATS
 from ..stages.declared.detokenize import DetokenizeStageConfig
-from .config import JobConfig
+from .config import JobConfig, RowSetting
 from .rows import REPORTED
 from .template import Template
+
+logger = logging.getLogger(__name__)
 
 SMALL_BLOCK_ROWS, LARGE_BLOCK_ROWS = 128, 1024
 LARGE_INPUT_ROWS = 100_000
@@ -51,6 +55,19 @@ def processor_config(
     )
 
 
+def warn_of_unread(job: JobConfig, given: pa.Schema) -> None:
+    """Warns of columns of the input that would be settings of a conversation if the job file named them.
+
+    Args:
+        job: The job. One that makes the prompt itself gets no warning.
+        given: Columns of its input.
+    """
+    unread = [name for name in get_args(RowSetting) if name in given.names and name not in (job.row_settings or ())]
+    if unread and not job.templates():
+        names = ", ".join(unread)
+        logger.warning("columns %s of the input are kept but not used; to use them: row_settings: [%s]", names, names)
+
+
 def block_rows(num_rows: int | None) -> int:
     """Returns the rows of a block for a job without `batch_size`.
 
@@ -72,7 +89,9 @@ def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
             format has no type for a column.
     """
     names = given.names
-    asked = [Template("", (("", name),)) for name in [*(job.columns or []), *(job.key or [])]]
+    asked = [
+        Template("", (("", name),)) for name in [*(job.columns or []), *(job.key or []), *(job.row_settings or [])]
+    ]
     for template in (*job.templates(), *asked):
         template.check_columns(names)
     if not job.templates() and not {columns.PROMPT, columns.MESSAGES} & set(names):
@@ -84,7 +103,9 @@ def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
     if (job.sampling or {}).get("n", 1) != 1:
         result.append((columns.OUTPUTS, pa.list_(pa.string())))
     result += [(name, types[name]) for name in REPORTED]
-    kept = [given.field(name) for name in (names if job.columns is None else job.columns)]
+    if job.output_column in [name for name, _ in result[1:]] or job.output_column in columns.RESERVED:
+        raise ConfigError(f"output_column {job.output_column!r} is the name of another column; pass another name")
+    kept = [given.field(name) for name in (names if job.columns is None else dict.fromkeys(job.columns))]
     for name in [field.name for field in kept]:
         if name in dict(result):
             raise ConfigError(

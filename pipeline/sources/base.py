@@ -12,8 +12,7 @@ from ...engine.errors import ConfigError, StorageError
 from .. import columns
 from ..files.storage import Storage
 
-READ_ERROR = "__read_error"
-"""Column with the reason why a piece of the input is not a row. It exists between reading and preparing."""
+READ_ERROR = columns.READ_ERROR
 
 POSITION_TYPE = pa.binary(12)
 END = 1 << 62

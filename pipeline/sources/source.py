@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray.data
 
 from ...engine.errors import ConfigError, StorageError
+from .. import columns
 from ..files.storage import StorageOptions
 from .base import TABLE_BYTES, InputFile, Unit, first_line
 from .datasource import UnitsDatasource
@@ -69,6 +70,7 @@ class Source:
             raise
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"input {given!r} cannot be read as {kind}: {first_line(error)}") from error
+        _refuse_reserved(look.schema)
         return cls(files, kind, look.schema, look.units, look.num_rows)
 
     @property
@@ -101,6 +103,15 @@ class Source:
         # Without this limit, a task holds its rows back until they take 128 MB.
         dataset.context.target_max_block_size = BLOCK_BYTES
         return dataset
+
+
+def _refuse_reserved(schema: pa.Schema) -> None:
+    """Raises `ConfigError` if the input has a column of a name that the pipeline gives to a column of its own."""
+    if names := sorted(columns.RESERVED.intersection(schema.names)):
+        raise ConfigError(
+            f"the input has columns whose names the pipeline needs for itself: {', '.join(names)}; give them other "
+            "names. The failed rows of a job run again with: millrace retry-failed"
+        )
 
 
 def _first_units(units: Sequence[Unit], limit: int) -> tuple[Sequence[Unit], int | None]:

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from millrace import ConfigError
-from millrace.pipeline import JobConfig, load_job
-from millrace.pipeline.job.rows import MakePrompt, MakeResult
+from millrace.pipeline import JobConfig, columns, load_job
+from millrace.pipeline.job.rows import REPORTED, MakePrompt, MakeResult
 from millrace.pipeline.job.run import prepare_job, prepare_resume, prepare_retry
 from millrace.pipeline.job.settings import processor_config
 from millrace.pipeline.job.template import Template
@@ -102,6 +102,7 @@ def test_columns_and_sequences_can_be_chosen(folder: Path) -> None:
         ("columns: [idd]\n", "no column 'idd'; did you mean 'id'?"),
         ("key: [idd]\n", "no column 'idd'; did you mean 'id'?"),
         ("output_column: line\n", "'line' would be overwritten"),
+        ("output_column: finish_reason\n", "output_column 'finish_reason' is the name of another column"),
         ("engine: {max_num_sqs: 3}\n", "did you mean 'max_num_seqs'?"),
     ],
 )
@@ -224,21 +225,54 @@ def test_only_an_output_folder_can_be_resumed(folder: Path) -> None:
 
 def test_the_columns_a_stage_reads_are_the_jobs_not_the_inputs() -> None:
     ask = MakePrompt((Template.parse("{prompt}!"),), (), {"max_tokens": 3})
-    row = {"prompt": "p", "messages": "m", "model": "car", "tokenized_prompt": [1], "sampling_params": 0}
+    names = {value for value in vars(columns).values() if isinstance(value, str)} - columns.RESERVED
+    row = {**dict.fromkeys(names, "theirs"), "finish_reason": None}
     asked = {**row, **ask(row)}
-    assert (asked["prompt"], asked["messages"], asked["model"], asked["tokenized_prompt"]) == ("p!", None, None, None)
-    assert asked["sampling_params"] == {"max_tokens": 3}
+    assert {name: value for name, value in asked.items() if value is not None} == {
+        "prompt": "theirs!",
+        "sampling_params": {"max_tokens": 3},
+        columns.INPUT: row,
+    }
     done = {"generated_text": "t", "outputs": None, "finish_reason": "stop", "num_input_tokens": 1}
     result = MakeResult("answer")({**asked, **done, "num_cached_tokens": 0, "num_generated_tokens": 1})
-    assert {name: result[name] for name in row} == row
+    assert {name for name in names if result[name] != row[name]} == {*REPORTED}
     assert result["answer"] == "t"
+
+
+def test_a_row_brings_settings_only_where_the_job_lists_their_columns(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": "p", "messages": [{"role": "user", "content": "x"}], "tools": "[]", "chat_template": "{{ 1 }}"}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "in.parquet")
+    bare = GOOD.replace("prompt: 'Q: {line}'\n", "")
+    job = load(folder, bare + "row_settings: [tools]\n")
+    assert prepare_job(job).spec.schema.names[:4] == list(rows[0])
+    assert "columns chat_template of the input are kept but not used" in caplog.text
+    asked = MakePrompt.of(job)(rows[0])
+    assert (asked["messages"], asked["tools"], asked["chat_template"]) == (rows[0]["messages"], "[]", None)
+    with pytest.raises(ConfigError, match="no column 'chat_template_kwargs'"):
+        prepare_job(load(folder, bare + "row_settings: [chat_template_kwargs]\n"))
+    with pytest.raises(ConfigError, match=r"row_settings\.0: input should be 'tools', 'chat_template' or"):
+        load(folder, bare + "row_settings: [model]\n")
+
+
+@pytest.mark.parametrize("name", sorted(columns.RESERVED))
+def test_a_column_of_a_name_that_the_pipeline_needs_is_refused(folder: Path, name: str) -> None:
+    pq.write_table(pa.table({"line": ["a"], name: [1]}), folder / "in.parquet")
+    with pytest.raises(ConfigError, match=f"names the pipeline needs for itself: {name};"):
+        prepare_job(load(folder, GOOD))
+
+
+def test_the_output_keeps_a_column_of_the_input_that_is_called_outputs(folder: Path) -> None:
+    done = dict.fromkeys(REPORTED, 1) | {"generated_text": "t", "outputs": None, columns.INPUT: {"outputs": 3}}
+    assert MakeResult("generated_text")(done)["outputs"] == 3
 
 
 def test_messages_are_filled_in() -> None:
     ask = MakePrompt((Template.parse("Be {how}."), Template.parse("{line}")), ("system", "user"), None)
     asked = ask({"how": "brief", "line": "x"})
     assert asked["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]
-    assert asked["prompt"] is None
+    assert asked.get("prompt") is None
 
 
 def test_a_summary_says_whether_every_row_came_out() -> None:
