@@ -85,6 +85,7 @@ def make_http_stages(config: HttpRequestProcessorConfig, num_processes: int) -> 
         qps=None if config.qps is None else config.qps / num_processes,
         retry=RetryRule(config.max_retries, config.base_retry_wait_time_in_s, config.max_retry_wait_time_in_s),
         request_timeout_s=config.request_timeout_s,
+        max_response_bytes=config.max_response_bytes,
         max_concurrent_requests=_share(config, num_processes),
         session_factory=config.session_factory,
         stop_on_error=config.stop_on_error,

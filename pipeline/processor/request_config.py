@@ -40,6 +40,7 @@ class HttpRequestProcessorConfig(RequestProcessorConfig):
         max_retry_wait_time_in_s: Largest value of the limit on the wait before a retry. The seconds that a server asks
             for in `Retry-After`, at most as many, are added to the wait.
         request_timeout_s: Most seconds of one attempt; None for no limit.
+        max_response_bytes: Size of the largest answer that is read, decompressed; the row of a larger one fails.
         session_factory: Function that makes the `aiohttp.ClientSession`, in the worker, for settings that have no field
             here: TLS, proxies, cookies.
         http_request_stage: Resources of the operator that sends; it cannot be switched off.
@@ -52,6 +53,7 @@ class HttpRequestProcessorConfig(RequestProcessorConfig):
     base_retry_wait_time_in_s: float = Field(default=1.0, gt=0)
     max_retry_wait_time_in_s: float = Field(default=60.0, gt=0)
     request_timeout_s: float | None = Field(default=300.0, gt=0)
+    max_response_bytes: int = Field(default=16 << 20, gt=0)
     session_factory: Callable[[], Any] | None = Field(default=None, exclude=True, repr=False)
     http_request_stage: HttpRequestStageConfig = HttpRequestStageConfig()
 

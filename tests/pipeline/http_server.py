@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -97,6 +98,20 @@ async def cut(request: web.Request) -> web.StreamResponse:
     assert request.transport is not None
     request.transport.close()
     return response
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    """An answer that goes on until the client hangs up."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b" " * 1000)
+
+
+async def bomb(request: web.Request) -> web.StreamResponse:
+    """A small answer that unpacks to 64 MiB of JSON."""
+    body = gzip.compress(b'"' + b"x" * (64 << 20) + b'"', 9)
+    return web.Response(body=body, headers={"Content-Encoding": "gzip", "Content-Type": "application/json"})
 
 
 @contextmanager

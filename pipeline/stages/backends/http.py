@@ -28,6 +28,11 @@ RETRIED_ERRORS = (TimeoutError, aiohttp.ClientConnectionError, aiohttp.ClientPay
 SHOWN_BODY = 200
 """Number of characters of an answer's body that an error quotes."""
 
+MAX_RESPONSE_BYTES = 16 << 20
+"""Size of the largest body that is read, if the user sets no other."""
+
+READ_BYTES = 64 << 10
+
 SessionFactory = Callable[[], aiohttp.ClientSession]
 
 
@@ -77,6 +82,7 @@ class HttpRequestStage(RequestStage):
         qps: Most requests per second, retries included; None for no limit.
         retry: Rule for the number and the waits of retries.
         request_timeout_s: Most seconds of one attempt; None for no limit.
+        max_response_bytes: Size of the largest body that is read, decompressed; the row of a larger one fails.
         max_concurrent_requests: Most requests under way at once.
         session_factory: Function that makes the session, in the worker; None for a session without a limit on
             connections.
@@ -93,6 +99,7 @@ class HttpRequestStage(RequestStage):
         qps: float | None = None,
         retry: RetryRule | None = None,
         request_timeout_s: float | None = None,
+        max_response_bytes: int = MAX_RESPONSE_BYTES,
         max_concurrent_requests: int = 256,
         session_factory: SessionFactory | None = None,
         stop_on_error: bool = False,
@@ -106,6 +113,7 @@ class HttpRequestStage(RequestStage):
         self._throttle = Throttle(qps)
         self._retry = retry or RetryRule()
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_s)
+        self._max_bytes = max_response_bytes
         self._session = self.wait(_open(session_factory or _unlimited_session))
 
     async def request(self, request_id: RequestId, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,18 +145,37 @@ class HttpRequestStage(RequestStage):
         body, headers = encode(payload, self._headers)
         async with self._session.post(self._url, data=body, headers=headers, timeout=self._timeout) as response:
             retry_after = response.headers.get("Retry-After")
-            return Answer(response.status, response.reason or "", retry_after, await response.read())
+            return Answer(response.status, response.reason or "", retry_after, await self._read_body(response))
+
+    async def _read_body(self, response: aiohttp.ClientResponse) -> bytes:
+        """Reads a body in pieces, which are decompressed one by one, and no more of it than a little over the limit."""
+        most = self._max_bytes if 200 <= response.status < 300 else 4 * SHOWN_BODY
+        body = bytearray()
+        async for piece in response.content.iter_chunked(READ_BYTES):
+            body += piece
+            if len(body) > most:
+                response.close()
+                break
+        return bytes(body)
 
     def _wait_s(self, state: RetryCallState) -> float:
         failed = state.outcome is None or state.outcome.failed
         return self._retry.wait_s(state.attempt_number, None if failed else _last_outcome(state).retry_after)
 
     def _read(self, answer: Answer, attempts: int) -> Any:
+        if len(answer.body) > self._max_bytes:
+            message = f"has more than {self._max_bytes} bytes; set max_response_bytes to read larger ones"
+            raise DescribedError(self._unread(answer, message, attempts))
         try:
             return json.loads(answer.body)
+        except RecursionError as error:
+            raise DescribedError(self._unread(answer, f"is nested too deeply: {answer.start!r}", attempts)) from error
         except ValueError as error:
-            message = f"{self._shown_url} answered {answer.status} with a body that is no JSON: {answer.start!r}"
-            raise DescribedError(RowError(self.name, "HttpBodyError", message, False, attempts)) from error
+            raise DescribedError(self._unread(answer, f"is no JSON: {answer.start!r}", attempts)) from error
+
+    def _unread(self, answer: Answer, said: str, attempts: int) -> RowError:
+        message = f"{self._shown_url} answered {answer.status} with a body that {said}"
+        return RowError(self.name, "HttpBodyError", message, False, attempts)
 
     def _refused(self, answer: Answer, attempts: int) -> RowError:
         message = f"{self._shown_url} answered {answer.status} {answer.reason}: {answer.start!r}"

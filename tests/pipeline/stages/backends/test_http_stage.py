@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
-from http_server import Server, cut, hang, hang_up, running, status
+from http_server import Server, bomb, cut, endless, hang, hang_up, running, status
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -144,6 +144,20 @@ def test_a_row_without_an_answer_fails_alone(
     assert len(error.message) < 400
     assert "secret" not in error.message
     assert rows[1].error is None
+
+
+@pytest.mark.parametrize("fault", [endless, bomb], ids=["endless", "gzip"])
+def test_no_more_of_an_answer_is_read_than_the_limit(server: Server, make_stage: MakeStage, fault: Any) -> None:
+    server.answers = [fault]
+    rows = run(make_stage(max_response_bytes=10_000), "bad", "good")
+    (error,) = [row.error for row in rows if row.error is not None]
+    assert "answered 200 with a body that has more than 10000 bytes; set max_response_bytes" in str(error)
+
+
+def test_an_answer_that_is_nested_too_deeply_fails_its_row(server: Server, make_stage: MakeStage) -> None:
+    server.answers = [status(200, "[" * 100_000)]
+    (row,) = run(make_stage(), 1)
+    assert "nested too deeply" in str(row.error)
 
 
 def test_a_server_that_is_not_there_is_said() -> None:
