@@ -107,7 +107,7 @@ class PrepareNew:
             table, ids = table.filter(pa.array(is_new)), ids[is_new]
         shown = table.drop_columns([name for name in NOT_INPUT if name in table.column_names])
         rows = run_stages(self._stages, [self._row(values) for values in shown.to_pylist()])
-        return pack(rows).append_column(columns.ROW_ID, row_id.to_arrow(ids))
+        return pack(rows, self._stages).append_column(columns.ROW_ID, row_id.to_arrow(ids))
 
     def _row(self, values: dict[str, Any]) -> Row:
         row = read_row(values)

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from .. import columns
-from ..arrow_values import fits, to_array
+from ..arrow_values import UNFIT, UNWRITABLE, fits, misfit, quoted, to_array
+from ..errors import RowFailedError
 from ..stages.base import Row, RowError, Stage
 
 MakeStages = Callable[[], Sequence[Stage]]
@@ -40,7 +41,8 @@ class Prepare:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Runs the stages over a block of the dataset and returns its rows as a block of `pack`."""
-        return pack(run_stages(self._stages, [Row.read(columns) for columns in table.to_pylist()]))
+        rows = [Row.read(columns) for columns in table.to_pylist()]
+        return pack(run_stages(self._stages, rows), self._stages)
 
 
 class Generate:
@@ -55,7 +57,7 @@ class Generate:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Runs the stages over the rows of a block of `pack` and returns a block of the same form with the rows."""
-        return pack(run_stages(self._stages, unpack(table)))
+        return pack(run_stages(self._stages, unpack(table)), self._stages)
 
 
 class Finish:
@@ -77,7 +79,21 @@ class Finish:
         rows = run_stages(self._stages, unpack(table))
         if self._schema is not None:
             return to_schema(rows, self._schema)
-        return to_columns([result_columns(row, self._mark_success) for row in rows])
+        results = [result_columns(row, self._mark_success) for row in rows]
+        try:
+            return to_table(results)
+        except UNFIT:
+            return to_columns([self._checked(row) for row in rows])
+
+    def _checked(self, row: Row) -> dict[str, Any]:
+        """Returns the columns of a row's result, or those of its error if a value of it fits no column of any type."""
+        result = result_columns(row, self._mark_success)
+        error = _unwritable(result)
+        if error is None:
+            return result
+        if not self._mark_success:
+            raise RowFailedError(f"a row failed in {error}")
+        return result_columns(Row(row.input, {}, row.error or error), self._mark_success)
 
 
 def run_stages(stages: Sequence[Stage], rows: list[Row]) -> list[Row]:
@@ -95,9 +111,23 @@ def run_stages(stages: Sequence[Stage], rows: list[Row]) -> list[Row]:
     return rows
 
 
-def pack(rows: Sequence[Row]) -> pa.Table:
-    """Returns a block that holds rows, pickled, in one binary column."""
-    return pa.table({columns.DATA: pa.array([pickle.dumps(row, PROTOCOL) for row in rows], pa.binary())})
+def pack(rows: Sequence[Row], stages: Sequence[Stage] = ()) -> pa.Table:
+    """Returns a block that holds rows, pickled, in one binary column.
+
+    A row whose columns cannot be pickled, such as lists 900 deep, fails in the last of `stages`.
+    """
+    return pa.table({columns.DATA: pa.array([_pickled(row, stages) for row in rows], pa.binary())})
+
+
+def _pickled(row: Row, stages: Sequence[Stage]) -> bytes:
+    try:
+        return pickle.dumps(row, PROTOCOL)
+    except Exception as error:
+        if not stages:
+            raise
+        stages[-1].fail(row, RowError.from_exception(stages[-1].name, error), error)
+        row.data = dict(row.input)
+        return pickle.dumps(row, PROTOCOL)
 
 
 def unpack(table: pa.Table) -> list[Row]:
@@ -136,12 +166,35 @@ def to_columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table | dict[str, Any]:
         An Arrow table. If Arrow has no type for a column (it holds several types, tensors, objects), a dict of numpy
         arrays, which Ray Data converts as it would have converted such rows.
     """
-    values = {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
-    types = columns.result_types()
     try:
-        return pa.table({name: to_array(column, types.get(name)) for name, column in values.items()})
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        return {name: _to_objects(column) for name, column in values.items()}
+        return to_table(rows)
+    except UNFIT:
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: _to_objects([row.get(name) for row in rows]) for name in names}
+
+
+def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Returns rows whose columns may differ as an Arrow table.
+
+    Raises:
+        ValueError: Arrow has no type for a column, as the other errors of `UNFIT` say too.
+    """
+    types = columns.result_types()
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: to_array([row.get(name) for row in rows], types.get(name)) for name in names})
+
+
+def _unwritable(values: Mapping[str, Any]) -> RowError | None:
+    """Returns the error of a row with a value that no column can hold, such as half of a surrogate pair; else None.
+
+    Objects and tensors are not among these values, because Ray has columns for them.
+    """
+    for name, value in values.items():
+        reason = misfit(value, None) or misfit(name, pa.string())
+        if isinstance(reason, UNWRITABLE):
+            message = f"column {quoted(name)} holds {quoted(value)}, which no column can hold: {reason!s:.100}"
+            return RowError("write", type(reason).__name__, message)
+    return None
 
 
 def to_schema(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
@@ -159,7 +212,7 @@ def to_schema(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     results = [result_columns(row, mark_success=True) for row in rows]
     try:
         return pa.Table.from_pylist(results, schema)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+    except UNFIT:
         return pa.Table.from_pylist(
             [_fitted(row, result, schema) for row, result in zip(rows, results, strict=True)], schema
         )
@@ -171,7 +224,9 @@ def _fitted(row: Row, result: Mapping[str, Any], schema: pa.Schema) -> dict[str,
         return dict(result)
     name = min(unfit)
     error = row.error or RowError(
-        "write", "TypeError", f"column {name!r} holds {result[name]!r:.80}, which is not {schema.field(name).type}"
+        "write",
+        "TypeError",
+        f"column {name!r} holds {quoted(result.get(name))}, which is not {schema.field(name).type}",
     )
     kept = {name: value for name, value in row.input.items() if name not in unfit}
     return result_columns(Row(kept, {}, error), mark_success=True)

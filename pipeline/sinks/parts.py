@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from ...engine.errors import ConfigError
 from .. import columns
+from ..arrow_values import UNFIT
 from ..files.storage import Storage
 from ..ledger import row_id
 from ..ledger.counts import Counts
@@ -119,7 +121,7 @@ class PartWriter:
         if not self.flushed:
             return []
         work, name = self.epoch.work, self.epoch.next_name(self.kind)
-        rows = pa.concat_tables([one.rows for one in self.flushed], promote_options="permissive")
+        rows = _joined([one.rows for one in self.flushed])
         ids = row_id.from_arrow(rows[columns.ROW_ID])
         order = np.argsort(ids, kind="stable")
         ids = ids[order]
@@ -155,12 +157,17 @@ class PartWriter:
         if not self.flushed:
             return True
         try:
-            schemas = [one.rows.schema for one in self.flushed]
-            pa.unify_schemas([*schemas, rows.schema], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            # The types alone do not tell: 2**53 + 1 does not fit a column that also holds fractions.
+            _joined([*(one.rows for one in self.flushed), rows])
+        except UNFIT:
             return False
         return True
 
     def _shown(self, rows: pa.Table) -> pa.Table:
         """Returns rows as a file holds them: results without ids, dead letters with ids, for when they run again."""
         return without_about(rows if self.kind == "failed" else rows.drop_columns([columns.ROW_ID]))
+
+
+def _joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Returns the rows of all tables in columns of common types. Columns of equal types are not copied."""
+    return pa.concat_tables(tables, promote_options="permissive")

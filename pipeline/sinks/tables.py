@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from .. import columns
-from ..arrow_values import UNFIT, fits, to_array
+from ..arrow_values import UNFIT, UNWRITABLE, fits, make_array, misfit, quoted, to_array
 from ..stages.base import Row, RowError
 
 WRITE = "write"
@@ -106,7 +106,7 @@ def _table(rows: Sequence[Finished], values: Sequence[Mapping[str, Any]], schema
         types = {**columns.result_types(), **columns.error_types()}
         arrays = {name: to_array([one.get(name) for one in values], types.get(name)) for name in names}
     else:
-        arrays = {field.name: pa.array([one.get(field.name) for one in values], field.type) for field in schema}
+        arrays = {field.name: make_array([one.get(field.name) for one in values], field.type) for field in schema}
     return pa.table({columns.ROW_ID: pa.array([one.row_id for one in rows], pa.binary(12)), **arrays})
 
 
@@ -123,15 +123,17 @@ def _error_columns(row: Row) -> dict[str, Any]:
 
 
 def _unfit_error(data: Mapping[str, Any], schema: pa.Schema | None) -> RowError:
+    kinds: Iterable[tuple[str, pa.DataType | None]] = dict.fromkeys(data).items()
     if schema is not None:
-        kinds: Iterable[tuple[str, pa.DataType]] = ((field.name, field.type) for field in schema)
-        name, kind = next((name, kind) for name, kind in kinds if not fits(data.get(name), kind))
-        return RowError(WRITE, "TypeError", f"column {name!r} holds {data[name]!r:.80}, which is not {kind}")
-    name = next(name for name, value in data.items() if not fits(value, None))
-    return RowError(
-        WRITE, "TypeError", f"column {name!r} holds {data[name]!r:.80}, which no file format has a type for"
-    )
+        kinds = ((field.name, field.type) for field in schema)
+    for name, kind in kinds:
+        reason = misfit(data.get(name), kind) or misfit(name, pa.string())
+        if reason is not None:
+            lacks = "which no file format has a type for" if kind is None else f"which is not {kind}"
+            said = f": {reason!s:.100}" if isinstance(reason, UNWRITABLE) else ""
+            return RowError(WRITE, "TypeError", f"column {name!r} holds {quoted(data.get(name))}, {lacks}{said}")
+    return RowError(WRITE, "TypeError", "the columns of the row make no table")
 
 
 def _as_text(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value if fits(value, None) else repr(value) for name, value in values.items()}
+    return {name: value if fits(value, None) else quoted(value) for name, value in values.items()}

@@ -15,6 +15,9 @@ from typing import Any, ClassVar
 from ...engine.errors import RequestError, UserError
 from ..errors import RowFailedError
 
+MAX_MESSAGE = 4000
+"""Number of characters of an error's message that are kept."""
+
 
 @dataclass(frozen=True, slots=True)
 class RowError:
@@ -33,6 +36,12 @@ class RowError:
     message: str
     retryable: bool = False
     attempts: int = 1
+
+    def __post_init__(self) -> None:
+        # An exception may quote any text of its row, but a column of text holds neither halves of surrogate pairs nor
+        # a gigabyte.
+        text = self.message[:MAX_MESSAGE].encode("utf-8", "backslashreplace").decode()
+        object.__setattr__(self, "message", text)
 
     @classmethod
     def from_exception(cls, stage: str, error: BaseException) -> RowError:

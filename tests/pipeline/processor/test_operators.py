@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millrace.pipeline.errors import RowFailedError
 from millrace.pipeline.processor.operators import Finish, Prepare, pack, result_columns, to_columns, to_schema, unpack
 from millrace.pipeline.stages.base import Row, RowError
-from millrace.pipeline.stages.user_function import PreprocessStage
+from millrace.pipeline.stages.user_function import PostprocessStage, PreprocessStage
 
 BROKEN = RowError("generate", "PromptTooLongError", "too long")
 VALUES = st.recursive(
@@ -117,3 +118,58 @@ def test_a_value_that_does_not_fit_its_column_fails_its_row_only() -> None:
 
 def test_an_empty_block_passes() -> None:
     assert Finish(list, mark_success=True)(pack([])).num_rows == 0
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = [1]
+    for _ in range(depth - 1):
+        value = [value]
+    return value
+
+
+def finish(*values: Any, mark_success: bool = True) -> Any:
+    """Passes a column `x` of the given values, as a postprocess returns them, through the last operator."""
+    made = [PostprocessStage(lambda row: {"x": values[row["id"]]})]
+    return Finish(lambda: made, mark_success)(pack([Row.read({"id": at}) for at in range(len(values))]))
+
+
+HUGE = [2**63 + 5, {"a": [2**63, None]}, [[1], [2**64 - 1]]]
+
+
+@pytest.mark.parametrize("value", HUGE)
+def test_integers_beyond_int64_get_an_unsigned_column(value: Any) -> None:
+    assert finish(value)["x"].to_pylist() == [value]
+
+
+def test_nanoseconds_stay_in_a_column_without_a_given_type() -> None:
+    times = pa.array([10**18 + 1, None], pa.timestamp("ns"))
+    assert finish(*times.to_pylist())["x"].to_pylist() == times.to_pylist()
+
+
+HOPELESS = ["\ud800", [{"b": "\udfff"}], 10**20, {"n": -(2**70)}, nested(600)]
+
+
+@pytest.mark.parametrize("value", HOPELESS, ids=["half", "nested half", "20 digits", "nested digits", "600 deep"])
+def test_a_value_that_no_column_holds_fails_its_row_only(value: Any) -> None:
+    table = finish(1, value, 3)
+    assert table["x"].to_pylist() == [1, None, 3]
+    assert table["id"].to_pylist() == [None, 1, None]
+    good, error, _ = table["__inference_error__"].to_pylist()
+    assert (good, error[:25]) == ("", "write: " + error[7:25])
+    assert "column 'x' holds" in error and len(error) < 500
+    with pytest.raises(RowFailedError, match="column 'x' holds"):
+        finish(value, mark_success=False)
+
+
+def test_a_row_that_cannot_be_pickled_fails_alone() -> None:
+    table = pa.table({"id": [0, 1]})
+    prepare = Prepare(lambda: [PreprocessStage(lambda row: {"x": nested(900) if row["id"] else 0})])
+    good, bad = unpack(prepare(table))
+    assert (good.error, good.data["x"]) == (None, 0)
+    assert str(bad.error).startswith("preprocess: RecursionError")
+    assert bad.input == {"id": 1}
+
+
+def test_an_error_may_quote_any_text() -> None:
+    error = RowError.from_exception("postprocess", ValueError("no \ud800"))
+    assert to_columns([result_columns(Row({}, {}, error), mark_success=True)]).num_rows == 1

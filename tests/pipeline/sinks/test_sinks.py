@@ -133,15 +133,20 @@ def test_a_value_that_fits_no_column_makes_a_dead_letter(folder: JobFolder) -> N
 def test_without_a_schema_files_have_the_columns_of_their_rows(folder: JobFolder) -> None:
     spec = spec_of(folder, schema=None)
     writer = ResultWriter(spec, max_blocks=4)
-    values: list[Any] = [1, 2.5, "x", None, object()]
-    with writer.block(ids_of(list(range(5)))) as block:
+    deep: list[Any] = []
+    for _ in range(600):
+        deep = [deep]
+    values: list[Any] = [1, 2.5, "x", None, object(), "\ud800", 10**20, deep, 2**63 + 5, 2**53 + 1]
+    with writer.block(ids_of(list(range(10)))) as block:
         for value, one in zip(values, block.row_ids, strict=True):
-            row = Row({"v": repr(value)}, {"v": value})
+            row = Row({"v": str(type(value))}, {"v": value})
             writer.append(block, one, row, row)
     manifest = publish(folder.root, spec)
-    assert (manifest.num_rows, manifest.num_failed) == (4, 1)
+    assert (manifest.num_rows, manifest.num_failed) == (6, 4)
     read = [pq.read_table((folder.root / one.name).url)["v"].to_pylist() for one in manifest.files]
-    assert sorted(map(str, (value for part in read for value in part))) == ["1.0", "2.5", "None", "x"]
+    assert sorted(map(str, (value for part in read for value in part))) == [
+        *("1", "2.5", "9007199254740993", "9223372036854775813", "None", "x")
+    ]
 
 
 def publish_in(folder: JobFolder, kind: str, **changes: Any) -> list[str]:
