@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import ActorPoolStrategy
 
+from ...engine.errors import ConfigError
 from .. import columns
 from ..errors import RowFailedError
 from ..files.storage import Storage
@@ -65,14 +66,23 @@ class Identity:
 
         Without a key these are the values of the column `column`. With a key they are hashes of the key's values; a
         row whose key is null in all columns has its position in the input as its id, if the table knows positions.
+
+        Raises:
+            ConfigError: A row has no value in any column of the key, and no position either.
         """
         if self.key is None:
             return row_id.from_arrow(table[self.column])
         ids = row_id.key_ids(table, self.key)
-        if columns.POSITION not in table.column_names:
+        has_none = np.logical_and.reduce([pc.is_null(table[name], nan_is_null=True).to_numpy() for name in self.key])
+        if not has_none.any():
             return ids
-        is_null = np.logical_and.reduce([pc.is_null(table[name]).to_numpy() for name in self.key])
-        return np.where(is_null, row_id.from_arrow(table[columns.POSITION]), ids)
+        if columns.POSITION not in table.column_names:
+            raise ConfigError(
+                f"key: a row has no value in {', '.join(self.key)}, so it cannot be told from others like it; leave such "
+                "rows out of the dataset, give them values, or read the files with Source.find(...).read(), which "
+                "knows the place of each row"
+            )
+        return np.where(has_none, row_id.from_arrow(table[columns.POSITION]), ids)
 
 
 class PrepareNew:

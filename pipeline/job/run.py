@@ -35,7 +35,7 @@ from .folder import OURS, JobFolder, JobState
 from .progress import Progress, ProgressMonitor
 from .rows import MakePrompt, MakeResult
 from .settings import processor_config, result_schema, warn_of_unread
-from .writing import Done, LiveCounts, write_rows
+from .writing import Done, LiveCounts, warn_of_left_out, write_rows
 
 __all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "prepare_resume", "prepare_retry", "run_job"]
 
@@ -183,10 +183,10 @@ def run_job(
         manifest = publish(prepared.folder.root, prepared.spec, prepared.former)
     counts = manifest.total
     num_rows_in = counts.num_rows if prepared.num_rows_in is None else prepared.num_rows_in
-    if job.key is not None and counts.num_rows < num_rows_in:
-        left_out = num_rows_in - counts.num_rows
-        logger.warning("%d rows have the same values of %s as others and were left out", left_out, ", ".join(job.key))
+    known_left_out = num_rows_in - counts.num_rows
+    if job.key is not None and known_left_out > 0:
         num_rows_in = counts.num_rows
+    warn_of_left_out(max(known_left_out, live.update().num_left_out), job.key)
     return report.write(monitor.finish(counts), counts, num_rows_in).summary
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from ..sinks.parts import OutputSpec
 from ..sinks.publish import publish
 from .durable import COUNTS, Identity, RowWriter
 from .folder import JobFolder, JobState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -126,7 +129,8 @@ def write_results(
         dataset: Any dataset with columns that identify its rows, or one that `Source.read` returned.
         output: Folder to write to; a path or a URL. Failed rows are written into its folder ``_failed``.
         key: Columns whose values identify a row; not needed for rows that have a position. Of several rows with the
-            same values, one runs.
+            same values, one runs, and a warning says how many were left out. A row without any of these values is
+            identified by its position.
         output_format: Name of a format that needs no schema, such as ``"parquet"``; tables need one, so only jobs write
             them.
         order: ``"any"``, or ``"input"`` for the order of the input, for rows that have a position.
@@ -138,7 +142,8 @@ def write_results(
         The files that were written, with row counts.
 
     Raises:
-        ConfigError: An argument cannot be used, or the output was written with other settings.
+        ConfigError: An argument cannot be used, the output was written with other settings, or a row has neither a key
+            nor a position.
         MillraceError: The run failed. Call again to go on.
     """
     _check_settings(dataset, key, output_format, order)
@@ -157,9 +162,18 @@ def write_results(
         max_rows_per_file=max_rows_per_file,
         flush_interval_s=flush_interval_s,
     )
+    live = LiveCounts()
     if not folder.is_publishing:
-        write_rows(processor, dataset, Identity(None if key is None else tuple(key)), spec, Done.find(folder.work))
+        identity = Identity(None if key is None else tuple(key))
+        write_rows(processor, dataset, identity, spec, Done.find(folder.work), live.add)
+    warn_of_left_out(live.update().num_left_out, key)
     return publish(folder.root, spec)
+
+
+def warn_of_left_out(num_rows: int, key: Sequence[str] | None) -> None:
+    """Warns of rows that did not run because rows with the same key did."""
+    if num_rows > 0 and key is not None:
+        logger.warning("%d rows have the same values of %s as others and were left out", num_rows, ", ".join(key))
 
 
 def _check_settings(dataset: Dataset, key: Sequence[str] | None, output_format: str, order: str) -> None:

@@ -49,6 +49,8 @@ class Counts:
         num_output_tokens: Output tokens of the rows without an error.
         num_duplicate_input_tokens: Prompt tokens of the duplicates, which were not computed.
         num_duplicate_output_tokens: Output tokens of the duplicates, which were not generated again.
+        num_left_out: Rows that did not run because a row of the same key did. The writer of the rows adds them, and the
+            records of a job do not keep them.
         blocked_s: Seconds that outputs waited for the sink. The writer of the rows adds them.
         finish_reasons: Finish reason -> number of rows.
         errors: Text with the stage and the class of an error -> the failed rows with that error.
@@ -67,6 +69,7 @@ class Counts:
     num_output_tokens: int = 0
     num_duplicate_input_tokens: int = 0
     num_duplicate_output_tokens: int = 0
+    num_left_out: int = 0
     blocked_s: float = 0.0
     finish_reasons: Counter[str] = field(default_factory=Counter)
     errors: dict[str, ErrorKind] = field(default_factory=dict)
@@ -163,6 +166,7 @@ NUMBERS = (
     "num_output_tokens",
     "num_duplicate_input_tokens",
     "num_duplicate_output_tokens",
+    "num_left_out",
     "blocked_s",
 )
 TIMES = ("queue_s", "ttft_s", "e2e_s")

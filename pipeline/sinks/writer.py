@@ -56,6 +56,7 @@ class ResultWriter:
         self._max_waiting = max(1, max_blocks // 2)
         epoch = Epoch.open(spec.work)
         self._index = RowIndex(read_ids(spec.work, one) for one in read_records(spec.work, epoch.records))
+        self._is_first = not epoch.records
         self._parts = {
             kind: PartWriter(epoch, kind, spec.part_format(kind), spec.max_rows_per_file) for kind in (RESULTS, FAILED)
         }
@@ -125,7 +126,10 @@ class ResultWriter:
             is_new = ~self._index.contains(ids)
             known: set[bytes] = set()
             for at, one in enumerate(values):
-                is_new[at] &= not any(one in ids for ids in (known, *self._recent.values()))
+                is_repeated = any(one in ids for ids in (known, *self._recent.values()))
+                # What an earlier process has written may be the same row, which Ray hands in again.
+                self._counts.num_left_out += is_repeated or (self._is_first and not is_new[at])
+                is_new[at] &= not is_repeated
                 known.add(one)
             block = BlockOfRows(is_new, [one for one, new in zip(values, is_new, strict=True) if new])
             self._blocks.add(block)

@@ -21,11 +21,14 @@ def keep(row: dict[str, Any]) -> dict[str, Any]:
     return {"id": row["id"], "text": row["generated_text"]}
 
 
-def test_a_dataset_with_a_key_is_written_once(cluster: None, make_processor: Make, tmp_path: Path) -> None:
+def test_a_dataset_with_a_key_is_written_once(
+    cluster: None, make_processor: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = [{"id": f"r{index}", "prompt": "fail" if index == 7 else f"row {index % 3}"} for index in range(60)]
     processor, out = make_processor(postprocess=keep), str(tmp_path / "out")
     manifest = write_results(processor, ray.data.from_items([*rows, rows[5]]), out, key=["id"])
     assert (manifest.num_rows, manifest.num_failed) == (59, 1)
+    assert "1 rows have the same values of id as others and were left out" in caplog.text
     table = pq.read_table(out)
     assert sorted(table["id"].to_pylist()) == sorted(row["id"] for row in rows if row["prompt"] != "fail")
     assert set(table["text"].to_pylist()) == {"ROW 00", "ROW 10", "ROW 20"}

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from millrace import ConfigError
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.durable import Identity
@@ -57,7 +58,7 @@ def test_an_id_may_end_with_zero_bytes_and_be_part_of_a_longer_column() -> None:
 
 
 def test_a_key_tells_values_and_types_apart() -> None:
-    rows = [{"a": "1", "b": 2}, {"a": "1", "b": 3}, {"a": "12", "b": None}, {"a": None, "b": None}]
+    rows = [{"a": "1", "b": 2}, {"a": "1", "b": 3}, {"a": "12", "b": None}, {"a": None, "b": 3}]
     found = Identity(("a", "b")).ids_of(pa.Table.from_pylist(rows))
     assert len(set(row_id.as_bytes(found))) == 4
     assert row_id.as_bytes(found[:1]) == row_id.as_bytes(row_id.key_ids(pa.table({"a": ["1"], "b": [2]}), ["a", "b"]))
@@ -67,6 +68,13 @@ def test_a_key_tells_values_and_types_apart() -> None:
 def test_rows_without_a_key_are_known_by_their_position() -> None:
     table = pa.table({"k": ["x", None, None], columns.POSITION: row_id.to_arrow(ids(0, 1, 2))})
     assert (Identity(("k",)).ids_of(table)[1:] == ids(1, 2)).all()
+    floats = pa.table({"k": [1.5, float("nan"), None], columns.POSITION: table[columns.POSITION]})
+    assert (Identity(("k",)).ids_of(floats)[1:] == ids(1, 2)).all()
+
+
+def test_rows_with_neither_key_nor_position_are_refused() -> None:
+    with pytest.raises(ConfigError, match="key: a row has no value in k, so it cannot be told from others"):
+        Identity(("k",)).ids_of(pa.table({"k": ["x", None, None]}))
 
 
 @given(st.lists(NUMBERS, max_size=8), NUMBERS)
