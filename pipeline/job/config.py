@@ -60,7 +60,7 @@ class JobConfig(Settings):
         order: Order of the rows of the output: ``"any"``, or ``"input"`` for the order of the input.
         max_rows_per_file: Most rows of a file of the output.
         flush_interval_s: Seconds after which a finished row is durable.
-        dedup: Whether identical rows run once.
+        dedup: Whether identical rows run once. If not, each of them has draws of its own.
         prices: Prices for plan and report: a table, or the path of a YAML or JSON file with a table.
     """
 

@@ -78,8 +78,8 @@ class Identity:
             return ids
         if columns.POSITION not in table.column_names:
             raise ConfigError(
-                f"key: a row has no value in {', '.join(self.key)}, so it cannot be told from others like it; leave such "
-                "rows out of the dataset, give them values, or read the files with Source.find(...).read(), which "
+                f"key: a row has no value in {', '.join(self.key)}, so it cannot be told from others like it; leave "
+                "such rows out of the dataset, give them values, or read the files with Source.find(...).read(), which "
                 "knows the place of each row"
             )
         return np.where(has_none, row_id.from_arrow(table[columns.POSITION]), ids)
@@ -117,6 +117,8 @@ class PrepareNew:
             table, ids = table.filter(pa.array(is_new)), ids[is_new]
         shown = table.drop_columns([name for name in NOT_INPUT if name in table.column_names])
         rows = run_stages(self._stages, [self._row(values) for values in shown.to_pylist()])
+        for row, id_ in zip(rows, row_id.as_bytes(ids), strict=True):
+            row.data[columns.ROW_ID] = id_
         return pack(rows, self._stages).append_column(columns.ROW_ID, row_id.to_arrow(ids))
 
     def _row(self, values: dict[str, Any]) -> Row:

@@ -141,7 +141,8 @@ class EngineProcessorConfig(StageFields):
         engine_kwargs: Settings of the engine, under the names of vLLM.
         sampling_params: Sampling parameters of rows that bring none; None for the defaults of the model.
         task_type: The model's task: ``"generate"``, ``"embed"`` or ``"classify"``. The last two add `embeddings`.
-        deduplicate: Whether identical requests run once and share the output.
+        deduplicate: Whether identical requests run once and share the output. If not, each one that samples without a
+            seed has draws of its own.
         num_cpus_per_replica: CPUs that a replica asks Ray for; None for an equal share of the CPUs that remain beside
             one read task and our operators, at most 1.
         num_gpus_per_replica: GPUs that a replica asks Ray for; None for one per rank if the engine runs on GPUs,

@@ -34,8 +34,10 @@ def test_job_prompt_and_parameters_each_change_it() -> None:
         derive_seed(0, "b", WARM),
         derive_seed(0, [97], WARM),
         derive_seed(0, "a", WARM.clone(top_p=0.5)),
+        derive_seed(0, "a", WARM, identity=b"r"),
+        derive_seed(0, "a", WARM, identity=0),
     }
-    assert len(seeds) == 5
+    assert len(seeds) == 7
 
 
 def test_what_does_not_shape_the_draws_does_not_change_it() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -19,7 +21,8 @@ class GenerateStage(EngineStage):
     Args:
         client: The pool's client.
         default_params: Sampling parameters of the rows that bring none.
-        job_seed: Seed of the job. A row without a seed gets one that is derived from this seed and the prompt.
+        job_seed: Seed of the job. A row without a seed gets one that is derived from this seed and the prompt; and from
+            the identity of the row, if identical requests do not share their output.
         detokenize_later: Whether a later stage decodes the tokens to text. The engine then makes no text for the rows
             for which the later stage gives the same text.
         **settings: Settings of `EngineStage`.
@@ -40,12 +43,13 @@ class GenerateStage(EngineStage):
         self._default_params = default_params
         self._job_seed = job_seed
         self._detokenize_later = detokenize_later
+        self._numbers = RequestNumbers()
 
     def make_request(
         self, request_id: str, prompt: str | None, prompt_token_ids: list[int] | None, row: Mapping[str, Any]
     ) -> GenerateRequest:
         """Returns the request of a row, with the sampling parameters of the row. See `EngineStage.make_request`."""
-        params = seeded(self._params(row), self._job_seed, prompt, prompt_token_ids)
+        params = self._seeded(self._params(row), prompt, prompt_token_ids, row)
         if prompt is None and isinstance(row.get(columns.PROMPT), str):
             prompt = row[columns.PROMPT]
         return GenerateRequest(request_id, prompt, prompt_token_ids, params)
@@ -54,6 +58,18 @@ class GenerateStage(EngineStage):
         """Returns the columns that an output adds to its row. See `EngineStage.output_columns`."""
         assert isinstance(asked.request, GenerateRequest)
         return output_columns(output, asked.request.sampling_params, asked.params)
+
+    def _seeded(
+        self, params: SamplingParams, prompt: str | None, prompt_token_ids: list[int] | None, row: Mapping[str, Any]
+    ) -> SamplingParams:
+        shared = seeded(params, self._job_seed, prompt, prompt_token_ids)
+        if self._duplicates is not None or shared is params:
+            return shared
+        identity = row.get(columns.ROW_ID) or row.get(columns.POSITION)
+        if identity is None:  # Equal rows of a dataset without positions are told apart by the order of their arrival.
+            assert shared.seed is not None
+            identity = self._numbers.next(shared.seed)
+        return seeded(params, self._job_seed, prompt, prompt_token_ids, identity)
 
     def _params(self, row: Mapping[str, Any]) -> SamplingParams:
         given = row.get(columns.SAMPLING_PARAMS)
@@ -71,6 +87,20 @@ class GenerateStage(EngineStage):
         if self._detokenize_later and params.detokenize and _needs_text_at_the_end_only(params):
             return params.clone(detokenize=False)
         return params
+
+
+class RequestNumbers:
+    """Numbers requests with the same seed in the order in which they come. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[int] = Counter()
+
+    def next(self, seed: int) -> int:
+        """Returns the number of requests with this seed that came before."""
+        with self._lock:
+            self._counts[seed] += 1
+            return self._counts[seed] - 1
 
 
 def _needs_text_at_the_end_only(params: SamplingParams) -> bool:

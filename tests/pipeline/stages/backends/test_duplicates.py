@@ -64,6 +64,20 @@ def test_every_row_runs_where_asked_for() -> None:
     assert len(client.seen) == 2
 
 
+@pytest.mark.parametrize("name", [columns.ROW_ID, columns.POSITION, None])
+def test_equal_rows_that_each_run_have_draws_of_their_own_and_repeat_them(name: str | None) -> None:
+    seeds = []
+    for _ in range(2):
+        client = EchoClient()
+        rows = rows_of(*"a" * 8, temperature=1.5)
+        for number, row in enumerate(rows):
+            row.data |= {} if name is None else {name: bytes([number])}
+        stage_of(client, duplicates=False).run(rows)
+        seeds.append([request.sampling_params.seed for request in client.seen])
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds[0])) == 8
+
+
 def test_a_failure_is_that_of_all() -> None:
     rows = rows_of("fail", "fail")
     stage_of(EchoClient()).run(rows)
