@@ -1,8 +1,8 @@
 """`seeded`: derives the seed of a row that samples without a seed, so that a rerun repeats its draws.
 
-The engine draws token i of a request from (seed, i). The seed is derived from the job's seed, the prompt, the parameters
-and the identity of the row, so a row's output depends neither on its batch nor on its replica, and a rerun repeats it.
-Where identical rows run once, identity has no part in the seed, so that such rows have equal draws.
+The engine draws token i of a request from (seed, i). The seed is derived from the job's seed, the prompt, the
+parameters and the identity of the row, so a row's output depends neither on its batch nor on its replica, and a rerun
+repeats it. Where identical rows run once, identity has no part in the seed, so that such rows have equal draws.
 """
 
 from __future__ import annotations

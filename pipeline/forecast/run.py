@@ -14,19 +14,18 @@ from ...actors.supervisor.nodes import cluster_nodes
 from ...engine import EngineConfig, Footprint
 from ...engine.device import num_accelerators
 from ...engine.errors import ConfigError
-from ..files.storage import Storage, StorageOptions
+from ..files.storage import Storage
 from ..job.config import JobConfig
 from ..job.durable import NOT_INPUT, read_row
 from ..job.folder import JobFolder
 from ..job.rows import MakePrompt
-from ..job.settings import processor_config, result_schema
+from ..job.settings import find_source, processor_config, result_schema
 from ..processor.assemble import make_stages
 from ..processor.config import EngineProcessorConfig
 from ..processor.default_params import default_params
 from ..processor.engine_stages import stages_on
 from ..processor.operators import run_stages
 from ..session import MIN_CPUS, cluster_address
-from ..sources import Source
 from ..stages.base import Row
 from ..stages.declaration import Side
 from ..stages.user_function import PreprocessStage, UserFunction
@@ -67,7 +66,7 @@ def forecast_job(
     """
     job = job.relative_to(Path.cwd())
     config = processor_config(job)
-    source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url))
+    source = find_source(job)
     result_schema(job, source.schema)
     footprint = Footprint.of(config.engine_config, memory_bytes)
     sample = Sample.take(source, sample_size, seed)

@@ -42,6 +42,8 @@ class JobConfig(Settings):
         format: Format of the input; None to tell it by the extensions of the files, or by the log of a table.
         output_format: Format of the output: of its files, or of the table that the output folder becomes.
         endpoint_url: Address of the store behind ``s3://``, if it is not Amazon's.
+        columns_as_text: Columns of CSV or JSON lines that are read as text whatever their values look like; None for no
+            column.
         prompt: Text with {column} fields.
         messages: Conversation with {column} fields, which the model's chat template renders. With neither `prompt` nor
             `messages`, the input must have a column of one of these names.
@@ -68,6 +70,7 @@ class JobConfig(Settings):
     input: str | list[str]
     output: str
     format: InputFormat | None = None
+    columns_as_text: list[str] | None = None
     prompt: str | None = None
     messages: list[MessageTemplate] | None = None
     sampling: dict[str, Any] | None = None

@@ -18,7 +18,7 @@ from ray.data import Dataset
 from ..._version import __version__
 from ...engine.errors import ConfigError
 from .. import columns
-from ..files.storage import Storage, StorageOptions
+from ..files.storage import Storage
 from ..ledger.index import RowIndex
 from ..processor.config import EngineProcessorConfig
 from ..processor.engine_stages import engine_stages
@@ -34,7 +34,7 @@ from .file import load_job
 from .folder import OURS, JobFolder, JobState
 from .progress import Progress, ProgressMonitor
 from .rows import MakePrompt, MakeResult
-from .settings import processor_config, result_schema, warn_of_unread
+from .settings import find_source, processor_config, result_schema, warn_of_unread
 from .writing import Done, LiveCounts, warn_of_left_out, write_rows
 
 __all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "prepare_resume", "prepare_retry", "run_job"]
@@ -96,7 +96,7 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
     folder = JobFolder(Storage.at(job.output, job.endpoint_url))
     began = None if overwrite or folder.is_finished else folder.read_state()
     versions = {} if began is None else began.table_versions  # Tables may have grown since the job began.
-    source = Source.find(job.input, job.format, StorageOptions(endpoint_url=job.endpoint_url), versions)
+    source = find_source(job, versions)
     config = processor_config(job, source.num_rows)
     warn_of_unread(job, source.schema)
     schema = result_schema(job, source.schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -11,8 +12,10 @@ import pyarrow as pa
 from ...engine import resolve_model
 from ...engine.errors import ConfigError
 from .. import columns
+from ..files.storage import StorageOptions
 from ..processor.config import EngineProcessorConfig, TaskType
 from ..sinks.formats import FORMATS
+from ..sources import Source
 from ..stages.declared.detokenize import DetokenizeStageConfig
 from .config import JobConfig, RowSetting
 from .rows import REPORTED
@@ -53,6 +56,20 @@ def processor_config(
         # The engine also detokenizes: it has a tokenizer, and so one process less must load one.
         detokenize_stage=DetokenizeStageConfig(enabled=False),
     )
+
+
+def find_source(job: JobConfig, versions: Mapping[str, int] | None = None) -> Source:
+    """Returns the source of the input of a job.
+
+    Args:
+        job: The job.
+        versions: As in `Source.find`.
+
+    Raises:
+        ConfigError: The input cannot be read as the job says.
+    """
+    options = StorageOptions(endpoint_url=job.endpoint_url)
+    return Source.find(job.input, job.format, options, versions, job.columns_as_text or ())
 
 
 def warn_of_unread(job: JobConfig, given: pa.Schema) -> None:

@@ -17,9 +17,11 @@ class SourceFormat(ABC):
 
     Attributes:
         extensions: Extensions of its files, with the dot and in lower case.
+        guesses_types: Whether the files do not say the types of columns, so that `look` finds them in samples.
     """
 
     extensions: tuple[str, ...]
+    guesses_types: bool = False
 
     @abstractmethod
     def look(self, files: Sequence[InputFile]) -> Look:

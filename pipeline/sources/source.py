@@ -9,7 +9,7 @@ from itertools import takewhile
 import pyarrow as pa
 import ray.data
 
-from ...engine.errors import ConfigError, StorageError
+from ...engine.errors import ConfigError, StorageError, unknown_key_message
 from .. import columns
 from ..files.storage import StorageOptions
 from .base import TABLE_BYTES, InputFile, Unit, first_line
@@ -47,6 +47,7 @@ class Source:
         format: str | None = None,
         options: StorageOptions | None = None,
         versions: Mapping[str, int] | None = None,
+        as_text: Sequence[str] = (),
     ) -> Source:
         """Returns the source of some files, with their columns and units. Of large files it reads only a part.
 
@@ -55,6 +56,7 @@ class Source:
             format: A name in `FORMATS` or `TABLES`; None to tell it by the extensions, or by the log of a table.
             options: Options for access to files behind a URL.
             versions: URL of a table -> version to read; other tables are read in their newest version.
+            as_text: Columns that are read as text, in files of a format without types.
 
         Raises:
             ConfigError: A file is missing, has an unknown format, or cannot be read.
@@ -71,7 +73,7 @@ class Source:
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"input {given!r} cannot be read as {kind}: {first_line(error)}") from error
         _refuse_reserved(look.schema)
-        return cls(files, kind, look.schema, look.units, look.num_rows)
+        return cls(files, kind, _with_text(kind, look.schema, as_text), look.units, look.num_rows)
 
     @property
     def versions(self) -> dict[str, int]:
@@ -112,6 +114,18 @@ def _refuse_reserved(schema: pa.Schema) -> None:
             f"the input has columns whose names the pipeline needs for itself: {', '.join(names)}; give them other "
             "names. The failed rows of a job run again with: millrace retry-failed"
         )
+
+
+def _with_text(kind: str, schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    """Returns the schema of an input with some of its columns as text."""
+    if names and not FORMATS[kind].guesses_types:
+        known = " and ".join(name for name, format in FORMATS.items() if format.guesses_types)
+        raise ConfigError(f"columns_as_text is for {known}; the columns of {kind} have types")
+    for name in names:
+        if name not in schema.names:
+            unknown = unknown_key_message("columns_as_text: the input", name, schema.names)
+            raise ConfigError(unknown.replace("field", "column", 1))
+    return pa.schema([field.with_type(pa.string()) if field.name in names else field for field in schema])
 
 
 def _first_units(units: Sequence[Unit], limit: int) -> tuple[Sequence[Unit], int | None]:

@@ -36,6 +36,7 @@ class JsonLinesFormat(SourceFormat):
     """Files with a JSON object per line. The position of a row is the byte at which its line starts."""
 
     extensions = (".jsonl", ".ndjson", ".json")
+    guesses_types = True
 
     def look(self, files: Sequence[InputFile]) -> Look:
         """Returns the columns and units. A small input is read whole for exact types, and a large one is sampled."""

@@ -156,6 +156,74 @@ def test_a_csv_whose_types_change_is_text(tmp_path: Path) -> None:
     assert source.num_rows == 400_001
 
 
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["12345678901234567890", "1"],
+        ["9007199254740993", "1.5"],
+        ["00501", "10001"],
+        ["1.50", "2.5"],
+        ["1.0"],
+        ["1e5"],
+        ["-0"],
+        ["0.1", "0.30000000000000004"],
+        ["NA", "SE"],
+        ["2024-01-01T10:00:00Z"],
+        ["2024-01-01 10:00:00.5"],
+        ["7", "-12"],
+        ["2024-01-01"],
+    ],
+)
+def test_csv_gives_every_text_back(tmp_path: Path, cells: list[str]) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(["a", *cells]))
+    assert [str(row["a"]) for row in read_units(Source.find(str(path)))] == cells
+    for index, cell in enumerate(cells):  # In files of their own, the values must share a type too.
+        (tmp_path / f"{index}.csv").write_text(f"a\n{cell}\n")
+    path.unlink()
+    assert [str(row["a"]) for row in read_units(Source.find(str(tmp_path)))] == cells
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_text_outside_of_the_sample_that_its_type_would_change_is_an_error_row(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(["zip,a", *(f"{10000 + index},{'x' * 20}" for index in range(200)), "00501,y"]))
+    *rows, last = read_units(Source.find(str(path)))
+    assert [row["zip"] for row in rows] == [10000 + index for index in range(200)]
+    assert "int64 does not give back the text of 'zip'; list it in columns_as_text): 00501,y" in last[READ_ERROR]
+    assert read_units(Source.find(str(path), as_text=["zip"]))[-1]["zip"] == "00501"
+
+
+def test_columns_as_text_are_checked(tmp_path: Path) -> None:
+    lines = write_lines(tmp_path / "x.jsonl", {"a": 9007199254740993}, {"a": 1.5})
+    assert [row["a"] for row in read_units(Source.find(lines, as_text=["a"]))] == ["9007199254740993", "1.5"]
+    with pytest.raises(ConfigError, match="columns_as_text: the input has no column 'b'; known: a"):
+        Source.find(lines, as_text=["b"])
+    with pytest.raises(ConfigError, match="columns_as_text is for csv and jsonl; the columns of parquet have types"):
+        Source.find(write_rows(tmp_path / "x.parquet", [{"a": 1}]), as_text=["a"])
+
+
+def test_a_column_of_csv_that_no_file_of_the_sample_has_is_left_out_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(text, "LOOK_BYTES", 1)
+    monkeypatch.setattr(text, "MAX_SAMPLES", 1)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.csv").write_text(f"id,{name}\n1,x\n")
+    rows = read_units(Source.find(str(tmp_path)))
+    assert [(row["id"], row["a"], row[READ_ERROR]) for row in rows] == [(1, "x", None), (1, None, None)]
+    assert "b.csv has columns that the files looked at before the start lack, and they are left out: b" in caplog.text
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+def test_lines_of_csv_end_in_any_way(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(end.join(["id,line", "1,a", f'2,"b{end}c"', "", "3,d"]).encode())
+    source = Source.find(str(path))
+    assert source.num_rows == 3
+    assert [(row["id"], row["line"]) for row in read_units(source)] == [(1, "a"), (2, f"b{end}c"), (3, "d")]
+
+
 def test_records_of_csv_that_are_no_rows_become_error_rows_and_the_others_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b'id,line\n1,"a\nb, ""q"""\n\n2,x\n3\n4,5" pipe\n5,\xff\n6,"never closed\n7,y\n')
