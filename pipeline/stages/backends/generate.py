@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -90,17 +89,25 @@ class GenerateStage(EngineStage):
 
 
 class RequestNumbers:
-    """Numbers requests with the same seed in the order in which they come. Any thread may use it."""
+    """Numbers requests with the same seed in the order in which they come. Any thread may use it.
 
-    def __init__(self) -> None:
+    Args:
+        max_seeds: Most seeds that are remembered. Of more seeds, those that came first are forgotten.
+    """
+
+    def __init__(self, max_seeds: int = 100_000) -> None:
+        self._max_seeds = max_seeds
         self._lock = threading.Lock()
-        self._counts: Counter[int] = Counter()
+        self._counts: dict[int, int] = {}
 
     def next(self, seed: int) -> int:
-        """Returns the number of requests with this seed that came before."""
+        """Returns the number of requests with this seed that came before, as far as it is remembered."""
         with self._lock:
-            self._counts[seed] += 1
-            return self._counts[seed] - 1
+            number = self._counts.get(seed, 0)
+            self._counts[seed] = number + 1
+            if len(self._counts) > self._max_seeds:
+                del self._counts[next(iter(self._counts))]
+            return number
 
 
 def _needs_text_at_the_end_only(params: SamplingParams) -> bool:
