@@ -30,6 +30,7 @@ from ..tasks.task import Task
 from .executor import StepHandle
 from .launch import LocalRanks
 from .plan_wire import encode_plan, known_tokens
+from .result_wire import unpack_result
 from .worker import CLOSE, SAVE, STEP
 
 __all__ = ["DistributedExecutor", "RankProcesses", "start_ranks"]
@@ -154,7 +155,7 @@ class DistributedExecutor:
             message = self._team.receive_from(self._reporting)
             if isinstance(message, Exception):
                 raise message
-            self._unread.popleft().received = message
+            self._unread.popleft().received = unpack_result(message)
         return step.received
 
     def _execute(self, plan: StepPlan) -> TeamStep:

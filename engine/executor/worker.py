@@ -19,9 +19,11 @@ from ..models import load_hf_config
 from ..parallel.channel import Channel
 from ..parallel.context import ParallelContext
 from ..parallel.rendezvous import Rendezvous, join
+from ..parallel.wire import Buffer
 from ..step.runner import ModelRunner
 from ..tasks.choose import choose_task
 from .plan_wire import decode_plan
+from .result_wire import pack_result
 
 __all__ = ["Watchdog", "Worker", "run_worker"]
 
@@ -128,18 +130,18 @@ class Worker:
             else:
                 return
 
-    def _step(self, content: bytes) -> None:
+    def _step(self, content: Buffer) -> None:
         if self._watchdog is not None:
             self._watchdog.before_step()
         step = self._runner.execute(decode_plan(content))
         if self._reports:
-            self._channel.send_object(step.result())
+            self._channel.send_object(pack_result(step.result()))
 
 
 def _report(channel: Channel, rank: int, error: Exception) -> None:
     """Sends the error of this rank to rank 0, if rank 0 is still connected."""
     told = error
-    if not isinstance(error, MillraceError):  # The error may not pickle.
+    if not isinstance(error, MillraceError):  # Only errors of this package are sent.
         told = EngineDeadError(f"rank {rank} failed: {type(error).__name__}: {error}")
     with contextlib.suppress(EngineDeadError):
         channel.send_object(told)

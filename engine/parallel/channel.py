@@ -2,12 +2,14 @@
 
 The ranks may be on one host or on several. When a process ends in any way, the kernel closes its connections, so the
 rank at the other end notices the death at once and needs no timeout.
+
+Both ends have proved that they know the secret of the engine (`handshake`), and every message has a tag that only they
+can make (`Seal`). The first message that does not fit its tag ends the engine, before anything reads the message.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
 import select
 import socket
 import struct
@@ -16,6 +18,8 @@ from typing import Any
 
 from ..errors import EngineDeadError
 from .handshake import answer, call
+from .seal import TAG_BYTES, Seals
+from .wire import Buffer, decode, encode
 
 __all__ = ["Channel", "Listener", "connect"]
 
@@ -28,14 +32,15 @@ _KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_
 
 
 class Channel:
-    """One end of a TCP connection between two ranks; sends and receives messages, pickled objects and raw bytes.
+    """One end of a TCP connection between two ranks; sends and receives messages, plain objects and raw bytes.
 
     Args:
         connection: The socket, which the channel owns.
         peer: Name of the other rank in error messages.
+        seals: The seals that the handshake has given this end.
     """
 
-    def __init__(self, connection: socket.socket, peer: str) -> None:
+    def __init__(self, connection: socket.socket, peer: str, seals: Seals) -> None:
         connection.setblocking(True)
         # A second plan may follow before the first is acknowledged, and must not wait for that.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -47,6 +52,7 @@ class Channel:
         self._closing.register(connection, select.POLLRDHUP)
         self._readable = select.poll()
         self._readable.register(connection, select.POLLIN)
+        self._seals = seals
         self.peer = peer
 
     def send(self, message: bytes) -> None:
@@ -55,10 +61,9 @@ class Channel:
         Raises:
             EngineDeadError: The other end is closed.
         """
-        try:
-            self._connection.sendall(_HEADER.pack(len(message)) + message)
-        except OSError as error:
-            raise self.dead() from error
+        header = _HEADER.pack(len(message))
+        tags = self._seals.sending.next_tag(header), self._seals.sending.next_tag(message)
+        self._send_all(b"".join((header, tags[0], message, tags[1])))
 
     def send_bytes_of(self, memory: memoryview) -> None:
         """Sends the bytes of `memory` without a header; the other end must know their number (`receive_bytes_into`).
@@ -66,42 +71,47 @@ class Channel:
         Raises:
             EngineDeadError: The other end is closed.
         """
-        try:
-            self._connection.sendall(memory)
-        except OSError as error:
-            raise self.dead() from error
+        self._send_all(memory)
+        self._send_all(self._seals.sending.next_tag(memory))
 
     def receive_bytes_into(self, memory: memoryview) -> None:
         """Receives bytes into `memory` until it is full.
 
         Raises:
-            EngineDeadError: The other end is closed.
+            EngineDeadError: The other end is closed, or has not sent these bytes.
         """
-        while memory:
-            try:
-                received = self._connection.recv_into(memory)
-            except OSError as error:
-                raise self.dead() from error
-            if not received:
-                raise self.dead()
-            memory = memory[received:]
+        self._fill(memory)
+        self._check(self._read(TAG_BYTES), memory)
 
-    def receive(self) -> bytes:
+    def receive(self) -> bytearray:
         """Waits for a message and returns it.
 
         Raises:
-            EngineDeadError: The other end is closed.
+            EngineDeadError: The other end is closed, or has not sent this message.
         """
-        (size,) = _HEADER.unpack(self._read(_HEADER.size))
-        return self._read(size)
+        header = self._read(_HEADER.size)
+        self._check(self._read(TAG_BYTES), header)  # So that no memory is reserved for a stranger.
+        (size,) = _HEADER.unpack(header)
+        message = self._read(size)
+        self._check(self._read(TAG_BYTES), message)
+        return message
 
     def send_object(self, value: Any) -> None:
-        """Sends a small object, pickled; only processes of the same engine are connected."""
-        self.send(pickle.dumps(value, protocol=5))
+        """Sends a small object, which `encode` of `wire` can put into plain form."""
+        self.send(encode(value))
 
     def receive_object(self) -> Any:
-        """Waits for an object that the other end sent with `send_object`, and returns it."""
-        return pickle.loads(self.receive())
+        """Waits for an object that the other end sent with `send_object`, and returns it.
+
+        Raises:
+            EngineDeadError: The other end is closed, or has not sent an object; all ranks must run the same release.
+        """
+        try:
+            return decode(self.receive())
+        except (ValueError, TypeError) as error:
+            raise EngineDeadError(
+                f"{self.peer} of this engine has sent a message that is no object: {error}"
+            ) from error
 
     def spin(self, timeout_s: float) -> bool:
         """Polls for a message without sleeping, because waking up takes longer than the message.
@@ -142,10 +152,35 @@ class Channel:
         """Closes this end."""
         self._connection.close()
 
-    def _read(self, size: int) -> bytes:
+    def _send_all(self, content: Buffer) -> None:
+        try:
+            self._connection.sendall(content)
+        except OSError as error:
+            raise self.dead() from error
+
+    def _check(self, tag: Buffer, message: Buffer) -> None:
+        """Raises if the other end has not made `tag` for `message`; every later message then fails too."""
+        if not self._seals.receiving.fits(tag, message):
+            raise EngineDeadError(
+                f"a message that {self.peer} of this engine has not sent came over its connection, so another process "
+                "writes to it; nothing of the message was used. Construct another engine, on a network of your own"
+            )
+
+    def _read(self, size: int) -> bytearray:
         received = bytearray(size)
-        self.receive_bytes_into(memoryview(received))
-        return bytes(received)
+        self._fill(memoryview(received))
+        return received
+
+    def _fill(self, memory: memoryview) -> None:
+        """Receives bytes into `memory` until it is full."""
+        while memory:
+            try:
+                received = self._connection.recv_into(memory)
+            except OSError as error:
+                raise self.dead() from error
+            if not received:
+                raise self.dead()
+            memory = memory[received:]
 
 
 class Listener:
@@ -166,20 +201,24 @@ class Listener:
         ip, port = self._server.getsockname()[:2]
         return ip, port
 
-    def accept(self, timeout_s: float) -> socket.socket | None:
-        """Returns the next connection; None if no process connected in time, or one that does not know the secret."""
+    def accept(self, timeout_s: float, peer: str = "a rank") -> Channel | None:
+        """Returns the next connection; None if no process connected in time, or one that does not know the secret.
+
+        Args:
+            timeout_s: Most seconds to wait for a process.
+            peer: Name of the other rank in error messages.
+        """
         self._server.settimeout(timeout_s)
         try:
             connection = self._server.accept()[0]
         except TimeoutError:
             return None
         try:
-            answer(connection, self._secret)
+            return Channel(connection, peer, answer(connection, self._secret))
         except OSError as error:
             logger.warning("a call at %s:%d was refused: %s", *self.address, error)
             connection.close()
             return None
-        return connection
 
     def close(self) -> None:
         """Closes the socket, so that no more ranks can connect."""
@@ -194,7 +233,6 @@ def connect(ip: str, port: int, secret: str, peer: str, timeout_s: float) -> Cha
     """
     try:
         connection = socket.create_connection((ip, port), timeout=timeout_s)
-        call(connection, secret)
-        return Channel(connection, peer)
+        return Channel(connection, peer, call(connection, secret, timeout_s))
     except OSError as error:
         raise EngineDeadError(f"{peer} does not answer at {ip}:{port}: {error}") from error

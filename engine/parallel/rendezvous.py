@@ -1,8 +1,9 @@
 """`Rendezvous`: the address with which the ranks of an engine find each other and open all their connections.
 
-Rank 0 opens a store at a free port, and the other ranks need only its address. The process groups are made by hand and
-belong to the engine. The default group of torch.distributed exists once in a process, so the engine would share it with
-any other library that uses it.
+Rank 0 listens at a free port, and the other ranks need only its address, which holds the secret of the engine. Whatever
+ranks tell each other goes over channels between ranks that have proved to know the secret. The process groups are made
+by hand and belong to the engine. The default group of torch.distributed exists once in a process, so the engine would
+share it with any other library that uses it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, Self
 
@@ -38,45 +39,43 @@ _LOOK_S = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """The store of one engine, through which its ranks find each other.
+    """The place at which the ranks of one engine find each other.
 
     Attributes:
         address: IP, port and secret, as in `10.0.0.1:29500#0a1b...`. A process with the address can join the engine, so
             only ranks get it.
-        store: A store of torch.distributed. Any process can read and write it, so it holds only addresses of listeners.
+        listener: Listener of rank 0 at the address; None in the other ranks.
     """
 
-    address: str
-    store: Store
+    address: str = field(repr=False)
+    listener: Listener | None = None
 
     @classmethod
     def open(cls, ip: str = "127.0.0.1") -> Self:
-        """Opens a store at a free port; rank 0 calls this.
+        """Listens at a free port of one address of this host, and at no other; rank 0 calls this.
 
         Args:
             ip: Address of this host for the other ranks.
         """
-        store = TCPStore(ip, 0, is_master=True, wait_for_workers=False, timeout=_timeout())
-        return cls(f"{ip}:{store.port}#{new_secret()}", store)
+        secret = new_secret()
+        listener = Listener(ip, secret)
+        return cls("{}:{}#{}".format(*listener.address, secret), listener)
 
     @classmethod
     def at(cls, address: str) -> Self:
-        """Connects to the store that rank 0 has opened.
-
-        Raises:
-            EngineDeadError: No store answers at the address.
-        """
-        ip, port = split_address(address.partition("#")[0])
-        try:
-            store = TCPStore(ip, port, is_master=False, wait_for_workers=False, timeout=_timeout())
-        except RuntimeError as error:
-            raise EngineDeadError(f"rank 0 does not answer at {ip}:{port}: {error}") from error
-        return cls(address, store)
+        """Returns the rendezvous that rank 0 has opened, for another rank; `join` connects to it."""
+        return cls(address)
 
     @property
     def ip(self) -> str:
         """IP of rank 0."""
-        return split_address(self.address.partition("#")[0])[0]
+        return self.place[0]
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """IP and port of rank 0."""
+        ip, _, port = self.address.partition("#")[0].rpartition(":")
+        return ip, int(port)
 
     @property
     def secret(self) -> str:
@@ -150,40 +149,42 @@ def join(
     """
     channels = _meet(rendezvous, place, check)
     world, ip = Star(channels, place.rank), _own_ip(rendezvous.ip)
-    num_on_host = _count_on_host(rendezvous.store, place)
-
-    def group(name: str, rank: int, size: int) -> Any:
-        return make_group(PrefixStore(name, rendezvous.store), rank, size, device.type, ip)
-
+    num_on_host = world.gather(socket.gethostname()).count(socket.gethostname())
+    on_cpu = device.type == "cpu"
     tensor: Collectives | None = None
     if place.tp_size > 1:
-        name = f"stage{place.pp_rank}"
-        tensor = _share_memory(PrefixStore(name, rendezvous.store), world, place, device, channels)
-        tensor = tensor or GroupCollectives(group(name, place.tp_rank, place.tp_size), place.tp_size)
+        tensor = _share_memory(world, place, on_cpu and can_share_memory(), channels)
     stages: StageLink | None = None
-    if place.pp_size > 1 and device.type == "cpu":
-        stages = _link_stages(rendezvous, place, ip)
-    elif place.pp_size > 1:
-        stages = GroupLink(group(f"lane{place.tp_rank}", place.pp_rank, place.pp_size), place.pp_rank)
+    if place.pp_size > 1 and on_cpu:
+        stages = _link_stages(rendezvous, world, place, ip)
+    needs_sums, needs_lanes = place.tp_size > 1 and tensor is None, place.pp_size > 1 and stages is None
+    if needs_sums or needs_lanes:
+        store = _open_store(rendezvous.ip, world, place)
+
+        def group(name: str, rank: int, size: int) -> Any:
+            return make_group(PrefixStore(name, store), rank, size, device.type, ip)
+
+        if needs_sums:
+            tensor = GroupCollectives(group(f"stage{place.pp_rank}", place.tp_rank, place.tp_size), place.tp_size)
+        if needs_lanes:
+            stages = GroupLink(group(f"lane{place.tp_rank}", place.pp_rank, place.pp_size), place.pp_rank)
     return Team(replace(place, tensor=tensor, stages=stages, world=world), channels, num_on_host)
 
 
 def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], None]) -> list[Channel]:
     """Returns the channels to all other ranks, in order, on rank 0, and the channel to rank 0 on another rank."""
     if place.rank:
-        place_of_0 = split_address(rendezvous.store.get("channels").decode())
-        channel = connect(*place_of_0, rendezvous.secret, "rank 0", JOIN_TIMEOUT_S)
+        channel = connect(*rendezvous.place, rendezvous.secret, "rank 0", JOIN_TIMEOUT_S)
         channel.send_object(place.rank)
         return [channel]
-    listener = Listener(rendezvous.ip, rendezvous.secret)
-    rendezvous.store.set("channels", "{}:{}".format(*listener.address))
+    listener = rendezvous.listener
+    assert listener is not None, "rank 0 joins the rendezvous that it has opened"
     found: dict[int, Channel] = {}
     deadline = time.monotonic() + JOIN_TIMEOUT_S
     while len(found) < place.num_ranks - 1:
         check()
-        connection = listener.accept(_LOOK_S)
-        if connection is not None:
-            channel = Channel(connection, "a rank")
+        channel = listener.accept(_LOOK_S)
+        if channel is not None:
             rank = channel.receive_object()
             channel.peer = f"rank {rank}"
             found[rank] = channel
@@ -196,18 +197,14 @@ def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], No
     return [found[rank] for rank in sorted(found)]
 
 
-def _link_stages(rendezvous: Rendezvous, place: ParallelContext, ip: str) -> ChannelLink:
+def _link_stages(rendezvous: Rendezvous, world: Star, place: ParallelContext, ip: str) -> ChannelLink:
     """Returns the link between a rank and the ranks of its `tp_rank` in the previous and the next pp stage."""
-    store, secret = rendezvous.store, rendezvous.secret
-    listener = None
-    if not place.is_first_stage:
-        listener = Listener(ip, secret)
-        store.set(f"lane{place.rank}", "{}:{}".format(*listener.address))
+    listener = None if place.is_first_stage else Listener(ip, rendezvous.secret)
+    addresses = world.gather(None if listener is None else listener.address)
     to_next = from_previous = None
     if not place.is_last_stage:
         rank = place.rank + place.tp_size
-        address = split_address(store.get(f"lane{rank}").decode())
-        to_next = connect(*address, secret, f"rank {rank}", JOIN_TIMEOUT_S)
+        to_next = connect(*addresses[rank], rendezvous.secret, f"rank {rank}", JOIN_TIMEOUT_S)
     if listener is not None:
         from_previous = _await_call(listener, f"rank {place.rank - place.tp_size}")
     return ChannelLink(to_next, from_previous)
@@ -216,35 +213,39 @@ def _link_stages(rendezvous: Rendezvous, place: ParallelContext, ip: str) -> Cha
 def _await_call(listener: Listener, peer: str) -> Channel:
     """Waits until the rank `peer` connects, closes the listener and returns the channel to the rank."""
     deadline = time.monotonic() + JOIN_TIMEOUT_S
-    while (connection := listener.accept(_LOOK_S)) is None:
+    while (channel := listener.accept(_LOOK_S, peer)) is None:
         if time.monotonic() > deadline:
             raise EngineDeadError(f"{peer} did not call within {JOIN_TIMEOUT_S} s")
     listener.close()
-    return Channel(connection, peer)
+    return channel
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Splits `ip:port` into its parts."""
-    ip, _, port = address.rpartition(":")
-    return ip, int(port)
+def _open_store(ip: str, world: Star, place: ParallelContext) -> Store:
+    """Returns the store in which process groups exchange the addresses of their connections; rank 0 has it.
 
-
-def _count_on_host(store: Store, place: ParallelContext) -> int:
-    store.set(f"host{place.rank}", socket.gethostname())
-    hosts = [store.get(f"host{rank}").decode() for rank in range(place.num_ranks)]
-    return hosts.count(socket.gethostname())
+    A store of torch.distributed would listen on all addresses of the host, so it is given a socket that listens on one.
+    """
+    timeout = timedelta(seconds=JOIN_TIMEOUT_S)
+    if place.rank:
+        port = world.gather(None)[0]
+        return TCPStore(ip, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    server = socket.create_server((ip, 0))
+    port = server.getsockname()[1]
+    store = TCPStore(
+        ip, port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=server.detach()
+    )
+    world.gather(port)
+    return store
 
 
 def _share_memory(
-    store: Store, world: Star, place: ParallelContext, device: torch.device, channels: list[Channel]
+    world: Star, place: ParallelContext, can_share: bool, channels: list[Channel]
 ) -> SharedCollectives | None:
     """Returns collectives in shared memory; None unless all ranks can use them: on CPUs, each pp stage on one host."""
     num_bytes = SharedCollectives.num_bytes(place.tp_size)
-    region = None
-    if device.type == "cpu" and can_share_memory():
-        region = _open_region(store, place.tp_rank, num_bytes)
-    elif place.tp_rank == 0:
-        store.set("region", "")
+    names = world.gather(_make_region(num_bytes) if can_share and place.tp_rank == 0 else "")
+    name = names[place.rank - place.tp_rank]
+    region = _open_region(name, num_bytes) if can_share and name else None
     all_have_it = world.smallest(int(region is not None))
     if region is None:
         return None
@@ -255,17 +256,18 @@ def _share_memory(
     return SharedCollectives(region, place.tp_rank, place.tp_size, lambda: check_alive(channels))
 
 
-def _open_region(store: Store, tp_rank: int, num_bytes: int) -> SharedRegion | None:
-    """Returns the region, which `tp_rank` 0 makes; None if there is no memory for it, or it is on another host."""
+def _make_region(num_bytes: int) -> str:
+    """Returns the name of a new region of shared memory; empty if there is no memory for it."""
     try:
-        if tp_rank == 0:
-            name = ""
-            try:
-                name = SharedRegion.create(num_bytes)
-            finally:
-                store.set("region", name)
-        name = store.get("region").decode()
-        return SharedRegion(name, num_bytes) if name else None
+        return SharedRegion.create(num_bytes)
+    except OSError:
+        return ""
+
+
+def _open_region(name: str, num_bytes: int) -> SharedRegion | None:
+    """Returns a region of shared memory; None if it is on another host."""
+    try:
+        return SharedRegion(name, num_bytes)
     except OSError:
         return None
 
@@ -275,7 +277,3 @@ def _own_ip(other: str) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((other, 1))
         return str(probe.getsockname()[0])
-
-
-def _timeout() -> timedelta:
-    return timedelta(seconds=JOIN_TIMEOUT_S)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .channel import Channel
 
 __all__ = ["Star"]
@@ -19,8 +21,8 @@ class Star:
         self._channels = channels
         self._rank = rank
 
-    def smallest(self, value: int) -> int:
-        """Waits until each rank has called with its value, and returns the smallest of these values.
+    def gather(self, value: Any) -> list[Any]:
+        """Waits until each rank has called with its value, and returns these values in the order of ranks.
 
         Raises:
             MillraceError: A rank has ended, or has sent the error with which it failed.
@@ -28,7 +30,8 @@ class Star:
         if self._rank:
             (channel,) = self._channels
             channel.send_object(value)
-            return int(channel.receive_object())
+            values: list[Any] = channel.receive_object()
+            return values
         values = [value]
         for channel in self._channels:
             told = channel.receive_object()
@@ -36,5 +39,9 @@ class Star:
                 raise told
             values.append(told)
         for channel in self._channels:
-            channel.send_object(min(values))
-        return min(values)
+            channel.send_object(values)
+        return values
+
+    def smallest(self, value: int) -> int:
+        """Waits until each rank has called with its value, and returns the smallest of these values; see `gather`."""
+        return int(min(self.gather(value)))

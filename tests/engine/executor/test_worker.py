@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 
 from millrace.engine.config import EngineConfig
 from millrace.engine.executor.plan_wire import encode_plan
 from millrace.engine.executor.worker import CLOSE, STEP, Worker
-from millrace.engine.parallel.channel import Channel
 from millrace.engine.parallel.context import SINGLE
 from millrace.engine.step_plan import StepPlan
+from ranks import connected_channels
 
 
 class Log(list[str]):
@@ -27,17 +26,10 @@ class Log(list[str]):
         self.append("stop")
 
 
-def tcp_pair() -> tuple[socket.socket, socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        near = socket.create_connection(server.getsockname())
-        return near, server.accept()[0]
-
-
 def test_the_watchdog_is_told_of_steps_and_of_the_time_without_one() -> None:
-    near, far = tcp_pair()
+    rank_0, channel = connected_channels()
     log = Log()
-    worker = Worker(EngineConfig(model="nowhere"), log, SINGLE, Channel(far, "rank 0"), log)  # type: ignore[arg-type]
-    rank_0 = Channel(near, "rank 1")
+    worker = Worker(EngineConfig(model="nowhere"), log, SINGLE, channel, log)  # type: ignore[arg-type]
     thread = threading.Thread(target=worker.run)
     thread.start()
     rank_0.send(STEP + encode_plan(StepPlan(rows=[7], starts=[0], counts=[1], samples=[True])))

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millrace.engine.embeds.span import EmbeddedSpan
 from millrace.engine.errors import EngineDeadError
 from millrace.engine.executor.plan_wire import decode_plan, encode_plan, known_tokens
 from millrace.engine.kv_cache import KVCacheManager
@@ -22,6 +23,7 @@ from millrace.engine.parallel.stage_link import ChannelLink
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.scheduler import Scheduler
 from millrace.engine.sequence import Sequence
+from ranks import connected_channels
 
 shares_memory = pytest.mark.skipif(not can_share_memory(), reason="no shared memory that keeps its order")
 
@@ -31,14 +33,7 @@ SECRET = new_secret()
 
 @pytest.fixture
 def ends() -> tuple[Channel, Channel]:
-    listener = Listener("127.0.0.1", SECRET)
-    with ThreadPoolExecutor(1) as pool:
-        accepted = pool.submit(listener.accept, 10)
-        near = connect(*listener.address, SECRET, "rank 0", 10)
-        connection = accepted.result()
-    listener.close()
-    assert connection is not None
-    return near, Channel(connection, "rank 1")
+    return connected_channels()
 
 
 def test_messages_arrive_whole_and_in_order(ends: tuple[Channel, Channel]) -> None:
@@ -106,9 +101,9 @@ def test_who_does_not_know_the_secret_is_turned_away_and_the_next_one_heard() ->
         assert accepted.result() is None
         accepted = pool.submit(listener.accept, 10)
         connect(*listener.address, SECRET, "rank 0", 10).close()
-        connection = accepted.result()
-    assert connection is not None
-    connection.close()
+        channel = accepted.result()
+    assert channel is not None
+    channel.close()
     listener.close()
 
 
@@ -120,7 +115,7 @@ def test_a_caller_does_not_trust_a_listener_without_the_secret() -> None:
             with connection:
                 connection.sendall(bytes(16))  # a challenge
                 connection.recv(4096)
-                connection.sendall(bytes(32))  # no proof
+                connection.sendall(bytes(32))  # not a proof
 
         pretended = pool.submit(pretend)
         with pytest.raises(EngineDeadError, match="not of this engine"):
@@ -129,7 +124,9 @@ def test_a_caller_does_not_trust_a_listener_without_the_secret() -> None:
 
 
 def make_request(index: int) -> Sequence:
-    params = SamplingParams(temperature=0.5, seed=7, bad_words=["no"], min_tokens=2)
+    params = SamplingParams(
+        temperature=0.5, seed=7, bad_words=["no"], min_tokens=2, max_tokens=None, logit_bias={9: 1.5}
+    )
     return Sequence(
         request_id=str(index),
         index=0,
@@ -140,6 +137,7 @@ def make_request(index: int) -> Sequence:
         max_tokens_total=9,
         stop_token_ids={5: None},
         bad_word_ids=[[4, 5]],
+        spans=[EmbeddedSpan(1, torch.tensor([[0.5, -3.0]], dtype=torch.bfloat16))],
     )
 
 
@@ -149,8 +147,9 @@ def test_a_plan_crosses_without_what_only_the_scheduler_reads() -> None:
         scheduler.add(make_request(index))
     plan = scheduler.schedule()
     assert plan is not None
+    plan.new_tokens = [(1, 4, [7, 8]), (0, 2, [9])]
     received = decode_plan(encode_plan(plan))
-    for name in ("rows", "starts", "counts", "samples", "new_blocks", "num_decodes", "num_shared_blocks"):
+    for name in ("rows", "starts", "counts", "samples", "new_blocks", "new_tokens", "num_decodes", "num_shared_blocks"):
         assert getattr(received, name) == getattr(plan, name), name
     assert not received.sequences and not received.published
     assert known_tokens(plan) == []
@@ -158,6 +157,8 @@ def test_a_plan_crosses_without_what_only_the_scheduler_reads() -> None:
         assert (sent.row, sent.num_tokens) == (got.row, got.num_tokens)
         for name in ("params", "seed", "token_ids", "num_prompt_tokens", "stop_token_ids", "bad_word_ids"):
             assert getattr(sent.sequence, name) == getattr(got.sequence, name), name
+        (ours,), (theirs,) = sent.sequence.spans, got.sequence.spans
+        assert ours.start == theirs.start and torch.equal(ours.embeddings, theirs.embeddings)
     scheduler.update(plan, [30, 31])
     decode = scheduler.schedule()
     assert decode is not None
