@@ -26,6 +26,8 @@ __all__ = ["RemoteTensor", "iter_remote_tensors", "read_metadata"]
 NUM_THREADS = 16  # The threads mostly wait for answers of a store.
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100 << 20
+MAX_DIMS, MAX_LENGTH = 8, 1 << 40
+"""Most dimensions of a tensor, and most elements in one of them; a product of lengths with a 0 in it bounds none."""
 PIECE_BYTES = 16 << 20
 """Bytes of a tensor that are read at once; this rank's part is cut from them before more bytes are read."""
 
@@ -128,7 +130,9 @@ def read_metadata(file: Location) -> dict[str, str]:
     Raises:
         CheckpointError: The file is damaged.
     """
-    metadata: dict[str, str] = _read_header(file, file.size()).get("__metadata__", {})
+    metadata = _read_header(file, file.size()).get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{file} is damaged: its __metadata__ is {metadata!r:.80}; store it again")
     return metadata
 
 
@@ -139,20 +143,34 @@ def _locate_tensors(file: Location) -> dict[str, RemoteTensor]:
     try:
         num_bytes = max((entry["data_offsets"][1] for entry in header.values()), default=0)
         begin = size - num_bytes
-        tensors = {name: _locate(file, begin, **entry) for name, entry in header.items()}
+        tensors = {name: _locate(file, begin, name, **entry) for name, entry in header.items()}
+        _check_places(header)
+        return tensors
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{file} is damaged ({error!r}); store it again") from error
-    for name, tensor in tensors.items():
-        start, stop = header[name]["data_offsets"]
-        if stop - start != tensor.dtype.itemsize * math.prod(tensor.whole_shape):
-            raise CheckpointError(f"{file} is damaged: {name} of {list(tensor.shape)} has {stop - start} bytes")
-    return tensors
+        raise CheckpointError(f"{file} is damaged ({error!r:.300}); store it again") from error
 
 
-def _locate(file: Location, begin: int, dtype: str, shape: list[int], data_offsets: list[int]) -> RemoteTensor:
+def _locate(
+    file: Location, begin: int, name: str, dtype: str, shape: list[int], data_offsets: list[int]
+) -> RemoteTensor:
     """Makes a tensor from its header entry (`dtype`, `shape`, `data_offsets`); the file's data start at `begin`."""
+    start, stop = data_offsets
+    if len(shape) > MAX_DIMS or not all(type(size) is int and 0 <= size <= MAX_LENGTH for size in shape):
+        raise ValueError(f"{name!r:.80} has the shape {shape!r:.80}")
+    num_bytes = DTYPES[dtype].itemsize * math.prod(shape)
+    if stop - start != num_bytes:
+        raise ValueError(f"{name!r:.80} of {shape} has {stop - start} bytes instead of {num_bytes}")
     parts = tuple((0, length) for length in shape)
-    return RemoteTensor(file, begin + data_offsets[0], DTYPES[dtype], torch.Size(shape), parts)
+    return RemoteTensor(file, begin + start, DTYPES[dtype], torch.Size(shape), parts)
+
+
+def _check_places(header: dict[str, Any]) -> None:
+    """Raises if the tensors do not lie in the file one after another, without a gap and without an overlap."""
+    end = 0
+    for start, stop in sorted(entry["data_offsets"] for entry in header.values()):
+        if start != end:
+            raise ValueError(f"the bytes {start} to {stop} of a tensor do not follow byte {end}")
+        end = stop
 
 
 def _read_header(file: Location, size: int) -> dict[str, Any]:
@@ -164,8 +182,8 @@ def _read_header(file: Location, size: int) -> dict[str, Any]:
     try:
         header: dict[str, Any] = json.loads(file.read_bytes(LENGTH_BYTES, begin))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{file} is damaged ({error!r}); store it again") from error
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file} is damaged ({error!r:.300}); store it again") from error
     if size != begin + max(ends, default=0):
         raise CheckpointError(f"{file} is truncated: {size} bytes instead of {begin + max(ends, default=0)}")
     return header

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from millrace import LLM, ConfigError, SamplingParams
 from millrace.engine.errors import CheckpointError
 from millrace.engine.storage import Location
 from millrace.engine.weights.checkpoint import iter_tensors
-from millrace.engine.weights.remote import RemoteTensor
+from millrace.engine.weights.remote import RemoteTensor, iter_remote_tensors, read_metadata
 from s3 import CREDENTIALS, S3Server
 
 PROMPTS = ["The mill wheel", "Rows stream in", "0 1 2 3"]
@@ -120,6 +123,51 @@ def test_damaged_weights_in_a_bucket_are_named(tiny_model: Callable[[str], Path]
     said = "only safetensors" if damage == "pickle" else "model.safetensors is truncated"
     with pytest.raises(CheckpointError, match=said):
         list(iter_tensors(place))
+
+
+def store_header(path: Path, header: Any, num_bytes: int) -> Location:
+    """Writes a file with a header of its own, as text or as an object, and `num_bytes` bytes of numbers."""
+    text = header if isinstance(header, str) else json.dumps(header)
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(num_bytes))
+    return Location.at(path)
+
+
+def entry(shape: list[Any], start: Any, stop: Any, dtype: str = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
+
+
+@pytest.mark.parametrize(
+    ("header", "num_bytes"),
+    [
+        ({"x": entry([2**62, 0], 0, 0)}, 0),
+        ({"x": entry([2**62, 2**62, 0], 0, 0)}, 0),
+        ({"x": entry([2**64, 4], 0, 4)}, 4),
+        ({"x": entry([-1, -1], 0, 4)}, 4),
+        ({"x": entry([1.0], 0, 4)}, 4),
+        ({"x": entry([True], 0, 4)}, 4),
+        ({"x": entry(["1"], 0, 4)}, 4),
+        ({"x": entry([1] * 100, 0, 4)}, 4),
+        ({"x": entry([1], -4, 0), "y": entry([1], 0, 4)}, 4),
+        ({"x": entry([0], 4, 4)}, 4),
+        ({"x": entry([1], 0, 4), "y": entry([2], 0, 8)}, 8),
+        ({"x": entry([1], 4, 8)}, 8),
+        ({"x": entry([1], 0, 4, "F4096")}, 4),
+        ({"x": entry([1], 0, 4) | {"more": 1}}, 4),
+        ({"x": None}, 0),
+        ("[" * 100_000, 0),
+        ("[]", 0),
+    ],
+)
+def test_a_header_of_nonsense_is_a_damaged_file(tmp_path: Path, header: Any, num_bytes: int) -> None:
+    file = store_header(tmp_path / "model.safetensors", header, num_bytes)
+    with pytest.raises(CheckpointError, match=r"is damaged|is truncated") as caught:
+        list(iter_remote_tensors([file]))
+    assert len(str(caught.value)) < 600
+
+
+def test_metadata_of_nonsense_is_a_damaged_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="__metadata__"):
+        read_metadata(store_header(tmp_path / "model.safetensors", {"__metadata__": "x"}, 0))
 
 
 @pytest.mark.usefixtures("proxy")
