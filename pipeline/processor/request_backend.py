@@ -88,6 +88,7 @@ def make_http_stages(config: HttpRequestProcessorConfig, num_processes: int) -> 
         max_response_bytes=config.max_response_bytes,
         max_concurrent_requests=_share(config, num_processes),
         session_factory=config.session_factory,
+        follow_other_origins=config.follow_other_origins,
         stop_on_error=config.stop_on_error,
     )
     return [stage]

@@ -43,6 +43,8 @@ class HttpRequestProcessorConfig(RequestProcessorConfig):
         max_response_bytes: Size of the largest answer that is read, decompressed; the row of a larger one fails.
         session_factory: Function that makes the `aiohttp.ClientSession`, in the worker, for settings that have no field
             here: TLS, proxies, cookies.
+        follow_other_origins: Whether an answer may be fetched from another origin (scheme, host, port) when the server
+            redirects there. The headers and the row are not sent to it.
         http_request_stage: Resources of the operator that sends; it cannot be switched off.
     """
 
@@ -55,6 +57,7 @@ class HttpRequestProcessorConfig(RequestProcessorConfig):
     request_timeout_s: float | None = Field(default=300.0, gt=0)
     max_response_bytes: int = Field(default=16 << 20, gt=0)
     session_factory: Callable[[], Any] | None = Field(default=None, exclude=True, repr=False)
+    follow_other_origins: bool = False
     http_request_stage: HttpRequestStageConfig = HttpRequestStageConfig()
 
     @field_validator("url")

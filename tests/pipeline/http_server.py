@@ -123,7 +123,7 @@ def running(server: Server) -> Iterator[Server]:
 
     async def start() -> web.AppRunner:
         app = web.Application()
-        app.router.add_post("/{path:.*}", server.handle)
+        app.router.add_route("*", "/{path:.*}", server.handle)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ....engine.errors import PromptTypeError
 from ... import columns
 from ..base import RowError
 from .pace import RetryRule, Throttle
+from .redirect import post
 from .request import DescribedError, RequestId, RequestStage
 
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
@@ -86,6 +88,7 @@ class HttpRequestStage(RequestStage):
         max_concurrent_requests: Most requests under way at once.
         session_factory: Function that makes the session, in the worker; None for a session without a limit on
             connections.
+        follow_other_origins: Whether an answer may be fetched from another origin when the server redirects there.
         stop_on_error: Whether the first failed row stops the job.
     """
 
@@ -102,6 +105,7 @@ class HttpRequestStage(RequestStage):
         max_response_bytes: int = MAX_RESPONSE_BYTES,
         max_concurrent_requests: int = 256,
         session_factory: SessionFactory | None = None,
+        follow_other_origins: bool = False,
         stop_on_error: bool = False,
     ) -> None:
         super().__init__(max_concurrent_requests, stop_on_error=stop_on_error)
@@ -112,6 +116,7 @@ class HttpRequestStage(RequestStage):
         self._headers = dict(headers or {})
         self._throttle = Throttle(qps)
         self._retry = retry or RetryRule()
+        self._follow_other_origins = follow_other_origins
         self._timeout = aiohttp.ClientTimeout(total=request_timeout_s)
         self._max_bytes = max_response_bytes
         self._session = self.wait(_open(session_factory or _unlimited_session))
@@ -142,8 +147,8 @@ class HttpRequestStage(RequestStage):
     async def _send(self, payload: Any) -> Answer:
         await self._throttle()
         # The body is encoded for each attempt, because a form can be sent only once.
-        body, headers = encode(payload, self._headers)
-        async with self._session.post(self._url, data=body, headers=headers, timeout=self._timeout) as response:
+        request = functools.partial(encode, payload, self._headers)
+        async with post(self._session, self._url, request, self._timeout, self._follow_other_origins) as response:
             retry_after = response.headers.get("Retry-After")
             return Answer(response.status, response.reason or "", retry_after, await self._read_body(response))
 

@@ -243,3 +243,55 @@ def test_the_users_session_is_used(server: Server, make_stage: MakeStage) -> Non
 
 def test_one_row_alone(server: Server, make_stage: MakeStage) -> None:
     assert json.dumps(make_stage().process({"payload": [1]})["http_response"]) == '{"echo": [1]}'
+
+
+SECRET = {"Authorization": "Bearer secret", "api-key": "secret", "Content-Type": "application/json"}
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Server]:
+    with running(Server()) as server:
+        yield server
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_to_another_origin_gets_nothing(
+    server: Server, elsewhere: Server, make_stage: MakeStage, code: int
+) -> None:
+    server.answers = [status(code, Location=elsewhere.url)]
+    (row,) = run(make_stage(headers=SECRET), {"text": "private"})
+    assert row.error is not None and row.error.kind == "HttpRedirectError" and not row.error.retryable
+    assert "another origin" in row.error.message and elsewhere.url.partition("/v1")[0] in row.error.message
+    assert not elsewhere.seen
+
+
+def test_an_answer_at_another_origin_is_fetched_without_secrets_where_a_setting_allows_it(
+    server: Server, elsewhere: Server, make_stage: MakeStage
+) -> None:
+    def session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(headers={"X-Key": "secret"}, cookies={"key": "secret"})
+
+    stage = make_stage(headers=SECRET, session_factory=session, follow_other_origins=True)
+    server.answers = [status(303, Location=elsewhere.url), status(307, Location=elsewhere.url)]
+    elsewhere.answers = [status(200, "7")]
+    rows = run(stage, {"text": "private"}) + run(stage, {"text": "private"})
+    assert rows[0].data["http_response"] == 7
+    (seen,) = elsewhere.seen
+    assert seen.body == b"" and "secret" not in str(seen.headers)
+    assert rows[1].error is not None and rows[1].error.kind == "HttpRedirectError"  # It asks for the row itself.
+
+
+def test_a_redirect_within_an_origin_is_followed_with_the_request(server: Server, make_stage: MakeStage) -> None:
+    server.answers = [status(307, Location="/v2/ask")]
+    (row,) = run(make_stage(headers=SECRET), [1])
+    assert row.data["http_response"] == {"echo": [1]}
+    assert [seen.headers["api-key"] for seen in server.seen] == ["secret", "secret"]
+
+
+@pytest.mark.parametrize(("location", "said"), [("/v1/ask", "more than 5 times"), ("http://[", "no address")])
+def test_a_redirect_that_leads_nowhere_is_the_error_of_its_row(
+    server: Server, make_stage: MakeStage, location: str, said: str
+) -> None:
+    server.answers = [status(307, Location=location)] * 10
+    (row,) = run(make_stage(), 1)
+    assert row.error is not None and said in row.error.message
