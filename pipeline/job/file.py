@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from ...engine.env import JOB_PREFIX, job_variables
 from ...engine.errors import ConfigError
 from .config import JobConfig
+from .yaml_text import parse_yaml
 
 REQUIRED = tuple(name for name, field in JobConfig.model_fields.items() if field.is_required())
 Places = dict[str, str]
@@ -63,14 +62,11 @@ def read_job_file(file: Path) -> tuple[dict[str, Any], Places]:
     """
     try:
         text = file.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-        lines = dict(_key_lines(yaml.compose(text)))
     except OSError as error:
         raise ConfigError(f"job file {str(file)!r} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"job file {str(file)!r} is not UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(_describe_yaml(str(file), error)) from error
+    values, lines = parse_yaml(text, str(file))
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a job file holds fields such as model, input and output; got {values!r:.80}")
     places = {path: f"{file}:{line}" for path, line in lines.items()}
@@ -121,10 +117,7 @@ def _parsed(path: str, text: str, place: str) -> Any:
     kinds = () if field is None else (field.annotation, *get_args(field.annotation))
     if str in kinds and not (list[str] in kinds and text.startswith("[")):
         return text
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(_describe_yaml(place, error, is_file=False)) from error
+    return parse_yaml(text, place, is_file=False)[0]
 
 
 def _put(values: dict[str, Any], places: Places, path: str, value: Any, place: str) -> None:
@@ -155,11 +148,10 @@ def _with_prices(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         return values
     file = folder / Path(named).expanduser()
     try:
-        table = yaml.safe_load(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"prices: the table {named!r} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(_describe_yaml(str(file), error)) from error
+    table, _ = parse_yaml(text, str(file))
     if not isinstance(table, dict):
         raise ConfigError(f"prices: {named!r} must hold a table such as per_replica_hour: 2.5; got {table!r:.60}")
     return {**values, "prices": table}
@@ -226,22 +218,3 @@ def _outwards(path: str | None) -> Iterator[str]:
     while path:
         yield path
         path = path.rpartition(".")[0]
-
-
-def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Yields the dotted path of every field of a file, and its line, counted from 1."""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            yield f"{prefix}{key.value}", key.start_mark.line + 1
-            yield from _key_lines(value, f"{prefix}{key.value}.")
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield f"{prefix}{index}", value.start_mark.line + 1
-            yield from _key_lines(value, f"{prefix}{index}.")
-
-
-def _describe_yaml(place: str, error: yaml.YAMLError, *, is_file: bool = True) -> str:
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    line = f":{mark.line + 1}" if is_file and mark is not None else ""
-    return f"{place}{line}: not valid YAML: {problem}"
