@@ -183,11 +183,11 @@ def _meet(rendezvous: Rendezvous, place: ParallelContext, check: Callable[[], No
     deadline = time.monotonic() + JOIN_TIMEOUT_S
     while len(found) < place.num_ranks - 1:
         check()
-        channel = listener.accept(_LOOK_S)
-        if channel is not None:
-            rank = channel.receive_object()
-            channel.peer = f"rank {rank}"
-            found[rank] = channel
+        caller = listener.accept(_LOOK_S)
+        if caller is not None:
+            rank = caller.receive_object()
+            caller.peer = f"rank {rank}"
+            found[rank] = caller
         elif time.monotonic() > deadline:
             raise EngineDeadError(
                 f"{len(found) + 1} of {place.num_ranks} ranks came to {rendezvous.ip} within {JOIN_TIMEOUT_S} s; "
@@ -204,7 +204,8 @@ def _link_stages(rendezvous: Rendezvous, world: Star, place: ParallelContext, ip
     to_next = from_previous = None
     if not place.is_last_stage:
         rank = place.rank + place.tp_size
-        to_next = connect(*addresses[rank], rendezvous.secret, f"rank {rank}", JOIN_TIMEOUT_S)
+        next_ip, port = addresses[rank]
+        to_next = connect(next_ip, port, rendezvous.secret, f"rank {rank}", JOIN_TIMEOUT_S)
     if listener is not None:
         from_previous = _await_call(listener, f"rank {place.rank - place.tp_size}")
     return ChannelLink(to_next, from_previous)
