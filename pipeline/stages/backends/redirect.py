@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
-from yarl import URL
 
 __all__ = ["HttpRedirectError", "post"]
 
@@ -72,16 +71,16 @@ async def post(
         yield response
 
 
-def _target(response: aiohttp.ClientResponse) -> URL:
-    """Returns the address to which an answer redirects."""
+def _target(response: aiohttp.ClientResponse) -> Any:
+    """Returns the address to which an answer redirects, as read by the class that aiohttp uses for its requests."""
     try:
-        target = response.url.join(URL(response.headers["Location"]))
+        target = response.url.join(type(response.url)(response.headers["Location"]))
         target.origin()
     except ValueError as error:
         raise HttpRedirectError("the server redirects to what is no address") from error
     return target
 
 
-def _refusal(target: URL, is_post: bool) -> str:
+def _refusal(target: Any, is_post: bool) -> str:
     asked = "set url to that address" if is_post else "set url to that address, or follow_other_origins to True"
     return f"the server redirects to another origin, {target.origin()}, which the row was not sent to; {asked}"

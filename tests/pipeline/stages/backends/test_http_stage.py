@@ -122,7 +122,7 @@ def test_a_request_that_hangs_is_cut_off_and_sent_again(server: Server, make_sta
     [
         ([status(400, "no " + "x" * 999)], "HttpStatusError: {url} answered 400 Bad Request: 'no", False, 1),
         ([status(404)], "HttpStatusError: {url} answered 404 Not Found: ''", False, 1),
-        ([status(301, Location="ftp://elsewhere")], "NonHttpUrlRedirectClientError", False, 1),
+        ([status(301, Location="ftp://elsewhere")], "HttpRedirectError: {url}: the server redirects", False, 1),
         ([status(503, "busy")] * 4, "HttpStatusError: {url} answered 503 Service Unavailable: 'busy'", True, 4),
         ([hang_up] * 4, "ServerDisconnectedError: {url}: Server disconnected", True, 4),
         ([status(200, "<html>")], "HttpBodyError: {url} answered 200 with a body that is no JSON: '<html>'", False, 1),
