@@ -16,6 +16,7 @@ from .errors import ConfigError, unknown_key_message
 from .pooling.config import PoolerConfig
 from .pooling.params import POOLING_TASKS
 from .quantization.registry import scheme_names
+from .shown import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +259,8 @@ class EngineConfig:
             elif name in IGNORED:
                 anyway, why = IGNORED[name]
                 if value != anyway and value is not None:
-                    warnings.append(f"{name}={value!r} is ignored: {why}")
+                    shown = without_secrets({name: value})[name]
+                    warnings.append(f"{name}={shown!r} is ignored: {why}")
             elif name in ONLY:
                 if value is not None and value not in ONLY[name]:
                     allowed = " or ".join(repr(allowed) for allowed in ONLY[name])

@@ -33,9 +33,14 @@ import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from .shown import without_secrets
+
 
 class MillraceError(Exception):
-    """Base class of all errors of this package."""
+    """Base class of all errors of this package. The message of an error holds no secrets, see `without_secrets`."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*map(without_secrets, args))
 
 
 class UserError(MillraceError, ValueError):
@@ -142,7 +147,8 @@ class RequestError:
         Returns:
             The description. It is retryable if the exception is an `EngineError` or a `StorageError`.
         """
-        return cls(type(error).__name__, str(error) or repr(error), isinstance(error, EngineError | StorageError))
+        message = without_secrets(str(error) or repr(error))
+        return cls(type(error).__name__, message, isinstance(error, EngineError | StorageError))
 
     def to_exception(self) -> MillraceError:
         """Returns an exception of the class `kind` with the message; `ModelExecutionError` if the class is unknown."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..engine.errors import ConfigError, unknown_key_message
+from ..engine.shown import without_secrets
 
 
 class Settings(BaseModel):
@@ -27,6 +29,11 @@ class Settings(BaseModel):
         if not name.startswith("_"):
             raise ConfigError(f"a {type(self).__name__} does not change; use config.replace({name}={value!r:.60})")
         super().__setattr__(name, value)
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yields what the text of the config shows of its fields."""
+        for name, value in super().__repr_args__():
+            yield name, without_secrets({name: value})[name]
 
     def replace(self, **changes: Any) -> Self:
         """Returns a checked copy with some fields changed.
@@ -51,4 +58,5 @@ def _describe(model: type[BaseModel], problem: Any) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if isinstance(problem.get("ctx", {}).get("error"), ConfigError) and "\n" not in message:
         return message if place in message or not place else f"{model.__name__}.{place}: {message}"
-    return f"{model.__name__}.{place}: {message[:1].lower()}{message[1:]}; got {problem['input']!r:.100}"
+    shown = without_secrets({place: problem["input"]})[place]
+    return f"{model.__name__}.{place}: {message[:1].lower()}{message[1:]}; got {shown!r:.100}"

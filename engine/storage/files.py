@@ -8,6 +8,7 @@ from typing import Protocol
 
 from ..env import STORAGE_TIMEOUT, storage_timeout
 from ..errors import ConfigError
+from ..shown import has_user
 
 
 def _default_timeout_s() -> float:
@@ -38,6 +39,11 @@ class StorageOptions:
     def __post_init__(self) -> None:
         if self.endpoint_url is not None and not self.endpoint_url.startswith(("http://", "https://")):
             raise ConfigError(f"endpoint_url must begin with http:// or https://; got {self.endpoint_url!r}")
+        if self.endpoint_url is not None and has_user(self.endpoint_url):
+            raise ConfigError(
+                f"endpoint_url holds a user or a password: {self.endpoint_url!r}; set them in the environment, as "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
         for name in ("connect_timeout_s", "read_timeout_s", "max_attempts"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be greater than 0; got {getattr(self, name)!r}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Self, cast
 from urllib.parse import unquote, urlsplit
 
+from ..shown import without_secrets
 from .files import FileInfo, Files, StorageOptions
 from .local import LocalFiles
 from .range_file import RangeFile
@@ -54,6 +55,9 @@ class Location:
 
     def __str__(self) -> str:
         return self.url
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({without_secrets(self.url)!r})"
 
     @property
     def name(self) -> str:

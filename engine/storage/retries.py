@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from ..errors import ConfigError, StorageError, UserError
+from ..shown import without_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ def with_retries(call: Callable[[], Result], action: str, url: str, max_attempts
     """
     from tenacity import Retrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
+    url = without_secrets(url)
     retrying = Retrying(
         stop=stop_after_attempt(max_attempts),
         wait=wait_random_exponential(FIRST_WAIT_S, MAX_WAIT_S),
@@ -157,7 +159,7 @@ def _bucket(url: str) -> str:
 
 def _describe(state: Any) -> str:
     error = state.outcome.exception()
-    return f"{type(error).__name__}: {_first_line(error)}"
+    return f"{type(error).__name__}: {without_secrets(_first_line(error))}"
 
 
 def _first_line(error: BaseException) -> str:

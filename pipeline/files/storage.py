@@ -13,7 +13,7 @@ from .arrow_files import ArrowFiles
 __all__ = ["FileInfo", "Storage", "StorageOptions"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # `Location` has one without secrets.
 class Storage(Location):
     """A file or a folder of a job, local or behind a URL, for Python and for Arrow."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -138,6 +139,8 @@ class JobFolder:
     def write_state(self, state: JobState) -> None:
         """Writes the description of a job into the folder."""
         self.state_file.write_bytes(json.dumps(asdict(state), indent=2, ensure_ascii=False).encode())
+        if self.state_file.is_local:  # The prompts and settings of a job are its owner's.
+            os.chmod(self.state_file.url, 0o600)
 
     def check(self, state: JobState, overwrite: bool) -> bool:
         """Checks that a job may begin in this folder or resume there.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import functools
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from ray.data import Dataset
 
 from ..._version import __version__
 from ...engine.errors import ConfigError
+from ...engine.shown import HIDDEN, without_secrets
 from .. import columns
 from ..files.storage import Storage
 from ..ledger.index import RowIndex
@@ -40,6 +42,9 @@ from .writing import Done, LiveCounts, warn_of_left_out, write_rows
 __all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "prepare_resume", "prepare_retry", "run_job"]
 
 logger = logging.getLogger(__name__)
+
+_WITH_SECRETS = ("model", "input", "output", "endpoint_url", "engine")
+"""Fields of a job whose values may hold passwords or keys, which are not kept. Prompts are kept as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,14 +277,21 @@ def _changed(state: JobState, output: str, changes: dict[str, Any]) -> JobConfig
             f"{output!r} was written by write_results: call that again, with the same processor and dataset"
         )
     given = {name: value for name, value in changes.items() if value is not None}
+    if HIDDEN in json.dumps([state.job[name] for name in ("model", "input")]):
+        raise ConfigError(
+            f"the model or the input of {output!r} has a password or a key in its address, which is not kept; go on "
+            "with `millrace run` and the job file"
+        )
     return JobConfig(**{**state.job, "output": output, **given})
 
 
 def _state(job: JobConfig, source: Source) -> JobState:
-    tables = [{"table": url, "version": version} for url, version in source.versions.items()]
-    files = [{"url": file.path, "size": file.size, "etag": file.etag} for file in source.files]
+    tables = [{"table": without_secrets(url), "version": version} for url, version in source.versions.items()]
+    files = [{"url": without_secrets(file.path), "size": file.size, "etag": file.etag} for file in source.files]
     schema = base64.b64encode(_with_read_error(source.schema).serialize().to_pybytes()).decode()
-    return JobState(job.model_dump(mode="json"), [*tables, *files], source.num_rows, schema, __version__)
+    fields = job.model_dump(mode="json")
+    fields |= without_secrets({name: fields[name] for name in _WITH_SECRETS})
+    return JobState(fields, [*tables, *files], source.num_rows, schema, __version__)
 
 
 def _read_schema(text: str) -> pa.Schema:

@@ -81,7 +81,7 @@ def make_http_stages(config: HttpRequestProcessorConfig, num_processes: int) -> 
 
     stage = HttpRequestStage(
         config.url,
-        headers=config.headers,
+        headers={name: secret.get_secret_value() for name, secret in (config.headers or {}).items()},
         qps=None if config.qps is None else config.qps / num_processes,
         retry=RetryRule(config.max_retries, config.base_retry_wait_time_in_s, config.max_retry_wait_time_in_s),
         request_timeout_s=config.request_timeout_s,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from ...engine.errors import ConfigError
 from ..stages.stage_config import StageConfig, read_stage
@@ -31,7 +31,7 @@ class HttpRequestProcessorConfig(RequestProcessorConfig):
 
     Attributes:
         url: URL of the endpoint.
-        headers: Headers of every request.
+        headers: Headers of every request. Their values are secrets: they are in no message and no repr.
         qps: Most requests that the whole job sends in a second, retries included; None for no limit.
         max_retries: Most times that a request is sent again after a status of 408, 429, 500, 502, 503 or 504, a
             timeout, a lost connection or a cut body.
@@ -49,7 +49,7 @@ class HttpRequestProcessorConfig(RequestProcessorConfig):
     """
 
     url: str
-    headers: dict[str, str] | None = Field(default=None, repr=False)
+    headers: dict[str, SecretStr] | None = None
     qps: float | None = Field(default=None, gt=0)
     max_retries: int = Field(default=0, ge=0)
     base_retry_wait_time_in_s: float = Field(default=1.0, gt=0)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from ...engine.errors import ConfigError
+from ...engine.shown import without_secrets
 from ..files.storage import FileInfo, Storage, StorageOptions
 from .base import InputFile
 from .file_name import split_extensions
@@ -66,7 +67,7 @@ def _files_at(place: Storage, format: str | None, versions: Mapping[str, int]) -
             raise ConfigError(
                 f"input {place.url!r} is a {table.title}, whose files are {table.file_format}; got format {format!r}"
             )
-        return table.files(place, versions.get(place.url))
+        return table.files(place, versions.get(without_secrets(place.url)))
     if format in TABLES.names:
         raise ConfigError(f"input {place.url!r} is no {TABLES[format].title}: it holds no {TABLES[format].log_folder}")
     files = _expand(place, info, format)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ...engine.errors import RequestError, UserError
+from ...engine.shown import without_secrets
 from ..errors import RowFailedError
 
 MAX_MESSAGE = 4000
@@ -41,7 +42,7 @@ class RowError:
         # An exception may quote any text of its row, but a column of text holds neither halves of surrogate pairs nor
         # a gigabyte.
         text = self.message[:MAX_MESSAGE].encode("utf-8", "backslashreplace").decode()
-        object.__setattr__(self, "message", text)
+        object.__setattr__(self, "message", without_secrets(text))
 
     @classmethod
     def from_exception(cls, stage: str, error: BaseException) -> RowError:

@@ -112,4 +112,19 @@ def test_a_mistake_is_said_in_one_line(fields: dict[str, Any], said: str) -> Non
 
 
 def test_secrets_are_not_shown() -> None:
-    assert "secret" not in repr(HttpRequestProcessorConfig(url="http://here", headers={"Authorization": "secret"}))
+    config = HttpRequestProcessorConfig(
+        url="http://me:secret@here/ask?api-key=secret",
+        headers={"Authorization": "secret"},
+        runtime_env={"env_vars": {"HF_TOKEN": "secret", "MODE": "fast"}},
+    )
+    assert "secret" not in f"{config!r} {config} {config.model_dump()['headers']}" and "fast" in repr(config)
+    assert "secret" not in repr(http_backend(config).info)
+    changed = config.replace(qps=3)
+    assert changed.headers is not None and changed.headers["Authorization"].get_secret_value() == "secret"
+
+
+@pytest.mark.parametrize("fields", [{"headers": {"api-key": b"\xffsecret"}}, {"url": "ftp://me:secret@here"}])
+def test_a_mistake_is_said_without_the_secret(fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        HttpRequestProcessorConfig(**{"url": "http://here", **fields})
+    assert "secret" not in str(caught.value)

@@ -1,0 +1,43 @@
+"""What a job keeps of itself in its output folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from millrace.engine.errors import ConfigError
+from millrace.pipeline.files.storage import Storage
+from millrace.pipeline.job.config import JobConfig
+from millrace.pipeline.job.folder import JobFolder
+from millrace.pipeline.job.run import _state, prepare_resume
+
+URL = "https://me:pw@host/rows.parquet?token=pw"
+
+
+def begin(folder: Path, **fields: Any) -> Path:
+    """Writes the state of a job into a folder, and returns the file."""
+    job = JobConfig(**{"model": "m", "input": URL, "output": str(folder), "prompt": "{x}", **fields})
+    file = SimpleNamespace(path=URL, size=1, etag="e")
+    source = SimpleNamespace(versions={}, files=[file], schema=pa.schema([]), num_rows=1)
+    JobFolder(Storage.at(folder)).write_state(_state(job, source))  # type: ignore[arg-type]
+    return folder / "_millrace" / "job.json"
+
+
+def test_the_state_of_a_job_holds_no_secret_and_is_its_owners(tmp_path: Path) -> None:
+    prompt = "Is https://you:me@there right?"
+    file = begin(tmp_path, engine={"hf_token": "pw", "max_num_seqs": 3}, prompt=prompt)
+    text = file.read_text()
+    assert "pw" not in text and "host/rows.parquet" in text and json.loads(text)["job"]["prompt"] == prompt
+    assert json.loads(text)["job"]["engine"]["max_num_seqs"] == 3
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_job_whose_address_is_not_kept_is_resumed_with_its_file(tmp_path: Path) -> None:
+    begin(tmp_path)
+    with pytest.raises(ConfigError, match="millrace run"):
+        prepare_resume(str(tmp_path))
