@@ -3,6 +3,7 @@
     MillraceError
     ├── UserError (also ValueError)           the caller gave a value that cannot be used
     │   ├── ConfigError                       a setting of an engine, pool, processor or job is wrong
+    │   │   └── OutputInUseError              another run writes to the output
     │   ├── SamplingParamsError               a field of SamplingParams is wrong
     │   ├── PoolingParamsError                a field of PoolingParams is wrong
     │   ├── PromptError                       a prompt cannot be run
@@ -14,6 +15,7 @@
     │   ├── CheckpointError                   a model folder cannot be read
     │   └── UnsupportedModelError             a model is not implemented
     ├── StorageError (also OSError)           a file behind a URL cannot be read or written, even after retries
+    ├── DamagedOutputError                    a file of an unfinished output is missing or damaged, or rows are
     └── EngineError (also RuntimeError)       the engine failed to run a request
         ├── NumericalError                    the model's results for one request hold NaN
         ├── ModelExecutionError               the forward pass raised an error
@@ -49,6 +51,10 @@ class UserError(MillraceError, ValueError):
 
 class ConfigError(UserError):
     """A setting of the engine, the pool, the processor or the job is wrong."""
+
+
+class OutputInUseError(ConfigError):
+    """Another run writes to the output, or has taken it over from this one."""
 
 
 class SamplingParamsError(UserError):
@@ -93,6 +99,10 @@ class UnsupportedModelError(UserError):
 
 class StorageError(MillraceError, OSError):
     """A read or write of a file behind a URL failed, and so did its retries."""
+
+
+class DamagedOutputError(MillraceError):
+    """A file that a job keeps in its output folder is missing or damaged, or rows of the job are missing."""
 
 
 class EngineError(MillraceError, RuntimeError):

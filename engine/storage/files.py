@@ -93,6 +93,10 @@ class Files(Protocol):
         """Writes a whole file atomically: a reader sees either the old content or the new content."""
         ...
 
+    def create(self, url: str, data: bytes) -> bool:
+        """Writes a whole file unless there is one; returns whether this call made the file."""
+        ...
+
     def move(self, url: str, target: str) -> None:
         """Moves a file to the URL `target` in the same storage, and replaces a file that is there."""
         ...

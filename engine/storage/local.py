@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -12,6 +14,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .files import FileInfo
+
+DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+"""Names of drafts: files that a process writes before it renames them. A process that is killed leaves its draft."""
 
 
 class LocalFiles:
@@ -42,22 +47,29 @@ class LocalFiles:
             return file.read(-1 if end is None else end - start)
 
     def write(self, url: str, data: bytes) -> None:
-        """Writes a whole file atomically, by renaming a complete temporary file, and makes its parent folders."""
-        path = Path(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-        try:
-            with draft.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
+        """Writes a whole file atomically and durably, by renaming a complete temporary file; makes its parents."""
+        with _draft(Path(url), data) as draft:
+            draft.replace(url)
+        sync_folder(Path(url).parent)
+
+    def create(self, url: str, data: bytes) -> bool:
+        """Writes a whole file unless there is one, atomically and durably; returns whether this call made the file."""
+        with _draft(Path(url), data) as draft:
+            try:
+                os.link(draft, url)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                    raise
+                if not _create_without_links(url, data):
+                    return False
+        sync_folder(Path(url).parent)
+        return True
 
     def move(self, url: str, target: str) -> None:
-        """Moves a file to the path `target`, replaces a file that is there, and makes its parent folders."""
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        """Moves a file to the path `target` durably, replaces a file that is there, and makes its parent folders."""
+        _make_folder(Path(target).parent)
         try:
             os.replace(url, target)
         except OSError as error:
@@ -65,6 +77,8 @@ class LocalFiles:
                 raise
             self.write(target, Path(url).read_bytes())
             os.unlink(url)
+        for folder in {Path(target).parent, Path(url).parent}:
+            sync_folder(folder)
 
     def remove(self, url: str) -> None:
         """Removes a file, or a folder with everything in it, if it exists."""
@@ -76,7 +90,53 @@ class LocalFiles:
 
     def make_folder(self, url: str) -> None:
         """Makes a folder and its parents."""
-        Path(url).mkdir(parents=True, exist_ok=True)
+        _make_folder(Path(url))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in a folder durable, where the system can: without this, a crash may undo a rename."""
+    with contextlib.suppress(OSError):  # Some file systems cannot, and Windows opens no folder.
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes a folder and its parents durably."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in reversed(missing):
+        sync_folder(one.parent)
+
+
+@contextlib.contextmanager
+def _draft(path: Path, data: bytes) -> Iterator[Path]:
+    """Writes a durable draft beside a path, which is removed at the end if it has not been renamed."""
+    _make_folder(path.parent)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with draft.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _create_without_links(url: str, data: bytes) -> bool:
+    """Makes a file on a file system that has no links. A reader may see it before it is whole."""
+    try:
+        opened = os.open(url, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        return False
+    with os.fdopen(opened, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return True
 
 
 def _describe_all(paths: Iterable[Path]) -> Iterator[FileInfo]:

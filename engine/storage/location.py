@@ -143,6 +143,10 @@ class Location:
         """Writes the whole file and makes its parents. A reader sees the old content or the new, never a mixture."""
         self.files.write(self.url, data)
 
+    def create(self, data: bytes) -> bool:
+        """Writes the whole file unless there is one, and returns whether this call made it: of several, one does."""
+        return self.files.create(self.url, data)
+
     def move_to(self, other: Location) -> None:
         """Renames the file to another location in the same store, replacing any file there."""
         self.files.move(self.url, other.url)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
 from .files import FileInfo, StorageOptions
-from .retries import TruncatedError, with_retries
+from .retries import TruncatedError, error_code, with_retries
+
+logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -24,6 +27,9 @@ PACKAGES = {
     "hf": "huggingface_hub",
 }
 """Protocol -> the package that implements it. These stores have no folders: slashes are part of a file's name."""
+
+CREATES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")
+"""Protocols whose package can write a file only if there is none."""
 
 ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "LastModified", "last_modified", "mtime", "updated")
 """Fields of fsspec's file attributes that hold an etag, a hash or a time of change, in order of preference."""
@@ -101,6 +107,34 @@ class RemoteFiles:
         if self._protocol not in PACKAGES:
             self.make_folder(url.rpartition("/")[0])
         self._call("write", url, lambda: self._fs.pipe_file(url, data))
+
+    def create(self, url: str, data: bytes) -> bool:
+        """Writes a whole file unless there is one; returns whether this call made the file.
+
+        Where the store cannot do this in one request, the file is looked for and then written, with a warning.
+        """
+        made = self._call("create", url, lambda: self._create(url, data)) if self._protocol in CREATES else None
+        if made is None:
+            logger.warning("%s:// cannot create a file only once: never start two runs of one output", self._protocol)
+            if self.info(url) is not None:
+                return False
+            self.write(url, data)
+        # An earlier attempt, whose answer was lost, may have made the file; and another process may have replaced it.
+        return made or self.read(url, 0, None) == data
+
+    def _create(self, url: str, data: bytes) -> bool | None:
+        """Sends the request of `create`; returns whether it made the file, None if the store knows no such request."""
+        try:
+            self._fs.pipe_file(url, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error_code(error) == "NotImplemented":
+                return None
+            if error_code(error) not in ("PreconditionFailed", "ConditionalRequestConflict", "412"):
+                raise
+            return False
+        return True
 
     def move(self, url: str, target: str) -> None:
         """Moves a file to the URL `target`: the store copies the file, and then the file at `url` is removed."""

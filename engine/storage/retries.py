@@ -106,6 +106,11 @@ def is_transient(error: BaseException) -> bool:
     )
 
 
+def error_code(error: BaseException) -> str | None:
+    """Returns the S3 code in an error or its causes, such as ``"NoSuchBucket"``; None if there is none."""
+    return next((code for one in _chain(error) if (code := _code(one)) is not None), None)
+
+
 def _explain(error: Exception, action: str, url: str, max_attempts: int) -> Exception:
     """Returns the error to raise instead of `error`; its message says what failed at which URL and what to do."""
     chain = list(_chain(error))

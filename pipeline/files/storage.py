@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.fs
 
+from ...engine.errors import DamagedOutputError
 from ...engine.storage import BUFFER_BYTES, FileInfo, Location, StorageOptions
 from .arrow_files import ArrowFiles
 
@@ -27,6 +30,25 @@ class Storage(Location):
         if self.is_local:
             return pa.OSFile(self.url, "rb")
         return pa.PythonFile(self.open_input(buffer_bytes, size), mode="r")
+
+    def inside(self, name: str) -> Self:
+        """Returns the location of the file `name` in this folder, where a file that others may have written names it.
+
+        Raises:
+            DamagedOutputError: The name, or a link on the way, leads out of the folder.
+        """
+        parts = name.split("/") if isinstance(name, str) else []
+        found = self / str(name)
+        leads_out = not parts or any(part in ("", ".", "..") for part in parts) or any(c in name for c in "\\:?#\0")
+        if not leads_out and self.is_local:
+            folder = os.path.realpath(self.url)
+            leads_out = os.path.commonpath([folder, os.path.realpath(os.path.dirname(found.url))]) != folder
+        if leads_out:
+            raise DamagedOutputError(
+                f"a file in {self.url!r} names {name!r:.200}, which is not inside that folder: a job has not written "
+                "it; pass another folder"
+            )
+        return found
 
     def filesystem(self) -> tuple[pyarrow.fs.FileSystem, str]:
         """Returns a file system for Arrow, and the path of the file or folder in it."""

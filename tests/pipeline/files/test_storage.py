@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import json
 import os
 import pickle
@@ -21,7 +22,7 @@ import pytest
 
 from fault_proxy import FaultPlan, FaultProxy
 from millrace import ConfigError
-from millrace.engine.errors import StorageError
+from millrace.engine.errors import DamagedOutputError, StorageError
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage, StorageOptions
 from millrace.pipeline.sources import READ_ERROR, Source
@@ -115,6 +116,60 @@ def test_a_local_file_appears_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         file.write_bytes(b"new")
     assert file.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x"]
+
+
+def test_of_several_creators_of_a_file_one_makes_it(folder: Storage) -> None:
+    contents = [f"{index}".encode() for index in range(6)]
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:
+        made = list(threads.map((folder / "x").create, contents))
+    assert sum(made) == 1
+    assert (folder / "x").read_bytes() == contents[made.index(True)]
+    assert [one.name for one in folder.list()] == ["x"]
+
+
+def test_a_creation_whose_answer_is_lost_is_not_taken_for_that_of_another(s3: S3Server, broken: FaultProxy) -> None:
+    root = Storage.at(f"s3://{s3.make_bucket()}/data", options=options(broken))
+    assert all((root / str(index)).create(os.urandom(10)) for index in range(16))
+    assert not (root / "3").create(b"other")
+
+
+def test_a_file_is_created_once_where_there_are_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: Any) -> None:
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr(os, "link", link)
+    assert [Storage.at(tmp_path / "x").create(data) for data in (b"1", b"2")] == [True, False]
+    assert (tmp_path / "x").read_bytes() == b"1"
+
+
+def test_a_store_that_cannot_create_a_file_once_warns(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    file = Storage.at(f"local://{tmp_path}/x")
+    assert [file.create(data) for data in (b"1", b"2")] == [True, False]
+    assert "never start two runs of one output" in caplog.text
+
+
+def test_a_rename_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    whole = os.fsync
+
+    def fsync(number: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{number}"))
+        whole(number)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    file = Storage.at(tmp_path / "a" / "x")
+    file.write_bytes(b"1")
+    assert {str(tmp_path), str(tmp_path / "a")} <= set(synced)
+    synced.clear()
+    file.move_to(Storage.at(tmp_path / "b" / "x"))
+    assert {str(tmp_path / "a"), str(tmp_path / "b")} <= set(synced)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "", ".", "a//b", "s3://b/x", "a\\b", "a\0b"])
+def test_a_name_that_leads_out_of_a_folder_is_refused(folder: Storage, name: str) -> None:
+    with pytest.raises(DamagedOutputError, match="not inside that folder"):
+        folder.inside(name)
+    assert folder.inside("a/b.parquet") == folder / "a" / "b.parquet"
 
 
 def test_bytes_sent_through_a_broken_store_arrive(s3: S3Server, broken: FaultProxy) -> None:
