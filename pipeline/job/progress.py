@@ -137,12 +137,13 @@ class ProgressMonitor:
     def _try_to_look(self) -> None:
         try:
             progress = self._look()
+            if self._show is not None:
+                self._show(progress)
         except (MillraceError, ray.exceptions.RayError, OSError) as error:
             # The pool or the cluster is closing, or the storage does not answer. The job itself reports that.
             logger.debug("no progress to show: %s", error)
-            return
-        if self._show is not None:
-            self._show(progress)
+        except Exception as error:  # noqa: BLE001  # a monitor that fails must not keep results from being published
+            logger.warning("the progress of the job cannot be shown: %s: %s", type(error).__name__, error)
 
     def _look(self) -> Progress:
         stats = self._processor.stats()

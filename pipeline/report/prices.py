@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from ..settings import Settings
 
 HOUR_S = 3600.0
 MILLION = 1e6
+Price = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+"""A finite amount of money. The limit keeps every bill a number that JSON can hold."""
 
 
 class Prices(Settings):
@@ -26,11 +28,11 @@ class Prices(Settings):
     """
 
     currency: str = "USD"
-    per_replica_hour: float | None = Field(default=None, ge=0)
-    per_accelerator_hour: dict[str, float] | None = None
-    per_million_input_tokens: float | None = Field(default=None, ge=0)
-    per_million_cached_tokens: float | None = Field(default=None, ge=0)
-    per_million_output_tokens: float | None = Field(default=None, ge=0)
+    per_replica_hour: Price | None = None
+    per_accelerator_hour: dict[str, Price] | None = None
+    per_million_input_tokens: Price | None = None
+    per_million_cached_tokens: Price | None = None
+    per_million_output_tokens: Price | None = None
 
     def by_time(self, replica_s: float, accelerator_s: Mapping[str, float]) -> float | None:
         """Returns the price of the time of replicas; None if the table has no price for them or their accelerators.

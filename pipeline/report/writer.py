@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 
-from ...engine.errors import MillraceError
 from ..files.storage import Storage
 from ..ledger.counts import Counts
 from .page import render
@@ -48,7 +47,7 @@ class ReportWriter:
             self._folder.make_folder()
             (self._folder / REPORT_JSON).write_bytes(report.as_json().encode())
             (self._folder / REPORT_HTML).write_bytes(render(report.as_dict()).encode())
-        except (OSError, MillraceError) as error:
+        except Exception as error:  # noqa: BLE001  # no failure of a report may end a job
             logger.warning("the report cannot be written to %s: %s", self._folder, error)
         return report
 
@@ -64,6 +63,6 @@ def read_runs(folder: Storage) -> list[Run]:
         return [Run.from_dict(run) for run in data["runs"]] if data["version"] == VERSION else []
     except FileNotFoundError:
         return []
-    except (OSError, MillraceError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # noqa: BLE001  # an old report may hold anything
         logger.warning("the report in %s cannot be read (%s); the new one begins with this run", folder, error)
         return []

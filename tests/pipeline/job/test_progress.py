@@ -128,3 +128,17 @@ def test_other_outputs_get_a_plain_line_in_intervals() -> None:
 
 def test_an_input_of_unknown_length_has_no_remaining_time() -> None:
     assert describe_progress(replace(LOOK, num_rows=None, eta_s=None)).startswith("1,500/? rows, 2 failed")
+
+
+@pytest.mark.parametrize("step", ["show", "save"])
+def test_a_monitor_that_fails_ends_no_job(
+    step: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "SAVE_INTERVAL_S", 0.0)
+
+    def fail(*_: object) -> None:
+        raise ValueError("out of range float values are not JSON compliant")
+
+    with ProgressMonitor(FakeProcessor(), FakeReader(), 1000, 0.0, **{step: fail}):  # type: ignore[arg-type]
+        pass
+    assert "cannot be shown: ValueError: out of range" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from looks import absent, up
 from report_page import Page, check_page
 
+from millrace import ConfigError
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.ledger.counts import Counts
@@ -123,6 +125,20 @@ def test_a_report_that_cannot_be_written_warns(tmp_path: Path, caplog: pytest.Lo
     report = writer.write(Recorder(0.0).finish([], Counts(), 1.0), Counts(), 0)
     assert report.summary.is_complete
     assert "cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize("price", [math.inf, math.nan, -1.0, 1e300])
+@pytest.mark.parametrize("field", ["per_replica_hour", "per_million_input_tokens", "per_million_output_tokens"])
+def test_a_price_is_a_finite_amount(field: str, price: float) -> None:
+    for given in ({field: price}, {"per_accelerator_hour": {"H100": price}}):
+        with pytest.raises(ConfigError, match=next(iter(given))):
+            Prices(**given)  # type: ignore[arg-type]
+
+
+def test_a_report_that_cannot_be_made_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prices = Prices.model_construct(per_replica_hour=math.inf)  # As from an older version.
+    ReportWriter(Storage.at(tmp_path), "m", "out", prices).write(Recorder(0.0).finish([], Counts(), 1.0), Counts(), 0)
+    assert "the report cannot be written" in caplog.text
 
 
 def test_an_empty_job_has_a_page_too(tmp_path: Path) -> None:
