@@ -1,7 +1,7 @@
 """The command line, `millrace`. Each command is a file in `commands/`.
 
 Exit status: 0 if every row succeeded, 1 if the job failed, 2 if an argument or setting is wrong, 3 if some rows failed,
-130 if Ctrl-C stopped the job.
+130 if Ctrl-C stopped the job, 143 if SIGTERM did, 129 if SIGHUP did.
 """
 
 from __future__ import annotations

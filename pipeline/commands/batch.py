@@ -8,7 +8,7 @@ import typer
 import yaml
 
 from ...engine.errors import ConfigError
-from .running import EndpointUrl, JobKind, Verbose, run_shown
+from .running import EndpointUrl, JobKind, TakeOver, Verbose, run_shown
 
 if TYPE_CHECKING:
     from ..openai_batch.job import PreparedBatch
@@ -40,6 +40,7 @@ def batch(
     seed: Annotated[int, typer.Option(help="Seed for lines that give none.")] = 0,
     endpoint_url: EndpointUrl = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files and begin anew.")] = False,
+    take_over: TakeOver = False,
     verbose: Verbose = False,
 ) -> None:
     """Answer an OpenAI batch file. An interrupted run resumes where it stopped."""
@@ -56,14 +57,16 @@ def batch(
         "reasoning_parser": reasoning_parser,
         "endpoint_url": endpoint_url,
     }
-    run_shown(lambda: _prepare(fields, engine or [], overwrite), verbose=verbose, load_kind=_kind)
+    run_shown(lambda: _prepare(fields, engine or [], overwrite, take_over), verbose=verbose, load_kind=_kind)
 
 
-def _prepare(fields: dict[str, Any], engine: list[str], overwrite: bool) -> PreparedBatch:
+def _prepare(fields: dict[str, Any], engine: list[str], overwrite: bool, take_over: bool) -> PreparedBatch:
     from ..openai_batch.batch_config import BatchConfig
     from ..openai_batch.job import prepare_batch
 
-    return prepare_batch(BatchConfig(**fields, engine=dict(map(_setting, engine))), overwrite=overwrite)
+    return prepare_batch(
+        BatchConfig(**fields, engine=dict(map(_setting, engine))), overwrite=overwrite, take_over=take_over
+    )
 
 
 def _setting(text: str) -> tuple[str, Any]:

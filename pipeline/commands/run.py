@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ..sinks.formats import OutputFormat
-from .running import BatchSize, Replicas, Verbose, run_shown
+from .running import BatchSize, Replicas, TakeOver, Verbose, run_shown
 
 if TYPE_CHECKING:
     from ..job.run import PreparedJob
@@ -38,6 +38,7 @@ def run(
         typer.Option(help="A failed row goes to the folder _failed of the output, or stops the job."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the job in the output folder.")] = False,
+    take_over: TakeOver = False,
     set_fields: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the job; may be repeated.")
     ] = None,
@@ -60,11 +61,16 @@ def run(
         "on_error": on_error,
     }
     sampling = {"max_tokens": max_tokens, "temperature": temperature}
-    run_shown(lambda: _prepare(job_file, flags, sampling, set_fields or [], overwrite), verbose=verbose)
+    run_shown(lambda: _prepare(job_file, flags, sampling, set_fields or [], overwrite, take_over), verbose=verbose)
 
 
 def _prepare(
-    job_file: Path | None, flags: dict[str, Any], sampling: dict[str, Any], settings: list[str], overwrite: bool
+    job_file: Path | None,
+    flags: dict[str, Any],
+    sampling: dict[str, Any],
+    settings: list[str],
+    overwrite: bool,
+    take_over: bool,
 ) -> PreparedJob:
     """Returns the checked job. Flags override the environment, and the environment overrides the job file."""
     from ..job.file import load_job
@@ -73,4 +79,4 @@ def _prepare(
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     changed = [f"sampling.{name}={value}" for name, value in sampling.items() if value is not None]
     job = load_job(job_file, settings=[*changed, *settings], **given)
-    return prepare_job(job, overwrite=overwrite)
+    return prepare_job(job, overwrite=overwrite, take_over=take_over)

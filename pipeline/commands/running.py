@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, TextIO
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ...engine.errors import MillraceError, UserError
+from .stopping import StoppedError, heed_signals, stop_on_signals
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -26,6 +27,7 @@ OutputFolder = Annotated[str, typer.Argument(metavar="DIR", help="Output folder 
 Replicas = Annotated[int | None, typer.Option(help="Copies of the model.")]
 BatchSize = Annotated[int | None, typer.Option(help="Rows per block.")]
 EndpointUrl = Annotated[str | None, typer.Option(help="Address of the S3 server, if it is not Amazon's.")]
+TakeOver = Annotated[bool, typer.Option("--take-over", help="Take the output over from another run that writes to it.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")]
 
 
@@ -54,23 +56,24 @@ def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[
             files.
 
     Raises:
-        Exit: The job has ended: with status 0, or one of the `EXIT_...` constants. After Ctrl-C the process exits
-            at once.
+        Exit: The job has ended: with status 0, or one of the `EXIT_...` constants. After Ctrl-C, SIGTERM or SIGHUP
+            the process closes everything and exits at once.
     """
     started_s = time.monotonic()
     from ..session import quiet_stderr
 
-    with quiet_stderr(verbose=verbose) as stream, _shown_warnings(stream):
+    with quiet_stderr(verbose=verbose) as stream, _shown_warnings(stream), stop_on_signals():
         errors = Console(file=stream, soft_wrap=True, highlight=False)
         kind, prepared = (load_kind or _job_kind)(), None
         try:
             prepared = prepare()
             summary = run(prepared, kind, verbose=verbose, started_s=started_s, console=errors)
-        except KeyboardInterrupt:
-            errors.print(f"[yellow]stopped[/]{_advice(kind, prepared)}")
+        except KeyboardInterrupt as stopped:
+            with suppress(OSError):  # After SIGHUP the terminal may be gone.
+                errors.print(f"[yellow]stopped[/]{_advice(kind, prepared)}")
             # Everything is closed by now. Ray's threads may crash while the interpreter shuts down after an interrupt,
             # so the process exits without that shutdown.
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(stopped.status if isinstance(stopped, StoppedError) else EXIT_INTERRUPTED)
         except Exception as error:  # noqa: BLE001  # whatever fails, the program ends with a line and a status
             raise typer.Exit(_explain(error, errors, verbose, _advice(kind, prepared))) from None
     _finish(summary, kind.describe(summary))
@@ -92,6 +95,7 @@ def run(prepared: Any, kind: JobKind, *, verbose: bool, started_s: float, consol
     if prepared.resumes:
         console.print(f"going on with the job in {prepared.folder.root.url}")
     with ray_session(verbose=verbose), ProgressView(console) as view:
+        heed_signals()
         return kind.run(prepared, on_progress=view.show, started_s=started_s)
 
 

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...engine.errors import ConfigError
+from ...engine.storage.local import DRAFT
 from ..files.storage import Storage
+from ..ledger.epoch import EPOCHS, FAILED, RESULTS
 from ..sinks.formats import FORMATS
 from ..sinks.manifest import FAILED_FOLDER, MANIFEST
 from ..sinks.publish import PLAN, RETRY
@@ -16,6 +18,7 @@ from ..sinks.publisher import Publisher
 
 OURS = "_millrace"
 STATE = "job.json"
+WRITERS = "writers"
 
 FREE = frozenset({
     "max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override", "kv_cache_memory_bytes",
@@ -101,6 +104,11 @@ class JobFolder:
         return self.root / OURS / STATE
 
     @property
+    def writers(self) -> Storage:
+        """The folder of the claims of processes that write the output (`Claim`)."""
+        return self.root / OURS / WRITERS
+
+    @property
     def report_file(self) -> Storage:
         """The report of the job as JSON."""
         return self.root / OURS / "report.json"
@@ -158,6 +166,7 @@ class JobFolder:
         if (info := self.root.info()) is not None and not info.is_dir:
             raise ConfigError(f"output {self.root.url!r} is a file; pass a folder")
         here = f"output folder {self.root.url!r}"
+        self.check_links()
         present = [one for one in self.root.list() if one.name[0] != "."]  # A killed process may leave ".name.tmp".
         began = self.read_state()
         foreign = [one.name for one in present if not _is_ours(one, began)]
@@ -171,9 +180,9 @@ class JobFolder:
                 f"(its failed rows are run again by: millrace retry-failed {self.root.url})"
             )
         if began is None:
-            if present:
+            if found := [one.name for one in present if one.name != OURS or self._has_work()]:
                 raise ConfigError(
-                    f"{here} already holds {present[0].name!r}; pass --overwrite to replace it, or another folder"
+                    f"{here} already holds {found[0]!r}; pass --overwrite to replace it, or another folder"
                 )
             return False
         if changes := began.changes(state):
@@ -182,6 +191,15 @@ class JobFolder:
                 "with it, pass --overwrite to replace it, or another folder"
             )
         return True
+
+    def check_links(self) -> None:
+        """Checks that no folder of the job is a link that leads out of the output folder.
+
+        Raises:
+            DamagedOutputError: One is.
+        """
+        for folder in (f"{OURS}/work/{RESULTS}", f"{OURS}/work/{FAILED}", f"{OURS}/work/{EPOCHS}", FAILED_FOLDER):
+            self.root.inside(f"{folder}/file")
 
     def check_same(self, state: JobState) -> None:
         """Checks that the finished job in this folder is the given one.
@@ -212,8 +230,20 @@ class JobFolder:
             if _is_ours(one, began) and one.name not in kept:
                 one.remove()
         for one in (self.root / OURS).list():
-            if one.name != STATE:
+            if one.name not in (STATE, WRITERS):
                 one.remove()
+
+    def sweep(self) -> None:
+        """Removes the drafts that killed processes have left. Only the process that holds the claim may call this."""
+        if self.root.is_local:
+            for folder in (self.root, self.root / OURS, self.root / FAILED_FOLDER):
+                for one in folder.list(".tmp"):
+                    if DRAFT.fullmatch(one.name):
+                        one.remove()
+
+    def _has_work(self) -> bool:
+        """Returns whether the folder of the job holds anything but claims."""
+        return any(not one.url.startswith(f"{self.writers.url}/") for one in (self.root / OURS).walk())
 
 
 def _is_ours(file: Storage, began: JobState | None) -> bool:

@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ...engine.errors import ConfigError
 from ...engine.shown import HIDDEN, without_secrets
 from .. import columns
 from ..files.storage import Storage
+from ..ledger.claim import Claim, refuse_if_held
 from ..ledger.index import RowIndex
 from ..processor.config import EngineProcessorConfig
 from ..processor.engine_stages import engine_stages
@@ -28,7 +29,7 @@ from ..processor.processor import Processor
 from ..report import JobSummary, ReportWriter
 from ..sinks.manifest import Manifest
 from ..sinks.parts import OutputSpec
-from ..sinks.publish import RETRY, publish
+from ..sinks.publish import RETRY, Expected, publish
 from ..sources import READ_ERROR, Source, Unit
 from .config import JobConfig
 from .durable import Identity
@@ -60,6 +61,8 @@ class PreparedJob:
         source: Input of the job; None if its dead letters run again.
         resumes: Whether an earlier run began the job, so that this run continues it.
         former: Manifest of the finished output, if its dead letters run again; otherwise None.
+        overwrite: Whether the run may replace the output of another job.
+        take_over: Whether the run takes the output over from another run that writes to it.
     """
 
     job: JobConfig
@@ -70,6 +73,8 @@ class PreparedJob:
     source: Source | None
     resumes: bool = False
     former: Manifest | None = None
+    overwrite: bool = False
+    take_over: bool = False
 
     @property
     def num_rows_in(self) -> int | None:
@@ -87,18 +92,22 @@ class PreparedJob:
         return Identity(None if self.job.key is None else tuple(self.job.key))
 
 
-def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
+def prepare_job(job: JobConfig, *, overwrite: bool = False, take_over: bool = False) -> PreparedJob:
     """Checks a job against the model, the input and the output folder, without Ray. Nothing is written.
 
     Args:
         job: The job.
         overwrite: Whether the run may replace the output of another job.
+        take_over: Whether the run may take the output over from another run that writes to it.
 
     Raises:
         ConfigError: A part of the job cannot be used, or the folder holds other files.
+        OutputInUseError: Another run writes to the folder.
     """
     job = job.relative_to(Path.cwd())
     folder = JobFolder(Storage.at(job.output, job.endpoint_url))
+    if not take_over:
+        refuse_if_held(folder.writers, job.output, watch=False)
     began = None if overwrite or folder.is_finished else folder.read_state()
     versions = {} if began is None else began.table_versions  # Tables may have grown since the job began.
     source = find_source(job, versions)
@@ -107,15 +116,19 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False) -> PreparedJob:
     schema = result_schema(job, source.schema)
     state = _state(job, source)
     resumes = folder.check(state, overwrite)
-    return PreparedJob(job, config, state, folder, _spec(job, folder, schema, source.schema), source, resumes)
+    spec = _spec(job, folder, schema, source.schema)
+    return PreparedJob(job, config, state, folder, spec, source, resumes, None, overwrite, take_over)
 
 
-def prepare_resume(output: str, endpoint_url: str | None = None, **changes: Any) -> PreparedJob:
+def prepare_resume(
+    output: str, endpoint_url: str | None = None, *, take_over: bool = False, **changes: Any
+) -> PreparedJob:
     """Checks the unfinished job of an output folder, or its unfinished retry, so that a run can continue it.
 
     Args:
         output: The folder.
         endpoint_url: Address of the store behind ``s3://``, if the folder is there.
+        take_over: As in `prepare_job`.
         **changes: Fields of the job that change from now on, such as `replicas`.
 
     Raises:
@@ -123,24 +136,29 @@ def prepare_resume(output: str, endpoint_url: str | None = None, **changes: Any)
     """
     folder, state = _begun(output, endpoint_url)
     if folder.is_retrying:
-        return prepare_retry(output, endpoint_url, **changes)
+        return prepare_retry(output, endpoint_url, take_over=take_over, **changes)
     if folder.is_finished:
         raise ConfigError(f"the job in {output!r} is finished; there is nothing to resume")
-    return prepare_job(_changed(state, output, changes))
+    return prepare_job(_changed(state, output, changes), take_over=take_over)
 
 
-def prepare_retry(output: str, endpoint_url: str | None = None, **changes: Any) -> PreparedJob:
+def prepare_retry(
+    output: str, endpoint_url: str | None = None, *, take_over: bool = False, **changes: Any
+) -> PreparedJob:
     """Checks a finished job, so that its dead letters can run again.
 
     Args:
         output: The output folder of the job.
         endpoint_url: Address of the store behind ``s3://``, if the folder is there.
+        take_over: As in `prepare_job`.
         **changes: Fields of the job that change from now on, such as `engine`.
 
     Raises:
         ConfigError: The folder has no finished job, or no row of the job has failed.
     """
     folder, state = _begun(output, endpoint_url)
+    if not take_over:
+        refuse_if_held(folder.writers, output, watch=False)
     former = Manifest.read(folder.root)
     if former is None:
         raise ConfigError(f"the job in {output!r} is not finished; first: millrace resume {output}")
@@ -149,13 +167,15 @@ def prepare_retry(output: str, endpoint_url: str | None = None, **changes: Any) 
     job = _changed(state, output, changes)
     given = _read_schema(state.input_schema)
     spec = _spec(job, folder, result_schema(job, given), given)
-    return PreparedJob(job, processor_config(job), state, folder, spec, None, folder.is_retrying, former)
+    config = processor_config(job)
+    return PreparedJob(job, config, state, folder, spec, None, folder.is_retrying, former, take_over=take_over)
 
 
 def run_job(
     job: JobConfig | PreparedJob,
     *,
     overwrite: bool = False,
+    take_over: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     started_s: float | None = None,
 ) -> JobSummary:
@@ -164,6 +184,7 @@ def run_job(
     Args:
         job: The job, or a job that `prepare_job` has checked.
         overwrite: As in `prepare_job`; it has no effect on a prepared job.
+        take_over: As in `prepare_job`; it has no effect on a prepared job.
         on_progress: Function that another thread calls with the progress of the job every half second.
         started_s: Time at which the start-up began, on `time.monotonic`; None for now.
 
@@ -172,10 +193,31 @@ def run_job(
 
     Raises:
         ConfigError: A part of the job cannot be used; nothing has been run.
+        OutputInUseError: Another run writes to the output, or has taken it over.
         MillraceError: The job failed. Finished rows are kept: run the job again to go on.
     """
     started_s = time.monotonic() if started_s is None else started_s
-    prepared = job if isinstance(job, PreparedJob) else prepare_job(job, overwrite=overwrite)
+    if not isinstance(job, PreparedJob):
+        job = prepare_job(job, overwrite=overwrite, take_over=take_over)
+    with Claim.held(job.folder.writers, job.job.output, job.take_over) as claim:
+        return _run_claimed(_as_now(job), claim, on_progress, started_s)
+
+
+def _as_now(prepared: PreparedJob) -> PreparedJob:
+    """Returns a job as its folder is now, since another run may have changed the folder after the job was prepared."""
+    folder = prepared.folder
+    folder.sweep()
+    if prepared.former is None:
+        return replace(prepared, resumes=folder.check(prepared.state, prepared.overwrite))
+    if Manifest.read(folder.root) != prepared.former:
+        raise ConfigError(f"another run has changed output {prepared.job.output!r}; run the command again")
+    return replace(prepared, resumes=folder.is_retrying)
+
+
+def _run_claimed(
+    prepared: PreparedJob, claim: Claim, on_progress: Callable[[Progress], None] | None, started_s: float
+) -> JobSummary:
+    """Runs a job whose output this process has claimed."""
     _begin(prepared)
     job = prepared.job
     report = ReportWriter(prepared.folder.root / OURS, job.model, job.output, job.prices)
@@ -184,8 +226,8 @@ def run_job(
     with _processor(prepared) as processor:
         monitor = ProgressMonitor(processor, live, prepared.num_rows_in, started_s, show=on_progress, save=write)
         if not prepared.folder.is_publishing:
-            _run_rows(prepared, processor, live, monitor)
-        manifest = publish(prepared.folder.root, prepared.spec, prepared.former)
+            _run_rows(prepared, processor, live, monitor, claim)
+        manifest = publish(prepared.folder.root, prepared.spec, prepared.former, claim, _expected(prepared, live))
     counts = manifest.total
     num_rows_in = counts.num_rows if prepared.num_rows_in is None else prepared.num_rows_in
     known_left_out = num_rows_in - counts.num_rows
@@ -236,7 +278,16 @@ def _begin(prepared: PreparedJob) -> None:
         folder.write_state(prepared.state)
 
 
-def _run_rows(prepared: PreparedJob, processor: Processor, live: LiveCounts, monitor: ProgressMonitor) -> None:
+def _expected(prepared: PreparedJob, live: LiveCounts) -> Expected:
+    """Returns the number of rows that the output must have: of rows with the same key, one runs."""
+    if prepared.num_rows_in is not None and prepared.job.key is None:
+        return Expected(prepared.num_rows_in, is_exact=True)
+    return Expected(live.update().num_rows)
+
+
+def _run_rows(
+    prepared: PreparedJob, processor: Processor, live: LiveCounts, monitor: ProgressMonitor, claim: Claim
+) -> None:
     done = Done.find(prepared.folder.work)
     live.add(done.counts)
     if prepared.former is not None:
@@ -245,7 +296,7 @@ def _run_rows(prepared: PreparedJob, processor: Processor, live: LiveCounts, mon
         return
     dataset = _read(prepared, done)
     with monitor:
-        write_rows(processor, dataset, prepared.identity, prepared.spec, done, live.add)
+        write_rows(processor, dataset, prepared.identity, prepared.spec, done, live.add, claim)
 
 
 def _read(prepared: PreparedJob, done: Done) -> Dataset:
@@ -268,6 +319,7 @@ def _begun(output: str, endpoint_url: str | None) -> tuple[JobFolder, JobState]:
     state = folder.read_state()
     if state is None:
         raise ConfigError(f"{output!r} is no output folder of a job: it holds no {folder.state_file.url}")
+    folder.check_links()
     return folder, state
 
 

@@ -16,16 +16,17 @@ from ..._version import __version__
 from ...engine.errors import ConfigError
 from .. import columns
 from ..files.storage import Storage
+from ..ledger.claim import Claim
 from ..ledger.counts import Counts
 from ..ledger.epoch import Epoch
 from ..ledger.index import RowIndex
-from ..ledger.records import read_ids, read_records
+from ..ledger.records import check_parts, read_ids, read_records
 from ..processor.config import ProcessorConfig
 from ..processor.processor import Processor
 from ..sinks.formats import FORMATS
 from ..sinks.manifest import Manifest
 from ..sinks.parts import OutputSpec
-from ..sinks.publish import publish
+from ..sinks.publish import Expected, publish
 from .durable import COUNTS, Identity, RowWriter
 from .folder import JobFolder, JobState
 
@@ -68,9 +69,15 @@ class Done:
 
     @classmethod
     def find(cls, work: Storage) -> Done:
-        """Begins an epoch, which voids records that former runs still write, and returns the rows finished so far."""
+        """Begins an epoch, which voids records that former runs still write, and returns the rows finished so far.
+
+        Raises:
+            DamagedOutputError: A record or a part is missing or damaged.
+        """
         epoch = Epoch.open(work)
-        return cls(epoch.records, Counts.sum(one.counts for one in read_records(work, epoch.records)), work)
+        records = read_records(work, epoch.records)
+        check_parts(work, records)
+        return cls(epoch.records, Counts.sum(one.counts for one in records), work)
 
     def index(self) -> RowIndex:
         """Returns the ids of the rows that are done."""
@@ -84,6 +91,7 @@ def write_rows(
     spec: OutputSpec,
     done: Done,
     on_counts: Callable[[Counts], None] = lambda counts: None,
+    claim: Claim | None = None,
 ) -> None:
     """Runs the rows of a dataset that are not done, and returns when they are durable in the work folder.
 
@@ -94,14 +102,18 @@ def write_rows(
         spec: Format and place of the output.
         done: The rows that former runs have left in the work folder.
         on_counts: Function that is called with the counts of the rows written since its last call.
+        claim: The claim of this process on the output, which is checked whenever a block of rows is durable.
 
     Raises:
+        OutputInUseError: Another run has taken the output over.
         MillraceError: The run failed. The rows that it has written are kept, and do not run again.
     """
     writer = RowWriter(identity, spec, done.records, processor.config.stop_on_error)
     batches = processor.write(dataset, writer)
     table: pa.Table
     for table in batches.iter_batches(batch_size=None, batch_format="pyarrow"):
+        if claim is not None:
+            claim.check()
         for text in table[COUNTS].to_pylist():
             on_counts(Counts.from_dict(json.loads(text)))
 
@@ -117,6 +129,7 @@ def write_results(
     max_rows_per_file: int = 50_000,
     flush_interval_s: float = 5.0,
     endpoint_url: str | None = None,
+    take_over: bool = False,
 ) -> Manifest:
     """Writes the results of a dataset to files, each row once, even if processes die.
 
@@ -137,6 +150,7 @@ def write_results(
         max_rows_per_file: Most rows of a file.
         flush_interval_s: Seconds after which a finished row is durable.
         endpoint_url: Address of the store behind ``s3://``, if it is not Amazon's.
+        take_over: Whether to take the output over from another run that writes to it.
 
     Returns:
         The files that were written, with row counts.
@@ -144,17 +158,15 @@ def write_results(
     Raises:
         ConfigError: An argument cannot be used, the output was written with other settings, or a row has neither a key
             nor a position.
+        OutputInUseError: Another run writes to the output, or has taken it over.
         MillraceError: The run failed. Call again to go on.
     """
     _check_settings(dataset, key, output_format, order)
     folder = JobFolder(Storage.at(output, endpoint_url))
     settings = {"key": None if key is None else list(key), "order": order, "output_format": output_format}
     state = JobState(settings | _settings_of(processor.config), [], None, "", __version__)
-    if (manifest := Manifest.read(folder.root)) is not None:
-        folder.check_same(state)
+    if (manifest := _finished(folder, state)) is not None:
         return manifest
-    if not folder.check(state, overwrite=False):
-        folder.write_state(state)
     spec = OutputSpec(
         folder.work,
         output_format,
@@ -162,12 +174,28 @@ def write_results(
         max_rows_per_file=max_rows_per_file,
         flush_interval_s=flush_interval_s,
     )
-    live = LiveCounts()
-    if not folder.is_publishing:
-        identity = Identity(None if key is None else tuple(key))
-        write_rows(processor, dataset, identity, spec, Done.find(folder.work), live.add)
-    warn_of_left_out(live.update().num_left_out, key)
-    return publish(folder.root, spec)
+    identity, live = Identity(None if key is None else tuple(key)), LiveCounts()
+    folder.check(state, overwrite=False)  # A wrong folder is refused before anything is written to it.
+    with Claim.held(folder.writers, output, take_over) as claim:
+        if (manifest := _finished(folder, state)) is not None:  # Another run has just finished it.
+            return manifest
+        folder.sweep()
+        if not folder.check(state, overwrite=False):
+            folder.write_state(state)
+        if not folder.is_publishing:
+            done = Done.find(folder.work)
+            live.add(done.counts)
+            write_rows(processor, dataset, identity, spec, done, live.add, claim)
+        warn_of_left_out(live.update().num_left_out, key)
+        return publish(folder.root, spec, None, claim, Expected(live.update().num_rows))
+
+
+def _finished(folder: JobFolder, state: JobState) -> Manifest | None:
+    """Returns the manifest of a complete output, after a check that it is of the same job; None if it is unfinished."""
+    manifest = Manifest.read(folder.root)
+    if manifest is not None:
+        folder.check_same(state)
+    return manifest
 
 
 def warn_of_left_out(num_rows: int, key: Sequence[str] | None) -> None:

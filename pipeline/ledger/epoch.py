@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...engine.errors import DamagedOutputError
 from ..files.storage import Storage
 from .records import COMMIT, FLUSH
 
@@ -29,6 +31,9 @@ KINDS = (RESULTS, FAILED)
 """The folders in a work folder: one for results, and one for dead letters."""
 
 EPOCHS = "epochs"
+TOKEN_CHARS = 8
+RECORD_NAME = re.compile(r"\w+/(\d{6,})-(?:([0-9a-f]{8})-)?\d{6,}\.\w+")
+"""Names of records: the number of the epoch, the beginning of its token (older versions had none), and a number."""
 
 
 @dataclass(frozen=True)
@@ -51,34 +56,42 @@ class Epoch:
     @classmethod
     def open(cls, work: Storage) -> Epoch:
         """Begins the next epoch of a work folder, by a file that announces it and then lists the records that count."""
-        former = _list(work)
-        number = max(former, default=0) + 1
         token = uuid.uuid4().hex
-        file = work / EPOCHS / _file_name(number)
-        file.write_bytes(json.dumps({"token": token}).encode())
+        while True:
+            former = _list(work)
+            number = max(former, default=0) + 1
+            file = work.inside(EPOCHS + "/" + _file_name(number))
+            if file.create(json.dumps({"token": token}).encode()):  # Otherwise another process has just done so.
+                break
         # The module's docstring says why flushes come before commits, and both after the announcement.
         there = [f"{kind}/{name}" for suffix in (FLUSH, COMMIT) for kind in KINDS for name in _all(work, kind, suffix)]
         known = _known(work, former)
-        records = tuple(sorted(name for name in there if name in known.names or _epoch_of(name) == known.number))
+        records = tuple(sorted(name for name in there if name in known.names or known.has_written(name)))
         file.write_bytes(json.dumps({"token": token, "records": records}).encode())
         return cls(work, number, token, records)
 
     def is_last(self) -> bool:
         """Returns whether this is still the newest epoch of the work folder, so that no other process has begun one."""
         last = max(_list(self.work), default=0)
-        return last == self.number and _read(self.work, last).get("token") == self.token
+        return last == self.number and _token(self.work, last) == self.token
 
     def next_name(self, kind: str) -> str:
         """Returns a name for a record or a part of `kind`, without a suffix, that no other call returns."""
-        return f"{kind}/{self.number:06}-{next(self._numbers):06}"
+        return f"{kind}/{self.number:06}-{self.token[:TOKEN_CHARS]}-{next(self._numbers):06}"
 
 
 @dataclass(frozen=True)
 class _Known:
-    """The number of the last epoch that may have written records, and the names of the earlier records it listed."""
+    """The last epoch that may have written records: its number, its token, and the earlier records it listed."""
 
     number: int
+    token: str
     names: frozenset[str]
+
+    def has_written(self, name: str) -> bool:
+        """Returns whether a record is one of this epoch. Another epoch may have had its number, before `overwrite`."""
+        found = RECORD_NAME.fullmatch(name)
+        return found is not None and int(found[1]) == self.number and found[2] in (None, self.token[:TOKEN_CHARS])
 
 
 def _known(work: Storage, numbers: list[int]) -> _Known:
@@ -86,12 +99,13 @@ def _known(work: Storage, numbers: list[int]) -> _Known:
     for number in sorted(numbers, reverse=True):
         about = _read(work, number)
         if "records" in about:
-            return _Known(number, frozenset(about["records"]))
-    return _Known(0, frozenset())
+            return _Known(number, about["token"], frozenset(about["records"]))
+    return _Known(0, "", frozenset())
 
 
 def _list(work: Storage) -> list[int]:
-    return [int(one.name.partition(".")[0]) for one in (work / EPOCHS).list(".json") if one.name[0] != "."]
+    names = [one.name.removesuffix(".json") for one in (work / EPOCHS).list(".json")]
+    return [int(name) for name in names if name.isdecimal()]
 
 
 def _all(work: Storage, kind: str, suffix: str) -> list[str]:
@@ -99,12 +113,23 @@ def _all(work: Storage, kind: str, suffix: str) -> list[str]:
 
 
 def _read(work: Storage, number: int) -> dict[str, Any]:
-    return json.loads((work / EPOCHS / _file_name(number)).read_bytes())
+    file = work / EPOCHS / _file_name(number)
+    try:
+        about: dict[str, Any] = json.loads(file.read_bytes())
+        if isinstance(about["token"], str) and all(isinstance(name, str) for name in about.get("records", ())):
+            return about
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise DamagedOutputError(f"{file.url!r} is damaged, so it is not known which rows are done; pass --overwrite")
+
+
+def _token(work: Storage, number: int) -> str | None:
+    """Returns the token of an epoch; None if its file is gone, as after `overwrite`."""
+    try:
+        return _read(work, number)["token"]
+    except FileNotFoundError:
+        return None
 
 
 def _file_name(number: int) -> str:
     return f"{number:06}.json"
-
-
-def _epoch_of(name: str) -> int:
-    return int(name.rpartition("/")[2].partition("-")[0])

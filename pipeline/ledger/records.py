@@ -5,16 +5,21 @@ of the output, and its *commit* is an object beside it with the ids and the coun
 rows are in the part. From then on these flushes do not count, and they are removed. A part without a commit does not
 count.
 
-    results/000002-000007.flush          rows, ids, counts
-    results/000002-000008.parquet        rows
-    results/000002-000008.ids            ids, counts, and "I replace 000002-000001.flush to 000002-000007.flush"
+    results/000002-5eb63bbb-000007.flush      rows, ids, counts
+    results/000002-5eb63bbb-000008.parquet    rows
+    results/000002-5eb63bbb-000008.ids        ids, counts, and "I replace ...000001.flush to ...000007.flush"
 
-The first number is the number of the writer's epoch (`epoch.py`), the second counts the objects that it wrote.
+The first number is the number of the writer's epoch (`epoch.py`), the second counts the objects that it wrote; between
+them is the beginning of the epoch's token. A record is a file of Arrow, then a checksum of it, its length, and `MARK`.
+Versions before 0.1 wrote files of Arrow alone; these are read without a check. The commit has the length and the
+checksum of its part.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import struct
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from ...engine.errors import DamagedOutputError
 from .. import columns
 from ..files.storage import Storage
 from . import row_id
@@ -29,6 +35,12 @@ from .counts import Counts
 
 FLUSH = ".flush"
 COMMIT = ".ids"
+MARK = b"MLRCREC1"
+"""The end of every record."""
+TRAILER = struct.Struct("<16sQ8s")
+"""Checksum, length and mark of a record."""
+OLD_MARK = b"ARROW1"
+"""The end of a record without a trailer."""
 READERS = 16
 """Number of records that are read at once."""
 
@@ -46,6 +58,7 @@ class Record:
         counts: Counts of the rows.
         part: Name of the part in the work folder; None for a flush.
         num_bytes: Size of the part.
+        checksum: Checksum of the part; empty in a record of an older version.
         replaces: Names of the flushes whose rows are in the part.
         first: The least id of a part.
         last: The greatest id of a part.
@@ -59,6 +72,59 @@ class Record:
     replaces: tuple[str, ...] = ()
     first: bytes = b""
     last: bytes = b""
+    checksum: str = ""
+
+
+def checksum(data: bytes | memoryview) -> str:
+    """Returns the checksum of the content of a file, as text."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def check_file(file: Storage, num_bytes: int, expected: str) -> None:
+    """Checks that a file is as it was written.
+
+    Args:
+        file: The file.
+        num_bytes: Its size in bytes.
+        expected: Its checksum; empty if it is not known.
+
+    Raises:
+        DamagedOutputError: The file is missing or was changed.
+    """
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        raise DamagedOutputError(damage_message(file, "is missing")) from None
+    if len(data) != num_bytes:
+        raise DamagedOutputError(damage_message(file, f"has {len(data)} bytes, and was written with {num_bytes}"))
+    if expected and checksum(data) != expected:
+        raise DamagedOutputError(damage_message(file, "has changed since it was written"))
+
+
+def check_parts(work: Storage, records: Iterable[Record]) -> None:
+    """Checks that the parts of records are there and have their length; `check_file` reads them too, and costs more.
+
+    Raises:
+        DamagedOutputError: A part is missing or was cut short.
+    """
+    parts = {record.part: record.num_bytes for record in records if record.part is not None}
+    folders = {name.partition("/")[0] for name in parts}
+    sizes = {one.url: one.size for folder in folders for one in work.files.children((work / folder).url)}
+    for name, num_bytes in parts.items():
+        file = work / name
+        if file.url not in sizes:
+            raise DamagedOutputError(damage_message(file, "is missing"))
+        if sizes[file.url] not in (None, num_bytes):
+            wrong = f"has {sizes[file.url]} bytes, and was written with {num_bytes}"
+            raise DamagedOutputError(damage_message(file, wrong))
+
+
+def damage_message(file: Storage, what: str) -> str:
+    """Returns the message of an error about a file of a work folder, with what the user can do."""
+    return (
+        f"{file.url!r} {what}, so nothing was published. Restore the file; or remove it, and the .ids file of the same "
+        "name, and resume: its rows run again"
+    )
 
 
 def write_flush(work: Storage, name: str, rows: pa.Table, counts: Counts) -> None:
@@ -91,6 +157,7 @@ def write_commit(work: Storage, record: Record, ids: np.ndarray) -> None:
         "replaces": record.replaces,
         "first": record.first.hex(),
         "last": record.last.hex(),
+        "checksum": record.checksum,
     }
     _write(work / record.name, pa.table({columns.ROW_ID: row_id.to_arrow(ids)}), about)
 
@@ -115,9 +182,18 @@ def read_records(work: Storage, names: Iterable[str]) -> list[Record]:
 
 
 def read_record(work: Storage, name: str) -> Record:
-    """Reads the record of the given name, which is a flush or a commit, without its rows and ids."""
-    with (work / name).open_arrow() as opened:
-        about = json.loads(pa.ipc.open_file(opened).schema.metadata[ABOUT])
+    """Reads the record of the given name, which is a flush or a commit, without its rows and ids.
+
+    Raises:
+        DamagedOutputError: The record is missing or damaged.
+    """
+    file = work.inside(name)
+    try:
+        about = json.loads(pa.ipc.open_file(_content(file)).schema.metadata[ABOUT])
+    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(file, error) from error
+    if about.get("part") is not None:
+        work.inside(about["part"])
     return Record(
         name,
         about["num_rows"],
@@ -127,12 +203,16 @@ def read_record(work: Storage, name: str) -> Record:
         tuple(about.get("replaces", ())),
         bytes.fromhex(about.get("first", "")),
         bytes.fromhex(about.get("last", "")),
+        about.get("checksum", ""),
     )
 
 
 def read_ids(work: Storage, record: Record) -> np.ndarray:
     """Returns the row ids of a record, [num_rows]. The ids of a commit are sorted."""
-    return row_id.from_arrow(_read(work / record.name)[columns.ROW_ID])
+    ids = row_id.from_arrow(_read(work / record.name)[columns.ROW_ID])
+    if len(ids) != record.num_rows:
+        raise DamagedOutputError(damage_message(work / record.name, f"has {len(ids)} ids of {record.num_rows}"))
+    return ids
 
 
 def read_flush_rows(work: Storage, name: str) -> pa.Table:
@@ -156,10 +236,37 @@ def _write(file: Storage, table: pa.Table, about: dict[str, object]) -> None:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    file.write_bytes(sink.getvalue().to_pybytes())
+    content = sink.getvalue().to_pybytes()
+    digest = bytes.fromhex(checksum(content))
+    file.write_bytes(content + TRAILER.pack(digest, len(content), MARK))
 
 
 def _read(file: Storage) -> pa.Table:
-    if file.is_local:
-        return pa.ipc.open_file(pa.memory_map(file.url)).read_all()
-    return pa.ipc.open_file(pa.py_buffer(file.read_bytes())).read_all()
+    try:
+        return pa.ipc.open_file(_content(file)).read_all()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise _damaged(file, error) from error
+
+
+def _content(file: Storage) -> pa.Buffer:
+    """Returns the file of Arrow in a record, after a check of its length and checksum."""
+    whole = pa.memory_map(file.url).read_buffer() if file.is_local else pa.py_buffer(file.read_bytes())
+    view = memoryview(whole)
+    if bytes(view[-len(OLD_MARK) :]) == OLD_MARK:
+        return whole
+    if whole.size < TRAILER.size:
+        raise DamagedOutputError(damage_message(file, f"has {whole.size} bytes, and was cut short"))
+    digest, num_bytes, mark = TRAILER.unpack(view[-TRAILER.size :])
+    content = view[: -TRAILER.size]
+    if mark != MARK or num_bytes != len(content) or checksum(content) != digest.hex():
+        raise DamagedOutputError(damage_message(file, "has changed since it was written"))
+    return whole.slice(0, num_bytes)
+
+
+def _damaged(file: Storage, error: BaseException) -> Exception:
+    """Returns the error of a record that cannot be read; a failure of the storage stays what it is."""
+    if isinstance(error, FileNotFoundError):
+        return DamagedOutputError(damage_message(file, "is missing"))
+    if isinstance(error, OSError):
+        return error
+    return DamagedOutputError(damage_message(file, f"cannot be read ({error})"))

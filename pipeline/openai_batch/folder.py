@@ -36,6 +36,11 @@ class BatchFolder:
         """The location of the folder, beside the out file."""
         return self.config.work_folder
 
+    @property
+    def writers(self) -> Storage:
+        """The folder of the claims of processes that answer the batch, beside the folder of the work."""
+        return Storage.at(f"{self.root.url}.writers", options=self.root.options)
+
     def check(self, overwrite: bool) -> bool:
         """Checks that the batch can write its files, and returns whether it resumes an earlier run. Writes nothing.
 

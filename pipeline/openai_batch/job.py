@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...engine import resolve_model
@@ -19,12 +19,13 @@ from ..job.durable import Identity
 from ..job.progress import Progress, ProgressMonitor
 from ..job.settings import processor_config
 from ..job.writing import Done, LiveCounts, write_rows
+from ..ledger.claim import Claim, refuse_if_held
 from ..processor.config import EngineProcessorConfig
 from ..processor.engine_stages import engine_stages
 from ..processor.processor import Processor
 from ..sinks.manifest import Manifest
 from ..sinks.parts import OutputSpec
-from ..sinks.publish import publish
+from ..sinks.publish import PLAN, Expected, publish
 from .assemble import write_answers, write_errors
 from .batch_config import BatchConfig
 from .folder import BatchFolder
@@ -55,26 +56,32 @@ class PreparedBatch:
         processor: Settings of the processor that answers the lines.
         folder: Folder of the work in progress.
         resumes: Whether an earlier run began to answer the batch file, so that this run continues it.
+        overwrite: Whether the run may replace existing files and an unfinished batch.
+        take_over: Whether the run takes the batch over from another run that answers it.
     """
 
     config: BatchConfig
     processor: EngineProcessorConfig
     folder: BatchFolder
     resumes: bool
+    overwrite: bool = False
+    take_over: bool = False
 
 
-def prepare_batch(config: BatchConfig, *, overwrite: bool = False) -> PreparedBatch:
+def prepare_batch(config: BatchConfig, *, overwrite: bool = False, take_over: bool = False) -> PreparedBatch:
     """Checks the settings of a batch against the model and the existing files, without Ray. Nothing is written.
 
     Args:
         config: Settings of the batch.
         overwrite: Whether the run may replace existing files and an unfinished batch.
+        take_over: Whether the run may take the batch over from another run that answers it.
 
     Returns:
         The checked batch, which `run_batch` runs.
 
     Raises:
         ConfigError: A setting or a file cannot be used.
+        OutputInUseError: Another run answers the batch.
     """
     job = JobConfig(
         model=config.model,
@@ -93,14 +100,17 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False) -> PreparedBa
             f"{' and '.join(stages)} read generated text, and the file is one of embeddings; drop the parsers"
         )
     folder = BatchFolder(config)
+    if not take_over:
+        refuse_if_held(folder.writers, config.output, watch=False)
     processor = processor_config(job, task_type="embed" if embeds else "generate").replace(**stages)
-    return PreparedBatch(config, processor, folder, folder.check(overwrite))
+    return PreparedBatch(config, processor, folder, folder.check(overwrite), overwrite, take_over)
 
 
 def run_batch(
     batch: BatchConfig | PreparedBatch,
     *,
     overwrite: bool = False,
+    take_over: bool = False,
     on_progress: Callable[[Progress], None] | None = None,
     started_s: float | None = None,
 ) -> BatchSummary:
@@ -111,6 +121,7 @@ def run_batch(
     Args:
         batch: The settings of the batch, or a batch that `prepare_batch` has checked.
         overwrite: As in `prepare_batch`; it has no effect on a prepared batch.
+        take_over: As in `prepare_batch`; it has no effect on a prepared batch.
         on_progress: Function that another thread calls with the progress of the batch every half second.
         started_s: Time at which the start-up began, on `time.monotonic`; None for now.
 
@@ -119,16 +130,29 @@ def run_batch(
 
     Raises:
         ConfigError: A setting or a file cannot be used; nothing has been run.
+        OutputInUseError: Another run answers the batch, or has taken it over.
         MillraceError: The run failed. Finished lines are kept: run the batch again to go on.
     """
     started_s = time.monotonic() if started_s is None else started_s
-    prepared = batch if isinstance(batch, PreparedBatch) else prepare_batch(batch, overwrite=overwrite)
+    if not isinstance(batch, PreparedBatch):
+        batch = prepare_batch(batch, overwrite=overwrite, take_over=take_over)
+    folder = batch.folder
+    with Claim.held(folder.writers, batch.config.output, batch.take_over) as claim:
+        now = replace(batch, resumes=folder.check(batch.overwrite))  # Another run may have changed it since.
+        return _run_claimed(now, claim, on_progress, started_s)
+
+
+def _run_claimed(
+    prepared: PreparedBatch, claim: Claim, on_progress: Callable[[Progress], None] | None, started_s: float
+) -> BatchSummary:
+    """Answers a batch that this process has claimed."""
     config, folder = prepared.config, prepared.folder
     if not prepared.resumes:
         folder.begin()
     index = folder.index()
     reader = _reader(prepared, index)
-    manifest = Manifest.read(folder.root) or _run_lines(prepared, index, reader, on_progress, started_s)
+    manifest = Manifest.read(folder.root) or _run_lines(prepared, index, reader, claim, on_progress, started_s)
+    claim.check()
     errors = [folder.root / one.name for one in manifest.failed_files]
     codes = write_errors(errors, config.error_file, reader)
     # The out file is written last: when it exists, the error file exists too.
@@ -150,6 +174,7 @@ def _run_lines(
     prepared: PreparedBatch,
     index: InputIndex,
     reader: RequestReader,
+    claim: Claim,
     on_progress: Callable[[Progress], None] | None,
     started_s: float,
 ) -> Manifest:
@@ -163,6 +188,9 @@ def _run_lines(
         max_rows_per_file=MAX_ROWS_PER_PART,
         flush_interval_s=prepared.config.flush_interval_s,
     )
+    expected = Expected(index.num_rows, is_exact=True)
+    if (spec.work / PLAN).exists():
+        return publish(prepared.folder.root, spec, None, claim, expected)
     done, live = Done.find(spec.work), LiveCounts()
     live.add(done.counts)
     if done.counts.num_rows < index.num_rows:
@@ -171,8 +199,8 @@ def _run_lines(
             _processor(prepared, reader) as processor,
             ProgressMonitor(processor, live, index.num_rows, started_s, show=on_progress),
         ):
-            write_rows(processor, lines, Identity(), spec, done, live.add)
-    return publish(prepared.folder.root, spec)
+            write_rows(processor, lines, Identity(), spec, done, live.add, claim)
+    return publish(prepared.folder.root, spec, None, claim, expected)
 
 
 def _processor(prepared: PreparedBatch, reader: RequestReader) -> Processor:

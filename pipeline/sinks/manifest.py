@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...engine.errors import DamagedOutputError
 from ..files.storage import Storage
 from ..ledger.counts import Counts
 
@@ -21,11 +22,13 @@ class OutputFile:
         name: Path of the file in the output folder.
         num_rows: Number of rows in the file.
         num_bytes: Size of the file in bytes.
+        checksum: BLAKE2b of the file, 16 bytes as text; empty in a manifest of an older version.
     """
 
     name: str
     num_rows: int
     num_bytes: int
+    checksum: str = ""
 
 
 @dataclass(slots=True)
@@ -86,6 +89,26 @@ class Manifest:
 
     @classmethod
     def read(cls, output: Storage) -> Manifest | None:
-        """Returns the manifest of an output folder; None if there is none, as the output is not complete."""
+        """Returns the manifest of an output folder; None if there is none, as the output is not complete.
+
+        Raises:
+            DamagedOutputError: The manifest is damaged, or names a file outside the folder.
+        """
         file = output / MANIFEST
-        return cls.from_dict(json.loads(file.read_bytes())) if file.exists() else None
+        if not file.exists():
+            return None
+        try:
+            manifest = cls.from_dict(json.loads(file.read_bytes()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedOutputError(f"{file.url!r} is no manifest of an output ({error}); pass --overwrite") from error
+        manifest.check_names(output)
+        return manifest
+
+    def check_names(self, output: Storage) -> None:
+        """Checks that the manifest names only files inside its folder.
+
+        Raises:
+            DamagedOutputError: A name leads out of the folder.
+        """
+        for one in (*self.files, *self.failed_files):
+            output.inside(one.name)

@@ -17,7 +17,7 @@ from ..ledger import row_id
 from ..ledger.counts import Counts
 from ..ledger.epoch import RESULTS, Epoch
 from ..ledger.index import RowIndex
-from ..ledger.records import Record, read_ids
+from ..ledger.records import Record, checksum, read_ids
 from .formats import FORMATS
 from .parts import OutputSpec
 
@@ -44,7 +44,7 @@ def order_parts(epoch: Epoch, parts: Sequence[Record], spec: OutputSpec) -> list
         (epoch.work / file).write_bytes(content)
         # Only the sum of the counts of all files is read later.
         counts = Counts() if written else Counts.sum(part.counts for part in parts)
-        written.append(Record(file, len(ids), counts, file, len(content)))
+        written.append(Record(file, len(ids), counts, file, len(content), checksum=checksum(content)))
     return written
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from ...engine.errors import ConfigError
+from ...engine.errors import OutputInUseError
 from .. import columns
 from ..arrow_values import UNFIT
 from ..files.storage import Storage
 from ..ledger import row_id
 from ..ledger.counts import Counts
 from ..ledger.epoch import Epoch
-from ..ledger.records import COMMIT, FLUSH, Record, without_about, write_commit, write_flush
+from ..ledger.records import COMMIT, FLUSH, Record, checksum, without_about, write_commit, write_flush
 from .format import SinkFormat
 from .formats import FORMATS
 
@@ -96,9 +96,13 @@ class PartWriter:
 
         Returns:
             The parts that this call has closed.
+
+        Raises:
+            OutputInUseError: Another process has begun to write to the work folder, so the flush does not count.
         """
         name = self.epoch.next_name(self.kind) + FLUSH
         write_flush(self.epoch.work, name, rows, counts)
+        self._check_epoch()
         return self.take_over(Flushed(name, rows, counts))
 
     def take_over(self, flushed: Flushed) -> list[Closed]:
@@ -116,7 +120,7 @@ class PartWriter:
             The part; an empty list if there are no rows.
 
         Raises:
-            ConfigError: Another process has begun to write to the work folder. No flush was removed.
+            OutputInUseError: Another process has begun to write to the work folder. No flush was removed.
         """
         if not self.flushed:
             return []
@@ -131,16 +135,20 @@ class PartWriter:
         replaced = tuple(one.name for one in self.flushed)
         first, last = row_id.as_bytes(ids[[0, -1]])
         counts = Counts.sum(flush.counts for flush in self.flushed)
-        commit = Record(name + COMMIT, len(ids), counts, part, len(content), replaced, first, last)
+        commit = Record(name + COMMIT, len(ids), counts, part, len(content), replaced, first, last, checksum(content))
         write_commit(work, commit, ids)
-        if not self.epoch.is_last():
-            raise ConfigError(
-                f"another run has begun to write to {work.url!r}; let one run at a time write to a folder"
-            )
+        self._check_epoch()
         for flush in replaced:
             (work / flush).remove()
         self.flushed = []
         return [(commit, ids)]
+
+    def _check_epoch(self) -> None:
+        if not self.epoch.is_last():
+            raise OutputInUseError(
+                f"another run has begun to write to {self.epoch.work.url!r}, and this run has stopped; let one run at "
+                "a time write to a folder"
+            )
 
     @property
     def num_rows_left(self) -> int:

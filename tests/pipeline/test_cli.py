@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +16,12 @@ import millrace
 from millrace import EngineDeadError
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
+from millrace.pipeline.commands.stopping import stop_on_signals
+from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.display import describe_progress, describe_summary
+from millrace.pipeline.job.folder import JobFolder
 from millrace.pipeline.job.progress import Progress
+from millrace.pipeline.ledger.claim import Claim
 from millrace.pipeline.ledger.counts import ErrorKind
 from millrace.pipeline.report import JobSummary
 
@@ -118,6 +124,56 @@ def test_an_error_of_the_job_is_status_1(
     assert caught.value.code == running.EXIT_FAILED
     advice = f"; what has finished is kept, go on with: millrace resume {folder / 'out'}" if has_begun else ""
     assert capfd.readouterr().err == f"error: no replica is left{advice}\n"
+
+
+WAITING = """
+import sys, time
+from millrace.pipeline import cli
+from millrace.pipeline.commands import running
+
+def wait(prepared, *args, **kwargs):
+    prepared.folder.write_state(prepared.state)
+    print("waiting", flush=True)
+    time.sleep(600)
+
+running.run = wait
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, running.EXIT_INTERRUPTED)]
+)
+def test_a_signal_stops_the_job_and_says_how_to_go_on(folder: Path, number: int, status: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING, *FLAGS], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "waiting\n"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert said == f"stopped; what has finished is kept, go on with: millrace resume {folder / 'out'}\n"
+
+
+def test_a_signal_that_was_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_on_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
+def test_a_second_run_of_an_output_is_refused_with_status_2_before_ray_starts(folder: Path) -> None:
+    with Claim.held(JobFolder(Storage.at(folder / "out")).writers, "out"):
+        refused = command(*FLAGS, folder=folder)
+    assert refused.returncode == running.EXIT_USER_ERROR
+    assert f"another run writes to output '{folder / 'out'}': process {os.getpid()} on" in refused.stderr
+    assert "--take-over" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
 
 
 def test_the_line_of_progress_says_what_one_wants_to_know() -> None:

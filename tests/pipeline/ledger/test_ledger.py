@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace import ConfigError
+from millrace.engine.errors import DamagedOutputError
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.durable import Identity
@@ -18,7 +20,7 @@ from millrace.pipeline.ledger import row_id
 from millrace.pipeline.ledger.counts import Counts
 from millrace.pipeline.ledger.epoch import Epoch
 from millrace.pipeline.ledger.index import RowIndex
-from millrace.pipeline.ledger.records import COMMIT, Record, read_ids, read_records, write_commit, write_flush
+from millrace.pipeline.ledger.records import COMMIT, TRAILER, Record, read_ids, read_records, write_commit, write_flush
 from millrace.pipeline.sources.base import position_column
 
 NUMBERS = st.lists(st.integers(0, 300), max_size=40)
@@ -129,3 +131,48 @@ def test_drafts_are_no_records(tmp_path: Path, name: str) -> None:
     work = Storage.at(tmp_path)
     (work / "results" / name).write_bytes(b"half")
     assert Epoch.open(work).records == ()
+
+
+def test_a_record_of_an_older_version_is_read_without_a_checksum(tmp_path: Path) -> None:
+    work = Storage.at(tmp_path)
+    name = flush(work, "results/000001-000000.flush", 1, 2)
+    file = tmp_path / name
+    file.write_bytes(file.read_bytes()[: -TRAILER.size])
+    (work / "epochs" / "000001.json").write_bytes(b'{"token": "t", "records": []}')
+    (record,) = read_records(work, Epoch.open(work).records)
+    assert row_id.as_bytes(read_ids(work, record)) == row_id.as_bytes(ids(1, 2))
+
+
+@pytest.mark.parametrize("place", [0, 3, 100, -1, -9, -20, -40])
+@pytest.mark.parametrize("bit", [1, 64])
+def test_a_flipped_bit_in_a_record_is_found(tmp_path: Path, place: int, bit: int) -> None:
+    work = Storage.at(tmp_path)
+    name = flush(work, "results/000001-000000.flush", 1, 2)
+    data = bytearray((tmp_path / name).read_bytes())
+    data[place] ^= bit
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DamagedOutputError, match=r"000001-000000\.flush"):
+        read_records(work, [name])
+
+
+def test_a_commit_that_names_a_part_outside_its_folder_is_refused(tmp_path: Path) -> None:
+    work = Storage.at(tmp_path)
+    write_commit(work, Record("results/a.ids", 1, Counts(), "../../x", 9), ids(1))
+    with pytest.raises(DamagedOutputError, match="not inside that folder"):
+        read_records(work, ["results/a.ids"])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"token": 1}', b'{"token": "t", "records": 3}'])
+def test_a_damaged_epoch_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
+    work = Storage.at(tmp_path)
+    (work / "epochs" / "000001.json").write_bytes(content)
+    with pytest.raises(DamagedOutputError, match=r"000001\.json' is damaged"):
+        Epoch.open(work)
+
+
+def test_epochs_that_open_at_the_same_moment_have_numbers_of_their_own(tmp_path: Path) -> None:
+    work = Storage.at(tmp_path)
+    with ThreadPoolExecutor(8) as threads:
+        opened = list(threads.map(lambda _: Epoch.open(work), range(8)))
+    assert sorted(epoch.number for epoch in opened) == list(range(1, 9))
+    assert sum(epoch.is_last() for epoch in opened) == 1

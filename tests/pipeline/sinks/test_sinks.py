@@ -15,15 +15,18 @@ import pytest
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from millrace import ConfigError
+from millrace.engine.errors import DamagedOutputError, OutputInUseError
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.folder import JobFolder
+from millrace.pipeline.job.writing import Done
 from millrace.pipeline.ledger import row_id
+from millrace.pipeline.ledger.claim import Claim
 from millrace.pipeline.ledger.epoch import Epoch
 from millrace.pipeline.ledger.records import read_records
 from millrace.pipeline.sinks.manifest import Manifest
 from millrace.pipeline.sinks.parts import OutputSpec
-from millrace.pipeline.sinks.publish import publish
+from millrace.pipeline.sinks.publish import PLAN, Expected, publish
 from millrace.pipeline.sinks.writer import ResultWriter
 from millrace.pipeline.sources.base import position_column
 from millrace.pipeline.stages.base import Row, RowError
@@ -230,3 +233,203 @@ def test_a_retry_adds_results_and_replaces_dead_letters(folder: JobFolder) -> No
     assert letters["n"].to_pylist() == [2]
     assert letters[columns.ERROR_ATTEMPTS].to_pylist() == [1]
     assert (manifest.total.num_rows, manifest.total.num_failed) == (3, 1)
+
+
+def work_files(folder: JobFolder, suffix: str) -> list[Path]:
+    return [Path(one.url) for one in (folder.work / "results").list(suffix)]
+
+
+DAMAGES = {
+    "deleted": lambda data: None,
+    "emptied": lambda data: b"",
+    "cut short": lambda data: data[:-1],
+    "cut to a half": lambda data: data[: len(data) // 2],
+    "longer": lambda data: data + b"x",
+    "a bit flipped": lambda data: data[:40] + bytes([data[40] ^ 4]) + data[41:],
+    "a bit flipped at the end": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("suffix", [".parquet", ".ids", ".flush"])
+@pytest.mark.parametrize("is_ordered", [False, True])
+def test_a_damaged_file_is_refused_with_its_name(folder: JobFolder, suffix: str, damage: str, is_ordered: bool) -> None:
+    spec = spec_of(folder, max_rows_per_file=4, is_ordered=is_ordered)
+    write_block(ResultWriter(spec, max_blocks=2), [0, 1, 2, 3])
+    write_block(ResultWriter(spec, max_blocks=2), [4, 5])
+    file = work_files(folder, suffix)[0]
+    data = DAMAGES[damage](file.read_bytes())
+    file.unlink() if data is None else file.write_bytes(data)
+    # Without its record, nothing says that a row is done, so it is found missing.
+    said = "6 rows went into output .* have finished" if data is None and suffix != ".parquet" else file.name
+    with pytest.raises(DamagedOutputError, match=said):
+        publish(folder.root, spec, expected=Expected(6, is_exact=True))
+    assert not folder.is_finished
+    file.unlink(missing_ok=True)
+    file.with_suffix(".ids").unlink(missing_ok=True)
+    write_block(ResultWriter(spec, max_blocks=2), list(range(6)))  # As a run that resumes.
+    assert publish(folder.root, spec, expected=Expected(6, is_exact=True)).num_rows == 6
+    assert sorted(pq.read_table(folder.root.url)["n"].to_pylist()) == list(range(6))
+
+
+def test_a_part_that_is_missing_is_found_before_the_rows_run(folder: JobFolder) -> None:
+    write_block(ResultWriter(spec_of(folder, max_rows_per_file=2), max_blocks=2), [0, 1])
+    (part,) = work_files(folder, ".parquet")
+    part.write_bytes(b"")
+    with pytest.raises(DamagedOutputError, match=f"{part.name}.*0 bytes"):
+        Done.find(folder.work)
+    part.unlink()
+    with pytest.raises(DamagedOutputError, match=f"{part.name}.*is missing"):
+        Done.find(folder.work)
+
+
+def test_no_manifest_is_written_for_rows_that_are_missing_or_too_many(folder: JobFolder) -> None:
+    spec = spec_of(folder)
+    write_block(ResultWriter(spec, max_blocks=2), [0, 1, 2])
+    for expected in (Expected(4), Expected(4, is_exact=True), Expected(2, is_exact=True)):
+        with pytest.raises(DamagedOutputError, match=f"{expected.num_rows} rows went into .* and 3 have finished"):
+            publish(folder.root, spec, expected=expected)
+        assert not folder.is_publishing
+    assert publish(folder.root, spec, expected=Expected(2)).num_rows == 3
+
+
+def test_no_manifest_is_written_for_a_row_that_is_there_twice(folder: JobFolder) -> None:
+    spec = spec_of(folder, max_rows_per_file=2)
+    write_block(ResultWriter(spec, max_blocks=2), [0, 1])
+    (commit,) = work_files(folder, ".ids")
+    commit.with_name(commit.name.replace("000001.ids", "000009.ids")).write_bytes(commit.read_bytes())
+    with pytest.raises(DamagedOutputError, match="2 rows are twice"):
+        publish(folder.root, spec)
+
+
+def interrupt_before_moving(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> tuple[OutputSpec, Path]:
+    """Leaves a publication with its plan written and nothing moved."""
+    spec = spec_of(folder)
+    write_block(ResultWriter(spec, max_blocks=2), [0, 1, 2], failed=(2,))
+
+    def die(*args: Any) -> None:
+        raise DiedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "move_to", die)
+        with pytest.raises(DiedError):
+            publish(folder.root, spec)
+    return spec, Path((folder.work / PLAN).url)
+
+
+@pytest.mark.parametrize(
+    "outside", ["../../x", "/x", "a/../../../x", "..", "s3://bucket/x", "_failed/../../x", 7, None]
+)
+@pytest.mark.parametrize("field", ["part", "name", "removed", "files", "failed_files"])
+def test_a_plan_that_names_a_file_outside_the_output_touches_nothing(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch, field: str, outside: Any
+) -> None:
+    spec, file = interrupt_before_moving(folder, monkeypatch)
+    mine = Path(folder.root.url).parent / "x"
+    mine.write_bytes(b"mine")
+    plan = json.loads(file.read_bytes())
+    del plan["checksum"]
+    if field in ("part", "name"):
+        plan["moves"][0][("part", "name").index(field)] = outside
+    elif field == "removed":
+        plan["removed"] = [outside]
+    if field in ("name", "files"):
+        plan["manifest"]["files"][0]["name"] = outside
+    if field == "failed_files":
+        plan["manifest"]["failed_files"][0]["name"] = outside
+    file.write_text(json.dumps(plan))
+    before = {one: one.read_bytes() for one in Path(folder.root.url).rglob("*") if one.is_file()}
+    with pytest.raises(DamagedOutputError):
+        publish(folder.root, spec)
+    assert mine.read_bytes() == b"mine"
+    assert {one: one.read_bytes() for one in Path(folder.root.url).rglob("*") if one.is_file()} == before
+
+
+def test_a_link_that_leads_out_of_the_output_is_not_followed(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, _ = interrupt_before_moving(folder, monkeypatch)
+    elsewhere = Path(folder.root.url).parent / "elsewhere"
+    elsewhere.mkdir()
+    (Path(folder.root.url) / "_failed").symlink_to(elsewhere)
+    with pytest.raises(DamagedOutputError, match="not inside"):
+        publish(folder.root, spec)
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../x.parquet", "/etc/passwd", ""])
+def test_a_manifest_that_names_a_file_outside_the_output_is_refused(folder: JobFolder, name: str) -> None:
+    plain = Manifest().as_dict() | {"failed_files": [{"name": name, "num_rows": 1, "num_bytes": 1}]}
+    (folder.root / "_manifest.json").write_bytes(json.dumps(plain).encode())
+    with pytest.raises(DamagedOutputError, match="not inside that folder"):
+        Manifest.read(folder.root)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"moves": 1}', b"\xff"])
+def test_a_damaged_plan_is_refused_with_its_name(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    spec, file = interrupt_before_moving(folder, monkeypatch)
+    file.write_bytes(content)
+    with pytest.raises(DamagedOutputError, match=r"publish\.json' is damaged"):
+        publish(folder.root, spec)
+
+
+def test_a_plan_that_was_changed_is_refused(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, file = interrupt_before_moving(folder, monkeypatch)
+    file.write_text(file.read_text().replace('"num_rows": 2', '"num_rows": 3'))
+    with pytest.raises(DamagedOutputError, match=r"publish\.json' has changed"):
+        publish(folder.root, spec)
+
+
+def test_a_part_that_was_damaged_while_it_was_published_can_run_again(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, _ = interrupt_before_moving(folder, monkeypatch)
+    (part,) = work_files(folder, ".parquet")
+    part.write_bytes(b"")
+    with pytest.raises(DamagedOutputError, match=part.name):
+        publish(folder.root, spec)
+    part.unlink()
+    part.with_suffix(".ids").unlink()
+    write_block(ResultWriter(spec, max_blocks=2), [0, 1, 2])
+    assert publish(folder.root, spec).total.num_rows == 3
+
+
+def test_a_writer_that_was_taken_over_publishes_nothing(folder: JobFolder) -> None:
+    spec = spec_of(folder)
+    with Claim.held(folder.writers, "out") as first:
+        write_block(ResultWriter(spec, max_blocks=2), [0, 1])
+        with Claim.held(folder.writers, "out", take_over=True) as second:
+            with pytest.raises(OutputInUseError):
+                publish(folder.root, spec, claim=first)
+            assert not folder.is_finished
+            assert publish(folder.root, spec, claim=second).num_rows == 2
+
+
+def test_a_writer_that_was_followed_ends_at_its_next_flush(folder: JobFolder) -> None:
+    writer = ResultWriter(spec_of(folder), max_blocks=4)
+    write_block(writer, [0])
+    Done.find(folder.work)
+    with pytest.raises(OutputInUseError, match="another run has begun"):
+        write_block(writer, [1])
+    assert done(folder) == 1
+
+
+def test_a_writer_of_a_job_that_was_replaced_adds_nothing_to_the_new_one(folder: JobFolder) -> None:
+    old = ResultWriter(spec_of(folder), max_blocks=4)
+    write_block(old, [7])
+    folder.work.remove()  # As with --overwrite.
+    write_block(ResultWriter(spec_of(folder), max_blocks=4), [0])
+    with pytest.raises(OutputInUseError):
+        write_block(old, [8])
+    assert publish(folder.root, spec_of(folder)).num_rows == 1
+
+
+def test_drafts_of_killed_processes_are_swept_and_other_files_are_not(folder: JobFolder) -> None:
+    drafts = ["._manifest.json.0123456789ab.tmp", "_millrace/.job.json.0123456789ab.tmp", "_failed/.a.0123456789ab.tmp"]
+    others = [".hidden.tmp", "mine.0123456789ab.tmp", "._manifest.json"]
+    for name in (*drafts, *others):
+        (folder.root / name).write_bytes(b"half")
+    folder.sweep()
+    assert sorted(one.url for one in folder.root.walk()) == sorted((folder.root / name).url for name in others)
