@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from .json_text import to_json
 
 UNFIT = (
     *(ValueError, TypeError, OverflowError, RecursionError),
@@ -48,17 +51,118 @@ class ArrowValue:
         return f"<{self.array.type} {self}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ArrowValue, (pa.array([self.array[0]], self.array.type),)  # A copy, without the rest of the column.
+        return ArrowValue, (self._copied(),)
 
     def __str__(self) -> str:
         kind = self.array.type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            raw = self.array.cast(pa.large_binary())[0].as_py()
-            return str(raw.decode("utf-8", "backslashreplace"))
         try:
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                raw: bytes = self.array.cast(pa.large_binary())[0].as_py()
+                return raw.decode("utf-8", "backslashreplace")
             return str(self.array[0].cast(pa.string()).as_py())
         except UNFIT:
-            return "..."
+            return b"".join(buffer.to_pybytes() for buffer in self._copied().buffers() if buffer is not None).hex()
+
+    def _copied(self) -> pa.Array:
+        """Returns an array of the value alone, without the buffers of the column that it came from."""
+        return pa.array([self.array[0]], self.array.type)
+
+
+def to_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """Returns the rows of a table as Python values. A value that Python has no equal of is an `ArrowValue`."""
+    values = [python_values(column) for column in table.columns]
+    return [dict(zip(table.column_names, row, strict=True)) for row in zip(*values, strict=True)] or [
+        {} for _ in range(table.num_rows)
+    ]
+
+
+def python_values(column: pa.ChunkedArray) -> list[Any]:
+    """Returns the values of a column as Python values. A value that Python has no equal of is an `ArrowValue`."""
+    is_exact = not _has_nanosecond_times(column.type)
+    try:
+        if is_exact:
+            return list(column.to_pylist())
+    except (KeyError, *UNFIT):  # An unknown time zone is a KeyError.
+        pass
+    return [_python_value(chunk.slice(at, 1)) for chunk in column.chunks for at in range(len(chunk))]
+
+
+def _python_value(array: pa.Array) -> Any:
+    try:
+        value = array[0].as_py()
+        if not _has_nanosecond_times(array.type) or pa.array([value], array.type).equals(array):
+            return value
+    except (KeyError, *UNFIT):
+        pass
+    return ArrowValue(array)
+
+
+def _has_nanosecond_times(kind: pa.DataType) -> bool:
+    """Returns whether a type has times of day in nanoseconds, which Python cuts to microseconds without an error."""
+    return kind == pa.time64("ns") or any(_has_nanosecond_times(kind.field(at).type) for at in range(kind.num_fields))
+
+
+def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    """Returns a type that holds the values of both types: text, which can hold JSON, if Arrow has no other type."""
+    if one == other:
+        return one
+    if pa.uint64() in (one, other) and (pa.types.is_signed_integer(one) or pa.types.is_signed_integer(other)):
+        return pa.decimal128(20)  # Arrow itself takes int64, which is too small.
+    try:
+        fields = [pa.schema([("value", kind)]) for kind in (one, other)]
+        return pa.unify_schemas(fields, promote_options="permissive").field("value").type
+    except (pa.ArrowInvalid, pa.ArrowTypeError):
+        return pa.string()
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Returns a type that holds the same values, and is no view and not run-end encoded: few functions take those."""
+    types = pa.types
+    if types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if types.is_list_view(kind) or types.is_list(kind):
+        return pa.list_(_plain_field(kind.value_field))
+    if types.is_large_list_view(kind) or types.is_large_list(kind):
+        return pa.large_list(_plain_field(kind.value_field))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+    if types.is_struct(kind):
+        return pa.struct([_plain_field(field) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), _plain_field(kind.item_field))
+    return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)
+
+
+def _plain_field(field: pa.Field) -> pa.Field:
+    return field.with_type(plain_type(field.type))
+
+
+def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Returns a column in another type; lists and structs become JSON in a column of text.
+
+    Raises:
+        ValueError: A value does not fit, as do the other errors of `UNFIT`.
+    """
+    if pa.types.is_run_end_encoded(column.type):
+        column = pc.run_end_decode(column)
+    if _has_list_views(column.type):  # Arrow casts a list view with a null into a list of too few offsets.
+        column = pa.chunked_array([make_array(python_values(column), plain_type(column.type))])
+    if column.type == kind:
+        return column
+    if pa.types.is_nested(column.type) and pa.types.is_string(kind):
+        texts = [None if value is None else to_json(value) for value in python_values(column)]
+        return pa.chunked_array([pa.array(texts, kind)])
+    return column.cast(kind)
+
+
+def _has_list_views(kind: pa.DataType) -> bool:
+    is_view = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    return is_view or any(_has_list_views(kind.field(at).type) for at in range(kind.num_fields))
+
+
+def plain(table: pa.Table) -> pa.Table:
+    """Returns a table with the types of `plain_type`."""
+    return pa.table([cast(column, plain_type(column.type)) for column in table.columns], names=table.column_names)
 
 
 def quoted(value: Any) -> str:

@@ -37,6 +37,9 @@ TOOLS = "tools"
 CHAT_TEMPLATE = "chat_template"
 CHAT_TEMPLATE_KWARGS = "chat_template_kwargs"
 
+READ_BY_STAGES = (MESSAGES, PROMPT, TOKENIZED_PROMPT, TOOLS, CHAT_TEMPLATE, CHAT_TEMPLATE_KWARGS)
+"""Columns that the stages of a job look for in a row of the input."""
+
 # Columns that a row brings to an HTTP endpoint or a deployment of Ray Serve, and columns of the answer.
 PAYLOAD = "payload"
 HTTP_RESPONSE = "http_response"

@@ -19,7 +19,7 @@ from ..job.config import JobConfig
 from ..job.durable import NOT_INPUT, read_row
 from ..job.folder import JobFolder
 from ..job.rows import MakePrompt
-from ..job.settings import find_source, processor_config, result_schema
+from ..job.settings import find_source, input_columns, processor_config, result_schema
 from ..processor.assemble import make_stages
 from ..processor.config import EngineProcessorConfig
 from ..processor.default_params import default_params
@@ -68,6 +68,7 @@ def forecast_job(
     config = processor_config(job)
     source = find_source(job)
     result_schema(job, source.schema)
+    source = source.with_columns(input_columns(job, source.schema))
     footprint = Footprint.of(config.engine_config, memory_bytes)
     sample = Sample.take(source, sample_size, seed)
     if job.limit is not None and sample.num_rows is not None:

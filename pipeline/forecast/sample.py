@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..arrow_values import to_rows
 from ..sources import Source, Unit
 from ..sources.formats import FORMATS
 
@@ -72,7 +73,7 @@ def _rows_at(tables: Sequence[pa.Table], wanted: Sequence[int]) -> Iterator[dict
     for table in tables:
         stop = start + table.num_rows
         inside = [index - start for index in wanted if start <= index < stop]
-        yield from table.take(pa.array(inside, pa.int64())).to_pylist()
+        yield from to_rows(table.take(pa.array(inside, pa.int64())))
         start = stop
 
 

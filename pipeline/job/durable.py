@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy
 
 from ...engine.errors import ConfigError
 from .. import columns
+from ..arrow_values import plain, to_rows
 from ..errors import RowFailedError
 from ..files.storage import Storage
 from ..ledger import row_id
@@ -31,7 +32,7 @@ from ..processor.operators import MakeStages, pack, run_stages, unpack
 from ..processor.resources import OPERATOR_CPUS
 from ..sinks.parts import OutputSpec
 from ..sinks.writer import ResultWriter
-from ..sources import READ_ERROR
+from ..sources import READ_ERROR, READ_ROW
 from ..stages.base import Row, RowError
 
 DEFAULT_MAX_BLOCKS = 4
@@ -111,12 +112,13 @@ class PrepareNew:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Runs the stages over the rows of a block that are not done; returns them as by `pack`, with their row ids."""
+        table = plain(table)
         ids = self._identity.ids_of(table)
         is_new = ~self._done.contains(ids)
         if not is_new.all():
             table, ids = table.filter(pa.array(is_new)), ids[is_new]
         shown = table.drop_columns([name for name in NOT_INPUT if name in table.column_names])
-        rows = run_stages(self._stages, [self._row(values) for values in shown.to_pylist()])
+        rows = run_stages(self._stages, [self._row(values) for values in to_rows(shown)])
         for row, id_ in zip(rows, row_id.as_bytes(ids), strict=True):
             row.data[columns.ROW_ID] = id_
         return pack(rows, self._stages).append_column(columns.ROW_ID, row_id.to_arrow(ids))
@@ -138,7 +140,8 @@ def read_row(values: dict[str, Any]) -> Row:
     reason = values.get(READ_ERROR)
     if reason is not None:
         return Row(values, values, RowError("read", "ReadError", reason))
-    values.pop(READ_ERROR, None)
+    for name in (READ_ERROR, READ_ROW):
+        values.pop(name, None)
     return Row.read(values)
 
 

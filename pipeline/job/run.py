@@ -30,14 +30,14 @@ from ..report import JobSummary, ReportWriter
 from ..sinks.manifest import Manifest
 from ..sinks.parts import OutputSpec
 from ..sinks.publish import RETRY, Expected, publish
-from ..sources import READ_ERROR, Source, Unit
+from ..sources import READ_ERROR, READ_ROW, Source, Unit
 from .config import JobConfig
 from .durable import Identity
 from .file import load_job
 from .folder import OURS, JobFolder, JobState
 from .progress import Progress, ProgressMonitor
 from .rows import MakePrompt, MakeResult
-from .settings import find_source, processor_config, result_schema, warn_of_unread
+from .settings import find_source, input_columns, processor_config, result_schema, warn_of_unread
 from .writing import Done, LiveCounts, warn_of_left_out, write_rows
 
 __all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "prepare_resume", "prepare_retry", "run_job"]
@@ -114,6 +114,7 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False, take_over: bool = Fa
     config = processor_config(job, source.num_rows)
     warn_of_unread(job, source.schema)
     schema = result_schema(job, source.schema)
+    source = source.with_columns(input_columns(job, source.schema))
     state = _state(job, source)
     resumes = folder.check(state, overwrite)
     spec = _spec(job, folder, schema, source.schema)
@@ -340,7 +341,7 @@ def _changed(state: JobState, output: str, changes: dict[str, Any]) -> JobConfig
 def _state(job: JobConfig, source: Source) -> JobState:
     tables = [{"table": without_secrets(url), "version": version} for url, version in source.versions.items()]
     files = [{"url": without_secrets(file.path), "size": file.size, "etag": file.etag} for file in source.files]
-    schema = base64.b64encode(_with_read_error(source.schema).serialize().to_pybytes()).decode()
+    schema = base64.b64encode(_with_read_columns(source.schema).serialize().to_pybytes()).decode()
     fields = job.model_dump(mode="json")
     fields |= without_secrets({name: fields[name] for name in _WITH_SECRETS})
     return JobState(fields, [*tables, *files], source.num_rows, schema, __version__)
@@ -348,12 +349,12 @@ def _state(job: JobConfig, source: Source) -> JobState:
 
 def _read_schema(text: str) -> pa.Schema:
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
-    return pa.schema([field for field in schema if field.name != READ_ERROR])
+    return pa.schema([field for field in schema if field.name not in (READ_ERROR, READ_ROW)])
 
 
-def _with_read_error(schema: pa.Schema) -> pa.Schema:
-    """Adds the column of read errors to a schema: a dead letter says there why a piece of the input is no row."""
-    return schema.append(pa.field(READ_ERROR, pa.string()))
+def _with_read_columns(schema: pa.Schema) -> pa.Schema:
+    """Adds the columns in which a dead letter says why a piece of the input is no row, and what was read."""
+    return pa.schema([*schema, (READ_ERROR, pa.string()), (READ_ROW, pa.string())])
 
 
 def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema) -> OutputSpec:
@@ -361,7 +362,7 @@ def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema
         folder.work,
         job.output_format,
         schema,
-        _with_read_error(given),
+        _with_read_columns(given),
         is_ordered=job.order == "input",
         max_rows_per_file=job.max_rows_per_file,
         flush_interval_s=job.flush_interval_s,

@@ -94,6 +94,18 @@ def block_rows(num_rows: int | None) -> int:
     return LARGE_BLOCK_ROWS if num_rows is None or num_rows >= LARGE_INPUT_ROWS else SMALL_BLOCK_ROWS
 
 
+def input_columns(job: JobConfig, given: pa.Schema) -> set[str]:
+    """Returns the names of the input's columns that a job reads: those that it names, keeps, or that stages look for.
+
+    Args:
+        job: The job.
+        given: Columns and types of its input.
+    """
+    named = {name for template in job.templates() for name in template.columns}
+    kept = given.names if job.columns is None else job.columns
+    return named.union(kept, job.key or [], columns.READ_BY_STAGES)
+
+
 def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
     """Returns the schema of the output: the kept columns of the input, the text, and `REPORTED`.
 

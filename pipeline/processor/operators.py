@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from .. import columns
-from ..arrow_values import UNFIT, UNWRITABLE, fits, misfit, quoted, to_array
+from ..arrow_values import UNFIT, UNWRITABLE, fits, make_array, misfit, quoted, to_array, to_rows
 from ..errors import RowFailedError
 from ..stages.base import Row, RowError, Stage
 
@@ -41,7 +41,7 @@ class Prepare:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Runs the stages over a block of the dataset and returns its rows as a block of `pack`."""
-        rows = [Row.read(columns) for columns in table.to_pylist()]
+        rows = [Row.read(columns) for columns in to_rows(table)]
         return pack(run_stages(self._stages, rows), self._stages)
 
 
@@ -211,11 +211,13 @@ def to_schema(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
     """
     results = [result_columns(row, mark_success=True) for row in rows]
     try:
-        return pa.Table.from_pylist(results, schema)
+        return _typed(results, schema)
     except UNFIT:
-        return pa.Table.from_pylist(
-            [_fitted(row, result, schema) for row, result in zip(rows, results, strict=True)], schema
-        )
+        return _typed([_fitted(row, result, schema) for row, result in zip(rows, results, strict=True)], schema)
+
+
+def _typed(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.table([make_array([row.get(field.name) for row in rows], field.type) for field in schema], schema=schema)
 
 
 def _fitted(row: Row, result: Mapping[str, Any], schema: pa.Schema) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ..._lazy import lazy_face
 
 if TYPE_CHECKING:
     from .base import READ_ERROR as READ_ERROR
+    from .base import READ_ROW as READ_ROW
     from .base import InputFile as InputFile
     from .base import Unit as Unit
     from .source import Source as Source
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_face(
     {
         "base": (
             "READ_ERROR",
+            "READ_ROW",
             "InputFile",
             "Unit",
         ),

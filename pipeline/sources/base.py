@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,9 +11,16 @@ import pyarrow as pa
 
 from ...engine.errors import ConfigError, StorageError
 from .. import columns
+from ..arrow_values import UNFIT, cast, common_type, plain, plain_type, python_values, quoted, to_rows
 from ..files.storage import Storage
+from ..json_text import to_json
+
+logger = logging.getLogger(__name__)
 
 READ_ERROR = columns.READ_ERROR
+
+READ_ROW = "__read_row"
+"""Column with the row as it was read, as text, if a value does not fit its column or the piece is no row."""
 
 POSITION_TYPE = pa.binary(12)
 END = 1 << 62
@@ -143,19 +151,31 @@ def position_column(ordinal: int, positions: Sequence[int] | np.ndarray) -> pa.A
 
 
 def full_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns a schema of the input with the columns that `SourceFormat.read` adds, `POSITION` and `READ_ERROR`."""
-    return pa.schema([*schema, pa.field(columns.POSITION, POSITION_TYPE), pa.field(READ_ERROR, pa.string())])
+    """Returns a schema of the input with the columns that `SourceFormat.read` adds."""
+    return pa.schema([*schema, (columns.POSITION, POSITION_TYPE), (READ_ERROR, pa.string()), (READ_ROW, pa.string())])
 
 
 def finish_table(
-    table: pa.Table, ordinal: int, positions: Sequence[int] | np.ndarray, errors: Sequence[str | None] | None = None
+    table: pa.Table,
+    ordinal: int,
+    positions: Sequence[int] | np.ndarray,
+    errors: Sequence[str | None] | None = None,
+    texts: Sequence[str | None] | None = None,
 ) -> pa.Table:
-    """Returns a table with the columns `POSITION` and `READ_ERROR` added, one row for each of `positions`.
+    """Returns a table with the columns `POSITION`, `READ_ERROR` and `READ_ROW` added.
 
-    `errors` has the reason why a row could not be read, or None. The given table may have no columns.
+    Args:
+        table: The rows. The table may have no columns.
+        ordinal: The ordinal of the file.
+        positions: The place of each row in the file.
+        errors: The reason why a row could not be read, or None, for each row.
+        texts: The text of a row with an error as it was read, or None, for each row.
     """
-    reasons = pa.nulls(len(positions), pa.string()) if errors is None else pa.array(errors, pa.string())
-    return pa.table([*table.columns, position_column(ordinal, positions), reasons], schema=full_schema(table.schema))
+    read = [
+        pa.nulls(len(positions), pa.string()) if values is None else pa.array(values, pa.string())
+        for values in (errors, texts)
+    ]
+    return pa.table([*table.columns, position_column(ordinal, positions), *read], schema=full_schema(table.schema))
 
 
 def error_rows(schema: pa.Schema, ordinal: int, positions: Sequence[int], reason: str) -> pa.Table:
@@ -180,18 +200,68 @@ def align(table: pa.Table, schema: pa.Schema) -> pa.Table:
     )
 
 
+def fit_rows(table: pa.Table, schema: pa.Schema, ordinal: int, positions: Sequence[int]) -> pa.Table:
+    """Returns rows with exactly the columns of `schema` and those of `finish_table`.
+
+    A missing column is null; a column of another type is cast. A row with a value that does not fit its column becomes
+    an error row, which keeps its other values and has all of them in `READ_ROW`.
+
+    Args:
+        table: The rows as they are in the file.
+        schema: Columns and types.
+        ordinal: The ordinal of the file.
+        positions: The place of each row in the file.
+    """
+    errors: dict[int, str] = {}
+    fitted = [_fit_column(table, field, errors) for field in schema]
+    rows = pa.table(fitted, schema=_nullable(schema))
+    if not errors:
+        return finish_table(rows, ordinal, positions)
+    unfit = to_rows(plain(table).take(pa.array(list(errors))))
+    texts = dict(zip(errors, map(to_json, unfit), strict=True))
+    places = range(len(table))
+    return finish_table(rows, ordinal, positions, [errors.get(at) for at in places], [texts.get(at) for at in places])
+
+
+def _fit_column(table: pa.Table, field: pa.Field, errors: dict[int, str]) -> pa.ChunkedArray | pa.Array:
+    """Returns a column in the type of `field`, with null for each value that does not fit, and adds to `errors`."""
+    if field.name not in table.column_names:
+        return pa.nulls(len(table), field.type)
+    column = table[field.name]
+    try:
+        return cast(column, field.type)
+    except UNFIT:
+        pass
+    pieces: list[pa.Array] = []
+    for at in range(len(column)):
+        try:
+            pieces += cast(column.slice(at, 1), field.type).chunks
+        except UNFIT:
+            pieces.append(pa.nulls(1, field.type))
+            (value,) = python_values(column.slice(at, 1))
+            errors.setdefault(at, f"column {field.name!r} holds {quoted(value)}, which is not {field.type}")
+    return pa.concat_arrays(pieces)
+
+
 def unify(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Returns the columns of the schemas of all files; the type of a column holds its values in every file.
+    """Returns the columns of the schemas of all files. A column has a type that holds its values in the files, or text.
 
     Raises:
-        ConfigError: No type holds the values of a column in all files.
+        ConfigError: A file has two columns of one name.
     """
-    try:
-        return pa.unify_schemas(list(schemas), promote_options="permissive").remove_metadata()
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ConfigError(
-            f"the files of the input have columns that do not go together: {first_line(error)}"
-        ) from error
+    joined: dict[str, pa.DataType] = {}
+    for schema in schemas:
+        twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigError(f"a file of the input has two columns {twice!r}; columns need names of their own")
+        for field in schema:
+            kind, known = plain_type(field.type), joined.get(field.name, pa.null())
+            joined[field.name] = common_type(known, kind)
+            if pa.types.is_string(joined[field.name]) and not {known, kind} <= {pa.string(), pa.null()}:
+                logger.warning(
+                    "column %r is %s in some files and %s in others; it is read as text", field.name, known, kind
+                )
+    return pa.schema(list(joined.items()))
 
 
 def _nullable(schema: pa.Schema) -> pa.Schema:

@@ -18,10 +18,12 @@ class SourceFormat(ABC):
     Attributes:
         extensions: Extensions of its files, with the dot and in lower case.
         guesses_types: Whether the files do not say the types of columns, so that `look` finds them in samples.
+        is_columnar: Whether a reader of some columns leaves the others alone.
     """
 
     extensions: tuple[str, ...]
     guesses_types: bool = False
+    is_columnar: bool = False
 
     @abstractmethod
     def look(self, files: Sequence[InputFile]) -> Look:
@@ -43,7 +45,7 @@ class SourceFormat(ABC):
             schema: Columns and types.
 
         Yields:
-            Small tables with the columns of `schema`, `columns.POSITION` and `READ_ERROR`.
+            Small tables with the columns of `schema`, `columns.POSITION`, `READ_ERROR` and `READ_ROW`.
         """
 
     def row_bytes(self, table: pa.Table) -> float:

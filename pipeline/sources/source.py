@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import takewhile
 
 import pyarrow as pa
@@ -85,6 +85,12 @@ class Source:
         """Paths or URLs of the files."""
         return [file.path for file in self.files]
 
+    def with_columns(self, names: Collection[str]) -> Source:
+        """Returns a source that reads only some columns, if its format can read a column and leave the others alone."""
+        if not FORMATS[self.format].is_columnar:
+            return self
+        return replace(self, schema=pa.schema([field for field in self.schema if field.name in names]))
+
     def read(self, limit: int | None = None, is_done: Callable[[Unit], bool] | None = None) -> ray.data.Dataset:
         """Returns the dataset of the rows.
 
@@ -93,8 +99,8 @@ class Source:
             is_done: Function that returns whether a unit can be skipped; None to read all units.
 
         Returns:
-            Rows with the columns of the schema, `columns.POSITION` and `READ_ERROR`. `READ_ERROR` is null for a row
-            that was read, and otherwise the reason why a piece of the input is not a row.
+            Rows with the columns of the schema, `columns.POSITION`, `READ_ERROR` and `READ_ROW`. The last two are null
+            for a row that was read; otherwise they hold the reason why a piece of the input is not a row, and its text.
         """
         units, max_rows = (self.units, None) if limit is None else _first_units(self.units, limit)
         # If rows are counted while they are read, the rows of finished units must be counted too.

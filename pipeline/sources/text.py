@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
+from ..arrow_values import common_type
 from .base import END, LOOK_BYTES, SAMPLE_BYTES, TABLE_BYTES, InputFile, Unit, first_line, is_damage
 from .file_name import compression_of
 
@@ -170,15 +171,6 @@ def join_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
         for field in schema:
             joined[field.name] = common_type(joined.get(field.name, pa.null()), field.type)
     return pa.schema([(name, _writable(kind)) for name, kind in joined.items()])
-
-
-def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Returns a type that holds the values of both types: text, which can hold JSON, if Arrow has no other type."""
-    try:
-        fields = [pa.schema([("value", kind)]) for kind in (one, other)]
-        return pa.unify_schemas(fields, promote_options="permissive").field("value").type
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.string()
 
 
 def _writable(kind: pa.DataType) -> pa.DataType:

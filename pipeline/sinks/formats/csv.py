@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.csv
 
+from ...arrow_values import python_values
+from ...json_text import to_json
 from ..format import SinkFormat
-from ..json_text import to_json
 
 
 def encode(table: pa.Table) -> bytes:
@@ -18,7 +19,7 @@ def encode(table: pa.Table) -> bytes:
 
 
 def _json_cells(column: pa.ChunkedArray) -> pa.Array:
-    return pa.array((None if value is None else to_json(value) for value in column.to_pylist()), pa.string())
+    return pa.array((None if value is None else to_json(value) for value in python_values(column)), pa.string())
 
 
 FORMAT = SinkFormat("csv", encode)

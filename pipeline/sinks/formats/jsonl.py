@@ -6,8 +6,9 @@ import io
 
 import pyarrow as pa
 
+from ...arrow_values import to_rows
+from ...json_text import to_json
 from ..format import SinkFormat
-from ..json_text import to_json
 
 BATCH_ROWS = 16_384
 """Number of rows that are converted to Python objects at once."""
@@ -17,7 +18,7 @@ def encode(table: pa.Table) -> bytes:
     """Returns the bytes of a file that holds the rows of a table."""
     text = io.StringIO()
     for batch in table.to_batches(max_chunksize=BATCH_ROWS):
-        for row in batch.to_pylist():
+        for row in to_rows(pa.Table.from_batches([batch])):
             text.write(to_json(row))
             text.write("\n")
     return text.getvalue().encode()

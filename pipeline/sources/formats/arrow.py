@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from ....engine.errors import ConfigError
+from ...arrow_values import plain
 from ..base import (
     LOOK_BYTES,
     TABLE_BYTES,
     InputFile,
     Look,
     Unit,
-    align,
     error_rows,
-    finish_table,
     first_line,
+    fit_rows,
     is_damage,
     unify,
 )
@@ -31,6 +31,7 @@ class ArrowFormat(SourceFormat):
     """Files of Arrow. The position of a row is its number in the file."""
 
     extensions = (".arrow", ".arrows", ".feather", ".ipc")
+    is_columnar = True
 
     def look(self, files: Sequence[InputFile]) -> Look:
         """Reads the schemas of the files, and returns the columns and units. The rows of small files are counted."""
@@ -44,9 +45,8 @@ class ArrowFormat(SourceFormat):
         try:
             with unit.file.storage.open_arrow(READ_BYTES, unit.file.size) as source:
                 for batch in _batches(source):
-                    for part in _slices(batch):
-                        table = align(pa.Table.from_batches([part]), schema)
-                        yield finish_table(table, unit.file.ordinal, range(position, position + len(part)))
+                    for part in _slices(plain(pa.Table.from_batches([batch]))):
+                        yield fit_rows(part, schema, unit.file.ordinal, range(position, position + len(part)))
                         position += len(part)
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
@@ -86,11 +86,11 @@ def _batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
     return _iterate(_open(source))
 
 
-def _slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Yields slices of a record batch of about `TABLE_BYTES`."""
-    row_bytes = max(1, batch.nbytes // max(1, len(batch)))
+def _slices(table: pa.Table) -> Iterator[pa.Table]:
+    """Yields slices of a table of about `TABLE_BYTES`."""
+    row_bytes = max(1, table.nbytes // max(1, len(table)))
     step = max(1, TABLE_BYTES // row_bytes)
-    return (batch.slice(start, step) for start in range(0, len(batch), step))
+    return (table.slice(start, step) for start in range(0, len(table), step))
 
 
 FORMAT = ArrowFormat()

@@ -61,7 +61,8 @@ class CsvFormat(SourceFormat):
                 )
             for _, texts in chunks(records):
                 table, errors = parse_records(texts, names, schema)
-                yield finish_table(table, ordinal, range(count, count + len(texts)), errors)
+                shown = [None if error is None else _text(text) for text, error in zip(texts, errors, strict=True)]
+                yield finish_table(table, ordinal, range(count, count + len(texts)), errors, shown)
                 count += len(texts)
         except DamagedTextError as error:
             yield error_rows(schema, ordinal, [count], str(error))
@@ -139,13 +140,16 @@ def parse_records(
     except pa.ArrowInvalid as error:
         reason = first_line(error)
     if len(records) == 1:
-        shown = records[0].decode("utf-8", errors="replace").rstrip()
-        return pa.Table.from_pylist([{}], schema), [f"the record is not a row ({reason}): {shown:.200}"]
+        return pa.Table.from_pylist([{}], schema), [f"the record is not a row ({reason}): {_text(records[0]):.200}"]
     half = len(records) // 2
     (left, left_errors), (right, right_errors) = (
         parse_records(part, names, schema) for part in (records[:half], records[half:])
     )
     return pa.concat_tables([left, right]), left_errors + right_errors
+
+
+def _text(record: bytes) -> str:
+    return record.decode("utf-8", errors="backslashreplace").rstrip()
 
 
 def _look_through(unit: Unit, max_bytes: int) -> Sample:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from ....engine.errors import ConfigError
 from ... import columns
+from ...arrow_values import UNFIT, common_type, make_array, misfit, quoted
 from ..base import InputFile, Look, Unit, error_rows, finish_table, first_line
 from ..file_name import compression_of
 from ..format import SourceFormat
@@ -20,7 +21,6 @@ from ..text import (
     Line,
     Sample,
     chunks,
-    common_type,
     iter_lines,
     join_schemas,
     take_samples,
@@ -51,7 +51,8 @@ class JsonLinesFormat(SourceFormat):
         try:
             for positions, lines in chunks(_lines(unit)):
                 table, errors = parse_lines(lines, schema, unknown)
-                yield finish_table(table, unit.file.ordinal, positions, errors)
+                texts = [None if error is None else _text(line) for line, error in zip(lines, errors, strict=True)]
+                yield finish_table(table, unit.file.ordinal, positions, errors, texts)
         except DamagedTextError as error:
             yield error_rows(schema, unit.file.ordinal, [error.offset], str(error))
         if unknown:
@@ -78,7 +79,8 @@ def parse_lines(
         unknown: Set to which the names of other columns in the lines are added.
 
     Returns:
-        A row for each line, and for each line None or the reason why it is not a row. Such a row has no values.
+        A row for each line, and for each line None or the reason why it is not a row. Such a row has only the values
+        that fit their columns.
     """
     pairs = [parse_line(line) for line in lines]
     rows = [{name: _fit(value, schema, name) for name, value in row.items()} for row, _ in pairs]
@@ -86,11 +88,31 @@ def parse_lines(
     if unknown is not None:
         unknown.update(name for row in rows for name in row if name not in schema.names)
     try:
-        return pa.Table.from_pylist(rows, schema), errors
-    except (ValueError, TypeError, OverflowError):  # Errors of Arrow are among these.
-        misfits = [error or _misfit(row, schema) for row, error in zip(rows, errors, strict=True)]
-        fitting = [row if error is None else {} for row, error in zip(rows, misfits, strict=True)]
-        return pa.Table.from_pylist(fitting, schema), misfits
+        return _table(rows, schema), errors
+    except UNFIT:
+        misfits = [_take_misfits(row, schema) for row in rows]
+        return _table(rows, schema), [error or misfit for error, misfit in zip(errors, misfits, strict=True)]
+
+
+def _table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    return pa.table([make_array([row.get(field.name) for row in rows], field.type) for field in schema], schema=schema)
+
+
+def _take_misfits(row: dict[str, Any], schema: pa.Schema) -> str | None:
+    """Takes the values that do not fit their columns out of a row, and returns the reason; None if all fit."""
+    reason = None
+    for field in schema:
+        value = row.get(field.name)
+        error = misfit(value, field.type)
+        if error is not None:
+            row[field.name] = None
+            said = f"column {field.name!r} holds {quoted(value)}, which is not {field.type}: {first_line(error):.200}"
+            reason = reason or said
+    return reason
+
+
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", errors="backslashreplace").strip()
 
 
 def parse_line(line: bytes) -> tuple[dict[str, Any], str | None]:
@@ -152,8 +174,8 @@ def _widen(types: dict[str, pa.DataType], rows: Sequence[dict[str, Any]]) -> Non
 
 def _type_of(values: Iterable[Any]) -> pa.DataType:
     try:
-        return pa.array(values).type
-    except (ValueError, TypeError, OverflowError):
+        return make_array(list(values), None).type
+    except UNFIT:
         return pa.string()
 
 
@@ -162,18 +184,6 @@ def _fit(value: Any, schema: pa.Schema, name: str) -> Any:
     if value is None or isinstance(value, str) or name not in schema.names or schema.field(name).type != pa.string():
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-def _misfit(row: dict[str, Any], schema: pa.Schema) -> str | None:
-    """Returns the reason why a row does not fit the schema; None if the row fits."""
-    for field in schema:
-        try:
-            pa.array([row.get(field.name)], field.type)
-        except (ValueError, TypeError, OverflowError) as error:
-            return (
-                f"column {field.name!r} holds {row[field.name]!r:.80}, which is not {field.type}: {first_line(error)}"
-            )
-    return None
 
 
 def _refuse_array(file: InputFile, line: bytes) -> None:

@@ -14,10 +14,9 @@ from ..base import (
     InputFile,
     Look,
     Unit,
-    align,
     error_rows,
-    finish_table,
     first_line,
+    fit_rows,
     is_damage,
     unify,
 )
@@ -42,6 +41,7 @@ class ParquetFormat(SourceFormat):
     """Files of Parquet. The position of a row is its number in the file. `look` reads only the footers."""
 
     extensions = (".parquet", ".pq")
+    is_columnar = True
 
     def look(self, files: Sequence[InputFile]) -> Look:
         """Reads the footers of the files, several at once, and returns the columns and units that they describe."""
@@ -74,8 +74,8 @@ def _read_group(
             begin, end = max(unit.start - position, 0), min(stop - position, len(batch))
             if begin < end:
                 rows = pa.Table.from_batches([batch.slice(begin, end - begin)])
-                table = align(_with_partition(rows, unit.file), schema)
-                yield finish_table(table, unit.file.ordinal, range(position + begin, position + end))
+                positions = range(position + begin, position + end)
+                yield fit_rows(_with_partition(rows, unit.file), schema, unit.file.ordinal, positions)
             position += len(batch)
             if position >= stop:
                 return

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipeline.errors import RowFailedError
+from millrace.pipeline.job.template import Template
 from millrace.pipeline.processor.operators import Finish, Prepare, pack, result_columns, to_columns, to_schema, unpack
 from millrace.pipeline.stages.base import Row, RowError
 from millrace.pipeline.stages.user_function import PostprocessStage, PreprocessStage
@@ -173,3 +174,37 @@ def test_a_row_that_cannot_be_pickled_fails_alone() -> None:
 def test_an_error_may_quote_any_text() -> None:
     error = RowError.from_exception("postprocess", ValueError("no \ud800"))
     assert to_columns([result_columns(Row({}, {}, error), mark_success=True)]).num_rows == 1
+
+
+BAD_TEXT = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff\xfe", b"ok"]).buffers())
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        BAD_TEXT,
+        pa.ListArray.from_arrays([0, 1, 2], BAD_TEXT),
+        pa.array([253_402_300_800_000_000, 0], pa.timestamp("us", "UTC")),
+        pa.array([4_000_000, None], pa.date32()),
+        pa.array([10**13 + 1, 1000], pa.time64("ns")),
+        pa.array([10**18 + 1, 0], pa.timestamp("ns")),
+        pa.array([2**62, 0], pa.duration("s")),
+        pa.array([2**63 + 5, 0], pa.uint64()),
+    ],
+    ids=str,
+)
+def test_a_value_that_python_lacks_is_carried_as_it_is(column: pa.Array) -> None:
+    table = pa.table({"x": column, "id": [0, 1]})
+    packed = Prepare(list)(table)
+    assert Finish(list, mark_success=False)(packed)["x"].combine_chunks().equals(column)
+    typed = Finish(list, True, table.schema)(packed)
+    assert typed.equals(table)
+
+
+def test_a_value_that_python_lacks_fails_the_row_that_uses_it() -> None:
+    table = pa.table({"x": BAD_TEXT})
+    template = Template.parse("Say {x}")
+    prepare = Prepare(lambda: [PreprocessStage(lambda row: {"prompt": template.render(row)})])
+    bad, good = unpack(prepare(table))
+    assert "column 'x' must be text, a number or a date; got ArrowValue <string \\xff\\xfe>" in str(bad.error)
+    assert good.data["prompt"] == "Say ok"

@@ -17,7 +17,7 @@ import pytest
 
 from millrace import ConfigError
 from millrace.pipeline import columns
-from millrace.pipeline.sources import READ_ERROR, Source, base, text
+from millrace.pipeline.sources import READ_ERROR, READ_ROW, Source, base, text
 from millrace.pipeline.sources.formats import FORMATS, jsonl, parquet
 
 KINDS = ("parquet", "jsonl", "jsonl.gz", "jsonl.zst", "csv", "csv.gz", "arrow", "arrows")
@@ -117,6 +117,7 @@ def test_values_outside_of_the_sample_may_not_fit_their_column(
     read = read_units(source)
     assert [row["a"] for row in read] == [*range(97), None, 98, 99]
     assert "column 'a' holds 'text', which is not int64" in read[97][READ_ERROR]
+    assert (read[97]["b"], json.loads(read[97][READ_ROW])) == ("1", rows[97])
     assert [row[READ_ERROR] for row in read[98:]] == [None, None]
     assert "left out: new" in caplog.text
 
@@ -265,6 +266,67 @@ def test_files_may_lack_columns_and_have_narrower_types(tmp_path: Path) -> None:
     assert values == [{"id": 1, "a": "x", "b": None}, {"id": 2, "a": None, "b": 1.5}]
 
 
+def read_files(folder: Path, *columns: pa.Array, kind: str = "parquet") -> list[dict[str, Any]]:
+    """Reads files that each have one of the columns, and `id`, as one input."""
+    for at, column in enumerate(columns):
+        table = pa.table({"x": column, "id": [f"{at}.{row}" for row in range(len(column))]})
+        if kind == "parquet":
+            pq.write_table(table, folder / f"{at}.parquet")
+        else:
+            with pyarrow.ipc.new_file(str(folder / f"{at}.arrow"), table.schema) as writer:
+                writer.write_table(table)
+    return read_units(Source.find(str(folder)))
+
+
+NEW_YEAR = 253_402_300_800  # Seconds: the first day that Python has no date for.
+
+
+@pytest.mark.parametrize(
+    ("columns", "values", "unfit"),
+    [
+        (
+            [pa.array([10**15, NEW_YEAR * 10**6], pa.timestamp("us")), pa.array([10**18 + 1], pa.timestamp("ns"))],
+            ["2001-09-09 01:46:40", None, "2001-09-09 01:46:40.000000001"],
+            {"x": "10000-01-01 00:00:00.000000", "id": "0.1"},
+        ),
+        ([pa.array([7, 2**53 + 1]), pa.array([1.5])], [7.0, None, 1.5], {"x": 2**53 + 1, "id": "0.1"}),
+        ([pa.array([-1]), pa.array([2**64 - 1], pa.uint64())], [-1, 2**64 - 1], None),
+        ([pa.array([5]), pa.array(["a"])], ["5", "a"], None),
+        ([pa.array(["hi"]), pa.array([[{"text": "ho"}]])], ["hi", '[{"text": "ho"}]'], None),
+        ([pa.array([{"a": 1}]), pa.array([{"b": "x"}])], [{"a": 1, "b": None}, {"a": None, "b": "x"}], None),
+        ([pa.array(["a"], pa.string_view()), pa.array(["b"])], ["a", "b"], None),
+    ],
+    ids=["times", "numbers", "unsigned", "text", "messages", "objects", "views"],
+)
+def test_files_whose_types_differ_lose_only_rows_that_fit_no_common_type(
+    tmp_path: Path, columns: list[pa.Array], values: list[Any], unfit: dict[str, Any] | None
+) -> None:
+    rows = read_files(tmp_path, *columns)
+    assert [str(row["x"]) if "time" in str(columns[0].type) and row["x"] else row["x"] for row in rows] == values
+    assert len({row["id"] for row in rows}) == len(rows)
+    assert [json.loads(row[READ_ROW]) for row in rows if row[READ_ERROR] is not None] == ([unfit] if unfit else [])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array(["a", "b"], pa.string_view()),
+        pa.array([1, 1], pa.run_end_encoded(pa.int32(), pa.int64())),
+        pa.array([["a"], None], pa.list_view(pa.string_view())),
+        pa.array([b"x" * 16, None], pa.uuid()),
+    ],
+    ids=str,
+)
+def test_types_that_few_functions_take_are_read_as_plain_ones(tmp_path: Path, column: pa.Array) -> None:
+    assert [row["x"] for row in read_files(tmp_path, column, kind="arrow")] == column.to_pylist()
+
+
+def test_a_parquet_column_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "x.parquet", [{"id": 1, "other": 2}])
+    (row,) = read_units(Source.find(path).with_columns({"id", "prompt"}))
+    assert row.keys() == {"id", columns.POSITION, READ_ERROR, READ_ROW}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
@@ -312,7 +374,7 @@ def test_every_format_is_read_with_the_columns_of_its_sample(cluster: None, tmp_
     source = Source.find(write_rows(tmp_path / f"in.{kind}", rows))
     read = source.read().take_all()
     assert len({row.pop(columns.POSITION) for row in read}) == len(read) == source.num_rows
-    assert {row.pop(READ_ERROR) for row in read} == {None}
+    assert {(row.pop(READ_ERROR), row.pop(READ_ROW)) for row in read} == {(None, None)}
     assert sorted(read, key=lambda row: row["id"]) == rows
 
 
