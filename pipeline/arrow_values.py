@@ -23,6 +23,9 @@ UNWRITABLE = (UnicodeError, OverflowError, RecursionError)
 MAX_DEPTH = 48
 """Most levels of lists and structs. Arrow reads no deeper tables: its own format ends at 63, Parquet at 49 lists."""
 
+JSON = {b"holds": b"json"}
+"""Metadata of a text column in which lists and objects are JSON."""
+
 MAX_INT64 = 2**63 - 1
 MAX_UINT64 = 2**64 - 1
 
@@ -165,6 +168,33 @@ def plain(table: pa.Table) -> pa.Table:
     return pa.table([cast(column, plain_type(column.type)) for column in table.columns], names=table.column_names)
 
 
+def json_field(name: str) -> pa.Field:
+    """Returns a column of text in which lists and objects are JSON."""
+    return pa.field(name, pa.string(), metadata=JSON)
+
+
+def field_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
+    """Returns a column of values as by `make_array`; in a field of `json_field`, all values but text become JSON."""
+    if field.metadata is not None and JSON.items() <= field.metadata.items():
+        values = [value if value is None or isinstance(value, str) else to_json(value) for value in values]
+    return make_array(values, field.type)
+
+
+def stored(table: pa.Table) -> pa.Table:
+    """Returns a table with JSON text for each column with a struct without fields, which Parquet lacks."""
+    return pa.table(
+        [cast(column, pa.string()) if has_empty_struct(column.type) else column for column in table.columns],
+        names=table.column_names,
+    )
+
+
+def has_empty_struct(kind: pa.DataType) -> bool:
+    """Returns whether a type is, or holds, a struct without fields."""
+    if pa.types.is_struct(kind) and not kind.num_fields:
+        return True
+    return any(has_empty_struct(kind.field(at).type) for at in range(kind.num_fields))
+
+
 def quoted(value: Any) -> str:
     """Returns a value as an error message quotes it: its `repr`, shortened to 200 characters however deep it is."""
     shortener = reprlib.Repr()
@@ -172,15 +202,18 @@ def quoted(value: Any) -> str:
     return shortener.repr(value)[:200]
 
 
-def fits(value: Any, kind: pa.DataType | None) -> bool:
+def fits(value: Any, kind: pa.DataType | pa.Field | None) -> bool:
     """Returns whether a column of a type can hold a value; for a type of None, whether any Arrow type can."""
     return misfit(value, kind) is None
 
 
-def misfit(value: Any, kind: pa.DataType | None) -> BaseException | None:
+def misfit(value: Any, kind: pa.DataType | pa.Field | None) -> BaseException | None:
     """Returns the error that says why a column cannot hold a value, or None. Arguments as in `fits`."""
     try:
-        make_array([value], kind)
+        if isinstance(kind, pa.Field):
+            field_array([value], kind)
+        else:
+            make_array([value], kind)
     except UNFIT as error:
         return error
     return None

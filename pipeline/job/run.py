@@ -27,6 +27,7 @@ from ..processor.config import EngineProcessorConfig
 from ..processor.engine_stages import engine_stages
 from ..processor.processor import Processor
 from ..report import JobSummary, ReportWriter
+from ..sinks.formats import FORMATS
 from ..sinks.manifest import Manifest
 from ..sinks.parts import OutputSpec
 from ..sinks.publish import RETRY, Expected, publish
@@ -362,7 +363,7 @@ def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema
         folder.work,
         job.output_format,
         schema,
-        _with_read_columns(given),
+        FORMATS["parquet"].fit_schema(_with_read_columns(given)),  # Dead letters are Parquet.
         is_ordered=job.order == "input",
         max_rows_per_file=job.max_rows_per_file,
         flush_interval_s=job.flush_interval_s,

@@ -142,4 +142,6 @@ def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
                 "or set output_column"
             )
     schema = pa.schema([*kept, *(pa.field(*one) for one in result)])
-    return FORMATS[job.output_format].fit_schema(schema)
+    schema = FORMATS[job.output_format].fit_schema(schema)
+    # Rows that are put in order at the end wait in Parquet.
+    return FORMATS["parquet"].fit_schema(schema) if job.order == "input" else schema

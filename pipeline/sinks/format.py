@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from ...engine.errors import ConfigError
+from ..arrow_values import MAX_DEPTH, UNFIT, depth, has_empty_struct, json_field, make_array, plain_type
 from .publisher import ManifestPublisher, Publisher
 
 
-def _unchanged(schema: pa.Schema) -> pa.Schema:
-    return schema
+def _unchanged(kind: pa.DataType) -> pa.DataType:
+    return kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +23,50 @@ class SinkFormat:
     Attributes:
         extension: Extension of the files, without the dot.
         encode: Turns a table into the bytes of a file.
-        fit_schema: Takes the columns and types of the results, and returns the types in which this format stores
-            them. It raises `ConfigError` for a column that the format has no type for.
+        stored_type: Takes the type of a column, and returns the type in which this format stores it.
         needs_schema: Whether columns and types must be known before the first row is written.
         publisher: Makes the files visible to readers.
     """
 
     extension: str
     encode: Callable[[pa.Table], bytes]
-    fit_schema: Callable[[pa.Schema], pa.Schema] = _unchanged
+    stored_type: Callable[[pa.DataType], pa.DataType] = _unchanged
     needs_schema: bool = False
     publisher: Publisher = field(default_factory=ManifestPublisher)
+
+    def fit_schema(self, schema: pa.Schema) -> pa.Schema:
+        """Returns the columns of results in types that this format stores, and with which tables can be sorted.
+
+        A column with a struct without fields becomes JSON in a column of text, unless the format has structs like that.
+
+        Args:
+            schema: Columns and types of the results.
+
+        Raises:
+            ConfigError: The format has no type for a column.
+        """
+        return pa.schema([self._fitted(field) for field in schema])
+
+    def _fitted(self, field: pa.Field) -> pa.Field:
+        kind = plain_type(field.type)
+        fields = [pa.field(field.name, kind, metadata=field.metadata)]
+        if has_empty_struct(kind):
+            fields.append(json_field(field.name))
+        for one in fields:
+            try:
+                stored = one.with_type(self.stored_type(one.type))
+                self._check(stored)
+            except UNFIT:
+                continue
+            return stored
+        raise ConfigError(
+            f"column {field.name!r} is {field.type!s:.200}, which output_format has no type for; leave it out with "
+            "columns, or set another output_format"
+        )
+
+    def _check(self, field: pa.Field) -> None:
+        """Raises if a column cannot be made, sorted or written. The libraries say so only when they are tried."""
+        if depth(field.type) > MAX_DEPTH:
+            raise RecursionError(f"{field.type} is nested too deeply")
+        rows = pa.table({field.name: make_array([None], field.type)})
+        self.encode(rows.take(pa.array([0])))

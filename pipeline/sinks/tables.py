@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from .. import columns
-from ..arrow_values import UNFIT, UNWRITABLE, fits, make_array, misfit, quoted, to_array
+from ..arrow_values import UNFIT, UNWRITABLE, field_array, fits, misfit, quoted, stored, to_array
 from ..stages.base import Row, RowError
 
 WRITE = "write"
@@ -83,7 +83,7 @@ def _tables(
     if not rows:
         return [], []
     try:
-        return [(list(rows), _table(rows, values, schema))], []
+        return [(list(rows), _stored_table(rows, values, schema))], []
     except UNFIT:
         pass
     groups: dict[str, list[int]] = {}
@@ -96,8 +96,14 @@ def _tables(
         else:
             groups.setdefault(kind, []).append(index)
     picked = ([rows[at] for at in group] for group in groups.values())
-    tables = (_table([rows[at] for at in at_], [values[at] for at in at_], schema) for at_ in groups.values())
+    tables = (_stored_table([rows[at] for at in at_], [values[at] for at in at_], schema) for at_ in groups.values())
     return list(zip(picked, tables, strict=True)), unfit
+
+
+def _stored_table(rows: Sequence[Finished], values: Sequence[Mapping[str, Any]], schema: pa.Schema | None) -> pa.Table:
+    """Returns the table of some rows. A given schema has types that the format stores; those from Arrow need a check."""
+    table = _table(rows, values, schema)
+    return stored(table) if schema is None else table
 
 
 def _table(rows: Sequence[Finished], values: Sequence[Mapping[str, Any]], schema: pa.Schema | None) -> pa.Table:
@@ -106,7 +112,7 @@ def _table(rows: Sequence[Finished], values: Sequence[Mapping[str, Any]], schema
         types = {**columns.result_types(), **columns.error_types()}
         arrays = {name: to_array([one.get(name) for one in values], types.get(name)) for name in names}
     else:
-        arrays = {field.name: make_array([one.get(field.name) for one in values], field.type) for field in schema}
+        arrays = {field.name: field_array([one.get(field.name) for one in values], field) for field in schema}
     return pa.table({columns.ROW_ID: pa.array([one.row_id for one in rows], pa.binary(12)), **arrays})
 
 
@@ -123,11 +129,12 @@ def _error_columns(row: Row) -> dict[str, Any]:
 
 
 def _unfit_error(data: Mapping[str, Any], schema: pa.Schema | None) -> RowError:
-    kinds: Iterable[tuple[str, pa.DataType | None]] = dict.fromkeys(data).items()
+    fields: Iterable[tuple[str, pa.Field | None]] = dict.fromkeys(data).items()
     if schema is not None:
-        kinds = ((field.name, field.type) for field in schema)
-    for name, kind in kinds:
-        reason = misfit(data.get(name), kind) or misfit(name, pa.string())
+        fields = ((field.name, field) for field in schema)
+    for name, field in fields:
+        kind = None if field is None else field.type
+        reason = misfit(name, pa.string()) or misfit(data.get(name), field)
         if reason is not None:
             lacks = "which no file format has a type for" if kind is None else f"which is not {kind}"
             said = f": {reason!s:.100}" if isinstance(reason, UNWRITABLE) else ""

@@ -1,6 +1,9 @@
-"""Output as CSV. Text, numbers and dates are plain cells; a list or a struct is a cell with JSON."""
+"""Output as CSV. Text, numbers and dates are plain cells; of any other type, a cell holds JSON, and of bytes base64."""
 
 from __future__ import annotations
+
+import json
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
@@ -12,14 +15,29 @@ from ..format import SinkFormat
 
 def encode(table: pa.Table) -> bytes:
     """Returns the bytes of a file that holds the rows of a table."""
-    cells = [_json_cells(column) if pa.types.is_nested(column.type) else column for column in table.columns]
+    cells = [column if _is_plain(column.type) else _json_cells(column) for column in table.columns]
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(pa.table(cells, names=table.column_names), sink)
     return sink.getvalue().to_pybytes()
 
 
+def _is_plain(kind: pa.DataType) -> bool:
+    """Returns whether Arrow writes values of a type as they are. It would write bytes that are no text unchanged."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _is_plain(kind.value_type)
+    is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    return not (is_bytes or types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType) or types.is_interval(kind))
+
+
 def _json_cells(column: pa.ChunkedArray) -> pa.Array:
-    return pa.array((None if value is None else to_json(value) for value in python_values(column)), pa.string())
+    return pa.array([None if value is None else _cell(value) for value in python_values(column)], pa.string())
+
+
+def _cell(value: Any) -> str:
+    """Returns a value as JSON, or without the quotes of JSON if it is a string there."""
+    text = to_json(value)
+    return json.loads(text) if text.startswith('"') else text
 
 
 FORMAT = SinkFormat("csv", encode)

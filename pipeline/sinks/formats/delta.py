@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ....engine.errors import ConfigError, StorageError
+from ....engine.errors import StorageError
 from ...files.delta import DELTA_LOG, is_table, one_line, open_table, require_delta, storage_options
 from ...files.storage import Storage
 from ..format import SinkFormat
@@ -82,24 +82,30 @@ class DeltaPublisher(Publisher):
         return {DELTA_LOG, *(file.name for file in output.list(".parquet"))}
 
 
-def table_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns the schema of the Delta table that stores results, with table types that hold the values of each column.
-
-    Args:
-        schema: Columns and types of the result.
+def table_type(kind: pa.DataType) -> pa.DataType:
+    """Returns the type with which a Delta table stores a column of the given type.
 
     Raises:
-        ConfigError: A Delta table has no type for a column, or the package `deltalake` is not installed.
+        ConfigError: The package `deltalake` is not installed.
+        ValueError: A Delta table has no type for the column.
     """
     require_delta()
-    return pa.schema([(field.name, _table_type(field)) for field in schema])
+    from deltalake import Schema
+
+    kind = WIDER.get(kind, kind)
+    if pa.types.is_timestamp(kind):
+        kind = pa.timestamp("us", None if kind.tz is None else "UTC")
+    try:
+        return pa.schema(Schema.from_arrow(pa.schema([("value", kind)])).to_arrow()).field(0).type
+    except Exception as error:  # The library raises bare exceptions.
+        raise ValueError(f"a Delta table has no type for {kind}") from error
 
 
 def schema_text(schema: pa.Schema) -> str:
     """Returns a schema as the JSON text with which the log of a Delta table describes it."""
     from deltalake import Schema
 
-    return Schema.from_arrow(schema).to_json()
+    return Schema.from_arrow(pa.schema([(field.name, field.type) for field in schema])).to_json()
 
 
 def commit(table: Storage, planned: TableCommit) -> int:
@@ -163,19 +169,4 @@ def _version_of(table: Storage, newest: int, app_id: str) -> int:
     return next(version for version, log in logs if app_id in log.read_text())
 
 
-def _table_type(field: pa.Field) -> pa.DataType:
-    from deltalake import Schema
-
-    kind = WIDER.get(field.type, field.type)
-    if pa.types.is_timestamp(kind):
-        kind = pa.timestamp("us", None if kind.tz is None else "UTC")
-    try:
-        return pa.schema(Schema.from_arrow(pa.schema([(field.name, kind)])).to_arrow()).field(0).type
-    except Exception as error:  # The library raises bare exceptions.
-        raise ConfigError(
-            f"column {field.name!r} is {field.type}, which a Delta table has no type for; leave it out with columns, "
-            "or set another output_format"
-        ) from error
-
-
-FORMAT = SinkFormat("parquet", encode, fit_schema=table_schema, needs_schema=True, publisher=DeltaPublisher())
+FORMAT = SinkFormat("parquet", encode, stored_type=table_type, needs_schema=True, publisher=DeltaPublisher())

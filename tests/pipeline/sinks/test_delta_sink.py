@@ -20,7 +20,7 @@ from millrace.engine.errors import StorageError
 from millrace.pipeline import JobConfig, columns
 from millrace.pipeline.job.run import PreparedJob, prepare_job, prepare_resume, prepare_retry
 from millrace.pipeline.ledger import row_id
-from millrace.pipeline.sinks.formats import delta
+from millrace.pipeline.sinks.formats import FORMATS, delta
 from millrace.pipeline.sinks.manifest import Manifest
 from millrace.pipeline.sinks.publish import PLAN, RETRY, publish
 from millrace.pipeline.sinks.writer import ResultWriter
@@ -222,7 +222,7 @@ def test_types_that_a_table_does_not_have_become_wider() -> None:
         "h": (pa.dictionary(pa.int32(), pa.string()), pa.string()), "i": (pa.date64(), pa.date32()),
     }  # fmt: skip
     given = pa.schema([pa.field(name, kind, pa.types.is_null(kind)) for name, (kind, _) in kinds.items()])
-    assert delta.table_schema(given) == pa.schema([(name, kind) for name, (_, kind) in kinds.items()])
+    assert FORMATS["delta"].fit_schema(given) == pa.schema([(name, kind) for name, (_, kind) in kinds.items()])
 
 
 @pytest.mark.parametrize("kind", [pa.time64("us"), pa.duration("s"), pa.list_(pa.float16())])
@@ -230,7 +230,7 @@ def test_a_type_that_no_table_has_raises_an_error_before_the_start(
     job: JobConfig, tmp_path: Path, kind: pa.DataType
 ) -> None:
     pq.write_table(pa.table({"line": ["a"], "odd": pa.array([None], kind)}), tmp_path / "in.parquet")
-    with pytest.raises(ConfigError, match=r"column 'odd' is .*, which a Delta table has no type for; leave it out"):
+    with pytest.raises(ConfigError, match=r"column 'odd' is .*, which output_format has no type for; leave it out"):
         prepare_job(job)
     prepare_job(job.model_copy(update={"columns": ["line"]}))
 

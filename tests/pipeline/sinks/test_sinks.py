@@ -17,6 +17,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 from millrace import ConfigError
 from millrace.engine.errors import DamagedOutputError, OutputInUseError
 from millrace.pipeline import columns
+from millrace.pipeline.arrow_values import python_values
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.folder import JobFolder
 from millrace.pipeline.job.writing import Done
@@ -24,6 +25,7 @@ from millrace.pipeline.ledger import row_id
 from millrace.pipeline.ledger.claim import Claim
 from millrace.pipeline.ledger.epoch import Epoch
 from millrace.pipeline.ledger.records import read_records
+from millrace.pipeline.sinks.formats import FORMATS
 from millrace.pipeline.sinks.manifest import Manifest
 from millrace.pipeline.sinks.parts import OutputSpec
 from millrace.pipeline.sinks.publish import PLAN, Expected, publish
@@ -139,16 +141,16 @@ def test_without_a_schema_files_have_the_columns_of_their_rows(folder: JobFolder
     deep: list[Any] = []
     for _ in range(600):
         deep = [deep]
-    values: list[Any] = [1, 2.5, "x", None, object(), "\ud800", 10**20, deep, 2**63 + 5, 2**53 + 1]
-    with writer.block(ids_of(list(range(10)))) as block:
+    values: list[Any] = [1, 2.5, "x", None, object(), "\ud800", 10**20, deep, 2**63 + 5, 2**53 + 1, {}]
+    with writer.block(ids_of(list(range(11)))) as block:
         for value, one in zip(values, block.row_ids, strict=True):
             row = Row({"v": str(type(value))}, {"v": value})
             writer.append(block, one, row, row)
     manifest = publish(folder.root, spec)
-    assert (manifest.num_rows, manifest.num_failed) == (6, 4)
+    assert (manifest.num_rows, manifest.num_failed) == (7, 4)
     read = [pq.read_table((folder.root / one.name).url)["v"].to_pylist() for one in manifest.files]
     assert sorted(map(str, (value for part in read for value in part))) == [
-        *("1", "2.5", "9007199254740993", "9223372036854775813", "None", "x")
+        *("1", "2.5", "9007199254740993", "9223372036854775813", "None", "x", "{}")
     ]
 
 
@@ -183,6 +185,58 @@ def test_lists_in_csv_are_json(folder: JobFolder) -> None:
             writer.append(block, one, Row({}, {"n": value}), Row({}, {}))
     (file,) = publish(folder.root, spec).files
     assert (folder.root / file.name).read_text() == '"n"\n"[1,2]"\n\n'.replace("1,2", "1, 2")
+
+
+HARD = {
+    "empty": pa.array([{}, None]),
+    "nested empty": pa.array([[{"a": {}}], None]),
+    "view": pa.array(["a", None], pa.string_view()),
+    "runs": pa.array([1, None], pa.run_end_encoded(pa.int32(), pa.int64())),
+    "uuid": pa.array([b"x" * 16, None], pa.uuid()),
+    "bytes": pa.array([b"\xff", None]),
+    "fixed bytes": pa.array([b"\xff\xfe", None], pa.binary(2)),
+    "json": pa.array(["[1]", None], pa.json_()),
+    "unsigned": pa.array([2**63 + 5, None], pa.uint64()),
+    "numbers": pa.array([float("nan"), float("inf")]),
+    "map": pa.array([[(1, 2)], None], pa.map_(pa.int64(), pa.int64())),
+    "categories": pa.array(["a", None]).dictionary_encode(),
+    "none": pa.nulls(2),
+    "bad text": pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers()),
+    "far": pa.array([253_402_300_800_000_000], pa.timestamp("us")),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "arrow"])
+@pytest.mark.parametrize("name", HARD)
+def test_every_type_is_written_in_every_format(folder: JobFolder, kind: str, name: str) -> None:
+    column = HARD[name]
+    schema = FORMATS[kind].fit_schema(pa.schema([("x", column.type), *SCHEMA]))
+    spec = spec_of(folder, format=kind, schema=schema)
+    writer = ResultWriter(spec, max_blocks=2)
+    with writer.block(ids_of(list(range(len(column))))) as block:
+        for value, one in zip(python_values(pa.chunked_array([column])), block.row_ids, strict=True):
+            row = Row({}, {"x": value, "n": 1, "text": "a"})
+            writer.append(block, one, row, row)
+    manifest = publish(folder.root, spec)
+    assert (manifest.num_rows, manifest.num_failed) == (len(column), 0)
+    if kind == "jsonl":
+        text = (folder.root / manifest.files[0].name).read_text()
+        first, *_ = [json.loads(line, parse_constant=pytest.fail)["x"] for line in text.splitlines()]
+        known = {
+            "empty": {},
+            "numbers": None,
+            "bytes": "/w==",
+            "bad text": "\\xff",
+            "far": "10000-01-01 00:00:00.000000",
+        }
+        assert first == known.get(name, first)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "arrow"])
+def test_a_type_that_no_table_is_made_of_is_refused_before_the_start(kind: str) -> None:
+    union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])]).type
+    with pytest.raises(ConfigError, match="column 'x' is sparse_union"):
+        FORMATS[kind].fit_schema(pa.schema([("x", union)]))
 
 
 class DiedError(Exception):
