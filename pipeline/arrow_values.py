@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ MAX_DEPTH = 48
 """Most levels of lists and structs. Arrow reads no deeper tables: its own format ends at 63, Parquet at 49 lists."""
 
 JSON = {b"holds": b"json"}
-"""Metadata of a text column in which lists and objects are JSON."""
+"""Metadata of a column of lists and objects that came as JSON, or that are written as JSON into a column of text."""
 
 MAX_INT64 = 2**63 - 1
 MAX_UINT64 = 2**64 - 1
@@ -71,12 +72,28 @@ class ArrowValue:
         return pa.array([self.array[0]], self.array.type)
 
 
-def to_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """Returns the rows of a table as Python values. A value that Python has no equal of is an `ArrowValue`."""
-    values = [python_values(column) for column in table.columns]
+def to_rows(table: pa.Table, schema: pa.Schema | None = None) -> list[dict[str, Any]]:
+    """Returns the rows of a table as Python values. A value that Python has no equal of is an `ArrowValue`.
+
+    Args:
+        table: The table.
+        schema: Columns of the source of the table; the text of those that `holds_json` is parsed.
+    """
+    parsed = {field.name for field in schema or () if holds_json(field)}
+    values = [
+        [_parsed(value) for value in python_values(column)] if name in parsed else python_values(column)
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    ]
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*values, strict=True)] or [
         {} for _ in range(table.num_rows)
     ]
+
+
+def _parsed(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:  # A dead letter that runs again holds text as it is.
+        return value
 
 
 def python_values(column: pa.ChunkedArray) -> list[Any]:
@@ -173,9 +190,14 @@ def json_field(name: str) -> pa.Field:
     return pa.field(name, pa.string(), metadata=JSON)
 
 
+def holds_json(field: pa.Field) -> bool:
+    """Returns whether a column holds objects that came as JSON, each with keys of its own."""
+    return field.metadata is not None and JSON.items() <= field.metadata.items()
+
+
 def field_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
     """Returns a column of values as by `make_array`; in a field of `json_field`, all values but text become JSON."""
-    if field.metadata is not None and JSON.items() <= field.metadata.items():
+    if holds_json(field) and pa.types.is_string(field.type):
         values = [value if value is None or isinstance(value, str) else to_json(value) for value in values]
     return make_array(values, field.type)
 
@@ -186,6 +208,11 @@ def stored(table: pa.Table) -> pa.Table:
         [cast(column, pa.string()) if has_empty_struct(column.type) else column for column in table.columns],
         names=table.column_names,
     )
+
+
+def has_struct(kind: pa.DataType) -> bool:
+    """Returns whether a type is, or holds, a struct."""
+    return pa.types.is_struct(kind) or any(has_struct(kind.field(at).type) for at in range(kind.num_fields))
 
 
 def has_empty_struct(kind: pa.DataType) -> bool:

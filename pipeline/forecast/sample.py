@@ -48,7 +48,7 @@ class Sample:
         tables = [table for unit in chosen for table in _first_tables(source, unit, len(chosen))]
         num_read = sum(table.num_rows for table in tables)
         wanted = sorted(rng.sample(range(num_read), min(size, num_read)))
-        rows = list(_rows_at(tables, wanted))
+        rows = list(_rows_at(tables, wanted, source.schema))
         if source.num_rows is not None:
             return cls(rows, source.num_rows, True)
         return cls(rows, _guess_num_rows(source, tables), False)
@@ -68,12 +68,12 @@ def _first_tables(source: Source, unit: Unit, num_units: int) -> Iterator[pa.Tab
     return itertools.islice(tables, TABLES_PER_UNIT * max(1, MAX_UNITS // num_units))
 
 
-def _rows_at(tables: Sequence[pa.Table], wanted: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _rows_at(tables: Sequence[pa.Table], wanted: Sequence[int], schema: pa.Schema) -> Iterator[dict[str, Any]]:
     start = 0
     for table in tables:
         stop = start + table.num_rows
         inside = [index - start for index in wanted if start <= index < stop]
-        yield from to_rows(table.take(pa.array(inside, pa.int64())))
+        yield from to_rows(table.take(pa.array(inside, pa.int64())), schema)
         start = stop
 
 

@@ -95,6 +95,7 @@ class PrepareNew:
         work: The work folder of the job.
         records: Names of the records that earlier runs have left in the work folder.
         stop_on_error: Whether a piece of the input that is not a row stops the job.
+        schema: Columns and types of the input; None if no column holds JSON.
     """
 
     def __init__(
@@ -104,10 +105,12 @@ class PrepareNew:
         work: Storage,
         records: Sequence[str],
         stop_on_error: bool = False,
+        schema: pa.Schema | None = None,
     ) -> None:
         self._stages = make_stages()
         self._identity = identity
         self._stop_on_error = stop_on_error
+        self._schema = schema
         self._done = RowIndex(read_ids(work, one) for one in read_records(work, records))
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -118,7 +121,7 @@ class PrepareNew:
         if not is_new.all():
             table, ids = table.filter(pa.array(is_new)), ids[is_new]
         shown = table.drop_columns([name for name in NOT_INPUT if name in table.column_names])
-        rows = run_stages(self._stages, [self._row(values) for values in to_rows(shown)])
+        rows = run_stages(self._stages, [self._row(values) for values in to_rows(shown, self._schema)])
         for row, id_ in zip(rows, row_id.as_bytes(ids), strict=True):
             row.data[columns.ROW_ID] = id_
         return pack(rows, self._stages).append_column(columns.ROW_ID, row_id.to_arrow(ids))
@@ -200,7 +203,8 @@ class RowWriter:
     def links(self, operators: Operators) -> Iterator[Link]:
         """Yields `PrepareNew` and `GenerateAndWrite` with the stages and resources of the processor's operators."""
         prepare = operators.prepare
-        arguments = [prepare.make_stages, self.identity, self.spec.work, self.records, self.stop_on_error]
+        stop, schema = self.stop_on_error, self.spec.input_schema
+        arguments = [prepare.make_stages, self.identity, self.spec.work, self.records, stop, schema]
         yield PrepareNew, arguments, prepare
         generate = operators.generate or _without_backend(operators.block_rows)
         given = generate.resources["compute"]

@@ -101,7 +101,7 @@ def _tables(
 
 
 def _stored_table(rows: Sequence[Finished], values: Sequence[Mapping[str, Any]], schema: pa.Schema | None) -> pa.Table:
-    """Returns the table of some rows. A given schema has types that the format stores; those from Arrow need a check."""
+    """Returns the table of some rows. A given schema has types that the format stores; other types need a check."""
     table = _table(rows, values, schema)
     return stored(table) if schema is None else table
 

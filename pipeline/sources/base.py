@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from ...engine.errors import ConfigError, StorageError
 from .. import columns
-from ..arrow_values import UNFIT, cast, common_type, plain, plain_type, python_values, quoted, to_rows
+from ..arrow_values import UNFIT, cast, common_type, holds_json, plain, plain_type, python_values, quoted, to_rows
 from ..files.storage import Storage
 from ..json_text import to_json
 
@@ -151,8 +151,9 @@ def position_column(ordinal: int, positions: Sequence[int] | np.ndarray) -> pa.A
 
 
 def full_schema(schema: pa.Schema) -> pa.Schema:
-    """Returns a schema of the input with the columns that `SourceFormat.read` adds."""
-    return pa.schema([*schema, (columns.POSITION, POSITION_TYPE), (READ_ERROR, pa.string()), (READ_ROW, pa.string())])
+    """Returns the schema of the tables of an input: objects as JSON, and the columns that `SourceFormat.read` adds."""
+    kept = [pa.field(field.name, pa.string()) if holds_json(field) else field for field in schema]
+    return pa.schema([*kept, (columns.POSITION, POSITION_TYPE), (READ_ERROR, pa.string()), (READ_ROW, pa.string())])
 
 
 def finish_table(
@@ -180,7 +181,8 @@ def finish_table(
 
 def error_rows(schema: pa.Schema, ordinal: int, positions: Sequence[int], reason: str) -> pa.Table:
     """Returns a table with a row of nulls for each position whose data cannot be read; `READ_ERROR` is `reason`."""
-    nothing = pa.table([pa.nulls(len(positions), field.type) for field in schema], schema=_nullable(schema))
+    kinds = [pa.string() if holds_json(field) else field.type for field in schema]
+    nothing = pa.table([pa.nulls(len(positions), kind) for kind in kinds], names=schema.names)
     return finish_table(nothing, ordinal, positions, [reason] * len(positions))
 
 

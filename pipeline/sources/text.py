@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from ..arrow_values import common_type
+from ..arrow_values import JSON, common_type, has_struct, holds_json
 from .base import END, LOOK_BYTES, SAMPLE_BYTES, TABLE_BYTES, InputFile, Unit, first_line, is_damage
 from .file_name import compression_of
 
@@ -165,12 +165,21 @@ def take_samples(
 
 
 def join_schemas(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """Returns the columns of all schemas. A column has a type that holds all values of its types, or is text."""
+    """Returns the columns of all schemas. A column has a type that holds all values of its types, or is text.
+
+    A column keeps the mark `JSON` of any schema if it holds structs, or is text because its types have no other.
+    """
     joined: dict[str, pa.DataType] = {}
+    nested = {field.name for schema in schemas for field in schema if holds_json(field)}
     for schema in schemas:
         for field in schema:
             joined[field.name] = common_type(joined.get(field.name, pa.null()), field.type)
-    return pa.schema([(name, _writable(kind)) for name, kind in joined.items()])
+    return pa.schema([_marked(name, _writable(kind), name in nested) for name, kind in joined.items()])
+
+
+def _marked(name: str, kind: pa.DataType, is_nested: bool) -> pa.Field:
+    is_json = is_nested and (pa.types.is_string(kind) or has_struct(kind))
+    return pa.field(name, kind, metadata=JSON if is_json else None)
 
 
 def _writable(kind: pa.DataType) -> pa.DataType:

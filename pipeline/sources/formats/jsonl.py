@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ....engine.errors import ConfigError
 from ... import columns
-from ...arrow_values import UNFIT, common_type, make_array, misfit, quoted
+from ...arrow_values import JSON, UNFIT, common_type, holds_json, make_array, quoted
 from ..base import InputFile, Look, Unit, error_rows, finish_table, first_line
 from ..file_name import compression_of
 from ..format import SourceFormat
@@ -83,7 +83,7 @@ def parse_lines(
         that fit their columns.
     """
     pairs = [parse_line(line) for line in lines]
-    rows = [{name: _fit(value, schema, name) for name, value in row.items()} for row, _ in pairs]
+    rows = [row for row, _ in pairs]
     errors = [error for _, error in pairs]
     if unknown is not None:
         unknown.update(name for row in rows for name in row if name not in schema.names)
@@ -95,7 +95,21 @@ def parse_lines(
 
 
 def _table(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.Table:
-    return pa.table([make_array([row.get(field.name) for row in rows], field.type) for field in schema], schema=schema)
+    arrays = [_column([row.get(field.name) for row in rows], field) for field in schema]
+    return pa.table(arrays, names=schema.names)
+
+
+def _column(values: list[Any], field: pa.Field) -> pa.Array:
+    """Returns values as a column. Objects that fit the type of the column are JSON in it, so each keeps its own keys.
+
+    Raises:
+        ValueError: A value does not fit, as do the other errors of `UNFIT`.
+    """
+    if not holds_json(field):
+        return make_array([_fit(value, field.type) for value in values], field.type)
+    if not pa.types.is_string(field.type):
+        make_array(values, field.type)
+    return pa.array([None if value is None else json.dumps(value) for value in values], pa.string())
 
 
 def _take_misfits(row: dict[str, Any], schema: pa.Schema) -> str | None:
@@ -103,8 +117,9 @@ def _take_misfits(row: dict[str, Any], schema: pa.Schema) -> str | None:
     reason = None
     for field in schema:
         value = row.get(field.name)
-        error = misfit(value, field.type)
-        if error is not None:
+        try:
+            _column([value], field)
+        except UNFIT as error:
             row[field.name] = None
             said = f"column {field.name!r} holds {quoted(value)}, which is not {field.type}: {first_line(error):.200}"
             reason = reason or said
@@ -152,6 +167,7 @@ def _lines(unit: Unit) -> Iterator[Line]:
 def _look_through(unit: Unit, max_bytes: int) -> Sample:
     """Samples the first lines of a unit, about `max_bytes`, and finds column types that hold their values."""
     types: dict[str, pa.DataType] = {}
+    nested: set[str] = set()
     num_rows = num_bytes = 0
     try:
         for positions, lines in chunks(_lines(unit)):
@@ -159,16 +175,23 @@ def _look_through(unit: Unit, max_bytes: int) -> Sample:
                 _refuse_array(unit.file, lines[0])
             num_rows += len(positions)
             num_bytes += sum(map(len, lines))
-            _widen(types, [parse_line(line)[0] for line in lines])
+            _widen(types, nested, [parse_line(line)[0] for line in lines])
             if num_bytes >= max_bytes:
-                return Sample(pa.schema(list(types.items())), num_rows, is_whole=False)
+                return Sample(_schema(types, nested), num_rows, is_whole=False)
     except DamagedTextError:
         num_rows += 1  # The damage becomes an error row.
-    return Sample(pa.schema(list(types.items())), num_rows, is_whole=True)
+    return Sample(_schema(types, nested), num_rows, is_whole=True)
 
 
-def _widen(types: dict[str, pa.DataType], rows: Sequence[dict[str, Any]]) -> None:
+def _schema(types: dict[str, pa.DataType], nested: set[str]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, metadata=JSON if name in nested else None) for name, kind in types.items()])
+
+
+def _widen(types: dict[str, pa.DataType], nested: set[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Widens the types of columns to hold the values of rows, and adds columns with lists or objects to `nested`."""
     for name in dict.fromkeys(name for row in rows for name in row):
+        if any(isinstance(row.get(name), list | dict) for row in rows):
+            nested.add(name)
         types[name] = common_type(types.get(name, pa.null()), _type_of([row.get(name) for row in rows]))
 
 
@@ -179,9 +202,9 @@ def _type_of(values: Iterable[Any]) -> pa.DataType:
         return pa.string()
 
 
-def _fit(value: Any, schema: pa.Schema, name: str) -> Any:
-    """Returns a value for column `name`: as JSON text if the column is text and the value is not, else unchanged."""
-    if value is None or isinstance(value, str) or name not in schema.names or schema.field(name).type != pa.string():
+def _fit(value: Any, kind: pa.DataType) -> Any:
+    """Returns a value for a column: as JSON text if the column is text and the value is not, else unchanged."""
+    if value is None or isinstance(value, str) or kind != pa.string():
         return value
     return json.dumps(value, ensure_ascii=False)
 

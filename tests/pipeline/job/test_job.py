@@ -12,11 +12,15 @@ import pytest
 
 from millrace import ConfigError
 from millrace.pipeline import JobConfig, columns, load_job
+from millrace.pipeline.job.durable import PrepareNew
 from millrace.pipeline.job.rows import REPORTED, MakePrompt, MakeResult
 from millrace.pipeline.job.run import prepare_job, prepare_resume, prepare_retry
 from millrace.pipeline.job.settings import processor_config
 from millrace.pipeline.job.template import Template
+from millrace.pipeline.processor.operators import unpack
 from millrace.pipeline.report import JobSummary
+from millrace.pipeline.sources.formats import FORMATS
+from millrace.pipeline.stages.user_function import PreprocessStage
 
 GOOD = "model: model\ninput: in.parquet\noutput: out\nprompt: 'Q: {line}'\n"
 
@@ -298,3 +302,22 @@ def test_a_folder_of_another_version_raises_an_error_of_one_line(folder: Path) -
     state.write_text('{"job": {}, "unheard_of": 1}')
     with pytest.raises(ConfigError, match=r"job.json' does not describe a job of this version .*; remove the folder"):
         prepare_resume(str(folder / "out"))
+
+
+def test_the_prompt_of_a_row_shows_its_own_object(folder: Path) -> None:
+    metas = [{"a": 1}, {f"key {at}": None for at in range(20)}, {}]
+    (folder / "in.jsonl").write_text("".join(json.dumps({"meta": meta}) + "\n" for meta in metas))
+    prepared = prepare_job(load(folder, GOOD.replace("in.parquet", "in.jsonl").replace("{line}", "{meta}")))
+    assert prepared.source is not None
+    (unit,) = prepared.source.units
+    (table,) = FORMATS["jsonl"].read(unit, prepared.source.schema)
+    stages = [PreprocessStage(MakePrompt.of(prepared.job))]
+    prepare = PrepareNew(lambda: stages, prepared.identity, prepared.folder.work, (), schema=prepared.spec.input_schema)
+    assert [row.data["prompt"] for row in unpack(prepare(table))] == [f"Q: {json.dumps(meta)}" for meta in metas]
+
+
+def test_a_job_reads_the_columns_that_it_names_or_keeps(folder: Path) -> None:
+    prepared = prepare_job(load(folder, GOOD + "columns: []\n"))
+    assert prepared.source is not None
+    assert prepared.source.schema.names == ["line"]
+    assert prepared.source.num_rows == 3

@@ -17,6 +17,7 @@ import pytest
 
 from millrace import ConfigError
 from millrace.pipeline import columns
+from millrace.pipeline.arrow_values import to_rows
 from millrace.pipeline.sources import READ_ERROR, READ_ROW, Source, base, text
 from millrace.pipeline.sources.formats import FORMATS, jsonl, parquet
 
@@ -276,6 +277,34 @@ def read_files(folder: Path, *columns: pa.Array, kind: str = "parquet") -> list[
             with pyarrow.ipc.new_file(str(folder / f"{at}.arrow"), table.schema) as writer:
                 writer.write_table(table)
     return read_units(Source.find(str(folder)))
+
+
+def test_an_object_of_json_lines_is_its_own(tmp_path: Path) -> None:
+    call = {"role": "assistant", "tool_calls": [{"arguments": "{}"}]}
+    rows: list[dict[str, Any]] = [
+        {"meta": {"a": 1}, "messages": "hi", "metadata": {}, "calls": [call]},
+        {"meta": {f"k{at}": None for at in range(20)}, "messages": [{"role": "user", "content": "1"}], "metadata": {}},
+        {"meta": None, "messages": [{"content": [{"type": "text"}]}], "calls": [{"tool_calls": [{"arguments": {}}]}]},
+        {"meta": {"a": 10**20}, "messages": "7"},
+    ]
+    source = Source.find(write_lines(tmp_path / "x.jsonl", *rows))
+    (unit,) = source.units
+    read = [row for table in FORMATS["jsonl"].read(unit, source.schema) for row in to_rows(table, source.schema)]
+    assert [{name: row[name] for name in given} for given, row in zip(rows, read, strict=True)] == rows
+    assert {row[READ_ERROR] for row in read} == {None}
+    one = Source.find(write_lines(tmp_path / "y.jsonl", *rows[:2])).schema.field("metadata")
+    assert one.type == pa.struct([])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"x": "\\ud800"}', '{"x": ' + "[" * 900 + "]" * 900 + "}", '{"x": [1, "\\udfff"], "y": [{}]}'],
+    ids=["half", "deep", "nested half"],
+)
+def test_a_line_that_no_column_holds_costs_itself_at_most(tmp_path: Path, line: str) -> None:
+    rows = read_units(Source.find(write_lines(tmp_path / "x.jsonl", {"x": "a", "id": 1}, line, {"x": "b", "id": 2})))
+    assert [row["id"] for row in rows] == [1, None, 2]
+    assert rows[1][READ_ROW] in (None, line)
 
 
 NEW_YEAR = 253_402_300_800  # Seconds: the first day that Python has no date for.
