@@ -139,11 +139,11 @@ class LLMEngine:
         device = Device.choose(config.device, 0 if starts_ranks else None)
         folder = resolve_model(config.model)
         hf_config = load_hf_config(folder, config.hf_overrides)
+        task = choose_task(config, hf_config)
         tokenizer = None
         if not config.skip_tokenizer_init:
             own = folder if config.tokenizer is None else resolve_model(config.tokenizer, "tokenizer")
-            tokenizer = Tokenizer(own, config.chat_template)
-        task = choose_task(config, hf_config)
+            tokenizer = Tokenizer(own, config.chat_template, task.text_settings(config))
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
         spec = describe_model(hf_config)
         executor, capacity = _open_executor(config, device, hf_config, task, rendezvous)

@@ -253,8 +253,8 @@ def attention_windows(config: Any) -> tuple[int, ...]:
     is_list = isinstance(layer_types, list | tuple)
     if not is_list or len(layer_types) != num_layers or not all(kind in kinds for kind in layer_types):
         raise UnsupportedModelError(
-            f"config field 'layer_types' is {quote(layer_types)}; it must say full_attention or sliding_attention for each "
-            f"of the {num_layers} layers"
+            f"config field 'layer_types' is {quote(layer_types)}; it must say full_attention or sliding_attention "
+            f"for each of the {num_layers} layers"
         )
     if "sliding_attention" not in layer_types:
         return (0,) * num_layers

@@ -154,9 +154,9 @@ def _check_causal(hf_config: Any) -> None:
         value = getattr(hf_config, name, None)
         if value is not None and value is not causal:
             raise UnsupportedModelError(
-                f"config field {name!r} is {quote(value)}: encoders, whose tokens attend to later tokens, are not there "
-                f"yet; with hf_overrides={{{name!r}: {causal}}} attention is causal, and the outputs differ from those "
-                "that the checkpoint was trained for"
+                f"config field {name!r} is {quote(value)}: encoders, whose tokens attend to later tokens, are not "
+                f"there yet; with hf_overrides={{{name!r}: {causal}}} attention is causal, and the outputs differ "
+                "from those that the checkpoint was trained for"
             )
 
 

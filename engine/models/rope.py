@@ -81,13 +81,13 @@ def _parameters(config: Any) -> dict[str, Any]:
     rope_type = parameters.get("rope_type")
     if rope_type not in _TYPES:
         raise UnsupportedModelError(
-            f"config field 'rope_parameters' is {quote(parameters)}; implemented rope types: {', '.join(_TYPES)}, the same "
-            "for all layers"
+            f"config field 'rope_parameters' is {quote(parameters)}; implemented rope types: {', '.join(_TYPES)}, the "
+            "same for all layers"
         )
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModelError(
-            f"config field 'partial_rotary_factor' is {quote(parameters['partial_rotary_factor'])}; only whole heads (1.0) "
-            "are rotated"
+            f"config field 'partial_rotary_factor' is {quote(parameters['partial_rotary_factor'])}; only whole heads "
+            "(1.0) are rotated"
         )
     for name in ("rope_theta", *(name for name in _NUMBERS if parameters.get(name) is not None)):
         if not is_positive_number(parameters.get(name)):

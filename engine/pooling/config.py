@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import ConfigError, PoolingParamsError, unknown_key_message
+from ..errors import ConfigError, PoolingParamsError, quote, unknown_key_message
 from .params import PoolingParams
 
 __all__ = ["POOLING_TYPES", "PoolerConfig"]
 
-POOLING_TYPES = ("LAST", "MEAN")
-"""``"LAST"`` takes the hidden state of the last token, which attends to the whole prompt; ``"MEAN"`` the mean."""
+POOLING_TYPES = ("LAST", "MEAN", "CLS", "MAX")
+"""The hidden states of a prompt that make its vector: that of the last token, which attends to the whole prompt; the
+mean of all; that of the first token; the largest value of each element."""
 
 NAMES_OF_VLLM = {"seq_pooling_type": "pooling_type", "normalize": "use_activation"}
 
@@ -23,7 +24,8 @@ class PoolerConfig:
     """Settings of the pooler of an engine. A setting that is None is read from the model's folder.
 
     Attributes:
-        pooling_type: ``"LAST"`` takes the hidden state of the prompt's last token, ``"MEAN"`` the mean over its tokens.
+        pooling_type: ``"LAST"`` takes the hidden state of the prompt's last token, ``"CLS"`` that of the first,
+            ``"MEAN"`` the mean over its tokens, ``"MAX"`` the largest value of each element.
         use_activation: As in `PoolingParams`.
         dimensions: As in `PoolingParams`.
 
@@ -39,7 +41,8 @@ class PoolerConfig:
         if self.pooling_type is not None:
             name = str(self.pooling_type).upper()
             if name not in POOLING_TYPES:
-                raise ConfigError(f"pooler_config: pooling_type={name!r} is not there; it can be LAST or MEAN")
+                allowed = ", ".join(POOLING_TYPES)
+                raise ConfigError(f"pooler_config: pooling_type={quote(name)} is not there; it can be {allowed}")
             object.__setattr__(self, "pooling_type", name)
         try:
             PoolingParams(dimensions=self.dimensions, use_activation=self.use_activation)
@@ -59,7 +62,7 @@ class PoolerConfig:
         if given is None or isinstance(given, cls):
             return given or cls()
         if not isinstance(given, Mapping):
-            raise ConfigError(f"pooler_config must be a dict of settings; got {type(given).__name__} {given!r:.80}")
+            raise ConfigError(f"pooler_config must be a dict of settings; got {quote(given)}")
         known = {field.name for field in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key, value in given.items():

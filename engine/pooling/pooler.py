@@ -66,13 +66,15 @@ class Pooler:
     Attributes:
         config: Settings for requests whose parameters leave them open.
         activation: Function that normalises an embedding or turns logits into probabilities.
+        steps: Functions that are applied to the vector before, such as the linear layers of a sentence transformer.
     """
 
     config: PoolerConfig
     activation: Activation
+    steps: tuple[Activation, ...] = ()
 
     def finish(self, vector: np.ndarray, params: PoolingParams) -> np.ndarray:
-        """Shortens a vector to the dimensions that a request asks for, and then applies the activation if it is on.
+        """Applies the steps, shortens the vector to the dimensions that a request asks for, and activates it if asked.
 
         Args:
             vector: `[size]` float32, as the device has computed it.
@@ -81,6 +83,8 @@ class Pooler:
         Returns:
             `[dimensions]` or `[size]` float32, which shares no memory with `vector`.
         """
+        for step in self.steps:
+            vector = step(vector)
         cut = vector[: params.dimensions or self.config.dimensions].astype(np.float32)
         is_on = self.config.use_activation if params.use_activation is None else params.use_activation
         return cut if is_on is False else self.activation(cut).astype(np.float32)

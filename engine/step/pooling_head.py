@@ -15,7 +15,7 @@ from ..step_plan import NewRow, StepPlan
 from .head import RunningStep
 from .tables import SentPlan, Tables
 
-__all__ = ["ClassHead", "LastTokenHead", "MeanHead", "PoolingHead"]
+__all__ = ["ClassHead", "FirstTokenHead", "LastTokenHead", "MaxHead", "MeanHead", "PoolingHead"]
 
 
 class PoolingHead(ABC):
@@ -74,28 +74,74 @@ class ClassHead(PoolingHead):
         return self._model.compute_class_logits(hidden[sampled[0]])
 
 
-class MeanHead(PoolingHead):
-    """Returns the mean of the hidden states of each prompt. The states of a chunked prompt are summed step by step."""
+class EveryTokenHead(PoolingHead):
+    """Makes a vector of all hidden states of each prompt. A chunked prompt is accumulated step by step."""
 
     needs_every_token = True
 
     def __init__(self, model: Decoder, tables: Tables) -> None:
         super().__init__(model, tables)
         shape = (len(tables.tokens), model.spec.embedding_size)
-        self._sums = torch.zeros(shape, dtype=torch.float32, device=tables.tokens.device)
-
-    def enter(self, new_rows: Sequence[NewRow]) -> None:
-        """Sets the sums of prompts that start, or start again after a preemption, to zero."""
-        for new in new_rows:
-            self._sums[new.row].zero_()
+        self._states = torch.zeros(shape, dtype=torch.float32, device=tables.tokens.device)
 
     def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
-        """As `Head.finish`; first adds the hidden states of this step to the sums of their prompts."""
-        for row, states in zip(plan.rows, hidden.split(plan.counts), strict=True):
-            self._sums[row] += states.sum(0, dtype=torch.float32)
+        """As `Head.finish`; first accumulates the hidden states of this step.
+
+        A prompt that starts, or starts again after a preemption, replaces the state of its row.
+        """
+        for row, start, states in zip(plan.rows, plan.starts, hidden.float().split(plan.counts), strict=True):
+            state = self._states[row]
+            state.copy_(self.first(states) if start == 0 else self.next(state, states))
         return super().finish(plan, hidden, sent)
+
+    @abstractmethod
+    def first(self, states: Tensor) -> Tensor:
+        """Returns the state `[embedding_size]` of the first tokens of a prompt, `[num_tokens, embedding_size]`."""
+
+    @abstractmethod
+    def next(self, state: Tensor, states: Tensor) -> Tensor:
+        """Returns the state of a prompt with more tokens, from the state before them and their hidden states."""
 
     def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
         """As `PoolingHead.vectors`."""
-        _, rows, lengths = sampled
-        return self._sums[rows] / lengths.unsqueeze(1)
+        return self._states[sampled[1]]
+
+
+class MeanHead(EveryTokenHead):
+    """Returns the mean of the hidden states of each prompt."""
+
+    def first(self, states: Tensor) -> Tensor:
+        """As `EveryTokenHead.first`: the sum."""
+        return states.sum(0)
+
+    def next(self, state: Tensor, states: Tensor) -> Tensor:
+        """As `EveryTokenHead.next`: the sum."""
+        return state + states.sum(0)
+
+    def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
+        """As `PoolingHead.vectors`."""
+        return super().vectors(hidden, sampled) / sampled[2].unsqueeze(1)
+
+
+class MaxHead(EveryTokenHead):
+    """Returns the largest value of each element of the hidden states of each prompt."""
+
+    def first(self, states: Tensor) -> Tensor:
+        """As `EveryTokenHead.first`: the largest values."""
+        return states.amax(0)
+
+    def next(self, state: Tensor, states: Tensor) -> Tensor:
+        """As `EveryTokenHead.next`: the largest values."""
+        return torch.maximum(state, states.amax(0))
+
+
+class FirstTokenHead(EveryTokenHead):
+    """Returns the hidden state of each prompt's first token."""
+
+    def first(self, states: Tensor) -> Tensor:
+        """As `EveryTokenHead.first`: the hidden state of the first token."""
+        return states[0]
+
+    def next(self, state: Tensor, states: Tensor) -> Tensor:
+        """As `EveryTokenHead.next`: the state as it is."""
+        return state

@@ -31,7 +31,7 @@ class Classify(PoolingTask):
     def create(cls, config: EngineConfig, hf_config: Any) -> Self:
         """Makes the task, see `Task.create`."""
         own = PoolerConfig.read(config.pooler_config)
-        if own.pooling_type == "MEAN" or own.dimensions is not None:
+        if own.pooling_type not in (None, "LAST") or own.dimensions is not None:
             raise ConfigError("pooler_config: a classifier reads the last token, and all of its classes are given")
         num_labels = describe_model(hf_config).num_labels
         return cls(Pooler(own, class_activation(hf_config, num_labels)), ClassHead, num_labels)

@@ -1,4 +1,4 @@
-"""`Embed`: the task that makes an embedding of each prompt, from the last hidden state or the mean of all."""
+"""`Embed`: the task that makes an embedding of each prompt from its hidden states."""
 
 from __future__ import annotations
 
@@ -6,20 +6,26 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ..config import EngineConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, UnsupportedModelError, quote
 from ..loading.model_source import locate_model
 from ..models import describe_model
 from ..pooling.config import PoolerConfig
 from ..pooling.pooler import Pooler, normalize
 from ..pooling.scoring import CosineScoring, Scoring
-from ..pooling.sentence_transformer import read_sentence_transformer
-from ..step.pooling_head import LastTokenHead, MeanHead, PoolingHead
-from ..text.tokenizer import Tokenizer
+from ..pooling.sentence_transformer import read_sentence_transformer, read_text_settings
+from ..step.pooling_head import FirstTokenHead, LastTokenHead, MaxHead, MeanHead, PoolingHead
+from ..text.tokenizer import TextSettings, Tokenizer
 from .pool import PoolingTask
 
 __all__ = ["Embed"]
 
-HEADS: dict[str | None, type[PoolingHead]] = {None: LastTokenHead, "LAST": LastTokenHead, "MEAN": MeanHead}
+HEADS: dict[str | None, type[PoolingHead]] = {
+    None: LastTokenHead,
+    "LAST": LastTokenHead,
+    "MEAN": MeanHead,
+    "CLS": FirstTokenHead,
+    "MAX": MaxHead,
+}
 """`PoolerConfig.pooling_type` -> the head, which makes the vectors at the end of a step."""
 
 
@@ -42,17 +48,24 @@ class Embed(PoolingTask):
     def create(cls, config: EngineConfig, hf_config: Any) -> Self:
         """Makes the task, see `Task.create`. Pooler settings of the engine replace settings in the model's folder."""
         own = PoolerConfig.read(config.pooler_config)
-        pooling = own.over(read_sentence_transformer(locate_model(config.model)))
+        hidden_size = describe_model(hf_config).embedding_size
+        modules = read_sentence_transformer(locate_model(config.model), hidden_size)
+        pooling = own.over(modules.pooling)
         sizes = getattr(hf_config, "matryoshka_dimensions", None)
         task = cls(
-            Pooler(pooling, normalize),
+            Pooler(pooling, normalize, modules.steps),
             HEADS[pooling.pooling_type],
-            describe_model(hf_config).embedding_size,
-            tuple(sizes) if sizes else None,
+            modules.embedding_size(hidden_size),
+            _check_sizes(sizes) if sizes else None,
         )
         if pooling.dimensions is not None and (problem := task.problem_of(pooling.dimensions)) is not None:
             raise ConfigError(f"pooler_config: {problem}")
         return task
+
+    @classmethod
+    def text_settings(cls, config: EngineConfig) -> TextSettings:
+        """Returns the default prompt and the length limit of a sentence transformer, see `Task.text_settings`."""
+        return read_text_settings(locate_model(config.model))
 
     def problem_of(self, dimensions: int) -> str | None:
         """Returns why an embedding cannot have this length, see `PoolingTask.problem_of`."""
@@ -66,3 +79,12 @@ class Embed(PoolingTask):
     def scoring(self, tokenizer: Tokenizer | None) -> Scoring:
         """Returns the scoring by the cosine of two embeddings, see `Task.scoring`."""
         return CosineScoring()
+
+
+def _check_sizes(sizes: Any) -> tuple[int, ...]:
+    """Returns the lengths of embeddings that a config lists; raises if they are no positive integers."""
+    if not isinstance(sizes, list) or not all(type(size) is int and size > 0 for size in sizes):
+        raise UnsupportedModelError(
+            f"config field 'matryoshka_dimensions' is {quote(sizes)}; it must be a list of positive integers"
+        )
+    return tuple(sizes)

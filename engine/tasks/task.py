@@ -23,7 +23,7 @@ from ..sequence import Sequence
 from ..step.head import Head, StepResult
 from ..step.tables import Tables
 from ..step_plan import StepPlan
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import PLAIN, TextSettings, Tokenizer
 
 __all__ = ["RequestHandler", "Task", "first_error", "metrics_of"]
 
@@ -67,6 +67,15 @@ class Task(ABC):
             ConfigError: A setting does not fit the model.
             CheckpointError: The model's folder asks for a kind of pooling that this release does not have.
         """
+
+    @classmethod
+    def text_settings(cls, config: EngineConfig) -> TextSettings:
+        """Returns how plain texts become prompts; most tasks leave them as they are.
+
+        Raises:
+            CheckpointError: The model's folder has a wrong setting, or one that is not implemented.
+        """
+        return PLAIN
 
     @property
     @abstractmethod

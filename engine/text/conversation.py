@@ -65,7 +65,7 @@ def find_content_forms(render: Callable[[list[dict[str, Any]]], str]) -> frozens
     for form, content in contents.items():
         try:
             prompt = render([{"role": "user", "content": content}])
-        except Exception:  # noqa: BLE001, S112  # A template may raise any error for a form that it does not read.
+        except Exception:  # noqa: BLE001  # A template may raise any error for a form that it does not read.
             continue
         if TEXT in prompt and EXTRA not in prompt:
             found.add(form)

@@ -5,7 +5,8 @@ An import of this module does not import transformers; the constructor of `Token
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,18 +36,36 @@ MAX_REASON_CHARS = 300
 INSTEAD = "pass tokenizer=FOLDER, or skip_tokenizer_init=True to work with token ids only"
 
 
+@dataclass(frozen=True, slots=True)
+class TextSettings:
+    """How plain texts become prompts; only embedding models change them.
+
+    Attributes:
+        prefix: Text in front of every text: the default prompt of the model.
+        max_tokens: Number of tokens, special tokens included, that longer texts are cut to; None for no cut.
+    """
+
+    prefix: str = ""
+    max_tokens: int | None = None
+
+
+PLAIN = TextSettings()
+"""Texts are prompts as they are."""
+
+
 class Tokenizer:
     """The tokenizer of a model: turns text into token ids and back, and renders conversations as text.
 
     Args:
         folder: Folder with the tokenizer files.
         chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's chat template.
+        texts: How plain texts become prompts; rendered conversations are left as they are.
 
     Raises:
         ConfigError: The folder holds no tokenizer that can be loaded.
     """
 
-    def __init__(self, folder: str | Path, chat_template: str | None = None) -> None:
+    def __init__(self, folder: str | Path, chat_template: str | None = None, texts: TextSettings = PLAIN) -> None:
         from transformers import AutoTokenizer
 
         if not any((Path(folder) / name).exists() for name in TOKENIZER_FILES):
@@ -57,6 +76,8 @@ class Tokenizer:
         except Exception as error:  # Each tokenizer class raises other errors for broken files.
             raise ConfigError(f"no tokenizer could be loaded from {folder}: {_first_line(error)}; {INSTEAD}") from error
         self._chat_template = _read_template(chat_template)
+        self._prefix = texts.prefix
+        self._cut = {} if texts.max_tokens is None else {"truncation": True, "max_length": texts.max_tokens}
         self._content_forms = lru_cache(MAX_TEMPLATES)(self._find_content_forms)
 
     @property
@@ -88,8 +109,11 @@ class Tokenizer:
         """
         if not texts:
             return []
-        encoded = self.hf(list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False)["input_ids"]
-        if not add_special_tokens or not self.hf.bos_token:
+        if not add_special_tokens:
+            return self.hf(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        texts = [self._prefix + text for text in texts] if self._prefix else list(texts)
+        encoded = self.hf(texts, return_attention_mask=False, **self._cut)["input_ids"]
+        if not self.hf.bos_token:
             return encoded
         begin = [self.hf.bos_token_id] * 2
         return [

@@ -5,14 +5,25 @@ from __future__ import annotations
 import functools
 
 from ...engine import Tokenizer, resolve_model
+from ...engine.loading.model_source import locate_model
+from ...engine.text.tokenizer import TextSettings
 from .declaration import ProcessorSettings
 from .stage_config import StageConfig
 
 
 @functools.lru_cache(maxsize=4)
-def load_tokenizer(folder: str, chat_template: str | None = None) -> Tokenizer:
-    """Returns the tokenizer of a folder, loaded once for all stages of a process; `chat_template` replaces its own."""
-    return Tokenizer(resolve_model(folder), chat_template)
+def load_tokenizer(folder: str, chat_template: str | None = None, embedding_model: str | None = None) -> Tokenizer:
+    """Returns the tokenizer of a folder, loaded once for all stages of a process.
+
+    Args:
+        folder: Folder of the tokenizer.
+        chat_template: Jinja text or file that replaces the template of the tokenizer.
+        embedding_model: Folder of a model that embeds and may have a prompt and a length limit for texts; else None.
+    """
+    from ...engine.pooling.sentence_transformer import read_text_settings  # It loads torch.
+
+    texts = TextSettings() if embedding_model is None else read_text_settings(locate_model(embedding_model))
+    return Tokenizer(resolve_model(folder), chat_template, texts)
 
 
 def tokenizer_of(settings: ProcessorSettings, config: StageConfig, chat_template: str | None = None) -> Tokenizer:
@@ -23,4 +34,6 @@ def tokenizer_of(settings: ProcessorSettings, config: StageConfig, chat_template
         config: Settings of the stage.
         chat_template: Jinja text or file that replaces the template of the tokenizer.
     """
-    return load_tokenizer(config.model_source or settings.tokenizer_source, chat_template)
+    engine = settings.engine_config
+    embedding_model = engine.model if engine.task == "embed" else None
+    return load_tokenizer(config.model_source or settings.tokenizer_source, chat_template, embedding_model)

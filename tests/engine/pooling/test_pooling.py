@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from checkpoints import tiny_checkpoint, tiny_classifier
@@ -232,29 +233,117 @@ def test_a_hidden_state_that_is_no_number_fails_its_row_only(tiny_model):
         llm.llm_engine.check_integrity()
 
 
-def test_the_folder_of_a_sentence_transformer_says_how_to_pool(tmp_path, hidden):
-    folder = tiny_checkpoint(tmp_path, "llama")
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in kinds]
+KINDS = (("", "Transformer"), ("1_Pooling", "Pooling"))
+
+
+def sentence_transformer(folder: Path, pooling: dict, more=(), **files) -> Path:
+    """Adds the files of sentence-transformers to a model's folder: its modules, their configs, and further files."""
+    modules = [{"path": path, "type": f"sentence_transformers.models.{kind}"} for path, kind in (*KINDS, *more)]
     (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    config = folder / "1_Pooling" / "config.json"
-    config.write_text(json.dumps({"word_embedding_dimension": 64, "pooling_mode_mean_tokens": True}))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pooling", "pooled"),
+    [
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, lambda rows: rows.mean(0)),
+        ({"pooling_mode": "mean", "pooling_mode_mean_tokens": False}, lambda rows: rows.mean(0)),
+        ({"pooling_mode": "lasttoken"}, lambda rows: rows[-1]),
+        ({"pooling_mode": "cls"}, lambda rows: rows[0]),
+        ({"pooling_mode": "max"}, lambda rows: rows.max(0)),
+        ({}, lambda rows: rows.mean(0)),
+    ],
+)
+def test_the_folder_of_a_sentence_transformer_says_how_to_pool(tmp_path, hidden, pooling, pooled):
+    folder = sentence_transformer(tiny_checkpoint(tmp_path, "llama"), pooling)
+    ids = list(range(5, 45))
     with engine(folder, runner="pooling") as llm:
-        (got,) = llm.embed([[5, 6, 7]], use_tqdm=False)
-        np.testing.assert_allclose(got.outputs.embedding, hidden(folder, [5, 6, 7]).mean(0), **CLOSE)
+        (got,) = llm.embed([ids], use_tqdm=False)
+    np.testing.assert_allclose(got.outputs.embedding, pooled(hidden(folder, ids)), **CLOSE)
+
+
+def test_settings_of_the_engine_replace_those_of_the_folder(tmp_path, hidden):
+    folder = sentence_transformer(tiny_checkpoint(tmp_path, "llama"), {"pooling_mode": "mean"})
     with engine(folder, runner="pooling", pooler_config={"pooling_type": "LAST", "normalize": True}) as llm:
         (got,) = llm.embed([[5, 6, 7]], use_tqdm=False)
         np.testing.assert_allclose(got.outputs.embedding, unit(hidden(folder, [5, 6, 7])[-1]), **CLOSE)
-    config.write_text(json.dumps({"pooling_mode_cls_token": True}))
-    with pytest.raises(CheckpointError, match="to be pooled by cls_token"):
+
+
+def test_linear_layers_after_the_pooling_are_applied_in_order(tmp_path, hidden):
+    more = [("2_Dense", "Dense"), ("3_Normalize", "Normalize")]
+    folder = sentence_transformer(tiny_checkpoint(tmp_path, "llama"), {"pooling_mode": "mean"}, more)
+    layer = torch.nn.Linear(64, 24)
+    (folder / "2_Dense").mkdir()
+    config = {"in_features": 64, "out_features": 24, "activation_function": "torch.nn.modules.activation.Tanh"}
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(config))
+    weights = {f"linear.{name}": tensor.detach() for name, tensor in layer.named_parameters()}
+    save_file(weights, folder / "2_Dense" / "model.safetensors")
+    with engine(folder, runner="pooling") as llm:
+        (got,) = llm.embed([[5, 6, 7]], use_tqdm=False)
+        with pytest.raises(PoolingParamsError, match="embeddings have 24"):
+            llm.embed([[5]], pooling_params=PoolingParams(dimensions=25), use_tqdm=False)
+    with torch.inference_mode():
+        expected = torch.tanh(layer(torch.from_numpy(hidden(folder, [5, 6, 7]).mean(0)))).numpy()
+    np.testing.assert_allclose(got.outputs.embedding, unit(expected), **CLOSE)
+    config["activation_function"] = "os.system"
+    (folder / "2_Dense" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="activation_function is 'system'"):
+        engine(folder, runner="pooling")
+
+
+def test_the_default_prompt_precedes_texts_and_long_texts_are_cut(tmp_path):
+    folder = sentence_transformer(
+        tiny_checkpoint(tmp_path, "llama"),
+        {"pooling_mode": "lasttoken"},
+        config_sentence_transformers={"prompts": {"query": "query: "}, "default_prompt_name": "query"},
+        sentence_bert_config={"max_seq_length": 12},
+    )
+    with engine(folder, runner="pooling") as llm:
+        whole = llm.get_tokenizer()("query: x")["input_ids"]
+        short, long, given = llm.embed(["x", PREFIX * 9, [5] * 20], use_tqdm=False)
+    assert short.prompt_token_ids == whole and short.prompt == "x"
+    assert len(long.prompt_token_ids) == 12 and len(given.prompt_token_ids) == 20
+
+
+@pytest.mark.parametrize(
+    ("pooling", "more", "files", "message"),
+    [
+        (
+            {"pooling_mode": "weightedmean"},
+            [],
+            {},
+            "pooled by weightedmean; this release does lasttoken, mean, cls, max",
+        ),
+        ({"pooling_mode": ["cls", "mean"]}, [], {}, "pooled by cls and mean"),
+        ({"pooling_mode": 3}, [], {}, "pooled by 3"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, [], {}, "pooled by mean_sqrt_len_tokens"),
+        ({"pooling_mode_mean_tokens": False}, [], {}, "pooled by no mode, all are off"),
+        ([], [], {}, "must hold an object"),
+        ({}, [("2", "LayerNorm")], {}, "names the module 'LayerNorm'"),
+        ({}, [("2", "WeightedLayerPooling")], {}, "names the module 'WeightedLayerPooling'"),
+        ({}, [("../2", "Dense")], {}, "must lie in the folder"),
+        ({}, [("2", "Dense")], {}, "weights of .* cannot be read"),
+        ({"include_prompt": False}, [], {}, "include_prompt=false"),
+        ({}, [], {"sentence_bert_config": {"max_seq_length": "12"}}, "max_seq_length must be an integer"),
+        ({}, [], {"sentence_bert_config": {"do_lower_case": True}}, "do_lower_case"),
+        ({}, [], {"config_sentence_transformers": {"default_prompt_name": "q"}}, "default_prompt_name is 'q'"),
+        ({}, [], {"modules": {"0": 1}}, "must hold a list of modules"),
+    ],
+)
+def test_what_a_sentence_transformer_asks_for_is_done_or_refused_by_name(tmp_path, pooling, more, files, message):
+    folder = sentence_transformer(tiny_checkpoint(tmp_path, "llama"), pooling, more, **files)
+    with pytest.raises(CheckpointError, match=message):
         engine(folder, runner="pooling")
 
 
 WRONG_SETTINGS = [
     ({"runner": "draft"}, "runner must be one of auto, generate, pooling"),
     ({"runner": "generate", "task": "embed"}, "exclude each other"),
-    ({"runner": "pooling", "pooler_config": {"pooling_type": "CLS"}}, "can be LAST or MEAN"),
+    ({"runner": "pooling", "pooler_config": {"pooling_type": "STEP"}}, "can be LAST, MEAN, CLS, MAX"),
     ({"runner": "pooling", "pooler_config": {"pooling_typ": "LAST"}}, "did you mean 'pooling_type'"),
     ({"runner": "pooling", "pooler_config": {"dimensions": 65}}, "embeddings have 64"),
     ({"task": "generate", "pooler_config": {"pooling_type": "LAST"}}, "for engines that pool"),

@@ -21,7 +21,7 @@ AS_EITHER = (
     "{% for m in messages %}<{{ m['role'] }}>{% if m['content'] is string %}{{ m['content'] }}"
     "{% else %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{% endfor %}"
 )
-CALLS = "{% for m in messages %}{% for c in m['tool_calls'] %}{{ c['function']['arguments'] | tojson }}{% endfor %}{% endfor %}"
+CALLS = "{% for call in messages[0]['tool_calls'] %}{{ call['function']['arguments'] | tojson }}{% endfor %}"
 PARTS = [{"type": "text", "text": "What is"}, {"type": "text", "text": "up?"}]
 
 
