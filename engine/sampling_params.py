@@ -67,7 +67,8 @@ class SamplingParams:
         stop_token_ids: Token ids that end the sequence, besides the model's end-of-sequence tokens.
         ignore_eos: Whether generation goes on after the model's end-of-sequence tokens.
         max_tokens: Most tokens to generate; None for as many as fit.
-        min_tokens: Number of tokens that are generated before a stop token or a stop string ends the sequence.
+        min_tokens: Number of tokens that are generated before a stop token or a stop string ends the sequence. A
+            sequence to which its constraint lets nothing be added ends before.
         logprobs: Number of most probable tokens to report for each generated token; -1 for all; None for no report.
         prompt_logprobs: Number of most probable tokens to report for each prompt token; -1 for all; None for no report.
         detokenize: Whether the output has text.

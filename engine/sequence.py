@@ -14,7 +14,7 @@ from typing import Any
 from .embeds.span import EmbeddedSpan
 from .errors import RequestError
 from .outputs import Logprob
-from .sampling_params import NO_TOKEN, SamplingParams
+from .sampling_params import ALL_FORBIDDEN, NO_TOKEN, SamplingParams
 from .structured.grammar import Grammar
 from .text.detokenizer import StopStringMatcher
 
@@ -152,6 +152,11 @@ class Sequence:
         Returns:
             The error that ends the sequence; None if there is none.
         """
+        if drawn == ALL_FORBIDDEN and self.grammar is not None and self.grammar.is_complete:
+            # Only the end may follow, and min_tokens forbids it: the output is whole although it is short.
+            self.first_token_s = self.first_token_s or time.monotonic()
+            self.finish_reason = "stop"
+            return None
         if drawn < 0:
             return NO_TOKEN[drawn]
         if self.grammar is not None and (error := self.grammar.accept(drawn)) is not None:

@@ -17,6 +17,7 @@ from ..text.tokenizer import Tokenizer
 from .grammar_text import cannot_compile, first_line, grammar_text
 from .params import StructuredOutputsParams
 from .token_masks import TokenMasks
+from .trial import find_problem
 
 if TYPE_CHECKING:
     from llguidance import LLExecutor, LLMatcher, LLTokenizer
@@ -45,6 +46,11 @@ class Grammar:
     def copy(self) -> Grammar:
         """Returns a copy of the state that advances independently of this one."""
         return Grammar(self.matcher.deep_copy())
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the tokens so far are a whole output, which may end here."""
+        return self.matcher.is_accepting()
 
     def accept(self, token_id: int) -> RequestError | None:
         """Advances the state by a token.
@@ -130,7 +136,10 @@ class Grammars:
     def _compile(self, params: StructuredOutputsParams) -> Grammar:
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(self._tokenizer, grammar_text(params), log_level=0)
+        text = grammar_text(params)
+        if (problem := find_problem(text)) is not None:
+            raise cannot_compile(params, problem)
+        matcher = LLMatcher(self._tokenizer, text, log_level=0)
         if matcher.is_error():
             raise cannot_compile(params, matcher.get_error())
         return Grammar(matcher)

@@ -6,10 +6,12 @@ These functions need no model, so that a job can check the constraint in its set
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
-from ..errors import SamplingParamsError
+from ..errors import SamplingParamsError, quote
 from .params import CONSTRAINTS, StructuredOutputsParams
+from .trial import find_problem
 
 __all__ = ["cannot_compile", "check_compiles", "first_line", "grammar_text"]
 
@@ -26,18 +28,22 @@ VALUES = ("const", "enum", "default", "examples")
 """Keywords of JSON Schema whose values are JSON values and not schemas."""
 
 
+MAX_REASON_CHARS = 300
+"""Most characters of the library's message that are shown; it may quote a part of the grammar."""
+
+ESCAPE = re.compile(r"\\.", re.DOTALL)
+DIGITS = {r"\d": "[0-9]", r"\D": "[^0-9]"}
+"""Escapes of a regular expression that are replaced; a class in brackets may also stand inside of brackets."""
+
+
 def check_compiles(params: StructuredOutputsParams | None) -> None:
     """Checks that a constraint can be compiled, as far as the check is possible without a tokenizer.
 
     Raises:
         SamplingParamsError: The constraint cannot be compiled.
     """
-    if params is not None:
-        from llguidance import LLMatcher
-
-        is_wrong, messages = LLMatcher.validate_grammar_with_warnings(grammar_text(params))
-        if is_wrong:
-            raise cannot_compile(params, messages[0])
+    if params is not None and (problem := find_problem(grammar_text(params))) is not None:
+        raise cannot_compile(params, problem)
 
 
 def grammar_text(params: StructuredOutputsParams) -> str:
@@ -62,7 +68,7 @@ def cannot_compile(params: StructuredOutputsParams, reason: str) -> SamplingPara
     field = next(name for name in CONSTRAINTS if getattr(params, name) is not None)
     given = getattr(params, field)
     return SamplingParamsError(
-        f"structured_outputs.{field} cannot be compiled: {first_line(reason)}; got {given!r:.200}"
+        f"structured_outputs.{field} cannot be compiled: {first_line(reason)[:MAX_REASON_CHARS]}; got {quote(given)}"
     )
 
 
@@ -70,11 +76,12 @@ def _library_text(params: StructuredOutputsParams) -> str:
     from llguidance import LLMatcher, grammar_from
 
     if params.regex is not None:
-        return grammar_from("regex", params.regex)
+        return grammar_from("regex", _with_ascii_digits(params.regex))
     if params.grammar is not None:
         return grammar_from("grammar", params.grammar)
     if params.choice is not None:
-        return grammar_from("choice", json.dumps(params.choice))
+        # A rule in capitals is one expression for the lexer, which takes many more alternatives than the parser.
+        return "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, params.choice))
     schema = {"type": "object"} if params.json is None else json.loads(params.json)
     if params.disable_additional_properties:
         _close_objects(schema)
@@ -82,6 +89,11 @@ def _library_text(params: StructuredOutputsParams) -> str:
     if not params.disable_any_whitespace:
         options = {"whitespace_pattern": params.whitespace_pattern or WHITESPACE}
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+
+
+def _with_ascii_digits(regex: str) -> str:
+    """Returns a regular expression in which `\\d` stands for 0 to 9, as in JSON Schema, and not for all digits."""
+    return ESCAPE.sub(lambda found: DIGITS.get(found[0], found[0]), regex)
 
 
 def _close_objects(schema: Any) -> None:

@@ -85,7 +85,10 @@ class CompletionBuilder:
         if sequence.matcher is not None and sequence.matcher.matched is not None:
             return sequence.matcher.text
         token_ids = sequence.output_token_ids
-        if sequence.finish_reason == "stop" and not params.include_stop_str_in_output:
+        ends_with_stop = (
+            sequence.finish_reason == "stop" and token_ids[-1:] and token_ids[-1] in sequence.stop_token_ids
+        )
+        if ends_with_stop and not params.include_stop_str_in_output:
             token_ids = token_ids[:-1]
         prompt_token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
         return self.tokenizer.decode(prompt_token_ids, token_ids, params.skip_special_tokens)

@@ -23,9 +23,11 @@ from millrace.engine.llm import LLM
 from millrace.engine.outputs import RequestOutput
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.structured.grammar import Grammars
+from millrace.engine.structured.grammar_text import check_compiles, grammar_text
 from millrace.engine.structured.params import StructuredOutputsParams
 from running import PROMPT
 
+llguidance = pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")
 pydantic = pytest.importorskip("pydantic")
 
@@ -139,6 +141,25 @@ def test_text_is_one_of_the_choices(engine_of, choice):
     (output,) = generate(engine_of, {"choice": choice}, n=3)
     assert {one.text for one in output.outputs} <= set(choice)
     assert {one.finish_reason for one in output.outputs} == {"stop"}
+
+
+def test_a_choice_may_have_thousands_of_labels(engine_of):
+    choice = [f"label number {i}" for i in range(5000)]
+    check_compiles(StructuredOutputsParams(choice=choice))
+    (output,) = generate(engine_of, {"choice": choice}, max_tokens=40)
+    assert output.outputs[0].text in choice
+
+
+@pytest.mark.parametrize(
+    ("regex", "text"), [(r"\\d", "\\d"), (r"[\d.]{3}", None), (r"(\d\D){2}", None), (r"\d+", None)]
+)
+def test_a_digit_of_an_expression_is_one_of_ten(regex, text):
+    grammar = grammar_text(StructuredOutputsParams(regex=regex))
+    matcher = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), grammar, log_level=0)
+    assert not matcher.is_error()
+    first = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little").nonzero()[0]
+    allowed = {chr(token_id) for token_id in first if token_id < 256}
+    assert allowed <= set("0123456789." if text is None else "\\")
 
 
 def test_other_constraints(engine_of):
@@ -264,8 +285,17 @@ def test_other_parameters_go_on_working(engine_of):
     assert endless[0].outputs[0].text == "abc" and len(endless[0].outputs[0].token_ids) == 9
 
 
+def test_a_whole_output_that_is_shorter_than_min_tokens_is_kept(engine_of):
+    short, empty = (
+        generate(engine_of, asked, min_tokens=9, logprobs=0)[0].outputs[0]
+        for asked in ({"choice": ["abc", "abcd"]}, {"regex": "a{0}"})
+    )
+    assert short.text == "abcd" and short.finish_reason == "stop" and len(short.logprobs) == len(short.token_ids)
+    assert empty.text == "" and empty.finish_reason == "stop"
+
+
 def test_nothing_left_to_say_is_an_error_of_the_row(engine_of):
-    params = SamplingParams(structured_outputs={"choice": ["a"]}, min_tokens=5)
+    params = SamplingParams(structured_outputs={"choice": ["X"]}, bad_words=["X"])
     bad, good = engine_of.generate([PROMPT] * 2, [params, SamplingParams(max_tokens=2)], False, on_error="return")
     assert "structured_outputs" in bad.error.message and good.error is None
 
@@ -281,10 +311,18 @@ BROKEN = [
     ({"grammar": "root ::= ("}, "grammar cannot be compiled"),
     ({"grammar": "start: nowhere"}, "grammar cannot be compiled"),
     ({"json_object": True, "whitespace_pattern": "("}, "json_object cannot be compiled"),
+    (
+        {"json": {"$ref": "#/$defs/0", "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}"} for i in range(3000)}}},
+        "json cannot be compiled: it is nested too deep",
+    ),
+    (
+        {"grammar": "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(10_000)) + '\nr10000: "a"'},
+        "grammar cannot be compiled: it is nested too deep",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("asked", "message"), BROKEN, ids=[str(asked) for asked, _ in BROKEN])
+@pytest.mark.parametrize(("asked", "message"), BROKEN, ids=[str(asked)[:60] for asked, _ in BROKEN])
 def test_what_cannot_be_compiled_fails_its_row_only(asked, message, engine_of):
     each = [SamplingParams(max_tokens=20, structured_outputs=one) for one in (asked, {"choice": ["yes"]}, None)]
     bad, yes, free = engine_of.generate([PROMPT] * 3, each, use_tqdm=False, on_error="return")
