@@ -92,7 +92,7 @@ def _library_text(params: StructuredOutputsParams) -> str:
 
 
 def _with_ascii_digits(regex: str) -> str:
-    """Returns a regular expression in which `\\d` stands for 0 to 9, as in JSON Schema, and not for all digits."""
+    """Returns a regular expression in which the escape for a digit means 0 to 9, as in JSON Schema."""
     return ESCAPE.sub(lambda found: DIGITS.get(found[0], found[0]), regex)
 
 

@@ -28,7 +28,7 @@ class StructuredOutputsParams:
         json: JSON schema: a dictionary, its JSON text, or a class with `model_json_schema`, such as a pydantic model.
             It is stored as text.
         regex: Regular expression that the whole output matches, in the syntax of Rust's `regex`, which has no
-            look-around and no back-references; `\\d` is one of the digits 0 to 9.
+            look-around and no back-references; the escape for a digit means 0 to 9.
         choice: Texts; the output is one of them.
         grammar: Context-free grammar, in GBNF or in llguidance's variant of Lark.
         json_object: True if the output is any JSON object.

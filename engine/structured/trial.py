@@ -13,7 +13,7 @@ import threading
 __all__ = ["find_problem"]
 
 MAX_UNTRIED_CHARS = 4000
-"""Longest grammar that is compiled without a process of its own: it cannot nest deep enough to fill a thread's stack."""
+"""Longest grammar that is compiled without a process of its own: it cannot nest so deep that it fills a stack."""
 
 STACK_BYTES = 2 << 20
 """Stack of the trial. It is the smallest stack that a thread of ours or of the library has by default."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from millrace.engine.sampling_params import ALL_FORBIDDEN, NAN_LOGITS, SamplingParams
 from millrace.engine.sequence import Sequence
-from millrace.engine.step import logit_edits, sampler
+from millrace.engine.step import logit_edits, row_table, sampler
 from millrace.engine.step.logit_edits import LogitEdits
 from millrace.engine.step.sampler import Sampler
 from millrace.kernels import sample, top_logprobs
@@ -158,6 +158,15 @@ def test_a_row_that_only_waits_for_min_tokens_is_left_alone_afterwards():
     assert edits.find([2, 4, 1], [9, 3, 9]) == []
 
 
+def test_edits_take_memory_in_proportion_and_give_it_back():
+    edits = LogitEdits(256, CPU)
+    edits.set_rows([0], [make_request(bad_words=[tuple(range(1, 7))] + [(1,)] * 1000, allowed_token_ids=[3] * 100)])
+    tables = (edits._bad_words, edits._allowed)
+    assert (tables[0].ends.numel(), tables[0].starts.numel(), tables[1].rows.numel()) == (1001, 3 * 5, 1)
+    edits.set_rows([0], [make_request()])
+    assert [table.rows.numel() for table in tables] == [0, 0] and not edits._bad_words.starts.numel()
+
+
 @given(batch=batches(), parameters=st.data())
 @settings(deadline=None, max_examples=100)
 def test_a_draw_is_the_kernels_draw_from_the_edited_row(batch, parameters):
@@ -209,7 +218,7 @@ def blind_device(monkeypatch) -> torch.device:
     def refuse(*_args: Any, **_kwargs: Any) -> None:
         raise AssertionError("a copy that waits for the device; use to_device")
 
-    for module in (sampler, logit_edits):
+    for module in (sampler, logit_edits, row_table):
         monkeypatch.setattr(module, "to_device", send)
     for name in ("tensor", "as_tensor", "from_numpy"):
         monkeypatch.setattr(torch, name, refuse)
