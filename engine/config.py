@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ConfigError, unknown_key_message
+from .errors import ConfigError, quote, unknown_key_message
 from .pooling.config import PoolerConfig
 from .pooling.params import POOLING_TASKS
 from .quantization.registry import scheme_names
@@ -199,6 +200,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, name, str(value))
+            if value is not None and "\0" in str(value):
+                raise _wrong(name, value, "a path or a text without a zero byte")
         if not self.model:
             raise ConfigError("model is empty; pass the folder of a model in Hugging Face's layout")
         object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
@@ -258,13 +261,13 @@ class EngineConfig:
                     fields[name] = value
             elif name in IGNORED:
                 anyway, why = IGNORED[name]
-                if value != anyway and value is not None:
+                if value is not None and not _is_one_of(value, (anyway,)):
                     shown = without_secrets({name: value})[name]
-                    warnings.append(f"{name}={shown!r} is ignored: {why}")
+                    warnings.append(f"{name}={quote(shown)} is ignored: {why}")
             elif name in ONLY:
-                if value is not None and value not in ONLY[name]:
+                if value is not None and not _is_one_of(value, ONLY[name]):
                     allowed = " or ".join(repr(allowed) for allowed in ONLY[name])
-                    raise ConfigError(f"{name}={value!r} is not supported in this release; it can be {allowed}")
+                    raise ConfigError(f"{name}={quote(value)} is not supported in this release; it can be {allowed}")
             else:
                 raise ConfigError(unknown_key_message("the engine", name, names | IGNORED.keys() | ONLY.keys()))
         if "model" not in fields:
@@ -297,22 +300,36 @@ class EngineConfig:
         for name in OPTIONAL_SIZES:
             if getattr(self, name) is not None:
                 _check_at_least_one(name, getattr(self, name))
-        if self.overlap_depth not in (None, 0, 1):
+        if not _is_one_of(self.overlap_depth, (None, 0, 1)):
             raise _wrong("overlap_depth", self.overlap_depth, "None, 0 or 1")
-        if not 0 < self.gpu_memory_utilization <= 1:
+        utilization = self.gpu_memory_utilization
+        if not isinstance(utilization, int | float) or isinstance(utilization, bool) or not 0 < utilization <= 1:
             raise _wrong("gpu_memory_utilization", self.gpu_memory_utilization, "a share above 0, at most 1")
         if isinstance(self.max_logprobs, bool) or not isinstance(self.max_logprobs, int) or self.max_logprobs < -1:
             raise _wrong("max_logprobs", self.max_logprobs, "an integer of at least 0, or -1 for no limit")
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, getattr(self, name), "True or False")
-        for size in self.cudagraph_capture_sizes or ():
+        sizes = self.cudagraph_capture_sizes
+        if not isinstance(sizes, list | tuple | None):
+            raise _wrong("cudagraph_capture_sizes", sizes, "a list of integers")
+        for size in sizes or ():
             _check_at_least_one("cudagraph_capture_sizes", size)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise _wrong("seed", self.seed, "an integer")
 
 
 SWITCHES = ("enable_prefix_caching", "enable_prompt_embeds", "skip_tokenizer_init", "deterministic", "enforce_eager")
+
+LARGEST = {
+    "num_threads": 1024,
+    "tensor_parallel_size": 1024,
+    "pipeline_parallel_size": 1024,
+    "max_num_seqs": 1 << 20,
+    "block_size": 1 << 20,
+    "kv_cache_memory_bytes": 1 << 50,
+}
+"""Largest values of sizes for each unit of which threads, processes or memory are taken; 2**31 - 1 for the others."""
 
 OPTIONAL_SIZES = (
     "max_model_len",
@@ -324,18 +341,24 @@ OPTIONAL_SIZES = (
 
 
 def _check_at_least_one(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise _wrong(name, value, "an integer of at least 1")
+    most = LARGEST.get(name, 2**31 - 1)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise _wrong(name, value, f"an integer of at least 1, at most {most}")
+
+
+def _is_one_of(value: Any, allowed: Sequence[Any]) -> bool:
+    """Returns whether a value of any type is one of some plain values; arrays and the like equal none of them."""
+    return isinstance(value, bool | int | float | str | list | tuple | dict | None) and value in allowed
 
 
 def _parse_length(value: Any) -> Any:
     """Returns None for ``-1`` and ``"auto"``, which ask for the model's limit, and the number for e.g. ``"32k"``."""
-    if value in (-1, "auto"):
+    if _is_one_of(value, (-1, "auto")):
         return None
-    if isinstance(value, str) and value.lower().endswith("k") and value[:-1].isdigit():
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,9}[kK]", value):
         return int(value[:-1]) * 1024
     return value
 
 
 def _wrong(name: str, given: Any, allowed: str) -> ConfigError:
-    return ConfigError(f"{name} must be {allowed}; got {given!r}")
+    return ConfigError(f"{name} must be {allowed}; got {quote(given)}")

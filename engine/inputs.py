@@ -17,6 +17,7 @@ from .errors import (
     PromptTooLongError,
     PromptTypeError,
     TokenOutOfVocabularyError,
+    quote,
     unknown_key_message,
 )
 from .text.tokenizer import Tokenizer
@@ -160,14 +161,14 @@ def hash_salt(cache_salt: Any) -> bytes:
 
 def _is_list(value: Any) -> bool:
     """Returns whether a value is a list or an array; rows of a dataset hold arrays."""
-    is_sequence = isinstance(value, abc.Sequence) or hasattr(value, "__array__")
-    return is_sequence and not isinstance(value, str | bytes)
+    if hasattr(value, "__array__"):
+        return getattr(value, "ndim", 1) == 1
+    return isinstance(value, abc.Sequence) and not isinstance(value, str | bytes)
 
 
 def describe(value: Any) -> str:
     """Returns the type of a value and the beginning of its repr, for an error message."""
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return f"{type(value).__name__} {quote(value, 60)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,4 +263,6 @@ def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True
     try:
         return tokenizer.encode_batch([text], add_special_tokens)[0]
     except Exception as error:  # The Rust tokenizer raises plain TypeError or UnicodeError for text it cannot read.
-        raise PromptTypeError(f"Prompt text should be valid Unicode; the tokenizer refuses it: {error}") from error
+        raise PromptTypeError(
+            f"Prompt text should be valid Unicode; the tokenizer refuses it: {error!s:.200}"
+        ) from error

@@ -20,6 +20,7 @@ from .errors import (
     PoolingParamsError,
     PromptTypeError,
     SamplingParamsError,
+    quote,
     unknown_key_message,
 )
 from .inputs import ParsedPrompt, PromptType, parse_prompt
@@ -161,6 +162,8 @@ class LLM:
         """
         _check_neutral("chat", vllm_kwargs)
         tokenizer = self.llm_engine.tokenizer
+        if not isinstance(chat_template_kwargs, Mapping | None):
+            raise ConfigError(f"chat_template_kwargs must be a mapping; got {quote(chat_template_kwargs)}")
         if tokenizer is None:
             raise ConfigError("chat needs a tokenizer; construct the LLM without skip_tokenizer_init")
         options: dict[str, Any] = {
@@ -390,9 +393,9 @@ def _check_neutral(method: str, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name not in NEUTRAL:
             raise ConfigError(unknown_key_message(f"LLM.{method}", name, NEUTRAL))
-        if value not in NEUTRAL[name]:
+        if not isinstance(value, Mapping | None) or value not in NEUTRAL[name]:
             allowed = " or ".join(map(repr, NEUTRAL[name]))
-            raise ConfigError(f"{name}={value!r} is not supported in this release; it can be {allowed}")
+            raise ConfigError(f"{name}={quote(value)} is not supported in this release; it can be {allowed}")
 
 
 def _as_prompts(prompts: Any) -> list[Any]:

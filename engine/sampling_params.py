@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import RequestError, SamplingParamsError, unknown_key_message
+from .errors import RequestError, SamplingParamsError, quote, unknown_key_message
 from .structured.params import StructuredOutputsParams
 
 logger = logging.getLogger(__name__)
@@ -184,9 +184,9 @@ class SamplingParams:
     def _normalise(self) -> None:
         if isinstance(self.stop, str):
             self.stop = [self.stop]
-        if self.seed == -1:
+        if _is_number(self.seed, int) and self.seed == -1:
             self.seed = None
-        if self.top_k == -1:
+        if _is_number(self.top_k, int) and self.top_k == -1:
             self.top_k = 0
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is True:
@@ -196,9 +196,7 @@ class SamplingParams:
         for name in ("stop", "stop_token_ids", "allowed_token_ids", "bad_words"):
             value = getattr(self, name)
             if value is not None:
-                if isinstance(value, str) or not isinstance(value, Iterable):
-                    raise _wrong(name, value, "a list")
-                setattr(self, name, list(dict.fromkeys(value)))
+                setattr(self, name, _without_repeats(name, value))
         if self.logit_bias is not None:
             self.logit_bias = _normalise_bias(self.logit_bias)
         self.structured_outputs = _read_structured_outputs(self.structured_outputs)
@@ -227,12 +225,14 @@ class SamplingParams:
                 raise _wrong(name, getattr(self, name), "True or False")
         for name in ("stop", "bad_words"):
             words = getattr(self, name) or []
-            if not all(isinstance(word, str) and word for word in words):
-                raise _wrong(name, words, "non-empty strings")
+            if not all(isinstance(word, str) and word and is_unicode(word) for word in words):
+                raise _wrong(name, words, "non-empty strings of valid Unicode")
         for name in ("stop_token_ids", "allowed_token_ids"):
             ids = getattr(self, name) or []
             if not all(_is_number(token_id, int) for token_id in ids):
                 raise _wrong(name, ids, "a list of token ids (integers)")
+            if ids:
+                setattr(self, name, [int(token_id) for token_id in ids])
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise _wrong("allowed_token_ids", [], "at least one token id, or None for all")
         if self.stop and not self.detokenize:
@@ -277,6 +277,9 @@ NUMBERS: dict[str, tuple[type, float, float, str]] = {
 }
 """Field -> (type, lowest value, highest value, allowed values in words)."""
 
+MAX_ID_DIGITS = 18
+"""Most digits of a token id that is given as text."""
+
 SWITCHES = ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output")
 
 OPTIONAL_NUMBERS = frozenset({"seed", "max_tokens", "logprobs", "prompt_logprobs"})
@@ -288,18 +291,39 @@ def _is_number(value: Any, kind: type) -> bool:
         return False
     if kind is int:
         return isinstance(value, numbers.Integral)
-    return isinstance(value, numbers.Real) and math.isfinite(value)
+    try:
+        return isinstance(value, numbers.Real) and math.isfinite(value)
+    except OverflowError:  # An integer or a fraction is larger than any float.
+        return False
 
 
 def _normalise_bias(bias: Any) -> dict[int, float]:
     """Returns the biases with integer keys, which JSON turns into strings, and limits each to [-100, 100]."""
     try:
-        pairs = {int(token_id): float(value) for token_id, value in dict(bias).items()}
+        given = dict(bias)
     except (TypeError, ValueError) as error:
         raise _wrong("logit_bias", bias, "a mapping of token ids to numbers") from error
-    if not all(math.isfinite(value) for value in pairs.values()):
-        raise _wrong("logit_bias", bias, "finite numbers")
-    return {token_id: min(100.0, max(-100.0, value)) for token_id, value in pairs.items()}
+    pairs: dict[int, float] = {}
+    for key, value in given.items():
+        is_text = isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) <= MAX_ID_DIGITS
+        if not (is_text or _is_number(key, int)) or not _is_number(value, float):
+            raise _wrong("logit_bias", {key: value}, "a mapping of token ids to finite numbers")
+        pairs[int(key)] = min(100.0, max(-100.0, float(value)))
+    return pairs
+
+
+def is_unicode(text: str) -> bool:
+    """Returns whether a text can be encoded: it holds no half of a surrogate pair, which no tokenizer reads."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _without_repeats(name: str, values: Any) -> list[Any]:
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
+        raise _wrong(name, values, "a list")
+    try:
+        return list(dict.fromkeys(values))
+    except TypeError as error:  # An element cannot be hashed, e.g. a list.
+        raise _wrong(name, values, "a list of strings or of token ids") from error
 
 
 def _read_structured_outputs(value: Any) -> StructuredOutputsParams | None:
@@ -311,4 +335,4 @@ def _read_structured_outputs(value: Any) -> StructuredOutputsParams | None:
 
 
 def _wrong(name: str, given: Any, allowed: str) -> SamplingParamsError:
-    return SamplingParamsError(f"{name} must be {allowed}; got {given!r}")
+    return SamplingParamsError(f"{name} must be {allowed}; got {quote(given)}")

@@ -7,7 +7,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ConfigError, quote
 from ..storage import FileInfo, Location
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent
@@ -55,11 +55,14 @@ def resolve_model(model: str, what: str = "model") -> Path:
         return BUNDLED[name]
     if "://" in model:
         return Path(_copy_small_files(model, what).name)
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError, ValueError) as error:  # The name is too long, or no home folder is known.
+        raise ConfigError(f"{what} {quote(model)} is no path of a folder: {error!s:.100}") from error
     raise ConfigError(
-        f"{what} {model!r} is not a local folder; pass the path or the URL (s3://, gs://, hf://) of a folder that "
+        f"{what} {quote(model)} is not a local folder; pass the path or the URL (s3://, gs://, hf://) of a folder that "
         f"holds config.json and the weights, or {PREFIX}{next(iter(BUNDLED))!s}"
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import PoolingParamsError, unknown_key_message
+from ..errors import PoolingParamsError, quote, unknown_key_message
 
 __all__ = ["POOLING_TASKS", "PoolingParams"]
 
@@ -78,6 +78,9 @@ class PoolingParams:
 FIELD_NAMES = frozenset(field.name for field in dataclasses.fields(PoolingParams))
 
 
+MAX_DIMENSIONS = 2**31 - 1
+
+
 def _dimensions(value: Any) -> int | None:
     """Returns `value` as an int, or None for None. Datasets may hold numpy's integers and whole floats.
 
@@ -86,11 +89,11 @@ def _dimensions(value: Any) -> int | None:
     """
     if value is None:
         return None
-    is_whole = isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value).is_integer()
-    if not is_whole or value < 1:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and 1 <= value <= MAX_DIMENSIONS
+    if not is_number or not float(value).is_integer():
         raise _wrong("dimensions", value, "an integer of at least 1")
     return int(value)
 
 
 def _wrong(name: str, given: Any, allowed: str) -> PoolingParamsError:
-    return PoolingParamsError(f"{name} must be {allowed}; got {given!r:.80}")
+    return PoolingParamsError(f"{name} must be {allowed}; got {quote(given, 80)}")

@@ -1,8 +1,8 @@
 """`LogitEdits`: changes logits before the draw as sampling parameters ask: allowed and bad tokens, biases, penalties.
 
 Each kind of edit has a table on the device (`row_table.py`). The entries of a row of `Tables` are written when a
-sequence takes the row. A step edits all its rows at once. The number of operations depends only on shapes, so the host never
-waits for a value from the device.
+sequence takes the row. A step edits all its rows at once. The number of operations depends only on shapes, so the host
+never waits for a value from the device.
 """
 
 from __future__ import annotations

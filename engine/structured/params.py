@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import SamplingParamsError, unknown_key_message
+from ..errors import SamplingParamsError, quote, unknown_key_message
 
 __all__ = ["CONSTRAINTS", "StructuredOutputsParams"]
 
@@ -110,14 +110,16 @@ FIELD_NAMES = frozenset(field.name for field in dataclasses.fields(StructuredOut
 
 def _schema_text(schema: Any) -> str:
     """Returns a schema as JSON text; the properties keep their order."""
-    if hasattr(schema, "model_json_schema"):
-        schema = schema.model_json_schema()
     try:
+        if hasattr(schema, "model_json_schema"):
+            schema = schema.model_json_schema()
         if isinstance(schema, str):
             schema = json_library.loads(schema)
         text = json_library.dumps(schema, ensure_ascii=False, allow_nan=False, default=_plain)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SamplingParamsError(f"structured_outputs.json is not JSON: {error}; got {schema!r:.80}") from error
+    except Exception as error:  # The class that makes a schema may raise any error.
+        raise SamplingParamsError(
+            f"structured_outputs.json is not JSON: {error!s:.200}; got {quote(schema, 80)}"
+        ) from error
     if not isinstance(schema, Mapping | bool):
         raise _wrong("json", schema, "a JSON schema: a dictionary, its JSON text, or a pydantic model")
     return text
@@ -141,4 +143,4 @@ def _choices(choices: Any) -> tuple[str, ...]:
 
 
 def _wrong(name: str, given: Any, allowed: str) -> SamplingParamsError:
-    return SamplingParamsError(f"structured_outputs.{name} must be {allowed}; got {given!r:.80}")
+    return SamplingParamsError(f"structured_outputs.{name} must be {allowed}; got {quote(given, 80)}")

@@ -12,7 +12,7 @@ from collections import abc
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from ..config import EngineConfig
-from ..errors import ConfigError, RequestError
+from ..errors import ConfigError, MillraceError, RequestError, UserError
 from ..inputs import PromptReader, describe
 from ..models.decoder import Decoder
 from ..outputs import RequestMetrics
@@ -151,7 +151,12 @@ class RequestHandler(ABC, Generic[RequestT, SequenceT]):
             raise ConfigError(f"priority must be an integer, lower first; got {describe(request.priority)}")
         if not isinstance(request, self.task.request_type):
             raise ConfigError(self.task.refusal)
-        return self.make_sequences(request)
+        try:
+            return self.make_sequences(request)
+        except MillraceError:
+            raise
+        except Exception as error:  # A value of one request that no check has caught must not fail other requests.
+            raise UserError(f"the request cannot be run: {type(error).__name__}: {error!s:.200}") from error
 
     @abstractmethod
     def make_sequences(self, request: RequestT) -> list[SequenceT]:

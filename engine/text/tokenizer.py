@@ -219,5 +219,7 @@ def _read_template(template: str | None) -> str | None:
         return template
     try:
         return Path(template).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"chat_template {template!r} is neither Jinja text nor a readable file: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"chat_template {quote(template)} is neither Jinja text nor a readable file: {error!s:.200}"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,6 +33,14 @@ WRONG = [
     ({"task": "reward"}, "task must be one of auto, none, generate, embed"),
     ({"seed": "x"}, "seed must be"),
     ({"max_logprobs": -2}, "max_logprobs must be"),
+    ({"num_threads": 10**9}, "num_threads must be an integer of at least 1, at most 1024"),
+    ({"tensor_parallel_size": 10**9}, "tensor_parallel_size must be"),
+    ({"gpu_memory_utilization": "0.9"}, "gpu_memory_utilization must be"),
+    ({"cudagraph_capture_sizes": 4}, "cudagraph_capture_sizes must be a list"),
+    ({"cpu_offload_gb": np.zeros(2)}, "cpu_offload_gb=array"),
+    ({"overlap_depth": np.zeros(2)}, "overlap_depth must be"),
+    ({"max_model_len": "²k"}, "max_model_len must be"),
+    ({"tokenizer": "a\0b"}, "tokenizer must be a path or a text without a zero byte"),
 ]
 
 

@@ -35,6 +35,10 @@ BAD_PROMPTS = [
     ({"prompt": 4}, PromptTypeError, "Prompt text should be a string"),
     ({"promt": "x"}, PromptTypeError, "did you mean 'prompt'"),
     ("half a pair \ud800", PromptTypeError, "valid Unicode"),
+    (np.array(5), PromptTypeError, "Prompt should be a string"),
+    (np.zeros((2, 2)), PromptTypeError, "Prompt should be a string"),
+    ({"prompt_token_ids": np.array(5)}, PromptTypeError, "list of integers"),
+    ([2**70], TokenOutOfVocabularyError, "out of vocabulary"),
 ]
 
 
