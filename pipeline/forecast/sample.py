@@ -64,8 +64,7 @@ def spread(units: Sequence[Unit], most: int, rng: random.Random) -> list[Unit]:
 
 def _first_tables(source: Source, unit: Unit, num_units: int) -> Iterator[pa.Table]:
     """Yields the first `TABLES_PER_UNIT` tables of a unit, or more if the `num_units` units of the sample are few."""
-    tables = FORMATS[source.format].read(unit, source.schema)
-    return itertools.islice(tables, TABLES_PER_UNIT * max(1, MAX_UNITS // num_units))
+    return itertools.islice(source.tables(unit), TABLES_PER_UNIT * max(1, MAX_UNITS // num_units))
 
 
 def _rows_at(tables: Sequence[pa.Table], wanted: Sequence[int], schema: pa.Schema) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from .. import columns
 from ..arrow_values import UNFIT, cast, common_type, holds_json, plain, plain_type, python_values, quoted, to_rows
 from ..files.storage import Storage
 from ..json_text import to_json
+from .file_name import partition_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ LOOK_BYTES = 32 << 20
 
 SAMPLE_BYTES = 8 << 20
 """Of larger text, this much is read to find the types of its columns."""
+
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 TABLE_BYTES = 1 << 20
 """About the size of a table that `SourceFormat.read` yields, unless one row is larger."""
@@ -148,6 +152,48 @@ def position_column(ordinal: int, positions: Sequence[int] | np.ndarray) -> pa.A
     joined[:, :4] = np.frombuffer(ordinal.to_bytes(4, "big"), np.uint8)
     joined[:, 4:] = places.view(np.uint8).reshape(-1, 8)
     return pa.FixedSizeBinaryArray.from_buffers(POSITION_TYPE, len(places), [None, pa.py_buffer(joined)])
+
+
+def partition_fields(files: Iterable[InputFile], schema: pa.Schema) -> list[pa.Field]:
+    """Returns the columns that the names of folders give to files and that the files do not have.
+
+    Args:
+        files: The files.
+        schema: Columns that the files have.
+
+    Returns:
+        Fields of integers, if all values are integers as Python writes them, or else of text.
+    """
+    values: dict[str, list[str]] = {}
+    for file in files:
+        for name, value in partition_of(file.path).items() if file.table is None else ():
+            if name not in schema.names:
+                values.setdefault(name, []).extend([] if value is None else [value])
+    return [
+        pa.field(name, pa.int64() if given and all(map(_is_int64, given)) else pa.string())
+        for name, given in values.items()
+    ]
+
+
+def with_partition(rows: pa.Table, file: InputFile, names: Collection[str]) -> pa.Table:
+    """Returns rows of a file with the values of the partition columns from the names of the folders above the file.
+
+    Args:
+        rows: Rows of the file, in which these columns are null.
+        file: The file.
+        names: Names of the partition columns.
+    """
+    for name, value in partition_of(file.path).items() if names else ():
+        if name in names:
+            index = rows.column_names.index(name)
+            field = rows.schema.field(index)
+            column = pa.repeat(pa.scalar(value, pa.string()).cast(field.type), len(rows))
+            rows = rows.set_column(index, field, column)
+    return rows
+
+
+def _is_int64(text: str) -> bool:
+    return INTEGER.fullmatch(text) is not None and -(2**63) <= int(text) < 2**63
 
 
 def full_schema(schema: pa.Schema) -> pa.Schema:

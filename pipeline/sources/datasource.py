@@ -9,7 +9,7 @@ from ray.data import DataContext, Datasource
 from ray.data.block import BlockMetadata
 from ray.data.datasource import ReadTask
 
-from .base import Unit, count_rows, full_schema
+from .base import Unit, count_rows, full_schema, with_partition
 from .format import SourceFormat
 
 TASK_BYTES = 64 << 20
@@ -25,10 +25,16 @@ class UnitsDatasource(Datasource):
         units: The units, in the order of the input.
         schema: Columns and types.
         max_rows: Number of rows to read. They are counted in the order of the input, so a single task reads them.
+        partition: Names of the columns whose values are in the names of folders.
     """
 
     def __init__(
-        self, format: SourceFormat, units: Sequence[Unit], schema: pa.Schema, max_rows: int | None = None
+        self,
+        format: SourceFormat,
+        units: Sequence[Unit],
+        schema: pa.Schema,
+        max_rows: int | None = None,
+        partition: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self._format = format
@@ -37,6 +43,7 @@ class UnitsDatasource(Datasource):
         self._groups = [group for group in groups if group]
         self._schema = schema
         self._max_rows = max_rows
+        self._partition = partition
 
     def get_name(self) -> str:
         """Returns the name that Ray shows."""
@@ -64,7 +71,7 @@ class UnitsDatasource(Datasource):
         limits = [limit for limit in (self._max_rows, per_task_row_limit) if limit is not None]
         return [
             ReadTask(
-                _reader(self._format, units, self._schema),
+                _reader(self._format, units, self._schema, self._partition),
                 _metadata(units, self._max_rows),
                 full_schema(self._schema),
                 per_task_row_limit=min(limits, default=None),
@@ -87,10 +94,13 @@ def _grouped(units: Sequence[Unit]) -> Iterator[list[Unit]]:
     yield group
 
 
-def _reader(format: SourceFormat, units: Sequence[Unit], schema: pa.Schema) -> Callable[[], Iterator[pa.Table]]:
+def _reader(
+    format: SourceFormat, units: Sequence[Unit], schema: pa.Schema, partition: Sequence[str]
+) -> Callable[[], Iterator[pa.Table]]:
     def read() -> Iterator[pa.Table]:
         for unit in units:
-            yield from format.read(unit, schema)
+            for table in format.read(unit, schema):
+                yield with_partition(table, unit.file, partition)
 
     return read
 

@@ -109,20 +109,28 @@ def _expand(place: Storage, info: FileInfo | None, format: str | None) -> list[F
 
 
 def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
-    """Returns the files directly in a folder that have an extension of `format`, or of any known format if it is None.
+    """Returns the files in a folder and its partition folders, such as ``day=3/hour=7``, that have a known extension.
 
-    Names that start with . or _ are skipped.
+    With a `format`, only its extensions are known. Names that start with . or _ are skipped.
     """
     known = {extension for extension, name in _names_by_extension().items() if format in (None, name)}
-    found = sorted(place.files.children(place.url), key=lambda one: one.url)
-    names = {one.url.rpartition("/")[2] for one in found}
-    if LANCE_VERSIONS in names:
+    found = place.files.children(place.url)
+    if LANCE_VERSIONS in {_name_of(one) for one in found}:
         raise ConfigError(f"input {place.url!r} is a Lance table, which is not read; pass an export, in Parquet say")
+    if any(one.is_dir and "=" in _name_of(one) for one in found):
+        inside = (
+            (one, one.url.removeprefix(place.url).strip("/").split("/")[:-1]) for one in place.files.walk(place.url)
+        )
+        found = [one for one, folders in inside if all("=" in folder for folder in folders)]
     wanted = [one for one in found if not one.is_dir and split_extensions(one.url)[0] in known]
-    visible = [one for one in wanted if one.url.rpartition("/")[2][0] not in "._"]
+    visible = sorted((one for one in wanted if _name_of(one)[0] not in "._"), key=lambda one: one.url)
     if not visible:
         raise ConfigError(f"input folder {place.url!r} holds no file of a known kind ({', '.join(sorted(known))})")
     return visible
+
+
+def _name_of(file: FileInfo) -> str:
+    return file.url.rstrip("/").rpartition("/")[2]
 
 
 def _is_pattern(place: Storage) -> bool:

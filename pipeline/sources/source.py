@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -12,7 +12,7 @@ import ray.data
 from ...engine.errors import ConfigError, StorageError, unknown_key_message
 from .. import columns
 from ..files.storage import StorageOptions
-from .base import TABLE_BYTES, InputFile, Unit, first_line
+from .base import TABLE_BYTES, InputFile, Unit, first_line, partition_fields, with_partition
 from .datasource import UnitsDatasource
 from .finding import find_files, format_of
 from .formats import FORMATS
@@ -32,6 +32,7 @@ class Source:
         schema: Columns and types of the rows.
         units: The units that are read, in the order of the input.
         num_rows: Number of rows; None if it is not known before all files are read.
+        partition: Names of the columns whose values are in the names of folders, such as ``day=3``.
     """
 
     files: Sequence[InputFile]
@@ -39,6 +40,7 @@ class Source:
     schema: pa.Schema
     units: Sequence[Unit]
     num_rows: int | None
+    partition: Sequence[str] = ()
 
     @classmethod
     def find(
@@ -72,8 +74,10 @@ class Source:
             raise
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"input {given!r} cannot be read as {kind}: {first_line(error)}") from error
-        _refuse_reserved(look.schema)
-        return cls(files, kind, _with_text(kind, look.schema, as_text), look.units, look.num_rows)
+        fields = partition_fields(files, look.schema)
+        schema = pa.schema([*_with_text(kind, look.schema, as_text), *fields])
+        _refuse_reserved(schema)
+        return cls(files, kind, schema, look.units, look.num_rows, [field.name for field in fields])
 
     @property
     def versions(self) -> dict[str, int]:
@@ -89,7 +93,13 @@ class Source:
         """Returns a source that reads only some columns, if its format can read a column and leave the others alone."""
         if not FORMATS[self.format].is_columnar:
             return self
-        return replace(self, schema=pa.schema([field for field in self.schema if field.name in names]))
+        schema = pa.schema([field for field in self.schema if field.name in names])
+        return replace(self, schema=schema, partition=[name for name in self.partition if name in names])
+
+    def tables(self, unit: Unit) -> Iterator[pa.Table]:
+        """Yields the rows of a unit as tables, with the columns of the dataset that `read` returns."""
+        for table in FORMATS[self.format].read(unit, self.schema):
+            yield with_partition(table, unit.file, self.partition)
 
     def read(self, limit: int | None = None, is_done: Callable[[Unit], bool] | None = None) -> ray.data.Dataset:
         """Returns the dataset of the rows.
@@ -105,7 +115,7 @@ class Source:
         units, max_rows = (self.units, None) if limit is None else _first_units(self.units, limit)
         # If rows are counted while they are read, the rows of finished units must be counted too.
         wanted = [unit for unit in units if is_done is None or max_rows is not None or not is_done(unit)]
-        datasource = UnitsDatasource(FORMATS[self.format], wanted, self.schema, max_rows)
+        datasource = UnitsDatasource(FORMATS[self.format], wanted, self.schema, max_rows, self.partition)
         # Without a number of blocks, Ray splits the blocks that it has read to have more of them.
         dataset = ray.data.read_datasource(datasource, override_num_blocks=max(1, datasource.num_tasks))
         # Without this limit, a task holds its rows back until they take 128 MB.

@@ -53,7 +53,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
 
 def read_units(source: Source) -> list[dict[str, Any]]:
     """Reads all parts of a source in order; every row has a place of its own."""
-    tables = (table for unit in source.units for table in FORMATS[source.format].read(unit, source.schema))
+    tables = (table for unit in source.units for table in source.tables(unit))
     rows = [row for table in tables for row in table.to_pylist()]
     places = [row[columns.POSITION] for row in rows]
     assert places == sorted(set(places))
@@ -383,6 +383,41 @@ def test_a_broken_file_among_others_is_named_before_the_start(tmp_path: Path) ->
     (tmp_path / "13.parquet").write_bytes((tmp_path / "13.parquet").read_bytes()[:-20])
     with pytest.raises(ConfigError, match=r"13\.parquet"):
         Source.find(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["what?.jsonl", "a[1].jsonl", "b*.jsonl", "?.jsonl.gz", "x#y z.jsonl"])
+def test_a_file_of_a_folder_is_read_whatever_its_name(tmp_path: Path, name: str) -> None:
+    write_rows(tmp_path / name, [{"id": 1}])
+    write_rows(tmp_path / "z.jsonl", [{"id": 2}])
+    assert [row["id"] for row in read_units(Source.find(str(tmp_path)))] == [1, 2]
+    assert [row["id"] for row in read_units(Source.find(str(tmp_path / name)))] == [1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given", ["", "*/*/*", ["day=3/kind=a b", "day=12/kind=__HIVE_DEFAULT_PARTITION__"]])
+def test_folders_that_name_a_value_give_a_column(tmp_path: Path, kind: str, given: str | list[str]) -> None:
+    for number, folder in enumerate(["day=12/kind=__HIVE_DEFAULT_PARTITION__", "day=3/kind=a%20b"]):
+        (tmp_path / folder).mkdir(parents=True)
+        write_rows(tmp_path / folder / f"x.{kind}", [{"id": number}])
+    places = [given] if isinstance(given, str) else sorted(given)
+    source = Source.find([str(tmp_path / place.replace(" ", "%20")) for place in places])
+    assert source.partition == ["day", "kind"]
+    rows = [(row["id"], row["day"], row["kind"]) for row in read_units(source)]
+    assert rows == [(0, 12, None), (1, 3, "a b")]
+
+
+@pytest.mark.parametrize(("values", "read"), [(["3", "x"], ["3", "x"]), (["03"], ["03"]), (["9" * 19], ["9" * 19])])
+def test_a_value_in_the_name_of_a_folder_keeps_its_digits(tmp_path: Path, values: list[str], read: list[str]) -> None:
+    for value in values:
+        (tmp_path / f"zip={value}").mkdir()
+        write_rows(tmp_path / f"zip={value}" / "x.jsonl", [{"id": 1}])
+    assert [row["zip"] for row in read_units(Source.find(str(tmp_path)))] == read
+
+
+def test_a_column_of_the_file_wins_over_the_name_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "day=3").mkdir()
+    write_rows(tmp_path / "day=3" / "x.parquet", [{"day": "Monday"}])
+    assert [row["day"] for row in read_units(Source.find(str(tmp_path)))] == ["Monday"]
 
 
 def test_a_folder_without_input_files_raises_an_error(tmp_path: Path) -> None:
