@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from ..engine.errors import ConfigError, unknown_key_message
 from ..engine.shown import without_secrets
@@ -24,6 +24,16 @@ class Settings(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigError("\n".join(_describe(type(self), one) for one in error.errors())) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_bool(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses a truth value for a number, which pydantic would take for 0 or 1."""
+        if isinstance(value, bool) and info.field_name is not None:
+            kinds = list(_kinds(cls.model_fields[info.field_name].annotation))
+            if (int in kinds or float in kinds) and bool not in kinds:
+                raise ValueError("input should be a number")
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not name.startswith("_"):
@@ -46,6 +56,13 @@ class Settings(BaseModel):
         """
         given = {name: getattr(self, name) for name in self.model_fields_set}
         return type(self)(**{**given, **changes})
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """Yields the types that an annotation is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _kinds(part)
 
 
 def _describe(model: type[BaseModel], problem: Any) -> str:

@@ -75,7 +75,7 @@ def _setting(text: str) -> tuple[str, Any]:
         raise ConfigError(f"--engine takes KEY=VALUE, such as max_model_len=4096; got {text!r}")
     try:
         return key, yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # A date that does not exist is a ValueError.
         return key, value
 
 

@@ -66,9 +66,9 @@ class JobConfig(Settings):
         prices: Prices for plan and report: a table, or the path of a YAML or JSON file with a table.
     """
 
-    model: str
-    input: str | list[str]
-    output: str
+    model: str = Field(min_length=1)
+    input: str | list[str] = Field(min_length=1)
+    output: str = Field(min_length=1)
     format: InputFormat | None = None
     columns_as_text: list[str] | None = None
     prompt: str | None = None
@@ -80,15 +80,15 @@ class JobConfig(Settings):
     on_error: Literal["row", "stop"] = "row"
     row_settings: list[RowSetting] | None = None
     columns: list[str] | None = None
-    output_column: str = GENERATED_TEXT
-    seed: int | None = None
+    output_column: str = Field(default=GENERATED_TEXT, min_length=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     limit: int | None = Field(default=None, gt=0)
     output_format: OutputFormat = "parquet"
     endpoint_url: str | None = None
     key: list[str] | None = Field(default=None, min_length=1)
     order: Literal["any", "input"] = "any"
     max_rows_per_file: int = Field(default=50_000, gt=0)
-    flush_interval_s: float = Field(default=5.0, gt=0)
+    flush_interval_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     dedup: bool = True
     prices: Prices | None = None
 
@@ -105,12 +105,12 @@ class JobConfig(Settings):
     @field_validator("engine")
     @classmethod
     def _check_engine(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "model" in value:
+            raise ConfigError("engine: leave out model; it is a field of the job")
         try:
             EngineConfig.check_kwargs(model="any", **value)
-        except ConfigError as error:
+        except (ConfigError, TypeError) as error:
             raise ConfigError(f"engine: {error}") from error
-        except TypeError as error:
-            raise ConfigError("engine: leave out model; it is a field of the job") from error
         return value
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from ...engine.env import JOB_PREFIX, job_variables
 from ...engine.errors import ConfigError
 from .config import JobConfig
-from .yaml_text import parse_yaml
+from .yaml_text import read_yaml
 
 REQUIRED = tuple(name for name, field in JobConfig.model_fields.items() if field.is_required())
 Places = dict[str, str]
@@ -66,13 +66,10 @@ def read_job_file(file: Path) -> tuple[dict[str, Any], Places]:
         raise ConfigError(f"job file {str(file)!r} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"job file {str(file)!r} is not UTF-8 text: {error}") from error
-    values, lines = parse_yaml(text, str(file))
+    values, lines = read_yaml(text, str(file))
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a job file holds fields such as model, input and output; got {values!r:.80}")
     places = {path: f"{file}:{line}" for path, line in lines.items()}
-    for name in values:
-        if not isinstance(name, str):
-            raise ConfigError(f"{places[str(name)]}: the name of a field is text; got {name!r}")
     return _with_prices(values, file.parent), places
 
 
@@ -117,7 +114,7 @@ def _parsed(path: str, text: str, place: str) -> Any:
     kinds = () if field is None else (field.annotation, *get_args(field.annotation))
     if str in kinds and not (list[str] in kinds and text.startswith("[")):
         return text
-    return parse_yaml(text, place, is_file=False)[0]
+    return read_yaml(text, place, is_file=False)[0]
 
 
 def _put(values: dict[str, Any], places: Places, path: str, value: Any, place: str) -> None:
@@ -151,7 +148,7 @@ def _with_prices(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"prices: the table {named!r} cannot be read: {error}") from error
-    table, _ = parse_yaml(text, str(file))
+    table, _ = read_yaml(text, str(file))
     if not isinstance(table, dict):
         raise ConfigError(f"prices: {named!r} must hold a table such as per_replica_hour: 2.5; got {table!r:.60}")
     return {**values, "prices": table}

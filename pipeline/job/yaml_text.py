@@ -1,4 +1,7 @@
-"""`parse_yaml`: the values in a YAML text, with limits on what the text may expand to.
+"""`read_yaml`: reads the YAML of job files, price tables and settings as plain values, with the line of each field.
+
+YAML reads some words as values that no field takes, and as names: a bare `yes`, `null`, `0x10` or `2024-01-01`. These
+are refused with their place, because a user who writes them most often means text.
 
 An alias stands for a whole part of the document, so that a few lines can stand for gigabytes of values. The size of the
 document with all aliases expanded is computed before any value is made.
@@ -6,72 +9,86 @@ document with all aliases expanded is computed before any value is made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
 
 from ...engine.errors import ConfigError
 
-__all__ = ["parse_yaml"]
+TAG = "tag:yaml.org,2002:"
+ODD_KINDS = {"timestamp": "a date", "binary": "bytes", "set": "a set", "omap": "an ordered map", "pairs": "pairs"}
+"""Kinds of values that YAML has and a job does not: the end of the tag -> words for people."""
 
 MAX_EXPANDED_SIZE = 1_000_000
 """Most values and characters that the aliases of a YAML text may stand for, beside the text itself."""
 
+NUMBERED = "logit_bias"
+"""The field whose own fields have numbers as names: the ids of tokens."""
 
-def parse_yaml(text: str, place: str, *, is_file: bool = True) -> tuple[Any, dict[str, int]]:
-    """Returns the values of a YAML text, and the line of each field.
+
+def read_yaml(text: str, place: str, *, is_file: bool = True) -> tuple[Any, dict[str, int]]:
+    """Reads a YAML document.
 
     Args:
-        text: The text.
-        place: Name of the text in error messages: a file, or the setting that holds the text.
-        is_file: Whether errors name a line of the text.
+        text: The document.
+        place: The file, variable or option that holds the text, for messages.
+        is_file: Whether messages name a line.
 
     Returns:
-        The values, and the dotted path of each field -> its line, counted from 1.
+        The value, and the dotted path of every field with its line, counted from 1.
 
     Raises:
-        ConfigError: The text is not YAML, or is nested too deeply, or its aliases stand for too much.
+        ConfigError: The text is not YAML, its aliases stand for too much, the name of a field is not text or is there
+            twice, or a value is of a kind that a job has no use for. The message begins with the place.
     """
+
+    def refuse(problem: str, line: int | None) -> ConfigError:
+        return ConfigError(f"{place}{f':{line}' if is_file and line is not None else ''}: {problem}")
+
     loader = None
     try:
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None, {}
-        _check_size(node, place, MAX_EXPANDED_SIZE + 2 * len(text))
-        lines = dict(_key_lines(node))
+        _check_size(node, MAX_EXPANDED_SIZE + 2 * len(text), refuse)
+        for problem, line in _problems(node):
+            raise refuse(problem, line)
+        lines = dict(_field_lines(node))
         return loader.construct_document(node), lines
     except ConfigError:
         raise
     except yaml.YAMLError as error:
-        raise ConfigError(_describe(place, error, is_file=is_file)) from error
-    except RecursionError as error:
-        raise ConfigError(f"{place}: the YAML is nested too deeply") from error
-    except ValueError as error:  # A value looks like a date or a number and is none.
-        raise ConfigError(f"{place}: not valid YAML: {error!s:.200}") from error
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise refuse(f"not valid YAML: {problem}", None if mark is None else mark.line + 1) from error
+    except RecursionError:
+        raise refuse("the fields are nested too deeply", None) from None
+    except ValueError as error:  # A number with thousands of digits.
+        raise refuse(f"a value cannot be read: {error!s:.200}", None) from None
     finally:
         if loader is not None:
             loader.dispose()
 
 
-def _check_size(root: yaml.Node, place: str, limit: int) -> None:
+def _check_size(root: yaml.Node, limit: int, refuse: Callable[[str, int], ConfigError]) -> None:
     """Raises if the document with all aliases expanded has more than `limit` values and characters."""
     sizes: dict[int, int | None] = {}
 
     def measure(node: yaml.Node) -> int:
+        line = node.start_mark.line + 1
         known = sizes.get(id(node), 0)
         if known is None:
-            raise ConfigError(f"{place}: line {node.start_mark.line + 1}: an alias stands for a part that holds it")
+            raise refuse("an alias stands for a part that holds it", line)
         if known:
             return known
         sizes[id(node)] = None
-        parts = [node.value] if isinstance(node, yaml.ScalarNode) else []
-        size = 1 + sum(map(len, parts)) + sum(map(measure, _children(node)))
+        size = 1 + (len(node.value) if isinstance(node, yaml.ScalarNode) else sum(map(measure, _children(node))))
         if size > limit:
-            raise ConfigError(
-                f"{place}: line {node.start_mark.line + 1}: the aliases from here on stand for more than "
-                f"{MAX_EXPANDED_SIZE:,} values; write out what is meant"
+            raise refuse(
+                f"the aliases from here on stand for more than {MAX_EXPANDED_SIZE:,} values; write out what is meant",
+                line,
             )
         sizes[id(node)] = size
         return size
@@ -87,21 +104,46 @@ def _children(node: yaml.Node) -> Iterator[yaml.Node]:
         yield from node.value
 
 
-def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Yields the dotted path of every field of a file, and its line, counted from 1."""
+def _problems(node: yaml.Node, name: str = "") -> Iterator[tuple[str, int]]:
+    """Yields what is wrong with a value or inside it, and the line."""
+    line = node.start_mark.line + 1
+    kind = node.tag.removeprefix(TAG)
+    if kind in ODD_KINDS:
+        shown = f" {node.value}" if isinstance(node, yaml.ScalarNode) else ""
+        yield f"{name or 'the text'} holds {ODD_KINDS[kind]}{shown:.100}; write it in quotes if it is text", line
+    elif isinstance(node, yaml.MappingNode):
+        yield from _problems_of_names(node, name)
+        for key, value in node.value:
+            yield from _problems(value, f"{key.value!s:.100}")
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _problems(value, name)
+
+
+def _problems_of_names(node: yaml.MappingNode, name: str) -> Iterator[tuple[str, int]]:
+    kinds = {"str", "merge", "int"} if name == NUMBERED else {"str", "merge"}
+    inside = f" in {name}" if name else ""
+    known: set[str] = set()
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode):
+            if key.tag.removeprefix(TAG) not in kinds:
+                yield (
+                    f"the name of a field{inside} is text; got {key.value:.100}; write it in quotes if it is a name",
+                    line,
+                )
+            if key.value in known and key.value != "<<":
+                yield f"the field {key.value!r:.100} is there twice", line
+            known.add(key.value)
+
+
+def _field_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Yields the dotted path of every field, and its line."""
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield f"{prefix}{key.value}", key.start_mark.line + 1
-            yield from _key_lines(value, f"{prefix}{key.value}.")
+            yield from _field_lines(value, f"{prefix}{key.value}.")
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             yield f"{prefix}{index}", value.start_mark.line + 1
-            yield from _key_lines(value, f"{prefix}{index}.")
-
-
-def _describe(place: str, error: yaml.YAMLError, *, is_file: bool) -> str:
-    """Returns the message of an error of the parser, with its line."""
-    mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    line = f":{mark.line + 1}" if is_file and mark is not None else ""
-    return f"{place}{line}: not valid YAML: {problem}"
+            yield from _field_lines(value, f"{prefix}{index}.")

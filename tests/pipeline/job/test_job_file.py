@@ -153,8 +153,56 @@ def test_a_mistake_is_shown_with_its_line(job_file: Path, before: str, after: st
 
 
 @pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("null: 1", "the name of a field is text; got null; write it in quotes"),
+        ("yes: 1", "the name of a field is text; got yes"),
+        ("0x10: 1", "the name of a field is text; got 0x10"),
+        ("2024-01-01: 1", "the name of a field is text; got 2024-01-01"),
+        ("2024-13-45: 1", "the name of a field is text; got 2024-13-45"),
+        ("1.5: 1", "the name of a field is text; got 1.5"),
+        ("? [a]\n: 1", "not valid YAML: found unhashable key"),
+        ("prices: {null: 1}", "the name of a field in prices is text; got null"),
+        ("prices: {per_accelerator_hour: {yes: 1}}", "the name of a field in per_accelerator_hour is text; got yes"),
+        ("columns: [a, {on: 1}]", "the name of a field in columns is text; got on"),
+        ("limit: 2024-01-01", "limit holds a date 2024-01-01; write it in quotes if it is text"),
+        ("limit: 2024-13-45", "limit holds a date 2024-13-45"),
+        ("key: [2024-01-01 10:00:00]", "key holds a date 2024-01-01 10:00:00"),
+        ("limit: !!binary aGk=", "limit holds bytes"),
+        ("limit: !!set {a}", "limit holds a set"),
+        ("limit: 1\nlimit: 2", "the field 'limit' is there twice"),
+        ("limit: &a [*a]", "an alias stands for a part that holds it"),
+        ("limit: " + "[" * 3000, "nested too deeply"),
+        ("limit: " + "9" * 5000, "a value cannot be read"),
+        ("limit: !!python/object/apply:os.system [ls]", "not valid YAML: could not determine a constructor"),
+        ("limit: yes", "JobConfig.limit: input should be a number; got True"),
+        ("seed: no", "JobConfig.seed: input should be a number; got False"),
+        ("seed: 99999999999999999999", "JobConfig.seed: input should be less than"),
+        ("flush_interval_s: .inf", "JobConfig.flush_interval_s: input should be a finite number"),
+        ("output_column: ''", "JobConfig.output_column: string should have at least 1 character"),
+        ("endpoint_url: 3", "JobConfig.endpoint_url: input should be a valid string; got 3"),
+    ],
+)
+def test_what_yaml_reads_as_other_than_text_and_numbers_is_refused_with_its_field(
+    job_file: Path, more: str, said: str
+) -> None:
+    job_file.write_text(GOOD + more + "\n")
+    with pytest.raises(ConfigError) as caught:
+        load_job(job_file)
+    assert said in str(caught.value)
+    assert "job.yaml" in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_ids_of_tokens_may_be_the_names_of_fields(job_file: Path) -> None:
+    job_file.write_text(GOOD.replace("  max_tokens: 8", "  logit_bias: {5: 1.0}"))
+    assert load_job(job_file).sampling == {"temperature": 0, "logit_bias": {5: 1.0}}
+
+
+@pytest.mark.parametrize(
     ("name", "value", "said"),
     [
+        ("LIMIT", "2024-13-45", "MILLRACE_JOB_LIMIT: the text holds a date 2024-13-45"),
         ("BATCH_SIZE", "0", "MILLRACE_JOB_BATCH_SIZE: JobConfig.batch_size: input should be greater than 0"),
         ("BATCH_SIZES", "1", "MILLRACE_JOB_BATCH_SIZES: JobConfig has no field 'batch_sizes'; did you mean"),
         ("ENGINE__SEED", "x", "MILLRACE_JOB_ENGINE__SEED: engine: seed must be an integer"),

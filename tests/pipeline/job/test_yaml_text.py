@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.engine.errors import ConfigError
-from millrace.pipeline.job.yaml_text import MAX_EXPANDED_SIZE, parse_yaml
+from millrace.pipeline.job.yaml_text import MAX_EXPANDED_SIZE, read_yaml
 
 
 def bomb(depth: int, first: str, part: str) -> str:
@@ -20,7 +20,7 @@ def bomb(depth: int, first: str, part: str) -> str:
 
 
 def test_an_alias_stands_for_its_part() -> None:
-    values, lines = parse_yaml("a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, y: 2}", "here")
+    values, lines = read_yaml("a: &a {x: 1}\nb: [*a, *a]\nc: {<<: *a, y: 2}", "here")
     assert values == {"a": {"x": 1}, "b": [{"x": 1}, {"x": 1}], "c": {"x": 1, "y": 2}}
     assert (lines["a.x"], lines["b"], lines["b.1.x"], lines["c.y"]) == (1, 2, 1, 3)
 
@@ -31,13 +31,13 @@ def test_an_alias_stands_for_its_part() -> None:
     ids=["lists", "merges", "long text"],
 )
 def test_aliases_that_stand_for_too_much_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"here: line \d+: the aliases .* more than 1,000,000 values"):
-        parse_yaml(text, "here")
+    with pytest.raises(ConfigError, match=r"here:\d+: the aliases .* more than 1,000,000 values"):
+        read_yaml(text, "here")
 
 
 def test_a_long_text_without_aliases_is_read() -> None:
     text = "x" * 2 * MAX_EXPANDED_SIZE
-    assert parse_yaml(f"a: {text}", "here")[0] == {"a": text}
+    assert read_yaml(f"a: {text}", "here")[0] == {"a": text}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_long_text_without_aliases_is_read() -> None:
     [
         ("a: &a [*a]", "that holds it"),
         ("[" * 5000, "nested too deeply"),
-        ("a: 2024-13-45", "month must be in 1..12"),
+        ("a: 2024-13-45", "a holds a date"),
         ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("? [1]\n: 2", "not valid YAML"),
         ("a: \x00", "not valid YAML"),
@@ -53,11 +53,11 @@ def test_a_long_text_without_aliases_is_read() -> None:
 )
 def test_what_cannot_be_read_is_said_in_a_line(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said) as caught:
-        parse_yaml(text, "here")
+        read_yaml(text, "here")
     assert len(str(caught.value)) < 400
 
 
 @given(st.text(alphabet="ab:&*[]{}<>- \n!|0x.~", max_size=40))
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(ConfigError):
-        parse_yaml(text, "here")
+        read_yaml(text, "here")
