@@ -40,6 +40,18 @@ def find_millrace_error(error: BaseException) -> MillraceError | None:
     return None
 
 
+def find_cause(error: BaseException) -> BaseException:
+    """Returns the exception of a worker inside the errors of Ray around it; an error of Ray if there is no other.
+
+    Args:
+        error: The exception caught on the driver.
+    """
+    from ray.exceptions import RayError
+
+    found = list(_unwrap(error))
+    return next((one for one in found if not isinstance(one, RayError)), found[-1])
+
+
 def _unwrap(error: BaseException) -> Iterator[BaseException]:
     """Yields an exception and every exception that it was raised from, each once, outermost first."""
     waiting, seen = [error], set[int]()

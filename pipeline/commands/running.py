@@ -163,12 +163,12 @@ def _explain(error: Exception, console: Console, verbose: bool, advice: str) -> 
     Returns:
         The exit status: `EXIT_USER_ERROR` for a mistake of the user, else `EXIT_FAILED`.
     """
-    from ..errors import find_millrace_error
+    from ..errors import find_cause, find_millrace_error
 
     ours = find_millrace_error(error)
     if verbose:
         console.print_exception()
-    shown: BaseException = ours if ours is not None else error
+    shown: BaseException = ours if ours is not None else find_cause(error)
     text = str(shown).strip() if isinstance(shown, MillraceError) else _first_line(shown)
     console.print(f"[red]error:[/] {escape(text + advice)}")
     return EXIT_USER_ERROR if isinstance(ours, UserError) else EXIT_FAILED

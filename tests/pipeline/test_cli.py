@@ -17,6 +17,7 @@ from millrace import EngineDeadError
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
 from millrace.pipeline.commands.stopping import stop_on_signals
+from millrace.pipeline.errors import find_cause
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.display import describe_progress, describe_summary
 from millrace.pipeline.job.folder import JobFolder
@@ -187,3 +188,14 @@ def test_the_summary_says_what_failed_with_an_example() -> None:
     assert "3 in, 3 out, 2 failed" in text
     assert "2 x generate: PromptTooLongError: 300 tokens \\[of 200]" in text
     assert "15 tok/s in, 30 tok/s out" in text
+
+
+def test_an_error_of_a_worker_is_shown_without_the_errors_of_ray_around_it() -> None:
+    from ray.exceptions import RayTaskError, UserCodeException
+
+    inner = OSError(28, "No space left on device")
+    outer = UserCodeException("MapWorker(Prepare) failed")
+    outer.__cause__ = RayTaskError("ray::MapWorker()", "Traceback ...", inner).as_instanceof_cause()
+    assert find_cause(outer) is inner
+    alone = RayTaskError("ray::MapWorker()", "Traceback ...", None)
+    assert find_cause(alone) is alone

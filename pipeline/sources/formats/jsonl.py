@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,8 @@ from ..text import (
 logger = logging.getLogger(__name__)
 
 UNIT_BYTES = 16 << 20
+
+ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*(\{|$)")
 
 
 class JsonLinesFormat(SourceFormat):
@@ -210,9 +213,11 @@ def _fit(value: Any, kind: pa.DataType) -> Any:
 
 
 def _refuse_array(file: InputFile, line: bytes) -> None:
-    """Raises if the first line of a file opens a JSON array, each line of which would become a dead letter."""
-    if line.strip() in (b"[", b"[{"):
-        raise ConfigError(f"input {file.path!r} is one JSON array; write one object per line instead")
+    """Raises if the first line of a file opens a JSON array of objects, which would become dead letters."""
+    if ARRAY_OF_OBJECTS.match(line) is not None:
+        raise ConfigError(
+            f"input {file.path!r} is one JSON array; write one object per line instead, for example with: jq -c '.[]'"
+        )
 
 
 FORMAT = JsonLinesFormat()

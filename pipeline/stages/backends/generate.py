@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -71,7 +72,7 @@ class GenerateStage(EngineStage):
         return seeded(params, self._job_seed, prompt, prompt_token_ids, identity)
 
     def _params(self, row: Mapping[str, Any]) -> SamplingParams:
-        given = row.get(columns.SAMPLING_PARAMS)
+        given = _read_json(row.get(columns.SAMPLING_PARAMS))
         if given is None:
             params = self._default_params
         elif isinstance(given, SamplingParams):
@@ -86,6 +87,18 @@ class GenerateStage(EngineStage):
         if self._detokenize_later and params.detokenize and _needs_text_at_the_end_only(params):
             return params.clone(detokenize=False)
         return params
+
+
+def _read_json(given: Any) -> Any:
+    """Returns the value of the column of parameters, parsed if it is JSON text."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise SamplingParamsError(
+            f"column {columns.SAMPLING_PARAMS!r} holds text that is no JSON: {error}; got {given!r:.80}"
+        ) from None
 
 
 class RequestNumbers:

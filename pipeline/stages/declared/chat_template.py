@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -101,7 +102,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _plain_messages(messages: Any) -> list[dict[str, Any]]:
-    plain = _without_nulls(messages)
+    plain = _read_json(messages, columns.MESSAGES)
     if not isinstance(plain, list) or not plain:
         raise ChatTemplateError(
             "messages must be a non-empty list of {'role': ..., 'content': ...}; "
@@ -123,7 +124,11 @@ def _read_arguments(call: Any) -> None:
     if not isinstance(function, dict):
         raise ChatTemplateError(f"a tool call must be a dict with a 'function'; got {call!r:.80}")
     if isinstance(function.get("arguments"), str):
-        function["arguments"] = _read_json(function["arguments"] or "{}", "messages")
+        # A model that was cut off leaves arguments that are no JSON; templates get these as the text that they are.
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(function["arguments"] or "{}")
+            if isinstance(arguments, dict):
+                function["arguments"] = arguments
 
 
 def chosen_template(settings: ProcessorSettings) -> str | None:

@@ -364,6 +364,8 @@ def test_a_parquet_column_that_is_not_asked_for_is_not_read(tmp_path: Path) -> N
         ("bad.parquet", b"no parquet", "bad.parquet' cannot be read as parquet"),
         ("bad.arrow", b"no arrow", "bad.arrow' cannot be read as arrow"),
         ("array.json", b'[\n{"a": 1}\n]', "one JSON array"),
+        ("line.json", b'[{"a": 1}, {"a": 2}]', "one JSON array; write one object per line"),
+        ("open.json", b' [ {"a": 1},\n{"a": 2}]', "one JSON array"),
         ("bad.csv.gz", b"no gzip", r"the header of .*bad.csv.gz' cannot be read"),
         ("empty.csv", b"", "begins with the names of its columns"),
         ("twice.csv", b"a,a\n1,2\n", "names 'a' twice"),

@@ -149,6 +149,37 @@ def test_what_a_row_says_of_its_template_fails_alone(columns: dict[str, Any], sa
     assert said in errors(rows)[1]
 
 
+def test_messages_may_be_json_text() -> None:
+    (row,) = run(ChatTemplateStage(FakeTokenizer()), {"messages": json.dumps(CHAT)})
+    (same,) = run(ChatTemplateStage(FakeTokenizer()), {"messages": CHAT})
+    assert row.data["prompt"] == same.data["prompt"]
+
+
+def test_sampling_parameters_may_be_json_text() -> None:
+    rows = run(
+        generate_stage(),
+        {"prompt": "a", "sampling_params": '{"n": 2, "temperature": 1.0}'},
+        {"prompt": "a", "sampling_params": "{"},
+    )
+    assert len(rows[0].data["outputs"]) == 2
+    assert "column 'sampling_params' holds text that is no JSON" in errors(rows)[1]
+
+
+@pytest.mark.parametrize("arguments", ['{"x": ', "", "not JSON", "[1]"])
+def test_arguments_that_a_model_wrote_badly_reach_the_template_as_text(arguments: str) -> None:
+    seen: list[Any] = []
+
+    class Listening(FakeTokenizer):
+        def render_chat(self, messages: Any, **kw: Any) -> str:
+            seen.extend(messages)
+            return ""
+
+    turn = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    (row,) = run(ChatTemplateStage(Listening()), {"messages": [*CHAT, turn]})
+    assert row.error is None
+    assert seen[1]["tool_calls"][0]["function"]["arguments"] == (arguments or {})
+
+
 def test_calls_of_an_earlier_turn_reach_the_template_as_dicts() -> None:
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
     turn = {"role": "assistant", "content": None, "tool_calls": [call]}
