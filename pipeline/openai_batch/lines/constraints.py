@@ -79,6 +79,8 @@ def _calls(body: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     choice, tools = body["tool_choice"], [tool["function"] for tool in body.get("tools", ())]
     limits = {"minItems": 1}
+    if body.get("parallel_tool_calls") is False:
+        limits["maxItems"] = 1
     if choice != "required":
         named = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
         name = named.get("name") if isinstance(named, dict) else None

@@ -140,6 +140,9 @@ FIELDS = (
         '"auto", "none" to hide the tools from the template, "required" or a function to force tool calls',
         endpoints=_CHAT,
     ),
+    BodyField(
+        "parallel_tool_calls", "request", BOOLEAN, "false keeps only the first tool call of an answer", endpoints=_CHAT
+    ),
     BodyField("chat_template_kwargs", "request", OBJECT, "variables of the chat template", endpoints=_CHAT),
     BodyField("reasoning_effort", "request", TEXT, "a variable of the chat template", endpoints=_CHAT),
     BodyField("add_generation_prompt", "request", BOOLEAN, "whether the template starts the answer", endpoints=_CHAT),
@@ -204,7 +207,6 @@ FIELDS = (
     _refused("suffix", "text is not generated between a prompt and a suffix", "", endpoints=_COMPLETIONS),
     _refused("prompt_logprobs", "the answer has no field for log-probabilities of the prompt"),
     _refused("truncate_prompt_tokens", "prompts are not truncated; shorten this one", endpoints=_ALL),
-    _refused("parallel_tool_calls", "the model alone decides how many tools it calls", True, endpoints=_CHAT),
     _refused("functions", "use tools", endpoints=_CHAT),
     _refused("function_call", "use tool_choice", "none", "auto", endpoints=_CHAT),
     _refused("audio", _SOUND, endpoints=_CHAT),
@@ -237,5 +239,9 @@ MESSAGE_FIELDS = {
     "refusal": TEXT,
     "reasoning": TEXT,
     "reasoning_content": TEXT,
+    "annotations": OBJECTS,
 }
 """The fields that a message of a conversation may hold, with their types."""
+
+NOT_SHOWN = ("annotations",)
+"""Fields that an answer of OpenAI's service has when it is sent back in a conversation, and that no template reads."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....engine.errors import unknown_key_message
-from .fields import MESSAGE_FIELDS, ROLES
+from .fields import MESSAGE_FIELDS, NOT_SHOWN, ROLES
 from .refusal import Refusal, check_kind
 
 TEMPLATE_FIELDS = ("reasoning_effort", "add_generation_prompt", "continue_final_message")
@@ -88,7 +88,8 @@ def _read_message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
         _check_parts(given["content"], f"{place}.content")
     for call in given.get("tool_calls", ()):
         _check_call(call, f"{place}.tool_calls")
-    return {**given, "role": "system" if role == "developer" else role}
+    shown = {name: value for name, value in given.items() if name not in NOT_SHOWN}
+    return {**shown, "role": "system" if role == "developer" else role}
 
 
 def _check_parts(parts: Sequence[Any], place: str) -> None:

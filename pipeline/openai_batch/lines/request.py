@@ -24,6 +24,9 @@ from .refusal import Refusal, check_kind
 
 BOM = b"\xef\xbb\xbf"
 
+LEAST_TOP_P = 1e-6
+"""Value of `top_p` that keeps only the most probable token. `SamplingParams` does not take 0."""
+
 MAX_TOKENS_OF_COMPLETION = 16
 """OpenAI's default of `max_tokens` for completions. A chat generates up to the context length by default."""
 
@@ -41,6 +44,7 @@ class BatchRequest:
         echo: Whether the text of the answer begins with the prompt.
         num_top: Number of likely tokens to report beside each token; None for no log-probabilities.
         is_forced: Whether the answer must be a list of tool calls and nothing else.
+        max_tool_calls: Most tool calls of an answer; None for any number.
     """
 
     custom_id: str
@@ -51,6 +55,7 @@ class BatchRequest:
     echo: bool = False
     num_top: int | None = None
     is_forced: bool = False
+    max_tool_calls: int | None = None
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -121,6 +126,7 @@ class RequestReader:
             echo=_checked_echo(given, num_top),
             num_top=num_top,
             is_forced=is_forced(given),
+            max_tool_calls=None if given.get("parallel_tool_calls", True) else 1,
         )
 
     def _check_model(self, body: Mapping[str, Any]) -> None:
@@ -140,6 +146,8 @@ class RequestReader:
             raise Refusal("invalid_value", message, "max_completion_tokens")
         defaults = {"max_tokens": None if url == CHAT else MAX_TOKENS_OF_COMPLETION, **self.defaults}
         values = {known[name].target: value for name, value in given.items()}
+        if values.get("top_p") == 0:  # OpenAI's service takes 0 too: the most probable token is always drawn.
+            values["top_p"] = LEAST_TOP_P
         try:
             return SamplingParams(**{**defaults, **values, "logprobs": num_top, "structured_outputs": constraint})
         except SamplingParamsError as error:

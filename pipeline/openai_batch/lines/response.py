@@ -113,7 +113,7 @@ def _message(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, An
     if reasoning is not None:
         message["reasoning_content"] = reasoning
     if calls:
-        message["tool_calls"] = calls
+        message["tool_calls"] = calls[: request.max_tool_calls]
     return message
 
 

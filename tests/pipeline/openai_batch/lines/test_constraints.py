@@ -52,6 +52,12 @@ def test_a_format_is_a_constraint(url: str) -> None:
     assert constraint(url, structured_outputs={"choice": ["a"]}) == StructuredOutputsParams(choice=["a"])
 
 
+def test_a_forced_answer_has_one_call_where_the_body_asks_for_one() -> None:
+    asked = constraint(**BOTH, tool_choice="required", parallel_tool_calls=False)
+    assert asked is not None
+    assert json.loads(asked.json)["maxItems"] == 1
+
+
 @pytest.mark.parametrize(
     ("choice", "valid", "invalid"),
     [

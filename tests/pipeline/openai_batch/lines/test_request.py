@@ -103,6 +103,26 @@ def test_an_answer_to_the_assistants_turn_is_a_new_one_unless_it_shall_go_on() -
     assert going_on.prompt["chat_template_kwargs"]["continue_final_message"] is True
 
 
+def test_a_top_p_of_zero_keeps_one_token() -> None:
+    assert request(top_p=0).sampling.top_p == request(COMPLETIONS, top_p=0.0).sampling.top_p == 1e-6
+    assert error(line(top_p=-0.1)).param == "top_p"
+
+
+def test_an_answer_of_openais_service_can_be_sent_back_as_it_was_dumped() -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"city": "Par'}}
+    dumped = {
+        "role": "assistant", "content": None, "refusal": None, "annotations": [{"type": "url_citation"}],
+        "audio": None, "function_call": None, "tool_calls": [call],
+    }  # fmt: skip
+    read = request(messages=[*HI, dumped, *HI])
+    assert read.prompt["messages"][1] == {"role": "assistant", "tool_calls": [call]}
+
+
+@pytest.mark.parametrize(("value", "most"), [(True, None), (False, 1), (None, None)])
+def test_one_tool_call_at_a_time_can_be_asked_for(value: bool | None, most: int | None) -> None:
+    assert request(parallel_tool_calls=value).max_tool_calls == most
+
+
 @pytest.mark.parametrize(
     ("url", "body", "num_top", "logprobs"),
     [

@@ -117,6 +117,13 @@ def test_a_token_that_ended_the_text_is_not_part_of_it(reason: str, stop_reason:
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
+def test_only_the_first_tool_call_is_answered_where_the_body_asks_for_one() -> None:
+    prompt = {"messages": [], "tools": [{}]}
+    request = BatchRequest("a", CHAT, "gpt", prompt, SamplingParams(), max_tool_calls=1)
+    (choice,) = body(request, {"tool_calls": [CALL, {**CALL, "id": "call_2"}], "content": None})["choices"]
+    assert choice["message"]["tool_calls"] == [CALL]
+
+
 def test_tool_calls_and_reasoning_stand_apart() -> None:
     read = {"tool_calls": [CALL], "content": None, "reasoning_content": "hm"}
     (choice,) = chat(tools=[{}], **read).choices
