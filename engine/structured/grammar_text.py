@@ -6,26 +6,24 @@ These functions need no model, so that a job can check the constraint in its set
 from __future__ import annotations
 
 import json
+import logging
 import re
 from typing import Any
 
 from ..errors import SamplingParamsError, quote
 from .params import CONSTRAINTS, StructuredOutputsParams
+from .schema import SCHEMAS_BY_NAME, VALUES, fit_schema
 from .trial import find_problem
 
 __all__ = ["cannot_compile", "check_compiles", "first_line", "grammar_text"]
+
+logger = logging.getLogger(__name__)
 
 WHITESPACE = r" |\n[ \t]{0,20}"
 """Whitespace between the parts of JSON if a request sets no pattern: a space, or a line break with an indentation.
 
 The pattern is limited, because a model may otherwise generate only whitespace until its length limit.
 """
-
-SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-"""Keywords of JSON Schema whose values map names that the author has chosen to schemas."""
-
-VALUES = ("const", "enum", "default", "examples")
-"""Keywords of JSON Schema whose values are JSON values and not schemas."""
 
 
 MAX_REASON_CHARS = 300
@@ -82,7 +80,9 @@ def _library_text(params: StructuredOutputsParams) -> str:
     if params.choice is not None:
         # A rule in capitals is one expression for the lexer, which takes many more alternatives than the parser.
         return "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, params.choice))
-    schema = {"type": "object"} if params.json is None else json.loads(params.json)
+    schema, lost = fit_schema({"type": "object"} if params.json is None else json.loads(params.json))
+    if lost:
+        logger.warning("structured_outputs.json: no grammar can enforce %s; check the outputs", " and ".join(lost))
     if params.disable_additional_properties:
         _close_objects(schema)
     options: Any = {"whitespace_flexible": False}

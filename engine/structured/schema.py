@@ -1,0 +1,92 @@
+"""`fit_schema`: a JSON schema as pydantic makes it, in the keywords that llguidance has.
+
+Three things are brought into that form: `format`, which is an annotation where it is unknown; `propertyNames`, which is
+said with `patternProperties`; and a schema that is true or false. `uniqueItems` cannot be said in a grammar.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+FORMATS = frozenset({
+    "date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid",
+})  # fmt: skip
+"""The formats that llguidance enforces."""
+
+SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+"""Keywords of JSON Schema whose values map names that the author has chosen to schemas."""
+
+VALUES = ("const", "enum", "default", "examples", "example", "required", "dependentRequired")
+"""Keywords of JSON Schema whose values are JSON values or names, and not schemas."""
+
+ANNOTATIONS = frozenset({"type", "title", "description"})
+"""Keywords that say nothing about a name, which is a string in any case."""
+
+
+def fit_schema(schema: Any) -> tuple[Any, list[str]]:
+    """Brings a schema into keywords that llguidance has.
+
+    Args:
+        schema: The schema, as plain JSON values.
+
+    Returns:
+        The schema in another form, and the names of the keywords that it no longer has and that an output may violate.
+
+    Raises:
+        ValueError: The schema allows no value.
+    """
+    if schema is False:
+        raise ValueError("the schema is false, which allows no value")
+    if schema is True:
+        return {}, []
+    lost: set[str] = set()
+    return _fit(schema, schema, lost), sorted(lost)
+
+
+def _fit(part: Any, root: Mapping[str, Any], lost: set[str]) -> Any:
+    if isinstance(part, list):
+        return [_fit(one, root, lost) for one in part]
+    if not isinstance(part, dict):
+        return part
+    fitted: dict[str, Any] = {}
+    for name, value in part.items():
+        if name in SCHEMAS_BY_NAME and isinstance(value, dict):
+            fitted[name] = {key: _fit(one, root, lost) for key, one in value.items()}
+        else:
+            fitted[name] = value if name in VALUES else _fit(value, root, lost)
+    if isinstance(fitted.get("format"), str) and fitted["format"] not in FORMATS:
+        del fitted["format"]
+    if fitted.pop("uniqueItems", False):
+        lost.add("uniqueItems")
+    return _name_properties(fitted, root, lost) if "propertyNames" in fitted else fitted
+
+
+def _name_properties(part: dict[str, Any], root: Mapping[str, Any], lost: set[str]) -> dict[str, Any]:
+    """Returns the schema of an object with `patternProperties` in the place of `propertyNames`."""
+    names = part.pop("propertyNames")
+    if isinstance(names, dict) and str(names.get("$ref")).startswith("#/$defs/"):
+        names = root.get("$defs", {}).get(names["$ref"].removeprefix("#/$defs/"))
+    others = part.get("additionalProperties", True)
+    if names is True or others is False or (isinstance(names, dict) and names.keys() <= ANNOTATIONS):
+        return part
+    pattern = _pattern_of(names)
+    if pattern is None or "properties" in part or "patternProperties" in part:
+        lost.add("propertyNames")
+        return part
+    return {**part, "patternProperties": {pattern: others}, "additionalProperties": False}
+
+
+def _pattern_of(names: Any) -> str | None:
+    """Returns the regular expression that the names of an object follow; None if their schema says it otherwise."""
+    said = {name: value for name, value in names.items() if name not in ANNOTATIONS} if isinstance(names, dict) else {}
+    if said.keys() == {"pattern"}:
+        return str(said["pattern"])
+    if said.keys() == {"const"}:
+        return f"^{re.escape(str(said['const']))}$"
+    if said.keys() == {"enum"}:
+        return f"^({'|'.join(re.escape(str(one)) for one in said['enum'])})$"
+    if said and said.keys() <= {"minLength", "maxLength"}:
+        return f"^.{{{said.get('minLength', 0)},{said.get('maxLength', '')}}}$"
+    return None

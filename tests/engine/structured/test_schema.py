@@ -1,0 +1,84 @@
+"""Schemas as pydantic makes them compile, and hold as far as a grammar can say them."""
+
+from __future__ import annotations
+
+import enum
+import json
+import uuid
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+
+from millrace.engine.errors import SamplingParamsError
+from millrace.engine.structured.grammar_text import check_compiles
+from millrace.engine.structured.params import StructuredOutputsParams
+from millrace.engine.structured.schema import fit_schema
+
+pydantic = pytest.importorskip("pydantic")
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    DARK_BLUE = "dark-blue"
+
+
+class Everything(pydantic.BaseModel):
+    """The kinds of fields for which pydantic writes keywords that llguidance lacks."""
+
+    names: set[str]
+    pairs: dict[Literal["a", "b c"], int]
+    colours: dict[Colour, float]
+    by_length: dict[Annotated[str, pydantic.StringConstraints(min_length=2, max_length=3)], int]
+    by_id: dict[uuid.UUID, int]
+    place: Path
+    secret: pydantic.SecretStr
+    data: bytes
+    any_value: Any
+    parsed: pydantic.Json[int]
+
+
+def test_a_model_of_pydantic_compiles_and_what_is_not_enforced_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    check_compiles(StructuredOutputsParams(json=Everything))
+    assert "no grammar can enforce propertyNames and uniqueItems" in caplog.text
+
+
+@pytest.mark.parametrize("schema", [True, "true", {}, {"properties": {"a": True, "b": False}, "items": True}])
+def test_a_schema_may_be_a_truth_value(schema: Any) -> None:
+    check_compiles(StructuredOutputsParams(json=schema))
+
+
+def test_a_schema_that_allows_no_value_is_refused() -> None:
+    with pytest.raises(SamplingParamsError, match="the schema is false, which allows no value"):
+        check_compiles(StructuredOutputsParams(json=False))
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        ({"enum": ["a", "b-c"]}, r"^(a|b\-c)$"),
+        ({"const": "a.b", "title": "x"}, r"^a\.b$"),
+        ({"pattern": "^x", "type": "string"}, "^x"),
+        ({"minLength": 1}, "^.{1,}$"),
+        ({"$ref": "#/$defs/Key"}, "^(k)$"),
+    ],
+)
+def test_names_of_properties_follow_a_pattern(names: dict[str, Any], pattern: str) -> None:
+    asked = {"type": "object", "propertyNames": names, "$defs": {"Key": {"enum": ["k"]}}}
+    fitted, lost = fit_schema({**asked, "additionalProperties": {"type": "integer"}})
+    assert fitted["patternProperties"] == {pattern: {"type": "integer"}}
+    assert (fitted["additionalProperties"], lost) == (False, [])
+    check_compiles(StructuredOutputsParams(json=fitted))
+
+
+def test_names_chosen_by_the_author_and_values_are_no_keywords() -> None:
+    names = {"format": {"type": "string"}, "uniqueItems": {"type": "string"}, "propertyNames": {"enum": ["x"]}}
+    schema = {"properties": names, "$defs": names, "enum": [{"format": "x", "uniqueItems": True}], "format": "uuid"}
+    assert fit_schema(schema) == (schema, [])
+
+
+def test_a_schema_of_the_caller_is_not_changed() -> None:
+    schema = {"items": {"format": "binary"}, "uniqueItems": True}
+    before = json.dumps(schema)
+    assert fit_schema(schema) == ({"items": {}}, ["uniqueItems"])
+    assert json.dumps(schema) == before
