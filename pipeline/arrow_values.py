@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -208,6 +209,29 @@ def stored(table: pa.Table) -> pa.Table:
         [cast(column, pa.string()) if has_empty_struct(column.type) else column for column in table.columns],
         names=table.column_names,
     )
+
+
+def join(tables: Sequence[pa.Table]) -> pa.Table:
+    """Returns the rows of all tables. A column whose values fit no common type is text."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except UNFIT:
+        names = dict.fromkeys(name for table in tables for name in table.column_names)
+        return pa.table({name: _join_columns([_column_or_nulls(table, name) for table in tables]) for name in names})
+
+
+def _column_or_nulls(table: pa.Table, name: str) -> pa.ChunkedArray:
+    return table[name] if name in table.column_names else pa.chunked_array([pa.nulls(len(table))])
+
+
+def _join_columns(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    kind = functools.reduce(common_type, (column.type for column in columns))
+    try:
+        return pa.chunked_array([chunk for column in columns for chunk in cast(column, kind).chunks], kind)
+    except UNFIT:
+        return pa.chunked_array(
+            [chunk for column in columns for chunk in cast(column, pa.string()).chunks], pa.string()
+        )
 
 
 def has_struct(kind: pa.DataType) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..arrow_values import join
 from ..files.storage import Storage
 from ..ledger import row_id
 from ..ledger.counts import Counts
@@ -62,7 +63,7 @@ def _rows_between(work: Storage, parts: Sequence[Record], ends: np.ndarray) -> p
             rows.append(_read_rows(work / part.part, int(first), int(last)))
             ids.append(own[first:last])
     order = np.argsort(np.concatenate(ids), kind="stable")
-    return pa.concat_tables(rows, promote_options="permissive").take(pa.array(order))
+    return join(rows).take(pa.array(order))
 
 
 def _read_rows(file: Storage, first: int, last: int) -> pa.Table:

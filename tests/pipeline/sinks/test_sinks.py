@@ -177,6 +177,20 @@ def test_every_format_can_have_the_order_of_the_input(folder: JobFolder, kind: s
         assert [row["n"] for row in rows] == list(range(10))
 
 
+def test_ordered_rows_of_types_that_do_not_go_together_are_text(folder: JobFolder) -> None:
+    spec = spec_of(folder, schema=None, is_ordered=True)
+    writer = ResultWriter(spec, max_blocks=4)
+    values: list[Any] = [2**53 + 1, "x", 1.5, None, {"a": 1}]
+    with writer.block(ids_of(list(range(5)))) as block:
+        for value, one in zip(values, block.row_ids, strict=True):
+            row = Row({}, {"v": value, "n": 1})
+            writer.append(block, one, row, row)
+    (file,) = publish(folder.root, spec).files
+    table = pq.read_table((folder.root / file.name).url)
+    assert table["v"].to_pylist() == ["9007199254740993", "x", "1.5", None, '{"a": 1}']
+    assert table["n"].to_pylist() == [1] * 5
+
+
 def test_lists_in_csv_are_json(folder: JobFolder) -> None:
     spec = spec_of(folder, format="csv", schema=pa.schema([("n", pa.list_(pa.int64()))]))
     writer = ResultWriter(spec, max_blocks=2)
