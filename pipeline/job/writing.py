@@ -14,6 +14,7 @@ from ray.data import Dataset
 
 from ..._version import __version__
 from ...engine.errors import ConfigError
+from ...engine.shown import without_secrets
 from .. import columns
 from ..files.storage import Storage
 from ..ledger.claim import Claim
@@ -231,5 +232,5 @@ def _settings_of(config: ProcessorConfig) -> dict[str, Any]:
         for ours, known in names.items()
     }
     given = {name: value for name, value in settings.items() if value is not None}
-    comparable: dict[str, Any] = json.loads(json.dumps(given, default=str))
+    comparable: dict[str, Any] = without_secrets(json.loads(json.dumps(given, default=str)))
     return comparable

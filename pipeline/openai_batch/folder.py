@@ -9,6 +9,7 @@ from typing import Any
 
 from ..._version import __version__
 from ...engine.errors import ConfigError
+from ...engine.shown import without_secrets
 from ..files.storage import Storage
 from .batch_config import BatchConfig
 from .input_index import InputIndex
@@ -95,7 +96,8 @@ class BatchFolder:
             wrong = "does not exist" if info is None else "is a folder"
             raise ConfigError(f"input {self.config.input!r} {wrong}; pass a file with a request on every line")
         given = {name: getattr(self.config, name) for name in FINGERPRINT}
-        return {**given, "input": [info.url, info.size, info.etag], "version": __version__}
+        state: dict[str, Any] = {**given, "input": [info.url, info.size, info.etag], "version": __version__}
+        return {name: without_secrets(value) for name, value in state.items()}
 
 
 def _changes(began: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

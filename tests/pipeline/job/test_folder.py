@@ -15,6 +15,10 @@ from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.config import JobConfig
 from millrace.pipeline.job.folder import JobFolder
 from millrace.pipeline.job.run import _state, prepare_resume
+from millrace.pipeline.job.writing import _settings_of
+from millrace.pipeline.openai_batch.batch_config import BatchConfig
+from millrace.pipeline.openai_batch.folder import BatchFolder
+from millrace.pipeline.processor.request_config import HttpRequestProcessorConfig
 
 URL = "https://me:pw@host/rows.parquet?token=pw"
 
@@ -41,3 +45,18 @@ def test_a_job_whose_address_is_not_kept_is_resumed_with_its_file(tmp_path: Path
     begin(tmp_path)
     with pytest.raises(ConfigError, match="millrace run"):
         prepare_resume(str(tmp_path))
+
+
+def test_the_settings_of_a_processor_are_kept_without_secrets() -> None:
+    kept = _settings_of(HttpRequestProcessorConfig(url="https://me:pw@host/ask?api-key=pw"))
+    assert "pw" not in str(kept) and "host/ask" in str(kept)
+
+
+def test_the_state_of_a_batch_holds_no_secret(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("{}")
+    config = BatchConfig(
+        model="m", input=str(tmp_path / "in.jsonl"), output=str(tmp_path / "out.jsonl"), engine={"hf_token": "pw"}
+    )
+    folder = BatchFolder(config)
+    folder.begin()
+    assert "pw" not in "".join(path.read_text() for path in Path(folder.root.url).iterdir())
