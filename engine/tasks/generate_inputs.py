@@ -122,12 +122,13 @@ class SequenceMaker:
             params.stop_strings,
             skip_special_tokens=params.skip_special_tokens,
             include_stop=params.include_stop_str_in_output,
+            special_tokens=self.prompts.tokenizer.special_tokens,
         )
 
     def _bad_word_ids(self, params: SamplingParams) -> list[list[int]]:
         if self.prompts.tokenizer is None or not params.bad_words:
             return []
-        return [ids for word in params.bad_words for ids in self.prompts.tokenizer.bad_word_ids(word)]
+        return self.prompts.tokenizer.bad_word_ids(params.bad_words)
 
 
 def _check_no_prompt_ids(params: SamplingParams) -> None:

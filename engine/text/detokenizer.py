@@ -10,7 +10,7 @@ text of the prompt tokens is then removed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 NUM_CONTEXT_TOKENS = 5
@@ -75,6 +75,8 @@ class StopStringMatcher:
         stop: The stop strings.
         skip_special_tokens: Whether special tokens are left out of the text.
         include_stop: Whether the text includes the stop string.
+        special_tokens: Texts of the special tokens. If a stop string holds one, special tokens are decoded while
+            the matcher looks for stop strings; `skip_special_tokens` then removes them from the text before the match.
 
     Attributes:
         text: Text of the output so far, cut at the stop string.
@@ -89,9 +91,13 @@ class StopStringMatcher:
         *,
         skip_special_tokens: bool = True,
         include_stop: bool = False,
+        special_tokens: Collection[str] = (),
     ) -> None:
         self._decoder = decoder
         self._stop = list(stop)
+        sees_special = any(token in one for token in special_tokens for one in stop)
+        self._hidden = sorted(special_tokens, key=len, reverse=True) if sees_special and skip_special_tokens else []
+        skip_special_tokens = skip_special_tokens and not sees_special
         self._skip_special_tokens = skip_special_tokens
         self._include_stop = include_stop
         # Tokens [start, read) are decoded already. They are decoded again as the context of the tokens after them.
@@ -140,6 +146,12 @@ class StopStringMatcher:
                 found.append((begin + len(stop), order, begin))
         if not found:
             return
-        end, order, begin = min(found)
+        _, order, begin = min(found)
         self.matched = self._stop[order]
-        self.text = self.text[: end if self._include_stop else begin]
+        self.text = self._shown(self.text[:begin]) + (self.matched if self._include_stop else "")
+
+    def _shown(self, text: str) -> str:
+        """Returns the text without the special tokens that were decoded only to find stop strings."""
+        for token in self._hidden:
+            text = text.replace(token, "")
+        return text

@@ -5,7 +5,9 @@ An import of this module does not import transformers; the constructor of `Token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,6 +28,18 @@ TOKENIZER_FILES = (
     "tiktoken.model",
 )
 """Names of tokenizer files. The folder of a tokenizer holds at least one of them."""
+
+MAX_SPELLINGS = 1024
+"""Most spellings of the bad words of a request; a word of many letters has thousands, most of them improbable."""
+
+MAX_WORD_CHARS = 64
+"""Longest bad word that is spelled in all ways; a longer one has its usual spellings only."""
+
+MAX_SEARCH = 2000
+"""Most beginnings of a bad word that are looked at to find its spellings."""
+
+MAX_WORDS = 4096
+"""Most bad words whose spellings are remembered."""
 
 MAX_TEMPLATES = 64
 """Most chat templates whose forms of contents are remembered; each row of a dataset may bring a template."""
@@ -78,6 +92,7 @@ class Tokenizer:
         self._chat_template = _read_template(chat_template)
         self._prefix = texts.prefix
         self._cut = {} if texts.max_tokens is None else {"truncation": True, "max_length": texts.max_tokens}
+        self._spellings_of = lru_cache(MAX_WORDS)(self._list_spellings)
         self._content_forms = lru_cache(MAX_TEMPLATES)(self._find_content_forms)
 
     @property
@@ -202,10 +217,52 @@ class Tokenizer:
             lambda messages: self.hf.apply_chat_template(messages, chat_template=template, tokenize=False)
         )
 
-    def bad_word_ids(self, word: str) -> list[list[int]]:
-        """Returns the lists of token ids that a word has at the start of a text and after a space."""
-        spellings = self.encode_batch([word, " " + word.lstrip()], add_special_tokens=False)
-        return [ids for index, ids in enumerate(spellings) if ids and ids not in spellings[:index]]
+    def bad_word_ids(self, words: Sequence[str]) -> list[list[int]]:
+        """Returns the lists of token ids that spell words: at the start of a text, after a space, inside of a text.
+
+        Inside of a text, a word is spelled in every way in which tokens can follow each other, up to a limit for all
+        words together: a model that may not draw the usual tokens of a word would else draw others with the same text.
+        """
+        most = max(1, MAX_SPELLINGS // len(words))
+        return [ids for word in words for ids in self._spellings_of(word, most)]
+
+    def _list_spellings(self, word: str, most: int) -> list[list[int]]:
+        usual = self.encode_batch([word, " " + word.lstrip()], add_special_tokens=False)
+        spellings = [ids for ids in usual if ids] + list(itertools.islice(self._inner_spellings(word), most))
+        return [list(ids) for ids in dict.fromkeys(map(tuple, spellings))]
+
+    def _inner_spellings(self, word: str) -> Iterator[list[int]]:
+        """Yields the lists of token ids whose texts make up a word, those with the fewest tokens first."""
+        unfinished: deque[tuple[int, list[int]]] = deque([(0, [])] if len(word) <= MAX_WORD_CHARS else [])
+        for _ in range(MAX_SEARCH):
+            if not unfinished:
+                return
+            start, ids = unfinished.popleft()
+            if start == len(word):
+                yield ids
+                continue
+            for end in range(len(word), start, -1):
+                unfinished += [(end, [*ids, token_id]) for token_id in self._ids_by_text.get(word[start:end], ())]
+
+    @cached_property
+    def _ids_by_text(self) -> dict[str, list[int]]:
+        """Text inside of a text -> the tokens that have it; special tokens are left out."""
+        found: dict[str, list[int]] = {}
+        for token_id in set(range(self.vocab_size)) - set(self.hf.all_special_ids):
+            found.setdefault(self.inner_text(token_id), []).append(token_id)
+        return found
+
+    def inner_text(self, token_id: int) -> str:
+        """Returns the text that a token adds inside of a text, where no leading space is stripped."""
+        return self.decode_ids([*self._letter, token_id]).removeprefix(self._letter_text)
+
+    @cached_property
+    def _letter(self) -> list[int]:
+        return self.encode_batch(["a"], add_special_tokens=False)[0]
+
+    @cached_property
+    def _letter_text(self) -> str:
+        return self.decode_ids(self._letter)
 
 
 def _first_line(error: BaseException) -> str:

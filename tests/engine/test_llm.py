@@ -98,6 +98,16 @@ def test_stop_string_cuts_the_text(llm):
     assert len(later.token_ids) > len(cut.token_ids)
 
 
+@pytest.mark.parametrize(("include", "text"), [(False, ""), (True, "</s>")])
+def test_a_stop_string_may_be_a_special_token(llm, include, text):
+    eos = llm.get_tokenizer().eos_token_id
+    params = {"logit_bias": {eos: 100.0}, "max_tokens": 8, "ignore_eos": True, "include_stop_str_in_output": include}
+    ended = one(llm, stop=["</s>"], **params)
+    assert (ended.token_ids, ended.finish_reason, ended.stop_reason, ended.text) == ([eos], "stop", "</s>", text)
+    twice = one(llm, stop=["</s></s>"], **params)
+    assert (twice.token_ids, twice.stop_reason) == ([eos, eos], "</s></s>")
+
+
 def test_stop_token_ids_end_a_sequence_and_leave_no_text(llm):
     whole = one(llm, max_tokens=12, ignore_eos=True)
     stop = whole.token_ids[5]

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from checkpoints import tiny_tokenizer
 from millrace.engine.errors import ChatTemplateError, ConfigError
@@ -92,3 +95,31 @@ def test_a_text_that_begins_with_the_beginning_token_gets_no_second_one(tokenize
     plain, rendered, twice = tokenizer.encode_batch(["hi", "<s>hi", "<s><s>hi"])
     assert plain == rendered == [1, *tokenizer.encode_batch(["hi"], add_special_tokens=False)[0]]
     assert twice == [1, *rendered]
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer as SentencePiece makes them: a mark for a space, also at the start of a text, and bytes."""
+    names = ["<unk>", "</s>", "▁", "-", "a", "b", "d", "▁b", "ad", "bad", "▁bad"]
+    vocab = {name: i for i, name in enumerate([*names, *(f"<0x{byte:02X}>" for byte in range(256))])}
+    merges = [("▁", "b"), ("a", "d"), ("b", "ad"), ("▁b", "ad")]
+    backend = Backend(models.BPE(vocab, merges, unk_token="<unk>", byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    folder = tmp_path_factory.mktemp("pieces")
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", eos_token="</s>").save_pretrained(folder)
+    return Tokenizer(folder)
+
+
+@pytest.mark.parametrize("drawn", [["-", "bad"], ["-", "b", "ad"], ["▁bad"], ["▁b", "ad"], ["b", "a", "d"]])
+def test_a_bad_word_is_known_in_any_spelling(pieces, drawn):
+    words = [pieces.hf.convert_ids_to_tokens(ids) for ids in pieces.bad_word_ids(["bad", " bad"])]
+    assert any(drawn[-len(word) :] == word for word in words)
+
+
+def test_spellings_have_a_limit(tokenizer):
+    words = [f"{i} reasonably long words" for i in range(100)]
+    assert len(tokenizer.bad_word_ids(words)) <= 100 * 2 + 1024
+    assert len(tokenizer.bad_word_ids(["long " * 1000])) <= 2
