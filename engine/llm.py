@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from .call import Call, OnError, attempt, one_for_each
 from .config import EngineConfig
@@ -40,19 +40,18 @@ from .request import GenerateRequest, PoolingRequest
 from .sampling_params import SamplingParams
 from .text.conversation import ContentFormat, Messages
 
-P = ParamSpec("P")
-T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def _one_at_a_time(method: Callable[Concatenate[LLM, P], T]) -> Callable[Concatenate[LLM, P], T]:
+def _one_at_a_time(method: Method) -> Method:
     """Makes a method of `LLM` wait until the calls of other threads have ended."""
 
     @functools.wraps(method)
-    def locked(self: LLM, *args: P.args, **kwargs: P.kwargs) -> T:
+    def locked(self: LLM, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
             return method(self, *args, **kwargs)
 
-    return locked
+    return cast("Method", locked)
 
 
 class LLM:

@@ -162,7 +162,7 @@ def positive_float(config: Any, field: str, most: float = FLOAT32_MAX) -> float:
     Raises:
         UnsupportedModelError: The field is missing or not a positive number.
     """
-    value = getattr(config, field, None)
+    value: Any = getattr(config, field, None)
     if not is_positive_number(value, most):
         raise UnsupportedModelError(
             f"config field {field!r} is {quote(value)}; it must be a positive number of at most {most:g}"

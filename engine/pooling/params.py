@@ -89,8 +89,8 @@ def _dimensions(value: Any) -> int | None:
     """
     if value is None:
         return None
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and 1 <= value <= MAX_DIMENSIONS
-    if not is_number or not float(value).is_integer():
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 1 <= value <= MAX_DIMENSIONS or not float(value).is_integer():
         raise _wrong("dimensions", value, "an integer of at least 1")
     return int(value)
 

@@ -197,7 +197,7 @@ class Tokenizer:
             )
         check_messages(messages)
         try:
-            forms = frozenset({content_format})
+            forms: frozenset[str] = frozenset({content_format})
             if content_format == "auto":
                 forms = self._content_forms(self.hf.get_chat_template(template, tools))
             return self.hf.apply_chat_template(
