@@ -69,7 +69,7 @@ def test_bad_rows_become_error_rows_and_settings_reach_the_worker(cluster: None,
     assert "answered 400 Bad Request: 'no such model'" in said
     assert len(server.seen) == 8
     assert {(seen.headers["X-Mill"], seen.headers["X-Number"]) for seen in server.seen} == {("yes", "3")}
-    assert "session" not in json.dumps(config.model_dump())
+    assert "session" not in json.dumps(config.model_dump(mode="json"))
 
 
 def test_stage_and_pool_are_as_said() -> None:
