@@ -239,32 +239,38 @@ def _run_claimed(
     return report.write(monitor.finish(counts), counts, num_rows_in).summary
 
 
-def resume_job(output: str, **options: Any) -> JobSummary:
+def resume_job(output: str, endpoint_url: str | None = None, *, take_over: bool = False, **options: Any) -> JobSummary:
     """Runs an unfinished job to its end.
 
     Args:
         output: Output folder of the job.
+        endpoint_url: As in `prepare_resume`.
+        take_over: As in `prepare_job`.
         **options: Options of `run_job`.
 
     Raises:
         ConfigError: The folder has no unfinished job, or the input of the job has changed.
         MillraceError: The job failed.
     """
-    return run_job(prepare_resume(output), **options)
+    return run_job(prepare_resume(output, endpoint_url, take_over=take_over), **options)
 
 
-def retry_failed(output: str, **options: Any) -> JobSummary:
+def retry_failed(
+    output: str, endpoint_url: str | None = None, *, take_over: bool = False, **options: Any
+) -> JobSummary:
     """Runs the failed rows of a finished job again. Rows that succeed now are added to its results.
 
     Args:
         output: Output folder of the job.
+        endpoint_url: As in `prepare_resume`.
+        take_over: As in `prepare_job`.
         **options: Options of `run_job`.
 
     Raises:
         ConfigError: The folder has no finished job, or no row of the job has failed.
         MillraceError: The run failed; the output is as it was.
     """
-    return run_job(prepare_retry(output), **options)
+    return run_job(prepare_retry(output, endpoint_url, take_over=take_over), **options)
 
 
 def _begin(prepared: PreparedJob) -> None:
