@@ -34,6 +34,9 @@ CREATES = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory")
 ETAGS = ("ETag", "etag", "md5Hash", "content_md5", "blob_id", "LastModified", "last_modified", "mtime", "updated")
 """Fields of fsspec's file attributes that hold an etag, a hash or a time of change, in order of preference."""
 
+PATTERN_SIGNS = frozenset("*?[")
+"""Signs that make fsspec take a name for a pattern."""
+
 PIECE_BYTES = 32 << 20
 """Bytes of one read request; after an error, only the bytes of the failed request are read again."""
 
@@ -149,12 +152,20 @@ class RemoteFiles:
         if info is None:
             return
         with contextlib.suppress(FileNotFoundError):  # An earlier attempt, whose answer was lost, has removed it.
-            self._call("remove", url, lambda: self._fs.rm(url, recursive=info.is_dir))
+            self._call("remove", url, lambda: self._remove(url, info.is_dir))
 
     def make_folder(self, url: str) -> None:
         """Makes a folder and its parents; does nothing in an object store, which has no folders."""
         if self._protocol not in PACKAGES:
             self._call("make", url, lambda: self._fs.makedirs(url, exist_ok=True))
+
+    def _remove(self, url: str, is_dir: bool) -> None:
+        if is_dir and not PATTERN_SIGNS.intersection(url):
+            self._fs.rm(url, recursive=True)
+            return
+        # `rm` would remove every file that the name matches as a pattern.
+        for path in self._fs.find(url) if is_dir else [url]:
+            self._fs.rm_file(path)
 
     def _read_piece(self, url: str, start: int, end: int) -> bytes:
         def read() -> bytes:

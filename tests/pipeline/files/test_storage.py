@@ -89,6 +89,15 @@ def test_a_folder_is_written_listed_and_removed(folder: Storage) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a?", "a*"])
+def test_a_name_is_no_pattern_when_it_is_removed(folder: Storage, name: str) -> None:
+    for other in (name, "a1", f"{name}.d/x", "a1.d/x"):
+        (folder / other).write_bytes(b"1")
+    (folder / name).remove()
+    (folder / f"{name}.d").remove()
+    assert sorted(file.url.removeprefix(folder.url).strip("/") for file in folder.walk()) == ["a1", "a1.d/x"]
+
+
 def test_files_are_read_at_any_place_by_python_and_by_arrow(folder: Storage) -> None:
     table = pa.table({"id": range(1000)})
     sink = pa.BufferOutputStream()
