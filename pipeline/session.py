@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import socket
@@ -59,6 +60,27 @@ def _answers(address: str) -> bool:
     return True
 
 
+class _LastingFile(io.FileIO):
+    """A file that loses what cannot be written, because its terminal is gone, its pipe closed or its disk full."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def lasting_stream(descriptor: int) -> TextIO:
+    """Returns a text stream that closes its file descriptor, and in which no write fails.
+
+    A job does not end because nobody sees its progress any more.
+
+    Args:
+        descriptor: Number of the file descriptor.
+    """
+    return io.TextIOWrapper(io.BufferedWriter(_LastingFile(descriptor, "w")), encoding="utf-8", line_buffering=True)
+
+
 @contextmanager
 def quiet_stderr(*, verbose: bool = False) -> Iterator[TextIO]:
     """Discards all output to the error stream during a block, even the output of native code.
@@ -69,10 +91,10 @@ def quiet_stderr(*, verbose: bool = False) -> Iterator[TextIO]:
         verbose: Whether to redirect nothing.
 
     Yields:
-        The original error stream, for messages to the user.
+        The original error stream, for messages to the user. No write to it fails, see `lasting_stream`.
     """
     sys.stderr.flush()
-    with os.fdopen(os.dup(STDERR), "w", encoding="utf-8", buffering=1) as shown:
+    with lasting_stream(os.dup(STDERR)) as shown:
         if not verbose:
             with open(os.devnull, "w") as nowhere:
                 os.dup2(nowhere.fileno(), STDERR)

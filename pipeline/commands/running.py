@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TextIO
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ...engine.errors import MillraceError, UserError
-from .stopping import StoppedError, heed_signals, stop_on_signals
+from .stopping import StoppedError, heed_signals, ignore_signals, stop_on_signals
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -69,8 +70,8 @@ def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[
             prepared = prepare()
             summary = run(prepared, kind, verbose=verbose, started_s=started_s, console=errors)
         except KeyboardInterrupt as stopped:
-            with suppress(OSError):  # After SIGHUP the terminal may be gone.
-                errors.print(f"[yellow]stopped[/]{_advice(kind, prepared)}")
+            ignore_signals()
+            errors.print(f"[yellow]stopped[/]{_advice(kind, prepared)}")
             # Everything is closed by now. Ray's threads may crash while the interpreter shuts down after an interrupt,
             # so the process exits without that shutdown.
             os._exit(stopped.status if isinstance(stopped, StoppedError) else EXIT_INTERRUPTED)
@@ -136,10 +137,14 @@ def _job_kind() -> JobKind:
 
 def _finish(summary: Any, description: str) -> None:
     """Prints the description of a finished job, and exits with the status for lost rows, failed rows or success."""
-    Console(soft_wrap=True, highlight=False).print(description)
+    try:
+        Console(soft_wrap=True, highlight=False).print(description)
+        if not summary.is_complete:
+            lost = f"{summary.num_rows_in} rows went in and {summary.num_rows_out} came out"
+            Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {lost}")
+    except OSError:  # Nobody reads it any more. Without a file behind it, the stream would fail again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if not summary.is_complete:
-        lost = f"{summary.num_rows_in} rows went in and {summary.num_rows_out} came out"
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {lost}")
         raise typer.Exit(EXIT_FAILED)
     raise typer.Exit(EXIT_ROWS_FAILED if summary.num_rows_failed else 0)
 

@@ -1,4 +1,8 @@
-"""`stop_on_signals`: SIGTERM and SIGHUP end a command as Ctrl-C does, by an exception that closes everything."""
+"""`stop_on_signals`: SIGTERM and SIGHUP end a command as Ctrl-C does, by an exception that closes everything.
+
+A terminal that goes away sends SIGHUP, often twice: by the shell and by the system. The second one is ignored, so that
+it does not interrupt what the first one has begun to close.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+HANGUP = getattr(signal, "SIGHUP", None)
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
@@ -41,5 +46,13 @@ def heed_signals() -> None:
                 signal.signal(one, _stop)
 
 
+def ignore_signals() -> None:
+    """Ignores Ctrl-C and the signals of `stop_on_signals`, once everything is closed and the process is to end."""
+    for one in (signal.SIGINT, *SIGNALS):
+        signal.signal(one, signal.SIG_IGN)
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
+    if number == HANGUP:
+        signal.signal(number, signal.SIG_IGN)
     raise StoppedError(number)

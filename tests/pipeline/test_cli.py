@@ -156,6 +156,61 @@ def test_a_signal_stops_the_job_and_says_how_to_go_on(folder: Path, number: int,
     assert said == f"stopped; what has finished is kept, go on with: millrace resume {folder / 'out'}\n"
 
 
+BECOME_LEADER = "import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0)\n"
+
+SHOWING = """
+import signal, sys, time
+from types import SimpleNamespace
+from millrace.pipeline import cli
+from millrace.pipeline.commands import running
+from millrace.pipeline.job.display import ProgressView
+from millrace.pipeline.job.progress import Progress
+from millrace.pipeline.ledger.claim import Claim
+
+def show(prepared, *args, console, **kwargs):
+    prepared.folder.write_state(prepared.state)
+    lines = sys.stdin
+    with Claim.held(prepared.folder.writers, "out"), ProgressView(console) as view:
+        for done in range(10**9):
+            view.show(Progress("running", 2, done, 0, 1.0, 1.0, 1.0, 1.0))
+            if done == 20:
+                print("showing", flush=True)
+            if done > 20 and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and not lines.readline():
+                break
+            time.sleep(0.01)
+        view.show(Progress("running", 2, 2, 0, 1.0, 1.0, 1.0, 1.0))
+    return SimpleNamespace(is_complete=True, num_rows_failed=0)
+
+running.run = show
+running._job_kind = lambda: running.JobKind(None, lambda summary: "done", lambda prepared: "the same command")
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("ignores", "status"), [(False, 129), (True, 0)])
+def test_a_terminal_that_is_gone_ends_the_job_cleanly_or_not_at_all(folder: Path, ignores: bool, status: int) -> None:
+    """The system sends SIGHUP, and every write to the terminal fails from then on."""
+    ours, theirs = os.openpty()
+    handler = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignores else signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", BECOME_LEADER + SHOWING, *FLAGS],
+            cwd=folder, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGHUP, handler)
+    os.close(theirs)
+    seen = b""
+    while b"showing" not in seen:
+        seen += os.read(ours, 1 << 16)
+    os.close(ours)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(timeout=60) == status
+    assert JobFolder(Storage.at(folder / "out")).read_state() is not None
+    assert [one.name for one in (folder / "out" / "_millrace").iterdir()] == ["job.json"]
+
+
 def test_a_signal_that_was_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     former, of_term = signal.signal(signal.SIGHUP, signal.SIG_IGN), signal.getsignal(signal.SIGTERM)
     try:
