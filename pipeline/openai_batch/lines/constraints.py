@@ -1,4 +1,4 @@
-"""Constraints on the form of an answer: `read_constraint` reads `response_format`, `structured_outputs`, `tool_choice`.
+"""Constraints on the form of an answer: `read_constraint` reads `response_format`, `text.format` and others.
 
 A body can force tool calls with `tool_choice`. The answer is then constrained to a JSON list of calls, whatever the
 model's own format of calls is, and is parsed as such a list (`tool_calls.JSON_LIST`).
@@ -15,7 +15,7 @@ from .fields import BOOLEAN, OBJECT, TEXT
 from .refusal import Refusal, check_kind
 
 SCHEMA_FIELDS = {"name": TEXT, "description": TEXT, "schema": OBJECT, "strict": BOOLEAN}
-"""Fields of `response_format.json_schema`. An answer follows the schema whether `strict` is true or false."""
+"""Fields of a `json_schema`. An answer follows the schema whether `strict` is true or false."""
 
 DEFINITIONS = ("$defs", "definitions")
 """Keywords of a schema whose definitions are referred to by a path from the root of the schema."""
@@ -30,7 +30,7 @@ def read_constraint(body: Mapping[str, Any]) -> StructuredOutputsParams | None:
     Raises:
         Refusal: The constraint is invalid or not supported, or the body sets more than one.
     """
-    read = {"response_format": _format, "structured_outputs": _own, "tool_choice": _calls}
+    read = {"response_format": _format, "text": _text_format, "structured_outputs": _own, "tool_choice": _calls}
     found = {name: asked for name, reader in read.items() if name in body and (asked := reader(body)) is not None}
     if len(found) > 1:
         raise Refusal("invalid_value", f"{' and '.join(found)} both say what the answer is; keep one", [*found][-1])
@@ -52,18 +52,42 @@ def _own(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _format(body: Mapping[str, Any]) -> dict[str, Any] | None:
-    asked = body["response_format"]
-    kind = asked.get("type")
-    if kind == "text":
+    asked, place = body["response_format"], "response_format"
+    if _kind_of(asked, place) == "json_schema":
+        check_kind(asked.get("json_schema"), OBJECT, f"{place}.json_schema")
+        return _schema(asked["json_schema"], f"{place}.json_schema")
+    return None if asked["type"] == "text" else {"json_object": True}
+
+
+def _text_format(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Reads the field `text` of a response, where the fields of a schema stand in the format itself."""
+    for name, value in body["text"].items():
+        if name not in ("format", "verbosity"):
+            raise Refusal(
+                "unknown_parameter", unknown_key_message("text", name, ("format", "verbosity")), f"text.{name}"
+            )
+        if name == "verbosity" and value not in (None, "medium"):
+            message = f"text.verbosity={value!r:.80} is not supported: ask for it in the prompt"
+            raise Refusal("unsupported_value", message, "text.verbosity")
+    asked, place = body["text"].get("format"), "text.format"
+    if asked is None:
         return None
-    if kind == "json_object":
-        return {"json_object": True}
-    if kind != "json_schema":
-        message = f"response_format.type must be 'text', 'json_object' or 'json_schema'; got {kind!r:.80}"
-        raise Refusal("unsupported_value", message, "response_format.type")
-    place = "response_format.json_schema"
-    check_kind(asked.get("json_schema"), OBJECT, place)
-    given = {name: value for name, value in asked["json_schema"].items() if value is not None}
+    check_kind(asked, OBJECT, place)
+    if _kind_of(asked, place) == "json_schema":
+        return _schema({name: value for name, value in asked.items() if name != "type"}, place)
+    return None if asked["type"] == "text" else {"json_object": True}
+
+
+def _kind_of(asked: Mapping[str, Any], place: str) -> str:
+    kind = asked.get("type")
+    if kind not in ("text", "json_object", "json_schema"):
+        message = f"{place}.type must be 'text', 'json_object' or 'json_schema'; got {kind!r:.80}"
+        raise Refusal("unsupported_value", message, f"{place}.type")
+    return kind
+
+
+def _schema(fields: Mapping[str, Any], place: str) -> dict[str, Any]:
+    given = {name: value for name, value in fields.items() if value is not None}
     for name, value in given.items():
         if name not in SCHEMA_FIELDS:
             raise Refusal("unknown_parameter", unknown_key_message(place, name, SCHEMA_FIELDS), f"{place}.{name}")
@@ -88,7 +112,7 @@ def _calls(body: Mapping[str, Any]) -> dict[str, Any] | None:
         limits = {"minItems": 1, "maxItems": 1}
     if not tools:
         known = ", ".join(repr(tool["function"]["name"]) for tool in body.get("tools", ())) or "none"
-        shape = "'auto', 'none', 'required' or {'type': 'function', 'function': {'name': ...}} of one of the tools"
+        shape = "'auto', 'none', 'required' or an object of type 'function' with the name of one of the tools"
         raise Refusal("invalid_value", f"tool_choice must be {shape} ({known}); got {choice!r:.80}", "tool_choice")
     definitions = _definitions(tools)
     return {"json": {"type": "array", "items": {"anyOf": [_call(tool) for tool in tools]}, **limits, **definitions}}

@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+RESPONSES = "/v1/responses"
 EMBEDDINGS = "/v1/embeddings"
-ENDPOINTS = (CHAT, COMPLETIONS, EMBEDDINGS)
+ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)
+TEXT_ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES)
+"""The endpoints that answer with generated text."""
 
 Use = Literal["sampling", "request", "ignored", "refused"]
 """Use of a field: it sets a sampling parameter or another part of the request, has no effect, or is an error."""
@@ -53,7 +56,7 @@ class BodyField:
     note: str
     target: str = ""
     off: tuple[Any, ...] = ()
-    endpoints: tuple[str, ...] = (CHAT, COMPLETIONS)
+    endpoints: tuple[str, ...] = TEXT_ENDPOINTS
 
 
 def _is_integer(value: Any) -> bool:
@@ -97,66 +100,89 @@ OBJECTS = Kind("a list of objects", _is_list_of(_is_object))
 TEXTS = Kind("a list of strings", _is_list_of(_is_text))
 STOP = Kind("a string or a list of strings", _is_stop)
 TOKEN_IDS = Kind("a list of token ids", _is_list_of(_is_integer))
+STRINGS_BY_NAME = Kind(
+    "an object of strings", lambda value: isinstance(value, dict) and all(map(_is_text, value.values()))
+)
 BIAS = Kind("an object of token ids and numbers", _is_bias)
 PROMPT = Kind("a string, a list of strings or a list of token ids", lambda value: isinstance(value, str | list))
+CONTENT = Kind("a string or a list of parts", lambda value: isinstance(value, str | list))
+ITEMS = Kind("a string or a list of items", lambda value: _is_text(value) or _is_list_of(_is_object)(value))
 
 _LOCAL = "only OpenAI's service needs it"
 _STRUCTURED = "it is an older name; use structured_outputs"
 _SOUND = "the only output is text"
+_STATELESS = "nothing is kept from one line to another; put the whole conversation into input"
+_OLD_NAME = "use max_output_tokens"
 
 
-def _same_name(name: str, kind: Kind, note: str = "") -> BodyField:
-    return BodyField(name, "sampling", kind, note or f"`SamplingParams.{name}`", name)
+def _same_name(name: str, kind: Kind, endpoints: tuple[str, ...] = TEXT_ENDPOINTS) -> BodyField:
+    return BodyField(name, "sampling", kind, f"`SamplingParams.{name}`", name, endpoints=endpoints)
 
 
-def _ignored(name: str, kind: Kind = ANY, endpoints: tuple[str, ...] = (CHAT, COMPLETIONS)) -> BodyField:
-    return BodyField(name, "ignored", kind, _LOCAL, endpoints=endpoints)
+def _ignored(name: str, endpoints: tuple[str, ...] = TEXT_ENDPOINTS, note: str = _LOCAL) -> BodyField:
+    return BodyField(name, "ignored", ANY, note, endpoints=endpoints)
 
 
 def _refused(
-    name: str, note: str, *off: Any, kind: Kind = ANY, endpoints: tuple[str, ...] = (CHAT, COMPLETIONS)
+    name: str, note: str, *off: Any, kind: Kind = ANY, endpoints: tuple[str, ...] = TEXT_ENDPOINTS
 ) -> BodyField:
     return BodyField(name, "refused", kind, note, off=off, endpoints=endpoints)
 
 
-_ALL = (CHAT, COMPLETIONS, EMBEDDINGS)
 _EMBEDDINGS = (EMBEDDINGS,)
 _CHAT = (CHAT,)
 _COMPLETIONS = (COMPLETIONS,)
+_RESPONSES = (RESPONSES,)
+_TALKS = (CHAT, RESPONSES)
+_OLDER = (CHAT, COMPLETIONS)
 
 FIELDS = (
     # The request itself.
-    BodyField("model", "request", TEXT, "a served model name; the answer repeats it", endpoints=_ALL),
+    BodyField("model", "request", TEXT, "a served model name; the answer repeats it", endpoints=ENDPOINTS),
     BodyField("messages", "request", OBJECTS, "the conversation, text only", endpoints=_CHAT),
     BodyField("prompt", "request", PROMPT, "one text, or the token ids of one", endpoints=_COMPLETIONS),
     BodyField("input", "request", PROMPT, "texts, or the token ids of texts, one or several", endpoints=_EMBEDDINGS),
+    BodyField(
+        "input", "request", ITEMS, "the conversation, text only: a text, or a list of items", endpoints=_RESPONSES
+    ),
+    BodyField("instructions", "request", TEXT, "a system message before the conversation", endpoints=_RESPONSES),
     BodyField("dimensions", "request", INTEGER, "`PoolingParams.dimensions`", endpoints=_EMBEDDINGS),
     BodyField("encoding_format", "request", TEXT, '"float", or "base64" of 32-bit floats', endpoints=_EMBEDDINGS),
-    BodyField("tools", "request", OBJECTS, "the tools that the chat template shows to the model", endpoints=_CHAT),
+    BodyField("tools", "request", OBJECTS, "the tools that the chat template shows to the model", endpoints=_TALKS),
     BodyField(
         "tool_choice",
         "request",
         ANY,
         '"auto", "none" to hide the tools from the template, "required" or a function to force tool calls',
-        endpoints=_CHAT,
+        endpoints=_TALKS,
     ),
     BodyField(
-        "parallel_tool_calls", "request", BOOLEAN, "false keeps only the first tool call of an answer", endpoints=_CHAT
+        "parallel_tool_calls", "request", BOOLEAN, "false keeps only the first tool call of an answer", endpoints=_TALKS
     ),
-    BodyField("chat_template_kwargs", "request", OBJECT, "variables of the chat template", endpoints=_CHAT),
+    BodyField("chat_template_kwargs", "request", OBJECT, "variables of the chat template", endpoints=_TALKS),
+    BodyField(
+        "reasoning",
+        "request",
+        OBJECT,
+        "`effort` is a variable of the chat template; there are no summaries",
+        endpoints=_RESPONSES,
+    ),
     BodyField("reasoning_effort", "request", TEXT, "a variable of the chat template", endpoints=_CHAT),
     BodyField("add_generation_prompt", "request", BOOLEAN, "whether the template starts the answer", endpoints=_CHAT),
     BodyField(
         "continue_final_message", "request", BOOLEAN, "whether the last message is the answer's start", endpoints=_CHAT
     ),
     # Sampling parameters.
-    _same_name("max_tokens", INTEGER),
+    _same_name("max_tokens", INTEGER, _OLDER),
     BodyField(
         "max_completion_tokens", "sampling", INTEGER, "the newer name of `max_tokens`", "max_tokens", endpoints=_CHAT
     ),
+    BodyField(
+        "max_output_tokens", "sampling", INTEGER, "`SamplingParams.max_tokens`", "max_tokens", endpoints=_RESPONSES
+    ),
     _same_name("temperature", NUMBER),
     _same_name("top_p", NUMBER),
-    _same_name("n", INTEGER),
+    _same_name("n", INTEGER, _OLDER),
     _same_name("stop", STOP),
     _same_name("seed", INTEGER),
     _same_name("presence_penalty", NUMBER),
@@ -173,7 +199,14 @@ FIELDS = (
     _same_name("include_stop_str_in_output", BOOLEAN),
     _same_name("skip_special_tokens", BOOLEAN),
     # Constraints on the form of the answer.
-    BodyField("response_format", "request", OBJECT, "`text`, `json_object`, or `json_schema`, which is always strict"),
+    BodyField(
+        "response_format",
+        "request",
+        OBJECT,
+        "`text`, `json_object`, or `json_schema`, which is always strict",
+        endpoints=_OLDER,
+    ),
+    BodyField("text", "request", OBJECT, "`format` is as `response_format` elsewhere", endpoints=_RESPONSES),
     BodyField("structured_outputs", "request", OBJECT, "`SamplingParams.structured_outputs`"),
     # Additions to the answer.
     BodyField("logprobs", "request", BOOLEAN, "log-probabilities of the answer's tokens", endpoints=_CHAT),
@@ -183,17 +216,26 @@ FIELDS = (
     BodyField(
         "logprobs", "request", INTEGER, "log-probabilities, with this number of likely tokens", endpoints=_COMPLETIONS
     ),
+    BodyField("top_logprobs", "request", INTEGER, "log-probabilities, with this number", endpoints=_RESPONSES),
+    BodyField(
+        "include", "request", TEXTS, "`message.output_text.logprobs` adds log-probabilities", endpoints=_RESPONSES
+    ),
+    BodyField("metadata", "request", STRINGS_BY_NAME, "the answer repeats it", endpoints=_RESPONSES),
     BodyField("echo", "request", BOOLEAN, "repeats the prompt; not with `logprobs`", endpoints=_COMPLETIONS),
     # Settings that only a service needs.
-    _ignored("user", endpoints=_ALL),
+    _ignored("user", endpoints=ENDPOINTS),
     _ignored("safety_identifier"),
-    _ignored("metadata", endpoints=_CHAT),
-    _ignored("store", endpoints=_CHAT),
+    _ignored("metadata", _CHAT),
+    _ignored("store", _TALKS),
     _ignored("service_tier"),
     _ignored("prompt_cache_key"),
     _ignored("prompt_cache_options"),
     _ignored("prompt_cache_retention"),
     _ignored("priority"),
+    _ignored("background", _RESPONSES),
+    _ignored("background_options", _RESPONSES),
+    _ignored("access_programs", _RESPONSES),
+    _ignored("max_tool_calls", _RESPONSES, "it counts calls of OpenAI's own tools"),
     # Fields that are not supported.
     _refused("stream", "answers of a batch are not streamed", False, kind=BOOLEAN),
     _refused("stream_options", "answers of a batch are not streamed"),
@@ -201,21 +243,33 @@ FIELDS = (
     _refused("guided_regex", _STRUCTURED),
     _refused("guided_choice", _STRUCTURED),
     _refused("guided_grammar", _STRUCTURED),
-    _refused("best_of", "no best answer is chosen; use n for several answers", 1),
+    _refused("max_tokens", _OLD_NAME, endpoints=_RESPONSES),
+    _refused("max_completion_tokens", _OLD_NAME, endpoints=_RESPONSES),
+    _refused("n", "a response has one answer; repeat the line with another custom_id", 1, endpoints=_RESPONSES),
+    _refused("response_format", "use text.format", endpoints=_RESPONSES),
+    _refused("messages", "use input", endpoints=_RESPONSES),
+    _refused("reasoning_effort", "use reasoning.effort", endpoints=_RESPONSES),
+    _refused("previous_response_id", _STATELESS, endpoints=_RESPONSES),
+    _refused("conversation", _STATELESS, endpoints=_RESPONSES),
+    _refused("prompt", "there are no stored prompts; use instructions and input", endpoints=_RESPONSES),
+    _refused("truncation", "prompts are not truncated; shorten this one", "disabled", endpoints=_RESPONSES),
+    _refused("context_management", "conversations are not shortened; shorten this one", [], endpoints=_RESPONSES),
+    _refused("image", _SOUND, endpoints=_RESPONSES),
+    _refused("best_of", "no best answer is chosen; use n for several answers", 1, endpoints=_OLDER),
     _refused("use_beam_search", "there is no beam search", False),
     _refused("length_penalty", "it belongs to beam search, which is not supported", 1.0),
     _refused("suffix", "text is not generated between a prompt and a suffix", "", endpoints=_COMPLETIONS),
     _refused("prompt_logprobs", "the answer has no field for log-probabilities of the prompt"),
-    _refused("truncate_prompt_tokens", "prompts are not truncated; shorten this one", endpoints=_ALL),
+    _refused("truncate_prompt_tokens", "prompts are not truncated; shorten this one", endpoints=ENDPOINTS),
     _refused("functions", "use tools", endpoints=_CHAT),
     _refused("function_call", "use tool_choice", "none", "auto", endpoints=_CHAT),
     _refused("audio", _SOUND, endpoints=_CHAT),
     _refused("modalities", _SOUND, ["text"], endpoints=_CHAT),
     _refused("prediction", "predicted outputs are not supported", endpoints=_CHAT),
-    _refused("moderation", "answers are not moderated", endpoints=_CHAT),
+    _refused("moderation", "answers are not moderated", endpoints=_TALKS),
     _refused("verbosity", 'ask for it in the prompt; only "medium" is accepted', "medium", endpoints=_CHAT),
     _refused("web_search_options", "there is no web search", endpoints=_CHAT),
-    _refused("chat_template", "a run has one template, the model's", endpoints=_CHAT),
+    _refused("chat_template", "a run has one template, the model's", endpoints=_TALKS),
     _refused("documents", "put them into the messages", endpoints=_CHAT),
 )
 """The fields of all endpoints, in the order of the table in the docs."""
@@ -232,7 +286,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 MESSAGE_FIELDS = {
     "role": TEXT,
-    "content": Kind("a string or a list of parts", lambda value: isinstance(value, str | list)),
+    "content": CONTENT,
     "name": TEXT,
     "tool_calls": OBJECTS,
     "tool_call_id": TEXT,
@@ -245,3 +299,6 @@ MESSAGE_FIELDS = {
 
 NOT_SHOWN = ("annotations",)
 """Fields that an answer of OpenAI's service has when it is sent back in a conversation, and that no template reads."""
+
+REFUSED_IN_MESSAGES = {"function_call": "use tool_calls", "audio": "only text is supported"}
+"""Fields of an answer of OpenAI's service that may only be null, and what to do instead."""

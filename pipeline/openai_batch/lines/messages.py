@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ....engine.errors import unknown_key_message
-from .fields import MESSAGE_FIELDS, NOT_SHOWN, ROLES
+from .fields import MESSAGE_FIELDS, NOT_SHOWN, REFUSED_IN_MESSAGES, ROLES, TEXT
 from .refusal import Refusal, check_kind
 
 TEMPLATE_FIELDS = ("reasoning_effort", "add_generation_prompt", "continue_final_message")
@@ -76,32 +76,62 @@ def read_template_kwargs(body: Mapping[str, Any]) -> dict[str, Any] | None:
 def _read_message(message: Mapping[str, Any], place: str) -> dict[str, Any]:
     given = {name: value for name, value in message.items() if value is not None}
     for name, value in given.items():
+        if name in REFUSED_IN_MESSAGES:
+            raise Refusal("unsupported_value", f"{place}.{name}: {REFUSED_IN_MESSAGES[name]}", f"{place}.{name}")
         if name not in MESSAGE_FIELDS:
             raise Refusal("unknown_parameter", unknown_key_message(place, name, MESSAGE_FIELDS), f"{place}.{name}")
         check_kind(value, MESSAGE_FIELDS[name], f"{place}.{name}")
     role = given.get("role")
     if role not in ROLES:
         raise Refusal("invalid_value", f"{place}.role must be {', '.join(ROLES)}; got {role!r:.80}", f"{place}.role")
-    if "content" not in given and not (role == "assistant" and given.get("tool_calls")):
-        raise Refusal("missing_required_parameter", f"{place}.content is missing", f"{place}.content")
-    if isinstance(given.get("content"), list):
-        _check_parts(given["content"], f"{place}.content")
-    for call in given.get("tool_calls", ()):
-        _check_call(call, f"{place}.tool_calls")
     shown = {name: value for name, value in given.items() if name not in NOT_SHOWN}
+    if role == "assistant":
+        shown = _assistant_turn(shown, has_content="content" in message)
+    if "content" not in shown and not shown.get("tool_calls"):
+        raise Refusal("missing_required_parameter", f"{place}.content is missing", f"{place}.content")
+    if isinstance(shown.get("content"), list):
+        shown["content"] = read_parts(shown["content"], f"{place}.content")
+    for call in shown.get("tool_calls", ()):
+        _check_call(call, f"{place}.tool_calls")
     return {**shown, "role": "system" if role == "developer" else role}
 
 
-def _check_parts(parts: Sequence[Any], place: str) -> None:
+def _assistant_turn(given: Mapping[str, Any], has_content: bool) -> dict[str, Any]:
+    """Returns a message of the assistant as templates read it, although OpenAI's service may have written it.
+
+    A refusal is a turn's text in a field that no template reads. A turn whose content is null, without calls, is empty.
+    """
+    shown = {name: value for name, value in given.items() if name != "tool_calls" or value}
+    if "content" not in shown and "refusal" in shown:
+        shown["content"] = shown.pop("refusal")
+    if "content" not in shown and "tool_calls" not in shown and has_content:
+        shown["content"] = ""
+    return shown
+
+
+def read_parts(parts: Sequence[Any], place: str, text_types: Sequence[str] = ("text",)) -> list[dict[str, str]]:
+    """Checks the parts of a content, and returns them in the form that chat templates expect.
+
+    Args:
+        parts: The list of parts.
+        place: Path of the list in the body, for error messages.
+        text_types: The types of parts whose text is in the field `text`. Parts of type `refusal` may stand beside them.
+
+    Raises:
+        Refusal: A part is malformed or not a text.
+    """
+    read = []
     for index, part in enumerate(parts):
         here = f"{place}[{index}]"
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
             raise Refusal("invalid_type", f"{here} must be an object with a type; got {part!r:.80}", here)
-        if part["type"] != "text":
-            message = f"{here} is of type {part['type']!r:.80}; only text is supported"
+        if part["type"] not in (*text_types, "refusal"):
+            message = f"{here} is of type {part['type']!r:.80}; only text is supported ({', '.join(text_types)})"
             raise Refusal("unsupported_value", message, here)
-        if not isinstance(part.get("text"), str):
-            raise Refusal("invalid_type", f"{here}.text must be a string; got {part.get('text')!r:.80}", f"{here}.text")
+        name = "refusal" if part["type"] == "refusal" else "text"
+        check_kind(part.get(name), TEXT, f"{here}.{name}")
+        read.append(part if part["type"] == "text" else {"type": "text", "text": part[name]})
+    return read
 
 
 def _check_call(call: Mapping[str, Any], place: str) -> None:

@@ -17,10 +17,11 @@ from ...files.storage import Storage
 from ...seeds import MAX_SEED
 from .constraints import is_forced, read_constraint
 from .embedding import EmbeddingRequest, read_embedding
-from .fields import CHAT, EMBEDDINGS, ENDPOINTS, FIELDS_OF, LINE_FIELDS, BodyField
+from .fields import COMPLETIONS, EMBEDDINGS, ENDPOINTS, FIELDS_OF, LINE_FIELDS, RESPONSES, BodyField
 from .line_error import LineError
 from .messages import read_messages, read_template_kwargs, read_tools
 from .refusal import Refusal, check_kind
+from .responses_body import chat_body, num_top_logprobs
 
 BOM = b"\xef\xbb\xbf"
 
@@ -28,7 +29,7 @@ LEAST_TOP_P = 1e-6
 """Value of `top_p` that keeps only the most probable token. `SamplingParams` does not take 0."""
 
 MAX_TOKENS_OF_COMPLETION = 16
-"""OpenAI's default of `max_tokens` for completions. A chat generates up to the context length by default."""
+"""OpenAI's default of `max_tokens` for completions. Other answers end at the context length by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class BatchRequest:
         num_top: Number of likely tokens to report beside each token; None for no log-probabilities.
         is_forced: Whether the answer must be a list of tool calls and nothing else.
         max_tool_calls: Most tool calls of an answer; None for any number.
+        body: Body of the line without null fields and its input, if the answer repeats fields of it; else empty.
     """
 
     custom_id: str
@@ -56,6 +58,7 @@ class BatchRequest:
     num_top: int | None = None
     is_forced: bool = False
     max_tool_calls: int | None = None
+    body: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class RequestReader:
 
     def _any_request(self, custom_id: str, url: str, body: dict[str, Any]) -> BatchRequest | EmbeddingRequest:
         if (url == EMBEDDINGS) != self.embeds:
-            kind = "embeddings" if self.embeds else "chats and completions"
+            kind = "embeddings" if self.embeds else "chats, completions and responses"
             message = f"this file is one of {kind}, as its first request says; move this line to another file"
             raise Refusal("unsupported_endpoint", message, "url")
         known = FIELDS_OF[url]
@@ -115,18 +118,20 @@ class RequestReader:
         return read_embedding(custom_id, given) if self.embeds else self._request(custom_id, url, given)
 
     def _request(self, custom_id: str, url: str, given: dict[str, Any]) -> BatchRequest:
-        prompt = _chat_columns(given) if url == CHAT else _completion_columns(given)
+        asked = chat_body(given) if url == RESPONSES else given
+        prompt = _completion_columns(given) if url == COMPLETIONS else _chat_columns(asked)
         num_top = _num_top(url, given)
         return BatchRequest(
             custom_id,
             url,
             given["model"],
             prompt,
-            self._seeded(self._sampling(url, given, num_top, read_constraint(given)), custom_id),
+            self._seeded(self._sampling(url, given, num_top, read_constraint(asked)), custom_id),
             echo=_checked_echo(given, num_top),
             num_top=num_top,
             is_forced=is_forced(given),
             max_tool_calls=None if given.get("parallel_tool_calls", True) else 1,
+            body={name: value for name, value in given.items() if name != "input"} if url == RESPONSES else {},
         )
 
     def _check_model(self, body: Mapping[str, Any]) -> None:
@@ -144,7 +149,7 @@ class RequestReader:
         if len({given[name] for name in ("max_tokens", "max_completion_tokens") if name in given}) > 1:
             message = "max_tokens and max_completion_tokens differ; they are two names of one limit, keep one"
             raise Refusal("invalid_value", message, "max_completion_tokens")
-        defaults = {"max_tokens": None if url == CHAT else MAX_TOKENS_OF_COMPLETION, **self.defaults}
+        defaults = {"max_tokens": MAX_TOKENS_OF_COMPLETION if url == COMPLETIONS else None, **self.defaults}
         values = {known[name].target: value for name, value in given.items()}
         if values.get("top_p") == 0:  # OpenAI's service takes 0 too: the most probable token is always drawn.
             values["top_p"] = LEAST_TOP_P
@@ -260,7 +265,9 @@ def _completion_columns(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _num_top(url: str, body: Mapping[str, Any]) -> int | None:
-    if url != CHAT:
+    if url == RESPONSES:
+        return num_top_logprobs(body)
+    if url == COMPLETIONS:
         return body.get("logprobs")
     if "top_logprobs" in body and not body.get("logprobs"):
         raise Refusal("invalid_value", "top_logprobs needs logprobs: true", "top_logprobs")

@@ -11,9 +11,10 @@ from pydantic_core import to_json
 from ... import columns
 from ...answers.tool_calls import JSON_LIST, parse_tool_calls
 from .embedding import EmbeddingRequest, embedding_body
-from .fields import CHAT
+from .fields import CHAT, RESPONSES
 from .line_error import LineError
 from .request import BatchRequest
+from .response_object import response_body
 
 Token = Mapping[str, Any]
 """A token at a position, with the keys `decoded_token`, `logprob` and `rank`."""
@@ -43,6 +44,12 @@ def answer_line(
         return _line(request.custom_id, 200, embedding_body(request, row), None)
     chat = request.url == CHAT
     sequences = row[columns.OUTPUTS] or [_only_sequence(row)]
+    if request.url == RESPONSES:
+        (one,) = sequences
+        logprobs = _chat_logprobs(request, one)
+        return _line(
+            request.custom_id, 200, response_body(request, row, one, _message(request, one), logprobs, created_s), None
+        )
     body = {
         "id": _new_id("chatcmpl-" if chat else "cmpl-"),
         "object": "chat.completion" if chat else "text_completion",

@@ -7,23 +7,27 @@ from pathlib import Path
 
 import pytest
 
-from millrace.pipeline.openai_batch.lines.fields import CHAT, COMPLETIONS, EMBEDDINGS, ENDPOINTS, FIELDS, BodyField
+from millrace.pipeline.openai_batch.lines.fields import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    ENDPOINTS,
+    FIELDS,
+    RESPONSES,
+    TEXT_ENDPOINTS,
+    BodyField,
+)
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "openai_batch.md"
 
 USES = {"request": "taken", "sampling": "taken", "ignored": "no effect", "refused": "refused"}
 
-WHERE = {
-    ENDPOINTS: "all",
-    (CHAT, COMPLETIONS): "both",
-    (CHAT,): "chat",
-    (COMPLETIONS,): "completion",
-    (EMBEDDINGS,): "embedding",
-}
+NAMES = {CHAT: "chat", COMPLETIONS: "completion", RESPONSES: "response", EMBEDDINGS: "embedding"}
+SEVERAL = {ENDPOINTS: "all", TEXT_ENDPOINTS: "texts"}
 
 
 def row(field: BodyField) -> str:
-    where = WHERE[field.endpoints]
+    where = SEVERAL.get(field.endpoints) or ", ".join(NAMES[one] for one in field.endpoints)
     off = ", ".join(f"`{str(one).lower() if isinstance(one, bool) else one!r}`" for one in field.off)
     use = USES[field.use] + (f", but for {off}" if off else "")
     return f"| `{field.name}` | {where} | {use} | {field.note} |"

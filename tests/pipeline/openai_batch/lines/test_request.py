@@ -8,18 +8,28 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.chat import ChatCompletionMessage
 
 from millrace.engine import SamplingParams
-from millrace.pipeline.openai_batch.lines.fields import CHAT, COMPLETIONS, EMBEDDINGS, FIELDS, FIELDS_OF
+from millrace.pipeline.openai_batch.lines.fields import (
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    FIELDS,
+    FIELDS_OF,
+    RESPONSES,
+    TEXT_ENDPOINTS,
+)
 from millrace.pipeline.openai_batch.lines.line_error import LineError
 from millrace.pipeline.openai_batch.lines.request import BatchRequest, RequestReader
 
 READER = RequestReader(("m", "gpt-4o"), {"temperature": 0.5})
 HI = [{"role": "user", "content": "hi"}]
+PROMPTS = {CHAT: {"messages": HI}, COMPLETIONS: {"prompt": "once"}, RESPONSES: {"input": "hi"}, EMBEDDINGS: {}}
 
 
 def line(url: str = CHAT, **body: Any) -> bytes:
-    asked = {"messages": HI} if url == CHAT else {"prompt": "once"}
+    asked = PROMPTS[url]
     return json.dumps(
         {"custom_id": "a", "method": "POST", "url": url, "body": {"model": "m", **asked, **body}}
     ).encode()
@@ -118,6 +128,25 @@ def test_an_answer_of_openais_service_can_be_sent_back_as_it_was_dumped() -> Non
     assert read.prompt["messages"][1] == {"role": "assistant", "tool_calls": [call]}
 
 
+@pytest.mark.parametrize(
+    ("fields", "content"),
+    [
+        ({"refusal": "I cannot."}, "I cannot."),
+        ({"tool_calls": []}, ""),
+        ({"content": "Yes.", "tool_calls": []}, "Yes."),
+    ],
+)
+def test_a_refusal_and_an_empty_answer_are_turns_of_the_assistant(fields: dict[str, Any], content: Any) -> None:
+    dumped = ChatCompletionMessage.construct(role="assistant", annotations=[], **fields).model_dump()
+    assert {"audio", "function_call", "tool_calls", "refusal", "content"} <= set(dumped)
+    assert request(messages=[*HI, dumped, *HI]).prompt["messages"][1] == {"role": "assistant", "content": content}
+
+
+def test_a_part_that_is_a_refusal_is_text() -> None:
+    turn = {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}
+    assert request(messages=[turn]).prompt["messages"][0]["content"] == [{"type": "text", "text": "No."}]
+
+
 @pytest.mark.parametrize(("value", "most"), [(True, None), (False, 1), (None, None)])
 def test_one_tool_call_at_a_time_can_be_asked_for(value: bool | None, most: int | None) -> None:
     assert request(parallel_tool_calls=value).max_tool_calls == most
@@ -172,6 +201,7 @@ def text_error(code: str, param: str | None, said: str, **body: Any) -> Any:
     return pytest.param(line(COMPLETIONS, **body), code, param, said, id=f"text-{param}-{code}")
 
 
+CALLED = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
 IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
 
 
@@ -190,6 +220,8 @@ IMAGE = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url":
         chat_error("invalid_value", None, "n=2 with temperature=0", n=2, temperature=0),
         chat_error("invalid_value", "top_logprobs", "needs logprobs", top_logprobs=2),
         chat_error("invalid_value", "messages", "empty", messages=[]),
+        chat_error("missing_required_parameter", "messages[0].content", "missing", messages=[{"role": "assistant"}]),
+        chat_error("unsupported_value", "messages[0].function_call", "use tool_calls", messages=[CALLED]),
         chat_error("invalid_value", "messages[0].role", "got 'robot'", messages=[{"role": "robot", "content": "x"}]),
         chat_error("invalid_value", "tools[0]", "'function'", tools=[{"type": "custom"}]),
         chat_error("missing_required_parameter", "messages", "missing", messages=None),
@@ -220,7 +252,7 @@ def test_a_model_that_is_not_served_is_not_found() -> None:
 
 def test_a_file_is_of_one_kind() -> None:
     found = error(line(EMBEDDINGS))
-    assert found.code == "unsupported_endpoint" and "one of chats and completions" in found.message
+    assert found.code == "unsupported_endpoint" and "one of chats, completions and responses" in found.message
     found = RequestReader(("m",), embeds=True).read(line())
     assert isinstance(found, LineError) and "one of embeddings" in found.message
 
@@ -249,7 +281,7 @@ def test_any_line_is_a_request_or_an_error(text: bytes) -> None:
 
 @st.composite
 def bodies(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    url = draw(st.sampled_from([CHAT, COMPLETIONS]))
+    url = draw(st.sampled_from(TEXT_ENDPOINTS))
     values = JSON | st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "tool"]), "content": JSON}))
     return url, draw(st.dictionaries(st.sampled_from(sorted(FIELDS_OF[url])), values, max_size=5))
 
