@@ -46,9 +46,9 @@ class LocalFiles:
             file.seek(start)
             return file.read(-1 if end is None else end - start)
 
-    def write(self, url: str, data: bytes) -> None:
+    def write(self, url: str, data: bytes, mode: int = 0o666) -> None:
         """Writes a whole file atomically and durably, by renaming a complete temporary file; makes its parents."""
-        with _draft(Path(url), data) as draft:
+        with _draft(Path(url), data, mode) as draft:
             draft.replace(url)
         sync_folder(Path(url).parent)
 
@@ -112,12 +112,12 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _draft(path: Path, data: bytes) -> Iterator[Path]:
+def _draft(path: Path, data: bytes, mode: int = 0o666) -> Iterator[Path]:
     """Writes a durable draft beside a path, which is removed at the end if it has not been renamed."""
     _make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with draft.open("wb") as file:
+        with open(draft, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -11,6 +11,7 @@ import pyarrow.fs
 
 from ...engine.errors import DamagedOutputError
 from ...engine.storage import BUFFER_BYTES, FileInfo, Location, StorageOptions
+from ...engine.storage.local import LocalFiles
 from .arrow_files import ArrowFiles
 
 __all__ = ["FileInfo", "Storage", "StorageOptions"]
@@ -30,6 +31,13 @@ class Storage(Location):
         if self.is_local:
             return pa.OSFile(self.url, "rb")
         return pa.PythonFile(self.open_input(buffer_bytes, size), mode="r")
+
+    def write_private(self, data: bytes) -> None:
+        """Writes the whole file, and makes its parents. On this machine, only its owner may read the file."""
+        if self.is_local:
+            LocalFiles().write(self.url, data, mode=0o600)
+        else:
+            self.write_bytes(data)
 
     def inside(self, name: str) -> Self:
         """Returns the location of the file `name` in this folder, where a file that others may have written names it.

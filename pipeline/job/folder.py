@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -146,9 +145,8 @@ class JobFolder:
 
     def write_state(self, state: JobState) -> None:
         """Writes the description of a job into the folder."""
-        self.state_file.write_bytes(json.dumps(asdict(state), indent=2, ensure_ascii=False).encode())
-        if self.state_file.is_local:  # The prompts and settings of a job are its owner's.
-            os.chmod(self.state_file.url, 0o600)
+        # The prompts and settings of a job are its owner's.
+        self.state_file.write_private(json.dumps(asdict(state), indent=2, ensure_ascii=False).encode())
 
     def check(self, state: JobState, overwrite: bool) -> bool:
         """Checks that a job may begin in this folder or resume there.
@@ -242,8 +240,9 @@ class JobFolder:
                         one.remove()
 
     def _has_work(self) -> bool:
-        """Returns whether the folder of the job holds anything but claims."""
-        return any(not one.url.startswith(f"{self.writers.url}/") for one in (self.root / OURS).walk())
+        """Returns whether the folder of the job holds anything but claims, and drafts that another run just writes."""
+        found = (self.root / OURS).walk()
+        return any(not one.url.startswith(f"{self.writers.url}/") and not DRAFT.fullmatch(one.name) for one in found)
 
 
 def _is_ours(file: Storage, began: JobState | None) -> bool:

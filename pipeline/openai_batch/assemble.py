@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -20,26 +20,31 @@ from .source import LINE, LINE_NUMBER
 ROWS_AT_ONCE = 1024
 
 
-def write_answers(parts: Sequence[Storage], target: Storage) -> int:
+def write_answers(parts: Sequence[Storage], target: Storage, check: Callable[[], None]) -> int:
     """Writes the answers of a batch to the out file.
 
     Args:
         parts: Parquet files of the results, in input order.
         target: The out file; the file appears when all lines are written.
+        check: Function that raises if this process may no longer write the file. It is called just before the file
+            appears.
 
     Returns:
         The number of lines that the out file holds.
     """
-    return _write(target, (row[LINE] for part in parts for row in _rows(part)))
+    return _write(target, (row[LINE] for part in parts for row in _rows(part)), check)
 
 
-def write_errors(parts: Sequence[Storage], target: Storage, reader: RequestReader) -> dict[str, ErrorKind]:
+def write_errors(
+    parts: Sequence[Storage], target: Storage, reader: RequestReader, check: Callable[[], None]
+) -> dict[str, ErrorKind]:
     """Writes the errors of a batch to the error file, in input order.
 
     Args:
         parts: Parquet files of the dead letters, each sorted in input order.
         target: The error file; the file appears when all lines are written.
         reader: The reader that the run parsed its lines with.
+        check: As in `write_answers`.
 
     Returns:
         Error code -> the number of lines with this code, and the message of the first of these lines.
@@ -52,7 +57,7 @@ def write_errors(parts: Sequence[Storage], target: Storage, reader: RequestReade
             codes.setdefault(error.code, ErrorKind(0, error.message)).num_rows += 1
             yield error_line(error, row[LINE_NUMBER])
 
-    _write(target, lines())
+    _write(target, lines(), check)
     return codes
 
 
@@ -62,10 +67,11 @@ def _rows(part: Storage) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _write(target: Storage, lines: Iterable[bytes]) -> int:
+def _write(target: Storage, lines: Iterable[bytes], check: Callable[[], None]) -> int:
     num_lines = 0
     with whole_file(target) as file:
         for line in lines:
             file.write(line)
             num_lines += 1
+        check()
     return num_lines

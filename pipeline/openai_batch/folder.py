@@ -78,7 +78,7 @@ class BatchFolder:
         """Removes both output files and the folder of an unfinished batch, and writes the settings of this batch."""
         for one in (self.config.output_file, self.config.error_file, self.root):
             one.remove()
-        (self.root / STATE).write_bytes(json.dumps(self._state(), indent=2).encode())
+        (self.root / STATE).write_private(json.dumps(self._state(), indent=2).encode())
 
     def index(self) -> InputIndex:
         """Returns the index of the input. The first call scans the input and keeps the index in the folder."""

@@ -32,6 +32,7 @@ from .folder import BatchFolder
 from .input_index import InputIndex
 from .lines.fields import EMBEDDINGS
 from .lines.request import RequestReader, first_endpoint
+from .output_file import remove_drafts
 from .rows import RESULT_SCHEMA, AnswerLine, AskLine
 from .source import BatchSource
 from .summary import BatchSummary
@@ -147,16 +148,18 @@ def _run_claimed(
 ) -> BatchSummary:
     """Answers a batch that this process has claimed."""
     config, folder = prepared.config, prepared.folder
+    for file in (config.output_file, config.error_file):
+        remove_drafts(file)
     if not prepared.resumes:
         folder.begin()
     index = folder.index()
     reader = _reader(prepared, index)
     manifest = Manifest.read(folder.root) or _run_lines(prepared, index, reader, claim, on_progress, started_s)
-    claim.check()
     errors = [folder.root / one.name for one in manifest.failed_files]
-    codes = write_errors(errors, config.error_file, reader)
+    codes = write_errors(errors, config.error_file, reader, claim.check)
     # The out file is written last: when it exists, the error file exists too.
-    write_answers([folder.root / one.name for one in manifest.files], config.output_file)
+    write_answers([folder.root / one.name for one in manifest.files], config.output_file, claim.check)
+    claim.check()
     folder.root.remove()
     return BatchSummary(
         config.model,

@@ -1,18 +1,26 @@
-"""Writes a large file, local or remote, that appears only when it is whole: `whole_file`."""
+"""Writes a large file, local or remote, that appears only when it is whole: `whole_file`.
+
+A process that is killed while it writes leaves a draft, which `remove_drafts` finds by its name.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from ...engine.errors import StorageError
+from ...engine.errors import ConfigError, StorageError
 from ...engine.storage import RemoteFiles
+from ...engine.storage.local import DRAFT
 from ...engine.storage.retries import with_retries
 from ..files.storage import Storage
+
+S3 = ("s3", "s3a")
 
 PIECE_BYTES = 16 << 20
 MAX_PIECES_BEFORE_GROWTH = 1000
@@ -34,34 +42,58 @@ def whole_file(target: Storage) -> Iterator[Writable]:
     Args:
         target: The file; an existing file is replaced.
     """
-    opened = _local_file if target.is_local else _s3_file if target.protocol in ("s3", "s3a") else _remote_file
+    opened = _local_file if target.is_local else _s3_file if target.protocol in S3 else _remote_file
     with opened(target) as file:
         yield file
 
 
+def remove_drafts(target: Storage) -> None:
+    """Removes what processes that were killed have left of a file. No other process may write the file at this time.
+
+    Args:
+        target: The file.
+    """
+    if target.protocol in S3:
+        S3Upload.abort_all(target)
+        return
+    folder = Storage.at(target.url.rpartition("/")[0], options=target.options)
+    for one in folder.list(".tmp"):
+        if one.name.startswith(f".{target.name}.") and DRAFT.fullmatch(one.name):
+            one.remove()
+
+
+def _draft_of(target: Storage) -> Storage:
+    folder, slash, name = target.url.rpartition("/")
+    return Storage.at(f"{folder}{slash}.{name}.{uuid.uuid4().hex[:12]}.tmp", options=target.options)
+
+
 @contextmanager
 def _local_file(target: Storage) -> Iterator[Writable]:
-    path = Path(target.url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    Path(target.url).parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft_of(target)
     with ExitStack() as clean:
-        clean.callback(draft.unlink, missing_ok=True)
-        with draft.open("wb") as file:
+        clean.callback(draft.remove)
+        with open(draft.url, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(path)
+        draft.move_to(target)
 
 
 @contextmanager
 def _remote_file(target: Storage) -> Iterator[Writable]:
-    """Opens a file under a temporary name and renames it at the end, because not every store can upload in pieces."""
-    draft = Storage.at(f"{target.url}.{uuid.uuid4().hex[:12]}.tmp", options=target.options)
+    """Opens a file of this machine, and uploads it at the end: an upload that fails can then be repeated as a whole.
+
+    The upload has a temporary name, because a reader of some stores sees a file before it is whole.
+    """
+    draft = _draft_of(target)
     library = RemoteFiles(draft.protocol, draft.options).library
-    with ExitStack() as clean:
+    with ExitStack() as clean, tempfile.NamedTemporaryFile() as file:
+        yield file
+        file.flush()
         clean.callback(draft.remove)
-        with library.open(draft.url, "wb") as file:
-            yield file
+        upload = functools.partial(library.put_file, file.name, draft.url)
+        with_retries(upload, "write", target.url, target.options.max_attempts)
         draft.move_to(target)
 
 
@@ -85,13 +117,20 @@ class S3Upload:
 
     def __init__(self, target: Storage) -> None:
         self._target = target
-        self._library = RemoteFiles(target.protocol, target.options).library
-        bucket, _, key = target.url.partition("://")[2].partition("/")
-        self._where = {"Bucket": bucket, "Key": key}
         self._buffer = bytearray()
         self._pieces: list[dict[str, Any]] = []
         self._num_bytes = 0
         self._id = self._call("create_multipart_upload")["UploadId"]
+
+    @staticmethod
+    def abort_all(target: Storage) -> None:
+        """Cancels all uploads of a file, as far as the store lets this process see and cancel them."""
+        where = _bucket_and_key(target)
+        with suppress(ConfigError, StorageError):
+            found = _call_s3(target, "list_multipart_uploads", Bucket=where["Bucket"], Prefix=where["Key"])
+            for one in found.get("Uploads", ()):
+                if one["Key"] == where["Key"]:
+                    _call_s3(target, "abort_multipart_upload", **where, UploadId=one["UploadId"])
 
     def write(self, data: bytes) -> None:
         """Appends bytes to a buffer, and uploads the buffer as a piece when it has reached the size of a piece."""
@@ -122,7 +161,15 @@ class S3Upload:
         self._buffer.clear()
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        def call() -> dict[str, Any]:
-            return self._library.call_s3(method, **self._where, **arguments)
+        return _call_s3(self._target, method, **_bucket_and_key(self._target), **arguments)
 
-        return with_retries(call, "write", self._target.url, self._target.options.max_attempts)
+
+def _call_s3(target: Storage, method: str, **arguments: Any) -> dict[str, Any]:
+    library = RemoteFiles(target.protocol, target.options).library
+    call = functools.partial(library.call_s3, method, **arguments)
+    return with_retries(call, "write", target.url, target.options.max_attempts)
+
+
+def _bucket_and_key(target: Storage) -> dict[str, str]:
+    bucket, _, key = target.url.partition("://")[2].partition("/")
+    return {"Bucket": bucket, "Key": key}

@@ -13,7 +13,7 @@ import pytest
 from millrace.engine.errors import ConfigError
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.config import JobConfig
-from millrace.pipeline.job.folder import JobFolder
+from millrace.pipeline.job.folder import JobFolder, JobState
 from millrace.pipeline.job.run import _state, prepare_resume
 from millrace.pipeline.job.writing import _settings_of
 from millrace.pipeline.openai_batch.batch_config import BatchConfig
@@ -60,3 +60,14 @@ def test_the_state_of_a_batch_holds_no_secret(tmp_path: Path) -> None:
     folder = BatchFolder(config)
     folder.begin()
     assert "pw" not in "".join(path.read_text() for path in Path(folder.root.url).iterdir())
+
+
+def test_a_draft_of_another_run_that_just_begins_is_no_work_of_a_job(tmp_path: Path) -> None:
+    (tmp_path / "_millrace" / "writers").mkdir(parents=True)
+    for name in (".job.json.0123456789ab.tmp", "writers/000001.json"):
+        (tmp_path / "_millrace" / name).write_text("{")
+    state = JobState({}, [], None, "", "1")
+    assert not JobFolder(Storage.at(tmp_path)).check(state, overwrite=False)
+    (tmp_path / "_millrace" / "work").write_text("")
+    with pytest.raises(ConfigError, match="already holds '_millrace'"):
+        JobFolder(Storage.at(tmp_path)).check(state, overwrite=False)

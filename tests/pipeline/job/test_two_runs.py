@@ -101,6 +101,81 @@ def test_of_two_runs_at_once_one_is_refused_and_each_row_is_there_once(job: Job,
     job.check()
 
 
+WRITE = """
+import sys
+import ray
+import millrace.pipeline as mp
+from millrace.engine.errors import OutputInUseError
+
+model, output = sys.argv[1:]
+ray.init("local", include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+config = mp.EngineProcessorConfig(
+    model_source=model, batch_size=16, engine_kwargs={"max_model_len": 64, "num_threads": 1},
+    chat_template_stage=False, sampling_params={"max_tokens": 4, "temperature": 0},
+)
+processor = mp.build_llm_processor(
+    config, preprocess=lambda row: {"prompt": f"row {row['id']}"}, postprocess=lambda row: {"id": row["id"]}
+)
+rows = ray.data.range(200)
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    mp.write_results(processor, rows, output, key=["id"], flush_interval_s=0.2)
+except OutputInUseError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("gap_s", [0.0, 0.001, 0.005])
+def test_of_two_processes_that_write_results_within_milliseconds_one_is_refused(
+    tmp_path: Path, tiny_model: Callable[[str], Path], gap_s: float
+) -> None:
+    command = [sys.executable, "-P", "-c", WRITE, str(tiny_model("llama")), str(tmp_path / "out")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    for one in processes:
+        assert one.stdout.readline() == "ready\n", one.stderr.read()
+    for one in processes:
+        one.stdin.write("go\n")
+        one.stdin.flush()
+        time.sleep(gap_s)
+    ends = {one.pid: (one.communicate(timeout=DEADLINE_S)[1], one.returncode) for one in processes}
+    (writer,) = (pid for pid, (_, status) in ends.items() if status == 0)
+    (said,) = (said for said, status in ends.values() if status == 1)
+    assert f"refused: another run writes to output {str(tmp_path / 'out')!r}: process {writer} on" in said
+    manifest = Manifest.read(Storage.at(tmp_path / "out"))
+    assert manifest is not None
+    ids = [id_ for one in manifest.files for id_ in pq.read_table(tmp_path / "out" / one.name)["id"].to_pylist()]
+    assert sorted(ids) == list(range(200))
+
+
+@pytest.mark.soak
+def test_a_terminal_that_goes_away_ends_the_run_which_can_go_on(
+    tmp_path: Path, tiny_model: Callable[[str], Path]
+) -> None:
+    job = Job(tmp_path, tiny_model("llama"), Storage.at(tmp_path / "out"))
+    ours, theirs = os.openpty()
+    code = "import fcntl, termios; fcntl.ioctl(1, termios.TIOCSCTTY, 0)\n" + CLI
+    run = subprocess.Popen(
+        [sys.executable, "-P", "-c", code, *job.arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+    )
+    os.close(theirs)
+    seen = b""
+    while b"replicas up" not in seen:
+        seen += os.read(ours, 1 << 16)
+    os.close(ours)
+    assert run.wait(timeout=DEADLINE_S) == STOPPED[signal.SIGHUP]
+    assert Manifest.read(job.output) is None
+    job.finish()
+    job.check()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("job", ["local"], indirect=True)
 @pytest.mark.parametrize("seed", range(int(os.environ.get("MILLRACE_TEST_ROUNDS", "30"))))

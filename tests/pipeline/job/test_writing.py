@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -12,6 +15,8 @@ import pytest
 import ray.data
 
 from millrace import ConfigError, Processor, write_results
+from millrace.engine.errors import OutputInUseError
+from millrace.pipeline.job import writing
 from millrace.pipeline.sources import Source
 
 Make = Callable[..., Processor]
@@ -40,6 +45,34 @@ def test_a_dataset_with_a_key_is_written_once(
     assert write_results(processor, ray.data.from_items(rows), out, key=["id"]) == manifest
     with pytest.raises(ConfigError, match=r'holds a finished job that is another one: key was \["id"\] and is now'):
         write_results(processor, ray.data.from_items(rows), out, key=["prompt"])
+
+
+def test_of_two_calls_at_the_same_moment_one_is_refused_with_who_holds_the_output(
+    make_processor: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row runs: the call that holds the output waits until the other one is refused."""
+    together, refused = threading.Barrier(2), threading.Event()
+    ends: list[str] = []
+
+    def call() -> None:
+        together.wait()
+        try:
+            write_results(make_processor(), dataset, str(tmp_path / "out"), key=["id"])  # type: ignore[arg-type]
+            ends.append("written")
+        except OutputInUseError as error:
+            ends.append(str(error))
+            refused.set()
+
+    dataset = SimpleNamespace(columns=lambda: ["id"])
+    monkeypatch.setattr(writing, "write_rows", lambda *args: refused.wait(60))
+    monkeypatch.setattr(writing, "publish", lambda *args: None)
+    threads = [threading.Thread(target=call) for _ in range(2)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    said, written = sorted(ends)
+    assert written == "written" and f"{str(tmp_path / 'out')!r}: process {os.getpid()} on " in said
 
 
 def test_lines_of_a_file_keep_their_order(cluster: None, make_processor: Make, tmp_path: Path) -> None:

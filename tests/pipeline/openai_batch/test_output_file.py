@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from millrace import ConfigError
+from millrace.engine.errors import OutputInUseError
+from millrace.engine.storage import RemoteFiles, StorageOptions, retries
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.openai_batch import output_file
@@ -17,7 +19,7 @@ from millrace.pipeline.openai_batch.assemble import write_answers, write_errors
 from millrace.pipeline.openai_batch.batch_config import BatchConfig
 from millrace.pipeline.openai_batch.folder import BatchFolder
 from millrace.pipeline.openai_batch.lines.request import RequestReader
-from millrace.pipeline.openai_batch.output_file import whole_file
+from millrace.pipeline.openai_batch.output_file import remove_drafts, whole_file
 
 
 @pytest.fixture(params=["here", "s3", "memory"])
@@ -56,6 +58,57 @@ def test_a_file_that_failed_is_not_there(place: Storage) -> None:
     assert list(place.list()) == []
 
 
+def test_what_a_killed_process_left_of_a_file_is_removed_and_nothing_else(
+    place: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = ["b.jsonl", ".a.jsonl.0123.tmp", ".b.jsonl.0123456789ab.tmp"]
+    for name in kept:
+        (place / name).write_bytes(b"x")
+    with monkeypatch.context() as killed:
+        killed.setattr(Storage, "remove", lambda one: None)
+        killed.setattr(output_file.S3Upload, "abort", lambda upload: None)
+        killed.setattr(Storage, "move_to", lambda one, other: None)
+        killed.setattr(output_file.S3Upload, "finish", lambda upload: None)
+        with whole_file(place / "a.jsonl") as file:
+            file.write(b"x")
+    remove_drafts(place / "a.jsonl")
+    assert sorted(one.name for one in place.list()) == sorted(kept)
+    if place.protocol == "s3":
+        library = RemoteFiles("s3", place.options).library
+        assert "Uploads" not in library.call_s3("list_multipart_uploads", Bucket=place.name)
+
+
+def test_a_store_that_fails_once_gets_the_file_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, failures = RemoteFiles("memory", StorageOptions()).library, [ConnectionError("reset")]
+    put = library.put_file
+
+    def put_file(*args: Any) -> None:
+        put(*args)
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(library, "put_file", put_file)
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.001)
+    target = Storage.at("memory://fails-once/a.jsonl")
+    with whole_file(target) as file:
+        file.write(b"x" * 100_000)
+    assert target.size() == 100_000
+    assert [one.name for one in Storage.at("memory://fails-once").list()] == ["a.jsonl"]
+
+
+def test_a_file_appears_only_if_the_process_may_still_write_it(tmp_path: Path) -> None:
+    def check() -> None:
+        raise OutputInUseError("another run has taken over")
+
+    with pytest.raises(OutputInUseError):
+        write_answers([part(tmp_path, "0.parquet", [{"line": b"1\n"}])], Storage.at(tmp_path / "out"), check)
+    assert [one.name for one in tmp_path.iterdir()] == ["0.parquet"]
+
+
+def may_write() -> None:
+    """The check of a process that may write its files."""
+
+
 def part(folder: Path, name: str, rows: list[dict[str, Any]]) -> Storage:
     pq.write_table(pa.Table.from_pylist(rows), folder / name)
     return Storage.at(folder / name)
@@ -63,7 +116,7 @@ def part(folder: Path, name: str, rows: list[dict[str, Any]]) -> Storage:
 
 def test_answers_and_errors_are_in_the_order_of_the_input(tmp_path: Path) -> None:
     answers = [part(tmp_path, f"{at}.parquet", [{"line": b"%d\n" % at}]) for at in range(3)]
-    assert write_answers(answers, Storage.at(tmp_path / "out")) == 3
+    assert write_answers(answers, Storage.at(tmp_path / "out"), may_write) == 3
     assert (tmp_path / "out").read_bytes() == b"0\n1\n2\n"
 
     def dead(number: int) -> dict[str, Any]:
@@ -71,7 +124,7 @@ def test_answers_and_errors_are_in_the_order_of_the_input(tmp_path: Path) -> Non
         return {**row, columns.ERROR_KIND: "BatchLineError", columns.ERROR_MESSAGE: "x"}
 
     failed = [part(tmp_path, "a.parquet", [dead(1), dead(4)]), part(tmp_path, "b.parquet", [dead(2), dead(3)])]
-    codes = write_errors(failed, Storage.at(tmp_path / "errors"), RequestReader(("m",)))
+    codes = write_errors(failed, Storage.at(tmp_path / "errors"), RequestReader(("m",)), may_write)
     assert {code: one.num_rows for code, one in codes.items()} == {"invalid_json_line": 4}
     lines = (tmp_path / "errors").read_text().splitlines()
     assert [f'"line":{number}' in line for number, line in enumerate(lines, start=1)] == [True] * 4
@@ -104,6 +157,13 @@ def test_files_have_their_names_from_the_out_file(tmp_path: Path) -> None:
 def test_a_mistake_in_the_settings_is_said(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
         config(tmp_path, **changes)
+
+
+def test_only_the_owner_reads_the_settings_of_a_batch(tmp_path: Path) -> None:
+    batch = BatchFolder(config(tmp_path))
+    batch.begin()
+    (state,) = (one for one in batch.root.list() if one.name == "batch.json")
+    assert Path(state.url).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_batch_that_has_begun_goes_on_unless_it_is_another(tmp_path: Path) -> None:
