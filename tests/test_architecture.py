@@ -35,7 +35,7 @@ MAY_IMPORT_OTHERS = {
     },
     "actors": {"ray", "tenacity"},
     "engine": {
-        "fsspec", "jinja2", "llguidance", "numpy", "safetensors", "tenacity", "tokenizers", "torch", "tqdm",
+        "aiohttp", "fsspec", "jinja2", "llguidance", "numpy", "safetensors", "tenacity", "tokenizers", "torch", "tqdm",
         "transformers",
     },
     "kernels": {"llvmlite", "numba", "numpy", "torch", "triton"},

@@ -212,7 +212,11 @@ def _filesystem(protocol: str, options: StorageOptions) -> Any:
 
 
 def _arguments(protocol: str, options: StorageOptions) -> dict[str, Any]:
-    """Returns the keyword arguments of a protocol's fsspec class; empty except for S3, which gets the options."""
+    """Returns the keyword arguments of a protocol's fsspec class; S3's gets the options."""
+    if protocol in ("http", "https"):
+        from .http_client import http_client
+
+        return {"get_client": http_client}
     if protocol not in ("s3", "s3a"):
         if options.endpoint_url is not None and protocol in PACKAGES:
             raise ConfigError(f"endpoint_url is for s3:// only, not for {protocol}://")
