@@ -37,8 +37,8 @@ class HttpRequestProcessorConfig(RequestProcessorConfig):
             timeout, a lost connection or a cut body.
         base_retry_wait_time_in_s: Most seconds before the first retry. The limit doubles with each retry, and the wait
             is drawn below the limit.
-        max_retry_wait_time_in_s: Largest value of the limit on the wait before a retry. The seconds that a server asks
-            for in `Retry-After`, at most as many, are added to the wait.
+        max_retry_wait_time_in_s: Largest value of the limit on the wait before a retry. The wait is not shorter
+            than a server asks for in `Retry-After`, but no longer than this either.
         request_timeout_s: Most seconds of one attempt; None for no limit.
         max_response_bytes: Size of the largest answer that is read, decompressed; the row of a larger one fails.
         session_factory: Function that makes the `aiohttp.ClientSession`, in the worker, for settings that have no field

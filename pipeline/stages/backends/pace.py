@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -46,8 +47,8 @@ class RetryRule:
         max_retries: Most times that a request is sent again.
         base_wait_s: Most seconds before the first retry. The limit doubles with each retry, and the wait is drawn
             evenly below the limit ("full jitter"), so that rows that failed together are not retried together.
-        max_wait_s: Largest value of the limit on the wait. The seconds that a server asks for in `Retry-After`, at most
-            as many, are added to the wait.
+        max_wait_s: Largest value of the limit on the wait. The wait is not shorter than the server asks for in
+            `Retry-After`, but no longer than this either.
     """
 
     max_retries: int = 0
@@ -63,7 +64,7 @@ class RetryRule:
         """
         # The exponent is limited, so that a large number of attempts does not overflow a float.
         bound = min(self.max_wait_s, self.base_wait_s * 2.0 ** min(attempt - 1, 64))
-        return min(self.max_wait_s, retry_after_s(retry_after)) + random.uniform(0.0, bound)
+        return max(min(self.max_wait_s, retry_after_s(retry_after)), random.uniform(0.0, bound))
 
 
 def retry_after_s(value: str | None) -> float:
@@ -74,10 +75,10 @@ def retry_after_s(value: str | None) -> float:
     """
     if value is None:
         return 0.0
-    if value.strip().isdigit():
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", value.strip()):
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
