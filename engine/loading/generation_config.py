@@ -62,31 +62,32 @@ def recommended_params(config: EngineConfig) -> SamplingParams:
         ConfigError: The model folder cannot be found.
         CheckpointError: generation_config.json does not hold a JSON object.
     """
-    if config.generation_config != "auto":
-        return SamplingParams()
-    return default_sampling_params(read_generation_config(resolve_model(config.model)))
+    return SamplingParams.from_dict(recommended_values(config))
 
 
-def default_sampling_params(config: Mapping[str, Any]) -> SamplingParams:
-    """Makes default sampling parameters from a generation_config.json.
+def recommended_values(config: EngineConfig) -> dict[str, Any]:
+    """Returns name -> value of the sampling parameters that the model recommends in place of our defaults.
+
+    The parameters are greedy if `do_sample` is false and no temperature is given. If a value is not allowed, all are
+    ignored with a warning.
 
     Args:
-        config: Content of generation_config.json.
-
-    Returns:
-        `SamplingParams` with the recommended values in place of our defaults; greedy if `do_sample` is false and no
-        temperature is given. If a value is not allowed, all are ignored with a warning, and our defaults are returned.
+        config: As in `recommended_params`, which raises the same errors.
     """
-    values = {name: config[name] for name in SAME_NAME if config.get(name) is not None}
-    if config.get("max_new_tokens") is not None:
-        values["max_tokens"] = config["max_new_tokens"]
-    if config.get("do_sample") is False and "temperature" not in values:
+    if config.generation_config != "auto":
+        return {}
+    content = read_generation_config(resolve_model(config.model))
+    values = {name: content[name] for name in SAME_NAME if content.get(name) is not None}
+    if content.get("max_new_tokens") is not None:
+        values["max_tokens"] = content["max_new_tokens"]
+    if content.get("do_sample") is False and "temperature" not in values:
         values["temperature"] = 0.0
     try:
-        return SamplingParams.from_dict(values)
+        SamplingParams.from_dict(values)
     except SamplingParamsError as error:
         logger.warning("the defaults of generation_config.json are ignored: %s", error)
-        return SamplingParams()
+        return {}
+    return values
 
 
 def read_eos_token_ids(tokenizer: Tokenizer | None, *configs: Mapping[str, Any]) -> list[int]:

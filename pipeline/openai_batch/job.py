@@ -8,12 +8,9 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
-from ...engine import resolve_model
 from ...engine.errors import ConfigError
-from ...engine.loading.generation_config import default_sampling_params, read_generation_config
-from ...engine.sampling_params import SamplingParams
+from ...engine.loading.generation_config import recommended_values
 from ..job.config import JobConfig
 from ..job.durable import Identity
 from ..job.progress import Progress, ProgressMonitor
@@ -38,11 +35,6 @@ from .source import BatchSource
 from .summary import BatchSummary
 
 logger = logging.getLogger(__name__)
-
-ADVISED = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
-)  # fmt: skip
-"""Sampling parameters whose default may come from the model's generation_config.json."""
 
 MAX_ROWS_PER_PART = 20_000
 """Most lines in memory while the results are sorted."""
@@ -221,23 +213,11 @@ def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
             index.model,
             config.model,
         )
-    defaults = _advice(prepared.processor)
+    defaults = {} if prepared.processor.is_pooling else recommended_values(prepared.processor.engine_config)
     if config.max_tokens is not None:
         defaults["max_tokens"] = config.max_tokens
     models = tuple(dict.fromkeys([*named, config.model]))
     return RequestReader(models, defaults, config.seed, prepared.processor.is_pooling)
-
-
-def _advice(config: EngineProcessorConfig) -> dict[str, Any]:
-    """Returns name -> value of the sampling parameters for which generation_config.json sets another default."""
-    if config.engine_config.generation_config != "auto":
-        return {}
-    advice = read_generation_config(resolve_model(config.model_source))
-    params, usual = default_sampling_params(advice), SamplingParams()
-    given = {name: getattr(params, name) for name in ADVISED if getattr(params, name) != getattr(usual, name)}
-    if advice.get("max_new_tokens") is not None:
-        given["max_tokens"] = params.max_tokens
-    return given
 
 
 def _fingerprint(prepared: PreparedBatch) -> str:
