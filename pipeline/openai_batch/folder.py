@@ -11,6 +11,7 @@ from ..._version import __version__
 from ...engine.errors import ConfigError
 from ...engine.shown import without_secrets
 from ..files.storage import Storage
+from ..ledger.epoch import EPOCHS, FAILED, RESULTS
 from .batch_config import BatchConfig
 from .input_index import InputIndex
 
@@ -54,15 +55,17 @@ class BatchFolder:
         Raises:
             ConfigError: The input does not exist, an output file is a folder or exists already, or the folder holds an
                 unfinished batch with other settings.
+            DamagedOutputError: A folder of the unfinished batch is a link that leads elsewhere.
         """
         state = self._state()
+        self._check_links()
         for one in (self.config.output_file, self.config.error_file):
             if one.is_dir():
                 raise ConfigError(f"{one.url!r} is a folder; pass a file")
         if overwrite:
             return False
         if (file := self.root / STATE).exists():
-            changes = list(_changes(json.loads(file.read_bytes()), state))
+            changes = list(_changes(_read_state(file), state))
             if changes:
                 raise ConfigError(
                     f"an unfinished batch for {self.config.output!r} is another one: {'; '.join(changes)}. Undo the "
@@ -83,11 +86,16 @@ class BatchFolder:
     def index(self) -> InputIndex:
         """Returns the index of the input. The first call scans the input and keeps the index in the folder."""
         file = self.root / INDEX
-        if file.exists():
-            return InputIndex.from_bytes(file.read_bytes())
+        if file.exists() and (kept := InputIndex.from_bytes(file.read_bytes())) is not None:
+            return kept
         index = InputIndex.scan(self.config.input_file)
         file.write_bytes(index.to_bytes())
         return index
+
+    def _check_links(self) -> None:
+        beside = Storage.at(self.root.url.rpartition("/")[0], options=self.root.options)
+        for folder in (RESULTS, FAILED, EPOCHS):
+            beside.inside(f"{self.root.name}/work/{folder}/file")
 
     def _state(self) -> dict[str, Any]:
         """Returns the settings that change the output, the identity of the input, and the version of the package."""
@@ -98,6 +106,17 @@ class BatchFolder:
         given = {name: getattr(self.config, name) for name in FINGERPRINT}
         state: dict[str, Any] = {**given, "input": [info.url, info.size, info.etag], "version": __version__}
         return {name: without_secrets(value) for name, value in state.items()}
+
+
+def _read_state(file: Storage) -> dict[str, Any]:
+    """Returns the result of `_state` that a former run has kept."""
+    try:
+        state = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file.url!r} is damaged ({error}); pass --overwrite to begin anew") from error
+    if not isinstance(state, dict):
+        raise ConfigError(f"{file.url!r} describes no batch; pass --overwrite to begin anew")
+    return state
 
 
 def _changes(began: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,11 +73,15 @@ class InputIndex:
         return buffer.getvalue()
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> InputIndex:
-        """Returns the index whose `to_bytes` returned these bytes."""
-        with np.load(io.BytesIO(data)) as kept:
-            model = kept["model"].tobytes().decode()
-            return cls(kept["chunks"], kept["duplicates"], int(kept["num_empty"]), model or None)
+    def from_bytes(cls, data: bytes) -> InputIndex | None:
+        """Returns the index whose `to_bytes` returned these bytes; None if the bytes are damaged."""
+        try:
+            with np.load(io.BytesIO(data)) as kept:
+                model = kept["model"].tobytes().decode()
+                index = cls(kept["chunks"], kept["duplicates"], int(kept["num_empty"]), model or None)
+        except (ValueError, TypeError, AttributeError, KeyError, EOFError, OSError, zipfile.BadZipFile):
+            return None
+        return index if index.chunks.dtype == CHUNK else None
 
 
 def read_lines(file: BinaryIO, offset: int = 0) -> Iterator[tuple[int, bytes]]:

@@ -17,6 +17,7 @@ from ..job.progress import Progress, ProgressMonitor
 from ..job.settings import processor_config
 from ..job.writing import Done, LiveCounts, write_rows
 from ..ledger.claim import Claim, refuse_if_held
+from ..ledger.records import check_file
 from ..processor.config import EngineProcessorConfig
 from ..processor.engine_stages import engine_stages
 from ..processor.processor import Processor
@@ -146,7 +147,12 @@ def _run_claimed(
         folder.begin()
     index = folder.index()
     reader = _reader(prepared, index)
-    manifest = Manifest.read(folder.root) or _run_lines(prepared, index, reader, claim, on_progress, started_s)
+    manifest = Manifest.read(folder.root)
+    if manifest is None:
+        manifest = _run_lines(prepared, index, reader, claim, on_progress, started_s)
+    else:  # A former run has published these parts.
+        for one in (*manifest.files, *manifest.failed_files):
+            check_file(folder.root / one.name, one.num_bytes, one.checksum)
     errors = [folder.root / one.name for one in manifest.failed_files]
     codes = write_errors(errors, config.error_file, reader, claim.check)
     # The out file is written last: when it exists, the error file exists too.

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from millrace import ConfigError
-from millrace.engine.errors import OutputInUseError
+from millrace.engine.errors import DamagedOutputError, OutputInUseError
 from millrace.engine.storage import RemoteFiles, StorageOptions, retries
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
@@ -173,6 +173,36 @@ def test_a_batch_that_has_begun_goes_on_unless_it_is_another(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match=r"max_tokens was None and is now 5.*--overwrite"):
         BatchFolder(config(tmp_path, max_tokens=5)).check(overwrite=False)
     assert not BatchFolder(config(tmp_path, max_tokens=5)).check(overwrite=True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\ud800", "[" * 100_000])
+def test_a_damaged_description_of_a_batch_is_said(tmp_path: Path, text: str) -> None:
+    batch = BatchFolder(config(tmp_path))
+    batch.begin()
+    (batch.root / "batch.json").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ConfigError, match=r"batch\.json' (is damaged|describes no batch).*--overwrite"):
+        batch.check(overwrite=False)
+    assert not batch.check(overwrite=True)
+
+
+def test_a_folder_that_a_stranger_links_elsewhere_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    batch = BatchFolder(config(tmp_path))
+    Path(batch.root.url).symlink_to(tmp_path / "elsewhere")
+    batch.check(overwrite=False)  # A link within the folder of the out file leads nowhere else.
+    Path(batch.root.url).unlink()
+    Path(batch.root.url).symlink_to("/")
+    with pytest.raises(DamagedOutputError, match="not inside that folder"):
+        batch.check(overwrite=False)
+
+
+def test_a_damaged_index_is_made_again(tmp_path: Path) -> None:
+    batch = BatchFolder(config(tmp_path))
+    batch.begin()
+    whole = batch.index().to_bytes()
+    for data in (b"", b"x" * 100, whole[:-30], whole.replace(b"chunks", b"chunkz")):
+        (batch.root / "index.npz").write_bytes(data)
+        assert batch.index().num_rows == 1
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

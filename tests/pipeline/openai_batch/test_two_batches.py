@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from millrace.engine.errors import OutputInUseError
+from millrace.engine.errors import DamagedOutputError, OutputInUseError
 from millrace.pipeline.openai_batch import BatchConfig, BatchSummary, job, run_batch
-from millrace.pipeline.sinks.manifest import Manifest
+from millrace.pipeline.openai_batch.folder import BatchFolder
+from millrace.pipeline.sinks.manifest import MANIFEST, Manifest, OutputFile
 
 NUM_LINES, DEADLINE_S = 300, 300.0
 CLI = "from millrace.pipeline.cli import main; main()"
@@ -59,6 +60,19 @@ def test_of_two_runs_at_the_same_moment_one_is_refused_with_who_holds_the_file(
     assert (len(finished), len(refused)) == (1, 1)
     assert f"process {os.getpid()} on " in str(refused[0]) and str(tmp_path / "out.jsonl") in str(refused[0])
     assert sorted(one.name for one in tmp_path.iterdir()) == ["in.jsonl", "out.errors.jsonl", "out.jsonl"]
+
+
+def test_a_part_that_has_changed_since_a_former_run_is_not_answered_from(tmp_path: Path) -> None:
+    write_input(tmp_path, 1)
+    config = BatchConfig(model="bundled:invoices", input=str(tmp_path / "in.jsonl"), output=str(tmp_path / "out.jsonl"))
+    folder = BatchFolder(config)
+    folder.begin()
+    (folder.root / "a.parquet").write_bytes(b"x")
+    manifest = Manifest([OutputFile("a.parquet", 1, 1, "00")])
+    (folder.root / MANIFEST).write_bytes(json.dumps(manifest.as_dict()).encode())
+    with pytest.raises(DamagedOutputError, match=r"a\.parquet"):
+        run_batch(config)
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.soak
