@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.markup import escape
 
 from ...engine.errors import MillraceError, UserError
-from .stopping import StoppedError, heed_signals, ignore_signals, stop_on_signals
+from .stopping import Stopping, ignore_signals, stop_on_signals
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_ROWS_FAILED = 3
-EXIT_INTERRUPTED = 130
 
 OutputFolder = Annotated[str, typer.Argument(metavar="DIR", help="Output folder of the job.", show_default=False)]
 Replicas = Annotated[int | None, typer.Option(help="Copies of the model.")]
@@ -63,29 +62,30 @@ def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[
     started_s = time.monotonic()
     from ..session import quiet_stderr
 
-    with quiet_stderr(verbose=verbose) as stream, _shown_warnings(stream), stop_on_signals():
+    with quiet_stderr(verbose=verbose) as stream, _shown_warnings(stream), stop_on_signals() as stopping:
         errors = Console(file=stream, soft_wrap=True, highlight=False)
         kind, prepared = (load_kind or _job_kind)(), None
         try:
             prepared = prepare()
-            summary = run(prepared, kind, verbose=verbose, started_s=started_s, console=errors)
-        except KeyboardInterrupt as stopped:
+            summary = run(prepared, kind, stopping, verbose=verbose, started_s=started_s, console=errors)
+        except (KeyboardInterrupt, SystemExit) as stopped:
             ignore_signals()
             errors.print(f"[yellow]stopped[/]{_advice(kind, prepared)}")
             # Everything is closed by now. Ray's threads may crash while the interpreter shuts down after an interrupt,
             # so the process exits without that shutdown.
-            os._exit(stopped.status if isinstance(stopped, StoppedError) else EXIT_INTERRUPTED)
+            os._exit(stopping.status(stopped))
         except Exception as error:  # noqa: BLE001  # whatever fails, the program ends with a line and a status
             raise typer.Exit(_explain(error, errors, verbose, _advice(kind, prepared))) from None
     _finish(summary, kind.describe(summary))
 
 
-def run(prepared: Any, kind: JobKind, *, verbose: bool, started_s: float, console: Console) -> Any:
+def run(prepared: Any, kind: JobKind, stopping: Stopping, *, verbose: bool, started_s: float, console: Console) -> Any:
     """Runs a job in a session of Ray while a line shows its progress, and returns the summary.
 
     Args:
         prepared: The prepared job.
         kind: The functions for this kind of job.
+        stopping: The handler of signals, which is set again after Ray has started.
         verbose: Whether Ray's logs are shown.
         started_s: Time at which the start-up began, on `time.monotonic`.
         console: Console for the line of progress.
@@ -96,7 +96,7 @@ def run(prepared: Any, kind: JobKind, *, verbose: bool, started_s: float, consol
     if prepared.resumes:
         console.print(f"going on with the job in {prepared.folder.root.url}")
     with ray_session(verbose=verbose), ProgressView(console) as view:
-        heed_signals()
+        stopping.heed_signals()
         return kind.run(prepared, on_progress=view.show, started_s=started_s)
 
 

@@ -16,7 +16,7 @@ import millrace
 from millrace import EngineDeadError
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
-from millrace.pipeline.commands.stopping import stop_on_signals
+from millrace.pipeline.commands.stopping import Stopping, stop_on_signals
 from millrace.pipeline.errors import find_cause
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.display import describe_progress, describe_summary
@@ -142,9 +142,7 @@ cli.main()
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, running.EXIT_INTERRUPTED)]
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_job_and_says_how_to_go_on(folder: Path, number: int, status: int) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING, *FLAGS], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -209,6 +207,17 @@ def test_a_terminal_that_is_gone_ends_the_job_cleanly_or_not_at_all(folder: Path
     assert process.wait(timeout=60) == status
     assert JobFolder(Storage.at(folder / "out")).read_state() is not None
     assert [one.name for one in (folder / "out" / "_millrace").iterdir()] == ["job.json"]
+
+
+def test_the_status_is_that_of_the_first_signal_whatever_exception_ray_makes_of_it() -> None:
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGHUP, 129)):
+        with stop_on_signals() as stopping:
+            for one in (number, signal.SIGTERM):
+                with pytest.raises(KeyboardInterrupt):
+                    signal.raise_signal(one)
+        assert stopping.status(KeyboardInterrupt()) == status
+    assert Stopping().status(KeyboardInterrupt()) == 130
+    assert Stopping().status(SystemExit(15)) == 143, "Ray's handler of SIGTERM, while Ray starts"
 
 
 def test_a_signal_that_was_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:

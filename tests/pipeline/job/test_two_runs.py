@@ -188,7 +188,8 @@ def test_a_run_that_is_ended_at_any_moment_loses_and_doubles_no_row(job: Job, se
     time.sleep(draw.uniform(0, 2))
     first.send_signal(number)
     _, said = first.communicate(timeout=DEADLINE_S)
-    if number in STOPPED and first.returncode != 0:
+    # A signal that comes while Python itself starts ends the process by default, without a word.
+    if number in STOPPED and first.returncode not in (0, -number):
         assert first.returncode == STOPPED[number], said
         assert "stopped" in said
     if second is not None:
