@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -66,6 +67,23 @@ def test_a_mistake_is_one_line_and_status_2(folder: Path, args: list[str], said:
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (folder / "out").exists()
+
+
+DEEP = {str(at): {"$ref": f"#/$defs/{at + 1}"} for at in range(3000)}
+RULES = "\n".join(["start: r0", *(f"r{at}: r{at + 1}" for at in range(10_000)), 'r10000: "a"'])
+
+
+@pytest.mark.parametrize(
+    "constraint", [{"json": {"$ref": "#/$defs/0", "$defs": DEEP}}, {"grammar": RULES}], ids=["schema", "grammar"]
+)
+def test_a_constraint_that_would_end_the_process_is_a_mistake_of_the_job(folder: Path, constraint: dict) -> None:
+    job = {"model": "model", "input": "in.parquet", "output": "out", "sampling": {"structured_outputs": constraint}}
+    (folder / "job.yaml").write_text(json.dumps(job))
+    done = command("plan", "job.yaml", folder=folder)
+    assert done.returncode == running.EXIT_USER_ERROR
+    assert f"job.yaml:1: sampling: structured_outputs.{next(iter(constraint))} cannot be compiled" in done.stderr
+    assert len(done.stderr) < 1500
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_version_is_shown_without_ray_or_torch(tmp_path: Path) -> None:
