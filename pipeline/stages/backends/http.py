@@ -183,12 +183,14 @@ class HttpRequestStage(RequestStage):
         return RowError(self.name, "HttpBodyError", message, False, attempts)
 
     def _refused(self, answer: Answer, attempts: int) -> RowError:
-        message = f"{self._shown_url} answered {answer.status} {answer.reason}: {answer.start!r}"
+        message = f"{self._shown_url} answered {answer.status} {answer.reason[:SHOWN_BODY]}: {answer.start!r}"
         return RowError(self.name, "HttpStatusError", message, answer.is_retried, attempts)
 
     def _lost(self, error: Exception, attempts: int) -> RowError:
         is_timeout = isinstance(error, TimeoutError)
-        said = f"no answer within {self._timeout.total:g} s" if is_timeout and self._timeout.total else str(error)
+        said = (
+            f"no answer within {self._timeout.total:g} s" if is_timeout and self._timeout.total else f"{error!s:.500}"
+        )
         kind = "HttpTimeoutError" if is_timeout else type(error).__name__
         message = f"{self._shown_url}: {said or type(error).__name__}"
         return RowError(self.name, kind, message, isinstance(error, RETRIED_ERRORS), attempts)
