@@ -144,10 +144,12 @@ def _describe_all(paths: Iterable[Path]) -> Iterator[FileInfo]:
 
 
 def _describe(path: Path) -> FileInfo | None:
-    """Returns the attributes of a path; None if it does not exist, or has just been removed."""
+    """Returns the attributes of a path; None if it does not exist, has just been removed, or cannot exist."""
     try:
         found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP):
+            return None
+        raise
     is_dir = stat.S_ISDIR(found.st_mode)
     return FileInfo(str(path), 0 if is_dir else found.st_size, f"{found.st_mtime_ns:x}-{found.st_size:x}", is_dir)

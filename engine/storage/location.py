@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, Self, cast
 from urllib.parse import unquote, urlsplit
 
+from ..errors import ConfigError, quote
 from ..shown import without_secrets
 from .files import FileInfo, Files, StorageOptions
 from .local import LocalFiles
@@ -171,8 +172,13 @@ class Location:
 
 def _normalise(url: str) -> str:
     """Turns a ``file://`` URL into a path, and removes a slash at the end."""
+    if "\0" in url:
+        raise ConfigError(f"a path or a URL cannot hold a zero byte; got {quote(url)}")
     if url.startswith("file://"):
         url = unquote(urlsplit(url).path)
     if "://" not in url:
-        return str(Path(url).expanduser())
+        try:
+            return str(Path(url).expanduser())
+        except RuntimeError as error:
+            raise ConfigError(f"the home folder in {quote(url)} is not known; write out the path") from error
     return url.rstrip("/")

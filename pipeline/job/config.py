@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,7 +145,7 @@ class JobConfig(Settings):
         """Returns the job with its relative paths resolved against the folder of its job file."""
         inputs = [self.input] if isinstance(self.input, str) else self.input
         model = self.model
-        if not model.startswith("bundled:") and (folder / model).is_dir():
+        if not model.startswith("bundled:") and os.path.isdir(folder / model):
             model = str(folder / model)
         return self.model_copy(
             update={
@@ -156,4 +157,4 @@ class JobConfig(Settings):
 
 
 def _from_folder(folder: Path, path: str) -> str:
-    return path if "://" in path else str(folder / Path(path).expanduser())
+    return path if "://" in path else str(folder / os.path.expanduser(path))

@@ -6,13 +6,14 @@ Every value keeps the place where it was written, so that an error message can n
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from ...engine.env import JOB_PREFIX, job_variables
-from ...engine.errors import ConfigError
+from ...engine.errors import ConfigError, quote
 from .config import JobConfig
 from .yaml_text import read_yaml
 
@@ -70,7 +71,7 @@ def read_job_file(file: Path) -> tuple[dict[str, Any], Places]:
     if not isinstance(values, dict):
         raise ConfigError(f"{file}: a job file holds fields such as model, input and output; got {values!r:.80}")
     places = {path: f"{file}:{line}" for path, line in lines.items()}
-    return _with_prices(values, file.parent), places
+    return _with_prices(values, file.parent, places.get("prices", str(file))), places
 
 
 def read_setting(setting: str) -> tuple[str, str]:
@@ -105,7 +106,7 @@ def _later_values(settings: Iterable[str], overrides: Mapping[str, Any]) -> tupl
     for setting in settings:
         path, text = read_setting(setting)
         _put(values, places, path, _parsed(path, text, f"--set {path}"), f"--set {path}")
-    return _with_prices(values, Path()), places
+    return _with_prices(values, Path(), places.get("prices", "prices")), places
 
 
 def _parsed(path: str, text: str, place: str) -> Any:
@@ -138,19 +139,19 @@ def _joined(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, An
     return joined
 
 
-def _with_prices(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _with_prices(values: dict[str, Any], folder: Path, where: str) -> dict[str, Any]:
     """Returns the fields with the price table in place of the name of its file, if the job names one."""
     named = values.get("prices")
     if not isinstance(named, str):
         return values
-    file = folder / Path(named).expanduser()
+    file = folder / os.path.expanduser(named)
     try:
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prices: the table {named!r} cannot be read: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: the table {quote(named)} of prices cannot be read: {error!s:.200}") from error
     table, _ = read_yaml(text, str(file))
     if not isinstance(table, dict):
-        raise ConfigError(f"prices: {named!r} must hold a table such as per_replica_hour: 2.5; got {table!r:.60}")
+        raise ConfigError(f"{where}: {quote(named)} must hold a table such as per_replica_hour: 2.5; got {table!r:.60}")
     return {**values, "prices": table}
 
 

@@ -9,6 +9,7 @@ document with all aliases expanded is computed before any value is made.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,8 +24,24 @@ ODD_KINDS = {"timestamp": "a date", "binary": "bytes", "set": "a set", "omap": "
 MAX_EXPANDED_SIZE = 1_000_000
 """Most values and characters that the aliases of a YAML text may stand for, beside the text itself."""
 
+MAX_FLOW_LEVELS = 200
+"""Most brackets and braces around a value. The reader of YAML takes time with the square of their number."""
+
+MAX_PATH_CHARS = 200
+MAX_PATHS = 100_000
+"""Longest path of a field whose line is kept, and most such paths: aliases can make a short text have millions."""
+
 NUMBERED = "logit_bias"
 """The field whose own fields have numbers as names: the ids of tokens."""
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader of YAML that stops where brackets are nested too deeply."""
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803  # the name is that of the library
+        if self.flow_level >= MAX_FLOW_LEVELS:
+            raise RecursionError
+        super().fetch_flow_collection_start(TokenClass)
 
 
 def read_yaml(text: str, place: str, *, is_file: bool = True) -> tuple[Any, dict[str, int]]:
@@ -36,7 +53,8 @@ def read_yaml(text: str, place: str, *, is_file: bool = True) -> tuple[Any, dict
         is_file: Whether messages name a line.
 
     Returns:
-        The value, and the dotted path of every field with its line, counted from 1.
+        The value, and the dotted path of each field with its line, counted from 1. Of millions of fields, or where
+        names are very long, some are left out.
 
     Raises:
         ConfigError: The text is not YAML, its aliases stand for too much, the name of a field is not text or is there
@@ -48,14 +66,14 @@ def read_yaml(text: str, place: str, *, is_file: bool = True) -> tuple[Any, dict
 
     loader = None
     try:
-        loader = yaml.SafeLoader(text)
+        loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None, {}
         _check_size(node, MAX_EXPANDED_SIZE + 2 * len(text), refuse)
         for problem, line in _problems(node):
             raise refuse(problem, line)
-        lines = dict(_field_lines(node))
+        lines = dict(itertools.islice(_field_lines(node), MAX_PATHS))
         return loader.construct_document(node), lines
     except ConfigError:
         raise
@@ -138,7 +156,9 @@ def _problems_of_names(node: yaml.MappingNode, name: str) -> Iterator[tuple[str,
 
 
 def _field_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
-    """Yields the dotted path of every field, and its line."""
+    """Yields the dotted path of every field, except very long paths, and its line."""
+    if len(prefix) > MAX_PATH_CHARS:
+        return
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             yield f"{prefix}{key.value}", key.start_mark.line + 1

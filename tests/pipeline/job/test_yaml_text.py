@@ -35,6 +35,13 @@ def test_aliases_that_stand_for_too_much_are_refused(text: str) -> None:
         read_yaml(text, "here")
 
 
+def test_fields_that_aliases_repeat_under_long_names_have_few_paths() -> None:
+    names = "".join(f"{'x' * 50}{at}: {{" for at in range(20))
+    text = f"a: &a [{', '.join(['1'] * 500)}]\nb: &b [{', '.join(['*a'] * 500)}]\n{names}c: *b{'}' * 20}"
+    _, lines = read_yaml(text, "here")
+    assert sum(map(len, lines)) < 10_000_000
+
+
 def test_a_long_text_without_aliases_is_read() -> None:
     text = "x" * 2 * MAX_EXPANDED_SIZE
     assert read_yaml(f"a: {text}", "here")[0] == {"a": text}
@@ -45,6 +52,8 @@ def test_a_long_text_without_aliases_is_read() -> None:
     [
         ("a: &a [*a]", "that holds it"),
         ("[" * 5000, "nested too deeply"),
+        ("a: [1]\n" + "b: {c: " + "[" * 300, "nested too deeply"),
+        ("- " * 5000 + "x", "nested too deeply"),
         ("a: 2024-13-45", "a holds a date"),
         ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("? [1]\n: 2", "not valid YAML"),
