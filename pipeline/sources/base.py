@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from ...engine.errors import ConfigError, StorageError
 from .. import columns
-from ..arrow_values import UNFIT, cast, common_type, holds_json, plain, plain_type, python_values, quoted, to_rows
+from ..arrow_values import UNFIT, cast, common_type, holds_json, plain_type, python_values, quoted, to_rows
 from ..files.storage import Storage
 from ..json_text import to_json
 from .file_name import partition_of
@@ -265,7 +265,7 @@ def fit_rows(table: pa.Table, schema: pa.Schema, ordinal: int, positions: Sequen
     rows = pa.table(fitted, schema=_nullable(schema))
     if not errors:
         return finish_table(rows, ordinal, positions)
-    unfit = to_rows(plain(table).take(pa.array(list(errors))))
+    unfit = [row for at in errors for row in to_rows(table.slice(at, 1))]
     texts = dict(zip(errors, map(to_json, unfit), strict=True))
     places = range(len(table))
     return finish_table(rows, ordinal, positions, [errors.get(at) for at in places], [texts.get(at) for at in places])

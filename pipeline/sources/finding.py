@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from ...engine.errors import ConfigError
+from ...engine.errors import ConfigError, quote
 from ...engine.shown import without_secrets
 from ..files.storage import FileInfo, Storage, StorageOptions
 from .base import InputFile
@@ -65,11 +66,14 @@ def _files_at(place: Storage, format: str | None, versions: Mapping[str, int]) -
         name, table = found
         if format not in (None, name, table.file_format):
             raise ConfigError(
-                f"input {place.url!r} is a {table.title}, whose files are {table.file_format}; got format {format!r}"
+                f"input {quote(place.url)} is a {table.title}, whose files are {table.file_format}; got format "
+                f"{format!r}"
             )
         return table.files(place, versions.get(without_secrets(place.url)))
     if format in TABLES.names:
-        raise ConfigError(f"input {place.url!r} is no {TABLES[format].title}: it holds no {TABLES[format].log_folder}")
+        raise ConfigError(
+            f"input {quote(place.url)} is no {TABLES[format].title}: it holds no {TABLES[format].log_folder}"
+        )
     files = _expand(place, info, format)
     if info is None or info.is_dir:  # A single file of a table may be read: the user named it.
         _refuse_parts_of_tables(place, files)
@@ -86,7 +90,7 @@ def _refuse_parts_of_tables(place: Storage, found: Iterable[FileInfo]) -> None:
     for root in dict.fromkeys(_root_of(replace(place, url=one.url)) for one in found):
         if (table := _table_at(root)) is not None:
             raise ConfigError(
-                f"input {place.url!r} finds files of the {table[1].title} {root.url!r}; pass the table's folder"
+                f"input {quote(place.url)} finds files of the {table[1].title} {root.url!r}; pass the table's folder"
             )
 
 
@@ -101,10 +105,10 @@ def _root_of(file: Storage) -> Storage:
 def _expand(place: Storage, info: FileInfo | None, format: str | None) -> list[FileInfo]:
     if info is not None:
         return _in_folder(place, format) if info.is_dir else [info]
-    found = sorted(place.files.glob(place.url), key=lambda one: one.url) if _is_pattern(place) else []
+    found = sorted(place.files.glob(_pattern(place)), key=lambda one: one.url) if _is_pattern(place.url) else []
     if not found:
         advice = "pass a file, a folder or a pattern such as data/*.parquet"
-        raise ConfigError(f"input {place.url!r} does not exist; {advice}")
+        raise ConfigError(f"input {quote(place.url)} does not exist; {advice}")
     return found
 
 
@@ -116,7 +120,9 @@ def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
     known = {extension for extension, name in _names_by_extension().items() if format in (None, name)}
     found = place.files.children(place.url)
     if LANCE_VERSIONS in {_name_of(one) for one in found}:
-        raise ConfigError(f"input {place.url!r} is a Lance table, which is not read; pass an export, in Parquet say")
+        raise ConfigError(
+            f"input {quote(place.url)} is a Lance table, which is not read; pass an export, in Parquet say"
+        )
     if any(one.is_dir and "=" in _name_of(one) for one in found):
         inside = (
             (one, one.url.removeprefix(place.url).strip("/").split("/")[:-1]) for one in place.files.walk(place.url)
@@ -125,7 +131,7 @@ def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
     wanted = [one for one in found if not one.is_dir and split_extensions(one.url)[0] in known]
     visible = sorted((one for one in wanted if _name_of(one)[0] not in "._"), key=lambda one: one.url)
     if not visible:
-        raise ConfigError(f"input folder {place.url!r} holds no file of a known kind ({', '.join(sorted(known))})")
+        raise ConfigError(f"input folder {quote(place.url)} holds no file of a known kind ({', '.join(sorted(known))})")
     return visible
 
 
@@ -133,5 +139,15 @@ def _name_of(file: FileInfo) -> str:
     return file.url.rstrip("/").rpartition("/")[2]
 
 
-def _is_pattern(place: Storage) -> bool:
-    return any(sign in place.url for sign in "*?[")
+def _is_pattern(url: str) -> bool:
+    return any(sign in url for sign in "*?[")
+
+
+def _pattern(place: Storage) -> str:
+    """Returns a pattern in which the folders that exist by the name as it is written, such as ``a[1]``, are names."""
+    protocol, divider, path = place.url.rpartition("://")
+    folder, *rest = path.split("/")
+    while rest and (not _is_pattern(folder) or replace(place, url=f"{protocol}{divider}{folder}").is_dir()):
+        folder, rest = f"{folder}/{rest[0]}", rest[1:]
+    above, slash, name = folder.rpartition("/")
+    return protocol + divider + "/".join([glob.escape(above) + slash + name, *rest])

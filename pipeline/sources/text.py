@@ -23,6 +23,11 @@ READ_BYTES = 4 << 20
 DECOMPRESSED_BYTES = 64 << 10
 """Size of a decompression step. It is small, because up to one step before a damaged place may be lost."""
 
+MAX_LINE_BYTES = 256 << 20
+"""Size of the longest line that is read. A compressed file of a few megabytes may hold a line that fills the memory."""
+
+LINE_ENDS = (b"\n", b"\r")
+
 MAX_ROWS = 4096
 """Most rows of a table."""
 
@@ -50,13 +55,14 @@ class DamagedTextError(Exception):
         self.offset = offset
 
 
-def iter_lines(file: InputFile, start: int = 0, stop: int = END) -> Iterator[Line]:
+def iter_lines(file: InputFile, start: int = 0, stop: int = END, *, returns_end_lines: bool = False) -> Iterator[Line]:
     """Yields the lines that start in a range of bytes.
 
     Args:
         file: The file. A compressed file can only be read from its start.
         start: The first byte at which a line may start.
         stop: The first byte after `start` at which no line may start.
+        returns_end_lines: Whether a carriage return alone ends a line too.
 
     Raises:
         DamagedTextError: The text cannot be read from `offset` on.
@@ -67,10 +73,13 @@ def iter_lines(file: InputFile, start: int = 0, stop: int = END) -> Iterator[Lin
         try:
             if start > 0:
                 lines.seek(start - 1)
-                offset += (
-                    len(lines.readline()) - 1
-                )  # The first bytes are the rest of a line that started before, or only its end.
-            while offset < stop and (line := lines.readline()):
+            read_line = _reader_to_any_end(lines) if returns_end_lines else lines.readline
+            if start > 0:  # The first bytes are the rest of a line that started before, or only its end.
+                offset += _skip_line(read_line) - 1
+            while offset < stop and (line := read_line(MAX_LINE_BYTES)):
+                if len(line) >= MAX_LINE_BYTES and line[-1:] not in LINE_ENDS:
+                    said = f"a line of more than {MAX_LINE_BYTES} bytes at byte {offset} of its text"
+                    raise DamagedTextError(f"{file.path} has {said}, so its rows from there on are not read", offset)
                 yield offset, line.removeprefix(BYTE_ORDER_MARK) if offset == 0 else line
                 offset += len(line)
         except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
@@ -89,6 +98,23 @@ def _open(file: InputFile, opened: contextlib.ExitStack) -> Any:
         return opened.enter_context(gzip.GzipFile(fileobj=raw))
     stream = opened.enter_context(pa.CompressedInputStream(raw, compression))
     return opened.enter_context(io.BufferedReader(stream, DECOMPRESSED_BYTES))
+
+
+def _skip_line(read_line: Callable[[int], bytes]) -> int:
+    """Reads the rest of a line, and returns its number of bytes."""
+    num_bytes = 0
+    while piece := read_line(MAX_LINE_BYTES):
+        num_bytes += len(piece)
+        if piece[-1:] in LINE_ENDS:
+            break
+    return num_bytes
+
+
+def _reader_to_any_end(lines: Any) -> Callable[[int], bytes]:
+    """Returns a function that reads the next line, which ends in a line feed, a carriage return, or both."""
+    # In Latin-1 every byte is a character, so the text gives the bytes back.
+    text = io.TextIOWrapper(lines, encoding="latin-1", newline="")
+    return lambda max_bytes: text.readline(max_bytes).encode("latin-1")
 
 
 def chunks(records: Iterator[Line]) -> Iterator[tuple[list[int], list[bytes]]]:

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from ....engine.errors import ConfigError
-from ...arrow_values import plain
 from ..base import (
     LOOK_BYTES,
     TABLE_BYTES,
@@ -25,6 +24,8 @@ from ..format import SourceFormat
 
 MAGIC = b"ARROW1"
 READ_BYTES = 4 << 20
+MAX_ROWS = 8192
+"""Most rows of a table of error rows."""
 
 
 class ArrowFormat(SourceFormat):
@@ -45,14 +46,16 @@ class ArrowFormat(SourceFormat):
         try:
             with unit.file.storage.open_arrow(READ_BYTES, unit.file.size) as source:
                 for batch in _batches(source):
-                    for part in _slices(plain(pa.Table.from_batches([batch]))):
+                    for part in _slices(pa.Table.from_batches([batch])):
                         yield fit_rows(part, schema, unit.file.ordinal, range(position, position + len(part)))
                         position += len(part)
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
                 raise
             reason = f"{unit.file.path} cannot be read from row {position} on: {first_line(error)}"
-            yield error_rows(schema, unit.file.ordinal, [position], reason)
+            stop = position + 1 if unit.num_rows is None else unit.stop
+            for begin in range(position, stop, MAX_ROWS):
+                yield error_rows(schema, unit.file.ordinal, range(begin, min(begin + MAX_ROWS, stop)), reason)
 
 
 def _look_at(file: InputFile, count: bool) -> tuple[pa.Schema, Unit]:

@@ -6,6 +6,7 @@ of 20 digits stay as they are written.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
@@ -25,10 +26,6 @@ WHOLE = re.compile(rb'(?:"(?:[^"]|"")*+"[^,]*+|[^",][^,]*+|)(?:,(?:"(?:[^"]|"")*
 """A record in which every quote that opens a field is closed."""
 
 logger = logging.getLogger(__name__)
-
-LONE_RETURN = re.compile(rb"\r(?!\n)")
-RETURNED = re.compile(rb"[^\r]*\r\n?|[^\r]+")
-"""A line that ends in a carriage return, or the last line of a text."""
 
 MAX_RECORD_BYTES = 16 << 20
 """Number of bytes after which a quote that is still open is taken for a plain character."""
@@ -70,17 +67,9 @@ class CsvFormat(SourceFormat):
 
 def _file_lines(file: InputFile) -> Iterator[Line]:
     """Yields the lines of a file. Lines end in a carriage return alone if the first line of the file does."""
-    lines = iter_lines(file)
-    first = next(lines, None)
-    if first is None:
-        return
-    if LONE_RETURN.search(first[1]) is None:
-        yield first
-        yield from lines
-        return
-    for offset, text in itertools.chain([first], lines):
-        for line in RETURNED.finditer(text):
-            yield offset + line.start(), line[0]
+    with contextlib.closing(iter_lines(file, returns_end_lines=True)) as lines:
+        _, first = next(lines, (0, b""))
+    yield from iter_lines(file, returns_end_lines=first.endswith(b"\r"))
 
 
 def iter_records(lines: Iterator[Line]) -> Iterator[Line]:
@@ -239,6 +228,8 @@ def _parse(
     text: bytes, names: Sequence[str], convert: pyarrow.csv.ConvertOptions, on_invalid: object = None
 ) -> pa.Table:
     """Parses CSV text into a table, as one block, so that Arrow looks at all values of a column to find its type."""
+    if on_invalid is not None:  # Arrow would show the function each invalid row as text.
+        text = text.decode("utf-8", "replace").encode()
     return pyarrow.csv.read_csv(
         pa.BufferReader(text),
         pyarrow.csv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(text) + 1),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
+import itertools
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 UNIT_BYTES = 16 << 20
 
+MAX_COLUMNS = 10_000
+"""Most names in the objects of an input. Objects with more have values as names, and no table can hold them."""
+
 ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*(\{|$)")
 
 
@@ -46,6 +51,7 @@ class JsonLinesFormat(SourceFormat):
         units = [unit for file in files for unit in _cut(file)]
         samples, counts = take_samples(units, _look_through)
         schema = join_schemas([sample.schema for sample in samples])
+        _refuse_many_columns(schema.names)
         return Look(schema, [replace(unit, num_rows=count) for unit, count in zip(units, counts, strict=True)])
 
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -164,7 +170,9 @@ def _cut(file: InputFile) -> Iterator[Unit]:
 
 
 def _lines(unit: Unit) -> Iterator[Line]:
-    return ((offset, line) for offset, line in iter_lines(unit.file, unit.start, unit.stop) if line.strip())
+    # JSON has no carriage return inside of a text, so each of them may end a line.
+    lines = iter_lines(unit.file, unit.start, unit.stop, returns_end_lines=True)
+    return ((offset, line) for offset, line in lines if line.strip())
 
 
 def _look_through(unit: Unit, max_bytes: int) -> Sample:
@@ -175,15 +183,25 @@ def _look_through(unit: Unit, max_bytes: int) -> Sample:
     try:
         for positions, lines in chunks(_lines(unit)):
             if unit.start == 0 and num_rows == 0:
-                _refuse_array(unit.file, lines[0])
+                _refuse_others(unit.file, lines[0])
             num_rows += len(positions)
             num_bytes += sum(map(len, lines))
             _widen(types, nested, [parse_line(line)[0] for line in lines])
+            _refuse_many_columns(types)
             if num_bytes >= max_bytes:
                 return Sample(_schema(types, nested), num_rows, is_whole=False)
     except DamagedTextError:
         num_rows += 1  # The damage becomes an error row.
     return Sample(_schema(types, nested), num_rows, is_whole=True)
+
+
+def _refuse_many_columns(names: Collection[str]) -> None:
+    if len(names) > MAX_COLUMNS:
+        shown = ", ".join(quoted(name) for name in itertools.islice(names, 3))
+        raise ConfigError(
+            f"the objects of the input have more than {MAX_COLUMNS:,} names, such as {shown}; if these are values, "
+            'write them as such: {"name": ..., "value": ...}'
+        )
 
 
 def _schema(types: dict[str, pa.DataType], nested: set[str]) -> pa.Schema:
@@ -212,8 +230,13 @@ def _fit(value: Any, kind: pa.DataType) -> Any:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _refuse_array(file: InputFile, line: bytes) -> None:
-    """Raises if the first line of a file opens a JSON array of objects, which would become dead letters."""
+def _refuse_others(file: InputFile, line: bytes) -> None:
+    """Raises if the first line of a file shows that no line of the file is an object in UTF-8."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ConfigError(
+            f"input {file.path!r} is UTF-16; JSON lines are UTF-8, so convert it, for example with: iconv -f UTF-16 -t "
+            "UTF-8"
+        )
     if ARRAY_OF_OBJECTS.match(line) is not None:
         raise ConfigError(
             f"input {file.path!r} is one JSON array; write one object per line instead, for example with: jq -c '.[]'"

@@ -6,9 +6,11 @@ import gzip
 import json
 import os
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.ipc
@@ -226,6 +228,46 @@ def test_lines_of_csv_end_in_any_way(tmp_path: Path, end: str) -> None:
     assert [(row["id"], row["line"]) for row in read_units(source)] == [(1, "a"), (2, f"b{end}c"), (3, "d")]
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+@pytest.mark.parametrize("compression", ["", ".gz"])
+def test_lines_of_json_end_in_any_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, end: str
+) -> None:
+    monkeypatch.setattr(jsonl, "UNIT_BYTES", 7)  # Some units begin inside of a line end.
+    content = end.join(['{"id": 1}', '{"id": 2, "line": "b"}', "", "{", '{"id": 3}', '{"id": 4}']).encode()
+    path = tmp_path / f"x.jsonl{compression}"
+    path.write_bytes(gzip.compress(content) if compression else content)
+    source = Source.find(str(path))
+    assert source.num_rows == 5
+    assert [(row["id"], row["line"]) for row in read_units(source)] == [
+        *[(1, None), (2, "b"), (None, None)],
+        *[(3, None), (4, None)],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_line_that_would_fill_the_memory_is_an_error_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(text, "MAX_LINE_BYTES", 60)
+    monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
+    rows = [{"id": 1, "x": "a"}, {"id": 2, "x": "b" * 200}, {"id": 3, "x": "c"}, {"id": 4, "x": "d"}]
+    path = Path(write_rows(tmp_path / f"x.{kind}", rows))
+    first, error, *others = read_units(Source.find(str(path)))
+    assert (first["id"], error["id"]) == (1, None)
+    assert "a line of more than 60 bytes" in error[READ_ERROR]
+    assert [row["id"] for row in others] == ([3, 4] if kind == "jsonl" else [])  # They start in another unit.
+
+
+def test_objects_with_values_as_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "MAX_COLUMNS", 5)
+    for at in range(2):
+        write_lines(tmp_path / f"{at}.jsonl", {f"name {at}.{name}": 1 for name in range(4)})
+    assert len(Source.find(str(tmp_path / "0.jsonl")).schema) == 4
+    with pytest.raises(ConfigError, match=r"more than 5 names, such as 'name 0\.0'"):
+        Source.find(str(tmp_path))
+
+
 def test_records_of_csv_that_are_no_rows_become_error_rows_and_the_others_are_read(tmp_path: Path) -> None:
     path = tmp_path / "x.csv"
     path.write_bytes(b'id,line\n1,"a\nb, ""q"""\n\n2,x\n3\n4,5" pipe\n5,\xff\n6,"never closed\n7,y\n')
@@ -350,6 +392,29 @@ def test_types_that_few_functions_take_are_read_as_plain_ones(tmp_path: Path, co
     assert [row["x"] for row in read_files(tmp_path, column, kind="arrow")] == column.to_pylist()
 
 
+def test_a_number_of_too_many_digits_in_arrow_costs_its_row(tmp_path: Path) -> None:
+    numbers = pa.Array.from_buffers(pa.decimal128(5, 2), 2, [None, pa.py_buffer(np.array([5, 0, 5, 5], "<u8"))])
+    lists = pa.ListViewArray.from_arrays(pa.array([0, 1, 0], pa.int32()), pa.array([1, 1, 1], pa.int32()), numbers)
+    rows = read_files(tmp_path, lists, kind="arrow")
+    assert [row["x"] for row in rows] == [[Decimal("0.05")], None, [Decimal("0.05")]]
+    assert "column 'x' holds" in rows[1][READ_ERROR]
+
+
+def test_each_row_of_the_lost_rest_of_an_arrow_file_is_an_error_row(tmp_path: Path) -> None:
+    path = Path(write_rows(tmp_path / "x.arrows", [{"id": number} for number in range(50)]))
+    source = Source.find(str(path))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    rows = read_units(source)
+    assert [row["id"] for row in rows if row[READ_ERROR] is None] == list(range(21))
+    assert len(rows) == 50
+
+
+def test_a_record_of_csv_in_the_sample_may_have_other_bytes_than_text(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"id,line\n1,a\n2,\xff,\xad\n\xad\n3,b\n")
+    rows = read_units(Source.find(str(tmp_path / "x.csv")))
+    assert [row["id"] for row in rows] == [1, None, None, 3]
+
+
 def test_a_parquet_column_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "x.parquet", [{"id": 1, "other": 2}])
     (row,) = read_units(Source.find(path).with_columns({"id", "prompt"}))
@@ -369,6 +434,7 @@ def test_a_parquet_column_that_is_not_asked_for_is_not_read(tmp_path: Path) -> N
         ("bad.csv.gz", b"no gzip", r"the header of .*bad.csv.gz' cannot be read"),
         ("empty.csv", b"", "begins with the names of its columns"),
         ("twice.csv", b"a,a\n1,2\n", "names 'a' twice"),
+        ("wide.jsonl", '{"a": 1}\n'.encode("utf-16"), "UTF-16; JSON lines are UTF-8"),
         ("x.parquet?", None, "does not exist"),
     ],
 )
@@ -393,6 +459,14 @@ def test_a_file_of_a_folder_is_read_whatever_its_name(tmp_path: Path, name: str)
     write_rows(tmp_path / "z.jsonl", [{"id": 2}])
     assert [row["id"] for row in read_units(Source.find(str(tmp_path)))] == [1, 2]
     assert [row["id"] for row in read_units(Source.find(str(tmp_path / name)))] == [1]
+
+
+def test_a_folder_in_a_pattern_may_have_brackets_in_its_name(tmp_path: Path) -> None:
+    for number, folder in enumerate(["a[1]", "a1", "a[1]/b*"]):
+        (tmp_path / folder).mkdir()
+        write_rows(tmp_path / folder / "x.jsonl", [{"id": number}])
+    for given, ids in {"a[1]/*.jsonl": [0], "a[0-9]/*": [1], "a[1]/b*/*": [2]}.items():
+        assert [row["id"] for row in read_units(Source.find(str(tmp_path / given)))] == ids
 
 
 @pytest.mark.parametrize("kind", KINDS)
