@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import json
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .json_text import to_json
+from .json_text import to_json, value_of_cell
 
 UNFIT = (
     *(ValueError, TypeError, OverflowError, RecursionError),
@@ -78,23 +77,27 @@ def to_rows(table: pa.Table, schema: pa.Schema | None = None) -> list[dict[str, 
 
     Args:
         table: The table.
-        schema: Columns of the source of the table; the text of those that `holds_json` is parsed.
+        schema: Columns of the source of the table, for rows as a job reads them: the text of columns that `holds_json`
+            is parsed, and a struct lacks the fields that are null, since it has a field for each key of other rows.
     """
     parsed = {field.name for field in schema or () if holds_json(field)}
-    values = [
-        [_parsed(value) for value in python_values(column)] if name in parsed else python_values(column)
-        for name, column in zip(table.column_names, table.columns, strict=True)
-    ]
+    values = []
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        own = python_values(column)
+        if name in parsed:
+            own = [value_of_cell(value) for value in own]
+        elif schema is not None and has_struct(column.type):
+            own = [_without_null_fields(value) for value in own]
+        values.append(own)
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*values, strict=True)] or [
         {} for _ in range(table.num_rows)
     ]
 
 
-def _parsed(value: Any) -> Any:
-    try:
-        return json.loads(value) if isinstance(value, str) else value
-    except ValueError:  # A dead letter that runs again holds text as it is.
-        return value
+def _without_null_fields(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_null_fields(one) for name, one in value.items() if one is not None}
+    return type(value)(map(_without_null_fields, value)) if type(value) in (list, tuple) else value
 
 
 def python_values(column: pa.ChunkedArray) -> list[Any]:
@@ -138,24 +141,42 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
 
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """Returns a type that holds the same values, and is no view and not run-end encoded: few functions take those."""
+    return _rebuilt(kind, lambda leaf: {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(leaf, leaf))
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """Returns a plain type that holds the same values, and that Parquet has: no seconds, no negative scale."""
+
+    def stored_leaf(leaf: pa.DataType) -> pa.DataType:
+        if pa.types.is_timestamp(leaf) and leaf.unit == "s":
+            return pa.timestamp("ms", leaf.tz)
+        if pa.types.is_decimal(leaf) and leaf.scale < 0:
+            return pa.decimal256(min(76, leaf.precision - leaf.scale), 0)
+        return pa.time32("ms") if leaf == pa.time32("s") else leaf
+
+    return _rebuilt(plain_type(kind), stored_leaf)
+
+
+def _rebuilt(kind: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    """Returns a type with other types in place of its innermost ones, and with plain lists and values around them."""
     types = pa.types
+
+    def field(one: pa.Field) -> pa.Field:
+        return one.with_type(_rebuilt(one.type, leaf))
+
     if types.is_run_end_encoded(kind):
-        return plain_type(kind.value_type)
+        return _rebuilt(kind.value_type, leaf)
     if types.is_list_view(kind) or types.is_list(kind):
-        return pa.list_(_plain_field(kind.value_field))
+        return pa.list_(field(kind.value_field))
     if types.is_large_list_view(kind) or types.is_large_list(kind):
-        return pa.large_list(_plain_field(kind.value_field))
+        return pa.large_list(field(kind.value_field))
     if types.is_fixed_size_list(kind):
-        return pa.list_(_plain_field(kind.value_field), kind.list_size)
+        return pa.list_(field(kind.value_field), kind.list_size)
     if types.is_struct(kind):
-        return pa.struct([_plain_field(field) for field in kind])
+        return pa.struct([field(one) for one in kind])
     if types.is_map(kind):
-        return pa.map_(plain_type(kind.key_type), _plain_field(kind.item_field))
-    return {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(kind, kind)
-
-
-def _plain_field(field: pa.Field) -> pa.Field:
-    return field.with_type(plain_type(field.type))
+        return pa.map_(_rebuilt(kind.key_type, leaf), field(kind.item_field))
+    return leaf(kind)
 
 
 def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -204,11 +225,20 @@ def field_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
 
 
 def stored(table: pa.Table) -> pa.Table:
-    """Returns a table with JSON text for each column with a struct without fields, which Parquet lacks."""
-    return pa.table(
-        [cast(column, pa.string()) if has_empty_struct(column.type) else column for column in table.columns],
-        names=table.column_names,
-    )
+    """Returns a table in types that Parquet has. A column that no such type holds is text, or JSON in text."""
+    return pa.table([_stored(column) for column in table.columns], names=table.column_names)
+
+
+def _stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not has_empty_struct(column.type):
+        try:
+            return cast(column, stored_type(column.type))
+        except UNFIT:
+            pass
+    if pa.types.is_nested(column.type):
+        return cast(column, pa.string())
+    texts = [None if value is None else str(value) for value in python_values(column)]
+    return pa.chunked_array([pa.array(texts, pa.string())])
 
 
 def join(tables: Sequence[pa.Table]) -> pa.Table:

@@ -1,9 +1,9 @@
 """The form of the messages between ranks: JSON, and after it the bytes of the arrays in it.
 
-A message can stand only for plain values, arrays and errors of this package. So reading one runs no code that the other
+A message stands only for plain values, arrays and errors of this package. So reading one runs no code that the other
 end has chosen, as unpickling would.
 
-In the JSON, a dict with one key, the mark, stands for an array or an error. The mark is a number of underscores, and the
+In the JSON, a dict with one key, the mark, stands for an array or an error. The mark is a number of underscores; the
 message begins with that number. It is a name that no dict of the value has, so every dict arrives as it was sent.
 """
 
@@ -46,7 +46,7 @@ def encode(value: Any) -> bytes:
 
 
 def _marked(value: Any, mark: str) -> tuple[bytes, list[bytes], bool]:
-    """Returns the JSON of a value with a mark, the bytes of its arrays, and whether no dict of the value has the mark."""
+    """Returns the JSON of a value with a mark, the bytes of its arrays, and whether no dict in it has the mark."""
     arrays: list[bytes] = []
     num_marked = 0
 

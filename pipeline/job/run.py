@@ -20,6 +20,7 @@ from ..._version import __version__
 from ...engine.errors import ConfigError
 from ...engine.shown import HIDDEN, without_secrets
 from .. import columns
+from ..arrow_values import holds_json, json_field
 from ..files.storage import Storage
 from ..ledger.claim import Claim, refuse_if_held
 from ..ledger.index import RowIndex
@@ -33,6 +34,7 @@ from ..sinks.parts import OutputSpec
 from ..sinks.publish import RETRY, Expected, publish
 from ..sources import READ_ERROR, READ_ROW, Source, Unit
 from .config import JobConfig
+from .dead_letters import dead_letters
 from .durable import Identity
 from .file import load_job
 from .folder import OURS, JobFolder, JobState
@@ -312,9 +314,9 @@ def _read(prepared: PreparedJob, done: Done) -> Dataset:
         index = done.index()
         return prepared.source.read(prepared.job.limit, lambda unit: _is_done(unit, index))
     assert prepared.former is not None
-    files = [prepared.folder.root / one.name for one in prepared.former.failed_files]
-    filesystem, _ = files[0].filesystem()
-    return ray.data.read_parquet([file.filesystem()[1] for file in files], filesystem=filesystem)
+    assert prepared.spec.input_schema is not None
+    letters = dead_letters(prepared.folder.root, prepared.former.failed_files, prepared.spec.input_schema)
+    return ray.data.read_datasource(letters, override_num_blocks=max(1, letters.num_tasks))
 
 
 def _is_done(unit: Unit, index: RowIndex) -> bool:
@@ -364,12 +366,17 @@ def _with_read_columns(schema: pa.Schema) -> pa.Schema:
     return pa.schema([*schema, (READ_ERROR, pa.string()), (READ_ROW, pa.string())])
 
 
+def _dead_letter_schema(given: pa.Schema) -> pa.Schema:
+    """Returns columns for rows as they were read. Objects that came as JSON stay JSON, so each keeps its own keys."""
+    return pa.schema([json_field(field.name) if holds_json(field) else field for field in _with_read_columns(given)])
+
+
 def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema) -> OutputSpec:
     return OutputSpec(
         folder.work,
         job.output_format,
         schema,
-        FORMATS["parquet"].fit_schema(_with_read_columns(given)),  # Dead letters are Parquet.
+        FORMATS["parquet"].fit_schema(_dead_letter_schema(given)),
         is_ordered=job.order == "input",
         max_rows_per_file=job.max_rows_per_file,
         flush_interval_s=job.flush_interval_s,

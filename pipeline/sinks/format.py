@@ -56,7 +56,7 @@ class SinkFormat:
             try:
                 stored = one.with_type(self.stored_type(one.type))
                 self._check(stored)
-            except UNFIT:
+            except (*UNFIT, OSError):  # Parquet raises OSError for a decimal that it has no type for.
                 continue
             return stored
         raise ConfigError(

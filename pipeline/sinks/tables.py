@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from .. import columns
-from ..arrow_values import UNFIT, UNWRITABLE, field_array, fits, misfit, quoted, stored, to_array
+from ..arrow_values import UNFIT, UNWRITABLE, field_array, fits, holds_json, misfit, quoted, stored, to_array
+from ..json_text import json_cell
 from ..stages.base import Row, RowError
 
 WRITE = "write"
@@ -69,7 +70,9 @@ def failed_tables(rows: Sequence[Finished], schema: pa.Schema | None) -> list[Gr
     if schema is not None:
         kept = [field for field in schema if field.name not in types]
         schema = pa.schema([*kept, *((name, kind) for name, kind in types.items() if name != columns.ROW_ID)])
-    groups, unfit = _tables(rows, [{**one.row.input, **_error_columns(one.row)} for one in rows], schema)
+    as_json = {field.name for field in schema or () if holds_json(field)}
+    values = [{**_as_json(one.row.input, as_json), **_error_columns(one.row)} for one in rows]
+    groups, unfit = _tables(rows, values, schema)
     if unfit:  # Arrow has no type for some objects of Python; their text is written in their place.
         shown = [{**_as_text(one.row.input), **_error_columns(one.row)} for one in unfit]
         groups += _tables(unfit, shown, None)[0]
@@ -114,6 +117,11 @@ def _table(rows: Sequence[Finished], values: Sequence[Mapping[str, Any]], schema
     else:
         arrays = {field.name: field_array([one.get(field.name) for one in values], field) for field in schema}
     return pa.table({columns.ROW_ID: pa.array([one.row_id for one in rows], pa.binary(12)), **arrays})
+
+
+def _as_json(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Returns a row with JSON in its columns of JSON. Text stays as it is, unless it would be read as another value."""
+    return {name: json_cell(value) if name in names else value for name, value in values.items()}
 
 
 def _error_columns(row: Row) -> dict[str, Any]:

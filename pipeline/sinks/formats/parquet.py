@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pyarrow.parquet
 
+from ...arrow_values import stored_type
 from ..format import SinkFormat
 
 ROW_GROUP_ROWS = 16_384
@@ -18,4 +19,4 @@ def encode(table: pa.Table) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-FORMAT = SinkFormat("parquet", encode)
+FORMAT = SinkFormat("parquet", encode, stored_type)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,9 @@ HARD = {
     "none": pa.nulls(2),
     "bad text": pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff"]).buffers()),
     "far": pa.array([253_402_300_800_000_000], pa.timestamp("us")),
+    "seconds": pa.array([[5], None], pa.list_(pa.timestamp("s"))),
+    "time": pa.array([5, None], pa.time32("s")),
+    "thousands": pa.array([Decimal(5000), None], pa.decimal128(5, -3)),
 }
 
 
@@ -244,6 +248,19 @@ def test_every_type_is_written_in_every_format(folder: JobFolder, kind: str, nam
             "far": "10000-01-01 00:00:00.000000",
         }
         assert first == known.get(name, first)
+
+
+@pytest.mark.parametrize("input_schema", [None, pa.schema([("x", pa.timestamp("ms"))])])
+def test_a_value_that_a_format_does_not_store_costs_its_row(folder: JobFolder, input_schema: pa.Schema | None) -> None:
+    column = pa.array([5, 2**60], pa.timestamp("s"))
+    schema = FORMATS["parquet"].fit_schema(pa.schema([("x", column.type)]))
+    writer = ResultWriter(spec_of(folder, schema=schema, input_schema=input_schema), max_blocks=2)
+    with writer.block(ids_of([0, 1])) as block:
+        for value, one in zip(python_values(pa.chunked_array([column])), block.row_ids, strict=True):
+            row = Row({"x": value}, {"x": value})
+            writer.append(block, one, row, row)
+    manifest = publish(folder.root, spec_of(folder, schema=schema))
+    assert (manifest.num_rows, manifest.num_failed) == (1, 1)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "arrow"])
