@@ -85,7 +85,8 @@ def decode(message: Buffer) -> Any:
             return item
         kind, *told = item[mark]
         if kind == _ERROR:
-            return RequestError(*told, retryable=False).to_exception()
+            name, text = told
+            return RequestError(name, text, False).to_exception()
         array = _read_array(view, place, *told)
         place += array.nbytes
         return array[()]  # An array without dimensions becomes a number.

@@ -6,7 +6,6 @@ of 20 digits stay as they are written.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import re
@@ -67,8 +66,7 @@ class CsvFormat(SourceFormat):
 
 def _file_lines(file: InputFile) -> Iterator[Line]:
     """Yields the lines of a file. Lines end in a carriage return alone if the first line of the file does."""
-    with contextlib.closing(iter_lines(file, returns_end_lines=True)) as lines:
-        _, first = next(lines, (0, b""))
+    _, first = next(iter_lines(file, returns_end_lines=True), (0, b""))
     yield from iter_lines(file, returns_end_lines=first.endswith(b"\r"))
 
 
