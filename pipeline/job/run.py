@@ -368,7 +368,11 @@ def _with_read_columns(schema: pa.Schema) -> pa.Schema:
 
 def _dead_letter_schema(given: pa.Schema) -> pa.Schema:
     """Returns columns for rows as they were read. Objects that came as JSON stay JSON, so each keeps its own keys."""
-    return pa.schema([json_field(field.name) if holds_json(field) else field for field in _with_read_columns(given)])
+    fields = [json_field(field.name) if holds_json(field) else field for field in _with_read_columns(given)]
+    # Arrow does not read a category that is no UTF-8 from Parquet, though it writes it.
+    return pa.schema(
+        [one.with_type(one.type.value_type) if pa.types.is_dictionary(one.type) else one for one in fields]
+    )
 
 
 def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema) -> OutputSpec:

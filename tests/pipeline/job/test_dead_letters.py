@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 
@@ -89,6 +90,18 @@ def test_files_of_dead_letters_may_differ_in_type(tmp_path: Path, model_folder: 
     assert [(row.input["id"], row.data["prompt"]) for row in (good, other)] == [(1, "x"), (3, "z")]
     assert bad.error is not None
     assert "column 'id' holds {'no': 'integer'}, which is not int64" in bad.error.message
+
+
+def test_a_category_that_is_no_text_runs_again(tmp_path: Path, model_folder: Path) -> None:
+    bad = pa.Array.from_buffers(pa.string(), 2, pa.array([b"\xff", b"a"]).buffers())
+    table = pa.table({"id": [1, 2], "kind": pa.DictionaryArray.from_arrays(pa.array([0, 1]), bad)})
+    with pyarrow.ipc.new_file(str(tmp_path / "in.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    prepared = prepare(tmp_path, model_folder, "in.arrow", "{id}")
+    rows = rows_of(prepared)
+    for row in rows:
+        row.error = FAILED
+    assert [(row.input["id"], str(row.input["kind"])) for row in run_again(prepared, rows)] == [(1, "\\xff"), (2, "a")]
 
 
 def test_a_piece_that_was_no_row_is_none_when_it_runs_again(tmp_path: Path, model_folder: Path) -> None:
