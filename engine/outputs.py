@@ -15,7 +15,11 @@ class Logprob:
     Attributes:
         logprob: Natural logarithm of the token's probability, before temperature, penalties and masks.
         rank: Rank of the token by probability in the whole vocabulary; 1 is the most probable token.
-        decoded_token: Text of the token; None if the engine has no tokenizer or `detokenize` is off.
+        decoded_token: Text of the token; None if the engine has no tokenizer or `detokenize` is off. The tokens of an
+            output (or a prompt) have the parts of its text that they add, so that joined they are the text: the last
+            part of a character has all of it and the other parts nothing, and a token that is not in the text, such as
+            the stop token, has an empty text. Other tokens at a position have texts that differ from each other:
+            the name of a token, such as ``"<0xE2>"``, stands where its text is no whole character or is taken.
     """
 
     logprob: float

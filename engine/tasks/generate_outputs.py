@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import abc
 from dataclasses import dataclass
+from itertools import filterfalse
 
 from ..outputs import CompletionOutput, Logprob, RequestOutput
 from ..request import GenerateRequest
@@ -48,6 +50,7 @@ class CompletionBuilder:
         wants_scores = request.sampling_params.prompt_logprobs is not None
         if (failed := first_error(sequences)) is not None:
             return RequestOutput.from_error(request.request_id, failed, request.prompt, prompt_token_ids)
+        self._name_prompt_tokens(first)
         return RequestOutput(
             request_id=request.request_id,
             prompt=request.prompt,
@@ -64,12 +67,14 @@ class CompletionBuilder:
         wants_logprobs = sequence.params.logprobs is not None
         token_ids = sequence.output_token_ids
         logprobs = sequence.logprobs[: len(token_ids)]  # Drops tokens drawn after the end.
+        text, parts = self._text(sequence)
         total = None
         if wants_logprobs:
+            self._name_tokens(logprobs, token_ids, parts)
             total = sum(entry[token_id].logprob for entry, token_id in zip(logprobs, token_ids, strict=True))
         return CompletionOutput(
             index=sequence.index,
-            text=self._text(sequence),
+            text=text,
             token_ids=token_ids,
             cumulative_logprob=total,
             logprobs=logprobs if wants_logprobs else None,
@@ -77,31 +82,69 @@ class CompletionBuilder:
             stop_reason=sequence.stop_reason,
         )
 
-    def _text(self, sequence: Sequence) -> str:
-        """Returns the text of a finished sequence: cut at the stop string, or without the stop token."""
+    def _text(self, sequence: Sequence) -> tuple[str, list[str]]:
+        """Returns the text of a finished sequence, cut at the stop string or without the stop token, and its parts.
+
+        There is a part for each output token if the request asks for log-probabilities. Joined, they are the text.
+        """
         params = sequence.params
         if self.tokenizer is None or not params.detokenize:
-            return ""
+            return "", []
+        prompt_token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
+        token_ids = self._shown_token_ids(sequence)
         if sequence.matcher is not None and sequence.matcher.matched is not None:
-            return sequence.matcher.text
+            text = sequence.matcher.text
+        else:
+            text = self.tokenizer.decode(prompt_token_ids, token_ids, params.skip_special_tokens)
+        if params.logprobs is None:
+            return text, []
+        parts = self.tokenizer.split(prompt_token_ids, token_ids, text, params.skip_special_tokens)
+        return text, parts + [""] * (sequence.num_output_tokens - len(parts))
+
+    def _shown_token_ids(self, sequence: Sequence) -> list[int]:
         token_ids = sequence.output_token_ids
         ends_with_stop = (
             sequence.finish_reason == "stop" and token_ids[-1:] and token_ids[-1] in sequence.stop_token_ids
         )
-        if ends_with_stop and not params.include_stop_str_in_output:
-            token_ids = token_ids[:-1]
-        prompt_token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
-        return self.tokenizer.decode(prompt_token_ids, token_ids, params.skip_special_tokens)
+        return token_ids[:-1] if ends_with_stop and not sequence.params.include_stop_str_in_output else token_ids
+
+    def _name_prompt_tokens(self, sequence: Sequence) -> None:
+        """Gives each token in the log-probabilities of a prompt its text; joined, the prompt's tokens are its text."""
+        if self.tokenizer is None or not sequence.params.detokenize or not sequence.prompt_logprobs:
+            return
+        token_ids = sequence.token_ids[: sequence.num_prompt_tokens]
+        text = self.tokenizer.decode_ids(token_ids, skip_special_tokens=False)
+        self._name_tokens(sequence.prompt_logprobs, token_ids, self.tokenizer.split([], token_ids, text, False))
+
+    def _name_tokens(
+        self, entries: abc.Sequence[dict[int, Logprob] | None], token_ids: list[int], parts: list[str]
+    ) -> None:
+        """Gives each token in log-probabilities its text: a chosen token its part, another one a spelling of its own.
+
+        Args:
+            entries: Log-probabilities of each position.
+            token_ids: The token at each position.
+            parts: Part of the text that each of these tokens adds; empty if tokens have no texts.
+        """
+        if self.tokenizer is None or not parts:
+            return
+        for entry, token_id, part in zip(entries, token_ids, parts, strict=True):
+            taken = {part}
+            for other_id, other in (entry or {}).items():
+                spellings = [part] if other_id == token_id else self.tokenizer.spellings_of_token(other_id)
+                other.decoded_token = next(filterfalse(taken.__contains__, spellings), spellings[-1])
+                taken.add(other.decoded_token)
 
     def _entry(self, sequence: Sequence, scores: HostLogprobs, i: int, num_logprobs: int) -> dict[int, Logprob]:
-        """Returns token id -> `Logprob` for row i of `scores`: the row's token first, then the most probable tokens."""
+        """Returns token id -> `Logprob` for row i of `scores`: the row's token first, then the most probable tokens.
+
+        The texts of the tokens are added when the sequence has ended.
+        """
         num_columns = scores.token_ids.shape[1] if num_logprobs == -1 else num_logprobs + 1
         token_ids = scores.token_ids[i, :num_columns].tolist()
         logprobs = scores.logprobs[i, :num_columns].tolist()
-        has_text = self.tokenizer is not None and sequence.params.detokenize
         entry: dict[int, Logprob] = {}
         for column, (token_id, logprob) in enumerate(zip(token_ids, logprobs, strict=True)):
             rank = column or int(scores.ranks[i])
-            text = self.tokenizer.token_text(token_id) if self.tokenizer is not None and has_text else None
-            entry.setdefault(token_id, Logprob(logprob, rank, text))
+            entry.setdefault(token_id, Logprob(logprob, rank))
         return entry

@@ -1,4 +1,4 @@
-"""`decode_continuation` turns an output into text; `StopStringMatcher` finds stop strings while tokens are generated.
+"""`decode_continuation` turns an output into text, `split_text` splits it; `StopStringMatcher` finds stop strings.
 
 Text is made once, when a sequence has finished. Only a sequence with stop strings needs text while it runs:
 `StopStringMatcher` decodes it token by token.
@@ -10,6 +10,7 @@ text of the prompt tokens is then removed.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
@@ -66,6 +67,56 @@ def _added(before: str, whole: str) -> str:
     return whole[len(before) :]
 
 
+class TokenDecoder:
+    """Decodes one output token by token.
+
+    Args:
+        decoder: The tokenizer.
+        prompt_token_ids: Token ids of the prompt.
+        skip_special_tokens: Whether special tokens are left out of the text.
+    """
+
+    def __init__(self, decoder: Decoder, prompt_token_ids: Sequence[int], skip_special_tokens: bool) -> None:
+        self._decoder = decoder
+        self._skip_special_tokens = skip_special_tokens
+        # Tokens [start, read) are decoded already. They are decoded again as the context of the tokens after them.
+        self._ids, _ = _context(decoder, prompt_token_ids, skip_special_tokens)
+        self._start, self._read = 0, len(self._ids)
+
+    def push(self, token_id: int) -> str:
+        """Returns the text that the next token adds; a part of a character adds none until the last part adds all."""
+        self._ids.append(token_id)
+        before = self._decoder.decode_ids(self._ids[self._start : self._read], self._skip_special_tokens)
+        whole = self._decoder.decode_ids(self._ids[self._start :], self._skip_special_tokens)
+        added = "" if whole.endswith(INCOMPLETE) else _added(before, whole)
+        if added:
+            self._start, self._read = self._read, len(self._ids)
+        return added
+
+
+def split_text(
+    decoder: Decoder,
+    prompt_token_ids: Sequence[int],
+    output_token_ids: Sequence[int],
+    text: str,
+    skip_special_tokens: bool,
+) -> list[str]:
+    """Splits the text of an output into the parts that its tokens add; joined, the parts are the text.
+
+    The token that completes a character adds all of it. The last token also adds what is left.
+
+    Args:
+        decoder: The tokenizer.
+        prompt_token_ids: Token ids of the prompt.
+        output_token_ids: Token ids of the output.
+        text: Text of the output, which may be cut at a stop string: tokens after the cut add nothing.
+        skip_special_tokens: Whether special tokens are left out of the text.
+    """
+    tokens = TokenDecoder(decoder, prompt_token_ids, skip_special_tokens)
+    ends = list(itertools.accumulate(len(tokens.push(token_id)) for token_id in output_token_ids))
+    return [text[start:end] for start, end in itertools.pairwise([0, *ends[:-1], len(text)])] if ends else []
+
+
 class StopStringMatcher:
     """Decodes one output token by token and finds the first stop string in its text.
 
@@ -93,16 +144,11 @@ class StopStringMatcher:
         include_stop: bool = False,
         special_tokens: Collection[str] = (),
     ) -> None:
-        self._decoder = decoder
         self._stop = list(stop)
         sees_special = any(token in one for token in special_tokens for one in stop)
         self._hidden = sorted(special_tokens, key=len, reverse=True) if sees_special and skip_special_tokens else []
-        skip_special_tokens = skip_special_tokens and not sees_special
-        self._skip_special_tokens = skip_special_tokens
+        self._tokens = TokenDecoder(decoder, prompt_token_ids, skip_special_tokens and not sees_special)
         self._include_stop = include_stop
-        # Tokens [start, read) are decoded already. They are decoded again as the context of the tokens after them.
-        self._ids, _ = _context(decoder, prompt_token_ids, skip_special_tokens)
-        self._start, self._read = 0, len(self._ids)
         self.text = ""
         self.matched: str | None = None
 
@@ -117,21 +163,12 @@ class StopStringMatcher:
             Whether a stop string was found. If so, it is in `matched`, and `text` is cut before it, or after it if
             outputs include the stop string.
         """
-        new_text = self._decode_new(token_id)
+        new_text = self._tokens.push(token_id)
         num_old = len(self.text)
         self.text += new_text
         if new_text and may_stop:
             self._match(num_old)
         return self.matched is not None
-
-    def _decode_new(self, token_id: int) -> str:
-        self._ids.append(token_id)
-        before = self._decoder.decode_ids(self._ids[self._start : self._read], self._skip_special_tokens)
-        whole = self._decoder.decode_ids(self._ids[self._start :], self._skip_special_tokens)
-        added = "" if whole.endswith(INCOMPLETE) else _added(before, whole)
-        if added:
-            self._start, self._read = self._read, len(self._ids)
-        return added
 
     def _match(self, num_old: int) -> None:
         """Searches `text` for stop strings that end after its first `num_old` characters.

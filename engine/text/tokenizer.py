@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ChatTemplateError, ConfigError, quote
 from .conversation import CONTENT_FORMATS, ContentFormat, Messages, as_read, check_messages, find_content_forms
-from .detokenizer import decode_continuation
+from .detokenizer import INCOMPLETE, decode_continuation, split_text
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -40,6 +40,9 @@ MAX_SEARCH = 2000
 
 MAX_WORDS = 4096
 """Most bad words whose spellings are remembered."""
+
+MAX_NAMED_TOKENS = 1 << 18
+"""Most tokens whose spellings are remembered, which is about the largest vocabulary there is."""
 
 MAX_TEMPLATES = 64
 """Most chat templates whose forms of contents are remembered; each row of a dataset may bring a template."""
@@ -94,6 +97,7 @@ class Tokenizer:
         self._cut = {} if texts.max_tokens is None else {"truncation": True, "max_length": texts.max_tokens}
         self._spellings_of = lru_cache(MAX_WORDS)(self._list_spellings)
         self._content_forms = lru_cache(MAX_TEMPLATES)(self._find_content_forms)
+        self.spellings_of_token = lru_cache(MAX_NAMED_TOKENS)(self._list_spellings_of_token)
 
     @property
     def eos_token_id(self) -> int | None:
@@ -150,9 +154,33 @@ class Tokenizer:
         """Returns the text of an output, decoded as the continuation of its prompt; see `decode_continuation`."""
         return decode_continuation(self, prompt_token_ids, output_token_ids, skip_special_tokens)
 
-    def token_text(self, token_id: int) -> str:
-        """Returns the text of one token; an empty string for ids beyond the vocabulary."""
-        return self.hf.decode([token_id]) if token_id < self.vocab_size else ""
+    def split(
+        self, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int], text: str, skip_special_tokens: bool
+    ) -> list[str]:
+        """Returns the part of an output's text that each of its tokens adds, see `split_text`."""
+        return split_text(self, prompt_token_ids, output_token_ids, text, skip_special_tokens)
+
+    def _list_spellings_of_token(self, token_id: int) -> tuple[str, ...]:
+        """Returns the spellings of a token by itself: its text, if it has one, its name, and its number."""
+        number = f"<token {token_id}>"
+        if token_id >= self.vocab_size:
+            return (number,)
+        text, name = self.inner_text(token_id, skip_special_tokens=False), self._token_name(token_id)
+        return (text, name, number) if text and INCOMPLETE not in text else (name, number)
+
+    def _token_name(self, token_id: int) -> str:
+        """Returns the name of a token in the vocabulary; bytes in the alphabet of GPT-2 are spelled as ``<0xE2>``."""
+        name = str(self.hf.convert_ids_to_tokens(token_id))
+        if INCOMPLETE not in self.decode_ids([token_id], False) or not all(char in self._byte_of for char in name):
+            return name
+        return "".join(f"<0x{self._byte_of[char]:02X}>" for char in name)
+
+    @cached_property
+    def _byte_of(self) -> dict[str, int]:
+        """Character -> the byte that it stands for in the names of byte-level tokens."""
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        return {char: byte for byte, char in bytes_to_unicode().items()}
 
     def render_chat(
         self,
@@ -252,17 +280,10 @@ class Tokenizer:
             found.setdefault(self.inner_text(token_id), []).append(token_id)
         return found
 
-    def inner_text(self, token_id: int) -> str:
+    def inner_text(self, token_id: int, skip_special_tokens: bool = True) -> str:
         """Returns the text that a token adds inside of a text, where no leading space is stripped."""
-        return self.decode_ids([*self._letter, token_id]).removeprefix(self._letter_text)
-
-    @cached_property
-    def _letter(self) -> list[int]:
-        return self.encode_batch(["a"], add_special_tokens=False)[0]
-
-    @cached_property
-    def _letter_text(self) -> str:
-        return self.decode_ids(self._letter)
+        first, both = (self.decode_ids([token_id] * times, skip_special_tokens) for times in (1, 2))
+        return both.removeprefix(first)
 
 
 def _first_line(error: BaseException) -> str:

@@ -174,7 +174,8 @@ def test_logprobs_report_the_raw_distribution(llm):
     )
     first = plain.logprobs[0]
     assert len(first) == 5 and [item.rank for item in first.values()] == [1, 2, 3, 4, 5]
-    assert all(item.decoded_token is not None for item in first.values())
+    assert len({item.decoded_token for item in first.values()}) == 5
+    assert "".join(next(iter(entry.values())).decoded_token for entry in plain.logprobs) == plain.text
     forced = one(llm, max_tokens=1, logprobs=2, allowed_token_ids=[list(first)[3]])
     assert next(iter(forced.logprobs[0])) == list(first)[3] and len(forced.logprobs[0]) == 3
     assert forced.logprobs[0][list(first)[3]].rank == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,10 @@ LOWEST_LOGPROB = -9999.0
 """Log-probability that the API gives for a probability of zero, because JSON has no infinity."""
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""Character in the decoded text of a token that holds only a part of a character."""
+"""Character in the decoded text of a token at the end of an output that ends within a character."""
+
+BYTES = re.compile("(<0x[0-9A-F]{2}>)+")
+"""Text of a token that holds bytes and no whole character; see `Logprob.decoded_token`."""
 
 
 def answer_line(
@@ -161,9 +165,14 @@ def _chat_logprobs(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[s
 
 def _chat_token(token: Token) -> dict[str, Any]:
     text = _text_of(token)
-    # The text of a token that is part of a character does not tell its bytes.
-    bytes_ = None if BROKEN in text else list(text.encode())
-    return {"token": text, "logprob": _logprob_of(token), "bytes": bytes_}
+    return {"token": text, "logprob": _logprob_of(token), "bytes": _bytes_of(text)}
+
+
+def _bytes_of(text: str) -> list[int] | None:
+    """Returns the bytes of a token; None for the text of an output that ends within a character."""
+    if BYTES.fullmatch(text):
+        return list(bytes.fromhex(re.sub("<0x|>", "", text)))
+    return None if BROKEN in text else list(text.encode())
 
 
 def _text_logprobs(request: BatchRequest, sequence: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -93,6 +93,15 @@ def test_log_probabilities_of_a_chat_are_those_of_its_text() -> None:
     assert [[top.token for top in one.top_logprobs] for one in logprobs.content] == [["e"], ["e"]]
 
 
+def test_a_likely_token_of_bytes_has_its_bytes() -> None:
+    position = {3: token("", -1.0, 2), 4: token("<0xC3><0xA9>", -0.5, 1)}
+    logprobs = chat(num_top=1, logprobs=[position], generated_tokens=[3], finish_reason="length").choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert logprobs.content[0].bytes == []
+    assert logprobs.content[0].top_logprobs[0].bytes == [0xC3, 0xA9]
+
+
 def test_log_probabilities_of_a_completion_are_those_of_its_text() -> None:
     logprobs = text(num_top=1, logprobs=POSITIONS).choices[0].logprobs
     assert logprobs is not None
