@@ -161,8 +161,10 @@ class LLM:
         """
         _check_neutral("chat", vllm_kwargs)
         tokenizer = self.llm_engine.tokenizer
-        if not isinstance(chat_template_kwargs, Mapping | None):
-            raise ConfigError(f"chat_template_kwargs must be a mapping; got {quote(chat_template_kwargs)}")
+        if not isinstance(chat_template_kwargs, Mapping | None) or not all(
+            isinstance(name, str) for name in chat_template_kwargs or ()
+        ):
+            raise ConfigError(f"chat_template_kwargs must map names to values; got {quote(chat_template_kwargs)}")
         if tokenizer is None:
             raise ConfigError("chat needs a tokenizer; construct the LLM without skip_tokenizer_init")
         options: dict[str, Any] = {

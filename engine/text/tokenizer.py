@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ChatTemplateError, ConfigError, quote
+from .chat_templates import MAX_TEMPLATES, ChatTemplates
 from .conversation import CONTENT_FORMATS, ContentFormat, Messages, as_read, check_messages, find_content_forms
 from .detokenizer import INCOMPLETE, decode_continuation, split_text
 
@@ -43,9 +44,6 @@ MAX_WORDS = 4096
 
 MAX_NAMED_TOKENS = 1 << 18
 """Most tokens whose spellings are remembered, which is about the largest vocabulary there is."""
-
-MAX_TEMPLATES = 64
-"""Most chat templates whose forms of contents are remembered; each row of a dataset may bring a template."""
 
 MAX_REASON_CHARS = 300
 """Most characters of an error message of a library that are shown."""
@@ -97,6 +95,7 @@ class Tokenizer:
         self._cut = {} if texts.max_tokens is None else {"truncation": True, "max_length": texts.max_tokens}
         self._spellings_of = lru_cache(MAX_WORDS)(self._list_spellings)
         self._content_forms = lru_cache(MAX_TEMPLATES)(self._find_content_forms)
+        self._templates = ChatTemplates()
         self.spellings_of_token = lru_cache(MAX_NAMED_TOKENS)(self._list_spellings_of_token)
 
     @property
@@ -185,6 +184,7 @@ class Tokenizer:
     def render_chat(
         self,
         messages: Messages,
+        /,
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
@@ -225,25 +225,22 @@ class Tokenizer:
             )
         check_messages(messages)
         try:
-            forms: frozenset[str] = frozenset({content_format})
-            if content_format == "auto":
-                forms = self._content_forms(self.hf.get_chat_template(template, tools))
-            return self.hf.apply_chat_template(
+            text = self.hf.get_chat_template(template, tools)
+            forms = self._content_forms(text) if content_format == "auto" else frozenset({content_format})
+            return self._templates.render(
+                text,
                 as_read(messages, forms),
-                tokenize=False,
                 add_generation_prompt=add_generation_prompt and not continue_final_message,
                 continue_final_message=continue_final_message,
-                chat_template=template,
                 tools=tools,
-                **template_kwargs,
+                **{**self.hf.special_tokens_map, **template_kwargs},
             )
         except Exception as error:  # A template can raise any error of Jinja and of its own code.
             raise ChatTemplateError(f"the chat template refuses the conversation: {_first_line(error)}") from error
 
     def _find_content_forms(self, template: str) -> frozenset[str]:
-        return find_content_forms(
-            lambda messages: self.hf.apply_chat_template(messages, chat_template=template, tokenize=False)
-        )
+        variables = self.hf.special_tokens_map
+        return find_content_forms(lambda messages: self._templates.render(template, messages, **variables))
 
     def bad_word_ids(self, words: Sequence[str]) -> list[list[int]]:
         """Returns the lists of token ids that spell words: at the start of a text, after a space, inside of a text.

@@ -226,3 +226,19 @@ class InterruptingBar(tqdm):
         if not self.num_left:
             raise KeyboardInterrupt
         return super().update(n)
+
+
+@pytest.mark.parametrize("kwargs", [3, {3: 4}, ["a"], {("a",): 1}])
+def test_variables_of_a_template_have_names(llm, kwargs):
+    with pytest.raises(ConfigError, match="chat_template_kwargs must map names to values"):
+        llm.chat([{"role": "user", "content": "hi"}], chat_template_kwargs=kwargs)
+
+
+def test_a_template_without_end_costs_its_conversation(llm):
+    chats = [[{"role": "user", "content": text}] for text in ("grow", "hi")]
+    template = "{% if messages[0].content == 'grow' %}{{ 'a' * 10**9 }}{% endif %}{{ messages[0].content }}"
+    params = SamplingParams(max_tokens=2)
+    bad, good = llm.chat(chats, params, use_tqdm=False, chat_template=template, on_error="return")
+    assert bad.error.kind == "ChatTemplateError"
+    assert good.error is None
+    assert good.prompt == "hi"

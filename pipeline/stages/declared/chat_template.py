@@ -69,8 +69,8 @@ class ChatTemplateStage(BatchStage):
 def _row_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the arguments for the template from the row: variables, tools, and a template."""
     kwargs = _read_json(row.get(columns.CHAT_TEMPLATE_KWARGS), columns.CHAT_TEMPLATE_KWARGS) or {}
-    if not isinstance(kwargs, Mapping):
-        raise ChatTemplateError(f"column {columns.CHAT_TEMPLATE_KWARGS!r} must be a dict; got {kwargs!r:.80}")
+    if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+        raise ChatTemplateError(f"column {columns.CHAT_TEMPLATE_KWARGS!r} must map names to values; got {kwargs!r:.80}")
     tools = _read_json(row.get(columns.TOOLS), columns.TOOLS)
     if tools is not None and not (isinstance(tools, Sequence) and all(isinstance(one, Mapping) for one in tools)):
         raise ChatTemplateError(f"column {columns.TOOLS!r} must be a list of descriptions of tools; got {tools!r:.80}")

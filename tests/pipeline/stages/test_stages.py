@@ -134,7 +134,7 @@ def test_a_row_brings_variables_tools_and_a_template_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({"chat_template_kwargs": 3}, "column 'chat_template_kwargs' must be a dict; got 3"),
+        ({"chat_template_kwargs": 3}, "column 'chat_template_kwargs' must map names to values; got 3"),
         ({"chat_template_kwargs": "{"}, "column 'chat_template_kwargs' holds text that is no JSON"),
         ({"tools": "[1]"}, "column 'tools' must be a list of descriptions of tools; got [1]"),
         ({"tools": {"name": "f"}}, "column 'tools' must be a list"),
