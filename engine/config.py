@@ -11,6 +11,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 from .errors import ConfigError, quote, unknown_key_message
@@ -198,10 +199,10 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("model", "tokenizer", "chat_template"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, str):
-                object.__setattr__(self, name, str(value))
-            if value is not None and "\0" in str(value):
+            if not isinstance(value, str | PathLike | None) or "\0" in str(value):
                 raise _wrong(name, value, "a path or a text without a zero byte")
+            if value is not None:
+                object.__setattr__(self, name, str(value))
         if not self.model:
             raise ConfigError("model is empty; pass the folder of a model in Hugging Face's layout")
         object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))

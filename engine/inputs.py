@@ -243,7 +243,8 @@ class PromptReader:
         if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
             wrong = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
             raise TokenOutOfVocabularyError(
-                f"Token id {wrong} is out of vocabulary: the model's ids are 0 to {self.vocab_size - 1}"
+                f"Token id {quote(wrong)} is out of vocabulary: the model's ids are 0 to {self.vocab_size - 1}"
+                + self._origin(wrong)
             )
         if len(token_ids) + num_new_tokens > self.max_model_len:
             room = " with room for one new token" if num_new_tokens else ""
@@ -252,6 +253,13 @@ class PromptReader:
                 f"{self.max_model_len}{room}. Please reduce the length of the prompt, or "
                 "construct the engine with a larger max_model_len if the model allows it"
             )
+
+    def _origin(self, token_id: int) -> str:
+        """Returns the end of an error about a token that the tokenizer has and the model does not."""
+        if self.tokenizer is None or not 0 <= token_id < self.tokenizer.vocab_size:
+            return ""
+        text = quote(self.tokenizer.spellings_of_token(token_id)[0], 80)
+        return f"; the token is {text} of the tokenizer, which has more tokens than the model"
 
 
 def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:

@@ -128,7 +128,9 @@ class SequenceMaker:
     def _bad_word_ids(self, params: SamplingParams) -> list[list[int]]:
         if self.prompts.tokenizer is None or not params.bad_words:
             return []
-        return self.prompts.tokenizer.bad_word_ids(params.bad_words)
+        spellings = self.prompts.tokenizer.bad_word_ids(params.bad_words)
+        # A tokenizer may have tokens that the model cannot draw.
+        return [ids for ids in spellings if max(ids) < self.prompts.vocab_size]
 
 
 def _check_no_prompt_ids(params: SamplingParams) -> None:

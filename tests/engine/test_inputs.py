@@ -6,10 +6,12 @@ import pickle
 
 import pytest
 
-from millrace.engine.errors import PromptTypeError
+from millrace.engine.errors import PromptTypeError, TokenOutOfVocabularyError
+from millrace.engine.inputs import ParsedPrompt, PromptReader
 from millrace.engine.llm import LLM
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
+from millrace.engine.tasks.generate_inputs import SequenceMaker
 
 TOKENS = list(range(5, 55))  # three full blocks and a part of one
 ONE_TOKEN = SamplingParams(temperature=0, max_tokens=1)
@@ -62,3 +64,15 @@ def test_a_salt_that_is_no_text_is_refused(llm, salt):
         llm.generate([{"prompt": "x", "cache_salt": salt}], ONE_TOKEN, use_tqdm=False)
     (output,) = llm.generate([{"prompt": "x", "cache_salt": salt}], ONE_TOKEN, use_tqdm=False, on_error="return")
     assert output.error.kind == "PromptTypeError"
+
+
+def test_a_token_that_only_the_tokenizer_has_is_named(llm):
+    tokenizer = llm.llm_engine.tokenizer
+    (wrong,) = tokenizer.encode_batch(["~"], add_special_tokens=False)[0]
+    reader = PromptReader(tokenizer, wrong, 100)
+    with pytest.raises(TokenOutOfVocabularyError, match=f"Token id {wrong} .* the token is '~' of the tokenizer"):
+        reader.read(ParsedPrompt("~"), num_new_tokens=1)
+    params = SamplingParams(bad_words=["~", "!"])
+    (sequence,) = SequenceMaker(reader, 20, [], 0).make(GenerateRequest("a", "!", None, params))
+    assert sequence.bad_word_ids
+    assert max(max(ids) for ids in sequence.bad_word_ids) < wrong

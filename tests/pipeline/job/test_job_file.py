@@ -130,6 +130,7 @@ def test_prices_may_be_in_another_file(job_file: Path) -> None:
             "job.yaml:9: engine: max_num_seqs must be an integer",
         ),
         ("  max_num_seqs: 32", "  max_num_seq: 32", "job.yaml:9: engine: the engine has no field 'max_num_seq'"),
+        ("  max_num_seqs: 32", "  tokenizer: 3", "job.yaml:9: engine: tokenizer must be a path or a text"),
         ("  max_num_seqs: 32", "  model: x", "job.yaml:9: engine: leave out model"),
         ("    content: be brief", "    contents: be brief", "MessageTemplate has no field 'contents'"),
         ("    content: be brief", "    content: 3", "job.yaml:12: JobConfig.messages.0: MessageTemplate.content"),
