@@ -7,7 +7,7 @@ from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
-from jinja2 import Template
+from jinja2 import Template, TemplateSyntaxError
 
 from .template_sandbox import TemplateSandbox
 
@@ -15,6 +15,10 @@ __all__ = ["ChatTemplates"]
 
 MAX_TEMPLATES = 64
 """Most chat templates that are kept in compiled form; each row of a dataset may bring a template."""
+
+
+MAX_TEMPLATE_CHARS = 1 << 17
+"""Most characters of a chat template; those of models have a few thousand."""
 
 
 class ChatTemplates:
@@ -50,4 +54,6 @@ class ChatTemplates:
             return self._render([present], chat_template=template, **variables)[0][0]
 
     def _compiled(self, template: str) -> Template:
+        if len(template) > MAX_TEMPLATE_CHARS:
+            raise TemplateSyntaxError(f"it has more than {MAX_TEMPLATE_CHARS:,} characters", 1)
         return self._compile(template)

@@ -12,11 +12,12 @@ as ``'a' * 10**9``, is looked at before it runs.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from jinja2 import nodes, pass_context
 from jinja2.exceptions import TemplateRuntimeError
@@ -39,6 +40,9 @@ MAX_TOTAL_CHARS = 1 << 28
 MAX_BITS = 1 << 14
 """Most bits of an integer that a template computes."""
 
+MAX_ARGUMENTS = 1000
+"""Most arguments that a template gives to a call as ``*values``."""
+
 STEP_CHARS = 1024
 """Number of characters that count as a step."""
 
@@ -48,8 +52,17 @@ ELEMENT = 16
 SMALL_NUMBER = 64
 """A width, an indent or the like up to this number is not looked at."""
 
-METER, PRINT, SCAN, TURNS = "_meter", "_print", "_scan", "_turns"
+METER, PRINT, SCAN, SPREAD, TURNS = "_meter", "_print", "_scan", "_spread", "_turns"
 """Names of the filters that are put around the expressions of a template."""
+
+SLOW = frozenset({"pprint", "striptags", "title", "urlencode", "urlize", "wordcount", "wordwrap", "xmlattr"})
+"""Filters that work on each word, or take a time that grows faster than their text."""
+
+MAX_SLOW_CHARS = 1 << 14
+"""Most characters that a filter of `SLOW` gets."""
+
+SLOW_FACTOR = 64
+"""Number of times that a character of such a filter, or an element of a new list, counts."""
 
 DEEP = frozenset({"sort", "unique", "min", "max", "groupby", "dictsort"})
 """Filters that compare whole values."""
@@ -105,18 +118,19 @@ class Meter:
             return len(value)
         if isinstance(value, Namespace):
             # A namespace can be changed after it was weighed, so lists that hold each other many times could be made.
-            raise TemplateLimitError("it prints a namespace, or puts it into a list or a dictionary")
+            raise TemplateLimitError("it prints a namespace, or puts it into another value")
         if isinstance(value, dict):
             return self._weigh_all(value, [*value, *value.values()])
         if isinstance(value, list | tuple | set | frozenset):
             return self._weigh_all(value, value)
         view = getattr(value, "mapping", None) if type(value) in _VIEWS else None
-        return _size(value) if view is None else self.weigh(dict(view))
+        return _size(value) if view is None else self._weigh_all(value, [*view, *view.values()])
 
     def _weigh_all(self, value: Any, elements: Iterable[Any]) -> int:
         known = self._weights.get(id(value))
         if known is None:
             # The value is kept, so that no other one gets its id.
+            self.count(len(value) * SLOW_FACTOR)
             known = (value, ELEMENT + sum(map(self.weigh, elements)))
             self._weights[id(value)] = known
         return known[1]
@@ -131,7 +145,13 @@ class Meter:
         """
         others = list(given)
         weight = self.weigh(subject)
-        self.count(weight if name in DEEP else sum(map(_size, others), _size(subject)))
+        if name in SLOW:
+            if weight > MAX_SLOW_CHARS:
+                raise TemplateLimitError(f"it gives {name} more than {MAX_SLOW_CHARS:,} characters")
+            self.count(weight * SLOW_FACTOR)
+        self.count(weight * ELEMENT if name in DEEP else sum(map(_size, others), _size(subject)))
+        for one in others:
+            self.weigh(one)
         if not others:
             return
         numbers = [one for one in others if isinstance(one, int) and one > SMALL_NUMBER]
@@ -154,7 +174,9 @@ class Meter:
         weight = self.weigh(text)
         if width > SMALL_NUMBER:
             self.check(weight * width)
-        self.check(weight * max([1, *map(self.weigh, values)]) if weight > STEP_CHARS else 1)
+        heaviest = max([1, *map(self.weigh, values)])
+        if weight > STEP_CHARS:
+            self.check(weight * heaviest)
 
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
@@ -172,11 +194,13 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self._local = threading.local()
         given = {name: value for name, value in original.globals.items() if name not in ("lipsum", "range")}
         given["strftime_now"] = self._limit_strftime(original.globals["strftime_now"])
+        given["namespace"] = _flat(original.globals["namespace"])
         self.globals.pop("lipsum")
         self.globals.update(given)
         self.filters = {name: self._limit(name, one) for name, one in original.filters.items()}
         self.tests = {name: self._limit_test(one) for name, one in original.tests.items()}
         self.filters |= {METER: self._on_meter, PRINT: self._on_print, SCAN: self._on_scan, TURNS: self._on_turns}
+        self.filters[SPREAD] = self._on_spread
 
     @contextmanager
     def metered(self) -> Iterator[None]:
@@ -202,8 +226,6 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         given = [*args, *kwargs.values()]
         if isinstance(subject, str | bytes | int):
             self._meter.check_call(function.__name__, subject, given)
-            for one in given:
-                self._meter.weigh(one)
         return self._meter.made(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -285,6 +307,15 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return value
 
     @pass_context
+    def _on_spread(self, context: Context, values: Any) -> Any:
+        if isinstance(values, dict):
+            return values
+        some = list(itertools.islice(values, MAX_ARGUMENTS + 1))
+        if len(some) > MAX_ARGUMENTS:
+            raise TemplateLimitError(f"it calls with more than {MAX_ARGUMENTS:,} arguments")
+        return some
+
+    @pass_context
     def _on_turns(self, context: Context, values: Any) -> Iterator[Any]:
         for value in values:
             self._meter.count()
@@ -298,6 +329,14 @@ class _Meters(NodeTransformer):
         self.generic_visit(node)
         node.iter = _filter(node.iter, TURNS)
         return node
+
+    def visit_Call(self, node: nodes.Call | nodes.Filter | nodes.Test) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if node.dyn_args is not None:
+            node.dyn_args = cast("nodes.Expr", _filter(node.dyn_args, SPREAD))
+        return node
+
+    visit_Filter = visit_Test = visit_Call  # noqa: N815
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -334,7 +373,29 @@ class _Meters(NodeTransformer):
         return _filter(node, METER) if node.ctx == "load" else node
 
 
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+
+
+def _flat(kind: Any) -> Any:
+    """Returns a class of namespaces that hold no namespaces, so that a few of them cannot stand for many."""
+
+    class FlatNamespace(kind):  # type: ignore[misc]
+        def __init__(*args: Any, **kwargs: Any) -> None:
+            self, *given = args
+            kind.__init__(self, *given, **kwargs)
+            for value in dict(*given, **kwargs).values():
+                _check_flat(value)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _check_flat(value)
+            super().__setitem__(name, value)
+
+    return FlatNamespace
+
+
+def _check_flat(value: Any) -> None:
+    if isinstance(value, Namespace):
+        raise TemplateLimitError("it puts a namespace into another one")
 
 
 def _size(value: Any) -> int:
@@ -352,7 +413,7 @@ def _longest_text(value: Any) -> int:
     return max((len(one) for one in values if isinstance(one, str | bytes)), default=0)
 
 
-def _filter(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filter(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=node.environment)
 
 

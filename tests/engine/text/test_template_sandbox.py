@@ -9,6 +9,7 @@ import pytest
 
 from checkpoints import tiny_tokenizer
 from millrace.engine.errors import ChatTemplateError
+from millrace.engine.text import template_sandbox
 from millrace.engine.text.tokenizer import Tokenizer
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -49,8 +50,18 @@ GROWING = {
     "lists of lists": again("{% set ns.x = [ns.x, ns.x] %}", end="{{ ns.x }}"),
     "dictionaries": again("{% set ns.x = {1: ns.x, 2: ns.x} %}", end="{{ ns.x | tojson }}"),
     "calls of dict": again("{% set ns.x = dict(a=ns.x, b=ns.x) %}", end="{{ ns.x | string }}"),
+    "views": again("{% set ns.x = {1: ns.x, 2: ns.x}.items() %}", end="{{ ns.x }}"),
     "namespaces": again("{% set ns.x = namespace(a=ns.x, b=ns.x) %}", end="{{ ns.x }}"),
     "namespaces as text": again("{% set ns.x = namespace(a=ns.x, b=ns.x) %}", end="{{ ns.x | string }}"),
+    "a namespace in one of its own": "{% set n = namespace() %}{% set n.x = n %}{{ n }}",
+    "namespaces in a format": again("{% set ns.x = namespace(a=ns.x, b=ns.x) %}", end="{{ '%s' % ns }}"),
+    "arguments": "{% macro f() %}{{ varargs | length }}{% endmacro %}{{ f(*('a' * 10**7)) }}",
+    "title": "{{ ('a ' * 10**6) | title }}",
+    "wordwrap of one word": "{{ ('a' * 10**7) | wordwrap(1) }}",
+    "sorted again and again": "{% set x = range(99999) | list %}"
+    "{% for i in range(999) %}{% set y = x | sort %}{% endfor %}",
+    "batches": "{% for i in range(999) %}{% set x = ('a' * 10**5) | batch(2) | list %}{% endfor %}",
+    "long": "{{ x }}" * 100_000,
     "constant": "{% for i in range(99999) %}" + "x" * 100_000 + "{% endfor %}",
     "center": "{{ 'a' | center(10**9) }}",
     "center known before": "{{ 'a' | center(1000000000) | length }}",
@@ -84,7 +95,8 @@ GROWING = {
 
 
 @pytest.mark.parametrize("template", {**ENDLESS, **GROWING}.values(), ids={**ENDLESS, **GROWING}.keys())
-def test_a_template_without_end_is_an_error_and_the_next_one_renders(tokenizer, template):
+def test_a_template_without_end_is_an_error_and_the_next_one_renders(tokenizer, template, monkeypatch):
+    monkeypatch.setattr(template_sandbox, "MAX_STEPS", 50_000)  # The limit itself takes seconds.
     with pytest.raises(ChatTemplateError, match="the chat template refuses the conversation") as error:
         tokenizer.render_chat(MESSAGES, chat_template=template, content_format="string")
     assert len(str(error.value)) < 500
@@ -97,10 +109,10 @@ def test_a_template_without_end_is_an_error_and_the_next_one_renders(tokenizer, 
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
         ("{% for %}", "Expected an expression"),
         ("{{ messages[0].content.nothing() }}", "nothing"),
-        ("{{ ''.__class__ }}", "unsafe"),
+        ("{{ ''.__class__.mro() }}", "unsafe"),
         ("{{ 1 / 0 }}", "division by zero"),
         ("{% include 'x' %}", "loader"),
-        ("(" * 100_000 + "{{" + "(" * 100_000, ""),
+        ("(" * 200_000, "more than 131,072 characters"),
     ],
 )
 def test_a_template_that_fails_says_why(tokenizer, template, reason):
