@@ -379,7 +379,7 @@ _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items())
 def _flat(kind: Any) -> Any:
     """Returns a class of namespaces that hold no namespaces, so that a few of them cannot stand for many."""
 
-    class FlatNamespace(kind):  # type: ignore[misc]
+    class FlatNamespace(kind):
         def __init__(*args: Any, **kwargs: Any) -> None:
             self, *given = args
             kind.__init__(self, *given, **kwargs)
