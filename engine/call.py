@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from tqdm.auto import tqdm
 
 from .engine import LLMEngine
-from .errors import ConfigError, UserError
+from .errors import ConfigError, UserError, quote
 from .inputs import ParsedPrompt, encode_text
 from .request import EngineOutput, Request, longest_first
 
@@ -41,6 +41,12 @@ class Call:
     use_tqdm: bool | Callable[..., Any]
     on_error: OnError
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.on_error, str) or self.on_error not in ("raise", "return"):
+            raise ConfigError(f"on_error must be 'raise' or 'return'; got {quote(self.on_error)}")
+        if not isinstance(self.use_tqdm, bool) and not callable(self.use_tqdm):
+            raise ConfigError(f"use_tqdm must be True, False or a function; got {quote(self.use_tqdm)}")
+
     def tokenize(self, parsed: list[Parsed], add_special_tokens: bool = True) -> None:
         """Tokenises all prompts that are texts, together, and puts the results into the list `parsed`.
 
@@ -68,7 +74,7 @@ class Call:
         Args:
             parsed: The prompts.
             make: Class of the requests: `GenerateRequest` or `PoolingRequest`.
-            params: Sampling or pooling parameters of each prompt.
+            params: Sampling or pooling parameters of each prompt, or the error that says why they cannot be used.
             priority: Priority of each prompt; prompts with lower numbers run first. None gives all priority 0.
 
         Returns:
@@ -78,20 +84,19 @@ class Call:
             UserError: A prompt or its parameters cannot be used, and `on_error` is ``"raise"``; or the engine has
                 unfinished requests of another caller.
         """
-        if self.on_error not in ("raise", "return"):
-            raise ConfigError(f"on_error must be 'raise' or 'return'; got {self.on_error!r}")
         if self.engine.has_unfinished_requests():
             raise ConfigError(
                 "the engine has unfinished requests of another caller: of a call that is still running in this thread, "
                 "e.g. because its progress bar makes a call, or of llm_engine.add_request; finish or abort them first"
             )
-        priorities = one_for_each("priorities", priority or 0, len(parsed))
+        priorities = one_for_each("priorities", 0 if priority is None else priority, len(parsed))
         outputs: dict[str, EngineOutput] = {}
         requests = []
         for item, row_params, row_priority in zip(parsed, params, priorities, strict=True):
             request_id = str(next(self.request_ids))
-            if isinstance(item, UserError):
-                outputs[request_id] = self._failed(make(request_id, None, None, row_params, row_priority), item)
+            if isinstance(item, UserError) or isinstance(row_params, UserError):
+                error = item if isinstance(item, UserError) else row_params
+                outputs[request_id] = self._failed(make(request_id, None, None, row_params, row_priority), error)
                 continue
             extras = {"cache_salt": item.cache_salt, "prompt_embeds": item.embeddings}
             requests.append(make(request_id, item.text, item.token_ids, row_params, row_priority, **extras))

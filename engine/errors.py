@@ -188,19 +188,18 @@ def quote(value: object, max_chars: int = 200) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
 
 
-def unknown_key_message(what: str, key: str, known: Iterable[str]) -> str:
+def unknown_key_message(what: str, key: object, known: Iterable[str]) -> str:
     """Returns the message of an error about an unknown key.
 
     Args:
         what: Name of the object that the key was given to, e.g. ``"SamplingParams"``.
-        key: The unknown key.
+        key: The unknown key, of any type.
         known: All known keys.
 
     Returns:
         One line with the unknown key and the most similar known key; with all known keys if none is similar.
     """
     names = sorted(known)
-    key = key[:MAX_KEY_CHARS]
-    near = difflib.get_close_matches(key, names, n=1)
+    near = difflib.get_close_matches(key[:MAX_KEY_CHARS], names, n=1) if isinstance(key, str) else []
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    return f"{what} has no field {key!r}; {hint}"
+    return f"{what} has no field {quote(key, MAX_KEY_CHARS)}; {hint}"

@@ -122,7 +122,7 @@ def parse_prompt(prompt: Any) -> ParsedPrompt:
     elif isinstance(prompt, Mapping):
         for key in prompt:
             if key not in PROMPT_KEYS:
-                raise PromptTypeError(unknown_key_message("a prompt", str(key), PROMPT_KEYS))
+                raise PromptTypeError(unknown_key_message("a prompt", key, PROMPT_KEYS))
         text, token_ids, cache_salt, embeddings = map(prompt.get, PROMPT_KEYS)
     elif _is_list(prompt):
         token_ids = prompt
@@ -243,7 +243,7 @@ class PromptReader:
         if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
             wrong = next(token_id for token_id in token_ids if not 0 <= token_id < self.vocab_size)
             raise TokenOutOfVocabularyError(
-                f"Token id {quote(wrong)} is out of vocabulary: the model's ids are 0 to {self.vocab_size - 1}"
+                f"Token id {quote(wrong, 60)} is out of vocabulary: the model's ids are 0 to {self.vocab_size - 1}"
                 + self._origin(wrong)
             )
         if len(token_ids) + num_new_tokens > self.max_model_len:

@@ -20,10 +20,11 @@ from .errors import (
     PoolingParamsError,
     PromptTypeError,
     SamplingParamsError,
+    UserError,
     quote,
     unknown_key_message,
 )
-from .inputs import ParsedPrompt, PromptType, parse_prompt
+from .inputs import ParsedPrompt, PromptType, describe, parse_prompt
 from .outputs import RequestOutput
 from .pooling.outputs import (
     ClassificationRequestOutput,
@@ -161,10 +162,9 @@ class LLM:
         """
         _check_neutral("chat", vllm_kwargs)
         tokenizer = self.llm_engine.tokenizer
-        if not isinstance(chat_template_kwargs, Mapping | None) or not all(
-            isinstance(name, str) for name in chat_template_kwargs or ()
-        ):
-            raise ConfigError(f"chat_template_kwargs must map names to values; got {quote(chat_template_kwargs)}")
+        variables = {} if chat_template_kwargs is None else chat_template_kwargs
+        if not isinstance(variables, Mapping) or not all(isinstance(name, str) for name in variables):
+            raise ConfigError(f"chat_template_kwargs must map names to values; got {quote(variables)}")
         if tokenizer is None:
             raise ConfigError("chat needs a tokenizer; construct the LLM without skip_tokenizer_init")
         options: dict[str, Any] = {
@@ -173,7 +173,7 @@ class LLM:
             "chat_template": chat_template,
             "tools": tools,
             "content_format": chat_template_content_format,
-            **(chat_template_kwargs or {}),
+            **variables,
         }
 
         def render(conversation: Messages, salt: str | None) -> ParsedPrompt:
@@ -358,27 +358,34 @@ class LLM:
 
     def _params_for_each(
         self, sampling_params: SamplingParams | Sequence[SamplingParams] | None, num_prompts: int
-    ) -> list[SamplingParams]:
+    ) -> list[SamplingParams | UserError]:
+        """Returns the sampling parameters of each prompt, or the error that says why they cannot be used."""
         if sampling_params is None:
             sampling_params = self.llm_engine.default_params
-        each = one_for_each("params", sampling_params, num_prompts)
-        for params in each:
-            if not isinstance(params, SamplingParams):
-                raise SamplingParamsError(f"sampling_params must be SamplingParams; got {type(params).__name__}")
-        return each
+        return [attempt(_check_sampling, params) for params in one_for_each("params", sampling_params, num_prompts)]
 
     def _pooling_params(
         self, given: PoolingParams | Sequence[PoolingParams] | None, task: str | None, num_prompts: int
-    ) -> list[PoolingParams]:
+    ) -> list[PoolingParams | UserError]:
         """Returns the pooling parameters of each prompt; raises if the engine has another task than `task`."""
-        each = one_for_each("params", given or PoolingParams(), num_prompts)
-        for params in each:
-            if not isinstance(params, PoolingParams):
-                raise PoolingParamsError(f"pooling_params must be PoolingParams; got {type(params).__name__}")
-        if task is None and any(params.task is None for params in each):
+        given = PoolingParams() if given is None else given
+        each = [attempt(_check_pooling, params) for params in one_for_each("params", given, num_prompts)]
+        if task is None and any(isinstance(params, PoolingParams) and params.task is None for params in each):
             raise PoolingParamsError("pooling_task is missing; it is 'embed' or 'classify'")
         self.llm_engine.task.check_pooling(PoolingParams(task=task))
         return each
+
+
+def _check_sampling(params: Any) -> SamplingParams:
+    if not isinstance(params, SamplingParams):
+        raise SamplingParamsError(f"sampling_params must be SamplingParams; got {describe(params)}")
+    return params
+
+
+def _check_pooling(params: Any) -> PoolingParams:
+    if not isinstance(params, PoolingParams):
+        raise PoolingParamsError(f"pooling_params must be PoolingParams; got {describe(params)}")
+    return params
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -414,6 +421,6 @@ def _as_prompts(prompts: Any) -> list[Any]:
 
 
 def _as_conversations(messages: Any) -> list[Any]:
-    if not isinstance(messages, Sequence) or isinstance(messages, str):
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise ChatTemplateError(f"messages must be a list of dictionaries; got {type(messages).__name__}")
     return [messages] if messages and isinstance(messages[0], Mapping) else list(messages)

@@ -138,7 +138,7 @@ class SamplingParams:
             if key in FORMER_NAMES:
                 raise SamplingParamsError(f"{key} is the name of older releases of vLLM; use {FORMER_NAMES[key]}")
             if key not in FIELD_NAMES:
-                raise SamplingParamsError(unknown_key_message("SamplingParams", str(key), FIELD_NAMES))
+                raise SamplingParamsError(unknown_key_message("SamplingParams", key, FIELD_NAMES))
         return cls(**{key: value for key, value in values.items() if value is not None or key == "max_tokens"})
 
     @property
@@ -169,7 +169,8 @@ class SamplingParams:
             for token_id in getattr(self, name) or ():
                 if not 0 <= token_id < vocab_size:
                     raise SamplingParamsError(
-                        f"{name} holds token id {token_id}, which is out of vocabulary: ids are 0 to {vocab_size - 1}"
+                        f"{name} holds token id {quote(token_id, 60)}, which is out of vocabulary: ids are 0 to "
+                        f"{vocab_size - 1}"
                     )
         for name in ("logprobs", "prompt_logprobs"):
             asked = getattr(self, name)

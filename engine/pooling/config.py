@@ -68,7 +68,7 @@ class PoolerConfig:
         for key, value in given.items():
             name = NAMES_OF_VLLM.get(key, key)
             if name not in known:
-                raise ConfigError(unknown_key_message("pooler_config", str(key), known))
+                raise ConfigError(unknown_key_message("pooler_config", key, known))
             if value is not None:
                 values[name] = value
         return cls(**values)

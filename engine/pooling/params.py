@@ -45,7 +45,7 @@ class PoolingParams:
     skip_reading_prefix_cache: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.task is not None and self.task not in POOLING_TASKS:
+        if self.task is not None and not (isinstance(self.task, str) and self.task in POOLING_TASKS):
             raise _wrong("task", self.task, " or ".join(map(repr, POOLING_TASKS)))
         for name in ("use_activation", "normalize", "skip_reading_prefix_cache"):
             if not isinstance(getattr(self, name), bool | None):
@@ -69,9 +69,11 @@ class PoolingParams:
         Raises:
             PoolingParamsError: A field is unknown (the message gives the nearest known one), or a value is wrong.
         """
+        if not isinstance(values, Mapping):
+            raise PoolingParamsError(f"pooling_params must be a mapping of field names to values; got {quote(values)}")
         for key in values:
             if key not in FIELD_NAMES:
-                raise PoolingParamsError(unknown_key_message("PoolingParams", str(key), FIELD_NAMES))
+                raise PoolingParamsError(unknown_key_message("PoolingParams", key, FIELD_NAMES))
         return cls(**{key: value for key, value in values.items() if value is not None})
 
 

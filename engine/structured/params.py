@@ -101,7 +101,7 @@ class StructuredOutputsParams:
                     "structured_outputs.structural_tag is not there yet; say the whole output with grammar or regex"
                 )
             if key not in FIELD_NAMES:
-                raise SamplingParamsError(unknown_key_message("structured_outputs", str(key), FIELD_NAMES))
+                raise SamplingParamsError(unknown_key_message("structured_outputs", key, FIELD_NAMES))
         return cls(**{key: value for key, value in values.items() if value is not None})
 
 

@@ -212,14 +212,14 @@ class Tokenizer:
         Raises:
             ChatTemplateError: There is no chat template, or the template raises an error for the conversation.
         """
+        if not isinstance(chat_template, str | None):
+            raise ChatTemplateError(f"chat_template must be Jinja text; got {quote(chat_template)}")
         template = chat_template or self._chat_template
         if template is None and self.hf.chat_template is None:
             raise ChatTemplateError(
                 "the tokenizer has no chat template; pass chat_template=..., or give a plain prompt instead of messages"
             )
-        if not isinstance(template, str | None):
-            raise ChatTemplateError(f"chat_template must be Jinja text; got {quote(template)}")
-        if content_format not in CONTENT_FORMATS:
+        if not isinstance(content_format, str) or content_format not in CONTENT_FORMATS:
             raise ConfigError(
                 f"chat_template_content_format must be one of {', '.join(CONTENT_FORMATS)}; got {quote(content_format)}"
             )

@@ -17,6 +17,7 @@ from millrace.engine.errors import (
     PromptTypeError,
     SamplingParamsError,
     TokenOutOfVocabularyError,
+    UserError,
 )
 from millrace.engine.llm import LLM
 from millrace.engine.sampling_params import SamplingParams
@@ -39,6 +40,8 @@ BAD_PROMPTS = [
     (np.zeros((2, 2)), PromptTypeError, "Prompt should be a string"),
     ({"prompt_token_ids": np.array(5)}, PromptTypeError, "list of integers"),
     ([2**70], TokenOutOfVocabularyError, "out of vocabulary"),
+    ([10**5000], TokenOutOfVocabularyError, "out of vocabulary"),
+    ({10**5000: "x"}, PromptTypeError, "a prompt has no field"),
 ]
 
 
@@ -66,6 +69,50 @@ def test_a_wrong_priority_fails_alone_and_leaves_the_llm_usable(llm):
     assert [output.error is None for output in outputs] == [False, True]
     assert "priority must be an integer" in outputs[0].error.message
     assert one(llm, max_tokens=2).finish_reason
+
+
+def test_a_wrong_element_of_the_parameters_is_the_error_of_its_prompt(llm):
+    good = SamplingParams(temperature=0, max_tokens=2)
+    outputs = llm.generate(["a"] * 4, [good, 3, None, good], use_tqdm=False, on_error="return")
+    assert [output.error and output.error.kind for output in outputs] == [None, *["SamplingParamsError"] * 2, None]
+    assert outputs[0].outputs[0].token_ids == outputs[3].outputs[0].token_ids
+    with pytest.raises(SamplingParamsError, match="must be SamplingParams; got int 3"):
+        llm.generate(["a"] * 2, [good, 3], use_tqdm=False)
+
+
+WRONG_ARGUMENTS = [
+    ({"on_error": np.zeros(2)}, "on_error must be"),
+    ({"on_error": 10**5000}, "on_error must be"),
+    ({"use_tqdm": np.zeros(2)}, "use_tqdm must be"),
+    ({"priority": np.zeros(2)}, "priority must be an integer"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_ARGUMENTS, ids=[str(i) for i in range(len(WRONG_ARGUMENTS))])
+def test_an_argument_of_another_type_is_named(llm, arguments, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        llm.generate(["a", "b"], SamplingParams(max_tokens=2), **{"use_tqdm": False, **arguments})
+    assert len(str(caught.value)) < 500
+    assert one(llm, max_tokens=2).finish_reason
+
+
+WRONG_CHATS = [
+    ({"chat_template": np.zeros(2)}, "chat_template must be"),
+    ({"chat_template_content_format": np.zeros(2)}, "chat_template_content_format must be"),
+    ({"chat_template_kwargs": {"messages": []}}, "refuses the conversation"),
+    ({"chat_template_kwargs": {"self": 1}}, "refuses the conversation"),
+    ({"chat_template_kwargs": {"conversation": 1}}, "refuses the conversation"),
+    ({"chat_template_kwargs": {3: 1}}, "mapping of names to values"),
+    ({"messages": b"hello"}, "messages must be a list"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_CHATS, ids=[str(i) for i in range(len(WRONG_CHATS))])
+def test_an_argument_of_chat_of_another_type_is_a_short_error(llm, arguments, message):
+    asked = {"messages": [{"role": "user", "content": "hello"}], "use_tqdm": False, **arguments}
+    with pytest.raises(UserError, match=message) as caught:
+        llm.chat(sampling_params=SamplingParams(max_tokens=2), **asked)
+    assert len(str(caught.value)) < 500
 
 
 def test_parameters_that_forbid_every_token_say_so(llm):

@@ -104,7 +104,7 @@ class ServeDeploymentStage(RequestStage):
         if name is None:
             return method, request
         if name not in self._types:
-            raise PromptTypeError(unknown_key_message("dtype_mapping", str(name), self._types))
+            raise PromptTypeError(unknown_key_message("dtype_mapping", name, self._types))
         return method, self._types[name](**request)
 
 
