@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Grammar", "Grammars"]
 
 MAX_COMPILED = 256
-"""Most compiled grammars that are kept. A job has one or a few, and each may take some megabytes."""
+"""Most constraints whose compiled grammars or errors are kept. A job has one or a few, of some megabytes each."""
 
 
 class Grammar:
@@ -85,12 +85,15 @@ class Grammars:
         self._compiled = lru_cache(MAX_COMPILED)(self._compile)
 
     def start(self, params: StructuredOutputsParams) -> Grammar:
-        """Returns the initial state of a constraint's grammar, which is compiled unless an equal one is cached.
+        """Returns the initial state of a constraint's grammar, which is compiled unless an equal one was before.
 
         Raises:
             SamplingParamsError: The constraint cannot be compiled, or llguidance cannot use the model's tokenizer.
         """
-        return self._compiled(params).copy()
+        found = self._compiled(params)
+        if isinstance(found, Grammar):
+            return found.copy()
+        raise SamplingParamsError(found)
 
     @property
     def is_used(self) -> bool:
@@ -133,7 +136,14 @@ class Grammars:
                 f"structured_outputs cannot work with the tokenizer of this model: {first_line(str(error))}"
             ) from error
 
-    def _compile(self, params: StructuredOutputsParams) -> Grammar:
+    def _compile(self, params: StructuredOutputsParams) -> Grammar | str:
+        """Returns the grammar of a constraint, or the message of the error; a failed trial may take a minute."""
+        try:
+            return self._try_to_compile(params)
+        except SamplingParamsError as error:
+            return str(error)
+
+    def _try_to_compile(self, params: StructuredOutputsParams) -> Grammar:
         from llguidance import LLMatcher
 
         text = grammar_text(params)

@@ -22,6 +22,7 @@ from millrace.engine.errors import SamplingParamsError
 from millrace.engine.llm import LLM
 from millrace.engine.outputs import RequestOutput
 from millrace.engine.sampling_params import SamplingParams
+from millrace.engine.structured import grammar
 from millrace.engine.structured.grammar import Grammars
 from millrace.engine.structured.grammar_text import check_compiles, grammar_text
 from millrace.engine.structured.params import StructuredOutputsParams
@@ -331,6 +332,15 @@ def test_what_cannot_be_compiled_fails_its_row_only(asked, message, engine_of):
     assert yes.outputs[0].text == "yes" and free.error is None
     with pytest.raises(SamplingParamsError, match="cannot be compiled"):
         engine_of.generate(PROMPT, each[0], use_tqdm=False)
+
+
+def test_a_constraint_that_cannot_be_compiled_is_tried_once(monkeypatch, engine_of):
+    tried = []
+    monkeypatch.setattr(grammar, "find_problem", lambda text: tried.append(text) or "it is nested too deep")
+    for _ in range(3):
+        with pytest.raises(SamplingParamsError, match="it is nested too deep; got 'only once'"):
+            engine_of.generate(PROMPT, SamplingParams(structured_outputs={"regex": "only once"}), use_tqdm=False)
+    assert len(tried) == 1
 
 
 def test_what_outgrows_its_limits_fails_its_row_only(engine_of):
