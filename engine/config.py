@@ -205,7 +205,8 @@ class EngineConfig:
                 object.__setattr__(self, name, str(value))
         if not self.model:
             raise ConfigError("model is empty; pass the folder of a model in Hugging Face's layout")
-        object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
+        if type(self.dtype).__module__ == "torch":
+            object.__setattr__(self, "dtype", str(self.dtype).removeprefix("torch."))
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, str | None) or value not in choices:
@@ -306,7 +307,7 @@ class EngineConfig:
         utilization = self.gpu_memory_utilization
         if not isinstance(utilization, int | float) or isinstance(utilization, bool) or not 0 < utilization <= 1:
             raise _wrong("gpu_memory_utilization", self.gpu_memory_utilization, "a share above 0, at most 1")
-        if isinstance(self.max_logprobs, bool) or not isinstance(self.max_logprobs, int) or self.max_logprobs < -1:
+        if not _is_integer(self.max_logprobs, -1, 2**31 - 1):
             raise _wrong("max_logprobs", self.max_logprobs, "an integer of at least 0, or -1 for no limit")
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
@@ -316,8 +317,8 @@ class EngineConfig:
             raise _wrong("cudagraph_capture_sizes", sizes, "a list of integers")
         for size in sizes or ():
             _check_at_least_one("cudagraph_capture_sizes", size)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise _wrong("seed", self.seed, "an integer")
+        if not _is_integer(self.seed, -(2**63), 2**63 - 1):
+            raise _wrong("seed", self.seed, "an integer of at most 64 bits")
 
 
 SWITCHES = ("enable_prefix_caching", "enable_prompt_embeds", "skip_tokenizer_init", "deterministic", "enforce_eager")
@@ -343,8 +344,12 @@ OPTIONAL_SIZES = (
 
 def _check_at_least_one(name: str, value: Any) -> None:
     most = LARGEST.get(name, 2**31 - 1)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+    if not _is_integer(value, 1, most):
         raise _wrong(name, value, f"an integer of at least 1, at most {most}")
+
+
+def _is_integer(value: Any, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
 def _is_one_of(value: Any, allowed: Sequence[Any]) -> bool:

@@ -39,8 +39,8 @@ class PoolerConfig:
 
     def __post_init__(self) -> None:
         if self.pooling_type is not None:
-            name = str(self.pooling_type).upper()
-            if name not in POOLING_TYPES:
+            name = self.pooling_type.upper() if isinstance(self.pooling_type, str) else self.pooling_type
+            if not isinstance(name, str) or name not in POOLING_TYPES:
                 allowed = ", ".join(POOLING_TYPES)
                 raise ConfigError(f"pooler_config: pooling_type={quote(name)} is not there; it can be {allowed}")
             object.__setattr__(self, "pooling_type", name)
