@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,7 +121,8 @@ class Device:
         """
         if asked != "auto":
             return {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}[asked]
-        stored = stored or torch.float32
+        if stored is None or stored == torch.float64:
+            stored = torch.float32
         if not self.is_cpu or stored == torch.float32:
             return stored
         return torch.bfloat16 if stored == torch.bfloat16 and has_bfloat16_arithmetic() else torch.float32
@@ -164,6 +166,13 @@ class Device:
 def num_accelerators() -> int:
     """Returns the number of GPUs that this process sees."""
     return torch.cuda.device_count()
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Returns the bytes that a GPU has, or that the host has available; no model can take more."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return sys.maxsize if device.type == "meta" else _available_host_bytes()
 
 
 def to_device(values: Sequence[Any] | np.ndarray | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:

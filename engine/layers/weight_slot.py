@@ -49,9 +49,9 @@ class WeightSlot:
     dtypes: tuple[torch.dtype, ...] = ()
 
     @property
-    def key(self) -> int:
-        """Address of the memory, which is equal for two names of the same weight."""
-        return self.targets[0].data_ptr()
+    def key(self) -> tuple[int, int]:
+        """Identity of the memory, also of the meta device; it is equal for two names of the same weight."""
+        return self.targets[0].untyped_storage()._cdata, int(self.targets[0].storage_offset())
 
     @property
     def shape(self) -> torch.Size:

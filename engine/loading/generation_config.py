@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..config import EngineConfig
-from ..errors import CheckpointError, ConfigError, SamplingParamsError
+from ..errors import CheckpointError, SamplingParamsError, quote
 from ..sampling_params import SamplingParams
+from ..storage import Location, read_json_object
 from ..text.tokenizer import Tokenizer
 from .model_source import resolve_model
 
@@ -40,16 +40,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file does not hold a JSON object.
     """
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}; restore the file or remove it") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object; restore the file or remove it")
-    return content
+    return read_json_object(Location.at(folder / "generation_config.json"))
 
 
 def recommended_params(config: EngineConfig) -> SamplingParams:
@@ -90,21 +81,26 @@ def recommended_values(config: EngineConfig) -> dict[str, Any]:
     return values
 
 
-def read_eos_token_ids(tokenizer: Tokenizer | None, *configs: Mapping[str, Any]) -> list[int]:
+def read_eos_token_ids(tokenizer: Tokenizer | None, vocab_size: int, *given: Any) -> list[int]:
     """Collects the end-of-sequence tokens without duplicates; the tokenizer's own comes first.
 
     Args:
         tokenizer: The model's tokenizer, if there is one.
-        *configs: Contents of generation_config.json and config.json, whose `eos_token_id` is one id or a list.
+        vocab_size: Number of tokens that the model knows; others are left out with a warning, as it never draws them.
+        *given: `eos_token_id` of generation_config.json and of config.json, which is one id, a list of ids or None.
 
     Raises:
-        ConfigError: An `eos_token_id` is neither a token id nor a list of token ids.
+        CheckpointError: An `eos_token_id` is neither a token id nor a list of token ids.
     """
     found = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for config in configs:
-        value = config.get("eos_token_id")
+    for value in given:
         values = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(token_id, int) for token_id in values):
-            raise ConfigError(f"eos_token_id must be a token id or a list of them; the model's config says {value!r}")
+        if not all(type(token_id) is int for token_id in values):
+            raise CheckpointError(
+                f"eos_token_id must be a token id or a list of them; the model's config says {quote(value)}"
+            )
         found += values
-    return list(dict.fromkeys(found))
+    outside = [token_id for token_id in found if not 0 <= token_id < vocab_size]
+    if outside:
+        logger.warning("eos_token_id %s ends no output: the model's ids are 0 to %d", quote(outside), vocab_size - 1)
+    return [token_id for token_id in dict.fromkeys(found) if 0 <= token_id < vocab_size]

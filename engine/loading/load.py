@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..config import EngineConfig
-from ..device import Device, keep_freed_memory
+from ..device import Device, keep_freed_memory, memory_bytes
 from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
 from ..models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
@@ -90,6 +90,7 @@ def load_runner(
     block_bytes = kv_block_bytes(*kv_cache_sizes(spec, parallel), config.block_size, kv_dtype)
     caches = [group.cache for group in cache_groups(spec)]
     capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve, caches)
+    _check_cache_memory(device, capacity.num_blocks, block_bytes)
     capacity = Capacity(parallel.smallest(capacity.max_model_len), parallel.smallest(capacity.num_blocks))
     runner = ModelRunner(
         model,
@@ -104,6 +105,16 @@ def load_runner(
         parallel=parallel,
     )
     return runner, capacity
+
+
+def _check_cache_memory(device: Device, num_blocks: int, block_bytes: int) -> None:
+    """Raises if the settings ask for a larger KV cache than the memory of the device."""
+    most = memory_bytes(device.torch_device)
+    if num_blocks * block_bytes > most:
+        raise ConfigError(
+            f"{num_blocks} KV cache blocks of {block_bytes} bytes do not fit into the {most} bytes of the device; "
+            "lower num_gpu_blocks_override, kv_cache_memory_bytes or block_size"
+        )
 
 
 def _choose_recorder(config: EngineConfig, device: Device, task: Task) -> tuple[MakeRecorder | None, int]:

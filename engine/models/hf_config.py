@@ -5,12 +5,12 @@ Nothing here depends on a model family. Rotary parameters are read in `rope.py`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, UnsupportedModelError, quote
+from ..storage import Location, read_json_object
 
 __all__ = [
     "FLOAT32_MAX",
@@ -33,8 +33,8 @@ MAX_INT = 2**31 - 1
 MAX_REASON_CHARS = 500
 """Most characters of an error message of transformers that are shown; it may quote a whole value."""
 
-MAX_COUNTS = {"num_hidden_layers": 10_000, "num_labels": 1_000_000}
-"""Fields for each unit of which transformers makes objects when it reads a config -> the largest value."""
+MAX_COUNTS = {"num_hidden_layers": 1000, "num_labels": 1_000_000}
+"""Fields for each unit of which objects are made when a config is read or a model is built -> the largest value."""
 
 
 def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
@@ -56,7 +56,7 @@ def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = Non
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     path = Path(folder) / "config.json"
-    fields = _merge(_fold_rope(_read_json(path)), _fold_rope(overrides or {}))
+    fields = _merge(_fold_rope(_read_fields(path)), _fold_rope(overrides or {}))
     model_type, architectures = fields.get("model_type"), fields.get("architectures")
     if not model_type or not isinstance(model_type, str) or not _is_list_of_text(architectures):
         raise CheckpointError(
@@ -70,11 +70,24 @@ def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = Non
         )
     _check_counts(fields)
     try:
-        return AutoConfig.for_model(**fields)
+        config = AutoConfig.for_model(**fields)
     except Exception as error:  # Config classes raise errors of many types.
         raise UnsupportedModelError(
             f"config.json of {folder} was refused by transformers: {str(error)[:MAX_REASON_CHARS]}"
         ) from error
+    _check_dtype(config)
+    return config
+
+
+def _check_dtype(config: Any) -> None:
+    """Raises if a config names a dtype with which no model computes."""
+    import torch
+
+    stored = config.dtype
+    if stored not in (None, torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        raise UnsupportedModelError(
+            f"config field 'dtype' is {quote(stored)}; it can be float32, float16, bfloat16 or float64"
+        )
 
 
 def _is_list_of_text(value: Any) -> bool:
@@ -89,16 +102,10 @@ def _check_counts(fields: Mapping[str, Any]) -> None:
             raise UnsupportedModelError(f"config field {name!r} is {quote(value)}; it can be at most {most}")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist; give a folder that holds a Hugging Face model") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{path} holds a {type(fields).__name__}, not a JSON object; the file is damaged")
-    return fields
+def _read_fields(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a folder that holds a Hugging Face model")
+    return read_json_object(Location.at(path))
 
 
 def _fold_rope(fields: Mapping[str, Any]) -> dict[str, Any]:

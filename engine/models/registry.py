@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from ..errors import UnsupportedModelError, quote
+from ..device import memory_bytes
+from ..errors import MAX_KEY_CHARS, ConfigError, UnsupportedModelError, quote
 from ..parallel.context import SINGLE, ParallelContext
 from ..storage import Location
-from ..weights.checkpoint import load_dummy_weights, load_weights
+from ..weights.checkpoint import fill_slots, load_dummy_weights, match_weights
 from ..weights.model_slots import weight_slots
 from ..weights.sharded_state import load_sharded_state
 from . import families
@@ -78,10 +79,17 @@ def build_model(
 
     Raises:
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
+        ConfigError: The device has too little memory for the model.
     """
     spec = describe_model(hf_config)
     build = find_family(hf_config).build
-    return build(spec, dtype=dtype, device=torch.device(device), options=options, parallel=parallel)
+    try:
+        return build(spec, dtype=dtype, device=torch.device(device), options=options, parallel=parallel)
+    except RuntimeError as error:  # A size overflows, or the memory is full.
+        raise ConfigError(
+            f"the model that config.json describes cannot be built on {device}: {str(error)[:200]}; check the sizes in "
+            "config.json, or use a smaller model"
+        ) from error
 
 
 def load_model(
@@ -104,18 +112,37 @@ def load_model(
 
     Raises:
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
-        CheckpointError: The weights are missing, damaged, or do not match the config.
+        ConfigError: The model does not fit into the memory of the device.
+        CheckpointError: The weights are missing, damaged, or do not match the config. Their shapes are compared before
+            the memory of the model is allocated.
     """
+    sketch = build_model(hf_config, dtype, "meta", options, parallel)
+    _check_memory(sketch, torch.device(device))
+    if options.load_format == "auto":
+        elsewhere = names_in_checkpoint(hf_config, dtype, options) if parallel.num_ranks > 1 else set()
+        names = elsewhere | options.unused_weights
+        sources = match_weights(weight_slots(sketch), folder, find_family(hf_config).weights, names)
     model = build_model(hf_config, dtype, device, options, parallel)
     if options.load_format == "dummy":
         load_dummy_weights(model)
     elif options.load_format == "sharded_state":
         load_sharded_state(model, folder, parallel)
     else:
-        elsewhere = names_in_checkpoint(hf_config, dtype, options) if parallel.num_ranks > 1 else set()
-        load_weights(model, folder, find_family(hf_config).weights, elsewhere | options.unused_weights)
+        fill_slots(weight_slots(model), sources)
     model.pack()
     return model.eval()
+
+
+def _check_memory(sketch: Decoder, device: torch.device) -> None:
+    """Raises if a model, which is on the meta device, cannot fit into the memory of a device."""
+    tensors = {id(tensor): tensor.nbytes for tensor in (*sketch.parameters(), *sketch.buffers())}
+    needed, most = sum(tensors.values()), memory_bytes(device)
+    if needed > most:
+        raise ConfigError(
+            f"the model that config.json describes takes {needed / 2**20:,.0f} MiB, and {device} has "
+            f"{most / 2**20:,.0f} MiB; check the sizes in config.json (max_position_embeddings too, for which a table "
+            "is made), or use a smaller model or more ranks"
+        )
 
 
 def names_in_checkpoint(hf_config: Any, dtype: torch.dtype, options: ModelOptions = DEFAULT_OPTIONS) -> set[str]:
@@ -139,11 +166,11 @@ def find_family(hf_config: Any) -> Family:
     known = _families()
     family = known.get(names[0]) if names else None
     if family is None:
-        near = difflib.get_close_matches(names[0], known, n=1, cutoff=0.4) if names else []
+        near = difflib.get_close_matches(names[0][:MAX_KEY_CHARS], known, n=1, cutoff=0.4) if names else []
         hint = f"; the nearest is {near[0]}" if near else ""
         raise UnsupportedModelError(
-            f"architectures={list(names)} is not supported; supported are {', '.join(supported_architectures())}, and "
-            f"the same names with the endings {CLASSIFIER} and {BARE}{hint}"
+            f"architectures={quote(list(names))} is not supported; supported are "
+            f"{', '.join(supported_architectures())}, and the same names with the endings {CLASSIFIER} and {BARE}{hint}"
         )
     return family
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import UnsupportedModelError, quote
-from .hf_config import is_positive_number, positive_int
+from .hf_config import MAX_INT, is_positive_number, positive_int
 from .spec import RopeSpec
 
 __all__ = ["rope_max_positions", "rope_spec"]
@@ -73,7 +73,12 @@ def rope_max_positions(config: Any) -> int:
     if parameters["rope_type"] not in ("linear", "yarn"):
         return max_positions
     trained = parameters.get("original_max_position_embeddings") or max_positions
-    return max(max_positions, int(trained * parameters.get("factor", 1.0)))
+    scaled = trained * parameters.get("factor", 1.0)
+    if not is_positive_number(scaled, MAX_INT):
+        raise UnsupportedModelError(
+            f"config field 'rope_parameters' is {quote(parameters)}: its positions are more than {MAX_INT}"
+        )
+    return max(max_positions, int(scaled))
 
 
 def _parameters(config: Any) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from ..errors import CheckpointError, quote
-from ..storage import Location
+from ..storage import Location, read_json, read_json_object
 from ..text.tokenizer import TextSettings
 from .config import PoolerConfig
 from .dense import Dense, read_dense
@@ -104,7 +102,7 @@ def read_text_settings(place: Location) -> TextSettings:
     """
     if not _read_modules(place):
         return TextSettings()
-    bert = _read_object(place, "sentence_bert_config.json")
+    bert = read_json_object(place / "sentence_bert_config.json")
     if bert.get("do_lower_case"):
         raise CheckpointError(f"{place}/sentence_bert_config.json asks for do_lower_case, which is not implemented")
     max_tokens = bert.get("max_seq_length")
@@ -117,7 +115,7 @@ def read_text_settings(place: Location) -> TextSettings:
 
 
 def _default_prompt(place: Location) -> str:
-    config = _read_object(place, "config_sentence_transformers.json")
+    config = read_json_object(place / "config_sentence_transformers.json")
     name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
     if name is None:
         return ""
@@ -131,7 +129,7 @@ def _default_prompt(place: Location) -> str:
 
 
 def _fitting_dense(folder: Location, size: int) -> Dense:
-    dense = read_dense(folder, _read_object(folder, "config.json"))
+    dense = read_dense(folder, read_json_object(folder / "config.json"))
     if dense.weight.shape[1] != size:
         raise CheckpointError(f"{folder} takes vectors of {dense.weight.shape[1]} elements; before it they have {size}")
     return dense
@@ -139,7 +137,7 @@ def _fitting_dense(folder: Location, size: int) -> Dense:
 
 def _read_modules(place: Location) -> list[Module]:
     """Returns the modules of `modules.json`; an empty list if the file does not exist."""
-    found = _read_json(place, "modules.json")
+    found = read_json(place / "modules.json")
     if found is None:
         return []
     if not isinstance(found, list) or not all(isinstance(module, Mapping) for module in found):
@@ -161,7 +159,7 @@ def _read_modules(place: Location) -> list[Module]:
 
 def _read_pooling(folder: Location) -> str:
     """Returns the pooling type that the config of a pooling module asks for, in the new form or the old one."""
-    config = _read_object(folder, "config.json")
+    config = read_json_object(folder / "config.json")
     flags = {name.removeprefix("pooling_mode_"): on for name, on in config.items() if name.startswith("pooling_mode_")}
     modes = [name for name, on in flags.items() if on is True]
     if config.get("pooling_mode") is not None:
@@ -175,21 +173,3 @@ def _read_pooling(folder: Location) -> str:
     if config.get("include_prompt") is False and POOLING_MODES[modes[0]] != "LAST":
         raise CheckpointError(f"{folder}: include_prompt=false, pooling without the prompt, is not implemented")
     return POOLING_MODES[modes[0]]
-
-
-def _read_object(place: Location, name: str) -> Mapping[str, Any]:
-    """Returns the object that a JSON file holds; an empty one if the file does not exist."""
-    content = _read_json(place, name)
-    if content is not None and not isinstance(content, Mapping):
-        raise CheckpointError(f"{place}/{name} must hold an object; got {quote(content)}")
-    return content or {}
-
-
-def _read_json(place: Location, name: str) -> Any:
-    file = place / name
-    if not file.exists():
-        return None
-    try:
-        return json.loads(file.read_text())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read as JSON: {error}; the file is damaged") from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .files import FileInfo, StorageOptions
+from .json_file import read_json, read_json_object
 from .location import BUFFER_BYTES, Location
 from .remote import RemoteFiles
 
-__all__ = ["BUFFER_BYTES", "FileInfo", "Location", "RemoteFiles", "StorageOptions"]
+__all__ = ["BUFFER_BYTES", "FileInfo", "Location", "RemoteFiles", "StorageOptions", "read_json", "read_json_object"]

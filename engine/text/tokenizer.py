@@ -87,7 +87,8 @@ class Tokenizer:
             # Some tokenizer classes load without an error from an empty folder, and then have an empty vocabulary.
             raise ConfigError(f"{folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); {INSTEAD}")
         try:
-            self.hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            # Without trust_remote_code=False, transformers would ask on the terminal whether to run a model's code.
+            self.hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # Each tokenizer class raises other errors for broken files.
             raise ConfigError(f"no tokenizer could be loaded from {folder}: {_first_line(error)}; {INSTEAD}") from error
         self._chat_template = _read_template(chat_template)

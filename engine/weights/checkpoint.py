@@ -7,7 +7,6 @@ names in checkpoints to these names. An unknown tensor and a weight slot without
 
 from __future__ import annotations
 
-import json
 import logging
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -20,13 +19,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, quote
 from ..layers import WeightSlot
-from ..storage import Location
+from ..storage import Location, read_json_object
 from .model_slots import weight_slots
 from .remote import RemoteTensor, iter_remote_tensors
 
 __all__ = [
+    "Sources",
     "StoredTensor",
     "WeightMap",
     "checkpoint_files",
@@ -35,6 +35,7 @@ __all__ = [
     "iter_tensors",
     "load_dummy_weights",
     "load_weights",
+    "match_weights",
     "read_part",
 ]
 
@@ -46,8 +47,14 @@ _LFS_POINTER = b"version https://git-lfs"
 _NUM_THREADS = 8  # While some threads wait for pages of a file, others copy.
 _DUMMY_SCALE = 0.02
 
+MAX_NAME_CHARS = 80
+"""Most characters of a name of a tensor or a file that are shown."""
+
 StoredTensor: TypeAlias = Tensor | RemoteTensor
 """A tensor whose numbers are read when they are used, from a mapped file or from a URL."""
+
+Sources: TypeAlias = Mapping[str, list[tuple[str, StoredTensor]]]
+"""Our name of a weight -> names and tensors of the checkpoint for it, which are two or more if weights are tied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,39 +126,71 @@ def load_weights(
             has a wrong shape or number type.
     """
     slots = weight_slots(model)
-    # No numbers are read yet: local tensors are mapped from their files, whose pages are read when they are copied, and
-    # remote tensors are read when they are cut. So each rank reads only its part of a tensor.
-    sources: dict[int, list[tuple[str, StoredTensor]]] = {slot.key: [] for slot in slots.values()}
+    fill_slots(slots, match_weights(slots, folder, weights, elsewhere))
+    logger.info("loaded %d tensors from %s", len(slots), folder)
+
+
+def match_weights(
+    slots: Mapping[str, WeightSlot],
+    folder: str | Path | Location,
+    weights: WeightMap,
+    elsewhere: Collection[str] = (),
+) -> Sources:
+    """Returns the tensors of a checkpoint for each weight, after a check of names, shapes and number types.
+
+    No numbers are read yet: local tensors are mapped from their files, whose pages are read when they are copied, and
+    remote tensors are read when they are cut. So each rank reads only its part of a tensor.
+
+    Args:
+        slots: The weight slots of the model by our names; the model may be on the meta device.
+        folder: As in `load_weights`.
+        weights: As in `load_weights`.
+        elsewhere: As in `load_weights`.
+
+    Raises:
+        CheckpointError: As in `load_weights`.
+    """
+    sources: dict[str, list[tuple[str, StoredTensor]]] = {}
     unexpected = []
     for name, tensor in iter_tensors(folder):
         try:
             ours = weights.ours(name)
-            if ours is not None and (ours in slots or ours not in elsewhere):
-                sources[slots[ours].key].append((name, tensor))
         except KeyError:
             unexpected.append(name)
-    missing = [weights.theirs(name) for name, slot in slots.items() if not sources[slot.key]]
+            continue
+        if ours is not None and ours in slots:
+            sources.setdefault(ours, []).append((name, tensor))
+        elif ours is not None and ours not in elsewhere:
+            unexpected.append(name)
+    found = {slots[ours].key for ours in sources}
+    missing = [weights.theirs(name) for name, slot in slots.items() if slot.key not in found]
     if missing or unexpected:
         raise CheckpointError(
             f"the weights in {folder} do not match its config.json: missing {_listed(missing)}; unexpected "
             f"{_listed(unexpected)}; check that config.json and the weights belong together"
         )
-    fill_slots({slot.key: slot for slot in slots.values()}, sources)
-    logger.info("loaded %d tensors from %s", len(sources), folder)
+    for ours, slot in slots.items():
+        for name, tensor in sources.get(ours, ()):
+            _check_fits(slot, name, tensor)
+    return sources
 
 
-def fill_slots(slots: Mapping[int, WeightSlot], sources: Mapping[int, list[tuple[str, StoredTensor]]]) -> None:
+def fill_slots(slots: Mapping[str, WeightSlot], sources: Sources) -> None:
     """Fills weight slots, several at once.
 
     Args:
-        slots: The weight slots by `WeightSlot.key`.
-        sources: Key -> names and tensors of the checkpoint for this weight slot; two or more if weights are tied.
+        slots: The weight slots by our names.
+        sources: The tensors of the checkpoint for each weight; of tied weights, one has some.
 
     Raises:
         CheckpointError: A tensor has a wrong shape or number type, or tied tensors differ.
     """
+    by_key = {slot.key: slot for slot in slots.values()}
+    tensors: dict[tuple[int, int], list[tuple[str, StoredTensor]]] = {key: [] for key in by_key}
+    for name, found in sources.items():
+        tensors[slots[name].key] += found
     with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="millrace-weights") as pool:
-        for _ in pool.map(_fill, slots.values(), (sources[key] for key in slots)):
+        for _ in pool.map(_fill, by_key.values(), tensors.values()):
             pass
 
 
@@ -175,16 +214,7 @@ def load_dummy_weights(model: nn.Module) -> None:
 def _fill(slot: WeightSlot, sources: list[tuple[str, StoredTensor]]) -> None:
     """Fills a weight slot from the first source, and checks that the other sources hold the same numbers."""
     for i, (name, tensor) in enumerate(sources):
-        if tensor.shape != slot.whole_shape:
-            asked = list(slot.whole_shape)
-            raise CheckpointError(
-                f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}"
-            )
-        if not slot.accepts(tensor.dtype):
-            taken = " or ".join(map(str, slot.dtypes)) or "floating-point numbers"
-            raise CheckpointError(
-                f"{name} is of {tensor.dtype}, and its layer takes {taken}; use the unquantised model"
-            )
+        _check_fits(slot, name, tensor)
         part = read_part(slot, tensor)
         if i == 0:
             slot.fill(part)
@@ -195,11 +225,23 @@ def _fill(slot: WeightSlot, sources: list[tuple[str, StoredTensor]]) -> None:
             )
 
 
+def _check_fits(slot: WeightSlot, name: str, tensor: StoredTensor) -> None:
+    """Raises `CheckpointError` if a tensor has not the shape of the weight slot, or a type that it does not take."""
+    if tensor.shape != slot.whole_shape:
+        asked = list(slot.whole_shape)
+        raise CheckpointError(
+            f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}"
+        )
+    if not slot.accepts(tensor.dtype):
+        taken = " or ".join(map(str, slot.dtypes)) or "floating-point numbers"
+        raise CheckpointError(f"{name} is of {tensor.dtype}, and its layer takes {taken}; use the unquantised model")
+
+
 def _listed(names: list[str], limit: int = 12) -> str:
     if not names:
         return "none"
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(sorted(names)[:limit]) + rest
+    return ", ".join(name[:MAX_NAME_CHARS] for name in sorted(names)[:limit]) + rest
 
 
 def checkpoint_files(folder: str | Path | Location) -> list[Location]:
@@ -219,10 +261,10 @@ def checkpoint_files(folder: str | Path | Location) -> list[Location]:
         raise CheckpointError(f"{place} holds no weights: looked for {', '.join(_SOURCES)}; found {found}")
     if not source.name.endswith(".json"):
         return [source]
-    try:
-        names = sorted(set(json.loads(source.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{source} is not an index of weight files: {error!r}; fetch it again") from error
+    files = read_json_object(source).get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+        raise CheckpointError(f"{source} is not an index of weight files: weight_map is {quote(files)}; fetch it again")
+    names = sorted(set(files.values()))
     absent = [name for name in names if name not in present]
     if absent:
         raise CheckpointError(f"{source} names files that {place} lacks: {_listed(absent)}; fetch them")

@@ -82,20 +82,21 @@ def load_sharded_state(model: nn.Module, folder: str | Path | Location, parallel
         CheckpointError: A file is missing or damaged, lacks a weight, or has an unknown or misshapen one.
     """
     slots = {name: replace(slot, parts=()) for name, slot in weight_slots(model).items()}
-    sources: dict[int, list[tuple[str, StoredTensor]]] = {slot.key: [] for slot in slots.values()}
+    sources: dict[str, list[tuple[str, StoredTensor]]] = {}
     unexpected = []
     for name, tensor in _read(folder, parallel):
         if name in slots:
-            sources[slots[name].key].append((name, tensor))
+            sources[name] = [(name, tensor)]
         else:
             unexpected.append(name)
-    missing = [name for name, slot in slots.items() if not sources[slot.key]]
+    found = {slots[name].key for name in sources}
+    missing = [name for name, slot in slots.items() if slot.key not in found]
     if missing or unexpected:
         raise CheckpointError(
             f"the files of rank {parallel.rank} in {folder} do not match config.json: missing {missing[:12]}, "
             f"unexpected {unexpected[:12]}; save them again"
         )
-    fill_slots({slot.key: slot for slot in slots.values()}, sources)
+    fill_slots(slots, sources)
 
 
 def _write(part: dict[str, Tensor], target: Path, parallel: ParallelContext, index: int) -> None:

@@ -306,7 +306,7 @@ def test_a_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_damaged_index_is_named(tmp_path: Path, index: str) -> None:
     folder = tiny_checkpoint(tmp_path, "llama", shards=2)
     (folder / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json is not an index"):
+    with pytest.raises(CheckpointError, match=r"index\.json (is not an index|cannot be read|must hold)"):
         load(folder)
 
 
