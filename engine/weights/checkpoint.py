@@ -127,7 +127,6 @@ def load_weights(
     """
     slots = weight_slots(model)
     fill_slots(slots, match_weights(slots, folder, weights, elsewhere))
-    logger.info("loaded %d tensors from %s", len(slots), folder)
 
 
 def match_weights(
@@ -192,6 +191,7 @@ def fill_slots(slots: Mapping[str, WeightSlot], sources: Sources) -> None:
     with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="millrace-weights") as pool:
         for _ in pool.map(_fill, by_key.values(), tensors.values()):
             pass
+    logger.info("loaded %d tensors", len(tensors))
 
 
 def load_dummy_weights(model: nn.Module) -> None:
