@@ -13,7 +13,8 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import ChatTemplateError, ConfigError, quote
+from ..errors import ChatTemplateError, CheckpointError, ConfigError, quote
+from ..storage import Location, read_json_object
 from .chat_templates import MAX_TEMPLATES, ChatTemplates
 from .conversation import CONTENT_FORMATS, ContentFormat, Messages, as_read, check_messages, find_content_forms
 from .detokenizer import INCOMPLETE, decode_continuation, split_text
@@ -29,6 +30,9 @@ TOKENIZER_FILES = (
     "tiktoken.model",
 )
 """Names of tokenizer files. The folder of a tokenizer holds at least one of them."""
+
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
+"""Names of JSON files that a tokenizer is made from besides the `TOKENIZER_FILES`."""
 
 MAX_SPELLINGS = 1024
 """Most spellings of the bad words of a request; a word of many letters has thousands, most of them improbable."""
@@ -90,7 +94,9 @@ class Tokenizer:
             # Without trust_remote_code=False, transformers would ask on the terminal whether to run a model's code.
             self.hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # Each tokenizer class raises other errors for broken files.
-            raise ConfigError(f"no tokenizer could be loaded from {folder}: {_first_line(error)}; {INSTEAD}") from error
+            raise ConfigError(
+                f"no tokenizer could be loaded from {_find_damaged(Path(folder))}: {_first_line(error)}; {INSTEAD}"
+            ) from error
         self._chat_template = _read_template(chat_template)
         self._prefix = texts.prefix
         self._cut = {} if texts.max_tokens is None else {"truncation": True, "max_length": texts.max_tokens}
@@ -282,6 +288,24 @@ class Tokenizer:
         """Returns the text that a token adds inside of a text, where no leading space is stripped."""
         first, both = (self.decode_ids([token_id] * times, skip_special_tokens) for times in (1, 2))
         return both.removeprefix(first)
+
+
+def _find_damaged(folder: Path) -> Path:
+    """Returns the file that keeps a tokenizer from being loaded; the folder if no file by itself does."""
+    from tokenizers import Tokenizer as RustTokenizer
+
+    for file in (folder / name for name in SETTINGS_FILES):
+        try:
+            read_json_object(Location.at(file))
+        except CheckpointError:
+            return file
+    file = folder / "tokenizer.json"
+    try:
+        if file.exists():
+            RustTokenizer.from_file(str(file))
+    except Exception:  # noqa: BLE001  # The library raises plain Exception.
+        return file
+    return folder
 
 
 def _first_line(error: BaseException) -> str:

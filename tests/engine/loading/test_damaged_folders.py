@@ -73,7 +73,10 @@ FAULTS = [
     (make_folder("generation_config.json"), CheckpointError, "generation_config.json cannot be read"),
     (make_folder("config.json"), CheckpointError, "config.json cannot be read"),
     (fields("tokenizer_config.json", tokenizer_class=5), ConfigError, "no tokenizer could be"),
-    (content("tokenizer.json", b"{"), ConfigError, "no tokenizer could be"),
+    (content("tokenizer.json", b"{"), ConfigError, "no tokenizer could be loaded from .*/tokenizer.json:"),
+    (fields("tokenizer.json", model={"type": "BPE"}), ConfigError, "loaded from .*/tokenizer.json:"),
+    (content("tokenizer_config.json", b"\xff{"), ConfigError, "loaded from .*/tokenizer_config.json:"),
+    (content("tokenizer_config.json", b"[]"), ConfigError, "loaded from .*/tokenizer_config.json:"),
 ]
 
 
