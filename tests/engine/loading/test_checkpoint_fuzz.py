@@ -91,7 +91,7 @@ def apply(folder: Path, change: dict[str, Any]) -> None:
     """Makes a change in a folder; a file that the change needs and that is absent becomes an empty object."""
     path, name = folder / change["file"], change["name"]
     path.parent.mkdir(exist_ok=True)
-    content = path.read_text() if path.is_file() else "{}"
+    content = path.read_text(errors="replace") if path.is_file() else "{}"
     if change["kind"] == "folder":
         if path.is_file():
             path.unlink()
