@@ -43,7 +43,7 @@ WRONG = [
     ({"tokenizer": 3}, "tokenizer must be a path or a text without a zero byte; got 3"),
     ({"chat_template": ["{{ x }}"]}, "chat_template must be a path or a text without a zero byte"),
     ({"tokenizer": "a\0b"}, "tokenizer must be a path or a text without a zero byte"),
-    ({"tokenizer": 10**5000}, "tokenizer must be a path or a text; got <int>"),
+    ({"tokenizer": 10**5000}, "tokenizer must be a path or a text without a zero byte; got <int>"),
     ({"dtype": 10**5000}, "dtype must be one of"),
     ({"seed": 10**5000}, "seed must be an integer of at most 64 bits"),
     ({"max_logprobs": 10**5000}, "max_logprobs must be"),

@@ -101,8 +101,7 @@ WRONG_CHATS = [
     ({"chat_template_content_format": np.zeros(2)}, "chat_template_content_format must be"),
     ({"chat_template_kwargs": {"messages": []}}, "refuses the conversation"),
     ({"chat_template_kwargs": {"self": 1}}, "refuses the conversation"),
-    ({"chat_template_kwargs": {"conversation": 1}}, "refuses the conversation"),
-    ({"chat_template_kwargs": {3: 1}}, "mapping of names to values"),
+    ({"chat_template_kwargs": {3: 1}}, "must map names to values"),
     ({"messages": b"hello"}, "messages must be a list"),
 ]
 

@@ -322,7 +322,7 @@ def test_the_default_prompt_precedes_texts_and_long_texts_are_cut(tmp_path):
         ({"pooling_mode": 3}, [], {}, "pooled by 3"),
         ({"pooling_mode_mean_sqrt_len_tokens": True}, [], {}, "pooled by mean_sqrt_len_tokens"),
         ({"pooling_mode_mean_tokens": False}, [], {}, "pooled by no mode, all are off"),
-        ([], [], {}, "must hold an object"),
+        ([], [], {}, "must hold a JSON object"),
         ({}, [("2", "LayerNorm")], {}, "names the module 'LayerNorm'"),
         ({}, [("2", "WeightedLayerPooling")], {}, "names the module 'WeightedLayerPooling'"),
         ({}, [("../2", "Dense")], {}, "must lie in the folder"),
