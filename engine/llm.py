@@ -139,7 +139,7 @@ class LLM:
                 conversations.
             sampling_params: As in `generate`.
             use_tqdm: As in `generate`.
-            chat_template: Jinja text that replaces the tokenizer's template.
+            chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's template.
             add_generation_prompt: Whether the prompt ends with the opening of the assistant's turn.
             continue_final_message: Whether the last message is the beginning of the answer, which the model continues.
             tools: Descriptions of tools, for templates that use them.
@@ -175,6 +175,7 @@ class LLM:
             "content_format": chat_template_content_format,
             **variables,
         }
+        options["chat_template"] = tokenizer.read_template(options["chat_template"])
 
         def render(conversation: Messages, salt: str | None) -> ParsedPrompt:
             return ParsedPrompt(tokenizer.render_chat(conversation, **options), cache_salt=salt)

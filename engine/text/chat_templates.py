@@ -35,7 +35,7 @@ class ChatTemplates:
         self._render = FunctionType(code, {**vars(theirs), name: self._compiled})
         self._render.__defaults__ = theirs.render_jinja_template.__defaults__
 
-    def render(self, template: str, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
+    def render(self, template: str, messages: Sequence[Mapping[str, Any]], /, **variables: Any) -> str:
         """Renders a conversation.
 
         Args:

@@ -1,14 +1,27 @@
-"""Conversations in the form in which chat templates read them: `check_messages`, `find_content_forms`, `as_read`."""
+"""Conversations in the form in which chat templates read them: `check_messages`, `as_read`, `plain_data`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, is_dataclass
+from datetime import date, time
+from decimal import Decimal
+from enum import Enum
 from typing import Any, Literal
+from uuid import UUID
 
 from ..errors import ChatTemplateError, quote
+from .content_forms import Forms
 
-__all__ = ["CONTENT_FORMATS", "ContentFormat", "Messages", "as_read", "check_messages", "find_content_forms"]
+__all__ = [
+    "CONTENT_FORMATS",
+    "ContentFormat",
+    "Messages",
+    "as_read",
+    "check_messages",
+    "plain_data",
+]
 
 ContentFormat = Literal["auto", "string", "openai"]
 """The form of a message's content: ``"string"`` is one text, ``"openai"`` a list of parts ``{"type": "text", ...}``."""
@@ -16,9 +29,6 @@ ContentFormat = Literal["auto", "string", "openai"]
 CONTENT_FORMATS = ("auto", "string", "openai")
 
 Messages = Sequence[Mapping[str, Any]]
-
-TEXT, EXTRA = "millrace-text", "millrace-extra"
-"""Words of the conversations with which a template is tried. A template that prints whole parts prints `EXTRA` too."""
 
 
 def check_messages(messages: Any) -> None:
@@ -51,51 +61,73 @@ def _check_content(index: int, content: Any) -> None:
             raise ChatTemplateError(f"this release takes text only; a message holds the part {quote(part, 80)}")
 
 
-def find_content_forms(render: Callable[[list[dict[str, Any]]], str]) -> frozenset[str]:
-    """Finds out which forms of a message's content a template reads, by rendering a message in each form.
-
-    Args:
-        render: Function that renders a conversation with the template.
-
-    Returns:
-        The forms whose text appears in the prompt: ``"string"``, ``"openai"`` or both; ``"string"`` if there is none.
-    """
-    contents = {"string": TEXT, "openai": [{"type": "text", "text": TEXT, "extra": EXTRA}]}
-    found = set()
-    for form, content in contents.items():
-        try:
-            prompt = render([{"role": "user", "content": content}])
-        except Exception:  # noqa: BLE001  # A template may raise any error for a form that it does not read.
-            continue
-        if TEXT in prompt and EXTRA not in prompt:
-            found.add(form)
-    return frozenset(found or {"string"})
-
-
-def as_read(messages: Messages, forms: frozenset[str]) -> list[dict[str, Any]]:
+def as_read(messages: Messages, forms: Forms) -> list[dict[str, Any]]:
     """Returns a conversation whose contents and tool calls have the form that a template reads.
 
     Args:
         messages: Checked conversation, which is not changed.
-        forms: Forms of contents that the template reads. A content in another form is converted: parts are joined with
-            line breaks, and a text becomes a list of one part.
+        forms: Forms of contents that the template reads, of each role. A content in another form is converted: parts
+            are joined with line breaks, and a text becomes a list of one part.
     """
-    return [_as_read(message, forms) for message in messages]
+    return [_as_read(message, forms.get(message["role"], frozenset({"string"}))) for message in messages]
 
 
 def _as_read(message: Mapping[str, Any], forms: frozenset[str]) -> dict[str, Any]:
-    content = message.get("content")
-    if isinstance(content, str):
-        if "string" not in forms:
-            content = [{"type": "text", "text": content}]
-    elif content is None:
-        content = None if "string" in forms else []
-    elif "openai" not in forms:
-        content = "\n".join(part["text"] for part in content)
-    plain = {**message, "content": content}
+    plain = {**message, "content": _content_as_read(message.get("content"), forms)}
     if isinstance(calls := message.get("tool_calls"), Sequence):
         plain["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
     return plain
+
+
+def _content_as_read(content: Any, forms: frozenset[str]) -> Any:
+    if content is None:
+        return None if "string" in forms else []
+    if not isinstance(content, str):
+        if "openai" in forms:
+            return content
+        content = "\n".join(part["text"] for part in content)
+    return content if "string" in forms else [{"type": "text", "text": content}]
+
+
+def plain_data(what: str, value: Any) -> Any:
+    """Returns a value as JSON has it, e.g. a date as text and an array as a list.
+
+    A template gets no other values: transformers would give it the name of their type.
+
+    Args:
+        what: Name of the value, for the error message.
+        value: The value.
+
+    Raises:
+        ChatTemplateError: The value holds something that JSON has no form for.
+    """
+    try:
+        return json.loads(json.dumps(value, default=_as_json))
+    except Exception as error:  # The methods of an object can raise any error.
+        raise ChatTemplateError(f"{what} must hold values that JSON has; {error!s:.200}; got {quote(value)}") from error
+
+
+def _as_json(value: Any) -> Any:
+    """Returns a value that JSON lacks as one that is nearer to JSON: an array of numpy or torch as a list, say."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence | Set):
+        return list(value)
+    raise TypeError(f"it holds a {type(value).__name__}")
 
 
 def _with_parsed_arguments(call: Any) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Any
 
 from ..errors import ChatTemplateError, CheckpointError, ConfigError, quote
 from ..storage import Location, read_json_object
-from .chat_templates import MAX_TEMPLATES, ChatTemplates
-from .conversation import CONTENT_FORMATS, ContentFormat, Messages, as_read, check_messages, find_content_forms
+from .chat_templates import ChatTemplates
+from .content_forms import ContentForms, Forms
+from .conversation import CONTENT_FORMATS, ContentFormat, Messages, as_read, check_messages, plain_data
 from .detokenizer import INCOMPLETE, decode_continuation, split_text
 
 TOKENIZER_FILES = (
@@ -51,6 +52,12 @@ MAX_NAMED_TOKENS = 1 << 18
 
 MAX_REASON_CHARS = 300
 """Most characters of an error message of a library that are shown."""
+
+MAX_SHORT_CHARS = 32
+"""Longest text that tells calls of a chat template apart; the form in which it reads contents may depend on it."""
+
+OWN_NAMES = frozenset({"messages", "conversations", "self"})
+"""Names that stand for other things where a template is rendered, so that no variable can have them."""
 
 INSTEAD = "pass tokenizer=FOLDER, or skip_tokenizer_init=True to work with token ids only"
 
@@ -101,8 +108,7 @@ class Tokenizer:
         self._prefix = texts.prefix
         self._cut = {} if texts.max_tokens is None else {"truncation": True, "max_length": texts.max_tokens}
         self._spellings_of = lru_cache(MAX_WORDS)(self._list_spellings)
-        self._content_forms = lru_cache(MAX_TEMPLATES)(self._find_content_forms)
-        self._templates = ChatTemplates()
+        self._templates, self._content_forms = ChatTemplates(), ContentForms()
         self.spellings_of_token = lru_cache(MAX_NAMED_TOKENS)(self._list_spellings_of_token)
 
     @property
@@ -207,7 +213,7 @@ class Tokenizer:
                 that are JSON text reach the template as dictionaries.
             add_generation_prompt: Whether the prompt ends with the opening of the assistant's turn.
             continue_final_message: Whether the last message is the beginning of the answer, which the model continues.
-            chat_template: Jinja text that replaces the chat template for this call.
+            chat_template: Jinja text, or name of one of the tokenizer's templates, for this call.
             content_format: Form in which a content reaches the template: ``"string"`` joins parts with line breaks,
                 ``"openai"`` makes a list of parts of a text, ``"auto"`` converts only what the template does not read.
             tools: Descriptions of tools, for templates that use them.
@@ -219,35 +225,66 @@ class Tokenizer:
         Raises:
             ChatTemplateError: There is no chat template, or the template raises an error for the conversation.
         """
-        if not isinstance(chat_template, str | None):
-            raise ChatTemplateError(f"chat_template must be Jinja text; got {quote(chat_template)}")
-        template = chat_template or self._chat_template
+        template = self._chat_template if chat_template is None else chat_template
         if template is None and self.hf.chat_template is None:
             raise ChatTemplateError(
                 "the tokenizer has no chat template; pass chat_template=..., or give a plain prompt instead of messages"
             )
+        if template is not None and not self._is_template(template):
+            raise ChatTemplateError(f"chat_template must be Jinja text; got {quote(template)}")
         if not isinstance(content_format, str) or content_format not in CONTENT_FORMATS:
             raise ConfigError(
                 f"chat_template_content_format must be one of {', '.join(CONTENT_FORMATS)}; got {quote(content_format)}"
             )
+        for name, switch in (
+            ("add_generation_prompt", add_generation_prompt),
+            ("continue_final_message", continue_final_message),
+        ):
+            if not isinstance(switch, bool | int | None):
+                raise ChatTemplateError(f"{name} must be True or False; got {quote(switch)}")
+        if not OWN_NAMES.isdisjoint(template_kwargs):
+            raise ChatTemplateError(f"no variable of a template can be named {', '.join(sorted(OWN_NAMES))}")
         check_messages(messages)
+        variables = {
+            **self.hf.special_tokens_map,
+            **plain_data("chat_template_kwargs", template_kwargs),
+            "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            "tools": _plain_tools(tools),
+        }
+        messages = plain_data("messages", messages)
         try:
-            text = self.hf.get_chat_template(template, tools)
-            forms = self._content_forms(text) if content_format == "auto" else frozenset({content_format})
-            return self._templates.render(
-                text,
-                as_read(messages, forms),
-                add_generation_prompt=add_generation_prompt and not continue_final_message,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                **{**self.hf.special_tokens_map, **template_kwargs},
-            )
+            text = self.hf.get_chat_template(template, variables["tools"])
+            read = as_read(messages, self._forms(text, messages, content_format, variables))
+            return self._templates.render(text, read, continue_final_message=continue_final_message, **variables)
         except Exception as error:  # A template can raise any error of Jinja and of its own code.
             raise ChatTemplateError(f"the chat template refuses the conversation: {_first_line(error)}") from error
 
-    def _find_content_forms(self, template: str) -> frozenset[str]:
-        variables = self.hf.special_tokens_map
-        return find_content_forms(lambda messages: self._templates.render(template, messages, **variables))
+    def _forms(self, template: str, messages: Messages, given: ContentFormat, variables: Mapping[str, Any]) -> Forms:
+        """Returns the forms of contents that a template reads, which the caller may have given."""
+        if given != "auto":
+            return dict.fromkeys([message["role"] for message in messages], frozenset({given}))
+        names = frozenset((name, value is None, _short(value)) for name, value in variables.items())
+        parsed = as_read(messages, {})
+        return self._content_forms.find(
+            lambda tried: self._templates.render(template, tried, **variables), template, parsed, names
+        )
+
+    def _is_template(self, template: Any) -> bool:
+        """Returns whether a value is Jinja text, or the name of one of the tokenizer's templates."""
+        named = self.hf.chat_template if isinstance(self.hf.chat_template, dict) else ()
+        return isinstance(template, str) and ("{" in template or template in named)
+
+    def read_template(self, template: Any) -> Any:
+        """Returns the Jinja text of a chat template that the caller of an `LLM` gives to a call.
+
+        Args:
+            template: Jinja text, name of a template of the tokenizer, or path of a file with Jinja text.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        is_path = isinstance(template, str) and template and not self._is_template(template)
+        return _read_template(template) if is_path else template
 
     def bad_word_ids(self, words: Sequence[str]) -> list[list[int]]:
         """Returns the lists of token ids that spell words: at the start of a text, after a space, inside of a text.
@@ -311,6 +348,21 @@ def _find_damaged(folder: Path) -> Path:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:MAX_REASON_CHARS] if lines else type(error).__name__
+
+
+def _plain_tools(tools: Any) -> list[Any] | None:
+    """Returns descriptions of tools as plain data; a function is left to transformers, which describes it."""
+    if tools is None:
+        return None
+    if isinstance(tools, str | bytes | Mapping) or not isinstance(tools, Iterable):
+        raise ChatTemplateError(f"tools must be a list of descriptions; got {quote(tools)}")
+    return [tool if callable(tool) else plain_data("tools", tool) for tool in tools]
+
+
+def _short(value: Any) -> Any:
+    """Returns a value if it is a number or a short text, else None."""
+    is_short = len(value) <= MAX_SHORT_CHARS if isinstance(value, str) else isinstance(value, int | float)
+    return value if is_short else None
 
 
 def _read_template(template: str | None) -> str | None:

@@ -288,3 +288,10 @@ def test_a_template_without_end_costs_its_conversation(llm):
     assert bad.error.kind == "ChatTemplateError"
     assert good.error is None
     assert good.prompt == "hi"
+
+
+def test_a_chat_template_of_a_call_may_be_a_file(llm, tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_text("{{ messages[0].content }}!")
+    (output,) = llm.chat([{"role": "user", "content": "hi"}], use_tqdm=False, chat_template=str(path))
+    assert output.prompt == "hi!"

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
@@ -53,6 +57,135 @@ def test_the_form_of_contents_can_be_set(tokenizer):
     assert tokenizer.render_chat([{"role": "user", "content": PARTS}], chat_template=AS_EITHER, content_format="string")
     with pytest.raises(ConfigError, match="must be one of auto, string, openai; got 'parts'"):
         tokenizer.render_chat(messages, content_format="parts")
+
+
+BY_ROLE = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'user' %}{% for p in m.content %}{{ p.text }}{% endfor %}"
+    "{% else %}{{ m.content | trim }}{% endif %}{% endfor %}"
+)
+SYSTEM_NEEDED = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}" + AS_PARTS
+VARIANT_NEEDED = "{% if variant is undefined %}{{ raise_exception('no variant') }}{% endif %}" + AS_PARTS
+IN_CAPITALS = AS_PARTS.replace("{{ part['text'] }}", "{{ part['text'] | upper | replace(' ', '_') }}")
+NOT_THE_LAST = AS_PARTS.replace("in messages %}", "in messages[:-1] %}")
+FIRST_PART = "{% for m in messages %}<{{ m.role }}>{{ m.content[0].text }}{% endfor %}"
+VISION = (  # As in Llama 3.2 Vision: the user's content in either form, the others' as text.
+    "{% for m in messages %}<{{ m.role }}>{% if m.role != 'user' or m.content is string %}{{ m.content | trim }}"
+    "{% else %}{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "user"),
+    [
+        (BY_ROLE, "Be\nbrief", "What isup?"),
+        (VISION, "Be\nbrief", "What isup?"),
+        (FIRST_PART, "Be\nbrief", "What is\nup?"),
+        (SYSTEM_NEEDED, "Bebrief", "What isup?"),
+        (VARIANT_NEEDED, "Bebrief", "What isup?"),
+        (IN_CAPITALS, "BEBRIEF", "WHAT_ISUP?"),
+        (NOT_THE_LAST, "Bebrief", "What isup?"),
+    ],
+    ids=["by role", "vision", "first part", "system needed", "variant needed", "in capitals", "not the last"],
+)
+@pytest.mark.parametrize("as_parts", [True, False])
+def test_each_role_gets_contents_in_the_form_that_a_template_reads(tokenizer, template, system, user, as_parts):
+    parts = [{"type": "text", "text": "Be"}, {"type": "text", "text": "brief"}]
+    contents = {"system": (parts, system), "user": (PARTS, user), "assistant": (parts, system), "tool": (parts, system)}
+    messages = [
+        {"role": role, "content": given if as_parts else shown} for role, (given, shown) in contents.items()
+    ] + [{"role": "user", "content": "end"}]
+    expected = "".join(f"<{role}>{shown}" for role, (_, shown) in contents.items())
+    rendered = tokenizer.render_chat(messages, chat_template=template, variant=1)
+    assert rendered.lower() == (expected + ("" if template == NOT_THE_LAST else "<user>end")).lower()
+
+
+def test_a_template_that_refuses_a_form_in_one_role_is_tried_in_the_others(tokenizer):
+    template = "{% if messages[0].content is not string %}{{ raise_exception('text!') }}{% endif %}" + BY_ROLE
+    messages = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "hi"}]
+    assert tokenizer.render_chat(messages, chat_template=template) == "<system>Be brief<user>hi"
+
+
+def test_a_role_whose_text_reaches_no_prompt_is_named_once(tokenizer, caplog):
+    template = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    messages = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "hi"}]
+    assert [tokenizer.render_chat(messages, chat_template=template) for _ in range(2)] == ["hi", "hi"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "the chat template shows no text of messages with the role 'system'"
+    ]
+
+
+def test_a_template_of_a_call_is_no_path(tokenizer, tmp_path):
+    """A template may come from a row, which must not read files; `LLM.chat` reads the file that its caller names."""
+    path = tmp_path / "chat.jinja"
+    path.write_text(AS_TEXT)
+    with pytest.raises(ChatTemplateError, match="must be Jinja text"):
+        tokenizer.render_chat([{"role": "user", "content": "hi"}], chat_template=str(path))
+    assert tokenizer.read_template(str(path)) == AS_TEXT
+    assert tokenizer.read_template(AS_TEXT) == AS_TEXT
+    with pytest.raises(ConfigError, match="neither Jinja text nor a readable file"):
+        tokenizer.read_template(str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations", "self"])
+def test_a_variable_that_stands_for_something_else_is_refused(tokenizer, name):
+    with pytest.raises(ChatTemplateError, match="can be named conversations, messages, self"):
+        tokenizer.render_chat([{"role": "user", "content": "hi"}], **{name: 1})
+
+
+@pytest.mark.parametrize("name", ["tools", "add_generation_prompt", "continue_final_message", "chat_template"])
+def test_an_argument_of_a_wrong_type_is_named(tokenizer, name):
+    for value in (np.array([1, 2]), object()):
+        with pytest.raises(ChatTemplateError, match=f"(?i){name}"):
+            tokenizer.render_chat([{"role": "user", "content": "hi"}], **{"chat_template": AS_TEXT, name: value})
+
+
+WHAT_JSON_LACKS = {
+    "ids": np.array([1, 2]),
+    "when": date(2024, 5, 1),
+    "at": np.datetime64("2024-05-01T12:30"),
+    "price": Decimal("1.50"),
+    "id": UUID(int=5),
+    "names": {"a"},
+    "data": b"ab",
+    "score": np.float32(0.5),
+    "big": 12345678901234567890123,
+    "none": None,
+}
+AS_JSON = {
+    "ids": [1, 2],
+    "when": "2024-05-01",
+    "at": "2024-05-01T12:30:00",
+    "price": "1.50",
+    "id": "00000000-0000-0000-0000-000000000005",
+    "names": ["a"],
+    "data": "ab",
+    "score": 0.5,
+    "big": 12345678901234567890123,
+    "none": None,
+}
+
+
+def test_values_that_json_lacks_reach_the_prompt_as_they_are_written_in_json(tokenizer):
+    call = {"type": "function", "function": {"name": "weather", "arguments": WHAT_JSON_LACKS}}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    assert json.loads(tokenizer.render_chat(messages, chat_template=CALLS)) == AS_JSON
+    for name in ("tools", "documents", "given"):
+        template = AS_TEXT + f"|{{{{ {name}[0] | tojson }}}}"
+        rendered = tokenizer.render_chat(
+            [{"role": "user", "content": "hi"}], chat_template=template, **{name: [WHAT_JSON_LACKS]}
+        )
+        assert json.loads(rendered.partition("|")[2]) == AS_JSON
+
+
+@pytest.mark.parametrize("value", [object(), b"\xff", print], ids=["object", "bytes", "function"])
+def test_a_value_that_json_has_no_form_for_is_refused(tokenizer, value):
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"x": value}}}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    with pytest.raises(ChatTemplateError, match="messages must hold values that JSON has"):
+        tokenizer.render_chat(messages, chat_template=CALLS)
+    with pytest.raises(ChatTemplateError, match="chat_template_kwargs must hold values that JSON has"):
+        tokenizer.render_chat([{"role": "user", "content": "hi"}], chat_template=AS_TEXT, given=value)
 
 
 @pytest.mark.parametrize(
