@@ -10,15 +10,12 @@ from tqdm.auto import tqdm
 
 from .engine import LLMEngine
 from .errors import ConfigError, UserError, quote
-from .inputs import ParsedPrompt, encode_text
+from .inputs import Parsed, ParsedPrompt, attempt, encode_text
 from .request import EngineOutput, Request, longest_first
 
-__all__ = ["Call", "OnError", "Parsed", "attempt", "one_for_each"]
+__all__ = ["Call", "OnError", "as_list", "one_for_each"]
 
 OnError = Literal["raise", "return"]
-
-Parsed = ParsedPrompt | UserError
-"""A prompt, or the error that says why the prompt cannot be run."""
 
 MakeRequest = Callable[..., Request]
 """The class of the requests of a call: `GenerateRequest` or `PoolingRequest`."""
@@ -44,8 +41,10 @@ class Call:
     def __post_init__(self) -> None:
         if not isinstance(self.on_error, str) or self.on_error not in ("raise", "return"):
             raise ConfigError(f"on_error must be 'raise' or 'return'; got {quote(self.on_error)}")
-        if not isinstance(self.use_tqdm, bool) and not callable(self.use_tqdm):
-            raise ConfigError(f"use_tqdm must be True, False or a function; got {quote(self.use_tqdm)}")
+        if not isinstance(self.use_tqdm, int | None) and not callable(self.use_tqdm):
+            raise ConfigError(
+                f"use_tqdm must be True, False or a function that makes a bar; got {quote(self.use_tqdm)}"
+            )
 
     def tokenize(self, parsed: list[Parsed], add_special_tokens: bool = True) -> None:
         """Tokenises all prompts that are texts, together, and puts the results into the list `parsed`.
@@ -135,12 +134,14 @@ class Call:
                     progress.count(output)
 
 
-def attempt(parse: Callable[..., Any], *args: Any) -> Any:
-    """Calls `parse` with the arguments and returns its result; a `UserError` is returned too, and not raised."""
+def as_list(what: str, given: Any) -> Any:
+    """Returns an array of numpy or torch as a list, and any other value as it is; `what` is its name, for the error."""
+    if not hasattr(given, "tolist"):
+        return given
     try:
-        return parse(*args)
-    except UserError as error:
-        return error
+        return given.tolist()
+    except Exception as error:  # A tensor without numbers, e.g. on the meta device, raises errors of several kinds.
+        raise ConfigError(f"{what} must hold values that can be read; {error!s:.200}; got {quote(given)}") from error
 
 
 def one_for_each(what: str, given: Any, num_prompts: int) -> list[Any]:
@@ -154,6 +155,7 @@ def one_for_each(what: str, given: Any, num_prompts: int) -> list[Any]:
     Raises:
         ConfigError: The length of the sequence is not the number of prompts.
     """
+    given = as_list(what, given)
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Sequence):
         return [given] * num_prompts
     if len(given) != num_prompts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -17,6 +17,7 @@ from .errors import (
     PromptTooLongError,
     PromptTypeError,
     TokenOutOfVocabularyError,
+    UserError,
     quote,
     unknown_key_message,
 )
@@ -262,14 +263,39 @@ class PromptReader:
         return f"; the token is {text} of the tokenizer, which has more tokens than the model"
 
 
+Parsed = ParsedPrompt | UserError
+"""A prompt, or the error that says why the prompt cannot be run."""
+
+
+def attempt(parse: Callable[..., Any], *args: Any) -> Any:
+    """Calls `parse` with the arguments and returns its result; a `UserError` is returned too, and not raised."""
+    try:
+        return parse(*args)
+    except UserError as error:
+        return error
+
+
 def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
     """Returns the token ids of one text.
 
     Raises:
         PromptTypeError: The tokenizer cannot read the text, e.g. because it holds half of a surrogate pair.
     """
+    return _encode(lambda: tokenizer.encode_batch([text], add_special_tokens)[0])
+
+
+def encode_pair(tokenizer: Tokenizer, first: str, second: str) -> ParsedPrompt:
+    """Returns one prompt of two texts, with the separators that the model expects in a pair.
+
+    Raises:
+        PromptTypeError: The tokenizer cannot read one of the texts.
+    """
+    return ParsedPrompt(token_ids=_encode(lambda: tokenizer.encode_pair(first, second)))
+
+
+def _encode(encode: Callable[[], list[int]]) -> list[int]:
     try:
-        return tokenizer.encode_batch([text], add_special_tokens)[0]
+        return encode()
     except Exception as error:  # The Rust tokenizer raises plain TypeError or UnicodeError for text it cannot read.
         raise PromptTypeError(
             f"Prompt text should be valid Unicode; the tokenizer refuses it: {error!s:.200}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
-from .call import Call, OnError, attempt, one_for_each
+from .call import Call, OnError, as_list, one_for_each
 from .config import EngineConfig
 from .engine import EngineStats, LLMEngine
 from .errors import (
@@ -24,7 +24,7 @@ from .errors import (
     quote,
     unknown_key_message,
 )
-from .inputs import ParsedPrompt, PromptType, describe, parse_prompt
+from .inputs import Parsed, ParsedPrompt, PromptType, attempt, describe, parse_prompt
 from .outputs import RequestOutput
 from .pooling.outputs import (
     ClassificationRequestOutput,
@@ -221,10 +221,24 @@ class LLM:
                 ``"raise"``.
             EngineError: As in `generate`.
         """
+        parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
+        asked = {"use_tqdm": use_tqdm, "priority": priority, "on_error": on_error, **vllm_kwargs}
+        return self._pool(parsed, pooling_params, pooling_task, **asked)
+
+    def _pool(
+        self,
+        parsed: list[Parsed],
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None,
+        task: str | None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        priority: Sequence[int] | None = None,
+        on_error: OnError = "raise",
+        **vllm_kwargs: Any,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """Makes a vector of each prompt, see `encode`."""
         _check_neutral("encode", vllm_kwargs)
         call = self._call(use_tqdm, on_error)
-        parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
-        params = self._pooling_params(pooling_params, pooling_task, len(parsed))
+        params = self._pooling_params(pooling_params, task, len(parsed))
         call.tokenize(parsed)
         return call.run(parsed, PoolingRequest, params, priority)
 
@@ -249,6 +263,7 @@ class LLM:
             UserError: As in `encode`.
             EngineError: As in `generate`.
         """
+        _check_no_task("embed", kwargs)
         pooled = self.encode(prompts, pooling_params, pooling_task="embed", **kwargs)
         return [EmbeddingRequestOutput.from_base(one, embedding_of(one.outputs)) for one in pooled]
 
@@ -273,6 +288,7 @@ class LLM:
             UserError: As in `encode`.
             EngineError: As in `generate`.
         """
+        _check_no_task("classify", kwargs)
         pooled = self.encode(prompts, pooling_params, pooling_task="classify", **kwargs)
         return [ClassificationRequestOutput.from_base(one, classes_of(one.outputs)) for one in pooled]
 
@@ -304,10 +320,11 @@ class LLM:
             UserError: As in `encode`; or the engine classifies into several classes.
             EngineError: As in `generate`.
         """
+        _check_no_task("score", kwargs)
         pairs = pair_up(data_1, data_2)
         task = self.llm_engine.task
         scoring = task.scoring(self.llm_engine.tokenizer)
-        pooled = self.encode(scoring.prompts(pairs), pooling_params, pooling_task=task.name, **kwargs)
+        pooled = self._pool(scoring.prompts(pairs), pooling_params, task.name, **kwargs)
         return scoring.outputs(pooled)
 
     def get_tokenizer(self) -> Any:
@@ -407,12 +424,16 @@ def _check_neutral(method: str, given: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={quote(value)} is not supported in this release; it can be {allowed}")
 
 
+def _check_no_task(method: str, kwargs: Mapping[str, Any]) -> None:
+    if "pooling_task" in kwargs:
+        raise ConfigError(f"LLM.{method} knows its task; leave pooling_task out, or call LLM.encode")
+
+
 def _as_prompts(prompts: Any) -> list[Any]:
     """Returns a list of prompts. A single prompt becomes a list of one; a list of integers is a single prompt."""
     if isinstance(prompts, str | bytes | Mapping):
         return [prompts]
-    if hasattr(prompts, "tolist"):
-        prompts = prompts.tolist()
+    prompts = as_list("prompts", prompts)
     if not isinstance(prompts, Iterable):
         raise PromptTypeError(
             f"Prompt should be a string, list of tokens, or dictionary, or a list of them; got {type(prompts).__name__}"

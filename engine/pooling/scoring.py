@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import ConfigError, PromptTypeError
+from ..inputs import Parsed, attempt, encode_pair, parse_prompt
 from ..text.tokenizer import Tokenizer
 from .outputs import PoolingOutput, PoolingRequestOutput, ScoringOutput, ScoringRequestOutput
 
@@ -49,8 +50,8 @@ def _texts(name: str, data: Any) -> list[str]:
 class Scoring(Protocol):
     """Scores pairs of texts for a task: makes the prompts to pool, and turns the vectors of the prompts into scores."""
 
-    def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[Any]:
-        """Returns the prompts to pool, in the order of the pairs."""
+    def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[Parsed]:
+        """Returns the prompts to pool, in the order of the pairs; an error in the place of one that cannot be run."""
         ...
 
     def outputs(self, pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
@@ -68,9 +69,9 @@ class PairScoring:
 
     tokenizer: Tokenizer
 
-    def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+    def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[Parsed]:
         """Returns one prompt of token ids for each pair, see `Scoring.prompts`."""
-        return self.tokenizer.encode_pairs(pairs)
+        return [attempt(encode_pair, self.tokenizer, *pair) for pair in pairs]
 
     def outputs(self, pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
         """Returns the probability of the class for each pair, see `Scoring.outputs`."""
@@ -80,9 +81,9 @@ class PairScoring:
 class CosineScoring:
     """Scoring by the cosine of the embeddings of the two texts of a pair."""
 
-    def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
+    def prompts(self, pairs: Sequence[tuple[str, str]]) -> list[Parsed]:
         """Returns two prompts for each pair, its texts, see `Scoring.prompts`."""
-        return [text for pair in pairs for text in pair]
+        return [attempt(parse_prompt, text) for pair in pairs for text in pair]
 
     def outputs(self, pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
         """Returns the cosine of vectors 2 i and 2 i + 1 as the score of pair i, see `Scoring.outputs`."""

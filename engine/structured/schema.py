@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import quote
+
 FORMATS = frozenset({
     "date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid",
 })  # fmt: skip
@@ -23,6 +25,9 @@ VALUES = ("const", "enum", "default", "examples", "example", "required", "depend
 
 ANNOTATIONS = frozenset({"type", "title", "description"})
 """Keywords that say nothing about a name, which is a string in any case."""
+
+KINDS: dict[str, type] = {"pattern": str, "const": str, "enum": list, "minLength": int, "maxLength": int}
+"""Keywords for the names of an object -> the type of the value."""
 
 
 def fit_schema(schema: Any) -> tuple[Any, list[str]]:
@@ -67,7 +72,8 @@ def _name_properties(part: dict[str, Any], root: Mapping[str, Any], lost: set[st
     """Returns the schema of an object with `patternProperties` in the place of `propertyNames`."""
     names = part.pop("propertyNames")
     if isinstance(names, dict) and str(names.get("$ref")).startswith("#/$defs/"):
-        names = root.get("$defs", {}).get(names["$ref"].removeprefix("#/$defs/"))
+        defined = root.get("$defs")
+        names = defined.get(names["$ref"].removeprefix("#/$defs/")) if isinstance(defined, dict) else None
     others = part.get("additionalProperties", True)
     if names is True or others is False or (isinstance(names, dict) and names.keys() <= ANNOTATIONS):
         return part
@@ -81,10 +87,13 @@ def _name_properties(part: dict[str, Any], root: Mapping[str, Any], lost: set[st
 def _pattern_of(names: Any) -> str | None:
     """Returns the regular expression that the names of an object follow; None if their schema says it otherwise."""
     said = {name: value for name, value in names.items() if name not in ANNOTATIONS} if isinstance(names, dict) else {}
+    for name, value in said.items():
+        if not isinstance(value, KINDS.get(name, object)) or isinstance(value, bool):
+            raise ValueError(f"propertyNames has the {name} {quote(value, 80)}, which is no {KINDS[name].__name__}")
     if said.keys() == {"pattern"}:
-        return str(said["pattern"])
+        return said["pattern"]
     if said.keys() == {"const"}:
-        return f"^{re.escape(str(said['const']))}$"
+        return f"^{re.escape(said['const'])}$"
     if said.keys() == {"enum"}:
         return f"^({'|'.join(re.escape(str(one)) for one in said['enum'])})$"
     if said and said.keys() <= {"minLength", "maxLength"}:

@@ -152,9 +152,9 @@ class Tokenizer:
             for text, ids in zip(texts, encoded, strict=True)
         ]
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """Returns the token ids of each pair as one prompt, with the separators that the model expects in a pair."""
-        return [self.hf(first, second, return_attention_mask=False)["input_ids"] for first, second in pairs]
+    def encode_pair(self, first: str, second: str) -> list[int]:
+        """Returns the token ids of two texts as one prompt, with the separators that the model expects in a pair."""
+        return self.hf(first, second, return_attention_mask=False)["input_ids"]
 
     def decode_ids(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of tokens, decoded without the tokens before them."""

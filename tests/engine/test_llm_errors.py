@@ -99,8 +99,8 @@ def test_an_argument_of_another_type_is_named(llm, arguments, message):
 WRONG_CHATS = [
     ({"chat_template": np.zeros(2)}, "chat_template must be"),
     ({"chat_template_content_format": np.zeros(2)}, "chat_template_content_format must be"),
-    ({"chat_template_kwargs": {"messages": []}}, "refuses the conversation"),
-    ({"chat_template_kwargs": {"self": 1}}, "refuses the conversation"),
+    ({"chat_template_kwargs": {"messages": []}}, "can be named"),
+    ({"chat_template_kwargs": {"self": 1}}, "can be named"),
     ({"chat_template_kwargs": {3: 1}}, "must map names to values"),
     ({"messages": b"hello"}, "messages must be a list"),
 ]
@@ -112,6 +112,36 @@ def test_an_argument_of_chat_of_another_type_is_a_short_error(llm, arguments, me
     with pytest.raises(UserError, match=message) as caught:
         llm.chat(sampling_params=SamplingParams(max_tokens=2), **asked)
     assert len(str(caught.value)) < 500
+
+
+def test_arrays_are_lists_of_priorities_and_salts(llm):
+    params = SamplingParams(temperature=0, max_tokens=2)
+    for priority in (np.array([1, 0]), torch.tensor([1, 0]), np.array(1)):
+        outputs = llm.generate(["a", "b"], params, use_tqdm=False, priority=priority)
+        assert [output.error for output in outputs] == [None, None]
+    with pytest.raises(ConfigError, match=r"prompts \(2\) and priorities \(3\)"):
+        llm.generate(["a", "b"], params, use_tqdm=False, priority=np.array([1, 2, 3]))
+
+
+NO_VALUES = {"an array": np.array([1, 2]), "a tensor": torch.zeros(2, device="meta"), "an object": object()}
+
+
+@pytest.mark.parametrize("wrong", NO_VALUES.values(), ids=NO_VALUES)
+@pytest.mark.parametrize(
+    "name", ["on_error", "use_tqdm", "sampling_params", "chat_template_content_format", "tools", "chat_template_kwargs"]
+)
+def test_an_argument_of_a_wrong_type_is_named(llm, name, wrong):
+    given = {"use_tqdm": False, name: wrong}
+    with pytest.raises(UserError, match="(?i)" + name.removeprefix("sampling_")) as error:
+        llm.chat([{"role": "user", "content": "hi"}], **given)
+    assert len(str(error.value)) < 600
+
+
+def test_a_variable_that_a_template_cannot_have_fails_its_conversation(llm):
+    chat = [{"role": "user", "content": "hi"}]
+    kwargs = {"messages": []}
+    (output,) = llm.chat(chat, use_tqdm=False, chat_template_kwargs=kwargs, on_error="return")
+    assert output.error.kind == "ChatTemplateError" and "can be named" in output.error.message
 
 
 def test_parameters_that_forbid_every_token_say_so(llm):

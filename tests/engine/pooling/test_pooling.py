@@ -157,6 +157,15 @@ def test_a_score_is_a_cosine_or_a_class(tiny_model, tmp_path):
         both = llm.get_tokenizer()("a mill", "a wheel")["input_ids"]
         (same,) = llm.classify([both], use_tqdm=False)
         assert score.prompt_token_ids == both and [score.outputs.score] == same.outputs.probs
+        scores = llm.score("a mill", ["\ud800", "a wheel"], use_tqdm=False, on_error="return")
+        assert "valid Unicode" in scores[0].error.message and scores[1].outputs == score.outputs
+        with pytest.raises(ConfigError, match="score knows its task; leave pooling_task out"):
+            llm.score("a", "b", pooling_task="classify")
+        for wrong in (np.array([1, 2]), object(), torch.ones(2)):
+            with pytest.raises((ConfigError, PoolingParamsError), match="param"):
+                llm.classify(["a", "b"], pooling_params=wrong)
+            with pytest.raises(PoolingParamsError, match="task"):
+                llm.encode(["a", "b"], pooling_task=wrong)
     two = tiny_classifier(tmp_path / "two", "llama", num_labels=2)
     with engine(two) as llm, pytest.raises(ConfigError, match="of one class; this one has 2"):
         llm.score("a", "b")

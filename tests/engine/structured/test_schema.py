@@ -82,3 +82,20 @@ def test_a_schema_of_the_caller_is_not_changed() -> None:
     before = json.dumps(schema)
     assert fit_schema(schema) == ({"items": {}}, ["uniqueItems"])
     assert json.dumps(schema) == before
+
+
+@pytest.mark.parametrize(
+    "names",
+    [{"enum": 5}, {"enum": "ab"}, {"const": 5}, {"pattern": [1]}, {"minLength": "a"}, {"maxLength": True}],
+    ids=str,
+)
+def test_names_of_a_wrong_type_are_refused(names):
+    schema = {"type": "object", "propertyNames": names}
+    with pytest.raises(SamplingParamsError, match=f"propertyNames has the {next(iter(names))}"):
+        check_compiles(StructuredOutputsParams(json=schema))
+
+
+@pytest.mark.parametrize("defined", [[1], 5, None, "a", {"other": {}}], ids=str)
+def test_names_that_are_defined_nowhere_are_lost_or_refused(defined):
+    schema = {"type": "object", "propertyNames": {"$ref": "#/$defs/name"}, "$defs": defined}
+    assert fit_schema(schema)[1] == ["propertyNames"]
