@@ -218,15 +218,17 @@ class PromptReader:
         if prompt.embeddings is None:
             read = ReadPrompt(self._tokenize(prompt.text, prompt.token_ids))
         else:
-            read = self._read_embeddings(prompt)
+            read = self._read_embeddings(prompt, num_new_tokens)
         self._check(read.token_ids, num_new_tokens)
         return read
 
-    def _read_embeddings(self, prompt: ParsedPrompt) -> ReadPrompt:
+    def _read_embeddings(self, prompt: ParsedPrompt, num_new_tokens: int) -> ReadPrompt:
         if self.prompt_embeds is None:
             raise ConfigError("this engine takes no prompt_embeds; construct it with enable_prompt_embeds=True")
         if prompt.token_ids is not None:
             raise PromptTypeError("a prompt has prompt_token_ids and prompt_embeds; give one of the two")
+        # The tensor may be a view that is much larger than its memory, so its length is checked before it is copied.
+        self._check_length(self.prompt_embeds.check(prompt.embeddings), num_new_tokens)
         span = self.prompt_embeds.read(prompt.embeddings)
         return ReadPrompt([PLACEHOLDER] * span.end, (span,))
 
@@ -247,10 +249,13 @@ class PromptReader:
                 f"Token id {quote(wrong, 60)} is out of vocabulary: the model's ids are 0 to {self.vocab_size - 1}"
                 + self._origin(wrong)
             )
-        if len(token_ids) + num_new_tokens > self.max_model_len:
+        self._check_length(len(token_ids), num_new_tokens)
+
+    def _check_length(self, num_tokens: int, num_new_tokens: int) -> None:
+        if num_tokens + num_new_tokens > self.max_model_len:
             room = " with room for one new token" if num_new_tokens else ""
             raise PromptTooLongError(
-                f"The prompt has {len(token_ids)} tokens, which is longer than the maximum model length of "
+                f"The prompt has {num_tokens} tokens, which is longer than the maximum model length of "
                 f"{self.max_model_len}{room}. Please reduce the length of the prompt, or "
                 "construct the engine with a larger max_model_len if the model allows it"
             )

@@ -76,7 +76,8 @@ class SamplingParams:
         include_stop_str_in_output: Whether the text includes the stop string that ended it.
         logit_bias: Token id -> number that is added to its logit.
         allowed_token_ids: Token ids that can be generated; None for all.
-        bad_words: Words that must not be generated.
+        bad_words: Words that must not be generated, of at most 1,000 characters each. A word is found in any spelling,
+            but not where it begins in the middle of a token with other letters before it.
         structured_outputs: Constraint that the output must satisfy: a schema, an expression, a choice or a grammar;
             None for no constraint. It may be given as a mapping of the fields of `StructuredOutputsParams`.
 
@@ -228,6 +229,8 @@ class SamplingParams:
             words = getattr(self, name) or []
             if not all(isinstance(word, str) and word and is_unicode(word) for word in words):
                 raise _wrong(name, words, "non-empty strings of valid Unicode")
+        if any(len(word) > MAX_WORD_CHARS for word in self.bad_words or ()):
+            raise _wrong("bad_words", self.bad_words, f"words of at most {MAX_WORD_CHARS} characters")
         for name in ("stop_token_ids", "allowed_token_ids"):
             ids = getattr(self, name) or []
             if not all(_is_number(token_id, int) for token_id in ids):
@@ -277,6 +280,9 @@ NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "prompt_logprobs": (int, -1, 2**31 - 1, "an integer of at least 0, -1 for the whole vocabulary, or None"),
 }
 """Field -> (type, lowest value, highest value, allowed values in words)."""
+
+MAX_WORD_CHARS = 1000
+"""Most characters of a bad word."""
 
 MAX_ID_DIGITS = 18
 """Most digits of a token id that is given as text."""

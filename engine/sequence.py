@@ -11,12 +11,15 @@ from collections import abc
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from .embeds.span import EmbeddedSpan
 from .errors import RequestError
 from .outputs import Logprob
 from .sampling_params import ALL_FORBIDDEN, NO_TOKEN, SamplingParams
 from .structured.grammar import Grammar
 from .text.detokenizer import StopStringMatcher
+from .text.spellings import NO_EDGES
 
 
 class SequenceStatus(enum.Enum):
@@ -49,7 +52,7 @@ class Sequence:
         priority: Priority; sequences with lower numbers run first.
         arrival: Number of sequences that the scheduler got before this one.
         matcher: Matcher that finds stop strings in the output; None if there are no stop strings.
-        bad_word_ids: Lists of token ids that must not occur in the output.
+        bad_word_edges: Spellings of words that must not occur in the output, as `Speller` returns them.
         cache_salt: Bytes that the block hashes begin with. Only sequences with equal salts share cached blocks.
         spans: Parts of the prompt that are given as embeddings, in order. Their token ids are placeholders.
         reads_prefix_cache: Whether cached blocks may be used for the beginning of the prompt.
@@ -86,7 +89,7 @@ class Sequence:
     priority: int = 0
     arrival: int = 0
     matcher: StopStringMatcher | None = None
-    bad_word_ids: list[list[int]] = field(default_factory=list)
+    bad_word_edges: np.ndarray = field(default_factory=lambda: NO_EDGES)
     cache_salt: bytes = b""
     spans: abc.Sequence[EmbeddedSpan] = ()
     reads_prefix_cache: bool = True

@@ -23,18 +23,17 @@ class PromptEmbeds:
     embedding_size: int
     dtype: torch.dtype
 
-    def read(self, embeddings: Any) -> EmbeddedSpan:
-        """Checks the embeddings of a whole prompt and copies them, so that the caller may change the tensor.
+    def check(self, embeddings: Any) -> int:
+        """Checks the type and the shape of the embeddings of a whole prompt, without a look at the numbers.
 
         Args:
             embeddings: `[num_tokens, embedding_size]`, of any floating-point dtype, on any device.
 
         Returns:
-            A span that covers the whole prompt, in the model's dtype and on the CPU.
+            The number of tokens.
 
         Raises:
             PromptTypeError: The value is no dense tensor of floating-point numbers, or has a wrong shape.
-            PromptError: A number is not finite, or is too large for the model's dtype.
         """
         if not isinstance(embeddings, torch.Tensor):
             raise PromptTypeError(f"prompt_embeds must be a torch.Tensor; got {type(embeddings).__name__}")
@@ -52,6 +51,20 @@ class PromptEmbeds:
                 f"prompt_embeds must hold floating-point numbers; got {embeddings.dtype}. Token ids are given as "
                 "prompt_token_ids"
             )
+        return len(embeddings)
+
+    def read(self, embeddings: torch.Tensor) -> EmbeddedSpan:
+        """Copies the embeddings of a whole prompt, so that the caller may change the tensor.
+
+        Args:
+            embeddings: Checked embeddings.
+
+        Returns:
+            A span that covers the whole prompt, in the model's dtype and on the CPU.
+
+        Raises:
+            PromptError: A number is not finite, or is too large for the model's dtype.
+        """
         cast = embeddings.detach().to("cpu", self.dtype, copy=True, memory_format=torch.contiguous_format)
         if not cast.isfinite().all():
             dtype = str(self.dtype).removeprefix("torch.")

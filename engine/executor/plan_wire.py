@@ -98,13 +98,13 @@ def _pack_row(new: NewRow) -> list[Any]:
         sequence.num_prompt_tokens,
         sequence.max_tokens_total,
         list(sequence.stop_token_ids.items()),
-        sequence.bad_word_ids,
+        sequence.bad_word_edges,
         [_pack_span(span) for span in sequence.spans],
     ]
 
 
 def _unpack_row(packed: list[Any]) -> NewRow:
-    row, tokens, params, seed, num_prompt_tokens, max_tokens_total, stop_token_ids, bad_word_ids, spans = packed
+    row, tokens, params, seed, num_prompt_tokens, max_tokens_total, stop_token_ids, bad_word_edges, spans = packed
     sequence = Sequence(
         request_id="",
         index=0,
@@ -114,7 +114,7 @@ def _unpack_row(packed: list[Any]) -> NewRow:
         num_prompt_tokens=num_prompt_tokens,
         max_tokens_total=max_tokens_total,
         stop_token_ids=dict(stop_token_ids),
-        bad_word_ids=bad_word_ids,
+        bad_word_edges=bad_word_edges,
         spans=[_unpack_span(*span) for span in spans],
     )
     return NewRow(row, sequence, len(tokens))

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..device import to_device
 from ..sampling_params import SamplingParams
 from ..sequence import Sequence
+from ..text.spellings import NO_EDGES
 from .row_table import RowTable, WordTable
 
 MAX_LOGITS_AT_ONCE = 1 << 24
@@ -104,13 +105,13 @@ class LogitEdits:
     def _set_tables(self, owners: Mapping[int, Sequence], without: Iterable[int]) -> None:
         """Replaces the entries of the rows of `owners`, and removes those of the rows `without` edits."""
         params = {**{row: sequence.params for row, sequence in owners.items()}, **dict.fromkeys(without, NO_EDITS)}
-        words = {row: sequence.bad_word_ids for row, sequence in owners.items()}
+        words = {row: sequence.bad_word_edges for row, sequence in owners.items()}
         stops = {row: tuple(sequence.stop_token_ids) for row, sequence in owners.items()}
         biases = {row: p.logit_bias or {} for row, p in params.items()}
         self._allowed.set({row: (p.allowed_token_ids or (),) for row, p in params.items()})
         self._stops.set({row: (stops[row] if p.min_tokens else (),) for row, p in params.items()})
         self._biases.set({row: ([*bias], [*bias.values()]) for row, bias in biases.items()})
-        self._bad_words.set({row: words.get(row, ()) for row in params})
+        self._bad_words.set({row: words.get(row, NO_EDGES) for row in params})
 
     def _set_numbers(self, rows: Tensor, sequences: Collection[Sequence]) -> None:
         lengths = [(sequence.num_prompt_tokens, _min_length(sequence)) for sequence in sequences]
@@ -186,7 +187,7 @@ class LogitEdits:
         if self._bad_words.has(edited_rows):
             words = self._bad_words
             where = torch.where(self._ends_bad_word(lines), lines.line_of[words.rows], len(lines.logits))
-            lines.logits.masked_fill_(lines.marked(where, words.ends, True), -torch.inf)
+            lines.logits.masked_fill_(lines.marked(where, words.edges[1], True), -torch.inf)
         if self._allowed.has(edited_rows):
             where = lines.line_of[self._allowed.rows]
             is_limited = where.new_zeros(len(lines.logits) + 1, dtype=torch.bool).scatter_(0, where, True)[:-1, None]
@@ -194,13 +195,17 @@ class LogitEdits:
             lines.logits.masked_fill_(is_limited & others, -torch.inf)
 
     def _ends_bad_word(self, lines: Lines) -> Tensor:
-        """Returns `[num_words]` bool: whether the tokens of a word before its last one were just generated."""
+        """Returns `[num_edges]` bool: whether an edge ends a word whose tokens before it were just generated."""
         words = self._bad_words
-        word, back, token_id = words.starts
-        row = words.rows[word]
-        position = lines.length_of[row] - back
-        matches = (lines.tokens[row, position.clamp(min=0)] == token_id) & (position >= self._lengths[row, 0])
-        return torch.zeros_like(words.rows).scatter_add_(0, word, (~matches).long()) == 0
+        before, token_id, after = words.edges
+        length, num_prompt_tokens = lines.length_of[words.rows], self._lengths[words.rows, 0]
+        nowhere = len(words.is_start) - 1
+        reached = words.is_start
+        for back in range(words.depth - 1, 0, -1):
+            position = length - back
+            follows = (lines.tokens[words.rows, position.clamp(min=0)] == token_id) & (position >= num_prompt_tokens)
+            reached = words.is_start.scatter(0, torch.where(follows & reached[before], after, nowhere), True)
+        return reached[before] & words.is_last
 
     def _add_biases(self, lines: Lines) -> None:
         """Adds the biases to the logits, in place."""
@@ -239,7 +244,7 @@ def _has_penalty(params: SamplingParams) -> bool:
 def _edited_until(sequence: Sequence) -> int:
     """Returns the length that a sequence must reach before its logits are no longer edited; 0 if they never are."""
     params = sequence.params
-    if _has_penalty(params) or params.allowed_token_ids or params.logit_bias or sequence.bad_word_ids:
+    if _has_penalty(params) or params.allowed_token_ids or params.logit_bias or len(sequence.bad_word_edges):
         return sys.maxsize
     return _min_length(sequence) if params.min_tokens else 0
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..device import to_device
+from ..text.spellings import END, NO_EDGES, START
 
 __all__ = ["RowTable", "WordTable"]
 
@@ -66,48 +67,51 @@ class RowTable:
 
 
 class WordTable:
-    """The bad words of each row of `Tables`: a word is a list of token ids that must not occur.
+    """The bad words of each row of `Tables`, as the edges of one graph, see `Speller`.
 
     Args:
         device: Device of the tensors.
 
     Attributes:
-        rows: `[num_words]` int64, the row of each word.
-        ends: `[num_words]` int64, the last token of each word.
-        starts: `[3, num_tokens]` int64, the tokens before the last of all words: index of the word, number of positions
-            from the token to the end of the word, token id.
+        rows: `[num_edges]` int64, the row of each edge.
+        edges: `[3, num_edges]` int64: the node before a token, the token id, the node after it.
+        is_start: `[num_nodes + 1]` bool, true for the nodes where words start. The last node has no edge.
+        is_last: `[num_edges]` bool, true for the edges that end a word.
+        depth: Largest number of tokens of a spelling.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._words: dict[int, abc.Sequence[abc.Sequence[int]]] = {}
+        self._words: dict[int, np.ndarray] = {}
         self._send()
 
     def has(self, rows: Iterable[int]) -> bool:
         """Returns whether one of the rows has a word."""
         return any(row in self._words for row in rows)
 
-    def set(self, words: Mapping[int, abc.Sequence[abc.Sequence[int]]]) -> None:
-        """Replaces the words of some rows; an empty list removes those of a row."""
+    def set(self, words: Mapping[int, np.ndarray]) -> None:
+        """Replaces the words of some rows, `[num_edges, 4]` each; no edges remove those of a row."""
         is_changed = False
         for row, of_row in words.items():
             is_changed |= self._words.pop(row, None) is not None
-            if of_row:
+            if len(of_row):
                 self._words[row] = of_row
                 is_changed = True
         if is_changed:
             self._send()
 
     def _send(self) -> None:
-        """Copies all words to the device."""
-        rows = [row for row, words in self._words.items() for _ in words]
-        words = [word for words in self._words.values() for word in words]
-        starts = [
-            (index, len(word) - 1 - place, token_id)
-            for index, word in enumerate(words)
-            for place, token_id in enumerate(word[:-1])
-        ]
-        as_ids = np.array(starts, dtype=np.int64).reshape(-1, 3).T
-        self.rows: Tensor = to_device(np.array(rows, dtype=np.int64), torch.int64, self._device)
-        self.ends: Tensor = to_device(np.array([word[-1] for word in words], np.int64), torch.int64, self._device)
-        self.starts: Tensor = to_device(np.ascontiguousarray(as_ids), torch.int64, self._device)
+        """Copies all edges to the device; the nodes of all rows are numbered together."""
+        parts = [*self._words.values()]
+        num_edges = [len(part) for part in parts]
+        starts = np.cumsum([0, *(part[:, [0, 2]].max() + 1 for part in parts)])
+        edges = np.concatenate([NO_EDGES, *parts]).T.astype(np.int64)
+        is_start = np.zeros(starts[-1] + 1, dtype=bool)
+        is_start[starts[:-1] + START] = True
+        self.is_last: Tensor = to_device(edges[2] == END, torch.bool, self._device)
+        self.depth = int(edges[3].max(initial=0))
+        edges[[0, 2]] += np.repeat(starts[:-1], num_edges)
+        rows = np.repeat(np.array([*self._words], dtype=np.int64), num_edges)
+        self.rows: Tensor = to_device(rows, torch.int64, self._device)
+        self.edges: Tensor = to_device(np.ascontiguousarray(edges[:3]), torch.int64, self._device)
+        self.is_start: Tensor = to_device(is_start, torch.bool, self._device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import numpy as np
+
 from ..errors import SamplingParamsError
 from ..inputs import ParsedPrompt, PromptReader, describe, hash_salt
 from ..request import GenerateRequest
@@ -12,6 +14,7 @@ from ..sampling_params import SamplingParams
 from ..sequence import Sequence
 from ..structured.grammar import Grammar, Grammars
 from ..text.detokenizer import StopStringMatcher
+from ..text.spellings import NO_EDGES
 
 __all__ = ["SequenceMaker", "derive_seed"]
 
@@ -52,7 +55,7 @@ class SequenceMaker:
             _check_no_prompt_ids(params)
         max_tokens_total = self._max_tokens_total(params, len(prompt.token_ids))
         seed = params.seed if params.seed is not None else derive_seed(self.seed, request.request_id)
-        bad_word_ids = self._bad_word_ids(params)
+        bad_word_edges = self._bad_word_edges(params)
         grammar = self._grammar(params)
         cache_salt = hash_salt(request.cache_salt)
         return [
@@ -70,7 +73,7 @@ class SequenceMaker:
                 cache_salt=cache_salt,
                 spans=prompt.spans,
                 matcher=self._matcher(params, prompt.token_ids),
-                bad_word_ids=bad_word_ids,
+                bad_word_edges=bad_word_edges,
                 grammar=grammar and grammar.copy(),
                 # The log-probabilities of a prompt are known only if a step computes all of its tokens.
                 reads_prefix_cache=index > 0 or params.prompt_logprobs is None,
@@ -125,12 +128,13 @@ class SequenceMaker:
             special_tokens=self.prompts.tokenizer.special_tokens,
         )
 
-    def _bad_word_ids(self, params: SamplingParams) -> list[list[int]]:
+    def _bad_word_edges(self, params: SamplingParams) -> np.ndarray:
         if self.prompts.tokenizer is None or not params.bad_words:
-            return []
-        spellings = self.prompts.tokenizer.bad_word_ids(params.bad_words)
-        # A tokenizer may have tokens that the model cannot draw.
-        return [ids for ids in spellings if max(ids) < self.prompts.vocab_size]
+            return NO_EDGES
+        edges = self.prompts.tokenizer.bad_word_edges(params.bad_words)
+        # A tokenizer may have tokens that the model cannot draw. Sequences with the same words share one array.
+        is_drawn = edges[:, 1] < self.prompts.vocab_size
+        return edges if is_drawn.all() else edges[is_drawn]
 
 
 def _check_no_prompt_ids(params: SamplingParams) -> None:

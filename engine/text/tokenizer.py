@@ -5,13 +5,14 @@ An import of this module does not import transformers; the constructor of `Token
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import ChatTemplateError, CheckpointError, ConfigError, quote
 from ..storage import Location, read_json_object
@@ -19,6 +20,7 @@ from .chat_templates import ChatTemplates
 from .content_forms import ContentForms, Forms
 from .conversation import CONTENT_FORMATS, ContentFormat, Messages, as_read, check_messages, plain_data
 from .detokenizer import INCOMPLETE, decode_continuation, split_text
+from .spellings import Speller
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -35,23 +37,14 @@ TOKENIZER_FILES = (
 SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json")
 """Names of JSON files that a tokenizer is made from besides the `TOKENIZER_FILES`."""
 
-MAX_SPELLINGS = 1024
-"""Most spellings of the bad words of a request; a word of many letters has thousands, most of them improbable."""
-
-MAX_WORD_CHARS = 64
-"""Longest bad word that is spelled in all ways; a longer one has its usual spellings only."""
-
-MAX_SEARCH = 2000
-"""Most beginnings of a bad word that are looked at to find its spellings."""
-
-MAX_WORDS = 4096
-"""Most bad words whose spellings are remembered."""
-
 MAX_NAMED_TOKENS = 1 << 18
 """Most tokens whose spellings are remembered, which is about the largest vocabulary there is."""
 
 MAX_REASON_CHARS = 300
 """Most characters of an error message of a library that are shown."""
+
+BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")
+"""Name of a byte in the name of a token."""
 
 MAX_SHORT_CHARS = 32
 """Longest text that tells calls of a chat template apart; the form in which it reads contents may depend on it."""
@@ -107,7 +100,7 @@ class Tokenizer:
         self._chat_template = _read_template(chat_template)
         self._prefix = texts.prefix
         self._cut = {} if texts.max_tokens is None else {"truncation": True, "max_length": texts.max_tokens}
-        self._spellings_of = lru_cache(MAX_WORDS)(self._list_spellings)
+        self._speller = Speller(lambda texts: self.encode_batch(texts, add_special_tokens=False), self._all_bytes)
         self._templates, self._content_forms = ChatTemplates(), ContentForms()
         self.spellings_of_token = lru_cache(MAX_NAMED_TOKENS)(self._list_spellings_of_token)
 
@@ -286,40 +279,22 @@ class Tokenizer:
         is_path = isinstance(template, str) and template and not self._is_template(template)
         return _read_template(template) if is_path else template
 
-    def bad_word_ids(self, words: Sequence[str]) -> list[list[int]]:
-        """Returns the lists of token ids that spell words: at the start of a text, after a space, inside of a text.
+    def bad_word_edges(self, words: Sequence[str]) -> np.ndarray:
+        """Returns all the spellings of bad words as the edges of a graph, see `Speller`.
 
-        Inside of a text, a word is spelled in every way in which tokens can follow each other, up to a limit for all
-        words together: a model that may not draw the usual tokens of a word would else draw others with the same text.
+        A word is known at the start of a text, after a space, and inside of a text after the end of another token. It
+        is not known where it begins in the middle of a token with other letters: ``own`` in ``down``.
         """
-        most = max(1, MAX_SPELLINGS // len(words))
-        return [ids for word in words for ids in self._spellings_of(word, most)]
+        return self._speller.edges(tuple(words))
 
-    def _list_spellings(self, word: str, most: int) -> list[list[int]]:
-        usual = self.encode_batch([word, " " + word.lstrip()], add_special_tokens=False)
-        spellings = [ids for ids in usual if ids] + list(itertools.islice(self._inner_spellings(word), most))
-        return [list(ids) for ids in dict.fromkeys(map(tuple, spellings))]
-
-    def _inner_spellings(self, word: str) -> Iterator[list[int]]:
-        """Yields the lists of token ids whose texts make up a word, those with the fewest tokens first."""
-        unfinished: deque[tuple[int, list[int]]] = deque([(0, [])] if len(word) <= MAX_WORD_CHARS else [])
-        for _ in range(MAX_SEARCH):
-            if not unfinished:
-                return
-            start, ids = unfinished.popleft()
-            if start == len(word):
-                yield ids
-                continue
-            for end in range(len(word), start, -1):
-                unfinished += [(end, [*ids, token_id]) for token_id in self._ids_by_text.get(word[start:end], ())]
-
-    @cached_property
-    def _ids_by_text(self) -> dict[str, list[int]]:
-        """Text inside of a text -> the tokens that have it; special tokens are left out."""
-        found: dict[str, list[int]] = {}
-        for token_id in set(range(self.vocab_size)) - set(self.hf.all_special_ids):
-            found.setdefault(self.inner_text(token_id), []).append(token_id)
-        return found
+    def _all_bytes(self) -> Iterator[tuple[int, bytes]]:
+        """Yields the bytes that each token adds inside of a text; special tokens are left out."""
+        for token_id in sorted(set(range(self.vocab_size)) - set(self.hf.all_special_ids)):
+            text = self.inner_text(token_id)
+            if INCOMPLETE not in text:
+                yield token_id, text.encode()
+            else:
+                yield token_id, bytes.fromhex("".join(BYTE_NAME.findall(self._token_name(token_id))))
 
     def inner_text(self, token_id: int, skip_special_tokens: bool = True) -> str:
         """Returns the text that a token adds inside of a text, where no leading space is stripped."""

@@ -74,5 +74,5 @@ def test_a_token_that_only_the_tokenizer_has_is_named(llm):
         reader.read(ParsedPrompt("~"), num_new_tokens=1)
     params = SamplingParams(bad_words=["~", "!"])
     (sequence,) = SequenceMaker(reader, 20, [], 0).make(GenerateRequest("a", "!", None, params))
-    assert sequence.bad_word_ids
-    assert max(max(ids) for ids in sequence.bad_word_ids) < wrong
+    assert len(sequence.bad_word_edges)
+    assert sequence.bad_word_edges[:, 1].max() < wrong

@@ -44,6 +44,7 @@ WRONG = [
     ({"logit_bias": {1.5: 1}}, "logit_bias must be"),
     ({"logit_bias": {"9" * 5000: 1}}, "logit_bias must be"),
     ({"logit_bias": 3}, "logit_bias must be a mapping"),
+    ({"bad_words": ["a" * 1001]}, "bad_words must be words of at most 1000 characters"),
     ({"bad_words": ["\ud800"]}, "bad_words must be non-empty strings of valid Unicode"),
     ({"stop": ["\udfff"]}, "stop must be non-empty strings of valid Unicode"),
     ({"stop": [["x"]]}, "stop must be a list of strings"),

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from millrace.engine.embeds.prompts import PromptEmbeds
 from millrace.engine.embeds.rows import SpanRows
 from millrace.engine.embeds.span import EmbeddedSpan
-from millrace.engine.errors import ConfigError, PromptError, PromptTypeError, SamplingParamsError
+from millrace.engine.errors import ConfigError, PromptError, PromptTooLongError, PromptTypeError, SamplingParamsError
+from millrace.engine.inputs import ParsedPrompt, PromptReader
 from millrace.engine.llm import LLM
 from millrace.engine.request import GenerateRequest, PoolingRequest
 from millrace.engine.sampling_params import SamplingParams
@@ -164,6 +165,14 @@ def test_what_cannot_be_a_prompt_is_refused(llm, prompt, kind, message):
 def test_what_needs_the_tokens_of_the_prompt_is_refused(llm, asked):
     with pytest.raises(SamplingParamsError, match=r"need the tokens of the prompt"):
         llm.generate([{"prompt_embeds": VECTORS}], SamplingParams(**asked), use_tqdm=False)
+
+
+def test_the_length_is_checked_before_the_tensor_is_copied():
+    """The tensor has a stride of 0: its memory is one row, and a copy of it would take 512 TB."""
+    reader = PromptReader(None, 100, 64, PromptEmbeds(64, torch.float32))
+    endless = torch.zeros(1, 64).expand(2**41, 64)
+    with pytest.raises(PromptTooLongError, match=f"The prompt has {2**41} tokens"):
+        reader.read(ParsedPrompt(embeddings=endless), num_new_tokens=1)
 
 
 def test_an_engine_takes_no_embeddings_unless_it_is_told_to(tiny_model):

@@ -23,6 +23,7 @@ from millrace.engine.parallel.stage_link import ChannelLink
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.scheduler import Scheduler
 from millrace.engine.sequence import Sequence
+from millrace.engine.text.spellings import chains
 from ranks import connected_channels
 
 shares_memory = pytest.mark.skipif(not can_share_memory(), reason="no shared memory that keeps its order")
@@ -136,7 +137,7 @@ def make_request(index: int) -> Sequence:
         num_prompt_tokens=3,
         max_tokens_total=9,
         stop_token_ids={5: None},
-        bad_word_ids=[[4, 5]],
+        bad_word_edges=chains([[4, 5], [6]]),
         spans=[EmbeddedSpan(1, torch.tensor([[0.5, -3.0]], dtype=torch.bfloat16))],
     )
 
@@ -155,8 +156,9 @@ def test_a_plan_crosses_without_what_only_the_scheduler_reads() -> None:
     assert known_tokens(plan) == []
     for sent, got in zip(plan.new_rows, received.new_rows, strict=True):
         assert (sent.row, sent.num_tokens) == (got.row, got.num_tokens)
-        for name in ("params", "seed", "token_ids", "num_prompt_tokens", "stop_token_ids", "bad_word_ids"):
+        for name in ("params", "seed", "token_ids", "num_prompt_tokens", "stop_token_ids"):
             assert getattr(sent.sequence, name) == getattr(got.sequence, name), name
+        assert sent.sequence.bad_word_edges.tolist() == got.sequence.bad_word_edges.tolist()
         (ours,), (theirs,) = sent.sequence.spans, got.sequence.spans
         assert ours.start == theirs.start and torch.equal(ours.embeddings, theirs.embeddings)
     scheduler.update(plan, [30, 31])

@@ -16,6 +16,7 @@ from millrace.engine.sequence import Sequence
 from millrace.engine.step import logit_edits, row_table, sampler
 from millrace.engine.step.logit_edits import LogitEdits
 from millrace.engine.step.sampler import Sampler
+from millrace.engine.text.spellings import END, START, chains
 from millrace.kernels import sample, top_logprobs
 
 CPU = torch.device("cpu")
@@ -32,8 +33,15 @@ def make_request(token_ids=(1, 2), num_prompt_tokens=1, stops=(), bad_words=(), 
         num_prompt_tokens=num_prompt_tokens,
         max_tokens_total=MAX_MODEL_LEN,
         stop_token_ids=dict.fromkeys(stops),
-        bad_word_ids=[list(word) for word in bad_words],
+        bad_word_edges=chains(bad_words),
     )
+
+
+def spellings(edges: np.ndarray, node: int = START) -> list[list[int]]:
+    """Returns the token ids on all paths from a node to the end of a word."""
+    if node == END:
+        return [[]]
+    return [[int(t), *rest] for before, t, after, _ in edges if before == node for rest in spellings(edges, after)]
 
 
 def edited(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
@@ -43,7 +51,7 @@ def edited(logits: torch.Tensor, sequence: Sequence) -> torch.Tensor:
     if params.allowed_token_ids:
         for token in set(range(len(logits))) - set(params.allowed_token_ids):
             logits[token] = -torch.inf
-    for word in sequence.bad_word_ids:
+    for word in spellings(sequence.bad_word_edges):
         start = word[:-1]
         if len(output) >= len(start) and output[len(output) - len(start) :] == start:
             logits[word[-1]] = -torch.inf
@@ -158,13 +166,30 @@ def test_a_row_that_only_waits_for_min_tokens_is_left_alone_afterwards():
     assert edits.find([2, 4, 1], [9, 3, 9]) == []
 
 
+def test_a_bad_word_may_be_spelled_along_any_path():
+    """The word ``abcd`` in tokens of one and two letters: a 0, b 1, c 2, d 3, ab 4, bc 5, cd 6."""
+    edges = np.array(
+        [(0, 0, 2, 1), (0, 4, 3, 1), (2, 1, 3, 2), (2, 5, 4, 2), (3, 2, 4, 3), (3, 6, 1, 3), (4, 3, 1, 4)], np.int32
+    )
+    ends = {(0, 1): [6], (0, 1, 2): [3], (0, 5): [3], (4,): [6], (4, 2): [3], (4, 1): [], (1, 2): [], (0, 2): []}
+    for drawn, forbidden in ends.items():
+        sequence = make_request((1, *drawn))
+        sequence.bad_word_edges = edges
+        edits = LogitEdits(MAX_NUM_SEQS, CPU)
+        edits.set_rows([3, 1], [sequence, make_request((1, 2), bad_words=[(9,)])])
+        batch = Batch([3, 1], [sequence, make_request((1, 2))])
+        logits = torch.zeros(2, VOCAB_SIZE)
+        edits.apply(logits, [0, 1], batch.rows, batch.lengths, batch.token_table())
+        assert [line.isneginf().nonzero().flatten().tolist() for line in logits] == [forbidden, [9]], drawn
+
+
 def test_edits_take_memory_in_proportion_and_give_it_back():
     edits = LogitEdits(256, CPU)
     edits.set_rows([0], [make_request(bad_words=[tuple(range(1, 7))] + [(1,)] * 1000, allowed_token_ids=[3] * 100)])
     tables = (edits._bad_words, edits._allowed)
-    assert (tables[0].ends.numel(), tables[0].starts.numel(), tables[1].rows.numel()) == (1001, 3 * 5, 1)
+    assert [table.rows.numel() for table in tables] == [1006, 1]
     edits.set_rows([0], [make_request()])
-    assert [table.rows.numel() for table in tables] == [0, 0] and not edits._bad_words.starts.numel()
+    assert [table.rows.numel() for table in tables] == [0, 0] and not edits._bad_words.edges.numel()
 
 
 @given(batch=batches(), parameters=st.data())

@@ -14,9 +14,11 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from checkpoints import tiny_tokenizer
 from millrace.engine.errors import ChatTemplateError, ConfigError
+from millrace.engine.text.spellings import END, START
 from millrace.engine.text.tokenizer import Tokenizer
 
 AS_TEXT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
@@ -246,13 +248,54 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer(folder)
 
 
-@pytest.mark.parametrize("drawn", [["-", "bad"], ["-", "b", "ad"], ["▁bad"], ["▁b", "ad"], ["b", "a", "d"]])
+def is_forbidden(tokenizer: Tokenizer, words: list[str], token_ids: list[int]) -> bool:
+    """Returns whether the last of some tokens ends a bad word that tokens before it begin."""
+    reached = {START}
+    for token_id in token_ids:
+        edges = [
+            edge for edge in tokenizer.bad_word_edges(words).tolist() if edge[0] in reached and edge[1] == token_id
+        ]
+        reached = {START} | {after for _, _, after, _ in edges}
+    return END in reached
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [["-", "bad"], ["-", "b", "ad"], ["▁bad"], ["▁b", "ad"], ["▁b", "a", "d"], ["b", "a", "d"], ["<0x62>", "ad"]],
+    ids="".join,
+)
 def test_a_bad_word_is_known_in_any_spelling(pieces, drawn):
-    words = [pieces.hf.convert_ids_to_tokens(ids) for ids in pieces.bad_word_ids(["bad", " bad"])]
-    assert any(drawn[-len(word) :] == word for word in words)
+    assert is_forbidden(pieces, ["bad"], pieces.hf.convert_tokens_to_ids(drawn))
+    assert not is_forbidden(pieces, ["bad"], pieces.hf.convert_tokens_to_ids(["ad", *drawn[:-1]]))
 
 
-def test_spellings_have_a_limit(tokenizer):
+def test_a_bad_word_is_known_after_a_space_in_another_token_and_in_parts_of_characters(tokenizer):
+    for word, parts in {"the": [" t", "he"], "水": [b"\xe6", b"\xb0", b"\xb4"], "down": [" do", "w", "n"]}.items():
+        ids = [ids_of(tokenizer, part) for part in parts]
+        assert is_forbidden(tokenizer, [word], [token_id for part in ids for token_id in part]), word
+    assert not is_forbidden(tokenizer, ["own"], ids_of(tokenizer, " down")), "it begins in the middle of a token"
+
+
+def ids_of(tokenizer: Tokenizer, part: str | bytes) -> list[int]:
+    """Returns the tokens of a text, or of bytes of which each is a token."""
+    if isinstance(part, str):
+        return tokenizer.encode_batch([part], add_special_tokens=False)[0]
+    names = bytes_to_unicode()
+    return [tokenizer.hf.convert_tokens_to_ids(names[byte]) for byte in part]
+
+
+def test_all_spellings_of_many_words_take_little_memory(tokenizer):
     words = [f"{i} reasonably long words" for i in range(100)]
-    assert len(tokenizer.bad_word_ids(words)) <= 100 * 2 + 1024
-    assert len(tokenizer.bad_word_ids(["long " * 1000])) <= 2
+    edges = tokenizer.bad_word_edges(words)
+    assert edges is tokenizer.bad_word_edges(words), "all rows with the same words share them"
+    assert edges.nbytes < 100 * 16 * 120
+    assert is_forbidden(tokenizer, words[50:51], ids_of(tokenizer, words[50].encode()))
+
+
+def test_spellings_have_a_limit_that_is_told(tokenizer, caplog):
+    long = "long " * 100
+    assert len(tokenizer.bad_word_edges([long])) <= 2 * len(tokenizer.encode_batch([long])[0])
+    assert not caplog.records
+    edges = tokenizer.bad_word_edges([f"{i} other long words of which there are many" for i in range(1000)])
+    assert len(edges) < (1 << 14) + 1000 * 2 * 50
+    assert "some are known in their usual spellings only" in caplog.text
