@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from transformers import AutoTokenizer
 
 from millrace.engine.llm import LLM
 from millrace.engine.sampling_params import SamplingParams
@@ -158,6 +160,17 @@ def test_bad_words_of_several_tokens_only_break_the_word(llm):
     both = {"allowed_token_ids": ids, "max_tokens": 12, "ignore_eos": True, "logit_bias": {ids[1]: 50.0}}
     first = one(llm, **both, bad_words=[word]).token_ids
     assert all(pair != tuple(ids) for pair in itertools.pairwise(first))
+
+
+def test_a_bad_word_that_only_the_tokenizer_knows_changes_no_other_row(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model("llama"), tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(folder)
+    params = [SamplingParams(bad_words=["<extra>"], max_tokens=2), SamplingParams(logit_bias={0: 100}, max_tokens=2)]
+    with LLM(str(folder), dtype="float32", max_num_seqs=2) as llm:
+        outputs = llm.generate([{"prompt_token_ids": [1, 5]}] * 2, params, use_tqdm=False)
+    assert outputs[1].outputs[0].token_ids == [0, 0]
 
 
 def test_penalties_change_repetition(llm):
