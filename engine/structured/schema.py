@@ -1,13 +1,16 @@
 """`fit_schema`: a JSON schema as pydantic makes it, in the keywords that llguidance has.
 
 Three things are brought into that form: `format`, which is an annotation where it is unknown; `propertyNames`, which is
-said with `patternProperties`; and a schema that is true or false. `uniqueItems` cannot be said in a grammar.
+said with `patternProperties`; and a schema that is true or false. `uniqueItems` cannot be said in a grammar. llguidance
+reads numbers as float64, so a number whose digits would change is refused, and a limit is moved to the next float64.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from ..errors import quote
@@ -29,6 +32,15 @@ ANNOTATIONS = frozenset({"type", "title", "description"})
 KINDS: dict[str, type] = {"pattern": str, "const": str, "enum": list, "minLength": int, "maxLength": int}
 """Keywords for the names of an object -> the type of the value."""
 
+LIMITS = {"minimum": math.inf, "exclusiveMinimum": math.inf, "maximum": -math.inf, "exclusiveMaximum": -math.inf}
+"""Keywords that limit a number -> the direction in which fewer numbers are allowed."""
+
+MAX_LIMIT = 2**63 - 1024
+"""The largest integer of 64 bits that float64 holds."""
+
+EXACT_DIGITS = 15
+"""Significant digits that any float64 keeps."""
+
 
 def fit_schema(schema: Any) -> tuple[Any, list[str]]:
     """Brings a schema into keywords that llguidance has.
@@ -40,7 +52,7 @@ def fit_schema(schema: Any) -> tuple[Any, list[str]]:
         The schema in another form, and the names of the keywords that it no longer has and that an output may violate.
 
     Raises:
-        ValueError: The schema allows no value.
+        ValueError: The schema allows no value, or holds a number that llguidance would change.
     """
     if schema is False:
         raise ValueError("the schema is false, which allows no value")
@@ -61,11 +73,40 @@ def _fit(part: Any, root: Mapping[str, Any], lost: set[str]) -> Any:
             fitted[name] = {key: _fit(one, root, lost) for key, one in value.items()}
         else:
             fitted[name] = value if name in VALUES else _fit(value, root, lost)
+        if name in ("const", "enum", "multipleOf"):
+            _check_digits(value)
+        elif name in LIMITS and type(value) is int:
+            fitted[name] = _inner_limit(value, LIMITS[name])
     if isinstance(fitted.get("format"), str) and fitted["format"] not in FORMATS:
         del fitted["format"]
     if fitted.pop("uniqueItems", False):
         lost.add("uniqueItems")
     return _name_properties(fitted, root, lost) if "propertyNames" in fitted else fitted
+
+
+def _check_digits(value: Any) -> None:
+    """Raises if a value of a schema holds a number that float64 cannot hold to the last digit."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            _check_digits(one)
+    elif type(value) in (int, float) and not _keeps_digits(value):
+        raise ValueError(f"the number {quote(value, 40)} would get other digits; say it with regex, or as a string")
+
+
+def _keeps_digits(value: float) -> bool:
+    if type(value) is int and abs(value) < 2**63:  # The library reads these without a detour through text.
+        return int(float(value)) == value
+    return len(Decimal(repr(value)).normalize().as_tuple().digits) <= EXACT_DIGITS if abs(value) < 1e300 else False
+
+
+def _inner_limit(value: int, inward: float) -> int:
+    """Returns the first integer that float64 holds, from a limit on towards the numbers that the limit allows."""
+    if abs(value) >= 2**63 and (value > 0) == (inward > 0):
+        raise ValueError(f"the limit {quote(value, 40)} leaves only integers of more than 64 bits; say it with regex")
+    value = max(-MAX_LIMIT, min(value, MAX_LIMIT))
+    near = float(value)
+    is_outside = near < value if inward > 0 else near > value
+    return int(math.nextafter(near, inward) if is_outside else near)
 
 
 def _name_properties(part: dict[str, Any], root: Mapping[str, Any], lost: set[str]) -> dict[str, Any]:

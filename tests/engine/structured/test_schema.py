@@ -99,3 +99,41 @@ def test_names_of_a_wrong_type_are_refused(names):
 def test_names_that_are_defined_nowhere_are_lost_or_refused(defined):
     schema = {"type": "object", "propertyNames": {"$ref": "#/$defs/name"}, "$defs": defined}
     assert fit_schema(schema)[1] == ["propertyNames"]
+
+
+@pytest.mark.parametrize(
+    "number", [2**53 + 1, 1234567890123456789, 2**64, -(2**53) - 1, 10**400 + 1, 123456789.12345678]
+)
+@pytest.mark.parametrize("keyword", ["const", "enum"])
+def test_a_number_whose_digits_would_change_is_refused(number: float, keyword: str) -> None:
+    value = {"id": [number]} if keyword == "const" else [1, number]
+    with pytest.raises((SamplingParamsError, ValueError), match="digits") as caught:
+        fit_schema({"properties": {"a": {keyword: value}}})
+    assert len(str(caught.value)) < 300
+
+
+def test_numbers_that_keep_their_digits_are_left_as_they_are() -> None:
+    schema = {
+        "enum": [2**53, -(2**60), 10**25, 0.1, 1e22, -0.0, 3, True, None, "9007199254740993"],
+        "default": 2**53 + 1,
+    }
+    assert fit_schema(schema) == (schema, [])
+
+
+@pytest.mark.parametrize(
+    ("limits", "fitted"),
+    [
+        ({"minimum": 0, "maximum": 2**53}, {"minimum": 0, "maximum": 2**53}),
+        ({"minimum": -(2**63), "maximum": 2**63 - 1}, {"minimum": 1024 - 2**63, "maximum": 2**63 - 1024}),
+        ({"exclusiveMinimum": 2**53 + 1}, {"exclusiveMinimum": 2**53 + 2}),
+        ({"exclusiveMaximum": 2**64}, {"exclusiveMaximum": 2**63 - 1024}),
+        ({"minimum": 2**63 - 3000}, {"minimum": 2**63 - 2048}),
+    ],
+)
+def test_a_limit_is_moved_to_the_next_number_that_float64_holds(limits: dict[str, int], fitted: dict[str, int]) -> None:
+    assert fit_schema({"type": "integer", **limits}) == ({"type": "integer", **fitted}, [])
+
+
+def test_limits_that_leave_only_longer_integers_are_refused() -> None:
+    with pytest.raises(SamplingParamsError, match=r"structured_outputs.json .* more than 64 bits"):
+        check_compiles(StructuredOutputsParams(json={"type": "integer", "minimum": 2**63}))
