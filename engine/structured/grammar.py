@@ -17,6 +17,7 @@ from ..text.tokenizer import Tokenizer
 from .grammar_text import cannot_compile, first_line, grammar_text
 from .params import StructuredOutputsParams
 from .token_masks import TokenMasks
+from .tokenizer_text import tokenizer_text
 from .trial import find_problem
 
 if TYPE_CHECKING:
@@ -125,13 +126,14 @@ class Grammars:
 
     @cached_property
     def _tokenizer(self) -> LLTokenizer:
-        from llguidance.hf import from_tokenizer
+        from llguidance import LLTokenizer
 
         if not self._eos_token_ids:
             raise SamplingParamsError("structured_outputs need a token that ends the output, and the model names none")
         try:
-            return from_tokenizer(self._hf, n_vocab=self._num_tokens, eos_token=self._eos_token_ids)
-        except Exception as error:  # The library raises ValueError, or the type of a Rust panic.
+            text = tokenizer_text(self._hf.backend_tokenizer)
+            return LLTokenizer(text, n_vocab=self._num_tokens, eos_token=self._eos_token_ids)
+        except Exception as error:  # A slow tokenizer has no backend; the library raises ValueError, or a Rust panic.
             raise SamplingParamsError(
                 f"structured_outputs cannot work with the tokenizer of this model: {first_line(str(error))}"
             ) from error

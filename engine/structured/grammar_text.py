@@ -33,6 +33,9 @@ ESCAPE = re.compile(r"\\.", re.DOTALL)
 DIGITS = {r"\d": "[0-9]", r"\D": "[^0-9]"}
 """Escapes of a regular expression that are replaced; a class in brackets may also stand inside of brackets."""
 
+LITERAL = re.compile(r'"(?:\\.|[^"\\\n])*"|/(?:\\.|[^/\\\n])*/')
+"""A string, or a regular expression between slashes, of a grammar in Lark."""
+
 
 def check_compiles(params: StructuredOutputsParams | None) -> None:
     """Checks that a constraint can be compiled, as far as the check is possible without a tokenizer.
@@ -76,7 +79,7 @@ def _library_text(params: StructuredOutputsParams) -> str:
     if params.regex is not None:
         return grammar_from("regex", _with_ascii_digits(params.regex))
     if params.grammar is not None:
-        return grammar_from("grammar", params.grammar)
+        return grammar_from("grammar", LITERAL.sub(_with_ascii_digits_in, params.grammar))
     if params.choice is not None:
         # A rule in capitals is one expression for the lexer, which takes many more alternatives than the parser.
         return "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, params.choice))
@@ -96,20 +99,29 @@ def _with_ascii_digits(regex: str) -> str:
     return ESCAPE.sub(lambda found: DIGITS.get(found[0], found[0]), regex)
 
 
+def _with_ascii_digits_in(literal: re.Match[str]) -> str:
+    return _with_ascii_digits(literal[0]) if literal[0].startswith("/") else literal[0]
+
+
 def _close_objects(schema: Any) -> None:
-    """Sets `additionalProperties` to False in all parts of a schema that have `properties` and do not set it."""
+    """Sets `additionalProperties` to False in all parts of a schema that are about objects and do not set it."""
     if isinstance(schema, list):
         for part in schema:
             _close_objects(part)
     if not isinstance(schema, dict):
         return
-    if "properties" in schema:
+    if "properties" in schema or "object" in _types(schema):
         schema.setdefault("additionalProperties", False)
     for name, part in schema.items():
         if name in SCHEMAS_BY_NAME and isinstance(part, dict):
             _close_objects(list(part.values()))
         elif name not in VALUES:
             _close_objects(part)
+
+
+def _types(schema: dict[str, Any]) -> list[Any]:
+    given = schema.get("type")
+    return given if isinstance(given, list) else [given]
 
 
 def first_line(text: str) -> str:

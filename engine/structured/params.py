@@ -30,7 +30,8 @@ class StructuredOutputsParams:
         regex: Regular expression that the whole output matches, in the syntax of Rust's `regex`, which has no
             look-around and no back-references; the escape for a digit means 0 to 9.
         choice: Texts; the output is one of them.
-        grammar: Context-free grammar, in GBNF or in llguidance's variant of Lark.
+        grammar: Context-free grammar, in GBNF or in llguidance's variant of Lark, in whose expressions the escape for a
+            digit means 0 to 9.
         json_object: True if the output is any JSON object.
         disable_any_whitespace: Whether JSON has no whitespace between its parts.
         disable_additional_properties: Whether objects have no properties besides those of the schema, where the schema
@@ -76,6 +77,11 @@ class StructuredOutputsParams:
         if self.disable_any_whitespace and self.whitespace_pattern is not None:
             raise SamplingParamsError(
                 "structured_outputs: disable_any_whitespace and whitespace_pattern say different things; drop one"
+            )
+        if self.json_object and self.disable_additional_properties:
+            raise SamplingParamsError(
+                "structured_outputs.disable_additional_properties needs the properties of a schema; json_object has "
+                "none, give json"
             )
         options = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
         for name in options if self.json is None and not self.json_object else ():

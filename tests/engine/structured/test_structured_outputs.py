@@ -151,11 +151,38 @@ def test_a_choice_may_have_thousands_of_labels(engine_of):
     assert output.outputs[0].text in choice
 
 
+CLOSED = {"disable_additional_properties": True}
+NAMES = {"<s>", "</s>", "<|endoftext|>"}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"choice": sorted(NAMES)},
+        {"regex": "(<s>|</s>){2}x"},
+        {"json": {"enum": ["<s>", "a</s>"]}},
+        {
+            "json": {"type": "object", "properties": {"</s>": {"const": "<|endoftext|>"}}, "required": ["</s>"]},
+            **CLOSED,
+        },
+        {"grammar": 'start: "<s>" /x</ "/s>"'},
+    ],
+)
+def test_the_name_of_a_special_token_is_a_text_as_any_other(engine_of, asked):
+    special = set(engine_of.get_tokenizer().all_special_ids)
+    for output in generate(engine_of, asked, num_prompts=3):
+        ((one,), error) = output.outputs, output.error
+        assert (error, one.finish_reason) == (None, "stop")
+        assert any(name in one.text for name in NAMES) and not special & set(one.token_ids[:-1])
+
+
 @pytest.mark.parametrize(
     ("regex", "text"), [(r"\\d", "\\d"), (r"[\d.]{3}", None), (r"(\d\D){2}", None), (r"\d+", None)]
 )
-def test_a_digit_of_an_expression_is_one_of_ten(regex, text):
-    grammar = grammar_text(StructuredOutputsParams(regex=regex))
+@pytest.mark.parametrize("field", ["regex", "grammar"])
+def test_a_digit_of_an_expression_is_one_of_ten(field, regex, text):
+    given = {"regex": regex, "grammar": f'// say "it\nstart: /{regex}/ // end'}
+    grammar = grammar_text(StructuredOutputsParams(**{field: given[field]}))
     matcher = llguidance.LLMatcher(llguidance.LLTokenizer("byte"), grammar, log_level=0)
     assert not matcher.is_error()
     first = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little").nonzero()[0]
@@ -195,6 +222,9 @@ def test_objects_can_be_closed(engine_of):
     schema = {"type": "object", "properties": {"a": inner}, "required": ["a"]}
     asked = {"json": schema, "disable_additional_properties": True, **COMPACT}
     assert set(texts(generate(engine_of, asked, num_prompts=5))) == {'{"a":{"properties":1}}'}
+    bare = {"type": ["object", "null"]}
+    outputs = generate(engine_of, {**asked, "json": bare}, {**asked, "json": {"type": "object"}}, num_prompts=3)
+    assert set(texts(outputs)) <= {"{}", "null"} and len(texts(outputs)) == 6
 
 
 def test_the_row_is_the_same_in_any_batch_and_after_preemption(tiny_model):
@@ -399,6 +429,7 @@ WRONG = [
     ({"regex": "a", "disable_any_whitespace": True}, "disable_any_whitespace is about JSON"),
     ({"json": {}, "disable_any_whitespace": "yes"}, "disable_any_whitespace must be True or False"),
     ({"json": {}, "disable_any_whitespace": True, "whitespace_pattern": " "}, "drop one"),
+    ({"json_object": True, "disable_additional_properties": True}, "needs the properties of a schema"),
     ({"json_objects": True}, "structured_outputs has no field 'json_objects'; did you mean 'json_object'"),
     ({"structural_tag": "{}"}, "structural_tag is not there yet"),
 ]
