@@ -218,6 +218,10 @@ class EngineConfig:
         self._check_sizes()
         self._check_ranks()
 
+    def __repr__(self) -> str:
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return f"EngineConfig({', '.join(f'{name}={value!r}' for name, value in without_secrets(given).items())})"
+
     @property
     def num_ranks(self) -> int:
         """Number of processes that the engine consists of."""

@@ -31,11 +31,13 @@ pickled: an error holds only its message (`args`), and no subclass has a constru
 from __future__ import annotations
 
 import difflib
+import itertools
 import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from .shown import without_secrets
+from .shown import HIDDEN, is_secret_name, without_secrets
 
 
 class MillraceError(Exception):
@@ -171,7 +173,23 @@ class RequestError:
 MAX_KEY_CHARS = 100
 """Most characters of an unknown key that are compared with the known keys and shown."""
 
-_QUOTER = reprlib.Repr()
+MAX_CLEANED_CHARS = 10_000
+"""Most characters of a text that are searched for secrets before it is cut."""
+
+
+class _Quoter(reprlib.Repr):
+    """Cuts values after it has hidden the secrets in them: a part of an address no longer looks like one."""
+
+    def repr_str(self, value: str, level: int) -> str:
+        return super().repr_str(without_secrets(value[:MAX_CLEANED_CHARS]), level)
+
+    def repr_dict(self, value: dict[Any, Any], level: int) -> str:
+        first = itertools.islice(value.items(), self.maxdict + 1)
+        named = {key: HIDDEN if is_secret_name(key) and one is not None else one for key, one in first}
+        return super().repr_dict(named, level)
+
+
+_QUOTER = _Quoter()
 _QUOTER.maxlist = _QUOTER.maxtuple = _QUOTER.maxdict = 10
 _QUOTER.maxstring = _QUOTER.maxother = 150
 
@@ -179,7 +197,7 @@ _QUOTER.maxstring = _QUOTER.maxother = 150
 def quote(value: object, max_chars: int = 200) -> str:
     """Returns the beginning of a value's repr for an error message, at most `max_chars` characters; it never raises.
 
-    The cost does not grow with the value: only the first elements of a list or a mapping are read.
+    Secrets are hidden. The cost does not grow with the value: only the first elements of a list or a mapping are read.
     """
     try:
         text = _QUOTER.repr(value)

@@ -14,15 +14,26 @@ __all__ = ["HIDDEN", "has_user", "is_secret_name", "without_secrets"]
 HIDDEN = "***"
 """The text that is shown in place of a secret."""
 
-_HTTP_USER = re.compile(r"(https?://)[^/\s?#'\"]+(?=@)", re.IGNORECASE)
-_PASSWORD = re.compile(r"(://)[^/\s?#'\"@:]*:[^/\s?#'\"]*(?=@)")
+_HTTP_USER = re.compile(r"(https?:/{1,2})[^/\s?#'\"]+(?=@)", re.IGNORECASE)
+_PASSWORD = re.compile(r"(:/{1,2})[^/\s?#'\"@:]*:[^/\s?#'\"]*(?=@)")
+_ODD_PASSWORD = re.compile(r"(:/{1,2})[^/\s?#'\"@:]*:(?!\d+(?:[/?#\s]|$))[^\s\"]*(?=@)")
+"""A password with a slash or another sign that ought to be escaped, as keys of AWS have; a port is none."""
 _QUERY = re.compile(
-    r"([?&;][^=&;\s#'\"]*(?:key|token|secret|sig|passw|pwd|auth|credential)[^=&;\s#'\"]*=)[^&;\s#'\"]+", re.IGNORECASE
+    r"([?&;#][^=&;\s#'\"]*(?:key|token|secret|sig|passw|pwd|auth|credential|jwt)[^=&;\s#'\"]*=)[^&;\s#'\"]+",
+    re.IGNORECASE,
 )
 _HEADER = re.compile(r"\b(bearer|basic)(\s+)[\w.~+/=-]{6,}", re.IGNORECASE)
+_NAMED = re.compile(
+    r"(\b(?:x[\w-]*-)?(?:api[_-]?key|(?:auth|access|hf)[_-]?token|authorization|(?:set-)?cookie|password|passphrase"
+    r"|client[_-]?secret)(?:['\"]\s*:\s*['\"]|\s*=\s*['\"]?|:\s+(?=(?:token|api-?key|bearer|basic)\s|[^\s'\",;]*\d)))"
+    r"((?:\w+\s+)?)[^\s'\",;&#]+",
+    re.IGNORECASE,
+)
+"""A header or a setting in a text: a name, and its value in quotes, after a sign of equality or with a digit."""
 _NAMES = re.compile(
-    r"^token$|(?:hf|hub|auth|access|api|bearer|session|security|refresh|client|sas)[_-]?token|secret|passw|credential"
-    r"|(?:api|access|account|private)[_-]?key|authorization|^cookie|^headers(?:\.|$)",
+    r"^token$|(?:hf|hub|hugging_?face|git_?lab|auth|access|api|bearer|session|security|refresh|client|sas|\bid|_id)"
+    r"[_-]?token|secret|passw|passphrase|pwd|credential|jwt|connection[_-]?string"
+    r"|(?:^|[_-])dsn$|(?:api|access|account|private)[_-]?key|authorization|^(?:set-)?cookie|^headers(?:\.|$)",
     re.IGNORECASE,
 )
 
@@ -34,7 +45,7 @@ def is_secret_name(name: Any) -> bool:
 
 def has_user(url: str) -> bool:
     """Returns whether a URL holds a user, or a user and a password."""
-    return _HTTP_USER.search(url) is not None or _PASSWORD.search(url) is not None
+    return any(place.search(url) for place in (_HTTP_USER, _PASSWORD, _ODD_PASSWORD))
 
 
 def without_secrets(value: Any) -> Any:
@@ -44,8 +55,11 @@ def without_secrets(value: Any) -> Any:
         value: A text such as a message or a URL, or values that hold texts. Other values are returned as they are.
     """
     if isinstance(value, str):
-        value = _PASSWORD.sub(rf"\1{HIDDEN}", _HTTP_USER.sub(rf"\1{HIDDEN}", value))
-        return _HEADER.sub(rf"\1\2{HIDDEN}", _QUERY.sub(rf"\1{HIDDEN}", value))
+        for place in (_HTTP_USER, _PASSWORD, _ODD_PASSWORD, _QUERY):
+            value = place.sub(rf"\1{HIDDEN}", value)
+        for place in (_HEADER, _NAMED):
+            value = place.sub(rf"\1\2{HIDDEN}", value)
+        return value
     if isinstance(value, Mapping):
         return {name: _hide(one) if is_secret_name(name) else without_secrets(one) for name, one in value.items()}
     if type(value) in (list, tuple):
@@ -54,4 +68,4 @@ def without_secrets(value: Any) -> Any:
 
 
 def _hide(value: Any) -> Any:
-    return value if value is None or isinstance(value, bool | int | float) else HIDDEN
+    return value if value is None or isinstance(value, bool) else HIDDEN

@@ -163,7 +163,8 @@ class Location:
     def _file_info(self) -> FileInfo:
         info = self.info()
         if info is None or info.is_dir:
-            raise FileNotFoundError(f"{self.url} is {'no file' if info is None else 'a folder, not a file'}")
+            url = without_secrets(self.url)
+            raise FileNotFoundError(f"{url} is {'no file' if info is None else 'a folder, not a file'}")
         return info
 
     def _sorted(self, found: Iterable[FileInfo], suffix: str) -> Sequence[Self]:

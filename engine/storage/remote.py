@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from ..errors import ConfigError
+from ..shown import without_secrets
 from .files import FileInfo, StorageOptions
 from .retries import TruncatedError, error_code, with_retries
 
@@ -98,7 +99,7 @@ class RemoteFiles:
         if end is None:
             info = self.info(url)
             if info is None or info.is_dir:
-                raise FileNotFoundError(f"no such file: {url}")
+                raise FileNotFoundError(f"no such file: {without_secrets(url)}")
             if info.size is None:  # The store does not give the size, so the length cannot be checked.
                 return self._call("read", url, lambda: self._fs.cat_file(url, start=start or None))
             end = info.size

@@ -88,7 +88,10 @@ def with_retries(call: Callable[[], Result], action: str, url: str, max_attempts
     except (UserError, StorageError):
         raise
     except Exception as error:
-        raise _explain(error, action, url, max_attempts) from error
+        explained = _explain(error, action, url, max_attempts)
+        if without_secrets(str(error)) != str(error):  # A traceback would show the cause as it is.
+            raise explained from None
+        raise explained from error
 
 
 def is_transient(error: BaseException) -> bool:
