@@ -73,7 +73,7 @@ def _find_forms(render: Render, messages: Sequence[Mapping[str, Any]]) -> Forms:
         for role in roles:
             places = [i for i, message in enumerate(messages) if message["role"] == role]
             found.setdefault((role, role in divided), _form_in(prompt, places, role in divided))
-    forms = {role: frozenset({found.get((role, False)), found.get((role, True))} - {None}) for role in roles}
+    forms = {role: frozenset(filter(None, (found.get((role, False)), found.get((role, True))))) for role in roles}
     if found and (lost := [role for role, read in forms.items() if not read]):
         logger.warning("the chat template shows no text of messages with the role %s", " or ".join(map(quote, lost)))
     return {role: read or frozenset({"string"}) for role, read in forms.items()}
