@@ -227,6 +227,7 @@ class PromptReader:
             raise ConfigError("this engine takes no prompt_embeds; construct it with enable_prompt_embeds=True")
         if prompt.token_ids is not None:
             raise PromptTypeError("a prompt has prompt_token_ids and prompt_embeds; give one of the two")
+        assert prompt.embeddings is not None, "the caller has seen them"
         # The tensor may be a view that is much larger than its memory, so its length is checked before it is copied.
         self._check_length(self.prompt_embeds.check(prompt.embeddings), num_new_tokens)
         span = self.prompt_embeds.read(prompt.embeddings)
