@@ -213,8 +213,6 @@ class SamplingParams:
             setattr(self, name, kind(value))
         if self.top_p == 0:
             raise _wrong("top_p", self.top_p, NUMBERS["top_p"][3])
-        if self.repetition_penalty == 0:
-            raise _wrong("repetition_penalty", 0, NUMBERS["repetition_penalty"][3])
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise _wrong("min_tokens", self.min_tokens, f"at most max_tokens={self.max_tokens}")
         if GREEDY_BELOW <= self.temperature < LOWEST_TEMPERATURE:
@@ -268,7 +266,7 @@ NUMBERS: dict[str, tuple[type, float, float, str]] = {
     "n": (int, 1, MAX_N, f"an integer from 1 to {MAX_N}"),
     "presence_penalty": (float, -2, 2, "a number from -2 to 2"),
     "frequency_penalty": (float, -2, 2, "a number from -2 to 2"),
-    "repetition_penalty": (float, 0, math.inf, "a finite number above 0"),
+    "repetition_penalty": (float, 1e-6, 1e6, "a number from 1e-6 to 1e6"),
     "temperature": (float, 0, 2, "a number from 0 to 2 (0 is greedy)"),
     "top_p": (float, 0, 1, "a number above 0, at most 1"),
     "top_k": (int, 0, 2**31 - 1, "an integer of at least 0 (0 or -1 for all tokens)"),

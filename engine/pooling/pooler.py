@@ -5,12 +5,13 @@ This happens on the host, because each request has its own parameters and a vect
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ..errors import UnsupportedModelError, quote
 from .config import PoolerConfig
 from .params import PoolingParams
 
@@ -21,7 +22,7 @@ Activation = Callable[[np.ndarray], np.ndarray]
 
 def normalize(vector: np.ndarray) -> np.ndarray:
     """Returns a vector scaled to length 1; a vector of zeros is not changed."""
-    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+    return vector / max(float(np.linalg.norm(vector.astype(np.float64))), 1e-12)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -48,13 +49,31 @@ ACTIVATIONS: dict[str, Activation] = {
 """`problem_type` of a classifier's config -> the function that turns its logits into probabilities."""
 
 
+ACTIVATIONS_BY_CLASS: dict[str, Activation] = {"Identity": identity, "Sigmoid": sigmoid, "Softmax": softmax}
+"""Names of the classes of torch that a cross-encoder of sentence-transformers may name -> the functions."""
+
+
 def class_activation(hf_config: Any, num_labels: int) -> Activation:
     """Returns the function that turns a classifier's logits into probabilities.
 
     Args:
-        hf_config: Config of the model, whose `problem_type` chooses the function.
-        num_labels: Number of classes. Without `problem_type`, one class uses `sigmoid` and several use `softmax`.
+        hf_config: Config of the model. The activation of a cross-encoder of sentence-transformers chooses the function,
+            or else `problem_type`.
+        num_labels: Number of classes. If the config chooses none, one class uses `sigmoid` and several use `softmax`.
+
+    Raises:
+        UnsupportedModelError: The activation of the cross-encoder is not implemented.
     """
+    own = getattr(hf_config, "sentence_transformers", None)
+    named = own.get("activation_fn") if isinstance(own, Mapping) else None
+    named = named or getattr(hf_config, "sbert_ce_default_activation_function", None)
+    if named is not None:
+        name = str(named).rpartition(".")[2]
+        if name not in ACTIVATIONS_BY_CLASS:
+            raise UnsupportedModelError(
+                f"config.json names the activation {quote(named)}; implemented are {', '.join(ACTIVATIONS_BY_CLASS)}"
+            )
+        return ACTIVATIONS_BY_CLASS[name]
     default = softmax if num_labels > 1 else sigmoid
     return ACTIVATIONS.get(getattr(hf_config, "problem_type", None) or "", default)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,14 @@ POOLING_MODES = {
 
 KINDS = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
 """The modules that are implemented; dropout does nothing outside of training."""
+
+TEXT_CONFIGS = tuple(
+    f"sentence_{name}_config.json"
+    for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Names of the file with the settings of the Transformer module; it has one of them."""
+
+MAX_TOKENS = 2**31 - 1
 
 Module = tuple[str, Location]
 """The kind of a module and its folder."""
@@ -100,16 +109,19 @@ def read_text_settings(place: Location) -> TextSettings:
     Raises:
         CheckpointError: A file is damaged, or a setting is wrong or not implemented.
     """
-    if not _read_modules(place):
+    modules = _read_modules(place)
+    if not modules:
         return TextSettings()
-    bert = read_json_object(place / "sentence_bert_config.json")
-    if bert.get("do_lower_case"):
-        raise CheckpointError(f"{place}/sentence_bert_config.json asks for do_lower_case, which is not implemented")
-    max_tokens = bert.get("max_seq_length")
-    if max_tokens is not None and (type(max_tokens) is not int or max_tokens < 1):
+    folders = [folder for kind, folder in modules if kind == "Transformer"]
+    files = [folder / name for folder in (*folders, place) for name in TEXT_CONFIGS]
+    file = next((file for file in files if file.exists()), place / TEXT_CONFIGS[0])
+    config = read_json_object(file)
+    if config.get("do_lower_case"):
+        raise CheckpointError(f"{file} asks for do_lower_case, which is not implemented")
+    max_tokens = config.get("max_seq_length")
+    if max_tokens is not None and (type(max_tokens) is not int or not 1 <= max_tokens <= MAX_TOKENS):
         raise CheckpointError(
-            f"{place}/sentence_bert_config.json: max_seq_length must be an integer of at least 1; got "
-            f"{quote(max_tokens)}"
+            f"{file}: max_seq_length must be an integer of at least 1, at most {MAX_TOKENS}; got {quote(max_tokens)}"
         )
     return TextSettings(_default_prompt(place), max_tokens)
 
@@ -129,10 +141,16 @@ def _default_prompt(place: Location) -> str:
 
 
 def _fitting_dense(folder: Location, size: int) -> Dense:
-    dense = read_dense(folder, read_json_object(folder / "config.json"))
+    dense = read_dense(folder, _read_config(folder))
     if dense.weight.shape[1] != size:
         raise CheckpointError(f"{folder} takes vectors of {dense.weight.shape[1]} elements; before it they have {size}")
     return dense
+
+
+def _read_config(folder: Location) -> dict[str, Any]:
+    if not (folder / "config.json").exists():
+        raise CheckpointError(f"{folder}, which modules.json names, has no config.json; fetch it again")
+    return read_json_object(folder / "config.json")
 
 
 def _read_modules(place: Location) -> list[Module]:
@@ -153,13 +171,17 @@ def _read_modules(place: Location) -> list[Module]:
             raise CheckpointError(
                 f"{place}/modules.json: a path must lie in the folder of the model; got {quote(path)}"
             )
+        if kind in ("Pooling", "Dense") and not PurePosixPath(path).parts:
+            raise CheckpointError(
+                f"{place}/modules.json: the path of {kind} must name its own folder; got {quote(path)}"
+            )
         modules.append((kind, place / path if path else place))
     return modules
 
 
 def _read_pooling(folder: Location) -> str:
     """Returns the pooling type that the config of a pooling module asks for, in the new form or the old one."""
-    config = read_json_object(folder / "config.json")
+    config = _read_config(folder)
     flags = {name.removeprefix("pooling_mode_"): on for name, on in config.items() if name.startswith("pooling_mode_")}
     modes = [name for name, on in flags.items() if on is True]
     if config.get("pooling_mode") is not None:

@@ -34,6 +34,10 @@ NAN_VECTOR = RequestError(
     True,
 )
 
+NAN_OUTPUT = RequestError(
+    "NumericalError", "the layers after the pooling made NaN or infinity of this request; check their weights", False
+)
+
 
 @dataclass(slots=True, eq=False)
 class PooledSequence(Sequence):
@@ -136,6 +140,8 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
         if (failed := first_error(sequences)) is not None:
             return request.failed(failed)
         vectors = [self._pooler.finish(sequence.vector, request.pooling_params) for sequence in sequences]
+        if not all(np.isfinite(vector).all() for vector in vectors):
+            return request.failed(NAN_OUTPUT)
         return PoolingRequestOutput(
             request.request_id,
             PoolingOutput(np.stack(vectors) if request.more_prompts else vectors[0]),

@@ -24,6 +24,7 @@ WRONG = [
     ({"min_p": 1.5}, "min_p must be"),
     ({"presence_penalty": 3}, "presence_penalty must be a number from -2 to 2"),
     ({"frequency_penalty": -3}, "frequency_penalty must be"),
+    ({"repetition_penalty": 1e-40}, "repetition_penalty must be a number from 1e-6 to 1e6"),
     ({"repetition_penalty": 0}, "repetition_penalty must be"),
     ({"repetition_penalty": float("inf")}, "repetition_penalty must be"),
     ({"max_tokens": 0}, "max_tokens must be"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from millrace.engine.errors import (
     TokenOutOfVocabularyError,
     UnsupportedModelError,
 )
+from millrace.engine.pooling.pooler import Pooler, class_activation, identity, normalize, sigmoid, softmax
+from millrace.engine.pooling.sentence_transformer import read_sentence_transformer, read_text_settings
+from millrace.engine.storage import Location
 
 PREFIX = "The mill wheel turns as long as water comes down the race. "
 PROMPTS = [PREFIX + end for end in ("Rows stream in.", "Count: 0 1 2 3 4 5 6 7 8 9.", "x", "Größe, naïve, 水車")] + [
@@ -331,11 +335,13 @@ def test_the_default_prompt_precedes_texts_and_long_texts_are_cut(tmp_path):
         ({"pooling_mode": 3}, [], {}, "pooled by 3"),
         ({"pooling_mode_mean_sqrt_len_tokens": True}, [], {}, "pooled by mean_sqrt_len_tokens"),
         ({"pooling_mode_mean_tokens": False}, [], {}, "pooled by no mode, all are off"),
-        ([], [], {}, "must hold a JSON object"),
+        ([], [], {}, "must hold a.* object"),
         ({}, [("2", "LayerNorm")], {}, "names the module 'LayerNorm'"),
         ({}, [("2", "WeightedLayerPooling")], {}, "names the module 'WeightedLayerPooling'"),
         ({}, [("../2", "Dense")], {}, "must lie in the folder"),
-        ({}, [("2", "Dense")], {}, "weights of .* cannot be read"),
+        ({}, [("2", "Dense")], {}, "2, which modules.json names, has no config.json"),
+        ({}, [("", "Dense")], {}, "the path of Dense must name its own folder"),
+        ({}, [], {"sentence_roberta_config": {"max_seq_length": 10**30}}, "max_seq_length must be an integer"),
         ({"include_prompt": False}, [], {}, "include_prompt=false"),
         ({}, [], {"sentence_bert_config": {"max_seq_length": "12"}}, "max_seq_length must be an integer"),
         ({}, [], {"sentence_bert_config": {"do_lower_case": True}}, "do_lower_case"),
@@ -347,6 +353,48 @@ def test_what_a_sentence_transformer_asks_for_is_done_or_refused_by_name(tmp_pat
     folder = sentence_transformer(tiny_checkpoint(tmp_path, "llama"), pooling, more, **files)
     with pytest.raises(CheckpointError, match=message):
         engine(folder, runner="pooling")
+
+
+def test_a_pooling_module_without_its_config_is_refused(tmp_path):
+    folder = sentence_transformer(tiny_checkpoint(tmp_path, "llama"), {"pooling_mode": "cls"})
+    (folder / "1_Pooling" / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"1_Pooling, which modules.json names, has no config.json"):
+        read_sentence_transformer(Location.at(folder), 64)
+
+
+@pytest.mark.parametrize("place", ["sentence_roberta_config.json", "0_T/sentence_bert_config.json"])
+def test_the_length_limit_of_the_transformer_module_is_found(tmp_path, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text('{"max_seq_length": 7}')
+    (tmp_path / "modules.json").write_text('[{"type": "a.Transformer", "path": "0_T"}]')
+    assert read_text_settings(Location.at(tmp_path)).max_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("fields", "activation"),
+    [
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, identity),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.activation.Sigmoid"}, sigmoid),
+        ({"sentence_transformers": {"version": "5"}, "problem_type": "regression"}, identity),
+        ({}, softmax),
+    ],
+)
+def test_the_activation_of_a_cross_encoder_is_that_of_its_config(fields, activation):
+    assert class_activation(SimpleNamespace(**fields), 3) is activation
+
+
+def test_an_unknown_activation_of_a_cross_encoder_is_refused():
+    config = SimpleNamespace(sentence_transformers={"activation_fn": "torch.nn.modules.activation.Tanh"})
+    with pytest.raises(UnsupportedModelError, match="implemented are Identity, Sigmoid, Softmax"):
+        class_activation(config, 1)
+
+
+def test_a_vector_that_a_later_layer_spoils_is_an_error_of_its_row(tiny_model, monkeypatch):
+    with engine(tiny_model("llama"), runner="pooling") as llm:
+        monkeypatch.setattr(Pooler, "finish", lambda self, vector, params: vector * np.float32("inf"))
+        (output,) = llm.embed([[5, 6]], use_tqdm=False, on_error="return")
+        assert output.error.kind == "NumericalError"
+    assert np.linalg.norm(normalize(np.full(4, 1e38, np.float32))) == pytest.approx(1)
 
 
 WRONG_SETTINGS = [
