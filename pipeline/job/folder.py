@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +21,9 @@ from ..sinks.publisher import Publisher
 OURS = "_millrace"
 STATE = "job.json"
 WRITERS = "writers"
+
+PART = re.compile(r"part-\d{5,}(-[0-9a-f]{32})?\.(\w+)")
+"""Names of the files of an output. The hexadecimal digits tell the versions of a table apart."""
 
 FREE = frozenset({
     "max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override", "kv_cache_memory_bytes",
@@ -165,10 +171,8 @@ class JobFolder:
             raise ConfigError(f"output {self.root.url!r} is a file; pass a folder")
         here = f"output folder {self.root.url!r}"
         self.check_links()
-        present = [one for one in self.root.list() if one.name[0] != "."]  # A killed process may leave ".name.tmp".
         began = self.read_state()
-        foreign = [one.name for one in present if not _is_ours(one, began)]
-        if foreign:
+        if foreign := self._foreign(began):
             raise ConfigError(f"{here} already holds {foreign[0]!r}; pass another folder")
         if overwrite:
             return False
@@ -178,7 +182,8 @@ class JobFolder:
                 f"(its failed rows are run again by: millrace retry-failed {self.root.url})"
             )
         if began is None:
-            if found := [one.name for one in present if one.name != OURS or self._has_work()]:
+            present = [one.name for one in self.root.list() if one.name[0] != "."]
+            if found := [name for name in present if name != OURS or self._has_work()]:
                 raise ConfigError(
                     f"{here} already holds {found[0]!r}; pass --overwrite to replace it, or another folder"
                 )
@@ -196,8 +201,26 @@ class JobFolder:
         Raises:
             DamagedOutputError: One is.
         """
-        for folder in (f"{OURS}/work/{RESULTS}", f"{OURS}/work/{FAILED}", f"{OURS}/work/{EPOCHS}", FAILED_FOLDER):
+        in_work = [f"{OURS}/work/{folder}" for folder in (RESULTS, FAILED, EPOCHS)]
+        for folder in (*in_work, f"{OURS}/{WRITERS}", FAILED_FOLDER):
             self.root.inside(f"{folder}/file")
+
+    def refuse_input(self, urls: Iterable[str]) -> None:
+        """Checks that no file of the input is in this folder, where a job replaces and removes files.
+
+        Args:
+            urls: Paths or URLs of the files.
+
+        Raises:
+            ConfigError: One is.
+        """
+        root = _real(self.root.url)
+        for url in urls:
+            if _real(url).startswith(f"{root.rstrip('/')}/"):
+                raise ConfigError(
+                    f"output folder {self.root.url!r} holds {url.rpartition('/')[2]!r}, which is a file of the input; "
+                    "a job replaces the files of its output folder, so pass another folder"
+                )
 
     def check_same(self, state: JobState) -> None:
         """Checks that the finished job in this folder is the given one.
@@ -221,11 +244,10 @@ class JobFolder:
         Args:
             publisher: The publisher of the next job. A table keeps its older versions.
         """
+        kept = {OURS, *publisher.kept_names(self.root), *self._foreign(self.read_state())}
         (self.root / MANIFEST).remove()
-        began = self.read_state()
-        kept = {OURS, *publisher.kept_names(self.root)}
         for one in self.root.list():
-            if _is_ours(one, began) and one.name not in kept:
+            if one.name[0] != "." and one.name not in kept:
                 one.remove()
         for one in (self.root / OURS).list():
             if one.name not in (STATE, WRITERS):
@@ -239,20 +261,29 @@ class JobFolder:
                     if DRAFT.fullmatch(one.name):
                         one.remove()
 
+    def _foreign(self, began: JobState | None) -> list[str]:
+        """Returns the names in the folder that no job has written. Parts are of a job only where a job has begun."""
+        known = {OURS, FAILED_FOLDER, MANIFEST}
+        if began is not None:
+            known.update(began.publisher.log_names)  # The log of a table is ours if our job has begun it.
+        is_output = began is not None or self.is_finished
+        found = [one.name for one in self.root.list() if not (one.name in known or (is_output and _is_part(one)))]
+        found += [f"{FAILED_FOLDER}/{one.name}" for one in (self.root / FAILED_FOLDER).list() if not _is_part(one)]
+        return [name for name in found if name.rpartition("/")[2][0] != "."]  # Killed processes leave ".name.tmp".
+
     def _has_work(self) -> bool:
         """Returns whether the folder of the job holds anything but claims, and drafts that another run just writes."""
         found = (self.root / OURS).walk()
         return any(not one.url.startswith(f"{self.writers.url}/") and not DRAFT.fullmatch(one.name) for one in found)
 
 
-def _is_ours(file: Storage, began: JobState | None) -> bool:
-    """Returns whether a job may have written an entry of its folder. A table's log is ours if our job has begun it."""
-    if file.name in (OURS, FAILED_FOLDER, MANIFEST):
-        return True
-    if began is not None and file.name in began.publisher.log_names:
-        return True
-    return file.name.endswith(_extensions()) and not file.is_dir()
+def _is_part(file: Storage) -> bool:
+    """Returns whether a file has a name that a job gives to files of its output."""
+    found = PART.fullmatch(file.name)
+    extensions = {format.extension for _, format in FORMATS.items()}
+    return found is not None and found[2] in extensions and not file.is_dir()
 
 
-def _extensions() -> tuple[str, ...]:
-    return tuple({f".{format.extension}" for _, format in FORMATS.items()})
+def _real(url: str) -> str:
+    """Returns the path that a path leads to, without links on the way; a URL as it is."""
+    return url if "://" in url else os.path.realpath(url)

@@ -109,11 +109,13 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False, take_over: bool = Fa
     """
     job = job.relative_to(Path.cwd())
     folder = JobFolder(Storage.at(job.output, job.endpoint_url))
+    folder.check_links()
     if not take_over:
         refuse_if_held(folder.writers, job.output, watch=False)
     began = None if overwrite or folder.is_finished else folder.read_state()
     versions = {} if began is None else began.table_versions  # Tables may have grown since the job began.
     source = find_source(job, versions)
+    folder.refuse_input(source.paths)
     config = processor_config(job, source.num_rows)
     warn_of_unread(job, source.schema)
     schema = result_schema(job, source.schema)

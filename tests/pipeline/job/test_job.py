@@ -14,7 +14,7 @@ from millrace import ConfigError
 from millrace.pipeline import JobConfig, columns, load_job
 from millrace.pipeline.job.durable import PrepareNew
 from millrace.pipeline.job.rows import REPORTED, MakePrompt, MakeResult
-from millrace.pipeline.job.run import prepare_job, prepare_resume, prepare_retry
+from millrace.pipeline.job.run import _begin, prepare_job, prepare_resume, prepare_retry
 from millrace.pipeline.job.settings import processor_config
 from millrace.pipeline.job.template import Template
 from millrace.pipeline.processor.operators import unpack
@@ -147,7 +147,7 @@ def test_preparing_writes_nothing(folder: Path) -> None:
 def test_two_jobs_are_never_mixed(folder: Path) -> None:
     (folder / "out").mkdir()
     assert not prepare_job(load(folder, GOOD)).resumes
-    (folder / "out" / "a.parquet").touch()
+    (folder / "out" / "_failed").mkdir()
     with pytest.raises(ConfigError, match="--overwrite"):
         prepare_job(load(folder, GOOD))
     prepared = prepare_job(load(folder, GOOD), overwrite=True)
@@ -165,6 +165,39 @@ def test_overwriting_removes_only_files_of_jobs(folder: Path, name: str) -> None
         prepare_job(load(folder, GOOD), overwrite=True)
     assert file.exists()
     assert (folder / "out" / "a.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["mine.csv", "part-0.jsonl", "part-00000.txt", "_failed/mine.parquet", "part-00001"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_folder_of_a_job_with_a_file_of_another_name_is_left_alone(folder: Path, name: str, overwrite: bool) -> None:
+    begin(load(folder, GOOD))
+    file = folder / "out" / name
+    file.parent.mkdir(exist_ok=True)
+    file.touch()
+    with pytest.raises(ConfigError, match=f"already holds '{name}'; pass another folder"):
+        prepare_job(load(folder, GOOD), overwrite=overwrite)
+    file.unlink()
+    (folder / "out" / "part-00000.parquet").touch()
+    (folder / "out" / ".kept").touch()
+    _begin(prepare_job(load(folder, GOOD), overwrite=True))
+    assert sorted(path.name for path in (folder / "out").iterdir()) == [".kept", "_millrace"]
+
+
+def test_parts_without_a_job_are_anothers(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "part-00000.parquet").touch()
+    with pytest.raises(ConfigError, match=r"already holds 'part-00000\.parquet'"):
+        prepare_job(load(folder, GOOD), overwrite=True)
+
+
+@pytest.mark.parametrize(("given", "output"), [("out", "out"), ("out/part-00000.parquet", "link"), ("link", "out")])
+def test_an_output_that_holds_the_input_is_refused(folder: Path, given: str, output: str) -> None:
+    begin(load(folder, GOOD))
+    (folder / "in.parquet").rename(folder / "out" / "part-00000.parquet")
+    (folder / "link").symlink_to(folder / "out")
+    job = load(folder, GOOD.replace("in.parquet", given).replace("output: out", f"output: {output}"))
+    with pytest.raises(ConfigError, match=r"holds 'part-00000\.parquet', which is a file of the input"):
+        prepare_job(job, overwrite=True)
 
 
 @pytest.mark.parametrize("more", ["", "replicas: 2\nengine: {max_num_seqs: 7}\nflush_interval_s: 1\non_error: stop\n"])
