@@ -42,6 +42,7 @@ class LocalFiles:
 
     def read(self, url: str, start: int, end: int | None) -> bytes:
         """Returns the bytes from `start` to before `end`, or to the end of the file."""
+        refuse_special(url)
         with open(url, "rb") as file:
             file.seek(start)
             return file.read(-1 if end is None else end - start)
@@ -91,6 +92,17 @@ class LocalFiles:
     def make_folder(self, url: str) -> None:
         """Makes a folder and its parents."""
         _make_folder(Path(url))
+
+
+class SpecialFileError(OSError):
+    """A pipe, a socket or a device stands where a file is read. Opening it may wait for ever."""
+
+
+def refuse_special(url: str) -> None:
+    """Raises `SpecialFileError` if a path leads to a thing that is neither a file nor a folder."""
+    mode = os.stat(url).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise SpecialFileError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", url)
 
 
 def sync_folder(folder: Path) -> None:

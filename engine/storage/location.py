@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from ..errors import ConfigError, quote
 from ..shown import without_secrets
 from .files import FileInfo, Files, StorageOptions
-from .local import LocalFiles
+from .local import LocalFiles, refuse_special
 from .range_file import RangeFile
 from .remote import RemoteFiles
 
@@ -134,6 +134,7 @@ class Location:
             size: Size of the file in bytes; None asks the store for it.
         """
         if self.is_local:
+            refuse_special(self.url)
             return open(self.url, "rb")
         size = self._file_info().size if size is None else size
         if size is None:  # The store does not give the size, so ranges of bytes cannot be requested.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.fs
 
 from ...engine.errors import DamagedOutputError
 from ...engine.storage import BUFFER_BYTES, FileInfo, Location, StorageOptions
-from ...engine.storage.local import LocalFiles
+from ...engine.storage.local import LocalFiles, SpecialFileError, refuse_special
 from .arrow_files import ArrowFiles
 
 __all__ = ["FileInfo", "Storage", "StorageOptions"]
@@ -29,8 +30,22 @@ class Storage(Location):
             size: Size of the file in bytes; None to ask the store.
         """
         if self.is_local:
+            refuse_special(self.url)
             return pa.OSFile(self.url, "rb")
         return pa.PythonFile(self.open_input(buffer_bytes, size), mode="r")
+
+    def read_json(self) -> Any:
+        """Returns the value in a file of JSON that a stranger may have written.
+
+        Raises:
+            ValueError: The file is no JSON, is nested too deeply, or is a folder or another thing that holds no bytes.
+        """
+        try:
+            return json.loads(self.read_bytes())
+        except RecursionError:
+            raise ValueError("its brackets are nested too deeply") from None
+        except (IsADirectoryError, SpecialFileError) as error:
+            raise ValueError(error.strerror) from error
 
     def write_private(self, data: bytes) -> None:
         """Writes the whole file, and makes its parents. On this machine, only its owner may read the file."""

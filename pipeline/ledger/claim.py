@@ -17,8 +17,10 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import platform
+import re
 import threading
 import time
 import uuid
@@ -27,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ...engine.errors import MillraceError, OutputInUseError
+from ...engine.errors import DamagedOutputError, MillraceError, OutputInUseError
 from ..files.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -39,6 +41,10 @@ STALE_S = 60.0
 WATCH_S = 30.0
 """Seconds for which such a claim is watched before it is void."""
 WATCH_STEP_S = 0.5
+
+MAX_CHARS = 300
+"""Longest text in a claim that is shown."""
+FILE_NAME = re.compile(r"([0-9]{6,9})\.(json|beat)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +77,12 @@ class Holder:
     def read(cls, file: Storage) -> Holder:
         """Reads a claim. A claim that is damaged is held by an unknown process."""
         try:
-            return cls(**json.loads(file.read_bytes()))
+            holder = cls(**file.read_json())
         except (ValueError, TypeError):
-            return cls("an unknown host", "", 0, "", "an unknown time", "")
+            return UNKNOWN
+        texts = (holder.host, holder.machine, holder.process_start, holder.since, holder.token)
+        is_plain = all(isinstance(text, str) and text.isprintable() and len(text) <= MAX_CHARS for text in texts)
+        return holder if is_plain and isinstance(holder.pid, int) and 0 <= holder.pid < 2**31 else UNKNOWN
 
     @property
     def has_ended(self) -> bool | None:
@@ -85,6 +94,9 @@ class Holder:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.since}"
+
+
+UNKNOWN = Holder("an unknown host", "", 0, "", "an unknown time", "")
 
 
 @dataclass
@@ -149,7 +161,10 @@ class Claim:
                 refuse_if_held(folder, output)
             number = (newest or 0) + 1
             with contextlib.suppress(FileNotFoundError):  # The last holder has just removed the empty folder.
-                _beat_file(folder, number).write_bytes(str(time.time()).encode())
+                beat = _beat_file(folder, number)
+                if beat.is_dir():  # No process writes a folder, and none could renew the claim.
+                    raise DamagedOutputError(f"{beat.url!r} is a folder, and no run has made it; remove it")
+                beat.write_bytes(str(time.time()).encode())
                 if (folder / _file_name(number)).create(content):
                     return cls(folder, output, number, holder)
 
@@ -168,9 +183,10 @@ class Claim:
         self._ended.set()
         try:
             self.check()
-            for number in range(1, self.number + 1):
-                _beat_file(self.folder, number).remove()
-                (self.folder / _file_name(number)).remove()
+            for number in sorted(_numbers(self.folder, "beat", "json")):
+                if number <= self.number:
+                    _beat_file(self.folder, number).remove()
+                    (self.folder / _file_name(number)).remove()
             if self.folder.is_local:
                 Path(self.folder.url).rmdir()
         except OutputInUseError:
@@ -220,19 +236,26 @@ def _has_stopped(beat: Storage) -> bool:
 
 
 def _is_old(beat: Storage) -> bool:
-    return time.time() - _time_of(beat) >= STALE_S
+    """Returns whether the time of a claim is long ago, or further ahead than the clocks of two machines can differ."""
+    return abs(time.time() - _time_of(beat)) >= STALE_S
 
 
 def _time_of(beat: Storage) -> float:
     try:
-        return float(beat.read_bytes())
-    except (FileNotFoundError, ValueError):
+        time_s = float(beat.read_json())
+    except (FileNotFoundError, ValueError, TypeError, OverflowError):
         return 0.0
+    return time_s if math.isfinite(time_s) else 0.0
 
 
 def _newest(folder: Storage) -> int | None:
-    names = [one.name.partition(".")[0] for one in folder.list(".json") if one.name[0] != "."]
-    return max((int(name) for name in names if name.isdecimal()), default=None)
+    return max(_numbers(folder, "json"), default=None)
+
+
+def _numbers(folder: Storage, *suffixes: str) -> set[int]:
+    """Returns the numbers of the claims in a folder that have a file with one of the suffixes."""
+    found = [FILE_NAME.fullmatch(one.name) for one in folder.list()]
+    return {int(one[1]) for one in found if one is not None and one[2] in suffixes}
 
 
 def _read(folder: Storage, number: int) -> Holder | None:

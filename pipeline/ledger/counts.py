@@ -13,7 +13,9 @@ from typing import Any
 
 from .. import columns
 from ..stages.base import Row, RowError
-from .histogram import Histogram
+from .histogram import Histogram, count_of, number_of
+
+__all__ = ["Counts", "ErrorKind", "count_of", "number_of"]
 
 MAX_EXAMPLE_CHARS = 500
 
@@ -145,11 +147,23 @@ class Counts:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Counts:
-        """Returns the counts of which `as_dict` made `data`. A number that an older version did not have is 0."""
-        known: dict[str, Any] = {name: data.get(name, 0) for name in NUMBERS}
+        """Returns the counts of which `as_dict` made `data`. A number that an older version did not have is 0.
+
+        Raises:
+            ValueError: A value is of another kind, as do AttributeError, KeyError and TypeError.
+        """
+        known: dict[str, Any] = {name: number_of(data.get(name, 0)) for name in NUMBERS}
         known |= {name: Histogram.from_dict(data[name]) for name in HISTOGRAMS if name in data}
-        errors = {kind: ErrorKind(**error) for kind, error in data.get("errors", {}).items()}
-        return cls(finish_reasons=Counter(data.get("finish_reasons", {})), errors=errors, **known)
+        errors = {
+            kind: ErrorKind(
+                count_of(error["num_rows"]),
+                str(error["example"])[:MAX_EXAMPLE_CHARS],
+                count_of(error.get("num_retryable", 0)),
+            )
+            for kind, error in data.get("errors", {}).items()
+        }
+        reasons = {reason: count_of(count) for reason, count in data.get("finish_reasons", {}).items()}
+        return cls(finish_reasons=Counter(reasons), errors=errors, **known)
 
     def _add_times(self, times: Mapping[str, Any]) -> None:
         for name in TIMES:

@@ -100,12 +100,33 @@ class Histogram:
         """Returns the histogram of which `as_dict` made the plain data."""
         smallest, largest = data["smallest"], data["largest"]
         return cls(
-            data["count"],
-            data["total"],
-            math.inf if smallest is None else smallest,
-            0.0 if largest is None else largest,
-            dict(data["buckets"]),
+            count_of(data["count"]),
+            number_of(data["total"]),
+            math.inf if smallest is None else number_of(smallest),
+            0.0 if largest is None else number_of(largest),
+            {bucket_in(bucket): count_of(count) for bucket, count in data["buckets"]},
         )
+
+
+def number_of(value: Any) -> Any:
+    """Returns a number as it is; raises ValueError for what is no finite number of zero or more."""
+    if type(value) not in (int, float) or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r:.100} is no number of zero or more")
+    return value
+
+
+def count_of(value: Any) -> int:
+    """Returns a whole number as it is; raises ValueError for what is no whole number of zero or more."""
+    if type(value) is not int:
+        raise ValueError(f"{value!r:.100} is no whole number")
+    return int(number_of(value))
+
+
+def bucket_in(value: Any) -> int:
+    """Returns the number of a bucket as it is; raises ValueError for what is none."""
+    if type(value) is not int or not ZERO_BUCKET <= value <= 1024 * STEPS_PER_DOUBLING:
+        raise ValueError(f"{value!r:.100} is no bucket")
+    return int(value)
 
 
 def bucket_of(value: float) -> int:

@@ -28,10 +28,11 @@ import numpy as np
 import pyarrow as pa
 
 from ...engine.errors import DamagedOutputError
+from ...engine.storage.local import SpecialFileError, refuse_special
 from .. import columns
 from ..files.storage import Storage
 from . import row_id
-from .counts import Counts
+from .counts import Counts, count_of
 
 FLUSH = ".flush"
 COMMIT = ".ids"
@@ -93,8 +94,8 @@ def check_file(file: Storage, num_bytes: int, expected: str) -> None:
     """
     try:
         data = file.read_bytes()
-    except FileNotFoundError:
-        raise DamagedOutputError(damage_message(file, "is missing")) from None
+    except (FileNotFoundError, IsADirectoryError, SpecialFileError) as error:
+        raise _damaged(file, error) from None
     if len(data) != num_bytes:
         raise DamagedOutputError(damage_message(file, f"has {len(data)} bytes, and was written with {num_bytes}"))
     if expected and checksum(data) != expected:
@@ -190,21 +191,24 @@ def read_record(work: Storage, name: str) -> Record:
     file = work.inside(name)
     try:
         about = json.loads(pa.ipc.open_file(_content(file)).schema.metadata[ABOUT])
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError) as error:
+        record = Record(
+            name,
+            count_of(about["num_rows"]),
+            Counts.from_dict(about["counts"]),
+            about.get("part"),
+            count_of(about.get("num_bytes", 0)),
+            tuple(map(str, about.get("replaces", ()))),
+            bytes.fromhex(about.get("first", "")),
+            bytes.fromhex(about.get("last", "")),
+            str(about.get("checksum", "")),
+        )
+    except DamagedOutputError:
+        raise
+    except (pa.ArrowException, OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(file, error) from error
-    if about.get("part") is not None:
-        work.inside(about["part"])
-    return Record(
-        name,
-        about["num_rows"],
-        Counts.from_dict(about["counts"]),
-        about.get("part"),
-        about.get("num_bytes", 0),
-        tuple(about.get("replaces", ())),
-        bytes.fromhex(about.get("first", "")),
-        bytes.fromhex(about.get("last", "")),
-        about.get("checksum", ""),
-    )
+    if record.part is not None:
+        work.inside(record.part)
+    return record
 
 
 def read_ids(work: Storage, record: Record) -> np.ndarray:
@@ -250,6 +254,8 @@ def _read(file: Storage) -> pa.Table:
 
 def _content(file: Storage) -> pa.Buffer:
     """Returns the file of Arrow in a record, after a check of its length and checksum."""
+    if file.is_local:
+        refuse_special(file.url)
     whole = pa.memory_map(file.url).read_buffer() if file.is_local else pa.py_buffer(file.read_bytes())
     view = memoryview(whole)
     if bytes(view[-len(OLD_MARK) :]) == OLD_MARK:
@@ -267,6 +273,6 @@ def _damaged(file: Storage, error: BaseException) -> Exception:
     """Returns the error of a record that cannot be read; a failure of the storage stays what it is."""
     if isinstance(error, FileNotFoundError):
         return DamagedOutputError(damage_message(file, "is missing"))
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and not isinstance(error, IsADirectoryError | SpecialFileError):
         return error
     return DamagedOutputError(damage_message(file, f"cannot be read ({error})"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ..._version import __version__
-from ...engine.errors import ConfigError
+from ...engine.errors import ConfigError, DamagedOutputError
 from ...engine.shown import without_secrets
 from ..files.storage import Storage
 from ..ledger.epoch import EPOCHS, FAILED, RESULTS
@@ -96,6 +97,9 @@ class BatchFolder:
         beside = Storage.at(self.root.url.rpartition("/")[0], options=self.root.options)
         for folder in (RESULTS, FAILED, EPOCHS):
             beside.inside(f"{self.root.name}/work/{folder}/file")
+        for one in (self.root, self.writers):
+            if one.is_local and os.path.islink(one.url):
+                raise DamagedOutputError(f"{one.url!r} is a link, and no batch has made it; name another out file")
 
     def _state(self) -> dict[str, Any]:
         """Returns the settings that change the output, the identity of the input, and the version of the package."""
@@ -111,8 +115,8 @@ class BatchFolder:
 def _read_state(file: Storage) -> dict[str, Any]:
     """Returns the result of `_state` that a former run has kept."""
     try:
-        state = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+        state = file.read_json()
+    except ValueError as error:
         raise ConfigError(f"{file.url!r} is damaged ({error}); pass --overwrite to begin anew") from error
     if not isinstance(state, dict):
         raise ConfigError(f"{file.url!r} describes no batch; pass --overwrite to begin anew")

@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from millrace.engine.errors import ConfigError
+from millrace.engine.errors import ConfigError, DamagedOutputError
 from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.job.config import JobConfig
 from millrace.pipeline.job.folder import JobFolder, JobState
-from millrace.pipeline.job.run import _state, prepare_resume
+from millrace.pipeline.job.run import _state, prepare_job, prepare_resume
 from millrace.pipeline.job.writing import _settings_of
 from millrace.pipeline.openai_batch.batch_config import BatchConfig
 from millrace.pipeline.openai_batch.folder import BatchFolder
@@ -71,3 +71,30 @@ def test_a_draft_of_another_run_that_just_begins_is_no_work_of_a_job(tmp_path: P
     (tmp_path / "_millrace" / "work").write_text("")
     with pytest.raises(ConfigError, match="already holds '_millrace'"):
         JobFolder(Storage.at(tmp_path)).check(state, overwrite=False)
+
+
+@pytest.mark.parametrize("link", ["_millrace", "_millrace/writers", "_millrace/work", "_failed"])
+def test_a_folder_of_a_job_that_is_a_link_is_refused_before_anything_in_it_is_read(
+    tmp_path: Path, model_folder: Path, link: str
+) -> None:
+    victim = tmp_path / "victim"
+    (victim / "results").mkdir(parents=True)
+    for name in ("000001.json", "000001.beat", "writers"):
+        (victim / name).touch()
+    (tmp_path / "in.jsonl").write_text('{"x": 1}\n')
+    (tmp_path / "out" / link).parent.mkdir(parents=True)
+    (tmp_path / "out" / link).symlink_to(victim)
+    job = JobConfig(model=str(model_folder), input=str(tmp_path / "in.jsonl"), output=str(tmp_path / "out"), prompt="")
+    with pytest.raises(DamagedOutputError, match="not inside that folder"):
+        prepare_job(job, overwrite=True)
+    assert len(list(victim.iterdir())) == 4
+
+
+@pytest.mark.parametrize("name", [".out.jsonl.millrace", ".out.jsonl.millrace.writers"])
+def test_the_folders_of_a_batch_are_no_links(tmp_path: Path, name: str) -> None:
+    (tmp_path / "in.jsonl").write_text("{}")
+    (tmp_path / "victim").mkdir()
+    (tmp_path / name).symlink_to(tmp_path / "victim")
+    config = BatchConfig(model="m", input=str(tmp_path / "in.jsonl"), output=str(tmp_path / "out.jsonl"))
+    with pytest.raises(DamagedOutputError, match="is a link"):
+        BatchFolder(config).check(overwrite=True)

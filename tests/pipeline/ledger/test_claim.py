@@ -182,3 +182,48 @@ def test_a_claim_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(claim, "_beat_file", beat_file)
     with Claim.held(Storage.at(tmp_path), "out"):
         assert renewed.wait(60)
+
+
+def test_a_claim_with_any_content_is_refused_or_one_of_an_unknown_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claim, "WATCH_S", 0.0)
+    about = {"host": "far", "machine": "far", "pid": 1, "process_start": "1", "since": "then", "token": "t"}
+    odd = [5, [], {}, about | {"pid": "\0"}, about | {"host": "\x1b[2J"}, about | {"since": "x" * 999}, "[" * 200_000]
+    for content in odd:
+        (tmp_path / "000001.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        assert str(claim.Holder.read(Storage.at(tmp_path / "000001.json"))).startswith("process 0 on an unknown host")
+    with Claim.held(Storage.at(tmp_path), "out"):
+        pass
+
+
+def test_a_claim_that_is_no_file_is_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "WATCH_S", 0.0)
+    os.mkfifo(tmp_path / "000001.json")
+    os.mkfifo(tmp_path / "000001.beat")
+    (tmp_path / "000002.json").mkdir()
+    (tmp_path / f"{'9' * 250}.json").touch()
+    with Claim.held(Storage.at(tmp_path), "out") as held:
+        assert held.number == 3
+    (tmp_path / "000001.beat").mkdir()
+    with pytest.raises(MillraceError, match="is a folder"), Claim.held(Storage.at(tmp_path), "out"):
+        pass
+
+
+@pytest.mark.parametrize("beat", ["nan", "NaN", "Infinity", "1e999", "9" * 400, str(time.time() + 9e9), "[]"])
+def test_the_claim_of_another_machine_grows_old_whatever_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beat: str
+) -> None:
+    monkeypatch.setattr(claim, "WATCH_S", 0.0)
+    left_by_another_machine(Storage.at(tmp_path), 0)
+    (tmp_path / "000001.beat").write_text(beat)
+    with Claim.held(Storage.at(tmp_path), "out") as held:
+        assert held.number == 2
+
+
+def test_only_files_of_claims_are_removed_at_the_end_however_large_their_number(tmp_path: Path) -> None:
+    (tmp_path / "000000001.txt").touch()
+    (tmp_path / "900000000.json").touch()
+    with Claim.held(Storage.at(tmp_path), "out", take_over=True):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["000000001.txt"]
