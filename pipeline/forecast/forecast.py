@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...engine import Footprint, SamplingParams
+from ...engine.shown import without_secrets
 from .. import columns
 from ..ledger.counts import Counts
 from ..ledger.histogram import Histogram
@@ -185,7 +186,7 @@ class Forecast:
         known = self.sample.num_rows
         engine = asdict(self.footprint)
         return {
-            "model": self.model,
+            "model": without_secrets(self.model),
             "num_rows": known,
             "num_rows_is_exact": self.sample.is_exact,
             "sample": {"num_rows": counts.num_rows, "seed": self.seed},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from ...engine import LLM, SamplingParams
 from ...engine.errors import ConfigError
+from ...engine.shown import without_secrets
 from ..files.storage import Storage
 
 WAITING = ("starved", "backpressured", "between_steps")
@@ -56,10 +56,10 @@ class Throughput:
             ConfigError: The file is not a report.
         """
         try:
-            report = json.loads(file.read_bytes())
-            return cls._read(report, file) if report["summary"]["model"] == model else None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{file} is no report of a job: {error}") from error
+            report = file.read_json()
+            return cls._read(report, file) if report["summary"]["model"] == without_secrets(model) else None
+        except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ConfigError(f"{without_secrets(file.url)} is no report of a job: {error!s:.200}") from error
 
     @classmethod
     def measure(

@@ -57,6 +57,23 @@ class JobState:
     input_schema: str
     version: str
 
+    def check_types(self) -> None:
+        """Checks the types of the values, which come from a file.
+
+        Raises:
+            ValueError: A value is of another type.
+        """
+        engine = self.job.get("engine", {}) if isinstance(self.job, dict) else None
+        is_job = isinstance(engine, dict) and self.job.get("output_format") in FORMATS.names
+        # What `write_results` has begun has no file of its own as input.
+        if not is_job or ("input" in self.job and "model" not in self.job):
+            raise ValueError("its field 'job' holds no job")
+        places = self.inputs if isinstance(self.inputs, list) else [None]
+        if not all(isinstance(one, dict) and ("table" not in one or "version" in one) for one in places):
+            raise ValueError("its field 'inputs' holds no files")
+        if not isinstance(self.input_schema, str) or not isinstance(self.num_rows, int | None):
+            raise ValueError("its fields 'input_schema' and 'num_rows' are of other types")
+
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines the rows of the output."""
@@ -140,13 +157,15 @@ class JobFolder:
             ConfigError: The description of the job is damaged, or another version has written it.
         """
         try:
-            return JobState(**json.loads(self.state_file.read_bytes()))
+            state = JobState(**self.state_file.read_json())
+            state.check_types()
+            return state
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"{self.state_file.url!r} does not describe a job of this version of Millrace ({error}); remove the "
-                "folder, or pass another"
+                f"{self.state_file.url!r} does not describe a job of this version of Millrace ({error!s:.200}); "
+                "remove the folder, or pass another"
             ) from error
 
     def write_state(self, state: JobState) -> None:

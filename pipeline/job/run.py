@@ -17,7 +17,7 @@ import ray.data
 from ray.data import Dataset
 
 from ..._version import __version__
-from ...engine.errors import ConfigError
+from ...engine.errors import ConfigError, DamagedOutputError
 from ...engine.shown import HIDDEN, without_secrets
 from .. import columns
 from ..arrow_values import holds_json, json_field
@@ -341,7 +341,7 @@ def _changed(state: JobState, output: str, changes: dict[str, Any]) -> JobConfig
             f"{output!r} was written by write_results: call that again, with the same processor and dataset"
         )
     given = {name: value for name, value in changes.items() if value is not None}
-    if HIDDEN in json.dumps([state.job[name] for name in ("model", "input")]):
+    if HIDDEN in json.dumps([state.job.get(name) for name in ("model", "input")]):
         raise ConfigError(
             f"the model or the input of {output!r} has a password or a key in its address, which is not kept; go on "
             "with `millrace run` and the job file"
@@ -359,7 +359,10 @@ def _state(job: JobConfig, source: Source) -> JobState:
 
 
 def _read_schema(text: str) -> pa.Schema:
-    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    except (ValueError, OSError, pa.ArrowException) as error:
+        raise DamagedOutputError(f"the columns of the input in job.json cannot be read ({error!s:.200})") from error
     return pa.schema([field for field in schema if field.name not in (READ_ERROR, READ_ROW)])
 
 

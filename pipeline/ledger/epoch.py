@@ -32,6 +32,7 @@ KINDS = (RESULTS, FAILED)
 
 EPOCHS = "epochs"
 TOKEN_CHARS = 8
+NUMBER = re.compile(r"[0-9]{6,9}")
 RECORD_NAME = re.compile(r"\w+/(\d{6,})-(?:([0-9a-f]{8})-)?\d{6,}\.\w+")
 """Names of records: the number of the epoch, the beginning of its token (older versions had none), and a number."""
 
@@ -105,7 +106,7 @@ def _known(work: Storage, numbers: list[int]) -> _Known:
 
 def _list(work: Storage) -> list[int]:
     names = [one.name.removesuffix(".json") for one in (work / EPOCHS).list(".json")]
-    return [int(name) for name in names if name.isdecimal()]
+    return [int(name) for name in names if NUMBER.fullmatch(name)]
 
 
 def _all(work: Storage, kind: str, suffix: str) -> list[str]:
@@ -115,7 +116,7 @@ def _all(work: Storage, kind: str, suffix: str) -> list[str]:
 def _read(work: Storage, number: int) -> dict[str, Any]:
     file = work / EPOCHS / _file_name(number)
     try:
-        about: dict[str, Any] = json.loads(file.read_bytes())
+        about: dict[str, Any] = file.read_json()
         if isinstance(about["token"], str) and all(isinstance(name, str) for name in about.get("records", ())):
             return about
     except (ValueError, KeyError, TypeError):

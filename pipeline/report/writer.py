@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
+from ...engine.shown import without_secrets
 from ..files.storage import Storage
 from ..ledger.counts import Counts
 from .page import render
@@ -29,7 +29,8 @@ class ReportWriter:
     """
 
     def __init__(self, folder: Storage, model: str, output: str, prices: Prices | None = None) -> None:
-        self._folder, self._model, self._output, self._prices = folder, model, output, prices
+        self._folder, self._prices = folder, prices
+        self._model, self._output = without_secrets(model), without_secrets(output)
         self._earlier = read_runs(folder)
 
     def write(self, run: Run, counts: Counts, num_rows_in: int | None) -> Report:
@@ -59,10 +60,13 @@ def read_runs(folder: Storage) -> list[Run]:
         folder: The folder of the report.
     """
     try:
-        data = json.loads((folder / REPORT_JSON).read_bytes())
-        return [Run.from_dict(run) for run in data["runs"]] if data["version"] == VERSION else []
+        data = (folder / REPORT_JSON).read_json()
+        runs = [Run.from_dict(run) for run in data["runs"]] if data["version"] == VERSION else []
+        # What cannot be shown together with the current run is found now, and not when the job has ended.
+        render(Report(JobSummary.of("", "", 0, Counts(), runs), Counts(), runs).as_dict())
+        return runs
     except FileNotFoundError:
         return []
     except Exception as error:  # noqa: BLE001  # an old report may hold anything
-        logger.warning("the report in %s cannot be read (%s); the new one begins with this run", folder, error)
+        logger.warning("the report in %s cannot be read (%.200s); the new one begins with this run", folder, error)
         return []

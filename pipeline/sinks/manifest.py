@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...engine.errors import DamagedOutputError
 from ..files.storage import Storage
-from ..ledger.counts import Counts
+from ..ledger.counts import Counts, count_of
 
 MANIFEST = "_manifest.json"
 FAILED_FOLDER = "_failed"
@@ -29,6 +29,14 @@ class OutputFile:
     num_rows: int
     num_bytes: int
     checksum: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> OutputFile:
+        """Returns the file of which `dataclasses.asdict` made the plain data; raises as `Manifest.from_dict`."""
+        name, checksum = data["name"], data.get("checksum", "")
+        if not isinstance(name, str) or not isinstance(checksum, str):
+            raise TypeError(f"the name and the checksum of a file are text; got {name!r:.100} and {checksum!r:.100}")
+        return cls(name, count_of(data["num_rows"]), count_of(data["num_bytes"]), checksum)
 
 
 @dataclass(slots=True)
@@ -78,13 +86,18 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Manifest:
-        """Returns the manifest of which `as_dict` made the plain data."""
+        """Returns the manifest of which `as_dict` made the plain data.
+
+        Raises:
+            ValueError: A value is of another kind, as do AttributeError, KeyError and TypeError.
+        """
+        version = data.get("table_version")
         return cls(
-            [OutputFile(**file) for file in data["files"]],
-            [OutputFile(**file) for file in data["failed_files"]],
+            [OutputFile.from_dict(file) for file in data["files"]],
+            [OutputFile.from_dict(file) for file in data["failed_files"]],
             Counts.from_dict(data["counts"]),
             Counts.from_dict(data["failed_counts"]),
-            data.get("table_version"),
+            None if version is None else count_of(version),
         )
 
     @classmethod
@@ -98,7 +111,7 @@ class Manifest:
         if not file.exists():
             return None
         try:
-            manifest = cls.from_dict(json.loads(file.read_bytes()))
+            manifest = cls.from_dict(file.read_json())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedOutputError(f"{file.url!r} is no manifest of an output ({error}); pass --overwrite") from error
         manifest.check_names(output)

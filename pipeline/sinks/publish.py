@@ -186,11 +186,11 @@ def _read_plan(output: Storage, work: Storage) -> dict[str, Any]:
     """Reads a plan and checks that it is whole and names only files of its output. Old plans have no checksum."""
     file = work / PLAN
     try:
-        steps: dict[str, Any] = json.loads(file.read_bytes())
+        steps: dict[str, Any] = file.read_json()
         expected = steps.pop("checksum", None)
         manifest = Manifest.from_dict(steps["manifest"])
         files = {one.name for one in (*manifest.files, *manifest.failed_files)}
-        moved, removed = [name for _, name in steps["moves"]], list(steps["removed"])
+        moved, removed = {name for _, name in steps["moves"]}, list(steps["removed"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedOutputError(f"{file.url!r} is damaged ({error}); pass --overwrite to begin anew") from error
     if expected not in (None, _digest(steps)) or not files.issuperset(moved):
@@ -240,15 +240,21 @@ def _carry_out(
 ) -> Manifest:
     present = {file.url for kind in KINDS for file in (work / kind).list()}
     check_claim()
-    for part, name in plan["moves"]:
-        if (work / part).url in present:  # A part that is missing was moved by an interrupted run.
-            (work / part).move_to(output / name)
+    try:
+        for part, name in plan["moves"]:
+            if (work / part).url in present:  # A part that is missing was moved by an interrupted run.
+                (work / part).move_to(output / name)
+    except FileNotFoundError:
+        check_claim()  # A run that has taken the output over may have removed the parts.
+        raise
     check_claim()
     manifest = Manifest.from_dict(plan["manifest"])
     manifest.table_version = publisher.commit(output, plan.get("commit"))
+    check_claim()  # A commit may take long. No manifest names files that another run has replaced meanwhile.
     (output / MANIFEST).write_bytes(json.dumps(manifest.as_dict(), indent=2).encode())
     for name in plan["removed"]:
         (output / name).remove()
+    check_claim()
     # The order matters: a later run must not find a finished retry, or take leftover files for unfinished work.
     for name in (RETRY, PLAN):
         (work / name).remove()

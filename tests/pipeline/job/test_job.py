@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from millrace import ConfigError
+from millrace import ConfigError, MillraceError
 from millrace.pipeline import JobConfig, columns, load_job
 from millrace.pipeline.job.durable import PrepareNew
 from millrace.pipeline.job.rows import REPORTED, MakePrompt, MakeResult
@@ -354,3 +355,48 @@ def test_a_job_reads_the_columns_that_it_names_or_keeps(folder: Path) -> None:
     assert prepared.source is not None
     assert prepared.source.schema.names == ["line"]
     assert prepared.source.num_rows == 3
+
+
+WHOLE = {"job": {"engine": {}, "output_format": "parquet"}, "inputs": [], "num_rows": 1, "input_schema": ""}
+DEEP = "[" * 200_000
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *({"job": one} for one in (5, [], {}, {"engine": None}, {"engine": [1]}, {"output_format": []})),
+        {"job": {"output_format": "parquet", "input": "x"}},
+        *({"inputs": one} for one in (5, [5], [{"table": "x"}])),
+        {"num_rows": "x"},
+        {"input_schema": 5},
+        {"more": 1},
+        *(5, [], None, DEEP, "pipe", "folder"),
+    ],
+)
+def test_a_description_of_a_job_with_odd_values_is_refused(folder: Path, odd: Any) -> None:
+    file = folder / "out" / "_millrace" / "job.json"
+    file.parent.mkdir(parents=True)
+    if odd in ("pipe", "folder"):
+        os.mkfifo(file) if odd == "pipe" else file.mkdir()
+    else:
+        content = WHOLE | {"version": "1"} | odd if isinstance(odd, dict) else odd
+        file.write_text(DEEP if odd == DEEP else json.dumps(content))
+    (folder / "out" / "_manifest.json").write_text("{}")
+    for prepare in (
+        lambda: prepare_job(load(folder, GOOD), overwrite=True),
+        lambda: prepare_resume(str(folder / "out")),
+        lambda: prepare_retry(str(folder / "out")),
+    ):
+        with pytest.raises(ConfigError, match="does not describe a job") as caught:
+            prepare()
+        assert len(str(caught.value)) < 800
+
+
+@pytest.mark.parametrize("schema", ["", "x", "AAAA", "////"])
+def test_columns_of_a_finished_job_that_cannot_be_read_are_said(folder: Path, schema: str) -> None:
+    begin(load(folder, GOOD))
+    finish(folder, 1)
+    file = folder / "out" / "_millrace" / "job.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"input_schema": schema}))
+    with pytest.raises(MillraceError, match="cannot be read"):
+        prepare_retry(str(folder / "out"))

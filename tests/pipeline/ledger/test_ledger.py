@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +22,16 @@ from millrace.pipeline.ledger import row_id
 from millrace.pipeline.ledger.counts import Counts
 from millrace.pipeline.ledger.epoch import Epoch
 from millrace.pipeline.ledger.index import RowIndex
-from millrace.pipeline.ledger.records import COMMIT, TRAILER, Record, read_ids, read_records, write_commit, write_flush
+from millrace.pipeline.ledger.records import (
+    COMMIT,
+    TRAILER,
+    Record,
+    read_ids,
+    read_record,
+    read_records,
+    write_commit,
+    write_flush,
+)
 from millrace.pipeline.sources.base import position_column
 
 NUMBERS = st.lists(st.integers(0, 300), max_size=40)
@@ -176,3 +187,26 @@ def test_epochs_that_open_at_the_same_moment_have_numbers_of_their_own(tmp_path:
         opened = list(threads.map(lambda _: Epoch.open(work), range(8)))
     assert sorted(epoch.number for epoch in opened) == list(range(1, 9))
     assert sum(epoch.is_last() for epoch in opened) == 1
+
+
+def test_an_epoch_of_any_name_or_content_is_refused_or_no_epoch(tmp_path: Path) -> None:
+    work = Storage.at(tmp_path)
+    (tmp_path / "epochs").mkdir()
+    for name in ("9" * 250, "\u0663" * 6, "1"):
+        (tmp_path / "epochs" / f"{name}.json").touch()
+    assert Epoch.open(work).number == 1
+    for content in ("[" * 200_000, "5", '{"token": 5}', '{"token": "", "records": [5]}'):
+        (tmp_path / "epochs" / "000002.json").write_text(content)
+        with pytest.raises(DamagedOutputError, match=r"000002\.json"):
+            Epoch.open(work)
+        (tmp_path / "epochs" / "000003.json").unlink()
+
+
+@pytest.mark.parametrize("odd", [{"num_rows": "x"}, {"num_rows": None}, {"counts": 5}, {"replaces": 5}, {"first": "x"}])
+def test_a_record_with_odd_values_is_refused_with_its_name(tmp_path: Path, odd: dict[str, Any]) -> None:
+    about = {"num_rows": 1, "counts": {}, "part": "results/a.parquet"} | odd
+    rows = pa.table({"n": [1]}).replace_schema_metadata({"millrace": json.dumps(about)})
+    with pa.ipc.new_file((tmp_path / "a.ids").open("wb"), rows.schema) as writer:
+        writer.write_table(rows)
+    with pytest.raises(DamagedOutputError, match=r"a\.ids"):
+        read_record(Storage.at(tmp_path), "a.ids")

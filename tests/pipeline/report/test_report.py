@@ -18,6 +18,7 @@ from report_page import Page, check_page
 from millrace import ConfigError
 from millrace.pipeline import columns
 from millrace.pipeline.files.storage import Storage
+from millrace.pipeline.job.display import describe_summary
 from millrace.pipeline.ledger.counts import Counts
 from millrace.pipeline.report import ReportWriter
 from millrace.pipeline.report.prices import Prices
@@ -117,6 +118,35 @@ def test_a_report_adds_up_the_runs_of_a_job(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_read_is_begun_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / "report.json").write_text(text)
     assert len(write_report(tmp_path)["runs"]) == 1
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"start_up_s": "x"},
+        {"start_up_s": None},
+        {"write_s": [1]},
+        {"held_s": "x"},
+        {"idle_s": 5},
+        {"accelerator_s": "x"},
+        {"seconds": "x"},
+        {"work": {"num_steps": "x"}},
+        {"timeline": {}},
+        {"num_restarts": "x"},
+    ],
+)
+def test_a_run_with_odd_values_in_a_report_ends_no_job(tmp_path: Path, odd: dict[str, Any]) -> None:
+    runs = [Recorder(0.0).finish([], Counts(), 1.0).as_dict() | odd]
+    (tmp_path / "report.json").write_text(json.dumps({"version": 1, "runs": runs}))
+    report = write_report(tmp_path)
+    assert report["runs"][-1]["seconds"] > 0 and (tmp_path / "report.html").exists()
+
+
+def test_a_report_shows_no_secret(tmp_path: Path) -> None:
+    writer = ReportWriter(Storage.at(tmp_path), "https://h/model?sig=hunter2", "s3://u:hunter2@bucket/out")
+    summary = writer.write(Recorder(0.0).finish([], Counts(), 1.0), Counts(), 0).summary
+    shown = [repr(summary), describe_summary(summary), *(path.read_text() for path in tmp_path.iterdir())]
+    assert len(shown) == 4 and not any("hunter2" in text for text in shown)
 
 
 def test_a_report_that_cannot_be_written_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

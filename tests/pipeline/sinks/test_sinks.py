@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -450,6 +453,45 @@ def test_a_manifest_that_names_a_file_outside_the_output_is_refused(folder: JobF
         Manifest.read(folder.root)
 
 
+ODD_MANIFESTS = [
+    {"files": None},
+    {"files": [{"name": 5, "num_rows": 1, "num_bytes": 1}]},
+    {"files": [{"name": "a", "num_rows": "x", "num_bytes": 1}]},
+    {"counts": 5},
+    {"counts": {"num_rows": "x"}},
+    {"counts": {"num_rows": -1}},
+    {"counts": {"finish_reasons": {"stop": None}}},
+    {"counts": {"errors": {"a": {"num_rows": "x", "example": 5}}}},
+    {"counts": {"input_tokens": {"count": 1, "total": 1, "smallest": 1, "largest": 1, "buckets": [[1]]}}},
+    {"counts": {"input_tokens": {"count": 1, "total": 1, "smallest": 1, "largest": 1, "buckets": [[10**9, 1]]}}},
+    {"table_version": "x"},
+]
+
+
+@pytest.mark.parametrize("odd", ODD_MANIFESTS)
+def test_a_manifest_with_odd_values_is_refused(folder: JobFolder, odd: dict[str, Any]) -> None:
+    (folder.root / "_manifest.json").write_bytes(json.dumps(Manifest().as_dict() | odd).encode())
+    with pytest.raises(DamagedOutputError, match="is no manifest of an output"):
+        Manifest.read(folder.root)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.write_text("[" * 200_000)])
+def test_a_file_of_an_output_that_is_another_thing_is_refused(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Any]
+) -> None:
+    spec, plan = interrupt_before_moving(folder, monkeypatch)
+    part = work_files(folder, ".parquet")[0]
+    for file in (part, plan, Path((folder.root / "_manifest.json").url)):
+        file.unlink(missing_ok=True)
+        make(file)
+    for read in (lambda: publish(folder.root, spec), lambda: Manifest.read(folder.root)):
+        with pytest.raises(DamagedOutputError):
+            read()
+    plan.rmdir() if plan.is_dir() else plan.unlink()
+    with pytest.raises(DamagedOutputError):
+        publish(folder.root, spec)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"moves": 1}', b"\xff"])
 def test_a_damaged_plan_is_refused_with_its_name(
     folder: JobFolder, monkeypatch: pytest.MonkeyPatch, content: bytes
@@ -490,6 +532,42 @@ def test_a_writer_that_was_taken_over_publishes_nothing(folder: JobFolder) -> No
                 publish(folder.root, spec, claim=first)
             assert not folder.is_finished
             assert publish(folder.root, spec, claim=second).num_rows == 2
+
+
+def test_a_writer_that_is_taken_over_during_its_commit_leaves_the_output_of_its_follower_alone(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(folder)
+    with contextlib.ExitStack() as second, Claim.held(folder.writers, "out") as first:
+        write_block(ResultWriter(spec, max_blocks=2), [0, 1, 2])
+
+        def take_over(*args: Any) -> None:
+            second.enter_context(Claim.held(folder.writers, "out", take_over=True))
+            folder.clear(FORMATS["parquet"].publisher)
+            write_block(ResultWriter(spec, max_blocks=2), [0, 1])
+
+        monkeypatch.setattr(type(FORMATS["parquet"].publisher), "commit", take_over)
+        with pytest.raises(OutputInUseError):
+            publish(folder.root, spec, claim=first)
+        assert not folder.is_finished and done(folder) == 2
+
+
+def test_a_writer_that_is_taken_over_between_two_moves_says_so(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, move = spec_of(folder, max_rows_per_file=1), Storage.move_to
+    with contextlib.ExitStack() as second, Claim.held(folder.writers, "out") as first:
+        write_block(ResultWriter(spec, max_blocks=2), [0, 1, 2])
+
+        def move_and_lose(part: Storage, place: Storage) -> None:
+            move(part, place)
+            second.enter_context(Claim.held(folder.writers, "out", take_over=True))
+            folder.clear(FORMATS["parquet"].publisher)
+
+        monkeypatch.setattr(Storage, "move_to", move_and_lose)
+        with pytest.raises(OutputInUseError):
+            publish(folder.root, spec, claim=first)
+        assert not folder.is_finished
 
 
 def test_a_writer_that_was_followed_ends_at_its_next_flush(folder: JobFolder) -> None:
