@@ -19,6 +19,7 @@ from tenacity import (
 )
 
 from ....engine.errors import PromptTypeError
+from ....engine.shown import HIDDEN, without_secrets
 from ... import columns
 from ..base import RowError
 from .pace import RetryRule, Throttle
@@ -32,6 +33,10 @@ SHOWN_BODY = 200
 
 MAX_RESPONSE_BYTES = 16 << 20
 """Size of the largest body that is read, if the user sets no other."""
+
+PUBLIC_HEADERS = frozenset({"accept", "accept-encoding", "content-type", "user-agent"})
+SECRET_CHARS = 6
+"""Least length of a value of a header that errors hide. Shorter words are in many texts."""
 
 READ_BYTES = 64 << 10
 
@@ -63,11 +68,6 @@ class Answer:
     def is_retried(self) -> bool:
         """Whether the status says that another attempt may succeed."""
         return self.status in RETRIED_STATUSES
-
-    @property
-    def start(self) -> str:
-        """The first characters of the body, as text for an error message."""
-        return self.body[: 4 * SHOWN_BODY].decode("utf-8", "replace")[:SHOWN_BODY]
 
 
 class HttpRequestStage(RequestStage):
@@ -114,6 +114,7 @@ class HttpRequestStage(RequestStage):
         parts = urlsplit(url)
         self._shown_url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._headers = dict(headers or {})
+        self._secrets = _secrets_of(self._headers)
         self._throttle = Throttle(qps)
         self._retry = retry or RetryRule()
         self._follow_other_origins = follow_other_origins
@@ -174,26 +175,45 @@ class HttpRequestStage(RequestStage):
         try:
             return json.loads(answer.body)
         except RecursionError as error:
-            raise DescribedError(self._unread(answer, f"is nested too deeply: {answer.start!r}", attempts)) from error
+            raise DescribedError(
+                self._unread(answer, f"is nested too deeply: {self._start(answer)!r}", attempts)
+            ) from error
         except ValueError as error:
-            raise DescribedError(self._unread(answer, f"is no JSON: {answer.start!r}", attempts)) from error
+            raise DescribedError(self._unread(answer, f"is no JSON: {self._start(answer)!r}", attempts)) from error
 
     def _unread(self, answer: Answer, said: str, attempts: int) -> RowError:
         message = f"{self._shown_url} answered {answer.status} with a body that {said}"
         return RowError(self.name, "HttpBodyError", message, False, attempts)
 
     def _refused(self, answer: Answer, attempts: int) -> RowError:
-        message = f"{self._shown_url} answered {answer.status} {answer.reason[:SHOWN_BODY]}: {answer.start!r}"
+        message = f"{self._shown_url} answered {answer.status} {self._shown(answer.reason)}: {self._start(answer)!r}"
         return RowError(self.name, "HttpStatusError", message, answer.is_retried, attempts)
+
+    def _start(self, answer: Answer) -> str:
+        # A secret at the end of the shown characters is whole in this text, so it is found.
+        return self._shown(answer.body[:READ_BYTES].decode("utf-8", "replace"))
+
+    def _shown(self, text: str) -> str:
+        """Returns the beginning of what the server sent, which may be an echo of our headers, without their values."""
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return str(without_secrets(text[: 4 * SHOWN_BODY]))[:SHOWN_BODY]
 
     def _lost(self, error: Exception, attempts: int) -> RowError:
         is_timeout = isinstance(error, TimeoutError)
-        said = (
-            f"no answer within {self._timeout.total:g} s" if is_timeout and self._timeout.total else f"{error!s:.500}"
-        )
+        said = self._shown(str(error))
+        if is_timeout and self._timeout.total:
+            said = f"no answer within {self._timeout.total:g} s"
         kind = "HttpTimeoutError" if is_timeout else type(error).__name__
         message = f"{self._shown_url}: {said or type(error).__name__}"
         return RowError(self.name, kind, message, isinstance(error, RETRIED_ERRORS), attempts)
+
+
+def _secrets_of(headers: Mapping[str, str]) -> list[str]:
+    """Returns the values of headers, and the words in them, that an error must not show, the longest first."""
+    values = [value for name, value in headers.items() if name.lower() not in PUBLIC_HEADERS]
+    words = {word for value in values for word in (value, *value.split()) if len(word) >= SECRET_CHARS}
+    return sorted(words | {json.dumps(word)[1:-1] for word in words}, key=len, reverse=True)
 
 
 def checked_payload(row: Mapping[str, Any]) -> Any:

@@ -298,3 +298,16 @@ def test_a_redirect_that_leads_nowhere_is_the_error_of_its_row(
     server.answers = [status(307, Location=location)] * 10
     (row,) = run(make_stage(), 1)
     assert row.error is not None and said in row.error.message
+
+
+@pytest.mark.parametrize("code", [200, 400])
+@pytest.mark.parametrize("pad", ["", "x" * 190])
+def test_an_echo_of_our_headers_shows_none_of_their_values(
+    server: Server, make_stage: MakeStage, code: int, pad: str
+) -> None:
+    headers = {"api-key": 'hunter2"a/b', "X-Own": "Basic hunter2hunter2", "Accept": "text/plain"}
+    echo = f"{pad} headers: {json.dumps(headers)}, hunter2hunter2 {headers['api-key']} text/plain"
+    server.answers = [status(code, echo)]
+    (row,) = run(make_stage(headers=headers), "bad")
+    assert row.error is not None and "hunter" not in row.error.message
+    assert "headers" in row.error.message and ("text/plain" in row.error.message or pad)
