@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..plain_text import without_controls
 from ..report.charts import coarse_bars
 from ..report.number_text import clock, short
 from ..report.report import describe
@@ -61,7 +62,7 @@ def facts(forecast: Forecast) -> Iterator[tuple[str, str]]:
     yield "limit", _limit(forecast)
     for error in lengths.counts.errors.values():
         share = f"[red]{error.num_rows:,} of {lengths.counts.num_rows:,} looked at[/]"
-        yield "would fail", f"{share}, such as: {escape(error.example)}"
+        yield "would fail", f"{share}, such as: {escape(without_controls(error.example))}"
     weights = f"{_size(footprint.weight_bytes)} of weights in {footprint.dtype}"
     yield "model", f"{short(footprint.num_parameters)} parameters, {weights}"
     yield "KV cache", _room(forecast)
@@ -92,7 +93,7 @@ def _limit(forecast: Forecast) -> str:
 def _room(forecast: Forecast) -> str:
     footprint = forecast.footprint
     if footprint.problem is not None:
-        return f"[red]{escape(footprint.problem)}[/]"
+        return f"[red]{escape(without_controls(footprint.problem))}[/]"
     mean, long = forecast.running_at_once("mean"), forecast.running_at_once("p99")
     return (
         f"room for {footprint.kv_tokens:,} tokens of {footprint.kv_bytes_per_token:,} bytes: {mean:,} rows of mean "
@@ -116,7 +117,8 @@ def _speed(forecast: Forecast) -> str:
     if throughput is None:
         return "[yellow]unknown[/]: pass --tokens-per-s, --report REPORT.json of the same model, or --measure"
     start = "" if throughput.start_up_s is None else f", {throughput.start_up_s:.1f} s to start"
-    return f"{throughput.output_tokens_per_s:,.0f} tokens/s a replica{start} ({escape(throughput.basis)})"
+    basis = escape(without_controls(throughput.basis))
+    return f"{throughput.output_tokens_per_s:,.0f} tokens/s a replica{start} ({basis})"
 
 
 def _time(forecast: Forecast) -> str:
@@ -133,9 +135,11 @@ def _prices(forecast: Forecast) -> Iterator[str]:
     if cost is None:
         yield "unknown: the job has no price table (prices:)"
         return
-    currency = escape(cost["currency"])
+    currency = escape(without_controls(cost["currency"]))
     bills = [("by time of replicas", cost["by_replica_time"]), ("by tokens", cost["by_tokens"])]
-    bills += [(f"by time on {kind}", price) for kind, price in cost["by_accelerator_time"].items()]
+    bills += [
+        (f"by time on {escape(without_controls(kind))}", price) for kind, price in cost["by_accelerator_time"].items()
+    ]
     known = [(name, price) for name, price in bills if price is not None]
     for name, price in known:
         yield f"[bold]{_at_most(forecast)}{currency} {price:,.4g}[/] {name}"

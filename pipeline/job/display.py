@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, Tex
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from ..plain_text import without_controls
 from ..report.number_text import clock
 from ..report.summary import JobSummary
 from .progress import Progress
@@ -102,7 +103,9 @@ def describe_progress(progress: Progress) -> str:
 
 def describe_summary(summary: JobSummary) -> str:
     """Returns the summary of a job as lines for people."""
-    reasons = ", ".join(f"{reason} {count:,}" for reason, count in sorted(summary.finish_reasons.items())) or "none"
+    reasons = (
+        ", ".join(f"{_plain(reason)} {count:,}" for reason, count in sorted(summary.finish_reasons.items())) or "none"
+    )
     lines = [
         f"rows      {summary.num_rows_in or 0:,} in, {summary.num_rows_out:,} out, {summary.num_rows_failed:,} failed",
         f"tokens    {summary.num_input_tokens:,} in ({summary.num_cached_tokens:,} cached), "
@@ -111,8 +114,13 @@ def describe_summary(summary: JobSummary) -> str:
         f"seconds   {summary.start_up_s:.1f} start-up, {summary.generate_s:.1f} generate, {summary.write_s:.1f} write",
         f"finished  {reasons}",
     ]
-    lines += [f"[red]error[/]     {error.num_rows:,} x {escape(error.example)}" for error in summary.errors.values()]
-    return "\n".join([*lines, f"output    {summary.output}", f"report    {summary.output}/_millrace/report.html"])
+    lines += [f"[red]error[/]     {error.num_rows:,} x {_plain(error.example)}" for error in summary.errors.values()]
+    output = _plain(summary.output)
+    return "\n".join([*lines, f"output    {output}", f"report    {output}/_millrace/report.html"])
+
+
+def _plain(text: str) -> str:
+    return escape(without_controls(text))
 
 
 def _eta(progress: Progress) -> str:

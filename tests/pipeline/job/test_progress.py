@@ -13,10 +13,11 @@ from rich.console import Console
 from millrace import EngineDeadError
 from millrace.actors import PoolStats, ReplicaStats
 from millrace.pipeline.job import progress
-from millrace.pipeline.job.display import ProgressView, describe_progress
+from millrace.pipeline.job.display import ProgressView, describe_progress, describe_summary
 from millrace.pipeline.job.progress import Progress, ProgressMonitor
 from millrace.pipeline.ledger.counts import Counts
-from millrace.pipeline.report import Run
+from millrace.pipeline.report import JobSummary, Run
+from millrace.pipeline.stages.base import Row, RowError
 
 DEADLINE_S = 60
 LOOK = Progress(
@@ -142,3 +143,15 @@ def test_a_monitor_that_fails_ends_no_job(
     with ProgressMonitor(FakeProcessor(), FakeReader(), 1000, 0.0, **{step: fail}):  # type: ignore[arg-type]
         pass
     assert "cannot be shown: ValueError: out of range" in caplog.text
+
+
+def test_a_summary_shows_nothing_that_a_terminal_obeys() -> None:
+    odd = "\x1b]0;owned\x07\x1b[2J \u202e [bold]\r\n"
+    counts = Counts()
+    counts.add(Row({}, {}, RowError("read", "ReadError", odd)))
+    counts.finish_reasons[odd] = 1
+    buffer = io.StringIO()
+    console = Console(file=buffer, soft_wrap=True, highlight=False, force_terminal=True, color_system=None)
+    console.print(describe_summary(JobSummary.of("m", odd, 1, counts, [])))
+    assert all(line.isprintable() for line in buffer.getvalue().splitlines())
+    assert buffer.getvalue().count(r"\x1b]0;owned\x07\x1b[2J \u202e [bold]\r\n") == 4
