@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -76,19 +77,19 @@ class JobConfig(Settings):
     messages: list[MessageTemplate] | None = None
     sampling: dict[str, Any] | None = None
     engine: dict[str, Any] = Field(default_factory=dict)
-    replicas: int = Field(default=1, gt=0)
-    batch_size: int | None = Field(default=None, gt=0)
+    replicas: int = Field(default=1, gt=0, lt=2**31)
+    batch_size: int | None = Field(default=None, gt=0, lt=2**31)
     on_error: Literal["row", "stop"] = "row"
     row_settings: list[RowSetting] | None = None
     columns: list[str] | None = None
     output_column: str = Field(default=GENERATED_TEXT, min_length=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    limit: int | None = Field(default=None, gt=0)
+    limit: int | None = Field(default=None, gt=0, lt=2**63)
     output_format: OutputFormat = "parquet"
     endpoint_url: str | None = None
     key: list[str] | None = Field(default=None, min_length=1)
     order: Literal["any", "input"] = "any"
-    max_rows_per_file: int = Field(default=50_000, gt=0)
+    max_rows_per_file: int = Field(default=50_000, gt=0, lt=2**63)
     flush_interval_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     dedup: bool = True
     prices: Prices | None = None
@@ -113,6 +114,18 @@ class JobConfig(Settings):
         except (ConfigError, TypeError) as error:
             raise ConfigError(f"engine: {error}") from error
         return value
+
+    @model_validator(mode="after")
+    def _check_text(self) -> JobConfig:
+        shown = self.model_dump(include={"prompt", "messages", "output_column", "columns", "key", "columns_as_text"})
+        for name, value in shown.items():
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise ConfigError(
+                    f"{name} holds half of a surrogate pair, which is no text; got {value!r:.100}"
+                ) from None
+        return self
 
     @model_validator(mode="after")
     def _check_order(self) -> JobConfig:

@@ -171,7 +171,9 @@ class JobFolder:
     def write_state(self, state: JobState) -> None:
         """Writes the description of a job into the folder."""
         # The prompts and settings of a job are its owner's.
-        self.state_file.write_private(json.dumps(asdict(state), indent=2, ensure_ascii=False).encode())
+        self.state_file.write_private(
+            json.dumps(asdict(state), indent=2, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        )
 
     def check(self, state: JobState, overwrite: bool) -> bool:
         """Checks that a job may begin in this folder or resume there.

@@ -83,7 +83,8 @@ def read_yaml(text: str, place: str, *, is_file: bool = True) -> tuple[Any, dict
         raise refuse(f"not valid YAML: {problem}", None if mark is None else mark.line + 1) from error
     except RecursionError:
         raise refuse("the fields are nested too deeply", None) from None
-    except ValueError as error:  # A number with thousands of digits.
+    # A number with thousands of digits, or a tag such as !!int before a text that is no such value.
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise refuse(f"a value cannot be read: {error!s:.200}", None) from None
     finally:
         if loader is not None:
@@ -129,6 +130,11 @@ def _problems(node: yaml.Node, name: str = "") -> Iterator[tuple[str, int]]:
     if kind in ODD_KINDS:
         shown = f" {node.value}" if isinstance(node, yaml.ScalarNode) else ""
         yield f"{name or 'the text'} holds {ODD_KINDS[kind]}{shown:.100}; write it in quotes if it is text", line
+    elif kind in ("int", "float") and ":" in node.value:  # YAML 1.1 reads 1:20:30 as 4830.
+        yield (
+            f"{name or 'the text'} holds {node.value:.100}, a number to the base of 60; write it in quotes or out",
+            line,
+        )
     elif isinstance(node, yaml.MappingNode):
         yield from _problems_of_names(node, name)
         for key, value in node.value:

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ...engine.errors import DamagedOutputError, MillraceError, OutputInUseError
+from ...engine.errors import ConfigError, DamagedOutputError, MillraceError, OutputInUseError
 from ..files.storage import Storage
 
 logger = logging.getLogger(__name__)
@@ -153,6 +153,15 @@ class Claim:
 
     @classmethod
     def _take(cls, folder: Storage, output: str, take_over: bool) -> Claim:
+        try:
+            return cls._create(folder, output, take_over)
+        except MillraceError:
+            raise
+        except OSError as error:
+            raise ConfigError(f"output {output!r} cannot be written: {error!s:.300}; pass another folder") from error
+
+    @classmethod
+    def _create(cls, folder: Storage, output: str, take_over: bool) -> Claim:
         holder = Holder.this_process()
         content = json.dumps(asdict(holder)).encode()
         while True:

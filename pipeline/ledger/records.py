@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ...engine.errors import DamagedOutputError
-from ...engine.storage.local import SpecialFileError, refuse_special
+from ...engine.errors import ConfigError, DamagedOutputError
+from ...engine.storage.local import refuse_special
 from .. import columns
 from ..files.storage import Storage
 from . import row_id
@@ -94,7 +94,7 @@ def check_file(file: Storage, num_bytes: int, expected: str) -> None:
     """
     try:
         data = file.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, SpecialFileError) as error:
+    except (FileNotFoundError, IsADirectoryError, ConfigError) as error:
         raise _damaged(file, error) from None
     if len(data) != num_bytes:
         raise DamagedOutputError(damage_message(file, f"has {len(data)} bytes, and was written with {num_bytes}"))
@@ -248,7 +248,7 @@ def _write(file: Storage, table: pa.Table, about: dict[str, object]) -> None:
 def _read(file: Storage) -> pa.Table:
     try:
         return pa.ipc.open_file(_content(file)).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, OSError, ConfigError) as error:
         raise _damaged(file, error) from error
 
 
@@ -273,6 +273,6 @@ def _damaged(file: Storage, error: BaseException) -> Exception:
     """Returns the error of a record that cannot be read; a failure of the storage stays what it is."""
     if isinstance(error, FileNotFoundError):
         return DamagedOutputError(damage_message(file, "is missing"))
-    if isinstance(error, OSError) and not isinstance(error, IsADirectoryError | SpecialFileError):
+    if isinstance(error, OSError) and not isinstance(error, IsADirectoryError):
         return error
     return DamagedOutputError(damage_message(file, f"cannot be read ({error})"))

@@ -400,3 +400,33 @@ def test_columns_of_a_finished_job_that_cannot_be_read_are_said(folder: Path, sc
     file.write_text(json.dumps(json.loads(file.read_text()) | {"input_schema": schema}))
     with pytest.raises(MillraceError, match="cannot be read"):
         prepare_retry(str(folder / "out"))
+
+
+def test_an_input_whose_name_is_no_utf8_is_read_and_known_again(folder: Path) -> None:
+    os.mkdir(os.fsencode(folder) + b"/data")
+    (folder / "in.parquet").rename(os.fsdecode(os.fsencode(folder) + b"/data/\xff.parquet"))
+    job = load(folder, GOOD.replace("in.parquet", "data"))
+    begin(job)
+    assert prepare_job(job).resumes
+    (folder / "data").rename(folder / "hive")
+    (folder / "data").mkdir()
+    (folder / "hive").rename(os.fsdecode(os.fsencode(folder) + b"/data/day=\xff"))
+    with pytest.raises(ConfigError, match="no UTF-8; rename the folder"):
+        prepare_job(job)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"prompt": "\ud800 {line}"},
+        {"messages": [{"role": "user", "content": "\ud800"}], "prompt": None},
+        {"output_column": "\ud800"},
+        {"columns": ["\ud800"]},
+        {"key": ["\ud800"]},
+        *({name: 16**4000} for name in ("replicas", "limit", "batch_size", "max_rows_per_file")),
+    ],
+)
+def test_a_value_of_a_job_that_no_row_could_run_with_is_refused(odd: dict[str, Any]) -> None:
+    (name, *_) = odd
+    with pytest.raises(ConfigError, match=name):
+        JobConfig(**{"model": "m", "input": "i", "output": "o", "prompt": "{line}", **odd})

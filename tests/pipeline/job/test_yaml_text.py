@@ -58,6 +58,12 @@ def test_a_long_text_without_aliases_is_read() -> None:
         ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("? [1]\n: 2", "not valid YAML"),
         ("a: \x00", "not valid YAML"),
+        ("a: !!int ''", "a value cannot be read"),
+        ("a: !!bool x", "a value cannot be read"),
+        ("a: !!float x", "a value cannot be read"),
+        ("a: !!int [1]", "not valid YAML"),
+        ("limit: 1:20:30", "limit holds 1:20:30, a number to the base of 60"),
+        ("a: [1:20.5]", "holds 1:20.5, a number to the base of 60"),
     ],
 )
 def test_what_cannot_be_read_is_said_in_a_line(text: str, said: str) -> None:

@@ -227,3 +227,13 @@ def test_only_files_of_claims_are_removed_at_the_end_however_large_their_number(
     with Claim.held(Storage.at(tmp_path), "out", take_over=True):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["000000001.txt"]
+
+
+@pytest.mark.parametrize("name", ["link", "loop", "file", "x" * 300])
+def test_an_output_that_cannot_be_written_is_the_users_mistake(tmp_path: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "file").touch()
+    folder = Storage.at(tmp_path / name) / "_millrace" / "writers"
+    with pytest.raises(ConfigError, match="output 'out' cannot be written"), Claim.held(folder, "out"):
+        pass
