@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from ..errors import ConfigError
 from .files import FileInfo
 
 DRAFT = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
@@ -94,15 +95,11 @@ class LocalFiles:
         _make_folder(Path(url))
 
 
-class SpecialFileError(OSError):
-    """A pipe, a socket or a device stands where a file is read. Opening it may wait for ever."""
-
-
 def refuse_special(url: str) -> None:
-    """Raises `SpecialFileError` if a path leads to a thing that is neither a file nor a folder."""
+    """Raises `ConfigError` if a path leads to neither a file nor a folder: opening a pipe may wait for ever."""
     mode = os.stat(url).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise SpecialFileError(errno.EINVAL, "it is a pipe, a socket or a device, and no file", url)
+        raise ConfigError(f"{url!r} is a pipe, a socket or a device; pass a file")
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import pyarrow.fs
 
 from ...engine.errors import DamagedOutputError
 from ...engine.storage import BUFFER_BYTES, FileInfo, Location, StorageOptions
-from ...engine.storage.local import LocalFiles, SpecialFileError, refuse_special
+from ...engine.storage.local import LocalFiles, refuse_special
 from .arrow_files import ArrowFiles
 
 __all__ = ["FileInfo", "Storage", "StorageOptions"]
@@ -31,7 +31,7 @@ class Storage(Location):
         """
         if self.is_local:
             refuse_special(self.url)
-            return pa.OSFile(self.url, "rb")
+            return pa.OSFile(os.fsencode(self.url), "rb")  # A name may be no UTF-8.
         return pa.PythonFile(self.open_input(buffer_bytes, size), mode="r")
 
     def read_json(self) -> Any:
@@ -44,8 +44,8 @@ class Storage(Location):
             return json.loads(self.read_bytes())
         except RecursionError:
             raise ValueError("its brackets are nested too deeply") from None
-        except (IsADirectoryError, SpecialFileError) as error:
-            raise ValueError(error.strerror) from error
+        except IsADirectoryError:
+            raise ValueError("it is a folder") from None
 
     def write_private(self, data: bytes) -> None:
         """Writes the whole file, and makes its parents. On this machine, only its owner may read the file."""

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ...engine.errors import ConfigError, StorageError
+from ...engine.shown import without_secrets
 from .. import columns
 from ..arrow_values import UNFIT, cast, common_type, holds_json, plain_type, python_values, quoted, to_rows
 from ..files.storage import Storage
@@ -168,11 +169,19 @@ def partition_fields(files: Iterable[InputFile], schema: pa.Schema) -> list[pa.F
     for file in files:
         for name, value in partition_of(file.path).items() if file.table is None else ():
             if name not in schema.names:
+                _refuse_odd_text(file, name + (value or ""))
                 values.setdefault(name, []).extend([] if value is None else [value])
     return [
         pa.field(name, pa.int64() if given and all(map(_is_int64, given)) else pa.string())
         for name, given in values.items()
     ]
+
+
+def _refuse_odd_text(file: InputFile, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"a folder of {file.path!r} names a value that is no UTF-8; rename the folder") from None
 
 
 def with_partition(rows: pa.Table, file: InputFile, names: Collection[str]) -> pa.Table:
@@ -218,9 +227,10 @@ def finish_table(
         errors: The reason why a row could not be read, or None, for each row.
         texts: The text of a row with an error as it was read, or None, for each row.
     """
+    shown = None if errors is None else without_secrets(list(errors))  # Reasons name files, whose URLs may hold keys.
     read = [
         pa.nulls(len(positions), pa.string()) if values is None else pa.array(values, pa.string())
-        for values in (errors, texts)
+        for values in (shown, texts)
     ]
     return pa.table([*table.columns, position_column(ordinal, positions), *read], schema=full_schema(table.schema))
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import ray.data
 
 from ...engine.errors import ConfigError, StorageError, unknown_key_message
+from ...engine.storage.local import refuse_special
 from .. import columns
 from ..files.storage import StorageOptions
 from .base import TABLE_BYTES, InputFile, Unit, first_line, partition_fields, with_partition
@@ -66,7 +67,15 @@ class Source:
         if format not in (None, *FORMATS.names, *TABLES.names):
             known = ", ".join(sorted((*FORMATS.names, *TABLES.names)))
             raise ConfigError(f"format must be one of {known}; got {format!r}")
-        files = find_files(given, format, options or StorageOptions(), versions or {})
+        try:
+            files = find_files(given, format, options or StorageOptions(), versions or {})
+            for file in files:
+                if file.storage.is_local and file.table is None:
+                    refuse_special(file.path)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise ConfigError(f"input {given!r} cannot be read: {first_line(error)}") from error
         kind = format if format in FORMATS.names else format_of(files)
         try:
             look = FORMATS[kind].look(files)

@@ -28,6 +28,14 @@ MAX_ROWS = 8192
 """Most rows of a table of error rows."""
 
 
+LISTS = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+    (pa.types.is_list_view, pa.list_view),
+    (pa.types.is_large_list_view, pa.large_list_view),
+)
+
+
 class ArrowFormat(SourceFormat):
     """Files of Arrow. The position of a row is its number in the file."""
 
@@ -46,6 +54,15 @@ class ArrowFormat(SourceFormat):
         try:
             with unit.file.storage.open_arrow(READ_BYTES, unit.file.size) as source:
                 for batch in _batches(source):
+                    if (reason := _damage_of(batch)) is not None:
+                        said = (
+                            f"{unit.file.path} is damaged in rows {position} to {position + len(batch) - 1}: {reason}"
+                        )
+                        for begin in range(position, position + len(batch), MAX_ROWS):
+                            places = range(begin, min(begin + MAX_ROWS, position + len(batch)))
+                            yield error_rows(schema, unit.file.ordinal, places, said)
+                        position += len(batch)
+                        continue
                     for part in _slices(pa.Table.from_batches([batch])):
                         yield fit_rows(part, schema, unit.file.ordinal, range(position, position + len(part)))
                         position += len(part)
@@ -87,6 +104,49 @@ def _iterate(reader: pa.ipc.RecordBatchFileReader | pa.ipc.RecordBatchStreamRead
 
 def _batches(source: pa.NativeFile) -> Iterator[pa.RecordBatch]:
     return _iterate(_open(source))
+
+
+def _damage_of(batch: pa.RecordBatch) -> str | None:
+    """Returns what is wrong with the numbers of a batch that Arrow trusts, and with which it would read anywhere.
+
+    Raises:
+        ArrowInvalid: The number of rows itself cannot be right.
+    """
+    try:
+        _with_bytes(batch).validate(full=True)
+    except (pa.ArrowException, ValueError) as error:
+        if len(batch) > 8 * batch.get_total_buffer_size():
+            raise pa.ArrowInvalid(f"a batch of {len(batch)} rows has fewer bits") from error
+        return first_line(error)
+    return None
+
+
+def _with_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Returns a batch with the same buffers and types of bytes, so that a value that is wrong costs its own row."""
+    schema = pa.schema([pa.field(field.name, _bytes_type(field.type)) for field in batch.schema])
+    return pa.RecordBatch._import_from_c_capsule(schema.__arrow_c_schema__(), batch.__arrow_c_array__()[1])
+
+
+def _bytes_type(kind: pa.DataType) -> pa.DataType:
+    """Returns a type of the same layout with bytes in place of text and of decimals, whose digits may be too many."""
+    types = pa.types
+    if types.is_decimal(kind):
+        return pa.binary(kind.byte_width)
+    if types.is_dictionary(kind):
+        return pa.dictionary(kind.index_type, _bytes_type(kind.value_type), kind.ordered)
+    if types.is_map(kind):
+        return pa.map_(_bytes_type(kind.key_type), kind.item_field.with_type(_bytes_type(kind.item_type)))
+    if types.is_struct(kind):
+        return pa.struct([field.with_type(_bytes_type(field.type)) for field in kind])
+    if isinstance(kind, pa.BaseExtensionType):
+        return _bytes_type(kind.storage_type)
+    for is_list, make in LISTS:
+        if is_list(kind):
+            return make(kind.value_field.with_type(_bytes_type(kind.value_type)))
+    if types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_bytes_type(kind.value_type)), kind.list_size)
+    texts = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
+    return texts.get(kind, kind)
 
 
 def _slices(table: pa.Table) -> Iterator[pa.Table]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from ....engine.errors import ConfigError
+from ....engine.shown import without_secrets
 from ..base import InputFile, Look, Unit, align, error_rows, finish_table, first_line
 from ..format import SourceFormat
 from ..text import DamagedTextError, Line, Sample, chunks, iter_lines, take_samples, whole_file
@@ -25,6 +26,9 @@ WHOLE = re.compile(rb'(?:"(?:[^"]|"")*+"[^,]*+|[^",][^,]*+|)(?:,(?:"(?:[^"]|"")*
 """A record in which every quote that opens a field is closed."""
 
 logger = logging.getLogger(__name__)
+
+NULLS = [""]
+"""Texts that are no value in a column that is no text. NA, null and nan are text, as they are beside text."""
 
 MAX_RECORD_BYTES = 16 << 20
 """Number of bytes after which a quote that is still open is taken for a plain character."""
@@ -52,7 +56,7 @@ class CsvFormat(SourceFormat):
             if unknown := set(names).difference(schema.names):
                 logger.warning(
                     "%s has columns that the files looked at before the start lack, and they are left out: %s",
-                    unit.file.path,
+                    without_secrets(unit.file.path),
                     ", ".join(sorted(unknown)),
                 )
             for _, texts in chunks(records):
@@ -117,7 +121,7 @@ def parse_records(
     try:
         types = {name: schema.field(name).type for name in names if name in schema.names}
         text = b"".join(records)
-        table = _parse(text, names, pyarrow.csv.ConvertOptions(column_types=types))
+        table = _parse(text, names, pyarrow.csv.ConvertOptions(column_types=types, null_values=NULLS))
         if len(table) != len(records):
             reason = f"Arrow finds {len(table)} records in it"
         elif changed := _changed(table.select(list(types)), names, text):
@@ -159,7 +163,7 @@ def _look_through(unit: Unit, max_bytes: int) -> Sample:
     if not texts:
         return Sample(pa.schema([(name, pa.null()) for name in names]), num_rows, is_whole)
     text = b"".join(texts)
-    table = _parse(text, names, pyarrow.csv.ConvertOptions(), _skip)
+    table = _parse(text, names, pyarrow.csv.ConvertOptions(null_values=NULLS), _skip)
     as_text = [*_changed(table, names, text), *(field.name for field in table.schema if pa.types.is_binary(field.type))]
     fields = [field.with_type(pa.string()) if field.name in as_text else field for field in table.schema]
     return Sample(pa.schema(fields), num_rows, is_whole)
@@ -185,7 +189,7 @@ def _changed(table: pa.Table, names: Sequence[str], text: bytes) -> list[str]:
     typed = {field.name: pa.string() for field in table.schema if not _is_text(field.type)}
     if not typed:
         return []
-    convert = pyarrow.csv.ConvertOptions(column_types=typed, include_columns=list(typed))
+    convert = pyarrow.csv.ConvertOptions(column_types=typed, include_columns=list(typed), null_values=NULLS)
     written = _parse(text, names, convert, _skip)
     return [name for name in typed if not _gives_back(table[name], written[name])]
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from ....engine.errors import ConfigError
+from ....engine.shown import without_secrets
 from ... import columns
 from ...arrow_values import JSON, UNFIT, common_type, holds_json, make_array, quoted
 from ..base import InputFile, Look, Unit, error_rows, finish_table, first_line
@@ -67,7 +68,7 @@ class JsonLinesFormat(SourceFormat):
         if unknown:
             logger.warning(
                 "%s has columns that were not among those looked at before the start, and are left out: %s",
-                unit.file.path,
+                without_secrets(unit.file.path),
                 ", ".join(sorted(unknown)),
             )
 

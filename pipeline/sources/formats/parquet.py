@@ -52,21 +52,27 @@ class ParquetFormat(SourceFormat):
     def read(self, unit: Unit, schema: pa.Schema) -> Iterator[pa.Table]:
         """Yields batches of rows as tables. The rows in the damaged rest of a row group become error rows."""
         with _open(unit.file, STREAM_BYTES) as source, pq.ParquetFile(source, buffer_size=STREAM_BYTES) as file:
-            start = 0
+            start, share = 0, _stored_share(unit.file, file.metadata)
             for index in range(file.metadata.num_row_groups):
-                stop = start + file.metadata.row_group(index).num_rows
+                group = file.metadata.row_group(index)
+                stop, at_once = start + group.num_rows, group.total_byte_size * share <= WHOLE_CHUNK_BYTES
                 if start < unit.stop and stop > unit.start:
-                    yield from _read_group(unit, schema, source, file.metadata, index, start)
+                    yield from _read_group(unit, schema, source, file.metadata, index, start, at_once)
                 start = stop
 
 
 def _read_group(
-    unit: Unit, schema: pa.Schema, source: pa.NativeFile, footer: pq.FileMetaData, index: int, first_row: int
+    unit: Unit,
+    schema: pa.Schema,
+    source: pa.NativeFile,
+    footer: pq.FileMetaData,
+    index: int,
+    first_row: int,
+    at_once: bool,
 ) -> Iterator[pa.Table]:
     """Yields the rows of a row group that belong to the unit, as tables."""
     group = footer.row_group(index)
     position, stop = first_row, min(first_row + group.num_rows, unit.stop)
-    at_once = sum(group.column(one).total_compressed_size for one in range(group.num_columns)) <= WHOLE_CHUNK_BYTES
     file = pq.ParquetFile(source, metadata=footer, buffer_size=STREAM_BYTES, pre_buffer=at_once)
     present = [name for name in file.schema_arrow.names if name in schema.names]
     try:
@@ -123,13 +129,23 @@ def _read_footer(file: InputFile) -> tuple[pa.Schema, list[Unit]]:
 def _units(file: InputFile, footer: pq.FileMetaData) -> Iterator[Unit]:
     """Yields units of whole row groups."""
     start = position = num_bytes = 0
+    share = _stored_share(file, footer)
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)
         position += group.num_rows
-        num_bytes += sum(group.column(one).total_compressed_size for one in range(group.num_columns))
+        num_bytes += max(0, round(group.total_byte_size * share))
         if num_bytes >= UNIT_BYTES or index == footer.num_row_groups - 1:
             yield Unit(file, start, position, position - start, num_bytes)
             start, num_bytes = position, 0
+
+
+def _stored_share(file: InputFile, footer: pq.FileMetaData) -> float:
+    """Returns about the bytes that a byte of data takes in the file, headers included.
+
+    The exact sizes of row groups are in the columns of the footer. Arrow ends the process where these are damaged.
+    """
+    total = sum(max(0, footer.row_group(index).total_byte_size) for index in range(footer.num_row_groups))
+    return 1.0 if file.size is None or total == 0 else file.size / total
 
 
 def _open(file: InputFile, buffer_bytes: int) -> pa.NativeFile:

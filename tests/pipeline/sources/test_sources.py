@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import itertools
 import json
 import os
+import struct
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -20,6 +23,7 @@ import pytest
 from millrace import ConfigError
 from millrace.pipeline import columns
 from millrace.pipeline.arrow_values import to_rows
+from millrace.pipeline.files.storage import Storage
 from millrace.pipeline.sources import READ_ERROR, READ_ROW, Source, base, text
 from millrace.pipeline.sources.formats import FORMATS, jsonl, parquet
 
@@ -172,6 +176,10 @@ def test_a_csv_whose_types_change_is_text(tmp_path: Path) -> None:
         ["-0"],
         ["0.1", "0.30000000000000004"],
         ["NA", "SE"],
+        ["1", "NA"],
+        ["2024-01-01", "null"],
+        ["true", "nan"],
+        ["1.5", "NaN", "#N/A"],
         ["2024-01-01T10:00:00Z"],
         ["2024-01-01 10:00:00.5"],
         ["7", "-12"],
@@ -543,3 +551,73 @@ def test_gzip_of_several_members_is_one_text(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(b"".join(gzip.compress(b'{"id": %d}\n' % index) for index in range(3)))
     assert [row["id"] for row in read_units(Source.find(str(path)))] == [0, 1, 2]
+
+
+def test_a_flipped_bit_in_an_arrow_file_costs_the_rows_of_its_batch_at_most(tmp_path: Path) -> None:
+    sink, table = pa.BufferOutputStream(), pa.table({"line": ["hello", "world"] * 50})
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=60)
+    data = bytearray(sink.getvalue().to_pybytes())
+    data[data.find(struct.pack("<4i", 0, 5, 10, 15)) + 4 * 50 + 3] ^= 1 << 6  # The text would begin a gigabyte later.
+    (tmp_path / "in.arrow").write_bytes(data)
+    source = Source.find(str(tmp_path))
+    rows = [row for unit in source.units for table in source.tables(unit) for row in table.to_pylist()]
+    assert [row["line"] for row in rows] == [None] * 60 + ["hello", "world"] * 20
+    assert {bool(row["__read_error"]) for row in rows[:60]} == {True}
+    assert "in rows 0 to 59" in rows[0]["__read_error"] and rows[60]["__read_error"] is None
+
+
+def test_text_that_is_no_utf8_in_an_arrow_file_costs_its_own_row(tmp_path: Path) -> None:
+    raw = [pa.array([b"a", b"\xff", b"c"])]
+    text = pa.Array.from_buffers(pa.string(), 3, raw[0].buffers())
+    nested = pa.array([{"x": 1}] * 3, pa.struct([("x", pa.int64())]))
+    lists = pa.ListArray.from_arrays(pa.array([0, 1, 2, 3], pa.int32()), text)
+    codes = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), text)
+    batch = pa.record_batch({"id": [1, 2, 3], "text": text, "nested": nested, "lists": lists, "codes": codes})
+    with pa.ipc.new_file(str(tmp_path / "in.arrow"), batch.schema) as writer:
+        writer.write_batch(batch)
+    source = Source.find(str(tmp_path))
+    rows = [row for unit in source.units for table in source.tables(unit) for row in to_rows(table, source.schema)]
+    assert [(row["id"], row["__read_error"]) for row in rows] == [(1, None), (2, None), (3, None)]
+    assert rows[0]["text"] == "a" and rows[2]["lists"] == ["c"]
+
+
+def test_a_flipped_bit_in_a_footer_of_parquet_ends_no_process(tmp_path: Path) -> None:
+    file = tmp_path / "in.parquet"
+    pq.write_table(pa.table({"l": [[1, 2], None]}), file)
+    data = file.read_bytes()
+    footer = range(len(data) - 8 - int.from_bytes(data[-8:-4], "little"), len(data) - 8)
+    for at, bit in itertools.product(footer, range(4)):
+        file.write_bytes(data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :])
+        with contextlib.suppress(ConfigError):  # Where the process ends, this test has no result at all.
+            Source.find(str(file))
+
+
+def test_a_pipe_among_the_files_of_an_input_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jsonl")
+    for name in ("in.parquet", "in.arrow", "in.csv"):
+        os.mkfifo(tmp_path / name)
+    for given in ("x.jsonl", "in.parquet", "in.arrow", "in.csv"):
+        with pytest.raises(ConfigError, match="is a pipe"):
+            Source.find(str(tmp_path / given))
+
+
+def test_reasons_and_warnings_about_a_file_show_no_key_of_its_address(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "x.jsonl?sig=hunter2"
+    (tmp_path / name).write_text('{"a": 1}\n')
+    file = base.InputFile(0, Storage.at(tmp_path / name), 9, "")
+    list(FORMATS["jsonl"].read(base.Unit(file), pa.schema([("b", pa.string())])))
+    assert "are left out: a" in caplog.text and "hunter2" not in caplog.text
+    rows = base.error_rows(pa.schema([]), 0, [0], f"{file.path} is damaged").to_pylist()
+    assert rows[0]["__read_error"].endswith("x.jsonl?sig=*** is damaged")
+
+
+def test_a_folder_that_may_not_be_read_is_the_users_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # A test that runs as root may read everything.
+    with pytest.raises(ConfigError, match=r"cannot be read: .*Permission denied"):
+        Source.find(str(tmp_path))
