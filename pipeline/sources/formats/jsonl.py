@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from ....engine.errors import ConfigError
 from ....engine.shown import without_secrets
 from ... import columns
-from ...arrow_values import JSON, UNFIT, common_type, holds_json, make_array, quoted
+from ...arrow_values import JSON, UNFIT, common_type, holds_json, make_array, misfit, quoted
 from ..base import InputFile, Look, Unit, error_rows, finish_table, first_line
 from ..file_name import compression_of
 from ..format import SourceFormat
@@ -92,7 +92,7 @@ def parse_lines(
         A row for each line, and for each line None or the reason why it is not a row. Such a row has only the values
         that fit their columns.
     """
-    pairs = [parse_line(line) for line in lines]
+    pairs = [parse_line(line, Fraction) for line in lines]
     rows = [row for row, _ in pairs]
     errors = [error for _, error in pairs]
     if unknown is not None:
@@ -140,25 +140,48 @@ def _text(line: bytes) -> str:
     return line.decode("utf-8", errors="backslashreplace").strip()
 
 
-def parse_line(line: bytes) -> tuple[dict[str, Any], str | None]:
+class Fraction(float):
+    """A number with a point or an exponent that knows its text, since 1.10 and 1e5 are not 1.1 and 100000.0 as text."""
+
+    def __new__(cls, text: str) -> Fraction:
+        """Returns the number that a text of JSON is."""
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    text: str
+
+
+def parse_line(line: bytes, parse_float: Callable[[str], float] = float) -> tuple[dict[str, Any], str | None]:
     """Returns the row that a line of JSON holds.
 
     Args:
         line: One line.
+        parse_float: Makes the numbers with a point or an exponent.
 
     Returns:
         The row and None, or an empty row and the reason why the line is not a row.
     """
     text = line.decode("utf-8", errors="replace").strip()
     try:
-        value = json.loads(line.decode("utf-8"))
+        value = json.loads(line.decode("utf-8"), parse_float=parse_float)
     except UnicodeDecodeError as error:
         return {}, f"the line is not UTF-8 ({error.reason} at its byte {error.start}): {text:.200}"
     except (ValueError, RecursionError) as error:
         return {}, f"the line is not JSON ({first_line(error)}): {text:.200}"
     if not isinstance(value, dict):
         return {}, f"the line is a JSON {type(value).__name__}, not an object: {text:.200}"
+    if not _are_utf8(value):
+        return {}, f"a name in the line holds half of a surrogate pair, which no text has: {text:.200}"
     return value, None
+
+
+def _are_utf8(names: Iterable[str]) -> bool:
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _cut(file: InputFile) -> Iterator[Unit]:
@@ -218,17 +241,22 @@ def _widen(types: dict[str, pa.DataType], nested: set[str], rows: Sequence[dict[
 
 
 def _type_of(values: Iterable[Any]) -> pa.DataType:
+    given = list(values)
     try:
-        return make_array(list(values), None).type
+        return make_array(given, None).type
     except UNFIT:
-        return pa.string()
+        if any(isinstance(value, list | dict) for value in given):
+            return pa.string()  # As JSON, which can write any text.
+        readable = [value for value in given if not isinstance(misfit(value, None), UnicodeError)]
+        # A text that no column holds costs its row, and says nothing about the type of the others.
+        return _type_of(readable) if len(readable) < len(given) else pa.string()
 
 
 def _fit(value: Any, kind: pa.DataType) -> Any:
     """Returns a value for a column: as JSON text if the column is text and the value is not, else unchanged."""
     if value is None or isinstance(value, str) or kind != pa.string():
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return value.text if isinstance(value, Fraction) else json.dumps(value, ensure_ascii=False)
 
 
 def _refuse_others(file: InputFile, line: bytes) -> None:

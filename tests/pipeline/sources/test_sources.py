@@ -206,6 +206,25 @@ def test_a_text_outside_of_the_sample_that_its_type_would_change_is_an_error_row
     assert read_units(Source.find(str(path), as_text=["zip"]))[-1]["zip"] == "00501"
 
 
+def test_numbers_in_a_column_of_text_keep_their_digits(tmp_path: Path) -> None:
+    texts = ["1.10", "0.1234567890123456789", "1e5", "7", "null"]
+    lines = "".join(f'{{"a": {text}, "b": {text}}}\n' for text in texts)
+    (tmp_path / "x.jsonl").write_text(lines)
+    rows = read_units(Source.find(str(tmp_path / "x.jsonl"), as_text=["a"]))
+    assert [row["a"] for row in rows] == [*texts[:-1], None]
+    assert [row["b"] for row in rows] == [1.1, 0.1234567890123456789, 1e5, 7.0, None]
+
+
+def test_half_of_a_surrogate_pair_costs_its_row_only(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"n": 1}\n{"n": 2, "\\ud800": 1}\n{"n": "\\ud800"}\n{"n": 4}\n')
+    source = Source.find(str(tmp_path / "x.jsonl"))
+    assert source.schema.field("n").type == pa.int64()
+    rows = read_units(source)
+    assert [row["n"] for row in rows] == [1, None, None, 4]
+    assert "a name in the line holds half of a surrogate pair" in rows[1][READ_ERROR]
+    assert "column 'n' holds '\\ud800', which is not int64" in rows[2][READ_ERROR]
+
+
 def test_columns_as_text_are_checked(tmp_path: Path) -> None:
     lines = write_lines(tmp_path / "x.jsonl", {"a": 9007199254740993}, {"a": 1.5})
     assert [row["a"] for row in read_units(Source.find(lines, as_text=["a"]))] == ["9007199254740993", "1.5"]
