@@ -16,6 +16,7 @@ from ..._version import __version__
 from ...engine.errors import ConfigError
 from ...engine.shown import without_secrets
 from .. import columns
+from ..arrow_values import quoted
 from ..files.storage import Storage
 from ..ledger.claim import Claim
 from ..ledger.counts import Counts
@@ -163,6 +164,7 @@ def write_results(
         MillraceError: The run failed. Call again to go on.
     """
     _check_settings(dataset, key, output_format, order)
+    _check_sizes(max_rows_per_file, flush_interval_s)
     folder = JobFolder(Storage.at(output, endpoint_url))
     settings = {"key": None if key is None else list(key), "order": order, "output_format": output_format}
     state = JobState(settings | _settings_of(processor.config), [], None, "", __version__)
@@ -206,7 +208,10 @@ def warn_of_left_out(num_rows: int, key: Sequence[str] | None) -> None:
 
 
 def _check_settings(dataset: Dataset, key: Sequence[str] | None, output_format: str, order: str) -> None:
-    has_position = columns.POSITION in (dataset.columns() or [])
+    names = dataset.columns()
+    if key is not None:
+        _check_key(key, names)
+    has_position = columns.POSITION in (names or [])
     if key is None and not has_position:
         raise ConfigError(
             f"the dataset has no column {columns.POSITION!r}, so its rows cannot be told apart: pass key=[...], the "
@@ -218,6 +223,22 @@ def _check_settings(dataset: Dataset, key: Sequence[str] | None, output_format: 
         )
     if order not in ("any", "input") or (order == "input" and key is not None):
         raise ConfigError(f"order must be 'any', or without key 'input'; got {order!r} and key={key!r}")
+
+
+def _check_key(key: Sequence[str], names: Sequence[str] | None) -> None:
+    if isinstance(key, str) or not isinstance(key, list | tuple) or not key:
+        raise ConfigError(f"key must be a list of columns, such as ['id']; got {quoted(key)}")
+    missing = [name for name in key if not isinstance(name, str) or (names is not None and name not in names)]
+    if missing:
+        known = ", ".join(names or [])
+        raise ConfigError(f"key: the dataset has no column {quoted(missing[0])}; its columns are: {known:.500}")
+
+
+def _check_sizes(max_rows_per_file: int, flush_interval_s: float) -> None:
+    if type(max_rows_per_file) is not int or max_rows_per_file < 1:
+        raise ConfigError(f"max_rows_per_file must be a whole number of 1 or more; got {quoted(max_rows_per_file)}")
+    if type(flush_interval_s) not in (int, float) or not 0 < flush_interval_s <= threading.TIMEOUT_MAX:
+        raise ConfigError(f"flush_interval_s must be a number of seconds above 0; got {quoted(flush_interval_s)}")
 
 
 def _settings_of(config: ProcessorConfig) -> dict[str, Any]:

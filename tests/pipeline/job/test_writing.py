@@ -98,6 +98,14 @@ def test_lines_of_a_file_keep_their_order(cluster: None, make_processor: Make, t
         ({}, "pass key="),
         ({"key": ["id"], "output_format": "xml"}, "output_format must be one of"),
         ({"key": ["id"], "order": "input"}, "order must be"),
+        ({"key": "id"}, "key must be a list of columns"),
+        ({"key": []}, "key must be a list of columns"),
+        ({"key": ["nope"]}, "key: the dataset has no column 'nope'; its columns are: id, prompt"),
+        ({"key": ["id", 5]}, "key: the dataset has no column 5"),
+        ({"key": ["id"], "output_format": ["jsonl"]}, "output_format must be one of"),
+        ({"key": ["id"], "max_rows_per_file": 0}, "max_rows_per_file must be a whole number of 1 or more; got 0"),
+        ({"key": ["id"], "max_rows_per_file": 1.5}, "max_rows_per_file must be"),
+        ({"key": ["id"], "flush_interval_s": float("nan")}, "flush_interval_s must be a number of seconds above 0"),
     ],
 )
 def test_mistakes_are_said_before_anything_runs(
