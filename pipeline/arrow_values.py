@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .json_text import to_json, value_of_cell
+from .json_text import json_cell, to_json, value_of_cell
+from .mixed_values import JSON, MAX_DEPTH, MAX_FIELDS, MixedTypesError, Survey, holds_json, join_exactly, keeps, survey
 
 UNFIT = (
     *(ValueError, TypeError, OverflowError, RecursionError),
@@ -20,12 +20,6 @@ UNFIT = (
 
 UNWRITABLE = (UnicodeError, OverflowError, RecursionError)
 """Errors of `UNFIT` for a value that no column can hold, of whatever type: bad text, huge numbers, deep lists."""
-
-MAX_DEPTH = 48
-"""Most levels of lists and structs. Arrow reads no deeper tables: its own format ends at 63, Parquet at 49 lists."""
-
-JSON = {b"holds": b"json"}
-"""Metadata of a column of lists and objects that came as JSON, or that are written as JSON into a column of text."""
 
 MAX_INT64 = 2**63 - 1
 MAX_UINT64 = 2**64 - 1
@@ -66,6 +60,19 @@ class ArrowValue:
             return str(self.array[0].cast(pa.string()).as_py())
         except UNFIT:
             return b"".join(buffer.to_pybytes() for buffer in self._copied().buffers() if buffer is not None).hex()
+
+    @property
+    def parts(self) -> list[Any] | dict[str, Any] | None:
+        """The values in a list or struct, as Python values where Python has equals of them; None of a plain value."""
+        kind = self.array.type
+        if pa.types.is_struct(kind):
+            pairs = [(field.name, _python_value(one)) for field, one in zip(kind, self.array.flatten(), strict=True)]
+            return dict(pairs) if len(set(kind.names)) == len(pairs) else [list(pair) for pair in pairs]
+        if pa.types.is_map(kind):
+            start, stop = self.array.offsets[0].as_py(), self.array.offsets[1].as_py()
+            inner = [pa.chunked_array([one[start:stop]]) for one in (self.array.keys, self.array.items)]
+            return [list(pair) for pair in zip(*map(python_values, inner), strict=True)]
+        return python_values(pa.chunked_array([self.array.flatten()])) if kind.num_fields else None
 
     def _copied(self) -> pa.Array:
         """Returns an array of the value alone, without the buffers of the column that it came from."""
@@ -212,9 +219,10 @@ def json_field(name: str) -> pa.Field:
     return pa.field(name, pa.string(), metadata=JSON)
 
 
-def holds_json(field: pa.Field) -> bool:
-    """Returns whether a column holds objects that came as JSON, each with keys of its own."""
-    return field.metadata is not None and JSON.items() <= field.metadata.items()
+def cell_values(column: pa.ChunkedArray, field: pa.Field) -> list[Any]:
+    """Returns the values of a column as Python values; in a field of `json_field`, what the JSON stands for."""
+    values = python_values(column)
+    return [value_of_cell(value) for value in values] if holds_json(field) else values
 
 
 def field_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
@@ -226,11 +234,17 @@ def field_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
 
 def stored(table: pa.Table) -> pa.Table:
     """Returns a table in types that Parquet has. A column that no such type holds is text, or JSON in text."""
-    return pa.table([_stored(column) for column in table.columns], names=table.column_names)
+    columns = [_stored(column) for column in table.columns]
+    fields = [
+        json_field(field.name) if pa.types.is_nested(field.type) and pa.types.is_string(column.type) else field
+        for field, column in zip(table.schema, columns, strict=True)
+    ]
+    schema = pa.schema([field.with_type(column.type) for field, column in zip(fields, columns, strict=True)])
+    return pa.table(columns, schema=schema)
 
 
 def _stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not has_empty_struct(column.type):
+    if not has_empty_struct(column.type) and not _has_intervals(column.type):
         try:
             return cast(column, stored_type(column.type))
         except UNFIT:
@@ -242,26 +256,39 @@ def _stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def join(tables: Sequence[pa.Table]) -> pa.Table:
-    """Returns the rows of all tables. A column whose values fit no common type is text."""
+    """Returns the rows of all tables. A column whose values fit no common type is text, with JSON where it is not."""
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
+        return join_exactly(tables)
     except UNFIT:
         names = dict.fromkeys(name for table in tables for name in table.column_names)
-        return pa.table({name: _join_columns([_column_or_nulls(table, name) for table in tables]) for name in names})
+        joined = [_join_columns([_only(table, name) for table in tables]) for name in names]
+        fields = [one.schema.field(0) for one in joined]
+        return pa.table([one.column(0) for one in joined], schema=pa.schema(fields))
 
 
-def _column_or_nulls(table: pa.Table, name: str) -> pa.ChunkedArray:
-    return table[name] if name in table.column_names else pa.chunked_array([pa.nulls(len(table))])
+def _only(table: pa.Table, name: str) -> pa.Table:
+    """Returns a table with one of the columns of another; with nulls, if that one has no such column."""
+    return table.select([name]) if name in table.column_names else pa.table({name: pa.nulls(len(table))})
 
 
-def _join_columns(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
-    kind = functools.reduce(common_type, (column.type for column in columns))
+def _join_columns(tables: Sequence[pa.Table]) -> pa.Table:
     try:
-        return pa.chunked_array([chunk for column in columns for chunk in cast(column, kind).chunks], kind)
+        return join_exactly(tables)
     except UNFIT:
-        return pa.chunked_array(
-            [chunk for column in columns for chunk in cast(column, pa.string()).chunks], pa.string()
-        )
+        name = tables[0].column_names[0]
+        texts = [text for table in tables for text in _cells(table.column(0), table.schema.field(0))]
+        return pa.table([pa.array(texts, pa.string())], schema=pa.schema([json_field(name)]))
+
+
+def _cells(column: pa.ChunkedArray, field: pa.Field) -> Iterable[str | None]:
+    """Returns the values of a column as text that `value_of_cell` reads: JSON, or text that is no JSON."""
+    values = python_values(column)
+    return values if holds_json(field) else [None if value is None else _cell_text(value) for value in values]
+
+
+def _cell_text(value: Any) -> str | None:
+    cell: str | None = json_cell(value_of_cell(to_json(value)))
+    return cell
 
 
 def has_struct(kind: pa.DataType) -> bool:
@@ -274,6 +301,11 @@ def has_empty_struct(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind) and not kind.num_fields:
         return True
     return any(has_empty_struct(kind.field(at).type) for at in range(kind.num_fields))
+
+
+def _has_intervals(kind: pa.DataType) -> bool:
+    """Returns whether a type is, or holds, calendar intervals, which Parquet lacks."""
+    return pa.types.is_interval(kind) or any(_has_intervals(kind.field(at).type) for at in range(kind.num_fields))
 
 
 def quoted(value: Any) -> str:
@@ -300,14 +332,52 @@ def misfit(value: Any, kind: pa.DataType | pa.Field | None) -> BaseException | N
     return None
 
 
-def to_array(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    """Returns a column of values, with the given type if all values fit it, otherwise with a type from Arrow."""
+def to_array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
+    """Returns a column of values, with the given type if it gives all values back, otherwise with a type from Arrow."""
     if kind is not None:
         try:
-            return make_array(values, kind)
+            if keeps(values, kind):
+                return make_array(values, kind)
         except UNFIT:
             pass  # The user's `postprocess` uses the column for values of another type.
     return make_array(values, None)
+
+
+def own_column(
+    name: str, values: Sequence[Any], kind: pa.DataType | None, max_fields: int = MAX_FIELDS
+) -> tuple[pa.Field, pa.Array]:
+    """Returns a column as by `to_array`, with its field. Objects with many keys together are JSON in a column of text.
+
+    Args:
+        name: Name of the column.
+        values: The values.
+        kind: As in `to_array`.
+        max_fields: Most keys that objects may have together in a struct; with 0, all objects are JSON.
+
+    Raises:
+        ValueError: Arrow has no type for the values, as the other errors of `UNFIT` say too.
+    """
+    if not any(isinstance(value, ArrowValue) for value in values) and not _fit(values, kind):
+        found = survey(values)
+        if found.has_objects and found.num_keys >= max_fields:
+            return json_field(name), _json_array(values, found)
+    array = to_array(values, kind)
+    return pa.field(name, array.type), array
+
+
+def _fit(values: Sequence[Any], kind: pa.DataType | None) -> bool:
+    try:
+        return kind is not None and keeps(values, kind)
+    except UNFIT:
+        return False
+
+
+def _json_array(values: Sequence[Any], found: Survey) -> pa.Array:
+    """Returns lists and objects as JSON. A value in them of a type that Arrow lacks is refused as in other columns."""
+    for example in found.examples.values():
+        if not isinstance(example, int):  # JSON has integers of any length.
+            pa.array([example])
+    return pa.array([None if value is None else to_json(value) for value in values], pa.string())
 
 
 def make_array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
@@ -315,15 +385,17 @@ def make_array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
 
     Args:
         values: The values.
-        kind: Type of the column; None for a type that holds the values exactly, so that 2**63 is unsigned.
+        kind: Type of the column; None for a type that gives the values back, so that 2**63 is unsigned.
 
     Raises:
         ValueError: A value does not fit, as do the other errors of `UNFIT`.
+        MixedTypesError: Values of several types are given without a type, and Arrow would change some.
     """
     if any(isinstance(value, ArrowValue) for value in values):
         return _join(values, kind)
     if kind is not None:
         return pa.array(values, kind)
+    survey(values)
     try:
         array = pa.array(values)
     except OverflowError:
@@ -341,7 +413,10 @@ def depth(kind: pa.DataType) -> int:
 
 
 def _join(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
-    kind = kind or next(value.array.type for value in values if isinstance(value, ArrowValue))
+    if kind is None:
+        kind = next(value.array.type for value in values if isinstance(value, ArrowValue))
+        if not keeps([value for value in values if not isinstance(value, ArrowValue)], kind):
+            raise MixedTypesError(f"values of several types are in one column of {kind!s:.100}")
     parts = [value.array if isinstance(value, ArrowValue) else pa.array([value], kind) for value in values]
     return pa.concat_arrays([part if part.type == kind else part.cast(kind) for part in parts])
 

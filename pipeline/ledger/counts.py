@@ -18,6 +18,8 @@ from .histogram import Histogram, count_of, number_of
 __all__ = ["Counts", "ErrorKind", "count_of", "number_of"]
 
 MAX_EXAMPLE_CHARS = 500
+MAX_AMOUNT = 2**53
+"""Greatest number of tokens or seconds that a row is counted with."""
 
 
 @dataclass(slots=True)
@@ -93,20 +95,21 @@ class Counts:
             self.add_error(row.error)
             return
         data = row.data
-        num_in, num_out = data.get(columns.NUM_INPUT_TOKENS) or 0, data.get(columns.NUM_GENERATED_TOKENS) or 0
+        num_in, num_out = _count(data, columns.NUM_INPUT_TOKENS), _count(data, columns.NUM_GENERATED_TOKENS)
         self.num_input_tokens += num_in
         self.num_output_tokens += num_out
         self.input_tokens.add(num_in)
         self.output_tokens.add(num_out)
-        if data.get(columns.FINISH_REASON):
-            self.finish_reasons[data[columns.FINISH_REASON]] += 1
+        reason = data.get(columns.FINISH_REASON)
+        if reason and isinstance(reason, str):
+            self.finish_reasons[reason] += 1
         if data.get(columns.IS_DUPLICATE):
             self.num_duplicates += 1
             self.num_duplicate_input_tokens += num_in
             self.num_duplicate_output_tokens += num_out
         else:
-            self.num_cached_tokens += data.get(columns.NUM_CACHED_TOKENS) or 0
-            self._add_times(data.get(columns.METRICS) or {})
+            self.num_cached_tokens += _count(data, columns.NUM_CACHED_TOKENS)
+            self._add_times(data.get(columns.METRICS))
 
     def add_error(self, error: RowError) -> None:
         """Counts the error of a row that `num_rows` already counts."""
@@ -165,10 +168,21 @@ class Counts:
         reasons = {reason: count_of(count) for reason, count in data.get("finish_reasons", {}).items()}
         return cls(finish_reasons=Counter(reasons), errors=errors, **known)
 
-    def _add_times(self, times: Mapping[str, Any]) -> None:
-        for name in TIMES:
-            if times.get(name) is not None:
-                getattr(self, name).add(times[name])
+    def _add_times(self, times: Any) -> None:
+        for name in TIMES if isinstance(times, dict) else ():
+            if _is_amount(times.get(name)):
+                getattr(self, name).add(float(times[name]))
+
+
+def _count(data: Mapping[str, Any], name: str) -> int:
+    """Returns the number of tokens in a column, or 0 if a column of the user with that name holds something else."""
+    value = data.get(name)
+    return int(value) if _is_amount(value) and value == int(value) else 0
+
+
+def _is_amount(value: Any) -> bool:
+    """Returns whether a value is a number of tokens or seconds. Rows that no engine ran may hold others."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_AMOUNT
 
 
 NUMBERS = (

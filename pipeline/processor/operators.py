@@ -21,6 +21,7 @@ import pyarrow as pa
 from .. import columns
 from ..arrow_values import UNFIT, UNWRITABLE, fits, make_array, misfit, quoted, to_array, to_rows
 from ..errors import RowFailedError
+from ..mixed_values import MixedTypesError
 from ..stages.base import Row, RowError, Stage
 
 MakeStages = Callable[[], Sequence[Stage]]
@@ -170,7 +171,34 @@ def to_columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table | dict[str, Any]:
         return to_table(rows)
     except UNFIT:
         names = dict.fromkeys(name for row in rows for name in row)
-        return {name: _to_objects([row.get(name) for row in rows]) for name in names}
+        values = {name: [row.get(name) for row in rows] for name in names}
+        if any(_is_mixed(own) for own in values.values()):
+            return _to_pickled(values)
+        return {name: _to_objects(own) for name, own in values.items()}
+
+
+def _is_mixed(values: list[Any]) -> bool:
+    """Returns whether Ray, which makes the same columns as Arrow, would change a value to fit it beside the others."""
+    try:
+        make_array(values, None)
+    except MixedTypesError:
+        return True
+    except UNFIT:
+        return False
+    return False
+
+
+def _to_pickled(values: Mapping[str, list[Any]]) -> pa.Table:
+    """Returns a block in which a column that Arrow has no type for holds pickled values, as Ray keeps other objects."""
+    from ray.data.extensions import ArrowPythonObjectArray
+
+    types, arrays = columns.result_types(), {}
+    for name, own in values.items():
+        try:
+            arrays[name] = to_array(own, types.get(name))
+        except UNFIT:
+            arrays[name] = ArrowPythonObjectArray.from_objects(own)
+    return pa.table(arrays)
 
 
 def to_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -8,12 +8,17 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from ...engine.errors import ConfigError
-from ..arrow_values import MAX_DEPTH, UNFIT, depth, has_empty_struct, json_field, make_array, plain_type
+from ..arrow_values import MAX_DEPTH, UNFIT, depth, has_empty_struct, holds_json, json_field, make_array, plain_type
+from ..mixed_values import MAX_FIELDS
 from .publisher import ManifestPublisher, Publisher
 
 
 def _unchanged(kind: pa.DataType) -> pa.DataType:
     return kind
+
+
+def _any_schema(_: pa.Schema) -> None:
+    """Raises nothing: files of the format hold any columns together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +29,9 @@ class SinkFormat:
         extension: Extension of the files, without the dot.
         encode: Turns a table into the bytes of a file.
         stored_type: Takes the type of a column, and returns the type in which this format stores it.
+        max_fields: Most keys that the objects of a column may have together in a struct, if their types are not given.
+            With more, and with 0, each object is JSON text, so that it keeps its own keys.
+        check_schema: Raises a `ConfigError` if columns cannot be stored together.
         needs_schema: Whether columns and types must be known before the first row is written.
         publisher: Makes the files visible to readers.
     """
@@ -31,6 +39,8 @@ class SinkFormat:
     extension: str
     encode: Callable[[pa.Table], bytes]
     stored_type: Callable[[pa.DataType], pa.DataType] = _unchanged
+    max_fields: int = MAX_FIELDS
+    check_schema: Callable[[pa.Schema], None] = _any_schema
     needs_schema: bool = False
     publisher: Publisher = field(default_factory=ManifestPublisher)
 
@@ -45,11 +55,15 @@ class SinkFormat:
         Raises:
             ConfigError: The format has no type for a column.
         """
-        return pa.schema([self._fitted(field) for field in schema])
+        fitted = pa.schema([self._fitted(field) for field in schema])
+        self.check_schema(fitted)
+        return fitted
 
     def _fitted(self, field: pa.Field) -> pa.Field:
         kind = plain_type(field.type)
         fields = [pa.field(field.name, kind, metadata=field.metadata)]
+        if holds_json(field) and not self.max_fields:
+            fields = [json_field(field.name)]
         if has_empty_struct(kind):
             fields.append(json_field(field.name))
         for one in fields:

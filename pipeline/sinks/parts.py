@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..ledger import row_id
 from ..ledger.counts import Counts
 from ..ledger.epoch import Epoch
 from ..ledger.records import COMMIT, FLUSH, Record, checksum, without_about, write_commit, write_flush
+from ..mixed_values import join_exactly
 from .format import SinkFormat
 from .formats import FORMATS
 
@@ -86,6 +86,7 @@ class PartWriter:
     format: SinkFormat
     max_rows: int
     flushed: list[Flushed] = field(default_factory=list)
+    _rows: pa.Table | None = None
 
     def add(self, rows: pa.Table, counts: Counts) -> list[Closed]:
         """Writes rows as a flush, and closes parts that are full.
@@ -107,8 +108,10 @@ class PartWriter:
 
     def take_over(self, flushed: Flushed) -> list[Closed]:
         """Puts a flush that is already written into the next part, and returns the parts that this call has closed."""
-        closed = [] if self._has_room_for(flushed.rows) else self.close_part()
+        joined = self._joined_with(flushed.rows)
+        closed = [] if joined is not None else self.close_part()
         self.flushed.append(flushed)
+        self._rows = flushed.rows if joined is None else joined
         if sum(one.rows.nbytes for one in self.flushed) >= MAX_PART_BYTES or self._num_rows >= self.max_rows:
             closed += self.close_part()
         return closed
@@ -122,10 +125,10 @@ class PartWriter:
         Raises:
             OutputInUseError: Another process has begun to write to the work folder. No flush was removed.
         """
-        if not self.flushed:
+        rows = self._rows
+        if rows is None:
             return []
         work, name = self.epoch.work, self.epoch.next_name(self.kind)
-        rows = _joined([one.rows for one in self.flushed])
         ids = row_id.from_arrow(rows[columns.ROW_ID])
         order = np.argsort(ids, kind="stable")
         ids = ids[order]
@@ -140,7 +143,7 @@ class PartWriter:
         self._check_epoch()
         for flush in replaced:
             (work / flush).remove()
-        self.flushed = []
+        self.flushed, self._rows = [], None
         return [(commit, ids)]
 
     def _check_epoch(self) -> None:
@@ -159,23 +162,16 @@ class PartWriter:
     def _num_rows(self) -> int:
         return sum(one.rows.num_rows for one in self.flushed)
 
-    def _has_room_for(self, rows: pa.Table) -> bool:
+    def _joined_with(self, rows: pa.Table) -> pa.Table | None:
+        """Returns the rows of the next part with further rows, or None if these do not fit into the part."""
         if self._num_rows + rows.num_rows > self.max_rows:
-            return False
-        if not self.flushed:
-            return True
+            return None
         try:
             # The types alone do not tell: 2**53 + 1 does not fit a column that also holds fractions.
-            _joined([*(one.rows for one in self.flushed), rows])
+            return rows if self._rows is None else join_exactly([self._rows, rows], self.format.max_fields)
         except UNFIT:
-            return False
-        return True
+            return None
 
     def _shown(self, rows: pa.Table) -> pa.Table:
         """Returns rows as a file holds them: results without ids, dead letters with ids, for when they run again."""
         return without_about(rows if self.kind == "failed" else rows.drop_columns([columns.ROW_ID]))
-
-
-def _joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Returns the rows of all tables in columns of common types. Columns of equal types are not copied."""
-    return pa.concat_tables(tables, promote_options="permissive")

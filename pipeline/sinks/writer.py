@@ -16,6 +16,7 @@ from ..ledger.epoch import FAILED, RESULTS, Epoch
 from ..ledger.index import RowIndex
 from ..ledger.records import read_ids, read_records
 from ..stages.base import Row
+from .formats import FORMATS
 from .parts import OutputSpec, PartWriter
 from .tables import Finished, Group, failed_tables, result_tables
 
@@ -179,7 +180,7 @@ class ResultWriter:
         started_s = time.monotonic()
         through = [one for _, one in finished if one.row.error is None]
         failed = [one for _, one in finished if one.row.error is not None]
-        good, unfit = result_tables(through, self._spec.schema)
+        good, unfit = result_tables(through, self._spec.schema, FORMATS[self._spec.format].max_fields)
         letters = failed_tables([*failed, *unfit], self._spec.input_schema)
         for kind, groups in ((RESULTS, good), (FAILED, letters)):
             for group in groups:

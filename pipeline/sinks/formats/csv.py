@@ -8,14 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from ...arrow_values import python_values
+from ...arrow_values import cell_values, holds_json
 from ...json_text import to_json
 from ..format import SinkFormat
 
 
 def encode(table: pa.Table) -> bytes:
     """Returns the bytes of a file that holds the rows of a table."""
-    cells = [column if _is_plain(column.type) else _json_cells(column) for column in table.columns]
+    cells = [_cells(column, field) for field, column in zip(table.schema, table.columns, strict=True)]
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(pa.table(cells, names=table.column_names), sink)
     return sink.getvalue().to_pybytes()
@@ -30,8 +30,19 @@ def _is_plain(kind: pa.DataType) -> bool:
     return not (is_bytes or types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType) or types.is_interval(kind))
 
 
-def _json_cells(column: pa.ChunkedArray) -> pa.Array:
-    return pa.array([None if value is None else _cell(value) for value in python_values(column)], pa.string())
+def _cells(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray | pa.Array:
+    if _is_plain(column.type) and not holds_json(field) and _is_utf8(column):
+        return column
+    return pa.array([None if value is None else _cell(value) for value in cell_values(column, field)], pa.string())
+
+
+def _is_utf8(column: pa.ChunkedArray) -> bool:
+    """Returns whether all text in a column is UTF-8. Arrow would write other bytes as they are."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _cell(value: Any) -> str:
@@ -40,4 +51,4 @@ def _cell(value: Any) -> str:
     return json.loads(text) if text.startswith('"') else text
 
 
-FORMAT = SinkFormat("csv", encode)
+FORMAT = SinkFormat("csv", encode, max_fields=0)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ....engine.errors import StorageError
+from ....engine.errors import ConfigError, StorageError
 from ...files.delta import DELTA_LOG, is_table, one_line, open_table, require_delta, storage_options
 from ...files.storage import Storage
 from ..format import SinkFormat
@@ -101,6 +101,21 @@ def table_type(kind: pa.DataType) -> pa.DataType:
         raise ValueError(f"a Delta table has no type for {kind}") from error
 
 
+def check_schema(schema: pa.Schema) -> None:
+    """Checks that a table can have columns together, whose names differ in more than capitals.
+
+    Raises:
+        ConfigError: It cannot.
+    """
+    try:
+        schema_text(schema)
+    except Exception as error:  # The library raises bare exceptions.
+        raise ConfigError(
+            f"a Delta table cannot have these columns together: {one_line(error)}; choose others with columns, or "
+            "another output_column"
+        ) from error
+
+
 def schema_text(schema: pa.Schema) -> str:
     """Returns a schema as the JSON text with which the log of a Delta table describes it."""
     from deltalake import Schema
@@ -169,4 +184,11 @@ def _version_of(table: Storage, newest: int, app_id: str) -> int:
     return next(version for version, log in logs if app_id in log.read_text())
 
 
-FORMAT = SinkFormat("parquet", encode, stored_type=table_type, needs_schema=True, publisher=DeltaPublisher())
+FORMAT = SinkFormat(
+    "parquet",
+    encode,
+    stored_type=table_type,
+    check_schema=check_schema,
+    needs_schema=True,
+    publisher=DeltaPublisher(),
+)

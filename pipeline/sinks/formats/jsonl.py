@@ -6,7 +6,7 @@ import io
 
 import pyarrow as pa
 
-from ...arrow_values import to_rows
+from ...arrow_values import cell_values
 from ...json_text import to_json
 from ..format import SinkFormat
 
@@ -17,11 +17,13 @@ BATCH_ROWS = 16_384
 def encode(table: pa.Table) -> bytes:
     """Returns the bytes of a file that holds the rows of a table."""
     text = io.StringIO()
-    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
-        for row in to_rows(pa.Table.from_batches([batch])):
-            text.write(to_json(row))
+    for start in range(0, len(table), BATCH_ROWS):
+        batch = table.slice(start, BATCH_ROWS)
+        columns = [cell_values(column, field) for field, column in zip(batch.schema, batch.columns, strict=True)]
+        for row in zip(*columns, strict=True):
+            text.write(to_json(dict(zip(table.column_names, row, strict=True))))
             text.write("\n")
     return text.getvalue().encode()
 
 
-FORMAT = SinkFormat("jsonl", encode)
+FORMAT = SinkFormat("jsonl", encode, max_fields=0)

@@ -97,6 +97,18 @@ def test_what_arrow_cannot_type_is_left_to_ray(values: list[Any]) -> None:
     assert all(given is value for given, value in zip(columns["x"], values, strict=True))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[dt.date(2020, 1, 1), 5], ["a", b"a"], [1.5, True]],
+)
+def test_values_that_a_column_would_change_are_pickled(values: list[Any]) -> None:
+    block = to_columns([{"x": value, "y": 1, "z": object()} for value in values])
+    assert isinstance(block, pa.Table)
+    assert block["x"].to_pylist() == values
+    assert list(map(type, block["x"].to_pylist())) == list(map(type, values))
+    assert block["y"].to_pylist() == [1, 1]
+
+
 def test_a_schema_fixes_columns_order_and_types() -> None:
     schema = pa.schema([("id", pa.int32()), ("text", pa.string()), ("__inference_error__", pa.string())])
     rows = [Row({"id": 1}, {"text": "a", "id": 1, "other": 2}), Row({"id": 2}, {}, BROKEN)]

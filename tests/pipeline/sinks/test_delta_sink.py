@@ -86,6 +86,11 @@ def expect(*rows: int) -> dict[int, str]:
     return {one: f"{one}!" for one in rows}
 
 
+def test_columns_that_a_table_cannot_hold_together_are_refused_before_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"cannot have these columns together: .*'a'; choose others with columns"):
+        FORMATS["delta"].fit_schema(pa.schema([("A", pa.int64()), ("a", pa.int64())]))
+
+
 @pytest.mark.parametrize("order", ["any", "input"])
 def test_a_job_is_one_version_of_a_table(job: JobConfig, order: str) -> None:
     prepared = prepare_job(job.model_copy(update={"order": order}))
