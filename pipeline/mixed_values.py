@@ -20,7 +20,7 @@ MAX_DEPTH = 48
 MAX_FIELDS = 256
 """Most keys that the objects of a column may have together in a struct, which has a place for each key in each row."""
 
-PYTHON_TYPES = {
+PYTHON_TYPES: dict[pa.DataType, set[type]] = {
     pa.string(): {str},
     pa.int64(): {int},
     pa.float64(): {float, int},

@@ -20,10 +20,11 @@ from ..._version import __version__
 from ...engine.errors import ConfigError, DamagedOutputError
 from ...engine.shown import HIDDEN, without_secrets
 from .. import columns
-from ..arrow_values import holds_json, json_field
+from ..arrow_values import json_field
 from ..files.storage import Storage
 from ..ledger.claim import Claim, refuse_if_held
 from ..ledger.index import RowIndex
+from ..mixed_values import holds_json
 from ..processor.config import EngineProcessorConfig
 from ..processor.engine_stages import engine_stages
 from ..processor.processor import Processor

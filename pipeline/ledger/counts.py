@@ -176,7 +176,7 @@ class Counts:
 
 def _count(data: Mapping[str, Any], name: str) -> int:
     """Returns the number of tokens in a column, or 0 if a column of the user with that name holds something else."""
-    value = data.get(name)
+    value: Any = data.get(name)
     return int(value) if _is_amount(value) and value == int(value) else 0
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from ...engine.errors import ConfigError
-from ..arrow_values import MAX_DEPTH, UNFIT, depth, has_empty_struct, holds_json, json_field, make_array, plain_type
-from ..mixed_values import MAX_FIELDS
+from ..arrow_values import UNFIT, depth, has_empty_struct, json_field, make_array, plain_type
+from ..mixed_values import MAX_DEPTH, MAX_FIELDS, holds_json
 from .publisher import ManifestPublisher, Publisher
 
 

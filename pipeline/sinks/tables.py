@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from .. import columns
-from ..arrow_values import UNFIT, UNWRITABLE, field_array, fits, holds_json, misfit, own_column, quoted, stored
+from ..arrow_values import UNFIT, UNWRITABLE, field_array, fits, misfit, own_column, quoted, stored
 from ..json_text import json_cell
-from ..mixed_values import MAX_FIELDS, joint_schema, num_fields
+from ..mixed_values import MAX_FIELDS, holds_json, joint_schema, num_fields
 from ..stages.base import Row, RowError
 
 WRITE = "write"

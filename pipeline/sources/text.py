@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from ..arrow_values import JSON, common_type, has_struct, holds_json
+from ..arrow_values import common_type, has_struct
+from ..mixed_values import JSON, holds_json
 from .base import END, LOOK_BYTES, SAMPLE_BYTES, TABLE_BYTES, InputFile, Unit, first_line, is_damage
 from .file_name import compression_of
 

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from ...arrow_values import cell_values, holds_json
+from ...arrow_values import cell_values
 from ...json_text import to_json
+from ...mixed_values import holds_json
 from ..format import SinkFormat
 
 
