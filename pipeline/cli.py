@@ -6,6 +6,7 @@ Exit status: 0 if every row succeeded, 1 if the job failed, 2 if an argument or 
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ from .commands.retry_failed import retry_failed
 from .commands.run import run
 from .commands.running import explained
 from .commands.schema import schema
+from .commands.stopping import stop_on_signals
 
 app = typer.Typer(
     add_completion=False,
@@ -29,8 +31,15 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Runs the command line."""
-    app()
+    """Runs the command line. A signal that comes before a job begins ends the process with its status as well."""
+    with stop_on_signals() as stopping:
+        try:
+            app()
+        except SystemExit as ended:
+            if not stopping.has_come:
+                raise
+            typer.echo("stopped", err=True)
+            os._exit(stopping.status(ended))
 
 
 def _show_version(asked: bool) -> None:

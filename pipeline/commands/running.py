@@ -64,8 +64,9 @@ def run_shown(prepare: Callable[[], Any], *, verbose: bool, load_kind: Callable[
 
     with quiet_stderr(verbose=verbose) as stream, _shown_warnings(stream), stop_on_signals() as stopping:
         errors = Console(file=stream, soft_wrap=True, highlight=False)
-        kind, prepared = (load_kind or _job_kind)(), None
+        kind, prepared = None, None
         try:
+            kind = (load_kind or _job_kind)()
             prepared = prepare()
             summary = run(prepared, kind, stopping, verbose=verbose, started_s=started_s, console=errors)
         except (KeyboardInterrupt, SystemExit) as stopped:
@@ -114,9 +115,9 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
     return explained
 
 
-def _advice(kind: JobKind, prepared: Any) -> str:
+def _advice(kind: JobKind | None, prepared: Any) -> str:
     """Returns the end of an error message that tells how to resume the job; empty if the job never began."""
-    if prepared is None or not _has_begun(prepared):
+    if kind is None or prepared is None or not _has_begun(prepared):
         return ""
     return f"; what has finished is kept, go on with: {kind.how_to_go_on(prepared)}"
 

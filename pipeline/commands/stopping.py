@@ -1,4 +1,4 @@
-"""`Stopping`: SIGTERM and SIGHUP end a command as Ctrl-C does, by an exception that closes everything.
+"""`Stopping`: Ctrl-C, SIGTERM and SIGHUP end a command by an exception that closes everything.
 
 A terminal that goes away sends SIGHUP, often twice: by the shell and by the system. The second one is ignored, so that
 it does not interrupt what the first one has begun to close.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 HANGUP = getattr(signal, "SIGHUP", None)
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Stopping:
@@ -32,6 +32,11 @@ class Stopping:
             for one in SIGNALS:
                 if signal.getsignal(one) is not signal.SIG_IGN:  # nohup ignores SIGHUP.
                     signal.signal(one, self._stop)
+
+    @property
+    def has_come(self) -> bool:
+        """Whether one of the signals has come."""
+        return self._number is not None
 
     def status(self, stopped: KeyboardInterrupt | SystemExit) -> int:
         """Returns the exit status of a process that a signal has ended: 128 + the number of the signal.
@@ -52,7 +57,7 @@ class Stopping:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stopping]:
-    """Raises `KeyboardInterrupt` in the main thread when SIGTERM or SIGHUP comes during the block."""
+    """Raises `KeyboardInterrupt` in the main thread when one of the signals comes during the block."""
     former = {one: signal.getsignal(one) for one in SIGNALS}
     stopping = Stopping()
     stopping.heed_signals()
@@ -65,6 +70,6 @@ def stop_on_signals() -> Iterator[Stopping]:
 
 
 def ignore_signals() -> None:
-    """Ignores Ctrl-C and the signals of `stop_on_signals`, once everything is closed and the process is to end."""
-    for one in (signal.SIGINT, *SIGNALS):
+    """Ignores the signals of `stop_on_signals`, once everything is closed and the process is to end."""
+    for one in SIGNALS:
         signal.signal(one, signal.SIG_IGN)
