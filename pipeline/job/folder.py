@@ -285,10 +285,12 @@ class JobFolder:
     def _foreign(self, began: JobState | None) -> list[str]:
         """Returns the names in the folder that no job has written. Parts are of a job only where a job has begun."""
         known = {OURS, FAILED_FOLDER, MANIFEST}
-        if began is not None:
-            known.update(began.publisher.log_names)  # The log of a table is ours if our job has begun it.
+        log_names = () if began is None else began.publisher.log_names
+        known.update(log_names)  # The log of a table is ours if our job has begun it.
         is_output = began is not None or self.is_finished
-        found = [one.name for one in self.root.list() if not (one.name in known or (is_output and _is_part(one)))]
+        names = [one.name for one in self.root.list() if not (is_output and _is_part(one))]
+        # Other writers may add files to a table, under names of their own.
+        found = [name for name in names if name not in known and not (log_names and name.endswith(".parquet"))]
         found += [f"{FAILED_FOLDER}/{one.name}" for one in (self.root / FAILED_FOLDER).list() if not _is_part(one)]
         return [name for name in found if name.rpartition("/")[2][0] != "."]  # Killed processes leave ".name.tmp".
 
