@@ -184,9 +184,9 @@ def check_rows(ids: Sequence[int], results: Sequence[dict[str, Any]], letters: S
     texts = [str(letter.get(READ_ROW)) for letter in letters]
     for id_ in ids:
         found = [row for row in results if str(row.get("id")) == str(id_)]
-        # A line that is a number alone may be a row of CSV, or nonsense beside a row of JSON lines with that id.
-        alone = () if found else (str(id_),)
-        lost = [i for i, one in enumerate(shown) if str(one) == str(id_) or _begins(texts[i], id_) or texts[i] in alone]
+        lost = [i for i, one in enumerate(shown) if str(one) == str(id_) or _begins(texts[i], id_)]
+        if not found and not lost:  # A line that is a number is a row of CSV; beside JSON lines it is nonsense.
+            lost = [i for i, text in enumerate(texts) if text == str(id_)]
         assert len(found) + len(lost) == 1, (id_, results, letters)
 
 
