@@ -319,6 +319,9 @@ class LLMEngine:
         """Reads the results of the oldest step and returns the sequences that ended.
 
         If the step failed, the scheduler runs its sequences again one at a time, to find the one that makes it fail.
+
+        Raises:
+            EngineDeadError: The step failed, and no other step can succeed.
         """
         plan, handle = self._in_flight.popleft()
         try:
@@ -331,9 +334,35 @@ class LLMEngine:
             if not plan.sequences[0].is_suspect:
                 logger.warning("a step of %d requests failed", len(plan.sequences), exc_info=error)
             cause = ModelExecutionError(f"the model failed on this request: {type(error).__name__}: {error}")
-            return self.scheduler.recover(plans, RequestError.from_exception(cause))
+            ended = self.scheduler.recover(plans, RequestError.from_exception(cause))
+            if ended:
+                self._check_alive(error)
+            return ended
         self.handler.record(plan, result)
         return self.scheduler.update(plan, result.drawn, result.num_drawn)
+
+    def _check_alive(self, cause: Exception) -> None:
+        """Runs a step of one token, which must succeed, after a step of one request has failed.
+
+        After an illegal access of memory on a GPU every later step fails too. The requests are not to blame then, and
+        must run on another engine.
+
+        Raises:
+            EngineDeadError: The step of one token failed.
+        """
+        (probe,) = self.handler.make_sequences(self.handler.probe_request())
+        plan = self.scheduler.schedule_alone(probe)
+        if plan is None:
+            return
+        try:
+            self.executor.execute(plan).result()
+        except Exception as error:
+            raise EngineDeadError(
+                f"the device can run no step any more, not even one of one token; restart the process: "
+                f"{type(cause).__name__}: {cause!s:.500}"
+            ) from error
+        finally:
+            self.scheduler.abort(probe)
 
     def _close_sequence(self, sequence: Sequence) -> list[EngineOutput]:
         """Marks a sequence as ended. If its request has ended with it, returns the request's output.

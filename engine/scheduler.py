@@ -119,6 +119,22 @@ class Scheduler:
         self.counters.num_scheduled_tokens += plan.num_tokens
         return plan
 
+    def schedule_alone(self, sequence: Sequence) -> StepPlan | None:
+        """Plans a step of one new sequence ahead of all others; `abort` must remove the sequence after that step.
+
+        Args:
+            sequence: A sequence that was never added.
+
+        Returns:
+            The plan; None if no row or too few blocks are free.
+        """
+        if not self._free_rows or not self.kv_cache.try_admit(sequence, self.max_num_batched_tokens):
+            return None
+        plan = StepPlan()
+        self._enter(plan, sequence, self.max_num_batched_tokens)
+        plan.put_decodes_first()
+        return plan
+
     def _schedule_suspect(self, plan: StepPlan) -> bool:
         """Plans one suspect as the whole step, if possible. Returns False if no suspect runs and none was admitted."""
         budget = self.max_num_batched_tokens
@@ -177,12 +193,7 @@ class Scheduler:
                 return
             heapq.heappop(self._waiting)
             self._num_waiting -= 1
-            count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-            has_room = self.kv_cache.try_extend(sequence, sequence.num_computed_tokens + count)
-            assert has_room, "try_admit() found room for the whole sequence"
-            self._admit(plan, sequence)
-            self._plan_sequence(plan, sequence, count)
-            budget -= count
+            budget -= self._enter(plan, sequence, budget)
 
     def _ready(self) -> list[Sequence]:
         """Returns the running sequences that the next step may include.
@@ -195,6 +206,15 @@ class Scheduler:
     def _max_step_seqs(self) -> int:
         """Returns the most sequences of a step: the unfinished ones, divided evenly among the pp stages."""
         return -(-min(self.num_unfinished, self.max_num_seqs) // self.num_pp_stages)
+
+    def _enter(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
+        """Plans the first tokens of a sequence that `try_admit` has admitted. Returns their number, at most `budget`."""
+        count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
+        has_room = self.kv_cache.try_extend(sequence, sequence.num_computed_tokens + count)
+        assert has_room, "try_admit() found room for the whole sequence"
+        self._admit(plan, sequence)
+        self._plan_sequence(plan, sequence, count)
+        return count
 
     def _admit(self, plan: StepPlan, sequence: Sequence) -> None:
         sequence.status = SequenceStatus.RUNNING

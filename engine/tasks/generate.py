@@ -12,6 +12,7 @@ from ..loading.model_source import resolve_model
 from ..models.decoder import Decoder
 from ..outputs import RequestOutput
 from ..request import GenerateRequest
+from ..sampling_params import SamplingParams
 from ..sequence import Sequence
 from ..step.head import Head, StepResult
 from ..step.tables import Tables
@@ -86,6 +87,10 @@ class GenerateHandler(RequestHandler[GenerateRequest, Sequence]):
     def make_sequences(self, request: GenerateRequest) -> list[Sequence]:
         """Makes one sequence for each of the request's n outputs, see `RequestHandler.make_sequences`."""
         return self._sequences.make(request)
+
+    def probe_request(self) -> GenerateRequest:
+        """Returns a request that draws one token after a prompt of one, see `RequestHandler.probe_request`."""
+        return GenerateRequest("probe", None, [0], SamplingParams(max_tokens=1, detokenize=False))
 
     def make_output(self, request: GenerateRequest, sequences: list[Sequence]) -> RequestOutput:
         """Makes the output with texts and log-probabilities, see `RequestHandler.make_output`."""

@@ -133,6 +133,10 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
         read = [self.prompts.read(prompt, num_new_tokens=0) for prompt in prompts]
         return [self._sequence(request, index, prompt) for index, prompt in enumerate(read)]
 
+    def probe_request(self) -> PoolingRequest:
+        """Returns a request for the vector of a prompt of one token, see `RequestHandler.probe_request`."""
+        return PoolingRequest("probe", None, [0], PoolingParams())
+
     def make_output(
         self, request: PoolingRequest, sequences: list[PooledSequence]
     ) -> PoolingRequestOutput[PoolingOutput]:

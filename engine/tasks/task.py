@@ -163,6 +163,10 @@ class RequestHandler(ABC, Generic[RequestT, SequenceT]):
         """Makes the sequences of a request whose kind `open` has checked; raises the errors that `open` documents."""
 
     @abstractmethod
+    def probe_request(self) -> RequestT:
+        """Returns a request of one token, which every working engine of the task can run in one step."""
+
+    @abstractmethod
     def make_output(self, request: RequestT, sequences: list[SequenceT]) -> EngineOutput:
         """Makes the output of a request after all of its sequences have ended, or after one has failed."""
 

@@ -232,6 +232,32 @@ def test_a_prompt_that_kills_the_model_fails_alone(tiny_model, depth):
         assert outputs[i].outputs[0].token_ids == good[i].outputs[0].token_ids
 
 
+class BrokenDevice(Poison):
+    """Wraps an executor: from some step on, every step raises, as after an illegal access of memory on a GPU."""
+
+    def __init__(self, executor, num_steps: int) -> None:
+        super().__init__(executor, token=-1)
+        self.num_left = num_steps
+
+    def execute(self, plan):
+        self.num_left -= 1
+        if self.num_left < 0:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return self.executor.execute(plan)
+
+
+@pytest.mark.parametrize("num_prompts", [1, 12])
+@pytest.mark.parametrize("settings", [{"overlap_depth": 0}, {"overlap_depth": 1}, {"runner": "pooling"}], ids=str)
+def test_a_device_that_runs_no_step_any_more_ends_the_engine_and_fails_no_request(tiny_model, settings, num_prompts):
+    with LLM(str(tiny_model("llama")), dtype="float32", **settings) as llm:
+        engine = llm.llm_engine
+        engine.executor = BrokenDevice(engine.executor, num_steps=0 if "runner" in settings else 2)
+        prompts = [{"prompt_token_ids": [10 + i] * 9} for i in range(num_prompts)]
+        work = llm.embed if "runner" in settings else llm.generate
+        with pytest.raises(EngineDeadError, match=r"not even one of one token.*illegal memory access"):
+            work(prompts, use_tqdm=False)
+
+
 @pytest.mark.parametrize("depth", [0, 1])
 def test_nan_logits_fail_their_request_only(tiny_model, depth):
     with LLM(str(tiny_model("llama")), dtype="float32", overlap_depth=depth, enable_prefix_caching=False) as llm:
