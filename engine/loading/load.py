@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import EngineConfig
 from ..device import Device, keep_freed_memory, memory_bytes
@@ -125,7 +127,13 @@ def _choose_recorder(config: EngineConfig, device: Device, task: Task) -> tuple[
     if device.is_cpu:
         return functools.partial(DecodeTape, max_num_seqs=config.max_num_seqs), 0
     sizes = graph_sizes(config.max_num_seqs, config.cudagraph_capture_sizes)
-    return lambda run: DecodeGraphs(run, sizes, CudaGraphs()), len(sizes)
+
+    def make(run: Callable[[Tensor, Tensor | None], Tensor]) -> DecodeGraphs:
+        graphs = DecodeGraphs(run, sizes, CudaGraphs())
+        graphs.record_all(device.torch_device, with_shared=config.enable_prefix_caching)
+        return graphs
+
+    return make, len(sizes) * (1 + config.enable_prefix_caching)
 
 
 def _step_bytes(

@@ -2,7 +2,8 @@
 
 A decode step launches hundreds of small kernels, and for small models the host takes longer to launch the kernels than
 the device takes to run them. A CUDA graph records these launches with all their addresses, so one graph serves one
-number of sequences: a step is padded to the next recorded size. A graph is recorded when its size first occurs.
+number of sequences: a step is padded to the next recorded size. All sizes are recorded before the first request. A size
+that cannot be recorded is launched kernel by kernel.
 
 A recording covers the work from the tables to the hidden states. It does not cover the logits: computing them is only
 one more launch, and every recording would keep a `[size, vocab_size]` tensor for them.
@@ -10,13 +11,20 @@ one more launch, and every recording would keep a `[size, vocab_size]` tensor fo
 
 from __future__ import annotations
 
+import gc
+import logging
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from .tables import padding_plan
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["CudaGraphs", "DecodeGraphs", "GraphBackend", "graph_sizes"]
 
@@ -71,7 +79,8 @@ class CudaGraphs:
         torch.cuda.current_stream().wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         # Other threads may use CUDA meanwhile, so only the calls of this thread are restricted to recordable ones.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        with without_garbage_collection(), recording:
             result = function()
 
         def replay() -> Tensor:
@@ -79,6 +88,18 @@ class CudaGraphs:
             return result
 
         return replay
+
+
+@contextmanager
+def without_garbage_collection() -> Iterator[None]:
+    """Keeps Python from collecting garbage in the block, because CUDA objects may not be destroyed in a recording."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +119,7 @@ class Recording:
 
 
 class DecodeGraphs:
-    """Runs decode steps from recordings, of which it makes one for each size, with and without shared blocks.
+    """Runs decode steps from recordings: one for each size, and with shared blocks another one.
 
     Args:
         run: Runs a decode step: takes the plan and the number of shared blocks (or None), returns the hidden states.
@@ -112,15 +133,30 @@ class DecodeGraphs:
         self._run = run
         self._sizes = sizes
         self._backend = backend
-        self._recordings: dict[tuple[int, bool], Recording] = {}
+        self._recordings: dict[tuple[int, bool], Recording | None] = {}
+        """Recordings by size and whether blocks are shared; None for a step that could not be recorded."""
 
     def padded_size(self, num_seqs: int) -> int | None:
         """Returns the smallest recorded size that is at least `num_seqs`; None if all recorded sizes are smaller."""
         index = bisect_left(self._sizes, num_seqs)
         return self._sizes[index] if index < len(self._sizes) else None
 
+    @torch.inference_mode()
+    def record_all(self, device: torch.device, with_shared: bool) -> None:
+        """Records the steps of all sizes, from plans of padding alone.
+
+        The largest size comes first, because the memory that it takes from the common pool then serves all others.
+
+        Args:
+            device: Device of the steps.
+            with_shared: Whether steps with shared blocks are recorded too.
+        """
+        for size in reversed(self._sizes):
+            for num_shared in (None, torch.zeros(1, dtype=torch.int32, device=device))[: 1 + with_shared]:
+                self._find(padding_plan(size, device), num_shared)
+
     def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
-        """Runs a decode step from its recording, which is made when a size first occurs.
+        """Runs a decode step from its recording, or kernel by kernel if it could not be recorded.
 
         Args:
             sequences: `[4, size]` int32, the `plan` argument of `kernels.gather_batch`, padded to a recorded size.
@@ -130,16 +166,32 @@ class DecodeGraphs:
         Returns:
             Hidden states, `[size, hidden_size]`; the next step overwrites them.
         """
-        key = (sequences.shape[1], num_shared is not None)
-        recording = self._recordings.get(key)
+        recording = self._find(sequences, num_shared)
         if recording is None:
-            recording = self._recordings[key] = self._record(sequences, num_shared)
+            return self._run(sequences, num_shared)
         recording.sequences.copy_(sequences)
         if recording.num_shared is not None and num_shared is not None:
             recording.num_shared.copy_(num_shared)
         return recording.replay()
 
-    def _record(self, sequences: Tensor, num_shared: Tensor | None) -> Recording:
+    def _find(self, sequences: Tensor, num_shared: Tensor | None) -> Recording | None:
+        """Returns the recording of steps like this one, made if there is none yet; None if it cannot be made."""
+        key = (sequences.shape[1], num_shared is not None)
+        if key not in self._recordings:
+            self._recordings[key] = self._record(sequences, num_shared)
+        return self._recordings[key]
+
+    def _record(self, sequences: Tensor, num_shared: Tensor | None) -> Recording | None:
         """Records a step that reads its arguments from copies, which later steps overwrite with their own arguments."""
         own, own_shared = sequences.clone(), None if num_shared is None else num_shared.clone()
-        return Recording(own, own_shared, self._backend.record(lambda: self._run(own, own_shared)))
+        try:
+            return Recording(own, own_shared, self._backend.record(lambda: self._run(own, own_shared)))
+        except Exception as error:  # Memory may be short, or a library may call what cannot be recorded.
+            logger.warning(
+                "decode steps of %d sequences could not be recorded and are launched kernel by kernel, which takes the "
+                "host longer: %s: %s",
+                sequences.shape[1],
+                type(error).__name__,
+                error,
+            )
+            return None

@@ -25,6 +25,11 @@ PADDING = ((-1,), (0,), (1,))
 """Row, start and count of a padding sequence."""
 
 
+def padding_plan(num_seqs: int, device: torch.device) -> Tensor:
+    """Returns a plan `[4, num_seqs]` int32 (see `SentPlan.sequences`) of padding sequences alone."""
+    return torch.from_numpy(_pack_sequences(StepPlan(), num_seqs)[0]).to(device)
+
+
 @dataclass(frozen=True, slots=True)
 class SentPlan:
     """A step plan on the device.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +19,7 @@ from millrace.engine.batch import ForwardBatch, KVCache
 from millrace.engine.kv_cache import shared_prefix
 from millrace.engine.llm import LLM
 from millrace.engine.sampling_params import SamplingParams
-from millrace.engine.step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
+from millrace.engine.step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes, without_garbage_collection
 
 MAX_NUM_SEQS = 11
 
@@ -135,6 +137,48 @@ def test_a_recording_reads_the_same_memory_every_time():
         assert graphs.run(given_plan, None).unique().tolist() == [value]
         assert graphs.run(given_plan, shared).unique().tolist() == [11 * value]
     assert len(set(seen)) == 2
+
+
+def test_all_sizes_are_recorded_at_start_the_largest_first(llm):
+    expected = generate(llm, prompts(5, shared=21))
+    model, backend = record_decodes(llm, [2, 8, 11])
+    recorder = llm.llm_engine.executor._runner._recorder
+    recorder.record_all(torch.device("cpu"), with_shared=True)
+    assert [len(batch.seq_lens) for batch in model.batches] == [11, 11, 8, 8, 2, 2]
+    assert all(not batch.seq_lens.any() for batch in model.batches), "padding has no tokens"
+    assert generate(llm, prompts(5, shared=21)) == expected
+    assert backend.num_recorded == 6, "nothing is recorded while requests run"
+
+
+class Unrecordable(CallAgain):
+    """A recorder that fails for some sizes, as a recording does that the memory does not suffice for."""
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        self.num_recorded += 1
+        if len(function()) in (2, 8):
+            raise RuntimeError("CUDA error: out of memory")
+        return function
+
+
+def test_a_size_that_cannot_be_recorded_is_launched_and_loses_no_request(llm, caplog):
+    counts = [1, 2, 5, MAX_NUM_SEQS]
+    expected = [generate(llm, prompts(n)) for n in counts]
+    record_decodes(llm, [2, 8, 11])
+    recorder = llm.llm_engine.executor._runner._recorder
+    recorder._backend = backend = Unrecordable()
+    assert [generate(llm, prompts(n)) for n in counts] == expected
+    assert backend.num_recorded == 3, "a size that failed is not tried again"
+    said = [record.getMessage() for record in caplog.records if "kernel by kernel" in record.getMessage()]
+    assert len(said) == 2 and "out of memory" in said[0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_garbage_is_not_collected_inside_a_recording(fails):
+    with contextlib.suppress(KeyError), without_garbage_collection():
+        assert not gc.isenabled()
+        if fails:
+            raise KeyError
+    assert gc.isenabled()
 
 
 @pytest.mark.gpu
