@@ -59,7 +59,10 @@ class Report:
         num_spills: Bytes (NVIDIA) or registers (AMD) that were spilled to memory.
         shared_bytes: Shared memory of a program.
         occupancy: Resident warps over the most possible ones.
+        num_buffers: Fewest tiles that a buffer of a copy in a loop holds; 0 if no loop copies asynchronously.
+        waits: For each wait inside a loop, the number of copies that may still be running after it.
         fits: Whether it spills nothing, and the target has enough shared memory and threads for it.
+        overlaps: Whether copies overlap products, or the form need not do that (`Specialisation.overlaps_copies`).
     """
 
     op: str
@@ -72,7 +75,15 @@ class Report:
     num_spills: int
     shared_bytes: int
     occupancy: float
+    num_buffers: int
+    waits: list[int]
     fits: bool
+    overlaps: bool
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the form fits, and its copies overlap its products where they must."""
+        return self.fits and self.overlaps
 
 
 def specialisations(op: str, target: Target) -> list[Specialisation]:
@@ -105,6 +116,7 @@ def report(op: str, index: int, target_name: str) -> Report:
     count = _count_amd if COMPILE_TARGETS[target_name].backend == "hip" else _count_nvidia
     num_registers, num_spills = count(compiled, target_name)
     shared_bytes, num_warps = compiled.metadata.shared, compiled.metadata.num_warps
+    num_buffers, waits = _copies_in_loops(compiled.asm["ttgir"])
     return Report(
         op=op,
         kernel=form.kernel.__name__,
@@ -116,13 +128,36 @@ def report(op: str, index: int, target_name: str) -> Report:
         num_spills=num_spills,
         shared_bytes=shared_bytes,
         occupancy=round(occupancy(target, num_registers, shared_bytes, num_warps), 3),
+        num_buffers=num_buffers,
+        waits=waits,
         fits=_fits(target, num_spills, shared_bytes, num_warps),
+        overlaps=not form.overlaps_copies or (num_buffers > 1 and min(waits, default=0) > 0),
     )
 
 
 def _fits(target: Target, num_spills: int, shared_bytes: int, num_warps: int) -> bool:
     has_room = shared_bytes <= target.max_shared_bytes and num_warps * target.warp_size <= MAX_THREADS
     return has_room and not num_spills
+
+
+def _copies_in_loops(ttgir: str) -> tuple[int, list[int]]:
+    """Reads `Report.num_buffers` and `Report.waits` from Triton's intermediate code for GPUs.
+
+    A copy is `async_copy_global_to_local`, its destination a slice of a buffer `tiles x rows x columns`, and a wait is
+    `async_wait {num = copies that may still run}`. A loop is pipelined if it waits only for copies of earlier tiles.
+    """
+    waits: list[int] = []
+    depth, loops = 0, []
+    for line in ttgir.splitlines():
+        if "scf.for" in line:
+            loops.append(depth)
+        depth += line.count("{") - line.count("}")
+        if loops and depth <= loops[-1]:
+            loops.pop()
+        if loops and (found := re.search(r"async_wait.*num = (\d+)", line)):
+            waits.append(int(found[1]))
+    buffers = [int(tiles) for tiles in re.findall(r"local_alloc[^\n]*memdesc<(\d+)x\d+x\d+x\w+", ttgir)]
+    return min(buffers, default=0) if waits else 0, waits
 
 
 def _count_nvidia(compiled: Any, target_name: str) -> tuple[int, int]:
@@ -194,8 +229,8 @@ def print_table(rows: list[Report]) -> None:
     """Prints a Markdown table per target, one line for each kernel and set of element types: the worst of its forms."""
     for target in dict.fromkeys(row.target for row in rows):
         print(f"\n### {target}\n")
-        print("| kernel | types | forms | registers | shared KiB | occupancy | spills |")
-        print("|---|---|---|---|---|---|---|")
+        print("| kernel | types | forms | registers | shared KiB | occupancy | spills | buffers |")
+        print("|---|---|---|---|---|---|---|---|")
         groups: dict[tuple[str, str], list[Report]] = {}
         for row in rows:
             if row.target == target:
@@ -205,7 +240,8 @@ def print_table(rows: list[Report]) -> None:
             shared = _span([-(-row.shared_bytes // 1024) for row in group])
             share = _span([round(row.occupancy * 100) for row in group])
             spills = max(row.num_spills for row in group)
-            print(f"| {kernel} | {types} | {len(group)} | {registers} | {shared} | {share} % | {spills} |")
+            buffers = _span([row.num_buffers for row in group])
+            print(f"| {kernel} | {types} | {len(group)} | {registers} | {shared} | {share} % | {spills} | {buffers} |")
 
 
 def _span(values: list[int]) -> str:
@@ -229,9 +265,9 @@ def main() -> int:
     if not options.json:
         print_table(rows)
     for row in rows:
-        if not row.fits:
-            print(f"does not fit: {row}", file=sys.stderr)
-    return int(any(not row.fits for row in rows))
+        if not row.is_good:
+            print(f"does not fit, or does not overlap copies and products: {row}", file=sys.stderr)
+    return int(not all(row.is_good for row in rows))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ search, and every form that a kernel can take is known beforehand. Each `triton.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -60,6 +60,19 @@ TORCH_TO_TRITON: Mapping[torch.dtype, str] = MappingProxyType(
 """Triton's names of element types in a signature."""
 
 
+def varying(sizes: Sequence[str] = (), pointers: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns the options of `triton.jit` for arguments whose values change between the steps of one model.
+
+    By default, Triton compiles another form for an integer that is 1 or a multiple of 16, and for a pointer that is not
+    a multiple of 16 bytes. A step would then wait for a compilation whenever it is the first with such a value.
+
+    Args:
+        sizes: Names of integers, such as numbers of sequences and widths of tables.
+        pointers: Names of tensors that may begin anywhere, such as one row of a tensor with an odd number of columns.
+    """
+    return {"do_not_specialize": list(sizes), "do_not_specialize_on_alignment": list(pointers)}
+
+
 @functools.cache
 def current_target() -> Target:
     """Returns the GPU that kernels are launched on. Triton's interpreter counts as an sm_90."""
@@ -82,6 +95,7 @@ class Specialisation:
         options: The options of compilation: num_warps, num_stages, enable_fp_fusion.
         multiples_of_16: The integer arguments, such as row strides, that are multiples of 16 at the sizes of models.
             The compiled code then has the same wide loads as in use. Pointers always count as aligned.
+        overlaps_copies: Whether the loop of the kernel must copy its next tiles to shared memory while it computes.
     """
 
     kernel: Any
@@ -89,3 +103,4 @@ class Specialisation:
     constants: Mapping[str, Any]
     options: Mapping[str, Any]
     multiples_of_16: tuple[str, ...] = field(default=())
+    overlaps_copies: bool = False

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import Specialisation, Target
+from .._triton import Specialisation, Target, varying
 from .op import gather_batch
 
 TILE = 512
@@ -69,7 +69,9 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
     yield Specialisation(gather_batch_kernel, types, {"TILE": TILE}, {"num_warps": NUM_WARPS})
 
 
-@triton.jit
+@triton.jit(
+    **varying(["token_stride", "block_stride", "max_blocks", "block_size"], ["positions_ptr", "slot_mapping_ptr"])
+)
 def gather_batch_kernel(  # type: ignore[no-untyped-def]
     token_table_ptr,
     block_table_ptr,

@@ -13,6 +13,8 @@ from .._triton import Target
 MIN_HEAD_DIM, MAX_HEAD_DIM = 8, 256
 MAX_SLOTS = 64
 """The most partial results of a row. The merge kernel holds all of them in registers."""
+MERGE_SIZES = (4, 16, MAX_SLOTS)
+"""Partial results for which the merge kernel is compiled. Their number changes with the size of the batch."""
 _PROGRAMS_PER_PROCESSOR = 8
 """The number of programs of a decode grid. About three run at once, and the others even out different lengths."""
 _MIN_ROWS = 16
@@ -72,11 +74,11 @@ def prefill_config(
         return Config(128, 16, 4, 1) if is_large else Config(64, 16, 4, 1)
     if has_e4m3(target):
         if is_large:
-            return Config(64, 32, 8, 2)
+            return Config(32 if cache_dtype.itemsize == 1 else 64, 32, 8, 3)
         return Config(64, 64, 4, 3) if deterministic else Config(128, 64, 8, 3)
     if cache_dtype.itemsize == 1:  # converting byte by byte takes registers
-        return Config(32, 32, 8, 1) if is_large else Config(32, 32, 4, 2)
-    return Config(64, 32, 8, 2) if is_large else Config(64, 64, 8, 2)
+        return Config(32, 32, 8, 1) if is_large else Config(32, 32, 4, 3)
+    return Config(64, 32, 8, 3) if is_large else Config(64, 64, 8, 3)
 
 
 def decode_config(target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, group: int) -> Config:

@@ -15,10 +15,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._tile import attend, heads_of_tile, load_queries, load_slopes, normalised, see_sinks, start_rows, store_rows
+from .._triton import varying
+from ._tile import (
+    SIZES,
+    attend,
+    heads_of_tile,
+    load_queries,
+    load_slopes,
+    normalised,
+    see_sinks,
+    start_rows,
+    store_rows,
+)
 
 
-@triton.jit(do_not_specialize=["first_slot", "num_slots", "window", "has_sinks", "has_slopes", "has_shared"])
+@triton.jit(**varying([*SIZES, "first_slot", "num_slots", "has_sinks", "has_shared"]))
 def decode_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, num_shared_ptr, sinks_ptr, slopes_ptr, out_ptr, sums_ptr, stats_ptr,
     q_stride, block_stride, table_stride, num_heads, group, first_slot, num_slots, window, score_scale, cap,
@@ -60,7 +71,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
         _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["num_seqs", "num_slots", "window", "has_slopes"])
+@triton.jit(**varying([*SIZES, "num_seqs", "num_slots"]))
 def prefix_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, num_shared_ptr, slopes_ptr, sums_ptr, stats_ptr,
     q_stride, block_stride, table_stride, num_heads, group, num_seqs, num_slots, window, score_scale, cap,
@@ -95,7 +106,7 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
     _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)
 
 
-@triton.jit(do_not_specialize=["num_slots"])
+@triton.jit(**varying(["num_slots"]))
 def merge_kernel(  # type: ignore[no-untyped-def]
     sums_ptr,
     stats_ptr,

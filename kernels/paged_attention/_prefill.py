@@ -12,10 +12,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._tile import attend, heads_of_tile, load_queries, load_slopes, normalised, see_sinks, start_rows, store_rows
+from .._triton import varying
+from ._tile import (
+    SIZES,
+    attend,
+    heads_of_tile,
+    load_queries,
+    load_slopes,
+    normalised,
+    see_sinks,
+    start_rows,
+    store_rows,
+)
 
 
-@triton.jit(do_not_specialize=["first_seq", "num_seqs", "window", "has_sinks", "has_slopes", "deterministic"])
+@triton.jit(**varying([*SIZES, "first_seq", "num_seqs", "has_sinks", "deterministic"]))
 def prefill_kernel(  # type: ignore[no-untyped-def]
     q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, starts_ptr, sinks_ptr, slopes_ptr, out_ptr,
     q_stride, block_stride, table_stride, num_heads, group, first_seq, num_seqs, window, score_scale, cap,

@@ -15,6 +15,8 @@ import triton.language as tl
 
 from .._fp8 import widen
 
+SIZES = ("table_stride", "num_heads", "group", "window", "has_slopes")
+"""Arguments of all attention kernels of which one compiled form serves every value."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e38)
 """The maximum of no scores. It is finite, so that its difference from itself is not NaN."""
@@ -89,11 +91,16 @@ def attend(  # type: ignore[no-untyped-def]
     every row sees all keys, and these are whole tiles.
     """
     columns = tl.arange(0, q.shape[1])
+    keys = first + tl.arange(0, BLOCK_N)
+    blocks = tl.load(table_ptr + keys // BLOCK_SIZE, mask=(keys >= first_read) & (keys < end), other=0)
     for start in range(first, end, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
         readable = (keys >= first_read) & (keys < end) if MASKED else tl.full([BLOCK_N], True, tl.int1)
-        blocks = tl.load(table_ptr + keys // BLOCK_SIZE, mask=readable, other=0).to(tl.int64)
-        offsets = (blocks * block_stride + keys % BLOCK_SIZE * HEAD_DIM)[:, None] + columns[None, :]
+        offsets = (blocks.to(tl.int64) * block_stride + keys % BLOCK_SIZE * HEAD_DIM)[:, None] + columns[None, :]
+        # The block ids of the next tile are read one tile ahead. Otherwise the copies of keys and values would wait for
+        # them, and the compiler could not start these copies before the product of the tile before.
+        following = keys + BLOCK_N
+        blocks = tl.load(table_ptr + following // BLOCK_SIZE, mask=following < end, other=0)
         mask = readable[:, None] & (columns < HEAD_DIM)[None, :]
         k = widen(tl.load(k_ptr + offsets, mask=mask, other=0.0), q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * score_scale

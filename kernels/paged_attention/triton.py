@@ -21,6 +21,7 @@ from ._configs import (
     MAX_HEAD_DIM,
     MAX_SLOTS,
     MERGE_CONFIG,
+    MERGE_SIZES,
     MIN_HEAD_DIM,
     Config,
     decode_config,
@@ -135,7 +136,7 @@ def _decode(arguments: _Arguments, num_seqs: int) -> None:
         _launch(prefix_kernel, prefix_grid, prefix_config, arguments)
     _launch(decode_kernel, grid, config, arguments)
     if num_slots > 1:
-        max_slots = {"MAX_SLOTS": triton.next_power_of_2(num_slots)}
+        max_slots = {"MAX_SLOTS": next(most for most in MERGE_SIZES if num_slots <= most)}
         _launch(merge_kernel, (num_seqs * num_heads,), MERGE_CONFIG, arguments | max_slots)
 
 
@@ -212,7 +213,7 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
                 yield _form(prefix_kernel, types, constants, prefill_config(*sizes))
                 for config in {decode_config(*sizes, group) for group in (1, 32)}:
                     yield _form(decode_kernel, types, constants, config)
-        for head_dim, max_slots in ((MIN_HEAD_DIM, 2), (128, MAX_SLOTS), (MAX_HEAD_DIM, MAX_SLOTS)):
+        for head_dim, max_slots in product((MIN_HEAD_DIM, 128, MAX_HEAD_DIM), MERGE_SIZES):
             constants = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim), "MAX_SLOTS": max_slots}
             yield _form(merge_kernel, types, constants, MERGE_CONFIG)
 
@@ -235,4 +236,4 @@ def _form(kernel: Any, types: dict[str, str], constants: dict[str, int], config:
     constants = {name: values[name] for name in kernel.arg_names if name in values}
     types = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}
     multiples = tuple(name for name in _MULTIPLES_OF_16 if name in types and constants["HEAD_DIM"] % 16 == 0)
-    return Specialisation(kernel, types, constants, config.options(), multiples)
+    return Specialisation(kernel, types, constants, config.options(), multiples, config.num_stages > 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._fp8 import e4m3_storage, e4m3_type, narrow
 from .._heads import check_cache, head_options, heads_per_program, slot_offset
-from .._triton import Specialisation, Target, current_target
+from .._triton import Specialisation, Target, current_target, varying
 from .op import rope_and_store
 
 
@@ -112,7 +112,7 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
                     yield Specialisation(rope_and_store_kernel, types, constants, head_options(target), aligned)
 
 
-@triton.jit
+@triton.jit(**varying(["num_heads", "num_kv_heads", "num_query_groups"], ["slot_ptr", "positions_ptr"]))
 def rope_and_store_kernel(  # type: ignore[no-untyped-def]
     query_ptr,
     key_ptr,

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import Specialisation, Target, current_target
+from .._triton import Specialisation, Target, current_target, varying
 from .op import log_min_p, sample
 from .triton_exact import gumbel, mass_of, row_key
 
@@ -253,7 +253,7 @@ def search_kernel(  # type: ignore[no-untyped-def]
     tl.store(limits_ptr + row, limit)
 
 
-@triton.jit(do_not_specialize=_SIZES)
+@triton.jit(**varying(_SIZES, ["positions_ptr"]))
 def draw_kernel(  # type: ignore[no-untyped-def]
     logits_ptr, row_stride, vocab_size, num_chunks, chunk_size,
     temperature_ptr, seeds_ptr, positions_ptr, peaks_ptr, limits_ptr, scores_ptr, winners_ptr,

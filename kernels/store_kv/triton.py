@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._fp8 import e4m3_storage, e4m3_type, narrow
 from .._heads import check_cache, head_options, heads_per_program, slot_offset
-from .._triton import Specialisation, Target, current_target
+from .._triton import Specialisation, Target, current_target, varying
 from .op import store_kv
 
 
@@ -64,7 +64,7 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
                 yield Specialisation(store_kv_kernel, types, constants, head_options(target), aligned)
 
 
-@triton.jit
+@triton.jit(**varying(["num_kv_heads"], ["slot_ptr"]))
 def store_kv_kernel(  # type: ignore[no-untyped-def]
     key_ptr,
     value_ptr,

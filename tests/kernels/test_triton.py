@@ -38,11 +38,16 @@ def test_agrees_with_the_definition_in_the_interpreter_and_launches_only_what_is
     assert run_script(HERE / "interpret.py", dtypes, *names, interpret=True).split() == names
 
 
+def test_no_batch_meets_a_form_that_is_not_listed():
+    launched = run_script(HERE / "launch_forms.py", "500", interpret=True).split()
+    assert {"gather_batch_kernel", "prefill_kernel", "decode_kernel", "prefix_kernel", "merge_kernel"} < set(launched)
+
+
 def assert_compiles(*arguments: str) -> None:
     printed = run_script(BENCHMARKS / "kernels_report.py", *arguments, "--json", interpret=False)
     forms = [json.loads(line) for line in printed.splitlines()]
     assert {form["op"] for form in forms} == set(OPS)
-    assert [form for form in forms if form["num_spills"] or not form["fits"]] == []
+    assert [form for form in forms if form["num_spills"] or not form["fits"] or not form["overlaps"]] == []
     assert all(0 < form["occupancy"] <= 1 for form in forms)
 
 
