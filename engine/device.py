@@ -6,6 +6,7 @@ Only this module asks CUDA which devices there are and how much memory they have
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -161,6 +162,16 @@ class Device:
         peak = torch.cuda.max_memory_reserved(self.torch_device)
         torch.cuda.empty_cache()
         return peak - before
+
+
+def share_current_device() -> Callable[[], None]:
+    """Returns a function that makes the current GPU of this thread that of the thread which calls the function.
+
+    Each thread has its own current GPU, at first GPU 0, and Triton launches kernels there, wherever their tensors are.
+    """
+    if not torch.cuda.is_initialized():
+        return lambda: None
+    return functools.partial(torch.cuda.set_device, torch.cuda.current_device())
 
 
 def num_accelerators() -> int:

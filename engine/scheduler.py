@@ -208,7 +208,7 @@ class Scheduler:
         return -(-min(self.num_unfinished, self.max_num_seqs) // self.num_pp_stages)
 
     def _enter(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
-        """Plans the first tokens of a sequence that `try_admit` has admitted. Returns their number, at most `budget`."""
+        """Plans the first tokens, at most `budget`, of a sequence that was admitted just now. Returns their number."""
         count = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
         has_room = self.kv_cache.try_extend(sequence, sequence.num_computed_tokens + count)
         assert has_room, "try_admit() found room for the whole sequence"

@@ -25,6 +25,10 @@ class Collectives(Protocol):
         """Returns the tensors of all ranks, in order: `[num_ranks, *tensor.shape]`."""
         ...
 
+    def close(self) -> None:
+        """Ends operations that wait for a rank which has gone. The collectives are not used afterwards."""
+        ...
+
 
 class GroupCollectives:
     """Collectives of a process group of torch.distributed.
@@ -48,3 +52,7 @@ class GroupCollectives:
         gathered = torch.empty((self._size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
         self._group.allgather([list(gathered.unbind())], [tensor.contiguous()]).wait()
         return gathered
+
+    def close(self) -> None:
+        """Aborts the operations of the group. NCCL would otherwise wait for minutes and then end this process."""
+        self._group.abort()

@@ -119,8 +119,9 @@ class Team:
         """Closes the connections, which tells the other ranks that the engine has ended."""
         for channel in self.channels:
             channel.close()
-        if self.parallel.stages is not None:
-            self.parallel.stages.close()
+        for connections in (self.parallel.tensor, self.parallel.stages):
+            if connections is not None:
+                connections.close()
 
 
 def check_alive(channels: list[Channel]) -> None:

@@ -186,7 +186,7 @@ class DecodeGraphs:
         own, own_shared = sequences.clone(), None if num_shared is None else num_shared.clone()
         try:
             return Recording(own, own_shared, self._backend.record(lambda: self._run(own, own_shared)))
-        except Exception as error:  # Memory may be short, or a library may call what cannot be recorded.
+        except Exception as error:  # noqa: BLE001  # Memory may be short, or a library may call what cannot be recorded.
             logger.warning(
                 "decode steps of %d sequences could not be recorded and are launched kernel by kernel, which takes the "
                 "host longer: %s: %s",

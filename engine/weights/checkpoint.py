@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..device import share_current_device
 from ..errors import CheckpointError, quote
 from ..layers import WeightSlot
 from ..storage import Location, read_json_object
@@ -188,7 +189,7 @@ def fill_slots(slots: Mapping[str, WeightSlot], sources: Sources) -> None:
     tensors: dict[tuple[int, int], list[tuple[str, StoredTensor]]] = {key: [] for key in by_key}
     for name, found in sources.items():
         tensors[slots[name].key] += found
-    with ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="millrace-weights") as pool:
+    with ThreadPoolExecutor(_NUM_THREADS, "millrace-weights", initializer=share_current_device()) as pool:
         for _ in pool.map(_fill, by_key.values(), tensors.values()):
             pass
     logger.info("loaded %d tensors", len(tensors))

@@ -18,9 +18,9 @@ import sys
 from typing import Any
 
 import torch
+from interpret import is_listed
 from triton.runtime.interpreter import InterpretedFunction
 
-from interpret import is_listed
 from millrace.kernels._op import all_ops
 from millrace.kernels._triton import TARGETS, Specialisation
 

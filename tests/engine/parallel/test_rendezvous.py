@@ -12,8 +12,10 @@ from millrace.engine.config import EngineConfig
 from millrace.engine.engine import LLMEngine
 from millrace.engine.errors import CheckpointError, EngineDeadError
 from millrace.engine.executor.worker import run_worker
+from millrace.engine.parallel.collectives import GroupCollectives
 from millrace.engine.parallel.context import ParallelContext
-from millrace.engine.parallel.rendezvous import Rendezvous, join
+from millrace.engine.parallel.process_groups import GroupLink
+from millrace.engine.parallel.rendezvous import Rendezvous, Team, join
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 
@@ -107,3 +109,20 @@ def test_all_ranks_agree_on_the_smallest() -> None:
     for thread in threads:
         thread.join()
     assert found == dict.fromkeys(range(3), (4, 3))
+
+
+class Group:
+    """A process group that notes whether its operations were aborted."""
+
+    def __init__(self) -> None:
+        self.is_aborted = False
+
+    def abort(self) -> None:
+        self.is_aborted = True
+
+
+def test_the_end_of_a_team_aborts_sums_and_transfers_that_wait_for_a_dead_rank() -> None:
+    sums, transfers = Group(), Group()
+    place = ParallelContext(2, 0, 2, 0, tensor=GroupCollectives(sums, 2), stages=GroupLink(transfers, 0))
+    Team(place, [], num_on_host=4).close()
+    assert sums.is_aborted and transfers.is_aborted

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from millrace.engine.errors import CheckpointError
 from millrace.engine.layers import WeightSlot
 from millrace.engine.models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
 from millrace.engine.quantization.schemes.fp8 import Fp8Linear
+from millrace.engine.weights import checkpoint
 from millrace.engine.weights.checkpoint import (
     WeightMap,
     checkpoint_files,
@@ -401,3 +404,18 @@ def test_a_weight_map_goes_both_ways() -> None:
     assert weights.theirs("blocks.11.b.weight") == "layers.11.a.weight"
     with pytest.raises(KeyError):
         weights.ours("layers.0.c.weight")
+
+
+def test_threads_that_fill_weights_have_the_gpu_of_their_rank(monkeypatch, tmp_path):
+    """Triton launches kernels on the current GPU of a thread, which is GPU 0 in a new one."""
+    devices = {}
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda index: devices.update({threading.current_thread().name: index})
+    )
+    filled = []
+    monkeypatch.setattr(checkpoint, "_fill", lambda slot, sources: filled.append(threading.current_thread().name))
+    slots = {name: SimpleNamespace(key=(index, 0)) for index, name in enumerate("ab")}
+    checkpoint.fill_slots(slots, {"a": [], "b": []})
+    assert len(filled) == 2 and {devices[name] for name in filled} == {3}
