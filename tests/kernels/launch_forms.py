@@ -3,8 +3,8 @@
 python launch_forms.py NUM_BATCHES
 
 Triton compiles another form of a kernel for an integer that is 1 or a multiple of 16 and for a pointer that is not
-aligned, unless the kernel says that the argument varies. A form that is met by chance would be compiled in the middle of
-a job. So every launch, also with odd numbers of sequences and odd widths of tables, must have a listed form, down to
+aligned, unless the kernel says that the argument varies. A form that is met by chance would be compiled in the middle
+of a job. So every launch, also with odd numbers of sequences and odd widths of tables, must have a listed form, down to
 these properties.
 
 A script of its own, for test_triton.py, because TRITON_INTERPRET=1 has an effect only before triton is first imported.
