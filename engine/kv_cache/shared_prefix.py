@@ -11,11 +11,12 @@ from itertools import takewhile
 
 from ..sequence import Sequence
 
-MIN_READS_SAVED = 16_384
+MIN_READS_SAVED = 32_768
 """Fewest reads of keys that a shared pass must save: shared tokens x (sequences - 1).
 
-A token takes 4 KiB in a layer (8 heads of size 128, bfloat16), so this many reads take 16 µs at 4.3e12 B/s. The two
-additional kernels of a shared pass take about as long.
+A token takes 4 KiB in a layer (8 heads of size 128, bfloat16), so this many reads take 31 µs at 4.3e12 B/s. A shared
+pass of 256 sequences of 16 heads writes and reads 4 MiB for each of about five partial results, which takes 5 µs, and
+its two additional kernels take about as long. This is an estimate, which no measurement on a GPU has confirmed yet.
 """
 
 

@@ -17,6 +17,8 @@ MERGE_SIZES = (4, 16, MAX_SLOTS)
 """Partial results for which the merge kernel is compiled. Their number changes with the size of the batch."""
 _PROGRAMS_PER_PROCESSOR = 8
 """The number of programs of a decode grid. About three run at once, and the others even out different lengths."""
+PREFIX_PROGRAMS_PER_PROCESSOR = 1
+"""The number of programs of a prefix grid. One runs at a time, and all have equal work."""
 _MIN_ROWS = 16
 """The rows of a matrix instruction. Decode is bound by memory, so empty rows cost no time."""
 _DECODE_TILE_BYTES = 16 * 1024
@@ -112,7 +114,14 @@ def _float32_config(target: Target, cache_dtype: torch.dtype, head_dim: int) -> 
     return Config(_MIN_ROWS, 16, 8, 1)
 
 
-def num_splits(target: Target, num_programs: int, max_keys: int, block_n: int, limit: int = MAX_SLOTS) -> int:
+def num_splits(
+    target: Target,
+    num_programs: int,
+    max_keys: int,
+    block_n: int,
+    limit: int = MAX_SLOTS,
+    programs_per_processor: int = _PROGRAMS_PER_PROCESSOR,
+) -> int:
     """Returns the number of programs that the keys of a row are split over, so that the grid fills the GPU.
 
     The number does not depend on the lengths of sequences, which only the GPU knows, so it is valid whenever a CUDA
@@ -124,8 +133,9 @@ def num_splits(target: Target, num_programs: int, max_keys: int, block_n: int, l
         max_keys: The largest number of keys that a sequence can have.
         block_n: Keys of a tile.
         limit: The most splits.
+        programs_per_processor: The number of programs of the grid for each multiprocessor.
     """
-    wanted = triton.cdiv(_PROGRAMS_PER_PROCESSOR * target.num_processors, num_programs)
+    wanted = triton.cdiv(programs_per_processor * target.num_processors, num_programs)
     return max(1, min(wanted, triton.cdiv(max_keys, block_n), limit))
 
 

@@ -23,6 +23,7 @@ from ._configs import (
     MERGE_CONFIG,
     MERGE_SIZES,
     MIN_HEAD_DIM,
+    PREFIX_PROGRAMS_PER_PROCESSOR,
     Config,
     decode_config,
     num_splits,
@@ -122,9 +123,12 @@ def _decode(arguments: _Arguments, num_seqs: int) -> None:
     sizes = current_target(), query.dtype, arguments["k_ptr"].dtype, head_dim
     config, prefix_config = decode_config(*sizes, arguments["group"]), prefill_config(*sizes)
     limit = MAX_SLOTS // 2 if has_prefix else MAX_SLOTS
-    grid = _split_grid(arguments, config, num_seqs, limit)
-    num_tiles = triton.cdiv(num_seqs, _rows_per_tile(arguments, prefix_config))
-    prefix_grid = _split_grid(arguments, prefix_config, num_tiles, limit) if has_prefix else (0, 0, 0)
+    grid = _split_grid(arguments, config, num_seqs, limit=limit)
+    prefix_grid = (0, 0, 0)
+    if has_prefix:
+        num_tiles = triton.cdiv(num_seqs, _rows_per_tile(arguments, prefix_config))
+        share = {"limit": limit, "programs_per_processor": PREFIX_PROGRAMS_PER_PROCESSOR}
+        prefix_grid = _split_grid(arguments, prefix_config, num_tiles, **share)
     num_slots = prefix_grid[2] + grid[2]
     sums = stats = arguments["slopes_ptr"]  # not used if there is one slot
     if num_slots > 1:
@@ -140,11 +144,11 @@ def _decode(arguments: _Arguments, num_seqs: int) -> None:
         _launch(merge_kernel, (num_seqs * num_heads,), MERGE_CONFIG, arguments | max_slots)
 
 
-def _split_grid(arguments: _Arguments, config: Config, num_tiles: int, limit: int) -> tuple[int, int, int]:
-    """Returns the grid of a key-splitting kernel: (num_tiles, tiles of heads, splits), with at most `limit` splits."""
+def _split_grid(arguments: _Arguments, config: Config, num_tiles: int, **share: int) -> tuple[int, int, int]:
+    """Returns the grid of a kernel that splits keys: (num_tiles, tiles of heads, splits); `share`: see `num_splits`."""
     max_keys = arguments["tables_ptr"].shape[1] * arguments["BLOCK_SIZE"]
     head_tiles = _head_tiles(arguments, config)
-    splits = num_splits(current_target(), num_tiles * head_tiles, max_keys, config.block_n, limit)
+    splits = num_splits(current_target(), num_tiles * head_tiles, max_keys, config.block_n, **share)
     return num_tiles, head_tiles, splits
 
 
