@@ -54,7 +54,12 @@ MERGE_CONFIG = Config(block_m=1, block_n=1, num_warps=4, num_stages=1)
 
 
 def prefill_config(
-    target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, deterministic: bool = False
+    target: Target,
+    dtype: torch.dtype,
+    cache_dtype: torch.dtype,
+    head_dim: int,
+    edited: bool,
+    deterministic: bool = False,
 ) -> Config:
     """Returns the tiles of the prefill and the prefix kernel: the largest that do not spill registers.
 
@@ -67,23 +72,26 @@ def prefill_config(
         dtype: The dtype of the query.
         cache_dtype: The dtype of the cache.
         head_dim: The size of a head.
+        edited: Whether scores are edited before the softmax, which takes registers.
         deterministic: Whether the prefill kernel computes decodes too.
     """
     is_large = head_dim > 128
     if dtype == torch.float32:
-        return _float32_config(target, cache_dtype, head_dim)
+        return _float32_config(target, head_dim)
     if target.warp_size == 64:
         return Config(128, 16, 4, 1) if is_large else Config(64, 16, 4, 1)
     if has_e4m3(target):
         if is_large:
             return Config(32 if cache_dtype.itemsize == 1 else 64, 32, 8, 3)
-        return Config(64, 64, 4, 3) if deterministic else Config(128, 64, 8, 3)
+        return Config(64, 64, 4, 3) if deterministic else Config(128, 32 if edited else 64, 8, 3)
     if cache_dtype.itemsize == 1:  # converting byte by byte takes registers
         return Config(32, 32, 8, 1) if is_large else Config(32, 32, 4, 3)
     return Config(64, 32, 8, 3) if is_large else Config(64, 64, 8, 3)
 
 
-def decode_config(target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, group: int) -> Config:
+def decode_config(
+    target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, edited: bool, group: int
+) -> Config:
     """Returns the tiles of the decode kernel: the heads of a group times keys of about 16 KiB in the query's dtype.
 
     Args:
@@ -91,27 +99,27 @@ def decode_config(target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, 
         dtype: The dtype of the query.
         cache_dtype: The dtype of the cache.
         head_dim: The size of a head.
+        edited: As in `prefill_config`.
         group: Query heads per KV head.
     """
     if dtype == torch.float32:
-        return _float32_config(target, cache_dtype, head_dim)
+        return _float32_config(target, head_dim)
     if target.warp_size == 64:
         return Config(_MIN_ROWS, 32, 4, 1)
     is_small = padded(head_dim) <= 64 or (head_dim <= 128 and cache_dtype == dtype)
     block_m = 32 if group > _MIN_ROWS and is_small else _MIN_ROWS
     keys = _DECODE_TILE_BYTES // (padded(head_dim) * dtype.itemsize)
+    if edited and block_m > _MIN_ROWS and head_dim > 64:
+        keys //= 2
     num_warps = 8 if cache_dtype != dtype and has_e4m3(target) else 4  # the conversion takes registers
     return Config(block_m, min(keys, 2048 // block_m), num_warps, 3)
 
 
-def _float32_config(target: Target, cache_dtype: torch.dtype, head_dim: int) -> Config:
+def _float32_config(target: Target, head_dim: int) -> Config:
     """Returns small tiles, because full float32 products are computed in registers and not by matrix instructions."""
     if target.warp_size == 64:
         return Config(_MIN_ROWS, 16, 8, 2)
-    is_wide = 64 < head_dim <= (128 if has_e4m3(target) else MAX_HEAD_DIM)
-    if is_wide:
-        return Config(_MIN_ROWS, 16, 16, 2 if cache_dtype == torch.float32 else 1)
-    return Config(_MIN_ROWS, 16, 8, 1)
+    return Config(_MIN_ROWS, 16, 16 if head_dim >= 64 else 8, 1)
 
 
 def num_splits(

@@ -109,7 +109,7 @@ def paged_attention_triton(
 def _prefill(arguments: _Arguments, first_seq: int) -> None:
     """Launches the prefill kernel for sequences from `first_seq` on. Each sequence before it has one query row."""
     query, num_seqs = arguments["q_ptr"], len(arguments["seq_lens_ptr"])
-    sizes = query.dtype, arguments["k_ptr"].dtype, query.shape[2]
+    sizes = query.dtype, arguments["k_ptr"].dtype, query.shape[2], arguments["EDITED"]
     config = prefill_config(current_target(), *sizes, deterministic=bool(arguments["deterministic"]))
     num_tiles = (len(query) - first_seq) // _rows_per_tile(arguments, config) + num_seqs - first_seq
     own = {"first_seq": first_seq, "num_seqs": num_seqs}
@@ -120,7 +120,7 @@ def _decode(arguments: _Arguments, num_seqs: int) -> None:
     """Launches the kernels for the first `num_seqs` sequences: prefix (if shared), decode, and merge (if split)."""
     query, has_prefix = arguments["q_ptr"], arguments["has_shared"]
     num_heads, head_dim = query.shape[1:]
-    sizes = current_target(), query.dtype, arguments["k_ptr"].dtype, head_dim
+    sizes = current_target(), query.dtype, arguments["k_ptr"].dtype, head_dim, arguments["EDITED"]
     config, prefix_config = decode_config(*sizes, arguments["group"]), prefill_config(*sizes)
     limit = MAX_SLOTS // 2 if has_prefix else MAX_SLOTS
     grid = _split_grid(arguments, config, num_seqs, limit=limit)
@@ -210,7 +210,7 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
             for (head_dim, block_size), edited in product(((8, 1), (64, 16), (128, 16), (256, 256)), (False, True)):
                 constants = {"HEAD_DIM": head_dim, "BLOCK_SIZE": block_size, "BLOCK_D": padded(head_dim)}
                 constants |= {"EDITED": edited}
-                sizes = target, dtype, cache_dtype, head_dim
+                sizes = target, dtype, cache_dtype, head_dim, edited
                 configs = {prefill_config(*sizes, deterministic=choice) for choice in (False, True)}
                 for causal, config in product((True, False), configs):
                     yield _form(prefill_kernel, types, constants | {"CAUSAL": causal}, config)
@@ -240,4 +240,6 @@ def _form(kernel: Any, types: dict[str, str], constants: dict[str, int], config:
     constants = {name: values[name] for name in kernel.arg_names if name in values}
     types = {name: types.get(name, "i32") for name in kernel.arg_names if name not in constants}
     multiples = tuple(name for name in _MULTIPLES_OF_16 if name in types and constants["HEAD_DIM"] % 16 == 0)
-    return Specialisation(kernel, types, constants, config.options(), multiples, config.num_stages > 1)
+    # Only copies of at least four bytes a thread are asynchronous, which rows of very small heads are not.
+    overlaps = config.num_stages > 1 and types.get("q_ptr") != "*fp32" and constants["HEAD_DIM"] >= 64
+    return Specialisation(kernel, types, constants, config.options(), multiples, overlaps)

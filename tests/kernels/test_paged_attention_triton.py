@@ -53,8 +53,9 @@ def test_splits_are_no_more_than_tiles_and_than_the_merge_takes():
 @pytest.mark.parametrize("dtype", GPU_DTYPES)
 @pytest.mark.parametrize("cache_dtype", [None, torch.float8_e4m3fn])
 @pytest.mark.parametrize("head_dim", [8, 64, 80, 128, 256])
-def test_tiles_are_what_a_matrix_instruction_takes(target, dtype, cache_dtype, head_dim):
-    sizes = target, dtype, cache_dtype or dtype, head_dim
+@pytest.mark.parametrize("edited", [False, True])
+def test_tiles_are_what_a_matrix_instruction_takes(target, dtype, cache_dtype, head_dim, edited):
+    sizes = target, dtype, cache_dtype or dtype, head_dim, edited
     for config in (
         prefill_config(*sizes),
         decode_config(*sizes, 1),
