@@ -8,6 +8,7 @@ precision. That keeps enough loads in flight to reach the memory bandwidth. `sil
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._rows import as_rows
-from ._triton import Specialisation, Target, current_target
+from ._triton import MAX_PLANS, Launch, Specialisation, Target, current_target
 
 _BLOCK = 1024
 _NUM_THREADS = 128
@@ -36,16 +37,22 @@ def gate_and_mul(x: Tensor, activation: str) -> Tensor:
     Raises:
         ValueError: The number of columns is odd.
     """
-    if x.shape[-1] % 2:
-        raise ValueError(f"a gated activation got rows of {x.shape[-1]} elements; they must be even")
-    size = x.shape[-1] // 2
     rows = as_rows(x)
-    out = torch.empty((*x.shape[:-1], size), dtype=x.dtype, device=x.device)
+    launch = _plan(rows.shape, rows.stride(0), activation, current_target())
+    out = torch.empty((*x.shape[:-1], x.shape[-1] // 2), dtype=x.dtype, device=x.device)
     if out.numel():
-        gate_and_mul_kernel[(len(rows), triton.cdiv(size, _BLOCK))](
-            rows, out, rows.stride(0), size, ACTIVATION=activation, BLOCK=_BLOCK, **_options(current_target())
-        )
+        launch.run(rows, out)
     return out
+
+
+@functools.lru_cache(MAX_PLANS)
+def _plan(shape: tuple[int, ...], stride: int, activation: str, target: Target) -> Launch:
+    num_rows, num_columns = shape
+    if num_columns % 2:
+        raise ValueError(f"a gated activation got rows of {num_columns} elements; they must be even")
+    size = num_columns // 2
+    options = {"ACTIVATION": activation, "BLOCK": _BLOCK, **_options(target)}
+    return Launch(gate_and_mul_kernel, (num_rows, triton.cdiv(size, _BLOCK)), (stride, size), options)
 
 
 def gate_specialisations(target: Target, activations: tuple[str, ...]) -> Iterator[Specialisation]:

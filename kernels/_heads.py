@@ -6,9 +6,8 @@ from typing import Any
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ._triton import Target
+from ._triton import Layout, Target
 
 _TILE = 1024
 _MAX_HEADS = 32
@@ -25,18 +24,18 @@ def head_options(target: Target) -> dict[str, Any]:
     return {"num_warps": _NUM_THREADS // target.warp_size, "enable_fp_fusion": True}
 
 
-def check_cache(op: str, key: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+def check_cache(op: str, key: Layout, k_cache: Layout, v_cache: Layout) -> None:
     """Checks that the shapes and strides of keys and caches fit each other. `op` is the name in the message.
 
     Raises:
         ValueError: Heads are not contiguous, the caches differ in layout, or their heads are not those of the keys.
     """
-    same = k_cache.shape == v_cache.shape and k_cache.stride() == v_cache.stride() and k_cache.dtype == v_cache.dtype
+    same = k_cache == v_cache
     fits = (k_cache.shape[1], k_cache.shape[3]) == tuple(key.shape[1:])
-    if not same or not fits or k_cache.stride(3) != 1 or key.stride(2) != 1:
+    if not same or not fits or k_cache.strides[3] != 1 or key.strides[2] != 1:
         raise ValueError(
-            f"{op}: keys are {list(key.shape)} with strides {key.stride()}, the caches {list(k_cache.shape)} with "
-            f"strides {k_cache.stride()} and {list(v_cache.shape)} with strides {v_cache.stride()}; both caches must "
+            f"{op}: keys are {list(key.shape)} with strides {key.strides}, the caches {list(k_cache.shape)} with "
+            f"strides {k_cache.strides} and {list(v_cache.shape)} with strides {v_cache.strides}; both caches must "
             f"be [num_blocks, {key.shape[1]}, block_size, {key.shape[2]}] with the same strides, and heads contiguous"
         )
 

@@ -20,8 +20,8 @@ _MIN_THREADS = 128
 
 def as_rows(x: Tensor) -> Tensor:
     """Returns x as `[num_rows, size]` with contiguous rows, as a view if its strides allow that."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(-1) == 1 else rows.contiguous()
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def row_tile(size: int) -> dict[str, int]:

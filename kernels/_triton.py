@@ -11,10 +11,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 import triton
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,47 @@ def varying(sizes: Sequence[str] = (), pointers: Sequence[str] = ()) -> dict[str
         pointers: Names of tensors that may begin anywhere, such as one row of a tensor with an odd number of columns.
     """
     return {"do_not_specialize": list(sizes), "do_not_specialize_on_alignment": list(pointers)}
+
+
+class Layout(NamedTuple):
+    """What a launch depends on of a tensor: its shape, its strides in elements, and its dtype."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        """Returns the layout of a tensor."""
+        return cls(tensor.shape, tensor.stride(), tensor.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A kernel with its grid and all of its arguments but tensors, which come first.
+
+    Choosing these takes the host longer than launching the kernel. Launchers therefore make a `Launch` from the shapes,
+    strides and dtypes of a call in a function with a cache, because all layers of a step make the same call.
+
+    Attributes:
+        kernel: The kernel.
+        grid: Numbers of programs.
+        values: The arguments after the tensors.
+        options: The options of the launch.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    values: tuple[Any, ...]
+    options: Mapping[str, Any]
+
+    def run(self, *tensors: Any) -> None:
+        """Launches the kernel with its tensors; None stands for a tensor that is absent."""
+        self.kernel[self.grid](*tensors, *self.values, **self.options)
+
+
+MAX_PLANS = 256
+"""Most launches that a launcher keeps: those of the last steps, which differ in their numbers of tokens."""
 
 
 @functools.cache

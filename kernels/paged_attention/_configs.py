@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -61,7 +61,7 @@ def prefill_config(
     edited: bool,
     deterministic: bool = False,
 ) -> Config:
-    """Returns the tiles of the prefill and the prefix kernel: the largest that do not spill registers.
+    """Returns the tiles of the prefill kernel: the largest that do not spill registers.
 
     The tiles are the same for all calls of a model, and `deterministic` relies on that. With `deterministic`,
     tiles may have fewer rows, because the prefill kernel then computes decodes too, which fill only a few rows of a
@@ -87,6 +87,13 @@ def prefill_config(
     if cache_dtype.itemsize == 1:  # converting byte by byte takes registers
         return Config(32, 32, 8, 1) if is_large else Config(32, 32, 4, 3)
     return Config(64, 32, 8, 3) if is_large else Config(64, 64, 8, 3)
+
+
+def prefix_config(target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, edited: bool) -> Config:
+    """Returns the tiles of the prefix kernel: those of the prefill kernel, and fewer warps where it would spill."""
+    config = prefill_config(target, dtype, cache_dtype, head_dim, edited)
+    is_narrow = head_dim > 128 and cache_dtype != dtype and dtype != torch.float32 and has_e4m3(target)
+    return replace(config, num_warps=4) if is_narrow else config
 
 
 def decode_config(

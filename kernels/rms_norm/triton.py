@@ -8,6 +8,8 @@ registers, and writes both results, so the kernel moves no more memory than the 
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
 from itertools import product
 
@@ -17,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._rows import LISTED_SIZES, MAX_ROW, as_rows, row_options, row_tile
-from .._triton import Specialisation, Target, current_target
+from .._triton import MAX_PLANS, Launch, Specialisation, Target, current_target
 from .op import rms_norm
 
 
@@ -30,37 +32,44 @@ def rms_norm_triton(
     Raises:
         ValueError: The rows are longer than 16,384 elements, or the shapes do not match.
     """
-    size = x.shape[-1]
+    rows = as_rows(x)
+    residual_rows = rows if residual is None else as_rows(residual)
+    shapes = x.shape, weight.shape, None if residual is None else residual.shape
+    launch = _plan(*shapes, rows.stride(0), residual_rows.stride(0), eps, add_unit_offset, current_target())
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    new_residual = x if residual is None else torch.empty_like(out)
+    if out.numel():
+        launch.run(rows, residual_rows, weight.contiguous(), out, new_residual)
+    return out, new_residual
+
+
+@functools.lru_cache(MAX_PLANS)
+def _plan(
+    shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    residual_shape: tuple[int, ...] | None,
+    stride: int,
+    residual_stride: int,
+    eps: float,
+    add_unit_offset: bool,
+    target: Target,
+) -> Launch:
+    size = shape[-1]
     if size > MAX_ROW:
         raise ValueError(f"rms_norm: rows of {size} elements; the kernel takes at most {MAX_ROW}")
-    if weight.shape != (size,) or (residual is not None and residual.shape != x.shape):
+    if weight_shape != (size,) or residual_shape not in (None, shape):
         raise ValueError(
-            f"rms_norm: x is {list(x.shape)}, so weight must be [{size}] and residual, if any, like x; "
-            f"got {list(weight.shape)} and {residual if residual is None else list(residual.shape)}"
+            f"rms_norm: x is {list(shape)}, so weight must be [{size}] and residual, if any, like x; "
+            f"got {list(weight_shape)} and {residual_shape and list(residual_shape)}"
         )
-    rows = as_rows(x)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    residual_rows = rows if residual is None else as_rows(residual)
-    new_residual = x if residual is None else torch.empty_like(out)
-    tile = row_tile(size)
-    if len(rows):
-        rms_norm_kernel[(triton.cdiv(len(rows), tile["ROWS"]),)](
-            rows,
-            residual_rows,
-            weight.contiguous(),
-            out,
-            new_residual,
-            rows.stride(0),
-            residual_rows.stride(0),
-            len(rows),
-            size,
-            eps,
-            HAS_RESIDUAL=residual is not None,
-            ADD_UNIT_OFFSET=add_unit_offset,
-            **tile,
-            **row_options(tile, current_target()),
-        )
-    return out, new_residual
+    tile, num_rows = row_tile(size), math.prod(shape[:-1])
+    options = {"HAS_RESIDUAL": residual_shape is not None, "ADD_UNIT_OFFSET": add_unit_offset}
+    return Launch(
+        rms_norm_kernel,
+        (triton.cdiv(num_rows, tile["ROWS"]),),
+        (stride, residual_stride, num_rows, size, eps),
+        {**options, **tile, **row_options(tile, target)},
+    )
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:

@@ -10,6 +10,7 @@ two rotated halves and the rest, so that a rotation moves no number between thre
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import triton
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .._fp8 import e4m3_storage, e4m3_type, narrow
 from .._heads import check_cache, head_options, heads_per_program, slot_offset
-from .._triton import Specialisation, Target, current_target, varying
+from .._triton import MAX_PLANS, Launch, Layout, Specialisation, Target, current_target, varying
 from .op import rope_and_store
 
 
@@ -42,40 +43,37 @@ def rope_and_store_triton(
     Raises:
         ValueError: One weight is given without the other, or the shapes do not match.
     """
-    if (q_weight is None) != (k_weight is None):
+    target = current_target()
+    layouts = [Layout.of(tensor) for tensor in (query, key, value, k_cache, v_cache)]
+    launch = _plan(*layouts, cos_sin.shape[1], q_weight is not None, k_weight is not None, eps, target)
+    if len(query):
+        caches = e4m3_storage(k_cache, target), e4m3_storage(v_cache, target)
+        launch.run(query, key, value, *caches, slot_mapping, positions, cos_sin, q_weight, k_weight)
+
+
+@functools.lru_cache(MAX_PLANS)
+def _plan(
+    query: Layout,
+    key: Layout,
+    value: Layout,
+    k_cache: Layout,
+    v_cache: Layout,
+    rot_dim: int,
+    has_q_weight: bool,
+    has_k_weight: bool,
+    eps: float,
+    target: Target,
+) -> Launch:
+    if has_q_weight != has_k_weight:
         raise ValueError("rope_and_store: one of q_weight and k_weight is None; give both or neither")
     check_cache("rope_and_store", key, k_cache, v_cache)
     num_tokens, num_heads, head_dim = query.shape
-    num_kv_heads, rot_dim = key.shape[1], cos_sin.shape[1]
-    if not num_tokens:
-        return
-    target, tile = current_target(), _tile(head_dim, rot_dim)
+    num_kv_heads, tile = key.shape[1], _tile(head_dim, rot_dim)
     num_query_groups = triton.cdiv(num_heads, tile["HEADS"])
-    rope_and_store_kernel[(num_tokens, num_query_groups + triton.cdiv(num_kv_heads, tile["HEADS"]))](
-        query,
-        key,
-        value,
-        e4m3_storage(k_cache, target),
-        e4m3_storage(v_cache, target),
-        slot_mapping,
-        positions,
-        cos_sin,
-        q_weight,
-        k_weight,
-        *query.stride()[:2],
-        *key.stride()[:2],
-        *value.stride()[:2],
-        *k_cache.stride()[:3],
-        k_cache.shape[2],
-        num_heads,
-        num_kv_heads,
-        num_query_groups,
-        head_dim,
-        rot_dim // 2,
-        eps,
-        **tile,
-        **head_options(target),
-    )
+    strides = (*query.strides[:2], *key.strides[:2], *value.strides[:2], *k_cache.strides[:3])
+    sizes = (k_cache.shape[2], num_heads, num_kv_heads, num_query_groups, head_dim, rot_dim // 2)
+    grid = (num_tokens, num_query_groups + triton.cdiv(num_kv_heads, tile["HEADS"]))
+    return Launch(rope_and_store_kernel, grid, (*strides, *sizes, eps), {**tile, **head_options(target)})
 
 
 def _tile(head_dim: int, rot_dim: int) -> dict[str, int]:

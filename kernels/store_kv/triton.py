@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._fp8 import e4m3_storage, e4m3_type, narrow
 from .._heads import check_cache, head_options, heads_per_program, slot_offset
-from .._triton import Specialisation, Target, current_target, varying
+from .._triton import Layout, Specialisation, Target, current_target, varying
 from .op import store_kv
 
 
@@ -27,7 +27,7 @@ def store_kv_triton(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor
     Raises:
         ValueError: The shapes or strides of keys and caches do not match.
     """
-    check_cache("store_kv", key, k_cache, v_cache)
+    check_cache("store_kv", Layout.of(key), Layout.of(k_cache), Layout.of(v_cache))
     num_tokens, num_kv_heads, head_dim = key.shape
     if not num_tokens:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -37,6 +38,13 @@ def test_what_the_samples_do_not_show_in_the_interpreter():
 def test_splits_fill_the_gpu_at_long_contexts(batch):
     splits = num_splits(H200, batch * 8, 32_768, 64)
     assert batch * 8 * splits >= 2 * H200.num_processors
+
+
+@pytest.fixture
+def on_h200(monkeypatch):
+    """Lets launchers run up to the launch on a machine without a GPU."""
+    launcher = importlib.import_module("millrace.kernels.paged_attention.triton")
+    monkeypatch.setattr(launcher, "current_target", lambda: H200)
 
 
 def test_a_full_grid_is_not_split():
@@ -75,14 +83,14 @@ def test_tiles_are_what_a_matrix_instruction_takes(target, dtype, cache_dtype, h
         ({"cache_dtype": torch.float16}, "float8_e4m3fn"),
     ],
 )
-def test_what_the_kernels_do_not_take_is_refused(changes, message):
+def test_what_the_kernels_do_not_take_is_refused(changes, message, on_h200):
     geometry = replace(Geometry(num_heads=4, num_kv_heads=2, head_dim=32, block_size=16), **changes)
     sample = make_sample("refused", Draw.seeded(torch.float32), geometry, [(5, 1)])
     with pytest.raises(ValueError, match=message):
         paged_attention.implementations()["cuda"](*sample.args, **sample.kwargs)
 
 
-def test_caches_that_are_not_contiguous_within_a_block_are_refused():
+def test_caches_that_are_not_contiguous_within_a_block_are_refused(on_h200):
     sample = make_sample("strided", Draw.seeded(torch.float32), Geometry(4, 2, 32, 16), [(5, 1)])
     query, k_cache, v_cache, *rest = sample.args
     with pytest.raises(ValueError, match="contiguous within a block"):

@@ -25,7 +25,7 @@ def run_script(path: Path, *arguments: str, interpret: bool) -> str:
     if interpret:
         environment["TRITON_INTERPRET"] = "1"
     command = [sys.executable, "-P", str(path), *arguments]
-    environment["PYTHONPATH"] = str(HERE)
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
