@@ -129,15 +129,15 @@ class Cases:
         count, length = self.sizes.decodes
         decodes, prompt = [(length, 1)] * count, self.sizes.prompt
         name = f"decode {count} x {length}"
-        yield self._attend(name, decodes)
-        yield self._attend(f"{name}, fp8 cache", decodes, cache_dtype=FP8)
+        yield self.attend(name, decodes)
+        yield self.attend(f"{name}, fp8 cache", decodes, cache_dtype=FP8)
         shared = length * 7 // 8 // BLOCK_SIZE
-        yield self._attend(f"{name}, {shared * BLOCK_SIZE} shared", decodes, num_shared=shared)
-        yield self._attend(f"{name}, deterministic", decodes, deterministic=True)
+        yield self.attend(f"{name}, {shared * BLOCK_SIZE} shared", decodes, num_shared=shared)
+        yield self.attend(f"{name}, deterministic", decodes, deterministic=True)
         count, length = self.sizes.long_decodes
-        yield self._attend(f"decode {count} x {length}", [(length, 1)] * count)
-        yield self._attend(f"prompt of {prompt}", [(prompt, prompt)])
-        yield self._attend(f"{name} and half a prompt", [*decodes, (prompt, prompt // 2)])
+        yield self.attend(f"decode {count} x {length}", [(length, 1)] * count)
+        yield self.attend(f"prompt of {prompt}", [(prompt, prompt)])
+        yield self.attend(f"{name} and half a prompt", [*decodes, (prompt, prompt // 2)])
 
     def elementwise(self, num_tokens: int) -> Iterator[Case]:
         """Yields the kernels that touch each number once."""
@@ -263,7 +263,7 @@ class Cases:
 
         yield Case("top_logprobs", f"{num_rows} x {vocab_size}, best 5", "float32", best, num_bytes)
 
-    def _attend(
+    def attend(
         self,
         name: str,
         lengths: Sequence[tuple[int, int]],

@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
         folder = Path(name)
         write_config(folder, shape)
         with contextlib.closing(make_engine(options, folder)) as engine:
-            for workload in (WORKLOADS[name](scale) for name in options.workloads):
+            for workload in (WORKLOADS[name](scale).shortened(options.scale) for name in options.workloads):
                 seconds = measure(engine, workload)
                 ideal_s = ideal_seconds(roofline, workload, MAX_NUM_SEQS, MAX_NUM_BATCHED_TOKENS)
                 print(json.dumps(settings(options, limits) | workload.figures(seconds, ideal_s)), flush=True)
@@ -131,7 +131,8 @@ def settings(options: argparse.Namespace, limits: Limits) -> dict[str, Any]:
 def run_peer(options: argparse.Namespace) -> None:
     """Runs the same workloads with another engine, in a process of its own; prints the reason if that fails."""
     same = ["--model", options.model, "--device", options.device, "--dtype", options.dtype]
-    command = [sys.executable, __file__, "--engine", options.peer, *same, "--workloads", *options.workloads]
+    same += ["--scale", str(options.scale), "--workloads", *options.workloads]
+    command = [sys.executable, __file__, "--engine", options.peer, *same]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     print("".join(line + "\n" for line in done.stdout.splitlines() if line.startswith("{")), end="", flush=True)
     if done.returncode:
@@ -147,6 +148,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if has_cuda else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--model", choices=list(SHAPES), help="qwen3-0.6b on a GPU, tiny on a CPU, if not given")
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--scale", type=int, default=1, metavar="DIVISOR", help="divide the lengths of outputs by it")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="the device's own if not given")
     parser.add_argument("--quantization", choices=["fp8", "int8"])
     parser.add_argument("--kv-cache-dtype", default="auto", choices=["auto", "fp8"])

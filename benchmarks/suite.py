@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
+from tables import tables
+
 HERE = Path(__file__).resolve().parent
-MAX_CELL = 80
-"""Most characters of a cell of the table, because messages can be long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,34 +104,6 @@ def lines(jobs: Sequence[Job], device: str, time_limit_s: float) -> Iterator[dic
             yield _remark(job, f"skipped: {left_s:.0f} s left, at least {job.least_s:.0f} s needed")
         else:
             yield from run(job, device, min(left_s, job.most_s))
-
-
-COLUMNS = {
-    "kernels": ("op", "case", "us", "library_us", "GB_per_s", "TFLOP_per_s", "share_of_limit", "failed"),
-    "offline": (
-        "engine", "model", "quantization", "kv_cache_dtype", "deterministic", "workload", "seconds", "output_tok_per_s",
-        "total_tok_per_s", "ideal_s", "share_of_limit", "skipped",
-    ),
-    "startup": ("model", "state", "imports_s", "engine_s", "first_step_s", "first_token_s"),
-    "suite": ("command", "failed"),
-}  # fmt: skip
-"""The columns in the table of each benchmark; the file has all fields."""
-
-
-def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """Returns a plain table per benchmark, in the order of the lines."""
-    parts = []
-    for benchmark in dict.fromkeys(row["benchmark"] for row in rows):
-        own = [row for row in rows if row["benchmark"] == benchmark]
-        columns = [name for name in COLUMNS.get(benchmark, tuple(own[0])) if any(row.get(name) for row in own)]
-        cells = [columns, *([_cell(row.get(name)) for name in columns] for row in own)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        parts += ["", *("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)]
-    return "\n".join(parts)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None or value is False else str(value).partition("\n")[0][:MAX_CELL]
 
 
 def main() -> int:

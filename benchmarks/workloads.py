@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from types import MappingProxyType
@@ -80,6 +80,13 @@ class Workload:
             "ideal_s": round(ideal_s, 4),
             "share_of_limit": round(ideal_s / seconds, 4),
         }
+
+    def shortened(self, divisor: int) -> Workload:
+        """Returns the same prompts with outputs that are `divisor` times shorter."""
+        if divisor == 1:
+            return self
+        lengths = [max(1, length // divisor) for length in self.max_tokens]
+        return replace(self, name=f"{self.name}, outputs / {divisor}", max_tokens=lengths)
 
     def warm_up(self, max_num_batched_tokens: int) -> Workload:
         """Returns requests of the same lengths that go through every batch size, with prompts that no cache has.

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -179,6 +180,140 @@ def test_the_suite_runs_on_a_cpu(bare_environment: dict[str, str], tmp_path: Pat
     assert all(row["seconds"] > 0 and row["ideal_s"] > 0 and row["output_tokens"] > 0 for row in runs)
     assert [row["state"] for row in rows if row["benchmark"] == "startup"] == ["cold", "warm"]
     assert "share_of_limit" in done.stdout
+
+
+def python(code: str) -> tuple[str, ...]:
+    return ("-c", code)
+
+
+def run_stand_ins(load: Load, folder: Path, *stand_ins: dict[str, Any], time_limit_s: float = 60) -> Any:
+    """Runs steps with these fields; returns the exit status, the rows and the log."""
+    steps = load("steps")
+    texts = {"passed": "go on", "failed": "mend it", "limit_s": 30}
+    status = steps.run_steps([steps.Step(**(texts | fields)) for fields in stand_ins], folder, "run", time_limit_s)
+    rows = [json.loads(line) for line in (folder / "run.jsonl").read_text().splitlines()]
+    return status, rows, (folder / "run.log").read_text()
+
+
+def test_a_run_goes_on_after_steps_that_fail_or_hang(load: Load, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(load("steps"), "TRACE_S", 0.5)
+    figure = 'print(\'{"benchmark": "b", "us": 7}\'); print("done")'
+    status, rows, log = run_stand_ins(
+        load,
+        tmp_path,
+        {"name": "fails", "command": python("raise ValueError('no such GPU')"), "otherwise": python("print('again')")},
+        {"name": "hangs", "command": python("import time; time.sleep(1000)"), "limit_s": 3.1},
+        {"name": "cannot", "command": (), "skip": "this needs two GPUs"},
+        {"name": "prints", "command": python(figure), "proofs": ("fails",)},
+    )
+    assert status == 1
+    *_, figures, _ = rows
+    assert figures == {"benchmark": "b", "us": 7, "step": "prints", "withheld": "not passed: fails"}
+    ends = [(row["step"], row["result"], row["follows"]) for row in rows if row["benchmark"] == "steps"]
+    assert ends == [
+        ("fails", "failed", "mend it"),
+        ("hangs", "stopped", "mend it"),
+        ("cannot", "skipped", "this needs two GPUs"),
+        ("prints", "passed", "its figures do not count; not passed: fails"),
+    ]
+    assert rows[0]["last_line"] == "ValueError: no such GPU"
+    assert [text in log for text in ("ValueError: no such GPU", "again", "time.sleep(1000)", "done")] == [True] * 4
+    printed = capsys.readouterr().out
+    assert "[2/4] hangs" in printed
+    assert "ValueError: no such GPU" in printed
+    assert "us" not in printed.split()  # a column of the figures
+
+
+def test_a_run_ends_with_its_time_and_counts_figures_whose_tests_have_passed(load: Load, tmp_path: Path) -> None:
+    fields = {"command": python('print(\'{"benchmark": "b"}\')'), "proofs": ()}
+    proven = {**fields, "name": "second", "proofs": ("first",)}
+    status, rows, _ = run_stand_ins(load, tmp_path, {**fields, "name": "first"}, proven)
+    assert (status, [row["benchmark"] for row in rows]) == (0, ["b", "steps", "b", "steps"])
+    assert [row["follows"] for row in rows if row["benchmark"] == "steps"] == ["go on"] * 2
+    assert not [row for row in rows if "withheld" in row]
+    status, (row,), _ = run_stand_ins(load, tmp_path, {**fields, "name": "late"}, time_limit_s=1)
+    assert (status, row["result"], row["follows"]) == (0, "skipped", "no time is left")
+
+
+@pytest.mark.parametrize("name", ["first_run", "second_run"])
+def test_every_command_of_the_runs_on_a_gpu_is_understood(load: Load, name: str) -> None:
+    module = load(name)
+    names = [step.name for step in module.GPU_STEPS]
+    assert [step.name for step in module.cpu_steps()] == names
+    for steps in (module.GPU_STEPS, module.cpu_steps()):
+        for step in steps:
+            assert bool(step.command) != bool(step.skip)
+            assert set(step.proofs) <= set(names[: names.index(step.name)])
+            for script, *arguments in filter(None, (step.command, step.otherwise)):
+                if script == "-P":
+                    assert all((ROOT / path).is_dir() for path in arguments if path.startswith("tests"))
+                else:
+                    assert (ROOT / script).parent == BENCHMARKS
+                    assert load(Path(script).stem).parse(arguments)
+
+
+def test_the_first_run_fits_into_its_time_even_if_every_step_needs_all_of_its_own(load: Load) -> None:
+    *steps, _ = load("first_run").GPU_STEPS  # The last step, the tests, has what the others leave.
+    assert sum(step.limit_s for step in steps) < 395
+
+
+def test_variants_of_the_attention_sweep_replace_what_the_launcher_chooses(load: Load) -> None:
+    from millrace.kernels._triton import TARGETS
+    from millrace.kernels.paged_attention import triton as launcher
+
+    sweep = load("attention_sweep")
+    sizes, bfloat16 = load("kernel_cases").TINY, torch.bfloat16
+    arguments = (TARGETS["sm_90"], bfloat16, bfloat16, 128)
+    for case in sweep.sweeps(sizes, torch.device("cpu")):
+        group = (4,) if case.config == "decode_config" else ()
+        own = getattr(launcher, case.config)(*arguments, *group)
+        for variant in case.variants:
+            with sweep.chosen(case, variant):
+                config = getattr(launcher, case.config)(*arguments, *group)
+                splits = launcher.num_splits(arguments[0], 8, 4096, 64, programs_per_processor=1)
+            wanted = zip(variant.tile or [None] * 4, astuple(own), strict=True)
+            assert astuple(config) == tuple(mine if new is None else new for new, mine in wanted)
+            assert variant.num_splits in (None, splits)
+            assert variant.tile or variant.num_splits
+        assert getattr(launcher, case.config)(*arguments, *group) == own
+
+
+def test_gaps_between_kernels_that_overlap_are_not_counted_twice(load: Load) -> None:
+    profile = load("profile_steps")
+    spans = [profile.Span("a", 0, 1000), profile.Span("b", 500, 1500), profile.Span("a", 2000, 3000)]
+    found = profile.gaps(spans, 2)
+    assert (found["busy_ms"], found["gaps_ms"], found["largest_gap_ms"]) == (1.25, 0.25, 0.5)
+    first, second = profile.by_name(spans, 2)
+    assert (first["kernel"], first["us_per_step"], second["kernel"]) == ("a", 1000, "b")
+
+
+def test_the_difference_of_a_kernel_is_relative_to_what_its_op_allows(load: Load) -> None:
+    excess = load("check_kernels").excess
+    wanted = torch.tensor([0.0, 1.0])
+    assert excess(wanted + 0.02, wanted, 0.0, 0.01) == pytest.approx(2)
+    assert excess(torch.tensor([torch.nan, 1.0]), wanted, 0.1, 0.1) == torch.inf
+    assert excess(torch.tensor([3, 4]), torch.tensor([3, 5]), 0.1, 0.1) == 1
+    assert excess(wanted + 1e-6, wanted, 0.0, 0.0) == 2
+
+
+def test_shorter_outputs_have_the_same_prompts(load: Load) -> None:
+    workloads = load("workloads")
+    nano = workloads.nano(workloads.FULL)
+    short = nano.shortened(4)
+    assert (short.prompts, short.max_tokens[:3]) == (nano.prompts, [n // 4 for n in nano.max_tokens[:3]])
+    assert short.name == "nano, outputs / 4"
+    assert nano.shortened(1) is nano
+
+
+@pytest.mark.soak
+def test_the_first_run_runs_on_a_cpu(bare_environment: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "first_run.py"), "--device", "cpu", "--output", str(tmp_path)]
+    done = subprocess.run(command, env=bare_environment, capture_output=True, text=True, check=False)
+    rows = [json.loads(line) for line in (tmp_path / "first_run.jsonl").read_text().splitlines()]
+    assert done.returncode == 0, done.stdout
+    ends = [row["result"] for row in rows if row["benchmark"] == "steps"]
+    assert ends == ["passed"] * 8 + ["skipped"]
+    assert {row["op"] for row in rows if row["benchmark"] == "check_kernels"} == set(all_ops())
 
 
 def test_a_peer_that_cannot_run_is_skipped_with_its_reason(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
