@@ -290,7 +290,9 @@ def test_gaps_between_kernels_that_overlap_are_not_counted_twice(load: Load) -> 
 def test_the_difference_of_a_kernel_is_relative_to_what_its_op_allows(load: Load) -> None:
     excess = load("check_kernels").excess
     wanted = torch.tensor([0.0, 1.0])
-    assert excess(wanted + 0.02, wanted, 0.0, 0.01) == pytest.approx(2)
+    size = 0.5**0.5
+    assert excess(wanted + 0.02, wanted, 0.0, 0.01) == pytest.approx(2 / size)
+    assert excess(wanted * 1e3 + 20, wanted * 1e3, 0.0, 0.01) == pytest.approx(2 / size)
     assert excess(torch.tensor([torch.nan, 1.0]), wanted, 0.1, 0.1) == torch.inf
     assert excess(torch.tensor([3, 4]), torch.tensor([3, 5]), 0.1, 0.1) == 1
     assert excess(wanted + 1e-6, wanted, 0.0, 0.0) == 2
