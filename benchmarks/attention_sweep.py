@@ -30,7 +30,7 @@ from limits import Limits, measure_limits
 from millrace.kernels.paged_attention import paged_attention
 from timing import time_calls
 
-LAUNCHER = "millrace.kernels.paged_attention.triton"
+LAUNCHER = "millrace.kernels.paged_attention._plan"
 REPEATS = 9
 TOLERANCE = 3e-2
 """Relative and absolute difference of two correct results in bfloat16."""
@@ -127,8 +127,10 @@ def chosen(sweep: Sweep, variant: Variant) -> Iterator[None]:
         changed[sweep.config] = partial(_choose, getattr(launcher, sweep.config), variant.tile)
     if variant.num_splits is not None:
         changed["num_splits"] = partial(_split, launcher.num_splits, variant.num_splits)
+    launcher.plan_launches.cache_clear()  # It keeps what the launcher chose before.
     with patch.multiple(launcher, **changed):
         yield
+    launcher.plan_launches.cache_clear()
 
 
 def _choose(own: Callable[..., Any], tile: Sequence[int | None], *args: Any, **kwargs: Any) -> Any:

@@ -259,11 +259,11 @@ def test_the_first_run_fits_into_its_time_even_if_every_step_needs_all_of_its_ow
 
 def test_variants_of_the_attention_sweep_replace_what_the_launcher_chooses(load: Load) -> None:
     from millrace.kernels._triton import TARGETS
-    from millrace.kernels.paged_attention import triton as launcher
+    from millrace.kernels.paged_attention import _plan as launcher
 
     sweep = load("attention_sweep")
     sizes, bfloat16 = load("kernel_cases").TINY, torch.bfloat16
-    arguments = (TARGETS["sm_90"], bfloat16, bfloat16, 128)
+    arguments = (TARGETS["sm_90"], bfloat16, bfloat16, 128, False)
     for case in sweep.sweeps(sizes, torch.device("cpu")):
         group = (4,) if case.config == "decode_config" else ()
         own = getattr(launcher, case.config)(*arguments, *group)
