@@ -77,7 +77,7 @@ def prefill_config(
     """
     is_large = head_dim > 128
     if dtype == torch.float32:
-        return _float32_config(target, head_dim)
+        return _float32_config(target, cache_dtype, head_dim)
     if target.warp_size == 64:
         return Config(128, 16, 4, 1) if is_large else Config(64, 16, 4, 1)
     if has_e4m3(target):
@@ -110,7 +110,7 @@ def decode_config(
         group: Query heads per KV head.
     """
     if dtype == torch.float32:
-        return _float32_config(target, head_dim)
+        return _float32_config(target, cache_dtype, head_dim)
     if target.warp_size == 64:
         return Config(_MIN_ROWS, 32, 4, 1)
     is_small = padded(head_dim) <= 64 or (head_dim <= 128 and cache_dtype == dtype)
@@ -122,11 +122,12 @@ def decode_config(
     return Config(block_m, min(keys, 2048 // block_m), num_warps, 3)
 
 
-def _float32_config(target: Target, head_dim: int) -> Config:
+def _float32_config(target: Target, cache_dtype: torch.dtype, head_dim: int) -> Config:
     """Returns small tiles, because full float32 products are computed in registers and not by matrix instructions."""
     if target.warp_size == 64:
         return Config(_MIN_ROWS, 16, 8, 2)
-    return Config(_MIN_ROWS, 16, 16 if head_dim >= 64 else 8, 1)
+    num_stages = 2 if head_dim >= 128 and cache_dtype == torch.float32 else 1
+    return Config(_MIN_ROWS, 16, 16 if head_dim >= 64 else 8, num_stages)
 
 
 def num_splits(
