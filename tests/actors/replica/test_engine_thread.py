@@ -11,8 +11,14 @@ import pytest
 from fake_engine import FakeEngine, request, requests
 
 from millrace.actors.replica.engine_thread import EngineThread
+from millrace.engine.config import EngineConfig
+from millrace.engine.engine import LLMEngine
 from millrace.engine.errors import ConfigError
+from millrace.engine.executor.executor import StepHandle
 from millrace.engine.outputs import RequestOutput
+from millrace.engine.request import GenerateRequest
+from millrace.engine.sampling_params import SamplingParams
+from millrace.engine.step_plan import StepPlan
 
 TIMEOUT_S = 30
 
@@ -138,6 +144,32 @@ def test_failing_step_is_fatal_and_logged(inbox: Inbox, caplog: pytest.LogCaptur
     assert is_fatal.wait(TIMEOUT_S)
     assert "the device fell over" in caplog.text
     assert inbox.chunks.empty()
+
+
+class BrokenDevice:
+    """An executor of which every step raises, as all do after an illegal access of memory on a GPU."""
+
+    def execute(self, plan: StepPlan) -> StepHandle:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_a_device_that_runs_no_step_ends_the_replica_and_fails_no_request(
+    inbox: Inbox, tiny_model: Callable[[str], Path]
+) -> None:
+    def build() -> LLMEngine:
+        engine = LLMEngine.from_config(EngineConfig(model=str(tiny_model("llama")), dtype="float32", device="cpu"))
+        engine.executor.close()
+        engine.executor = BrokenDevice()
+        return engine
+
+    is_fatal = threading.Event()
+    thread = EngineThread(build, on_fatal=is_fatal.set)
+    thread.loaded.result()
+    params = SamplingParams(max_tokens=4)
+    sent = [GenerateRequest(str(index), None, [5, 6 + index], params) for index in range(8)]
+    thread.submit(sent, inbox.chunks.put)
+    assert is_fatal.wait(TIMEOUT_S)
+    assert inbox.chunks.empty(), "the pool runs the requests on another replica"
 
 
 def test_close_closes_the_engine_once_and_drops_what_runs(inbox: Inbox, gate: Path) -> None:
