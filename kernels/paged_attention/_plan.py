@@ -150,7 +150,7 @@ def _decode(call: Call, num_seqs: int) -> tuple[list[NamedLaunch], int]:
     return launches, num_slots
 
 
-def _launch(call: Call, kernel: Any, grid: tuple[int, ...], config: Config, own: Mapping[str, Any]) -> NamedLaunch:
+def _launch(call: Call, kernel: Any, grid: tuple[int, ...], config: Config, own: dict[str, Any]) -> NamedLaunch:
     """Plans a kernel with the values that its signature names, of the call, the tile and `own`."""
     values, names = _values(call) | config.tile() | own, kernel.arg_names
     tensors = tuple(name for name in names if name.endswith("_ptr"))

@@ -59,7 +59,8 @@ def paged_attention_triton(
     target = current_target()
     if query.stride(2) != 1 or query.stride(1) != query.shape[2]:
         query = query.contiguous()
-    shape, layouts = query.shape, [Layout.of(tensor) for tensor in (query, k_cache, v_cache, block_tables)]
+    shape, caches = query.shape, (Layout.of(k_cache), Layout.of(v_cache))
+    layouts = (Layout.of(query), *caches, Layout.of(block_tables))
     has = (sinks is not None, alibi_slopes is not None, num_shared is not None)
     plan = plan_launches(Call(target, *layouts, scale, softcap, window, causal, num_decodes, deterministic, *has))
     out = torch.empty(shape, dtype=query.dtype, device=query.device)
