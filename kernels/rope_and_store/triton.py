@@ -44,8 +44,8 @@ def rope_and_store_triton(
         ValueError: One weight is given without the other, or the shapes do not match.
     """
     target = current_target()
-    layouts = [Layout.of(tensor) for tensor in (query, key, value, k_cache, v_cache)]
-    launch = _plan(*layouts, cos_sin.shape[1], q_weight is not None, k_weight is not None, eps, target)
+    layouts = tuple(Layout.of(tensor) for tensor in (query, key, value, k_cache, v_cache))
+    launch = _plan(layouts, cos_sin.shape[1], (q_weight is not None, k_weight is not None), eps, target)
     if len(query):
         caches = e4m3_storage(k_cache, target), e4m3_storage(v_cache, target)
         launch.run(query, key, value, *caches, slot_mapping, positions, cos_sin, q_weight, k_weight)
@@ -53,18 +53,10 @@ def rope_and_store_triton(
 
 @functools.lru_cache(MAX_PLANS)
 def _plan(
-    query: Layout,
-    key: Layout,
-    value: Layout,
-    k_cache: Layout,
-    v_cache: Layout,
-    rot_dim: int,
-    has_q_weight: bool,
-    has_k_weight: bool,
-    eps: float,
-    target: Target,
+    layouts: tuple[Layout, ...], rot_dim: int, has_weights: tuple[bool, bool], eps: float, target: Target
 ) -> Launch:
-    if has_q_weight != has_k_weight:
+    query, key, value, k_cache, v_cache = layouts
+    if has_weights[0] != has_weights[1]:
         raise ValueError("rope_and_store: one of q_weight and k_weight is None; give both or neither")
     check_cache("rope_and_store", key, k_cache, v_cache)
     num_tokens, num_heads, head_dim = query.shape
