@@ -69,8 +69,8 @@ class CsvFormat(SourceFormat):
 
 
 def _file_lines(file: InputFile) -> Iterator[Line]:
-    """Yields the lines of a file. Lines end in a carriage return alone if the first line of the file does."""
-    _, first = next(iter_lines(file, returns_end_lines=True), (0, b""))
+    """Yields the lines of a file. Lines end in a carriage return alone if the first record of the file does."""
+    _, first = next(iter_records(iter_lines(file, returns_end_lines=True)), (0, b""))
     yield from iter_lines(file, returns_end_lines=first.endswith(b"\r"))
 
 

@@ -256,6 +256,15 @@ def test_lines_of_csv_end_in_any_way(tmp_path: Path, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
+@pytest.mark.parametrize("inside", ["\r", "\n"])
+def test_a_line_end_inside_of_a_name_does_not_end_the_header_of_csv(tmp_path: Path, end: str, inside: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(end.join([f'id,"a{inside}b"', "1,x", "2,y"]).encode())
+    rows = read_units(Source.find(str(path)))
+    assert [(row["id"], row[f"a{inside}b"]) for row in rows] == [(1, "x"), (2, "y")]
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n", "\n"])
 @pytest.mark.parametrize("compression", ["", ".gz"])
 def test_lines_of_json_end_in_any_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, end: str
