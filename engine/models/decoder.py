@@ -27,7 +27,7 @@ class Decoder(nn.Module):
     Args:
         spec: Description of the model.
         dtype: Number type of weights and hidden states.
-        device: Device of the weights. Their memory is not initialised: `load_weights` fills it.
+        device: Device of the weights. Their memory is not initialised: `fill_slots` fills it.
         options: The user's options for the model.
         parallel: The place of this rank among all ranks.
     """

@@ -1,4 +1,4 @@
-"""`load_weights`: fills a model from a checkpoint, local or behind a URL, a few tensors at a time.
+"""`match_weights` and `fill_slots`: fill a model from a checkpoint, local or behind a URL, a few tensors at a time.
 
 Each tensor is read, cast, and copied to its weight slot. The module depends on file formats and on names, and not on
 layers: the layers declare the names of their weight slots through `slots`, and the `WeightMap` of a family maps the
@@ -35,7 +35,6 @@ __all__ = [
     "iter_safetensors",
     "iter_tensors",
     "load_dummy_weights",
-    "load_weights",
     "match_weights",
     "read_part",
 ]
@@ -109,27 +108,6 @@ def _join_name(module: str, indices: Iterable[str], leaf: str) -> str:
     return f"{module}.{leaf}"
 
 
-def load_weights(
-    model: nn.Module, folder: str | Path | Location, weights: WeightMap, elsewhere: Collection[str] = ()
-) -> None:
-    """Fills every parameter of a model from a checkpoint.
-
-    The checkpoint may contain two tensors for the same weight (a tied output head) if their numbers are equal.
-
-    Args:
-        model: The model, on its device and in its dtype; the checkpoint's tensors are cast to this dtype.
-        folder: Folder with `model.safetensors` or `pytorch_model.bin`, or with several files and their index.
-        weights: The names of the model's weights in the checkpoint.
-        elsewhere: Our names of weights that this model does not have, such as those of other ranks; they are skipped.
-
-    Raises:
-        CheckpointError: A file is missing or damaged, the checkpoint lacks a weight or has an unknown one, or a tensor
-            has a wrong shape or number type.
-    """
-    slots = weight_slots(model)
-    fill_slots(slots, match_weights(slots, folder, weights, elsewhere))
-
-
 def match_weights(
     slots: Mapping[str, WeightSlot],
     folder: str | Path | Location,
@@ -143,12 +121,16 @@ def match_weights(
 
     Args:
         slots: The weight slots of the model by our names; the model may be on the meta device.
-        folder: As in `load_weights`.
-        weights: As in `load_weights`.
-        elsewhere: As in `load_weights`.
+        folder: Folder with `model.safetensors` or `pytorch_model.bin`, or with several files and their index.
+        weights: The names of the model's weights in the checkpoint.
+        elsewhere: Our names of weights that this model does not have, such as those of other ranks; they are skipped.
+
+    Returns:
+        The name of each weight -> its tensors. There may be two for the same weight (a tied output head).
 
     Raises:
-        CheckpointError: As in `load_weights`.
+        CheckpointError: A file is missing or damaged, the checkpoint lacks a weight or has an unknown one, or a tensor
+            has a wrong shape or number type.
     """
     sources: dict[str, list[tuple[str, StoredTensor]]] = {}
     unexpected = []

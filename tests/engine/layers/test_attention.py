@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from checkpoints import tiny_checkpoint
+from filling import load_weights
 from millrace.engine.models import Decoder, describe_model, find_family, load_hf_config
 from millrace.engine.models.spec import AttentionSpec
 from millrace.engine.parallel.context import ParallelContext
-from millrace.engine.weights.checkpoint import load_dummy_weights, load_weights
+from millrace.engine.weights.checkpoint import load_dummy_weights
 from millrace.engine.weights.model_slots import weight_slots
 from paged import SCHEDULES, PagedSequences, random_sequences
 

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
+from filling import load_weights
 from millrace.engine.errors import CheckpointError, UnsupportedModelError
 from millrace.engine.layers import Linear, TokenEmbedding
 from millrace.engine.models import (
@@ -24,7 +25,6 @@ from millrace.engine.models import (
     load_model,
     supported_architectures,
 )
-from millrace.engine.weights.checkpoint import load_weights
 from paged import SCHEDULES, PagedSequences, random_sequences, schedule_mixed
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from checkpoints import tiny_checkpoint, tiny_config
+from filling import load_weights
 from millrace.engine.errors import CheckpointError, ConfigError
 from millrace.engine.models import build_model, describe_model, find_family, load_hf_config, load_model
 from millrace.engine.models.pp_stages import check_parallel, kv_cache_sizes, stage_layers
 from millrace.engine.models.registry import names_in_checkpoint
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.parallel.shard import Shard
-from millrace.engine.weights.checkpoint import load_weights
 from millrace.engine.weights.model_slots import weight_slots
 
 

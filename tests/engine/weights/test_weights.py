@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
+from filling import load_weights
 from millrace.engine.errors import CheckpointError
 from millrace.engine.layers import WeightSlot
 from millrace.engine.models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
@@ -24,7 +25,6 @@ from millrace.engine.weights.checkpoint import (
     checkpoint_files,
     iter_tensors,
     load_dummy_weights,
-    load_weights,
 )
 from millrace.engine.weights.model_slots import weight_slots
 
