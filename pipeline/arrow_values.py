@@ -133,19 +133,6 @@ def _has_nanosecond_times(kind: pa.DataType) -> bool:
     return kind == pa.time64("ns") or any(_has_nanosecond_times(kind.field(at).type) for at in range(kind.num_fields))
 
 
-def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Returns a type that holds the values of both types: text, which can hold JSON, if Arrow has no other type."""
-    if one == other:
-        return one
-    if pa.uint64() in (one, other) and (pa.types.is_signed_integer(one) or pa.types.is_signed_integer(other)):
-        return pa.decimal128(20)  # Arrow itself takes int64, which is too small.
-    try:
-        fields = [pa.schema([("value", kind)]) for kind in (one, other)]
-        return pa.unify_schemas(fields, promote_options="permissive").field("value").type
-    except (pa.ArrowInvalid, pa.ArrowTypeError):
-        return pa.string()
-
-
 def plain_type(kind: pa.DataType) -> pa.DataType:
     """Returns a type that holds the same values, and is no view and not run-end encoded: few functions take those."""
     return _rebuilt(kind, lambda leaf: {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}.get(leaf, leaf))
@@ -198,8 +185,9 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         column = pa.chunked_array([make_array(python_values(column), plain_type(column.type))])
     if column.type == kind:
         return column
-    if pa.types.is_nested(column.type) and pa.types.is_string(kind):
-        texts = [None if value is None else to_json(value) for value in python_values(column)]
+    if pa.types.is_string(kind) and (pa.types.is_nested(column.type) or pa.types.is_interval(column.type)):
+        text_of = str if pa.types.is_interval(column.type) else to_json
+        texts = [None if value is None else text_of(value) for value in python_values(column)]
         return pa.chunked_array([pa.array(texts, kind)])
     return column.cast(kind)
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ...engine.errors import MillraceError, UserError
+from ..plain_text import without_controls
 from .stopping import Stopping, ignore_signals, stop_on_signals
 
 EXIT_FAILED = 1
@@ -150,11 +151,18 @@ def _finish(summary: Any, description: str) -> None:
     raise typer.Exit(EXIT_ROWS_FAILED if summary.num_rows_failed else 0)
 
 
+class _OneLine(logging.Formatter):
+    """Formats a record as one line, which obeys no control character of what it quotes."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return without_controls(super().format(record))
+
+
 @contextmanager
 def _shown_warnings(stream: TextIO) -> Iterator[None]:
     """Writes the warnings of this package to a stream while the `with` block runs, one line each."""
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     ours = logging.getLogger(__package__.partition(".")[0])
     ours.addHandler(handler)
     try:
@@ -176,7 +184,9 @@ def _explain(error: Exception, console: Console, verbose: bool, advice: str) -> 
         console.print_exception()
     shown: BaseException = ours if ours is not None else find_cause(error)
     text = str(shown).strip() if isinstance(shown, MillraceError) else _first_line(shown)
-    console.print(f"[red]error:[/] {escape(text + advice)}")
+    # A message may quote a stranger's file, whose characters must not move the cursor or change the title.
+    lines = "\n".join(map(without_controls, text.splitlines()))
+    console.print(f"[red]error:[/] {escape(lines + advice)}")
     return EXIT_USER_ERROR if isinstance(ours, UserError) else EXIT_FAILED
 
 

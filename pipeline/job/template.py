@@ -96,5 +96,16 @@ def _as_text(row: Mapping[str, Any], name: str) -> str:
     if isinstance(value, bool | numbers.Number | Decimal | date | time):
         return str(value)
     if isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return _json_text(value, name)
     raise PromptTypeError(f"column {name!r} must be text, a number or a date; got {type(value).__name__} {value!r:.80}")
+
+
+def _json_text(value: Any, name: str) -> str:
+    """Returns a list or an object as JSON, with dates and numbers that JSON lacks as text."""
+
+    def text_of(part: Any) -> str:
+        if isinstance(part, bytes):
+            raise PromptTypeError(f"column {name!r} has bytes in a list or an object: {part!r:.80}; decode them")
+        return str(part)
+
+    return json.dumps(value, ensure_ascii=False, default=text_of)

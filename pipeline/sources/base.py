@@ -13,7 +13,8 @@ import pyarrow as pa
 from ...engine.errors import ConfigError, StorageError
 from ...engine.shown import without_secrets
 from .. import columns
-from ..arrow_values import UNFIT, cast, common_type, plain_type, python_values, quoted, to_rows
+from ..arrow_values import UNFIT, cast, plain_type, python_values, quoted, to_rows
+from ..common_type import common_type
 from ..files.storage import Storage
 from ..json_text import to_json
 from ..mixed_values import holds_json

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import pyarrow as pa
 
-from ..arrow_values import common_type, has_struct
+from ..arrow_values import has_struct
+from ..common_type import common_type
 from ..mixed_values import JSON, holds_json
 from .base import END, LOOK_BYTES, SAMPLE_BYTES, TABLE_BYTES, InputFile, Unit, first_line, is_damage
 from .file_name import compression_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -143,6 +144,25 @@ def test_an_error_of_the_job_is_status_1(
     assert caught.value.code == running.EXIT_FAILED
     advice = f"; what has finished is kept, go on with: millrace resume {folder / 'out'}" if has_begun else ""
     assert capfd.readouterr().err == f"error: no replica is left{advice}\n"
+
+
+def test_a_message_shows_control_characters_and_obeys_none(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], folder: Path
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        logging.getLogger(running.__name__).warning("a file of \x1b[2J\r rows")
+        raise EngineDeadError("\x1b]0;owned\x07 [bold]\nline 2 \u202e")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(running, "run", fail)
+    with pytest.raises(SystemExit):
+        cli.app(FLAGS)
+    shown = capfd.readouterr().err.splitlines()
+    assert shown == [
+        r"WARNING: a file of \x1b[2J\r rows",
+        r"error: \x1b]0;owned\x07 [bold]",
+        r"line 2 \u202e",
+    ]
 
 
 WAITING = """

@@ -16,7 +16,8 @@ import pyarrow as pa
 from ....engine.errors import ConfigError
 from ....engine.shown import without_secrets
 from ... import columns
-from ...arrow_values import UNFIT, common_type, make_array, misfit, quoted
+from ...arrow_values import UNFIT, make_array, misfit, quoted
+from ...common_type import common_type
 from ...mixed_values import JSON, holds_json
 from ..base import InputFile, Look, Unit, error_rows, finish_table, first_line
 from ..file_name import compression_of

@@ -57,7 +57,7 @@ def test_attributes_and_items_are_never_reached(text: str) -> None:
         render(text, x="value")
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), b"x", object()])
+@pytest.mark.parametrize("value", [None, float("nan"), b"x", object(), [b"x"], {"a": [{"b": b"x"}]}])
 def test_a_value_that_is_none_is_the_rows_error(value: Any) -> None:
     with pytest.raises(PromptTypeError, match="column 'x'"):
         render("{x}", x=value)
