@@ -1,12 +1,14 @@
 """`Worker`: a rank other than rank 0. It loads its part of the model and runs step plans until the engine closes.
 
 A worker has no scheduler and no tokenizer. It computes each step at the same time as rank 0. The first rank of the last
-pp stage, if it is a worker, sends the results back.
+pp stage, if it is a worker, sends the results back. It never waits for its device while a plan waits for it: the host
+launches the next step while the device computes, and sends each result when it finds it ready.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from pathlib import Path
 from typing import Protocol
 
@@ -20,6 +22,7 @@ from ..parallel.channel import Channel
 from ..parallel.context import ParallelContext
 from ..parallel.rendezvous import Rendezvous, join
 from ..parallel.wire import Buffer
+from ..step.head import RunningStep
 from ..step.runner import ModelRunner
 from ..tasks.choose import choose_task
 from .plan_wire import decode_plan
@@ -114,10 +117,13 @@ class Worker:
         self._reports = parallel.reports and parallel.pp_size > 1
         self._channel = channel
         self._watchdog = watchdog
+        self._unread: deque[RunningStep] = deque()
+        """Steps whose results rank 0 does not have yet, in order; always empty if this rank does not report."""
 
     def run(self) -> None:
         """Receives messages from rank 0 and executes them (run a step, save the weights), until the engine closes."""
         while True:
+            self._report_until_called()
             if not self._channel.spin(SPIN_S) and self._watchdog is not None:
                 self._watchdog.stop()
             message = self._channel.receive()
@@ -125,6 +131,7 @@ class Worker:
             if kind == STEP:
                 self._step(content)
             elif kind == SAVE:
+                self._report_all()  # Rank 0 takes the next message for the answer to this one.
                 save_rank(self._config, self._parallel, Path(content.decode()))
                 self._channel.send_object(None)
             else:
@@ -135,7 +142,23 @@ class Worker:
             self._watchdog.before_step()
         step = self._runner.execute(decode_plan(content))
         if self._reports:
-            self._channel.send_object(pack_result(step.result()))
+            self._unread.append(step)
+
+    def _report_until_called(self) -> None:
+        """Sends results that become ready, in order; returns when rank 0 has sent a message or all results are sent."""
+        while self._unread:
+            if self._unread[0].is_ready():
+                self._report_first()
+            elif self._channel.has_message(0):
+                return
+
+    def _report_all(self) -> None:
+        """Waits for all started steps, and sends their results."""
+        while self._unread:
+            self._report_first()
+
+    def _report_first(self) -> None:
+        self._channel.send_object(pack_result(self._unread.popleft().result()))
 
 
 def _report(channel: Channel, rank: int, error: Exception) -> None:
