@@ -144,11 +144,17 @@ class CallAgain:
     def __init__(self) -> None:
         self.num_recorded = 0
 
-    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Calls the function once, as a recording does."""
-        self.num_recorded += 1
+    def warm_up(self, function: Callable[[], Tensor]) -> None:
+        """Calls the function once."""
         function()
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """Returns the function."""
+        self.num_recorded += 1
         return function
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 @pytest.fixture

@@ -110,6 +110,7 @@ class DistributedExecutor:
         """Ends the other ranks and frees this rank's part of the model."""
         if self._runner is None:
             return
+        self._runner.close()
         self._runner = None
         for channel in self._team.channels:
             try:
@@ -207,7 +208,7 @@ def start_ranks(
         device.check_enough(config.num_ranks)
         rendezvous = Rendezvous.open()
         processes = LocalRanks(config, rendezvous.address)
-    team = None
+    team = runner = None
     try:
         check = processes.check if processes else _all_is_well
         team = join(rendezvous, place, device.torch_device, check)
@@ -221,6 +222,8 @@ def start_ranks(
         return DistributedExecutor(runner, team, processes), capacity
     except BaseException as error:
         told = first_told(team) if team and isinstance(error, Exception) else None
+        if runner is not None:
+            runner.close()
         if team is not None:
             team.close()
         if processes is not None:

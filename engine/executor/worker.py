@@ -69,6 +69,7 @@ def run_worker(
     device = Device.choose(config.device, device_index)
     team = join(Rendezvous.at(address), place, device.torch_device)
     (channel,) = team.channels
+    runner = None
     try:
         runner = _load(config, device.shared_by(team.num_on_host), team.parallel)
         channel.send_object(None)
@@ -82,6 +83,8 @@ def run_worker(
             raise
         raise EngineDeadError(f"rank {rank} failed: {type(error).__name__}: {error}") from error
     finally:
+        if runner is not None:
+            runner.close()
         team.close()
 
 

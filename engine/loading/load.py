@@ -86,7 +86,7 @@ def load_runner(
     )
     options.make_scheme().check(device, dtype)
     model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
-    make_recorder, num_graphs = _choose_recorder(config, device, task)
+    make_recorder, num_graphs = _choose_recorder(config, device, task, parallel)
     reserve = Reserve(_step_bytes(config, device, model, task, num_tokens, kv_dtype), num_graphs * GRAPH_BYTES)
     spec = model.spec
     block_bytes = kv_block_bytes(*kv_cache_sizes(spec, parallel), config.block_size, kv_dtype)
@@ -119,18 +119,25 @@ def _check_cache_memory(device: Device, num_blocks: int, block_bytes: int) -> No
         )
 
 
-def _choose_recorder(config: EngineConfig, device: Device, task: Task) -> tuple[MakeRecorder | None, int]:
+def _choose_recorder(
+    config: EngineConfig, device: Device, task: Task, parallel: ParallelContext
+) -> tuple[MakeRecorder | None, int]:
     """Returns the function that makes the recorder of decode steps (None for none), and the number of CUDA graphs."""
-    # Sums over ranks are not recorded: a tape can record only kernels, and for GPUs it is not implemented yet.
-    if config.enforce_eager or config.num_ranks > 1 or not task.decodes:
+    # A pp stage waits for a transfer in a later step than the one that begins it (`GroupLink.send`), so no step of it
+    # can be recorded by itself.
+    if config.enforce_eager or parallel.pp_size > 1 or not task.decodes:
         return None, 0
-    if device.is_cpu:
-        return functools.partial(DecodeTape, max_num_seqs=config.max_num_seqs), 0
+    if device.is_cpu:  # A tape can record only kernels, and no sums over ranks.
+        return (None if parallel.tp_size > 1 else functools.partial(DecodeTape, max_num_seqs=config.max_num_seqs)), 0
     sizes = graph_sizes(config.max_num_seqs, config.cudagraph_capture_sizes)
 
     def make(run: Callable[[Tensor, Tensor | None], Tensor]) -> DecodeGraphs:
-        graphs = DecodeGraphs(run, sizes, CudaGraphs())
-        graphs.record_all(device.torch_device, with_shared=config.enable_prefix_caching)
+        graphs = DecodeGraphs(run, sizes, CudaGraphs(), parallel.agree if parallel.num_ranks > 1 else None)
+        try:
+            graphs.record_all(device.torch_device, with_shared=config.enable_prefix_caching)
+        except BaseException:
+            graphs.close()
+            raise
         return graphs
 
     return make, len(sizes) * (1 + config.enable_prefix_caching)

@@ -33,26 +33,39 @@ class Collectives(Protocol):
 class GroupCollectives:
     """Collectives of a process group of torch.distributed.
 
+    NCCL gets `asyncOp=False`, which puts an operation on the current CUDA stream like any other kernel. So a CUDA graph
+    can record it, and no other stream and events take part.
+
     Args:
         group: The group. Its methods are called directly, because torch's public functions keep global state.
         size: Number of ranks.
     """
 
     def __init__(self, group: Any, size: int) -> None:
+        from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions
+
         self._group = group
         self._size = size
+        self._sum, self._gather = AllreduceOptions(), AllgatherOptions()
+        self._sum.asyncOp = self._gather.asyncOp = False
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """As `Collectives.all_reduce`; on a GPU the call queues the sum and does not wait for it."""
-        self._group.allreduce([tensor]).wait()
+        _finish(self._group.allreduce([tensor], self._sum))
         return tensor
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """As `Collectives.all_gather`."""
         gathered = torch.empty((self._size, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
-        self._group.allgather([list(gathered.unbind())], [tensor.contiguous()]).wait()
+        _finish(self._group._allgather_base(gathered.view(-1), tensor.contiguous().view(-1), self._gather))
         return gathered
 
     def close(self) -> None:
         """Aborts the operations of the group. NCCL would otherwise wait for minutes and then end this process."""
         self._group.abort()
+
+
+def _finish(work: Any) -> None:
+    """Waits for an operation of gloo; NCCL returns None for one that is queued on the current stream."""
+    if work is not None:
+        work.wait()

@@ -122,6 +122,10 @@ class ParallelContext:
         """Waits until each rank has called with its value, and returns the smallest of these values."""
         return value if self.world is None else self.world.smallest(value)
 
+    def agree(self, is_so: bool) -> bool:
+        """Waits until each rank has called with its answer, and returns whether all answers are True."""
+        return bool(self.smallest(int(is_so)))
+
 
 SINGLE = ParallelContext()
 """The context of one process with one device, which has the whole model."""

@@ -3,7 +3,7 @@
 A decode step launches hundreds of small kernels, and for small models the host takes longer to launch the kernels than
 the device takes to run them. A CUDA graph records these launches with all their addresses, so one graph serves one
 number of sequences: a step is padded to the next recorded size. All sizes are recorded before the first request. A size
-that cannot be recorded is launched kernel by kernel.
+that cannot be recorded is launched kernel by kernel, on all ranks if one of them cannot record it.
 
 A recording covers the work from the tables to the hidden states. It does not cover the logits: computing them is only
 one more launch, and every recording would keep a `[size, vocab_size]` tensor for them.
@@ -11,6 +11,7 @@ one more launch, and every recording would keep a `[size, vocab_size]` tensor fo
 
 from __future__ import annotations
 
+import functools
 import gc
 import logging
 from bisect import bisect_left
@@ -52,8 +53,12 @@ def graph_sizes(max_num_seqs: int, asked: Sequence[int] | None = None) -> list[i
 class GraphBackend(Protocol):
     """Records the work that a function launches on the device."""
 
+    def warm_up(self, function: Callable[[], Tensor]) -> None:
+        """Runs a function once, as `record` needs it: this compiles kernels and allocates workspaces of libraries."""
+        ...
+
     def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Runs a function once, then records it.
+        """Records a function that has run once; nothing of it runs now.
 
         Args:
             function: A function that reads and writes the same memory in every call, and has no effect on the host.
@@ -63,6 +68,10 @@ class GraphBackend(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Frees all recordings, which are not repeated afterwards."""
+        ...
+
 
 class CudaGraphs:
     """Records CUDA graphs. All graphs share one pool of memory, because only one of them runs at a time."""
@@ -70,14 +79,19 @@ class CudaGraphs:
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream()
+        self._graphs: list[torch.cuda.CUDAGraph] = []
 
-    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """As `GraphBackend.record`; the first run compiles kernels and allocates the workspaces of libraries."""
+    def warm_up(self, function: Callable[[], Tensor]) -> None:
+        """As `GraphBackend.warm_up`; on the stream of the recordings, to which the workspaces belong."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             function()
         torch.cuda.current_stream().wait_stream(self._stream)
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """As `GraphBackend.record`; the host first waits for the device."""
         graph = torch.cuda.CUDAGraph()
+        self._graphs.append(graph)
         # Other threads may use CUDA meanwhile, so only the calls of this thread are restricted to recordable ones.
         recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
         with without_garbage_collection(), recording:
@@ -88,6 +102,12 @@ class CudaGraphs:
             return result
 
         return replay
+
+    def close(self) -> None:
+        """As `GraphBackend.close`; also frees graphs that the traceback of an error still refers to."""
+        for graph in self._graphs:
+            graph.reset()
+        self._graphs.clear()
 
 
 @contextmanager
@@ -125,14 +145,20 @@ class DecodeGraphs:
         run: Runs a decode step: takes the plan and the number of shared blocks (or None), returns the hidden states.
         sizes: Numbers of sequences for which steps are recorded, ascending.
         backend: Makes the recordings.
+        agree: Returns whether all ranks of the engine have called it with True; None for an engine of one rank.
     """
 
     def __init__(
-        self, run: Callable[[Tensor, Tensor | None], Tensor], sizes: Sequence[int], backend: GraphBackend
+        self,
+        run: Callable[[Tensor, Tensor | None], Tensor],
+        sizes: Sequence[int],
+        backend: GraphBackend,
+        agree: Callable[[bool], bool] | None = None,
     ) -> None:
         self._run = run
         self._sizes = sizes
         self._backend = backend
+        self._agree = agree
         self._recordings: dict[tuple[int, bool], Recording | None] = {}
         """Recordings by size and whether blocks are shared; None for a step that could not be recorded."""
 
@@ -174,6 +200,11 @@ class DecodeGraphs:
             recording.num_shared.copy_(num_shared)
         return recording.replay()
 
+    def close(self) -> None:
+        """Frees the recordings. It must come before the end of the sums in them: NCCL waits until they are freed."""
+        self._recordings.clear()
+        self._backend.close()
+
     def _find(self, sequences: Tensor, num_shared: Tensor | None) -> Recording | None:
         """Returns the recording of steps like this one, made if there is none yet; None if it cannot be made."""
         key = (sequences.shape[1], num_shared is not None)
@@ -184,14 +215,26 @@ class DecodeGraphs:
     def _record(self, sequences: Tensor, num_shared: Tensor | None) -> Recording | None:
         """Records a step that reads its arguments from copies, which later steps overwrite with their own arguments."""
         own, own_shared = sequences.clone(), None if num_shared is None else num_shared.clone()
+        step = functools.partial(self._run, own, own_shared)
+        if self._agree is not None:
+            # The sums of this step wait for all ranks, so an error in it must end the engine. A recording begins with
+            # the host waiting for the device, and so it must not begin before all ranks have queued their sums.
+            self._backend.warm_up(step)
+            self._agree(True)
+        replay, reason = None, "another rank could not record them"
         try:
-            return Recording(own, own_shared, self._backend.record(lambda: self._run(own, own_shared)))
+            if self._agree is None:
+                self._backend.warm_up(step)
+            replay = self._backend.record(step)
         except Exception as error:  # noqa: BLE001  # Memory may be short, or a library may call what cannot be recorded.
-            logger.warning(
-                "decode steps of %d sequences could not be recorded and are launched kernel by kernel, which takes the "
-                "host longer: %s: %s",
-                sequences.shape[1],
-                type(error).__name__,
-                error,
-            )
-            return None
+            reason = f"{type(error).__name__}: {error}"
+        can_replay = replay is not None if self._agree is None else self._agree(replay is not None)
+        if replay is not None and can_replay:
+            return Recording(own, own_shared, replay)
+        logger.warning(
+            "decode steps of %d sequences could not be recorded and are launched kernel by kernel, which takes the "
+            "host longer: %s",
+            sequences.shape[1],
+            reason,
+        )
+        return None

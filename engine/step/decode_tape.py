@@ -80,6 +80,10 @@ class DecodeTape:
         recording.tape.run(num_seqs)
         return recording.hidden[:num_seqs]
 
+    def close(self) -> None:
+        """Frees the recordings."""
+        self._recordings.clear()
+
     def _record(self, shares: bool) -> Recording | None:
         """Records a decode step of the most sequences, with shared blocks if `shares`; None if that is not possible."""
         sequences = torch.zeros((4, self._max_num_seqs), dtype=torch.int32)

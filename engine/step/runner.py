@@ -33,6 +33,9 @@ class DecodeRecorder(Protocol):
     def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
         """Runs a decode step of the `sequences` and `num_shared` of a `SentPlan`, and returns its hidden states."""
 
+    def close(self) -> None:
+        """Frees the recordings; no step is run afterwards."""
+
 
 MakeRecorder = Callable[[Callable[[Tensor, Tensor | None], Tensor]], DecodeRecorder]
 """Makes a recorder from a function that runs a decode step."""
@@ -97,6 +100,12 @@ class ModelRunner:
         if self._head is None:
             return RunningStep()
         return self._head.finish(plan, hidden, sent)
+
+    def close(self) -> None:
+        """Frees the recordings of decode steps, which must come before the ranks close their connections."""
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
 
     def _forward(self, plan: StepPlan) -> tuple[Tensor, SentPlan]:
         """Sends the plan and runs the model, if possible from a recording; returns hidden states and the sent plan."""

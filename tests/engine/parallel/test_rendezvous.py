@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.distributed import AllreduceOptions, HashStore, PrefixStore, ReduceOp
+from torch.distributed.distributed_c10d import AllgatherOptions
 
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import LLMEngine
@@ -14,7 +18,7 @@ from millrace.engine.errors import CheckpointError, EngineDeadError
 from millrace.engine.executor.worker import run_worker
 from millrace.engine.parallel.collectives import GroupCollectives
 from millrace.engine.parallel.context import ParallelContext
-from millrace.engine.parallel.process_groups import GroupLink
+from millrace.engine.parallel.process_groups import GroupLink, make_group
 from millrace.engine.parallel.rendezvous import Rendezvous, Team, join
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
@@ -126,3 +130,52 @@ def test_the_end_of_a_team_aborts_sums_and_transfers_that_wait_for_a_dead_rank()
     place = ParallelContext(2, 0, 2, 0, tensor=GroupCollectives(sums, 2), stages=GroupLink(transfers, 0))
     Team(place, [], num_on_host=4).close()
     assert sums.is_aborted and transfers.is_aborted
+
+
+class StreamGroup:
+    """A process group as NCCL's is with `asyncOp=False`: it works on the current stream and returns nothing."""
+
+    def __init__(self) -> None:
+        self.gathered_into: list[torch.Tensor] = []
+
+    def allreduce(self, tensors: list[torch.Tensor], options: AllreduceOptions) -> None:
+        assert options.asyncOp is False and options.reduceOp == ReduceOp.SUM
+        tensors[0].mul_(2)
+
+    def _allgather_base(self, output: torch.Tensor, part: torch.Tensor, options: AllgatherOptions) -> None:
+        assert options.asyncOp is False
+        self.gathered_into.append(output)
+        output.copy_(part.repeat(2))
+
+
+def test_sums_are_queued_on_the_current_stream_and_parts_gathered_into_one_tensor() -> None:
+    group = StreamGroup()
+    collectives = GroupCollectives(group, 2)
+    assert collectives.all_reduce(torch.ones(3)).tolist() == [2, 2, 2]
+    gathered = collectives.all_gather(torch.ones(1, 3))
+    assert gathered.shape == (2, 1, 3) and gathered.data_ptr() == group.gathered_into[0].data_ptr()
+
+
+def test_sums_and_gathered_parts_over_gloo() -> None:
+    store = HashStore()
+
+    def compute(rank: int) -> tuple[list[float], list[list[float]]]:
+        collectives = GroupCollectives(make_group(PrefixStore("sums", store), rank, 2, "cpu", "127.0.0.1"), 2)
+        part = torch.arange(6.0).view(2, 3)[:, rank : rank + 2]
+        return collectives.all_reduce(torch.tensor([1.0, rank])).tolist(), collectives.all_gather(part).tolist()
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(compute, (0, 1)))
+    assert results == [([2, 1], [[[0, 1], [3, 4]], [[1, 2], [4, 5]]])] * 2
+
+
+def test_recordings_are_freed_before_the_sums_in_them_end(config: EngineConfig) -> None:
+    rendezvous, log = Rendezvous.open(), []
+    rank = RankThread(config, 1, rendezvous.address)
+    engine = LLMEngine.from_config(config, rendezvous)
+    runner, team = engine.executor._runner, engine.executor._team
+    runner._recorder = SimpleNamespace(close=lambda: log.append("recordings"))
+    object.__setattr__(team.parallel, "tensor", SimpleNamespace(close=lambda: log.append("sums")))
+    engine.close()
+    rank.join()
+    assert log == ["recordings", "sums"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -16,11 +18,20 @@ from torch import Tensor
 
 from fake_device import CallAgain
 from millrace.engine.batch import ForwardBatch, KVCache
+from millrace.engine.config import EngineConfig
+from millrace.engine.device import Device
+from millrace.engine.errors import EngineDeadError
 from millrace.engine.kv_cache import shared_prefix
 from millrace.engine.llm import LLM
+from millrace.engine.loading.load import _choose_recorder
+from millrace.engine.parallel.context import ParallelContext
+from millrace.engine.parallel.star import Star
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes, without_garbage_collection
+from millrace.engine.tasks.generate import Generate
+from ranks import connected_channels
 
+CPU = torch.device("cpu")
 MAX_NUM_SEQS = 11
 
 
@@ -172,6 +183,76 @@ def test_a_size_that_cannot_be_recorded_is_launched_and_loses_no_request(llm, ca
     assert len(said) == 2 and "out of memory" in said[0]
 
 
+class OfRank(CallAgain):
+    """A recorder of a rank, which fails for some sizes, before or in the recording, and notes what it does."""
+
+    def __init__(self, unrecordable: tuple[int, ...] = (), failing: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self._unrecordable, self._failing = unrecordable, failing
+
+    def warm_up(self, function: Callable[[], Tensor]) -> None:
+        size = function().shape[1]
+        if size in self._failing:
+            raise RuntimeError("CUDA error: out of memory")
+        self.calls.append(f"run {size}")
+
+    def record(self, function: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        size = function().shape[1]
+        if size in self._unrecordable:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        self.calls.append(f"record {size}")
+        return lambda: function() + 1
+
+
+def record_on_two_ranks(backends: tuple[OfRank, OfRank]) -> list[DecodeGraphs | Exception]:
+    """Records steps of sizes 2 and 4 on two ranks, each a thread; a rank that fails closes its connection."""
+    channels = connected_channels()
+
+    def record(rank: int) -> DecodeGraphs | Exception:
+        place = replace(ParallelContext.of_rank(rank, 2, 1), world=Star([channels[rank]], rank))
+        graphs = DecodeGraphs(lambda sequences, _: sequences.clone(), [2, 4], backends[rank], place.agree)
+        try:
+            graphs.record_all(CPU, with_shared=False)
+        except Exception as error:  # noqa: BLE001  # The tests look at it.
+            channels[rank].close()
+            return error
+        return graphs
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(record, (0, 1)))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_launch_a_size_that_one_cannot_record(rank, caplog):
+    backends = OfRank(unrecordable=(4,) if rank == 0 else ()), OfRank(unrecordable=(4,) if rank == 1 else ())
+    graphs = record_on_two_ranks(backends)
+    for one in graphs:
+        assert isinstance(one, DecodeGraphs)
+        assert [int(one.run(torch.zeros((4, size), dtype=torch.int32), None).sum()) for size in (4, 2)] == [0, 8]
+    reasons = [record.getMessage().rpartition(": ")[2] for record in caplog.records]
+    assert sorted(reasons) == ["another rank could not record them", "operation not permitted when stream is capturing"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_rank_records_while_another_has_not_come_to_its_sums(rank):
+    backends = OfRank(failing=(4,) if rank == 0 else ()), OfRank(failing=(4,) if rank == 1 else ())
+    errors = record_on_two_ranks(backends)
+    assert str(errors[rank]) == "CUDA error: out of memory"
+    assert isinstance(errors[1 - rank], EngineDeadError), "the other rank does not wait for it"
+    assert backends[1 - rank].calls == ["run 4"]
+
+
+@pytest.mark.parametrize(("tp_size", "pp_size", "records"), [(1, 1, True), (2, 1, True), (1, 2, False), (2, 2, False)])
+def test_ranks_that_share_layers_record_and_pp_stages_do_not(tp_size, pp_size, records):
+    config = EngineConfig(model="nowhere", max_num_seqs=4)
+    gpu = Device(torch.device("cuda"), max_num_batched_tokens=64, overlap_depth=1)
+    place = ParallelContext.of_rank(0, tp_size, pp_size)
+    make, num_graphs = _choose_recorder(config, gpu, Generate.create(config, None), place)
+    assert ((make is not None), num_graphs) == ((True, 2 * len(graph_sizes(4))) if records else (False, 0))
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_garbage_is_not_collected_inside_a_recording(fails):
     with contextlib.suppress(KeyError), without_garbage_collection():
@@ -185,7 +266,10 @@ def test_garbage_is_not_collected_inside_a_recording(fails):
 def test_a_cuda_graph_repeats_on_what_its_input_holds_now():
     x = torch.zeros(4, device="cuda")
     graphs = CudaGraphs()
-    double, square = graphs.record(lambda: x * 2), graphs.record(lambda: x * x)
+    functions = (lambda: x * 2), (lambda: x * x)
+    for function in functions:
+        graphs.warm_up(function)
+    double, square = map(graphs.record, functions)
     for value in (1.0, 3.0):
         x.fill_(value)
         assert double().tolist() == [2 * value] * 4
