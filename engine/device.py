@@ -238,10 +238,11 @@ class HostCopies:
 
     Args:
         device: Device of the results.
+        are_read: Whether anything reads the results on this rank; if not, nothing is copied.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    def __init__(self, device: torch.device, *, are_read: bool = True) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" and are_read else None
 
     def start(self, *tensors: Tensor) -> HostCopy:
         """Starts a copy of tensors to the host, which runs after the work that is queued so far."""

@@ -93,8 +93,9 @@ class DistributedExecutor:
         self._team = team
         self.processes = processes
         self._has_stages = team.parallel.pp_size > 1
-        reporting = (team.parallel.pp_size - 1) * team.parallel.tp_size
-        self._reporting = team.channels[reporting - 1] if reporting else None
+        # The first rank of the last pp stage also reports the results. It is rank 0 if there is one stage.
+        self._first_drawing = (team.parallel.pp_size - 1) * team.parallel.tp_size
+        self._reporting = team.channels[self._first_drawing - 1] if self._first_drawing else None
         self._unread: deque[TeamStep] = deque()
         self._error: EngineDeadError | None = None
 
@@ -163,9 +164,12 @@ class DistributedExecutor:
         assert self._runner is not None, "the executor is closed"
         if self._has_stages:
             plan.new_tokens = known_tokens(plan)
-        message = STEP + encode_plan(plan)
-        for channel in self._team.channels:
-            channel.send(message)
+        message = unmasked = STEP + encode_plan(plan)
+        if self._has_stages and plan.token_masks is not None:
+            # The masks of a step are megabytes, and only the last pp stage draws.
+            unmasked = STEP + encode_plan(plan, with_masks=False)
+        for rank, channel in enumerate(self._team.channels, start=1):
+            channel.send(message if rank >= self._first_drawing else unmasked)
         local = self._runner.execute(plan)
         if not self._has_stages:
             return TeamStep(self, local)

@@ -28,9 +28,9 @@ _DEFAULTS = {item.name: item.default for item in fields(SamplingParams) if item.
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def encode_plan(plan: StepPlan) -> bytes:
-    """Returns a plan as bytes, which `decode_plan` reads."""
-    masks = plan.token_masks
+def encode_plan(plan: StepPlan, *, with_masks: bool = True) -> bytes:
+    """Returns a plan as bytes, which `decode_plan` reads; without token masks for a rank that draws no tokens."""
+    masks = plan.token_masks if with_masks else None
     return encode(
         [
             array("i", [*plan.rows, *plan.starts, *plan.counts, *plan.samples]),

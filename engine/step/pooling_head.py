@@ -33,7 +33,7 @@ class PoolingHead(ABC):
 
     def __init__(self, model: Decoder, tables: Tables) -> None:
         self._model = model
-        self._host_copies = HostCopies(tables.tokens.device)
+        self._host_copies = HostCopies(tables.tokens.device, are_read=model.parallel.reports)
 
     def enter(self, new_rows: Sequence[NewRow]) -> None:  # noqa: B027  # Most heads store nothing.
         """Does nothing: the host applies the pooling parameters to the vectors (`Pooler`)."""

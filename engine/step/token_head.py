@@ -34,7 +34,7 @@ class TokenHead:
         self._model = model
         self._tables = tables
         self._sampler = Sampler(len(tables.tokens), device)
-        self._host_copies = HostCopies(device)
+        self._host_copies = HostCopies(device, are_read=model.parallel.reports)
         self._prompt_logprobs: dict[int, tuple[int, int]] = {}
 
     def enter(self, new_rows: abc.Sequence[NewRow]) -> None:

@@ -22,7 +22,11 @@ from millrace.engine.loading import load as loading
 from millrace.engine.loading.capacity import Reserve, plan_capacity
 from millrace.engine.loading.memory_profile import run_largest_step
 from millrace.engine.models import ModelOptions
+from millrace.engine.parallel.context import ParallelContext
+from millrace.engine.step import token_head
+from millrace.engine.step.pooling_head import LastTokenHead
 from millrace.engine.step.tables import Tables
+from millrace.engine.step.token_head import TokenHead
 from millrace.engine.step_plan import NewRow, StepPlan
 from millrace.engine.tasks.generate import Generate
 
@@ -143,6 +147,23 @@ def test_host_copies_give_arrays():
     copy = HostCopies(CPU).start(torch.tensor([1, 2]), torch.tensor([0.5]))
     ids, numbers = copy.wait()
     assert ids.tolist() == [1, 2] and numbers.dtype == np.float32
+
+
+class Tokens(SimpleNamespace):
+    """The table of tokens on a GPU that this machine does not have."""
+
+    def __len__(self) -> int:
+        return 4
+
+
+@pytest.mark.parametrize("head", [TokenHead, LastTokenHead])
+def test_a_rank_whose_results_nobody_reads_copies_nothing_to_the_host(head, monkeypatch):
+    monkeypatch.setattr(token_head, "Sampler", lambda *_: None)
+    model = SimpleNamespace(parallel=ParallelContext.of_rank(1, 2, 1))
+    tables = SimpleNamespace(tokens=Tokens(device=torch.device("cuda")))
+    source = torch.ones(2)
+    copy = head(model, tables)._host_copies.start(source)
+    assert copy.tensors == (source,) and copy.is_ready()
 
 
 @pytest.mark.parametrize("values", [[1, 2], [[1, 2], [3, 4]], [], np.array([3, 4])])
