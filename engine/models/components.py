@@ -121,8 +121,16 @@ class Components:
 
     def final_norm(self) -> Norm:
         """Makes the norm after the last layer; if the model has none, a module that only adds the residual."""
-        sums = self._spec.norm_placement == "before"
-        return self._norm(sums=sums) if self._spec.final_norm else NoNorm(reduce=self._reduce(sums=sums))
+        return self._norm(sums=self._ends_in_addends) if self._spec.final_norm else self.stage_total()
+
+    def stage_total(self) -> NoNorm:
+        """Makes the module that adds up what the last layer of a pp stage returns."""
+        return NoNorm(reduce=self._reduce(sums=self._ends_in_addends))
+
+    @property
+    def _ends_in_addends(self) -> bool:
+        """Whether a layer returns one addend of its result on each rank: only a network with no norm after it does."""
+        return self._spec.norm_placement == "before"
 
     def _norm(self, *, sums: bool) -> Norm:
         """Makes a norm of the residual stream, which first sums its input over the ranks if `sums` is true."""
@@ -164,8 +172,13 @@ class Components:
         spec = self._spec
         return self.linears.make_linear("score", spec.embedding_size, spec.num_labels, bias=False)
 
-    def block(self, layer_idx: int) -> PreNormBlock | PostNormBlock | SandwichBlock:
-        """Makes the decoder layer of this index: attention, feed-forward network and the norms around them."""
+    def block(self, layer_idx: int, *, is_first: bool) -> PreNormBlock | PostNormBlock | SandwichBlock:
+        """Makes the decoder layer of this index: attention, feed-forward network and the norms around them.
+
+        Args:
+            layer_idx: Index of the layer in the model.
+            is_first: Whether it is the first layer of a pp stage, whose input is complete on every rank.
+        """
         attention, mlp = self._attention(layer_idx), self._mlp(layer_idx)
         if self._spec.norm_placement == "after":
             return PostNormBlock(attention, mlp, self._norm(sums=True), self._norm(sums=True))
@@ -178,9 +191,8 @@ class Components:
                 mlp_norm=self._norm(sums=False),
                 mlp_out_norm=self._norm(sums=True),
             )
-        # The first layer follows the embedding, which is complete on every rank. The other layers follow a feed-forward
-        # network, of whose result every rank has one addend.
-        return PreNormBlock(attention, mlp, self._norm(sums=layer_idx > 0), self._norm(sums=True))
+        # The other layers follow a feed-forward network, of whose result every rank has one addend.
+        return PreNormBlock(attention, mlp, self._norm(sums=not is_first), self._norm(sums=True))
 
     def _attention(self, layer_idx: int) -> Attention:
         spec, parallel = self._spec, self._parallel

@@ -56,9 +56,13 @@ class Decoder(nn.Module):
             self.positions = make.positions()
         own = stage_layers(spec, parallel.pp_size)[parallel.pp_rank]
         # Every layer keeps its number, and therefore its name in the checkpoint. Layers of other pp stages are empty.
-        self.layers = nn.ModuleList(make.block(i) if i in own else nn.Identity() for i in range(spec.num_layers))
+        self.layers = nn.ModuleList(
+            make.block(i, is_first=i == own[0]) if i in own else nn.Identity() for i in range(spec.num_layers)
+        )
         self._own_layers = [(self.layers[i], pair) for i, pair in cache_pairs(spec, own).items()]
-        if self._is_last:
+        if not self._is_last:
+            self.total = make.stage_total()
+        else:
             self.norm = make.final_norm()
             self.project_out = make.projection("project_out", spec.hidden_size, spec.embedding_size)
             if makes_logits:
@@ -85,10 +89,8 @@ class Decoder(nn.Module):
             The last hidden states, `[num_tokens, embedding_size]` (only OPT-350m has `embedding_size != hidden_size`).
             A pp stage that is not the last sends its hidden states to the next one, and its result must not be used.
         """
-        if self._is_first:
-            hidden, residual = self._embed(batch), None
-        else:
-            hidden, residual = self._receive(len(batch.token_ids))
+        hidden = self._embed(batch) if self._is_first else self._receive(len(batch.token_ids))
+        residual = None
         for layer, pair in self._own_layers:
             hidden, residual = layer(hidden, residual, batch, *kv_cache[pair])
         if not self._is_last:
@@ -132,15 +134,14 @@ class Decoder(nn.Module):
         return self.positions(self.project_in(embeddings), batch.positions)
 
     def _send(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
+        """Sends the residual stream to the next pp stage; its first norm would have begun with the same sum."""
         stages = self.parallel.stages
         assert stages is not None
-        stages.send(hidden if residual is None else torch.stack((hidden, residual)))
-        return hidden
+        total, _ = self.total(hidden, residual)
+        stages.send(total)
+        return total
 
-    def _receive(self, num_tokens: int) -> tuple[Tensor, Tensor | None]:
-        stages, shape = self.parallel.stages, (num_tokens, self.spec.hidden_size)
+    def _receive(self, num_tokens: int) -> Tensor:
+        stages = self.parallel.stages
         assert stages is not None
-        if self.spec.norm_placement == "after":  # Layers of this kind return no residual.
-            return stages.receive(shape, self._dtype, self._device), None
-        hidden, residual = stages.receive((2, *shape), self._dtype, self._device)
-        return hidden, residual
+        return stages.receive((num_tokens, self.spec.hidden_size), self._dtype, self._device)

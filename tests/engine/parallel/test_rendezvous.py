@@ -20,6 +20,7 @@ from millrace.engine.parallel.collectives import GroupCollectives
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.parallel.process_groups import GroupLink, make_group
 from millrace.engine.parallel.rendezvous import Rendezvous, Team, join
+from millrace.engine.parallel.stage_link import ChannelLink
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 
@@ -69,6 +70,32 @@ def test_ranks_come_to_an_address_and_leave_when_the_engine_is_closed(config: En
     engine.close()
     rank.join()
     assert rank.error is None
+
+
+@pytest.mark.parametrize("family", ["llama", "opt", "gemma2", "opt-350m"])
+def test_pp_stages_pass_one_tensor_on_and_change_no_bit(family: str, tiny_model, monkeypatch) -> None:
+    sent = []
+    send = ChannelLink.send
+    monkeypatch.setattr(
+        ChannelLink, "send", lambda link, tensor: (sent.append(tuple(tensor.shape)), send(link, tensor))
+    )
+    one = EngineConfig(
+        model=str(tiny_model(family)), dtype="bfloat16", device="cpu", max_num_seqs=4, enforce_eager=True, num_threads=1
+    )
+    logprobs = []
+    for config in (one, replace(one, pipeline_parallel_size=2)):
+        rendezvous = Rendezvous.open() if config.num_ranks > 1 else None
+        rank = RankThread(config, 1, rendezvous.address) if rendezvous else None
+        engine = LLMEngine.from_config(config, rendezvous)
+        engine.add_request(GenerateRequest("a", None, [5, 6, 7], replace(PARAMS, logprobs=3, prompt_logprobs=3)))
+        while not (outputs := engine.step()):
+            pass
+        logprobs.append((outputs[0].prompt_logprobs, outputs[0].outputs[0].logprobs))
+        engine.close()
+        if rank is not None:
+            rank.join()
+    assert logprobs[0] == logprobs[1]
+    assert [shape[0] for shape in sent] == [3, 1, 1, 1] and all(len(shape) == 2 for shape in sent)
 
 
 def test_the_end_of_rank_0_ends_the_others(config: EngineConfig) -> None:
