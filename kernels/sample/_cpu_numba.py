@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .._numba import Array, Scalar, bits_from_float, float_from_bits, jit
@@ -39,30 +40,43 @@ def sample_numba(
     """Runs `sample` row by row."""
     peaks, ids = logits.max(-1)
     ids.masked_fill_(~peaks.isfinite(), -1)
-    rows = ((temperature > 0) & (ids >= 0)).nonzero().flatten()
-    arguments = (
-        rows.numpy(),
-        logits.numpy(),
-        peaks.numpy(),
-        temperature.numpy(),
-        top_k.numpy(),
-        top_p.numpy(),
-        log_min_p(min_p).numpy(),
-        seeds.numpy(),
-        positions.numpy(),
-        ids.numpy(),
-    )
+    filters = (temperature, top_k, top_p, log_min_p(min_p))
+    draw_rows(logits, 0, peaks, filters, (seeds, positions), (torch.empty_like(peaks), ids))
+    return ids
+
+
+def draw_rows(
+    logits: Tensor,
+    first_id: int,
+    peaks: Tensor,
+    filters: tuple[Tensor, Tensor, Tensor, Tensor],
+    draws: tuple[Tensor, Tensor],
+    results: tuple[Tensor, Tensor],
+) -> None:
+    """Draws a token for each row with a temperature above 0 and a finite peak.
+
+    Args:
+        logits: `[num_rows, num_columns]` float32.
+        first_id: Token id of the first column.
+        peaks: `[num_rows]` float32, the largest logit of each row.
+        filters: temperature, top_k, top_p and the result of `log_min_p`, `[num_rows]` each.
+        draws: seeds and positions, `[num_rows]` each.
+        results: `[num_rows]` float32 and int64, to which the scores and the ids of the drawn tokens are written.
+    """
+    rows = ((filters[0] > 0) & peaks.isfinite()).nonzero().flatten()
+    tensors = (rows, logits, peaks, *filters, *draws, *results)
+    arguments = (first_id, *(tensor.numpy() for tensor in tensors))
     if len(rows) * logits.shape[-1] < _MIN_PARALLEL_TOKENS:
         _draw(0, len(rows), *arguments)
     else:
         team.run(_draw, len(rows), *arguments)
-    return ids
 
 
 @jit()
 def _draw(
     first: int,
     last: int,
+    first_id: int,
     rows: Array,
     logits: Array,
     peaks: Array,
@@ -72,9 +86,10 @@ def _draw(
     lowest: Array,
     seeds: Array,
     positions: Array,
+    scores: Array,
     ids: Array,
 ) -> None:
-    """Draws a token for each of `rows[first:last]` and writes it to `ids[row]`; `lowest` is from `log_min_p`."""
+    """Writes the score and the id of the token that each of `rows[first:last]` draws; `lowest` is from `log_min_p`."""
     vocab_size = logits.shape[1]
     scaled, candidates = np.empty(vocab_size, np.float32), np.empty(vocab_size, np.float32)
     for row in rows[first:last]:
@@ -91,9 +106,10 @@ def _draw(
         key = _row_key(np.uint64(seeds[row]), np.uint64(positions[row]))
         key_low, key_high = np.uint32(key & np.uint64(0xFFFFFFFF)), np.uint32(key >> np.uint64(32))
         if threshold == -np.inf:
-            ids[row] = _argmax(scaled, key_low, key_high)
+            scores[row], winner = _argmax(scaled, first_id, key_low, key_high)
         else:
-            ids[row] = _argmax_kept(scaled, threshold, key_low, key_high)
+            scores[row], winner = _argmax_kept(scaled, first_id, threshold, key_low, key_high)
+        ids[row] = winner
 
 
 @jit()
@@ -175,30 +191,32 @@ def _mass(s: Scalar) -> Scalar:
 
 
 @jit()
-def _argmax(scaled: Array, key_low: Scalar, key_high: Scalar) -> int:
-    """Returns the token with the largest score, which is its scaled logit plus its Gumbel noise."""
+def _argmax(scaled: Array, first_id: int, key_low: Scalar, key_high: Scalar) -> tuple[Scalar, int]:
+    """Returns the largest score, which is a scaled logit plus Gumbel noise, and the id of the token that has it."""
     scores = np.empty(_TILE, np.float32)
-    best, winner = np.float32(-np.inf), 0
+    best, winner = np.float32(-np.inf), first_id
     for start in range(0, len(scaled), _TILE):
         length = min(_TILE, len(scaled) - start)
         for i in range(length):
-            scores[i] = scaled[start + i] + _gumbel(np.uint32(start + i), key_low, key_high)
+            scores[i] = scaled[start + i] + _gumbel(np.uint32(first_id + start + i), key_low, key_high)
         for i in range(length):
             if scores[i] > best:
-                best, winner = scores[i], start + i
-    return winner
+                best, winner = scores[i], first_id + start + i
+    return best, winner
 
 
 @jit()
-def _argmax_kept(scaled: Array, threshold: Scalar, key_low: Scalar, key_high: Scalar) -> int:
-    """Returns the token with the largest score (see `_argmax`) among those with a scaled logit >= threshold."""
-    best, winner = np.float32(-np.inf), 0
+def _argmax_kept(
+    scaled: Array, first_id: int, threshold: Scalar, key_low: Scalar, key_high: Scalar
+) -> tuple[Scalar, int]:
+    """Returns the largest score (see `_argmax`) of the tokens with a scaled logit >= threshold, and its token."""
+    best, winner = np.float32(-np.inf), first_id
     for token in range(len(scaled)):
         if scaled[token] >= threshold:
-            score = scaled[token] + _gumbel(np.uint32(token), key_low, key_high)
+            score = scaled[token] + _gumbel(np.uint32(first_id + token), key_low, key_high)
             if score > best:
-                best, winner = score, token
-    return winner
+                best, winner = score, first_id + token
+    return best, winner
 
 
 # The functions below repeat exact.py operation by operation, without fastmath, which would change bits.

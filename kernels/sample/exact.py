@@ -18,6 +18,12 @@ LN2_HIGH, LN2_LOW = 0.693145751953125, 1.4286068203094172e-06
 GOLDEN_32, GOLDEN_64 = 0x9E3779B9, 0x9E3779B97F4A7C15
 """2^32 and 2^64 divided by the golden ratio. They are odd, and their multiples are spread evenly."""
 
+SMALLEST_NOISE, LARGEST_NOISE = -2.8115408420562744, 22.873857498168945
+"""The ends of the range of `noise`: that of the largest number of `uniform`, 1 - 2^-24, and of the smallest, 2^-33."""
+
+MARGIN = 1.001
+"""Factor on the bound of `may_win`, much more than the rounding errors of both sides, which are below 1 + 2e-5."""
+
 _MASK_32 = 0xFFFFFFFF
 
 
@@ -48,24 +54,45 @@ def log32(x: Tensor) -> Tensor:
     return n * LN2_HIGH + (n * LN2_LOW + z * series * 2)
 
 
-def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
-    """Returns the Gumbel noise of every token at a position of a seed, `[num_rows, vocab_size]` float32.
+def gumbel(seeds: Tensor, positions: Tensor, num_tokens: int, first_id: int = 0) -> Tensor:
+    """Returns the Gumbel noise of tokens at a position of a seed, `[num_rows, num_tokens]` float32.
 
     The noise is -log(-log(1 - v)) for v uniform in (0, 1) from 32 random bits. The largest noise, which decides a draw,
     comes from the smallest v, where float32 has the finest resolution.
     """
-    bits = random_bits(seeds, positions, vocab_size)
-    v = ((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
+    return noise(uniform(random_bits(seeds, positions, num_tokens, first_id)))
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """Returns numbers in (0, 1), float32, for 32 random bits each, int64."""
+    return ((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
+
+
+def noise(v: Tensor) -> Tensor:
+    """Returns -log(-log(1 - v)) for float32 numbers of `uniform`."""
     rest = 1 - v
     # -log(1 - v), although 1 - v has been rounded: the rounding error cancels in v / (1 - rest).
     exponential = torch.where(rest == 1, v, -log32(rest) * (v / (1 - rest)))
     return -log32(exponential)
 
 
-def random_bits(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
-    """Returns 32 random bits for every token at a position of a seed, `[num_rows, vocab_size]` int64."""
+def may_win(v: Tensor, scaled: Tensor, best: Tensor) -> Tensor:
+    """Returns whether `scaled + noise(v)` may be at least `best`: false only if it is certainly less, bool.
+
+    The sum reaches `best` if -log(1 - v) <= exp(scaled - best), and v is less than -log(1 - v).
+
+    Args:
+        v: Numbers of `uniform`, float32.
+        scaled: Scaled logits, float32, at most 0.
+        best: Scores, float32, at least `SMALLEST_NOISE`.
+    """
+    return v <= torch.exp2((scaled - best) * math.log2(math.e)) * MARGIN
+
+
+def random_bits(seeds: Tensor, positions: Tensor, num_tokens: int, first_id: int = 0) -> Tensor:
+    """Returns 32 random bits for tokens at a position of a seed, `[num_rows, num_tokens]` int64."""
     keys = row_keys(seeds, positions).unsqueeze(-1)
-    token_ids = torch.arange(vocab_size, device=seeds.device)
+    token_ids = torch.arange(first_id, first_id + num_tokens, device=seeds.device)
     hashed = _mix32((token_ids * GOLDEN_32 + keys) & _MASK_32)
     return _mix32(hashed ^ _shift(keys, 32))
 

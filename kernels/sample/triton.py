@@ -23,8 +23,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .._triton import Specialisation, Target, current_target, varying
+from .exact import LARGEST_NOISE, SMALLEST_NOISE
 from .op import log_min_p, sample
-from .triton_exact import gumbel, mass_of, row_key
+from .triton_exact import mass_of, may_win, noise, row_key, uniform
 
 TILE = 1024
 """The number of tokens that a program reads at once."""
@@ -43,7 +44,9 @@ OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 
 _PROGRAMS_PER_PROCESSOR = 4
 _INFINITY = tl.constexpr(0x7F800000)  # the bits of one
-_SIZES = ("vocab_size", "num_chunks")  # separate forms for 1 and for multiples of 16 would not be faster
+_SMALLEST_NOISE, _LARGEST_NOISE = tl.constexpr(SMALLEST_NOISE), tl.constexpr(LARGEST_NOISE)
+# Separate forms for 1 and for multiples of 16 would not be faster.
+_SIZES = ("vocab_size", "num_chunks", "num_peaks", "first_id")
 
 
 @sample.register("cuda")
@@ -72,7 +75,7 @@ def sample_triton(
     peak_kernel[by_chunk](*shape, peaks, best, TILE=TILE, **OPTIONS)
     limits = _find_limits(shape, (temperature, top_k, top_p, log_min_p(min_p)), peaks)
     draws = (temperature, seeds, positions, peaks, limits)
-    draw_kernel[by_chunk](*shape, *draws, scores, winners, MAX_CHUNKS=MAX_CHUNKS, TILE=TILE, **OPTIONS)
+    draw_kernel[by_chunk](*shape, num_chunks, 0, *draws, scores, winners, MAX_CHUNKS=MAX_CHUNKS, TILE=TILE, **OPTIONS)
     parts = (peaks, best, scores, winners)
     choose_kernel[(num_rows,)](num_chunks, temperature, *parts, ids, MAX_CHUNKS=MAX_CHUNKS, **OPTIONS)
     return ids
@@ -109,6 +112,7 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
     """Yields the only specialisation of each of the six kernels."""
     types = {
         "logits_ptr": "*fp32", "row_stride": "i32", "vocab_size": "i32", "num_chunks": "i32", "chunk_size": "i32",
+        "num_peaks": "i32", "first_id": "i32",
         "temperature_ptr": "*fp32", "top_k_ptr": "*i32", "top_p_ptr": "*fp32", "lowest_ptr": "*fp32",
         "seeds_ptr": "*i64", "positions_ptr": "*i64", "peaks_ptr": "*fp32", "best_ptr": "*i32",
         "amounts_ptr": "*fp32", "masses_ptr": "*i64", "candidates_ptr": "*fp32", "num_candidates_ptr": "*i32",
@@ -255,32 +259,44 @@ def search_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit(**varying(_SIZES, ["positions_ptr"]))
 def draw_kernel(  # type: ignore[no-untyped-def]
-    logits_ptr, row_stride, vocab_size, num_chunks, chunk_size,
+    logits_ptr, row_stride, vocab_size, num_chunks, chunk_size, num_peaks, first_id,
     temperature_ptr, seeds_ptr, positions_ptr, peaks_ptr, limits_ptr, scores_ptr, winners_ptr,
     MAX_CHUNKS: tl.constexpr, TILE: tl.constexpr,  # noqa: N803
 ):  # fmt: skip
-    """Finds the largest score (scaled logit plus noise) of the kept tokens of a chunk, and the lowest token with it."""
+    """Finds the largest score (scaled logit plus noise) of the kept tokens of a chunk, and the lowest token with it.
+
+    `best` is a score that the winner of the row reaches: the most likely token scores at least the smallest noise, and
+    later `best` is the largest score of this chunk so far. A tile in which no token may reach `best` is skipped, first
+    by its distances, then by its random bits. Few tiles are left, for which the noise is computed.
+
+    A row has `num_peaks` peaks to merge. `first_id` is the token id of the first column.
+    """
     row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    peak = _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS)
+    peak = _merge_peaks(peaks_ptr, row, num_peaks, MAX_CHUNKS)
     temperature = tl.load(temperature_ptr + row)
     if _is_drawn(peak, temperature):
         limit = tl.load(limits_ptr + row)
         key = row_key(tl.load(seeds_ptr + row), tl.load(positions_ptr + row))
         lanes = tl.arange(0, TILE)
+        best = tl.full([], _SMALLEST_NOISE, tl.float32)
         scores = tl.full([TILE], float("-inf"), tl.float32)
         tokens = tl.full([TILE], 0, tl.int32)
         for start in range(chunk * chunk_size, min((chunk + 1) * chunk_size, vocab_size), TILE):
             inside = start + lanes < vocab_size
             x = tl.load(logits_ptr + row * row_stride + start + lanes, mask=inside, other=float("-inf"))
-            is_kept = inside & (_distance(x, peak, temperature) <= limit)
-            if tl.max(is_kept.to(tl.int32)) > 0:
-                score = tl.div_rn(x - peak, temperature) + gumbel(start + lanes, key)
-                score = tl.where(is_kept, score, float("-inf"))
-                tokens = tl.where(score > scores, start + lanes, tokens)
-                scores = tl.maximum(score, scores)
+            scaled = tl.div_rn(x - peak, temperature)
+            is_kept = inside & (_bits(scaled) <= limit)
+            if _any(is_kept & (scaled + _LARGEST_NOISE >= best)):
+                v = uniform(first_id + start + lanes, key)
+                if _any(is_kept & may_win(v, scaled, best)):
+                    score = tl.where(is_kept, scaled + noise(v), float("-inf"))
+                    tokens = tl.where(score > scores, start + lanes, tokens)
+                    scores = tl.maximum(score, scores)
+                    best = tl.maximum(best, tl.max(score))
         score = tl.max(scores)
+        winner = first_id + tl.min(tl.where(scores == score, tokens, vocab_size))
         tl.store(scores_ptr + row * num_chunks + chunk, score)
-        tl.store(winners_ptr + row * num_chunks + chunk, tl.min(tl.where(scores == score, tokens, vocab_size)))
+        tl.store(winners_ptr + row * num_chunks + chunk, winner)
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -315,6 +331,11 @@ def _merge_peaks(peaks_ptr, row, num_chunks, MAX_CHUNKS: tl.constexpr):  # type:
 @triton.jit
 def _is_drawn(peak, temperature):  # type: ignore[no-untyped-def]
     return (temperature > 0) & (peak > float("-inf")) & (peak < float("inf"))
+
+
+@triton.jit
+def _any(is_true):  # type: ignore[no-untyped-def]
+    return tl.max(is_true.to(tl.int32)) > 0
 
 
 @triton.jit

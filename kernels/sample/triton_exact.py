@@ -6,15 +6,18 @@ launched with `enable_fp_fusion=False`. Divisions are `tl.div_rn`, because `/` i
 
 from __future__ import annotations
 
+import math
+
 import triton
 import triton.language as tl
 
-from .exact import GOLDEN_32, GOLDEN_64, LN2_HIGH, LN2_LOW
+from .exact import GOLDEN_32, GOLDEN_64, LN2_HIGH, LN2_LOW, MARGIN
 from .op import MASS_SCALE
 
 _GOLDEN_32, _GOLDEN_64 = tl.constexpr(GOLDEN_32), tl.constexpr(GOLDEN_64)
 _LN2_HIGH, _LN2_LOW = tl.constexpr(LN2_HIGH), tl.constexpr(LN2_LOW)
 _MASS_SCALE = tl.constexpr(MASS_SCALE)
+_MARGIN, _LOG2_E = tl.constexpr(MARGIN), tl.constexpr(math.log2(math.e))
 _UNIT, _BELOW_ONE = tl.constexpr(2.0**-32), tl.constexpr(1 - 2.0**-24)
 
 
@@ -54,14 +57,25 @@ def _log32(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def gumbel(token_ids, key):  # type: ignore[no-untyped-def]
-    """Returns the Gumbel noise of tokens, float32, for the uint64 key of their row (`row_key`)."""
+def uniform(token_ids, key):  # type: ignore[no-untyped-def]
+    """Returns the random numbers of tokens in (0, 1), float32, for the uint64 key of their row (`row_key`)."""
     low, high = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     bits = _mix32(_mix32(token_ids.to(tl.uint32) * _GOLDEN_32 + low) ^ high)
-    v = tl.minimum((bits.to(tl.float32) + 0.5) * _UNIT, _BELOW_ONE)
+    return tl.minimum((bits.to(tl.float32) + 0.5) * _UNIT, _BELOW_ONE)
+
+
+@triton.jit
+def noise(v):  # type: ignore[no-untyped-def]
+    """Returns the Gumbel noise of tokens, float32, for their numbers of `uniform`."""
     rest = 1.0 - v
     exact = -_log32(rest) * tl.div_rn(v, 1.0 - rest)
     return -_log32(tl.where(rest == 1.0, v, exact))
+
+
+@triton.jit
+def may_win(v, scaled, best):  # type: ignore[no-untyped-def]
+    """Returns whether `scaled + noise(v)` may be at least `best`. The margin allows for an approximate exp2."""
+    return v <= tl.exp2((scaled - best) * _LOG2_E) * _MARGIN
 
 
 @triton.jit

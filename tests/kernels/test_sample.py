@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millrace.kernels import sample
-from millrace.kernels.sample.exact import exp32, gumbel, log32, random_bits
+from millrace.kernels.sample.exact import (
+    LARGEST_NOISE,
+    SMALLEST_NOISE,
+    exp32,
+    gumbel,
+    log32,
+    may_win,
+    noise,
+    random_bits,
+    uniform,
+)
 
 
 def on_the_gpu(*arguments):
@@ -193,6 +204,51 @@ def test_the_noise_is_gumbels():
     assert abs(noise.var().item() - math.pi**2 / 6) < 0.02
     for level in (-1.0, 0.0, 2.0, 6.0):
         assert abs((noise < level).double().mean().item() - math.exp(-math.exp(-level))) < 0.005
+
+
+def bits_at_edges() -> Iterator[torch.Tensor]:
+    """Yields the random bits where `uniform` is extreme or changes its resolution, and many others."""
+    powers = torch.tensor([2**i for i in range(33)]).unsqueeze(-1)
+    yield (powers + torch.arange(-2000, 2000)).clamp(0, 2**32 - 1)
+    yield torch.arange(2**16)
+    yield torch.randint(0, 2**32, (2**18,), generator=torch.Generator().manual_seed(0))
+
+
+def all_bits() -> Iterator[torch.Tensor]:
+    """Yields bits that give every number that `uniform` can give: float32 has 24 significant bits."""
+    for start in range(0, 2**24, 2**21):
+        yield start + torch.arange(2**21)
+    for octave in range(24, 32):
+        for start in range(0, 2**23, 2**21):
+            yield 2**octave + 2 ** (octave - 23) * (start + torch.arange(2**21))
+    yield torch.tensor([2**32 - 1])
+
+
+@pytest.mark.parametrize("bits", [bits_at_edges, pytest.param(all_bits, marks=pytest.mark.soak)])
+def test_no_token_that_can_win_is_rejected_early(bits):
+    """The bounds are never below a score, for all random bits and for distances from 0 to beyond the span of noise."""
+    smallest, largest = math.inf, -math.inf
+    for part in bits():
+        v = uniform(part.flatten())
+        drawn = noise(v)
+        smallest, largest = min(smallest, drawn.min().item()), max(largest, drawn.max().item())
+        for distance in (0.0, 1e-30, 0.3, 2.0, 9.7, 20.0, 25.6):
+            scaled = torch.tensor(-distance)
+            score = scaled + drawn
+            is_possible = score >= SMALLEST_NOISE
+            assert may_win(v, scaled, score)[is_possible].all()
+            # A bound without the margin would hold too, up to the rounding errors.
+            assert may_win(v, scaled, score + 0.0009)[is_possible].all()
+    assert (smallest, largest) == (SMALLEST_NOISE, LARGEST_NOISE)
+
+
+def test_most_tokens_that_cannot_win_are_rejected_early():
+    v = uniform(torch.arange(0, 2**32, 2**12))
+    for best, scaled in ((0.0, -3.0), (5.0, 0.0), (SMALLEST_NOISE, -10.0), (10.0, -8.0)):
+        wins = scaled + noise(v) >= best
+        rejected = ~may_win(v, torch.tensor(scaled), torch.tensor(best))
+        assert not (wins & rejected).any()
+        assert (~wins & ~rejected).sum() < 0.002 * len(v) + 0.03 * wins.sum()
 
 
 def test_exp32_and_log32_are_accurate():
