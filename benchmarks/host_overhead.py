@@ -24,6 +24,7 @@ from millrace.engine.engine import LLMEngine
 from millrace.engine.executor.executor import Executor, InProcessExecutor
 from millrace.engine.inputs import PromptReader
 from millrace.engine.kv_cache import KVCacheManager
+from millrace.engine.parallel.context import SINGLE
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.scheduler import Scheduler
@@ -65,6 +66,7 @@ class NullModel:
     """A model that computes nothing, whose hidden states and logits are constant."""
 
     spec = SimpleNamespace(num_layers=1, windows=(0,), num_kv_heads=1, head_dim=1, vocab_size=VOCAB_SIZE)
+    parallel = SINGLE
 
     def __init__(self, max_num_tokens: int) -> None:
         self._hidden = torch.zeros(max_num_tokens, 1)

@@ -21,6 +21,7 @@ from .quantize_fp8 import quantize_fp8
 from .rms_norm import rms_norm
 from .rope_and_store import rope_and_store
 from .sample import sample
+from .sample_shard import sample_shard
 from .scaled_linear import scaled_linear
 from .silu_and_mul import silu_and_mul
 from .store_kv import store_kv
@@ -41,6 +42,7 @@ __all__ = [
     "rms_norm",
     "rope_and_store",
     "sample",
+    "sample_shard",
     "scaled_linear",
     "silu_and_mul",
     "store_kv",

@@ -30,6 +30,9 @@ class Decoder(nn.Module):
         device: Device of the weights. Their memory is not initialised: `fill_slots` fills it.
         options: The user's options for the model.
         parallel: The place of this rank among all ranks.
+
+    Attributes:
+        columns: The part of the vocabulary whose logits this rank computes.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Decoder(nn.Module):
         make = Components(spec, dtype, device, options, parallel)
         self.spec = spec
         self.parallel = parallel
+        self.columns = parallel.shard(spec.vocab_size)
         self._is_first, self._is_last = parallel.is_first_stage, parallel.is_last_stage
         self._dtype, self._device = dtype, device
         tied = None
@@ -107,7 +111,25 @@ class Decoder(nn.Module):
         Returns:
             `[num_rows, vocab_size]` float32; all ranks of the pp stage get the same bits.
         """
-        logits = self.softcap(self.lm_head.forward_float32(hidden))
+        return self.gather_logits(self.compute_own_logits(hidden))
+
+    def compute_own_logits(self, hidden: Tensor) -> Tensor:
+        """Computes this rank's columns of the logits of some tokens, in the last pp stage.
+
+        Args:
+            hidden: Rows of the result of `forward`, `[num_rows, embedding_size]`.
+
+        Returns:
+            `[num_rows, num_columns]` float32: the logits of the tokens of `columns`. All ranks have as many columns, so
+            the last ones may be behind the end of the vocabulary; these hold minus infinity.
+        """
+        logits: Tensor = self.softcap(self.lm_head.forward_float32(hidden))
+        if self.columns.length < self.columns.room:
+            logits[:, self.columns.length :] = -torch.inf
+        return logits
+
+    def gather_logits(self, logits: Tensor) -> Tensor:
+        """Joins the columns of all ranks (see `compute_own_logits`) to the result of `compute_logits`."""
         if self.parallel.tp_size == 1:
             return logits
         return self.parallel.all_gather(logits)[:, : self.spec.vocab_size].contiguous()

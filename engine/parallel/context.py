@@ -118,6 +118,22 @@ class ParallelContext:
             return tensor
         return self.tensor.all_gather(tensor).transpose(0, 1).flatten(1)
 
+    def best(self, values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the largest of the ranks' values and the id that belongs to it; of equal ones that of the first rank.
+
+        Args:
+            values: `[num_rows]` float32, a value of this rank for each row.
+            ids: `[num_rows]` int32, the ids of these values.
+
+        Returns:
+            Values `[num_rows]` float32 and ids `[num_rows]` int32. NaN counts as the largest value.
+        """
+        if self.tensor is None:
+            return values, ids
+        gathered = self.tensor.all_gather(torch.stack((values.view(torch.int32), ids)))
+        largest, rank = gathered[:, 0].view(torch.float32).max(0, keepdim=True)
+        return largest[0], gathered[:, 1].gather(0, rank)[0]
+
     def smallest(self, value: int) -> int:
         """Waits until each rank has called with its value, and returns the smallest of these values."""
         return value if self.world is None else self.world.smallest(value)

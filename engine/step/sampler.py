@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...kernels import greedy, sample, top_logprobs
+from ...kernels import greedy, sample, sample_shard, top_logprobs
 from ..device import to_device
+from ..parallel.context import ParallelContext
 from ..sampling_params import ALL_FORBIDDEN
 from ..sequence import Sequence
 from ..structured.token_masks import TokenMasks
@@ -54,6 +55,7 @@ class Sampler:
         self._edits = LogitEdits(max_num_seqs, device)
         self._num_logprobs: dict[int, int] = {}
         self._drawing_rows: set[int] = set()
+        self._filtering_rows: set[int] = set()
 
     def set_rows(self, rows: abc.Sequence[int], sequences: abc.Sequence[Sequence]) -> None:
         """Stores the sampling parameters of `sequences`, which enter the `rows` of the tables in the same order."""
@@ -71,10 +73,27 @@ class Sampler:
         for row, sequence in zip(rows, sequences, strict=True):
             self._num_logprobs.pop(row, None)
             self._drawing_rows.discard(row)
+            self._filtering_rows.discard(row)
             if sequence.params.temperature > 0:
                 self._drawing_rows.add(row)
+                if sequence.params.top_k > 0 or sequence.params.top_p < 1:
+                    self._filtering_rows.add(row)
             if sequence.params.logprobs is not None:
                 self._num_logprobs[row] = sequence.params.logprobs
+
+    def only_draws(self, rows: abc.Sequence[int], lengths: abc.Sequence[int], masks: TokenMasks | None) -> bool:
+        """Returns whether a step reads logits for nothing but the draw: no edits, token masks or log-probabilities.
+
+        Args:
+            rows: As in `draw`.
+            lengths: As in `draw`.
+            masks: As in `draw`.
+        """
+        return masks is None and self._num_logprobs.keys().isdisjoint(rows) and not self._edits.find(rows, lengths)
+
+    def filters(self, rows: abc.Sequence[int]) -> bool:
+        """Returns whether a sequence in one of the `rows` of the tables draws with top_k or top_p."""
+        return not self._filtering_rows.isdisjoint(rows)
 
     def draw(
         self,
@@ -112,6 +131,35 @@ class Sampler:
         if num_logprobs is None:
             return token_ids, None
         return token_ids, TopLogprobs(*top_logprobs(raw, token_ids.clamp(min=0), num_logprobs))
+
+    def draw_in_shards(
+        self, logits: Tensor, first_id: int, rows: abc.Sequence[int], placed: Tensor, parallel: ParallelContext
+    ) -> Tensor:
+        """Draws one token for each line of logits whose columns are divided among the ranks of a pp stage.
+
+        The ranks exchange two numbers of each line, the largest value and its token, and no logits. The tokens are the
+        same as those of `draw`, for sequences that only draw (`only_draws`) and do not filter (`filters`).
+
+        Args:
+            logits: `[num_lines, num_columns]` float32, this rank's columns.
+            first_id: Token id of the first column.
+            rows: As in `draw`.
+            placed: As in `draw`.
+            parallel: The place of this rank among all ranks.
+
+        Returns:
+            Token ids `[num_lines]` int64, as in `draw`.
+        """
+        own_peaks, columns = logits.max(-1)
+        peaks, token_ids = parallel.best(own_peaks, columns.int() + first_id)
+        token_ids = torch.where(peaks.isfinite(), token_ids, -1)
+        if not self._drawing_rows.isdisjoint(rows):
+            index, positions = placed.long().unbind()
+            temperature = self._temperature[index]
+            draws = (temperature, self._min_p[index], self._seeds[index], positions)
+            _, drawn = parallel.best(*sample_shard(logits, first_id, peaks, *draws))
+            token_ids = torch.where(temperature > 0, drawn, token_ids)
+        return token_ids.long()
 
     def _sample(self, logits: Tensor, placed: Tensor) -> Tensor:
         """Draws a token for each line of logits with the stored temperature, top_k, top_p, min_p and seed."""

@@ -11,6 +11,7 @@ from ...kernels import top_logprobs
 from ..device import HostCopies, HostCopy
 from ..models.decoder import Decoder
 from ..step_plan import NewRow, StepPlan
+from ..structured.token_masks import TokenMasks
 from .head import RunningStep
 from .sampler import Sampler, TopLogprobs
 from .tables import SentPlan, Tables
@@ -55,15 +56,32 @@ class TokenHead:
         num_seqs = len(plan.rows)
         is_decode = plan.num_tokens == num_seqs and all(plan.samples)
         last = hidden[:num_seqs] if is_decode else hidden[sent.sampled[0]]
-        logits = self._model.compute_logits(last)
         ends = zip(plan.rows, plan.starts, plan.counts, plan.samples, strict=True)
         rows, lengths = zip(*((row, start + count) for row, start, count, samples in ends if samples), strict=True)
-        token_ids, logprobs = self._sampler.draw(
-            logits, rows, lengths, sent.sampled[1:], self._tables.tokens, plan.token_masks
-        )
+        token_ids, logprobs = self._draw(last, rows, lengths, sent.sampled[1:], plan.token_masks)
         self._tables.append(sent.sampled, token_ids)
         logprobs_copy = None if logprobs is None else self._copy(logprobs)
         return RunningStep(self._host_copies.start(token_ids), logprobs_copy, prompt_logprobs)
+
+    def _draw(
+        self,
+        hidden: Tensor,
+        rows: abc.Sequence[int],
+        lengths: abc.Sequence[int],
+        placed: Tensor,
+        masks: TokenMasks | None,
+    ) -> tuple[Tensor, TopLogprobs | None]:
+        """Returns the results of `Sampler.draw` for the hidden states of some lines.
+
+        With tensor parallelism, every rank draws from its own columns of the logits where it can. Whole rows are
+        gathered if a sequence of the step asks for an edit, a token mask or log-probabilities, which are computed for
+        whole rows, or for top_k or top_p, whose limit depends on all columns.
+        """
+        model, sampler = self._model, self._sampler
+        if model.parallel.tp_size > 1 and sampler.only_draws(rows, lengths, masks) and not sampler.filters(rows):
+            logits = model.compute_own_logits(hidden)
+            return sampler.draw_in_shards(logits, model.columns.start, rows, placed, model.parallel), None
+        return sampler.draw(model.compute_logits(hidden), rows, lengths, placed, self._tables.tokens, masks)
 
     def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> dict[int, HostCopy]:
         """Returns the log-probabilities of prompt tokens by index in the plan, for the sequences that ask for them."""

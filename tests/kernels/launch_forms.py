@@ -26,7 +26,16 @@ from millrace.kernels._triton import TARGETS, Specialisation
 
 BLOCK_SIZE, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, VOCAB_SIZE, HIDDEN = 16, 128, 16, 8, 1024, 2048
 MAX_NUM_SEQS, MAX_MODEL_LEN = 1024, 4096
-OPS = ("gather_batch", "rope_and_store", "store_kv", "paged_attention", "rms_norm", "sample", "top_logprobs")
+OPS = (
+    "gather_batch",
+    "rope_and_store",
+    "store_kv",
+    "paged_attention",
+    "rms_norm",
+    "sample",
+    "sample_shard",
+    "top_logprobs",
+)
 Launch = tuple[Any, dict[str, Any]]
 
 
@@ -102,6 +111,7 @@ def launch_draw(num_lines: int) -> None:
     settings = [torch.empty(MAX_NUM_SEQS, dtype=dtype)[index] for dtype in (torch.float32, torch.int32)]
     seeds = torch.empty(MAX_NUM_SEQS, dtype=torch.int64)[index]
     triton_op("sample")(logits, settings[0], settings[1], settings[0], settings[0], seeds, positions)
+    triton_op("sample_shard")(logits, VOCAB_SIZE, settings[0], settings[0], settings[0], seeds, positions)
     triton_op("top_logprobs")(logits, torch.zeros(num_lines, dtype=torch.int64), 5)
 
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millrace.kernels import sample
+from millrace.kernels import sample, sample_shard
 from millrace.kernels.sample.exact import (
     LARGEST_NOISE,
     SMALLEST_NOISE,
@@ -155,6 +155,46 @@ def test_a_gpu_draws_what_a_cpu_draws_over_a_real_vocabulary():
     for num_rows in (64, 3, 1):
         rows = {name: value[:num_rows] for name, value in parameters.items()}
         assert torch.equal(draw_tokens(on_the_gpu, logits[:num_rows], **rows), expected[:num_rows])
+
+
+def draw_in_shards(implementation, num_ranks, logits, temperature, min_p, seeds, positions):
+    """Draws as ranks do that each have some columns, the last ones fewer, padded with minus infinity."""
+    num_rows, vocab_size = logits.shape
+    room = -(-vocab_size // num_ranks)
+    peaks = logits.amax(-1)
+    columns = torch.full((num_rows, num_ranks * room), -torch.inf)
+    columns[:, :vocab_size] = logits
+    shards = [part.contiguous() for part in columns.split(room, dim=1)]
+    parts = [
+        implementation(shard, rank * room, peaks, temperature, min_p, seeds, positions)
+        for rank, shard in enumerate(shards)
+    ]
+    scores, token_ids = (torch.stack(part) for part in zip(*parts, strict=True))
+    return token_ids.gather(0, scores.max(0, keepdim=True).indices)[0]
+
+
+@pytest.mark.parametrize("implementation", [sample_shard.plain, sample_shard.implementations()["cpu"]])
+@given(
+    seed=st.integers(0, 2**32),
+    vocab_size=st.integers(1, 300),
+    num_ranks=st.integers(1, 5),
+    spread=st.sampled_from([0.0, 0.1, 1.0, 5.0, 100.0]),
+    digits=st.sampled_from([0, 1, 6]),
+)
+@settings(deadline=None, max_examples=60)
+def test_ranks_draw_together_what_one_draws_alone(implementation, seed, vocab_size, num_ranks, spread, digits):
+    generator = torch.Generator().manual_seed(seed)
+    rows = 8
+    logits = (torch.randn(rows, vocab_size, generator=generator) * spread).round(decimals=digits)
+    logits[0, 1:], logits[1] = -torch.inf, -torch.inf
+    temperature = torch.rand(rows, generator=generator) * 2 + 0.01
+    min_p = torch.rand(rows, generator=generator).mul(0.3).sub(0.1).clamp(min=0)
+    seeds = torch.randint(0, 2**60, (rows,), generator=generator)
+    positions = torch.randint(0, 2**30, (rows,), generator=generator)
+    whole = draw_tokens(sample.plain, logits, temperature=temperature, min_p=min_p, seeds=seeds, positions=positions)
+    assert torch.equal(
+        draw_in_shards(implementation, num_ranks, logits, temperature, min_p, seeds, positions), whole.int()
+    )
 
 
 @each_implementation

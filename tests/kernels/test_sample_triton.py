@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from millrace.kernels import sample
+from millrace.kernels import sample, sample_shard
 
 pytest.importorskip("triton")
 
@@ -52,6 +52,10 @@ def test_compiled_code_rounds_as_the_definition_does():
     # The exponential is that of a bound with a margin, which is also right where the result is flushed to 0.
     assert flushing == {"cvt.rmi.ftz.f32.f32", "ex2.approx.ftz.f32"}
     assert not re.findall(r"\b(?:fma|mad)\.\S*f32", code)
+
+
+def test_ranks_draw_together_what_one_draws_alone():
+    assert run_in_interpreter("check_shards").split() == ["2", "3"]
 
 
 def arguments(generator: torch.Generator) -> tuple[torch.Tensor, ...]:
@@ -116,6 +120,22 @@ def check_skipped_tiles() -> None:
         assert torch.equal(IMPLEMENTATION(logits, *draws), sample.plain(logits, *draws)), name
         assert 0 < len(computed) < share * logits.numel() / NUM_LANES, (name, len(computed))
         print(name)
+
+
+def check_shards() -> None:
+    """Draws rows whose columns are divided among ranks, several chunks each, and prints the numbers of ranks."""
+    draw_in_shards = importlib.import_module("test_sample").draw_in_shards
+    MODULE.TILE = NUM_LANES
+    implementation = sample_shard.implementations()["cuda"]
+    generator = torch.Generator().manual_seed(0)
+    logits, temperature, _, _, min_p, seeds, positions = (column[:8] for column in arguments(generator))
+    temperature = temperature.clamp(min=0.01)
+    no_filters = torch.zeros(8).int(), torch.ones(8)
+    expected = sample.plain(logits, temperature, *no_filters, min_p, seeds, positions).int()
+    for num_ranks in (2, 3):
+        drawn = draw_in_shards(implementation, num_ranks, logits, temperature, min_p, seeds, positions)
+        assert torch.equal(drawn, expected), num_ranks
+        print(num_ranks)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from checkpoints import tiny_checkpoint, tiny_classifier
 from millrace.engine.errors import CheckpointError, ConfigError
 from millrace.engine.llm import LLM
+from millrace.engine.models.decoder import Decoder
 from millrace.engine.outputs import RequestOutput
 from millrace.engine.parallel import rendezvous
 from millrace.engine.sampling_params import SamplingParams
@@ -126,6 +127,21 @@ def test_all_ranks_keep_to_a_grammar(tiny_model, sizes: tuple[int, int]) -> None
             outputs = llm.generate(PROMPTS, params, use_tqdm=False)
         runs.append([output.outputs[0].token_ids for output in outputs])
         assert {output.outputs[0].text for output in outputs[2::3]} <= {"yes", "no"}
+    assert runs[0] == runs[1]
+
+
+def test_ranks_draw_from_their_own_columns_of_the_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny_checkpoint(tmp_path / "m", "llama", vocab_size=385)  # Rank 1 has one column fewer.
+    params = [
+        SamplingParams(temperature=(0, 0.8, 1.5)[i % 3], min_p=0.02 * (i % 2), seed=i, max_tokens=10, ignore_eos=True)
+        for i in range(len(PROMPTS))
+    ]
+    runs = []
+    for kwargs in ({}, {"tensor_parallel_size": 2}):
+        with LLM(str(folder), **SETTINGS, **kwargs) as llm:
+            outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+        runs.append([output.outputs[0].token_ids for output in outputs])
+        monkeypatch.setattr(Decoder, "gather_logits", None)  # Rank 0 gathers nothing in the second run.
     assert runs[0] == runs[1]
 
 

@@ -39,7 +39,7 @@ class Watched:
     """A model that notes the batches it gets, and gives NaN for padding."""
 
     def __init__(self, model: Any) -> None:
-        self.spec, self.compute_logits = model.spec, model.compute_logits
+        self.spec, self.parallel, self.compute_logits = model.spec, model.parallel, model.compute_logits
         self.batches: list[ForwardBatch] = []
         self._model = model
 

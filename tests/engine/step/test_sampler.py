@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.sampling_params import ALL_FORBIDDEN, NAN_LOGITS, SamplingParams
 from millrace.engine.sequence import Sequence
 from millrace.engine.step import logit_edits, row_table, sampler
@@ -305,3 +308,82 @@ def test_nothing_is_read_from_the_device(blind_device):
         )
         assert token_ids.shape == (len(step),) and token_ids.device == blind_device
         assert (logprobs is not None) == any(sequence.params.logprobs is not None for sequence in step)
+
+
+class Rank:
+    """Collectives of ranks that are threads of this process."""
+
+    def __init__(self, rank: int, parts: list[Any], barrier: threading.Barrier) -> None:
+        self._rank, self._parts, self._barrier = rank, parts, barrier
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Returns the tensors of all ranks."""
+        self._parts[self._rank] = tensor
+        self._barrier.wait()
+        gathered = torch.stack(self._parts)
+        self._barrier.wait()
+        return gathered
+
+
+def draw_on_ranks(num_ranks: int, logits: torch.Tensor, sequences: list[Sequence]) -> list[list[int]]:
+    """Returns the token ids that each of some ranks draws from its columns, the last ones padded."""
+    num_rows, vocab_size = logits.shape
+    parts, barrier, rows = [None] * num_ranks, threading.Barrier(num_ranks), range(num_rows)
+
+    def run(rank: int) -> list[int]:
+        parallel = ParallelContext(num_ranks, rank, tensor=Rank(rank, parts, barrier))
+        shard = parallel.shard(vocab_size)
+        own = torch.full((num_rows, shard.room), -torch.inf)
+        own[:, : shard.length] = logits[:, shard.start : shard.start + shard.length]
+        of_rank = Sampler(num_rows, CPU)
+        of_rank.set_rows(rows, sequences)
+        placed = torch.tensor([[*rows], [2] * num_rows])
+        return of_rank.draw_in_shards(own, shard.start, rows, placed, parallel).tolist()
+
+    with ThreadPoolExecutor(num_ranks) as pool:
+        return [*pool.map(run, range(num_ranks))]
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 7])
+@pytest.mark.parametrize("temperatures", [(0.0,), (0.0, 0.7, 1.5)])
+def test_ranks_draw_from_their_columns_what_one_draws_from_all(num_ranks, temperatures):
+    generator = torch.Generator().manual_seed(num_ranks)
+    logits = torch.randn(30, 11, generator=generator).mul(2).round(decimals=0)  # Best tokens of several ranks tie.
+    logits[4, 9], logits[5, 10], logits[6], logits[7, 1:] = torch.nan, torch.inf, -torch.inf, -torch.inf
+    sequences = [
+        make_request(temperature=temperatures[i % len(temperatures)], min_p=0.1 * (i % 2), seed=i) for i in range(30)
+    ]
+    whole = Sampler(30, CPU)
+    whole.set_rows(range(30), sequences)
+    tokens = torch.zeros(30, MAX_MODEL_LEN, dtype=torch.int32)
+    placed = torch.tensor([[*range(30)], [2] * 30])
+    expected, _ = whole.draw(logits.clone(), range(30), [2] * 30, placed, tokens)
+    assert draw_on_ranks(num_ranks, logits, sequences) == [expected.tolist()] * num_ranks
+    assert expected[4:8].tolist() == [-1, -1, -1, 0]
+
+
+@pytest.mark.parametrize(
+    ("params", "only_draws", "filters"),
+    [
+        ({}, True, False),
+        ({"temperature": 0, "top_k": 5}, True, False),
+        ({"min_p": 0.1}, True, False),
+        ({"top_k": 5}, True, True),
+        ({"top_p": 0.9}, True, True),
+        ({"logprobs": 0}, False, False),
+        ({"logit_bias": {1: 2.0}}, False, False),
+        ({"repetition_penalty": 1.5}, False, False),
+        ({"bad_words": [(8, 9)], "top_p": 0.5}, False, True),
+        ({"min_tokens": 3, "stops": (4,)}, False, False),
+        ({"min_tokens": 1, "stops": (4,)}, True, False),
+    ],
+    ids=str,
+)
+def test_a_step_needs_whole_rows_only_for_what_its_requests_ask(params, only_draws, filters):
+    of_step = Sampler(MAX_NUM_SEQS, CPU)
+    other, asking = make_request(), make_request([1, 2, 3], **params)
+    of_step.set_rows([1, 4], [other, asking])
+    assert of_step.only_draws([1, 4], [2, 3], None) == only_draws and of_step.filters([1, 4]) == filters
+    assert of_step.only_draws([1], [2], None) and not of_step.filters([1]), "another step does not"
+    of_step.set_rows([4], [other])
+    assert of_step.only_draws([1, 4], [2, 3], None) and not of_step.filters([1, 4]), "the row has another owner"
