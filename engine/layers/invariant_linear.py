@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ...kernels import invariant_linear
@@ -19,10 +20,13 @@ class InvariantLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[num_tokens, in_features]` to `[num_tokens, out_features]` in the same dtype."""
-        weight = self._packed.packed if isinstance(self._packed, OneDnnWeight) else self.weight
-        assert weight is not None
-        return invariant_linear(x, weight, self.bias)
+        return self._multiply(x, x.dtype)
 
     def forward_float32(self, x: Tensor) -> Tensor:
-        """Computes `forward` and converts the result to float32."""
-        return self(x).float()
+        """Computes `forward` with a result in float32, which on a GPU is not rounded to the dtype of x in between."""
+        return self._multiply(x, torch.float32)
+
+    def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        weight = self._packed.packed if isinstance(self._packed, OneDnnWeight) else self.weight
+        assert weight is not None
+        return invariant_linear(x, weight, self.bias, dtype)

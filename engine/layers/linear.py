@@ -88,7 +88,7 @@ class LinearBase(nn.Module):
         raise NotImplementedError
 
     def forward_float32(self, x: Tensor) -> Tensor:
-        """Computes `forward` and converts the result to float32."""
+        """Computes `forward` with a result in float32, as precisely as the layer can."""
         return self(x).float()
 
 
@@ -169,11 +169,21 @@ class Linear(LinearBase):
     def forward_float32(self, x: Tensor) -> Tensor:
         """Computes `forward` with a result in float32.
 
-        With a `PanelWeight` the result is not rounded to the dtype of x in between; in all other cases it is.
+        With a `PanelWeight`, and with 16-bit numbers on a GPU, the result is not rounded to the dtype of x in between;
+        in all other cases it is.
         """
         if self._packed is not None:
             return self._packed.multiply(x, self.bias, torch.float32)
-        return self(x).float()
+        if not can_widen(x):
+            return self(x).float()
+        assert self.weight is not None
+        product = torch.mm(x, self.weight.t(), out_dtype=torch.float32)
+        return product if self.bias is None else product.add_(self.bias)
+
+
+def can_widen(x: Tensor) -> bool:
+    """Returns whether torch multiplies x by a matrix with a result in float32: 16-bit numbers on a GPU."""
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16)
 
 
 def pack_for_onednn(weight: Tensor) -> OneDnnWeight | None:

@@ -18,9 +18,9 @@ CHUNK_ROWS = 16
 
 
 @invariant_linear.register("cpu")
-def invariant_linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def invariant_linear_cpu(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
     """Runs `invariant_linear` in chunks of 16 rows, of which the last one is padded."""
-    out = torch.empty(len(x), weight.shape[0], dtype=x.dtype)
+    out = torch.empty(len(x), weight.shape[0], dtype=dtype or x.dtype)
     for rows, result in zip(x.split(CHUNK_ROWS), out.split(CHUNK_ROWS), strict=True):
         chunk = F.pad(rows, (0, 0, 0, CHUNK_ROWS - len(rows)))
         result.copy_(_linear(chunk, weight, bias)[: len(rows)])

@@ -27,7 +27,7 @@ GROUP = 8
 
 
 @invariant_linear.register("cuda")
-def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None = None) -> Tensor:
     """Runs `invariant_linear` in one kernel.
 
     Raises:
@@ -42,7 +42,7 @@ def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None) -> T
         )
     if x.stride(1) != 1 or not weight.is_contiguous():
         raise ValueError("invariant_linear: the rows of x and the weight must be contiguous; call .contiguous() before")
-    out = torch.empty(num_rows, out_features, dtype=x.dtype, device=x.device)
+    out = torch.empty(num_rows, out_features, dtype=dtype or x.dtype, device=x.device)
     tile, options = configuration(TORCH_TO_TRITON[x.dtype], current_target())
     num_programs = triton.cdiv(num_rows, tile["ROWS"]) * triton.cdiv(out_features, tile["COLUMNS"])
     if num_programs:
@@ -67,11 +67,11 @@ def configuration(dtype: str, target: Target) -> tuple[dict[str, int], dict[str,
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
-    """Yields the specialisations of the kernel for a target: each dtype, with and without a bias."""
-    for dtype in ("fp32", "fp16", "bf16"):
+    """Yields the specialisations of the kernel: each dtype, with a result in it or in float32, with a bias or none."""
+    for dtype, out in (("fp32", "fp32"), ("fp16", "fp16"), ("fp16", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")):
         for has_bias in (False, True):
             tile, options = configuration(dtype, target)
-            types = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr", "out_ptr"), f"*{dtype}")
+            types = dict.fromkeys(("x_ptr", "weight_ptr", "bias_ptr"), f"*{dtype}") | {"out_ptr": f"*{out}"}
             types |= dict.fromkeys(("num_rows", "in_features", "out_features", "x_stride"), "i32")
             constants: dict[str, Any] = {**tile, "GROUP": GROUP}
             if not has_bias:
