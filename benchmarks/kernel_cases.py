@@ -256,6 +256,12 @@ class Cases:
         for name, values in filters.items():
             yield Case("sample", f"{num_rows} x {vocab_size}, {name}", "float32", partial(draws, *values), num_bytes)
 
+        def of_rank() -> Call:
+            columns, ones = logits(), torch.ones(num_rows, device=self.device)
+            rows = torch.arange(num_rows, device=self.device)
+            return Call((columns, vocab_size, columns.amax(-1) + 1, ones, ones - 1, rows, rows))
+
+        yield Case("sample_shard", f"{num_rows} x {vocab_size}", "float32", of_rank, num_bytes)
         yield Case("greedy", f"{num_rows} x {vocab_size}", "float32", lambda: Call((logits(),)), num_bytes)
 
         def best() -> Call:

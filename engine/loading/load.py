@@ -19,6 +19,7 @@ from ..models.pp_stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE, ParallelContext
 from ..step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
 from ..step.decode_tape import DecodeTape
+from ..step.head import Draw
 from ..step.runner import MakeRecorder, ModelRunner
 from ..tasks.choose import choose_task
 from ..tasks.task import Task
@@ -87,7 +88,8 @@ def load_runner(
     options.make_scheme().check(device, dtype)
     model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
     make_recorder, num_graphs = _choose_recorder(config, device, task, parallel)
-    reserve = Reserve(_step_bytes(config, device, model, task, num_tokens, kv_dtype), num_graphs * GRAPH_BYTES)
+    step_bytes = _step_bytes(config, device, model, task, num_tokens, kv_dtype)
+    reserve = Reserve(step_bytes, num_graphs * GRAPH_BYTES + (_draw_bytes(config, model) if num_graphs else 0))
     spec = model.spec
     block_bytes = kv_block_bytes(*kv_cache_sizes(spec, parallel), config.block_size, kv_dtype)
     caches = [group.cache for group in cache_groups(spec)]
@@ -128,11 +130,11 @@ def _choose_recorder(
     if config.enforce_eager or parallel.pp_size > 1 or not task.decodes:
         return None, 0
     if device.is_cpu:  # A tape can record only kernels, and no sums over ranks.
-        return (None if parallel.tp_size > 1 else functools.partial(DecodeTape, max_num_seqs=config.max_num_seqs)), 0
+        return (None if parallel.tp_size > 1 else lambda run, _: DecodeTape(run, config.max_num_seqs)), 0
     sizes = graph_sizes(config.max_num_seqs, config.cudagraph_capture_sizes)
 
-    def make(run: Callable[[Tensor, Tensor | None], Tensor]) -> DecodeGraphs:
-        graphs = DecodeGraphs(run, sizes, CudaGraphs(), parallel.agree if parallel.num_ranks > 1 else None)
+    def make(run: Callable[[Tensor, Tensor | None], Tensor], draw: Draw | None) -> DecodeGraphs:
+        graphs = DecodeGraphs(run, sizes, CudaGraphs(), parallel.agree if parallel.num_ranks > 1 else None, draw)
         try:
             graphs.record_all(device.torch_device, with_shared=config.enable_prefix_caching)
         except BaseException:
@@ -141,6 +143,11 @@ def _choose_recorder(
         return graphs
 
     return make, len(sizes) * (1 + config.enable_prefix_caching)
+
+
+def _draw_bytes(config: EngineConfig, model: Decoder) -> int:
+    """Returns the memory of the largest recorded draw: float32 logits, and as much for its temporary tensors."""
+    return 2 * config.max_num_seqs * model.columns.room * torch.float32.itemsize
 
 
 def _step_bytes(

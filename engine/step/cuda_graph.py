@@ -5,8 +5,13 @@ the device takes to run them. A CUDA graph records these launches with all their
 number of sequences: a step is padded to the next recorded size. All sizes are recorded before the first request. A size
 that cannot be recorded is launched kernel by kernel, on all ranks if one of them cannot record it.
 
-A recording covers the work from the tables to the hidden states. It does not cover the logits: computing them is only
-one more launch, and every recording would keep a `[size, vocab_size]` tensor for them.
+A step is recorded in two parts. The first one goes from the tables to the hidden states. The second one, the draw,
+computes the logits, draws a token for each sequence and appends it to the tables. Only steps whose sequences ask for
+nothing but a draw use the second part; what others ask for (log-probabilities, edits of logits, token masks) depends on
+the step, so its kernels are launched.
+
+All recordings use one pool of memory. Tensors that live within a recording, such as the logits, share their memory with
+those of all other recordings; only the tensors that a recording returns have memory of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .head import Draw
 from .tables import padding_plan
 
 logger = logging.getLogger(__name__)
@@ -124,28 +130,106 @@ def without_garbage_collection() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A recorded decode step of one size.
+    """The recorded work of a function for arguments of some shapes.
 
     Attributes:
-        sequences: `[4, size]` int32, the memory from which the recorded step reads the plan.
-        num_shared: `[1]` int32, the memory from which the recorded step reads the number of shared blocks; None for a
-            step without shared blocks.
-        replay: Runs the recorded step and returns the hidden states.
+        inputs: The memory from which the work reads the arguments; None for an argument that is None.
+        replay: Runs the work and returns the result of the function.
     """
 
-    sequences: Tensor
-    num_shared: Tensor | None
+    inputs: tuple[Tensor | None, ...]
     replay: Callable[[], Tensor]
 
 
+class RecordedFunction:
+    """A function of tensors that is recorded once for arguments of the same shapes, and then replayed.
+
+    Args:
+        name: What the function does, for messages.
+        function: Takes tensors, or None for some of them. Its work depends only on their shapes and contents.
+        backend: Makes the recordings.
+        agree: Returns whether all ranks of the engine have called it with True; None for an engine of one rank.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        backend: GraphBackend,
+        agree: Callable[[bool], bool] | None = None,
+    ) -> None:
+        self._name = name
+        self._function = function
+        self._backend = backend
+        self._agree = agree
+        self._recordings: dict[tuple[torch.Size | None, ...], Recording | None] = {}
+        """Recordings by the shapes of the arguments; None where the function could not be recorded."""
+
+    def __call__(self, *given: Tensor | None) -> Tensor:
+        """Replays the function, or launches it kernel by kernel if it could not be recorded.
+
+        Returns:
+            The result of the function; the next call with arguments of these shapes overwrites it.
+        """
+        recording = self.find(*given)
+        if recording is None:
+            return self._function(*given)
+        for own, argument in zip(recording.inputs, given, strict=True):
+            if own is not None and argument is not None:
+                own.copy_(argument)
+        return recording.replay()
+
+    def find(self, *given: Tensor | None) -> Recording | None:
+        """Returns the recording for arguments like these, made if there is none yet; None if it cannot be made."""
+        key = tuple(None if argument is None else argument.shape for argument in given)
+        if key not in self._recordings:
+            self._recordings[key] = self._record(given)
+        return self._recordings[key]
+
+    def close(self) -> None:
+        """Frees the recordings."""
+        self._recordings.clear()
+
+    def _record(self, given: Sequence[Tensor | None]) -> Recording | None:
+        """Records the function, which reads its arguments from copies that later calls overwrite with their own."""
+        inputs = tuple(None if argument is None else argument.clone() for argument in given)
+        work = functools.partial(self._function, *inputs)
+        if self._agree is not None:
+            # The sums of this call wait for all ranks, so an error in it must end the engine. A recording begins with
+            # the host waiting for the device, and so it must not begin before all ranks have queued their sums.
+            self._backend.warm_up(work)
+            self._agree(True)
+        replay, reason = None, "another rank could not record them"
+        try:
+            if self._agree is None:
+                self._backend.warm_up(work)
+            replay = self._backend.record(work)
+        except Exception as error:  # noqa: BLE001  # Memory may be short, or a library may call what cannot be recorded.
+            reason = f"{type(error).__name__}: {error}"
+        can_replay = replay is not None if self._agree is None else self._agree(replay is not None)
+        if replay is not None and can_replay:
+            return Recording(inputs, replay)
+        shapes = ", ".join(str(list(argument.shape)) for argument in given if argument is not None)
+        logger.warning(
+            "%s with arguments %s could not be recorded and are launched kernel by kernel, which takes the host "
+            "longer: %s",
+            self._name,
+            shapes,
+            reason,
+        )
+        return None
+
+
 class DecodeGraphs:
-    """Runs decode steps from recordings: one for each size, and with shared blocks another one.
+    """Runs decode steps from recordings: one for each size, with shared blocks another one, and one for the draw.
 
     Args:
         run: Runs a decode step: takes the plan and the number of shared blocks (or None), returns the hidden states.
         sizes: Numbers of sequences for which steps are recorded, ascending.
         backend: Makes the recordings.
         agree: Returns whether all ranks of the engine have called it with True; None for an engine of one rank.
+        draw: Draws the tokens of a decode step: takes its hidden states and its plan, returns token ids. None if the
+            draw is not recorded.
     """
 
     def __init__(
@@ -154,13 +238,17 @@ class DecodeGraphs:
         sizes: Sequence[int],
         backend: GraphBackend,
         agree: Callable[[bool], bool] | None = None,
+        draw: Draw | None = None,
     ) -> None:
-        self._run = run
         self._sizes = sizes
         self._backend = backend
-        self._agree = agree
-        self._recordings: dict[tuple[int, bool], Recording | None] = {}
-        """Recordings by size and whether blocks are shared; None for a step that could not be recorded."""
+        self._steps = RecordedFunction("decode steps", run, backend, agree)
+        self._draws = None if draw is None else RecordedFunction("draws", draw, backend, agree)
+
+    @property
+    def draw(self) -> Draw | None:
+        """The recorded draw, whose result the next one of the same size overwrites; None if it is not recorded."""
+        return self._draws
 
     def padded_size(self, num_seqs: int) -> int | None:
         """Returns the smallest recorded size that is at least `num_seqs`; None if all recorded sizes are smaller."""
@@ -178,8 +266,11 @@ class DecodeGraphs:
             with_shared: Whether steps with shared blocks are recorded too.
         """
         for size in reversed(self._sizes):
+            plan = padding_plan(size, device)
             for num_shared in (None, torch.zeros(1, dtype=torch.int32, device=device))[: 1 + with_shared]:
-                self._find(padding_plan(size, device), num_shared)
+                self._steps.find(plan, num_shared)
+            if self._draws is not None:
+                self._draws.find(self.run(plan, None), plan)
 
     def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
         """Runs a decode step from its recording, or kernel by kernel if it could not be recorded.
@@ -192,49 +283,11 @@ class DecodeGraphs:
         Returns:
             Hidden states, `[size, hidden_size]`; the next step overwrites them.
         """
-        recording = self._find(sequences, num_shared)
-        if recording is None:
-            return self._run(sequences, num_shared)
-        recording.sequences.copy_(sequences)
-        if recording.num_shared is not None and num_shared is not None:
-            recording.num_shared.copy_(num_shared)
-        return recording.replay()
+        return self._steps(sequences, num_shared)
 
     def close(self) -> None:
         """Frees the recordings. It must come before the end of the sums in them: NCCL waits until they are freed."""
-        self._recordings.clear()
+        self._steps.close()
+        if self._draws is not None:
+            self._draws.close()
         self._backend.close()
-
-    def _find(self, sequences: Tensor, num_shared: Tensor | None) -> Recording | None:
-        """Returns the recording of steps like this one, made if there is none yet; None if it cannot be made."""
-        key = (sequences.shape[1], num_shared is not None)
-        if key not in self._recordings:
-            self._recordings[key] = self._record(sequences, num_shared)
-        return self._recordings[key]
-
-    def _record(self, sequences: Tensor, num_shared: Tensor | None) -> Recording | None:
-        """Records a step that reads its arguments from copies, which later steps overwrite with their own arguments."""
-        own, own_shared = sequences.clone(), None if num_shared is None else num_shared.clone()
-        step = functools.partial(self._run, own, own_shared)
-        if self._agree is not None:
-            # The sums of this step wait for all ranks, so an error in it must end the engine. A recording begins with
-            # the host waiting for the device, and so it must not begin before all ranks have queued their sums.
-            self._backend.warm_up(step)
-            self._agree(True)
-        replay, reason = None, "another rank could not record them"
-        try:
-            if self._agree is None:
-                self._backend.warm_up(step)
-            replay = self._backend.record(step)
-        except Exception as error:  # noqa: BLE001  # Memory may be short, or a library may call what cannot be recorded.
-            reason = f"{type(error).__name__}: {error}"
-        can_replay = replay is not None if self._agree is None else self._agree(replay is not None)
-        if replay is not None and can_replay:
-            return Recording(own, own_shared, replay)
-        logger.warning(
-            "decode steps of %d sequences could not be recorded and are launched kernel by kernel, which takes the "
-            "host longer: %s",
-            sequences.shape[1],
-            reason,
-        )
-        return None

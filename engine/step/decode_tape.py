@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.tape import NotRecordableError, Tape, record
+from .head import Draw
 
 __all__ = ["DecodeTape"]
 
@@ -48,6 +49,9 @@ class DecodeTape:
         run: Runs a decode step: takes the plan and the number of shared blocks (or None), returns the hidden states.
         max_num_seqs: Most sequences of a step.
     """
+
+    draw: Draw | None = None
+    """Draws are not recorded: a tape takes compiled kernels alone, and those of a draw are not among them."""
 
     def __init__(self, run: Callable[[Tensor, Tensor | None], Tensor], max_num_seqs: int) -> None:
         self._run = run

@@ -16,7 +16,11 @@ from ..device import HostCopy
 from ..step_plan import NewRow, StepPlan
 from .tables import SentPlan
 
-__all__ = ["Head", "HostLogprobs", "RunningStep", "StepResult"]
+__all__ = ["Draw", "Head", "HostLogprobs", "RunningStep", "StepResult"]
+
+
+Draw = Callable[[Tensor, Tensor], Tensor]
+"""Takes hidden states `[size, embedding_size]` and sequences `[4, size]` (`SentPlan`), returns token ids `[size]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +94,19 @@ class Head(Protocol):
         """Stores the parameters of the sequences that enter the tables in this step; called before `finish`."""
         ...
 
-    def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
+    @property
+    def draw(self) -> Draw | None:
+        """Draws the tokens of a decode step whose sequences ask for nothing else; None if the head draws no tokens."""
+        ...
+
+    def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan, draw: Draw | None = None) -> RunningStep:
         """Queues the computation of a step's results from its hidden states, and does not wait for the device.
 
         Args:
             plan: The step plan.
             hidden: Hidden states of the step, `[num_tokens, embedding_size]`, with more rows if the step was padded.
             sent: The plan on the device.
+            draw: A recording of `self.draw` for the size of this step, which the head uses if it can; None for none.
 
         Returns:
             The running step, from which the results are read.

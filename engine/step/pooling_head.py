@@ -12,7 +12,7 @@ from torch import Tensor
 from ..device import HostCopies
 from ..models.decoder import Decoder
 from ..step_plan import NewRow, StepPlan
-from .head import RunningStep
+from .head import Draw, RunningStep
 from .tables import SentPlan, Tables
 
 __all__ = ["ClassHead", "FirstTokenHead", "LastTokenHead", "MaxHead", "MeanHead", "PoolingHead"]
@@ -27,9 +27,11 @@ class PoolingHead(ABC):
 
     Attributes:
         needs_every_token: Whether every token of a prompt must be computed, so that the prefix cache is not used.
+        draw: None, because no tokens are drawn.
     """
 
     needs_every_token: ClassVar[bool] = False
+    draw: Draw | None = None
 
     def __init__(self, model: Decoder, tables: Tables) -> None:
         self._model = model
@@ -38,7 +40,7 @@ class PoolingHead(ABC):
     def enter(self, new_rows: Sequence[NewRow]) -> None:  # noqa: B027  # Most heads store nothing.
         """Does nothing: the host applies the pooling parameters to the vectors (`Pooler`)."""
 
-    def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
+    def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan, draw: Draw | None = None) -> RunningStep:
         """As `Head.finish`."""
         if not any(plan.samples):
             return RunningStep()
@@ -84,7 +86,7 @@ class EveryTokenHead(PoolingHead):
         shape = (len(tables.tokens), model.spec.embedding_size)
         self._states = torch.zeros(shape, dtype=torch.float32, device=tables.tokens.device)
 
-    def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
+    def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan, draw: Draw | None = None) -> RunningStep:
         """As `Head.finish`; first accumulates the hidden states of this step.
 
         A prompt that starts, or starts again after a preemption, replaces the state of its row.

@@ -19,13 +19,17 @@ from ..models.decoder import Decoder
 from ..models.pp_stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE, ParallelContext
 from ..step_plan import StepPlan
-from .head import Head, RunningStep
+from .head import Draw, Head, RunningStep
 from .tables import SentPlan, Tables
 from .token_head import TokenHead
 
 
 class DecodeRecorder(Protocol):
     """Runs decode steps from recordings: `DecodeGraphs` on a GPU, `DecodeTape` on a CPU."""
+
+    @property
+    def draw(self) -> Draw | None:
+        """Runs the draw of a decode step from a recording; None if draws are not recorded."""
 
     def padded_size(self, num_seqs: int) -> int | None:
         """Returns the size to which a step of `num_seqs` sequences is padded; None if no recording can run it."""
@@ -37,8 +41,8 @@ class DecodeRecorder(Protocol):
         """Frees the recordings; no step is run afterwards."""
 
 
-MakeRecorder = Callable[[Callable[[Tensor, Tensor | None], Tensor]], DecodeRecorder]
-"""Makes a recorder from a function that runs a decode step."""
+MakeRecorder = Callable[[Callable[[Tensor, Tensor | None], Tensor], Draw | None], DecodeRecorder]
+"""Makes a recorder from a function that runs a decode step, and one that draws its tokens (or None)."""
 
 MakeHead = Callable[[Decoder, Tables], Head]
 """Makes the head from a model and the tables of the running sequences."""
@@ -82,7 +86,8 @@ class ModelRunner:
         self._tables = Tables(max_num_seqs, max_model_len, block_size, device, len(cache_groups(model.spec)))
         self._spans = SpanRows(device) if parallel.is_first_stage else None
         self._head = make_head(model, self._tables) if parallel.is_last_stage else None
-        self._recorder = make_recorder(self._decode) if make_recorder else None
+        draw = self._head.draw if self._head else None
+        self._recorder = make_recorder(self._decode, draw) if make_recorder else None
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> RunningStep:
@@ -96,10 +101,10 @@ class ModelRunner:
         """
         if self._head is not None:
             self._head.enter(plan.new_rows)
-        hidden, sent = self._forward(plan)
+        hidden, sent, draw = self._forward(plan)
         if self._head is None:
             return RunningStep()
-        return self._head.finish(plan, hidden, sent)
+        return self._head.finish(plan, hidden, sent, draw)
 
     def close(self) -> None:
         """Frees the recordings of decode steps, which must come before the ranks close their connections."""
@@ -107,8 +112,12 @@ class ModelRunner:
             self._recorder.close()
             self._recorder = None
 
-    def _forward(self, plan: StepPlan) -> tuple[Tensor, SentPlan]:
-        """Sends the plan and runs the model, if possible from a recording; returns hidden states and the sent plan."""
+    def _forward(self, plan: StepPlan) -> tuple[Tensor, SentPlan, Draw | None]:
+        """Sends the plan and runs the model, if possible from a recording.
+
+        Returns:
+            The hidden states, the sent plan, and the recorded draw if the step was run from a recording.
+        """
         num_seqs = len(plan.rows)
         given = self._find_embeddings(plan)
         is_decode = plan.num_decodes == num_seqs and given is None
@@ -116,11 +125,11 @@ class ModelRunner:
         sent = self._tables.send(plan, size or num_seqs)
         num_shared = sent.num_shared if plan.num_shared_blocks else None
         if self._recorder and size:
-            return self._recorder.run(sent.sequences, num_shared), sent
+            return self._recorder.run(sent.sequences, num_shared), sent, self._recorder.draw
         longest = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
         max_blocks = -(-longest // self._tables.block_size)
         batch = self._tables.gather(sent.sequences, plan.num_tokens, max_blocks, plan.num_decodes, num_shared, given)
-        return self.model(batch, self.kv_cache), sent
+        return self.model(batch, self.kv_cache), sent, None
 
     def _find_embeddings(self, plan: StepPlan) -> GivenEmbeddings | None:
         """Returns the embeddings that prompts give for tokens of this step; None in a pp stage that does not embed."""

@@ -91,6 +91,10 @@ class Sampler:
         """
         return masks is None and self._num_logprobs.keys().isdisjoint(rows) and not self._edits.find(rows, lengths)
 
+    def draws(self, rows: abc.Sequence[int]) -> bool:
+        """Returns whether a sequence in one of the `rows` of the tables has a temperature above 0."""
+        return not self._drawing_rows.isdisjoint(rows)
+
     def filters(self, rows: abc.Sequence[int]) -> bool:
         """Returns whether a sequence in one of the `rows` of the tables draws with top_k or top_p."""
         return not self._filtering_rows.isdisjoint(rows)
@@ -125,7 +129,7 @@ class Sampler:
         if masks is not None:
             masks.apply(logits)
         is_forbidden = self._edits.apply(logits, edited, rows, lengths, token_table) if edited else None
-        token_ids = greedy(logits) if self._drawing_rows.isdisjoint(rows) else self._sample(logits, placed)
+        token_ids = self.sample(logits, placed) if self.draws(rows) else greedy(logits)
         if is_forbidden is not None:
             token_ids.masked_fill_(is_forbidden, ALL_FORBIDDEN)
         if num_logprobs is None:
@@ -133,7 +137,7 @@ class Sampler:
         return token_ids, TopLogprobs(*top_logprobs(raw, token_ids.clamp(min=0), num_logprobs))
 
     def draw_in_shards(
-        self, logits: Tensor, first_id: int, rows: abc.Sequence[int], placed: Tensor, parallel: ParallelContext
+        self, logits: Tensor, first_id: int, placed: Tensor, parallel: ParallelContext, *, draws: bool = True
     ) -> Tensor:
         """Draws one token for each line of logits whose columns are divided among the ranks of a pp stage.
 
@@ -143,9 +147,9 @@ class Sampler:
         Args:
             logits: `[num_lines, num_columns]` float32, this rank's columns.
             first_id: Token id of the first column.
-            rows: As in `draw`.
             placed: As in `draw`.
             parallel: The place of this rank among all ranks.
+            draws: Whether a sequence may have a temperature above 0 (`draws`).
 
         Returns:
             Token ids `[num_lines]` int64, as in `draw`.
@@ -153,7 +157,7 @@ class Sampler:
         own_peaks, columns = logits.max(-1)
         peaks, token_ids = parallel.best(own_peaks, columns.int() + first_id)
         token_ids = torch.where(peaks.isfinite(), token_ids, -1)
-        if not self._drawing_rows.isdisjoint(rows):
+        if draws:
             index, positions = placed.long().unbind()
             temperature = self._temperature[index]
             draws = (temperature, self._min_p[index], self._seeds[index], positions)
@@ -161,8 +165,18 @@ class Sampler:
             token_ids = torch.where(temperature > 0, drawn, token_ids)
         return token_ids.long()
 
-    def _sample(self, logits: Tensor, placed: Tensor) -> Tensor:
-        """Draws a token for each line of logits with the stored temperature, top_k, top_p, min_p and seed."""
+    def sample(self, logits: Tensor, placed: Tensor) -> Tensor:
+        """Draws a token for each line of logits with the stored temperature, top_k, top_p, min_p and seed.
+
+        The work is the same for all parameters, so that a CUDA graph can record it.
+
+        Args:
+            logits: As in `draw`.
+            placed: As in `draw`.
+
+        Returns:
+            Token ids `[num_lines]` int64, as in `draw`.
+        """
         index, positions = placed.long().unbind()
         return sample(
             logits,

@@ -131,6 +131,23 @@ class Tables:
         # token, so the table must hold an id that exists.
         self.tokens[sampled[1], sampled[2]] = token_ids.clamp(min=0).int()
 
+    def append_all(self, sequences: Tensor, token_ids: Tensor) -> None:
+        """Writes `token_ids` `[num_seqs]` int64 behind the tokens of `sequences` (see `SentPlan`), padding included."""
+        rows, columns = self.ends(sequences)
+        is_padding = sequences[0] < 0
+        # Padding writes the first token of row 0 over itself: every sequence has one, and nothing is appended there.
+        columns = columns.masked_fill(is_padding, 0)
+        new = torch.where(is_padding, self.tokens[rows, columns], token_ids.clamp(min=0).int())
+        self.tokens[rows, columns] = new
+
+    def ends(self, sequences: Tensor) -> Tensor:
+        """Returns row and length of `sequences` (see `SentPlan`) after the step, `[2, num_seqs]` int64.
+
+        Padding gets a row that exists, number 0.
+        """
+        rows, starts, counts, _ = sequences.long().unbind()
+        return torch.stack((rows.clamp(min=0), starts + counts))
+
 
 def _pack_sequences(plan: StepPlan, num_seqs: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the fields `sequences`, padded to `num_seqs`, and `sampled` of a `SentPlan` as arrays."""

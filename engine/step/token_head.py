@@ -12,7 +12,7 @@ from ..device import HostCopies, HostCopy
 from ..models.decoder import Decoder
 from ..step_plan import NewRow, StepPlan
 from ..structured.token_masks import TokenMasks
-from .head import RunningStep
+from .head import Draw, RunningStep
 from .sampler import Sampler, TopLogprobs
 from .tables import SentPlan, Tables
 
@@ -47,7 +47,7 @@ class TokenHead:
         if new_rows:
             self._sampler.set_rows([new.row for new in new_rows], [new.sequence for new in new_rows])
 
-    def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan) -> RunningStep:
+    def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan, draw: Draw | None = None) -> RunningStep:
         """As `Head.finish`."""
         prompt_logprobs = self._score_prompts(plan, hidden)
         if not any(plan.samples):
@@ -55,13 +55,46 @@ class TokenHead:
         # In a decode step each sequence computes one token, so every token is the last of its sequence.
         num_seqs = len(plan.rows)
         is_decode = plan.num_tokens == num_seqs and all(plan.samples)
-        last = hidden[:num_seqs] if is_decode else hidden[sent.sampled[0]]
         ends = zip(plan.rows, plan.starts, plan.counts, plan.samples, strict=True)
         rows, lengths = zip(*((row, start + count) for row, start, count, samples in ends if samples), strict=True)
+        if draw is not None and is_decode and self._only_draws(rows, lengths, plan.token_masks):
+            # A copy, because the next draw overwrites the result, perhaps before it is on the host.
+            token_ids = draw(hidden, sent.sequences)[:num_seqs].clone()
+            return RunningStep(self._host_copies.start(token_ids), prompt_logprobs=prompt_logprobs)
+        last = hidden[:num_seqs] if is_decode else hidden[sent.sampled[0]]
         token_ids, logprobs = self._draw(last, rows, lengths, sent.sampled[1:], plan.token_masks)
         self._tables.append(sent.sampled, token_ids)
         logprobs_copy = None if logprobs is None else self._copy(logprobs)
         return RunningStep(self._host_copies.start(token_ids), logprobs_copy, prompt_logprobs)
+
+    def draw(self, hidden: Tensor, sequences: Tensor) -> Tensor:
+        """Draws a token for each sequence of a decode step and appends it, without a look at the step on the host.
+
+        So the draw can be recorded. The step must be one for which `_only_draws` is true.
+
+        Args:
+            hidden: `[num_seqs, embedding_size]`, the hidden states of the step.
+            sequences: `[4, num_seqs]` int32 as in `SentPlan`, padding included.
+
+        Returns:
+            Token ids `[num_seqs]` int64; those of padding have no meaning.
+        """
+        placed = self._tables.ends(sequences)
+        if self._model.parallel.tp_size > 1:
+            token_ids = self._draw_in_shards(hidden, placed, draws=True)
+        else:
+            token_ids = self._sampler.sample(self._model.compute_logits(hidden), placed)
+        self._tables.append_all(sequences, token_ids)
+        return token_ids
+
+    def _only_draws(self, rows: abc.Sequence[int], lengths: abc.Sequence[int], masks: TokenMasks | None) -> bool:
+        """Returns whether the step needs logits for the draw alone, and each rank those of its own columns alone.
+
+        Ranks gather whole rows if a sequence of the step asks for an edit, a token mask or log-probabilities, which are
+        computed for whole rows, or for top_k or top_p, whose limit depends on all columns.
+        """
+        has_all = self._model.parallel.tp_size == 1
+        return self._sampler.only_draws(rows, lengths, masks) and (has_all or not self._sampler.filters(rows))
 
     def _draw(
         self,
@@ -71,17 +104,16 @@ class TokenHead:
         placed: Tensor,
         masks: TokenMasks | None,
     ) -> tuple[Tensor, TopLogprobs | None]:
-        """Returns the results of `Sampler.draw` for the hidden states of some lines.
+        """Returns the results of `Sampler.draw` for the hidden states of some lines."""
+        if self._model.parallel.tp_size > 1 and self._only_draws(rows, lengths, masks):
+            return self._draw_in_shards(hidden, placed, draws=self._sampler.draws(rows)), None
+        logits = self._model.compute_logits(hidden)
+        return self._sampler.draw(logits, rows, lengths, placed, self._tables.tokens, masks)
 
-        With tensor parallelism, every rank draws from its own columns of the logits where it can. Whole rows are
-        gathered if a sequence of the step asks for an edit, a token mask or log-probabilities, which are computed for
-        whole rows, or for top_k or top_p, whose limit depends on all columns.
-        """
-        model, sampler = self._model, self._sampler
-        if model.parallel.tp_size > 1 and sampler.only_draws(rows, lengths, masks) and not sampler.filters(rows):
-            logits = model.compute_own_logits(hidden)
-            return sampler.draw_in_shards(logits, model.columns.start, rows, placed, model.parallel), None
-        return sampler.draw(model.compute_logits(hidden), rows, lengths, placed, self._tables.tokens, masks)
+    def _draw_in_shards(self, hidden: Tensor, placed: Tensor, *, draws: bool) -> Tensor:
+        model = self._model
+        logits = model.compute_own_logits(hidden)
+        return self._sampler.draw_in_shards(logits, model.columns.start, placed, model.parallel, draws=draws)
 
     def _score_prompts(self, plan: StepPlan, hidden: Tensor) -> dict[int, HostCopy]:
         """Returns the log-probabilities of prompt tokens by index in the plan, for the sequences that ask for them."""

@@ -87,7 +87,7 @@ def test_outputs_are_those_of_taking_turns_and_nothing_waits(records, tiny_model
     with make_llm(tiny_model("llama"), 1) as llm:
         runner, backend = llm.llm_engine.executor._runner, CallAgain()
         if records:
-            runner._recorder = DecodeGraphs(runner._decode, graph_sizes(12), backend)
+            runner._recorder = DecodeGraphs(runner._decode, graph_sizes(12), backend, draw=runner._head.draw)
         outputs = run(llm, mixed_requests(), watch)
         assert (backend.num_recorded > 0) == records
         counters = llm.stats().counters

@@ -28,6 +28,8 @@ from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.parallel.star import Star
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes, without_garbage_collection
+from millrace.engine.step.head import Draw
+from millrace.engine.step.tables import Tables
 from millrace.engine.tasks.generate import Generate
 from ranks import connected_channels
 
@@ -61,11 +63,11 @@ def llm(tiny_model) -> Iterator[LLM]:
         yield llm
 
 
-def record_decodes(llm: LLM, sizes: list[int]) -> tuple[Watched, CallAgain]:
-    """Lets an engine record decode steps of some sizes."""
+def record_decodes(llm: LLM, sizes: list[int], draw: Draw | None = None) -> tuple[Watched, CallAgain]:
+    """Lets an engine record decode steps of some sizes, and their draws with the function `draw` if it is given."""
     runner, backend = llm.llm_engine.executor._runner, CallAgain()
     runner.model = model = Watched(runner.model)
-    runner._recorder = DecodeGraphs(runner._decode, sizes, backend)
+    runner._recorder = DecodeGraphs(runner._decode, sizes, backend, draw=draw)
     llm.llm_engine.reset_prefix_cache()  # So that the same prompts take the same steps again.
     return model, backend
 
@@ -161,6 +163,46 @@ def test_all_sizes_are_recorded_at_start_the_largest_first(llm):
     assert backend.num_recorded == 6, "nothing is recorded while requests run"
 
 
+@pytest.mark.parametrize("sizes", [[1, 2, 4, 8, 11], [11]])
+def test_recorded_draws_give_the_tokens_of_launched_ones(sizes, llm):
+    counts = [1, 2, 5, MAX_NUM_SEQS]
+    expected = [generate(llm, prompts(n)) for n in counts]
+    head = llm.llm_engine.executor._runner._head
+    drawn = []
+    record_decodes(llm, sizes, lambda hidden, plan: drawn.append(plan.shape[1]) or head.draw(hidden, plan))
+    llm.llm_engine.executor._runner._recorder.record_all(torch.device("cpu"), with_shared=False)
+    drawn.clear()
+    assert [generate(llm, prompts(n)) for n in counts] == expected
+    assert set(drawn) == set(sizes)
+
+
+ASKS = [{"logprobs": 1}, {"presence_penalty": 0.5}, {"logit_bias": {7: 1.0}}, {"min_tokens": 2}]
+
+
+@pytest.mark.parametrize("asked", ASKS, ids=str)
+def test_a_step_that_asks_for_more_than_a_draw_is_not_drawn_from_a_recording(asked, llm):
+    asking = [SamplingParams(temperature=1, seed=i, max_tokens=6, stop_token_ids=[5], **asked) for i in range(2)]
+    expected = [output.outputs[0].token_ids for output in llm.generate(prompts(2), asking, use_tqdm=False)]
+    head, num_drawn = llm.llm_engine.executor._runner._head, []
+    record_decodes(llm, [2], lambda hidden, plan: num_drawn.append(1) or head.draw(hidden, plan))
+    tokens = [output.outputs[0].token_ids for output in llm.generate(prompts(2), asking, use_tqdm=False)]
+    assert tokens == expected
+    # Stop tokens are forbidden in the first two draws only, of which the first is that of the prompt.
+    longest = max(map(len, tokens))
+    assert len(num_drawn) == (longest - 2 + 1 if "min_tokens" in asked else 0), "and one call to record"
+
+
+def test_padding_appends_no_token():
+    tables = Tables(3, 8, 4, torch.device("cpu"))
+    tables.tokens[:] = torch.arange(24).view(3, 8)
+    before = tables.tokens.clone()
+    plan = torch.tensor([[2, 1, -1, -1], [4, 0, 0, 0], [1, 1, 1, 1], [0, 1, 2, 3]], dtype=torch.int32)
+    assert tables.ends(plan).tolist() == [[2, 1, 0, 0], [5, 1, 1, 1]]
+    tables.append_all(plan, torch.tensor([70, -1, 80, 90]))
+    before[2, 5], before[1, 1] = 70, 0
+    assert torch.equal(tables.tokens, before)
+
+
 class Unrecordable(CallAgain):
     """A recorder that fails for some sizes, as a recording does that the memory does not suffice for."""
 
@@ -176,7 +218,7 @@ def test_a_size_that_cannot_be_recorded_is_launched_and_loses_no_request(llm, ca
     expected = [generate(llm, prompts(n)) for n in counts]
     record_decodes(llm, [2, 8, 11])
     recorder = llm.llm_engine.executor._runner._recorder
-    recorder._backend = backend = Unrecordable()
+    recorder._steps._backend = backend = Unrecordable()
     assert [generate(llm, prompts(n)) for n in counts] == expected
     assert backend.num_recorded == 3, "a size that failed is not tried again"
     said = [record.getMessage() for record in caplog.records if "kernel by kernel" in record.getMessage()]

@@ -338,7 +338,7 @@ def draw_on_ranks(num_ranks: int, logits: torch.Tensor, sequences: list[Sequence
         of_rank = Sampler(num_rows, CPU)
         of_rank.set_rows(rows, sequences)
         placed = torch.tensor([[*rows], [2] * num_rows])
-        return of_rank.draw_in_shards(own, shard.start, rows, placed, parallel).tolist()
+        return of_rank.draw_in_shards(own, shard.start, placed, parallel, draws=of_rank.draws(rows)).tolist()
 
     with ThreadPoolExecutor(num_ranks) as pool:
         return [*pool.map(run, range(num_ranks))]
