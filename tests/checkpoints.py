@@ -64,6 +64,17 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_SWIGLU, "num_hidden_layers": 3, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     ),
     "qwen3": ("qwen3", "Qwen3ForCausalLM", {**_SWIGLU, "head_dim": 32, "tie_word_embeddings": True}),
+    "ministral": (
+        "ministral",
+        "MinistralForCausalLM",
+        {**_SWIGLU, "head_dim": 16, "sliding_window": 6, "layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "starcoder2": (
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        {**_SWIGLU, "sliding_window": 7, "tie_word_embeddings": True},
+    ),
+    "gemma": ("gemma", "GemmaForCausalLM", {**_SWIGLU, "head_dim": 32, "tie_word_embeddings": True}),
     "gemma2": (
         "gemma2",
         "Gemma2ForCausalLM",
@@ -158,13 +169,14 @@ def tiny_classifier(folder: str | Path, family: str, *, num_labels: int, seed: i
 @torch.no_grad()
 def _draw(model: torch.nn.Module) -> None:
     """Draws every parameter from the global generator: matrices keep the variance; no bias is 0, and no scale 1."""
+    norm_weight = 0.0 if model.config.model_type.startswith("gemma") else 1.0  # Those scale by 1 + weight.
     for name, parameter in model.named_parameters():
         if "embed" in name or "lm_head" in name:
             parameter.normal_(0.0, 0.3)
         elif parameter.dim() == 2:
             parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)
         else:
-            parameter.normal_(1.0 if "norm" in name and name.endswith("weight") else 0.0, 0.2)
+            parameter.normal_(norm_weight if "norm" in name and name.endswith("weight") else 0.0, 0.2)
 
 
 def _save(state: dict[str, torch.Tensor], folder: Path, weights: str, shards: int) -> None:

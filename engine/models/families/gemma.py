@@ -1,22 +1,22 @@
-"""The family of Gemma 2 (Gemma Team, 2024, arXiv:2408.00118): `gemma2_spec`."""
+"""The families of Gemma (Gemma Team, 2024, arXiv:2403.08295 and 2408.00118): `gemma_spec`, `gemma2_spec`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+from ...errors import UnsupportedModelError
 from ..family import Family
 from ..hf_config import attention_windows, flag, positive_float
 from ..spec import AttentionSpec, DecoderSpec
-from .llama import WEIGHTS as LLAMA_WEIGHTS
-from .llama import gated_fields
+from .llama import WEIGHTS, gated_fields
 
-__all__ = ["FAMILIES", "WEIGHTS", "gemma2_spec"]
+__all__ = ["FAMILIES", "GEMMA2_WEIGHTS", "gemma2_spec", "gemma_spec"]
 
-WEIGHTS = replace(
-    LLAMA_WEIGHTS,
+GEMMA2_WEIGHTS = replace(
+    WEIGHTS,
     modules={
-        **LLAMA_WEIGHTS.modules,
+        **WEIGHTS.modules,
         "layers.*.post_attention_layernorm": "layers.*.attention_out_norm",
         "layers.*.pre_feedforward_layernorm": "layers.*.mlp_norm",
         "layers.*.post_feedforward_layernorm": "layers.*.mlp_out_norm",
@@ -24,23 +24,37 @@ WEIGHTS = replace(
 )
 
 
+def gemma_spec(config: Any) -> DecoderSpec:
+    """Returns the spec of a `GemmaConfig`: embeddings are scaled, and norms scale by `1 + weight`."""
+    if getattr(config, "use_bidirectional_attention", None):
+        raise UnsupportedModelError("config field 'use_bidirectional_attention' is true; only causal models decode")
+    return DecoderSpec(**_common_fields(config, "hidden_act"), windows=(0,) * config.num_hidden_layers)
+
+
 def gemma2_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `Gemma2Config`: norms around each sublayer, softcaps on scores and logits, some windows."""
-    attention_bias = flag(config, "attention_bias", False)
     return DecoderSpec(
-        **gated_fields(config, activation_field="hidden_activation"),
+        **_common_fields(config, "hidden_activation"),
         windows=attention_windows(config),
         attention=AttentionSpec(
             scale=positive_float(config, "query_pre_attn_scalar") ** -0.5,
             softcap=_softcap(config, "attn_logit_softcapping"),
         ),
-        embedding_scale=config.hidden_size**0.5,
         norm_placement="both",
-        norm_unit_offset=True,
-        qkv_bias=attention_bias,
-        attention_out_bias=attention_bias,
         logit_softcap=_softcap(config, "final_logit_softcapping"),
     )
+
+
+def _common_fields(config: Any, activation_field: str) -> dict[str, Any]:
+    """Returns the `DecoderSpec` fields that are read alike for both versions."""
+    attention_bias = flag(config, "attention_bias", False)
+    return {
+        **gated_fields(config, activation_field=activation_field),
+        "embedding_scale": config.hidden_size**0.5,
+        "norm_unit_offset": True,
+        "qkv_bias": attention_bias,
+        "attention_out_bias": attention_bias,
+    }
 
 
 def _softcap(config: Any, field: str) -> float:
@@ -48,4 +62,7 @@ def _softcap(config: Any, field: str) -> float:
     return 0.0 if getattr(config, field, None) is None else positive_float(config, field)
 
 
-FAMILIES = (Family(("Gemma2ForCausalLM",), gemma2_spec, WEIGHTS),)
+FAMILIES = (
+    Family(("GemmaForCausalLM",), gemma_spec, WEIGHTS),
+    Family(("Gemma2ForCausalLM",), gemma2_spec, GEMMA2_WEIGHTS),
+)

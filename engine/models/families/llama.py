@@ -73,11 +73,11 @@ def llama_spec(config: Any) -> DecoderSpec:
 
 
 def mistral_spec(config: Any) -> DecoderSpec:
-    """Returns the spec of a `MistralConfig`: no biases, and windows if the config has any."""
+    """Returns the spec of a `MistralConfig` or `MinistralConfig`: no biases, and windows if the config has any."""
     return DecoderSpec(**gated_fields(config), windows=attention_windows(config))
 
 
 FAMILIES = (
-    Family(("LlamaForCausalLM",), llama_spec, WEIGHTS),
-    Family(("MistralForCausalLM",), mistral_spec, WEIGHTS),
+    Family(("LlamaForCausalLM", "LLaMAForCausalLM"), llama_spec, WEIGHTS),
+    Family(("MistralForCausalLM", "MinistralForCausalLM"), mistral_spec, WEIGHTS),
 )
