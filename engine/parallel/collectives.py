@@ -42,7 +42,7 @@ class GroupCollectives:
     """
 
     def __init__(self, group: Any, size: int) -> None:
-        from torch.distributed.distributed_c10d import AllgatherOptions, AllreduceOptions
+        from torch._C._distributed_c10d import AllgatherOptions, AllreduceOptions
 
         self._group = group
         self._size = size

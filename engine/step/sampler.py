@@ -160,8 +160,8 @@ class Sampler:
         if draws:
             index, positions = placed.long().unbind()
             temperature = self._temperature[index]
-            draws = (temperature, self._min_p[index], self._seeds[index], positions)
-            _, drawn = parallel.best(*sample_shard(logits, first_id, peaks, *draws))
+            chosen = (temperature, self._min_p[index], self._seeds[index], positions)
+            _, drawn = parallel.best(*sample_shard(logits, first_id, peaks, *chosen))
             token_ids = torch.where(temperature > 0, drawn, token_ids)
         return token_ids.long()
 
