@@ -8,12 +8,13 @@ share it with any other library that uses it.
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
@@ -27,8 +28,13 @@ from .process_groups import GroupLink, make_group
 from .shared_memory import SharedCollectives, SharedRegion, can_share_memory
 from .stage_link import ChannelLink
 from .star import Star
+from .symmetric_memory import Registration, SymmetricCollectives, can_map, describe_rank
 
 __all__ = ["Rendezvous", "Team", "join"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 JOIN_TIMEOUT_S = 300.0
 """Most seconds that the ranks wait for each other at the start, where imports and GPU set-up take time."""
@@ -166,7 +172,11 @@ def join(
             return make_group(PrefixStore(name, store), rank, size, device.type, ip)
 
         if needs_sums:
-            tensor = GroupCollectives(group(f"stage{place.pp_rank}", place.tp_rank, place.tp_size), place.tp_size)
+            sums = group(f"stage{place.pp_rank}", place.tp_rank, place.tp_size)
+            tensor = GroupCollectives(sums, place.tp_size)
+            if not on_cpu:
+                own_store = PrefixStore(f"memory{place.pp_rank}", store)
+                tensor = _map_memory(world, place, tensor, (sums, own_store), device) or tensor
         if needs_lanes:
             stages = GroupLink(group(f"lane{place.tp_rank}", place.pp_rank, place.pp_size), place.pp_rank)
     return Team(replace(place, tensor=tensor, stages=stages, world=world), channels, num_on_host)
@@ -256,6 +266,28 @@ def _share_memory(
     if not all_have_it:
         return None
     return SharedCollectives(region, place.tp_rank, place.tp_size, lambda: check_alive(channels))
+
+
+def _map_memory(
+    world: Star, place: ParallelContext, nccl: GroupCollectives, group: tuple[Any, Store], device: torch.device
+) -> SymmetricCollectives | None:
+    """Returns collectives in symmetric memory; None unless all can use them: each pp stage is on GPUs of one host."""
+    registration = _try(lambda: Registration.make(*group, place.tp_rank, place.tp_size))
+    ranks = world.gather(registration and _try(lambda: describe_rank(registration, device)))
+    stages = (ranks[first : first + place.tp_size] for first in range(0, place.num_ranks, place.tp_size))
+    if registration is None or not all(can_map(stage) for stage in stages):
+        return None
+    found = _try(lambda: SymmetricCollectives.open(nccl, registration, device))
+    return found if world.smallest(int(found is not None)) else None
+
+
+def _try(work: Callable[[], T]) -> T | None:
+    """Returns the result of `work`, a part of the set-up of symmetric memory; None, and a warning, if it fails."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001  # The functions of torch that it calls are not public, and may change.
+        logger.warning("the GPUs of a host add up through NCCL, because they cannot share memory: %s", error)
+        return None
 
 
 def _make_region(num_bytes: int) -> str:

@@ -224,3 +224,17 @@ def test_vectors_of_many_ranks_are_those_of_one(tmp_path, tiny_model, task, tp_s
             vectors.append([output.outputs.data.tolist() for output in outputs])
     for ours, theirs in zip(*vectors, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("enforce_eager", [True, False], ids=["launched", "recorded"])
+def test_two_gpus_give_what_one_gives(tiny_model, enforce_eager: bool) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    settings = {**SETTINGS, "device": "cuda", "enforce_eager": enforce_eager}
+    runs = []
+    for sizes in ({}, {"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}):
+        with LLM(str(tiny_model("llama")), **settings, **sizes) as llm:
+            outputs = llm.generate(PROMPTS, SAMPLED, use_tqdm=False)
+            runs.append([output.outputs[0].token_ids for output in outputs])
+    assert runs[1] == runs[0] and runs[2] == runs[0]
