@@ -13,6 +13,7 @@ for the next kernel. The search and the last step have one program per row.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import Specialisation, Target, current_target, varying
+from .._triton import MAX_PLANS, Specialisation, Target, current_target, varying
 from .exact import LARGEST_NOISE, SMALLEST_NOISE
 from .op import log_min_p, sample
 from .triton_exact import mass_of, may_win, noise, row_key, uniform
@@ -43,6 +44,9 @@ OPTIONS = {"num_warps": 8, "enable_fp_fusion": False}
 """The options of every launch. Fused multiplications would give other bits than the definition."""
 
 _PROGRAMS_PER_PROCESSOR = 4
+_TILES_OF_A_START = 2
+"""The start and the end of a program as a number of tiles that take as long: an assumption, which was not measured."""
+
 _INFINITY = tl.constexpr(0x7F800000)  # the bits of one
 _SMALLEST_NOISE, _LARGEST_NOISE = tl.constexpr(SMALLEST_NOISE), tl.constexpr(LARGEST_NOISE)
 # Separate forms for 1 and for multiples of 16 would not be faster.
@@ -100,11 +104,19 @@ def _find_limits(shape: tuple[Any, ...], filters: tuple[Tensor, ...], peaks: Ten
     return limits
 
 
+@functools.lru_cache(MAX_PLANS)
 def split(num_rows: int, vocab_size: int, target: Target) -> tuple[int, int]:
-    """Returns the number of chunks of each row, and their size, a multiple of a tile."""
-    num_tiles = triton.cdiv(vocab_size, TILE)
-    wanted = triton.cdiv(_PROGRAMS_PER_PROCESSOR * target.num_processors, num_rows)
-    tiles_per_chunk = triton.cdiv(num_tiles, min(wanted, num_tiles, MAX_CHUNKS))
+    """Returns the number of chunks of each row, and their size, a multiple of a tile.
+
+    Programs run in waves of as many as fit the GPU. The chunks are such that all waves take the shortest time; a last
+    wave of few programs takes as long as a full one.
+    """
+    num_tiles, wave = triton.cdiv(vocab_size, TILE), _PROGRAMS_PER_PROCESSOR * target.num_processors
+
+    def time_in_tiles(num_chunks: int) -> int:
+        return triton.cdiv(num_rows * num_chunks, wave) * (triton.cdiv(num_tiles, num_chunks) + _TILES_OF_A_START)
+
+    tiles_per_chunk = triton.cdiv(num_tiles, min(range(1, min(num_tiles, MAX_CHUNKS) + 1), key=time_in_tiles))
     return triton.cdiv(num_tiles, tiles_per_chunk), tiles_per_chunk * TILE
 
 

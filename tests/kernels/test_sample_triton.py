@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from millrace.kernels import sample, sample_shard
+from millrace.kernels._triton import TARGETS
 
 pytest.importorskip("triton")
 
@@ -39,6 +40,21 @@ def test_chunks_and_overflowing_candidates_change_no_id():
 
 def test_tiles_that_cannot_win_are_skipped_and_change_no_id():
     assert run_in_interpreter("check_skipped_tiles").split() == ["flat", "peaked", "rising", "tied", "filtered"]
+
+
+def test_chunks_fill_waves_of_programs_and_cover_the_vocabulary():
+    module = importlib.import_module("millrace.kernels.sample.triton")
+    target, wave = TARGETS["sm_90"], 4 * TARGETS["sm_90"].num_processors
+    assert module.split(256, 151_936, target) == (2, 75 * 1024), "one wave"
+    assert module.split(1, 151_936, target) == (75, 2 * 1024), "no more chunks than a program can merge"
+    for num_rows in (1, 2, 7, 100, 255, 300, 500, 528, 529, 1024, 4000):
+        for vocab_size in (1, 1025, 32_000, 151_936):
+            num_chunks, chunk_size = module.split(num_rows, vocab_size, target)
+            assert 1 <= num_chunks <= module.MAX_CHUNKS and chunk_size % module.TILE == 0
+            assert (num_chunks - 1) * chunk_size < vocab_size <= num_chunks * chunk_size
+            if vocab_size > 30_000:
+                num_tiles = -(-num_rows * num_chunks // wave) * chunk_size // module.TILE
+                assert num_tiles < 1.4 * num_rows * vocab_size / module.TILE / wave + 2, (num_rows, vocab_size)
 
 
 def test_compiled_code_rounds_as_the_definition_does():
@@ -89,6 +105,7 @@ def check_chunks() -> None:
     rows = arguments(generator)
     for name, tile, room in (("row", 1024, 16_384), ("chunks", 32, 16_384), ("candidates", 64, 4), ("row", 256, 40)):
         MODULE.TILE, MODULE.MAX_CANDIDATES = tile, room
+        MODULE.split.cache_clear()
         assert torch.equal(IMPLEMENTATION(*rows), sample.plain(*rows)), name
         print(name)
 
