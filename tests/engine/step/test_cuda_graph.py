@@ -216,13 +216,14 @@ class Unrecordable(CallAgain):
 def test_a_size_that_cannot_be_recorded_is_launched_and_loses_no_request(llm, caplog):
     counts = [1, 2, 5, MAX_NUM_SEQS]
     expected = [generate(llm, prompts(n)) for n in counts]
-    record_decodes(llm, [2, 8, 11])
+    record_decodes(llm, [2, 8, 11], llm.llm_engine.executor._runner._head.draw)
     recorder = llm.llm_engine.executor._runner._recorder
-    recorder._steps._backend = backend = Unrecordable()
+    recorder._steps._backend = recorder._draws._backend = backend = Unrecordable()
     assert [generate(llm, prompts(n)) for n in counts] == expected
-    assert backend.num_recorded == 3, "a size that failed is not tried again"
+    assert backend.num_recorded == 3 + 3, "a size that failed is not tried again"
     said = [record.getMessage() for record in caplog.records if "kernel by kernel" in record.getMessage()]
-    assert len(said) == 2 and "out of memory" in said[0]
+    assert len(said) == 2 + 2 and "out of memory" in said[0]
+    assert {text.split(" with ")[0] for text in said} == {"decode steps", "draws"}
 
 
 class OfRank(CallAgain):
