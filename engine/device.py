@@ -9,6 +9,7 @@ import ctypes
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -177,6 +178,28 @@ def share_current_device() -> Callable[[], None]:
 def num_accelerators() -> int:
     """Returns the number of GPUs that this process sees."""
     return torch.cuda.device_count()
+
+
+def gpu_with_shared_sums(device: torch.device) -> str | None:
+    """Returns a name that only this GPU has; None if torch has no kernels that add up memory shared with other GPUs."""
+    if torch.version.cuda is None or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def repeat_until_idle(work: Callable[[], None], device: torch.device, timeout_s: float) -> None:
+    """Runs a function on a GPU, beside the queued work and until that has ended, at most `timeout_s` seconds.
+
+    Args:
+        work: A function that queues work which needs none of the work that is queued already.
+        device: The GPU.
+        timeout_s: Most seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        while not torch.cuda.default_stream(device).query() and time.monotonic() < deadline:
+            work()
+            torch.cuda.current_stream().synchronize()
 
 
 def memory_bytes(device: torch.device) -> int:

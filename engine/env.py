@@ -9,6 +9,7 @@ __all__ = [
     "JOB_PREFIX",
     "SPIN_COUNT",
     "STORAGE_TIMEOUT",
+    "allow_equal_indices",
     "job_variables",
     "ray_address",
     "ray_folder",
@@ -66,3 +67,12 @@ def shorten_spinning() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
+
+
+def allow_equal_indices() -> None:
+    """Lets torch share memory between GPUs of equal index.
+
+    torch takes them for one GPU, and refuses. But a process that sees only its own GPU, as a Ray actor does, has it at
+    index 0.
+    """
+    os.environ.setdefault("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")

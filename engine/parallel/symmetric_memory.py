@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import socket
 import threading
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -23,6 +21,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..device import gpu_with_shared_sums, repeat_until_idle
+from ..env import allow_equal_indices
 from .collectives import GroupCollectives
 
 __all__ = ["Registration", "SymmetricCollectives", "can_map", "describe_rank"]
@@ -78,10 +78,9 @@ class SymmetricCollectives:
         from torch._C._distributed_c10d import _SymmetricMemory
 
         name, group = registration.name, registration.group
-        # torch compares the indices of the GPUs, which are all 0 where each process sees one; `can_map` has compared
-        # the GPUs themselves.
-        os.environ.setdefault("TORCH_SYMM_MEM_ALLOW_OVERLAPPING_DEVICES", "1")
-        if torch.__version__ < (2, 13):  # Later releases find the ranks in the registered group, and earlier ones here.
+        allow_equal_indices()  # `can_map` has compared the GPUs themselves.
+        # Releases from 2.13 on find the ranks in the registered group. The version compares as a version, not as text.
+        if torch.__version__ < "2.13":
             _SymmetricMemory.set_group_info(name, group.rank(), group.size(), registration.store)
         buffer = _SymmetricMemory.empty_strided_p2p((BUFFER_BYTES,), (1,), torch.uint8, device, name)
         return cls(nccl, registration, buffer, _SymmetricMemory.rendezvous(buffer, name))
@@ -114,12 +113,8 @@ class SymmetricCollectives:
 
     def _release(self) -> None:
         """Signals in place of the other ranks until the sums that are queued on this rank have ended."""
-        deadline, device = time.monotonic() + RELEASE_S, self._buffer.device
-        # An error of the device has ended its kernels already.
-        with contextlib.suppress(RuntimeError), torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
-            while not torch.cuda.default_stream(device).query() and time.monotonic() < deadline:
-                self._signal_for_others()
-                torch.cuda.current_stream().synchronize()
+        with contextlib.suppress(RuntimeError):  # An error of the device, which has ended its kernels.
+            repeat_until_idle(self._signal_for_others, self._buffer.device, RELEASE_S)
 
     def _signal_for_others(self) -> None:
         """Sets the signals that this rank waits for, and takes those that it has set and others have not taken.
@@ -162,8 +157,7 @@ class Registration:
             rank: This rank among them.
             size: Number of ranks.
         """
-        from torch.distributed import ProcessGroup
-        from torch.distributed.distributed_c10d import _register_process_group
+        from torch._C._distributed_c10d import ProcessGroup, _register_process_group
 
         group = ProcessGroup(store, rank, size)
         group._register_backend(torch.device("cuda"), ProcessGroup.BackendType.NCCL, nccl)
@@ -180,18 +174,15 @@ class Registration:
         raise AssertionError
 
     @property
-    def name(self) -> str:
-        """The name under which the ranks are registered."""
+    def name(self) -> Any:
+        """The name under which the ranks are registered, a text."""
         return f"millrace-{self.number}"
 
 
 def describe_rank(registration: Registration, device: torch.device) -> list[Any] | None:
-    """Returns the host, the number of the registration and the GPU of this rank; None if the GPU lacks the kernels."""
-    if torch.version.cuda is None or registration.group.size() not in SIZES:
-        return None
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return None
-    return [socket.gethostname(), registration.number, str(torch.cuda.get_device_properties(device).uuid)]
+    """Returns the host, the number of the registration and the GPU of this rank; None if torch lacks the kernels."""
+    gpu = gpu_with_shared_sums(device) if registration.group.size() in SIZES else None
+    return None if gpu is None else [socket.gethostname(), registration.number, gpu]
 
 
 def can_map(ranks: Sequence[list[Any] | None]) -> bool:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.engine.config import EngineConfig
-from millrace.engine.device import Device, HostCopies, to_device
+from millrace.engine.device import Device, HostCopies, repeat_until_idle, to_device
 from millrace.engine.errors import ConfigError
 from millrace.engine.kv_cache.layout import allocate_kv_cache
 from millrace.engine.kv_cache.shared_prefix import MIN_READS_SAVED, SharedPrefix
@@ -170,6 +170,14 @@ def test_a_rank_whose_results_nobody_reads_copies_nothing_to_the_host(head, monk
 def test_to_device_takes_lists_and_arrays(values):
     sent = to_device(values, torch.int64, CPU)
     assert sent.dtype == torch.int64 and sent.tolist() == np.asarray(values).tolist()
+
+
+@pytest.mark.gpu
+def test_work_beside_a_busy_gpu_is_repeated_until_it_is_idle():
+    calls = []
+    torch.cuda._sleep(10_000_000)
+    repeat_until_idle(lambda: calls.append(1), torch.device("cuda", 0), timeout_s=10)
+    assert calls and torch.cuda.default_stream().query()
 
 
 @pytest.mark.gpu
