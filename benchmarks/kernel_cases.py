@@ -159,10 +159,13 @@ class Cases:
             return Call((self._integers(width, num_tokens), self._normal(width, width)))
 
         yield self._case("rms_norm", f"{name}, residual", norm, 4 * rows * itemsize)
+        yield self._case("rms_norm_fp8", f"{name}, residual", norm, rows * (3 * itemsize + 1))
         yield self._case("layer_norm", f"{name}, residual", layer_norm, 4 * rows * itemsize)
         num_bytes = 3 * num_tokens * inner * itemsize
         yield self._case("silu_and_mul", f"{num_tokens} x {inner}", gated, num_bytes)
         yield self._case("gelu_and_mul", f"{num_tokens} x {inner}", partial(gated, "tanh"), num_bytes)
+        num_bytes = num_tokens * inner * (2 * itemsize + 1)
+        yield self._case("gate_and_mul_fp8", f"{num_tokens} x {inner}, silu", partial(gated, "silu"), num_bytes)
         yield self._case("embedding", name, look_up, 2 * rows * itemsize)
         yield self._case("quantize_fp8", name, lambda: Call((self._normal(num_tokens, width),)), rows * (itemsize + 1))
 

@@ -8,6 +8,7 @@ torch, but neither numba nor triton.
 from __future__ import annotations
 
 from .embedding import embedding
+from .gate_and_mul_fp8 import gate_and_mul_fp8
 from .gather_batch import gather_batch
 from .gelu_and_mul import gelu_and_mul
 from .greedy import greedy
@@ -19,6 +20,7 @@ from .packed_linear import packed_linear
 from .paged_attention import paged_attention
 from .quantize_fp8 import quantize_fp8
 from .rms_norm import rms_norm
+from .rms_norm_fp8 import rms_norm_fp8
 from .rope_and_store import rope_and_store
 from .sample import sample
 from .sample_shard import sample_shard
@@ -29,6 +31,7 @@ from .top_logprobs import top_logprobs
 
 __all__ = [
     "embedding",
+    "gate_and_mul_fp8",
     "gather_batch",
     "gelu_and_mul",
     "greedy",
@@ -40,6 +43,7 @@ __all__ = [
     "paged_attention",
     "quantize_fp8",
     "rms_norm",
+    "rms_norm_fp8",
     "rope_and_store",
     "sample",
     "sample_shard",

@@ -53,6 +53,12 @@ def narrow(x, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def row_scale(largest):  # type: ignore[no-untyped-def]
+    """Returns the scale of a row whose largest number is given: largest / 448, or 1 for a row of zeros."""
+    return tl.where(largest > 0, largest / _MAX, 1.0)
+
+
+@triton.jit
 def from_e4m3_bits(bits):  # type: ignore[no-untyped-def]
     """Converts e4m3 bytes to float16, exactly.
 

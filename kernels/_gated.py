@@ -4,6 +4,7 @@
 
 Grid: (rows, blocks of 1,024 columns). A thread reads 8 numbers of either half, which are 16 bytes each in half
 precision. That keeps enough loads in flight to reach the memory bandwidth. `silu_and_mul` and `gelu_and_mul` launch it.
+`gate_and_mul_fp8` has a kernel of its own, whose programs own whole rows, and gates as this one does (`gated`).
 """
 
 from __future__ import annotations
@@ -80,12 +81,16 @@ def gate_and_mul_kernel(  # type: ignore[no-untyped-def]
     """Computes BLOCK columns of a row of the result: activation(gate) * up, from the halves of the row of x."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + row * size + column, gated(x_ptr + row * x_stride, column, size, ACTIVATION), mask=column < size)
+
+
+@triton.jit
+def gated(x_ptr, column, size, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Returns columns of the gated row that begins at `x_ptr`, rounded to its element type; zeros past its end."""
     inside = column < size
-    x_ptr += row * x_stride
     gate = tl.load(x_ptr + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + size + column, mask=inside, other=0.0).to(tl.float32)
-    out = _activate(gate, ACTIVATION) * up
-    tl.store(out_ptr + row * size + column, out.to(out_ptr.dtype.element_ty), mask=inside)
+    return (_activate(gate, ACTIVATION) * up).to(x_ptr.dtype.element_ty)
 
 
 @triton.jit

@@ -30,6 +30,11 @@ def row_tile(size: int) -> dict[str, int]:
     return {"ROWS": max(1, min(_MAX_ROWS, _MIN_TILE // block)), "BLOCK": block}
 
 
+def long_row_tile(size: int, most: int = MAX_ROW) -> dict[str, int]:
+    """Returns the tile of a program for one row of any length, of which it holds up to `most` numbers."""
+    return {"ROWS": 1, "BLOCK": min(most, triton.next_power_of_2(size))}
+
+
 def row_options(tile: dict[str, int], target: Target) -> dict[str, Any]:
     """Returns the options to compile and launch a tile, with 16 elements per thread and 128 to 1,024 threads."""
     num_threads = max(_MIN_THREADS, tile["ROWS"] * tile["BLOCK"] // _ELEMENTS_PER_THREAD)

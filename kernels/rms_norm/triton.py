@@ -3,7 +3,8 @@
     new_residual = x + residual,   out = new_residual / sqrt(mean(new_residual²) + eps) · weight
 
 Grid: one program per row, or per up to 16 short rows (heads, say). A program reads its rows once, keeps them in
-registers, and writes both results, so the kernel moves no more memory than the formula needs.
+registers, and writes both results, so the kernel moves no more memory than the formula needs. `rms_norm_fp8` launches
+the same kernel, which then writes 8-bit rows and their scales.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .._fp8 import narrow, row_scale
 from .._rows import LISTED_SIZES, MAX_ROW, as_rows, row_options, row_tile
 from .._triton import MAX_PLANS, Launch, Specialisation, Target, current_target
 from .op import rms_norm
@@ -32,15 +34,33 @@ def rms_norm_triton(
     Raises:
         ValueError: The rows are longer than 16,384 elements, or the shapes do not match.
     """
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return out, launch_norm(x, weight, eps, residual, add_unit_offset, current_target(), out, None)
+
+
+def launch_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    residual: Tensor | None,
+    add_unit_offset: bool,
+    target: Target,
+    out: Tensor,
+    scale: Tensor | None,
+) -> Tensor:
+    """Fills `out` with the normed rows, or with 8-bit rows and `scale` with their scales, and returns the new residual.
+
+    Raises:
+        ValueError: The rows are longer than 16,384 elements, or the shapes do not match.
+    """
     rows = as_rows(x)
     residual_rows = rows if residual is None else as_rows(residual)
     shapes = x.shape, weight.shape, None if residual is None else residual.shape
-    launch = _plan(*shapes, rows.stride(0), residual_rows.stride(0), eps, add_unit_offset, current_target())
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    new_residual = x if residual is None else torch.empty_like(out)
+    launch = _plan(*shapes, rows.stride(0), residual_rows.stride(0), eps, add_unit_offset, target)
+    new_residual = x if residual is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel():
-        launch.run(rows, residual_rows, weight.contiguous(), out, new_residual)
-    return out, new_residual
+        launch.run(rows, residual_rows, weight.contiguous(), out, scale, new_residual)
+    return new_residual
 
 
 @functools.lru_cache(MAX_PLANS)
@@ -75,14 +95,21 @@ def _plan(
 def specialisations(target: Target) -> Iterator[Specialisation]:
     """Yields the specialisations of the kernel for a target: from rows of one element to the longest."""
     for dtype in ("fp32", "fp16", "bf16"):
-        for tile in map(row_tile, LISTED_SIZES):
-            for has_residual, add_unit_offset in product((False, True), repeat=2):
-                tensors = ("x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "new_residual_ptr")
-                types = dict.fromkeys(tensors, f"*{dtype}") | {"num_rows": "i32", "eps": "fp32"}
-                sizes = ("x_stride", "residual_stride", "size")
-                types |= dict.fromkeys(sizes, "i32")
-                constants = {"HAS_RESIDUAL": has_residual, "ADD_UNIT_OFFSET": add_unit_offset, **tile}
-                yield Specialisation(rms_norm_kernel, types, constants, row_options(tile, target), sizes)
+        yield from norm_specialisations(target, dtype, {"out_ptr": f"*{dtype}"}, {"scale_ptr": None})
+
+
+def norm_specialisations(
+    target: Target, dtype: str, out_types: dict[str, str], absent: dict[str, None]
+) -> Iterator[Specialisation]:
+    """Yields the specialisations of the kernel for rows of a dtype, with the types of its results."""
+    tensors = ("x_ptr", "residual_ptr", "weight_ptr", "new_residual_ptr")
+    sizes = ("x_stride", "residual_stride", "size")
+    types = dict.fromkeys(tensors, f"*{dtype}") | out_types | dict.fromkeys(sizes, "i32")
+    types |= {"num_rows": "i32", "eps": "fp32"}
+    for tile in map(row_tile, LISTED_SIZES):
+        for has_residual, add_unit_offset in product((False, True), repeat=2):
+            constants = {**absent, "HAS_RESIDUAL": has_residual, "ADD_UNIT_OFFSET": add_unit_offset, **tile}
+            yield Specialisation(rms_norm_kernel, types, constants, row_options(tile, target), sizes)
 
 
 @triton.jit(do_not_specialize=["num_rows"])  # it changes with every batch
@@ -91,6 +118,7 @@ def rms_norm_kernel(  # type: ignore[no-untyped-def]
     residual_ptr,
     weight_ptr,
     out_ptr,
+    scale_ptr,
     new_residual_ptr,
     x_stride,
     residual_stride,
@@ -102,7 +130,10 @@ def rms_norm_kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
 ):
-    """Normalises ROWS rows. The outputs are contiguous; the inputs have a stride between rows."""
+    """Normalises ROWS rows. The outputs are contiguous; the inputs have a stride between rows.
+
+    With `scale_ptr` the normed rows, rounded to the dtype of x, are then quantised as `quantize_fp8` does it.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK)[None, :]
     inside = (row < num_rows) & (column < size)
@@ -115,4 +146,10 @@ def rms_norm_kernel(  # type: ignore[no-untyped-def]
         weight += 1.0
     wide = x.to(tl.float32)
     scale = tl.rsqrt(tl.sum(wide * wide, axis=1, keep_dims=True) / size + eps)
-    tl.store(out_ptr + row * size + column, (wide * scale * weight).to(out_ptr.dtype.element_ty), mask=inside)
+    out = (wide * scale * weight).to(x_ptr.dtype.element_ty)
+    if scale_ptr is not None:
+        wide = out.to(tl.float32)
+        largest = tl.max(tl.abs(wide), axis=1, keep_dims=True)
+        tl.store(scale_ptr + row, row_scale(largest), mask=row < num_rows)
+        out = narrow(wide / row_scale(largest), out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row * size + column, out, mask=inside)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from millrace.kernels._op import Draw, Op, Sample
+from millrace.kernels._op import Draw, Op, Sample, all_ops
 
 
 @functools.cache
@@ -43,6 +43,40 @@ def assert_agrees(
         _assert_close(actual, wanted, rtol, atol)
     for actual, wanted in zip(_flatten(args), _flatten(expected_args), strict=True):
         _assert_close(actual, wanted, rtol, atol, equal_nan=True)
+
+
+def assert_fusion_changes_no_bit(kind: str, dtype: torch.dtype, device: str = "cpu") -> int:
+    """Fails unless the ops that quantise what they compute give the bits of two ops after each other.
+
+    Args:
+        kind: "cpu" or "cuda": the implementations that are compared.
+        dtype: The dtype of the samples.
+        device: The device of the samples.
+
+    Returns:
+        The number of samples.
+    """
+    ops = all_ops()
+    run = {name: op.implementations().get(kind, op.plain) for name, op in ops.items()}
+    gelu = {"gelu": "none", "gelu_tanh": "tanh"}
+    num_samples = 0
+    for sample in samples(ops["rms_norm_fp8"], dtype, device):
+        values, scales, residual = run["rms_norm_fp8"](*sample.args, **sample.kwargs)
+        normed, wanted_residual = run["rms_norm"](*sample.args, **sample.kwargs)
+        _assert_same_bits((values, scales, residual), (*run["quantize_fp8"](normed), wanted_residual))
+        num_samples += 1
+    for sample in samples(ops["gate_and_mul_fp8"], dtype, device):
+        x, activation = sample.args
+        gated = run["silu_and_mul"](x) if activation == "silu" else run["gelu_and_mul"](x, gelu[activation])
+        _assert_same_bits(run["gate_and_mul_fp8"](x, activation), run["quantize_fp8"](gated))
+        num_samples += 1
+    return num_samples
+
+
+def _assert_same_bits(actual: tuple[torch.Tensor, ...], wanted: tuple[torch.Tensor, ...]) -> None:
+    for ours, theirs in zip(actual, wanted, strict=True):
+        assert (ours.dtype, ours.shape, ours.stride()) == (theirs.dtype, theirs.shape, theirs.stride())
+        assert torch.equal(ours.contiguous().view(torch.uint8), theirs.contiguous().view(torch.uint8))
 
 
 _KEPT_DTYPES = (torch.float32, torch.float8_e4m3fn)
@@ -93,6 +127,11 @@ def _poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 @pytest.fixture
 def agrees() -> Callable[..., None]:
     return assert_agrees
+
+
+@pytest.fixture
+def fusion_changes_no_bit() -> Callable[..., int]:
+    return assert_fusion_changes_no_bit
 
 
 @pytest.fixture

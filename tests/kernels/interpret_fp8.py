@@ -1,7 +1,8 @@
 """Compares the 8-bit conversions of `kernels/_fp8.py` with torch's, in Triton's interpreter.
 
-Then the kernels that write 8-bit numbers with their definitions, as they run on a GPU whose Triton does not know the
-type. A script of its own, for test_fp8.py: TRITON_INTERPRET=1 counts only before triton is first imported.
+Then the kernels that quantise what they compute with the two kernels whose place they take, and the kernels that write
+8-bit numbers with their definitions, as they run on a GPU whose Triton does not know the type. A script of its own, for
+test_fp8.py: TRITON_INTERPRET=1 counts only before triton is first imported.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import importlib
 import torch
 import triton
 import triton.language as tl
+from interpret import patch_language_once
 
-from conftest import assert_agrees
+from conftest import assert_agrees, assert_fusion_changes_no_bit
 from millrace.kernels._fp8 import narrow, widen
 from millrace.kernels._op import Draw, all_ops
 from millrace.kernels._triton import TARGETS
 
 CODES = torch.arange(256).to(torch.uint8)
 """Every e4m3 number, as bytes."""
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @triton.jit
@@ -50,7 +53,7 @@ def hard_numbers() -> torch.Tensor:
 def check_conversions() -> None:
     """Fails if a bit differs from that of torch."""
     wanted = CODES.view(torch.float8_e4m3fn)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    for dtype in DTYPES:
         out = torch.empty(len(CODES), dtype=dtype)
         widen_all[(1,)](CODES, out, N=len(CODES))
         torch.testing.assert_close(out, wanted.to(dtype), rtol=0, atol=0, equal_nan=True)
@@ -65,22 +68,24 @@ def check_conversions() -> None:
 def check_kernels_on_bytes() -> int:
     """Runs the kernels that write 8-bit numbers as on an sm_80, and returns the number of samples."""
     num_samples = 0
-    for name in ("quantize_fp8", "rope_and_store", "store_kv"):
+    for name in ("quantize_fp8", "rms_norm_fp8", "gate_and_mul_fp8", "rope_and_store", "store_kv"):
         op = all_ops()[name]
         implementation = op.implementations()["cuda"]
         importlib.import_module(f"millrace.kernels.{name}.triton").current_target = lambda: TARGETS["sm_80"]
         for index, sample in enumerate(op.samples(Draw.seeded(torch.float32))):
-            if name == "quantize_fp8" or "8-bit" in sample.name:
+            if name.endswith("_fp8") or "8-bit" in sample.name:
                 assert_agrees(op, implementation, index, torch.float32)
                 num_samples += 1
     return num_samples
 
 
 def main() -> None:
-    """Runs all checks, and prints the number of samples that the kernels ran on."""
+    """Runs all checks, and prints the numbers of samples that fused kernels, and kernels on bytes, ran on."""
     torch.manual_seed(0)
+    patch_language_once()
     check_conversions()
-    print(check_kernels_on_bytes())
+    num_fused = sum(assert_fusion_changes_no_bit("cuda", dtype) for dtype in DTYPES)
+    print(num_fused, check_kernels_on_bytes())
 
 
 if __name__ == "__main__":
