@@ -5,9 +5,10 @@ from __future__ import annotations
 from .attention import Attention, Heads
 from .block import PostNormBlock, PreNormBlock, SandwichBlock
 from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
+from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
 from .linear import Linear, LinearBase, PackedWeight, Packs
-from .mlp import ACTIVATIONS, GATES, MLP, GatedMLP, PlainMLP
+from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import LayerNorm, NoNorm, Norm, Reduce, RMSNorm
 from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
 from .softcap import Softcap
@@ -17,10 +18,12 @@ __all__ = [
     "ACTIVATIONS",
     "GATES",
     "MLP",
+    "PLAIN",
     "Attention",
     "GatedMLP",
     "HasSlots",
     "Heads",
+    "InputFormat",
     "InvariantLinear",
     "LayerNorm",
     "LearnedPositions",
@@ -34,9 +37,11 @@ __all__ = [
     "PlainMLP",
     "PostNormBlock",
     "PreNormBlock",
+    "Quantized",
     "RMSNorm",
     "Reduce",
     "RotateAndStore",
+    "Rows",
     "SandwichBlock",
     "SharedTokenEmbedding",
     "Softcap",

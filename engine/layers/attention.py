@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...kernels import paged_attention
 from ..batch import ForwardBatch
 from ..parallel.shard import Shard
+from .input_format import InputFormat, Rows
 from .linear import LinearBase
 from .rotate_and_store import RotateAndStore, StoreOnly
 from .weight_slot import WeightSlot
@@ -88,12 +89,17 @@ class Attention(nn.Module):
             scores = torch.empty(heads.query.length, dtype=torch.float32, device=sinks)
             self.sinks = nn.Parameter(scores, requires_grad=False)
 
+    @property
+    def input_format(self) -> InputFormat:
+        """The form in which the layer reads its input."""
+        return self.qkv.input_format
+
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields the name `sinks` and the weight slot of this rank's scores, if the layer has sinks; else nothing."""
         if self.sinks is not None:
             yield "sinks", WeightSlot((self.sinks,), parts=(self._heads,))
 
-    def forward(self, hidden: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+    def forward(self, hidden: Rows, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
         """Attends from the tokens of `batch` to their sequences' cached tokens and themselves.
 
         Args:

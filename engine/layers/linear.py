@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...kernels import packed_linear
 from ...kernels.packed_linear import can_pack_panels, pack_panels
 from ..parallel.shard import Dimension, as_shard
+from .input_format import PLAIN, InputFormat
 from .weight_slot import WeightSlot
 
 __all__ = ["Linear", "LinearBase", "PackedWeight", "Packs"]
@@ -74,7 +75,13 @@ class Packs(Protocol):
 
 
 class LinearBase(nn.Module):
-    """The interface of all linear layers, which compute `x W^T + b` and differ in the way they store W."""
+    """The interface of all linear layers, which compute `x W^T + b` and differ in the way they store W.
+
+    Attributes:
+        input_format: The form of x that the layer before this one should write. A layer also takes plain rows.
+    """
+
+    input_format: InputFormat = PLAIN
 
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields every (name, weight slot) of the layer."""

@@ -12,11 +12,12 @@ from typing import TypeAlias
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import gelu_and_mul, packed_gated_linear, silu_and_mul
+from ...kernels import packed_gated_linear, silu_and_mul
 from ...kernels.packed_gated_linear import can_pack_gated, pack_gated
+from .input_format import InputFormat, Rows
 from .linear import Linear, LinearBase
 
-__all__ = ["ACTIVATIONS", "GATES", "MLP", "GatedMLP", "PlainMLP"]
+__all__ = ["ACTIVATIONS", "MLP", "GatedMLP", "PlainMLP"]
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -27,13 +28,6 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 """Elementwise activations, by their names in Hugging Face configs."""
 
-GATES: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "gelu": functools.partial(gelu_and_mul, approximate="none"),
-    "gelu_pytorch_tanh": functools.partial(gelu_and_mul, approximate="tanh"),
-    "silu": silu_and_mul,
-}
-"""Activations of gated networks, by the same names. Each maps a row `cat(gate, up)` to `activation(gate) * up`."""
-
 
 class GatedMLP(nn.Module):
     """A gated network (Shazeer, 2020, arXiv:2002.05202): `down(activation(gate(x)) * up(x))`.
@@ -41,15 +35,21 @@ class GatedMLP(nn.Module):
     Args:
         gate_up: The fused gate and up projections, `[hidden_size] -> [2 * intermediate_size]`.
         down: The down projection, `[intermediate_size] -> [hidden_size]`.
-        gate: A value of `GATES`, which maps the output of `gate_up` to `activation(gate(x)) * up(x)`.
+        gate: Maps the output of `gate_up` to `activation(gate(x)) * up(x)` in the form that `down` reads: a value of
+            `down.input_format.gates`.
     """
 
-    def __init__(self, gate_up: LinearBase, down: LinearBase, gate: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, gate_up: LinearBase, down: LinearBase, gate: Callable[[Tensor], Rows]) -> None:
         super().__init__()
         self.gate_up = gate_up
         self.down = down
         self.gate = gate
         self._packed: Tensor | None = None
+
+    @property
+    def input_format(self) -> InputFormat:
+        """The form in which the network reads its input."""
+        return self.gate_up.input_format
 
     def pack(self) -> None:
         """Packs the gate and up weights for a kernel that computes both products and the gate, if the CPU has one.
@@ -63,9 +63,10 @@ class GatedMLP(nn.Module):
             self._packed = pack_gated(layer.weight.detach())
             layer.weight = None
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden: Rows) -> Tensor:
         """Returns the network's output (or this rank's addend) for `hidden`; both are `[num_tokens, hidden_size]`."""
         if self._packed is not None:
+            assert isinstance(hidden, Tensor)
             return self.down(packed_gated_linear(hidden, self._packed))
         return self.down(self.gate(self.gate_up(hidden)))
 
@@ -85,7 +86,12 @@ class PlainMLP(nn.Module):
         self.down = down
         self.activation = activation
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    @property
+    def input_format(self) -> InputFormat:
+        """The form in which the network reads its input."""
+        return self.up.input_format
+
+    def forward(self, hidden: Rows) -> Tensor:
         """Returns the network's output (or this rank's addend) for `hidden`; both are `[num_tokens, hidden_size]`."""
         return self.down(self.activation(self.up(hidden)))
 

@@ -1,7 +1,8 @@
 """Norms such as `RMSNorm`, each fused with the addition of the residual stream.
 
 Every norm maps (hidden, residual) to (norm(hidden + residual), hidden + residual). The sum is the new residual stream,
-and adding inside the kernel saves one pass over memory. Without a residual the sum is `hidden` itself.
+and adding inside the kernel saves one pass over memory. Without a residual the sum is `hidden` itself. An `RMSNorm`
+writes the normed rows in the form that the next linear layer reads (`InputFormat`).
 
 When ranks share a sublayer, each rank computes one addend of its result. The norm that follows adds up the addends of
 all ranks, because this sum, the residual addition and the norm can be one kernel. A norm whose input is complete is
@@ -16,7 +17,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ...kernels import layer_norm, rms_norm
+from ...kernels import layer_norm
+from .input_format import PLAIN, InputFormat, Rows
 
 __all__ = ["LayerNorm", "NoNorm", "Norm", "RMSNorm", "Reduce"]
 
@@ -34,6 +36,7 @@ class RMSNorm(nn.Module):
         dtype: Number type of `weight`.
         device: Device of `weight`. Its memory is not initialised.
         reduce: Sums `hidden` over the ranks; None if every rank has the complete `hidden`.
+        output: The form of the normed rows: that of the layer which reads them.
     """
 
     def __init__(
@@ -45,18 +48,20 @@ class RMSNorm(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         reduce: Reduce | None = None,
+        output: InputFormat = PLAIN,
     ) -> None:
         super().__init__()
         self.reduce = reduce
         self.eps = eps
         self.unit_offset = unit_offset
+        self._norm = output.rms_norm
         self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Rows, Tensor]:
         """Returns (normed sum, sum) of `hidden` and `residual` (None counts as zeros), both `[..., size]`."""
         if self.reduce is not None:
             hidden = self.reduce(hidden)
-        return rms_norm(hidden, self.weight, self.eps, residual, add_unit_offset=self.unit_offset)
+        return self._norm(hidden, self.weight, self.eps, residual, add_unit_offset=self.unit_offset)
 
 
 class LayerNorm(nn.Module):

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ..layers import (
     ACTIVATIONS,
-    GATES,
     MLP,
+    PLAIN,
     Attention,
     GatedMLP,
     Heads,
+    InputFormat,
     LayerNorm,
     LearnedPositions,
     LinearBase,
@@ -132,8 +133,11 @@ class Components:
         """Whether a layer returns one addend of its result on each rank: only a network with no norm after it does."""
         return self._spec.norm_placement == "before"
 
-    def _norm(self, *, sums: bool) -> Norm:
-        """Makes a norm of the residual stream, which first sums its input over the ranks if `sums` is true."""
+    def _norm(self, *, sums: bool, output: InputFormat = PLAIN) -> Norm:
+        """Makes a norm of the residual stream, which first sums its input over the ranks if `sums` is true.
+
+        `output` is the form of the normed rows, if they go to one layer alone; a `LayerNorm` writes only plain rows.
+        """
         spec, dtype, device, reduce = self._spec, self._dtype, self._device, self._reduce(sums=sums)
         if spec.rms_norm:
             return RMSNorm(
@@ -143,6 +147,7 @@ class Components:
                 dtype=dtype,
                 device=device,
                 reduce=reduce,
+                output=output,
             )
         return LayerNorm(
             spec.hidden_size, eps=spec.norm_eps, affine=spec.norm_affine, dtype=dtype, device=device, reduce=reduce
@@ -180,19 +185,21 @@ class Components:
             is_first: Whether it is the first layer of a pp stage, whose input is complete on every rank.
         """
         attention, mlp = self._attention(layer_idx), self._mlp(layer_idx)
+        to_attention, to_mlp = attention.input_format, mlp.input_format
         if self._spec.norm_placement == "after":
             return PostNormBlock(attention, mlp, self._norm(sums=True), self._norm(sums=True))
         if self._spec.norm_placement == "both":
             return SandwichBlock(
                 attention,
                 mlp,
-                attention_norm=self._norm(sums=False),
+                attention_norm=self._norm(sums=False, output=to_attention),
                 attention_out_norm=self._norm(sums=True),
-                mlp_norm=self._norm(sums=False),
+                mlp_norm=self._norm(sums=False, output=to_mlp),
                 mlp_out_norm=self._norm(sums=True),
             )
         # The other layers follow a feed-forward network, of whose result every rank has one addend.
-        return PreNormBlock(attention, mlp, self._norm(sums=not is_first), self._norm(sums=True))
+        attention_norm = self._norm(sums=not is_first, output=to_attention)
+        return PreNormBlock(attention, mlp, attention_norm, self._norm(sums=True, output=to_mlp))
 
     def _attention(self, layer_idx: int) -> Attention:
         spec, parallel = self._spec, self._parallel
@@ -242,6 +249,6 @@ class Components:
         if spec.gated_mlp:
             blocks = {"gate": inner, "up": inner}
             gate_up = make_linear(f"{name}.gate_up", spec.hidden_size, blocks, bias=spec.mlp_bias)
-            return GatedMLP(gate_up, down, GATES[spec.activation])
+            return GatedMLP(gate_up, down, down.input_format.gates[spec.activation])
         up = make_linear(f"{name}.up", spec.hidden_size, inner, bias=spec.mlp_bias)
         return PlainMLP(up, down, ACTIVATIONS[spec.activation])

@@ -1,20 +1,22 @@
 """`Fp8Scheme` (`quantization="fp8"`): weights and products in 8-bit floats, on GPUs; half the memory of bfloat16.
 
 The rows of weights are quantised while they are loaded, so a model never needs the memory of full precision. The
-activations are quantised token by token before each product, so no calibration data are needed.
+activations are quantised token by token before each product, so no calibration data are needed. Norms and gates do that
+themselves where a layer of this scheme reads their result; the bits are those of a separate quantisation.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from ....kernels import quantize_fp8, scaled_linear
+from ....kernels import gate_and_mul_fp8, quantize_fp8, rms_norm_fp8, scaled_linear
 from ...device import Device
 from ...errors import ConfigError
-from ...layers import Linear, WeightSlot
+from ...layers import InputFormat, Linear, Quantized, Rows, WeightSlot
 from ...parallel.shard import Dimension
 from ..scheme import LinearSpec, QuantizationScheme
 
@@ -58,6 +60,28 @@ class Fp8Scheme(QuantizationScheme):
         return Fp8Linear(layer.in_features, layer.blocks, bias=layer.bias, dtype=layer.dtype, device=layer.device)
 
 
+def _rms_norm(
+    x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, *, add_unit_offset: bool
+) -> tuple[Quantized, Tensor]:
+    values, scales, total = rms_norm_fp8(x, weight, eps, residual, add_unit_offset=add_unit_offset)
+    return Quantized(values, scales), total
+
+
+def _gate(x: Tensor, activation: str) -> Quantized:
+    return Quantized(*gate_and_mul_fp8(x, activation))
+
+
+FP8_ROWS = InputFormat(
+    _rms_norm,
+    {
+        "gelu": functools.partial(_gate, activation="gelu"),
+        "gelu_pytorch_tanh": functools.partial(_gate, activation="gelu_tanh"),
+        "silu": functools.partial(_gate, activation="silu"),
+    },
+)
+"""Rows of e4m3 floats with one scale for each row."""
+
+
 class Fp8Linear(Linear):
     """Computes `x W^T + b`, where x and W are quantised to 8-bit floats with one scale for each row.
 
@@ -68,6 +92,8 @@ class Fp8Linear(Linear):
         dtype: Number type of b, x and the result.
         device: Device of W and b. Their memory is not initialised.
     """
+
+    input_format = FP8_ROWS
 
     def __init__(
         self,
@@ -85,11 +111,14 @@ class Fp8Linear(Linear):
         self.weight_scale: Tensor
         self.register_buffer("weight_scale", torch.empty(self._num_rows, 1, dtype=torch.float32, device=device))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps `x` `[num_tokens, in_features]` to `[num_tokens, out_features]` in the same dtype."""
+    def forward(self, x: Rows) -> Tensor:
+        """Maps `x` `[num_tokens, in_features]` to `[num_tokens, out_features]` in the dtype of the layer.
+
+        Rows that come from attention, or from a norm or an activation without a kernel of this format, are plain.
+        """
         assert self.weight is not None
-        quantised, x_scale = quantize_fp8(x)
-        return scaled_linear(quantised, x_scale, self.weight, self.weight_scale, self.bias, x.dtype)
+        values, scales = x if isinstance(x, Quantized) else quantize_fp8(x)
+        return scaled_linear(values, scales, self.weight, self.weight_scale, self.bias, self._dtype)
 
     def _slot(self, name: str, rows: slice) -> WeightSlot:
         if name != "weight":

@@ -9,17 +9,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from millrace.engine.errors import CheckpointError, ConfigError
 from millrace.engine.kv_cache.layout import allocate_kv_cache, kv_block_bytes
-from millrace.engine.layers import InvariantLinear, Linear
+from millrace.engine.layers import GATES, InvariantLinear, Linear, Quantized
+from millrace.engine.layers import PLAIN as PLAIN_ROWS
 from millrace.engine.llm import LLM
 from millrace.engine.models import Decoder, ModelOptions, build_model, load_hf_config, load_model
+from millrace.engine.quantization.schemes import fp8
 from millrace.engine.quantization.schemes.fp8 import Fp8Linear
 from millrace.engine.quantization.schemes.int8 import Int8Linear
 from millrace.engine.sampling_params import SamplingParams
+from millrace.kernels import quantize_fp8
 from paged import SCHEDULES, PagedSequences, random_sequences, schedule_mixed
 
 FP8 = ModelOptions(quantization="fp8")
@@ -177,6 +181,45 @@ def test_packing_changes_no_result_of_8_bits(kind: type[Linear]) -> None:
     assert torch.equal(linear(x), before)
     assert before.shape == (5, 48) and before.dtype == torch.bfloat16
     assert torch.equal(linear.forward_float32(x).bfloat16(), before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_norms_and_gates_quantise_give_the_bits_of_rows_that_the_layers_quantise(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, sequences = tiny_checkpoint(tmp_path, family), random_sequences()
+    fused = logits(load(folder, FP8, torch.bfloat16), sequences, torch.bfloat16)
+    monkeypatch.setattr(Fp8Linear, "input_format", PLAIN_ROWS)
+    assert torch.equal(fused, logits(load(folder, FP8, torch.bfloat16), sequences, torch.bfloat16))
+
+
+@pytest.mark.parametrize(("family", "num_separate"), [("llama", 1), ("qwen3", 1), ("gemma2", 1), ("opt", 4)])
+def test_only_rows_without_a_kernel_that_quantises_them_take_a_kernel_of_their_own(
+    tmp_path: Path, family: str, num_separate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The output of attention is always one of them. OPT has LayerNorms and no gates, so all of its rows are.
+    model = load(tiny_checkpoint(tmp_path, family), FP8)
+    calls: list[Tensor] = []
+    monkeypatch.setattr(fp8, "quantize_fp8", lambda x: calls.append(x) or quantize_fp8(x))
+    logits(model, [[5, 6, 7]])
+    assert len(calls) == num_separate * model.spec.num_layers
+
+
+def test_rows_for_a_layer_in_full_precision_stay_plain() -> None:
+    model = build_model(tiny_config("llama", intermediate_size=100), torch.bfloat16, "cpu", FP8)
+    layer, x = model.layers[0], torch.randn(3, model.spec.hidden_size, dtype=torch.bfloat16)
+    assert isinstance(layer.attention_norm(x)[0], Quantized)
+    for norm in (layer.mlp_norm, model.norm):
+        assert norm(x)[0].dtype == torch.bfloat16
+    assert layer.mlp.gate(x).dtype == torch.bfloat16
+
+
+def test_every_gate_has_a_kernel_to_8_bits() -> None:
+    assert fp8.FP8_ROWS.gates.keys() == GATES.keys()
+    x = torch.randn(3, 64)
+    for name, gate in fp8.FP8_ROWS.gates.items():
+        for ours, theirs in zip(gate(x), quantize_fp8(GATES[name](x)), strict=True):
+            assert torch.equal(ours.float(), theirs.float())
 
 
 def test_fp8_and_deterministic_exclude_each_other() -> None:
