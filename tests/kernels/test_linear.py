@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from millrace.kernels import invariant_linear, quantize_fp8, scaled_linear
+from millrace.kernels import invariant_linear, quantize_fp8, rms_norm_fp8, scaled_linear
 from millrace.kernels._op import Draw
 from millrace.kernels.scaled_linear.cuda import scaled_linear_cuda
 
@@ -76,6 +77,28 @@ def test_the_gpus_8_bit_launcher_runs_on_cpu_tensors_too(agrees, dtype):
     # torch has the operator for both: what is checked here is how it is called.
     for index in range(len(list(scaled_linear.samples(Draw.seeded(dtype))))):
         agrees(scaled_linear, scaled_linear_cuda, index, dtype)
+
+
+@pytest.mark.parametrize("num_rows", [1, 5])
+def test_the_gpus_8_bit_product_takes_rows_and_scales_as_a_norm_writes_them(num_rows):
+    x, weight, bias = operands(num_rows, (64, 48), torch.bfloat16)
+    values, scales, _ = rms_norm_fp8(x, torch.ones(64, dtype=torch.bfloat16), 1e-6)
+    quantised = quantize_fp8(weight)
+    with Operators() as operators:
+        scaled_linear_cuda(values, scales, *quantised, bias, torch.bfloat16)
+    assert operators.names == ["aten.t", "aten.t", "aten._scaled_mm"]  # two views and a product: nothing is copied
+
+
+class Operators(TorchDispatchMode):
+    """Records the names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
 
 
 def test_the_gpus_8_bit_launcher_refuses_odd_sizes():
