@@ -8,6 +8,8 @@ mean, the variance and the result. The variance is computed from the centred num
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -16,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .._rows import LISTED_SIZES, MAX_ROW, as_rows, row_options, row_tile
-from .._triton import Specialisation, Target, current_target
+from .._triton import MAX_PLANS, Launch, Specialisation, Target, current_target
 from .op import layer_norm
 
 
@@ -30,39 +32,41 @@ def layer_norm_triton(
         ValueError: The rows are longer than 16,384 elements, there is a bias without a weight, or the shapes do not
             match.
     """
-    size = x.shape[-1]
+    rows = as_rows(x)
+    residual_rows = rows if residual is None else as_rows(residual)
+    shapes = tuple(None if tensor is None else tensor.shape for tensor in (weight, bias, residual))
+    launch = _plan(x.shape, shapes, (rows.stride(0), residual_rows.stride(0)), eps, current_target())
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    new_residual = x if residual is None else torch.empty_like(out)
+    if out.numel():
+        factors = (None if tensor is None else tensor.contiguous() for tensor in (weight, bias))
+        launch.run(rows, residual_rows, *factors, out, new_residual)
+    return out, new_residual
+
+
+@functools.lru_cache(MAX_PLANS)
+def _plan(
+    shape: tuple[int, ...],
+    shapes: tuple[tuple[int, ...] | None, ...],
+    strides: tuple[int, int],
+    eps: float,
+    target: Target,
+) -> Launch:
+    """Plans a call; `shapes` are those of weight, bias and residual, and `strides` those between rows."""
+    size, (*factors, residual) = shape[-1], shapes
     if size > MAX_ROW:
         raise ValueError(f"layer_norm: rows of {size} elements; the kernel takes at most {MAX_ROW}")
-    if bias is not None and weight is None:
+    if factors[0] is None and factors[1] is not None:
         raise ValueError("layer_norm: a bias without a weight; give both, the weight alone, or neither")
-    if any(p is not None and p.shape != (size,) for p in (weight, bias)):
-        shapes = [p if p is None else list(p.shape) for p in (weight, bias)]
-        raise ValueError(f"layer_norm: x is {list(x.shape)}, so weight and bias must be [{size}]; got {shapes}")
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"layer_norm: residual is {list(residual.shape)}; it must be like x, {list(x.shape)}")
-    rows = as_rows(x)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    residual_rows = rows if residual is None else as_rows(residual)
-    new_residual = x if residual is None else torch.empty_like(out)
-    tile = row_tile(size)
-    if len(rows):
-        layer_norm_kernel[(triton.cdiv(len(rows), tile["ROWS"]),)](
-            rows,
-            residual_rows,
-            weight if weight is None else weight.contiguous(),
-            bias if bias is None else bias.contiguous(),
-            out,
-            new_residual,
-            rows.stride(0),
-            residual_rows.stride(0),
-            len(rows),
-            size,
-            eps,
-            HAS_RESIDUAL=residual is not None,
-            **tile,
-            **row_options(tile, current_target()),
-        )
-    return out, new_residual
+    if any(given not in (None, (size,)) for given in factors):
+        found = [given if given is None else list(given) for given in factors]
+        raise ValueError(f"layer_norm: x is {list(shape)}, so weight and bias must be [{size}]; got {found}")
+    if residual not in (None, shape):
+        raise ValueError(f"layer_norm: residual is {residual and list(residual)}; it must be like x, {list(shape)}")
+    tile, num_rows = row_tile(size), math.prod(shape[:-1])
+    options = {"HAS_RESIDUAL": residual is not None, **tile, **row_options(tile, target)}
+    grid = (triton.cdiv(num_rows, tile["ROWS"]),)
+    return Launch(layer_norm_kernel, grid, (*strides, num_rows, size, eps), options)
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:

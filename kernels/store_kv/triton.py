@@ -8,6 +8,7 @@ padding it reads the slot only.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import triton
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .._fp8 import e4m3_storage, e4m3_type, narrow
 from .._heads import check_cache, head_options, heads_per_program, slot_offset
-from .._triton import Layout, Specialisation, Target, current_target, varying
+from .._triton import MAX_PLANS, Launch, Layout, Specialisation, Target, current_target, varying
 from .op import store_kv
 
 
@@ -27,27 +28,22 @@ def store_kv_triton(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor
     Raises:
         ValueError: The shapes or strides of keys and caches do not match.
     """
-    check_cache("store_kv", Layout.of(key), Layout.of(k_cache), Layout.of(v_cache))
+    target = current_target()
+    launch = _plan(tuple(Layout.of(tensor) for tensor in (key, value, k_cache, v_cache)), target)
+    if len(key):
+        launch.run(key, value, e4m3_storage(k_cache, target), e4m3_storage(v_cache, target), slot_mapping)
+
+
+@functools.lru_cache(MAX_PLANS)
+def _plan(layouts: tuple[Layout, ...], target: Target) -> Launch:
+    key, value, k_cache, v_cache = layouts
+    check_cache("store_kv", key, k_cache, v_cache)
     num_tokens, num_kv_heads, head_dim = key.shape
-    if not num_tokens:
-        return
-    target, heads = current_target(), heads_per_program(head_dim)
-    store_kv_kernel[(num_tokens, triton.cdiv(num_kv_heads, heads))](
-        key,
-        value,
-        e4m3_storage(k_cache, target),
-        e4m3_storage(v_cache, target),
-        slot_mapping,
-        *key.stride()[:2],
-        *value.stride()[:2],
-        *k_cache.stride()[:3],
-        num_kv_heads,
-        k_cache.shape[2],
-        head_dim,
-        HEADS=heads,
-        BLOCK=triton.next_power_of_2(head_dim),
-        **head_options(target),
-    )
+    heads = heads_per_program(head_dim)
+    strides = (*key.strides[:2], *value.strides[:2], *k_cache.strides[:3])
+    options = {"HEADS": heads, "BLOCK": triton.next_power_of_2(head_dim), **head_options(target)}
+    grid = (num_tokens, triton.cdiv(num_kv_heads, heads))
+    return Launch(store_kv_kernel, grid, (*strides, num_kv_heads, k_cache.shape[2], head_dim), options)
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:

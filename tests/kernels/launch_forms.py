@@ -27,14 +27,8 @@ from millrace.kernels._triton import TARGETS, Specialisation
 BLOCK_SIZE, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, VOCAB_SIZE, HIDDEN = 16, 128, 16, 8, 1024, 2048
 MAX_NUM_SEQS, MAX_MODEL_LEN = 1024, 4096
 OPS = (
-    "gather_batch",
-    "rope_and_store",
-    "store_kv",
-    "paged_attention",
-    "rms_norm",
-    "sample",
-    "sample_shard",
-    "top_logprobs",
+    *("gather_batch", "rope_and_store", "store_kv", "paged_attention", "sample", "sample_shard", "top_logprobs"),
+    *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8"),
 )
 Launch = tuple[Any, dict[str, Any]]
 
@@ -80,10 +74,9 @@ def launch_layer(
     num_shared: torch.Tensor | None,
     draw: random.Random,
 ) -> None:
-    """Launches norm, rotation, store and attention of a layer on the outputs of `gather_batch`."""
+    """Launches norms, gates, rotation, store and attention of a layer on the outputs of `gather_batch`."""
     _, positions, slot_mapping, query_start_loc, seq_lens, block_tables = batch
-    hidden = torch.empty((num_tokens, HIDDEN), dtype=torch.bfloat16)
-    triton_op("rms_norm")(hidden, torch.empty(HIDDEN, dtype=torch.bfloat16), 1e-6, hidden)
+    launch_rows(num_tokens)
     packed = torch.empty((num_tokens, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM), dtype=torch.bfloat16)
     query, key, value = packed.split((NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS), dim=1)
     caches = torch.empty((2, 4, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM), dtype=torch.bfloat16).unbind()
@@ -102,6 +95,18 @@ def launch_layer(
         num_shared=num_shared,
         deterministic=draw.random() < 0.1,
     )
+
+
+def launch_rows(num_tokens: int) -> None:
+    """Launches the norms and gates of a layer, in the dtype of the model and to 8 bits."""
+    hidden, weight = torch.empty((num_tokens, HIDDEN), dtype=torch.bfloat16), torch.empty(HIDDEN, dtype=torch.bfloat16)
+    for name in ("rms_norm", "rms_norm_fp8"):
+        for residual in (None, hidden):
+            triton_op(name)(hidden, weight, 1e-6, residual)
+    triton_op("layer_norm")(hidden, weight, weight, 1e-6, hidden)
+    triton_op("silu_and_mul")(hidden)
+    triton_op("gate_and_mul_fp8")(hidden, "silu")
+    triton_op("quantize_fp8")(hidden)
 
 
 def launch_draw(num_lines: int) -> None:

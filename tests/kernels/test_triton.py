@@ -41,6 +41,7 @@ def test_agrees_with_the_definition_in_the_interpreter_and_launches_only_what_is
 def test_no_batch_meets_a_form_that_is_not_listed():
     launched = run_script(HERE / "launch_forms.py", "500", interpret=True).split()
     assert {"gather_batch_kernel", "prefill_kernel", "decode_kernel", "prefix_kernel", "merge_kernel"} < set(launched)
+    assert {"rms_norm_kernel", "gate_and_mul_kernel", "gate_and_quantize_kernel", "quantize_fp8_kernel"} < set(launched)
 
 
 def assert_compiles(*arguments: str) -> None:
