@@ -1,14 +1,18 @@
-"""Measures the host time of one decode step, with a model that computes nothing.
+"""Measures the host time of one decode step, with a model that computes nothing, and of the launchers of an eager step.
 
 Prints one JSON line for each number of running requests and case, with the median step in milliseconds. The case
 "scheduler" plans and reads steps. The case "engine" also does the host's work of the runner: it packs the step plan,
 updates the tables, calls the (empty) model, samples from a vocabulary of 8 and reads the tokens. On a CPU that includes
 the arithmetic of the sampler, which the host only launches on a GPU.
+
+Then it prints what the launchers of attention, rotation, norms and gates take in the layers of an eager step, where
+they plan once a step and where they plan in every layer (`launch_overhead.py`).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import statistics
 import time
@@ -136,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--num-seqs", type=int, nargs="+", default=[1, 64, 256, 1024])
+    parser.add_argument("--layers", type=int, default=28)
     args = parser.parse_args()
     torch.set_num_threads(1)
     for case in ("scheduler", "engine"):
@@ -143,6 +148,13 @@ def main() -> None:
             times_ms = measure(case, num_seqs, args.steps)
             figures = {"median_ms": round(statistics.median(times_ms), 3), "max_ms": round(max(times_ms), 3)}
             print(json.dumps({"case": f"host_overhead/{case}", "num_seqs": num_seqs, **figures}))
+    if importlib.util.find_spec("triton") is None:
+        print(json.dumps({"case": "host_overhead/launchers", "skipped": "Triton is not installed"}))
+        return
+    import launch_overhead
+
+    for line in launch_overhead.measure(args.layers, args.steps):
+        print(json.dumps(line))
 
 
 if __name__ == "__main__":

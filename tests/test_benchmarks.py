@@ -415,7 +415,11 @@ def test_what_a_resume_must_know_is_measured() -> None:
 
 @pytest.mark.slow
 def test_the_host_overhead_is_measured(bare_environment: dict[str, str]) -> None:
-    assert run(bare_environment, "host_overhead.py", "--steps", "3", "--num-seqs", "2")
+    lines = run(bare_environment, "host_overhead.py", "--steps", "3", "--num-seqs", "2", "--layers", "2")
+    assert [line["num_seqs"] for line in lines if "num_seqs" in line] == [2, 2]
+    launchers = {line["op"]: line for line in lines if "op" in line}
+    assert launchers.keys() == {"paged_attention", "rope_and_store", "rms_norm", "silu_and_mul", "all of them"}
+    assert all(line["planned_once_ms"] > 0 < line["planned_in_every_layer_ms"] for line in launchers.values())
 
 
 @pytest.mark.soak
