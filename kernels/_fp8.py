@@ -59,6 +59,13 @@ def row_scale(largest):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def divide_by_scales(x, scales_ptr, mask, dtype: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Divides x by the scales at `scales_ptr` where `mask` is true, if `dtype`, the type of the output, is e4m3."""
+    is_e4m3: tl.constexpr = dtype == tl.uint8 or dtype == tl.float8e4nv
+    return tl.div_rn(x, tl.load(scales_ptr, mask=mask, other=1.0)) if is_e4m3 else x
+
+
+@triton.jit
 def from_e4m3_bits(bits):  # type: ignore[no-untyped-def]
     """Converts e4m3 bytes to float16, exactly.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 
@@ -24,12 +25,15 @@ def head_options(target: Target) -> dict[str, Any]:
     return {"num_warps": _NUM_THREADS // target.warp_size, "enable_fp_fusion": True}
 
 
-def check_cache(op: str, key: Layout, k_cache: Layout, v_cache: Layout) -> None:
+def check_cache(op: str, key: Layout, k_cache: Layout, v_cache: Layout, has_scales: bool) -> None:
     """Checks that the shapes and strides of keys and caches fit each other. `op` is the name in the message.
 
     Raises:
-        ValueError: Heads are not contiguous, the caches differ in layout, or their heads are not those of the keys.
+        ValueError: Heads are not contiguous, the caches differ in layout, their heads are not those of the keys, or
+            there are scales for a cache that is not in 8 bits.
     """
+    if has_scales and k_cache.dtype != torch.float8_e4m3fn:
+        raise ValueError(f"{op}: kv_scales are given for a cache in {k_cache.dtype}; only float8_e4m3fn has scales")
     same = k_cache == v_cache
     fits = (k_cache.shape[1], k_cache.shape[3]) == tuple(key.shape[1:])
     if not same or not fits or k_cache.strides[3] != 1 or key.strides[2] != 1:

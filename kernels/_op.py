@@ -82,6 +82,10 @@ class Draw:
         """Returns a tensor that holds `value` everywhere."""
         return torch.full(shape, value, dtype=self.dtype, device=self.device)
 
+    def scales(self, num_kv_heads: int) -> torch.Tensor:
+        """Returns scales of keys and values, `[2, num_kv_heads]` float32 between 1 and 8, for an 8-bit KV cache."""
+        return torch.rand(2, num_kv_heads, generator=self.generator).mul(3).exp2().to(self.device)
+
     def tensor(self, values: Any, dtype: torch.dtype) -> torch.Tensor:
         """Returns a tensor of the given (nested) list of numbers on the device of the sample."""
         return torch.tensor(values, dtype=dtype, device=self.device)

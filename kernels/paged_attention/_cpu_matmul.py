@@ -22,7 +22,7 @@ class Scoring:
     """The options of `paged_attention` that turn the product of a query and a key into a score.
 
     Args:
-        scale: The factor of the product.
+        scales: `[num_kv_heads]` float32, the factor of the products with the keys of each head.
         window: The number of latest tokens, itself included, that a query sees; 0 for all.
         num_later: The number of tokens after itself that a query sees.
         softcap: The limit that scores approach smoothly; 0 for none.
@@ -30,7 +30,7 @@ class Scoring:
         alibi_slopes: `[num_heads]`, the amount that a score loses for each token of distance; None for none.
     """
 
-    scale: float
+    scales: Tensor
     window: int
     num_later: int
     softcap: float
@@ -102,7 +102,7 @@ def _scores(products: Tensor, query_positions: Tensor, key_positions: Tensor, sc
     """Turns `products` `[num_kv_heads, group, queries, keys]` into scores, in place. A sink adds a column."""
     per_head = (*products.shape[:2], 1, 1)
     query_positions = query_positions.unsqueeze(-1)
-    scores = products.mul_(scoring.scale)
+    scores = products.mul_(scoring.scales.view(-1, 1, 1, 1))
     if scoring.softcap:
         scores.div_(scoring.softcap).tanh_().mul_(scoring.softcap)
     if scoring.alibi_slopes is not None:

@@ -11,6 +11,7 @@ tile or the thread. The matrix multiplication guarantees no order, so `determini
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +51,7 @@ def paged_attention_numba(
     num_decodes: int = 0,
     num_shared: Tensor | None = None,
     deterministic: bool = False,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """Runs `paged_attention`: short sequences in numba, long ones and shared prefixes by matrix multiplication."""
     num_heads, head_dim = query.shape[1:]
@@ -57,7 +59,8 @@ def paged_attention_numba(
     tile = max(1, _TILE_ROWS // (num_heads // num_kv_heads))
     starts, lens = query_start_loc.numpy(), seq_lens.numpy()
     num_later = 0 if causal else (window or ALL_KEYS) - 1
-    scoring = Scoring(scale, window, num_later, softcap, sinks, alibi_slopes)
+    scales = torch.full((num_kv_heads,), scale, dtype=torch.float32) if kv_scales is None else kv_scales[0] * scale
+    scoring = Scoring(scales, window, num_later, softcap, sinks, alibi_slopes)
     out = torch.empty(query.shape, dtype=torch.float32)
     # The numba kernel begins each row with the score of one key outside the cache: of none, a sink or a whole prefix.
     carried = torch.full(query.shape[:2], -torch.inf) if sinks is None else sinks.repeat(len(query), 1)
@@ -75,7 +78,7 @@ def paged_attention_numba(
         as_storage(k_cache),
         as_storage(v_cache),
         block_tables.numpy(),
-        np.float32(scale),
+        scales.numpy(),
         window,
         num_later,
         np.float32(softcap),
@@ -84,15 +87,21 @@ def paged_attention_numba(
         tile,
         out.numpy(),
     )
-    num_items = len(tasks) * num_kv_heads
-    if 4 * num_pairs * num_heads * head_dim < _MIN_PARALLEL_FLOPS:
-        attend(0, num_items, *arguments)
-    else:
-        team.run(attend, num_items, *arguments)
+    _attend_to_tasks(len(tasks) * num_kv_heads, 4 * num_pairs * num_heads * head_dim, *arguments)
     for seq in long_seqs.tolist():
         rows = slice(int(starts[seq]), int(starts[seq + 1]))
         _attend_to_sequence(out[rows], query[rows], k_cache, v_cache, block_tables[seq], int(lens[seq]), scoring)
+    if kv_scales is not None:
+        out.unflatten(1, (num_kv_heads, -1)).mul_(kv_scales[1].view(-1, 1, 1))
     return out.to(query.dtype)
+
+
+def _attend_to_tasks(num_items: int, num_flops: int, *arguments: Any) -> None:
+    """Runs the numba kernel for all items, on the calling thread or on several."""
+    if num_flops < _MIN_PARALLEL_FLOPS:
+        attend(0, num_items, *arguments)
+    else:
+        team.run(attend, num_items, *arguments)
 
 
 def _attend_to_shared(

@@ -97,7 +97,7 @@ def attend(
     k_cache: Array,
     v_cache: Array,
     tables: Array,
-    scale: Scalar,
+    scales: Array,
     window: int,
     num_later: int,
     softcap: Scalar,
@@ -117,7 +117,7 @@ def attend(
         k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, from `as_storage`.
         v_cache: The shape of `k_cache`, from `as_storage`.
         tables: `[num_seqs, max_blocks]` int32.
-        scale: float32.
+        scales: `[num_kv_heads]` float32, the factor of the products with the keys of each head.
         window: The number of latest tokens, itself included, that a query sees; 0 for all.
         num_later: The number of tokens after itself that a query sees.
         softcap: float32, 0 for none.
@@ -146,7 +146,7 @@ def attend(
         for r in range(num_rows):
             token, head = row + r // group, group_start + r % group
             for d in range(head_dim):
-                q[r, d] = widen(query[token, head, d]) * scale
+                q[r, d] = widen(query[token, head, d]) * scales[item % num_kv_heads]
                 sums[r, d] = 0
             if begin > 0:
                 for d in range(head_dim):

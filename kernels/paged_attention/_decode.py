@@ -21,6 +21,7 @@ from ._tile import (
     attend,
     heads_of_tile,
     load_queries,
+    load_scale,
     load_slopes,
     normalised,
     see_sinks,
@@ -31,9 +32,10 @@ from ._tile import (
 
 @triton.jit(**varying([*SIZES, "first_slot", "num_slots", "has_sinks", "has_shared"]))
 def decode_kernel(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, num_shared_ptr, sinks_ptr, slopes_ptr, out_ptr, sums_ptr, stats_ptr,
+    q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, num_shared_ptr, sinks_ptr, slopes_ptr, scales_ptr, out_ptr,
+    sums_ptr, stats_ptr,
     q_stride, block_stride, table_stride, num_heads, group, first_slot, num_slots, window, score_scale, cap,
-    has_sinks, has_slopes, has_shared,
+    has_sinks, has_slopes, has_scales, has_shared,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
 ):  # fmt: skip
@@ -56,6 +58,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     row_max, row_sum, acc = start_rows(heads, BLOCK_D)
     row_max, row_sum = see_sinks(row_max, row_sum, sinks_ptr, heads, has_sink)
     slopes = load_slopes(slopes_ptr, heads, rows < tile_heads * has_slopes, EDITED)
+    score_scale *= load_scale(scales_ptr, k_ptr, kv_head, has_scales)
     k_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     v_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     tables_ptr += seq.to(tl.int64) * table_stride
@@ -63,6 +66,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
         q, row_max, row_sum, acc, tokens * 0 + seq_len - 1, slopes, first, end, first, window, k_ptr, v_ptr, tables_ptr,
         block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, CAUSAL=True, MASKED=True,
     )  # fmt: skip
+    acc *= load_scale(scales_ptr, k_ptr, num_heads // group + kv_head, has_scales)
     out_rows = tokens.to(tl.int64) * num_heads + heads
     if num_slots == 1:
         store_rows(out_ptr, normalised(acc, row_sum), out_rows, valid, HEAD_DIM)
@@ -73,9 +77,9 @@ def decode_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit(**varying([*SIZES, "num_seqs", "num_slots"]))
 def prefix_kernel(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, num_shared_ptr, slopes_ptr, sums_ptr, stats_ptr,
+    q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, num_shared_ptr, slopes_ptr, scales_ptr, sums_ptr, stats_ptr,
     q_stride, block_stride, table_stride, num_heads, group, num_seqs, num_slots, window, score_scale, cap,
-    has_slopes,
+    has_slopes, has_scales,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
 ):  # fmt: skip
@@ -95,6 +99,7 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
     q = load_queries(q_ptr, k_ptr, seqs, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
     row_max, row_sum, acc = start_rows(heads, BLOCK_D)
     slopes = load_slopes(slopes_ptr, heads, rows % width < tile_heads * has_slopes, EDITED)
+    score_scale *= load_scale(scales_ptr, k_ptr, kv_head, has_scales)
     k_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     v_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     tables_ptr += leader.to(tl.int64) * table_stride
@@ -102,6 +107,7 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
         q, row_max, row_sum, acc, seq_lens - 1, slopes, first, end, first, window, k_ptr, v_ptr, tables_ptr,
         block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, CAUSAL=True, MASKED=True,
     )  # fmt: skip
+    acc *= load_scale(scales_ptr, k_ptr, num_heads // group + kv_head, has_scales)
     slots = (seqs.to(tl.int64) * num_heads + heads) * num_slots + split
     _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)
 

@@ -60,6 +60,7 @@ class Call(NamedTuple):
         has_sinks: Whether sinks are given.
         has_slopes: Whether slopes of ALiBi are given.
         has_shared: Whether a number of shared blocks is given.
+        has_scales: Whether scales of an 8-bit cache are given.
     """
 
     target: Target
@@ -76,6 +77,7 @@ class Call(NamedTuple):
     has_sinks: bool
     has_slopes: bool
     has_shared: bool
+    has_scales: bool
 
     @property
     def edited(self) -> bool:
@@ -171,6 +173,7 @@ def _values(call: Call) -> dict[str, Any]:
         "cap": _LOG2_E * call.softcap,
         "has_sinks": int(call.has_sinks),
         "has_slopes": int(call.has_slopes),
+        "has_scales": int(call.has_scales),
         "deterministic": int(call.deterministic),
         "HEAD_DIM": head_dim,
         "BLOCK_SIZE": call.k_cache.shape[2],
@@ -218,6 +221,10 @@ def _check(call: Call) -> None:
         raise ValueError(
             f"paged_attention: a query in {call.query.dtype} over a cache in {call.k_cache.dtype}; "
             f"the cache must be in the dtype of the query or in torch.float8_e4m3fn"
+        )
+    if call.has_scales and call.k_cache.dtype != torch.float8_e4m3fn:
+        raise ValueError(
+            f"paged_attention: kv_scales are given for a cache in {call.k_cache.dtype}; only float8_e4m3fn has scales"
         )
     strides = (block_size * head_dim, head_dim, 1)
     if call.k_cache.strides[1:] != strides or call.v_cache != call.k_cache:

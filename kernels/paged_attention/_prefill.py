@@ -18,6 +18,7 @@ from ._tile import (
     attend,
     heads_of_tile,
     load_queries,
+    load_scale,
     load_slopes,
     normalised,
     see_sinks,
@@ -28,9 +29,9 @@ from ._tile import (
 
 @triton.jit(**varying([*SIZES, "first_seq", "num_seqs", "has_sinks", "deterministic"]))
 def prefill_kernel(  # type: ignore[no-untyped-def]
-    q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, starts_ptr, sinks_ptr, slopes_ptr, out_ptr,
+    q_ptr, k_ptr, v_ptr, tables_ptr, seq_lens_ptr, starts_ptr, sinks_ptr, slopes_ptr, scales_ptr, out_ptr,
     q_stride, block_stride, table_stride, num_heads, group, first_seq, num_seqs, window, score_scale, cap,
-    has_sinks, has_slopes, deterministic,
+    has_sinks, has_slopes, has_scales, deterministic,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EDITED: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
@@ -73,6 +74,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     row_max, row_sum, acc = start_rows(heads, BLOCK_D)
     row_max, row_sum = see_sinks(row_max, row_sum, sinks_ptr, heads, valid & (rows % width < tile_heads * has_sinks))
     slopes = load_slopes(slopes_ptr, heads, rows % width < tile_heads * has_slopes, EDITED)
+    score_scale *= load_scale(scales_ptr, k_ptr, kv_head, has_scales)
     k_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     v_ptr += kv_head * BLOCK_SIZE * HEAD_DIM
     tables_ptr += seq.to(tl.int64) * table_stride
@@ -84,6 +86,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
         q, row_max, row_sum, acc, positions, slopes, whole, end, first_read, window, k_ptr, v_ptr, tables_ptr,
         block_stride, score_scale, cap, BLOCK_SIZE, HEAD_DIM, BLOCK_N, EDITED, CAUSAL, MASKED=True,
     )  # fmt: skip
+    acc *= load_scale(scales_ptr, k_ptr, num_heads // group + kv_head, has_scales)
     out_rows = (start + queries).to(tl.int64) * num_heads + heads
     store_rows(out_ptr, normalised(acc, row_sum), out_rows, valid, HEAD_DIM)
 

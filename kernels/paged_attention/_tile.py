@@ -15,7 +15,7 @@ import triton.language as tl
 
 from .._fp8 import widen
 
-SIZES = ("table_stride", "num_heads", "group", "window", "has_slopes")
+SIZES = ("table_stride", "num_heads", "group", "window", "has_slopes", "has_scales")
 """Arguments of all attention kernels of which one compiled form serves every value."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e38)
@@ -73,6 +73,15 @@ def load_slopes(slopes_ptr, heads, has_slope, EDITED: tl.constexpr):  # type: ig
     else:
         slopes = tl.zeros(heads.shape, tl.float32)
     return slopes
+
+
+@triton.jit
+def load_scale(scales_ptr, k_ptr, index, has_scales):  # type: ignore[no-untyped-def]
+    """Returns scale number `index` of an 8-bit cache; 1 if there are no scales, and for other caches."""
+    scale = 1.0
+    if k_ptr.dtype.element_ty.primitive_bitwidth == 8:
+        scale = tl.load(scales_ptr + index, mask=has_scales != 0, other=1.0)
+    return scale
 
 
 @triton.jit

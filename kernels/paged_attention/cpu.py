@@ -31,16 +31,19 @@ def paged_attention_cpu(
     num_decodes: int = 0,
     num_shared: Tensor | None = None,
     deterministic: bool = False,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """Runs `paged_attention` in the compiled kernel, or in numba what that kernel does not support.
 
     The compiled kernel supports causal attention over a cache in the dtype of the query, with every other option.
     """
-    kernel = _KERNELS.get(query.dtype) if causal and k_cache.dtype == query.dtype else None
+    is_supported = causal and k_cache.dtype == query.dtype and kv_scales is None
+    kernel = _KERNELS.get(query.dtype) if is_supported else None
     if kernel is None:
         paged = (k_cache, v_cache, block_tables, seq_lens, query_start_loc)
         options: dict[str, Any] = {"causal": causal, "softcap": softcap, "sinks": sinks, "alibi_slopes": alibi_slopes}
         options |= {"num_decodes": num_decodes, "num_shared": num_shared, "deterministic": deterministic}
+        options["kv_scales"] = kv_scales
         return paged_attention.fallback("paged_attention_numba")(query, *paged, scale, window, **options)
     num_tokens, num_heads, head_dim = query.shape
     num_seqs = len(seq_lens)

@@ -3,6 +3,8 @@
     out[i] = Σ_j w[j] · v[j],   w = softmax_j(s[j])    over the keys j that query i sees
     s[j]   = softcap · tanh(scale · q[i]·k[j] / softcap) - slope · |pos(i) - j|
 
+With `kv_scales`, k[j] and v[j] are the numbers in the cache times the scales of their head.
+
 A query sees the keys with `|pos(i) - j| < window`, and of these, with `causal`, the keys up to its own position.
 Prefill, a chunk of a prompt and decode are one definition. README.md describes the layout and names the source of each
 option.
@@ -40,6 +42,7 @@ def paged_attention(
     num_decodes: int = 0,
     num_shared: Tensor | None = None,
     deterministic: bool = False,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """Attends from the last tokens of each sequence to the cached keys and values of the whole sequence.
 
@@ -71,6 +74,8 @@ def paged_attention(
             implementation may then read them once in place of once per sequence.
         deterministic: Whether no bit of a row may depend on other sequences in the call, on the chunks of a prompt, or
             on padding. It may be slower.
+        kv_scales: `[2, num_kv_heads]` float32, contiguous, for an 8-bit cache: the factor of the cached keys of each
+            head, then the factor of its values. None for 1.
 
     Returns:
         `[num_tokens, num_heads, head_dim]`, in the dtype of the query, with zeros in rows of padding. Sums are in
@@ -80,6 +85,9 @@ def paged_attention(
     num_kv_heads, block_size = k_cache.shape[1:3]
     out = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
     per_head = (num_kv_heads, -1, 1, 1)  # [num_heads] -> [num_kv_heads, group, queries, keys]
+    key_scales = value_scales = 1.0
+    if kv_scales is not None:
+        key_scales, value_scales = kv_scales.to(wide).view(2, *per_head)
     for seq, (start, end) in enumerate(pairwise(query_start_loc.tolist())):
         seq_len = int(seq_lens[seq])
         if start == end or seq_len == 0:
@@ -95,7 +103,7 @@ def paged_attention(
         grouped = query[start:end].unflatten(1, (num_kv_heads, -1)).permute(1, 2, 0, 3).to(wide)
         query_positions = torch.arange(first_position, seq_len, device=query.device).unsqueeze(-1)
         distances = query_positions - torch.arange(first_key, seq_len, device=query.device)  # [queries, keys]
-        scores = grouped @ keys.mT * scale
+        scores = grouped @ keys.mT * (scale * key_scales)
         if softcap:
             scores = torch.tanh(scores / softcap) * softcap
         if alibi_slopes is not None:
@@ -108,5 +116,5 @@ def paged_attention(
             sink = sinks.view(per_head).to(wide).expand(*scores.shape[:-1], 1)
             scores = torch.cat((scores, sink), dim=-1)
         weights = scores.softmax(-1)[..., : seq_len - first_key]
-        out[start:end] = (weights @ values).permute(2, 0, 1, 3).flatten(1, 2).to(query.dtype)
+        out[start:end] = (weights @ values * value_scales).permute(2, 0, 1, 3).flatten(1, 2).to(query.dtype)
     return out

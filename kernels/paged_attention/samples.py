@@ -24,6 +24,7 @@ class Geometry:
         num_shared: Leading blocks that all sequences have in common.
         cache_dtype: The dtype of the cache; None for that of the query.
         scale: The factor of the products of queries and keys; None for `head_dim ** -0.5`.
+        scaled: Whether the cache has scales of keys and values.
     """
 
     num_heads: int
@@ -34,6 +35,7 @@ class Geometry:
     num_shared: int = 0
     cache_dtype: torch.dtype | None = None
     scale: float | None = None
+    scaled: bool = False
 
 
 def make_sample(
@@ -73,6 +75,8 @@ def make_sample(
         caches[i] = poisoned.to(shape.cache_dtype or draw.dtype)
     if shape.num_shared:
         options["num_shared"] = draw.tensor([shape.num_shared], torch.int32)
+    if shape.scaled:
+        options["kv_scales"] = draw.scales(shape.num_kv_heads)
     starts = [0]
     for _, queries in lengths:
         starts.append(starts[-1] + queries)
@@ -138,18 +142,24 @@ def _samples_with_options(draw: Draw, grouped: Geometry) -> Iterator[Sample]:
     yield make_sample("8-bit cache", draw, small, mixed, num_decodes=2)
     yield make_sample("long, 8-bit cache", draw, small, long, num_decodes=1)
     yield make_sample("long, 8-bit cache, one block", draw, replace(small, block_size=128), [(100, 1), (128, 128)])
+    scaled = replace(small, scaled=True)
+    yield make_sample("8-bit cache, scales", draw, scaled, mixed, num_decodes=2)
+    yield make_sample("long, 8-bit cache, scales, options", draw, scaled, long, num_decodes=1, **options)
+    in_window, single = replace(scaled, window=20), replace(scaled, num_kv_heads=6)
+    yield make_sample("8-bit cache, scales, window", draw, in_window, [*decodes, (45, 17)], num_decodes=6)
+    yield make_sample("8-bit cache, scales, one query head each", draw, single, mixed, num_decodes=2)
     yield make_sample("shared prefix", draw, shared, [(65, 1), (80, 1), (0, 1), (130, 1)], num_decodes=4)
     yield make_sample("shared prefix and a prompt", draw, shared, [(70, 1), (99, 1), (100, 30)], num_decodes=2)
     yield make_sample(
-        "shared prefix, 8-bit cache, options",
+        "shared prefix, 8-bit cache, scales, options",
         draw,
-        replace(shared, cache_dtype=torch.float8_e4m3fn),
+        replace(shared, cache_dtype=torch.float8_e4m3fn, scaled=True),
         [(65, 1), (80, 1), (130, 1)],
         num_decodes=3,
         **options,
     )
     yield make_sample("deterministic", draw, grouped, [*decodes, (60, 30)], num_decodes=6, deterministic=True)
-    yield make_sample("deterministic, 8-bit cache", draw, small, mixed, num_decodes=2, deterministic=True)
+    yield make_sample("deterministic, 8-bit cache", draw, scaled, mixed, num_decodes=2, deterministic=True)
 
 
 def _samples_without_a_direction(draw: Draw, grouped: Geometry) -> Iterator[Sample]:

@@ -50,6 +50,7 @@ def paged_attention_triton(
     num_decodes: int = 0,
     num_shared: Tensor | None = None,
     deterministic: bool = False,
+    kv_scales: Tensor | None = None,
 ) -> Tensor:
     """Runs `paged_attention` in one to four kernels, without reading any result on the host.
 
@@ -61,7 +62,7 @@ def paged_attention_triton(
         query = query.contiguous()
     shape, caches = query.shape, (Layout.of(k_cache), Layout.of(v_cache))
     layouts = (Layout.of(query), *caches, Layout.of(block_tables))
-    has = (sinks is not None, alibi_slopes is not None, num_shared is not None)
+    has = (sinks is not None, alibi_slopes is not None, num_shared is not None, kv_scales is not None)
     plan = plan_launches(Call(target, *layouts, scale, softcap, window, causal, num_decodes, deterministic, *has))
     out = torch.empty(shape, dtype=query.dtype, device=query.device)
     absent = seq_lens.view(torch.float32)  # A pointer of the right type that is not read.
@@ -80,6 +81,7 @@ def paged_attention_triton(
         "num_shared_ptr": seq_lens if num_shared is None else num_shared,
         "sinks_ptr": absent if sinks is None else sinks,
         "slopes_ptr": absent if alibi_slopes is None else alibi_slopes,
+        "scales_ptr": absent if kv_scales is None else kv_scales,
         "out_ptr": out,
         "sums_ptr": sums,
         "stats_ptr": stats,
@@ -92,7 +94,7 @@ def paged_attention_triton(
 _POINTERS_OF_QUERY = ("q_ptr", "out_ptr")
 _POINTERS_OF_CACHE = ("k_ptr", "v_ptr")
 _INTEGER_POINTERS = ("tables_ptr", "seq_lens_ptr", "starts_ptr", "num_shared_ptr")
-_FLOAT_POINTERS = ("sinks_ptr", "slopes_ptr", "sums_ptr", "stats_ptr")
+_FLOAT_POINTERS = ("sinks_ptr", "slopes_ptr", "scales_ptr", "sums_ptr", "stats_ptr")
 _FLOATS = ("score_scale", "cap")
 _MULTIPLES_OF_16 = ("q_stride", "block_stride")
 

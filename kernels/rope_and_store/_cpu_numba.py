@@ -30,6 +30,7 @@ def rope_and_store_numba(
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
     eps: float = 0.0,
+    kv_scales: Tensor | None = None,
 ) -> None:
     """Runs `rope_and_store`, small calls on the calling thread and large ones on several."""
     num_tokens = len(query)
@@ -44,6 +45,7 @@ def rope_and_store_numba(
         None if q_weight is None else q_weight.detach().float().numpy(),
         None if k_weight is None else k_weight.detach().float().numpy(),
         np.float32(eps),
+        np.ones((2, key.shape[1]), np.float32) if kv_scales is None else kv_scales.numpy(),
     )
     if num_tokens * (query.shape[1] + 2 * key.shape[1]) * query.shape[2] < _MIN_PARALLEL_NUMBERS:
         _rope_and_store(0, num_tokens, *arguments)
@@ -75,16 +77,17 @@ def _rope_and_store(
     q_weight: Array | None,
     k_weight: Array | None,
     eps: Scalar,
+    scales: Array,
 ) -> None:
     """Computes tokens `first` to `last - 1`. `shape` is (query heads, KV heads, block size, head size)."""
     num_heads, num_kv_heads, block_size, size = shape
-    wide = np.empty(size, np.float32)
+    wide, one = np.empty(size, np.float32), np.float32(1)
     for token in range(first, last):
         row = table[positions[token]]
         for head in range(num_heads):
             start = token * strides[0] + head * strides[1]
             x = query[start : start + size]
-            _norm_and_rotate(x, x, q_weight, row, eps, wide)
+            _norm_and_rotate(x, x, q_weight, row, eps, one, wide)
         slot = slots[token]
         if slot < 0:
             continue
@@ -92,17 +95,21 @@ def _rope_and_store(
         for head in range(num_kv_heads):
             start = token * strides[2] + head * strides[3]
             to = block * cache_strides[0] + head * cache_strides[1] + offset * cache_strides[2]
-            _norm_and_rotate(key[start : start + size], k_cache[to : to + size], k_weight, row, eps, wide)
+            _norm_and_rotate(
+                key[start : start + size], k_cache[to : to + size], k_weight, row, eps, scales[0, head], wide
+            )
             start = token * strides[4] + head * strides[5]
             to = block * cache_strides[3] + head * cache_strides[4] + offset * cache_strides[5]
             new, stored = value[start : start + size], v_cache[to : to + size]
             for d in range(size):
-                store(stored, d, widen(new[d]))
+                store(stored, d, widen(new[d]) / scales[1, head])
 
 
 @jit(REORDER)
-def _norm_and_rotate(x: Array, to: Array, weight: Array | None, row: Array, eps: Scalar, wide: Array) -> None:
-    """Writes head `x`, normalised and rotated, to `to`. `wide` is a buffer for one head."""
+def _norm_and_rotate(
+    x: Array, to: Array, weight: Array | None, row: Array, eps: Scalar, divisor: Scalar, wide: Array
+) -> None:
+    """Writes head `x`, normalised, rotated and divided by `divisor`, to `to`. `wide` is a buffer for one head."""
     size, half, scale = len(x), len(row) // 2, np.float32(1)
     if weight is None:
         for d in range(size):
@@ -117,7 +124,7 @@ def _norm_and_rotate(x: Array, to: Array, weight: Array | None, row: Array, eps:
     cos, sin, second, to_second = row[:half], row[half:], wide[half:], to[half:]
     for d in range(half):
         a, b = scale * wide[d], scale * second[d]
-        store(to, d, a * cos[d] - b * sin[d])
-        store(to_second, d, b * cos[d] + a * sin[d])
+        store(to, d, (a * cos[d] - b * sin[d]) / divisor)
+        store(to_second, d, (b * cos[d] + a * sin[d]) / divisor)
     for d in range(2 * half, size):
-        store(to, d, scale * wide[d])
+        store(to, d, scale * wide[d] / divisor)

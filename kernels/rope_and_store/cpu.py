@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from .._native import kernels_by_dtype
@@ -26,6 +28,7 @@ def rope_and_store_cpu(
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
     eps: float = 0.0,
+    kv_scales: Tensor | None = None,
 ) -> None:
     """Runs `rope_and_store` in the compiled kernel, or in numba where that kernel does not support the call.
 
@@ -40,10 +43,12 @@ def rope_and_store_cpu(
     num_tokens, num_heads, head_dim = query.shape
     if not num_tokens:
         return
-    kernel = _KERNELS.get(query.dtype) if k_cache.dtype == query.dtype and head_dim <= _MAX_HEAD_DIM else None
+    is_supported = k_cache.dtype == query.dtype and head_dim <= _MAX_HEAD_DIM and kv_scales is None
+    kernel = _KERNELS.get(query.dtype) if is_supported else None
     if kernel is None:
         run = rope_and_store.fallback("rope_and_store_numba")
-        run(*tensors, slot_mapping, positions, cos_sin, q_weight=q_weight, k_weight=k_weight, eps=eps)
+        options: dict[str, Any] = {"q_weight": q_weight, "k_weight": k_weight, "eps": eps, "kv_scales": kv_scales}
+        run(*tensors, slot_mapping, positions, cos_sin, **options)
         return
     kernel(
         num_tokens,

@@ -1,7 +1,7 @@
 """Norm of the heads, rotation by position, and the write to the KV cache in one pass: the definition.
 
     x     = x / sqrt(mean(x²) + eps) · weight         for each query and key head, if weights are given
-    query = rotate(query),   k_cache[slot] = rotate(key),   v_cache[slot] = value
+    query = rotate(query),   k_cache[slot] = rotate(key),   v_cache[slot] = value    each divided by its scale, if given
 
     rotate(x) = cat(x1 · c - x2 · s,  x2 · c + x1 · s,  x3)
 
@@ -33,6 +33,7 @@ def _samples(draw: Draw) -> Iterator[Sample]:
         has_norm: bool = True,
         num_padding: int = 0,
         cache_dtype: torch.dtype = draw.dtype,
+        is_scaled: bool = False,
     ) -> Sample:
         rot_dim = head_dim if rot_dim is None else rot_dim
         # Views of one fused projection, as the attention layer passes them.
@@ -47,6 +48,8 @@ def _samples(draw: Draw) -> Iterator[Sample]:
         options: dict[str, Any] = {}
         if has_norm:
             options = {"q_weight": draw.normal(head_dim), "k_weight": draw.normal(head_dim), "eps": 1e-6}
+        if is_scaled:
+            options["kv_scales"] = draw.scales(heads[1])
         positions = draw.integers(0, 200, num_tokens)
         return Sample(name, (query, key, value, cache[0], cache[1], slots, positions, table), options)
 
@@ -60,6 +63,9 @@ def _samples(draw: Draw) -> Iterator[Sample]:
     yield sample("odd half, no norm", 5, (2, 1), 14, has_norm=False, num_padding=1)
     yield sample("8-bit cache", 17, (4, 2), 64, num_padding=2, cache_dtype=small)
     yield sample("8-bit cache, no norm, part", 7, (3, 1), 48, rot_dim=16, has_norm=False, cache_dtype=small)
+    yield sample("8-bit cache, scales", 19, (4, 2), 64, num_padding=2, cache_dtype=small, is_scaled=True)
+    part: dict[str, Any] = {"rot_dim": 16, "has_norm": False, "cache_dtype": small}
+    yield sample("8-bit cache, scales, no norm, part", 5, (36, 34), 32, **part, is_scaled=True)
     yield sample("padding only", 2, (2, 1), 16, num_padding=2)
     yield sample("no tokens", 0, (2, 1), 16)
 
@@ -81,6 +87,7 @@ def rope_and_store(
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
     eps: float = 0.0,
+    kv_scales: Tensor | None = None,
 ) -> None:
     """Normalises and rotates queries and keys, and stores keys and values in the KV cache.
 
@@ -101,10 +108,13 @@ def rope_and_store(
         q_weight: `[head_dim]`, the dtype of the query: the weight of the norm of query heads. None for no norm.
         k_weight: The same for key heads. Both are given, or neither.
         eps: The number that the norm adds to the mean square.
+        kv_scales: `[2, num_kv_heads]` float32, contiguous, for an 8-bit cache: the number by which the keys of each
+            head are divided before they are rounded, then the same for values. None to divide by nothing.
     """
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [num_tokens, 1, rot_dim / 2] each
     query.copy_(_rotate(_norm(query, q_weight, eps), cos, sin))
-    store_kv.plain(_rotate(_norm(key, k_weight, eps), cos, sin), value, k_cache, v_cache, slot_mapping)
+    rotated = _rotate(_norm(key, k_weight, eps), cos, sin)
+    store_kv.plain(rotated, value, k_cache, v_cache, slot_mapping, kv_scales=kv_scales)
 
 
 def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:

@@ -1,7 +1,7 @@
 """Norm, rotation and the write to the KV cache on the GPU, in Triton: one launch before attention.
 
     x     = x / sqrt(mean(x²) + eps) · weight         for each query and key head, if weights are given
-    query = rotate(query),   k_cache[slot] = rotate(key),   v_cache[slot] = value
+    query = rotate(query),   k_cache[slot] = rotate(key),   v_cache[slot] = value    each divided by its scale, if given
 
 Grid: (tokens, groups of query heads, then groups of KV heads). A program owns heads of one token with about 1,024
 numbers. It reads them once, and writes queries back in place, or keys and values to their slot. A head is held as its
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._fp8 import e4m3_storage, e4m3_type, narrow
+from .._fp8 import divide_by_scales, e4m3_storage, e4m3_type, narrow
 from .._heads import check_cache, head_options, heads_per_program, slot_offset
 from .._triton import MAX_PLANS, Launch, Layout, Specialisation, Target, current_target, varying
 from .op import rope_and_store
@@ -37,33 +37,38 @@ def rope_and_store_triton(
     q_weight: Tensor | None = None,
     k_weight: Tensor | None = None,
     eps: float = 0.0,
+    kv_scales: Tensor | None = None,
 ) -> None:
     """Runs `rope_and_store` in one kernel.
 
     Raises:
-        ValueError: One weight is given without the other, or the shapes do not match.
+        ValueError: One weight is given without the other, scales are given for a 16-bit cache, or the shapes do not
+            match.
     """
     target = current_target()
     layouts = tuple(Layout.of(tensor) for tensor in (query, key, value, k_cache, v_cache))
-    launch = _plan(layouts, cos_sin.shape[1], (q_weight is not None, k_weight is not None), eps, target)
+    has = (q_weight is not None, k_weight is not None, kv_scales is not None)
+    launch = _plan(layouts, cos_sin.shape[1], has, eps, target)
     if len(query):
         caches = e4m3_storage(k_cache, target), e4m3_storage(v_cache, target)
-        launch.run(query, key, value, *caches, slot_mapping, positions, cos_sin, q_weight, k_weight)
+        scales = cos_sin if kv_scales is None else kv_scales  # a pointer of the right type, not read
+        launch.run(query, key, value, *caches, slot_mapping, positions, cos_sin, scales, q_weight, k_weight)
 
 
 @functools.lru_cache(MAX_PLANS)
 def _plan(
-    layouts: tuple[Layout, ...], rot_dim: int, has_weights: tuple[bool, bool], eps: float, target: Target
+    layouts: tuple[Layout, ...], rot_dim: int, has: tuple[bool, bool, bool], eps: float, target: Target
 ) -> Launch:
     query, key, value, k_cache, v_cache = layouts
-    if has_weights[0] != has_weights[1]:
+    has_q_weight, has_k_weight, has_scales = has
+    if has_q_weight != has_k_weight:
         raise ValueError("rope_and_store: one of q_weight and k_weight is None; give both or neither")
-    check_cache("rope_and_store", key, k_cache, v_cache)
+    check_cache("rope_and_store", key, k_cache, v_cache, has_scales)
     num_tokens, num_heads, head_dim = query.shape
     num_kv_heads, tile = key.shape[1], _tile(head_dim, rot_dim)
     num_query_groups = triton.cdiv(num_heads, tile["HEADS"])
     strides = (*query.strides[:2], *key.strides[:2], *value.strides[:2], *k_cache.strides[:3])
-    sizes = (k_cache.shape[2], num_heads, num_kv_heads, num_query_groups, head_dim, rot_dim // 2)
+    sizes = (k_cache.shape[2], num_heads, num_kv_heads, num_query_groups, head_dim, rot_dim // 2, int(has_scales))
     grid = (num_tokens, num_query_groups + triton.cdiv(num_kv_heads, tile["HEADS"]))
     return Launch(rope_and_store_kernel, grid, (*strides, *sizes, eps), {**tile, **head_options(target)})
 
@@ -82,7 +87,7 @@ _STRIDES = (
     *("query_stride", "query_head", "key_stride", "key_head", "value_stride", "value_head"),
     *("block_stride", "head_stride", "slot_stride"),
 )
-_SIZES = ("block_size", "num_heads", "num_kv_heads", "num_query_groups", "head_dim", "half")
+_SIZES = ("block_size", "num_heads", "num_kv_heads", "num_query_groups", "head_dim", "half", "has_scales")
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
@@ -94,7 +99,8 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
                 for tile in (_tile(1, 0), _tile(128, 128), largest):
                     tensors = ("query_ptr", "key_ptr", "value_ptr", "q_weight_ptr", "k_weight_ptr")
                     types = {name: f"*{dtype}" for name in tensors if name not in absent}
-                    types |= {"k_cache_ptr": f"*{cache}", "v_cache_ptr": f"*{cache}", "cos_sin_ptr": "*fp32"}
+                    types |= dict.fromkeys(("k_cache_ptr", "v_cache_ptr"), f"*{cache}")
+                    types |= {"cos_sin_ptr": "*fp32", "scales_ptr": "*fp32"}
                     types |= {"slot_ptr": "*i64", "positions_ptr": "*i64", "eps": "fp32"}
                     types |= dict.fromkeys((*_STRIDES, *_SIZES), "i32")
                     constants = {**dict.fromkeys(absent), **tile}
@@ -102,7 +108,10 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
                     yield Specialisation(rope_and_store_kernel, types, constants, head_options(target), aligned)
 
 
-@triton.jit(**varying(["num_heads", "num_kv_heads", "num_query_groups"], ["slot_ptr", "positions_ptr"]))
+_VARYING_SIZES = ("num_heads", "num_kv_heads", "num_query_groups", "has_scales")
+
+
+@triton.jit(**varying(_VARYING_SIZES, ["slot_ptr", "positions_ptr", "scales_ptr"]))
 def rope_and_store_kernel(  # type: ignore[no-untyped-def]
     query_ptr,
     key_ptr,
@@ -112,6 +121,7 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
     slot_ptr,
     positions_ptr,
     cos_sin_ptr,
+    scales_ptr,
     q_weight_ptr,
     k_weight_ptr,
     query_stride,
@@ -129,6 +139,7 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
     num_query_groups,
     head_dim,
     half,
+    has_scales,
     eps,
     HEADS: tl.constexpr,  # noqa: N803
     HALF: tl.constexpr,  # noqa: N803
@@ -146,28 +157,38 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
         head = group * HEADS + tl.arange(0, HEADS)[:, None]
         head_ptr = query_ptr + token * query_stride + head * query_head
         is_head = head < num_heads
-        _norm_and_rotate(head_ptr, head_ptr, is_head, q_weight_ptr, table_ptr, head_dim, half, eps, HALF, REST)
+        _norm_and_rotate(
+            head_ptr, head_ptr, is_head, q_weight_ptr, table_ptr, scales_ptr, is_head, head_dim, half, eps, HALF, REST
+        )
     else:
         head = (group - num_query_groups) * HEADS + tl.arange(0, HEADS)[:, None]
         head_ptr = key_ptr + token * key_stride + head * key_head
         slot = tl.load(slot_ptr + token)
         to = slot_offset(slot, block_stride, slot_stride, block_size) + head * head_stride
         is_head = head < tl.where(slot >= 0, num_kv_heads, 0)
-        _norm_and_rotate(head_ptr, k_cache_ptr + to, is_head, k_weight_ptr, table_ptr, head_dim, half, eps, HALF, REST)
-        _copy(value_ptr + token * value_stride + head * value_head, v_cache_ptr + to, is_head, head_dim, BLOCK)
+        is_scaled = head < tl.where(slot >= 0, num_kv_heads * has_scales, 0)
+        scale_ptr = scales_ptr + head
+        _norm_and_rotate(
+            head_ptr, k_cache_ptr + to, is_head, k_weight_ptr, table_ptr, scale_ptr, is_scaled, head_dim, half, eps,
+            HALF, REST,
+        )  # fmt: skip
+        head_ptr = value_ptr + token * value_stride + head * value_head
+        _copy(head_ptr, v_cache_ptr + to, is_head, scale_ptr + num_kv_heads, is_scaled, head_dim, BLOCK)
 
 
 @triton.jit
-def _copy(from_ptr, to_ptr, is_head, head_dim, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def _copy(from_ptr, to_ptr, is_head, scales_ptr, is_scaled, head_dim, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
     """Copies HEADS heads of `head_dim` elements, and rounds them to the element type of `to_ptr`.
 
     `from_ptr` and `to_ptr` are `[HEADS, 1]` pointers to the first elements of the heads. Heads for which `is_head` is
-    false are neither read nor written.
+    false are neither read nor written. If the element type of `to_ptr` is e4m3, heads for which `is_scaled` is true are
+    first divided by their scales, which are at `scales_ptr`, `[HEADS, 1]` too.
     """
     column = tl.arange(0, BLOCK)[None, :]
     inside = is_head & (column < head_dim)
     x = tl.load(from_ptr + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(to_ptr + column, narrow(x, to_ptr.dtype.element_ty), mask=inside)
+    dtype: tl.constexpr = to_ptr.dtype.element_ty
+    tl.store(to_ptr + column, narrow(divide_by_scales(x, scales_ptr, is_scaled, dtype), dtype), mask=inside)
 
 
 @triton.jit
@@ -177,6 +198,8 @@ def _norm_and_rotate(  # type: ignore[no-untyped-def]
     is_head,
     weight_ptr,
     table_ptr,
+    scales_ptr,
+    is_scaled,
     head_dim,
     half,
     eps,
@@ -200,6 +223,8 @@ def _norm_and_rotate(  # type: ignore[no-untyped-def]
     cos = tl.load(table_ptr + column, mask=column < half, other=0.0)
     sin = tl.load(table_ptr + half + column, mask=column < half, other=0.0)
     dtype: tl.constexpr = to_ptr.dtype.element_ty
-    tl.store(to_ptr + column, narrow(first * cos - second * sin, dtype), mask=turned)
-    tl.store(to_ptr + half + column, narrow(second * cos + first * sin, dtype), mask=turned)
-    tl.store(to_ptr + rest_column, narrow(rest, dtype), mask=kept)
+    turned_first = divide_by_scales(first * cos - second * sin, scales_ptr, is_scaled, dtype)
+    turned_second = divide_by_scales(second * cos + first * sin, scales_ptr, is_scaled, dtype)
+    tl.store(to_ptr + column, narrow(turned_first, dtype), mask=turned)
+    tl.store(to_ptr + half + column, narrow(turned_second, dtype), mask=turned)
+    tl.store(to_ptr + rest_column, narrow(divide_by_scales(rest, scales_ptr, is_scaled, dtype), dtype), mask=kept)

@@ -1,6 +1,6 @@
 """Writing new keys and values into the KV cache: the definition.
 
-k_cache[slot // block_size, :, slot % block_size] = key,   the same for the values
+k_cache[slot // block_size, :, slot % block_size] = key / kv_scales[0],   values by kv_scales[1]
 """
 
 from __future__ import annotations
@@ -42,10 +42,20 @@ def _samples(draw: Draw) -> Iterator[Sample]:
     key, *others = inputs(40, 3, 9, 16, 64, torch.float8_e4m3fn, num_padding=3)
     key[3:7] = torch.arange(-800, 800, 1600 / key[3:7].numel(), device=draw.device).view(4, 9, 64)
     yield Sample("8-bit cache", (key, *others))
+    key, *others = inputs(37, 3, 9, 16, 64, torch.float8_e4m3fn, num_padding=2)
+    yield Sample("8-bit cache, scales", (key * 900, *others), {"kv_scales": draw.scales(9)})
 
 
 @op(samples=_samples, tolerance=dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), (0.0, 0.0)))
-def store_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+def store_kv(
+    key: Tensor,
+    value: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slot_mapping: Tensor,
+    *,
+    kv_scales: Tensor | None = None,
+) -> None:
     """Stores one key and one value per token and KV head, rounded to the dtype of the cache, ties to even.
 
     Args:
@@ -56,11 +66,15 @@ def store_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, slot_
         v_cache: The shape, dtype and strides of `k_cache`. It is changed in place.
         slot_mapping: `[num_tokens]` int64, distinct slots `block_id * block_size + offset`. A token with a negative
             slot is padding, and is not stored.
+        kv_scales: `[2, num_kv_heads]` float32, contiguous, for an 8-bit cache: the number by which the keys of each
+            head are divided before they are rounded, then the same for values. None to divide by nothing.
     """
     block_size, is_kept = k_cache.shape[2], slot_mapping >= 0
     if not bool(is_kept.all()):
         key, value, slot_mapping = key[is_kept], value[is_kept], slot_mapping[is_kept]
     block_ids, offsets = slot_mapping // block_size, slot_mapping % block_size
+    if kv_scales is not None:
+        key, value = key / kv_scales[0].unsqueeze(-1), value / kv_scales[1].unsqueeze(-1)
     for cache, new in ((k_cache, key), (v_cache, value)):
         if cache.dtype == torch.float8_e4m3fn:
             # The bytes are indexed, because torch does not index 8-bit floats on every device.

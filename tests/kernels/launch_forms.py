@@ -79,10 +79,13 @@ def launch_layer(
     launch_rows(num_tokens)
     packed = torch.empty((num_tokens, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM), dtype=torch.bfloat16)
     query, key, value = packed.split((NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS), dim=1)
-    caches = torch.empty((2, 4, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM), dtype=torch.bfloat16).unbind()
+    cache_dtype = draw.choice([torch.bfloat16, torch.float8_e4m3fn])
+    caches = torch.empty((2, 4, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM), dtype=cache_dtype).unbind()
+    is_scaled = cache_dtype.itemsize == 1 and draw.random() < 0.8
+    scales = {"kv_scales": torch.ones((2, NUM_KV_HEADS))} if is_scaled else {}
     cos_sin = torch.empty((MAX_MODEL_LEN, HEAD_DIM), dtype=torch.float32)
-    triton_op("rope_and_store")(query, key, value, *caches, slot_mapping, positions, cos_sin)
-    triton_op("store_kv")(key, value, *caches, slot_mapping)
+    triton_op("rope_and_store")(query, key, value, *caches, slot_mapping, positions, cos_sin, **scales)
+    triton_op("store_kv")(key, value, *caches, slot_mapping, **scales)
     triton_op("paged_attention")(
         query,
         *caches,
@@ -94,6 +97,7 @@ def launch_layer(
         num_decodes=num_decodes,
         num_shared=num_shared,
         deterministic=draw.random() < 0.1,
+        **scales,
     )
 
 
