@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from interpret import patch_language_once, record_launches
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
@@ -123,6 +124,17 @@ def check_bytes() -> None:
     assert e4m3_storage(torch.zeros(1, dtype=torch.float8_e4m3fn), TARGETS["sm_90"]).dtype == torch.float8_e4m3fn
 
 
+def check_scales() -> None:
+    """Scales of 1 change no bit, and a cache in the dtype of the query has no scales."""
+    ones, lengths = torch.ones(2, 2), [(300, 1), (40, 1), (30, 7)]
+    small = replace(GEOMETRY, cache_dtype=torch.float8_e4m3fn)
+    sample = make_sample("scales", Draw.seeded(torch.float16), small, lengths, num_decodes=2, **OPTIONS)
+    assert torch.equal(run(sample, kv_scales=ones), run(sample))
+    sample = make_sample("no scales", Draw.seeded(torch.float16), GEOMETRY, lengths, num_decodes=2)
+    with pytest.raises(ValueError, match=r"kv_scales are given for a cache in torch\.float16"):
+        run(sample, kv_scales=ones)
+
+
 CHECKS = (
     check_deterministic,
     check_splits,
@@ -130,6 +142,7 @@ CHECKS = (
     check_no_shared_blocks,
     check_wide_groups,
     check_bytes,
+    check_scales,
 )
 
 if __name__ == "__main__":
