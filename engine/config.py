@@ -149,7 +149,8 @@ class EngineConfig:
         max_logprobs: Most log-probabilities that a request may ask for, for each token; -1 for no limit.
         quantization: Name of the scheme by which the matrices of linear layers are stored and multiplied, a file in
             engine/quantization/schemes: e.g. ``"fp8"`` (8 bits, GPU) or ``"int8"`` (8 bits, CPU); None for none.
-        kv_cache_dtype: ``"auto"`` (the model's dtype) or ``"fp8"``, which holds twice as many tokens as bfloat16.
+        kv_cache_dtype: ``"auto"`` (the model's dtype) or ``"fp8"``, which holds twice as many tokens as bfloat16. Its
+            heads have scales, from the checkpoint (``k_scale`` and ``v_scale``) or chosen at load from fixed prompts.
         deterministic: Whether the result of a token is the same to the bit in any batch. This is slower.
         enforce_eager: Whether every kernel of every step is launched from Python: a GPU then uses no CUDA graphs, and a
             CPU no tapes of recorded decode steps.

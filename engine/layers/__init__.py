@@ -7,6 +7,7 @@ from .block import PostNormBlock, PreNormBlock, SandwichBlock
 from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
+from .kv_scales import KVScales
 from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import LayerNorm, NoNorm, Norm, Reduce, RMSNorm
@@ -25,6 +26,7 @@ __all__ = [
     "Heads",
     "InputFormat",
     "InvariantLinear",
+    "KVScales",
     "LayerNorm",
     "LearnedPositions",
     "Linear",

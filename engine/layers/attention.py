@@ -15,6 +15,7 @@ from ...kernels import paged_attention
 from ..batch import ForwardBatch
 from ..parallel.shard import Shard
 from .input_format import InputFormat, Rows
+from .kv_scales import KVScales
 from .linear import LinearBase
 from .rotate_and_store import RotateAndStore, StoreOnly
 from .weight_slot import WeightSlot
@@ -45,6 +46,7 @@ class Attention(nn.Module):
         qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`.
         out: The output projection, `[H * D] -> [hidden_size]`.
         rotate_and_store: Rotates queries and keys by their positions, and writes keys and values to the cache.
+        kv_scales: Scales of the keys and values in an 8-bit cache.
         scale: Factor on the product of a query and a key.
         softcap: Smooth limit on the scores; 0 for no limit.
         causal: Whether a token attends only to itself and the tokens before it.
@@ -62,6 +64,7 @@ class Attention(nn.Module):
         qkv: LinearBase,
         out: LinearBase,
         rotate_and_store: RotateAndStore | StoreOnly,
+        kv_scales: KVScales,
         scale: float,
         softcap: float,
         causal: bool,
@@ -74,6 +77,7 @@ class Attention(nn.Module):
         self.qkv = qkv
         self.out = out
         self.rotate_and_store = rotate_and_store
+        self.kv_scales = kv_scales
         self.scale = scale
         self.softcap = softcap
         self.causal = causal
@@ -113,8 +117,8 @@ class Attention(nn.Module):
         """
         qkv = self.qkv(hidden).view(-1, self._num_rows, self.head_dim)  # [T, H + 2 K, D]
         query, key, value = qkv.split(self._split, dim=1)
-        slots = batch.slot_mappings[self.group]
-        self.rotate_and_store(query, key, value, k_cache, v_cache, slots, batch.positions)
+        slots, kv_scales = batch.slot_mappings[self.group], self.kv_scales.of(k_cache)
+        self.rotate_and_store(query, key, value, k_cache, v_cache, slots, batch.positions, kv_scales=kv_scales)
         attended = paged_attention(
             query,
             k_cache,
@@ -130,5 +134,6 @@ class Attention(nn.Module):
             num_decodes=batch.num_decodes,
             num_shared=batch.num_shared,
             deterministic=self.deterministic,
+            kv_scales=kv_scales,
         )
         return self.out(attended.flatten(1))

@@ -66,6 +66,8 @@ class RotateAndStore(nn.Module):
         v_cache: Tensor,
         slot_mapping: Tensor,
         positions: Tensor,
+        *,
+        kv_scales: Tensor | None = None,
     ) -> None:
         """Rotates the queries in place, and writes the rotated keys and the values to the cache.
 
@@ -77,6 +79,7 @@ class RotateAndStore(nn.Module):
             v_cache: A cache of the same shape for values; changed in place.
             slot_mapping: `[num_tokens]` int64, the slot of the KV cache for each token's key and value.
             positions: `[num_tokens]` int64, the index of each token in its sequence.
+            kv_scales: `[2, num_kv_heads]` float32, the scales of an 8-bit cache; None for another cache.
         """
         rope_and_store(
             query,
@@ -90,7 +93,30 @@ class RotateAndStore(nn.Module):
             q_weight=None if self.q_norm is None else self.q_norm.weight,
             k_weight=None if self.k_norm is None else self.k_norm.weight,
             eps=self._eps,
+            kv_scales=kv_scales,
         )
+
+    def stored_peaks(self, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
+        """Returns the largest absolute numbers that `forward` would store without scales.
+
+        The plain body of the kernel runs, so that a GPU compiles no kernel for the measurement.
+
+        Args:
+            key: As in `forward`, like the others.
+            value: The values.
+            positions: The index of each token in its sequence.
+
+        Returns:
+            `[2, num_kv_heads]` float32, of the keys of each head, then of its values.
+        """
+        num_tokens, num_kv_heads, head_dim = key.shape
+        shape = (2, 1, num_kv_heads, num_tokens, head_dim)  # two caches of one block each
+        caches = torch.empty(shape, dtype=torch.float32, device=key.device)
+        slots = torch.arange(num_tokens, device=key.device)
+        weight = None if self.k_norm is None else self.k_norm.weight
+        args = (key.clone(), key, value, *caches, slots, positions, self.table)  # queries would be changed in place
+        rope_and_store.plain(*args, q_weight=weight, k_weight=weight, eps=self._eps)
+        return caches.abs().amax((1, 3, 4))
 
 
 class StoreOnly(nn.Module):
@@ -105,6 +131,12 @@ class StoreOnly(nn.Module):
         v_cache: Tensor,
         slot_mapping: Tensor,
         positions: Tensor,
+        *,
+        kv_scales: Tensor | None = None,
     ) -> None:
         """Writes keys and values to the cache; the arguments are those of `RotateAndStore.forward`."""
-        store_kv(key, value, k_cache, v_cache, slot_mapping)
+        store_kv(key, value, k_cache, v_cache, slot_mapping, kv_scales=kv_scales)
+
+    def stored_peaks(self, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
+        """As `RotateAndStore.stored_peaks`."""
+        return torch.stack((key, value)).float().abs().amax((1, 3))

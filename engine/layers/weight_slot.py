@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -15,6 +16,9 @@ __all__ = ["HasSlots", "WeightSlot"]
 
 
 class _Narrows(Protocol):
+    @property
+    def shape(self) -> torch.Size: ...
+
     def narrow(self, dim: int, start: int, length: int) -> Any: ...
 
 
@@ -40,6 +44,9 @@ class WeightSlot:
         padding: Memory of the parameter that no tensor fills and the module has set already, such as rows for
             which a shard has room (`Shard.room`) but no elements.
         dtypes: Number types that the checkpoint's tensor may have; empty for every floating-point type.
+        optional: Whether a checkpoint may lack the tensor. The memory then keeps what the module has set.
+        broadcasts: Whether the tensor may also be a single number for all elements, or have further dimensions of
+            length 1.
     """
 
     targets: tuple[Tensor, ...]
@@ -47,6 +54,8 @@ class WeightSlot:
     parts: tuple[Shard, ...] = ()
     padding: tuple[Tensor, ...] = ()
     dtypes: tuple[torch.dtype, ...] = ()
+    optional: bool = False
+    broadcasts: bool = False
 
     @property
     def key(self) -> tuple[int, int]:
@@ -65,10 +74,18 @@ class WeightSlot:
 
     def cut(self, tensor: Narrowable) -> Narrowable:
         """Returns the part of a tensor of `whole_shape` that fills this weight slot, as a view: no numbers are read."""
+        if self.broadcasts and math.prod(tensor.shape) == 1:
+            return tensor
         for dim, part in enumerate(self.parts):
             if part.count > 1:
                 tensor = tensor.narrow(dim, part.start, part.length)
         return tensor
+
+    def fits(self, shape: torch.Size) -> bool:
+        """Returns whether the checkpoint's tensor may have this shape."""
+        if not self.broadcasts:
+            return shape == self.whole_shape
+        return math.prod(shape) == 1 or [n for n in shape if n > 1] == [n for n in self.whole_shape if n > 1]
 
     def accepts(self, dtype: torch.dtype) -> bool:
         """Returns whether the checkpoint's tensor may have this number type."""

@@ -25,6 +25,7 @@ from ..tasks.choose import choose_task
 from ..tasks.task import Task
 from ..weights.sharded_state import save_sharded_state
 from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, plan_capacity
+from .kv_scales import prepare_kv_scales
 from .memory_profile import run_largest_step
 from .model_source import locate_model, resolve_model
 
@@ -87,6 +88,7 @@ def load_runner(
     )
     options.make_scheme().check(device, dtype)
     model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
+    prepare_kv_scales(model, hf_config, device=device.torch_device, block_size=config.block_size, kv_dtype=kv_dtype)
     make_recorder, num_graphs = _choose_recorder(config, device, task, parallel)
     step_bytes = _step_bytes(config, device, model, task, num_tokens, kv_dtype)
     reserve = Reserve(step_bytes, num_graphs * GRAPH_BYTES + (_draw_bytes(config, model) if num_graphs else 0))

@@ -25,6 +25,7 @@ from ..layers import WeightSlot
 from ..storage import Location, read_json_object
 from .model_slots import weight_slots
 from .remote import RemoteTensor, iter_remote_tensors
+from .scale_names import scale_names
 
 __all__ = [
     "Sources",
@@ -84,6 +85,17 @@ class WeightMap:
         module, indices, leaf = _split_name(name.removeprefix(prefix))
         return None if module in self.ignored else _join_name(self.modules[module], indices, leaf)
 
+    def all_ours(self, name: str) -> list[str]:
+        """Returns our names for a checkpoint's tensor: none if it is ignored, two for one scale of keys and values.
+
+        Args:
+            name: The checkpoint's name.
+
+        Raises:
+            KeyError: The family has no tensor of this name.
+        """
+        return [ours for each in scale_names(name) if (ours := self.ours(each)) is not None]
+
     def theirs(self, name: str) -> str:
         """Returns the name that a weight of our model has in checkpoints, without the prefix; reverses `ours`.
 
@@ -136,16 +148,17 @@ def match_weights(
     unexpected = []
     for name, tensor in iter_tensors(folder):
         try:
-            ours = weights.ours(name)
+            found = weights.all_ours(name)
         except KeyError:
             unexpected.append(name)
             continue
-        if ours is not None and ours in slots:
-            sources.setdefault(ours, []).append((name, tensor))
-        elif ours is not None and ours not in elsewhere:
-            unexpected.append(name)
-    found = {slots[ours].key for ours in sources}
-    missing = [weights.theirs(name) for name, slot in slots.items() if slot.key not in found]
+        for ours in found:
+            if ours in slots:
+                sources.setdefault(ours, []).append((name, tensor))
+            elif ours not in elsewhere:
+                unexpected.append(name)
+    filled = {slots[ours].key for ours in sources}
+    missing = [weights.theirs(name) for name, slot in slots.items() if not slot.optional and slot.key not in filled]
     if missing or unexpected:
         raise CheckpointError(
             f"the weights in {folder} do not match its config.json: missing {_listed(missing)}; unexpected "
@@ -178,15 +191,15 @@ def fill_slots(slots: Mapping[str, WeightSlot], sources: Sources) -> None:
 
 
 def load_dummy_weights(model: nn.Module) -> None:
-    """Fills every parameter of a model with random numbers of standard deviation 0.02, the same ones every time.
+    """Fills the parameters of a model with random numbers of standard deviation 0.02, the same ones every time.
 
     The numbers are made on the model's device, so a model of any size starts quickly without a checkpoint. Parameters
-    of integers become zeros.
+    of integers become zeros, and optional ones stay as they are.
 
     Args:
         model: The model, on its device and in its dtype.
     """
-    slots = {slot.key: slot for slot in weight_slots(model).values()}.values()
+    slots = {slot.key: slot for slot in weight_slots(model).values() if not slot.optional}.values()
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(0)
     for slot in slots:
@@ -210,7 +223,7 @@ def _fill(slot: WeightSlot, sources: list[tuple[str, StoredTensor]]) -> None:
 
 def _check_fits(slot: WeightSlot, name: str, tensor: StoredTensor) -> None:
     """Raises `CheckpointError` if a tensor has not the shape of the weight slot, or a type that it does not take."""
-    if tensor.shape != slot.whole_shape:
+    if not slot.fits(tensor.shape):
         asked = list(slot.whole_shape)
         raise CheckpointError(
             f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}"

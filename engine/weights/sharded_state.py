@@ -48,14 +48,14 @@ def save_sharded_state(
         CheckpointError: The checkpoint cannot be read.
     """
     slots = weight_slots(model)
-    dtype = next(model.parameters()).dtype
     part: dict[str, Tensor] = {}
     num_parts = 0
     for name, tensor in iter_tensors(folder):
-        ours = weights.ours(name)
-        if ours not in slots:
-            continue
-        part[ours] = read_part(slots[ours], tensor).to(dtype, copy=True, memory_format=torch.contiguous_format)
+        for ours in weights.all_ours(name):
+            if ours in slots:
+                dtype = slots[ours].targets[0].dtype
+                kept = read_part(slots[ours], tensor)
+                part[ours] = kept.to(dtype, copy=True, memory_format=torch.contiguous_format)
         if sum(tensor.nbytes for tensor in part.values()) >= MAX_FILE_BYTES:
             _write(part, target, parallel, num_parts)
             part, num_parts = {}, num_parts + 1
@@ -90,7 +90,7 @@ def load_sharded_state(model: nn.Module, folder: str | Path | Location, parallel
         else:
             unexpected.append(name)
     found = {slots[name].key for name in sources}
-    missing = [name for name, slot in slots.items() if slot.key not in found]
+    missing = [name for name, slot in slots.items() if not slot.optional and slot.key not in found]
     if missing or unexpected:
         raise CheckpointError(
             f"the files of rank {parallel.rank} in {folder} do not match config.json: missing {missing[:12]}, "

@@ -18,6 +18,7 @@ WEIGHTS = WeightMap(
     modules={
         "embed_tokens": "embed_tokens",
         "layers.*.input_layernorm": "layers.*.attention_norm",
+        "layers.*.self_attn": "layers.*.attention.kv_scales",
         "layers.*.self_attn.q_proj": "layers.*.attention.qkv.query",
         "layers.*.self_attn.k_proj": "layers.*.attention.qkv.key",
         "layers.*.self_attn.v_proj": "layers.*.attention.qkv.value",

@@ -20,6 +20,7 @@ WEIGHTS = WeightMap(
         "embed_positions": "positions",
         "project_in": "project_in",
         "layers.*.self_attn_layer_norm": "layers.*.attention_norm",
+        "layers.*.self_attn": "layers.*.attention.kv_scales",
         "layers.*.self_attn.q_proj": "layers.*.attention.qkv.query",
         "layers.*.self_attn.k_proj": "layers.*.attention.qkv.key",
         "layers.*.self_attn.v_proj": "layers.*.attention.qkv.value",

@@ -226,7 +226,7 @@ def test_an_engine_without_room_says_what_took_it():
 
 
 def test_a_step_without_room_says_what_to_lower(monkeypatch):
-    model = SimpleNamespace(spec=SimpleNamespace(max_position_embeddings=512))
+    model = SimpleNamespace(spec=SimpleNamespace(max_position_embeddings=512), named_modules=list)
     monkeypatch.setattr(loading, "locate_model", Path)
     monkeypatch.setattr(loading, "load_model", lambda *args: model)
     config, hf_config = EngineConfig(model="m"), SimpleNamespace(dtype=torch.bfloat16)
