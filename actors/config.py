@@ -38,7 +38,8 @@ class PoolConfig:
             is given up.
         start_backoff_s: Seconds before a failed start is repeated; they double with each failure in a row.
         step_timeout_s: Most seconds of a step. When a step takes longer, all ranks of the replica write their stacks to
-            their logs, and the replica dies.
+            their logs, and the replica dies. The first eight steps may take five times as long, for they may compile
+            kernels.
         requests_per_replica: Requests on board of each replica beyond which a growing pool starts another one; None for
             the engine's `max_num_seqs`.
         scale_down_delay_s: Seconds for which the pool must have had too many replicas before one is drained.

@@ -225,7 +225,7 @@ def to_device(values: Sequence[Any] | np.ndarray | Tensor, dtype: torch.dtype, d
         A tensor with the shape of `values`.
     """
     host = torch.as_tensor(values, dtype=dtype)
-    return host if device.type == "cpu" else host.pin_memory().to(device, non_blocking=True)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 An op is a function whose body is plain torch, and that body defines the result. A file beside it may register a faster
 implementation for a device type: `cpu.py` for "cpu", and for "cuda" either `triton.py`, or `cuda.py` if a library that
 comes with torch is as fast. (torch reports ROCm devices as "cuda" too.) Such a file is imported when the op is first
-called with a tensor on its device, so importing `millrace.kernels` loads neither numba nor triton.
+called with a tensor on its device, so importing `millrace.kernels` loads neither numba nor triton. Tensors on the meta
+device go to the implementation for "cuda", which then only compiles its kernels (`ahead.py`).
 
 This is not a plugin system: all implementations are in the folder of the op, and there is one per device type.
 """
@@ -182,6 +183,8 @@ class Op(Generic[P, R]):
         """Returns the function to run on a device type, and caches it."""
         if device in self._resolved:
             return self._resolved[device]
+        if device == "meta":
+            return self._resolved.setdefault(device, self._resolve("cuda"))
         for module in _MODULES_OF_DEVICE.get(device, ()):
             if device not in self._registered:
                 self._import(f"{self._package}.{module}", device)

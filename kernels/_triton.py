@@ -61,6 +61,24 @@ TORCH_TO_TRITON: Mapping[torch.dtype, str] = MappingProxyType(
 """Triton's names of element types in a signature."""
 
 
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Launches a kernel. If its tensors are on the meta device, the kernel is compiled and does not run.
+
+    All kernels are launched here, so a step on the meta device compiles the forms that a step on the GPU launches
+    (`ahead.py`).
+
+    Args:
+        kernel: The `@triton.jit` function.
+        grid: Numbers of programs.
+        *args: The arguments of the kernel, at least one tensor among them.
+        **options: Compile-time arguments, and the options of the launch.
+    """
+    if next(arg for arg in args if isinstance(arg, Tensor)).is_meta:
+        kernel.warmup(*args, grid=grid, **options)
+    else:
+        kernel[grid](*args, **options)
+
+
 def varying(sizes: Sequence[str] = (), pointers: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the options of `triton.jit` for arguments whose values change between the steps of one model.
 
@@ -108,7 +126,7 @@ class Launch:
 
     def run(self, *tensors: Any) -> None:
         """Launches the kernel with its tensors; None stands for a tensor that is absent."""
-        self.kernel[self.grid](*tensors, *self.values, **self.options)
+        launch(self.kernel, self.grid, *tensors, *self.values, **self.options)
 
 
 MAX_PLANS = 256

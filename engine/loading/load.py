@@ -28,6 +28,7 @@ from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, plan
 from .kv_scales import prepare_kv_scales
 from .memory_profile import run_largest_step
 from .model_source import locate_model, resolve_model
+from .rehearsal import Rehearsal, start_rehearsal
 
 
 def prepare_host(config: EngineConfig, device: Device) -> None:
@@ -87,7 +88,10 @@ def load_runner(
         config.quantization, config.deterministic, config.load_format, task.model_head, task.unused_weights
     )
     options.make_scheme().check(device, dtype)
+    rehearsal = Rehearsal(config, hf_config, task, options, dtype, kv_dtype, config.max_num_seqs, parallel)
+    end_rehearsal = start_rehearsal(rehearsal, device)
     model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
+    end_rehearsal()
     prepare_kv_scales(model, hf_config, device=device.torch_device, block_size=config.block_size, kv_dtype=kv_dtype)
     make_recorder, num_graphs = _choose_recorder(config, device, task, parallel)
     step_bytes = _step_bytes(config, device, model, task, num_tokens, kv_dtype)

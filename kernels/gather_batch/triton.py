@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import Specialisation, Target, varying
+from .._triton import Specialisation, Target, launch, varying
 from .op import gather_batch
 
 TILE = 512
@@ -40,7 +40,9 @@ def gather_batch_triton(
     query_start_loc = torch.empty(num_seqs + 1, dtype=torch.int32, device=plan.device)
     seq_lens = torch.empty(num_seqs, dtype=torch.int32, device=plan.device)
     block_tables = torch.empty((num_seqs, max_blocks), dtype=torch.int32, device=plan.device)
-    gather_batch_kernel[(num_seqs, triton.cdiv(max(num_tokens, max_blocks), TILE))](
+    launch(
+        gather_batch_kernel,
+        (num_seqs, triton.cdiv(max(num_tokens, max_blocks), TILE)),
         token_table,
         block_table,
         plan,

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import TORCH_TO_TRITON, Specialisation, Target, current_target
+from .._triton import TORCH_TO_TRITON, Specialisation, Target, current_target, launch
 from .op import invariant_linear
 
 GROUP = 8
@@ -46,8 +46,20 @@ def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None, dtyp
     tile, options = configuration(TORCH_TO_TRITON[x.dtype], current_target())
     num_programs = triton.cdiv(num_rows, tile["ROWS"]) * triton.cdiv(out_features, tile["COLUMNS"])
     if num_programs:
-        linear_kernel[(num_programs,)](
-            x, weight, bias, out, num_rows, in_features, out_features, x.stride(0), GROUP=GROUP, **tile, **options
+        launch(
+            linear_kernel,
+            (num_programs,),
+            x,
+            weight,
+            bias,
+            out,
+            num_rows,
+            in_features,
+            out_features,
+            x.stride(0),
+            GROUP=GROUP,
+            **tile,
+            **options,
         )
     return out
 

@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import MAX_PLANS, Specialisation, Target, current_target, varying
+from .._triton import MAX_PLANS, Specialisation, Target, current_target, launch, varying
 from .exact import LARGEST_NOISE, SMALLEST_NOISE
 from .op import log_min_p, sample
 from .triton_exact import mass_of, may_win, noise, row_key, uniform
@@ -76,12 +76,13 @@ def sample_triton(
     peaks, scores = empty(dtype=torch.float32), empty(dtype=torch.float32)
     best, winners = empty(dtype=torch.int32), empty(dtype=torch.int32)
     shape = (logits, logits.stride(0), vocab_size, num_chunks, chunk_size)
-    peak_kernel[by_chunk](*shape, peaks, best, TILE=TILE, **OPTIONS)
+    launch(peak_kernel, by_chunk, *shape, peaks, best, TILE=TILE, **OPTIONS)
     limits = _find_limits(shape, (temperature, top_k, top_p, log_min_p(min_p)), peaks)
     draws = (temperature, seeds, positions, peaks, limits)
-    draw_kernel[by_chunk](*shape, num_chunks, 0, *draws, scores, winners, MAX_CHUNKS=MAX_CHUNKS, TILE=TILE, **OPTIONS)
+    sizes: dict[str, Any] = {"MAX_CHUNKS": MAX_CHUNKS, "TILE": TILE, **OPTIONS}
+    launch(draw_kernel, by_chunk, *shape, num_chunks, 0, *draws, scores, winners, **sizes)
     parts = (peaks, best, scores, winners)
-    choose_kernel[(num_rows,)](num_chunks, temperature, *parts, ids, MAX_CHUNKS=MAX_CHUNKS, **OPTIONS)
+    launch(choose_kernel, (num_rows,), num_chunks, temperature, *parts, ids, MAX_CHUNKS=MAX_CHUNKS, **OPTIONS)
     return ids
 
 
@@ -97,10 +98,10 @@ def _find_limits(shape: tuple[Any, ...], filters: tuple[Tensor, ...], peaks: Ten
     num_candidates, limits = (empty(by_chunk[0], dtype=torch.int32) for _ in range(2))
     parts = (*filters, peaks, amounts, masses, candidates, num_candidates, limits)
     constants: dict[str, Any] = {"MAX_CHUNKS": MAX_CHUNKS, "TILE": TILE, **OPTIONS}
-    measure_kernel[by_chunk](*shape, *parts, NUM_BOUNDS=NUM_BOUNDS, **constants)
+    launch(measure_kernel, by_chunk, *shape, *parts, NUM_BOUNDS=NUM_BOUNDS, **constants)
     constants["MAX_CANDIDATES"] = MAX_CANDIDATES
-    collect_kernel[by_chunk](*shape, *parts, NUM_BOUNDS=NUM_BOUNDS, **constants)
-    search_kernel[by_chunk[:1]](*shape, *parts, **constants)
+    launch(collect_kernel, by_chunk, *shape, *parts, NUM_BOUNDS=NUM_BOUNDS, **constants)
+    launch(search_kernel, by_chunk[:1], *shape, *parts, **constants)
     return limits
 
 

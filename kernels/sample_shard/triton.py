@@ -7,11 +7,12 @@ scores, which is that of the lowest token.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .._triton import Specialisation, Target, current_target
+from .._triton import Specialisation, Target, current_target, launch
 from ..sample import triton as whole
 from ..sample.op import log_min_p
 from .op import only_possible, sample_shard
@@ -39,7 +40,8 @@ def sample_shard_triton(
         limits = log_min_p(min_p).abs().view(torch.int32)
         shape = (logits, logits.stride(0), num_columns, num_chunks, chunk_size, 1, first_id)
         draws = (temperature, seeds, positions, peaks.contiguous(), limits, scores, token_ids)
-        whole.draw_kernel[by_chunk](*shape, *draws, MAX_CHUNKS=whole.MAX_CHUNKS, TILE=whole.TILE, **whole.OPTIONS)
+        sizes: dict[str, Any] = {"MAX_CHUNKS": whole.MAX_CHUNKS, "TILE": whole.TILE, **whole.OPTIONS}
+        launch(whole.draw_kernel, by_chunk, *shape, *draws, **sizes)
     best, chunks = scores.max(-1, keepdim=True)
     return only_possible(best[:, 0], token_ids.gather(1, chunks)[:, 0], best[:, 0] > -torch.inf)
 

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .._triton import Specialisation, Target
+from .._triton import Specialisation, Target, launch
 from .op import top_logprobs
 
 TILE = 1024
@@ -46,9 +46,9 @@ def top_logprobs_triton(logits: Tensor, token_ids: Tensor, k: int) -> tuple[Tens
     if num_rows:
         shape = (logits, logits.stride(0), token_ids.contiguous(), vocab_size, num_chunks)
         parts = (peaks, sums, num_larger)
-        chunk_kernel[(num_rows, num_chunks)](*shape, chunk_size, *parts, TILE=TILE, **OPTIONS)
+        launch(chunk_kernel, (num_rows, num_chunks), *shape, chunk_size, *parts, TILE=TILE, **OPTIONS)
         best = (best_logits, best_ids, k, logprobs, ids, ranks)
-        merge_kernel[(num_rows,)](*shape, *parts, *best, MAX_CHUNKS=MAX_CHUNKS, **OPTIONS)
+        launch(merge_kernel, (num_rows,), *shape, *parts, *best, MAX_CHUNKS=MAX_CHUNKS, **OPTIONS)
     return logprobs, ids, ranks
 
 

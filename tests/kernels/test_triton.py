@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,24 @@ def test_no_batch_meets_a_form_that_is_not_listed():
     launched = run_script(HERE / "launch_forms.py", "500", interpret=True).split()
     assert {"gather_batch_kernel", "prefill_kernel", "decode_kernel", "prefix_kernel", "merge_kernel"} < set(launched)
     assert {"rms_norm_kernel", "gate_and_mul_kernel", "gate_and_quantize_kernel", "quantize_fp8_kernel"} < set(launched)
+
+
+def test_a_launch_on_the_meta_device_compiles_ahead_and_a_failure_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert run_script(HERE / "compile_ahead.py", interpret=False).split() == ["compiled"]
+
+
+def test_every_kernel_is_launched_where_the_meta_device_only_compiles():
+    """A launch that goes around `launch` would run on the meta device, whose tensors have no address."""
+    kernels = HERE.parent.parent / "kernels"
+    direct = re.compile(r"\w*kernel\w*\[[^\]]")
+    found = [
+        f"{path.parent.name}/{path.name}: {line.strip()}"
+        for path in kernels.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if direct.search(line)
+    ]
+    assert found == ["kernels/_triton.py: kernel[grid](*args, **options)"]
 
 
 def assert_compiles(*arguments: str) -> None:
