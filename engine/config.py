@@ -22,6 +22,9 @@ from .shown import without_secrets
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_MAX_NUM_SEQS, LARGE_MAX_NUM_SEQS = 256, 1024
+"""Default of `max_num_seqs`: in general, and the most on a large GPU."""
+
 DTYPES = {
     "auto": "auto",
     "float32": "float32",
@@ -59,8 +62,8 @@ IGNORED: dict[str, tuple[Any, str]] = {
     "disable_log_stats": (True, "statistics are returned as data by stats()"),
     "enable_chunked_prefill": (True, "prompts are always prefilled in chunks when they exceed the token budget"),
     "disable_custom_all_reduce": (True, "GPUs compute sums with NCCL"),
-    "compilation_config": (None, "nothing is compiled ahead of the first step"),
-    "optimization_level": (None, "nothing is compiled ahead of the first step"),
+    "compilation_config": (None, "kernels have no variants to choose; they are compiled while the weights are read"),
+    "optimization_level": (None, "kernels have no variants to choose; they are compiled while the weights are read"),
     "max_seq_len_to_capture": (None, "graphs serve sequences of any length"),
     "use_v2_block_manager": (True, "there is one block manager"),
     "scheduler_reserve_full_isl": (True, "a request always enters only when its whole prompt fits"),
@@ -138,7 +141,8 @@ class EngineConfig:
         pipeline_parallel_size: Number of pp stages that the layers are divided into.
         seed: Seed from which the seeds of requests without a seed are derived.
         max_model_len: Most tokens of prompt and output together; None for the limit of the model.
-        max_num_seqs: Most sequences running at once.
+        max_num_seqs: Most sequences running at once; None for 256, or on a GPU of at least 70 GiB for up to 1024, if
+            the KV cache holds so many of 1024 tokens.
         max_num_batched_tokens: Most tokens computed in one step; None for the default of the device.
         block_size: Number of tokens in a KV cache block.
         num_gpu_blocks_override: Number of KV cache blocks, on any device; None to derive it from the memory.
@@ -179,7 +183,7 @@ class EngineConfig:
     pipeline_parallel_size: int = 1
     seed: int = 0
     max_model_len: int | None = None
-    max_num_seqs: int = 256
+    max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
     block_size: int = 16
     num_gpu_blocks_override: int | None = None
@@ -302,7 +306,7 @@ class EngineConfig:
             )
 
     def _check_sizes(self) -> None:
-        for name in ("max_num_seqs", "block_size", "tensor_parallel_size", "pipeline_parallel_size"):
+        for name in ("block_size", "tensor_parallel_size", "pipeline_parallel_size"):
             _check_at_least_one(name, getattr(self, name))
         for name in OPTIONAL_SIZES:
             if getattr(self, name) is not None:
@@ -340,6 +344,7 @@ LARGEST = {
 
 OPTIONAL_SIZES = (
     "max_model_len",
+    "max_num_seqs",
     "max_num_batched_tokens",
     "num_gpu_blocks_override",
     "kv_cache_memory_bytes",

@@ -25,7 +25,8 @@ MAX_CPU_KV_CACHE_BYTES = 4 << 30
 """Most bytes of the KV cache on a CPU, if the settings give no size."""
 
 LARGE_GPU_BYTES = 70 << 30
-"""A GPU with at least this memory computes up to 16,384 tokens a step by default, and a smaller GPU up to 8192."""
+"""A GPU with at least this memory computes up to 16,384 tokens of up to 1024 sequences a step by default, and a smaller
+GPU up to 8192 tokens of 256 sequences."""
 
 CPU_KV_CACHE_SHARE = 0.4
 """Share of the host's available memory for the KV cache on a CPU, if the settings give no size."""
@@ -46,12 +47,14 @@ class Device:
         torch_device: The device of the model's tensors.
         max_num_batched_tokens: Default of the most tokens in a step: as many as use the device fully.
         overlap_depth: Default of the number of steps to plan ahead: 1 for a GPU, which computes by itself, else 0.
+        is_large: Whether it is a GPU with at least `LARGE_GPU_BYTES` of memory.
         num_sharing: Number of ranks of one engine that share the host's cores, and on a CPU also its memory.
     """
 
     torch_device: torch.device
     max_num_batched_tokens: int
     overlap_depth: int
+    is_large: bool = False
     num_sharing: int = 1
 
     @classmethod
@@ -74,7 +77,7 @@ class Device:
             torch.cuda.set_device(index)
         device = torch.device("cuda", torch.cuda.current_device())
         is_large = torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU_BYTES
-        return cls(device, max_num_batched_tokens=16_384 if is_large else 8192, overlap_depth=1)
+        return cls(device, 16_384 if is_large else 8192, overlap_depth=1, is_large=is_large)
 
     def check_enough(self, num_ranks: int) -> None:
         """Checks that this host has a GPU for each rank; a CPU serves any number of ranks.

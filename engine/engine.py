@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,7 +150,7 @@ class LLMEngine:
         dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
         prompt_embeds = PromptEmbeds(spec.embedding_size, dtype) if config.enable_prompt_embeds else None
         return cls(
-            config=config,
+            config=replace(config, max_num_seqs=capacity.max_num_seqs),
             tokenizer=tokenizer,
             default_params=recommended_params(config),
             handler=task.make_handler(PromptReader(tokenizer, spec.vocab_size, capacity.max_model_len, prompt_embeds)),
@@ -161,7 +161,7 @@ class LLMEngine:
                     config.enable_prefix_caching,
                     [group.cache for group in cache_groups(spec)],
                 ),
-                config.max_num_seqs,
+                capacity.max_num_seqs,
                 num_tokens,
                 config.pipeline_parallel_size,
             ),

@@ -82,10 +82,14 @@ class StepPlan:
         return [sequence for sequence, count in zip(self.sampled, num_drawn, strict=True) for _ in range(count)]
 
     def put_decodes_first(self) -> None:
-        """Moves the sequences that compute one token to the front, as attention needs them, and sets `num_decodes`."""
+        """Moves the sequences that compute one token to the front, the longest first, and sets `num_decodes`.
+
+        Attention needs them at the front. It takes as long as its last sequence, so a long one must not begin last.
+        """
         self.num_decodes = self.counts.count(1)
-        if self.counts[: self.num_decodes].count(1) < self.num_decodes:
-            order = sorted(range(len(self.counts)), key=lambda i: self.counts[i] > 1)
+        keys = [-start if count == 1 else 1 for start, count in zip(self.starts, self.counts, strict=True)]
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        if order != list(range(len(keys))):
             self.sequences = [self.sequences[i] for i in order]
             self.rows = [self.rows[i] for i in order]
             self.starts = [self.starts[i] for i in order]

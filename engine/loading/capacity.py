@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..config import EngineConfig
+from ..config import DEFAULT_MAX_NUM_SEQS, LARGE_MAX_NUM_SEQS, EngineConfig
 from ..device import Device
 from ..errors import ConfigError
 from ..kv_cache.groups import LayerCache, max_held_blocks
@@ -17,6 +17,13 @@ logger = logging.getLogger(__name__)
 GRAPH_BYTES = 32 << 20
 """Assumed bytes of one recorded decode step: memory of the driver, and its share of the common memory pool."""
 
+SIZES = (DEFAULT_MAX_NUM_SEQS, 384, 512, 768, LARGE_MAX_NUM_SEQS)
+"""Values of `max_num_seqs` that are chosen where it is not set."""
+
+USUAL_LENGTH = 1024
+"""Number of tokens of a sequence of usual length. With more running sequences than the KV cache holds of it, sequences
+would be preempted; with fewer, memory would stay empty."""
+
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
@@ -25,10 +32,12 @@ class Capacity:
     Attributes:
         max_model_len: Most tokens of prompt and output together.
         num_blocks: Number of KV cache blocks.
+        max_num_seqs: Most sequences running at once.
     """
 
     max_model_len: int
     num_blocks: int
+    max_num_seqs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,27 @@ def plan_capacity(
             "max_model_len is lowered from %d to %d, which the KV cache holds", max_model_len, num_cache_tokens
         )
         max_model_len = num_cache_tokens
-    return Capacity(max_model_len, num_blocks)
+    return Capacity(max_model_len, num_blocks, _max_num_seqs(config, device, max_model_len, num_blocks, caches))
+
+
+def most_num_seqs(config: EngineConfig, device: Device) -> int:
+    """Returns `max_num_seqs` if it is set, else the most that can be chosen once the size of the KV cache is known."""
+    return config.max_num_seqs or (LARGE_MAX_NUM_SEQS if device.is_large else DEFAULT_MAX_NUM_SEQS)
+
+
+def _max_num_seqs(
+    config: EngineConfig, device: Device, max_model_len: int, num_blocks: int, caches: Sequence[LayerCache]
+) -> int:
+    """Returns `max_num_seqs` if it is set, else the most that the device suits and the pool holds at a usual length."""
+    if config.max_num_seqs is not None:
+        return config.max_num_seqs
+    max_step_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
+    length = min(max_model_len, USUAL_LENGTH)
+    num_held = num_blocks // max_held_blocks(caches, length, config.block_size, max_step_tokens)
+    limit = min(most_num_seqs(config, device), num_held, max_step_tokens)
+    chosen = max((size for size in SIZES if size <= limit), default=SIZES[0])
+    logger.info("max_num_seqs is %d: the KV cache holds %d sequences of %d tokens", chosen, num_held, length)
+    return chosen
 
 
 def _longest(
@@ -130,7 +159,7 @@ def _num_blocks(
     if config.num_gpu_blocks_override is not None:
         return config.num_gpu_blocks_override
     # Blocks that a window has passed count as well: other sequences can find their content.
-    most_useful = config.max_num_seqs * num_groups * -(-max_model_len // config.block_size)
+    most_useful = most_num_seqs(config, device) * num_groups * -(-max_model_len // config.block_size)
     memory_bytes, account = _cache_memory(config, device, reserve)
     num_blocks = min(most_useful, memory_bytes // block_bytes)
     if num_blocks < num_groups:

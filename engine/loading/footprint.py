@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from ..config import EngineConfig
-from ..device import Device
+from ..device import LARGE_GPU_BYTES, Device
 from ..errors import ConfigError
 from ..kv_cache import LayerCache, kv_block_bytes, max_held_blocks
 from ..models import ModelOptions, build_model, load_hf_config
 from ..models.pp_stages import cache_groups, kv_cache_sizes
 from ..parallel.context import SINGLE
 from ..tasks.choose import choose_task
-from .capacity import choose_max_model_len, plan_capacity
+from .capacity import Capacity, choose_max_model_len, most_num_seqs, plan_capacity
 from .model_source import resolve_model
 
 __all__ = ["Footprint"]
@@ -72,6 +72,8 @@ class Footprint:
         """
         hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
         device = Device.choose(config.device if memory_bytes is None else "cpu")
+        if memory_bytes is not None:
+            device = replace(device, is_large=memory_bytes >= LARGE_GPU_BYTES)
         dtype = _dtype(config, device, hf_config, is_elsewhere=memory_bytes is not None)
         task = choose_task(config, hf_config)
         options = ModelOptions(config.quantization, config.deterministic, head=task.model_head)
@@ -83,17 +85,17 @@ class Footprint:
         caches = tuple(group.cache for group in cache_groups(model.spec))
         cache_bytes = _cache_bytes(config, device, weight_bytes, memory_bytes)
         max_positions = model.spec.max_position_embeddings
-        max_model_len, num_blocks, problem = _capacity(config, device, max_positions, cache_bytes, block_bytes, caches)
+        limits, problem = _capacity(config, device, max_positions, cache_bytes, block_bytes, caches)
         return cls(
             num_parameters=sum(weight.numel() for weight in model.parameters()),
             weight_bytes=weight_bytes,
             dtype=str(dtype).removeprefix("torch."),
             kv_bytes_per_token=len(caches) * block_bytes // config.block_size,
-            max_model_len=max_model_len,
-            max_num_seqs=config.max_num_seqs,
+            max_model_len=limits.max_model_len,
+            max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens or device.max_num_batched_tokens,
             block_size=config.block_size,
-            num_blocks=num_blocks,
+            num_blocks=limits.num_blocks,
             caches=caches,
             num_ranks=config.num_ranks,
             problem=problem,
@@ -141,14 +143,13 @@ def _capacity(
     cache_bytes: int,
     block_bytes: int,
     caches: tuple[LayerCache, ...],
-) -> tuple[int, int, str | None]:
-    """Returns `max_model_len`, the number of blocks, and why the engine would not start (None if it would)."""
-    max_model_len = choose_max_model_len(config, max_positions)
+) -> tuple[Capacity, str | None]:
+    """Returns the limits, with 0 blocks for an engine that would not start, and why it would not (None if it would)."""
+    nothing = Capacity(choose_max_model_len(config, max_positions), 0, most_num_seqs(config, device))
     if cache_bytes < 1:
-        return max_model_len, 0, f"the weights take {-cache_bytes / 2**20:,.0f} MiB more than there is memory for them"
+        return nothing, f"the weights take {-cache_bytes / 2**20:,.0f} MiB more than there is memory for them"
     try:
         room = replace(config, kv_cache_memory_bytes=cache_bytes)
-        capacity = plan_capacity(room, device, max_positions, block_bytes, caches=caches)
+        return plan_capacity(room, device, max_positions, block_bytes, caches=caches), None
     except ConfigError as error:
-        return max_model_len, 0, str(error)
-    return capacity.max_model_len, capacity.num_blocks, None
+        return nothing, str(error)

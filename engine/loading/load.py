@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..step.runner import MakeRecorder, ModelRunner
 from ..tasks.choose import choose_task
 from ..tasks.task import Task
 from ..weights.sharded_state import save_sharded_state
-from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, plan_capacity
+from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, most_num_seqs, plan_capacity
 from .kv_scales import prepare_kv_scales
 from .memory_profile import run_largest_step
 from .model_source import locate_model, resolve_model
@@ -88,29 +89,29 @@ def load_runner(
         config.quantization, config.deterministic, config.load_format, task.model_head, task.unused_weights
     )
     options.make_scheme().check(device, dtype)
-    rehearsal = Rehearsal(config, hf_config, task, options, dtype, kv_dtype, config.max_num_seqs, parallel)
+    most_seqs = most_num_seqs(config, device)
+    rehearsal = Rehearsal(config, hf_config, task, options, dtype, kv_dtype, most_seqs, parallel)
     end_rehearsal = start_rehearsal(rehearsal, device)
     model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
     end_rehearsal()
     prepare_kv_scales(model, hf_config, device=device.torch_device, block_size=config.block_size, kv_dtype=kv_dtype)
-    make_recorder, num_graphs = _choose_recorder(config, device, task, parallel)
     step_bytes = _step_bytes(config, device, model, task, num_tokens, kv_dtype)
-    reserve = Reserve(step_bytes, num_graphs * GRAPH_BYTES + (_draw_bytes(config, model) if num_graphs else 0))
+    reserve = Reserve(step_bytes, _graph_bytes(config, device, task, most_seqs, model))
     spec = model.spec
     block_bytes = kv_block_bytes(*kv_cache_sizes(spec, parallel), config.block_size, kv_dtype)
     caches = [group.cache for group in cache_groups(spec)]
     capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve, caches)
     _check_cache_memory(device, capacity.num_blocks, block_bytes)
-    capacity = Capacity(parallel.smallest(capacity.max_model_len), parallel.smallest(capacity.num_blocks))
+    capacity = Capacity(*(parallel.smallest(limit) for limit in astuple(capacity)))
     runner = ModelRunner(
         model,
         device.torch_device,
         num_blocks=capacity.num_blocks,
         block_size=config.block_size,
-        max_num_seqs=config.max_num_seqs,
+        max_num_seqs=capacity.max_num_seqs,
         max_model_len=capacity.max_model_len,
         dtype=kv_dtype,
-        make_recorder=make_recorder,
+        make_recorder=_choose_recorder(config, device, task, capacity.max_num_seqs, parallel),
         make_head=task.make_head,
         parallel=parallel,
     )
@@ -127,17 +128,32 @@ def _check_cache_memory(device: Device, num_blocks: int, block_bytes: int) -> No
         )
 
 
-def _choose_recorder(
-    config: EngineConfig, device: Device, task: Task, parallel: ParallelContext
-) -> tuple[MakeRecorder | None, int]:
-    """Returns the function that makes the recorder of decode steps (None for none), and the number of CUDA graphs."""
+def _records(config: EngineConfig, device: Device, task: Task, parallel: ParallelContext) -> bool:
+    """Returns whether decode steps are recorded."""
     # A pp stage waits for a transfer in a later step than the one that begins it (`GroupLink.send`), so no step of it
-    # can be recorded by itself.
-    if config.enforce_eager or parallel.pp_size > 1 or not task.decodes:
-        return None, 0
-    if device.is_cpu:  # A tape can record only kernels, and no sums over ranks.
-        return (None if parallel.tp_size > 1 else lambda run, _: DecodeTape(run, config.max_num_seqs)), 0
-    sizes = graph_sizes(config.max_num_seqs, config.cudagraph_capture_sizes)
+    # can be recorded by itself. And a tape can record only kernels, and no sums over ranks.
+    is_alone = parallel.pp_size == 1 and (parallel.tp_size == 1 or not device.is_cpu)
+    return is_alone and task.decodes and not config.enforce_eager
+
+
+def _graph_bytes(config: EngineConfig, device: Device, task: Task, max_num_seqs: int, model: Decoder) -> int:
+    """Returns the memory of the CUDA graphs of an engine, those of the draw included."""
+    if device.is_cpu or not _records(config, device, task, model.parallel):
+        return 0
+    num_steps = len(graph_sizes(max_num_seqs, config.cudagraph_capture_sizes)) * (1 + config.enable_prefix_caching)
+    # The largest draw has float32 logits, and as much for its temporary tensors.
+    return num_steps * GRAPH_BYTES + 2 * max_num_seqs * model.columns.room * torch.float32.itemsize
+
+
+def _choose_recorder(
+    config: EngineConfig, device: Device, task: Task, max_num_seqs: int, parallel: ParallelContext
+) -> MakeRecorder | None:
+    """Returns the function that makes the recorder of decode steps; None for none."""
+    if not _records(config, device, task, parallel):
+        return None
+    if device.is_cpu:
+        return lambda run, _: DecodeTape(run, max_num_seqs)
+    sizes = graph_sizes(max_num_seqs, config.cudagraph_capture_sizes)
 
     def make(run: Callable[[Tensor, Tensor | None], Tensor], draw: Draw | None) -> DecodeGraphs:
         graphs = DecodeGraphs(run, sizes, CudaGraphs(), parallel.agree if parallel.num_ranks > 1 else None, draw)
@@ -148,12 +164,7 @@ def _choose_recorder(
             raise
         return graphs
 
-    return make, len(sizes) * (1 + config.enable_prefix_caching)
-
-
-def _draw_bytes(config: EngineConfig, model: Decoder) -> int:
-    """Returns the memory of the largest recorded draw: float32 logits, and as much for its temporary tensors."""
-    return 2 * config.max_num_seqs * model.columns.room * torch.float32.itemsize
+    return make
 
 
 def _step_bytes(
@@ -167,7 +178,7 @@ def _step_bytes(
         model,
         device.torch_device,
         num_tokens=num_tokens,
-        num_seqs=config.max_num_seqs,
+        num_seqs=most_num_seqs(config, device),
         max_model_len=choose_max_model_len(config, model.spec.max_position_embeddings),
         block_size=config.block_size,
         kv_dtype=kv_dtype,

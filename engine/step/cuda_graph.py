@@ -35,10 +35,10 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["CudaGraphs", "DecodeGraphs", "GraphBackend", "graph_sizes"]
 
-LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+LADDER = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 896, 1024)
 """Recorded sizes. Padding is less than half of a step up to size 16, less than a third up to 128, else a fifth."""
 
-STEP = 64
+STEP = 256
 """Difference between two neighbouring sizes above the ladder."""
 
 

@@ -1,8 +1,11 @@
 """Attention for sequences with one query: several programs compute parts of the keys, and a merge joins them.
 
-Decode grid: (sequences, KV heads, splits). The host, which does not know the lengths, fixes the number of splits, and
-every program computes an equal share of its sequence. Prefix grid: (tiles of sequences, KV heads, splits). The blocks
-with which all sequences begin are read once for a whole tile of sequences.
+Decode grid: (splits, KV heads, sequences). The host, which does not know the lengths, fixes the number of splits, and
+every program computes an equal share of its sequence. All programs of a sequence start before those of the next one, so
+the grid is balanced if the longest sequences come first.
+
+Prefix grid: (tiles of sequences, KV heads, splits). The blocks with which all sequences begin are read once for a whole
+tile of sequences.
 
 A program stores the maximum of its scores, the sum of its weights and its weighted sum of values in its slot of a
 float32 workspace. The merge (grid: sequences, heads) adds up the slots of a row (Dao et al., "Flash-Decoding", 2023).
@@ -39,11 +42,11 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, EDITED: tl.constexpr,
 ):  # fmt: skip
-    """Attends from the query of sequence `program_id(0)` to split `program_id(2)` of its keys after the shared blocks.
+    """Attends from the query of sequence `program_id(2)` to split `program_id(0)` of its keys after the shared blocks.
 
     The result goes to `out_ptr` if there is one split in all, else to `sums_ptr` and `stats_ptr` for `merge_kernel`.
     """
-    seq, split = tl.program_id(0), tl.program_id(2)
+    seq, split = tl.program_id(2), tl.program_id(0)
     kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
     rows = tl.arange(0, BLOCK_M)
     heads, valid = first_head + rows, rows < tile_heads
@@ -51,7 +54,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     seq_len = tl.load(seq_lens_ptr + seq)
     num_shared = tl.load(num_shared_ptr, mask=has_shared != 0, other=0)
     first_key = tl.maximum(seq_len - window, num_shared * BLOCK_SIZE)
-    first, end = _share(first_key, seq_len, split, tl.num_programs(2), BLOCK_N)
+    first, end = _share(first_key, seq_len, split, tl.num_programs(0), BLOCK_N)
 
     q = load_queries(q_ptr, k_ptr, tokens, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
     has_sink = rows < tl.where(split == 0, tile_heads * has_sinks, 0)  # a sink counts once

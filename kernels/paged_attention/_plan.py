@@ -41,6 +41,9 @@ _NO_WINDOW = 2**31 - 1
 NamedLaunch = tuple[tuple[str, ...], Launch]
 """The names of the tensors of a launch, and the launch."""
 
+MAX_DECODES = 65_535
+"""The most programs of a grid in its last dimension, which is that of the sequences in a decode grid."""
+
 
 class Call(NamedTuple):
     """All that the kernels of a call depend on: the layouts of its tensors, and its other arguments.
@@ -111,6 +114,8 @@ def plan_launches(call: Call) -> Plan:
         ValueError: The kernels do not support the heads, the dtypes or the layout of the cache.
     """
     _check(call)
+    if call.num_decodes > MAX_DECODES:
+        raise ValueError(f"paged_attention: {call.num_decodes} decodes in a step; the grid takes at most {MAX_DECODES}")
     num_decodes = 0 if call.deterministic else call.num_decodes
     launches, num_slots = _decode(call, num_decodes) if num_decodes else ([], 1)
     if call.query.shape[0] > num_decodes:
@@ -144,7 +149,7 @@ def _decode(call: Call, num_seqs: int) -> tuple[list[NamedLaunch], int]:
     num_slots = prefix_grid[2] + grid[2]
     own = {"num_slots": num_slots, "num_seqs": num_seqs, "first_slot": prefix_grid[2], "has_shared": int(has_prefix)}
     launches = [_launch(call, prefix_kernel, prefix_grid, of_prefix, own)] if has_prefix else []
-    launches.append(_launch(call, decode_kernel, grid, config, own))
+    launches.append(_launch(call, decode_kernel, grid[::-1], config, own))
     if num_slots > 1:
         own["MAX_SLOTS"] = next(most for most in MERGE_SIZES if num_slots <= most)
         launches.append(_launch(call, merge_kernel, (num_seqs * call.query.shape[1],), MERGE_CONFIG, own))

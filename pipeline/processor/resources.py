@@ -15,6 +15,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from ...actors import PoolConfig, check_leaves_one_cpu
+from ...engine.config import DEFAULT_MAX_NUM_SEQS, LARGE_MAX_NUM_SEQS
 from ...engine.errors import ConfigError
 from ..stages.stage_config import StageConfig
 from ..stages.user_function import UserFunction
@@ -44,11 +45,14 @@ SPARE_BATCHES = 2
 def max_pending_rows(config: EngineProcessorConfig) -> int | None:
     """Returns the most rows that may be in flight at once; None for no limit.
 
-    The limit counts rows, not blocks, so the replicas see the same number whatever the size of a dataset's blocks.
+    The limit counts rows, not blocks, so the replicas see the same number whatever the size of a dataset's blocks. If
+    `max_num_seqs` is not set, engines choose it when they load; the limit then counts the most that they may choose.
     """
     if config.max_pending_requests is not None:
         return config.max_pending_requests if config.max_pending_requests > 0 else None
-    return FILL * config.num_replicas * config.engine_config.max_num_seqs
+    num_gpus = _num_gpus(config, ray.cluster_resources() if ray.is_initialized() else {})
+    most = LARGE_MAX_NUM_SEQS if num_gpus else DEFAULT_MAX_NUM_SEQS
+    return FILL * config.num_replicas * (config.engine_config.max_num_seqs or most)
 
 
 def block_rows(config: ProcessorConfig, stages: Sequence[StageConfig]) -> int:

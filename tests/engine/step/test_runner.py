@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+import logging
+import random
 import resource
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,15 +115,39 @@ def test_all_of_a_plan_is_sent_in_one_copy_and_aligned(monkeypatch):
         assert (part.data_ptr() - base) % 16 == 0 and part.is_contiguous()
 
 
-@given(st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=9))
-def test_sequences_of_one_token_come_first_and_keep_their_order(sequences):
-    counts, samples = ([entry[i] for entry in sequences] for i in (0, 1))
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans(), st.integers(0, 5)), min_size=1, max_size=9))
+def test_sequences_of_one_token_come_first_the_longest_ahead(sequences):
+    counts, samples, starts = ([entry[i] for entry in sequences] for i in (0, 1, 2))
     numbers = list(range(len(counts)))
-    plan = StepPlan(sequences=numbers, rows=numbers[:], starts=numbers[:], counts=counts, samples=samples)
+    plan = StepPlan(sequences=numbers, rows=numbers[:], starts=starts, counts=counts, samples=samples)
     plan.put_decodes_first()
     assert plan.counts[: plan.num_decodes] == [1] * plan.num_decodes and 1 not in plan.counts[plan.num_decodes :]
-    assert plan.rows == sorted(numbers, key=lambda i: (sequences[i][0] > 1, i)) == plan.starts == plan.sequences
-    assert [(plan.counts[i], plan.samples[i]) for i in numbers] == [sequences[row] for row in plan.rows]
+    decodes = [i for i in numbers if sequences[i][0] == 1]
+    others = [i for i in numbers if sequences[i][0] > 1]
+    assert plan.rows == sorted(decodes, key=lambda i: (-sequences[i][2], i)) + others == plan.sequences
+    parts = zip(plan.counts, plan.samples, plan.starts, strict=True)
+    assert list(parts) == [sequences[row] for row in plan.rows]
+
+
+def time_of_grid(lengths, num_heads, num_slots):
+    """Returns the time of a grid over sequences and heads, over that with perfect balance.
+
+    A program takes as long as its sequence, and starts when one of the `num_slots` places of the GPU is free.
+    """
+    slots = [0] * num_slots
+    for length in lengths:
+        for _ in range(num_heads):
+            heapq.heappush(slots, heapq.heappop(slots) + length)
+    return max(slots) / (sum(slots) / num_slots)
+
+
+def test_longest_first_fills_a_gpu_evenly():
+    draw = random.Random(0)
+    lengths = [draw.randint(200, 2000) for _ in range(256)]
+    plan = StepPlan(lengths[:], lengths[:], lengths, [1] * 256, [True] * 256)
+    assert time_of_grid(plan.starts, num_heads=8, num_slots=4 * 132) > 1.2
+    plan.put_decodes_first()
+    assert time_of_grid(plan.starts, num_heads=8, num_slots=4 * 132) < 1.05
 
 
 @given(data=st.data(), num_requests=st.integers(1, 5), num_shared=st.integers(0, 4))
@@ -217,6 +244,42 @@ def test_what_a_step_and_the_graphs_take_is_not_for_the_cache():
     config = EngineConfig(model="m", max_num_seqs=64, gpu_memory_utilization=0.9)
     assert plan_capacity(config, GPU, 512, block_bytes=100).num_blocks == 50
     assert plan_capacity(config, GPU, 512, 100, Reserve(step_bytes=1000, graph_bytes=500)).num_blocks == 35
+
+
+LARGE_GPU = Device(torch.device("cuda", 0), 16_384, overlap_depth=1, is_large=True)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "settings", "chosen"),
+    [
+        (64 * 1024, {}, 1024),
+        (64 * 1023, {}, 768),
+        (64 * 400, {}, 384),
+        (64 * 10, {}, 256),
+        (8 * 1024, {"max_model_len": 128}, 1024),
+        (64 * 1024, {"max_num_batched_tokens": 600}, 512),
+        (64 * 10, {"max_num_seqs": 2000}, 2000),
+        (64 * 1024, {"max_num_seqs": 3}, 3),
+    ],
+)
+def test_a_large_gpu_runs_as_many_sequences_as_its_cache_holds_of_1024_tokens(num_blocks, settings, chosen, caplog):
+    config = EngineConfig(model="m", num_gpu_blocks_override=num_blocks, **settings)
+    with caplog.at_level(logging.INFO, "millrace.engine.loading.capacity"):
+        assert plan_capacity(config, LARGE_GPU, 4096, block_bytes=100).max_num_seqs == chosen
+    assert (f"max_num_seqs is {chosen}" in caplog.text) == ("max_num_seqs" not in settings)
+
+
+def test_other_devices_run_256_sequences_by_default():
+    for device in (Device(CPU, 2048, overlap_depth=0), Device(torch.device("cuda", 0), 8192, overlap_depth=1)):
+        config = EngineConfig(model="m", num_gpu_blocks_override=1 << 20)
+        assert plan_capacity(config, device, 4096, block_bytes=100).max_num_seqs == 256
+
+
+def test_an_engine_says_how_many_sequences_it_runs(tiny_model):
+    with LLM(str(tiny_model("llama")), dtype="float32") as llm:
+        engine = llm.llm_engine
+        assert engine.config.max_num_seqs == engine.scheduler.max_num_seqs == 256
+        assert len(engine.executor._runner._tables.tokens) == 256
 
 
 def test_an_engine_without_room_says_what_took_it():
