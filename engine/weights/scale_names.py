@@ -12,7 +12,9 @@ _MODULES = {
     "k_scale": ("k_proj.k_scale", "k_proj.output_scale", "qkv_proj.k_scale", "attn.k_scale"),
     "v_scale": ("v_proj.v_scale", "v_proj.output_scale", "qkv_proj.v_scale", "attn.v_scale"),
 }
-_SPELLINGS = {f".{spelling}": (name,) for name, spellings in _MODULES.items() for spelling in spellings}
+_SPELLINGS: dict[str, tuple[str, ...]] = {
+    f".{spelling}": (name,) for name, spellings in _MODULES.items() for spelling in spellings
+}
 _SPELLINGS |= dict.fromkeys((".attn.kv_scale", ".kv_scale"), ("k_scale", "v_scale"))
 
 
