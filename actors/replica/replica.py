@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import Future
@@ -195,7 +196,12 @@ class EngineReplica:
     def _build(self) -> Engine:
         settings = self._settings
         announce = self._address.set_result if settings.num_ranks > 1 else None
-        return settings.engine_factory(settings.engine_kwargs, settings.num_sharing, announce)
+        engine = settings.engine_factory(settings.engine_kwargs, settings.num_sharing, announce)
+        # What has been loaded stays until the end of this process, which is ours alone: a full collection of garbage
+        # between two steps need not look through all of it.
+        gc.collect()
+        gc.freeze()
+        return engine
 
     async def _engine_stats(self) -> Any:
         return await asyncio.wrap_future(self._engine.ask(lambda engine: engine.stats()))

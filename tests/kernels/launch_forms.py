@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 import random
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from interpret import is_listed
@@ -24,13 +24,33 @@ from triton.runtime.interpreter import InterpretedFunction
 from millrace.kernels._op import all_ops
 from millrace.kernels._triton import TARGETS, Specialisation
 
-BLOCK_SIZE, HEAD_DIM, NUM_HEADS, NUM_KV_HEADS, VOCAB_SIZE, HIDDEN = 16, 128, 16, 8, 1024, 2048
+BLOCK_SIZE, VOCAB_SIZE = 16, 1024
 MAX_NUM_SEQS, MAX_MODEL_LEN = 1024, 4096
 OPS = (
     *("gather_batch", "rope_and_store", "store_kv", "paged_attention", "sample", "sample_shard", "top_logprobs"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8"),
 )
 Launch = tuple[Any, dict[str, Any]]
+
+
+class Shape(NamedTuple):
+    """The sizes of a model: of its heads, its hidden states and its limit of scores."""
+
+    head_dim: int
+    num_heads: int
+    num_kv_heads: int
+    hidden: int
+    softcap: float = 0.0
+
+
+SHAPES = (
+    Shape(128, 16, 8, 1024),  # Qwen3-0.6B
+    Shape(128, 28, 4, 3584),  # Qwen2.5-7B: 7 query heads for each KV head
+    Shape(128, 64, 1, 8192),  # Llama-3-70B on 8 ranks has one KV head; here with all query heads
+    Shape(64, 32, 8, 2048),  # Llama-3.2-1B
+    Shape(256, 8, 4, 2304, softcap=50.0),  # Gemma-2-2B
+    Shape(96, 32, 32, 3072),  # heads whose size is no power of two
+)
 
 
 def record_only(launches: list[Launch]) -> None:
@@ -55,7 +75,7 @@ def launch_step(draw: random.Random) -> None:
     num_tokens, max_blocks = sum(counts), draw.randint(1, MAX_MODEL_LEN // BLOCK_SIZE)
     num_shared = torch.zeros(1, dtype=torch.int32) if draw.random() < 0.3 else None
     batch = launch_gather(num_seqs, num_tokens, max_blocks)
-    launch_layer(batch, num_tokens, num_decodes, num_shared, draw)
+    launch_layer(draw.choice(SHAPES), batch, num_tokens, num_decodes, num_shared, draw)
     launch_draw(draw.randint(1, num_seqs))
 
 
@@ -68,6 +88,7 @@ def launch_gather(num_seqs: int, num_tokens: int, max_blocks: int) -> tuple[torc
 
 
 def launch_layer(
+    shape: Shape,
     batch: tuple[torch.Tensor, ...],
     num_tokens: int,
     num_decodes: int,
@@ -76,14 +97,15 @@ def launch_layer(
 ) -> None:
     """Launches norms, gates, rotation, store and attention of a layer on the outputs of `gather_batch`."""
     _, positions, slot_mapping, query_start_loc, seq_lens, block_tables = batch
-    launch_rows(num_tokens)
-    packed = torch.empty((num_tokens, NUM_HEADS + 2 * NUM_KV_HEADS, HEAD_DIM), dtype=torch.bfloat16)
-    query, key, value = packed.split((NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS), dim=1)
+    launch_rows(num_tokens, shape.hidden)
+    num_kv_heads, head_dim = shape.num_kv_heads, shape.head_dim
+    packed = torch.empty((num_tokens, shape.num_heads + 2 * num_kv_heads, head_dim), dtype=torch.bfloat16)
+    query, key, value = packed.split((shape.num_heads, num_kv_heads, num_kv_heads), dim=1)
     cache_dtype = draw.choice([torch.bfloat16, torch.float8_e4m3fn])
-    caches = torch.empty((2, 4, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM), dtype=cache_dtype).unbind()
+    caches = torch.empty((2, 4, num_kv_heads, BLOCK_SIZE, head_dim), dtype=cache_dtype).unbind()
     is_scaled = cache_dtype.itemsize == 1 and draw.random() < 0.8
-    scales = {"kv_scales": torch.ones((2, NUM_KV_HEADS))} if is_scaled else {}
-    cos_sin = torch.empty((MAX_MODEL_LEN, HEAD_DIM), dtype=torch.float32)
+    scales = {"kv_scales": torch.ones((2, num_kv_heads))} if is_scaled else {}
+    cos_sin = torch.empty((MAX_MODEL_LEN, head_dim), dtype=torch.float32)
     triton_op("rope_and_store")(query, key, value, *caches, slot_mapping, positions, cos_sin, **scales)
     triton_op("store_kv")(key, value, *caches, slot_mapping, **scales)
     triton_op("paged_attention")(
@@ -92,8 +114,9 @@ def launch_layer(
         block_tables,
         seq_lens,
         query_start_loc,
-        HEAD_DIM**-0.5,
+        shape.head_dim**-0.5,
         draw.choice([0, 0, 1, 16, 1024]),
+        softcap=shape.softcap,
         num_decodes=num_decodes,
         num_shared=num_shared,
         deterministic=draw.random() < 0.1,
@@ -101,9 +124,9 @@ def launch_layer(
     )
 
 
-def launch_rows(num_tokens: int) -> None:
+def launch_rows(num_tokens: int, size: int) -> None:
     """Launches the norms and gates of a layer, in the dtype of the model and to 8 bits."""
-    hidden, weight = torch.empty((num_tokens, HIDDEN), dtype=torch.bfloat16), torch.empty(HIDDEN, dtype=torch.bfloat16)
+    hidden, weight = torch.empty((num_tokens, size), dtype=torch.bfloat16), torch.empty(size, dtype=torch.bfloat16)
     for name in ("rms_norm", "rms_norm_fp8"):
         for residual in (None, hidden):
             triton_op(name)(hidden, weight, 1e-6, residual)

@@ -120,6 +120,10 @@ class Fp8Linear(Linear):
         values, scales = x if isinstance(x, Quantized) else quantize_fp8(x)
         return scaled_linear(values, scales, self.weight, self.weight_scale, self.bias, self._dtype)
 
+    def forward_float32(self, x: Tensor) -> Tensor:
+        """Computes `forward`, which is rounded to the dtype of the layer, and converts the result to float32."""
+        return self(x).float()
+
     def _slot(self, name: str, rows: slice) -> WeightSlot:
         if name != "weight":
             return super()._slot(name, rows)

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,3 +143,12 @@ def test_an_engine_gets_its_share_of_the_cores_unless_told_otherwise(
     monkeypatch.setattr(LLMEngine, "from_config", lambda config: config)
     built: Any = build_engine({"model": "m", "num_threads": asked}, num_sharing)
     assert built.num_threads == (asked or share_of_cores(device.num_physical_cores(), 2, num_sharing))
+
+
+def test_what_a_replica_has_loaded_is_left_out_of_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[str] = []
+    monkeypatch.setattr("millrace.actors.replica.replica.gc.freeze", lambda: frozen.append("after the engine was made"))
+    settings = ReplicaSettings(pool_name="p", replica_id="0.0", engine_kwargs={}, engine_factory=FakeEngine)
+    replica: Any = SimpleNamespace(_settings=settings, _address=None)
+    assert isinstance(EngineReplica._build(replica), FakeEngine)
+    assert frozen == ["after the engine was made"]

@@ -108,7 +108,7 @@ def test_a_scale_leaves_room_for_twice_the_largest_number_and_at_most_four_times
 def test_every_start_gives_the_same_tokens_with_preemption_and_cached_prefixes_too(tmp_path):
     folder = with_large_keys(tiny_checkpoint(tmp_path, "qwen2", use_sliding_window=False))
     expected = generate(folder, enable_prefix_caching=False)
-    settings = {"num_gpu_blocks_override": 8, "block_size": 16, "max_num_batched_tokens": 40}
+    settings = {"num_gpu_blocks_override": 8, "block_size": 16, "max_num_batched_tokens": 24}
     with LLM(str(folder), dtype="float32", max_num_seqs=4, kv_cache_dtype="fp8", **settings) as llm:
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
         assert [list(output.outputs[0].token_ids) for output in outputs] == expected

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,8 @@ from millrace.engine.device import Device
 from millrace.engine.errors import EngineDeadError
 from millrace.engine.kv_cache import shared_prefix
 from millrace.engine.llm import LLM
-from millrace.engine.loading.load import _choose_recorder
+from millrace.engine.loading.capacity import GRAPH_BYTES
+from millrace.engine.loading.load import _choose_recorder, _graph_bytes
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.parallel.star import Star
 from millrace.engine.sampling_params import SamplingParams
@@ -292,8 +294,11 @@ def test_ranks_that_share_layers_record_and_pp_stages_do_not(tp_size, pp_size, r
     config = EngineConfig(model="nowhere", max_num_seqs=4)
     gpu = Device(torch.device("cuda"), max_num_batched_tokens=64, overlap_depth=1)
     place = ParallelContext.of_rank(0, tp_size, pp_size)
-    make, num_graphs = _choose_recorder(config, gpu, Generate.create(config, None), place)
-    assert ((make is not None), num_graphs) == ((True, 2 * len(graph_sizes(4))) if records else (False, 0))
+    task, model = Generate.create(config, None), SimpleNamespace(parallel=place, columns=place.shard(10))
+    assert (_choose_recorder(config, gpu, task, 4, place) is not None) == records
+    logits_bytes = 2 * 4 * model.columns.room * 4
+    expected = 2 * len(graph_sizes(4)) * GRAPH_BYTES + logits_bytes if records else 0
+    assert _graph_bytes(config, gpu, task, 4, model) == expected
 
 
 @pytest.mark.parametrize("fails", [False, True])
