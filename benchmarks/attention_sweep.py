@@ -27,7 +27,7 @@ from torch import Tensor
 from kernel_cases import FP8, GPU, TINY, Call, Case, Cases, Sizes
 from kernels import num_sets, rate
 from limits import Limits, measure_limits
-from millrace.kernels.paged_attention import paged_attention
+from millrace.kernels.paged_attention import PromptLibrary, paged_attention
 from timing import time_calls
 
 LAUNCHER = "millrace.kernels.paged_attention._plan"
@@ -144,7 +144,32 @@ def _split(own: Callable[..., int], wanted: int, *args: Any, **kwargs: Any) -> i
     return wanted if "programs_per_processor" in kwargs else own(*args, **kwargs)
 
 
-def library(lengths: Sequence[int], device: torch.device) -> Callable[..., Tensor]:
+def flash(lengths: Sequence[int], device: torch.device) -> Callable[..., Tensor]:
+    """Returns the library of engines (`PromptLibrary`), with the arguments of the op; it gathers keys and values."""
+    prompts = PromptLibrary(torch.ops.aten._flash_attention_forward)
+    starts = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32).to(device)
+    kept: dict[int, Tensor] = {}
+
+    def attend(query: Tensor, k_cache: Tensor, v_cache: Tensor, tables: Tensor, *rest: Any, **_hints: Any) -> Tensor:
+        if k_cache.data_ptr() not in kept:  # An engine has the slots at hand.
+            kept[k_cache.data_ptr()] = _slots(tables, lengths, k_cache.shape[2])
+        slots = kept[k_cache.data_ptr()]
+        out = prompts.attend(query, (k_cache, v_cache), slots, starts, max(lengths), rest[2])
+        if out is None:
+            raise RuntimeError("the library failed")
+        return out
+
+    return attend
+
+
+def _slots(tables: Tensor, lengths: Sequence[int], block_size: int) -> Tensor:
+    """Returns the slot of each token of all sequences."""
+    offsets = torch.arange(block_size, device=tables.device)
+    slots = tables.long()[:, :, None] * block_size + offsets
+    return torch.cat([row.flatten()[:length] for row, length in zip(slots, lengths, strict=True)])
+
+
+def cudnn(lengths: Sequence[int], device: torch.device) -> Callable[..., Tensor]:
     """Returns cuDNN's attention over prompts without cached context, with the arguments of the op.
 
     Keys and values are those of the queries' own tokens: in a prompt without context they are at hand, contiguous.
@@ -182,7 +207,8 @@ def run(sweep: Sweep, limits: Limits, device: torch.device, end: float) -> Itera
     expected = paged_attention(*calls[0].args, **calls[0].kwargs)
     variants = [OWN, *(sweep.variants if device.type == "cuda" else ())]
     if sweep.lengths and device.type == "cuda":
-        variants.append(Variant("cuDNN", function=library(sweep.lengths, device)))
+        variants.append(Variant("cuDNN", function=cudnn(sweep.lengths, device)))
+        variants.append(Variant("FlashAttention of torch", function=flash(sweep.lengths, device)))
     line = {"benchmark": "attention_sweep", "case": sweep.case.name}
     timed: dict[str, list[Callable[[], Tensor]]] = {}
     for variant in variants:

@@ -69,7 +69,7 @@ GPU_STEPS = (
         "5 attention sweep",
         script("attention_sweep", "--time-limit", "65"),
         80,
-        passed="take the fastest tiles, stages and splits into _configs.py; decide on cuDNN for prompts",
+        passed="take the fastest tiles, stages and splits into _configs.py; decide on a library for prompts (IS_USED)",
         failed="look for the case in the log; the lines before it count",
     ),
     Step(

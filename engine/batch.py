@@ -6,7 +6,7 @@ that needs the batch gets it as an argument; no global variable holds it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from torch import Tensor
@@ -63,6 +63,8 @@ class ForwardBatch:
         num_shared: `[1]` int32, number of leading blocks that the first `num_decodes` sequences have in common in the
             group with full attention; None if the common blocks are too few to make attention faster.
         given: Embeddings that callers have given for some tokens; None if there are none, as in all recorded steps.
+        longest_prompt: Number of tokens of the longest sequence after the decodes, if all of these have no cached
+            context, so that they attend only to their own tokens in this step; else 0.
     """
 
     token_ids: Tensor
@@ -75,3 +77,14 @@ class ForwardBatch:
     num_decodes: int = 0
     num_shared: Tensor | None = None
     given: GivenEmbeddings | None = None
+    longest_prompt: int = 0
+
+    def first_decodes(self) -> ForwardBatch:
+        """Returns the batch of the first `num_decodes` sequences alone."""
+        count = self.num_decodes
+        return replace(
+            self,
+            query_start_loc=self.query_start_loc[: count + 1],
+            seq_lens=self.seq_lens[:count],
+            block_tables=tuple(table[:count] for table in self.block_tables),
+        )

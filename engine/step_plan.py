@@ -67,6 +67,12 @@ class StepPlan:
         return sum(self.counts)
 
     @property
+    def longest_prompt(self) -> int:
+        """Number of tokens of the longest sequence after the decodes if all of these begin here; else 0."""
+        is_whole = not any(self.starts[self.num_decodes :])
+        return max(self.counts[self.num_decodes :], default=0) if is_whole else 0
+
+    @property
     def sampled(self) -> list[Sequence]:
         """The sequences of the plan that yield a new token, in the order of the plan."""
         return [sequence for sequence, samples in zip(self.sequences, self.samples, strict=True) if samples]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import paged_attention
+from ...kernels.paged_attention import PromptLibrary
 from ..batch import ForwardBatch
 from ..parallel.shard import Shard
 from .input_format import InputFormat, Rows
@@ -55,6 +56,7 @@ class Attention(nn.Module):
         window: Number of latest tokens that a token attends to, its own included; 0 for all.
         group: Index of the group of layers to which this layer belongs, and whose block tables it reads.
         deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
+        library: Library for prompts without cached context; None for our own kernel.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Attention(nn.Module):
         window: int,
         group: int,
         deterministic: bool,
+        library: PromptLibrary | None = None,
     ) -> None:
         super().__init__()
         self.qkv = qkv
@@ -84,6 +87,7 @@ class Attention(nn.Module):
         self.window = window
         self.group = group
         self.deterministic = deterministic
+        self.library = library
         self.head_dim = heads.head_dim
         self._heads = heads.query
         self._split = (heads.query.length, heads.num_kv_heads, heads.num_kv_heads)
@@ -119,7 +123,16 @@ class Attention(nn.Module):
         query, key, value = qkv.split(self._split, dim=1)
         slots, kv_scales = batch.slot_mappings[self.group], self.kv_scales.of(k_cache)
         self.rotate_and_store(query, key, value, k_cache, v_cache, slots, batch.positions, kv_scales=kv_scales)
-        attended = paged_attention(
+        attended = None
+        if self.library is not None and batch.longest_prompt and kv_scales is None:
+            attended = self._attend_prompts(self.library, query, batch, k_cache, v_cache)
+        if attended is None:
+            attended = self._attend(query, batch, k_cache, v_cache)
+        return self.out(attended.flatten(1))
+
+    def _attend(self, query: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor) -> Tensor:
+        """Attends from all tokens of a batch."""
+        return paged_attention(
             query,
             k_cache,
             v_cache,
@@ -134,6 +147,21 @@ class Attention(nn.Module):
             num_decodes=batch.num_decodes,
             num_shared=batch.num_shared,
             deterministic=self.deterministic,
-            kv_scales=kv_scales,
+            kv_scales=self.kv_scales.of(k_cache),
         )
-        return self.out(attended.flatten(1))
+
+    def _attend_prompts(
+        self, library: PromptLibrary, query: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+    ) -> Tensor | None:
+        """Attends from the prompts of a batch with the library, and from its decodes with our own kernel.
+
+        Returns:
+            As `_attend`; None if the library cannot be used.
+        """
+        count = batch.num_decodes
+        starts, slots = batch.query_start_loc[count:] - count, batch.slot_mappings[self.group][count:]
+        sizes = (batch.longest_prompt, self.scale, self.window)
+        prompts = library.attend(query[count:], (k_cache, v_cache), slots, starts, *sizes)
+        if prompts is None or not count:
+            return prompts
+        return torch.cat((self._attend(query[:count], batch.first_decodes(), k_cache, v_cache), prompts))

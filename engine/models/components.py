@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ...kernels.paged_attention import PromptLibrary
 from ..layers import (
     ACTIVATIONS,
     MLP,
@@ -75,6 +76,7 @@ class Components:
         self.linears = LinearFactory(options, dtype, device)
         self._dtype = dtype
         self._device = device
+        self._library = self._choose_library()
         self._rotary_table = self._make_rotary_table()
         self._group_of = {layer: index for index, group in enumerate(cache_groups(spec)) for layer in group.layers}
 
@@ -219,6 +221,20 @@ class Components:
             sinks=self._device if spec.attention.sinks else None,
             window=spec.windows[layer_idx],
             group=self._group_of[layer_idx],
+            deterministic=self._options.deterministic,
+            library=self._library,
+        )
+
+    def _choose_library(self) -> PromptLibrary | None:
+        """Returns the library for prompts, one for all layers; None if it is not used."""
+        form = self._spec.attention
+        return PromptLibrary.choose(
+            self._device,
+            self._dtype,
+            self._spec.head_dim,
+            softcap=form.softcap,
+            sinks=form.sinks,
+            causal=form.causal,
             deterministic=self._options.deterministic,
         )
 

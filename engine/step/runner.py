@@ -7,6 +7,7 @@ has started the next step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -129,7 +130,7 @@ class ModelRunner:
         longest = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
         max_blocks = -(-longest // self._tables.block_size)
         batch = self._tables.gather(sent.sequences, plan.num_tokens, max_blocks, plan.num_decodes, num_shared, given)
-        return self.model(batch, self.kv_cache), sent, None
+        return self.model(replace(batch, longest_prompt=plan.longest_prompt), self.kv_cache), sent, None
 
     def _find_embeddings(self, plan: StepPlan) -> GivenEmbeddings | None:
         """Returns the embeddings that prompts give for tokens of this step; None in a pp stage that does not embed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .library import PromptLibrary
 from .op import paged_attention
 
-__all__ = ["paged_attention"]
+__all__ = ["PromptLibrary", "paged_attention"]
