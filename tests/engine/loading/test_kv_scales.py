@@ -113,7 +113,7 @@ def test_every_start_gives_the_same_tokens_with_preemption_and_cached_prefixes_t
         outputs = llm.generate(PROMPTS, GREEDY, use_tqdm=False)
         assert [list(output.outputs[0].token_ids) for output in outputs] == expected
         counters = llm.stats().counters
-    assert counters.num_preemptions > 0 and counters.num_cached_tokens > 0 and counters.num_chunked_prefills > 0
+    assert counters.num_preemptions > 0 and counters.num_cached_tokens > 0
 
 
 def test_ranks_have_the_scales_of_their_heads(tmp_path):
