@@ -185,11 +185,29 @@ def cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         column = pa.chunked_array([make_array(python_values(column), plain_type(column.type))])
     if column.type == kind:
         return column
-    if pa.types.is_string(kind) and (pa.types.is_nested(column.type) or pa.types.is_interval(column.type)):
-        text_of = str if pa.types.is_interval(column.type) else to_json
-        texts = [None if value is None else text_of(value) for value in python_values(column)]
+    if pa.types.is_string(kind) and not _has_text(column.type):
+        texts = [None if value is None else _text_of(value, column.type) for value in python_values(column)]
         return pa.chunked_array([pa.array(texts, kind)])
     return column.cast(kind)
+
+
+def _has_text(kind: pa.DataType) -> bool:
+    """Returns whether Arrow casts the values of a type to the text that Python shows of them.
+
+    Arrow writes a float of 1.0 as 1 and true in small letters, so a prompt would depend on the types of other files.
+    """
+    types = pa.types
+    are_written = (types.is_integer, types.is_decimal, types.is_date, types.is_string, types.is_large_string)
+    are_bytes = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_null)
+    if types.is_dictionary(kind):
+        return _has_text(kind.value_type)
+    return any(holds(kind) for holds in (*are_written, *are_bytes))
+
+
+def _text_of(value: Any, kind: pa.DataType) -> str:
+    """Returns a value as text: JSON of a list or a struct, and otherwise the text that Python shows, as of a UUID."""
+    is_nested = pa.types.is_nested(kind) or isinstance(value, list | tuple | dict)
+    return to_json(value) if is_nested else str(value)
 
 
 def _has_list_views(kind: pa.DataType) -> bool:

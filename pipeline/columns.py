@@ -26,6 +26,9 @@ ROW_ID = "__row_id"
 READ_ERROR = "__read_error"
 """Column with the reason why a piece of the input is not a row. It exists between reading and preparing."""
 
+READ_ROW = "__read_row"
+"""Column with the row as it was read, as text, if a value does not fit its column or the piece is no row."""
+
 # Columns that a row may have before the first stage.
 MESSAGES = "messages"
 PROMPT = "prompt"
@@ -93,7 +96,7 @@ TOOL_CALLS = "tool_calls"
 TOOL_CALL_ERROR = "tool_call_error"
 
 RESERVED = frozenset({
-    DATA, INPUT, POSITION, ROW_ID, READ_ERROR, IS_DUPLICATE, MORE_PROMPTS,
+    DATA, INPUT, POSITION, ROW_ID, READ_ERROR, READ_ROW, IS_DUPLICATE, MORE_PROMPTS,
     ERROR_STAGE, ERROR_KIND, ERROR_MESSAGE, ERROR_RETRYABLE, ERROR_ATTEMPTS,
 })  # fmt: skip
 """Names that a column of the input cannot have, because the pipeline adds columns of these names to its rows."""

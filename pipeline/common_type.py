@@ -61,6 +61,8 @@ def _join_lists(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def _join_structs(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    if any(len(set(kind.names)) < kind.num_fields for kind in (one, other)):
+        return None  # Arrow takes one of the fields that share a name.
     types = {field.name: field.type for field in one}
     for field in other:
         types[field.name] = _exact_type(types.get(field.name, pa.null()), field.type)

@@ -22,10 +22,7 @@ from .file_name import partition_of
 
 logger = logging.getLogger(__name__)
 
-READ_ERROR = columns.READ_ERROR
-
-READ_ROW = "__read_row"
-"""Column with the row as it was read, as text, if a value does not fit its column or the piece is no row."""
+READ_ERROR, READ_ROW = columns.READ_ERROR, columns.READ_ROW
 
 POSITION_TYPE = pa.binary(12)
 END = 1 << 62

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import glob
+import logging
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -14,6 +17,8 @@ from .file_name import split_extensions
 from .format import TableKind
 from .formats import FORMATS
 from .tables import TABLES
+
+logger = logging.getLogger(__name__)
 
 LANCE_VERSIONS = "_versions"
 """Name of a folder that only a Lance table has."""
@@ -35,7 +40,20 @@ def find_files(
     """
     places = [Storage.at(one, options=options) for one in ([given] if isinstance(given, str) else given)]
     found = [file for place in places for file in _files_at(place, format, versions)]
+    _warn_of_repeated(found)
     return [replace(file, ordinal=ordinal) for ordinal, file in enumerate(found)]
+
+
+def _warn_of_repeated(found: Iterable[InputFile]) -> None:
+    """Logs a warning if a file is found twice, because each of its rows then counts twice."""
+    counts = Counter(os.path.realpath(file.path) if file.storage.is_local else file.path for file in found)
+    repeated = [path for path, count in counts.items() if count > 1]
+    if repeated:
+        logger.warning(
+            "%d files are in the input more than once, such as %s; each of their rows is read as often",
+            len(repeated),
+            quote(without_secrets(repeated[0])),
+        )
 
 
 def format_of(files: Iterable[InputFile]) -> str:
@@ -123,6 +141,7 @@ def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
         raise ConfigError(
             f"input {quote(place.url)} is a Lance table, which is not read; pass an export, in Parquet say"
         )
+    _warn_of_folders(place, [name for one in found if one.is_dir and "=" not in (name := _name_of(one))])
     if any(one.is_dir and "=" in _name_of(one) for one in found):
         inside = (
             (one, one.url.removeprefix(place.url).strip("/").split("/")[:-1]) for one in place.files.walk(place.url)
@@ -133,6 +152,19 @@ def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
     if not visible:
         raise ConfigError(f"input folder {quote(place.url)} holds no file of a known kind ({', '.join(sorted(known))})")
     return visible
+
+
+def _warn_of_folders(place: Storage, names: Iterable[str]) -> None:
+    """Logs a warning if a folder has other folders that are not read."""
+    visible = sorted(name for name in names if name[:1] not in ("", ".", "_"))
+    if visible:
+        logger.warning(
+            "input folder %s has %d folders inside, such as %s, which are not read; list them in input too, or use a "
+            "pattern",
+            quote(place.url),
+            len(visible),
+            quote(visible[0]),
+        )
 
 
 def _name_of(file: FileInfo) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import json
+import uuid
 from decimal import Decimal
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from millrace.pipeline.arrow_values import UNFIT, cast, plain_type, python_values
 from millrace.pipeline.common_type import common_type
+from millrace.pipeline.job.template import Template
 
 VALUES: dict[pa.DataType, list[Any]] = {
     pa.int8(): [-128],
@@ -89,3 +92,34 @@ def test_a_value_is_the_same_in_the_common_type_or_is_refused(values: dict[pa.Da
 def test_the_common_type_has_room_for_both(one: pa.DataType, other: pa.DataType, common: pa.DataType) -> None:
     assert common_type(one, other) == common
     assert common_type(pa.null(), one) == one == common_type(one, pa.null())
+
+
+def test_uuids_and_tensors_beside_other_types_are_shown_as_python_shows_them() -> None:
+    uuids = pa.array([uuid.UUID(bytes=b"0" * 16).bytes, uuid.UUID(int=255).bytes], pa.binary(16)).cast(pa.uuid())
+    assert common_type(pa.uuid(), pa.string()) == pa.string()
+    assert cast(pa.chunked_array([uuids]), pa.string()).to_pylist() == [
+        "30303030-3030-3030-3030-303030303030",
+        "00000000-0000-0000-0000-0000000000ff",
+    ]
+    storage = pa.array([[0.5, 2.0]], pa.list_(pa.float64(), 2))
+    tensors = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float64(), (2,)), storage)
+    common = common_type(tensors.type, pa.list_(pa.float64()))
+    assert cast(pa.chunked_array([tensors]), common).to_pylist() in (["[0.5, 2.0]"], [[0.5, 2.0]])
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in VALUES if not pa.types.is_binary(kind) and kind != pa.null()], ids=str
+)
+def test_a_value_in_a_column_of_text_is_written_as_a_prompt_shows_it_alone(kind: pa.DataType) -> None:
+    given = pa.chunked_array([pa.array(VALUES[kind], kind)])
+    shown = [Template.parse("{x}").render({"x": value}) for value in given.to_pylist()]
+    if not pa.types.is_duration(kind):
+        assert cast(given, pa.string()).to_pylist() == shown
+
+
+def test_structs_with_fields_of_one_name_keep_both() -> None:
+    twice, once = pa.struct([("a", pa.int64()), ("a", pa.int64())]), pa.struct([("a", pa.int64())])
+    assert common_type(twice, once) == pa.string()
+    column = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], fields=list(twice))
+    (text,) = cast(pa.chunked_array([column]), pa.string()).to_pylist()
+    assert json.loads(text) == [["a", 1], ["a", 2]]

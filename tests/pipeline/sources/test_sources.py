@@ -532,6 +532,28 @@ def test_a_column_of_the_file_wins_over_the_name_of_its_folder(tmp_path: Path) -
     assert [row["day"] for row in read_units(Source.find(str(tmp_path)))] == ["Monday"]
 
 
+def test_folders_inside_of_a_folder_and_files_that_are_found_twice_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("sub", "_temporary", ".git"):
+        (tmp_path / name).mkdir()
+    file = Path(write_lines(tmp_path / "x.jsonl", {"id": 1}))
+    write_lines(tmp_path / "sub" / "y.jsonl", {"id": 2})
+    assert len(Source.find(str(tmp_path)).units) == 1
+    assert f"input folder '{tmp_path}' has 1 folders inside, such as 'sub', which are not read" in caplog.text
+    assert "more than once" not in caplog.text
+    (tmp_path / "z.jsonl").symlink_to(file)
+    assert len(Source.find([str(tmp_path), str(file)]).units) == 3
+    assert f"1 files are in the input more than once, such as '{file}'" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["__position", "__read_error", "__read_row"])
+def test_a_column_with_a_name_that_reading_adds_is_refused(tmp_path: Path, name: str) -> None:
+    write_lines(tmp_path / "x.jsonl", {name: "mine", "id": 1})
+    with pytest.raises(ConfigError, match=name):
+        Source.find(str(tmp_path))
+
+
 def test_a_folder_without_input_files_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no file of a known kind"):
         Source.find(str(tmp_path))
