@@ -31,7 +31,7 @@ def test_what_the_samples_do_not_show_in_the_interpreter():
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 6
+    assert len(done.stdout.split()) == 7
 
 
 @pytest.mark.parametrize("batch", [1, 2, 8, 32, 64])
