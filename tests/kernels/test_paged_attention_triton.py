@@ -28,7 +28,8 @@ H200 = TARGETS["sm_90"]
 
 def test_what_the_samples_do_not_show_in_the_interpreter():
     command = [sys.executable, "-P", str(HERE / "interpret_attention.py")]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(HERE)}
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": path}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) == 7
