@@ -77,13 +77,16 @@ def prefill_config(
     """
     is_large = head_dim > 128
     if dtype == torch.float32:
-        return _float32_config(target, cache_dtype, head_dim)
+        config = _float32_config(target, cache_dtype, head_dim)
+        has_few_registers = is_large and cache_dtype != dtype and has_e4m3(target)
+        return replace(config, num_warps=4) if has_few_registers else config
     if target.warp_size == 64:
         return Config(128, 16, 4, 1) if is_large else Config(64, 16, 4, 1)
     if has_e4m3(target):
         if is_large:
             return Config(32 if cache_dtype.itemsize == 1 else 64, 32, 8, 3)
-        return Config(64, 64, 4, 3) if deterministic else Config(128, 32 if edited else 64, 8, 3)
+        block_n = 32 if edited else 64
+        return Config(64, block_n, 4, 3) if deterministic else Config(128, block_n, 8, 3)
     if cache_dtype.itemsize == 1:  # converting byte by byte takes registers
         return Config(32, 32, 8, 1) if is_large else Config(32, 32, 4, 3)
     return Config(64, 32, 8, 3) if is_large else Config(64, 64, 8, 3)
@@ -91,8 +94,10 @@ def prefill_config(
 
 def prefix_config(target: Target, dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int, edited: bool) -> Config:
     """Returns the tiles of the prefix kernel: those of the prefill kernel, and fewer warps where it would spill."""
+    if dtype == torch.float32:
+        return _float32_config(target, cache_dtype, head_dim)
     config = prefill_config(target, dtype, cache_dtype, head_dim, edited)
-    is_narrow = head_dim > 128 and cache_dtype != dtype and dtype != torch.float32 and has_e4m3(target)
+    is_narrow = head_dim > 128 and cache_dtype != dtype and has_e4m3(target)
     return replace(config, num_warps=4) if is_narrow else config
 
 
@@ -127,7 +132,8 @@ def _float32_config(target: Target, cache_dtype: torch.dtype, head_dim: int) -> 
     if target.warp_size == 64:
         return Config(_MIN_ROWS, 16, 8, 2)
     num_stages = 2 if head_dim >= 128 and cache_dtype == torch.float32 else 1
-    return Config(_MIN_ROWS, 16, 16 if head_dim >= 64 else 8, num_stages)
+    # With 16 warps, a thread has too few registers for the largest heads.
+    return Config(_MIN_ROWS, 16, 16 if 64 <= head_dim <= 128 else 8, num_stages)
 
 
 def num_splits(
