@@ -72,7 +72,7 @@ def configuration(dtype: str, target: Target) -> tuple[dict[str, int], dict[str,
     LDS of a gfx942 fits two stages.
     """
     if dtype == "fp32":
-        return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32}, {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
+        return {"ROWS": 64, "COLUMNS": 64, "DEPTH": 32}, {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
     num_stages = 3 if target.warp_size == 32 else 2
     options = {"num_warps": 8, "num_stages": num_stages, "enable_fp_fusion": True}
     return {"ROWS": 128, "COLUMNS": 128, "DEPTH": 64}, options

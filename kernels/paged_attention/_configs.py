@@ -123,7 +123,9 @@ def decode_config(
     keys = _DECODE_TILE_BYTES // (padded(head_dim) * dtype.itemsize)
     if edited and block_m > _MIN_ROWS and head_dim > 64:
         keys //= 2
-    num_warps = 8 if cache_dtype != dtype and has_e4m3(target) else 4  # the conversion takes registers
+    # The conversion takes registers; edited scores of the largest heads take more than 8 warps have for each thread.
+    has_few_registers = edited and head_dim > 128
+    num_warps = 8 if cache_dtype != dtype and has_e4m3(target) and not has_few_registers else 4
     return Config(block_m, min(keys, 2048 // block_m), num_warps, 3)
 
 
