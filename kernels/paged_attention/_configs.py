@@ -88,7 +88,7 @@ def prefill_config(
         block_n = 32 if edited else 64
         return Config(64, block_n, 4, 3) if deterministic else Config(128, block_n, 8, 3)
     if cache_dtype.itemsize == 1:  # converting byte by byte takes registers
-        return Config(32, 32, 8, 1) if is_large else Config(32, 32, 4, 3)
+        return Config(32, 32, 8, 1) if is_large else Config(32, 16, 4, 3)
     return Config(64, 32, 8, 3) if is_large else Config(64, 64, 8, 3)
 
 
@@ -126,7 +126,8 @@ def decode_config(
     # The conversion takes registers; edited scores of the largest heads take more than 8 warps have for each thread.
     has_few_registers = edited and head_dim > 128
     num_warps = 8 if cache_dtype != dtype and has_e4m3(target) and not has_few_registers else 4
-    return Config(block_m, min(keys, 2048 // block_m), num_warps, 3)
+    max_scores = 2048 if padded(head_dim) >= 64 else 1024
+    return Config(block_m, min(keys, max_scores // block_m), num_warps, 3)
 
 
 def _float32_config(target: Target, cache_dtype: torch.dtype, head_dim: int) -> Config:
