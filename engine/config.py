@@ -61,7 +61,7 @@ IGNORED: dict[str, tuple[Any, str]] = {
     "swap_space": (0, "preempted requests are recomputed, never swapped"),
     "disable_log_stats": (True, "statistics are returned as data by stats()"),
     "enable_chunked_prefill": (True, "prompts are always prefilled in chunks when they exceed the token budget"),
-    "disable_custom_all_reduce": (True, "GPUs compute sums with NCCL"),
+    "disable_custom_all_reduce": (False, "GPUs of a host add up in shared memory where torch can, and else by NCCL"),
     "compilation_config": (None, "kernels have no variants to choose; they are compiled while the weights are read"),
     "optimization_level": (None, "kernels have no variants to choose; they are compiled while the weights are read"),
     "max_seq_len_to_capture": (None, "graphs serve sequences of any length"),

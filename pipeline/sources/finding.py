@@ -50,9 +50,9 @@ def _warn_of_repeated(found: Iterable[InputFile]) -> None:
     repeated = [path for path, count in counts.items() if count > 1]
     if repeated:
         logger.warning(
-            "%d files are in the input more than once, such as %s; each of their rows is read as often",
-            len(repeated),
+            "the input has %s and %d more files more than once, and reads their rows as often",
             quote(without_secrets(repeated[0])),
+            len(repeated) - 1,
         )
 
 
@@ -159,11 +159,10 @@ def _warn_of_folders(place: Storage, names: Iterable[str]) -> None:
     visible = sorted(name for name in names if name[:1] not in ("", ".", "_"))
     if visible:
         logger.warning(
-            "input folder %s has %d folders inside, such as %s, which are not read; list them in input too, or use a "
-            "pattern",
+            "the folders inside of input folder %s are not read (%s and %d more); list them in input, or use a pattern",
             quote(place.url),
-            len(visible),
             quote(visible[0]),
+            len(visible) - 1,
         )
 
 

@@ -53,8 +53,8 @@ NESTED: dict[pa.DataType, list[Any]] = {
 def _is_same_or_refused(value: Any, kind: pa.DataType, common: pa.DataType) -> bool:
     try:
         (cell,) = python_values(cast(pa.chunked_array([pa.array([value], kind)]), common))
-    except UNFIT:
-        return True
+    except UNFIT:  # Of a float that is no such integer, and of a moment in nanoseconds that ends in the year 2262.
+        return any(kind in str(common) for kind in ("float", "double", "timestamp[ns]"))
     is_shown_as_text = pa.types.is_string(common)
     return is_shown_as_text or cell == value
 

@@ -540,11 +540,11 @@ def test_folders_inside_of_a_folder_and_files_that_are_found_twice_are_named(
     file = Path(write_lines(tmp_path / "x.jsonl", {"id": 1}))
     write_lines(tmp_path / "sub" / "y.jsonl", {"id": 2})
     assert len(Source.find(str(tmp_path)).units) == 1
-    assert f"input folder '{tmp_path}' has 1 folders inside, such as 'sub', which are not read" in caplog.text
+    assert f"the folders inside of input folder '{tmp_path}' are not read ('sub' and 0 more)" in caplog.text
     assert "more than once" not in caplog.text
     (tmp_path / "z.jsonl").symlink_to(file)
     assert len(Source.find([str(tmp_path), str(file)]).units) == 3
-    assert f"1 files are in the input more than once, such as '{file}'" in caplog.text
+    assert f"the input has '{file}' and 0 more files more than once" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["__position", "__read_error", "__read_row"])
