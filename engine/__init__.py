@@ -12,6 +12,8 @@ from .._lazy import lazy_face
 from .env import shorten_spinning
 
 if TYPE_CHECKING:
+    from .checking.model_check import ModelCheck as ModelCheck
+    from .checking.model_check import check_model as check_model
     from .config import EngineConfig as EngineConfig
     from .engine import EngineStats as EngineStats
     from .engine import LLMEngine as LLMEngine
@@ -46,6 +48,10 @@ shorten_spinning()
 __getattr__, __dir__, __all__ = lazy_face(
     __name__,
     {
+        "checking.model_check": (
+            "ModelCheck",
+            "check_model",
+        ),
         "config": ("EngineConfig",),
         "engine": (
             "EngineStats",

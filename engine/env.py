@@ -10,6 +10,7 @@ __all__ = [
     "SPIN_COUNT",
     "STORAGE_TIMEOUT",
     "allow_equal_indices",
+    "cache_folder",
     "job_variables",
     "ray_address",
     "ray_folder",
@@ -38,6 +39,11 @@ STORAGE_TIMEOUT = "MILLRACE_STORAGE_TIMEOUT_S"
 def storage_timeout() -> str | None:
     """Returns the value of `MILLRACE_STORAGE_TIMEOUT_S`; None if it is not set."""
     return os.environ.get(STORAGE_TIMEOUT) or None
+
+
+def cache_folder() -> Path:
+    """Returns the folder for files that outlast a process: `millrace` in `XDG_CACHE_HOME`, or else in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
 
 
 def s3_endpoint() -> str | None:

@@ -13,6 +13,7 @@ import typer
 
 from .._version import __version__
 from .commands.batch import batch
+from .commands.check import check
 from .commands.init import init
 from .commands.plan import plan
 from .commands.resume import resume
@@ -61,7 +62,7 @@ app.command()(run)
 app.command()(batch)
 app.command()(resume)
 app.command("retry-failed")(retry_failed)
-for _command in (plan, init, schema):
+for _command in (plan, init, schema, check):
     app.command()(explained(_command))
 
 

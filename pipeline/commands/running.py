@@ -109,6 +109,8 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
     def explained(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except typer.Exit:  # the command chose its status
+            raise
         except Exception as error:  # noqa: BLE001  # whatever fails, the program ends with a line and a status
             console = Console(stderr=True, soft_wrap=True, highlight=False)
             raise typer.Exit(_explain(error, console, kwargs.get("verbose", False), "")) from None

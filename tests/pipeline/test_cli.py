@@ -58,6 +58,8 @@ FLAGS = ["run", "--model", "model", "--input", "in.parquet", "--output", "out", 
         ([*FLAGS, "--prompt", "{lin}"], "no column 'lin'; did you mean 'line'?"),
         ([*FLAGS, "--output", "full"], "pass another folder"),
         (["resume", "model"], "is no output folder of a job"),
+        (["check", "nowhere"], "model 'nowhere'"),
+        (["check", "model", "--prompts", "nowhere.txt"], "--prompts 'nowhere.txt' cannot be read"),
         (["retry-failed", "nowhere"], "is no output folder of a job"),
         ([*FLAGS, "--temperature", "9"], "temperature must be a number from 0 to 2"),
     ],
@@ -85,6 +87,18 @@ def test_a_constraint_that_would_end_the_process_is_a_mistake_of_the_job(folder:
     assert f"job.yaml:1: sampling: structured_outputs.{next(iter(constraint))} cannot be compiled" in done.stderr
     assert len(done.stderr) < 1500
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_check_compares_a_model_with_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    (folder / "prompts.txt").write_text("The mill\n\nRows stream in\n")
+    asked = ["check", "bundled:invoices", "--prompts", "prompts.txt", "--max-tokens", "2"]
+    done = command(*asked, folder=folder)
+    assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
+    assert "same tokens for 4 of 4 outputs" in done.stdout
+    strict = command(*asked, "--tolerance", "0", "--json", folder=folder)
+    assert strict.returncode == 1
+    assert json.loads(strict.stdout)["max_logprob_error"] > 0
 
 
 def test_the_version_is_shown_without_ray_or_torch(tmp_path: Path) -> None:

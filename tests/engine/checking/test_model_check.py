@@ -1,0 +1,118 @@
+"""`check_model` says that a good folder is good, and finds what is wrong with others."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from millrace.engine import check_model
+from millrace.engine.checking.tensors import TensorFacts, unusual_tensors
+from millrace.engine.errors import CheckpointError, UnsupportedModelError
+
+PROMPTS = ["The mill wheel", "Rows stream in, engines stay full, and results stream out.", "a"]
+NAME = "model.layers.1.mlp.down_proj.weight"
+
+
+@pytest.fixture
+def folder(tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a good folder, with a cache folder of the test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return Path(shutil.copytree(tiny_model("qwen2"), tmp_path / "model"))
+
+
+def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    """Changes the tensors of a folder."""
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def check(folder: Path, **options):
+    return check_model(str(folder), prompts=PROMPTS, max_tokens=6, shows_progress=False, device="cpu", **options)
+
+
+def test_a_good_folder_is_good_twice(folder: Path) -> None:
+    first, second = check(folder), check(folder)
+    assert first.is_good and second.is_good
+    assert first.architecture == "Qwen2ForCausalLM"
+    assert len(first.outputs) == 2 * len(PROMPTS)
+    assert all(output.num_tokens == 6 and output.same_prompt_tokens for output in first.outputs)
+    assert 0 < first.max_logprob_error < 1e-4
+    assert first.changed_since is None and second.changed_since is not None
+
+
+def test_a_tensor_that_changed_since_the_last_check_is_named_until_it_is_accepted(folder: Path) -> None:
+    assert check(folder).is_good
+    change(folder, lambda tensors: tensors[NAME].add_(0.01))
+    for _ in range(2):
+        found = check(folder)
+        assert not found.is_good
+        assert found.changed == (f"{NAME} has other numbers",)
+        assert not found.num_different, "transformers reads the same folder"
+    assert check(folder, accept=True).is_good
+    assert check(folder).is_good
+
+
+def test_a_changed_tensor_differs_from_the_reference_folder_in_numbers_and_in_outputs(folder: Path, tiny_model) -> None:
+    change(folder, lambda tensors: tensors[NAME].mul_(1.5))
+    found = check(folder, reference=str(tiny_model("qwen2")))
+    assert found.changed == (f"{NAME} has other numbers",)
+    assert found.max_logprob_error > 0.01 and found.num_different
+    assert not found.is_good
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda tensors: tensors[NAME].fill_(0.5), "one number everywhere"),
+        (lambda tensors: tensors["model.layers.0.input_layernorm.weight"][3:4].fill_(torch.nan), "NaN or infinity"),
+    ],
+)
+def test_a_damaged_tensor_is_named(folder: Path, edit: Callable[[dict[str, Tensor]], object], said: str) -> None:
+    change(folder, edit)
+    found = check(folder)
+    assert not found.is_good
+    assert any(said in sentence for sentence in found.damaged)
+
+
+def test_a_missing_tensor_is_refused_by_name(folder: Path) -> None:
+    change(folder, lambda tensors: tensors.pop(NAME))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj\.weight"):
+        check(folder)
+
+
+def test_a_fault_of_this_engine_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from millrace.engine.layers import GatedMLP
+
+    plain = GatedMLP.forward
+    monkeypatch.setattr(GatedMLP, "forward", lambda self, hidden: plain(self, hidden) * 1.01)
+    found = check(folder)
+    assert not found.is_good and found.max_logprob_error > found.tolerance
+    assert not found.changed and not found.damaged
+
+
+def test_a_prompt_that_does_not_fit_is_said_and_the_others_are_checked(folder: Path) -> None:
+    found = check_model(str(folder), prompts=["a", "long " * 300], max_tokens=2, shows_progress=False, device="cpu")
+    assert len(found.outputs) == 2 and len(found.skipped) == 2
+    assert "longer" in found.skipped[0] or "max_model_len" in found.skipped[0]
+
+
+def test_a_model_that_makes_vectors_is_refused(folder: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match="generate"):
+        check(folder, task="embed")
+
+
+def test_a_layer_whose_size_stands_out_is_named_and_one_of_a_spread_is_not() -> None:
+    def facts(sizes: list[float]) -> dict[str, TensorFacts]:
+        return {f"model.layers.{i}.w": TensorFacts("", True, False, rms) for i, rms in enumerate(sizes)}
+
+    assert [text[:16] for text in unusual_tensors(facts([1.0, 1.1, 9.0, 0.9, 1.0]))] == ["model.layers.2.w"]
+    assert not unusual_tensors(facts([1.0, 1.1, 2.0, 0.9, 1.0]))
+    assert not unusual_tensors(facts([1.0, 3.0, 9.0, 27.0, 81.0]))
+    assert not unusual_tensors(facts([1.0, 9.0]))
