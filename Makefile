@@ -86,8 +86,9 @@ gpu-first-run: $(LINK) ## in 400 s on a GPU never used before: what runs, what i
 gpu-second-run: $(LINK) ## in 240 s on a GPU: its tests, and then the figures that count if they pass; a log in OUT
 	@$(RUN_BARE) benchmarks/second_run.py --output "$(OUT)"
 
-docs: ## write docs/modules.md from the docstrings
-	@python3 docs/module_index.py
+docs: $(INSTALLED) ## write docs/modules.md from the docstrings, and docs/models.md from the registry
+	@$(BIN)/python docs/module_index.py
+	@$(BIN)/python docs/model_index.py
 
 clean: ## remove .venv and everything that was built
 	rm -rf .venv $(BUILD) dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from .llm import LLM as LLM
     from .loading.footprint import Footprint as Footprint
     from .loading.model_source import resolve_model as resolve_model
+    from .models.catalog import CatalogEntry as CatalogEntry
+    from .models.catalog import model_catalog as model_catalog
     from .outputs import CompletionOutput as CompletionOutput
     from .outputs import Logprob as Logprob
     from .outputs import RequestMetrics as RequestMetrics
@@ -60,6 +62,10 @@ __getattr__, __dir__, __all__ = lazy_face(
         "llm": ("LLM",),
         "loading.footprint": ("Footprint",),
         "loading.model_source": ("resolve_model",),
+        "models.catalog": (
+            "CatalogEntry",
+            "model_catalog",
+        ),
         "outputs": (
             "CompletionOutput",
             "Logprob",

@@ -15,6 +15,7 @@ from .._version import __version__
 from .commands.batch import batch
 from .commands.check import check
 from .commands.init import init
+from .commands.models import models
 from .commands.plan import plan
 from .commands.resume import resume
 from .commands.retry_failed import retry_failed
@@ -62,7 +63,7 @@ app.command()(run)
 app.command()(batch)
 app.command()(resume)
 app.command("retry-failed")(retry_failed)
-for _command in (plan, init, schema, check):
+for _command in (plan, init, schema, models, check):
     app.command()(explained(_command))
 
 

@@ -6,7 +6,7 @@ import difflib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ __all__ = [
     "build_model",
     "describe_model",
     "find_family",
+    "iter_families",
     "load_hf_config",
     "load_model",
     "names_in_checkpoint",
@@ -192,15 +193,20 @@ def _variants(family: Family) -> list[str]:
     return [stem + ending for stem in stems for ending in (CAUSAL, CLASSIFIER, BARE)]
 
 
-@functools.cache
-def _families() -> Mapping[str, Family]:
-    """Returns architecture name -> family, from the constants `FAMILIES` of all modules in `families/`."""
-    found: dict[str, Family] = {}
+def iter_families() -> Iterator[tuple[str, Family]]:
+    """Yields each family with the name of its file, from the constants `FAMILIES` of all modules in `families/`."""
     for info in pkgutil.iter_modules(families.__path__):
         module = importlib.import_module(f"{families.__name__}.{info.name}")
-        for family in module.FAMILIES:
-            for architecture in _variants(family):
-                if architecture in found:
-                    raise ValueError(f"{architecture} is described twice; the second time in {module.__name__}")
-                found[architecture] = family
+        yield from ((info.name, family) for family in module.FAMILIES)
+
+
+@functools.cache
+def _families() -> Mapping[str, Family]:
+    """Returns architecture name -> family."""
+    found: dict[str, Family] = {}
+    for name, family in iter_families():
+        for architecture in _variants(family):
+            if architecture in found:
+                raise ValueError(f"{architecture} is described twice; the second time in {name}.py")
+            found[architecture] = family
     return found

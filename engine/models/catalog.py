@@ -1,0 +1,87 @@
+"""`model_catalog`: all families with their architectures and what runs for each, derived from the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UnsupportedModelError
+from .family import Family
+from .registry import iter_families
+from .spec import DecoderSpec
+
+__all__ = ["CatalogEntry", "model_catalog"]
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One family of models.
+
+    Attributes:
+        name: Name of the file of the family, e.g. `qwen`.
+        architectures: Its architectures, as `architectures` of a config.json names them.
+        layers: What its layers are made of, in the default config of transformers.
+        runs: Name of each feature -> whether or how it runs.
+    """
+
+    name: str
+    architectures: tuple[str, ...]
+    layers: str
+    runs: dict[str, str]
+
+
+def model_catalog() -> list[CatalogEntry]:
+    """Returns an entry for each family, sorted by name and architecture."""
+    entries = [_entry(name, family) for name, family in iter_families()]
+    return sorted(entries, key=lambda entry: (entry.name, entry.architectures))
+
+
+def _entry(name: str, family: Family) -> CatalogEntry:
+    spec = _default_spec(family)
+    layers = "" if spec is None else ", ".join(_traits(spec))
+    return CatalogEntry(name, family.architectures, layers, _features(family))
+
+
+def _default_spec(family: Family) -> DecoderSpec | None:
+    """Returns the spec of a family's default config; None if transformers has no usable default for it."""
+    config = _default_config(family.architectures[0])
+    if config is None:
+        return None
+    try:
+        return family.spec(config)
+    except UnsupportedModelError:
+        return None
+
+
+def _default_config(architecture: str) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+        if name == architecture:
+            # The default token ids may lie outside of the default vocabulary, of which transformers would warn.
+            return AutoConfig.for_model(model_type, bos_token_id=None, eos_token_id=None)
+    return None
+
+
+def _traits(spec: DecoderSpec) -> Iterator[str]:
+    """Yields a few words for each part in which models differ most."""
+    if any(spec.windows):
+        yield "windows" if all(spec.windows) else "full attention and windows"
+    else:
+        yield "full attention"
+    if spec.attention.sinks:
+        yield "sinks"
+    yield "rotary positions" if spec.rope is not None else "learned positions"
+
+
+def _features(family: Family) -> dict[str, str]:
+    return {
+        "TP": "yes",
+        "PP": "yes",
+        "prefix cache": "yes",
+        "quantization": "int8, fp8 at load",
+        "LoRA": "not yet",
+        "pooling": "embed, classify" if "score" in family.weights.modules.values() else "embed",
+    }
