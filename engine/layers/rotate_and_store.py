@@ -21,7 +21,7 @@ __all__ = ["RotateAndStore", "StoreOnly", "rotary_table"]
 def rotary_table(
     inv_freq: Sequence[float], *, scaling: float, max_positions: int, device: torch.device
 ) -> torch.Tensor:
-    """Computes the cosines and sines of every position. One table serves all layers.
+    """Computes the cosines and sines of every position. One table serves all layers with the same frequencies.
 
     Args:
         inv_freq: Radians per position of each rotated pair, `rot_dim / 2` numbers.

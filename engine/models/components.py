@@ -43,7 +43,7 @@ from ..parallel.shard import Shard
 from .linear_factory import LinearFactory
 from .options import ModelOptions
 from .pp_stages import cache_groups
-from .spec import DecoderSpec
+from .spec import DecoderSpec, RopeSpec
 
 __all__ = ["Components"]
 
@@ -77,7 +77,7 @@ class Components:
         self._dtype = dtype
         self._device = device
         self._library = self._choose_library()
-        self._rotary_table = self._make_rotary_table()
+        self._rotary_tables: dict[RopeSpec, Tensor] = {}
         self._group_of = {layer: index for index, group in enumerate(cache_groups(spec)) for layer in group.layers}
 
     def embed_tokens(self) -> TokenEmbedding | SharedTokenEmbedding:
@@ -213,7 +213,7 @@ class Components:
             Heads(heads, kv_heads.length, spec.head_dim),
             qkv=self.linears.make_linear(f"{name}.qkv", spec.hidden_size, blocks, bias=spec.qkv_bias),
             out=self._summed(f"{name}.out", query, spec.hidden_size, bias=spec.attention_out_bias),
-            rotate_and_store=self._rotate_and_store(),
+            rotate_and_store=self._rotate_and_store(layer_idx),
             kv_scales=KVScales(kv_heads, self._device),
             scale=spec.head_dim**-0.5 if spec.attention.scale is None else spec.attention.scale,
             softcap=spec.attention.softcap,
@@ -238,10 +238,11 @@ class Components:
             deterministic=self._options.deterministic,
         )
 
-    def _rotate_and_store(self) -> RotateAndStore | StoreOnly:
-        if self._rotary_table is None:
+    def _rotate_and_store(self, layer_idx: int) -> RotateAndStore | StoreOnly:
+        rope = self._spec.rope_of(layer_idx)
+        if rope is None:
             return StoreOnly()
-        return RotateAndStore(self._rotary_table, self._head_norm(), self._head_norm())
+        return RotateAndStore(self._rotary_table(rope), self._head_norm(), self._head_norm())
 
     def _head_norm(self) -> RMSNorm | None:
         spec = self._spec
@@ -249,16 +250,16 @@ class Components:
             return None
         return RMSNorm(spec.head_dim, eps=spec.norm_eps, dtype=self._dtype, device=self._device)
 
-    def _make_rotary_table(self) -> Tensor | None:
-        spec = self._spec
-        if spec.rope is None:
-            return None
-        return rotary_table(
-            spec.rope.inv_freq,
-            scaling=spec.rope.scaling,
-            max_positions=spec.max_position_embeddings,
-            device=self._device,
-        )
+    def _rotary_table(self, rope: RopeSpec) -> Tensor:
+        """Returns the cosines and sines of all positions: one tensor for all layers with the same parameters."""
+        if rope not in self._rotary_tables:
+            self._rotary_tables[rope] = rotary_table(
+                rope.inv_freq,
+                scaling=rope.scaling,
+                max_positions=self._spec.max_position_embeddings,
+                device=self._device,
+            )
+        return self._rotary_tables[rope]
 
     def _mlp(self, layer_idx: int) -> MLP:
         spec, name, make_linear = self._spec, f"layers.{layer_idx}.mlp", self.linears.make_linear

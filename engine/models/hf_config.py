@@ -30,6 +30,9 @@ FLOAT32_MAX = 3.4028234663852886e38
 MAX_INT = 2**31 - 1
 """Largest integer of a config: sizes and ids are 32-bit numbers in kernels."""
 
+OLD_ROPE_FIELDS = ("rope_scaling", "rope_theta")
+"""Fields of older configs whose contents newer ones have in `rope_parameters`."""
+
 MAX_REASON_CHARS = 500
 """Most characters of an error message of transformers that are shown; it may quote a whole value."""
 
@@ -43,7 +46,8 @@ def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = Non
     Args:
         folder: The model folder.
         overrides: Fields that replace fields of the file (`hf_overrides`). A mapping replaces the whole field, except
-            for `rope_parameters`: they are merged, and a new rope type keeps only `rope_theta` of the file.
+            for `rope_parameters`: they are merged, and a new rope type keeps only `rope_theta` of the file. Rotary
+            parameters by layer type replace the whole field too.
 
     Returns:
         The transformers config object of the file's `model_type`.
@@ -56,7 +60,7 @@ def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = Non
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     path = Path(folder) / "config.json"
-    fields = _merge(_fold_rope(_read_fields(path)), _fold_rope(overrides or {}))
+    fields = _merge(_read_fields(path), dict(overrides or {}))
     model_type, architectures = fields.get("model_type"), fields.get("architectures")
     if not model_type or not isinstance(model_type, str) or not _is_list_of_text(architectures):
         raise CheckpointError(
@@ -108,13 +112,35 @@ def _read_fields(path: Path) -> dict[str, Any]:
     return read_json_object(Location.at(path))
 
 
+def _merge(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Returns fields with overrides applied; a new rope type drops all old rope parameters except `rope_theta`."""
+    _check_rope(fields)
+    _check_rope(overrides)
+    if not overrides.keys() & {"rope_parameters", *OLD_ROPE_FIELDS}:
+        return {**fields, **overrides}  # A config class reads both forms.
+    if any(isinstance(value, Mapping) for value in (overrides.get("rope_parameters") or {}).values()):
+        rest = {name: value for name, value in fields.items() if name not in OLD_ROPE_FIELDS}
+        return {**rest, **overrides}  # These are by layer type, and replace the whole field.
+    fields, overrides = _fold_rope(fields), _fold_rope(overrides)
+    rope, new_rope = fields.get("rope_parameters"), overrides.get("rope_parameters")
+    if rope and new_rope:
+        names_type = "rope_type" in new_rope or "type" in new_rope
+        kept = {name: value for name, value in rope.items() if name == "rope_theta" or not names_type}
+        overrides = {**overrides, "rope_parameters": {**kept, **new_rope}}
+    return {**fields, **overrides}
+
+
+def _check_rope(fields: Mapping[str, Any]) -> None:
+    """Raises if one of the objects with rotary parameters is something else."""
+    for name in ("rope_scaling", "rope_parameters"):
+        if not isinstance(fields.get(name), Mapping | None):
+            raise UnsupportedModelError(f"config field {name!r} is {quote(fields[name])}; it must be an object or null")
+
+
 def _fold_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields with `rope_scaling` and `rope_theta` (the old form) moved into `rope_parameters`."""
     rest = dict(fields)
-    for name in ("rope_scaling", "rope_parameters"):
-        if not isinstance(rest.get(name), Mapping | None):
-            raise UnsupportedModelError(f"config field {name!r} is {quote(rest[name])}; it must be an object or null")
-    old = {name: rest.pop(name) for name in ("rope_scaling", "rope_theta") if name in rest}
+    old = {name: rest.pop(name) for name in OLD_ROPE_FIELDS if name in rest}
     if not old:
         return rest
     rope = {**(rest.get("rope_parameters") or {})}
@@ -123,16 +149,6 @@ def _fold_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     if old.get("rope_theta") is not None:
         rope["rope_theta"] = old["rope_theta"]
     return {**rest, "rope_parameters": rope}
-
-
-def _merge(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Returns fields with overrides applied; a new rope type drops all old rope parameters except `rope_theta`."""
-    rope, new_rope = fields.get("rope_parameters"), overrides.get("rope_parameters")
-    if rope and new_rope:
-        names_type = "rope_type" in new_rope or "type" in new_rope
-        kept = {name: value for name, value in rope.items() if name == "rope_theta" or not names_type}
-        overrides = {**overrides, "rope_parameters": {**kept, **new_rope}}
-    return {**fields, **overrides}
 
 
 def positive_int(config: Any, field: str) -> int:

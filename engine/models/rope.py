@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from ..errors import UnsupportedModelError, quote
 from .hf_config import MAX_INT, is_positive_number, positive_int
 from .spec import RopeSpec
 
-__all__ = ["rope_max_positions", "rope_spec"]
+__all__ = ["rope_fields", "rope_max_positions", "rope_spec"]
 
 # "dynamic" changes its frequencies only when a sequence is longer than max_position_embeddings, and rope_max_positions
 # allows no longer sequence. "longrope" switches tables within that length, so it is not implemented.
@@ -30,11 +31,37 @@ _NUMBERS = (
 """The numbers of the implemented rope types; a type has some of them."""
 
 
-def rope_spec(config: Any) -> RopeSpec:
+def rope_fields(config: Any, *, partial: bool = False) -> dict[str, Any]:
+    """Returns the fields of `DecoderSpec` for rotary positions: `rope`, or `layer_ropes` if layers differ.
+
+    Args:
+        config: A transformers config. Its `rope_parameters` hold for all layers, or have an entry for each name in
+            `layer_types`; the entry of a layer type without rotary positions is None.
+        partial: As in `rope_spec`.
+
+    Raises:
+        UnsupportedModelError: As in `rope_spec`; or the entries are not those that `layer_types` names.
+    """
+    if not _has_layer_types(config):
+        return {"rope": rope_spec(config, partial=partial)}
+    entries, kinds = config.rope_parameters, config.layer_types
+    if not set(kinds) <= set(entries) or not all(isinstance(entry, Mapping | None) for entry in entries.values()):
+        raise UnsupportedModelError(
+            f"config field 'rope_parameters' is {quote(entries)}; with an entry for one layer type it must have one "
+            f"for each of {', '.join(sorted(set(kinds)))}, and no numbers beside them"
+        )
+    present = {kind for kind in kinds if entries[kind] is not None}
+    ropes = {kind: rope_spec(config, kind, partial=partial) for kind in present}
+    return {"layer_ropes": tuple(ropes.get(kind) for kind in kinds)}
+
+
+def rope_spec(config: Any, layer_type: str | None = None, *, partial: bool = False) -> RopeSpec:
     """Computes the rotary frequencies that a config asks for.
 
     Args:
         config: A transformers config with `rope_parameters`.
+        layer_type: Name of the entry of `rope_parameters` to read; None if they have no entries by layer type.
+        partial: Whether models of this architecture can rotate a part of each head: `partial_rotary_factor`.
 
     Returns:
         Frequencies in float32 precision, and the factor on cosine and sine.
@@ -44,11 +71,13 @@ def rope_spec(config: Any) -> RopeSpec:
     """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    parameters = _parameters(config)
+    parameters = _parameters(config, layer_type)
+    rot_dim = _rot_dim(config, parameters, partial)
     try:
-        inv_freq, scaling = _default_inv_freq(config, parameters["rope_theta"]), 1.0
+        inv_freq, scaling = _default_inv_freq(rot_dim, parameters["rope_theta"]), 1.0
         if parameters["rope_type"] != "default":
-            inv_freq, scaling = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, torch.device("cpu"))
+            scale = ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
+            inv_freq, scaling = scale(config, torch.device("cpu"), layer_type=layer_type)
     except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModelError(f"config field 'rope_parameters' is {quote(parameters)}: {error!r:.200}") from error
     if not is_positive_number(scaling) or not torch.isfinite(inv_freq).all():
@@ -63,12 +92,15 @@ def rope_max_positions(config: Any) -> int:
 
     `linear` and `yarn` multiply the length with which the model was trained by their factor. That length is
     `original_max_position_embeddings` if the config has the field. In some configs `max_position_embeddings` is the
-    length before the multiplication and in others the length after it, so the larger number is returned.
+    length before the multiplication and in others the length after it, so the larger number is returned. In configs
+    with rotary parameters by layer type it is always the length after it.
 
     Args:
         config: A transformers config with `rope_parameters`.
     """
     max_positions = positive_int(config, "max_position_embeddings")
+    if _has_layer_types(config):
+        return max_positions
     parameters = _parameters(config)
     if parameters["rope_type"] not in ("linear", "yarn"):
         return max_positions
@@ -81,18 +113,22 @@ def rope_max_positions(config: Any) -> int:
     return max(max_positions, int(scaled))
 
 
-def _parameters(config: Any) -> dict[str, Any]:
-    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+def _has_layer_types(config: Any) -> bool:
+    """Returns whether `rope_parameters` have an entry for a layer type of the config."""
+    parameters, kinds = getattr(config, "rope_parameters", None), getattr(config, "layer_types", None)
+    if not isinstance(parameters, Mapping) or not isinstance(kinds, list | tuple):
+        return False
+    return any(isinstance(kind, str) and kind in parameters for kind in kinds)
+
+
+def _parameters(config: Any, layer_type: str | None = None) -> Mapping[str, Any]:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    if layer_type is not None:
+        parameters = parameters[layer_type]
     rope_type = parameters.get("rope_type")
     if rope_type not in _TYPES:
         raise UnsupportedModelError(
-            f"config field 'rope_parameters' is {quote(parameters)}; implemented rope types: {', '.join(_TYPES)}, the "
-            "same for all layers"
-        )
-    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise UnsupportedModelError(
-            f"config field 'partial_rotary_factor' is {quote(parameters['partial_rotary_factor'])}; only whole heads "
-            "(1.0) are rotated"
+            f"config field 'rope_parameters' is {quote(parameters)}; implemented rope types: {', '.join(_TYPES)}"
         )
     for name in ("rope_theta", *(name for name in _NUMBERS if parameters.get(name) is not None)):
         if not is_positive_number(parameters.get(name)):
@@ -102,8 +138,25 @@ def _parameters(config: Any) -> dict[str, Any]:
     return parameters
 
 
-def _default_inv_freq(config: Any, theta: float) -> torch.Tensor:
-    """Returns the frequencies theta^(-2i / head_dim), i in 0 .. head_dim / 2 - 1 (Su et al., 2021, section 3.2.2)."""
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+def _rot_dim(config: Any, parameters: Mapping[str, Any], partial: bool) -> int:
+    """Returns how many numbers of each head are rotated."""
+    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    factor = parameters.get("partial_rotary_factor", 1.0)
+    if not partial and factor != 1.0:
+        raise UnsupportedModelError(
+            f"config field 'partial_rotary_factor' is {quote(factor)}; models of this architecture rotate whole heads "
+            "(1.0)"
+        )
+    rot_dim = int(head_dim * factor) if is_positive_number(factor, 1.0) else 0
+    if rot_dim < 2 or rot_dim % 2:
+        raise UnsupportedModelError(
+            f"config fields 'head_dim' and 'partial_rotary_factor' are {head_dim} and {quote(factor)}; their product "
+            "is how many numbers of a head are rotated: an even number, and no more than the head has"
+        )
+    return rot_dim
+
+
+def _default_inv_freq(rot_dim: int, theta: float) -> torch.Tensor:
+    """Returns the frequencies theta^(-2i / rot_dim), i in 0 .. rot_dim / 2 - 1 (Su et al., 2021, section 3.2.2)."""
+    exponents = torch.arange(0, rot_dim, 2, dtype=torch.float32) / rot_dim
     return 1.0 / theta**exponents

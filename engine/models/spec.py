@@ -16,7 +16,8 @@ class RopeSpec:
     """Parameters of rotary positions.
 
     Attributes:
-        inv_freq: Radians per position of each rotated pair of a head, already scaled for long contexts.
+        inv_freq: Radians per position of each rotated pair of a head, already scaled for long contexts. The pairs are
+            of the first `2 * len(inv_freq)` numbers of a head; the others are not rotated.
         scaling: Factor on cosine and sine.
     """
 
@@ -72,7 +73,9 @@ class DecoderSpec:
         qk_norm: Whether each query and key head is normed before the rotation.
         gated_mlp: Whether feed-forward networks are gated; otherwise they have two projections and an activation.
         activation: Key of `layers.GATES` if gated, else of `layers.ACTIVATIONS`.
-        rope: Parameters of rotary positions; None for a model without them.
+        rope: Parameters of rotary positions in all layers; None for a model without them.
+        layer_ropes: Parameters of rotary positions in each layer, None for a layer without them; empty if all layers
+            have those of `rope`.
         logit_softcap: Smooth limit on the logits of tokens; 0 for no limit.
         num_labels: Number of classes of a classifier; 0 for other models.
         position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
@@ -105,6 +108,7 @@ class DecoderSpec:
     gated_mlp: bool
     activation: str
     rope: RopeSpec | None = None
+    layer_ropes: tuple[RopeSpec | None, ...] = ()
     logit_softcap: float = 0.0
     num_labels: int = 0
     position_offset: int | None = None
@@ -112,5 +116,11 @@ class DecoderSpec:
     def __post_init__(self) -> None:
         assert len(self.windows) == self.num_layers
         assert self.num_heads % self.num_kv_heads == 0
-        assert self.rope is not None or not self.qk_norm, "norms of heads come with rotary positions"
+        assert not self.layer_ropes or (self.rope is None and len(self.layer_ropes) == self.num_layers)
+        ropes = self.layer_ropes or (self.rope,)
+        assert not self.qk_norm or None not in ropes, "norms of heads come with rotary positions"
         assert not (self.qk_norm and self.norm_unit_offset), "norms of heads have no unit offset"
+
+    def rope_of(self, layer_idx: int) -> RopeSpec | None:
+        """Returns the parameters of rotary positions in a layer; None for a layer without them."""
+        return self.layer_ropes[layer_idx] if self.layer_ropes else self.rope

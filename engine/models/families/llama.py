@@ -8,7 +8,7 @@ from ...layers import GATES
 from ...weights.checkpoint import WeightMap
 from ..family import Family
 from ..hf_config import attention_windows, flag, head_counts, one_of, positive_float, positive_int
-from ..rope import rope_max_positions, rope_spec
+from ..rope import rope_fields, rope_max_positions
 from ..spec import DecoderSpec
 
 __all__ = ["FAMILIES", "WEIGHTS", "gated_fields", "llama_spec", "mistral_spec"]
@@ -37,12 +37,13 @@ WEIGHTS = WeightMap(
 )
 
 
-def gated_fields(config: Any, *, activation_field: str = "hidden_act") -> dict[str, Any]:
+def gated_fields(config: Any, *, activation_field: str = "hidden_act", partial_rotary: bool = False) -> dict[str, Any]:
     """Returns the `DecoderSpec` fields that are read alike for all models with RMSNorm, RoPE and a gated network.
 
     Args:
         config: A transformers config.
         activation_field: Name of the field with the activation of the feed-forward network.
+        partial_rotary: Whether models of the architecture can rotate a part of each head.
     """
     return {
         "vocab_size": positive_int(config, "vocab_size"),
@@ -57,7 +58,7 @@ def gated_fields(config: Any, *, activation_field: str = "hidden_act") -> dict[s
         "norm_eps": positive_float(config, "rms_norm_eps", most=1.0),
         "gated_mlp": True,
         "activation": one_of(config, activation_field, tuple(GATES)),
-        "rope": rope_spec(config),
+        **rope_fields(config, partial=partial_rotary),
     }
 
 

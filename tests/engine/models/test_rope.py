@@ -1,0 +1,91 @@
+"""Rotary parameters of configs: for a part of each head, by layer type, and none. Families test the maths."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from checkpoints import tiny_config
+from millrace.engine.errors import UnsupportedModelError
+from millrace.engine.layers import RotateAndStore, StoreOnly
+from millrace.engine.models import Decoder, describe_model, load_hf_config
+from millrace.engine.models.rope import rope_fields, rope_spec
+
+KINDS = ["sliding_attention", "full_attention"]
+BY_TYPE = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+
+
+def config_with(rope: Any, **fields: Any) -> Any:
+    config = tiny_config("mistral", layer_types=KINDS, **fields)
+    config.rope_parameters = rope
+    return config
+
+
+@pytest.mark.parametrize("scaling", [{"rope_type": "default"}, {"rope_type": "linear", "factor": 2.0}])
+def test_a_part_of_a_head_is_rotated_where_the_architecture_can(scaling: dict[str, Any]) -> None:
+    config = config_with({**scaling, "rope_theta": 1e4, "partial_rotary_factor": 0.25})
+    frequencies = [theta / scaling.get("factor", 1.0) for theta in (1.0, 0.1, 0.01, 0.001)]
+    assert rope_spec(config, partial=True).inv_freq == pytest.approx(frequencies)
+    with pytest.raises(UnsupportedModelError, match="partial_rotary_factor"):
+        rope_spec(config)
+
+
+@pytest.mark.parametrize("factor", [0, 1.5, 0.1, 0.01, None, "half", float("nan"), True])
+def test_a_part_that_is_no_even_part_is_refused(factor: Any) -> None:
+    config = config_with({"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": factor})
+    with pytest.raises(UnsupportedModelError, match=r"'head_dim' and 'partial_rotary_factor' are 32 and"):
+        rope_spec(config, partial=True)
+
+
+def test_each_layer_type_has_its_own_frequencies() -> None:
+    local, whole = rope_fields(config_with(BY_TYPE))["layer_ropes"]
+    assert local == rope_spec(config_with(BY_TYPE["sliding_attention"]))
+    assert whole == rope_spec(config_with(BY_TYPE["full_attention"]))
+    assert rope_fields(config_with({**BY_TYPE, "full_attention": None}))["layer_ropes"] == (local, None)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"full_attention": BY_TYPE["full_attention"]},
+        {**BY_TYPE, "rope_theta": 1e4},
+        {**BY_TYPE, "full_attention": {"rope_type": "spiral", "rope_theta": 1e4}},
+        {**BY_TYPE, "full_attention": "default"},
+    ],
+)
+def test_entries_by_layer_type_that_are_not_complete_are_refused(rope: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedModelError, match="rope_parameters"):
+        rope_fields(config_with(rope))
+
+
+def test_layers_with_the_same_parameters_share_one_table() -> None:
+    spec = describe_model(tiny_config("llama", num_hidden_layers=4))
+    slow = replace(spec.rope, inv_freq=tuple(f / 2 for f in spec.rope.inv_freq))
+    spec = replace(spec, rope=None, layer_ropes=(spec.rope, slow, None, spec.rope))
+    first, second, third, last = (
+        layer.attention.rotate_and_store
+        for layer in Decoder(spec, dtype=torch.float32, device=torch.device("meta")).layers
+    )
+    assert isinstance(first, RotateAndStore) and isinstance(second, RotateAndStore) and isinstance(third, StoreOnly)
+    assert first.table is last.table and first.table is not second.table
+
+
+def test_overrides_by_layer_type_replace_the_fields_of_older_configs(tmp_path: Path) -> None:
+    fields = {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"], "num_hidden_layers": 6}
+    old = {"rope_theta": 5e5, "rope_local_base_freq": 5e3, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    (tmp_path / "config.json").write_text(json.dumps({**fields, **old}))
+    assert load_hf_config(tmp_path).rope_parameters == {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5e3},
+    }
+    assert load_hf_config(tmp_path, {"rope_parameters": BY_TYPE}).rope_parameters == BY_TYPE
+    with pytest.raises(UnsupportedModelError, match="rope_parameters"):
+        rope_fields(load_hf_config(tmp_path, {"rope_theta": 7.0}))
