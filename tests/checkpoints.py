@@ -89,6 +89,30 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "final_logit_softcapping": 6.0,
         },
     ),
+    "granite": (
+        "granite",
+        "GraniteForCausalLM",
+        {
+            **_SWIGLU,
+            "tie_word_embeddings": True,
+            "attention_multiplier": 0.4,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.6,
+            "logits_scaling": 2.5,
+        },
+    ),
+    "smollm3": (
+        "smollm3",
+        "SmolLM3ForCausalLM",
+        {
+            **_SWIGLU,
+            "num_hidden_layers": 3,
+            "no_rope_layers": [1, 0, 1],
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "mlp_bias": True,
+        },
+    ),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
     "opt-350m": ("opt", "OPTForCausalLM", {**_OPT, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
 }

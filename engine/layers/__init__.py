@@ -12,6 +12,7 @@ from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import LayerNorm, NoNorm, Norm, Reduce, RMSNorm
 from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
+from .scale import Scale
 from .softcap import Softcap
 from .weight_slot import HasSlots, WeightSlot
 
@@ -45,6 +46,7 @@ __all__ = [
     "RotateAndStore",
     "Rows",
     "SandwichBlock",
+    "Scale",
     "SharedTokenEmbedding",
     "Softcap",
     "StoreOnly",

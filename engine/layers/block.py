@@ -12,6 +12,7 @@ from ..batch import ForwardBatch
 from .attention import Attention
 from .mlp import MLP
 from .norm import Norm
+from .scale import Scale
 
 __all__ = ["PostNormBlock", "PreNormBlock", "SandwichBlock"]
 
@@ -24,14 +25,24 @@ class PreNormBlock(nn.Module):
         mlp: The feed-forward sublayer.
         attention_norm: Norm before the attention.
         mlp_norm: Norm before the feed-forward network.
+        residual_scale: Scales the result of each sublayer before it is added to the residual stream.
     """
 
-    def __init__(self, attention: Attention, mlp: MLP, attention_norm: Norm, mlp_norm: Norm) -> None:
+    def __init__(
+        self,
+        attention: Attention,
+        mlp: MLP,
+        attention_norm: Norm,
+        mlp_norm: Norm,
+        *,
+        residual_scale: Scale | nn.Identity,
+    ) -> None:
         super().__init__()
         self.attention_norm = attention_norm
         self.attention = attention
         self.mlp_norm = mlp_norm
         self.mlp = mlp
+        self.residual_scale = residual_scale
 
     def forward(
         self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
@@ -50,9 +61,9 @@ class PreNormBlock(nn.Module):
             next norm adds the addends up.
         """
         hidden, residual = self.attention_norm(hidden, residual)
-        hidden = self.attention(hidden, batch, k_cache, v_cache)
+        hidden = self.residual_scale(self.attention(hidden, batch, k_cache, v_cache))
         hidden, residual = self.mlp_norm(hidden, residual)
-        return self.mlp(hidden), residual
+        return self.residual_scale(self.mlp(hidden)), residual
 
 
 class PostNormBlock(nn.Module):

@@ -32,6 +32,7 @@ from ..layers import (
     RMSNorm,
     RotateAndStore,
     SandwichBlock,
+    Scale,
     SharedTokenEmbedding,
     Softcap,
     StoreOnly,
@@ -171,9 +172,9 @@ class Components:
             return self.linears.make_tied("lm_head", spec.embedding_size, rows, embed_tokens.weight)
         return self.linears.make_linear("lm_head", spec.embedding_size, rows, bias=False)
 
-    def logit_softcap(self) -> Softcap | nn.Identity:
-        """Makes the module that limits the logits of tokens smoothly, or an identity if the model has no such limit."""
-        return Softcap(self._spec.logit_softcap) if self._spec.logit_softcap else nn.Identity()
+    def logit_adjustment(self) -> Softcap | Scale | nn.Identity:
+        """Makes the module that limits the logits of tokens smoothly or scales them; an identity if neither is done."""
+        return Softcap(self._spec.logit_softcap) if self._spec.logit_softcap else _scale(self._spec.logit_scale)
 
     def score(self) -> LinearBase:
         """Makes the head of a classifier; every rank of the last pp stage has the whole head."""
@@ -202,7 +203,8 @@ class Components:
             )
         # The other layers follow a feed-forward network, of whose result every rank has one addend.
         attention_norm = self._norm(sums=not is_first, output=to_attention)
-        return PreNormBlock(attention, mlp, attention_norm, self._norm(sums=True, output=to_mlp))
+        mlp_norm, residual_scale = self._norm(sums=True, output=to_mlp), _scale(self._spec.residual_scale)
+        return PreNormBlock(attention, mlp, attention_norm, mlp_norm, residual_scale=residual_scale)
 
     def _attention(self, layer_idx: int) -> Attention:
         spec, parallel = self._spec, self._parallel
@@ -271,3 +273,8 @@ class Components:
             return GatedMLP(gate_up, down, down.input_format.gates[spec.activation])
         up = make_linear(f"{name}.up", spec.hidden_size, inner, bias=spec.mlp_bias)
         return PlainMLP(up, down, ACTIVATIONS[spec.activation])
+
+
+def _scale(factor: float) -> Scale | nn.Identity:
+    """Makes the module that multiplies by a factor; an identity if the factor is 1."""
+    return nn.Identity() if factor == 1 else Scale(factor)

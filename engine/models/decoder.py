@@ -71,7 +71,7 @@ class Decoder(nn.Module):
             self.project_out = make.projection("project_out", spec.hidden_size, spec.embedding_size)
             if makes_logits:
                 self.lm_head = make.head(tied if spec.tie_word_embeddings else None)
-                self.softcap = make.logit_softcap()
+                self.adjust_logits = make.logit_adjustment()
             if options.head == "score":
                 self.score = make.score()
         make.linears.warn_of_declined()
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
             `[num_rows, num_columns]` float32: the logits of the tokens of `columns`. All ranks have as many columns, so
             the last ones may be behind the end of the vocabulary; these hold minus infinity.
         """
-        logits: Tensor = self.softcap(self.lm_head.forward_float32(hidden))
+        logits: Tensor = self.adjust_logits(self.lm_head.forward_float32(hidden))
         if self.columns.length < self.columns.room:
             logits[:, self.columns.length :] = -torch.inf
         return logits

@@ -76,6 +76,8 @@ class DecoderSpec:
         rope: Parameters of rotary positions in all layers; None for a model without them.
         layer_ropes: Parameters of rotary positions in each layer, None for a layer without them; empty if all layers
             have those of `rope`.
+        residual_scale: Factor on the result of each sublayer before it is added to the residual stream.
+        logit_scale: Factor on the logits of tokens.
         logit_softcap: Smooth limit on the logits of tokens; 0 for no limit.
         num_labels: Number of classes of a classifier; 0 for other models.
         position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
@@ -109,6 +111,8 @@ class DecoderSpec:
     activation: str
     rope: RopeSpec | None = None
     layer_ropes: tuple[RopeSpec | None, ...] = ()
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_softcap: float = 0.0
     num_labels: int = 0
     position_offset: int | None = None
@@ -119,6 +123,8 @@ class DecoderSpec:
         assert not self.layer_ropes or (self.rope is None and len(self.layer_ropes) == self.num_layers)
         ropes = self.layer_ropes or (self.rope,)
         assert not self.qk_norm or None not in ropes, "norms of heads come with rotary positions"
+        assert self.residual_scale == 1 or self.norm_placement == "before", "only these blocks scale their sublayers"
+        assert self.logit_scale == 1 or not self.logit_softcap, "no model has both"
         assert not (self.qk_norm and self.norm_unit_offset), "norms of heads have no unit offset"
 
     def rope_of(self, layer_idx: int) -> RopeSpec | None:
