@@ -1,8 +1,8 @@
 """`RotateAndStore`: rotates queries and keys by their positions, and writes keys and values to the KV cache.
 
 This is done between the projections and the attention. The rotary position embedding is that of Su et al., 2021
-(arXiv:2104.09864), in half-split pairs. The frequencies come from the model's spec, which has scaled them for long
-contexts already.
+(arXiv:2104.09864), in half-split or in neighbouring pairs. The frequencies come from the model's spec, which has scaled
+them for long contexts already.
 """
 
 from __future__ import annotations
@@ -46,15 +46,24 @@ class RotateAndStore(nn.Module):
         table: The cosines and sines that `rotary_table` returns.
         q_norm: Norm of each query head; None if the model has none.
         k_norm: Norm of each key head; None if and only if `q_norm` is None.
+        interleaved: Whether neighbouring numbers of a head are a pair, not the numbers of its two halves.
     """
 
     table: Tensor
 
-    def __init__(self, table: Tensor, q_norm: RMSNorm | None = None, k_norm: RMSNorm | None = None) -> None:
+    def __init__(
+        self,
+        table: Tensor,
+        q_norm: RMSNorm | None = None,
+        k_norm: RMSNorm | None = None,
+        *,
+        interleaved: bool = False,
+    ) -> None:
         super().__init__()
         self.register_buffer("table", table, persistent=False)
         self.q_norm = q_norm
         self.k_norm = k_norm
+        self.interleaved = interleaved
         self._eps = 0.0 if q_norm is None else q_norm.eps
 
     def forward(
@@ -94,6 +103,7 @@ class RotateAndStore(nn.Module):
             k_weight=None if self.k_norm is None else self.k_norm.weight,
             eps=self._eps,
             kv_scales=kv_scales,
+            interleaved=self.interleaved,
         )
 
     def stored_peaks(self, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
@@ -115,7 +125,8 @@ class RotateAndStore(nn.Module):
         slots = torch.arange(num_tokens, device=key.device)
         weight = None if self.k_norm is None else self.k_norm.weight
         args = (key.clone(), key, value, *caches, slots, positions, self.table)  # queries would be changed in place
-        rope_and_store.plain(*args, q_weight=weight, k_weight=weight, eps=self._eps)
+        options = {"eps": self._eps, "interleaved": self.interleaved}
+        rope_and_store.plain(*args, q_weight=weight, k_weight=weight, **options)
         return caches.abs().amax((1, 3, 4))
 
 

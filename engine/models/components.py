@@ -244,7 +244,8 @@ class Components:
         rope = self._spec.rope_of(layer_idx)
         if rope is None:
             return StoreOnly()
-        return RotateAndStore(self._rotary_table(rope), self._head_norm(), self._head_norm())
+        norms = self._head_norm(), self._head_norm()
+        return RotateAndStore(self._rotary_table(rope), *norms, interleaved=rope.interleaved)
 
     def _head_norm(self) -> RMSNorm | None:
         spec = self._spec

@@ -19,10 +19,12 @@ class RopeSpec:
         inv_freq: Radians per position of each rotated pair of a head, already scaled for long contexts. The pairs are
             of the first `2 * len(inv_freq)` numbers of a head; the others are not rotated.
         scaling: Factor on cosine and sine.
+        interleaved: Whether neighbouring numbers of a head are rotated as a pair, not the numbers of its two halves.
     """
 
     inv_freq: tuple[float, ...]
     scaling: float = 1.0
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def rope_and_store_numba(
     k_weight: Tensor | None = None,
     eps: float = 0.0,
     kv_scales: Tensor | None = None,
+    interleaved: bool = False,
 ) -> None:
     """Runs `rope_and_store`, small calls on the calling thread and large ones on several."""
     num_tokens = len(query)
@@ -46,6 +47,7 @@ def rope_and_store_numba(
         None if k_weight is None else k_weight.detach().float().numpy(),
         np.float32(eps),
         np.ones((2, key.shape[1]), np.float32) if kv_scales is None else kv_scales.numpy(),
+        interleaved,
     )
     if num_tokens * (query.shape[1] + 2 * key.shape[1]) * query.shape[2] < _MIN_PARALLEL_NUMBERS:
         _rope_and_store(0, num_tokens, *arguments)
@@ -78,6 +80,7 @@ def _rope_and_store(
     k_weight: Array | None,
     eps: Scalar,
     scales: Array,
+    interleaved: bool,
 ) -> None:
     """Computes tokens `first` to `last - 1`. `shape` is (query heads, KV heads, block size, head size)."""
     num_heads, num_kv_heads, block_size, size = shape
@@ -87,7 +90,8 @@ def _rope_and_store(
         for head in range(num_heads):
             start = token * strides[0] + head * strides[1]
             x = query[start : start + size]
-            _norm_and_rotate(x, x, q_weight, row, eps, one, wide)
+            _norm(x, q_weight, eps, wide)
+            _rotate(wide, x, row, one, interleaved)
         slot = slots[token]
         if slot < 0:
             continue
@@ -95,9 +99,8 @@ def _rope_and_store(
         for head in range(num_kv_heads):
             start = token * strides[2] + head * strides[3]
             to = block * cache_strides[0] + head * cache_strides[1] + offset * cache_strides[2]
-            _norm_and_rotate(
-                key[start : start + size], k_cache[to : to + size], k_weight, row, eps, scales[0, head], wide
-            )
+            _norm(key[start : start + size], k_weight, eps, wide)
+            _rotate(wide, k_cache[to : to + size], row, scales[0, head], interleaved)
             start = token * strides[4] + head * strides[5]
             to = block * cache_strides[3] + head * cache_strides[4] + offset * cache_strides[5]
             new, stored = value[start : start + size], v_cache[to : to + size]
@@ -106,25 +109,37 @@ def _rope_and_store(
 
 
 @jit(REORDER)
-def _norm_and_rotate(
-    x: Array, to: Array, weight: Array | None, row: Array, eps: Scalar, divisor: Scalar, wide: Array
-) -> None:
-    """Writes head `x`, normalised, rotated and divided by `divisor`, to `to`. `wide` is a buffer for one head."""
-    size, half, scale = len(x), len(row) // 2, np.float32(1)
+def _norm(x: Array, weight: Array | None, eps: Scalar, wide: Array) -> None:
+    """Writes head `x` to the buffer `wide` in float32, and normalises it there if there is a weight."""
+    size = len(x)
     if weight is None:
         for d in range(size):
             wide[d] = widen(x[d])
-    else:
-        squares = np.float32(0)
-        for d in range(size):
-            number = widen(x[d])
-            squares += number * number
-            wide[d] = number * weight[d]
-        scale = np.float32(1) / np.sqrt(squares / np.float32(size) + eps)
+        return
+    squares = np.float32(0)
+    for d in range(size):
+        number = widen(x[d])
+        squares += number * number
+        wide[d] = number * weight[d]
+    scale = np.float32(1) / np.sqrt(squares / np.float32(size) + eps)
+    for d in range(size):
+        wide[d] *= scale
+
+
+@jit(REORDER)
+def _rotate(wide: Array, to: Array, row: Array, divisor: Scalar, interleaved: bool) -> None:
+    """Writes the float32 head `wide`, rotated and divided by `divisor`, to `to`."""
+    half = len(row) // 2
     cos, sin, second, to_second = row[:half], row[half:], wide[half:], to[half:]
-    for d in range(half):
-        a, b = scale * wide[d], scale * second[d]
-        store(to, d, (a * cos[d] - b * sin[d]) / divisor)
-        store(to_second, d, (b * cos[d] + a * sin[d]) / divisor)
-    for d in range(2 * half, size):
-        store(to, d, scale * wide[d] / divisor)
+    if interleaved:
+        for d in range(half):
+            a, b = wide[2 * d], wide[2 * d + 1]
+            store(to, 2 * d, (a * cos[d] - b * sin[d]) / divisor)
+            store(to, 2 * d + 1, (b * cos[d] + a * sin[d]) / divisor)
+    else:
+        for d in range(half):
+            a, b = wide[d], second[d]
+            store(to, d, (a * cos[d] - b * sin[d]) / divisor)
+            store(to_second, d, (b * cos[d] + a * sin[d]) / divisor)
+    for d in range(2 * half, len(wide)):
+        store(to, d, wide[d] / divisor)

@@ -29,6 +29,7 @@ def rope_and_store_cpu(
     k_weight: Tensor | None = None,
     eps: float = 0.0,
     kv_scales: Tensor | None = None,
+    interleaved: bool = False,
 ) -> None:
     """Runs `rope_and_store` in the compiled kernel, or in numba where that kernel does not support the call.
 
@@ -44,11 +45,11 @@ def rope_and_store_cpu(
     if not num_tokens:
         return
     is_supported = k_cache.dtype == query.dtype and head_dim <= _MAX_HEAD_DIM and kv_scales is None
-    kernel = _KERNELS.get(query.dtype) if is_supported else None
+    kernel = _KERNELS.get(query.dtype) if is_supported and not interleaved else None
     if kernel is None:
         run = rope_and_store.fallback("rope_and_store_numba")
         options: dict[str, Any] = {"q_weight": q_weight, "k_weight": k_weight, "eps": eps, "kv_scales": kv_scales}
-        run(*tensors, slot_mapping, positions, cos_sin, **options)
+        run(*tensors, slot_mapping, positions, cos_sin, **options, interleaved=interleaved)
         return
     kernel(
         num_tokens,

@@ -7,7 +7,9 @@
 
 x1 and x2 are the two halves of the first `rot_dim` numbers of a head, x3 is the rest; c and s are the cosines and the
 sines at the position of the token. Nothing is rounded between the three steps, which are `rms_norm`, this rotation and
-`store_kv`. Su et al., "RoFormer", 2021, in the half-split pairing that GPT-NeoX and Llama checkpoints use.
+`store_kv`. This is the half-split pairing of Su et al., "RoFormer", 2021, that GPT-NeoX and Llama checkpoints use. If
+`interleaved` is true, x1 and x2 are the even and the odd numbers instead, and each result stays in its number's place:
+neighbours are a pair, as in the paper and in checkpoints of GPT-J, Cohere and DeepSeek.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ def _samples(draw: Draw) -> Iterator[Sample]:
         *,
         rot_dim: int | None = None,
         has_norm: bool = True,
+        interleaved: bool = False,
         num_padding: int = 0,
         cache_dtype: torch.dtype = draw.dtype,
         is_scaled: bool = False,
@@ -45,9 +48,9 @@ def _samples(draw: Draw) -> Iterator[Sample]:
         slots[draw.permutation(num_tokens)[:num_padding]] = -1
         angles = draw.normal(200, rot_dim // 2, dtype=torch.float32) * 10
         table = torch.cat((angles.cos(), angles.sin()), dim=-1)
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"interleaved": interleaved}
         if has_norm:
-            options = {"q_weight": draw.normal(head_dim), "k_weight": draw.normal(head_dim), "eps": 1e-6}
+            options |= {"q_weight": draw.normal(head_dim), "k_weight": draw.normal(head_dim), "eps": 1e-6}
         if is_scaled:
             options["kv_scales"] = draw.scales(heads[1])
         positions = draw.integers(0, 200, num_tokens)
@@ -66,6 +69,10 @@ def _samples(draw: Draw) -> Iterator[Sample]:
     yield sample("8-bit cache, scales", 19, (4, 2), 64, num_padding=2, cache_dtype=small, is_scaled=True)
     part: dict[str, Any] = {"rot_dim": 16, "has_norm": False, "cache_dtype": small}
     yield sample("8-bit cache, scales, no norm, part", 5, (36, 34), 32, **part, is_scaled=True)
+    yield sample("neighbours", 9, (6, 2), 32, interleaved=True, num_padding=2)
+    yield sample("neighbours, part", 5, (3, 1), 80, rot_dim=22, interleaved=True)
+    yield sample("neighbours, no norm", 3, (19, 9), 128, has_norm=False, interleaved=True)
+    yield sample("neighbours, 8-bit cache, scales, part", 7, (4, 2), 48, **part, interleaved=True, is_scaled=True)
     yield sample("padding only", 2, (2, 1), 16, num_padding=2)
     yield sample("no tokens", 0, (2, 1), 16)
 
@@ -88,6 +95,7 @@ def rope_and_store(
     k_weight: Tensor | None = None,
     eps: float = 0.0,
     kv_scales: Tensor | None = None,
+    interleaved: bool = False,
 ) -> None:
     """Normalises and rotates queries and keys, and stores keys and values in the KV cache.
 
@@ -110,10 +118,12 @@ def rope_and_store(
         eps: The number that the norm adds to the mean square.
         kv_scales: `[2, num_kv_heads]` float32, contiguous, for an 8-bit cache: the number by which the keys of each
             head are divided before they are rounded, then the same for values. None to divide by nothing.
+        interleaved: Whether the numbers 2 i and 2 i + 1 of a head are a pair that is rotated; otherwise the numbers i
+            and `rot_dim / 2 + i` are.
     """
     cos, sin = cos_sin[positions].unsqueeze(1).chunk(2, dim=-1)  # [num_tokens, 1, rot_dim / 2] each
-    query.copy_(_rotate(_norm(query, q_weight, eps), cos, sin))
-    rotated = _rotate(_norm(key, k_weight, eps), cos, sin)
+    query.copy_(_rotate(_norm(query, q_weight, eps), cos, sin, interleaved))
+    rotated = _rotate(_norm(key, k_weight, eps), cos, sin, interleaved)
     store_kv.plain(rotated, value, k_cache, v_cache, slot_mapping, kv_scales=kv_scales)
 
 
@@ -122,7 +132,9 @@ def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     return wide if weight is None else wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = cos.shape[-1]
-    first, second, rest = x.tensor_split((half, 2 * half), dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    turned, rest = x.tensor_split((2 * cos.shape[-1],), dim=-1)
+    pairs = turned.unflatten(-1, (-1, 2)) if interleaved else turned.unflatten(-1, (2, -1)).transpose(-1, -2)
+    first, second = pairs.unbind(-1)  # [num_tokens, num_heads, rot_dim / 2] each
+    out = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1 if interleaved else -2)
+    return torch.cat((out.flatten(-2), rest), dim=-1)

@@ -4,8 +4,8 @@
     query = rotate(query),   k_cache[slot] = rotate(key),   v_cache[slot] = value    each divided by its scale, if given
 
 Grid: (tokens, groups of query heads, then groups of KV heads). A program owns heads of one token with about 1,024
-numbers. It reads them once, and writes queries back in place, or keys and values to their slot. A head is held as its
-two rotated halves and the rest, so that a rotation moves no number between threads.
+numbers. It reads them once, and writes queries back in place, or keys and values to their slot. A head is held as the
+first numbers of its rotated pairs, the second ones and the rest, so that a rotation moves no number between threads.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def rope_and_store_triton(
     k_weight: Tensor | None = None,
     eps: float = 0.0,
     kv_scales: Tensor | None = None,
+    interleaved: bool = False,
 ) -> None:
     """Runs `rope_and_store` in one kernel.
 
@@ -48,7 +49,7 @@ def rope_and_store_triton(
     target = current_target()
     layouts = tuple(Layout.of(tensor) for tensor in (query, key, value, k_cache, v_cache))
     has = (q_weight is not None, k_weight is not None, kv_scales is not None)
-    launch = _plan(layouts, cos_sin.shape[1], has, eps, target)
+    launch = _plan(layouts, cos_sin.shape[1], has, interleaved, eps, target)
     if len(query):
         caches = e4m3_storage(k_cache, target), e4m3_storage(v_cache, target)
         scales = cos_sin if kv_scales is None else kv_scales  # a pointer of the right type, not read
@@ -57,7 +58,12 @@ def rope_and_store_triton(
 
 @functools.lru_cache(MAX_PLANS)
 def _plan(
-    layouts: tuple[Layout, ...], rot_dim: int, has: tuple[bool, bool, bool], eps: float, target: Target
+    layouts: tuple[Layout, ...],
+    rot_dim: int,
+    has: tuple[bool, bool, bool],
+    interleaved: bool,
+    eps: float,
+    target: Target,
 ) -> Launch:
     query, key, value, k_cache, v_cache = layouts
     has_q_weight, has_k_weight, has_scales = has
@@ -70,7 +76,8 @@ def _plan(
     strides = (*query.strides[:2], *key.strides[:2], *value.strides[:2], *k_cache.strides[:3])
     sizes = (k_cache.shape[2], num_heads, num_kv_heads, num_query_groups, head_dim, rot_dim // 2, int(has_scales))
     grid = (num_tokens, num_query_groups + triton.cdiv(num_kv_heads, tile["HEADS"]))
-    return Launch(rope_and_store_kernel, grid, (*strides, *sizes, eps), {**tile, **head_options(target)})
+    options = {**tile, "INTERLEAVED": interleaved, **head_options(target)}
+    return Launch(rope_and_store_kernel, grid, (*strides, *sizes, eps), options)
 
 
 def _tile(head_dim: int, rot_dim: int) -> dict[str, int]:
@@ -96,14 +103,17 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
     for dtype in ("fp32", "fp16", "bf16"):
         for cache in (dtype, e4m3_type(target)):
             for absent in ((), ("q_weight_ptr", "k_weight_ptr")):
-                for tile in (_tile(1, 0), _tile(128, 128), largest):
+                tiles = [
+                    (tile, pairing) for tile in (_tile(1, 0), _tile(128, 128), largest) for pairing in (False, True)
+                ]
+                for tile, interleaved in tiles:
                     tensors = ("query_ptr", "key_ptr", "value_ptr", "q_weight_ptr", "k_weight_ptr")
                     types = {name: f"*{dtype}" for name in tensors if name not in absent}
                     types |= dict.fromkeys(("k_cache_ptr", "v_cache_ptr"), f"*{cache}")
                     types |= {"cos_sin_ptr": "*fp32", "scales_ptr": "*fp32"}
                     types |= {"slot_ptr": "*i64", "positions_ptr": "*i64", "eps": "fp32"}
                     types |= dict.fromkeys((*_STRIDES, *_SIZES), "i32")
-                    constants = {**dict.fromkeys(absent), **tile}
+                    constants = {**dict.fromkeys(absent), **tile, "INTERLEAVED": interleaved}
                     aligned = (*_STRIDES, "block_size", "head_dim", "half")
                     yield Specialisation(rope_and_store_kernel, types, constants, head_options(target), aligned)
 
@@ -145,6 +155,7 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
     HALF: tl.constexpr,  # noqa: N803
     REST: tl.constexpr,  # noqa: N803
     BLOCK: tl.constexpr,  # noqa: N803
+    INTERLEAVED: tl.constexpr,  # noqa: N803
 ):
     """Rotates HEADS query heads in place, or stores HEADS key and value heads in the cache, for token `program_id(0)`.
 
@@ -158,8 +169,9 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
         head_ptr = query_ptr + token * query_stride + head * query_head
         is_head = head < num_heads
         _norm_and_rotate(
-            head_ptr, head_ptr, is_head, q_weight_ptr, table_ptr, scales_ptr, is_head, head_dim, half, eps, HALF, REST
-        )
+            head_ptr, head_ptr, is_head, q_weight_ptr, table_ptr, scales_ptr, is_head, head_dim, half, eps,
+            HALF, REST, INTERLEAVED,
+        )  # fmt: skip
     else:
         head = (group - num_query_groups) * HEADS + tl.arange(0, HEADS)[:, None]
         head_ptr = key_ptr + token * key_stride + head * key_head
@@ -170,7 +182,7 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
         scale_ptr = scales_ptr + head
         _norm_and_rotate(
             head_ptr, k_cache_ptr + to, is_head, k_weight_ptr, table_ptr, scale_ptr, is_scaled, head_dim, half, eps,
-            HALF, REST,
+            HALF, REST, INTERLEAVED,
         )  # fmt: skip
         head_ptr = value_ptr + token * value_stride + head * value_head
         _copy(head_ptr, v_cache_ptr + to, is_head, scale_ptr + num_kv_heads, is_scaled, head_dim, BLOCK)
@@ -192,6 +204,19 @@ def _copy(from_ptr, to_ptr, is_head, scales_ptr, is_scaled, head_dim, BLOCK: tl.
 
 
 @triton.jit
+def _load_pairs(from_ptr, mask, half, HALF: tl.constexpr, INTERLEAVED: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Returns the first and the second numbers of the rotated pairs at `from_ptr` in float32, HALF columns each."""
+    if INTERLEAVED:
+        neighbour = tl.arange(0, 2 * HALF)[None, :]
+        both = tl.load(from_ptr + neighbour, mask=mask & (neighbour < 2 * half), other=0.0).to(tl.float32)
+        return both.reshape(both.shape[0], HALF, 2).split()
+    column = tl.arange(0, HALF)[None, :]
+    first = tl.load(from_ptr + column, mask=mask & (column < half), other=0.0).to(tl.float32)
+    second = tl.load(from_ptr + half + column, mask=mask & (column < half), other=0.0).to(tl.float32)
+    return first, second
+
+
+@triton.jit
 def _norm_and_rotate(  # type: ignore[no-untyped-def]
     from_ptr,
     to_ptr,
@@ -205,26 +230,33 @@ def _norm_and_rotate(  # type: ignore[no-untyped-def]
     eps,
     HALF: tl.constexpr,  # noqa: N803
     REST: tl.constexpr,  # noqa: N803
+    INTERLEAVED: tl.constexpr,  # noqa: N803
 ):
     """Normalises and rotates HEADS heads at `from_ptr` and writes them to `to_ptr`; see `_copy` for these pointers."""
     column = tl.arange(0, HALF)[None, :]
     rest_column = 2 * half + tl.arange(0, REST)[None, :]
-    turned, kept = is_head & (column < half), is_head & (rest_column < head_dim)
-    first = tl.load(from_ptr + column, mask=turned, other=0.0).to(tl.float32)
-    second = tl.load(from_ptr + half + column, mask=turned, other=0.0).to(tl.float32)
+    kept = is_head & (rest_column < head_dim)
+    first, second = _load_pairs(from_ptr, is_head, half, HALF, INTERLEAVED)
     rest = tl.load(from_ptr + rest_column, mask=kept, other=0.0).to(tl.float32)
     if weight_ptr is not None:
         squares = tl.sum(first * first + second * second, axis=1, keep_dims=True)
         squares += tl.sum(rest * rest, axis=1, keep_dims=True)
         scale = tl.rsqrt(squares / head_dim + eps)
-        first *= scale * tl.load(weight_ptr + column, mask=column < half, other=0.0).to(tl.float32)
-        second *= scale * tl.load(weight_ptr + half + column, mask=column < half, other=0.0).to(tl.float32)
+        first_weight, second_weight = _load_pairs(weight_ptr, True, half, HALF, INTERLEAVED)
+        first *= scale * first_weight
+        second *= scale * second_weight
         rest *= scale * tl.load(weight_ptr + rest_column, mask=rest_column < head_dim, other=0.0).to(tl.float32)
     cos = tl.load(table_ptr + column, mask=column < half, other=0.0)
     sin = tl.load(table_ptr + half + column, mask=column < half, other=0.0)
     dtype: tl.constexpr = to_ptr.dtype.element_ty
     turned_first = divide_by_scales(first * cos - second * sin, scales_ptr, is_scaled, dtype)
     turned_second = divide_by_scales(second * cos + first * sin, scales_ptr, is_scaled, dtype)
-    tl.store(to_ptr + column, narrow(turned_first, dtype), mask=turned)
-    tl.store(to_ptr + half + column, narrow(turned_second, dtype), mask=turned)
+    if INTERLEAVED:
+        both = tl.join(turned_first, turned_second).reshape(turned_first.shape[0], 2 * HALF)
+        neighbour = tl.arange(0, 2 * HALF)[None, :]
+        tl.store(to_ptr + neighbour, narrow(both, dtype), mask=is_head & (neighbour < 2 * half))
+    else:
+        turned = is_head & (column < half)
+        tl.store(to_ptr + column, narrow(turned_first, dtype), mask=turned)
+        tl.store(to_ptr + half + column, narrow(turned_second, dtype), mask=turned)
     tl.store(to_ptr + rest_column, narrow(divide_by_scales(rest, scales_ptr, is_scaled, dtype), dtype), mask=kept)

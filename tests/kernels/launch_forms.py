@@ -106,7 +106,8 @@ def launch_layer(
     is_scaled = cache_dtype.itemsize == 1 and draw.random() < 0.8
     scales = {"kv_scales": torch.ones((2, num_kv_heads))} if is_scaled else {}
     cos_sin = torch.empty((MAX_MODEL_LEN, head_dim), dtype=torch.float32)
-    triton_op("rope_and_store")(query, key, value, *caches, slot_mapping, positions, cos_sin, **scales)
+    options = {**scales, "interleaved": draw.random() < 0.3}
+    triton_op("rope_and_store")(query, key, value, *caches, slot_mapping, positions, cos_sin, **options)
     triton_op("store_kv")(key, value, *caches, slot_mapping, **scales)
     triton_op("paged_attention")(
         query,

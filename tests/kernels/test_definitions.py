@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers.activations import GELUActivation, NewGELUActivation
+from transformers.models.cohere import modeling_cohere
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
@@ -63,19 +64,24 @@ def test_layer_norm_by_its_formula():
     torch.testing.assert_close(layer_norm(x, None, None, 1e-5)[0], F.layer_norm(x, (48,)))
 
 
-def rope_by_hugging_face(x, positions, angles):
-    """Rotates the first numbers of each head, twice as many as there are angles, as the Llama of transformers does."""
+def rope_by_hugging_face(x, positions, angles, interleaved):
+    """Rotates the first numbers of each head, twice as many as there are angles, as Llama or Cohere of transformers."""
     rot_dim = 2 * angles.shape[1]
-    cos, sin = (torch.cat((half, half), -1)[positions].unsqueeze(0) for half in (angles.cos(), angles.sin()))
+    table = angles.repeat_interleave(2, -1) if interleaved else torch.cat((angles, angles), -1)
+    cos, sin = (values[positions].unsqueeze(0) for values in (table.cos(), table.sin()))
     heads = x[..., :rot_dim].transpose(0, 1).unsqueeze(0)  # [1, heads, tokens, rot_dim]
-    rotated = apply_rotary_pos_emb(heads, heads, cos, sin)[0].squeeze(0).transpose(0, 1)
+    rotate = modeling_cohere.apply_rotary_pos_emb if interleaved else apply_rotary_pos_emb
+    rotated = rotate(heads, heads, cos, sin)[0].squeeze(0).transpose(0, 1)
     return torch.cat((rotated, x[..., rot_dim:]), -1)
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("implementation", [rope_and_store.plain, rope_and_store])
 @pytest.mark.parametrize(("head_dim", "rot_dim"), [(8, 8), (8, 6), (80, 32)])
-def test_rope_and_store_is_a_norm_hugging_faces_rotation_and_a_store(implementation, norm, head_dim, rot_dim):
+def test_rope_and_store_is_a_norm_hugging_faces_rotation_and_a_store(
+    implementation, norm, head_dim, rot_dim, interleaved
+):
     fused = torch.randn(5, 6 + 2 * 2, head_dim)
     query, key, value = (part.clone() for part in fused.split((6, 2, 2), dim=1))
     angles, positions = torch.randn(30, rot_dim // 2), torch.randint(0, 30, (5,))
@@ -84,10 +90,11 @@ def test_rope_and_store_is_a_norm_hugging_faces_rotation_and_a_store(implementat
     parts, whole = torch.zeros(2, 2, 2, 2, 4, head_dim)
     if norm:
         query, key = (rms_norm(x, weight, 1e-5)[0] for x, weight in zip((query, key), weights, strict=True))
-    query, key = (rope_by_hugging_face(x, positions, angles) for x in (query, key))
+    query, key = (rope_by_hugging_face(x, positions, angles, interleaved) for x in (query, key))
     store_kv(key, value, *parts, slots)
     views, before = fused.split((6, 2, 2), dim=1), fused.clone()
-    implementation(*views, *whole, slots, positions, table, q_weight=weights[0], k_weight=weights[1], eps=1e-5)
+    options = {"q_weight": weights[0], "k_weight": weights[1], "eps": 1e-5, "interleaved": interleaved}
+    implementation(*views, *whole, slots, positions, table, **options)
     torch.testing.assert_close(fused[:, :6], query)
     torch.testing.assert_close(whole, parts)
     assert torch.equal(fused[:, 6:], before[:, 6:])
