@@ -63,6 +63,8 @@ class Sizes:
         intermediate_size: Width of the MLP.
         logits: (rows, size of the vocabulary).
         num_tokens: Rows of the small kernels, in a decode step and in a prefill step.
+        experts: Experts of a layer, choices of a token, hidden and intermediate size of a model with experts.
+        expert_tokens: Tokens that these experts are called with.
     """
 
     decodes: tuple[int, int]
@@ -75,11 +77,14 @@ class Sizes:
     intermediate_size: int
     logits: tuple[int, int]
     num_tokens: tuple[int, ...]
+    experts: tuple[int, int, int, int] = (128, 8, 2048, 768)  # Qwen3-30B-A3B
+    expert_tokens: tuple[int, ...] = (1, 64, 4096)
 
 
+OLMOE = (64, 8, 2048, 1024)
 GPU = Sizes((256, 1024), (32, 8192), 8192, 32, 8, 128, 4096, 12_288, (256, 151_936), (256, 8192))
-CPU = Sizes((32, 512), (4, 2048), 512, 16, 8, 128, 1024, 3072, (8, 151_936), (64,))
-TINY = Sizes((4, 40), (2, 70), 33, 4, 2, 32, 64, 96, (3, 300), (5,))
+CPU = Sizes((32, 512), (4, 2048), 512, 16, 8, 128, 1024, 3072, (8, 151_936), (64,), OLMOE, (1, 64, 512))
+TINY = Sizes((4, 40), (2, 70), 33, 4, 2, 32, 64, 96, (3, 300), (5,), (4, 2, 64, 32), (1, 5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,8 @@ class Cases:
             yield from self.elementwise(num_tokens)
             yield from self.heads(num_tokens)
             yield from self.products(num_tokens)
+        for num_tokens in self.sizes.expert_tokens:
+            yield self.experts(num_tokens)
 
     def around_the_model(self) -> Iterator[Case]:
         """Yields the cases before and after the model: token ids in, logits out."""
@@ -234,6 +241,23 @@ class Cases:
         num_bytes = (num_activations + 2 * inner * outer) * itemsize
         yield self._case("packed_gated_linear", name, gated, num_bytes, 2 * flops)
         yield self._case("int8_linear", name, integers, num_activations * itemsize + inner * outer, flops)
+
+    def experts(self, num_tokens: int) -> Case:
+        """Returns the experts of a layer, each chosen equally often if there are tokens enough."""
+        num_experts, num_choices, width, inner = self.sizes.experts
+        num_chosen = num_tokens * num_choices
+
+        def make() -> Call:
+            w13, w2 = self._normal(num_experts, 2 * inner, width), self._normal(num_experts, width, inner)
+            ids = torch.randperm(num_experts, device=self.device).repeat(-(-num_chosen // num_experts))[:num_chosen]
+            expert_ids = ids.to(torch.int32).view(num_tokens, num_choices)
+            weights = torch.full(expert_ids.shape, 1 / num_choices, device=self.device)
+            scaled = (w13.mul_(width**-0.5), w2.mul_(inner**-0.5))
+            return Call((self._normal(num_tokens, width), *scaled, expert_ids, weights), {"gate": "silu"})
+
+        num_numbers = min(num_experts, num_chosen) * 3 * width * inner + 2 * num_tokens * width
+        name = f"{num_tokens} tokens, {num_choices} of {num_experts}, {width} x {inner}"
+        return self._case("experts", name, make, num_numbers * self.dtype.itemsize, 6 * num_chosen * width * inner)
 
     def sampling(self) -> Iterator[Case]:
         """Yields draws with every kind of filter, and the log-probabilities of the best tokens."""

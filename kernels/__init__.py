@@ -8,6 +8,7 @@ torch, but neither numba nor triton.
 from __future__ import annotations
 
 from .embedding import embedding
+from .experts import experts
 from .gate_and_mul_fp8 import gate_and_mul_fp8
 from .gather_batch import gather_batch
 from .gelu_and_mul import gelu_and_mul
@@ -31,6 +32,7 @@ from .top_logprobs import top_logprobs
 
 __all__ = [
     "embedding",
+    "experts",
     "gate_and_mul_fp8",
     "gather_batch",
     "gelu_and_mul",

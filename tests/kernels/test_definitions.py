@@ -8,9 +8,14 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation, NewGELUActivation
 from transformers.models.cohere import modeling_cohere
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from transformers.models.mixtral.configuration_mixtral import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 
 from millrace.kernels import (
+    experts,
     gather_batch,
     gelu_and_mul,
     layer_norm,
@@ -207,3 +212,73 @@ def test_gather_batch_is_what_a_loop_over_sequences_finds():
     assert found[3].tolist() == [*offsets, 13]
     assert found[4].tolist() == [12, 5, 0, 10]
     assert found[5].tolist() == [blocks[3].tolist(), blocks[0].tolist(), [0] * 4, blocks[2].tolist()]
+
+
+SIZES = {"num_local_experts": 5, "hidden_size": 24, "intermediate_size": 18}
+
+
+def routed():
+    """Returns hidden states, the ids of 2 of 5 experts for each of them, and their weights."""
+    expert_ids = torch.stack([torch.randperm(5)[:2] for _ in range(9)]).int()
+    return torch.randn(9, 24), expert_ids, torch.randn(9, 2).softmax(-1)
+
+
+def call_module(module, hidden, expert_ids, weights):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+        return module(hidden, expert_ids.long(), weights)
+
+
+@pytest.mark.parametrize("implementation", [experts.plain, experts])
+@pytest.mark.parametrize(
+    ("gate", "hidden_act"), [("silu", "silu"), ("gelu", "gelu"), ("gelu_tanh", "gelu_pytorch_tanh")]
+)
+def test_experts_are_those_of_mixtral(implementation, gate, hidden_act):
+    module, (hidden, expert_ids, weights) = MixtralExperts(MixtralConfig(**SIZES, hidden_act=hidden_act)), routed()
+    wanted = call_module(module, hidden, expert_ids, weights)
+    w13, w2 = module.gate_up_proj.detach(), module.down_proj.detach()
+    out = implementation(hidden, w13, w2, expert_ids, weights, gate=gate)
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("implementation", [experts.plain, experts])
+def test_experts_with_a_clamped_gate_and_biases_are_those_of_gpt_oss(implementation):
+    module, (hidden, expert_ids, weights) = GptOssExperts(GptOssConfig(**SIZES)), routed()
+    wanted = call_module(module, hidden, expert_ids, weights)
+    w13, w13_bias = module.gate_up_proj.detach(), module.gate_up_proj_bias.detach()
+    assert (torch.einsum("th,ehr->etr", hidden, w13) > 7).any()  # The limit matters.
+    # There the columns of the gate and of what it is multiplied by alternate.
+    w13, w13_bias = (torch.cat((x[..., ::2], x[..., 1::2]), -1) for x in (w13, w13_bias.unsqueeze(1)))
+    w13, w2 = (x.transpose(1, 2).contiguous() for x in (w13, module.down_proj.detach()))
+    biases = {"w13_bias": w13_bias.squeeze(1), "w2_bias": module.down_proj_bias.detach()}
+    out = implementation(hidden, w13, w2, expert_ids, weights, gate="clamped_swiglu", **biases)
+    torch.testing.assert_close(out, wanted, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("implementation", [experts.plain, experts])
+def test_experts_without_a_gate_by_their_formula(implementation):
+    hidden, expert_ids, weights = routed()
+    w1, w2 = torch.randn(5, 18, 24), torch.randn(5, 24, 18)
+    out = implementation(hidden, w1, w2, expert_ids, weights, gate="relu_squared")
+    for token in range(9):
+        pairs = zip(expert_ids[token].tolist(), weights[token], strict=True)
+        wanted = sum(weight * w2[e] @ (w1[e] @ hidden[token]).clamp(min=0) ** 2 for e, weight in pairs)
+        torch.testing.assert_close(out[token], wanted, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("implementation", [experts.plain, experts])
+def test_padding_and_experts_of_other_ranks_add_nothing(implementation):
+    hidden, expert_ids, weights = routed()
+    w13, w2 = torch.randn(5, 36, 24), torch.randn(5, 24, 18)
+    whole = implementation(hidden, w13, w2, expert_ids, weights, gate="silu")
+    halves = [
+        implementation(hidden, w13[part], w2[part], expert_ids - part.start, weights, gate="silu")
+        for part in (slice(0, 2), slice(2, 5))
+    ]
+    torch.testing.assert_close(sum(halves), whole, rtol=1e-5, atol=1e-3)
+    hidden[4], expert_ids[4] = torch.nan, -1
+    padded = implementation(hidden, w13, w2, expert_ids, weights, gate="silu")
+    assert padded[4].tolist() == [0.0] * 24
+    others = torch.arange(9) != 4
+    torch.testing.assert_close(padded[others], whole[others], rtol=1e-5, atol=1e-3)

@@ -1,0 +1,7 @@
+"""The experts of a layer: a feed-forward network of its own for every token and each of its choices."""
+
+from __future__ import annotations
+
+from .op import GATES, experts
+
+__all__ = ["GATES", "experts"]
