@@ -89,6 +89,24 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "final_logit_softcapping": 6.0,
         },
     ),
+    "gemma3": (
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        {
+            **_SWIGLU,
+            "num_hidden_layers": 3,
+            "head_dim": 32,
+            "query_pre_attn_scalar": 20,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+            "final_logit_softcapping": 6.0,
+            "tie_word_embeddings": True,
+        },
+    ),
     "granite": (
         "granite",
         "GraniteForCausalLM",

@@ -10,7 +10,7 @@ from .invariant_linear import InvariantLinear
 from .kv_scales import KVScales
 from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
-from .norm import LayerNorm, NoNorm, Norm, Reduce, RMSNorm
+from .norm import HeadNorm, LayerNorm, NoNorm, Norm, Reduce, RMSNorm
 from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
 from .scale import Scale
 from .softcap import Softcap
@@ -24,6 +24,7 @@ __all__ = [
     "Attention",
     "GatedMLP",
     "HasSlots",
+    "HeadNorm",
     "Heads",
     "InputFormat",
     "InvariantLinear",

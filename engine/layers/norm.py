@@ -11,7 +11,7 @@ made without `reduce`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import torch
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ...kernels import layer_norm
 from .input_format import PLAIN, InputFormat, Rows
+from .weight_slot import WeightSlot
 
-__all__ = ["LayerNorm", "NoNorm", "Norm", "RMSNorm", "Reduce"]
+__all__ = ["HeadNorm", "LayerNorm", "NoNorm", "Norm", "RMSNorm", "Reduce"]
 
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 """Replaces a tensor by its sum over the ranks of the pp stage and returns it; all ranks get the same bits."""
@@ -102,6 +103,35 @@ class LayerNorm(nn.Module):
         if self.reduce is not None:
             hidden = self.reduce(hidden)
         return layer_norm(hidden, self.weight, self.bias, self.eps, residual)
+
+
+class HeadNorm(nn.Module):
+    """The weight of the root-mean-square norm of each query or key head, which `RotateAndStore` computes.
+
+    Args:
+        head_dim: Size of a head.
+        eps: Number that is added to the mean square.
+        unit_offset: Whether the scale is `1 + weight`. The sum is stored, in float32, because 16 bits would round it.
+        dtype: Number type of the weight of a norm without offset.
+        device: Device of the weight. Its memory is not initialised.
+    """
+
+    def __init__(
+        self, head_dim: int, *, eps: float, unit_offset: bool = False, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.unit_offset = unit_offset
+        stored = torch.empty(head_dim, dtype=torch.float32 if unit_offset else dtype, device=device)
+        self.weight = nn.Parameter(stored, requires_grad=False)
+
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
+        """Yields `weight` and its weight slot, which adds 1 to the checkpoint's weight if the norm has an offset."""
+        yield "weight", WeightSlot((self.weight,), _plus_one) if self.unit_offset else WeightSlot((self.weight,))
+
+
+def _plus_one(weight: Tensor) -> tuple[Tensor, ...]:
+    return (weight.float() + 1,)
 
 
 class NoNorm(nn.Module):

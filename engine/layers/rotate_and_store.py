@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import rope_and_store, store_kv
-from .norm import RMSNorm
+from .norm import HeadNorm
 
 __all__ = ["RotateAndStore", "StoreOnly", "rotary_table"]
 
@@ -54,8 +54,8 @@ class RotateAndStore(nn.Module):
     def __init__(
         self,
         table: Tensor,
-        q_norm: RMSNorm | None = None,
-        k_norm: RMSNorm | None = None,
+        q_norm: HeadNorm | None = None,
+        k_norm: HeadNorm | None = None,
         *,
         interleaved: bool = False,
     ) -> None:

@@ -6,6 +6,8 @@ the kind of model.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from ..layers import (
     PLAIN,
     Attention,
     GatedMLP,
+    HeadNorm,
     Heads,
     InputFormat,
     KVScales,
@@ -247,11 +250,12 @@ class Components:
         norms = self._head_norm(), self._head_norm()
         return RotateAndStore(self._rotary_table(rope), *norms, interleaved=rope.interleaved)
 
-    def _head_norm(self) -> RMSNorm | None:
+    def _head_norm(self) -> HeadNorm | None:
         spec = self._spec
         if not spec.qk_norm:
             return None
-        return RMSNorm(spec.head_dim, eps=spec.norm_eps, dtype=self._dtype, device=self._device)
+        options: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
+        return HeadNorm(spec.head_dim, eps=spec.norm_eps, unit_offset=spec.norm_unit_offset, **options)
 
     def _rotary_table(self, rope: RopeSpec) -> Tensor:
         """Returns the cosines and sines of all positions: one tensor for all layers with the same parameters."""

@@ -65,7 +65,7 @@ class DecoderSpec:
         rms_norm: Whether norms are root-mean-square norms; otherwise they are layer norms.
         norm_eps: Number that norms add to the mean square or the variance.
         norm_affine: Whether layer norms scale and shift.
-        norm_unit_offset: Whether root-mean-square norms scale by `1 + weight`.
+        norm_unit_offset: Whether root-mean-square norms, also those of heads, scale by `1 + weight`.
         norm_placement: `"before"` norms the input of each sublayer, `"after"` the sum of its input and its output,
             `"both"` its input and its output.
         final_norm: Whether a norm follows the last layer.
@@ -127,7 +127,6 @@ class DecoderSpec:
         assert not self.qk_norm or None not in ropes, "norms of heads come with rotary positions"
         assert self.residual_scale == 1 or self.norm_placement == "before", "only these blocks scale their sublayers"
         assert self.logit_scale == 1 or not self.logit_softcap, "no model has both"
-        assert not (self.qk_norm and self.norm_unit_offset), "norms of heads have no unit offset"
 
     def rope_of(self, layer_idx: int) -> RopeSpec | None:
         """Returns the parameters of rotary positions in a layer; None for a layer without them."""

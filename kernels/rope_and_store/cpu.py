@@ -45,7 +45,8 @@ def rope_and_store_cpu(
     if not num_tokens:
         return
     is_supported = k_cache.dtype == query.dtype and head_dim <= _MAX_HEAD_DIM and kv_scales is None
-    kernel = _KERNELS.get(query.dtype) if is_supported and not interleaved else None
+    is_supported &= not interleaved and (q_weight is None or q_weight.dtype == query.dtype)
+    kernel = _KERNELS.get(query.dtype) if is_supported else None
     if kernel is None:
         run = rope_and_store.fallback("rope_and_store_numba")
         options: dict[str, Any] = {"q_weight": q_weight, "k_weight": k_weight, "eps": eps, "kv_scales": kv_scales}

@@ -34,6 +34,7 @@ def _samples(draw: Draw) -> Iterator[Sample]:
         rot_dim: int | None = None,
         has_norm: bool = True,
         interleaved: bool = False,
+        weight_dtype: torch.dtype | None = None,
         num_padding: int = 0,
         cache_dtype: torch.dtype = draw.dtype,
         is_scaled: bool = False,
@@ -50,7 +51,8 @@ def _samples(draw: Draw) -> Iterator[Sample]:
         table = torch.cat((angles.cos(), angles.sin()), dim=-1)
         options: dict[str, Any] = {"interleaved": interleaved}
         if has_norm:
-            options |= {"q_weight": draw.normal(head_dim), "k_weight": draw.normal(head_dim), "eps": 1e-6}
+            weights = {name: draw.normal(head_dim, dtype=weight_dtype) for name in ("q_weight", "k_weight")}
+            options |= {**weights, "eps": 1e-6}
         if is_scaled:
             options["kv_scales"] = draw.scales(heads[1])
         positions = draw.integers(0, 200, num_tokens)
@@ -60,6 +62,7 @@ def _samples(draw: Draw) -> Iterator[Sample]:
     yield sample("one token", 1, (1, 1), 2)
     yield sample("no norm", 21, (6, 2), 32, has_norm=False)
     yield sample("grouped heads", 33, (6, 2), 32, num_padding=5)
+    yield sample("float32 weights", 3, (4, 2), 32, weight_dtype=torch.float32)
     yield sample("large heads", 2, (2, 1), 256)
     yield sample("many heads", 3, (19, 9), 128)
     yield sample("part of the head", 9, (4, 4), 80, rot_dim=32)
@@ -113,8 +116,9 @@ def rope_and_store(
         positions: `[num_tokens]` int64, rows of `cos_sin`.
         cos_sin: `[max_position, rot_dim]` float32: the cosines of the `rot_dim / 2` angles of a position, then the
             sines. `rot_dim <= head_dim`; the dimensions after it are not rotated.
-        q_weight: `[head_dim]`, the dtype of the query: the weight of the norm of query heads. None for no norm.
-        k_weight: The same for key heads. Both are given, or neither.
+        q_weight: `[head_dim]`, the dtype of the query or float32: the weight of the norm of query heads. None for no
+            norm.
+        k_weight: The same for key heads, in the same dtype. Both are given, or neither.
         eps: The number that the norm adds to the mean square.
         kv_scales: `[2, num_kv_heads]` float32, contiguous, for an 8-bit cache: the number by which the keys of each
             head are divided before they are rounded, then the same for values. None to divide by nothing.

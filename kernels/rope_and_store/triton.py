@@ -102,18 +102,19 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
     largest = {**_tile(512, 512), "REST": 512}  # no head is that large in both parts
     for dtype in ("fp32", "fp16", "bf16"):
         for cache in (dtype, e4m3_type(target)):
-            for absent in ((), ("q_weight_ptr", "k_weight_ptr")):
+            for weight in dict.fromkeys((dtype, "fp32", None)):  # float32 is listed once
                 tiles = [
                     (tile, pairing) for tile in (_tile(1, 0), _tile(128, 128), largest) for pairing in (False, True)
                 ]
                 for tile, interleaved in tiles:
-                    tensors = ("query_ptr", "key_ptr", "value_ptr", "q_weight_ptr", "k_weight_ptr")
-                    types = {name: f"*{dtype}" for name in tensors if name not in absent}
+                    weights = dict.fromkeys(("q_weight_ptr", "k_weight_ptr"), weight and f"*{weight}")
+                    types = dict.fromkeys(("query_ptr", "key_ptr", "value_ptr"), f"*{dtype}")
+                    types |= weights if weight else {}
                     types |= dict.fromkeys(("k_cache_ptr", "v_cache_ptr"), f"*{cache}")
                     types |= {"cos_sin_ptr": "*fp32", "scales_ptr": "*fp32"}
                     types |= {"slot_ptr": "*i64", "positions_ptr": "*i64", "eps": "fp32"}
                     types |= dict.fromkeys((*_STRIDES, *_SIZES), "i32")
-                    constants = {**dict.fromkeys(absent), **tile, "INTERLEAVED": interleaved}
+                    constants = {**({} if weight else weights), **tile, "INTERLEAVED": interleaved}
                     aligned = (*_STRIDES, "block_size", "head_dim", "half")
                     yield Specialisation(rope_and_store_kernel, types, constants, head_options(target), aligned)
 

@@ -1,4 +1,7 @@
-"""The families of Gemma (Gemma Team, 2024, arXiv:2403.08295 and 2408.00118): `gemma_spec`, `gemma2_spec`."""
+"""The families of Gemma (Gemma Team, 2024 and 2025): `gemma_spec`, `gemma2_spec`, `gemma3_spec`.
+
+Their papers are arXiv:2403.08295, 2408.00118 and 2503.19786. Of Gemma 3 this is the part that reads text.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from ..hf_config import attention_windows, flag, positive_float
 from ..spec import AttentionSpec, DecoderSpec
 from .llama import WEIGHTS, gated_fields
 
-__all__ = ["FAMILIES", "GEMMA2_WEIGHTS", "gemma2_spec", "gemma_spec"]
+__all__ = ["FAMILIES", "GEMMA2_WEIGHTS", "gemma2_spec", "gemma3_spec", "gemma_spec"]
 
 GEMMA2_WEIGHTS = replace(
     WEIGHTS,
@@ -45,8 +48,17 @@ def gemma2_spec(config: Any) -> DecoderSpec:
     )
 
 
+def gemma3_spec(config: Any) -> DecoderSpec:
+    """Returns the spec of a `Gemma3TextConfig`: Gemma 2 with normed heads, and rotary positions by layer type."""
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise UnsupportedModelError(
+            "config field 'attn_logit_softcapping' is set; the scores of Gemma 3 have no softcap, so set it to null"
+        )
+    return replace(gemma2_spec(config), qk_norm=True)
+
+
 def _common_fields(config: Any, activation_field: str) -> dict[str, Any]:
-    """Returns the `DecoderSpec` fields that are read alike for both versions."""
+    """Returns the `DecoderSpec` fields that are read alike for all versions."""
     attention_bias = flag(config, "attention_bias", False)
     return {
         **gated_fields(config, activation_field=activation_field),
@@ -65,4 +77,5 @@ def _softcap(config: Any, field: str) -> float:
 FAMILIES = (
     Family(("GemmaForCausalLM",), gemma_spec, WEIGHTS),
     Family(("Gemma2ForCausalLM",), gemma2_spec, GEMMA2_WEIGHTS),
+    Family(("Gemma3ForCausalLM",), gemma3_spec, GEMMA2_WEIGHTS),
 )
