@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     PreTrainedTokenizerFast,
 )
+from transformers.core_model_loading import revert_weight_conversion
 
 __all__ = ["FAMILIES", "tiny_checkpoint", "tiny_classifier", "tiny_config", "tiny_tokenizer"]
 
@@ -51,6 +52,7 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_EXPERTS = {**_SWIGLU, "intermediate_size": 40, "num_experts_per_tok": 2}
 _OPT = {**_SMALL, "ffn_dim": 96, "word_embed_proj_dim": 64, "tie_word_embeddings": True}
 
 # family -> (model_type, architecture, config fields)
@@ -131,6 +133,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "mlp_bias": True,
         },
     ),
+    "mixtral": ("mixtral", "MixtralForCausalLM", {**_EXPERTS, "num_local_experts": 5, "sliding_window": 6}),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
     "opt-350m": ("opt", "OPTForCausalLM", {**_OPT, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
 }
@@ -185,7 +188,7 @@ def tiny_checkpoint(
         _draw(model)
     config.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    state = model.state_dict()
+    state = revert_weight_conversion(model, model.state_dict())  # The names that `save_pretrained` writes.
     if config.tie_word_embeddings:
         del state["lm_head.weight"]
     _save(state, folder, weights, shards)
@@ -204,7 +207,7 @@ def tiny_classifier(folder: str | Path, family: str, *, num_labels: int, seed: i
         _draw(model)
     config.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    _save(model.state_dict(), folder, "safetensors", 1)
+    _save(revert_weight_conversion(model, model.state_dict()), folder, "safetensors", 1)
     return folder
 
 
@@ -215,8 +218,11 @@ def _draw(model: torch.nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if "embed" in name or "lm_head" in name:
             parameter.normal_(0.0, 0.3)
-        elif parameter.dim() == 2:
-            parameter.normal_(0.0, 1.5 * parameter.shape[1] ** -0.5)
+        elif name.endswith(("mlp.gate.weight", "router.weight")):
+            # The scores lie so far apart that no rounding chooses another expert.
+            parameter.normal_(0.0, 4.0 * parameter.shape[1] ** -0.5)
+        elif parameter.dim() >= 2:
+            parameter.normal_(0.0, 1.5 * parameter.shape[-1] ** -0.5)
         else:
             parameter.normal_(norm_weight if "norm" in name and name.endswith("weight") else 0.0, 0.2)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .attention import Attention, Heads
 from .block import PostNormBlock, PreNormBlock, SandwichBlock
 from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
+from .experts import EXPERT_GATES, ExpertMLP, Experts, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
 from .kv_scales import KVScales
@@ -13,15 +14,20 @@ from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import HeadNorm, LayerNorm, NoNorm, Norm, Reduce, RMSNorm
 from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
 from .scale import Scale
+from .router import Router, RouterSpec
 from .softcap import Softcap
 from .weight_slot import HasSlots, WeightSlot
 
 __all__ = [
     "ACTIVATIONS",
+    "EXPERT_GATES",
     "GATES",
     "MLP",
     "PLAIN",
     "Attention",
+    "ExpertMLP",
+    "Experts",
+    "FeedForward",
     "GatedMLP",
     "HasSlots",
     "HeadNorm",
@@ -45,6 +51,8 @@ __all__ = [
     "RMSNorm",
     "Reduce",
     "RotateAndStore",
+    "Router",
+    "RouterSpec",
     "Rows",
     "SandwichBlock",
     "Scale",

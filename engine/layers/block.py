@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..batch import ForwardBatch
 from .attention import Attention
-from .mlp import MLP
+from .experts import FeedForward
 from .norm import Norm
 from .scale import Scale
 
@@ -31,7 +31,7 @@ class PreNormBlock(nn.Module):
     def __init__(
         self,
         attention: Attention,
-        mlp: MLP,
+        mlp: FeedForward,
         attention_norm: Norm,
         mlp_norm: Norm,
         *,
@@ -76,7 +76,7 @@ class PostNormBlock(nn.Module):
         mlp_norm: Norm after the feed-forward network.
     """
 
-    def __init__(self, attention: Attention, mlp: MLP, attention_norm: Norm, mlp_norm: Norm) -> None:
+    def __init__(self, attention: Attention, mlp: FeedForward, attention_norm: Norm, mlp_norm: Norm) -> None:
         super().__init__()
         self.attention = attention
         self.attention_norm = attention_norm
@@ -118,7 +118,7 @@ class SandwichBlock(nn.Module):
     def __init__(
         self,
         attention: Attention,
-        mlp: MLP,
+        mlp: FeedForward,
         *,
         attention_norm: Norm,
         attention_out_norm: Norm,

@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.paged_attention import PromptLibrary
+from ..errors import ConfigError
 from ..layers import (
     ACTIVATIONS,
     MLP,
     PLAIN,
     Attention,
+    ExpertMLP,
+    Experts,
+    FeedForward,
     GatedMLP,
     HeadNorm,
     Heads,
@@ -34,6 +38,7 @@ from ..layers import (
     Reduce,
     RMSNorm,
     RotateAndStore,
+    Router,
     SandwichBlock,
     Scale,
     SharedTokenEmbedding,
@@ -47,7 +52,7 @@ from ..parallel.shard import Shard
 from .linear_factory import LinearFactory
 from .options import ModelOptions
 from .pp_stages import cache_groups
-from .spec import DecoderSpec, RopeSpec
+from .spec import DecoderSpec, ExpertsSpec, RopeSpec
 
 __all__ = ["Components"]
 
@@ -268,9 +273,44 @@ class Components:
             )
         return self._rotary_tables[rope]
 
-    def _mlp(self, layer_idx: int) -> MLP:
-        spec, name, make_linear = self._spec, f"layers.{layer_idx}.mlp", self.linears.make_linear
-        inner = self._parallel.shard(spec.intermediate_size)
+    def _mlp(self, layer_idx: int) -> FeedForward:
+        spec, name = self._spec, f"layers.{layer_idx}.mlp"
+        if spec.experts is None or layer_idx not in spec.experts.layers:
+            return self._dense_mlp(name, spec.intermediate_size)
+        experts, make_small, shared, shared_gate = spec.experts, self.linears.make_small, None, None
+        sizes = (f"{name}.router.linear", spec.hidden_size, experts.router.num_experts)
+        logits = make_small(*sizes, bias=experts.router.bias, dtype=torch.float32)
+        if experts.shared_size:
+            shared = self._dense_mlp(f"{name}.shared", experts.shared_size)
+        if experts.shared_gate:
+            shared_gate = make_small(f"{name}.shared_gate", spec.hidden_size, 1)
+        router = Router(logits, experts.router, device=self._device)
+        return ExpertMLP(router, self._experts(f"{name}.experts", experts), shared, shared_gate)
+
+    def _experts(self, name: str, experts: ExpertsSpec) -> Experts:
+        """Makes the experts of a layer: a slice of each, or with expert parallelism whole experts."""
+        parallel, num_experts, inner = self._parallel, experts.router.num_experts, experts.intermediate_size
+        is_whole = self._options.expert_parallel
+        self.linears.decline_experts(name)
+        if self._options.deterministic:
+            raise ConfigError(
+                "deterministic=True is not supported for models with experts yet: their kernels order sums "
+                "by the batch; leave it out"
+            )
+        return Experts(
+            parallel.shard(num_experts) if is_whole else Shard(num_experts),
+            self._spec.hidden_size,
+            Shard(inner) if is_whole else parallel.shard(inner),
+            gate=experts.gate,
+            bias=experts.bias,
+            adds_down_bias=is_whole or parallel.tp_rank == 0,
+            dtype=self._dtype,
+            device=self._device,
+        )
+
+    def _dense_mlp(self, name: str, intermediate_size: int) -> MLP:
+        spec, make_linear = self._spec, self.linears.make_linear
+        inner = self._parallel.shard(intermediate_size)
         down = self._summed(f"{name}.down", inner, spec.hidden_size, bias=spec.mlp_bias)
         if spec.gated_mlp:
             blocks = {"gate": inner, "up": inner}

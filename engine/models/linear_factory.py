@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 
@@ -33,7 +34,7 @@ class LinearFactory:
         self._full_precision = FullPrecision(deterministic=options.deterministic)
         self._dtype = dtype
         self._device = device
-        self._declined: list[str] = []
+        self._declined: dict[str, list[str]] = {}  # What the scheme takes -> layers that it therefore does not.
 
     def make_linear(
         self, name: str, in_features: Dimension, out_features: Dimension | Mapping[str, Dimension], *, bias: bool
@@ -50,9 +51,36 @@ class LinearFactory:
         if not self._scheme.applies_to(layer):
             return self._full_precision.make_linear(layer)
         if not self._scheme.supports_sizes(layer):
-            self._declined.append(name)
+            self._decline(name, self._scheme.sizes)
             return self._full_precision.make_linear(layer)
         return self._scheme.make_linear(layer)
+
+    def make_small(
+        self, name: str, in_features: int, out_features: int, *, bias: bool = False, dtype: torch.dtype | None = None
+    ) -> Linear:
+        """Makes a layer of few rows, such as a router, which every rank has whole and no scheme quantises.
+
+        Args:
+            name: Path of the layer in the model.
+            in_features: Columns of the matrix.
+            out_features: Rows of the matrix.
+            bias: Whether the layer has a bias.
+            dtype: Number type of inputs, matrix and outputs; None for that of the model.
+        """
+        layer = self._spec(name, in_features, out_features, bias, self._device)
+        return self._full_precision.make_linear(replace(layer, dtype=dtype or self._dtype))
+
+    def decline_experts(self, name: str) -> None:
+        """Notes that the experts of a layer stay in full precision, because no quantization scheme knows them.
+
+        Args:
+            name: Path of the experts in the model.
+        """
+        if self._name is not None:
+            self._decline(name, "no experts")
+
+    def _decline(self, name: str, taken: str) -> None:
+        self._declined.setdefault(taken, []).append(name)
 
     def make_tied(self, name: str, in_features: int, out_features: Dimension, weight: torch.nn.Parameter) -> Linear:
         """Makes a linear layer in full precision and without a bias that uses the matrix of another layer.
@@ -70,14 +98,14 @@ class LinearFactory:
         return linear
 
     def warn_of_declined(self) -> None:
-        """Logs a warning if layers stay in full precision because the quantization scheme does not take their sizes."""
-        if self._declined:
+        """Logs a warning if layers stay in full precision because the quantization scheme does not take them."""
+        for taken, names in self._declined.items():
             logger.warning(
                 "%s and %d more stay in full precision: quantization=%r takes %s",
-                self._declined[0],
-                len(self._declined) - 1,
+                names[0],
+                len(names) - 1,
                 self._name,
-                self._scheme.sizes,
+                taken,
             )
 
     def _spec(

@@ -22,6 +22,7 @@ class ModelOptions:
         head: The module after the last layer: `"lm_head"` makes the logits of tokens, `"score"` the logits of classes;
             None for a model that returns hidden states only.
         unused_weights: Our names of weights that the model does not have; the loader skips them in a checkpoint.
+        expert_parallel: Whether each rank of a pp stage has whole experts; otherwise it has a slice of each.
 
     Raises:
         ConfigError: The quantization scheme cannot be combined with another option.
@@ -32,6 +33,7 @@ class ModelOptions:
     load_format: str = "auto"
     head: str | None = "lm_head"
     unused_weights: frozenset[str] = frozenset()
+    expert_parallel: bool = False
 
     def __post_init__(self) -> None:
         self.make_scheme()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 
 from ..errors import ConfigError
@@ -13,11 +14,11 @@ __all__ = ["cache_groups", "cache_pairs", "check_parallel", "kv_cache_sizes", "s
 
 
 def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
-    """Divides a model's layers among pp stages that take about the same time.
+    """Divides a model's layers among pp stages that take about the same time and memory.
 
-    The time of a layer is taken to be its number of weights, which a decode step reads and a prefill multiplies by. The
-    last pp stage also has the head. All layers cost the same. Each pp stage starts with one layer, and every further
-    layer goes to the pp stage with the lowest cost so far.
+    The cost of a layer is its number of weights. A prefill multiplies by them, and a decode step reads them: those of
+    all experts too, because the tokens of a large batch go to most of them. The last pp stage also has the head. Of
+    all divisions, the chosen one has the smallest sum of the squares of the costs.
 
     Args:
         spec: The model.
@@ -26,17 +27,23 @@ def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
     Returns:
         The layers of each pp stage, at least one, in consecutive ranges.
     """
-    if pp_size == 1:
-        return [range(spec.num_layers)]
-    costs = [0] * pp_size
-    costs[-1] = spec.vocab_size * spec.embedding_size
-    counts = [1] * pp_size
-    layer_cost = _layer_cost(spec)
-    for _ in range(spec.num_layers - pp_size):
-        cheapest = min(range(pp_size), key=lambda stage: costs[stage] + counts[stage] * layer_cost)
-        counts[cheapest] += 1
-    ends = [sum(counts[: stage + 1]) for stage in range(pp_size)]
-    return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    num_layers = spec.num_layers
+    before = [0, *itertools.accumulate(_layer_cost(spec, layer) for layer in range(num_layers))]
+    # For each number of first layers: the least sum of squares for the pp stages so far, and the ends of these.
+    best: dict[int, tuple[int, tuple[int, ...]]] = {0: (0, ())}
+    for stage in range(pp_size):
+        left = pp_size - 1 - stage
+        head = 0 if left else spec.vocab_size * spec.embedding_size
+        best = {
+            end: min(
+                (total + (before[end] - before[start] + head) ** 2, (*ends, -end))
+                for start, (total, ends) in best.items()
+                if start < end
+            )
+            for end in ([num_layers] if left == 0 else range(stage + 1, num_layers - left + 1))
+        }
+    ends = [0, *(-end for end in best[num_layers][1])]  # They are negative so that `min` prefers long first stages.
+    return [range(start, end) for start, end in itertools.pairwise(ends)]
 
 
 def cache_groups(spec: DecoderSpec) -> tuple[LayerGroup, ...]:
@@ -63,31 +70,48 @@ def kv_cache_sizes(spec: DecoderSpec, parallel: ParallelContext) -> tuple[int, i
     return max(pairs.values()) + 1, parallel.kv_shard(spec.num_kv_heads).length, spec.head_dim
 
 
-def _layer_cost(spec: DecoderSpec) -> int:
+def _layer_cost(spec: DecoderSpec, layer: int) -> int:
     attention = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
-    return spec.hidden_size * (attention + (3 if spec.gated_mlp else 2) * spec.intermediate_size)
+    inner = spec.intermediate_size
+    if spec.experts is not None and layer in spec.experts.layers:
+        inner = spec.experts.router.num_experts * spec.experts.intermediate_size + spec.experts.shared_size
+    return spec.hidden_size * (attention + (3 if spec.gated_mlp else 2) * inner)
 
 
-def check_parallel(spec: DecoderSpec, tp_size: int, pp_size: int) -> None:
+def check_parallel(spec: DecoderSpec, tp_size: int, pp_size: int, *, expert_parallel: bool = False) -> None:
     """Checks that a model can be divided among `tp_size * pp_size` ranks.
 
     Raises:
-        ConfigError: One of the two sizes does not fit the model; the message names the setting and the possible values.
+        ConfigError: One of the settings does not fit the model; the message names it and the possible values.
     """
-    kv = spec.num_kv_heads
+    if expert_parallel and spec.experts is None:
+        raise ConfigError("enable_expert_parallel=True is for models with experts, and this model has none; drop it")
+    kv, sizes = spec.num_kv_heads, _divided_sizes(spec, expert_parallel=expert_parallel)
     possible = [
         size
         for size in range(1, spec.num_heads + 1)
-        if spec.num_heads % size == spec.intermediate_size % size == 0 and (kv % size == 0 or size % kv == 0)
+        if not any(length % size for length in sizes.values()) and (kv % size == 0 or size % kv == 0)
     ]
     if tp_size not in possible:
+        *most, last = (f"{name}={length}" for name, length in sizes.items())
         raise ConfigError(
-            f"tensor_parallel_size={tp_size} cannot share out this model: it must divide num_attention_heads="
-            f"{spec.num_heads} and intermediate_size={spec.intermediate_size}, and divide or be a multiple of "
-            f"num_key_value_heads={kv}; use one of {', '.join(map(str, possible))}"
+            f"tensor_parallel_size={tp_size} cannot share out this model: it must divide {', '.join(most)} and {last}, "
+            f"and divide or be a multiple of num_key_value_heads={kv}; use one of {', '.join(map(str, possible))}"
         )
     if pp_size > spec.num_layers:
         raise ConfigError(
             f"pipeline_parallel_size={pp_size} is more than the model's {spec.num_layers} layers, of which every stage "
             f"needs one; use at most {spec.num_layers}"
         )
+
+
+def _divided_sizes(spec: DecoderSpec, *, expert_parallel: bool) -> dict[str, int]:
+    """Returns the sizes that the ranks of a pp stage divide evenly, by the usual names of their config fields."""
+    sizes, experts = {"num_attention_heads": spec.num_heads}, spec.experts
+    if experts is None or len(experts.layers) < spec.num_layers:
+        sizes["intermediate_size"] = spec.intermediate_size
+    if experts is not None:
+        whole = {"num_experts": experts.router.num_experts}
+        sizes |= whole if expert_parallel else {"moe_intermediate_size": experts.intermediate_size}
+        sizes |= {"shared_expert_intermediate_size": experts.shared_size} if experts.shared_size else {}
+    return sizes

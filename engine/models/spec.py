@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AttentionSpec", "DecoderSpec", "RopeSpec"]
+from ..layers.router import RouterSpec
+
+__all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "RopeSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,36 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsSpec:
+    """Feed-forward networks of which each token goes through a few, in some layers of a model.
+
+    Attributes:
+        layers: Numbers of the layers that have experts; the others have one network for all tokens.
+        router: The number of experts, and the way in which they are chosen.
+        intermediate_size: Width inside each expert.
+        gate: Key of `kernels.experts.GATES`.
+        bias: Whether the projections of the experts have biases.
+        shared_size: Width inside the network that every token of these layers goes through as well; 0 for none.
+        shared_gate: Whether the result of that network is multiplied by the sigmoid of a learned projection.
+    """
+
+    layers: frozenset[int]
+    router: RouterSpec
+    intermediate_size: int
+    gate: str
+    bias: bool = False
+    shared_size: int = 0
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
     """The description of a decoder-only language model.
 
     Attributes:
         vocab_size: Number of rows of the token embedding and of the output head.
         hidden_size: Width of the residual stream.
-        intermediate_size: Width inside the feed-forward network.
+        intermediate_size: Width inside the feed-forward network of layers without experts.
         num_layers: Number of decoder layers.
         num_heads: Number of query heads of a layer.
         num_kv_heads: Number of key and value heads of a layer.
@@ -80,6 +105,8 @@ class DecoderSpec:
             have those of `rope`.
         residual_scale: Factor on the result of each sublayer before it is added to the residual stream.
         logit_scale: Factor on the logits of tokens.
+        experts: The experts; None for a model without them.
+        rope: Parameters of rotary positions; None for a model without them.
         logit_softcap: Smooth limit on the logits of tokens; 0 for no limit.
         num_labels: Number of classes of a classifier; 0 for other models.
         position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
@@ -111,6 +138,7 @@ class DecoderSpec:
     qk_norm: bool = False
     gated_mlp: bool
     activation: str
+    experts: ExpertsSpec | None = None
     rope: RopeSpec | None = None
     layer_ropes: tuple[RopeSpec | None, ...] = ()
     residual_scale: float = 1.0

@@ -59,6 +59,33 @@ def test_a_large_head_counts_as_layers() -> None:
     assert list(map(len, stage_layers(dataclasses.replace(spec, vocab_size=4 * layer // 64), 2))) == [8, 4]
 
 
+def test_layers_with_experts_count_as_many_layers() -> None:
+    spec = describe_model(tiny_config("mixtral", num_hidden_layers=8, num_local_experts=60))
+    first_four = dataclasses.replace(spec.experts, layers=frozenset(range(4)))
+    spec = dataclasses.replace(spec, vocab_size=1, experts=first_four)
+    assert stage_layers(spec, 2) == [range(2), range(2, 8)]
+    assert stage_layers(spec, 3) == [range(2), range(2, 3), range(3, 8)]
+
+
+@pytest.mark.parametrize(
+    ("tp_size", "expert_parallel", "message"),
+    [
+        (2, False, r"num_attention_heads=4 and moe_intermediate_size=39, .*use one of 1$"),
+        (4, True, r"num_attention_heads=4 and num_experts=6, .*use one of 1, 2$"),
+    ],
+)
+def test_experts_that_cannot_be_cut_are_said(tp_size: int, expert_parallel: bool, message: str) -> None:
+    spec = describe_model(tiny_config("mixtral", intermediate_size=39, num_local_experts=6))
+    with pytest.raises(ConfigError, match=message):
+        check_parallel(spec, tp_size, 1, expert_parallel=expert_parallel)
+    check_parallel(spec, 2, 1, expert_parallel=True)
+
+
+def test_expert_parallelism_needs_experts() -> None:
+    with pytest.raises(ConfigError, match="enable_expert_parallel=True is for models with experts"):
+        check_parallel(describe_model(tiny_config("llama")), 2, 1, expert_parallel=True)
+
+
 @pytest.mark.parametrize(
     ("tp_size", "pp_size", "message"),
     [
