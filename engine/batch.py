@@ -17,7 +17,7 @@ KVCache: TypeAlias = list[tuple[Tensor, Tensor]]
 """Pairs (k_cache, v_cache), each `[num_blocks, num_kv_heads, block_size, head_dim]` in the model's dtype.
 
 Layer j of every group of layers uses pair j. The block table of the group says which blocks of the pair belong to a
-sequence.
+sequence. Where layers keep latents, `v_cache` is a view of `k_cache` (`CacheShape`).
 """
 
 

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import torch
 
 from millrace.engine.batch import ForwardBatch, KVCache
+from millrace.engine.kv_cache import allocate_kv_cache
 from millrace.engine.models import Decoder
-from millrace.engine.models.pp_stages import cache_groups, kv_cache_sizes
+from millrace.engine.models.pp_stages import cache_groups, cache_shape
 from millrace.engine.parallel.context import SINGLE
 
 __all__ = ["SCHEDULES", "PagedSequences", "random_sequences", "schedule_by", "schedule_mixed"]
@@ -38,12 +39,13 @@ class PagedSequences:
         self.block_ids = [[block_ids.pop() for _ in range(count)] for count in num_blocks]
         # Group g of layers has its blocks behind those of the groups before it.
         self.num_groups, self.num_group_blocks = len(cache_groups(model.spec)), sum(num_blocks) + 3
-        num_pairs, num_kv_heads, head_dim = kv_cache_sizes(model.spec, SINGLE)
+        shape, num_all_blocks = cache_shape(model.spec, SINGLE), self.num_groups * self.num_group_blocks
+        self.kv_cache: KVCache = allocate_kv_cache(
+            shape, num_all_blocks, BLOCK_SIZE, dtype=dtype, device=torch.device("cpu")
+        )
         # Memory that no sequence has written holds large numbers, so that reading it changes the logits.
-        shape = (self.num_groups * self.num_group_blocks, num_kv_heads, BLOCK_SIZE, head_dim)
-        self.kv_cache: KVCache = [
-            (torch.full(shape, 400.0).to(dtype), torch.full(shape, 400.0).to(dtype)) for _ in range(num_pairs)
-        ]
+        for cache in (cache for pair in self.kv_cache for cache in pair):
+            cache.copy_(torch.full((), 400.0))
 
     def batch(self, num_scheduled_tokens: dict[int, int]) -> ForwardBatch:
         token_ids, positions, slots, lengths, starts = [], [], [], [], [0]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from .blocks import BlockPool
 from .groups import LayerCache, LayerGroup, cut_into_groups, max_held_blocks
-from .layout import allocate_kv_cache, kv_block_bytes
+from .layout import CacheShape, allocate_kv_cache, kv_block_bytes
 from .manager import KVCacheManager
 
 __all__ = [
     "BlockPool",
+    "CacheShape",
     "KVCacheManager",
     "LayerCache",
     "LayerGroup",

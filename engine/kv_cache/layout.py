@@ -3,44 +3,66 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 
-def kv_block_bytes(num_pairs: int, num_kv_heads: int, head_dim: int, block_size: int, dtype: torch.dtype) -> int:
-    """Returns the bytes of one block: the keys and values of `block_size` tokens in `num_pairs` layers."""
-    return 2 * num_pairs * num_kv_heads * block_size * head_dim * dtype.itemsize
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What a rank stores of each token: keys and values of heads, or one latent of which both are made.
+
+    A latent is one vector without heads. It takes the place of the key, and its first numbers are the value.
+
+    Attributes:
+        num_pairs: Number of pairs of a key and a value cache, which is the number of layers of the largest group.
+        num_heads: Key and value heads of a layer; 1 for latents.
+        head_dim: Numbers of a key, or of a latent.
+        latent_rank: Leading numbers of a latent that are its value, so that no values are stored; 0 for heads.
+    """
+
+    num_pairs: int
+    num_heads: int
+    head_dim: int
+    latent_rank: int = 0
+
+    @property
+    def numbers_per_token(self) -> int:
+        """Numbers that are stored of a token in one layer."""
+        return (1 if self.latent_rank else 2) * self.num_heads * self.head_dim
+
+
+def kv_block_bytes(shape: CacheShape, block_size: int, dtype: torch.dtype) -> int:
+    """Returns the bytes of one block: what the layers of a group store of `block_size` tokens."""
+    return shape.num_pairs * block_size * shape.numbers_per_token * dtype.itemsize
 
 
 def allocate_kv_cache(
-    num_pairs: int,
-    num_blocks: int,
-    num_kv_heads: int,
-    block_size: int,
-    head_dim: int,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
+    shape: CacheShape, num_blocks: int, block_size: int, *, dtype: torch.dtype, device: torch.device
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Allocates the key and value caches, of which each layer of a group uses one pair.
 
     The caches are zeroed, so that no kernel reads a NaN from a slot that was never written.
 
     Args:
-        num_pairs: Number of pairs of a key and a value cache, which is the number of layers of the largest group.
+        shape: What is stored of a token.
         num_blocks: Number of blocks of the pool.
-        num_kv_heads: Key and value heads of a layer.
         block_size: Tokens per block.
-        head_dim: Size of a head.
         dtype: Element type.
         device: Device of the caches.
 
     Returns:
-        Pairs (k_cache, v_cache), each `[num_blocks, num_kv_heads, block_size, head_dim]`.
+        Pairs (k_cache, v_cache), each `[num_blocks, num_heads, block_size, head_dim]`. For latents, `v_cache` is a view
+        of the first `latent_rank` numbers of `k_cache`.
     """
-    shape = (num_blocks, num_kv_heads, block_size, head_dim)
-    return [(_zeros(shape, dtype, device), _zeros(shape, dtype, device)) for _ in range(num_pairs)]
+    sizes = (num_blocks, shape.num_heads, block_size, shape.head_dim)
+
+    def pair() -> tuple[torch.Tensor, torch.Tensor]:
+        keys = _zeros(sizes, dtype, device)
+        return keys, keys[..., : shape.latent_rank] if shape.latent_rank else _zeros(sizes, dtype, device)
+
+    return [pair() for _ in range(shape.num_pairs)]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

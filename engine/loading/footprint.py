@@ -13,7 +13,7 @@ from ..device import LARGE_GPU_BYTES, Device
 from ..errors import ConfigError
 from ..kv_cache import LayerCache, kv_block_bytes, max_held_blocks
 from ..models import ModelOptions, build_model, load_hf_config
-from ..models.pp_stages import cache_groups, kv_cache_sizes
+from ..models.pp_stages import cache_groups, cache_shape
 from ..parallel.context import SINGLE
 from ..tasks.choose import choose_task
 from .capacity import Capacity, choose_max_model_len, most_num_seqs, plan_capacity
@@ -81,7 +81,7 @@ class Footprint:
         tensors = itertools.chain(model.parameters(), model.buffers())
         weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
-        block_bytes = kv_block_bytes(*kv_cache_sizes(model.spec, SINGLE), config.block_size, kv_dtype)
+        block_bytes = kv_block_bytes(cache_shape(model.spec, SINGLE), config.block_size, kv_dtype)
         caches = tuple(group.cache for group in cache_groups(model.spec))
         cache_bytes = _cache_bytes(config, device, weight_bytes, memory_bytes)
         max_positions = model.spec.max_position_embeddings

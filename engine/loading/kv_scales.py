@@ -26,7 +26,7 @@ from ..kv_cache.layout import allocate_kv_cache
 from ..layers import Attention, RotateAndStore, StoreOnly
 from ..layers.kv_scales import E4M3_MAX
 from ..models.decoder import Decoder
-from ..models.pp_stages import cache_groups, kv_cache_sizes
+from ..models.pp_stages import cache_groups, cache_shape
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +65,10 @@ def prepare_kv_scales(
         layer.rotate_and_store.register_forward_pre_hook(functools.partial(_choose_scales, layer, peaks, name))
         for name, layer in layers.items()
     ]
-    num_pairs, num_kv_heads, head_dim = kv_cache_sizes(model.spec, model.parallel)
     num_blocks = sum(tables.numel() for tables in batch.block_tables)
-    shape = (num_pairs, num_blocks, num_kv_heads, block_size, head_dim)
+    shape = cache_shape(model.spec, model.parallel)
     try:
-        model(batch, allocate_kv_cache(*shape, dtype=kv_dtype, device=device))
+        model(batch, allocate_kv_cache(shape, num_blocks, block_size, dtype=kv_dtype, device=device))
     finally:
         for hook in hooks:
             hook.remove()

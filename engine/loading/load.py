@@ -16,7 +16,7 @@ from ..device import Device, keep_freed_memory, memory_bytes
 from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
 from ..models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
-from ..models.pp_stages import cache_groups, kv_cache_sizes
+from ..models.pp_stages import cache_groups, cache_shape
 from ..parallel.context import SINGLE, ParallelContext
 from ..step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
 from ..step.decode_tape import DecodeTape
@@ -98,7 +98,7 @@ def load_runner(
     step_bytes = _step_bytes(config, device, model, task, num_tokens, kv_dtype)
     reserve = Reserve(step_bytes, _graph_bytes(config, device, task, most_seqs, model))
     spec = model.spec
-    block_bytes = kv_block_bytes(*kv_cache_sizes(spec, parallel), config.block_size, kv_dtype)
+    block_bytes = kv_block_bytes(cache_shape(spec, parallel), config.block_size, kv_dtype)
     caches = [group.cache for group in cache_groups(spec)]
     capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve, caches)
     _check_cache_memory(device, capacity.num_blocks, block_bytes)

@@ -12,7 +12,7 @@ from ...kernels import top_logprobs
 from ..batch import ForwardBatch
 from ..kv_cache.layout import allocate_kv_cache
 from ..models.decoder import Decoder
-from ..models.pp_stages import cache_groups, kv_cache_sizes
+from ..models.pp_stages import cache_groups, cache_shape
 from ..step.sampler import Sampler
 from ..step.tables import Tables
 from ..step.token_head import MAX_PROMPT_LOGITS
@@ -50,8 +50,7 @@ def run_largest_step(
     """
     spec, num_rows, num_groups = model.spec, max(num_seqs, MAX_PROMPT_LOGITS), len(cache_groups(model.spec))
     tables, sampler = Tables(num_rows, max_model_len, block_size, device, num_groups), Sampler(num_rows, device)
-    num_pairs, num_kv_heads, head_dim = kv_cache_sizes(spec, model.parallel)
-    kv_cache = allocate_kv_cache(num_pairs, 1, num_kv_heads, block_size, head_dim, dtype=kv_dtype, device=device)
+    kv_cache = allocate_kv_cache(cache_shape(spec, model.parallel), 1, block_size, dtype=kv_dtype, device=device)
     hidden = model(_prompts(num_tokens, max_model_len, block_size, num_groups, device), kv_cache)
     if not (model.parallel.is_last_stage and draws):
         return

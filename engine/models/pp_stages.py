@@ -7,10 +7,11 @@ from collections.abc import Collection
 
 from ..errors import ConfigError
 from ..kv_cache.groups import LayerCache, LayerGroup, cut_into_groups
+from ..kv_cache.layout import CacheShape
 from ..parallel.context import ParallelContext
 from .spec import DecoderSpec
 
-__all__ = ["cache_groups", "cache_pairs", "check_parallel", "kv_cache_sizes", "stage_layers"]
+__all__ = ["cache_groups", "cache_pairs", "cache_shape", "check_parallel", "stage_layers"]
 
 
 def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
@@ -64,10 +65,10 @@ def cache_pairs(spec: DecoderSpec, layers: Collection[int]) -> dict[int, int]:
     return dict(sorted(pairs.items()))
 
 
-def kv_cache_sizes(spec: DecoderSpec, parallel: ParallelContext) -> tuple[int, int, int]:
-    """Returns a rank's number of pairs of cache tensors, its number of key and value heads, and the size of a head."""
+def cache_shape(spec: DecoderSpec, parallel: ParallelContext) -> CacheShape:
+    """Returns what a rank stores of each token, in its layers and for its heads."""
     pairs = cache_pairs(spec, stage_layers(spec, parallel.pp_size)[parallel.pp_rank])
-    return max(pairs.values()) + 1, parallel.kv_shard(spec.num_kv_heads).length, spec.head_dim
+    return CacheShape(max(pairs.values()) + 1, parallel.kv_shard(spec.num_kv_heads).length, spec.head_dim)
 
 
 def _layer_cost(spec: DecoderSpec, layer: int) -> int:

@@ -17,7 +17,7 @@ from ..batch import GivenEmbeddings, KVCache
 from ..embeds.rows import SpanRows
 from ..kv_cache.layout import allocate_kv_cache
 from ..models.decoder import Decoder
-from ..models.pp_stages import cache_groups, kv_cache_sizes
+from ..models.pp_stages import cache_groups, cache_shape
 from ..parallel.context import SINGLE, ParallelContext
 from ..step_plan import StepPlan
 from .head import Draw, Head, RunningStep
@@ -80,10 +80,8 @@ class ModelRunner:
         parallel: ParallelContext = SINGLE,
     ) -> None:
         self.model = model
-        num_pairs, num_kv_heads, head_dim = kv_cache_sizes(model.spec, parallel)
-        self.kv_cache: KVCache = allocate_kv_cache(
-            num_pairs, num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, device=device
-        )
+        shape = cache_shape(model.spec, parallel)
+        self.kv_cache: KVCache = allocate_kv_cache(shape, num_blocks, block_size, dtype=dtype, device=device)
         self._tables = Tables(max_num_seqs, max_model_len, block_size, device, len(cache_groups(model.spec)))
         self._spans = SpanRows(device) if parallel.is_first_stage else None
         self._head = make_head(model, self._tables) if parallel.is_last_stage else None

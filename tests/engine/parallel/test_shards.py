@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from checkpoints import tiny_checkpoint, tiny_config
 from filling import load_weights
 from millrace.engine.errors import CheckpointError, ConfigError
+from millrace.engine.kv_cache import CacheShape
 from millrace.engine.models import build_model, describe_model, find_family, load_hf_config, load_model
-from millrace.engine.models.pp_stages import check_parallel, kv_cache_sizes, stage_layers
+from millrace.engine.models.pp_stages import cache_shape, check_parallel, stage_layers
 from millrace.engine.models.registry import names_in_checkpoint
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.parallel.shard import Shard
@@ -150,9 +151,9 @@ def test_a_name_that_no_rank_has_is_refused(tmp_path: Path) -> None:
 
 def test_a_rank_has_room_for_its_own_keys_only() -> None:
     spec = describe_model(tiny_config("llama", num_hidden_layers=6))
-    assert kv_cache_sizes(spec, ParallelContext()) == (6, 2, 16)
-    assert kv_cache_sizes(spec, ParallelContext.of_rank(0, 4, 2))[1:] == (1, 16)
-    layers = [kv_cache_sizes(spec, ParallelContext.of_rank(rank, 1, 3))[0] for rank in range(3)]
+    assert cache_shape(spec, ParallelContext()) == CacheShape(num_pairs=6, num_heads=2, head_dim=16)
+    assert cache_shape(spec, ParallelContext.of_rank(0, 4, 2)).num_heads == 1
+    layers = [cache_shape(spec, ParallelContext.of_rank(rank, 1, 3)).num_pairs for rank in range(3)]
     assert sum(layers) == 6
 
 

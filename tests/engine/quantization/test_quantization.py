@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from millrace.engine.errors import CheckpointError, ConfigError
-from millrace.engine.kv_cache.layout import allocate_kv_cache, kv_block_bytes
+from millrace.engine.kv_cache.layout import CacheShape, allocate_kv_cache, kv_block_bytes
 from millrace.engine.layers import GATES, InvariantLinear, Linear, Quantized
 from millrace.engine.layers import PLAIN as PLAIN_ROWS
 from millrace.engine.llm import LLM
@@ -258,9 +258,10 @@ def test_an_engine_of_integers_scores_as_one_of_full_precision(tmp_path: Path, e
 
 
 def test_an_8_bit_cache_takes_half_the_bytes_and_starts_as_zeros() -> None:
-    half, whole = (kv_block_bytes(2, 4, 64, 16, dtype) for dtype in (E4M3, torch.bfloat16))
+    shape = CacheShape(num_pairs=2, num_heads=4, head_dim=64)
+    half, whole = (kv_block_bytes(shape, 16, dtype) for dtype in (E4M3, torch.bfloat16))
     assert 2 * half == whole
-    cache = allocate_kv_cache(2, 3, 4, 16, 64, dtype=E4M3, device=torch.device("cpu"))
+    cache = allocate_kv_cache(shape, 3, 16, dtype=E4M3, device=torch.device("cpu"))
     assert len(cache) == 2
     for side in (side for layer in cache for side in layer):
         assert side.shape == (3, 4, 16, 64) and side.dtype == E4M3

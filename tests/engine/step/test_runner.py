@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from millrace.engine.config import EngineConfig
 from millrace.engine.device import Device, HostCopies, repeat_until_idle, to_device
 from millrace.engine.errors import ConfigError
-from millrace.engine.kv_cache.layout import allocate_kv_cache
+from millrace.engine.kv_cache.layout import CacheShape, allocate_kv_cache
 from millrace.engine.kv_cache.shared_prefix import MIN_READS_SAVED, SharedPrefix
 from millrace.engine.llm import LLM
 from millrace.engine.loading import load as loading
@@ -323,7 +323,7 @@ def resident_bytes() -> int:
 
 def test_a_cache_takes_no_memory_before_it_is_written():
     before = resident_bytes()
-    layers = allocate_kv_cache(4, 4096, 8, 16, 128, dtype=torch.bfloat16, device=CPU)
+    layers = allocate_kv_cache(CacheShape(4, 8, 128), 4096, 16, dtype=torch.bfloat16, device=CPU)
     assert sum(cache.nbytes for layer in layers for cache in layer) == 1 << 30
     assert resident_bytes() - before < 1 << 26
     assert not layers[3][1][-1].any()
