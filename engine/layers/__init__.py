@@ -13,8 +13,8 @@ from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import HeadNorm, LayerNorm, NoNorm, Norm, Reduce, RMSNorm
 from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
-from .scale import Scale
 from .router import Router, RouterSpec
+from .scale import Scale
 from .softcap import Softcap
 from .weight_slot import HasSlots, WeightSlot
 

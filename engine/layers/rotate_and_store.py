@@ -8,6 +8,7 @@ them for long contexts already.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +126,7 @@ class RotateAndStore(nn.Module):
         slots = torch.arange(num_tokens, device=key.device)
         weight = None if self.k_norm is None else self.k_norm.weight
         args = (key.clone(), key, value, *caches, slots, positions, self.table)  # queries would be changed in place
-        options = {"eps": self._eps, "interleaved": self.interleaved}
+        options: dict[str, Any] = {"eps": self._eps, "interleaved": self.interleaved}
         rope_and_store.plain(*args, q_weight=weight, k_weight=weight, **options)
         return caches.abs().amax((1, 3, 4))
 

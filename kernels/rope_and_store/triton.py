@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from itertools import product
 
 import triton
 import triton.language as tl
@@ -103,18 +104,15 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
     for dtype in ("fp32", "fp16", "bf16"):
         for cache in (dtype, e4m3_type(target)):
             for weight in dict.fromkeys((dtype, "fp32", None)):  # float32 is listed once
-                tiles = [
-                    (tile, pairing) for tile in (_tile(1, 0), _tile(128, 128), largest) for pairing in (False, True)
-                ]
-                for tile, interleaved in tiles:
-                    weights = dict.fromkeys(("q_weight_ptr", "k_weight_ptr"), weight and f"*{weight}")
+                weights = ("q_weight_ptr", "k_weight_ptr")
+                for tile, interleaved in product((_tile(1, 0), _tile(128, 128), largest), (False, True)):
                     types = dict.fromkeys(("query_ptr", "key_ptr", "value_ptr"), f"*{dtype}")
-                    types |= weights if weight else {}
+                    types |= dict.fromkeys(weights, f"*{weight}") if weight else {}
                     types |= dict.fromkeys(("k_cache_ptr", "v_cache_ptr"), f"*{cache}")
                     types |= {"cos_sin_ptr": "*fp32", "scales_ptr": "*fp32"}
                     types |= {"slot_ptr": "*i64", "positions_ptr": "*i64", "eps": "fp32"}
                     types |= dict.fromkeys((*_STRIDES, *_SIZES), "i32")
-                    constants = {**({} if weight else weights), **tile, "INTERLEAVED": interleaved}
+                    constants = {**({} if weight else dict.fromkeys(weights)), **tile, "INTERLEAVED": interleaved}
                     aligned = (*_STRIDES, "block_size", "head_dim", "half")
                     yield Specialisation(rope_and_store_kernel, types, constants, head_options(target), aligned)
 
