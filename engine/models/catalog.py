@@ -73,7 +73,13 @@ def _traits(spec: DecoderSpec) -> Iterator[str]:
         yield "full attention"
     if spec.attention.sinks:
         yield "sinks"
-    yield "rotary positions" if spec.rope is not None else "learned positions"
+    if any(spec.rope_of(layer) is not None for layer in range(spec.num_layers)):
+        yield "rotary positions"
+    if spec.position_offset is not None:
+        yield "learned positions"
+    if spec.experts is not None:
+        router = spec.experts.router
+        yield f"{router.num_choices} of {router.num_experts} experts"
 
 
 def _features(family: Family) -> dict[str, str]:

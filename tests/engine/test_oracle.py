@@ -17,7 +17,7 @@ NUM_BLOCKS = {"mistral": 24, "mixtral": 24, "starcoder2": 24}
 VOCAB = 256
 
 
-def mixed_prompts(num_prompts: int = 64, seed: int = 0) -> list[list[int]]:
+def mixed_prompts(num_prompts: int = 32, seed: int = 0) -> list[list[int]]:
     """Half of the prompts share a prefix; lengths go from 1 token to more than a step's budget."""
     rng = random.Random(seed)
     shared = [rng.randrange(VOCAB) for _ in range(37)]
@@ -29,8 +29,9 @@ def mixed_prompts(num_prompts: int = 64, seed: int = 0) -> list[list[int]]:
     return prompts
 
 
-@pytest.mark.parametrize("depth", [0, 1])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "depth"), [*((family, 1) for family in FAMILIES), ("llama", 0), ("gemma2", 0), ("mixtral", 0)]
+)
 def test_greedy_equals_hugging_face_under_pressure(family, depth, device, tiny_model, references):
     prompts = mixed_prompts()
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=3)
