@@ -134,6 +134,26 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "mixtral": ("mixtral", "MixtralForCausalLM", {**_EXPERTS, "num_local_experts": 5, "sliding_window": 6}),
+    "olmo": ("olmo", "OlmoForCausalLM", {**_SWIGLU, "clip_qkv": 1.0}),
+    "olmo2": ("olmo2", "Olmo2ForCausalLM", {**_SWIGLU, "attention_bias": True}),
+    "olmo3": (
+        "olmo3",
+        "Olmo3ForCausalLM",
+        {
+            **_SWIGLU,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 6,
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "original_max_position_embeddings": 64,
+                    "rope_theta": 1e4,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
     "opt-350m": ("opt", "OPTForCausalLM", {**_OPT, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
 }

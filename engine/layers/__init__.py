@@ -14,6 +14,8 @@ from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import HeadNorm, LayerNorm, NoNorm, Norm, Reduce, RMSNorm
 from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
 from .router import Router, RouterSpec
+from .norm import HeadNorm, LayerNorm, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
+from .rotate_and_store import CacheWriter, ClampAndStore, NormAndStore, RotateAndStore, StoreOnly, rotary_table
 from .scale import Scale
 from .softcap import Softcap
 from .weight_slot import HasSlots, WeightSlot
@@ -28,6 +30,8 @@ __all__ = [
     "ExpertMLP",
     "Experts",
     "FeedForward",
+    "CacheWriter",
+    "ClampAndStore",
     "GatedMLP",
     "HasSlots",
     "HeadNorm",
@@ -42,11 +46,13 @@ __all__ = [
     "NoNorm",
     "NoPositions",
     "Norm",
+    "NormAndStore",
     "PackedWeight",
     "Packs",
     "PlainMLP",
     "PostNormBlock",
     "PreNormBlock",
+    "ProjectionNorm",
     "Quantized",
     "RMSNorm",
     "Reduce",

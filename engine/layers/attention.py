@@ -18,7 +18,7 @@ from ..parallel.shard import Shard
 from .input_format import InputFormat, Rows
 from .kv_scales import KVScales
 from .linear import LinearBase
-from .rotate_and_store import RotateAndStore, StoreOnly
+from .rotate_and_store import CacheWriter
 from .weight_slot import WeightSlot
 
 __all__ = ["Attention", "Heads"]
@@ -65,7 +65,7 @@ class Attention(nn.Module):
         *,
         qkv: LinearBase,
         out: LinearBase,
-        rotate_and_store: RotateAndStore | StoreOnly,
+        rotate_and_store: CacheWriter,
         kv_scales: KVScales,
         scale: float,
         softcap: float,

@@ -17,14 +17,18 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ...kernels import layer_norm
+from ...kernels import layer_norm, rms_norm
+from ..parallel.shard import Shard
 from .input_format import PLAIN, InputFormat, Rows
 from .weight_slot import WeightSlot
 
-__all__ = ["HeadNorm", "LayerNorm", "NoNorm", "Norm", "RMSNorm", "Reduce"]
+__all__ = ["Gather", "HeadNorm", "LayerNorm", "NoNorm", "Norm", "ProjectionNorm", "RMSNorm", "Reduce"]
 
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 """Replaces a tensor by its sum over the ranks of the pp stage and returns it; all ranks get the same bits."""
+
+Gather: TypeAlias = Callable[[Tensor], Tensor]
+"""Concatenates the columns of the ranks of the pp stage: `[rows, columns]` to `[rows, tp_size * columns]`."""
 
 
 class RMSNorm(nn.Module):
@@ -132,6 +136,49 @@ class HeadNorm(nn.Module):
 
 def _plus_one(weight: Tensor) -> tuple[Tensor, ...]:
     return (weight.float() + 1,)
+
+
+class ProjectionNorm(nn.Module):
+    """Divides the heads of a token by the root mean square of the numbers of all of them, and scales each number.
+
+    Ranks that share out the heads gather them, so that the result has the bits of a single rank, in any batch.
+
+    Args:
+        heads: The heads of this rank among those of the model.
+        head_dim: Size of a head.
+        eps: Number that is added to the mean square.
+        dtype: Number type of `weight`.
+        device: Device of `weight`. Its memory is not initialised.
+        gather: Joins the heads of all ranks; None if this rank has them all.
+    """
+
+    def __init__(
+        self,
+        heads: Shard,
+        head_dim: int,
+        *,
+        eps: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        gather: Gather | None = None,
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gather = gather
+        self._own = heads.times(head_dim)
+        self.weight = nn.Parameter(torch.empty(self._own.size, dtype=dtype, device=device), requires_grad=False)
+
+    def forward(self, heads: Tensor) -> None:
+        """Norms `heads` `[num_tokens, num_heads, head_dim]` in place; the heads of a token are consecutive memory."""
+        own = heads.flatten(1)
+        rows = own if self.gather is None else self._all_heads(self.gather(own))
+        normed, _ = rms_norm(rows, self.weight, self.eps)
+        own.copy_(normed[:, self._own.start : self._own.start + self._own.length])
+
+    def _all_heads(self, gathered: Tensor) -> Tensor:
+        """Returns the heads of the model in order, `[num_tokens, size]`; neighbouring ranks may have the same ones."""
+        parts = gathered.unflatten(1, (-1, self._own.length))
+        return parts[:, :: parts.shape[1] // self._own.count].flatten(1)
 
 
 class NoNorm(nn.Module):

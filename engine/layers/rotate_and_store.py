@@ -8,15 +8,15 @@ them for long contexts already.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import rope_and_store, store_kv
-from .norm import HeadNorm
+from .norm import HeadNorm, ProjectionNorm
 
-__all__ = ["RotateAndStore", "StoreOnly", "rotary_table"]
+__all__ = ["CacheWriter", "ClampAndStore", "NormAndStore", "RotateAndStore", "StoreOnly", "rotary_table"]
 
 
 def rotary_table(
@@ -152,3 +152,60 @@ class StoreOnly(nn.Module):
     def stored_peaks(self, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
         """As `RotateAndStore.stored_peaks`."""
         return torch.stack((key, value)).float().abs().amax((1, 3))
+
+
+class NormAndStore(nn.Module):
+    """Norms queries and keys by modules of their own, then rotates and stores.
+
+    Args:
+        q_norm: Norms all queries of a token, in place.
+        k_norm: Norms all keys of a token, in place.
+        store: The module that rotates and stores.
+    """
+
+    def __init__(self, q_norm: ProjectionNorm, k_norm: ProjectionNorm, store: RotateAndStore | StoreOnly) -> None:
+        super().__init__()
+        self.q_norm = q_norm
+        self.k_norm = k_norm
+        self.store = store
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor, **options: Any) -> None:
+        """As `RotateAndStore.forward`, which describes the arguments; keys are changed in place too."""
+        self.q_norm(query)
+        self.k_norm(key)
+        self.store(query, key, value, *rest, **options)
+
+    def stored_peaks(self, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
+        """As `RotateAndStore.stored_peaks`."""
+        key = key.clone(memory_format=torch.contiguous_format)
+        self.k_norm(key)
+        return self.store.stored_peaks(key, value, positions)
+
+
+class ClampAndStore(nn.Module):
+    """Clamps queries, keys and values, then rotates and stores.
+
+    Args:
+        limit: The largest absolute value.
+        store: The module that rotates and stores.
+    """
+
+    def __init__(self, limit: float, store: RotateAndStore | StoreOnly) -> None:
+        super().__init__()
+        self.limit = limit
+        self.store = store
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *rest: Tensor, **options: Any) -> None:
+        """As `RotateAndStore.forward`, which describes the arguments; keys and values are changed in place too."""
+        for heads in (query, key, value):
+            heads.clamp_(-self.limit, self.limit)
+        self.store(query, key, value, *rest, **options)
+
+    def stored_peaks(self, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
+        """As `RotateAndStore.stored_peaks`."""
+        key, value = (heads.clamp(-self.limit, self.limit) for heads in (key, value))
+        return self.store.stored_peaks(key, value, positions)
+
+
+CacheWriter: TypeAlias = RotateAndStore | StoreOnly | NormAndStore | ClampAndStore
+"""Any module that writes keys and values to the cache, after what the model does to them and to the queries."""

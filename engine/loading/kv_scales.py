@@ -23,7 +23,7 @@ from torch import Tensor
 from ..batch import ForwardBatch
 from ..errors import CheckpointError
 from ..kv_cache.layout import allocate_kv_cache
-from ..layers import Attention, RotateAndStore, StoreOnly
+from ..layers import Attention, CacheWriter
 from ..layers.kv_scales import E4M3_MAX
 from ..models.decoder import Decoder
 from ..models.pp_stages import cache_groups, cache_shape
@@ -79,7 +79,7 @@ def _choose_scales(
     layer: Attention,
     peaks: dict[str, Tensor],
     name: str,
-    module: RotateAndStore | StoreOnly,
+    module: CacheWriter,
     arguments: tuple[Tensor, ...],
 ) -> None:
     """Chooses the scales of a layer from the arguments of its `rotate_and_store`, and keeps the peaks of its heads."""

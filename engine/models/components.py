@@ -6,6 +6,7 @@ the kind of model.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from ..layers import (
     MLP,
     PLAIN,
     Attention,
+    CacheWriter,
+    ClampAndStore,
     ExpertMLP,
     Experts,
     FeedForward,
@@ -32,9 +35,11 @@ from ..layers import (
     NoNorm,
     NoPositions,
     Norm,
+    NormAndStore,
     PlainMLP,
     PostNormBlock,
     PreNormBlock,
+    ProjectionNorm,
     Reduce,
     RMSNorm,
     RotateAndStore,
@@ -200,13 +205,14 @@ class Components:
         to_attention, to_mlp = attention.input_format, mlp.input_format
         if self._spec.norm_placement == "after":
             return PostNormBlock(attention, mlp, self._norm(sums=True), self._norm(sums=True))
-        if self._spec.norm_placement == "both":
+        if self._spec.norm_placement in ("output", "both"):
+            is_both = self._spec.norm_placement == "both"
             return SandwichBlock(
                 attention,
                 mlp,
-                attention_norm=self._norm(sums=False, output=to_attention),
+                attention_norm=self._norm(sums=False, output=to_attention) if is_both else NoNorm(),
                 attention_out_norm=self._norm(sums=True),
-                mlp_norm=self._norm(sums=False, output=to_mlp),
+                mlp_norm=self._norm(sums=False, output=to_mlp) if is_both else NoNorm(),
                 mlp_out_norm=self._norm(sums=True),
             )
         # The other layers follow a feed-forward network, of whose result every rank has one addend.
@@ -248,17 +254,31 @@ class Components:
             deterministic=self._options.deterministic,
         )
 
-    def _rotate_and_store(self, layer_idx: int) -> RotateAndStore | StoreOnly:
-        rope = self._spec.rope_of(layer_idx)
-        if rope is None:
-            return StoreOnly()
-        norms = self._head_norm(), self._head_norm()
-        return RotateAndStore(self._rotary_table(rope), *norms, interleaved=rope.interleaved)
+    def _rotate_and_store(self, layer_idx: int) -> CacheWriter:
+        spec, parallel, rope = self._spec, self._parallel, self._spec.rope_of(layer_idx)
+        store: RotateAndStore | StoreOnly = StoreOnly()
+        if rope is not None:
+            store = RotateAndStore(self._rotary_table(rope), *self._head_norms(), interleaved=rope.interleaved)
+        if spec.qkv_limit:
+            return ClampAndStore(spec.qkv_limit, store)
+        if not spec.qk_norm or spec.qk_norm_form == "head":
+            return store
+        heads = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
+        return NormAndStore(*(self._projection_norm(shard) for shard in heads), store)
 
-    def _head_norm(self) -> HeadNorm | None:
+    def _projection_norm(self, heads: Shard) -> ProjectionNorm:
+        """Makes the norm of all query heads or of all key heads of a token; every rank has its whole weight."""
+        gather = self._parallel.all_gather if self._parallel.tp_size > 1 else None
+        options: dict[str, Any] = {"dtype": self._dtype, "device": self._device, "gather": gather}
+        return ProjectionNorm(heads, self._spec.head_dim, eps=self._spec.norm_eps, **options)
+
+    def _head_norms(self) -> Iterable[HeadNorm | None]:
+        """Makes the weights of the norms of query and key heads, which the rotation computes; None if it does not."""
+        fused = self._spec.qk_norm and self._spec.qk_norm_form == "head"
+        return (self._head_norm() if fused else None for _ in range(2))
+
+    def _head_norm(self) -> HeadNorm:
         spec = self._spec
-        if not spec.qk_norm:
-            return None
         options: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
         return HeadNorm(spec.head_dim, eps=spec.norm_eps, unit_offset=spec.norm_unit_offset, **options)
 

@@ -92,12 +92,14 @@ class DecoderSpec:
         norm_affine: Whether layer norms scale and shift.
         norm_unit_offset: Whether root-mean-square norms, also those of heads, scale by `1 + weight`.
         norm_placement: `"before"` norms the input of each sublayer, `"after"` the sum of its input and its output,
-            `"both"` its input and its output.
+            `"output"` its output, `"both"` its input and its output.
         final_norm: Whether a norm follows the last layer.
         qkv_bias: Whether query, key and value projections have biases.
         attention_out_bias: Whether the attention's output projection has a bias.
         mlp_bias: Whether the feed-forward projections have biases.
-        qk_norm: Whether each query and key head is normed before the rotation.
+        qk_norm: Whether queries and keys are normed before the rotation.
+        qk_norm_form: `"head"` norms each head, `"projection"` all query heads of a token together, and all key heads.
+        qkv_limit: Largest absolute value of queries, keys and values, to which others are clamped; 0 for no limit.
         gated_mlp: Whether feed-forward networks are gated; otherwise they have two projections and an activation.
         activation: Key of `layers.GATES` if gated, else of `layers.ACTIVATIONS`.
         rope: Parameters of rotary positions in all layers; None for a model without them.
@@ -130,12 +132,14 @@ class DecoderSpec:
     norm_eps: float
     norm_affine: bool = True
     norm_unit_offset: bool = False
-    norm_placement: Literal["before", "after", "both"] = "before"
+    norm_placement: Literal["before", "after", "output", "both"] = "before"
     final_norm: bool = True
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    qk_norm_form: Literal["head", "projection"] = "head"
+    qkv_limit: float = 0.0
     gated_mlp: bool
     activation: str
     experts: ExpertsSpec | None = None
@@ -152,7 +156,9 @@ class DecoderSpec:
         assert self.num_heads % self.num_kv_heads == 0
         assert not self.layer_ropes or (self.rope is None and len(self.layer_ropes) == self.num_layers)
         ropes = self.layer_ropes or (self.rope,)
-        assert not self.qk_norm or None not in ropes, "norms of heads come with rotary positions"
+        fused = self.qk_norm and self.qk_norm_form == "head"
+        assert not fused or None not in ropes, "norms of heads come with rotary positions"
+        assert not (self.qk_norm and self.qkv_limit), "no model has both"
         assert self.residual_scale == 1 or self.norm_placement == "before", "only these blocks scale their sublayers"
         assert self.logit_scale == 1 or not self.logit_softcap, "no model has both"
 

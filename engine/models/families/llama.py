@@ -11,7 +11,7 @@ from ..hf_config import attention_windows, flag, head_counts, one_of, positive_f
 from ..rope import rope_fields, rope_max_positions
 from ..spec import DecoderSpec
 
-__all__ = ["FAMILIES", "WEIGHTS", "gated_fields", "llama_spec", "mistral_spec"]
+__all__ = ["FAMILIES", "WEIGHTS", "gated_fields", "llama_spec", "mistral_spec", "rotary_fields"]
 
 WEIGHTS = WeightMap(
     prefixes=("model.",),
@@ -37,13 +37,13 @@ WEIGHTS = WeightMap(
 )
 
 
-def gated_fields(config: Any, *, activation_field: str = "hidden_act", partial_rotary: bool = False) -> dict[str, Any]:
-    """Returns the `DecoderSpec` fields that are read alike for all models with RMSNorm, RoPE and a gated network.
+def rotary_fields(config: Any, *, partial: bool = False, tied: bool = False) -> dict[str, Any]:
+    """Returns the `DecoderSpec` fields that are read alike for all models with rotary positions.
 
     Args:
         config: A transformers config.
-        activation_field: Name of the field with the activation of the feed-forward network.
-        partial_rotary: Whether models of the architecture can rotate a part of each head.
+        partial: Whether models of the architecture can rotate a part of each head.
+        tied: Whether the head is tied to the embedding in a config that does not say it.
     """
     return {
         "vocab_size": positive_int(config, "vocab_size"),
@@ -53,12 +53,25 @@ def gated_fields(config: Any, *, activation_field: str = "hidden_act", partial_r
         **head_counts(config),
         "max_position_embeddings": rope_max_positions(config),
         "embedding_size": config.hidden_size,
-        "tie_word_embeddings": flag(config, "tie_word_embeddings", False),
+        "tie_word_embeddings": flag(config, "tie_word_embeddings", tied),
+        **rope_fields(config, partial=partial),
+    }
+
+
+def gated_fields(config: Any, *, activation_field: str = "hidden_act", partial_rotary: bool = False) -> dict[str, Any]:
+    """Returns the `DecoderSpec` fields that are read alike for all models with RMSNorm, RoPE and a gated network.
+
+    Args:
+        config: A transformers config.
+        activation_field: Name of the field with the activation of the feed-forward network.
+        partial_rotary: Whether models of the architecture can rotate a part of each head.
+    """
+    return {
+        **rotary_fields(config, partial=partial_rotary),
         "rms_norm": True,
         "norm_eps": positive_float(config, "rms_norm_eps", most=1.0),
         "gated_mlp": True,
         "activation": one_of(config, activation_field, tuple(GATES)),
-        **rope_fields(config, partial=partial_rotary),
     }
 
 
