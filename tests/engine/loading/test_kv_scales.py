@@ -91,7 +91,7 @@ def has_keys_of_any_size(family: str) -> bool:
     return not spec.qk_norm and not spec.qkv_limit
 
 
-@pytest.mark.parametrize("family", filter(has_keys_of_any_size, FAMILIES))
+@pytest.mark.parametrize("family", list(filter(has_keys_of_any_size, FAMILIES)))
 def test_scales_are_powers_of_two_so_keys_of_any_size_are_rounded_alike(tmp_path, family):
     small, large = (tiny_checkpoint(tmp_path / name, family) for name in ("small", "large"))
     with_large_keys(large, shift=0.0)
