@@ -178,13 +178,12 @@ def rope_and_store_kernel(  # type: ignore[no-untyped-def]
         to = slot_offset(slot, block_stride, slot_stride, block_size) + head * head_stride
         is_head = head < tl.where(slot >= 0, num_kv_heads, 0)
         is_scaled = head < tl.where(slot >= 0, num_kv_heads * has_scales, 0)
-        scale_ptr = scales_ptr + head
         _norm_and_rotate(
-            head_ptr, k_cache_ptr + to, is_head, k_weight_ptr, table_ptr, scale_ptr, is_scaled, head_dim, half, eps,
-            HALF, REST, INTERLEAVED,
+            head_ptr, k_cache_ptr + to, is_head, k_weight_ptr, table_ptr, scales_ptr + head, is_scaled, head_dim, half,
+            eps, HALF, REST, INTERLEAVED,
         )  # fmt: skip
         head_ptr = value_ptr + token * value_stride + head * value_head
-        _copy(head_ptr, v_cache_ptr + to, is_head, scale_ptr + num_kv_heads, is_scaled, head_dim, BLOCK)
+        _copy(head_ptr, v_cache_ptr + to, is_head, scales_ptr + num_kv_heads + head, is_scaled, head_dim, BLOCK)
 
 
 @triton.jit
