@@ -11,8 +11,8 @@ first numbers of its rotated pairs, the second ones and the rest, so that a rota
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
-from itertools import product
 
 import triton
 import triton.language as tl
@@ -95,26 +95,28 @@ _STRIDES = (
     *("query_stride", "query_head", "key_stride", "key_head", "value_stride", "value_head"),
     *("block_stride", "head_stride", "slot_stride"),
 )
+_WEIGHTS = ("q_weight_ptr", "k_weight_ptr")
 _SIZES = ("block_size", "num_heads", "num_kv_heads", "num_query_groups", "head_dim", "half", "has_scales")
 
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
     """Yields the specialisations of the kernel for a target: heads of up to 512 numbers, rotated wholly or in part."""
     largest = {**_tile(512, 512), "REST": 512}  # no head is that large in both parts
+    tiles = (_tile(1, 0), _tile(128, 128), largest)
     for dtype in ("fp32", "fp16", "bf16"):
-        for cache in (dtype, e4m3_type(target)):
-            for weight in dict.fromkeys((dtype, "fp32", None)):  # float32 is listed once
-                weights = ("q_weight_ptr", "k_weight_ptr")
-                for tile, interleaved in product((_tile(1, 0), _tile(128, 128), largest), (False, True)):
-                    types = dict.fromkeys(("query_ptr", "key_ptr", "value_ptr"), f"*{dtype}")
-                    types |= dict.fromkeys(weights, f"*{weight}") if weight else {}
-                    types |= dict.fromkeys(("k_cache_ptr", "v_cache_ptr"), f"*{cache}")
-                    types |= {"cos_sin_ptr": "*fp32", "scales_ptr": "*fp32"}
-                    types |= {"slot_ptr": "*i64", "positions_ptr": "*i64", "eps": "fp32"}
-                    types |= dict.fromkeys((*_STRIDES, *_SIZES), "i32")
-                    constants = {**({} if weight else dict.fromkeys(weights)), **tile, "INTERLEAVED": interleaved}
-                    aligned = (*_STRIDES, "block_size", "head_dim", "half")
-                    yield Specialisation(rope_and_store_kernel, types, constants, head_options(target), aligned)
+        caches = (dtype, e4m3_type(target))
+        # Weights of the model, of a norm by `1 + weight` (whose models rotate halves), and none.
+        forms = dict.fromkeys(((dtype, False), (dtype, True), ("fp32", False), (None, False), (None, True)))
+        for cache, (weight, interleaved), tile in itertools.product(caches, forms, tiles):
+            types = dict.fromkeys(("query_ptr", "key_ptr", "value_ptr"), f"*{dtype}")
+            types |= dict.fromkeys(("k_cache_ptr", "v_cache_ptr"), f"*{cache}")
+            types |= {"cos_sin_ptr": "*fp32", "scales_ptr": "*fp32"}
+            types |= {"slot_ptr": "*i64", "positions_ptr": "*i64", "eps": "fp32"}
+            types |= dict.fromkeys((*_STRIDES, *_SIZES), "i32")
+            types |= dict.fromkeys(_WEIGHTS, f"*{weight}") if weight else {}
+            constants = {**({} if weight else dict.fromkeys(_WEIGHTS)), **tile, "INTERLEAVED": interleaved}
+            aligned = (*_STRIDES, "block_size", "head_dim", "half")
+            yield Specialisation(rope_and_store_kernel, types, constants, head_options(target), aligned)
 
 
 _VARYING_SIZES = ("num_heads", "num_kv_heads", "num_query_groups", "has_scales")
