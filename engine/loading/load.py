@@ -55,7 +55,8 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
     options = ModelOptions(head=choose_task(config, hf_config).model_head)
     model = build_model(hf_config, dtype, "meta", options, parallel)
-    save_sharded_state(model, locate_model(config.model), find_family(hf_config).weights, parallel, folder)
+    weights = find_family(hf_config).weight_map(model.spec)
+    save_sharded_state(model, locate_model(config.model), weights, parallel, folder)
 
 
 def load_runner(

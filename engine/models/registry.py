@@ -122,7 +122,8 @@ def load_model(
     if options.load_format == "auto":
         elsewhere = names_in_checkpoint(hf_config, dtype, options) if parallel.num_ranks > 1 else set()
         names = elsewhere | options.unused_weights
-        sources = match_weights(weight_slots(sketch), folder, find_family(hf_config).weights, names)
+        weights = find_family(hf_config).weight_map(sketch.spec)
+        sources = match_weights(weight_slots(sketch), folder, weights, names)
     model = build_model(hf_config, dtype, device, options, parallel)
     if options.load_format == "dummy":
         load_dummy_weights(model)

@@ -11,7 +11,7 @@ import logging
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -24,8 +24,10 @@ from ..errors import CheckpointError, quote
 from ..layers import WeightSlot
 from ..storage import Location, read_json_object
 from .model_slots import weight_slots
-from .remote import RemoteTensor, iter_remote_tensors
+from .remote import iter_remote_tensors
 from .scale_names import scale_names
+from .tensor_layout import TensorLayout
+from .tensor_view import StoredTensor
 
 __all__ = [
     "Sources",
@@ -36,6 +38,7 @@ __all__ = [
     "iter_safetensors",
     "iter_tensors",
     "load_dummy_weights",
+    "match_tensor",
     "match_weights",
     "read_part",
 ]
@@ -51,9 +54,6 @@ _DUMMY_SCALE = 0.02
 MAX_NAME_CHARS = 80
 """Most characters of a name of a tensor or a file that are shown."""
 
-StoredTensor: TypeAlias = Tensor | RemoteTensor
-"""A tensor whose numbers are read when they are used, from a mapped file or from a URL."""
-
 Sources: TypeAlias = Mapping[str, list[tuple[str, StoredTensor]]]
 """Our name of a weight -> names and tensors of the checkpoint for it, which are two or more if weights are tied."""
 
@@ -65,12 +65,14 @@ class WeightMap:
     Attributes:
         prefixes: Prefixes of names in checkpoints. The first prefix with which a name begins is removed.
         modules: Name of a module in checkpoints -> our name.
-        ignored: Modules in checkpoints whose tensors are not loaded, because we compute their values.
+        ignored: Modules and tensors in checkpoints that are not loaded, because we compute their values.
+        layouts: Layouts of the tensors of modules in checkpoints that are not stored as ours are.
     """
 
     prefixes: tuple[str, ...]
     modules: Mapping[str, str]
     ignored: tuple[str, ...] = ()
+    layouts: Mapping[str, TensorLayout] = field(default_factory=dict)
 
     def ours(self, name: str) -> str | None:
         """Returns our name for a checkpoint's tensor; None for a tensor that is ignored.
@@ -81,20 +83,26 @@ class WeightMap:
         Raises:
             KeyError: The family has no tensor of this name.
         """
-        prefix = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
-        module, indices, leaf = _split_name(name.removeprefix(prefix))
-        return None if module in self.ignored else _join_name(self.modules[module], indices, leaf)
+        module, indices, leaf = self._split(name)
+        is_ignored = module in self.ignored or f"{module}.{leaf}" in self.ignored
+        return None if is_ignored else _join_name(self.modules[module], indices, leaf)
 
     def all_ours(self, name: str) -> list[str]:
-        """Returns our names for a checkpoint's tensor: none if it is ignored, two for one scale of keys and values.
+        """Returns our names for a checkpoint's tensor.
 
-        Args:
-            name: The checkpoint's name.
+        Returns:
+            No name if the tensor is ignored, two for one scale of keys and values, one for each part of a fused tensor.
 
         Raises:
             KeyError: The family has no tensor of this name.
         """
-        return [ours for each in scale_names(name) if (ours := self.ours(each)) is not None]
+        found = [ours for each in scale_names(name) if (ours := self.ours(each)) is not None]
+        layout = self.layout(name)
+        return found if layout is None else [part for ours in found for part in layout.names(ours)]
+
+    def layout(self, name: str) -> TensorLayout | None:
+        """Returns the layout of a checkpoint's tensor; None if the tensor is stored as ours is."""
+        return self.layouts.get(self._split(name)[0])
 
     def theirs(self, name: str) -> str:
         """Returns the name that a weight of our model has in checkpoints, without the prefix; reverses `ours`.
@@ -103,8 +111,15 @@ class WeightMap:
             name: Our name, e.g. `layers.0.attention.qkv.query.weight`.
         """
         module, indices, leaf = _split_name(name)
-        theirs = next((their for their, our in self.modules.items() if our == module), module)
-        return _join_name(theirs, indices, leaf)
+        of_ours = {our: their for their, our in reversed(self.modules.items())}
+        for their, layout in self.layouts.items():
+            of_ours |= dict.fromkeys((f"{self.modules[their]}.{part}" for part in layout.parts), their)
+        return _join_name(of_ours.get(module, module), indices, leaf)
+
+    def _split(self, name: str) -> tuple[str, list[str], str]:
+        """Returns the module of a checkpoint's tensor without the prefix, its indices, and the leaf of its name."""
+        prefix = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
+        return _split_name(name.removeprefix(prefix))
 
 
 def _split_name(name: str) -> tuple[str, list[str], str]:
@@ -148,13 +163,13 @@ def match_weights(
     unexpected = []
     for name, tensor in iter_tensors(folder):
         try:
-            found = weights.all_ours(name)
+            found = match_tensor(slots, weights, name, tensor)
         except KeyError:
             unexpected.append(name)
             continue
-        for ours in found:
+        for ours, part in found:
             if ours in slots:
-                sources.setdefault(ours, []).append((name, tensor))
+                sources.setdefault(ours, []).append((name, part))
             elif ours not in elsewhere:
                 unexpected.append(name)
     filled = {slots[ours].key for ours in sources}
@@ -168,6 +183,28 @@ def match_weights(
         for name, tensor in sources.get(ours, ()):
             _check_fits(slot, name, tensor)
     return sources
+
+
+def match_tensor(
+    slots: Mapping[str, WeightSlot], weights: WeightMap, name: str, tensor: StoredTensor
+) -> list[tuple[str, StoredTensor]]:
+    """Returns our name of every part of a checkpoint's tensor, and the part itself.
+
+    Args:
+        slots: The weight slots of the model by our names. A tensor whose parts have none is not cut.
+        weights: The names of the model's weights in the checkpoint.
+        name: The checkpoint's name.
+        tensor: The checkpoint's tensor.
+
+    Raises:
+        KeyError: The family has no tensor of this name.
+        CheckpointError: A tensor that is to be cut has a wrong shape.
+    """
+    names, layout = weights.all_ours(name), weights.layout(name)
+    if layout is None or not all(ours in slots for ours in names):
+        return [(ours, tensor) for ours in names]
+    parts = layout.cut(name, tensor, [slots[ours].whole_shape for ours in names])
+    return list(zip(names, parts, strict=True))
 
 
 def fill_slots(slots: Mapping[str, WeightSlot], sources: Sources) -> None:
@@ -236,8 +273,9 @@ def _check_fits(slot: WeightSlot, name: str, tensor: StoredTensor) -> None:
 def _listed(names: list[str], limit: int = 12) -> str:
     if not names:
         return "none"
+    names = sorted(set(names))  # The parts of a fused tensor have one name.
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(name[:MAX_NAME_CHARS] for name in sorted(names)[:limit]) + rest
+    return ", ".join(name[:MAX_NAME_CHARS] for name in names[:limit]) + rest
 
 
 def checkpoint_files(folder: str | Path | Location) -> list[Location]:
@@ -293,9 +331,9 @@ def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTen
 
 
 def read_part(slot: WeightSlot, tensor: StoredTensor) -> Tensor:
-    """Returns the part of a stored tensor that fills a weight slot: a view of a mapped file, or read from a URL."""
+    """Returns the part of a stored tensor that fills a weight slot: a view of a mapped file, or read now."""
     part = slot.cut(tensor)
-    return part.read() if isinstance(part, RemoteTensor) else part
+    return part if isinstance(part, Tensor) else part.read()
 
 
 def _place(folder: str | Path | Location) -> Location:

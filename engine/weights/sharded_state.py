@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, ConfigError
 from ..parallel.context import ParallelContext
 from ..storage import Location
-from .checkpoint import StoredTensor, WeightMap, fill_slots, iter_safetensors, iter_tensors, read_part
+from .checkpoint import StoredTensor, WeightMap, fill_slots, iter_safetensors, iter_tensors, match_tensor, read_part
 from .model_slots import weight_slots
 from .remote import iter_remote_tensors, read_metadata
 
@@ -51,10 +51,10 @@ def save_sharded_state(
     part: dict[str, Tensor] = {}
     num_parts = 0
     for name, tensor in iter_tensors(folder):
-        for ours in weights.all_ours(name):
+        for ours, stored in match_tensor(slots, weights, name, tensor):
             if ours in slots:
                 dtype = slots[ours].targets[0].dtype
-                kept = read_part(slots[ours], tensor)
+                kept = read_part(slots[ours], stored)
                 part[ours] = kept.to(dtype, copy=True, memory_format=torch.contiguous_format)
         if sum(tensor.nbytes for tensor in part.values()) >= MAX_FILE_BYTES:
             _write(part, target, parallel, num_parts)

@@ -26,7 +26,7 @@ def with_sinks(folder: Path, scores: float) -> Decoder:
     spec = replace(describe_model(config), attention=AttentionSpec(sinks=True))
     model = Decoder(spec, dtype=torch.float32, device=CPU)
     plain = Decoder(describe_model(config), dtype=torch.float32, device=CPU)
-    load_weights(plain, folder, find_family(config).weights)
+    load_weights(plain, folder, find_family(config).weight_map(describe_model(config)))
     missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
     assert missing == [f"layers.{i}.attention.sinks" for i in range(spec.num_layers)] and not unexpected
     for name in missing:
@@ -44,7 +44,7 @@ def test_a_sink_takes_its_share_of_the_softmax(tmp_path: Path, schedule: str) ->
     folder = tiny_checkpoint(tmp_path, "llama")
     config = load_hf_config(folder)
     plain = Decoder(describe_model(config), dtype=torch.float32, device=CPU)
-    load_weights(plain, folder, find_family(config).weights)
+    load_weights(plain, folder, find_family(config).weight_map(describe_model(config)))
     expected = run(plain, schedule)
     # A score of minus infinity has no share; one of 1e4 has all of it, so attention adds nothing to the residual.
     torch.testing.assert_close(run(with_sinks(folder, -torch.inf), schedule), expected, rtol=1e-5, atol=1e-5)

@@ -133,7 +133,7 @@ def test_without_causality_a_token_sees_later_tokens_up_to_its_window(
     spec = describe_model(config)
     spec = replace(spec, attention=replace(spec.attention, causal=False))
     model = Decoder(spec, dtype=torch.float32, device=torch.device("cpu"))
-    load_weights(model, folder, find_family(config).weights, set())
+    load_weights(model, folder, find_family(config).weight_map(describe_model(config)), set())
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     for ours, tokens in zip(
         PagedSequences(model, sequences, torch.float32).run(SCHEDULES["prefill"]()), sequences, strict=True

@@ -104,7 +104,7 @@ def test_what_cannot_be_cut_is_said(tp_size: int, pp_size: int, message: str) ->
 def test_the_parts_of_all_ranks_are_the_checkpoint(tiny_model, family: str, tp_size: int, pp_size: int) -> None:
     folder = tiny_model(family)
     config = load_hf_config(folder)
-    weights, whole = find_family(config).weights, {}
+    weights, whole = find_family(config).weight_map(describe_model(config)), {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         whole[weights.ours(name)] = tensor
     seen = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}

@@ -20,6 +20,7 @@ from millrace.engine.errors import CheckpointError
 from millrace.engine.storage import Location
 from millrace.engine.weights.checkpoint import iter_tensors
 from millrace.engine.weights.remote import RemoteTensor, iter_remote_tensors, read_metadata
+from millrace.engine.weights.tensor_layout import TensorLayout
 from s3 import CREDENTIALS, S3Server
 
 PROMPTS = ["The mill wheel", "Rows stream in", "0 1 2 3"]
@@ -96,6 +97,10 @@ def test_of_a_part_along_the_first_dimension_only_its_bytes_are_read(tmp_path: P
     tensor = RemoteTensor(Counted(str(tmp_path / "x")), 6, torch.bfloat16, values.shape, ((0, 64), (0, 8)))
     assert torch.equal(tensor.narrow(0, 16, 16).read(), values[16:32])
     assert reads == [(6 + 16 * 16, 6 + 32 * 16)]
+    _, up = TensorLayout(("gate", "up"), num_groups=16).cut("x", tensor, [torch.Size((32, 8))] * 2)
+    reads.clear()
+    assert torch.equal(up.narrow(0, 8, 4).read(), values[[18, 19, 22, 23]])
+    assert reads == [(6 + 18 * 16, 6 + 24 * 16)]
 
 
 def test_tensors_that_ranks_shard_run_from_a_bucket(

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from filling import load_weights
 from millrace.engine.errors import CheckpointError
-from millrace.engine.layers import WeightSlot
+from millrace.engine.layers import Linear, WeightSlot
 from millrace.engine.models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
+from millrace.engine.parallel.shard import Shard
 from millrace.engine.quantization.schemes.fp8 import Fp8Linear
 from millrace.engine.weights import checkpoint
 from millrace.engine.weights.checkpoint import (
@@ -27,6 +28,7 @@ from millrace.engine.weights.checkpoint import (
     load_dummy_weights,
 )
 from millrace.engine.weights.model_slots import weight_slots
+from millrace.engine.weights.tensor_layout import TensorLayout
 
 Edit = Callable[[dict[str, torch.Tensor]], Any]
 
@@ -37,7 +39,7 @@ def load(folder: Path, **overrides: Any) -> Decoder:
     model = build_model(config, torch.float32, "cpu")
     for parameter in model.parameters():
         parameter.fill_(torch.nan)
-    load_weights(model, folder, find_family(config).weights)
+    load_weights(model, folder, find_family(config).weight_map(model.spec))
     return model
 
 
@@ -397,6 +399,71 @@ class TestDummyWeights:
             load_model(folder, load_hf_config(folder), torch.float32, "cpu")
 
 
+class TestFusedTensors:
+    """A checkpoint's tensor of 4 heads with 2 KV heads, cut into our query, key and value."""
+
+    SIZES: ClassVar = {"query": 4 * 3, "key": 2 * 3, "value": 2 * 3}
+
+    def load(
+        self, folder: Path, layout: TensorLayout, rank: int, tensors: dict[str, torch.Tensor], weights: str
+    ) -> Linear:
+        """Returns the layer of a rank of two, or the whole layer for rank -1, from the tensors of a module `theirs`."""
+        tensors = {f"theirs.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+        if weights == "bin":
+            torch.save(tensors, folder / "pytorch_model.bin")
+        else:
+            save_file(tensors, folder / "model.safetensors")
+        place = {"index": max(rank, 0), "count": 1 if rank < 0 else 2}
+        parts = {name: Shard(size, **place) for name, size in self.SIZES.items()}
+        layer = Linear(5, parts, bias=True, dtype=torch.float32, device=torch.device("cpu"))
+        names = WeightMap((), {"theirs": "qkv"}, layouts={"theirs": layout})
+        load_weights(torch.nn.ModuleDict({"qkv": layer}), folder, names)
+        return layer
+
+    def expected(self, whole: torch.Tensor, rank: int) -> torch.Tensor:
+        parts = whole.split(list(self.SIZES.values()))
+        return whole if rank < 0 else torch.cat([part.chunk(2)[rank] for part in parts])
+
+    @pytest.mark.parametrize("weights", ["safetensors", "bin"])
+    @pytest.mark.parametrize("rank", [-1, 0, 1])
+    @pytest.mark.parametrize("transposed", [False, True])
+    def test_parts_that_follow_each_other(self, tmp_path: Path, transposed: bool, rank: int, weights: str) -> None:
+        matrix, bias = torch.randn(24, 5), torch.randn(24)
+        layout = TensorLayout(("query", "key", "value"), transposed=transposed)
+        tensors = {"weight": matrix.T if transposed else matrix, "bias": bias}
+        layer = self.load(tmp_path, layout, rank, tensors, weights)
+        assert torch.equal(layer.weight, self.expected(matrix, rank))
+        assert torch.equal(layer.bias, self.expected(bias, rank))
+
+    @pytest.mark.parametrize("rank", [-1, 0, 1])
+    def test_parts_that_follow_each_other_in_every_group(self, tmp_path: Path, rank: int) -> None:
+        matrix, bias = torch.randn(24, 5), torch.randn(24)
+        order = [*range(6), 12, 13, 14, 18, 19, 20, *range(6, 12), 15, 16, 17, 21, 22, 23]  # by KV head
+        tensors = {"weight": matrix[order], "bias": bias[order]}
+        layer = self.load(tmp_path, TensorLayout(("query", "key", "value"), num_groups=2), rank, tensors, "safetensors")
+        assert torch.equal(layer.weight, self.expected(matrix, rank))
+        assert torch.equal(layer.bias, self.expected(bias, rank))
+
+    def test_a_wrong_shape_is_named_as_it_is_stored_and_a_missing_tensor_once(self, tmp_path: Path) -> None:
+        layout = TensorLayout(("query", "key", "value"), transposed=True)
+        tensors = {"weight": torch.randn(5, 23), "bias": torch.randn(24)}
+        with pytest.raises(CheckpointError, match=r"theirs\.weight has shape \[5, 23\].* asks for \[5, 24\]"):
+            self.load(tmp_path, layout, -1, tensors, "safetensors")
+        with pytest.raises(CheckpointError, match=r"missing theirs\.weight; unexpected none"):
+            self.load(tmp_path, layout, -1, {"bias": tensors["bias"]}, "safetensors")
+
+    def test_all_experts_in_one_tensor(self) -> None:
+        gate, up = torch.randn(2, 3, 7, 5)
+        stored = torch.stack((gate, up), 2).flatten(1, 2).mT  # [experts, in_features, gate and up in turns]
+        layout = TensorLayout(("gate", "up"), num_groups=7, transposed=True, dim=1)
+        assert layout.names("layers.0.experts.weight") == ["layers.0.experts.gate.weight", "layers.0.experts.up.weight"]
+        cut = layout.cut("theirs", stored, [gate.shape, up.shape])
+        assert torch.equal(cut[0].read(), gate)
+        assert torch.equal(cut[1].narrow(0, 1, 2).narrow(1, 2, 5).narrow(2, 1, 3).read(), up[1:3, 2:7, 1:4])
+        biases = layout.cut("theirs", torch.stack((gate, up), 2).flatten(1, 2)[..., 0], [gate.shape[:2], up.shape[:2]])
+        assert torch.equal(biases[1].read(), up[..., 0])
+
+
 def test_a_weight_map_goes_both_ways() -> None:
     weights = WeightMap(("outer.", "out"), {"layers.*.a": "blocks.*.b", "head": "top"}, ignored=("layers.*.mask",))
     assert weights.ours("outer.layers.11.a.weight") == "blocks.11.b.weight"
@@ -404,6 +471,11 @@ def test_a_weight_map_goes_both_ways() -> None:
     assert weights.ours("head.weight") == "top.weight"
     assert weights.ours("outer.layers.3.mask.bias") is None
     assert weights.theirs("blocks.11.b.weight") == "layers.11.a.weight"
+    layouts = {"layers.*.a": TensorLayout(("up", "gate"))}
+    fused = WeightMap((), weights.modules, ignored=("layers.*.a.mask",), layouts=layouts)
+    assert fused.all_ours("layers.2.a.weight") == ["blocks.2.b.up.weight", "blocks.2.b.gate.weight"]
+    assert fused.all_ours("layers.2.a.mask") == []
+    assert fused.theirs("blocks.2.b.gate.bias") == "layers.2.a.bias"
     with pytest.raises(KeyError):
         weights.ours("layers.0.c.weight")
 

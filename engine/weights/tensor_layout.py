@@ -1,0 +1,72 @@
+"""`TensorLayout`: how a checkpoint stores the weights of a module that it fuses or transposes, and we do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import CheckpointError
+from .tensor_view import StoredTensor, TensorView
+
+__all__ = ["TensorLayout"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLayout:
+    """The layout of a checkpoint's tensors (a matrix, its bias) that are cut into weights of ours.
+
+    Rows are outputs of a linear layer. A tensor of two parts, A and B, in three groups has the first third of A's rows,
+    the first third of B's rows, the second third of A's rows, and so on.
+
+    Attributes:
+        parts: Names of our fused parts that the tensor holds, in order; one empty name for a tensor that is not fused.
+        num_groups: Number of groups through which all parts run: the number of KV heads, if a checkpoint has the
+            query, key and value of one head together.
+        transposed: Whether matrices are stored as `[in_features, out_features]`.
+        dim: Dimension of our tensors that has the rows; 1 if the tensor has all experts of a layer.
+    """
+
+    parts: tuple[str, ...] = ("",)
+    num_groups: int = 1
+    transposed: bool = False
+    dim: int = 0
+
+    def names(self, ours: str) -> list[str]:
+        """Returns our names of the parts of a tensor.
+
+        Args:
+            ours: Our name of the whole tensor, e.g. `layers.0.attention.qkv.weight`.
+        """
+        module, _, leaf = ours.rpartition(".")
+        return [f"{module}.{part}.{leaf}" if part else ours for part in self.parts]
+
+    def cut(self, name: str, tensor: StoredTensor, shapes: Sequence[torch.Size]) -> list[TensorView]:
+        """Returns the parts of a tensor. No numbers are read.
+
+        Args:
+            name: The checkpoint's name of the tensor.
+            tensor: The checkpoint's tensor.
+            shapes: Whole shape of each part, as in our model.
+
+        Raises:
+            CheckpointError: The tensor has another shape than that of all parts together.
+        """
+        swaps = self.transposed and len(shapes[0]) >= self.dim + 2
+        asked = self._stored_shape(shapes, swaps)
+        if list(tensor.shape) != asked:
+            raise CheckpointError(
+                f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}"
+            )
+        dim = self.dim + swaps
+        groups = torch.arange(asked[dim]).view(self.num_groups, -1)
+        lengths = [shape[self.dim] // self.num_groups for shape in shapes]
+        return [TensorView(tensor, dim, rows.flatten(), swaps) for rows in groups.split(lengths, dim=1)]
+
+    def _stored_shape(self, shapes: Sequence[torch.Size], swaps: bool) -> list[int]:
+        sizes = [*shapes[0]]
+        sizes[self.dim] = sum(shape[self.dim] for shape in shapes)
+        if swaps:
+            sizes[self.dim], sizes[self.dim + 1] = sizes[self.dim + 1], sizes[self.dim]
+        return sizes

@@ -1,0 +1,67 @@
+"""`TensorView`: some rows of a stored tensor, in any order, as a tensor whose numbers are read when they are used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeAlias, Union
+
+import torch
+from torch import Tensor
+
+from .remote import RemoteTensor
+
+__all__ = ["StoredTensor", "TensorView"]
+
+StoredTensor: TypeAlias = Union[Tensor, RemoteTensor, "TensorView"]
+"""A tensor whose numbers are read when they are used: from a mapped file, from a URL, or as a view of one of these."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorView:
+    """Some rows of a stored tensor, which may be transposed.
+
+    A rank that holds a shard narrows the view before it is read. Of the stored tensor only the range from the first to
+    the last of the remaining rows is then read.
+
+    Attributes:
+        source: The stored tensor.
+        dim: Dimension of the source that has the rows.
+        rows: `[num_rows]` int64, the rows of the source in the order of the view.
+        transposed: Whether the view has dimensions `dim - 1` and `dim` of the source in exchanged places.
+    """
+
+    source: StoredTensor
+    dim: int
+    rows: Tensor
+    transposed: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the tensor."""
+        return self.source.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the view."""
+        sizes = [*self.source.shape]
+        sizes[self.dim] = len(self.rows)
+        return torch.Size(sizes[self._source_dim(dim)] for dim in range(len(sizes)))
+
+    def narrow(self, dim: int, start: int, length: int) -> TensorView:
+        """Returns the given range of dimension `dim`, like `torch.Tensor.narrow`; no numbers are read."""
+        dim = self._source_dim(dim)
+        if dim == self.dim:
+            return replace(self, rows=self.rows.narrow(0, start, length))
+        return replace(self, source=self.source.narrow(dim, start, length))
+
+    def read(self) -> Tensor:
+        """Reads the numbers and returns them as a tensor."""
+        first, end = (int(self.rows.min()), int(self.rows.max()) + 1) if len(self.rows) else (0, 0)
+        part = self.source.narrow(self.dim, first, end - first)
+        numbers = part if isinstance(part, Tensor) else part.read()
+        chosen = numbers.index_select(self.dim, self.rows - first)
+        return chosen.transpose(self.dim - 1, self.dim) if self.transposed else chosen
+
+    def _source_dim(self, dim: int) -> int:
+        """Returns the dimension of the source that is dimension `dim` of the view."""
+        return {self.dim: self.dim - 1, self.dim - 1: self.dim}.get(dim, dim) if self.transposed else dim
