@@ -6,6 +6,7 @@ The weights are drawn so that logits differ clearly: greedy decoding has one ans
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
 
 __all__ = ["FAMILIES", "tiny_checkpoint", "tiny_classifier", "tiny_config", "tiny_tokenizer"]
 
@@ -155,6 +157,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
+    "gpt2": (
+        "gpt2",
+        "GPT2LMHeadModel",
+        {**_SMALL, "n_inner": 96, "tie_word_embeddings": True, "scale_attn_by_inverse_layer_idx": True},
+    ),
     "opt-350m": ("opt", "OPTForCausalLM", {**_OPT, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
 }
 
@@ -219,7 +226,7 @@ def tiny_classifier(folder: str | Path, family: str, *, num_labels: int, seed: i
     """Writes a tiny random classifier of a family, as `tiny_checkpoint` writes a model that generates."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    name = FAMILIES[family][1].replace("ForCausalLM", "ForSequenceClassification")
+    name = re.sub("ForCausalLM|LMHeadModel", "ForSequenceClassification", FAMILIES[family][1])
     config = tiny_config(family, architectures=[name], num_labels=num_labels, **overrides)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -235,16 +242,19 @@ def tiny_classifier(folder: str | Path, family: str, *, num_labels: int, seed: i
 def _draw(model: torch.nn.Module) -> None:
     """Draws every parameter from the global generator: matrices keep the variance; no bias is 0, and no scale 1."""
     norm_weight = 0.0 if model.config.model_type.startswith("gemma") else 1.0  # Those scale by 1 + weight.
+    transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
     for name, parameter in model.named_parameters():
-        if "embed" in name or "lm_head" in name:
+        if parameter.dim() == 2 and ("embed" in name or "lm_head" in name):
             parameter.normal_(0.0, 0.3)
         elif name.endswith(("mlp.gate.weight", "router.weight")):
             # The scores lie so far apart that no rounding chooses another expert.
             parameter.normal_(0.0, 4.0 * parameter.shape[1] ** -0.5)
         elif parameter.dim() >= 2:
             parameter.normal_(0.0, 1.5 * parameter.shape[-1] ** -0.5)
+        elif parameter.dim() == 2:
+            parameter.normal_(0.0, 1.5 * parameter.shape[0 if name in transposed else 1] ** -0.5)
         else:
-            parameter.normal_(norm_weight if "norm" in name and name.endswith("weight") else 0.0, 0.2)
+            parameter.normal_(norm_weight if name.endswith("weight") else 0.0, 0.2)
 
 
 def _save(state: dict[str, torch.Tensor], folder: Path, weights: str, shards: int) -> None:

@@ -231,7 +231,7 @@ class Components:
             out=self._summed(f"{name}.out", query, spec.hidden_size, bias=spec.attention_out_bias),
             rotate_and_store=self._rotate_and_store(layer_idx),
             kv_scales=KVScales(kv_heads, self._device),
-            scale=spec.head_dim**-0.5 if spec.attention.scale is None else spec.attention.scale,
+            scale=spec.attention_scale(layer_idx),
             softcap=spec.attention.softcap,
             causal=spec.attention.causal,
             sinks=self._device if spec.attention.sinks else None,

@@ -38,7 +38,7 @@ __all__ = [
     "supported_architectures",
 ]
 
-CAUSAL, CLASSIFIER, BARE = "ForCausalLM", "ForSequenceClassification", "Model"
+CAUSAL, CLASSIFIER, BARE = ("ForCausalLM", "LMHeadModel"), "ForSequenceClassification", "Model"
 """Endings of the names of architectures: with a head that generates, with a head that classifies, without a head."""
 
 CAUSAL_VALUES = {"is_causal": True, "use_bidirectional_attention": False}
@@ -190,8 +190,11 @@ def _check_causal(hf_config: Any) -> None:
 
 
 def _variants(family: Family) -> list[str]:
-    stems = [architecture.removesuffix(CAUSAL) for architecture in family.architectures]
-    return [stem + ending for stem in stems for ending in (CAUSAL, CLASSIFIER, BARE)]
+    found = []
+    for architecture in family.architectures:
+        ending = next(ending for ending in CAUSAL if architecture.endswith(ending))
+        found += [architecture.removesuffix(ending) + each for each in (ending, CLASSIFIER, BARE)]
+    return found
 
 
 def iter_families() -> Iterator[tuple[str, Family]]:

@@ -35,12 +35,14 @@ class AttentionSpec:
 
     Attributes:
         scale: Factor on the product of a query and a key; None for `head_dim ** -0.5`.
+        scaled_by_layer: Whether the factor is divided by the number of the layer, from 1.
         softcap: Smooth limit on the scores; 0 for no limit.
         causal: Whether a token attends only to itself and the tokens before it.
         sinks: Whether each query head has a learned score that takes part in its softmax and adds no value.
     """
 
     scale: float | None = None
+    scaled_by_layer: bool = False
     softcap: float = 0.0
     causal: bool = True
     sinks: bool = False
@@ -165,3 +167,8 @@ class DecoderSpec:
     def rope_of(self, layer_idx: int) -> RopeSpec | None:
         """Returns the parameters of rotary positions in a layer; None for a layer without them."""
         return self.layer_ropes[layer_idx] if self.layer_ropes else self.rope
+
+    def attention_scale(self, layer_idx: int) -> float:
+        """Returns the factor on the product of a query and a key in a layer."""
+        scale = self.head_dim**-0.5 if self.attention.scale is None else self.attention.scale
+        return scale / (layer_idx + 1) if self.attention.scaled_by_layer else scale

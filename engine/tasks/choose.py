@@ -32,11 +32,11 @@ def choose_task(config: EngineConfig, hf_config: Any) -> Task:
     """
     find_family(hf_config)
     architecture = hf_config.architectures[0]
-    natural = next(task for task in TASKS if architecture.endswith(task.architecture_ending))
+    natural = next(task for task in TASKS if architecture.endswith(task.architecture_endings))
     asked = _asked(config, natural)
     if asked is not natural and not asked.takes_any_model:
         raise ConfigError(
-            f"task={asked.name!r} needs a checkpoint of an architecture *{asked.architecture_ending}, and "
+            f"task={asked.name!r} needs a checkpoint of an architecture *{asked.architecture_endings[0]}, and "
             f"{config.model} is a {architecture}; use runner={natural.runner!r}"
         )
     return asked.create(config, hf_config)

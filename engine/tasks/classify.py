@@ -23,7 +23,7 @@ class Classify(PoolingTask):
     """The task that computes the probabilities of the model's classes for each prompt."""
 
     name = "classify"
-    architecture_ending = "ForSequenceClassification"
+    architecture_endings = ("ForSequenceClassification",)
     model_head = "score"
     unused_weights = frozenset({"lm_head.weight"})
 

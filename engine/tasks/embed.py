@@ -38,7 +38,7 @@ class Embed(PoolingTask):
     """
 
     name = "embed"
-    architecture_ending = "Model"
+    architecture_endings = ("Model",)
     takes_any_model = True
     unused_weights = frozenset({"lm_head.weight", "score.weight"})
 

@@ -37,7 +37,7 @@ class Generate(Task):
 
     name = "generate"
     runner = "generate"
-    architecture_ending = "ForCausalLM"
+    architecture_endings = ("ForCausalLM", "LMHeadModel")
     model_head = "lm_head"
     decodes = True
     request_type = GenerateRequest

@@ -37,7 +37,7 @@ class Task(ABC):
     Attributes:
         name: Name of the task in `EngineConfig.task`.
         runner: Value of `EngineConfig.runner` that the task belongs to.
-        architecture_ending: Ending of the names of the architectures whose checkpoints are made for the task.
+        architecture_endings: Endings of the names of the architectures whose checkpoints are made for the task.
         takes_any_model: Whether the task also works with checkpoints that are made for another task.
         model_head: Name of the module of the model that turns hidden states into logits; None if the task uses none.
         unused_weights: Names of weights that a checkpoint may hold although the task does not use them.
@@ -47,7 +47,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     runner: ClassVar[str]
-    architecture_ending: ClassVar[str]
+    architecture_endings: ClassVar[tuple[str, ...]]
     takes_any_model: ClassVar[bool] = False
     model_head: ClassVar[str | None] = None
     unused_weights: ClassVar[frozenset[str]] = frozenset()

@@ -56,6 +56,16 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "query_pre_attn_scalar": 64,
         },
     ),
+    "gpt2-unscaled": (
+        "gpt2",
+        {
+            "scale_attn_weights": False,
+            "scale_attn_by_inverse_layer_idx": False,
+            "n_inner": None,
+            "activation_function": "relu",
+            "tie_word_embeddings": False,
+        },
+    ),
     "opt-gelu-no-final-norm": ("opt", {"activation_function": "gelu", "_remove_final_layer_norm": True}),
     "opt-bare": ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False, "tie_word_embeddings": False}),
 }
@@ -210,6 +220,9 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("granite", "logits_scaling", None),
         ("smollm3", "no_rope_layers", [1, 0]),
         ("smollm3", "no_rope_layers", [1, 0, "no"]),
+        ("gpt2", "n_head", 5),
+        ("gpt2", "activation_function", "tanh"),
+        ("gpt2", "add_cross_attention", True),
         ("opt", "num_attention_heads", 5),
         ("opt", "activation_function", "swoosh"),
         ("opt", "do_layer_norm_before", None),

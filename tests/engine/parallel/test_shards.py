@@ -20,6 +20,7 @@ from millrace.engine.models.pp_stages import cache_shape, check_parallel, stage_
 from millrace.engine.models.registry import names_in_checkpoint
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.parallel.shard import Shard
+from millrace.engine.weights.checkpoint import match_tensor, read_part
 from millrace.engine.weights.model_slots import weight_slots
 
 
@@ -100,13 +101,16 @@ def test_what_cannot_be_cut_is_said(tp_size: int, pp_size: int, message: str) ->
         check_parallel(describe_model(tiny_config("llama")), tp_size, pp_size)
 
 
-@pytest.mark.parametrize(("family", "tp_size", "pp_size"), [("llama3-rope", 2, 2), ("qwen3", 4, 1), ("opt", 2, 2)])
+@pytest.mark.parametrize(
+    ("family", "tp_size", "pp_size"), [("llama3-rope", 2, 2), ("qwen3", 4, 1), ("opt", 2, 2), ("gpt2", 2, 2)]
+)
 def test_the_parts_of_all_ranks_are_the_checkpoint(tiny_model, family: str, tp_size: int, pp_size: int) -> None:
     folder = tiny_model(family)
     config = load_hf_config(folder)
     weights, whole = find_family(config).weight_map(describe_model(config)), {}
+    slots = weight_slots(build_model(config, torch.float32, "meta"))
     for name, tensor in load_file(folder / "model.safetensors").items():
-        whole[weights.ours(name)] = tensor
+        whole |= {ours: read_part(slots[ours], part) for ours, part in match_tensor(slots, weights, name, tensor)}
     seen = {name: torch.zeros_like(tensor) for name, tensor in whole.items()}
     for rank in range(tp_size * pp_size):
         place = ParallelContext.of_rank(rank, tp_size, pp_size)

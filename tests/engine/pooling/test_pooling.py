@@ -123,7 +123,7 @@ def test_a_step_that_fails_once_changes_no_vector(tiny_model, config, monkeypatc
         llm.llm_engine.check_integrity()
 
 
-@pytest.mark.parametrize(("family", "num_labels"), [("qwen3", 3), ("llama", 1), ("opt", 2), ("gemma2", 3)])
+@pytest.mark.parametrize(("family", "num_labels"), [("qwen3", 3), ("llama", 1), ("opt", 2), ("gemma2", 3), ("gpt2", 2)])
 def test_classes_are_those_of_hugging_face(tmp_path, family, num_labels):
     folder = tiny_classifier(tmp_path, family, num_labels=num_labels)
     with engine(folder) as llm, torch.inference_mode():

@@ -79,7 +79,7 @@ def test_fused_parameters_hold_their_parts_in_order(folder: Path) -> None:
     assert torch.equal(mlp.gate_up.weight, torch.cat(parts))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "opt-350m"])
+@pytest.mark.parametrize("family", ["qwen3", "opt-350m", "gpt2"])
 @pytest.mark.parametrize(("weights", "shards"), [("safetensors", 3), ("bin", 1), ("bin", 2)])
 def test_formats_load_the_same(tmp_path: Path, family: str, weights: str, shards: int) -> None:
     plain = load(tiny_checkpoint(tmp_path / "plain", family))
@@ -103,7 +103,12 @@ def test_safetensors_are_preferred_to_pickles(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "prefix", "other"),
-    [("llama", "model.", ""), ("opt", "model.decoder.", "decoder."), ("opt", "model.decoder.", "")],
+    [
+        ("llama", "model.", ""),
+        ("opt", "model.decoder.", "decoder."),
+        ("opt", "model.decoder.", ""),
+        ("gpt2", "transformer.", ""),
+    ],
 )
 def test_prefixes_may_differ(tmp_path: Path, family: str, prefix: str, other: str) -> None:
     folder = tiny_checkpoint(tmp_path, family)
@@ -116,9 +121,17 @@ def test_prefixes_may_differ(tmp_path: Path, family: str, prefix: str, other: st
     assert_same_parameters(plain, load(edit(folder, rename)))
 
 
-def test_computed_buffers_of_old_checkpoints_are_ignored(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("gpt2", "transformer.h.1.attn.bias"),
+        ("gpt2", "h.0.attn.masked_bias"),
+    ],
+)
+def test_computed_buffers_of_old_checkpoints_are_ignored(tmp_path: Path, family: str, name: str) -> None:
+    folder = tiny_checkpoint(tmp_path, family)
     plain = load(folder)
-    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     assert_same_parameters(plain, load(edit(folder, lambda tensors: tensors.update({name: torch.ones(8)}))))
 
 
