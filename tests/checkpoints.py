@@ -163,6 +163,34 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_SMALL, "n_inner": 96, "tie_word_embeddings": True, "scale_attn_by_inverse_layer_idx": True},
     ),
     "opt-350m": ("opt", "OPTForCausalLM", {**_OPT, "word_embed_proj_dim": 48, "do_layer_norm_before": False}),
+    "qwen2-moe": (
+        "qwen2_moe",
+        "Qwen2MoeForCausalLM",
+        {
+            **_EXPERTS,
+            "num_hidden_layers": 3,
+            "num_experts": 7,
+            "moe_intermediate_size": 20,
+            "shared_expert_intermediate_size": 28,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 7,
+            "max_window_layers": 1,
+        },
+    ),
+    "qwen3-moe": (
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        {
+            **_EXPERTS,
+            "head_dim": 32,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [0],
+        },
+    ),
 }
 
 

@@ -104,6 +104,7 @@ class DecoderSpec:
         qkv_limit: Largest absolute value of queries, keys and values, to which others are clamped; 0 for no limit.
         gated_mlp: Whether feed-forward networks are gated; otherwise they have two projections and an activation.
         activation: Key of `layers.GATES` if gated, else of `layers.ACTIVATIONS`.
+        experts: The experts; None for a model without them.
         rope: Parameters of rotary positions in all layers; None for a model without them.
         layer_ropes: Parameters of rotary positions in each layer, None for a layer without them; empty if all layers
             have those of `rope`.

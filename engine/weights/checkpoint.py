@@ -27,7 +27,7 @@ from .model_slots import weight_slots
 from .remote import iter_remote_tensors
 from .scale_names import scale_names
 from .tensor_layout import TensorLayout
-from .tensor_view import StoredTensor
+from .tensor_view import StoredTensor, TensorItem
 
 __all__ = [
     "Sources",
@@ -66,13 +66,15 @@ class WeightMap:
         prefixes: Prefixes of names in checkpoints. The first prefix with which a name begins is removed.
         modules: Name of a module in checkpoints -> our name.
         ignored: Modules and tensors in checkpoints that are not loaded, because we compute their values.
-        layouts: Layouts of the tensors of modules in checkpoints that are not stored as ours are.
+        layouts: Layouts of the tensors in checkpoints that are not stored as ours are, by their module or their name.
+        tensors: Name of a tensor in checkpoints -> our name, if the names differ in more than the module.
     """
 
     prefixes: tuple[str, ...]
     modules: Mapping[str, str]
     ignored: tuple[str, ...] = ()
     layouts: Mapping[str, TensorLayout] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
 
     def ours(self, name: str) -> str | None:
         """Returns our name for a checkpoint's tensor; None for a tensor that is ignored.
@@ -84,8 +86,9 @@ class WeightMap:
             KeyError: The family has no tensor of this name.
         """
         module, indices, leaf = self._split(name)
-        is_ignored = module in self.ignored or f"{module}.{leaf}" in self.ignored
-        return None if is_ignored else _join_name(self.modules[module], indices, leaf)
+        if module in self.ignored or f"{module}.{leaf}" in self.ignored:
+            return None
+        return _fill_in(self.tensors.get(f"{module}.{leaf}") or f"{self.modules[module]}.{leaf}", indices)
 
     def all_ours(self, name: str) -> list[str]:
         """Returns our names for a checkpoint's tensor.
@@ -102,7 +105,8 @@ class WeightMap:
 
     def layout(self, name: str) -> TensorLayout | None:
         """Returns the layout of a checkpoint's tensor; None if the tensor is stored as ours is."""
-        return self.layouts.get(self._split(name)[0])
+        module, _, leaf = self._split(name)
+        return self.layouts.get(f"{module}.{leaf}") or self.layouts.get(module)
 
     def theirs(self, name: str) -> str:
         """Returns the name that a weight of our model has in checkpoints, without the prefix; reverses `ours`.
@@ -111,10 +115,15 @@ class WeightMap:
             name: Our name, e.g. `layers.0.attention.qkv.query.weight`.
         """
         module, indices, leaf = _split_name(name)
-        of_ours = {our: their for their, our in reversed(self.modules.items())}
+        of_ours: dict[str, str] = {}
+        for their, our in self.tensors.items():
+            of_ours |= dict.fromkeys(self.layouts[their].names(our) if their in self.layouts else [our], their)
+        of_ours |= {f"{our}.{leaf}": f"{their}.{leaf}" for their, our in reversed([*self.modules.items()])}
         for their, layout in self.layouts.items():
-            of_ours |= dict.fromkeys((f"{self.modules[their]}.{part}" for part in layout.parts), their)
-        return _join_name(of_ours.get(module, module), indices, leaf)
+            if their in self.modules:
+                of_ours |= dict.fromkeys(layout.names(f"{self.modules[their]}.{leaf}"), f"{their}.{leaf}")
+        whole = f"{module}.{leaf}"
+        return _fill_in(of_ours.get(whole, whole), indices)
 
     def _split(self, name: str) -> tuple[str, list[str], str]:
         """Returns the module of a checkpoint's tensor without the prefix, its indices, and the leaf of its name."""
@@ -129,10 +138,10 @@ def _split_name(name: str) -> tuple[str, list[str], str]:
     return ".".join("*" if part.isdigit() else part for part in parts), indices, leaf
 
 
-def _join_name(module: str, indices: Iterable[str], leaf: str) -> str:
+def _fill_in(name: str, indices: Iterable[str]) -> str:
     for index in indices:
-        module = module.replace("*", index, 1)
-    return f"{module}.{leaf}"
+        name = name.replace("*", index, 1)
+    return name
 
 
 def match_weights(
@@ -171,7 +180,7 @@ def match_weights(
             if ours in slots:
                 sources.setdefault(ours, []).append((name, part))
             elif ours not in elsewhere:
-                unexpected.append(name)
+                unexpected.append(name if part is tensor else f"{name} ({ours})")
     filled = {slots[ours].key for ours in sources}
     missing = [weights.theirs(name) for name, slot in slots.items() if not slot.optional and slot.key not in filled]
     if missing or unexpected:
@@ -201,7 +210,22 @@ def match_tensor(
         CheckpointError: A tensor that is to be cut has a wrong shape.
     """
     names, layout = weights.all_ours(name), weights.layout(name)
-    if layout is None or not all(ours in slots for ours in names):
+    if layout is None:
+        return [(ours, tensor) for ours in names]
+    if not layout.stacked:
+        return _cut(slots, layout, name, names, tensor)
+    found = []
+    for expert in range(tensor.shape[0] if tensor.shape else 0):
+        own = [ours.replace("*", str(expert)) for ours in names]
+        found += _cut(slots, layout, f"expert {expert} of {name}", own, TensorItem(tensor, expert))
+    return found
+
+
+def _cut(
+    slots: Mapping[str, WeightSlot], layout: TensorLayout, name: str, names: list[str], tensor: StoredTensor
+) -> list[tuple[str, StoredTensor]]:
+    """Returns the parts of a tensor with our names of them; the whole tensor for each if the model has none of them."""
+    if not all(ours in slots for ours in names):
         return [(ours, tensor) for ours in names]
     parts = layout.cut(name, tensor, [slots[ours].whole_shape for ours in names])
     return list(zip(names, parts, strict=True))

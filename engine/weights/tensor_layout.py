@@ -25,13 +25,16 @@ class TensorLayout:
         num_groups: Number of groups through which all parts run: the number of KV heads, if a checkpoint has the
             query, key and value of one head together.
         transposed: Whether matrices are stored as `[in_features, out_features]`.
-        dim: Dimension of our tensors that has the rows; 1 if the tensor has all experts of a layer.
+        dim: Dimension of our tensors that has the rows.
+        stacked: Whether the first dimension counts experts, each of which has these parts. The other attributes are
+            those of the tensor of one expert. In our name of the whole tensor, `*` stands for the number of the expert.
     """
 
     parts: tuple[str, ...] = ("",)
     num_groups: int = 1
     transposed: bool = False
     dim: int = 0
+    stacked: bool = False
 
     def names(self, ours: str) -> list[str]:
         """Returns our names of the parts of a tensor.

@@ -1,18 +1,39 @@
-"""`TensorView`: some rows of a stored tensor, in any order, as a tensor whose numbers are read when they are used."""
+"""Views of stored tensors, whose numbers are read when they are used: of some rows (`TensorView`) or of one index."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TypeAlias, Union
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
-from .remote import RemoteTensor
+__all__ = ["StoredTensor", "TensorItem", "TensorView", "UnreadTensor"]
 
-__all__ = ["StoredTensor", "TensorView"]
 
-StoredTensor: TypeAlias = Union[Tensor, RemoteTensor, "TensorView"]
+class UnreadTensor(Protocol):
+    """A tensor whose numbers are not read yet, such as a `RemoteTensor`."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the tensor."""
+        ...
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tensor."""
+        ...
+
+    def narrow(self, dim: int, start: int, length: int) -> UnreadTensor:
+        """Returns the given range of dimension `dim`, like `torch.Tensor.narrow`; no numbers are read."""
+        ...
+
+    def read(self) -> Tensor:
+        """Reads the numbers and returns them as a tensor."""
+        ...
+
+
+StoredTensor: TypeAlias = Tensor | UnreadTensor
 """A tensor whose numbers are read when they are used: from a mapped file, from a URL, or as a view of one of these."""
 
 
@@ -65,3 +86,35 @@ class TensorView:
     def _source_dim(self, dim: int) -> int:
         """Returns the dimension of the source that is dimension `dim` of the view."""
         return {self.dim: self.dim - 1, self.dim - 1: self.dim}.get(dim, dim) if self.transposed else dim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TensorItem:
+    """One index of the first dimension of a stored tensor, such as the matrix of one expert.
+
+    Attributes:
+        source: The stored tensor.
+        index: The index; the view does not have the dimension.
+    """
+
+    source: StoredTensor
+    index: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the tensor."""
+        return self.source.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the view."""
+        return self.source.shape[1:]
+
+    def narrow(self, dim: int, start: int, length: int) -> TensorItem:
+        """Returns the given range of dimension `dim`, like `torch.Tensor.narrow`; no numbers are read."""
+        return replace(self, source=self.source.narrow(dim + 1, start, length))
+
+    def read(self) -> Tensor:
+        """Reads the numbers and returns them as a tensor."""
+        part = self.source.narrow(0, self.index, 1)
+        return (part if isinstance(part, Tensor) else part.read())[0]

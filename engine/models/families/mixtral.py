@@ -5,23 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...layers import EXPERT_GATES, RouterSpec
+from ...layers import RouterSpec
+from ..expert_fields import expert_counts, expert_gate
 from ..family import Family
-from ..hf_config import attention_windows, one_of, positive_int
+from ..hf_config import attention_windows
 from ..spec import DecoderSpec, ExpertsSpec
-from .llama import WEIGHTS as LLAMA_WEIGHTS
 from .llama import gated_fields
+from .qwen_moe import WEIGHTS as QWEN_WEIGHTS
 
 __all__ = ["FAMILIES", "WEIGHTS", "mixtral_spec"]
 
 WEIGHTS = replace(
-    LLAMA_WEIGHTS,
+    QWEN_WEIGHTS,
     modules={
-        **LLAMA_WEIGHTS.modules,
         "layers.*.block_sparse_moe.gate": "layers.*.mlp.router.linear",
         "layers.*.block_sparse_moe.experts.*.w1": "layers.*.mlp.experts.*.gate",
         "layers.*.block_sparse_moe.experts.*.w3": "layers.*.mlp.experts.*.up",
         "layers.*.block_sparse_moe.experts.*.w2": "layers.*.mlp.experts.*.down",
+        **QWEN_WEIGHTS.modules,
     },
 )
 
@@ -31,12 +32,9 @@ def mixtral_spec(config: Any) -> DecoderSpec:
     fields = gated_fields(config)
     experts = ExpertsSpec(
         layers=frozenset(range(fields["num_layers"])),
-        router=RouterSpec(
-            num_experts=positive_int(config, "num_local_experts"),
-            num_choices=positive_int(config, "num_experts_per_tok"),
-        ),
+        router=RouterSpec(**expert_counts(config, "num_local_experts")),
         intermediate_size=fields["intermediate_size"],
-        gate=EXPERT_GATES[one_of(config, "hidden_act", tuple(EXPERT_GATES))],
+        gate=expert_gate(config),
     )
     return DecoderSpec(**fields, windows=attention_windows(config), experts=experts)
 

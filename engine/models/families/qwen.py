@@ -1,4 +1,4 @@
-"""The families of Qwen 2, 2.5 and 3, without mixtures of experts: `qwen2_spec`, `qwen3_spec`."""
+"""The families of Qwen 2, 2.5 and 3, without experts: `qwen2_spec`, `qwen3_spec`."""
 
 from __future__ import annotations
 

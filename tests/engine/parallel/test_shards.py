@@ -102,7 +102,8 @@ def test_what_cannot_be_cut_is_said(tp_size: int, pp_size: int, message: str) ->
 
 
 @pytest.mark.parametrize(
-    ("family", "tp_size", "pp_size"), [("llama3-rope", 2, 2), ("qwen3", 4, 1), ("opt", 2, 2), ("gpt2", 2, 2)]
+    ("family", "tp_size", "pp_size"),
+    [("llama3-rope", 2, 2), ("qwen3", 4, 1), ("opt", 2, 2), ("gpt2", 2, 2), ("qwen2-moe", 2, 3)],
 )
 def test_the_parts_of_all_ranks_are_the_checkpoint(tiny_model, family: str, tp_size: int, pp_size: int) -> None:
     folder = tiny_model(family)
@@ -122,6 +123,7 @@ def test_the_parts_of_all_ranks_are_the_checkpoint(tiny_model, family: str, tp_s
                 assert torch.equal(slot.targets[0], slot.cut(whole[name])), name
     assert all((counts >= 1).all() for counts in seen.values()), "a part is on no rank"
     shared = [name for name, counts in seen.items() if (counts > 1).any()]
+    shared = [name for name in shared if not name.endswith(("router.linear.weight", "shared_gate.weight"))]
     assert not [name for name in shared if ".mlp." in name or ".query." in name or ".attention.out." in name]
 
 

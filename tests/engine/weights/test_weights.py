@@ -29,6 +29,7 @@ from millrace.engine.weights.checkpoint import (
 )
 from millrace.engine.weights.model_slots import weight_slots
 from millrace.engine.weights.tensor_layout import TensorLayout
+from millrace.engine.weights.tensor_view import TensorItem
 
 Edit = Callable[[dict[str, torch.Tensor]], Any]
 
@@ -77,6 +78,63 @@ def test_fused_parameters_hold_their_parts_in_order(folder: Path) -> None:
     assert torch.equal(attention.qkv.weight, torch.cat(parts))
     parts = [tensors[f"model.layers.0.mlp.{name}_proj.weight"] for name in ("gate", "up")]
     assert torch.equal(mlp.gate_up.weight, torch.cat(parts))
+
+
+def stack_experts(tensors: dict[str, torch.Tensor]) -> None:
+    """Joins the matrices of a layer's experts, as transformers has them in memory and some checkpoints on disk."""
+    for layer in range(2):
+        experts, stacked = f"model.layers.{layer}.block_sparse_moe.experts", f"model.layers.{layer}.mlp.experts"
+        w1, w2, w3 = (torch.stack([tensors.pop(f"{experts}.{i}.w{n}.weight") for i in range(5)]) for n in (1, 2, 3))
+        tensors |= {f"{stacked}.gate_up_proj": torch.cat((w1, w3), 1), f"{stacked}.down_proj": w2}
+
+
+def test_stacked_experts_load_as_single_ones(tmp_path: Path) -> None:
+    single = load(tiny_checkpoint(tmp_path / "single", "mixtral"))
+    stacked = load(edit(tiny_checkpoint(tmp_path / "stacked", "mixtral"), stack_experts))
+    assert_same_parameters(stacked, single)
+
+
+def test_missing_misshapen_and_further_experts_are_named(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "mixtral")
+    single, whole = load_file(folder / "model.safetensors"), "model.layers.1.block_sparse_moe.experts"
+    edit(folder, lambda tensors: [tensors.pop(f"{whole}.3.w1.weight"), tensors.update(extra=torch.zeros(1))])
+    with pytest.raises(
+        CheckpointError, match=r"missing layers\.1\.block_sparse_moe\.experts\.3\.w1\.weight; unexpected ex"
+    ):
+        load(folder)
+    save_file({**single, f"{whole}.3.w2.weight": torch.zeros(64, 41)}, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"experts\.3\.w2\.weight has shape \[64, 41\].* asks for \[64, 40\]"):
+        load(folder)
+
+
+def test_stacked_experts_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    folder = edit(tiny_checkpoint(tmp_path, "mixtral"), stack_experts)
+    with pytest.raises(
+        CheckpointError, match=r"unexpected model\.layers\.0\.mlp\.experts\.down_proj \(layers.*\.4\.down\."
+    ):
+        load(folder, num_local_experts=4)
+    with pytest.raises(CheckpointError, match=r"missing layers\.0\.block_sparse_moe\.experts\.5\.w1\.weight"):
+        load(folder, num_local_experts=6)
+    with pytest.raises(CheckpointError, match=r"expert 0 of .*down_proj has shape \[64, 40\].* asks for \[64, 39\]"):
+        load(folder, intermediate_size=39)
+
+
+def test_an_item_of_a_tensor_behind_a_url_reads_no_other_item() -> None:
+    reads = []
+
+    class Unread(SimpleNamespace):
+        def narrow(self, dim: int, start: int, length: int) -> Any:
+            return Unread(whole=self.whole.narrow(dim, start, length), shape=None, dtype=None)
+
+        def read(self) -> torch.Tensor:
+            reads.append(tuple(self.whole.shape))
+            return self.whole.clone()
+
+    tensor = torch.arange(4 * 6 * 10).view(4, 6, 10)
+    item = TensorItem(Unread(whole=tensor, shape=tensor.shape, dtype=tensor.dtype), 2)
+    assert item.shape == (6, 10)
+    assert torch.equal(item.narrow(0, 1, 3).narrow(1, 2, 5).read(), tensor[2, 1:4, 2:7])
+    assert reads == [(1, 3, 5)]
 
 
 @pytest.mark.parametrize("family", ["qwen3", "opt-350m", "gpt2"])
