@@ -65,6 +65,7 @@ class Sizes:
         num_tokens: Rows of the small kernels, in a decode step and in a prefill step.
         experts: Experts of a layer, choices of a token, hidden and intermediate size of a model with experts.
         expert_tokens: Tokens that these experts are called with.
+        latent: (compressed numbers, rotated numbers) of a latent.
     """
 
     decodes: tuple[int, int]
@@ -79,12 +80,13 @@ class Sizes:
     num_tokens: tuple[int, ...]
     experts: tuple[int, int, int, int] = (128, 8, 2048, 768)  # Qwen3-30B-A3B
     expert_tokens: tuple[int, ...] = (1, 64, 4096)
+    latent: tuple[int, int] = (512, 64)
 
 
 OLMOE = (64, 8, 2048, 1024)
 GPU = Sizes((256, 1024), (32, 8192), 8192, 32, 8, 128, 4096, 12_288, (256, 151_936), (256, 8192))
 CPU = Sizes((32, 512), (4, 2048), 512, 16, 8, 128, 1024, 3072, (8, 151_936), (64,), OLMOE, (1, 64, 512))
-TINY = Sizes((4, 40), (2, 70), 33, 4, 2, 32, 64, 96, (3, 300), (5,), (4, 2, 64, 32), (1, 5))
+TINY = Sizes((4, 40), (2, 70), 33, 4, 2, 32, 64, 96, (3, 300), (5,), (4, 2, 64, 32), (1, 5), (32, 16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class Cases:
     def of_the_model(self) -> Iterator[Case]:
         """Yields the cases that depend on the model's dtype."""
         yield from self.attention()
+        yield from self.latents()
         for num_tokens in self.sizes.num_tokens:
             yield from self.elementwise(num_tokens)
             yield from self.heads(num_tokens)
@@ -145,6 +148,29 @@ class Cases:
         yield self.attend(f"decode {count} x {length}", [(length, 1)] * count)
         yield self.attend(f"prompt of {prompt}", [(prompt, prompt)])
         yield self.attend(f"{name} and half a prompt", [*decodes, (prompt, prompt // 2)])
+
+    def latents(self) -> Iterator[Case]:
+        """Yields a decode step and a chunk over latents, and the write of the latents of a step."""
+        sizes, (rank, rope_dim), itemsize = self.sizes, self.sizes.latent, self.dtype.itemsize
+        (count, length), dim = sizes.decodes, rank + rope_dim
+        chunk = (sizes.prompt, sizes.prompt // 2)
+        for name, lengths in ((f"decode {count} x {length}", [(length, 1)] * count), (f"chunk {chunk}", [chunk])):
+            num_queries, num_keys = sum(queries for _, queries in lengths), sum(seq_len for seq_len, _ in lengths)
+            num_bytes = (num_keys * dim + num_queries * sizes.num_heads * (dim + rank)) * itemsize
+            pairs = sum(queries * (seq_len - (queries - 1) / 2) for seq_len, queries in lengths)
+            make = partial(self._latent_call, lengths)
+            yield self._case("latent_attention", name, make, num_bytes, 2 * pairs * sizes.num_heads * (dim + rank))
+        num_tokens = sizes.num_tokens[0]
+
+        def store() -> Call:
+            query, latent = self._normal(num_tokens, sizes.num_heads, rope_dim), self._normal(num_tokens, dim)
+            cache, table = self._latent_cache(num_tokens), torch.randn(4096, rope_dim, device=self.device)
+            positions = self._integers(4096, num_tokens)
+            args = (query, latent, cache, self._slots(num_tokens), positions, table, self._normal(rank), 1e-6)
+            return Call(args, {"interleaved": True})
+
+        num_bytes = 2 * num_tokens * (sizes.num_heads * rope_dim + dim) * itemsize
+        yield self._case("rope_and_store_latent", f"{num_tokens} tokens, {sizes.num_heads} heads", store, num_bytes)
 
     def elementwise(self, num_tokens: int) -> Iterator[Case]:
         """Yields the kernels that touch each number once."""
@@ -345,6 +371,18 @@ class Cases:
         tensors = (tensor.to(self.device) for tensor in (tables, seq_lens, starts))
         caches = self._caches(len(ids) * BLOCK_SIZE, cache_dtype)
         return Call((query, *caches, *tensors, self.sizes.head_dim**-0.5), hints)
+
+    def _latent_call(self, lengths: Sequence[tuple[int, int]]) -> Call:
+        paged = self._attention_call(lengths, 0, self.dtype, False)
+        _, keys, _, *tables, _ = paged.args
+        rank, rope_dim = self.sizes.latent
+        query = self._normal(sum(queries for _, queries in lengths), self.sizes.num_heads, rank + rope_dim)
+        cache = self._latent_cache(len(keys) * BLOCK_SIZE)
+        args = (query, cache, *tables, (rank + rope_dim) ** -0.5, rank)
+        return Call(args, {"num_decodes": paged.kwargs["num_decodes"]})
+
+    def _latent_cache(self, num_slots: int) -> Tensor:
+        return self._normal(-(-num_slots // BLOCK_SIZE), 1, BLOCK_SIZE, sum(self.sizes.latent))
 
     def _normal(self, *shape: int) -> Tensor:
         return torch.randn(shape, dtype=self.dtype, device=self.device)

@@ -15,6 +15,7 @@ from .gelu_and_mul import gelu_and_mul
 from .greedy import greedy
 from .int8_linear import int8_linear
 from .invariant_linear import invariant_linear
+from .latent_attention import latent_attention
 from .layer_norm import layer_norm
 from .packed_gated_linear import packed_gated_linear
 from .packed_linear import packed_linear
@@ -23,6 +24,7 @@ from .quantize_fp8 import quantize_fp8
 from .rms_norm import rms_norm
 from .rms_norm_fp8 import rms_norm_fp8
 from .rope_and_store import rope_and_store
+from .rope_and_store_latent import rope_and_store_latent
 from .sample import sample
 from .sample_shard import sample_shard
 from .scaled_linear import scaled_linear
@@ -39,6 +41,7 @@ __all__ = [
     "greedy",
     "int8_linear",
     "invariant_linear",
+    "latent_attention",
     "layer_norm",
     "packed_gated_linear",
     "packed_linear",
@@ -47,6 +50,7 @@ __all__ = [
     "rms_norm",
     "rms_norm_fp8",
     "rope_and_store",
+    "rope_and_store_latent",
     "sample",
     "sample_shard",
     "scaled_linear",

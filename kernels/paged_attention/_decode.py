@@ -54,7 +54,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     seq_len = tl.load(seq_lens_ptr + seq)
     num_shared = tl.load(num_shared_ptr, mask=has_shared != 0, other=0)
     first_key = tl.maximum(seq_len - window, num_shared * BLOCK_SIZE)
-    first, end = _share(first_key, seq_len, split, tl.num_programs(0), BLOCK_N)
+    first, end = share(first_key, seq_len, split, tl.num_programs(0), BLOCK_N)
 
     q = load_queries(q_ptr, k_ptr, tokens, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
     has_sink = rows < tl.where(split == 0, tile_heads * has_sinks, 0)  # a sink counts once
@@ -75,7 +75,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
         store_rows(out_ptr, normalised(acc, row_sum), out_rows, valid, HEAD_DIM)
     else:
         slots = out_rows * num_slots + first_slot + split
-        _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)
+        store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)
 
 
 @triton.jit(**varying([*SIZES, "num_seqs", "num_slots"]))
@@ -97,7 +97,7 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
     seq_lens = tl.load(seq_lens_ptr + seqs, mask=valid, other=0)
     leader = tl.min(tl.where(seq_lens > 0, seqs, num_seqs))  # padding has no blocks
     num_keys = tl.where(leader < num_seqs, tl.load(num_shared_ptr) * BLOCK_SIZE, 0)
-    first, end = _share(0, num_keys, split, tl.num_programs(2), BLOCK_N)
+    first, end = share(0, num_keys, split, tl.num_programs(2), BLOCK_N)
 
     q = load_queries(q_ptr, k_ptr, seqs, heads, valid, q_stride, HEAD_DIM, BLOCK_D)
     row_max, row_sum, acc = start_rows(heads, BLOCK_D)
@@ -112,7 +112,7 @@ def prefix_kernel(  # type: ignore[no-untyped-def]
     )  # fmt: skip
     acc *= load_scale(scales_ptr, k_ptr, num_heads // group + kv_head, has_scales)
     slots = (seqs.to(tl.int64) * num_heads + heads) * num_slots + split
-    _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)
+    store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM)
 
 
 @triton.jit(**varying(["num_slots"]))
@@ -140,7 +140,7 @@ def merge_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _share(first, end, split, num_splits, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
+def share(first, end, split, num_splits, BLOCK_N: tl.constexpr):  # type: ignore[no-untyped-def]
     """Returns the first key of a split and the key after its last one. Splits are whole tiles, except at the end."""
     tiles = tl.cdiv(tl.maximum(end - first, 0), BLOCK_N)
     keys = tl.cdiv(tiles, num_splits) * BLOCK_N
@@ -148,7 +148,7 @@ def _share(first, end, split, num_splits, BLOCK_N: tl.constexpr):  # type: ignor
 
 
 @triton.jit
-def _store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM: tl.constexpr):  # type: ignore[no-untyped-def]
+def store_slots(sums_ptr, stats_ptr, slots, valid, row_max, row_sum, acc, HEAD_DIM: tl.constexpr):  # type: ignore[no-untyped-def]
     """Stores the maximum, the sum and the weighted sum of each row of a split, as partial result number `slots`."""
     store_rows(sums_ptr, acc, slots, valid, HEAD_DIM)
     tl.store(stats_ptr + slots * 2, row_max, mask=valid)

@@ -47,7 +47,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
     """
     kv_head, first_head, tile_heads = heads_of_tile(group, BLOCK_M)
     width = tl.minimum(group, BLOCK_M)
-    seq, tile = _find(starts_ptr, tl.num_programs(0) - 1 - tl.program_id(0), first_seq, num_seqs, BLOCK_M // width)
+    seq, tile = find_tile(starts_ptr, tl.num_programs(0) - 1 - tl.program_id(0), first_seq, num_seqs, BLOCK_M // width)
     start = tl.load(starts_ptr + seq)
     num_queries = tl.load(starts_ptr + seq + 1) - start
     first_query = tile * (BLOCK_M // width)
@@ -92,7 +92,7 @@ def prefill_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _find(starts_ptr, tile, first_seq, num_seqs, queries_per_tile):  # type: ignore[no-untyped-def]
+def find_tile(starts_ptr, tile, first_seq, num_seqs, queries_per_tile):  # type: ignore[no-untyped-def]
     """Finds the sequence that owns a tile by binary search. Returns it, and the index of the tile within it."""
     origin = tl.load(starts_ptr + first_seq)
     low, high, low_tile = first_seq, num_seqs, first_seq * 0

@@ -28,6 +28,7 @@ BLOCK_SIZE, VOCAB_SIZE = 16, 1024
 MAX_NUM_SEQS, MAX_MODEL_LEN = 1024, 4096
 OPS = (
     *("gather_batch", "rope_and_store", "store_kv", "paged_attention", "sample", "sample_shard", "top_logprobs"),
+    *("rope_and_store_latent", "latent_attention"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8"),
 )
 Launch = tuple[Any, dict[str, Any]]
@@ -76,6 +77,7 @@ def launch_step(draw: random.Random) -> None:
     num_shared = torch.zeros(1, dtype=torch.int32) if draw.random() < 0.3 else None
     batch = launch_gather(num_seqs, num_tokens, max_blocks)
     launch_layer(draw.choice(SHAPES), batch, num_tokens, num_decodes, num_shared, draw)
+    launch_latents(batch, draw.choice([16, 128]), num_tokens, num_decodes, draw)
     launch_draw(draw.randint(1, num_seqs))
 
 
@@ -123,6 +125,22 @@ def launch_layer(
         deterministic=draw.random() < 0.1,
         **scales,
     )
+
+
+def launch_latents(
+    batch: tuple[torch.Tensor, ...], num_heads: int, num_tokens: int, num_decodes: int, draw: random.Random
+) -> None:
+    """Launches the write of latents and the attention over them, at the sizes of DeepSeek-V2 and V3."""
+    _, positions, slot_mapping, query_start_loc, seq_lens, block_tables = batch
+    query = torch.empty((num_tokens, num_heads, 192), dtype=torch.bfloat16)[..., 128:]
+    latent = torch.empty((num_tokens, 1536 + 576), dtype=torch.bfloat16)[:, 1536:]
+    cache = torch.empty((4, 1, BLOCK_SIZE, 576), dtype=torch.bfloat16)
+    cos_sin, weight = torch.empty((MAX_MODEL_LEN, 64)), torch.empty(512, dtype=torch.bfloat16)
+    store = (query, latent, cache, slot_mapping, positions, cos_sin, weight, 1e-6)
+    triton_op("rope_and_store_latent")(*store, interleaved=draw.random() < 0.5)
+    absorbed = torch.empty((num_tokens, num_heads, 576), dtype=torch.bfloat16)
+    lengths = (block_tables, seq_lens, query_start_loc)
+    triton_op("latent_attention")(absorbed, cache, *lengths, 0.1, 512, num_decodes=num_decodes)
 
 
 def launch_rows(num_tokens: int, size: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from transformers.activations import GELUActivation, NewGELUActivation
 from transformers.models.cohere import modeling_cohere
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
@@ -18,10 +19,12 @@ from millrace.kernels import (
     experts,
     gather_batch,
     gelu_and_mul,
+    latent_attention,
     layer_norm,
     quantize_fp8,
     rms_norm,
     rope_and_store,
+    rope_and_store_latent,
     silu_and_mul,
     store_kv,
     top_logprobs,
@@ -103,6 +106,44 @@ def test_rope_and_store_is_a_norm_hugging_faces_rotation_and_a_store(
     torch.testing.assert_close(fused[:, :6], query)
     torch.testing.assert_close(whole, parts)
     assert torch.equal(fused[:, 6:], before[:, 6:])
+
+
+def test_attention_over_latents_is_attention_over_the_keys_and_values_made_of_them():
+    """Up-projections that are absorbed into queries and results give what expanded keys and values give."""
+    num_heads, nope_dim, rope_dim, rank, value_dim, num_tokens = 3, 6, 4, 10, 5, 7
+    keys_up, values_up = torch.randn(num_heads, nope_dim, rank), torch.randn(num_heads, value_dim, rank)
+    latents, query = torch.randn(num_tokens, rank + rope_dim), torch.randn(num_tokens, num_heads, nope_dim + rope_dim)
+    compressed, rotated = latents.split((rank, rope_dim), dim=-1)
+    keys = torch.cat((compressed @ keys_up.mT, rotated.expand(num_heads, -1, -1)), -1)
+    expected = F.scaled_dot_product_attention(
+        query.transpose(0, 1), keys, compressed @ values_up.mT, is_causal=True, scale=0.3
+    )
+    absorbed = torch.cat((torch.einsum("thn,hnr->thr", query[..., :nope_dim], keys_up), query[..., nope_dim:]), -1)
+    cache = torch.zeros(3, 1, 4, rank + rope_dim)
+    cache[[2, 0]] = F.pad(latents, (0, 0, 0, 1)).view(2, 1, 4, -1)
+    lengths = (torch.tensor([num_tokens], dtype=torch.int32), torch.tensor([0, num_tokens], dtype=torch.int32))
+    for implementation in (latent_attention.plain, latent_attention):
+        out = implementation(absorbed, cache, torch.tensor([[2, 0]], dtype=torch.int32), *lengths, 0.3, rank)
+        torch.testing.assert_close(torch.einsum("thr,hvr->htv", out, values_up), expected)
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_the_pairs_of_latents_and_queries_are_rotated_as_hugging_face_rotates_them(interleaved):
+    query, latent, weight = torch.randn(5, 3, 6), torch.randn(5, 8 + 6), torch.randn(8)
+    angles, positions = torch.randn(30, 3), torch.randint(0, 30, (5,))
+    cos, sin = (torch.cat((half, half), -1)[positions].unsqueeze(0) for half in (angles.cos(), angles.sin()))
+    rotate = apply_rotary_pos_emb_interleave if interleaved else apply_rotary_pos_emb
+    heads, shared = query.transpose(0, 1).unsqueeze(0).clone(), latent[None, None, :, 8:]
+    expected = [x[0].transpose(0, 1) for x in rotate(heads, shared, cos, sin)]
+    cache, table = torch.zeros(2, 1, 4, 14), torch.cat((angles.cos(), angles.sin()), -1)
+    slots = torch.tensor([3, -1, 0, 7, 6])
+    rope_and_store_latent(query, latent, cache, slots, positions, table, weight, 1e-5, interleaved=interleaved)
+    # Its interleaved rotation puts the first numbers of all pairs before the second ones, in queries and keys alike.
+    as_pairs = [x.unflatten(-1, (2, 3)).mT.flatten(-2) if interleaved else x for x in expected]
+    torch.testing.assert_close(query, as_pairs[0])
+    stored = torch.cat((F.rms_norm(latent[:, :8], (8,), weight, 1e-5), as_pairs[1].squeeze(1)), -1)
+    torch.testing.assert_close(cache.flatten(0, 2)[slots[slots >= 0]], stored[slots >= 0])
+    assert not cache.flatten(0, 2)[[1, 2, 4, 5]].any()
 
 
 def test_silu_and_mul_by_its_formula():
