@@ -107,6 +107,7 @@ class Cases:
         """Yields the cases that depend on the model's dtype."""
         yield from self.attention()
         yield from self.latents()
+        yield from self.states()
         for num_tokens in self.sizes.num_tokens:
             yield from self.elementwise(num_tokens)
             yield from self.heads(num_tokens)
@@ -284,6 +285,40 @@ class Cases:
         num_numbers = min(num_experts, num_chosen) * 3 * width * inner + 2 * num_tokens * width
         name = f"{num_tokens} tokens, {num_choices} of {num_experts}, {width} x {inner}"
         return self._case("experts", name, make, num_numbers * self.dtype.itemsize, 6 * num_chosen * width * inner)
+
+    def states(self) -> Iterator[Case]:
+        """Yields the decodes and the prompt of a layer with states: heads of 64 x 128, twice the hidden size in all."""
+        num_seqs, prompt, itemsize = self.sizes.decodes[0], self.sizes.prompt, self.dtype.itemsize
+        num_heads, head_dim, state_size, width = max(1, self.sizes.hidden_size // 32), 64, 128, 4
+        channels = num_heads * head_dim + 2 * state_size
+        for name, counts in ((f"decode {num_seqs}", [1] * num_seqs), (f"prompt of {prompt}", [prompt])):
+            num_tokens, num_states = sum(counts), len(counts) * num_heads * head_dim * state_size
+            convolve = partial(self._conv_call, counts, channels, width)
+            num_bytes = (2 * num_tokens + 2 * len(counts) * (width - 1)) * channels * itemsize
+            yield self._case("short_conv", name, convolve, num_bytes, 2 * width * num_tokens * channels)
+            scan = partial(self._scan_call, counts, num_heads, head_dim, state_size)
+            num_bytes = 8 * num_states + num_tokens * (channels + num_heads * head_dim) * itemsize
+            yield self._case("state_scan", name, scan, num_bytes, 4 * num_tokens * num_states / len(counts))
+
+    def _rows_call(self, counts: Sequence[int]) -> tuple[Tensor, ...]:
+        """Returns rows, first tokens and lengths of sequences that go on."""
+        lengths = torch.tensor(counts, dtype=torch.int32, device=self.device)
+        starts = torch.cat((lengths.new_zeros(1), lengths.cumsum(0))).int()
+        return torch.arange(len(counts), dtype=torch.int32, device=self.device), starts, lengths + 1
+
+    def _conv_call(self, counts: Sequence[int], channels: int, width: int) -> Call:
+        weights = self._normal(channels, width), self._normal(channels)
+        state = self._normal(len(counts), width - 1, channels)
+        return Call((self._normal(sum(counts), channels), *weights, state, *self._rows_call(counts)))
+
+    def _scan_call(self, counts: Sequence[int], num_heads: int, head_dim: int, state_size: int) -> Call:
+        num_tokens, num_decodes = sum(counts), len(counts) if max(counts) == 1 else 0
+        inputs = [self._normal(num_tokens, *each) for each in ((num_heads, head_dim), (num_heads,))]
+        inputs += [self._normal(num_tokens, 1, state_size) for _ in "bc"]
+        state = torch.zeros(len(counts), num_heads, head_dim, state_size, device=self.device)
+        heads = [torch.full((num_heads,), value, device=self.device) for value in (-1.0, 0.5, 1.0)]
+        options = dict(zip(("rate", "dt_bias", "skip"), heads, strict=True))
+        return Call((*inputs, state, *self._rows_call(counts)), {**options, "num_decodes": num_decodes})
 
     def sampling(self) -> Iterator[Case]:
         """Yields draws with every kind of filter, and the log-probabilities of the best tokens."""

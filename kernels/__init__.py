@@ -28,7 +28,9 @@ from .rope_and_store_latent import rope_and_store_latent
 from .sample import sample
 from .sample_shard import sample_shard
 from .scaled_linear import scaled_linear
+from .short_conv import short_conv
 from .silu_and_mul import silu_and_mul
+from .state_scan import state_scan
 from .store_kv import store_kv
 from .top_logprobs import top_logprobs
 
@@ -54,7 +56,9 @@ __all__ = [
     "sample",
     "sample_shard",
     "scaled_linear",
+    "short_conv",
     "silu_and_mul",
+    "state_scan",
     "store_kv",
     "top_logprobs",
 ]

@@ -29,6 +29,7 @@ MAX_NUM_SEQS, MAX_MODEL_LEN = 1024, 4096
 OPS = (
     *("gather_batch", "rope_and_store", "store_kv", "paged_attention", "sample", "sample_shard", "top_logprobs"),
     *("rope_and_store_latent", "latent_attention"),
+    *("short_conv", "state_scan"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8"),
 )
 Launch = tuple[Any, dict[str, Any]]
@@ -78,6 +79,7 @@ def launch_step(draw: random.Random) -> None:
     batch = launch_gather(num_seqs, num_tokens, max_blocks)
     launch_layer(draw.choice(SHAPES), batch, num_tokens, num_decodes, num_shared, draw)
     launch_latents(batch, draw.choice([16, 128]), num_tokens, num_decodes, draw)
+    launch_states(batch, num_seqs, num_tokens, num_decodes)
     launch_draw(draw.randint(1, num_seqs))
 
 
@@ -141,6 +143,22 @@ def launch_latents(
     absorbed = torch.empty((num_tokens, num_heads, 576), dtype=torch.bfloat16)
     lengths = (block_tables, seq_lens, query_start_loc)
     triton_op("latent_attention")(absorbed, cache, *lengths, 0.1, 512, num_decodes=num_decodes)
+
+
+def launch_states(batch: tuple[torch.Tensor, ...], num_seqs: int, num_tokens: int, num_decodes: int) -> None:
+    """Launches the kernels of a layer with states, at the sizes of Bamba-9B."""
+    _, _, _, query_start_loc, seq_lens, _ = batch
+    num_heads, head_dim, state_size, width = 128, 64, 128, 4
+    widths = num_heads * head_dim, num_heads * head_dim + 2 * state_size, num_heads
+    _, x, dt = torch.empty((num_tokens, sum(widths)), dtype=torch.bfloat16).split(widths, dim=1)
+    rows = torch.empty((4, num_seqs), dtype=torch.int32)[0], query_start_loc, seq_lens
+    weight, bias = torch.empty((widths[1], width), dtype=x.dtype), torch.empty(widths[1], dtype=x.dtype)
+    state = torch.empty((4, width - 1, widths[1]), dtype=x.dtype)
+    x, b, c = triton_op("short_conv")(x, weight, bias, state, *rows).split((widths[0], state_size, state_size), dim=1)
+    inputs = x.view(-1, num_heads, head_dim), dt, b.unsqueeze(1), c.unsqueeze(1)
+    heads = dict.fromkeys(("rate", "dt_bias", "skip"), torch.empty(num_heads))
+    state = torch.empty((4, num_heads, head_dim, state_size))
+    triton_op("state_scan")(*inputs, state, *rows, **heads, num_decodes=num_decodes)
 
 
 def launch_rows(num_tokens: int, size: int) -> None:

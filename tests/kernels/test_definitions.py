@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation, NewGELUActivation
 from transformers.models.cohere import modeling_cohere
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave
+from transformers.models.bamba.modeling_bamba import causal_conv1d_fn, mamba2_chunk_scan
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
@@ -25,7 +26,9 @@ from millrace.kernels import (
     rms_norm,
     rope_and_store,
     rope_and_store_latent,
+    short_conv,
     silu_and_mul,
+    state_scan,
     store_kv,
     top_logprobs,
 )
@@ -323,3 +326,40 @@ def test_padding_and_experts_of_other_ranks_add_nothing(implementation):
     assert padded[4].tolist() == [0.0] * 24
     others = torch.arange(9) != 4
     torch.testing.assert_close(padded[others], whole[others], rtol=1e-5, atol=1e-3)
+
+
+def one_sequence(num_tokens: int, num_computed: int = 0) -> tuple[torch.Tensor, ...]:
+    """Returns row, first tokens and length of one sequence that owns row 1."""
+    numbers = [1], [0, num_tokens], [num_computed + num_tokens]
+    return tuple(torch.tensor(each, dtype=torch.int32) for each in numbers)
+
+
+def test_short_conv_is_hugging_faces():
+    x, weight, bias, state = torch.randn(9, 5), torch.randn(5, 4), torch.randn(5), torch.randn(3, 3, 5)
+    out = short_conv.plain(x, weight, bias, state, *one_sequence(9))
+    expected = causal_conv1d_fn(x.T.unsqueeze(0), weight, bias, activation="silu")[0].T
+    torch.testing.assert_close(out, expected)
+    assert torch.equal(state[1], x[-3:])
+
+
+def test_state_scan_is_hugging_faces_from_a_state_on():
+    x, dt, state = torch.randn(11, 4, 6), torch.randn(11, 4), torch.randn(3, 4, 6, 5)
+    (b, c), heads = (
+        torch.randn(2, 11, 2, 5),
+        {"dt_bias": torch.randn(4), "rate": -torch.rand(4), "skip": torch.randn(4)},
+    )
+    expected, last = mamba2_chunk_scan(
+        *(each.unsqueeze(0) for each in (x, dt)),
+        heads["rate"],
+        b.unsqueeze(0),
+        c.unsqueeze(0),
+        chunk_size=4,
+        D=heads["skip"],
+        dt_bias=heads["dt_bias"],
+        initial_states=state[1:2].clone(),
+        dt_softplus=True,
+        return_final_states=True,
+    )
+    out = state_scan.plain(x, dt, b, c, state, *one_sequence(11, 3), **heads)
+    torch.testing.assert_close(out, expected[0])
+    torch.testing.assert_close(state[1], last[0])
