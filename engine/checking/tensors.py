@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ..storage import Location
 from ..weights.checkpoint import StoredTensor, iter_tensors
-from ..weights.remote import RemoteTensor
 
 __all__ = ["TensorFacts", "changed_tensors", "damaged_tensors", "scan_tensors", "unusual_tensors"]
 
@@ -92,7 +91,7 @@ def changed_tensors(facts: Mapping[str, TensorFacts], earlier: Mapping[str, str]
 
 
 def _read(tensor: StoredTensor) -> Tensor:
-    return tensor.read() if isinstance(tensor, RemoteTensor) else tensor
+    return tensor if isinstance(tensor, Tensor) else tensor.read()
 
 
 def _facts(tensor: Tensor) -> TensorFacts:

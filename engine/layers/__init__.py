@@ -11,11 +11,9 @@ from .invariant_linear import InvariantLinear
 from .kv_scales import KVScales
 from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
-from .norm import HeadNorm, LayerNorm, NoNorm, Norm, Reduce, RMSNorm
-from .rotate_and_store import RotateAndStore, StoreOnly, rotary_table
-from .router import Router, RouterSpec
 from .norm import HeadNorm, LayerNorm, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
 from .rotate_and_store import CacheWriter, ClampAndStore, NormAndStore, RotateAndStore, StoreOnly, rotary_table
+from .router import Router, RouterSpec
 from .scale import Scale
 from .softcap import Softcap
 from .weight_slot import HasSlots, WeightSlot
@@ -27,11 +25,11 @@ __all__ = [
     "MLP",
     "PLAIN",
     "Attention",
+    "CacheWriter",
+    "ClampAndStore",
     "ExpertMLP",
     "Experts",
     "FeedForward",
-    "CacheWriter",
-    "ClampAndStore",
     "GatedMLP",
     "HasSlots",
     "HeadNorm",

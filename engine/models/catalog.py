@@ -39,8 +39,9 @@ def model_catalog() -> list[CatalogEntry]:
 
 def _entry(name: str, family: Family) -> CatalogEntry:
     spec = _default_spec(family)
-    layers = "" if spec is None else ", ".join(_traits(spec))
-    return CatalogEntry(name, family.architectures, layers, _features(family))
+    if spec is None:
+        return CatalogEntry(name, family.architectures, "", {})
+    return CatalogEntry(name, family.architectures, ", ".join(_traits(spec)), _features(family, spec))
 
 
 def _default_spec(family: Family) -> DecoderSpec | None:
@@ -82,12 +83,12 @@ def _traits(spec: DecoderSpec) -> Iterator[str]:
         yield f"{router.num_choices} of {router.num_experts} experts"
 
 
-def _features(family: Family) -> dict[str, str]:
+def _features(family: Family, spec: DecoderSpec) -> dict[str, str]:
     return {
         "TP": "yes",
         "PP": "yes",
         "prefix cache": "yes",
-        "quantization": "int8, fp8 at load",
+        "quantization": "int8, fp8 at load" + (", not of experts" if spec.experts else ""),
         "LoRA": "not yet",
-        "pooling": "embed, classify" if "score" in family.weights.modules.values() else "embed",
+        "pooling": "embed, classify" if "score" in family.weight_map(spec).modules.values() else "embed",
     }

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers.activations import GELUActivation, NewGELUActivation
+from transformers.models.bamba.modeling_bamba import causal_conv1d_fn, mamba2_chunk_scan
 from transformers.models.cohere import modeling_cohere
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave
-from transformers.models.bamba.modeling_bamba import causal_conv1d_fn, mamba2_chunk_scan
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
