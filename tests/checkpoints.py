@@ -55,6 +55,12 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 _EXPERTS = {**_SWIGLU, "intermediate_size": 40, "num_experts_per_tok": 2}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.5, 2.0, 2.5],
+    "long_factor": [2.0, 5.0, 9.0, 20.0],
+}
 _OPT = {**_SMALL, "ffn_dim": 96, "word_embed_proj_dim": 64, "tie_word_embeddings": True}
 
 # family -> (model_type, architecture, config fields)
@@ -155,6 +161,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
         },
+    ),
+    "phi3": (
+        "phi3",
+        "Phi3ForCausalLM",
+        {**_SWIGLU, "sliding_window": 7, "rope_parameters": {**_LONGROPE, "partial_rotary_factor": 0.5}},
     ),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
     "gpt2": (

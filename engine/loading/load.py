@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
@@ -17,6 +18,7 @@ from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
 from ..models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
 from ..models.pp_stages import cache_groups, cache_shape
+from ..models.spec import DecoderSpec
 from ..parallel.context import SINGLE, ParallelContext
 from ..step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
 from ..step.decode_tape import DecodeTape
@@ -30,6 +32,8 @@ from .kv_scales import prepare_kv_scales
 from .memory_profile import run_largest_step
 from .model_source import locate_model, resolve_model
 from .rehearsal import Rehearsal, start_rehearsal
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_host(config: EngineConfig, device: Device) -> None:
@@ -87,7 +91,12 @@ def load_runner(
     kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
     place = locate_model(config.model)
     options = ModelOptions(
-        config.quantization, config.deterministic, config.load_format, task.model_head, task.unused_weights
+        config.quantization,
+        config.deterministic,
+        config.load_format,
+        task.model_head,
+        task.unused_weights,
+        max_model_len=config.max_model_len,
     )
     options.make_scheme().check(device, dtype)
     most_seqs = most_num_seqs(config, device)
@@ -95,6 +104,7 @@ def load_runner(
     end_rehearsal = start_rehearsal(rehearsal, device)
     model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
     end_rehearsal()
+    _warn_of_long_rope(config, model.spec)
     prepare_kv_scales(model, hf_config, device=device.torch_device, block_size=config.block_size, kv_dtype=kv_dtype)
     step_bytes = _step_bytes(config, device, model, task, num_tokens, kv_dtype)
     reserve = Reserve(step_bytes, _graph_bytes(config, device, task, most_seqs, model))
@@ -117,6 +127,22 @@ def load_runner(
         parallel=parallel,
     )
     return runner, capacity
+
+
+def _warn_of_long_rope(config: EngineConfig, spec: DecoderSpec) -> None:
+    """Logs a warning if short sequences are run with the rotary frequencies that a model has for long ones."""
+    ropes = [rope for rope in map(spec.rope_of, range(spec.num_layers)) if rope is not None]
+    max_model_len = config.max_model_len or spec.max_position_embeddings
+    if any(rope.is_long(max_model_len) for rope in ropes):
+        most = max(rope.num_short_positions for rope in ropes)
+        logger.warning(
+            "this model has two lists of rotary frequencies, and with max_model_len=%d sequences of every length use "
+            "the one for more than %d tokens; if all sequences are shorter, set max_model_len=%d for the outputs that "
+            "the model was made for",
+            max_model_len,
+            most,
+            most,
+        )
 
 
 def _check_cache_memory(device: Device, num_blocks: int, block_bytes: int) -> None:

@@ -285,10 +285,12 @@ class Components:
     def _rotary_table(self, rope: RopeSpec) -> Tensor:
         """Returns the cosines and sines of all positions: one tensor for all layers with the same parameters."""
         if rope not in self._rotary_tables:
+            max_positions = self._spec.max_position_embeddings
+            is_long = rope.is_long(self._options.max_model_len or max_positions)
             self._rotary_tables[rope] = rotary_table(
-                rope.inv_freq,
+                rope.long_inv_freq if is_long else rope.inv_freq,
                 scaling=rope.scaling,
-                max_positions=self._spec.max_position_embeddings,
+                max_positions=max_positions,
                 device=self._device,
             )
         return self._rotary_tables[rope]

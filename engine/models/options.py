@@ -23,6 +23,8 @@ class ModelOptions:
             None for a model that returns hidden states only.
         unused_weights: Our names of weights that the model does not have; the loader skips them in a checkpoint.
         expert_parallel: Whether each rank of a pp stage has whole experts; otherwise it has a slice of each.
+        max_model_len: The setting of the same name; None for all positions of the model. It chooses between the two
+            lists of rotary frequencies that some models have.
 
     Raises:
         ConfigError: The quantization scheme cannot be combined with another option.
@@ -34,6 +36,7 @@ class ModelOptions:
     head: str | None = "lm_head"
     unused_weights: frozenset[str] = frozenset()
     expert_parallel: bool = False
+    max_model_len: int | None = None
 
     def __post_init__(self) -> None:
         self.make_scheme()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,8 @@ from .spec import RopeSpec
 __all__ = ["rope_fields", "rope_max_positions", "rope_spec"]
 
 # "dynamic" changes its frequencies only when a sequence is longer than max_position_embeddings, and rope_max_positions
-# allows no longer sequence. "longrope" switches tables within that length, so it is not implemented.
-_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+# allows no longer sequence.
+_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 _NUMBERS = (
     "factor",
@@ -29,6 +30,9 @@ _NUMBERS = (
     "high_freq_factor",
 )
 """The numbers of the implemented rope types; a type has some of them."""
+
+_LISTS = ("short_factor", "long_factor")
+"""The lists of numbers, one for each pair, that the type longrope has."""
 
 
 def rope_fields(config: Any, *, partial: bool = False) -> dict[str, Any]:
@@ -64,7 +68,8 @@ def rope_spec(config: Any, layer_type: str | None = None, *, partial: bool = Fal
         partial: Whether models of this architecture can rotate a part of each head: `partial_rotary_factor`.
 
     Returns:
-        Frequencies in float32 precision, and the factor on cosine and sine.
+        Frequencies in float32 precision, and the factor on cosine and sine. The type longrope has two lists of
+        frequencies.
 
     Raises:
         UnsupportedModelError: The rope type is not implemented, or its parameters are incomplete.
@@ -73,18 +78,22 @@ def rope_spec(config: Any, layer_type: str | None = None, *, partial: bool = Fal
 
     parameters = _parameters(config, layer_type)
     rot_dim = _rot_dim(config, parameters, partial)
+    num_short, long_inv_freq = 0, torch.empty(0)
     try:
         inv_freq, scaling = _default_inv_freq(rot_dim, parameters["rope_theta"]), 1.0
         if parameters["rope_type"] != "default":
-            scale = ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
-            inv_freq, scaling = scale(config, torch.device("cpu"), layer_type=layer_type)
+            scale = functools.partial(ROPE_INIT_FUNCTIONS[parameters["rope_type"]], config, torch.device("cpu"))
+            inv_freq, scaling = scale(layer_type=layer_type)
+        if parameters["rope_type"] == "longrope":
+            num_short = parameters["original_max_position_embeddings"]
+            long_inv_freq, _ = scale(num_short + 1, layer_type=layer_type)
     except (ArithmeticError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UnsupportedModelError(f"config field 'rope_parameters' is {quote(parameters)}: {error!r:.200}") from error
-    if not is_positive_number(scaling) or not torch.isfinite(inv_freq).all():
+    if not is_positive_number(scaling) or not torch.isfinite(torch.cat((inv_freq, long_inv_freq))).all():
         raise UnsupportedModelError(
             f"config field 'rope_parameters' is {quote(parameters)}; no finite frequencies follow from its numbers"
         )
-    return RopeSpec(tuple(inv_freq.tolist()), float(scaling))
+    return RopeSpec(tuple(inv_freq.tolist()), float(scaling), tuple(long_inv_freq.tolist()), num_short)
 
 
 def rope_max_positions(config: Any) -> int:
@@ -134,6 +143,12 @@ def _parameters(config: Any, layer_type: str | None = None) -> Mapping[str, Any]
         if not is_positive_number(parameters.get(name)):
             raise UnsupportedModelError(
                 f"rope_parameters: {name!r} is {quote(parameters.get(name))}; it must be a positive, finite number"
+            )
+    for name in _LISTS if rope_type == "longrope" else ():
+        numbers = parameters.get(name)
+        if not isinstance(numbers, list) or not all(map(is_positive_number, numbers)):
+            raise UnsupportedModelError(
+                f"rope_parameters: {name!r} is {quote(numbers)}; it must be a list of positive, finite numbers"
             )
     return parameters
 

@@ -21,12 +21,21 @@ class RopeSpec:
         inv_freq: Radians per position of each rotated pair of a head, already scaled for long contexts. The pairs are
             of the first `2 * len(inv_freq)` numbers of a head; the others are not rotated.
         scaling: Factor on cosine and sine.
+        long_inv_freq: The same as `inv_freq`, for engines whose sequences may have more than `num_short_positions`
+            tokens; empty for a model that has only one list.
+        num_short_positions: Most tokens of a sequence for which `inv_freq` is made, if there is `long_inv_freq`.
         interleaved: Whether neighbouring numbers of a head are rotated as a pair, not the numbers of its two halves.
     """
 
     inv_freq: tuple[float, ...]
     scaling: float = 1.0
+    long_inv_freq: tuple[float, ...] = ()
+    num_short_positions: int = 0
     interleaved: bool = False
+
+    def is_long(self, max_model_len: int) -> bool:
+        """Returns whether an engine with sequences of up to `max_model_len` tokens uses `long_inv_freq`."""
+        return bool(self.long_inv_freq) and max_model_len > self.num_short_positions
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from millrace.engine.sampling_params import SamplingParams
 from oracles import greedy, score_prompt
 
 MAX_TOKENS = 20
-NUM_BLOCKS = {"mistral": 24, "mixtral": 24, "starcoder2": 24}
+NUM_BLOCKS = {"mistral": 24, "mixtral": 24, "phi3": 24, "starcoder2": 24}
 """Blocks of families whose sequences hold few: all their layers see windows."""
 VOCAB = 256
 

@@ -239,7 +239,9 @@ def test_a_config_value_that_is_not_implemented_is_named(family: str, field: str
 @pytest.mark.parametrize(
     "rope",
     [
-        {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8, "rope_theta": 1e4},
+        {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 7, "rope_theta": 1e4},
+        {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [0.0] * 8, "rope_theta": 1e4},
+        {"rope_type": "longrope", "short_factor": [1.0] * 8, "rope_theta": 1e4},
         {"rope_type": "spiral", "rope_theta": 1e4},
         {"rope_type": "linear", "rope_theta": 1e4},
         {"rope_type": "default"},

@@ -1,4 +1,4 @@
-"""Rotary parameters of configs: for a part of each head, by layer type, and none. Families test the maths."""
+"""Rotary parameters of configs: of a part of each head, by layer type, in two lists. Families test the maths too."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from checkpoints import tiny_config
+from checkpoints import tiny_checkpoint, tiny_config
 from millrace.engine.errors import UnsupportedModelError
 from millrace.engine.layers import RotateAndStore, StoreOnly
-from millrace.engine.models import Decoder, describe_model, load_hf_config
+from millrace.engine.llm import LLM
+from millrace.engine.models import Decoder, ModelOptions, describe_model, load_hf_config, load_model
 from millrace.engine.models.rope import rope_fields, rope_spec
+from millrace.engine.sampling_params import SamplingParams
+from oracles import greedy
+from paged import PagedSequences, random_sequences, schedule_by
 
 KINDS = ["sliding_attention", "full_attention"]
 BY_TYPE = {
@@ -89,3 +94,58 @@ def test_overrides_by_layer_type_replace_the_fields_of_older_configs(tmp_path: P
     assert load_hf_config(tmp_path, {"rope_parameters": BY_TYPE}).rope_parameters == BY_TYPE
     with pytest.raises(UnsupportedModelError, match="rope_parameters"):
         rope_fields(load_hf_config(tmp_path, {"rope_theta": 7.0}))
+
+
+LIMIT = 8
+"""Tokens up to which transformers uses the short list of frequencies of `two_lists`."""
+
+
+@pytest.fixture(scope="module")
+def two_lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("longrope")
+    return tiny_checkpoint(folder, "phi3", original_max_position_embeddings=LIMIT, sliding_window=None)
+
+
+@pytest.mark.parametrize("max_model_len", [LIMIT, LIMIT + 1, None])
+@torch.inference_mode()
+def test_the_longest_possible_sequence_chooses_between_two_lists(two_lists: Path, max_model_len: int | None) -> None:
+    options = ModelOptions(max_model_len=max_model_len)
+    model = load_model(two_lists, load_hf_config(two_lists), torch.float32, "cpu", options)
+    reference = AutoModelForCausalLM.from_pretrained(two_lists, dtype=torch.float32, attn_implementation="eager")
+    sequences = random_sequences()
+    compared = 0
+    for ours, tokens in zip(
+        PagedSequences(model, sequences, torch.float32).run(schedule_by(6)), sequences, strict=True
+    ):
+        if (len(tokens) > LIMIT) is (max_model_len != LIMIT):
+            theirs = reference(torch.tensor([tokens])).logits[0]
+            torch.testing.assert_close(ours.log_softmax(-1), theirs.log_softmax(-1), atol=1e-4, rtol=0)
+            compared += 1
+    assert compared >= 2
+
+
+def test_the_engine_says_which_list_it_uses(two_lists: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prompts = [[5, 77, 301, 9, 42, 42, 130, 8, 201], [44, 6, 88]]
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    short, long = LIMIT, LIMIT + 8
+    tokens = {}
+    for max_model_len in (short, long):
+        caplog.clear()
+        given = prompts[1:] if max_model_len == short else prompts[:1]
+        with LLM(str(two_lists), dtype="float32", device="cpu", max_model_len=max_model_len) as llm:
+            tokens[max_model_len] = llm.generate(given, params, use_tqdm=False)[0].outputs[0].token_ids
+        assert (f"max_model_len={long}" in caplog.text and f"set max_model_len={LIMIT}" in caplog.text) is (
+            max_model_len == long
+        )
+    longer, shorter = greedy(two_lists, prompts, 4)
+    assert tokens == {short: shorter.token_ids, long: longer.token_ids}
+
+
+def test_older_configs_of_longrope_mean_the_same(tmp_path: Path, two_lists: Path) -> None:
+    config = load_hf_config(two_lists)
+    fields = json.loads((two_lists / "config.json").read_text())
+    rope = fields.pop("rope_parameters")
+    old = {name: rope[name] for name in ("short_factor", "long_factor")}
+    written = {**fields, "rope_theta": 1e4, "partial_rotary_factor": 0.5, "rope_scaling": {**old, "type": "longrope"}}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    assert describe_model(load_hf_config(tmp_path)) == describe_model(config)
