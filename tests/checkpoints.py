@@ -55,6 +55,7 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 32,
 }
 _EXPERTS = {**_SWIGLU, "intermediate_size": 40, "num_experts_per_tok": 2}
+_HALF_ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
 _LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -162,6 +163,8 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             },
         },
     ),
+    "glm": ("glm", "GlmForCausalLM", {**_SWIGLU, "head_dim": 24, "rope_parameters": _HALF_ROPE}),
+    "glm4": ("glm4", "Glm4ForCausalLM", {**_SWIGLU, "head_dim": 16, "attention_bias": False}),
     "phi3": (
         "phi3",
         "Phi3ForCausalLM",

@@ -35,19 +35,20 @@ _LISTS = ("short_factor", "long_factor")
 """The lists of numbers, one for each pair, that the type longrope has."""
 
 
-def rope_fields(config: Any, *, partial: bool = False) -> dict[str, Any]:
+def rope_fields(config: Any, *, partial: bool = False, interleaved: bool = False) -> dict[str, Any]:
     """Returns the fields of `DecoderSpec` for rotary positions: `rope`, or `layer_ropes` if layers differ.
 
     Args:
         config: A transformers config. Its `rope_parameters` hold for all layers, or have an entry for each name in
             `layer_types`; the entry of a layer type without rotary positions is None.
         partial: As in `rope_spec`.
+        interleaved: As in `rope_spec`.
 
     Raises:
         UnsupportedModelError: As in `rope_spec`; or the entries are not those that `layer_types` names.
     """
     if not _has_layer_types(config):
-        return {"rope": rope_spec(config, partial=partial)}
+        return {"rope": rope_spec(config, partial=partial, interleaved=interleaved)}
     entries, kinds = config.rope_parameters, config.layer_types
     if not set(kinds) <= set(entries) or not all(isinstance(entry, Mapping | None) for entry in entries.values()):
         raise UnsupportedModelError(
@@ -55,17 +56,20 @@ def rope_fields(config: Any, *, partial: bool = False) -> dict[str, Any]:
             f"for each of {', '.join(sorted(set(kinds)))}, and no numbers beside them"
         )
     present = {kind for kind in kinds if entries[kind] is not None}
-    ropes = {kind: rope_spec(config, kind, partial=partial) for kind in present}
+    ropes = {kind: rope_spec(config, kind, partial=partial, interleaved=interleaved) for kind in present}
     return {"layer_ropes": tuple(ropes.get(kind) for kind in kinds)}
 
 
-def rope_spec(config: Any, layer_type: str | None = None, *, partial: bool = False) -> RopeSpec:
+def rope_spec(
+    config: Any, layer_type: str | None = None, *, partial: bool = False, interleaved: bool = False
+) -> RopeSpec:
     """Computes the rotary frequencies that a config asks for.
 
     Args:
         config: A transformers config with `rope_parameters`.
         layer_type: Name of the entry of `rope_parameters` to read; None if they have no entries by layer type.
         partial: Whether models of this architecture can rotate a part of each head: `partial_rotary_factor`.
+        interleaved: Whether neighbouring numbers of a head are rotated as a pair.
 
     Returns:
         Frequencies in float32 precision, and the factor on cosine and sine. The type longrope has two lists of
@@ -93,7 +97,13 @@ def rope_spec(config: Any, layer_type: str | None = None, *, partial: bool = Fal
         raise UnsupportedModelError(
             f"config field 'rope_parameters' is {quote(parameters)}; no finite frequencies follow from its numbers"
         )
-    return RopeSpec(tuple(inv_freq.tolist()), float(scaling), tuple(long_inv_freq.tolist()), num_short)
+    return RopeSpec(
+        inv_freq=tuple(inv_freq.tolist()),
+        scaling=float(scaling),
+        long_inv_freq=tuple(long_inv_freq.tolist()),
+        num_short_positions=num_short,
+        interleaved=interleaved,
+    )
 
 
 def rope_max_positions(config: Any) -> int:

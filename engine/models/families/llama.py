@@ -37,13 +37,13 @@ WEIGHTS = WeightMap(
 )
 
 
-def rotary_fields(config: Any, *, partial: bool = False, tied: bool = False) -> dict[str, Any]:
+def rotary_fields(config: Any, *, tied: bool = False, **rope: bool) -> dict[str, Any]:
     """Returns the `DecoderSpec` fields that are read alike for all models with rotary positions.
 
     Args:
         config: A transformers config.
-        partial: Whether models of the architecture can rotate a part of each head.
         tied: Whether the head is tied to the embedding in a config that does not say it.
+        **rope: What `rope_fields` takes: how models of the architecture rotate.
     """
     return {
         "vocab_size": positive_int(config, "vocab_size"),
@@ -54,20 +54,20 @@ def rotary_fields(config: Any, *, partial: bool = False, tied: bool = False) -> 
         "max_position_embeddings": rope_max_positions(config),
         "embedding_size": config.hidden_size,
         "tie_word_embeddings": flag(config, "tie_word_embeddings", tied),
-        **rope_fields(config, partial=partial),
+        **rope_fields(config, **rope),
     }
 
 
-def gated_fields(config: Any, *, activation_field: str = "hidden_act", partial_rotary: bool = False) -> dict[str, Any]:
+def gated_fields(config: Any, *, activation_field: str = "hidden_act", **rope: bool) -> dict[str, Any]:
     """Returns the `DecoderSpec` fields that are read alike for all models with RMSNorm, RoPE and a gated network.
 
     Args:
         config: A transformers config.
         activation_field: Name of the field with the activation of the feed-forward network.
-        partial_rotary: Whether models of the architecture can rotate a part of each head.
+        **rope: As in `rotary_fields`.
     """
     return {
-        **rotary_fields(config, partial=partial_rotary),
+        **rotary_fields(config, **rope),
         "rms_norm": True,
         "norm_eps": positive_float(config, "rms_norm_eps", most=1.0),
         "gated_mlp": True,

@@ -33,7 +33,7 @@ WEIGHTS = replace(
 
 def phi3_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `Phi3Config`: no biases, and rotary positions that may have two lists of frequencies."""
-    return DecoderSpec(**gated_fields(config, partial_rotary=True), windows=attention_windows(config))
+    return DecoderSpec(**gated_fields(config, partial=True), windows=attention_windows(config))
 
 
 FAMILIES = (Family(("Phi3ForCausalLM",), phi3_spec, WEIGHTS),)
