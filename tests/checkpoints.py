@@ -171,6 +171,16 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_SWIGLU, "sliding_window": 7, "rope_parameters": {**_LONGROPE, "partial_rotary_factor": 0.5}},
     ),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
+    "gpt-neox": (
+        "gpt_neox",
+        "GPTNeoXForCausalLM",
+        {
+            **_SMALL,
+            "intermediate_size": 96,
+            "hidden_act": "gelu",
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+        },
+    ),
     "gpt2": (
         "gpt2",
         "GPT2LMHeadModel",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .attention import Attention, Heads
-from .block import PostNormBlock, PreNormBlock, SandwichBlock
+from .block import ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock
 from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
 from .experts import EXPERT_GATES, ExpertMLP, Experts, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
@@ -47,6 +47,7 @@ __all__ = [
     "NormAndStore",
     "PackedWeight",
     "Packs",
+    "ParallelBlock",
     "PlainMLP",
     "PostNormBlock",
     "PreNormBlock",

@@ -14,7 +14,7 @@ from .experts import FeedForward
 from .norm import Norm
 from .scale import Scale
 
-__all__ = ["PostNormBlock", "PreNormBlock", "SandwichBlock"]
+__all__ = ["ParallelBlock", "PostNormBlock", "PreNormBlock", "SandwichBlock"]
 
 
 class PreNormBlock(nn.Module):
@@ -142,3 +142,31 @@ class SandwichBlock(nn.Module):
         hidden, residual = self.mlp_norm(hidden, residual)
         hidden, _ = self.mlp_out_norm(self.mlp(hidden))
         return hidden, residual
+
+
+class ParallelBlock(nn.Module):
+    """A decoder layer whose sublayers read the same residual stream (Wang and Komatsuzaki, 2021, GPT-J).
+
+    When ranks share the layer, the next norm adds up the results of both sublayers at once.
+
+    Args:
+        attention: The attention sublayer.
+        mlp: The feed-forward sublayer.
+        attention_norm: Norm before the attention.
+        mlp_norm: Norm before the feed-forward network; None if the network reads what the attention reads.
+    """
+
+    def __init__(self, attention: Attention, mlp: FeedForward, attention_norm: Norm, mlp_norm: Norm | None) -> None:
+        super().__init__()
+        self.attention_norm = attention_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `PreNormBlock.forward`."""
+        to_attention, residual = self.attention_norm(hidden, residual)
+        to_mlp = to_attention if self.mlp_norm is None else self.mlp_norm(residual)[0]
+        return self.attention(to_attention, batch, k_cache, v_cache) + self.mlp(to_mlp), residual

@@ -36,6 +36,7 @@ from ..layers import (
     NoPositions,
     Norm,
     NormAndStore,
+    ParallelBlock,
     PlainMLP,
     PostNormBlock,
     PreNormBlock,
@@ -194,7 +195,7 @@ class Components:
         spec = self._spec
         return self.linears.make_linear("score", spec.embedding_size, spec.num_labels, bias=False)
 
-    def block(self, layer_idx: int, *, is_first: bool) -> PreNormBlock | PostNormBlock | SandwichBlock:
+    def block(self, layer_idx: int, *, is_first: bool) -> PreNormBlock | PostNormBlock | SandwichBlock | ParallelBlock:
         """Makes the decoder layer of this index: attention, feed-forward network and the norms around them.
 
         Args:
@@ -216,6 +217,11 @@ class Components:
                 mlp_out_norm=self._norm(sums=True),
             )
         # The other layers follow a feed-forward network, of whose result every rank has one addend.
+        if self._spec.parallel:
+            attention_norm = self._norm(sums=not is_first)
+            return ParallelBlock(
+                attention, mlp, attention_norm, None if self._spec.shared_norm else self._norm(sums=False)
+            )
         attention_norm = self._norm(sums=not is_first, output=to_attention)
         mlp_norm, residual_scale = self._norm(sums=True, output=to_mlp), _scale(self._spec.residual_scale)
         return PreNormBlock(attention, mlp, attention_norm, mlp_norm, residual_scale=residual_scale)

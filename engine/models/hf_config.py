@@ -22,6 +22,7 @@ __all__ = [
     "one_of",
     "positive_float",
     "positive_int",
+    "whole_heads",
 ]
 
 FLOAT32_MAX = 3.4028234663852886e38
@@ -253,6 +254,23 @@ def head_counts(config: Any) -> dict[str, int]:
             f"num_attention_heads={num_heads}"
         )
     return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": hidden_size // num_heads}
+
+
+def whole_heads(config: Any) -> dict[str, int]:
+    """Returns `hidden_size`, `num_heads` and `head_dim` of a config whose query heads share out the hidden size.
+
+    Args:
+        config: A transformers config.
+
+    Raises:
+        UnsupportedModelError: A field is missing, or the number of heads does not divide the hidden size.
+    """
+    hidden_size, num_heads = positive_int(config, "hidden_size"), positive_int(config, "num_attention_heads")
+    if hidden_size % num_heads:
+        raise UnsupportedModelError(
+            f"config field 'num_attention_heads' is {num_heads}; it must divide hidden_size={hidden_size}"
+        )
+    return {"hidden_size": hidden_size, "num_heads": num_heads, "head_dim": hidden_size // num_heads}
 
 
 def attention_windows(config: Any) -> tuple[int, ...]:

@@ -104,6 +104,9 @@ class DecoderSpec:
         norm_unit_offset: Whether root-mean-square norms, also those of heads, scale by `1 + weight`.
         norm_placement: `"before"` norms the input of each sublayer, `"after"` the sum of its input and its output,
             `"output"` its output, `"both"` its input and its output.
+        parallel: Whether both sublayers read the residual stream before the layer; else the second one has the result
+            of the first one in its input.
+        shared_norm: Whether parallel sublayers have one norm for both.
         final_norm: Whether a norm follows the last layer.
         qkv_bias: Whether query, key and value projections have biases.
         attention_out_bias: Whether the attention's output projection has a bias.
@@ -119,8 +122,6 @@ class DecoderSpec:
             have those of `rope`.
         residual_scale: Factor on the result of each sublayer before it is added to the residual stream.
         logit_scale: Factor on the logits of tokens.
-        experts: The experts; None for a model without them.
-        rope: Parameters of rotary positions; None for a model without them.
         logit_softcap: Smooth limit on the logits of tokens; 0 for no limit.
         num_labels: Number of classes of a classifier; 0 for other models.
         position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
@@ -145,6 +146,8 @@ class DecoderSpec:
     norm_affine: bool = True
     norm_unit_offset: bool = False
     norm_placement: Literal["before", "after", "output", "both"] = "before"
+    parallel: bool = False
+    shared_norm: bool = False
     final_norm: bool = True
     qkv_bias: bool = False
     attention_out_bias: bool = False
@@ -172,6 +175,8 @@ class DecoderSpec:
         assert not fused or None not in ropes, "norms of heads come with rotary positions"
         assert not (self.qk_norm and self.qkv_limit), "no model has both"
         assert self.residual_scale == 1 or self.norm_placement == "before", "only these blocks scale their sublayers"
+        assert not self.parallel or (self.norm_placement == "before" and self.residual_scale == 1)
+        assert self.parallel or not self.shared_norm
         assert self.logit_scale == 1 or not self.logit_softcap, "no model has both"
 
     def rope_of(self, layer_idx: int) -> RopeSpec | None:

@@ -56,6 +56,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "query_pre_attn_scalar": 64,
         },
     ),
+    "gpt-neox-in-turn": (
+        "gpt-neox",
+        {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "relu",
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "factor": 2.0},
+        },
+    ),
     "gpt2-unscaled": (
         "gpt2",
         {
@@ -220,6 +229,8 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("granite", "logits_scaling", None),
         ("smollm3", "no_rope_layers", [1, 0]),
         ("smollm3", "no_rope_layers", [1, 0, "no"]),
+        ("gpt-neox", "num_attention_heads", 5),
+        ("gpt-neox", "use_parallel_residual", None),
         ("gpt2", "n_head", 5),
         ("gpt2", "activation_function", "tanh"),
         ("gpt2", "add_cross_attention", True),

@@ -166,6 +166,7 @@ def test_safetensors_are_preferred_to_pickles(folder: Path) -> None:
         ("opt", "model.decoder.", "decoder."),
         ("opt", "model.decoder.", ""),
         ("gpt2", "transformer.", ""),
+        ("gpt-neox", "lm_head.", "embed_out."),
     ],
 )
 def test_prefixes_may_differ(tmp_path: Path, family: str, prefix: str, other: str) -> None:
@@ -185,6 +186,7 @@ def test_prefixes_may_differ(tmp_path: Path, family: str, prefix: str, other: st
         ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
         ("gpt2", "transformer.h.1.attn.bias"),
         ("gpt2", "h.0.attn.masked_bias"),
+        ("gpt-neox", "gpt_neox.layers.0.attention.bias"),
     ],
 )
 def test_computed_buffers_of_old_checkpoints_are_ignored(tmp_path: Path, family: str, name: str) -> None:
