@@ -165,6 +165,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "glm": ("glm", "GlmForCausalLM", {**_SWIGLU, "head_dim": 24, "rope_parameters": _HALF_ROPE}),
     "glm4": ("glm4", "Glm4ForCausalLM", {**_SWIGLU, "head_dim": 16, "attention_bias": False}),
+    "stablelm": (
+        "stablelm",
+        "StableLmForCausalLM",
+        {**_SWIGLU, "rope_parameters": _HALF_ROPE, "use_qkv_bias": True, "qk_layernorm": True},
+    ),
     "phi3": (
         "phi3",
         "Phi3ForCausalLM",

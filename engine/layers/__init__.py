@@ -11,7 +11,7 @@ from .invariant_linear import InvariantLinear
 from .kv_scales import KVScales
 from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
-from .norm import HeadNorm, LayerNorm, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
+from .norm import HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
 from .rotate_and_store import CacheWriter, ClampAndStore, NormAndStore, RotateAndStore, StoreOnly, rotary_table
 from .router import Router, RouterSpec
 from .scale import Scale
@@ -38,6 +38,7 @@ __all__ = [
     "InvariantLinear",
     "KVScales",
     "LayerNorm",
+    "LayerNormPerHead",
     "LearnedPositions",
     "Linear",
     "LinearBase",

@@ -22,7 +22,17 @@ from ..parallel.shard import Shard
 from .input_format import PLAIN, InputFormat, Rows
 from .weight_slot import WeightSlot
 
-__all__ = ["Gather", "HeadNorm", "LayerNorm", "NoNorm", "Norm", "ProjectionNorm", "RMSNorm", "Reduce"]
+__all__ = [
+    "Gather",
+    "HeadNorm",
+    "LayerNorm",
+    "LayerNormPerHead",
+    "NoNorm",
+    "Norm",
+    "ProjectionNorm",
+    "RMSNorm",
+    "Reduce",
+]
 
 Reduce: TypeAlias = Callable[[Tensor], Tensor]
 """Replaces a tensor by its sum over the ranks of the pp stage and returns it; all ranks get the same bits."""
@@ -179,6 +189,35 @@ class ProjectionNorm(nn.Module):
         """Returns the heads of the model in order, `[num_tokens, size]`; neighbouring ranks may have the same ones."""
         parts = gathered.unflatten(1, (-1, self._own.length))
         return parts[:, :: parts.shape[1] // self._own.count].flatten(1)
+
+
+class LayerNormPerHead(nn.Module):
+    """Computes a layer norm of each head, with a weight of its own and without a bias.
+
+    Args:
+        heads: The heads of this rank among those of the model.
+        head_dim: Size of a head.
+        eps: Number that is added to the variance.
+        dtype: Number type of the weights.
+        device: Device of the weights. Their memory is not initialised.
+    """
+
+    def __init__(self, heads: Shard, head_dim: int, *, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.eps = eps
+        self._first = heads.start
+        weights = torch.empty(heads.length, head_dim, dtype=dtype, device=device)
+        self.weight = nn.Parameter(weights, requires_grad=False)
+
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
+        """Yields `norms.I.weight` and its weight slot for each head I, numbered as in the model."""
+        for index, weight in enumerate(self.weight, self._first):
+            yield f"norms.{index}.weight", WeightSlot((weight,))
+
+    def forward(self, heads: Tensor) -> None:
+        """Norms `heads` `[num_tokens, num_heads, head_dim]` in place."""
+        normed, _ = layer_norm(heads, None, None, self.eps)
+        torch.mul(normed, self.weight, out=heads)
 
 
 class NoNorm(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import rope_and_store, store_kv
-from .norm import HeadNorm, ProjectionNorm
+from .norm import HeadNorm, LayerNormPerHead, ProjectionNorm
 
 __all__ = ["CacheWriter", "ClampAndStore", "NormAndStore", "RotateAndStore", "StoreOnly", "rotary_table"]
 
@@ -163,7 +163,12 @@ class NormAndStore(nn.Module):
         store: The module that rotates and stores.
     """
 
-    def __init__(self, q_norm: ProjectionNorm, k_norm: ProjectionNorm, store: RotateAndStore | StoreOnly) -> None:
+    def __init__(
+        self,
+        q_norm: ProjectionNorm | LayerNormPerHead,
+        k_norm: ProjectionNorm | LayerNormPerHead,
+        store: RotateAndStore | StoreOnly,
+    ) -> None:
         super().__init__()
         self.q_norm = q_norm
         self.k_norm = k_norm

@@ -30,6 +30,7 @@ from ..layers import (
     InputFormat,
     KVScales,
     LayerNorm,
+    LayerNormPerHead,
     LearnedPositions,
     LinearBase,
     NoNorm,
@@ -270,13 +271,15 @@ class Components:
         if not spec.qk_norm or spec.qk_norm_form == "head":
             return store
         heads = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
-        return NormAndStore(*(self._projection_norm(shard) for shard in heads), store)
+        return NormAndStore(*(self._norm_of_heads(shard) for shard in heads), store)
 
-    def _projection_norm(self, heads: Shard) -> ProjectionNorm:
-        """Makes the norm of all query heads or of all key heads of a token; every rank has its whole weight."""
-        gather = self._parallel.all_gather if self._parallel.tp_size > 1 else None
-        options: dict[str, Any] = {"dtype": self._dtype, "device": self._device, "gather": gather}
-        return ProjectionNorm(heads, self._spec.head_dim, eps=self._spec.norm_eps, **options)
+    def _norm_of_heads(self, heads: Shard) -> ProjectionNorm | LayerNormPerHead:
+        """Makes the norm of the query heads or of the key heads of a token."""
+        spec, gather = self._spec, self._parallel.all_gather if self._parallel.tp_size > 1 else None
+        options: dict[str, Any] = {"eps": spec.norm_eps, "dtype": self._dtype, "device": self._device}
+        if spec.qk_norm_form == "per head":
+            return LayerNormPerHead(heads, spec.head_dim, **options)
+        return ProjectionNorm(heads, spec.head_dim, gather=gather, **options)
 
     def _head_norms(self) -> Iterable[HeadNorm | None]:
         """Makes the weights of the norms of query and key heads, which the rotation computes; None if it does not."""

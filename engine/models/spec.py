@@ -112,7 +112,8 @@ class DecoderSpec:
         attention_out_bias: Whether the attention's output projection has a bias.
         mlp_bias: Whether the feed-forward projections have biases.
         qk_norm: Whether queries and keys are normed before the rotation.
-        qk_norm_form: `"head"` norms each head, `"projection"` all query heads of a token together, and all key heads.
+        qk_norm_form: `"head"` norms each head; `"projection"` norms all query heads of a token together, and all key
+            heads; `"per head"` computes a layer norm of each head with a weight of its own.
         qkv_limit: Largest absolute value of queries, keys and values, to which others are clamped; 0 for no limit.
         gated_mlp: Whether feed-forward networks are gated; otherwise they have two projections and an activation.
         activation: Key of `layers.GATES` if gated, else of `layers.ACTIVATIONS`.
@@ -153,7 +154,7 @@ class DecoderSpec:
     attention_out_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    qk_norm_form: Literal["head", "projection"] = "head"
+    qk_norm_form: Literal["head", "projection", "per head"] = "head"
     qkv_limit: float = 0.0
     gated_mlp: bool
     activation: str

@@ -103,7 +103,15 @@ def test_what_cannot_be_cut_is_said(tp_size: int, pp_size: int, message: str) ->
 
 @pytest.mark.parametrize(
     ("family", "tp_size", "pp_size"),
-    [("llama3-rope", 2, 2), ("qwen3", 4, 1), ("opt", 2, 2), ("gpt2", 2, 2), ("gpt-neox", 2, 2), ("qwen2-moe", 2, 3)],
+    [
+        ("llama3-rope", 2, 2),
+        ("qwen3", 4, 1),
+        ("opt", 2, 2),
+        ("gpt2", 2, 2),
+        ("gpt-neox", 2, 2),
+        ("stablelm", 4, 1),
+        ("qwen2-moe", 2, 3),
+    ],
 )
 def test_the_parts_of_all_ranks_are_the_checkpoint(tiny_model, family: str, tp_size: int, pp_size: int) -> None:
     folder = tiny_model(family)
