@@ -176,6 +176,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_SWIGLU, "sliding_window": 7, "rope_parameters": {**_LONGROPE, "partial_rotary_factor": 0.5}},
     ),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
+    "bloom": (
+        "bloom",
+        "BloomForCausalLM",
+        {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": 256},
+    ),
     "gpt-neox": (
         "gpt_neox",
         "GPTNeoXForCausalLM",

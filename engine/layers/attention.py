@@ -53,6 +53,7 @@ class Attention(nn.Module):
         causal: Whether a token attends only to itself and the tokens before it.
         sinks: Device for the parameter `sinks`, one learned score for each query head, which takes part in the softmax
             as the score of one more key whose value is zero; None for a layer without this parameter.
+        alibi_slopes: `[H]` float32, the amount that a score loses for each token of distance; None for none.
         window: Number of latest tokens that a token attends to, its own included; 0 for all.
         group: Index of the group of layers to which this layer belongs, and whose block tables it reads.
         deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
@@ -71,6 +72,7 @@ class Attention(nn.Module):
         softcap: float,
         causal: bool,
         sinks: torch.device | None,
+        alibi_slopes: Tensor | None,
         window: int,
         group: int,
         deterministic: bool,
@@ -92,6 +94,8 @@ class Attention(nn.Module):
         self._heads = heads.query
         self._split = (heads.query.length, heads.num_kv_heads, heads.num_kv_heads)
         self._num_rows = sum(self._split)
+        self.alibi_slopes: Tensor | None
+        self.register_buffer("alibi_slopes", alibi_slopes, persistent=False)
         self.sinks: nn.Parameter | None = None
         if sinks is not None:
             scores = torch.empty(heads.query.length, dtype=torch.float32, device=sinks)
@@ -144,6 +148,7 @@ class Attention(nn.Module):
             causal=self.causal,
             softcap=self.softcap,
             sinks=self.sinks,
+            alibi_slopes=self.alibi_slopes,
             num_decodes=batch.num_decodes,
             num_shared=batch.num_shared,
             deterministic=self.deterministic,

@@ -78,6 +78,8 @@ def _traits(spec: DecoderSpec) -> Iterator[str]:
         yield "rotary positions"
     if spec.position_offset is not None:
         yield "learned positions"
+    if spec.attention.alibi_slopes:
+        yield "ALiBi"
     if spec.experts is not None:
         router = spec.experts.router
         yield f"{router.num_choices} of {router.num_experts} experts"

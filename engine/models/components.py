@@ -129,6 +129,10 @@ class Components:
             device=self._device,
         )
 
+    def embedding_norm(self) -> Norm:
+        """Makes the norm after the embedding; if the model has none, a module that changes nothing."""
+        return self._norm(sums=False) if self._spec.embedding_norm else NoNorm()
+
     def _summed(self, name: str, in_features: Shard, out_features: int, *, bias: bool) -> LinearBase:
         """Makes a linear layer of partial results, which the next norm sums over ranks. Only tp_rank 0 has the bias."""
         return self.linears.make_linear(name, in_features, out_features, bias=bias and self._parallel.tp_rank == 0)
@@ -242,11 +246,16 @@ class Components:
             softcap=spec.attention.softcap,
             causal=spec.attention.causal,
             sinks=self._device if spec.attention.sinks else None,
+            alibi_slopes=self._alibi_slopes(heads),
             window=spec.windows[layer_idx],
             group=self._group_of[layer_idx],
             deterministic=self._options.deterministic,
             library=self._library,
         )
+
+    def _alibi_slopes(self, heads: Shard) -> Tensor | None:
+        slopes = self._spec.attention.alibi_slopes[heads.start : heads.start + heads.length]
+        return torch.tensor(slopes, dtype=torch.float32, device=self._device) if slopes else None
 
     def _choose_library(self) -> PromptLibrary | None:
         """Returns the library for prompts, one for all layers; None if it is not used."""
@@ -257,6 +266,7 @@ class Components:
             self._spec.head_dim,
             softcap=form.softcap,
             sinks=form.sinks,
+            alibi=bool(form.alibi_slopes),
             causal=form.causal,
             deterministic=self._options.deterministic,
         )

@@ -48,6 +48,7 @@ class AttentionSpec:
         softcap: Smooth limit on the scores; 0 for no limit.
         causal: Whether a token attends only to itself and the tokens before it.
         sinks: Whether each query head has a learned score that takes part in its softmax and adds no value.
+        alibi_slopes: For each query head, the amount that a score loses for each token of distance; empty for none.
     """
 
     scale: float | None = None
@@ -55,6 +56,7 @@ class AttentionSpec:
     softcap: float = 0.0
     causal: bool = True
     sinks: bool = False
+    alibi_slopes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,7 @@ class DecoderSpec:
         attention: How the attention layers score keys.
         embedding_size: Width of the token embedding. If it is not `hidden_size`, projections convert between the two.
         embedding_scale: Factor on the rows of the token embedding, rounded to the model's dtype.
+        embedding_norm: Whether a norm follows the embedding.
         tie_word_embeddings: Whether the output head uses the matrix of the token embedding.
         rms_norm: Whether norms are root-mean-square norms; otherwise they are layer norms.
         norm_eps: Number that norms add to the mean square or the variance.
@@ -141,6 +144,7 @@ class DecoderSpec:
     attention: AttentionSpec = AttentionSpec()
     embedding_size: int
     embedding_scale: float = 1.0
+    embedding_norm: bool = False
     tie_word_embeddings: bool
     rms_norm: bool
     norm_eps: float
@@ -170,6 +174,7 @@ class DecoderSpec:
     def __post_init__(self) -> None:
         assert len(self.windows) == self.num_layers
         assert self.num_heads % self.num_kv_heads == 0
+        assert len(self.attention.alibi_slopes) in (0, self.num_heads)
         assert not self.layer_ropes or (self.rope is None and len(self.layer_ropes) == self.num_layers)
         ropes = self.layer_ropes or (self.rope,)
         fused = self.qk_norm and self.qk_norm_form == "head"

@@ -45,6 +45,7 @@ class PromptLibrary:
         *,
         softcap: float = 0.0,
         sinks: bool = False,
+        alibi: bool = False,
         causal: bool = True,
         deterministic: bool = False,
         is_used: bool = IS_USED,
@@ -57,13 +58,15 @@ class PromptLibrary:
             head_dim: Size of a head.
             softcap: Limit of the scores, as in `paged_attention`.
             sinks: Whether a learned score takes part in the softmax.
+            alibi: Whether scores fall with distance.
             causal: As in `paged_attention`.
             deterministic: As in `paged_attention`.
             is_used: Whether a library is to be used at all.
         """
         attend = getattr(torch.ops.aten, "_flash_attention_forward", None)
         fits = dtype in (torch.float16, torch.bfloat16) and head_dim <= MAX_HEAD_DIM and not head_dim % HEAD_DIM_UNIT
-        can = fits and causal and not softcap and not sinks and not deterministic and device.type == "cuda"
+        is_plain = causal and not softcap and not sinks and not alibi and not deterministic
+        can = fits and is_plain and device.type == "cuda"
         return cls(attend) if is_used and can and attend is not None else None
 
     def attend(

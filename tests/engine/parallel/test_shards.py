@@ -153,6 +153,13 @@ def test_a_rank_takes_only_its_own_slices(tmp_path: Path) -> None:
     assert not [name for name in slots if "layers.0." in name or "embed" in name]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_has_the_alibi_slopes_of_its_heads(rank: int) -> None:
+    model = build_model(tiny_config("bloom"), torch.float32, "cpu", parallel=ParallelContext.of_rank(rank, 2, 1))
+    slopes = torch.tensor([2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8])
+    assert all(torch.equal(layer.attention.alibi_slopes, slopes.chunk(2)[rank]) for layer in model.layers)
+
+
 def test_a_name_that_no_rank_has_is_refused(tmp_path: Path) -> None:
     folder = tiny_checkpoint(tmp_path / "m", "llama")
     tensors = load_file(folder / "model.safetensors")
