@@ -61,6 +61,21 @@ _LONGROPE = {
     "rope_theta": 1e4,
     "short_factor": [1.0, 1.5, 2.0, 2.5],
     "long_factor": [2.0, 5.0, 9.0, 20.0],
+_GROUPS = {
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 20,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
+_GRANITE = {
+    "tie_word_embeddings": True,
+    "attention_multiplier": 0.4,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.6,
+    "logits_scaling": 2.5,
 }
 _OPT = {**_SMALL, "ffn_dim": 96, "word_embed_proj_dim": 64, "tie_word_embeddings": True}
 
@@ -121,14 +136,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "granite": (
         "granite",
         "GraniteForCausalLM",
-        {
-            **_SWIGLU,
-            "tie_word_embeddings": True,
-            "attention_multiplier": 0.4,
-            "embedding_multiplier": 3.0,
-            "residual_multiplier": 0.6,
-            "logits_scaling": 2.5,
-        },
+        {**_SWIGLU, **_GRANITE},
     ),
     "smollm3": (
         "smollm3",
@@ -225,6 +233,57 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "mlp_only_layers": [0],
         },
     ),
+    "glm4-moe": (
+        "glm4_moe",
+        "Glm4MoeForCausalLM",
+        {
+            **_EXPERTS,
+            **_GROUPS,
+            "head_dim": 16,
+            "partial_rotary_factor": 0.5,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "n_shared_experts": 2,
+        },
+    ),
+    "dots1": (
+        "dots1",
+        "Dots1ForCausalLM",
+        {
+            **_EXPERTS,
+            **_GROUPS,
+            "num_hidden_layers": 3,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 0.6,
+            "n_shared_experts": 1,
+            "sliding_window": 7,
+            "max_window_layers": 2,
+        },
+    ),
+    "ernie4_5-moe": (
+        "ernie4_5_moe",
+        "Ernie4_5_MoeForCausalLM",
+        {
+            **_SWIGLU,
+            "num_hidden_layers": 3,
+            "moe_num_experts": 6,
+            "moe_k": 2,
+            "moe_intermediate_size": 20,
+            "moe_norm_min": 0.6,
+            "moe_layer_interval": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granite-moe": (
+        "granitemoe",
+        "GraniteMoeForCausalLM",
+        {**_EXPERTS, **_GRANITE, "num_local_experts": 5},
+    ),
+    "granite-moe-shared": (
+        "granitemoeshared",
+        "GraniteMoeSharedForCausalLM",
+        {**_EXPERTS, **_GRANITE, "num_local_experts": 5, "shared_intermediate_size": 28},
+    ),
 }
 
 
@@ -317,6 +376,10 @@ def _draw(model: torch.nn.Module) -> None:
             parameter.normal_(0.0, 1.5 * parameter.shape[0 if name in transposed else 1] ** -0.5)
         else:
             parameter.normal_(norm_weight if name.endswith("weight") else 0.0, 0.2)
+            parameter.normal_(norm_weight if "norm" in name and name.endswith("weight") else 0.0, 0.2)
+    for name, buffer in model.named_buffers():
+        if "correction" in name:
+            buffer.normal_(0.0, 0.2)
 
 
 def _save(state: dict[str, torch.Tensor], folder: Path, weights: str, shards: int) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UnsupportedModelError, quote
-from ..layers import EXPERT_GATES
-from .hf_config import one_of, positive_int
+from ..layers import EXPERT_GATES, RouterSpec
+from .hf_config import flag, one_of, positive_float, positive_int
 
-__all__ = ["expert_counts", "expert_gate", "group_counts", "layer_numbers"]
+__all__ = ["corrected_router", "expert_counts", "expert_gate", "group_counts", "layer_numbers", "layers_after"]
 
 
 def expert_counts(config: Any, field: str) -> dict[str, Any]:
@@ -50,6 +50,47 @@ def group_counts(config: Any, counts: dict[str, Any]) -> dict[str, Any]:
             f"num_experts_per_tok={num_choices} experts together"
         )
     return {"num_groups": num_groups, "num_chosen_groups": num_chosen}
+
+
+def corrected_router(config: Any, field: str = "n_routed_experts") -> RouterSpec:
+    """Returns the router of DeepSeek-V3 and its followers: sigmoids with a correction, and groups of experts.
+
+    Args:
+        config: A transformers config.
+        field: Name of the field with the number of experts.
+
+    Raises:
+        UnsupportedModelError: A field is missing, or the numbers contradict each other.
+    """
+    counts = expert_counts(config, field)
+    groups = group_counts(config, counts)
+    if groups["num_groups"] > 1 and counts["num_experts"] // groups["num_groups"] < 2:
+        raise UnsupportedModelError("config field 'n_group' leaves one expert to a group, and two rank a group")
+    return RouterSpec(
+        **counts,
+        **groups,
+        num_group_scores=2,
+        scores="sigmoid",
+        correction=True,
+        renormalise=flag(config, "norm_topk_prob", True),
+        scale=positive_float(config, "routed_scaling_factor"),
+    )
+
+
+def layers_after(config: Any, field: str = "first_k_dense_replace") -> frozenset[int]:
+    """Returns the numbers of the layers that follow as many dense ones as a field says.
+
+    Args:
+        config: A transformers config.
+        field: The field's name.
+
+    Raises:
+        UnsupportedModelError: The field is not a number of layers.
+    """
+    num_dense, num_layers = getattr(config, field, None), config.num_hidden_layers
+    if type(num_dense) is not int or not 0 <= num_dense <= num_layers:
+        raise UnsupportedModelError(f"config field {field!r} is {quote(num_dense)}; it can be 0 to {num_layers} layers")
+    return frozenset(range(num_dense, num_layers))
 
 
 def expert_gate(config: Any, field: str = "hidden_act") -> str:

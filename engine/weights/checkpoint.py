@@ -66,6 +66,7 @@ class WeightMap:
         prefixes: Prefixes of names in checkpoints. The first prefix with which a name begins is removed.
         modules: Name of a module in checkpoints -> our name.
         ignored: Modules and tensors in checkpoints that are not loaded, because we compute their values.
+        ignored_layers: Numbers of layers in checkpoints that are not loaded, such as one that predicts further tokens.
         layouts: Layouts of the tensors in checkpoints that are not stored as ours are, by their module or their name.
         tensors: Name of a tensor in checkpoints -> our name, if the names differ in more than the module.
     """
@@ -73,6 +74,7 @@ class WeightMap:
     prefixes: tuple[str, ...]
     modules: Mapping[str, str]
     ignored: tuple[str, ...] = ()
+    ignored_layers: frozenset[int] = frozenset()
     layouts: Mapping[str, TensorLayout] = field(default_factory=dict)
     tensors: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,7 +88,8 @@ class WeightMap:
             KeyError: The family has no tensor of this name.
         """
         module, indices, leaf = self._split(name)
-        if module in self.ignored or f"{module}.{leaf}" in self.ignored:
+        is_beside = module.startswith("layers.*") and int(indices[0]) in self.ignored_layers
+        if is_beside or module in self.ignored or f"{module}.{leaf}" in self.ignored:
             return None
         return _fill_in(self.tensors.get(f"{module}.{leaf}") or f"{self.modules[module]}.{leaf}", indices)
 

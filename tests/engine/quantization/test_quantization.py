@@ -44,7 +44,8 @@ def logits(model: Decoder, sequences: list[list[int]], dtype: torch.dtype = torc
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).mean())
+    """Returns the error of the median token: rounding may send a few tokens to other experts."""
+    return float(((ours - theirs).norm(dim=-1) / theirs.norm(dim=-1)).median())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -57,9 +58,7 @@ def test_outputs_stay_near_full_precision(tmp_path: Path, family: str) -> None:
     full, quantised = (logits(model, random_sequences()) for model in (plain, load(folder, FP8)))
     pairs_of_layers = plain.spec.num_layers / 2
     assert 0.01 < relative_error(quantised, full) < 0.2 * pairs_of_layers**0.5
-    # A rounded token may also go to other experts, which stay in full precision.
-    flips = 2 if plain.spec.experts else 1
-    assert 1 - F.cosine_similarity(quantised, full, dim=-1).mean() < 0.025 * flips * pairs_of_layers
+    assert 1 - F.cosine_similarity(quantised, full, dim=-1).median() < 0.025 * pairs_of_layers
 
 
 @pytest.mark.parametrize("family", FAMILIES)

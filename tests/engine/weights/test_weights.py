@@ -119,6 +119,15 @@ def test_stacked_experts_that_do_not_fit_are_named(tmp_path: Path) -> None:
         load(folder, intermediate_size=39)
 
 
+def test_a_layer_that_predicts_further_tokens_is_not_loaded(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "glm4-moe")
+    edit(folder, lambda tensors: tensors.update({"model.layers.2.eh_proj.weight": torch.zeros(64, 128)}))
+    load(folder)
+    edit(folder, lambda tensors: tensors.update({"model.layers.3.eh_proj.weight": torch.zeros(64, 128)}))
+    with pytest.raises(CheckpointError, match=r"unexpected model\.layers\.3\.eh_proj\.weight"):
+        load(folder)
+
+
 def test_an_item_of_a_tensor_behind_a_url_reads_no_other_item() -> None:
     reads = []
 
