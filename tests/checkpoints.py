@@ -76,6 +76,16 @@ _GRANITE = {
     "embedding_multiplier": 3.0,
     "residual_multiplier": 0.6,
     "logits_scaling": 2.5,
+_YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
+_LATENTS = {
+    **_SWIGLU,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 20,
+    "q_lora_rank": 28,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 6,
+    "v_head_dim": 12,
+    "rope_parameters": {**_YARN, "mscale": 0.7, "mscale_all_dim": 0.9},
 }
 _OPT = {**_SMALL, "ffn_dim": 96, "word_embed_proj_dim": 64, "tie_word_embeddings": True}
 
@@ -182,6 +192,16 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "phi3",
         "Phi3ForCausalLM",
         {**_SWIGLU, "sliding_window": 7, "rope_parameters": {**_LONGROPE, "partial_rotary_factor": 0.5}},
+    "youtu": (
+        "youtu",
+        "YoutuForCausalLM",
+        # transformers sets the embedding of the padding to zero when it loads this model, whatever the checkpoint has.
+        {**_LATENTS, "pad_token_id": None, "rope_interleave": False, "attention_bias": True},
+    ),
+    "minicpm3": (
+        "minicpm3",
+        "MiniCPM3ForCausalLM",
+        {**_LATENTS, "q_lora_rank": None, "scale_emb": 3, "scale_depth": 0.9, "dim_model_base": 40, "mlp_bias": True},
     ),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
     "bloom": (

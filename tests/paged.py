@@ -69,6 +69,7 @@ class PagedSequences:
             seq_lens=torch.tensor(lengths, dtype=torch.int32),
             block_tables=tuple(torch.tensor(tables, dtype=torch.int32) + first for first in firsts),
             rows=torch.tensor(list(num_scheduled_tokens), dtype=torch.int32),
+            longest_prompt=0 if any(positions[start] for start in starts[:-1]) else max(num_scheduled_tokens.values()),
         )
 
     def step(self, num_scheduled_tokens: dict[int, int]) -> dict[int, torch.Tensor]:

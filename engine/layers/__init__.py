@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from .attention import Attention, Heads
 from .block import ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock
+from .block import AnyAttention, PostNormBlock, PreNormBlock, SandwichBlock
 from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
 from .experts import EXPERT_GATES, ExpertMLP, Experts, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
 from .kv_scales import KVScales
+from .latent_attention import LatentAttention, LatentSizes, UpProjections
 from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
@@ -24,6 +26,7 @@ __all__ = [
     "GATES",
     "MLP",
     "PLAIN",
+    "AnyAttention",
     "Attention",
     "CacheWriter",
     "ClampAndStore",
@@ -37,6 +40,8 @@ __all__ = [
     "InputFormat",
     "InvariantLinear",
     "KVScales",
+    "LatentAttention",
+    "LatentSizes",
     "LayerNorm",
     "LayerNormPerHead",
     "LearnedPositions",
@@ -66,6 +71,7 @@ __all__ = [
     "Softcap",
     "StoreOnly",
     "TokenEmbedding",
+    "UpProjections",
     "WeightSlot",
     "rotary_table",
 ]

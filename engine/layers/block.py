@@ -6,15 +6,21 @@ up.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from torch import Tensor, nn
 
 from ..batch import ForwardBatch
 from .attention import Attention
 from .experts import FeedForward
+from .latent_attention import LatentAttention
 from .norm import Norm
 from .scale import Scale
 
-__all__ = ["ParallelBlock", "PostNormBlock", "PreNormBlock", "SandwichBlock"]
+__all__ = ["AnyAttention", "ParallelBlock", "PostNormBlock", "PreNormBlock", "SandwichBlock"]
+
+AnyAttention: TypeAlias = Attention | LatentAttention
+"""Any attention sublayer of a decoder layer."""
 
 
 class PreNormBlock(nn.Module):
@@ -30,7 +36,7 @@ class PreNormBlock(nn.Module):
 
     def __init__(
         self,
-        attention: Attention,
+        attention: AnyAttention,
         mlp: FeedForward,
         attention_norm: Norm,
         mlp_norm: Norm,
@@ -76,7 +82,7 @@ class PostNormBlock(nn.Module):
         mlp_norm: Norm after the feed-forward network.
     """
 
-    def __init__(self, attention: Attention, mlp: FeedForward, attention_norm: Norm, mlp_norm: Norm) -> None:
+    def __init__(self, attention: AnyAttention, mlp: FeedForward, attention_norm: Norm, mlp_norm: Norm) -> None:
         super().__init__()
         self.attention = attention
         self.attention_norm = attention_norm
@@ -117,7 +123,7 @@ class SandwichBlock(nn.Module):
 
     def __init__(
         self,
-        attention: Attention,
+        attention: AnyAttention,
         mlp: FeedForward,
         *,
         attention_norm: Norm,

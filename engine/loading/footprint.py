@@ -17,6 +17,7 @@ from ..models.pp_stages import cache_groups, cache_shape
 from ..parallel.context import SINGLE
 from ..tasks.choose import choose_task
 from .capacity import Capacity, choose_max_model_len, most_num_seqs, plan_capacity
+from .kv_scales import choose_kv_dtype
 from .model_source import resolve_model
 
 __all__ = ["Footprint"]
@@ -80,7 +81,7 @@ class Footprint:
         model = build_model(hf_config, dtype, "meta", options)
         tensors = itertools.chain(model.parameters(), model.buffers())
         weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
+        kv_dtype = choose_kv_dtype(config.kv_cache_dtype, dtype, model.spec)
         block_bytes = kv_block_bytes(cache_shape(model.spec, SINGLE), config.block_size, kv_dtype)
         caches = tuple(group.cache for group in cache_groups(model.spec))
         cache_bytes = _cache_bytes(config, device, weight_bytes, memory_bytes)

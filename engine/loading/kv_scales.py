@@ -21,12 +21,15 @@ import torch
 from torch import Tensor
 
 from ..batch import ForwardBatch
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..kv_cache.layout import allocate_kv_cache
 from ..layers import Attention, CacheWriter
 from ..layers.kv_scales import E4M3_MAX
 from ..models.decoder import Decoder
 from ..models.pp_stages import cache_groups, cache_shape
+from ..models.spec import DecoderSpec
+
+__all__ = ["choose_kv_dtype", "prepare_kv_scales"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +37,27 @@ PROMPT_TOKENS = 128
 """Tokens of each prompt."""
 
 KINDS = ("keys", "values")
+
+
+def choose_kv_dtype(kv_cache_dtype: str, dtype: torch.dtype, spec: DecoderSpec) -> torch.dtype:
+    """Returns the number type of the KV cache.
+
+    Args:
+        kv_cache_dtype: The setting: `"fp8"`, or `"auto"` for the type of the model.
+        dtype: Number type of the model.
+        spec: Description of the model.
+
+    Raises:
+        ConfigError: The setting asks for 8 bits, and the model keeps latents, for which there are no scales.
+    """
+    if kv_cache_dtype != "fp8":
+        return dtype
+    if spec.latent is not None:
+        raise ConfigError(
+            "kv_cache_dtype='fp8' is not supported for models whose keys and values are made of latents yet; leave it "
+            "out: their KV cache is small already"
+        )
+    return torch.float8_e4m3fn
 
 
 @torch.inference_mode()

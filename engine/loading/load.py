@@ -16,7 +16,7 @@ from ..config import EngineConfig
 from ..device import Device, keep_freed_memory, memory_bytes
 from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
-from ..models import Decoder, ModelOptions, build_model, find_family, load_hf_config, load_model
+from ..models import Decoder, ModelOptions, build_model, describe_model, find_family, load_hf_config, load_model
 from ..models.pp_stages import cache_groups, cache_shape
 from ..models.spec import DecoderSpec
 from ..parallel.context import SINGLE, ParallelContext
@@ -28,7 +28,7 @@ from ..tasks.choose import choose_task
 from ..tasks.task import Task
 from ..weights.sharded_state import save_sharded_state
 from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, most_num_seqs, plan_capacity
-from .kv_scales import prepare_kv_scales
+from .kv_scales import choose_kv_dtype, prepare_kv_scales
 from .memory_profile import run_largest_step
 from .model_source import locate_model, resolve_model
 from .rehearsal import Rehearsal, start_rehearsal
@@ -88,7 +88,7 @@ def load_runner(
         UserError: A setting or the model folder cannot be used.
     """
     dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
-    kv_dtype = torch.float8_e4m3fn if config.kv_cache_dtype == "fp8" else dtype
+    kv_dtype = choose_kv_dtype(config.kv_cache_dtype, dtype, describe_model(hf_config))
     place = locate_model(config.model)
     options = ModelOptions(
         config.quantization,

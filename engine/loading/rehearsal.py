@@ -40,6 +40,8 @@ MAX_THREADS = 8
 """Most threads that compile, beside the threads that read weights."""
 PROMPT_TOKENS = 48
 """Number of tokens of the prompt of a rehearsal; prompts of all lengths use the same kernels."""
+MIN_CHUNK = 2
+"""Fewest tokens of a step of a sequence that is not a decode."""
 GROWTH = 4
 """Factor from one length of a rehearsal to the next: attention splits the keys of a longer sequence over more programs,
 and the kernel that merges their results has forms for 4, 16 and 64 of them."""
@@ -137,10 +139,12 @@ class Rehearsal:
             runner.execute(plan)
 
     def plans(self, max_model_len: int) -> Iterator[StepPlan]:
-        """Yields the steps: a prompt, decodes of several lengths, with a shared prefix, and of all rows."""
+        """Yields the steps: a prompt, a chunk, decodes of several lengths, with a shared prefix, and of all rows."""
         prompt = _plan(1, 0, min(PROMPT_TOKENS, max_model_len))
         prompt.new_rows = [NewRow(row, _drawing_sequence(), 1) for row in range(self.max_num_seqs)]
         yield prompt
+        if max_model_len > MIN_CHUNK:
+            yield _plan(1, 1, min(PROMPT_TOKENS, max_model_len) - 1)  # Latents of a context are not expanded.
         length = 1
         while length < max_model_len:
             yield _plan(1, length - 1, 1)

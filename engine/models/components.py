@@ -18,6 +18,7 @@ from ..layers import (
     ACTIVATIONS,
     MLP,
     PLAIN,
+    AnyAttention,
     Attention,
     CacheWriter,
     ClampAndStore,
@@ -29,6 +30,7 @@ from ..layers import (
     Heads,
     InputFormat,
     KVScales,
+    LatentAttention,
     LayerNorm,
     LayerNormPerHead,
     LearnedPositions,
@@ -56,6 +58,7 @@ from ..layers import (
 )
 from ..parallel.context import ParallelContext
 from ..parallel.shard import Shard
+from .latent import make_latent_attention
 from .linear_factory import LinearFactory
 from .options import ModelOptions
 from .pp_stages import cache_groups
@@ -231,8 +234,10 @@ class Components:
         mlp_norm, residual_scale = self._norm(sums=True, output=to_mlp), _scale(self._spec.residual_scale)
         return PreNormBlock(attention, mlp, attention_norm, mlp_norm, residual_scale=residual_scale)
 
-    def _attention(self, layer_idx: int) -> Attention:
+    def _attention(self, layer_idx: int) -> AnyAttention:
         spec, parallel = self._spec, self._parallel
+        if spec.latent is not None:
+            return self._latent_attention(layer_idx, spec.latent.value_dim)
         heads, kv_heads = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
         query, kv = heads.times(spec.head_dim), kv_heads.times(spec.head_dim)
         name, blocks = f"layers.{layer_idx}.attention", {"query": query, "key": kv, "value": kv}
@@ -256,6 +261,27 @@ class Components:
     def _alibi_slopes(self, heads: Shard) -> Tensor | None:
         slopes = self._spec.attention.alibi_slopes[heads.start : heads.start + heads.length]
         return torch.tensor(slopes, dtype=torch.float32, device=self._device) if slopes else None
+
+    def _latent_attention(self, layer_idx: int, value_dim: int) -> LatentAttention:
+        spec, parallel, name = self._spec, self._parallel, f"layers.{layer_idx}.attention"
+        assert spec.rope is not None, "a part of a latent is rotated"
+        if self._options.deterministic:
+            raise ConfigError(
+                "deterministic=True is not supported for models whose keys and values are made of latents yet: the "
+                "order of their sums depends on the batch; leave it out"
+            )
+        values = parallel.shard(spec.num_heads).times(value_dim)
+        return make_latent_attention(
+            name,
+            spec,
+            parallel,
+            self.linears,
+            out=self._summed(f"{name}.out", values, spec.hidden_size, bias=spec.attention_out_bias),
+            table=self._rotary_table(spec.rope),
+            group=self._group_of[layer_idx],
+            dtype=self._dtype,
+            device=self._device,
+        )
 
     def _choose_library(self) -> PromptLibrary | None:
         """Returns the library for prompts, one for all layers; None if it is not used."""

@@ -68,15 +68,20 @@ def cache_pairs(spec: DecoderSpec, layers: Collection[int]) -> dict[int, int]:
 def cache_shape(spec: DecoderSpec, parallel: ParallelContext) -> CacheShape:
     """Returns what a rank stores of each token, in its layers and for its heads."""
     pairs = cache_pairs(spec, stage_layers(spec, parallel.pp_size)[parallel.pp_rank])
-    return CacheShape(max(pairs.values()) + 1, parallel.kv_shard(spec.num_kv_heads).length, spec.head_dim)
+    num_pairs, latent = max(pairs.values()) + 1, spec.latent
+    if latent is not None:
+        return CacheShape(num_pairs, 1, latent.rank + latent.rope_dim, latent.rank)
+    return CacheShape(num_pairs, parallel.kv_shard(spec.num_kv_heads).length, spec.head_dim)
 
 
 def _layer_cost(spec: DecoderSpec, layer: int) -> int:
-    attention = (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    attention = spec.hidden_size * (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    if spec.latent is not None:
+        attention = spec.latent.num_weights(spec.hidden_size, spec.num_heads)
     inner = spec.intermediate_size
     if spec.experts is not None and layer in spec.experts.layers:
         inner = spec.experts.router.num_experts * spec.experts.intermediate_size + spec.experts.shared_size
-    return spec.hidden_size * (attention + (3 if spec.gated_mlp else 2) * inner)
+    return attention + spec.hidden_size * (3 if spec.gated_mlp else 2) * inner
 
 
 def check_parallel(spec: DecoderSpec, tp_size: int, pp_size: int, *, expert_parallel: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..layers.router import RouterSpec
 
-__all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "RopeSpec"]
+__all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "LatentSpec", "RopeSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,36 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LatentSpec:
+    """Keys and values that are made of one latent for each token, in all layers (elsewhere: MLA).
+
+    Attributes:
+        rank: Numbers of a latent of which keys and values are made.
+        rope_dim: Numbers of a latent that are the rotated part of the key of every head.
+        nope_dim: Numbers of a query or a key that have no position.
+        value_dim: Numbers of a value; at most those of a key.
+        query_rank: Numbers of the latent of which queries are made; None for queries made of the hidden states.
+        down_bias: Whether the projections to the latents have biases.
+        norm_eps: Number that the norms of latents add to the mean square.
+    """
+
+    rank: int
+    rope_dim: int
+    nope_dim: int
+    value_dim: int
+    query_rank: int | None = None
+    down_bias: bool = False
+    norm_eps: float
+
+    def num_weights(self, hidden_size: int, num_heads: int) -> int:
+        """Returns the number of weights of an attention layer."""
+        query = num_heads * (self.nope_dim + self.rope_dim)
+        of_query = query * hidden_size if self.query_rank is None else self.query_rank * (hidden_size + query)
+        up = self.rank * num_heads * (self.nope_dim + self.value_dim)
+        return of_query + hidden_size * (self.rank + self.rope_dim + num_heads * self.value_dim) + up
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsSpec:
     """Feed-forward networks of which each token goes through a few, in some layers of a model.
 
@@ -97,6 +127,7 @@ class DecoderSpec:
         max_position_embeddings: Number of positions for which the model is defined.
         windows: For each layer, the number of latest tokens that a token attends to, its own included; 0 for all.
         attention: How the attention layers score keys.
+        latent: The latents of which keys and values are made; None for a model that projects them from hidden states.
         embedding_size: Width of the token embedding. If it is not `hidden_size`, projections convert between the two.
         embedding_scale: Factor on the rows of the token embedding, rounded to the model's dtype.
         embedding_norm: Whether a norm follows the embedding.
@@ -142,6 +173,7 @@ class DecoderSpec:
     max_position_embeddings: int
     windows: tuple[int, ...]
     attention: AttentionSpec = AttentionSpec()
+    latent: LatentSpec | None = None
     embedding_size: int
     embedding_scale: float = 1.0
     embedding_norm: bool = False

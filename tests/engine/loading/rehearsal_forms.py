@@ -33,6 +33,7 @@ SIZES = {"num_hidden_layers": 2, "vocab_size": 151_936, "max_position_embeddings
 QWEN3 = {"hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16, "num_key_value_heads": 8}
 GEMMA2 = {"hidden_size": 2304, "intermediate_size": 9216, "num_attention_heads": 8, "num_key_value_heads": 4}
 LLAMA = {"hidden_size": 2048, "intermediate_size": 8192, "num_attention_heads": 32, "num_key_value_heads": 1}
+YOUTU = {"hidden_size": 2048, "intermediate_size": 6144, "num_attention_heads": 16, "num_key_value_heads": 16}
 OPT = {"hidden_size": 768, "ffn_dim": 3072, "num_attention_heads": 12, "word_embed_proj_dim": 768}
 
 
@@ -41,6 +42,7 @@ def rehearsals() -> Iterator[tuple[str, Rehearsal]]:
     qwen3 = transformers.Qwen3Config(**SIZES, **QWEN3, head_dim=128, architectures=["Qwen3ForCausalLM"])
     gemma2 = transformers.Gemma2Config(**SIZES, **GEMMA2, head_dim=256, architectures=["Gemma2ForCausalLM"])
     llama = transformers.LlamaConfig(**SIZES, **LLAMA, architectures=["LlamaForCausalLM"])
+    youtu = transformers.YoutuConfig(**SIZES, **YOUTU, architectures=["YoutuForCausalLM"])
     opt = transformers.OPTConfig(**SIZES, **OPT, architectures=["OPTForCausalLM"])
     config = EngineConfig(model="none", max_model_len=MAX_MODEL_LEN)
     alone = ParallelContext()
@@ -55,6 +57,7 @@ def rehearsals() -> Iterator[tuple[str, Rehearsal]]:
     yield "gemma2", replace(of_qwen3, hf_config=gemma2)
     yield "llama", replace(of_qwen3, hf_config=llama, dtype=torch.float16, kv_dtype=torch.float16, max_num_seqs=7)
     yield "opt", replace(of_qwen3, hf_config=opt, dtype=torch.float32, kv_dtype=torch.float32)
+    yield "youtu", replace(of_qwen3, hf_config=youtu)
     no_sharing = replace(config, enable_prefix_caching=False)
     yield (
         "qwen3 embed",

@@ -1,0 +1,93 @@
+"""Families with latent attention (DeepSeek-AI, 2024, arXiv:2405.04434) and one network for all tokens: `youtu_spec`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+from ...errors import UnsupportedModelError
+from ..family import Family
+from ..hf_config import flag, positive_int
+from ..spec import AttentionSpec, DecoderSpec, LatentSpec
+from .llama import WEIGHTS as LLAMA_WEIGHTS
+from .llama import gated_fields
+
+__all__ = ["FAMILIES", "WEIGHTS", "latent_fields", "youtu_spec"]
+
+WEIGHTS = replace(
+    LLAMA_WEIGHTS,
+    modules={
+        **LLAMA_WEIGHTS.modules,
+        "layers.*.self_attn.q_proj": "layers.*.attention.down.query",
+        "layers.*.self_attn.q_a_proj": "layers.*.attention.down.query_latent",
+        "layers.*.self_attn.q_a_layernorm": "layers.*.attention.query_norm",
+        "layers.*.self_attn.q_b_proj": "layers.*.attention.query_up",
+        "layers.*.self_attn.kv_a_proj_with_mqa": "layers.*.attention.down.latent",
+        "layers.*.self_attn.kv_a_layernorm": "layers.*.attention.latent_norm",
+        "layers.*.self_attn.kv_b_proj": "layers.*.attention.up",
+    },
+)
+
+LATENT_NORM_EPS = 1e-6
+"""What the norms of latents add to the mean square. No config has a field for it; `rms_norm_eps` is not it."""
+
+
+def latent_fields(config: Any, *, interleaved: bool) -> dict[str, Any]:
+    """Returns the `DecoderSpec` fields that are read alike for all models with latent attention.
+
+    Args:
+        config: A transformers config.
+        interleaved: Whether neighbouring numbers are rotated as a pair.
+
+    Raises:
+        UnsupportedModelError: A field is missing, or its value is not implemented.
+    """
+    fields, bias = gated_fields(config), flag(config, "attention_bias", False)
+    latent = LatentSpec(
+        rank=positive_int(config, "kv_lora_rank"),
+        rope_dim=positive_int(config, "qk_rope_head_dim"),
+        nope_dim=positive_int(config, "qk_nope_head_dim"),
+        value_dim=positive_int(config, "v_head_dim"),
+        query_rank=None if config.q_lora_rank is None else positive_int(config, "q_lora_rank"),
+        down_bias=bias,
+        norm_eps=LATENT_NORM_EPS,
+    )
+    head_dim, num_heads = latent.nope_dim + latent.rope_dim, fields["num_heads"]
+    if 2 * len(fields["rope"].inv_freq) != latent.rope_dim:
+        raise _unsupported("head_dim", config.head_dim, f"qk_rope_head_dim={latent.rope_dim}, and even")
+    if fields["num_kv_heads"] != num_heads:
+        raise _unsupported("num_key_value_heads", fields["num_kv_heads"], f"num_attention_heads={num_heads}")
+    if latent.value_dim > head_dim:
+        raise _unsupported("v_head_dim", latent.value_dim, f"at most the {head_dim} numbers of a key")
+    if bias and latent.query_rank is None:
+        raise _unsupported("attention_bias", bias, "false if q_lora_rank is null")
+    return {
+        **fields,
+        "head_dim": head_dim,
+        "windows": (0,) * fields["num_layers"],
+        "latent": latent,
+        "rope": replace(fields["rope"], interleaved=interleaved),
+        "attention": AttentionSpec(scale=_scale(config.rope_parameters, head_dim)),
+        "attention_out_bias": bias,
+    }
+
+
+def youtu_spec(config: Any) -> DecoderSpec:
+    """Returns the spec of a `YoutuConfig`: latent attention, and a gated network without biases in every layer."""
+    return DecoderSpec(**latent_fields(config, interleaved=flag(config, "rope_interleave", True)))
+
+
+def _scale(rope: dict[str, Any], head_dim: int) -> float:
+    """Returns the factor on scores: with `mscale_all_dim`, a longer context makes them sharper (Peng et al., 2023)."""
+    all_dim = rope.get("mscale_all_dim")
+    if rope["rope_type"] == "default" or not all_dim or rope["factor"] <= 1:
+        return float(head_dim**-0.5)
+    return float(head_dim**-0.5 * (0.1 * all_dim * math.log(rope["factor"]) + 1) ** 2)
+
+
+def _unsupported(field: str, value: Any, asked: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"config field {field!r} is {value}; with latent attention it must be {asked}")
+
+
+FAMILIES = (Family(("YoutuForCausalLM",), youtu_spec, WEIGHTS),)
