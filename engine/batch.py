@@ -18,6 +18,9 @@ KVCache: TypeAlias = list[tuple[Tensor, Tensor]]
 
 Layer j of every group of layers uses pair j. The block table of the group says which blocks of the pair belong to a
 sequence. Where layers keep latents, `v_cache` is a view of `k_cache` (`CacheShape`).
+
+Behind them is a pair (inputs, matrices) for each layer that keeps states in place of keys and values: the last inputs
+of its convolution, and the matrices of its recurrence, with a row for each running sequence (`allocate_states`).
 """
 
 

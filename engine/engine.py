@@ -146,6 +146,9 @@ class LLMEngine:
             tokenizer = Tokenizer(own, config.chat_template, task.text_settings(config))
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
         spec = describe_model(hf_config)
+        if config.enable_prefix_caching and spec.state is not None:
+            logger.warning("prefix caching is off: layers of this model keep states, and only of whole sequences")
+            config = replace(config, enable_prefix_caching=False)
         executor, capacity = _open_executor(config, device, hf_config, task, rendezvous)
         dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
         prompt_embeds = PromptEmbeds(spec.embedding_size, dtype) if config.enable_prompt_embeds else None

@@ -86,6 +86,14 @@ _LATENTS = {
     "qk_rope_head_dim": 6,
     "v_head_dim": 12,
     "rope_parameters": {**_YARN, "mscale": 0.7, "mscale_all_dim": 0.9},
+_MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 13,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 5,
 }
 _OPT = {**_SMALL, "ffn_dim": 96, "word_embed_proj_dim": 64, "tie_word_embeddings": True}
 
@@ -180,6 +188,10 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
         },
+    "bamba": (
+        "bamba",
+        "BambaForCausalLM",
+        {**_SWIGLU, **_MAMBA, "num_hidden_layers": 3, "attn_layer_indices": [1]},
     ),
     "glm": ("glm", "GlmForCausalLM", {**_SWIGLU, "head_dim": 24, "rope_parameters": _HALF_ROPE}),
     "glm4": ("glm4", "Glm4ForCausalLM", {**_SWIGLU, "head_dim": 16, "attention_bias": False}),

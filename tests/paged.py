@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import torch
 
 from millrace.engine.batch import ForwardBatch, KVCache
-from millrace.engine.kv_cache import allocate_kv_cache
+from millrace.engine.kv_cache import allocate_kv_cache, allocate_states
 from millrace.engine.models import Decoder
-from millrace.engine.models.pp_stages import cache_groups, cache_shape
+from millrace.engine.models.pp_stages import cache_groups, cache_shape, state_shape
 from millrace.engine.parallel.context import SINGLE
 
 __all__ = ["SCHEDULES", "PagedSequences", "random_sequences", "schedule_by", "schedule_mixed"]
@@ -43,6 +43,8 @@ class PagedSequences:
         self.kv_cache: KVCache = allocate_kv_cache(
             shape, num_all_blocks, BLOCK_SIZE, dtype=dtype, device=torch.device("cpu")
         )
+        states = state_shape(model.spec, SINGLE)
+        self.kv_cache += allocate_states(states, len(sequences), dtype=model.dtype, device=torch.device("cpu"))
         # Memory that no sequence has written holds large numbers, so that reading it changes the logits.
         for cache in (cache for pair in self.kv_cache for cache in pair):
             cache.copy_(torch.full((), 400.0))

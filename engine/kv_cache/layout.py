@@ -59,13 +59,14 @@ def allocate_kv_cache(
     sizes = (num_blocks, shape.num_heads, block_size, shape.head_dim)
 
     def pair() -> tuple[torch.Tensor, torch.Tensor]:
-        keys = _zeros(sizes, dtype, device)
-        return keys, keys[..., : shape.latent_rank] if shape.latent_rank else _zeros(sizes, dtype, device)
+        keys = lazy_zeros(sizes, dtype, device)
+        return keys, keys[..., : shape.latent_rank] if shape.latent_rank else lazy_zeros(sizes, dtype, device)
 
     return [pair() for _ in range(shape.num_pairs)]
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Returns zeros that take no memory of a CPU's host before they are written."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     # numpy asks the system for zeroed pages, which cost no time and no memory until they are written. torch would write

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from .attention import Attention, Heads
-from .block import ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock
-from .block import AnyAttention, PostNormBlock, PreNormBlock, SandwichBlock
+from .block import ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
 from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
 from .experts import EXPERT_GATES, ExpertMLP, Experts, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
@@ -18,6 +17,7 @@ from .rotate_and_store import CacheWriter, ClampAndStore, NormAndStore, RotateAn
 from .router import Router, RouterSpec
 from .scale import Scale
 from .softcap import Softcap
+from .states import GatedNorm, Mamba2, ShortConv, StateHeads
 from .weight_slot import HasSlots, WeightSlot
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "GATES",
     "MLP",
     "PLAIN",
-    "AnyAttention",
     "Attention",
     "CacheWriter",
     "ClampAndStore",
@@ -34,6 +33,7 @@ __all__ = [
     "Experts",
     "FeedForward",
     "GatedMLP",
+    "GatedNorm",
     "HasSlots",
     "HeadNorm",
     "Heads",
@@ -47,6 +47,7 @@ __all__ = [
     "LearnedPositions",
     "Linear",
     "LinearBase",
+    "Mamba2",
     "NoNorm",
     "NoPositions",
     "Norm",
@@ -68,10 +69,13 @@ __all__ = [
     "SandwichBlock",
     "Scale",
     "SharedTokenEmbedding",
+    "ShortConv",
     "Softcap",
+    "StateHeads",
     "StoreOnly",
     "TokenEmbedding",
     "UpProjections",
+    "TokenMixer",
     "WeightSlot",
     "rotary_table",
 ]

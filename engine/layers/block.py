@@ -16,11 +16,13 @@ from .experts import FeedForward
 from .latent_attention import LatentAttention
 from .norm import Norm
 from .scale import Scale
+from .states import Mamba2
 
-__all__ = ["AnyAttention", "ParallelBlock", "PostNormBlock", "PreNormBlock", "SandwichBlock"]
+__all__ = ["ParallelBlock", "PostNormBlock", "PreNormBlock", "SandwichBlock", "TokenMixer"]
 
-AnyAttention: TypeAlias = Attention | LatentAttention
-"""Any attention sublayer of a decoder layer."""
+TokenMixer: TypeAlias = Attention | LatentAttention | Mamba2
+"""The sublayer of a decoder layer in which tokens see others: attention, or a recurrence. Both read two tensors of the
+cache: keys and values, or the states of a convolution and of the recurrence."""
 
 
 class PreNormBlock(nn.Module):
@@ -36,7 +38,7 @@ class PreNormBlock(nn.Module):
 
     def __init__(
         self,
-        attention: AnyAttention,
+        attention: TokenMixer,
         mlp: FeedForward,
         attention_norm: Norm,
         mlp_norm: Norm,
@@ -82,7 +84,7 @@ class PostNormBlock(nn.Module):
         mlp_norm: Norm after the feed-forward network.
     """
 
-    def __init__(self, attention: AnyAttention, mlp: FeedForward, attention_norm: Norm, mlp_norm: Norm) -> None:
+    def __init__(self, attention: TokenMixer, mlp: FeedForward, attention_norm: Norm, mlp_norm: Norm) -> None:
         super().__init__()
         self.attention = attention
         self.attention_norm = attention_norm
@@ -123,7 +125,7 @@ class SandwichBlock(nn.Module):
 
     def __init__(
         self,
-        attention: AnyAttention,
+        attention: TokenMixer,
         mlp: FeedForward,
         *,
         attention_norm: Norm,

@@ -47,10 +47,12 @@ class Reserve:
     Attributes:
         step_bytes: Largest temporary memory of a step.
         graph_bytes: Memory of all recorded decode steps.
+        row_bytes: Memory of the states of one running sequence, in models whose layers keep any.
     """
 
     step_bytes: int = 0
     graph_bytes: int = 0
+    row_bytes: int = 0
 
 
 NOTHING = Reserve()
@@ -83,7 +85,8 @@ def plan_capacity(
         ConfigError: `max_model_len` is more than the model or the cache can hold, or there is no room for a cache.
     """
     max_model_len = choose_max_model_len(config, max_positions)
-    num_blocks = _num_blocks(config, device, max_model_len, block_bytes, reserve, len(caches))
+    num_rows = _num_rows(config, device, max_model_len, block_bytes, reserve, caches)
+    num_blocks = _num_blocks(config, device, max_model_len, block_bytes, reserve, len(caches), num_rows)
     num_cache_tokens = _longest(config, device, max_model_len, num_blocks, caches)
     if num_cache_tokens < max_model_len:
         if config.max_model_len is not None:
@@ -96,12 +99,32 @@ def plan_capacity(
             "max_model_len is lowered from %d to %d, which the KV cache holds", max_model_len, num_cache_tokens
         )
         max_model_len = num_cache_tokens
-    return Capacity(max_model_len, num_blocks, _max_num_seqs(config, device, max_model_len, num_blocks, caches))
+    max_num_seqs = _max_num_seqs(config, device, max_model_len, num_blocks, caches)
+    return Capacity(max_model_len, num_blocks, min(num_rows, max_num_seqs))
 
 
 def most_num_seqs(config: EngineConfig, device: Device) -> int:
     """Returns `max_num_seqs` if it is set, else the most that can be chosen once the size of the KV cache is known."""
     return config.max_num_seqs or (LARGE_MAX_NUM_SEQS if device.is_large else DEFAULT_MAX_NUM_SEQS)
+
+
+def _num_rows(
+    config: EngineConfig,
+    device: Device,
+    max_model_len: int,
+    block_bytes: int,
+    reserve: Reserve,
+    caches: Sequence[LayerCache],
+) -> int:
+    """Returns the most running sequences: those whose states fit beside their blocks at a usual length, if not set."""
+    most = most_num_seqs(config, device)
+    if config.max_num_seqs is not None or not reserve.row_bytes:
+        return most
+    max_step_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
+    length = min(max_model_len, USUAL_LENGTH)
+    num_held = max_held_blocks(caches, length, config.block_size, max_step_tokens)
+    num_fitting = _cache_memory(config, device, reserve)[0] // (reserve.row_bytes + num_held * block_bytes)
+    return max(1, min(most, num_fitting))
 
 
 def _max_num_seqs(
@@ -153,7 +176,13 @@ def choose_max_model_len(config: EngineConfig, max_positions: int) -> int:
 
 
 def _num_blocks(
-    config: EngineConfig, device: Device, max_model_len: int, block_bytes: int, reserve: Reserve, num_groups: int
+    config: EngineConfig,
+    device: Device,
+    max_model_len: int,
+    block_bytes: int,
+    reserve: Reserve,
+    num_groups: int,
+    num_rows: int,
 ) -> int:
     """Returns `num_gpu_blocks_override` if it is set, else as many blocks as fit and the sequences can use."""
     if config.num_gpu_blocks_override is not None:
@@ -161,7 +190,10 @@ def _num_blocks(
     # Blocks that a window has passed count as well: other sequences can find their content.
     most_useful = most_num_seqs(config, device) * num_groups * -(-max_model_len // config.block_size)
     memory_bytes, account = _cache_memory(config, device, reserve)
-    num_blocks = min(most_useful, memory_bytes // block_bytes)
+    state_bytes = num_rows * reserve.row_bytes
+    if state_bytes:
+        account += f"; the states of {num_rows} sequences take {_mib(state_bytes)} of it (max_num_seqs says how many)"
+    num_blocks = min(most_useful, (memory_bytes - state_bytes) // block_bytes)
     if num_blocks < num_groups:
         raise ConfigError(
             f"there is no room for a KV cache, of which a token needs {block_bytes * num_groups} bytes "

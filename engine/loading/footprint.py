@@ -13,10 +13,10 @@ from ..device import LARGE_GPU_BYTES, Device
 from ..errors import ConfigError
 from ..kv_cache import LayerCache, kv_block_bytes, max_held_blocks
 from ..models import ModelOptions, build_model, load_hf_config
-from ..models.pp_stages import cache_groups, cache_shape
+from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..parallel.context import SINGLE
 from ..tasks.choose import choose_task
-from .capacity import Capacity, choose_max_model_len, most_num_seqs, plan_capacity
+from .capacity import Capacity, Reserve, choose_max_model_len, most_num_seqs, plan_capacity
 from .kv_scales import choose_kv_dtype
 from .model_source import resolve_model
 
@@ -38,6 +38,7 @@ class Footprint:
         block_size: Tokens per KV cache block.
         num_blocks: Number of KV cache blocks; 0 if there is no room for any.
         caches: The `LayerCache` of each group of layers.
+        state_bytes: Bytes of the states of one running sequence, in models whose layers keep any.
         num_ranks: Number of processes, each of which has its own accelerator unless the engine runs on CPUs.
         problem: The reason why the engine would not start; None if it would start.
     """
@@ -52,6 +53,7 @@ class Footprint:
     block_size: int
     num_blocks: int
     caches: tuple[LayerCache, ...]
+    state_bytes: int = 0
     num_ranks: int = 1
     problem: str | None = None
 
@@ -86,7 +88,9 @@ class Footprint:
         caches = tuple(group.cache for group in cache_groups(model.spec))
         cache_bytes = _cache_bytes(config, device, weight_bytes, memory_bytes)
         max_positions = model.spec.max_position_embeddings
-        limits, problem = _capacity(config, device, max_positions, cache_bytes, block_bytes, caches)
+        state_bytes = state_shape(model.spec, SINGLE).row_bytes(dtype)
+        sizes = (cache_bytes, block_bytes, state_bytes)
+        limits, problem = _capacity(config, device, max_positions, sizes, caches)
         return cls(
             num_parameters=sum(weight.numel() for weight in model.parameters()),
             weight_bytes=weight_bytes,
@@ -98,6 +102,7 @@ class Footprint:
             block_size=config.block_size,
             num_blocks=limits.num_blocks,
             caches=caches,
+            state_bytes=state_bytes,
             num_ranks=config.num_ranks,
             problem=problem,
         )
@@ -141,16 +146,19 @@ def _capacity(
     config: EngineConfig,
     device: Device,
     max_positions: int,
-    cache_bytes: int,
-    block_bytes: int,
+    sizes: tuple[int, int, int],
     caches: tuple[LayerCache, ...],
 ) -> tuple[Capacity, str | None]:
-    """Returns the limits, with 0 blocks for an engine that would not start, and why it would not (None if it would)."""
+    """Returns the limits, with 0 blocks for an engine that would not start, and why it would not (None if it would).
+
+    The sizes are the bytes for the KV cache and the states, of a block, and of the states of a sequence.
+    """
+    cache_bytes, block_bytes, row_bytes = sizes
     nothing = Capacity(choose_max_model_len(config, max_positions), 0, most_num_seqs(config, device))
     if cache_bytes < 1:
         return nothing, f"the weights take {-cache_bytes / 2**20:,.0f} MiB more than there is memory for them"
     try:
         room = replace(config, kv_cache_memory_bytes=cache_bytes)
-        return plan_capacity(room, device, max_positions, block_bytes, caches=caches), None
+        return plan_capacity(room, device, max_positions, block_bytes, Reserve(row_bytes=row_bytes), caches), None
     except ConfigError as error:
         return nothing, str(error)

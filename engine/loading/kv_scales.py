@@ -23,10 +23,11 @@ from torch import Tensor
 from ..batch import ForwardBatch
 from ..errors import CheckpointError, ConfigError
 from ..kv_cache.layout import allocate_kv_cache
+from ..kv_cache.states import allocate_states
 from ..layers import Attention, CacheWriter
 from ..layers.kv_scales import E4M3_MAX
 from ..models.decoder import Decoder
-from ..models.pp_stages import cache_groups, cache_shape
+from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..models.spec import DecoderSpec
 
 __all__ = ["choose_kv_dtype", "prepare_kv_scales"]
@@ -90,9 +91,10 @@ def prepare_kv_scales(
         for name, layer in layers.items()
     ]
     num_blocks = sum(tables.numel() for tables in batch.block_tables)
-    shape = cache_shape(model.spec, model.parallel)
+    shape, states = cache_shape(model.spec, model.parallel), state_shape(model.spec, model.parallel)
+    kv_cache = allocate_kv_cache(shape, num_blocks, block_size, dtype=kv_dtype, device=device)
     try:
-        model(batch, allocate_kv_cache(shape, num_blocks, block_size, dtype=kv_dtype, device=device))
+        model(batch, kv_cache + allocate_states(states, len(batch.rows), dtype=model.dtype, device=device))
     finally:
         for hook in hooks:
             hook.remove()

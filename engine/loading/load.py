@@ -17,7 +17,7 @@ from ..device import Device, keep_freed_memory, memory_bytes
 from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
 from ..models import Decoder, ModelOptions, build_model, describe_model, find_family, load_hf_config, load_model
-from ..models.pp_stages import cache_groups, cache_shape
+from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..models.spec import DecoderSpec
 from ..parallel.context import SINGLE, ParallelContext
 from ..step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
@@ -107,12 +107,13 @@ def load_runner(
     _warn_of_long_rope(config, model.spec)
     prepare_kv_scales(model, hf_config, device=device.torch_device, block_size=config.block_size, kv_dtype=kv_dtype)
     step_bytes = _step_bytes(config, device, model, task, num_tokens, kv_dtype)
-    reserve = Reserve(step_bytes, _graph_bytes(config, device, task, most_seqs, model))
     spec = model.spec
+    row_bytes = state_shape(spec, parallel).row_bytes(dtype)
+    reserve = Reserve(step_bytes, _graph_bytes(config, device, task, most_seqs, model), row_bytes)
     block_bytes = kv_block_bytes(cache_shape(spec, parallel), config.block_size, kv_dtype)
     caches = [group.cache for group in cache_groups(spec)]
     capacity = plan_capacity(config, device, spec.max_position_embeddings, block_bytes, reserve, caches)
-    _check_cache_memory(device, capacity.num_blocks, block_bytes)
+    _check_cache_memory(device, capacity, block_bytes, row_bytes)
     capacity = Capacity(*(parallel.smallest(limit) for limit in astuple(capacity)))
     runner = ModelRunner(
         model,
@@ -145,13 +146,18 @@ def _warn_of_long_rope(config: EngineConfig, spec: DecoderSpec) -> None:
         )
 
 
-def _check_cache_memory(device: Device, num_blocks: int, block_bytes: int) -> None:
-    """Raises if the settings ask for a larger KV cache than the memory of the device."""
-    most = memory_bytes(device.torch_device)
+def _check_cache_memory(device: Device, capacity: Capacity, block_bytes: int, row_bytes: int) -> None:
+    """Raises if the settings ask for a larger KV cache, or for more states, than the memory of the device."""
+    most, num_blocks, num_rows = memory_bytes(device.torch_device), capacity.num_blocks, capacity.max_num_seqs
     if num_blocks * block_bytes > most:
         raise ConfigError(
             f"{num_blocks} KV cache blocks of {block_bytes} bytes do not fit into the {most} bytes of the device; "
             "lower num_gpu_blocks_override, kv_cache_memory_bytes or block_size"
+        )
+    if num_rows * row_bytes > most:
+        raise ConfigError(
+            f"the states of {num_rows} sequences, of {row_bytes} bytes each, do not fit into the {most} bytes of the "
+            "device; lower max_num_seqs"
         )
 
 

@@ -11,8 +11,9 @@ import torch
 from ...kernels import top_logprobs
 from ..batch import ForwardBatch
 from ..kv_cache.layout import allocate_kv_cache
+from ..kv_cache.states import allocate_states
 from ..models.decoder import Decoder
-from ..models.pp_stages import cache_groups, cache_shape
+from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..step.sampler import Sampler
 from ..step.tables import Tables
 from ..step.token_head import MAX_PROMPT_LOGITS
@@ -36,7 +37,8 @@ def run_largest_step(
     """Runs a step of the largest size, so that the caller can measure its peak memory.
 
     The step computes prompts of `num_tokens` tokens in all, then samples for `num_seqs` sequences with
-    log-probabilities. The KV cache has one block, which all prompts read and none writes. Results are discarded.
+    log-probabilities. The KV cache has one block, which all prompts read and none writes, and one row of states, which
+    none reads or writes. Results are discarded.
 
     Args:
         model: The model, with its weights loaded.
@@ -51,6 +53,7 @@ def run_largest_step(
     spec, num_rows, num_groups = model.spec, max(num_seqs, MAX_PROMPT_LOGITS), len(cache_groups(model.spec))
     tables, sampler = Tables(num_rows, max_model_len, block_size, device, num_groups), Sampler(num_rows, device)
     kv_cache = allocate_kv_cache(cache_shape(spec, model.parallel), 1, block_size, dtype=kv_dtype, device=device)
+    kv_cache += allocate_states(state_shape(spec, model.parallel), 1, dtype=model.dtype, device=device)
     hidden = model(_prompts(num_tokens, max_model_len, block_size, num_groups, device), kv_cache)
     if not (model.parallel.is_last_stage and draws):
         return
@@ -77,5 +80,5 @@ def _prompts(
         query_start_loc=begins,
         seq_lens=begins.diff(),
         block_tables=block_tables.unbind(),
-        rows=torch.arange(len(begins) - 1, dtype=torch.int32, device=device),
+        rows=torch.full((len(begins) - 1,), -1, dtype=torch.int32, device=device),
     )

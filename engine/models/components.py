@@ -18,7 +18,6 @@ from ..layers import (
     ACTIVATIONS,
     MLP,
     PLAIN,
-    AnyAttention,
     Attention,
     CacheWriter,
     ClampAndStore,
@@ -54,6 +53,7 @@ from ..layers import (
     Softcap,
     StoreOnly,
     TokenEmbedding,
+    TokenMixer,
     rotary_table,
 )
 from ..parallel.context import ParallelContext
@@ -63,6 +63,7 @@ from .linear_factory import LinearFactory
 from .options import ModelOptions
 from .pp_stages import cache_groups
 from .spec import DecoderSpec, ExpertsSpec, RopeSpec
+from .state_components import make_state_mixer
 
 __all__ = ["Components"]
 
@@ -210,7 +211,7 @@ class Components:
             layer_idx: Index of the layer in the model.
             is_first: Whether it is the first layer of a pp stage, whose input is complete on every rank.
         """
-        attention, mlp = self._attention(layer_idx), self._mlp(layer_idx)
+        attention, mlp = self._mixer(layer_idx), self._mlp(layer_idx)
         to_attention, to_mlp = attention.input_format, mlp.input_format
         if self._spec.norm_placement == "after":
             return PostNormBlock(attention, mlp, self._norm(sums=True), self._norm(sums=True))
@@ -234,7 +235,15 @@ class Components:
         mlp_norm, residual_scale = self._norm(sums=True, output=to_mlp), _scale(self._spec.residual_scale)
         return PreNormBlock(attention, mlp, attention_norm, mlp_norm, residual_scale=residual_scale)
 
-    def _attention(self, layer_idx: int) -> AnyAttention:
+    def _mixer(self, layer_idx: int) -> TokenMixer:
+        """Makes the sublayer in which tokens see others: attention, or a recurrence."""
+        if self._spec.state is None or layer_idx not in self._spec.state.layers:
+            return self._attention(layer_idx)
+        made_by = (self._spec, self.linears, self._summed, self._parallel, self._options)
+        name = f"layers.{layer_idx}.attention"
+        return make_state_mixer(name, *made_by, dtype=self._dtype, device=self._device)
+
+    def _attention(self, layer_idx: int) -> Attention | LatentAttention:
         spec, parallel = self._spec, self._parallel
         if spec.latent is not None:
             return self._latent_attention(layer_idx, spec.latent.value_dim)

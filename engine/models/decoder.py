@@ -33,6 +33,7 @@ class Decoder(nn.Module):
 
     Attributes:
         columns: The part of the vocabulary whose logits this rank computes.
+        dtype: Number type of weights and hidden states.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Decoder(nn.Module):
         self.parallel = parallel
         self.columns = parallel.shard(spec.vocab_size)
         self._is_first, self._is_last = parallel.is_first_stage, parallel.is_last_stage
-        self._dtype, self._device = dtype, device
+        self.dtype, self._device = dtype, device
         tied = None
         makes_logits = options.head == "lm_head"
         if self._is_first or (self._is_last and makes_logits and spec.tie_word_embeddings):
@@ -169,4 +170,4 @@ class Decoder(nn.Module):
     def _receive(self, num_tokens: int) -> Tensor:
         stages = self.parallel.stages
         assert stages is not None
-        return stages.receive((num_tokens, self.spec.hidden_size), self._dtype, self._device)
+        return stages.receive((num_tokens, self.spec.hidden_size), self.dtype, self._device)

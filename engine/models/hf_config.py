@@ -110,7 +110,18 @@ def _check_counts(fields: Mapping[str, Any]) -> None:
 def _read_fields(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a folder that holds a Hugging Face model")
-    return read_json_object(Location.at(path))
+    return {name: _decode(value) for name, value in read_json_object(Location.at(path)).items()}
+
+
+def _decode(value: Any) -> Any:
+    """Returns a value of config.json with the numbers that JSON has not, which transformers writes as objects."""
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(value["__float__"])
+    return {name: _decode(item) for name, item in value.items()}
 
 
 def _merge(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

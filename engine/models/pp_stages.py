@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection
+from dataclasses import replace
 
 from ..errors import ConfigError
 from ..kv_cache.groups import LayerCache, LayerGroup, cut_into_groups
 from ..kv_cache.layout import CacheShape
+from ..kv_cache.states import StateShape
 from ..parallel.context import ParallelContext
 from .spec import DecoderSpec
 
-__all__ = ["cache_groups", "cache_pairs", "cache_shape", "check_parallel", "stage_layers"]
+__all__ = ["cache_groups", "cache_pairs", "cache_shape", "check_parallel", "stage_layers", "state_shape"]
 
 
 def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
@@ -49,7 +51,9 @@ def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
 
 def cache_groups(spec: DecoderSpec) -> tuple[LayerGroup, ...]:
     """Returns the groups of layers that share a block table, for the whole model and not only for one pp stage."""
-    return cut_into_groups([LayerCache(window) for window in spec.windows])
+    layers = spec.attention_layers
+    groups = cut_into_groups([LayerCache(spec.windows[layer]) for layer in layers])
+    return tuple(replace(group, layers=tuple(layers[i] for i in group.layers)) for group in groups)
 
 
 def cache_pairs(spec: DecoderSpec, layers: Collection[int]) -> dict[int, int]:
@@ -57,31 +61,58 @@ def cache_pairs(spec: DecoderSpec, layers: Collection[int]) -> dict[int, int]:
 
     Args:
         spec: The model.
-        layers: Numbers of the layers of the pp stage. In each group, the j-th of these layers uses pair j.
+        layers: Numbers of the layers of the pp stage. In each group, the j-th of these layers uses pair j. The pairs of
+            states, one for each layer that keeps any, follow those of keys and values.
     """
     pairs: dict[int, int] = {}
     for group in cache_groups(spec):
         pairs.update((layer, pair) for pair, layer in enumerate(i for i in group.layers if i in layers))
+    first = _num_pairs(spec, layers)
+    pairs.update((layer, first + i) for i, layer in enumerate(_state_layers(spec, layers)))
     return dict(sorted(pairs.items()))
 
 
 def cache_shape(spec: DecoderSpec, parallel: ParallelContext) -> CacheShape:
     """Returns what a rank stores of each token, in its layers and for its heads."""
-    pairs = cache_pairs(spec, stage_layers(spec, parallel.pp_size)[parallel.pp_rank])
-    num_pairs, latent = max(pairs.values()) + 1, spec.latent
+    num_pairs, latent = _num_pairs(spec, stage_layers(spec, parallel.pp_size)[parallel.pp_rank]), spec.latent
     if latent is not None:
         return CacheShape(num_pairs, 1, latent.rank + latent.rope_dim, latent.rank)
     return CacheShape(num_pairs, parallel.kv_shard(spec.num_kv_heads).length, spec.head_dim)
 
 
+def state_shape(spec: DecoderSpec, parallel: ParallelContext) -> StateShape:
+    """Returns the states that a rank keeps of each running sequence, in its layers and for its heads."""
+    state = spec.state
+    if state is None:
+        return StateShape()
+    heads, groups = parallel.shard(state.num_heads).length, parallel.kv_shard(state.num_groups).length
+    return StateShape(
+        len(_state_layers(spec, stage_layers(spec, parallel.pp_size)[parallel.pp_rank])),
+        (state.conv_width - 1, heads * state.head_dim + 2 * groups * state.state_size),
+        (heads, state.head_dim, state.state_size),
+    )
+
+
+def _num_pairs(spec: DecoderSpec, layers: Collection[int]) -> int:
+    """Returns the number of pairs of keys and values in a pp stage: one at least, so that a block has a size."""
+    return max(1, *(sum(layer in layers for layer in group.layers) for group in cache_groups(spec)))
+
+
+def _state_layers(spec: DecoderSpec, layers: Collection[int]) -> list[int]:
+    return [] if spec.state is None else [layer for layer in sorted(layers) if layer in spec.state.layers]
+
+
 def _layer_cost(spec: DecoderSpec, layer: int) -> int:
-    attention = spec.hidden_size * (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    mixer = spec.hidden_size * (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     if spec.latent is not None:
-        attention = spec.latent.num_weights(spec.hidden_size, spec.num_heads)
+        mixer = spec.latent.num_weights(spec.hidden_size, spec.num_heads)
+    if spec.state is not None and layer in spec.state.layers:
+        widths = 3 * spec.state.num_heads * spec.state.head_dim + 2 * spec.state.num_groups * spec.state.state_size
+        mixer = spec.hidden_size * widths
     inner = spec.intermediate_size
     if spec.experts is not None and layer in spec.experts.layers:
         inner = spec.experts.router.num_experts * spec.experts.intermediate_size + spec.experts.shared_size
-    return attention + spec.hidden_size * (3 if spec.gated_mlp else 2) * inner
+    return mixer + spec.hidden_size * (3 if spec.gated_mlp else 2) * inner
 
 
 def check_parallel(spec: DecoderSpec, tp_size: int, pp_size: int, *, expert_parallel: bool = False) -> None:
@@ -92,17 +123,21 @@ def check_parallel(spec: DecoderSpec, tp_size: int, pp_size: int, *, expert_para
     """
     if expert_parallel and spec.experts is None:
         raise ConfigError("enable_expert_parallel=True is for models with experts, and this model has none; drop it")
-    kv, sizes = spec.num_kv_heads, _divided_sizes(spec, expert_parallel=expert_parallel)
+    sizes, shared = _divided_sizes(spec, expert_parallel=expert_parallel), {"num_key_value_heads": spec.num_kv_heads}
+    if spec.state is not None:
+        shared["the number of groups"] = spec.state.num_groups
     possible = [
         size
         for size in range(1, spec.num_heads + 1)
-        if not any(length % size for length in sizes.values()) and (kv % size == 0 or size % kv == 0)
+        if not any(length % size for length in sizes.values())
+        and all(count % size == 0 or size % count == 0 for count in shared.values())
     ]
     if tp_size not in possible:
         *most, last = (f"{name}={length}" for name, length in sizes.items())
         raise ConfigError(
             f"tensor_parallel_size={tp_size} cannot share out this model: it must divide {', '.join(most)} and {last}, "
-            f"and divide or be a multiple of num_key_value_heads={kv}; use one of {', '.join(map(str, possible))}"
+            f"and divide or be a multiple of {' and '.join(f'{name}={count}' for name, count in shared.items())}; use "
+            f"one of {', '.join(map(str, possible))}"
         )
     if pp_size > spec.num_layers:
         raise ConfigError(
@@ -116,6 +151,8 @@ def _divided_sizes(spec: DecoderSpec, *, expert_parallel: bool) -> dict[str, int
     sizes, experts = {"num_attention_heads": spec.num_heads}, spec.experts
     if experts is None or len(experts.layers) < spec.num_layers:
         sizes["intermediate_size"] = spec.intermediate_size
+    if spec.state is not None:
+        sizes["the number of heads with states"] = spec.state.num_heads
     if experts is not None:
         whole = {"num_experts": experts.router.num_experts}
         sizes |= whole if expert_parallel else {"moe_intermediate_size": experts.intermediate_size}

@@ -11,6 +11,7 @@ from typing import Literal
 from ..layers.router import RouterSpec
 
 __all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "LatentSpec", "RopeSpec"]
+__all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "RopeSpec", "StateSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,35 @@ class ExpertsSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StateSpec:
+    """Layers that keep states of fixed size of a sequence, in place of the keys and values of its tokens.
+
+    Such a layer projects each token to a gate, to channels that a short convolution mixes with the last tokens, and to
+    numbers of each head that control the recurrence. The channels are inputs of heads, and two vectors of each group of
+    heads. The convolution keeps the last inputs of all channels, the recurrence a matrix for each head.
+
+    Attributes:
+        layers: Numbers of the layers that keep states; the others have attention.
+        num_heads: Number of heads of the recurrence.
+        head_dim: Size of the input and the output of a head.
+        num_groups: Number of groups of heads that share two vectors.
+        state_size: Size of these vectors; the matrix of a head is `[head_dim, state_size]`.
+        conv_width: Number of tokens that the convolution sees, the token itself included.
+        conv_bias: Whether the convolution has a bias.
+        bias: Whether the projections have biases.
+    """
+
+    layers: frozenset[int]
+    num_heads: int
+    head_dim: int
+    num_groups: int
+    state_size: int
+    conv_width: int
+    conv_bias: bool
+    bias: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
     """The description of a decoder-only language model.
 
@@ -157,6 +187,9 @@ class DecoderSpec:
             have those of `rope`.
         residual_scale: Factor on the result of each sublayer before it is added to the residual stream.
         logit_scale: Factor on the logits of tokens.
+        experts: The experts; None for a model without them.
+        state: The layers that keep states; None for a model in which all layers have attention.
+        rope: Parameters of rotary positions; None for a model without them.
         logit_softcap: Smooth limit on the logits of tokens; 0 for no limit.
         num_labels: Number of classes of a classifier; 0 for other models.
         position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
@@ -195,6 +228,7 @@ class DecoderSpec:
     gated_mlp: bool
     activation: str
     experts: ExpertsSpec | None = None
+    state: StateSpec | None = None
     rope: RopeSpec | None = None
     layer_ropes: tuple[RopeSpec | None, ...] = ()
     residual_scale: float = 1.0
@@ -225,3 +259,9 @@ class DecoderSpec:
         """Returns the factor on the product of a query and a key in a layer."""
         scale = self.head_dim**-0.5 if self.attention.scale is None else self.attention.scale
         return scale / (layer_idx + 1) if self.attention.scaled_by_layer else scale
+
+    @property
+    def attention_layers(self) -> list[int]:
+        """Numbers of the layers that keep keys and values."""
+        others = frozenset[int]() if self.state is None else self.state.layers
+        return [layer for layer in range(self.num_layers) if layer not in others]

@@ -16,8 +16,9 @@ from torch import Tensor
 from ..batch import GivenEmbeddings, KVCache
 from ..embeds.rows import SpanRows
 from ..kv_cache.layout import allocate_kv_cache
+from ..kv_cache.states import allocate_states
 from ..models.decoder import Decoder
-from ..models.pp_stages import cache_groups, cache_shape
+from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..parallel.context import SINGLE, ParallelContext
 from ..step_plan import StepPlan
 from .head import Draw, Head, RunningStep
@@ -82,6 +83,8 @@ class ModelRunner:
         self.model = model
         shape = cache_shape(model.spec, parallel)
         self.kv_cache: KVCache = allocate_kv_cache(shape, num_blocks, block_size, dtype=dtype, device=device)
+        states = state_shape(model.spec, parallel)
+        self.kv_cache += allocate_states(states, max_num_seqs, dtype=model.dtype, device=device)
         self._tables = Tables(max_num_seqs, max_model_len, block_size, device, len(cache_groups(model.spec)))
         self._spans = SpanRows(device) if parallel.is_first_stage else None
         self._head = make_head(model, self._tables) if parallel.is_last_stage else None

@@ -72,7 +72,7 @@ def state_scan(
         dt: `[num_tokens, num_heads]` in the dtype of x.
         b: `[num_tokens, num_groups, state_size]` in the dtype of x; group g belongs to the heads
             `g * num_heads / num_groups` and following.
-        c: The shape and dtype of b.
+        c: The shape, strides and dtype of b.
         state: `[num_rows, num_heads, head_dim, state_size]` float32, the state of the sequence that owns each row.
             It is changed in place.
         rows: `[num_seqs]` int32, the row of each sequence; -1 for padding, whose state is neither read nor written.

@@ -61,16 +61,16 @@ def _plan(layouts: tuple[Layout, ...], counts: tuple[int, int], target: Target) 
     x, dt, b, c, state = layouts
     _, num_heads, head_dim = x.shape
     state_size = b.shape[2]
-    fits = state.shape[1:] == (num_heads, head_dim, state_size) and num_heads % b.shape[1] == 0 and b.shape == c.shape
-    heads = (x.strides[1:], b.strides[1:], c.strides[1:], dt.strides[1], state.strides[1:])
-    packed = (head_dim, 1), (state_size, 1), (state_size, 1), 1, (head_dim * state_size, state_size, 1)
+    fits = state.shape[1:] == (num_heads, head_dim, state_size) and num_heads % b.shape[1] == 0 and b == c
+    heads = (x.strides[1:], b.strides[1:], dt.strides[1], state.strides[1:])
+    packed = (head_dim, 1), (state_size, 1), 1, (head_dim * state_size, state_size, 1)
     if state_size > _MAX_STATE or not fits or heads != packed:
         raise ValueError(
             f"state_scan: x is {list(x.shape)}, b {list(b.shape)}, c {list(c.shape)} and state {list(state.shape)}; "
             f"state must be [num_rows, num_heads, head_dim, state_size] with at most {_MAX_STATE} numbers in its last "
-            "dimension, and a token's heads contiguous"
+            "dimension, a token's heads contiguous, and c like b"
         )
-    strides = (x.strides[0], dt.strides[0], b.strides[0], c.strides[0])
+    strides = (x.strides[0], dt.strides[0], b.strides[0])
     values = (*strides, num_heads // b.shape[1], num_heads, head_dim, state_size)
     launches: list[Launch | None] = []
     for kernel, tile, count in ((decode_kernel, _decode_tile, counts[0]), (scan_kernel, _scan_tile, counts[1])):
@@ -95,7 +95,7 @@ def _scan_tile(head_dim: int, state_size: int, target: Target) -> dict[str, Any]
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
     """Yields the specialisations of both kernels for a target: the smallest state and the largest."""
-    strides = ("x_stride", "dt_stride", "b_stride", "c_stride")
+    strides = ("x_stride", "dt_stride", "b_stride")
     for dtype in ("fp32", "fp16", "bf16"):
         types = dict.fromkeys(("x_ptr", "dt_ptr", "b_ptr", "c_ptr", "out_ptr"), f"*{dtype}")
         types |= dict.fromkeys(("state_ptr", "rate_ptr", "dt_bias_ptr", "skip_ptr"), "*fp32")
@@ -129,7 +129,6 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     x_stride,
     dt_stride,
     b_stride,
-    c_stride,
     group_size,
     num_heads,
     head_dim,
@@ -150,7 +149,7 @@ def decode_kernel(  # type: ignore[no-untyped-def]
     x = tl.load(x_ptr + token * x_stride + head * head_dim + i, mask=i < head_dim, other=0.0).to(tl.float32)
     column = head // group_size * state_size + j
     b = tl.load(b_ptr + token * b_stride + column, mask=j < state_size, other=0.0).to(tl.float32)
-    c = tl.load(c_ptr + token * c_stride + column, mask=j < state_size, other=0.0).to(tl.float32)
+    c = tl.load(c_ptr + token * b_stride + column, mask=j < state_size, other=0.0).to(tl.float32)
     state = state * tl.exp(step * tl.load(rate_ptr + head)) + (step * x)[:, None] * b[None, :]
     out = tl.sum(state * c[None, :], axis=1) + tl.load(skip_ptr + head) * x
     to = out_ptr + (token * num_heads + head) * head_dim + i
@@ -175,7 +174,6 @@ def scan_kernel(  # type: ignore[no-untyped-def]
     x_stride,
     dt_stride,
     b_stride,
-    c_stride,
     group_size,
     num_heads,
     head_dim,
@@ -184,34 +182,29 @@ def scan_kernel(  # type: ignore[no-untyped-def]
     ROWS: tl.constexpr,  # noqa: N803
     COLUMNS: tl.constexpr,  # noqa: N803
 ):
-    """Runs all tokens of sequence `program_id(0)`, TOKENS at a time, through ROWS rows of a head's state.
-
-    The products take COLUMNS columns of the state at a time.
-    """
+    """Runs a sequence, TOKENS tokens at a time, through ROWS rows of a state; products take COLUMNS columns of it."""
     sequence, head = tl.program_id(0), tl.program_id(1)
-    i, j = (tl.program_id(2) * ROWS + tl.arange(0, ROWS))[None, :], tl.arange(0, COLUMNS)
+    i, j, line = (tl.program_id(2) * ROWS + tl.arange(0, ROWS))[None, :], tl.arange(0, COLUMNS), tl.arange(0, TOKENS)
     row, first = tl.load(rows_ptr + sequence), tl.load(start_ptr + sequence)
     count = tl.load(start_ptr + sequence + 1) - first
     num_old = tl.where((row >= 0) & (tl.load(length_ptr + sequence) > count), head_dim, 0)
     num_kept = tl.where(row >= 0, head_dim, 0)
     state_ptr += (row.to(tl.int64) * num_heads + head) * head_dim * state_size + i * state_size
     rate, skip, bias = tl.load(rate_ptr + head), tl.load(skip_ptr + head), tl.load(dt_bias_ptr + head)
-    line = tl.arange(0, TOKENS)
     for begin in range(0, count, TOKENS):
         at, is_token = (first + begin + line).to(tl.int64), begin + line < count
-        step = softplus(tl.load(dt_ptr + at * dt_stride + head, mask=is_token, other=0.0).to(tl.float32) + bias)
-        step = tl.where(is_token, step, 0.0)
+        dt = tl.load(dt_ptr + at * dt_stride + head, mask=is_token, other=0.0).to(tl.float32)
+        step = tl.where(is_token, softplus(dt + bias), 0.0)
         total, last = tl.cumsum(step * rate, axis=0), tl.sum(step * rate, axis=0)
         at, is_at = at[:, None], is_token[:, None]
         x = tl.load(x_ptr + at * x_stride + head * head_dim + i, mask=is_at & (i < head_dim), other=0.0).to(tl.float32)
         moved = x * step[:, None]
-        scores = tl.zeros((TOKENS, TOKENS), dtype=tl.float32)
-        out = skip * x
+        scores, out = tl.zeros((TOKENS, TOKENS), dtype=tl.float32), skip * x
         for k in range(0, state_size, COLUMNS):
             column, is_column = (k + j)[None, :], (k + j < state_size)[None, :]
             shared = head // group_size * state_size + column
             b = tl.load(b_ptr + at * b_stride + shared, mask=is_at & is_column, other=0.0).to(tl.float32)
-            c = tl.load(c_ptr + at * c_stride + shared, mask=is_at & is_column, other=0.0).to(tl.float32)
+            c = tl.load(c_ptr + at * b_stride + shared, mask=is_at & is_column, other=0.0).to(tl.float32)
             # The state is read and written as [state_size, head_dim], for the products.
             place, is_row = state_ptr + tl.trans(column), tl.trans(is_column)
             state = tl.load(place, mask=(i < num_old) & is_row, other=0.0)
@@ -220,12 +213,17 @@ def scan_kernel(  # type: ignore[no-untyped-def]
             added = tl.dot(tl.trans(b * tl.exp(last - total)[:, None]), moved, input_precision="ieee")
             tl.debug_barrier()  # every thread has read this part of the state
             tl.store(place, state * tl.exp(last) + added, mask=(i < num_kept) & is_row)
-        between = tl.where(line[:, None] >= line[None, :], total[:, None] - total[None, :], -float("inf"))
-        out += tl.dot(scores * tl.exp(between), moved, input_precision="ieee")
+        out += tl.dot(scores * causal_decay(total, line), moved, input_precision="ieee")
         to = out_ptr + (at * num_heads + head) * head_dim + i
         tl.store(to, out.to(out_ptr.dtype.element_ty), mask=is_at & (i < head_dim))
         num_old = num_kept
         tl.debug_barrier()  # the next tokens read what this chunk has written
+
+
+@triton.jit
+def causal_decay(total, line):  # type: ignore[no-untyped-def]
+    """Returns by which factor a state decays from each token of a chunk to each later one; 0 to earlier ones."""
+    return tl.exp(tl.where(line[:, None] >= line[None, :], total[:, None] - total[None, :], -float("inf")))
 
 
 @triton.jit

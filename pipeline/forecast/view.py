@@ -95,9 +95,10 @@ def _room(forecast: Forecast) -> str:
     if footprint.problem is not None:
         return f"[red]{escape(without_controls(footprint.problem))}[/]"
     mean, long = forecast.running_at_once("mean"), forecast.running_at_once("p99")
+    states = f" beside states of {footprint.state_bytes:,} bytes a row" if footprint.state_bytes else ""
     return (
-        f"room for {footprint.kv_tokens:,} tokens of {footprint.kv_bytes_per_token:,} bytes: {mean:,} rows of mean "
-        f"length at once, {long:,} of the longest hundredth (max_num_seqs={footprint.max_num_seqs:,})"
+        f"room for {footprint.kv_tokens:,} tokens of {footprint.kv_bytes_per_token:,} bytes{states}: {mean:,} rows of "
+        f"mean length at once, {long:,} of the longest hundredth (max_num_seqs={footprint.max_num_seqs:,})"
     )
 
 

@@ -60,8 +60,8 @@ def assert_same(ours: list[RequestOutput], theirs: list[RequestOutput]) -> None:
 
 
 # Every rank is a process that imports torch, so a case costs half a minute of a core. The quick cases place ranks in
-# every way, for a family without windows, one with a window and one with both kinds of layers.
-QUICK = [("llama", 2, 2), ("mistral", 1, 2), ("gemma2", 2, 1)]
+# every way, for a family without windows, one with a window, one with both kinds of layers and one with states.
+QUICK = [("llama", 2, 2), ("mistral", 1, 2), ("gemma2", 2, 1), ("bamba", 2, 2)]
 SLOW = [
     ("llama", 2, 1),
     ("llama", 1, 2),
@@ -71,6 +71,8 @@ SLOW = [
     ("qwen3", 4, 1),
     ("gemma2", 2, 2),
     ("olmo2", 4, 1),
+    ("bamba", 2, 1),
+    ("bamba", 1, 2),
     ("opt", 2, 1),
     ("opt", 1, 2),
     ("opt", 2, 2),

@@ -54,8 +54,8 @@ def load(folder: Path, kv_dtype: torch.dtype = E4M3, parallel: ParallelContext =
     return model
 
 
-def scales_of(model: Decoder, layer: int = 0) -> KVScales:
-    return model.layers[layer].attention.kv_scales
+def scales_of(model: Decoder, index: int = 0) -> KVScales:
+    return model.layers[model.spec.attention_layers[index]].attention.kv_scales
 
 
 @torch.inference_mode()

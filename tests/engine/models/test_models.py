@@ -76,6 +76,17 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True}),
+    "bamba-groups-biased": (
+        "bamba",
+        {
+            "mamba_n_groups": 4,
+            "mamba_d_conv": 3,
+            "mamba_proj_bias": True,
+            "mamba_conv_bias": False,
+            "attention_bias": True,
+            "mlp_bias": True,
+        },
+    ),
     "opt-gelu-no-final-norm": ("opt", {"activation_function": "gelu", "_remove_final_layer_norm": True}),
     "opt-bare": ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False, "tie_word_embeddings": False}),
 }
@@ -246,6 +257,10 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("youtu", "qk_rope_head_dim", 5),
         ("minicpm3", "attention_bias", True),
         ("minicpm3", "scale_depth", 0),
+        ("bamba", "time_step_limit", (0.01, float("inf"))),
+        ("bamba", "hidden_act", "gelu"),
+        ("bamba", "mamba_d_conv", 5),
+        ("bamba", "mamba_n_groups", 3),
         ("opt", "num_attention_heads", 5),
         ("opt", "activation_function", "swoosh"),
         ("opt", "do_layer_norm_before", None),
