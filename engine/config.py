@@ -46,6 +46,10 @@ CHOICES: dict[str, dict[Any, Any]] = {
         "embedding": "embed",
         **{name: name for name in POOLING_TASKS},
     },
+    "model_impl": {
+        **{name: name for name in ("auto", "millrace", "transformers")},
+        "vllm": "millrace",
+    },
     "kv_cache_dtype": {"auto": "auto", "fp8": "fp8", "fp8_e4m3": "fp8"},
     "load_format": {
         "auto": "auto",
@@ -75,7 +79,6 @@ IGNORED: dict[str, tuple[Any, str]] = {
     "download_dir": (None, "weights are never copied to a disk"),
     "hf_token": (None, "credentials are read from the environment: HF_TOKEN"),
     "limit_mm_per_prompt": (None, "this release takes text only"),
-    "trust_remote_code": (False, "code that comes with a model is never run"),
     "served_model_name": (None, "the engine has no server"),
     "performance_mode": ("throughput", "the engine is made for batch throughput"),
     "disable_log_requests": (True, "requests are never logged"),
@@ -99,7 +102,6 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "speculative_config": (None,),
     "cpu_offload_gb": (0,),
     "scheduling_policy": ("fcfs", "priority"),
-    "model_impl": ("auto",),
     "logprobs_mode": ("raw_logprobs",),
     "logits_processors": (None, []),
     "override_generation_config": (None, {}),
@@ -126,6 +128,10 @@ class EngineConfig:
         skip_tokenizer_init: Whether no tokenizer is loaded. Prompts must then be token ids, and outputs have no text.
         chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's chat template.
         hf_overrides: Values that replace values of the model's config.json.
+        model_impl: Whose code runs the model: ``"millrace"`` for our own families, ``"transformers"`` for a module of
+            transformers with our paged attention inside it, ``"auto"`` for the first where there is one.
+        trust_remote_code: Whether Python code in the model's folder may run. Only models that neither Millrace nor
+            transformers has need it.
         generation_config: ``"auto"`` reads the default sampling parameters from the model's generation_config.json;
             ``"vllm"`` takes the defaults of `SamplingParams`.
         runner: ``"generate"`` generates tokens, ``"pooling"`` makes a vector of each prompt; ``"auto"`` takes the
@@ -173,6 +179,8 @@ class EngineConfig:
     skip_tokenizer_init: bool = False
     chat_template: str | None = None
     hf_overrides: dict[str, Any] | None = None
+    model_impl: str = "auto"
+    trust_remote_code: bool = False
     generation_config: str = "auto"
     runner: str = "auto"
     task: str = "auto"
@@ -231,6 +239,11 @@ class EngineConfig:
     def num_ranks(self) -> int:
         """Number of processes that the engine consists of."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def model_code(self) -> dict[str, Any]:
+        """The settings that say whose code runs the model, as keyword arguments of `load_hf_config`."""
+        return {"model_impl": self.model_impl, "trust_remote_code": self.trust_remote_code}
 
     @classmethod
     def from_kwargs(cls, **kwargs: Any) -> EngineConfig:
@@ -330,7 +343,14 @@ class EngineConfig:
             raise _wrong("seed", self.seed, "an integer of at most 64 bits")
 
 
-SWITCHES = ("enable_prefix_caching", "enable_prompt_embeds", "skip_tokenizer_init", "deterministic", "enforce_eager")
+SWITCHES = (
+    "enable_prefix_caching",
+    "enable_prompt_embeds",
+    "skip_tokenizer_init",
+    "deterministic",
+    "enforce_eager",
+    "trust_remote_code",
+)
 
 LARGEST = {
     "num_threads": 1024,

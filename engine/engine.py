@@ -138,12 +138,13 @@ class LLMEngine:
         starts_ranks = config.num_ranks > 1 and rendezvous is None
         device = Device.choose(config.device, 0 if starts_ranks else None)
         folder = resolve_model(config.model)
-        hf_config = load_hf_config(folder, config.hf_overrides)
+        hf_config = load_hf_config(folder, config.hf_overrides, **config.model_code)
         task = choose_task(config, hf_config)
         tokenizer = None
         if not config.skip_tokenizer_init:
             own = folder if config.tokenizer is None else resolve_model(config.tokenizer, "tokenizer")
-            tokenizer = Tokenizer(own, config.chat_template, task.text_settings(config))
+            settings = task.text_settings(config)
+            tokenizer = Tokenizer(own, config.chat_template, settings, trust_remote_code=config.trust_remote_code)
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
         spec = describe_model(hf_config)
         if config.enable_prefix_caching and spec.state is not None:

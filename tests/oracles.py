@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
@@ -24,9 +25,13 @@ class Reference:
 
 
 @torch.inference_mode()
-def greedy(folder: Path, prompts: list[list[int]], max_tokens: int) -> list[Reference]:
-    """Runs Hugging Face's greedy search, prompts of equal length together, so that nothing is padded."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+def greedy(folder: Path, prompts: list[list[int]], max_tokens: int, **settings: Any) -> list[Reference]:
+    """Runs Hugging Face's greedy search, prompts of equal length together, so that nothing is padded.
+
+    `settings` are further arguments of `from_pretrained`.
+    """
+    settings = {"dtype": torch.float32, "attn_implementation": "eager", **settings}
+    model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
     config = GenerationConfig(max_new_tokens=max_tokens, do_sample=False, pad_token_id=0, eos_token_id=None)
     model.generation_config = config
     by_length: dict[int, list[int]] = defaultdict(list)

@@ -78,11 +78,17 @@ def prepare_kv_scales(
 
     Raises:
         CheckpointError: The checkpoint has a scale that is not a positive number.
+        ConfigError: The cache is of 8 bits, and the model has no attention layers of ours.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     if kv_dtype != torch.float8_e4m3fn:
         _warn_of_unused(layers, kv_dtype)
         return
+    if not layers:
+        raise ConfigError(
+            "kv_cache_dtype='fp8' needs a model of a family that Millrace has, and this one runs as a module of "
+            "transformers; drop it"
+        )
     _check_given(layers)
     batch = _make_batch(model, _prompts(model, hf_config), block_size, device)
     peaks: dict[str, Tensor] = {}

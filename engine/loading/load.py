@@ -55,7 +55,7 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
     Raises:
         CheckpointError: The checkpoint can no longer be read.
     """
-    hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides)
+    hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides, **config.model_code)
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
     options = ModelOptions(head=choose_task(config, hf_config).model_head)
     model = build_model(hf_config, dtype, "meta", options, parallel)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError, UnsupportedModelError, quote
 from ..storage import Location, read_json_object
+from .model_code import ModelCode
 
 __all__ = [
     "FLOAT32_MAX",
@@ -41,7 +42,13 @@ MAX_COUNTS = {"num_hidden_layers": 1000, "num_labels": 1_000_000}
 """Fields for each unit of which objects are made when a config is read or a model is built -> the largest value."""
 
 
-def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = None) -> Any:
+def load_hf_config(
+    folder: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    model_impl: str = "auto",
+    trust_remote_code: bool = False,
+) -> Any:
     """Reads `config.json` of a model folder.
 
     Args:
@@ -49,9 +56,11 @@ def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = Non
         overrides: Fields that replace fields of the file (`hf_overrides`). A mapping replaces the whole field, except
             for `rope_parameters`: they are merged, and a new rope type keeps only `rope_theta` of the file. Rotary
             parameters by layer type replace the whole field too.
+        model_impl: A value of `EngineConfig.model_impl`.
+        trust_remote_code: Whether code of the folder may run.
 
     Returns:
-        The transformers config object of the file's `model_type`.
+        The transformers config object of the file's `model_type`. `model_code` returns the last two arguments from it.
 
     Raises:
         CheckpointError: The config cannot be read, or lacks `model_type` or `architectures`.
@@ -68,20 +77,32 @@ def load_hf_config(folder: str | Path, overrides: Mapping[str, Any] | None = Non
             f"{path} does not say which model it is for: model_type={quote(model_type)}, "
             f"architectures={quote(architectures)}; a text and a list of texts are needed (set them with hf_overrides)"
         )
-    if model_type not in CONFIG_MAPPING:
-        raise UnsupportedModelError(
-            f"model_type {quote(model_type)} of {folder} is unknown to the installed transformers; upgrade "
-            "transformers, or set another model_type with hf_overrides"
-        )
+    code = ModelCode(model_impl, trust_remote_code, Path(folder))
+    make_config = AutoConfig.for_model if model_type in CONFIG_MAPPING else _folder_config(fields, code)
     _check_counts(fields)
     try:
-        config = AutoConfig.for_model(**fields)
+        config = make_config(**fields)
     except Exception as error:  # Config classes raise errors of many types.
         raise UnsupportedModelError(
             f"config.json of {folder} was refused by transformers: {str(error)[:MAX_REASON_CHARS]}"
         ) from error
     _check_dtype(config)
+    code.attach(config)
     return config
+
+
+def _folder_config(fields: Mapping[str, Any], code: ModelCode) -> Any:
+    """Returns the config class of the folder's own code, for a `model_type` that transformers does not know."""
+    from .fallback.module_class import folder_class
+
+    auto_map = fields.get("auto_map")
+    reference = auto_map.get("AutoConfig") if isinstance(auto_map, Mapping) else None
+    if reference is None or code.folder is None:
+        raise UnsupportedModelError(
+            f"model_type {quote(fields['model_type'])} of {code.folder} is unknown to the installed transformers; "
+            "upgrade transformers, or set another model_type with hf_overrides"
+        )
+    return folder_class(reference, code.folder, trust_remote_code=code.trust_remote_code)
 
 
 def _check_dtype(config: Any) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import logging
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from . import families
 from .decoder import Decoder
 from .family import Family
 from .hf_config import load_hf_config, positive_int
+from .model_code import model_code
 from .options import DEFAULT_OPTIONS, ModelOptions
 from .spec import DecoderSpec
 
@@ -37,6 +39,8 @@ __all__ = [
     "names_in_checkpoint",
     "supported_architectures",
 ]
+
+logger = logging.getLogger(__name__)
 
 CAUSAL, CLASSIFIER, BARE = ("ForCausalLM", "LMHeadModel"), "ForSequenceClassification", "Model"
 """Endings of the names of architectures: with a head that generates, with a head that classifies, without a head."""
@@ -165,16 +169,44 @@ def find_family(hf_config: Any) -> Family:
             "unquantised model"
         )
     _check_causal(hf_config)
-    known = _families()
-    family = known.get(names[0]) if names else None
+    impl = model_code(hf_config).impl
+    family = _families().get(names[0]) if names and impl != "transformers" else None
+    if family is None and impl != "millrace":
+        family = _fallback(names, hf_config)
     if family is None:
-        near = difflib.get_close_matches(names[0][:MAX_KEY_CHARS], known, n=1, cutoff=0.4) if names else []
-        hint = f"; the nearest is {near[0]}" if near else ""
-        raise UnsupportedModelError(
-            f"architectures={quote(list(names))} is not supported; supported are "
-            f"{', '.join(supported_architectures())}, and the same names with the endings {CLASSIFIER} and {BARE}{hint}"
-        )
+        raise _unsupported(names, impl)
     return family
+
+
+def _fallback(names: Sequence[str], hf_config: Any) -> Family | None:
+    """Returns the family of a model that runs as a module of transformers, or of its folder; None if there is none."""
+    from .fallback import fallback_family, find_module_class
+
+    code = model_code(hf_config)
+    endings = (*CAUSAL, CLASSIFIER, BARE)
+    if code.fallback is None and names and names[0].endswith(endings) and not names[0].endswith(CAUSAL[1]):
+        auto_map = getattr(hf_config, "auto_map", None)
+        trusts = code.trust_remote_code
+        module_class = find_module_class(names[0], auto_map, code.folder, trust_remote_code=trusts)
+        if module_class is not None:
+            code.fallback = fallback_family(module_class, hf_config)
+            logger.info("%s runs as a module of transformers, on the paged attention of this engine", names[0])
+    return code.fallback
+
+
+def _unsupported(names: Sequence[str], impl: str) -> UnsupportedModelError:
+    """Returns the error about an architecture that nothing here can run; it names those that run, and the nearest."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as OTHERS
+
+    known = [*_families(), *(name for name in OTHERS.values() if name.endswith(CAUSAL) and impl != "millrace")]
+    near = difflib.get_close_matches(names[0][:MAX_KEY_CHARS], known, n=1, cutoff=0.4) if names else []
+    hint = f"; the nearest is {near[0]}" if near else ""
+    more = "" if impl == "millrace" else ", and models of transformers whose layers use its attention interface"
+    return UnsupportedModelError(
+        f"architectures={quote(list(names))} is not supported with model_impl={impl!r}; supported are "
+        f"{', '.join(supported_architectures())}, and the same names with the endings {CLASSIFIER} and {BARE}"
+        f"{more}{hint}"
+    )
 
 
 def _check_causal(hf_config: Any) -> None:

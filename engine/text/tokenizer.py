@@ -79,20 +79,30 @@ class Tokenizer:
         folder: Folder with the tokenizer files.
         chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's chat template.
         texts: How plain texts become prompts; rendered conversations are left as they are.
+        trust_remote_code: Whether code in the folder may run, where only that has the tokenizer's class.
 
     Raises:
         ConfigError: The folder holds no tokenizer that can be loaded.
     """
 
-    def __init__(self, folder: str | Path, chat_template: str | None = None, texts: TextSettings = PLAIN) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        chat_template: str | None = None,
+        texts: TextSettings = PLAIN,
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
         from transformers import AutoTokenizer
 
         if not any((Path(folder) / name).exists() for name in TOKENIZER_FILES):
             # Some tokenizer classes load without an error from an empty folder, and then have an empty vocabulary.
             raise ConfigError(f"{folder} holds no tokenizer (none of {', '.join(TOKENIZER_FILES)}); {INSTEAD}")
         try:
-            # Without trust_remote_code=False, transformers would ask on the terminal whether to run a model's code.
-            self.hf: Any = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            # Without the last argument, transformers would ask on the terminal whether to run a model's code.
+            self.hf: Any = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=trust_remote_code
+            )
         except Exception as error:  # Each tokenizer class raises other errors for broken files.
             raise ConfigError(
                 f"no tokenizer could be loaded from {_find_damaged(Path(folder))}: {_first_line(error)}; {INSTEAD}"

@@ -65,13 +65,13 @@ def test_settings_of_vllm_without_effect_warn(caplog):
         model="m",
         swap_space=4,
         enforce_eager=True,
-        trust_remote_code=True,
+        watermark=0.5,
         tensor_parallel_size=1,
         max_model_len="2k",
         dtype="half",
     )
     assert (config.max_model_len, config.dtype) == (2048, "float16")
-    assert "swap_space" in caplog.text and "trust_remote_code" in caplog.text
+    assert "swap_space" in caplog.text and "watermark" in caplog.text
     assert "enforce_eager" not in caplog.text, "it asks for what is done anyway"
     assert EngineConfig.from_kwargs(model="m", max_model_len=-1).max_model_len is None
 

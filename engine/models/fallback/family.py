@@ -1,0 +1,107 @@
+"""`fallback_family`: the family of one model that runs as a module of transformers, described by a trial."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from ...errors import UnsupportedModelError, quote
+from ..family import Family
+from ..hf_config import positive_int
+from ..spec import DecoderSpec
+from .attention import RECORDED, register
+from .build import build_module, materialise
+from .layer_form import Survey
+from .model import TransformersModel
+from .trial import survey_module
+from .weights import ModuleWeights, declare_slots
+
+__all__ = ["fallback_family"]
+
+META = torch.device("meta")
+POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""Fields of configs that hold the number of positions for which a model was made."""
+
+REFUSED_ROPES = ("dynamic", "longrope")
+"""Rope types whose frequencies follow from the longest sequence that is computed, which in a step is any sequence."""
+
+
+def fallback_family(module_class: Any, hf_config: Any) -> Family:
+    """Returns the family of one model that runs as a module of transformers.
+
+    Args:
+        module_class: Class of the module.
+        hf_config: The transformers config of the model.
+
+    Raises:
+        UnsupportedModelError: The module cannot run with a paged cache.
+    """
+    _check_rope(hf_config.get_text_config())
+    _check_classifier(module_class)
+    register()
+    # This computation of experts takes any dtype and shape on the meta device.
+    module: Any = build_module(module_class, hf_config, torch.float32, RECORDED, experts="batched_mm")
+    materialise(module, torch.float32, META)
+    declare_slots(module)
+    weights = ModuleWeights.of(module, module.base_model)
+    survey = survey_module(module, positive_int(hf_config.get_text_config(), "num_hidden_layers"))
+    spec = _spec(hf_config.get_text_config(), survey)
+    build = functools.partial(TransformersModel, module_class=module_class, hf_config=hf_config, survey=survey)
+    return Family((module_class.__name__,), lambda _: spec, weights, build)
+
+
+def _spec(config: Any, survey: Survey) -> DecoderSpec:
+    """Returns what the engine needs to know of a model; the fields of which only a `Decoder` is made are neutral."""
+    return DecoderSpec(
+        vocab_size=survey.vocab_size,
+        hidden_size=survey.hidden_size,
+        intermediate_size=getattr(config, "intermediate_size", None) or survey.hidden_size,
+        num_layers=len(survey.layers),
+        num_heads=max(layer.num_heads // layer.num_kv_heads for layer in survey.layers) * _most_kv_heads(survey),
+        num_kv_heads=_most_kv_heads(survey),
+        head_dim=max(max(layer.head_dim, layer.value_dim) for layer in survey.layers),
+        max_position_embeddings=_max_positions(config),
+        windows=tuple(layer.window for layer in survey.layers),
+        embedding_size=survey.hidden_size,
+        tie_word_embeddings=False,
+        rms_norm=True,
+        norm_eps=0.0,
+        gated_mlp=True,
+        activation="",
+    )
+
+
+def _most_kv_heads(survey: Survey) -> int:
+    return max(layer.num_kv_heads for layer in survey.layers)
+
+
+def _max_positions(config: Any) -> int:
+    """Returns the number of positions for which a model was made, under whatever name its config has it."""
+    name = next((name for name in POSITION_FIELDS if getattr(config, name, None) is not None), POSITION_FIELDS[0])
+    return positive_int(config, name)
+
+
+def _check_classifier(module_class: Any) -> None:
+    """Raises if a classifier has another head than one linear layer, which reads the last token."""
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    name = module_class.__name__
+    if name.endswith("ForSequenceClassification") and not issubclass(module_class, GenericForSequenceClassification):
+        raise UnsupportedModelError(
+            f"{name} of transformers has a head of its own; of classifiers that have no family here, only those with "
+            "one linear layer run"
+        )
+
+
+def _check_rope(config: Any) -> None:
+    """Raises if the rotary frequencies of a token depend on other sequences of its step."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in [rope, *rope.values()]:
+        kind = parameters.get("rope_type") if isinstance(parameters, dict) else None
+        if kind in REFUSED_ROPES:
+            raise UnsupportedModelError(
+                f"config field 'rope_parameters' is {quote(rope)}: with rope type {kind}, transformers takes the "
+                "frequencies of all tokens from the longest sequence of a step, so the model cannot run as its module"
+            )
