@@ -55,6 +55,7 @@ CHOICES: dict[str, dict[Any, Any]] = {
         "auto": "auto",
         "safetensors": "auto",
         "pt": "auto",
+        "gguf": "auto",
         "dummy": "dummy",
         "sharded_state": "sharded_state",
     },
@@ -123,7 +124,7 @@ class EngineConfig:
     """Settings of one engine.
 
     Attributes:
-        model: Folder of the model in Hugging Face's layout, or ``"bundled:NAME"``.
+        model: Folder of the model in Hugging Face's layout, GGUF file, URL of one of them, or ``"bundled:NAME"``.
         tokenizer: Folder of the tokenizer; None for the model's own.
         skip_tokenizer_init: Whether no tokenizer is loaded. Prompts must then be token ids, and outputs have no text.
         chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's chat template.

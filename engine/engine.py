@@ -25,7 +25,7 @@ from .inputs import PromptReader
 from .kv_cache import KVCacheManager
 from .loading.capacity import Capacity
 from .loading.generation_config import recommended_params
-from .loading.model_source import resolve_model
+from .loading.model_source import resolve_model, resolve_tokenizer
 from .request import EngineOutput, Request
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerCounters
@@ -142,7 +142,7 @@ class LLMEngine:
         task = choose_task(config, hf_config)
         tokenizer = None
         if not config.skip_tokenizer_init:
-            own = folder if config.tokenizer is None else resolve_model(config.tokenizer, "tokenizer")
+            own = resolve_tokenizer(*((config.model,) if config.tokenizer is None else (config.tokenizer, "tokenizer")))
             settings = task.text_settings(config)
             tokenizer = Tokenizer(own, config.chat_template, settings, trust_remote_code=config.trust_remote_code)
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
@@ -261,7 +261,8 @@ class LLMEngine:
             )
         target.mkdir(parents=True, exist_ok=True)
         self.executor.save_sharded_state(self.config, target)
-        copy_model_files(source, target)
+        for folder in dict.fromkeys((source, resolve_tokenizer(self.config.model))):
+            copy_model_files(folder, target)
 
     def has_unfinished_requests(self) -> bool:
         """Returns whether there is a request whose output `step` has not returned yet."""

@@ -35,7 +35,7 @@ MAY_IMPORT_OTHERS = {
     },
     "actors": {"ray", "tenacity"},
     "engine": {
-        "aiohttp", "fsspec", "jinja2", "llguidance", "numpy", "safetensors", "tenacity", "tokenizers", "torch",
+        "aiohttp", "fsspec", "gguf", "jinja2", "llguidance", "numpy", "safetensors", "tenacity", "tokenizers", "torch",
         "tqdm", "transformers",
     },
     "kernels": {"llvmlite", "numba", "numpy", "torch", "triton"},

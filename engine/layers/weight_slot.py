@@ -23,7 +23,7 @@ class _Narrows(Protocol):
 
 
 Narrowable = TypeVar("Narrowable", bound=_Narrows)
-"""A tensor, or an object such as `RemoteTensor` that stands for a tensor whose numbers are not read yet."""
+"""A tensor, or an object such as `FileTensor` that stands for a tensor whose numbers are not read yet."""
 
 
 def _as_it_is(tensor: Tensor) -> tuple[Tensor, ...]:

@@ -16,7 +16,7 @@ from ..config import EngineConfig
 from ..device import Device, keep_freed_memory, memory_bytes
 from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
-from ..models import Decoder, ModelOptions, build_model, describe_model, find_family, load_hf_config, load_model
+from ..models import Decoder, ModelOptions, build_model, describe_model, load_hf_config, load_model, weight_map
 from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..models.spec import DecoderSpec
 from ..parallel.context import SINGLE, ParallelContext
@@ -59,8 +59,8 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
     options = ModelOptions(head=choose_task(config, hf_config).model_head)
     model = build_model(hf_config, dtype, "meta", options, parallel)
-    weights = find_family(hf_config).weight_map(model.spec)
-    save_sharded_state(model, locate_model(config.model), weights, parallel, folder)
+    place = locate_model(config.model)
+    save_sharded_state(model, place, weight_map(place, hf_config, dtype), parallel, folder)
 
 
 def load_runner(

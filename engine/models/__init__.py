@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from .decoder import Decoder
 from .options import ModelOptions
-from .registry import build_model, describe_model, find_family, load_hf_config, load_model, supported_architectures
+from .registry import (
+    build_model,
+    describe_model,
+    find_family,
+    load_hf_config,
+    load_model,
+    supported_architectures,
+    weight_map,
+)
 from .spec import DecoderSpec
 
 __all__ = [
@@ -17,4 +25,5 @@ __all__ = [
     "load_hf_config",
     "load_model",
     "supported_architectures",
+    "weight_map",
 ]

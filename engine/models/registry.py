@@ -16,9 +16,13 @@ import torch
 
 from ..device import memory_bytes
 from ..errors import MAX_KEY_CHARS, ConfigError, UnsupportedModelError, quote
+from ..gguf.files import find_gguf
+from ..gguf.header import read_headers
+from ..gguf.names import gguf_weight_map
+from ..gguf.tensors import log_dequantisation
 from ..parallel.context import SINGLE, ParallelContext
 from ..storage import Location
-from ..weights.checkpoint import fill_slots, load_dummy_weights, match_weights
+from ..weights.checkpoint import WeightMap, fill_slots, load_dummy_weights, match_weights
 from ..weights.model_slots import weight_slots
 from ..weights.sharded_state import load_sharded_state
 from . import families
@@ -38,6 +42,7 @@ __all__ = [
     "load_model",
     "names_in_checkpoint",
     "supported_architectures",
+    "weight_map",
 ]
 
 logger = logging.getLogger(__name__)
@@ -108,7 +113,8 @@ def load_model(
     """Builds the decoder that a config describes, on its device, and fills it with the weights of a folder.
 
     Args:
-        folder: Folder of the weights, on this machine or behind a URL; not read if `load_format` is `"dummy"`.
+        folder: Folder of the weights, or a GGUF file, on this machine or behind a URL; not read if `load_format` is
+            `"dummy"`.
         hf_config: A transformers config, as `load_hf_config` returns it.
         dtype: Number type of weights and activations; the checkpoint's tensors are cast to it.
         device: Device of the model.
@@ -126,8 +132,7 @@ def load_model(
     if options.load_format == "auto":
         elsewhere = names_in_checkpoint(hf_config, dtype, options) if parallel.num_ranks > 1 else set()
         names = elsewhere | options.unused_weights
-        weights = find_family(hf_config).weight_map(sketch.spec)
-        sources = match_weights(weight_slots(sketch), folder, weights, names)
+        sources = match_weights(weight_slots(sketch), folder, weight_map(folder, hf_config, dtype), names)
     model = build_model(hf_config, dtype, device, options, parallel)
     if options.load_format == "dummy":
         load_dummy_weights(model)
@@ -154,6 +159,27 @@ def _check_memory(sketch: Decoder, device: torch.device) -> None:
 def names_in_checkpoint(hf_config: Any, dtype: torch.dtype, options: ModelOptions = DEFAULT_OPTIONS) -> set[str]:
     """Returns our names of all weights of a model, including the weights that other ranks load."""
     return set(weight_slots(build_model(hf_config, dtype, "meta", options)))
+
+
+def weight_map(folder: str | Path | Location, hf_config: Any, dtype: torch.dtype) -> WeightMap:
+    """Returns the names of a model's weights in a folder or a GGUF file.
+
+    Args:
+        folder: As in `load_model`.
+        hf_config: As in `load_model`.
+        dtype: As in `load_model`; a line of log names it for a GGUF file.
+
+    Raises:
+        UnsupportedModelError: The architecture is not implemented.
+        CheckpointError: The GGUF file is damaged.
+    """
+    weights = find_family(hf_config).weight_map(describe_model(hf_config))
+    files = find_gguf(folder if isinstance(folder, Location) else Location.at(folder))
+    if not files:
+        return weights
+    header = read_headers(files)
+    log_dequantisation(header, dtype)
+    return gguf_weight_map(header.architecture, weights)
 
 
 def find_family(hf_config: Any) -> Family:

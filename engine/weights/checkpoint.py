@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from ..device import share_current_device
 from ..errors import CheckpointError, quote
+from ..gguf.files import find_gguf
+from ..gguf.tensors import iter_gguf_tensors
 from ..layers import WeightSlot
 from ..storage import Location, read_json_object
 from .model_slots import weight_slots
@@ -336,11 +338,14 @@ def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTen
     """Yields every (name, tensor) of a checkpoint. Local tensors are mapped from their files and must not be changed.
 
     Args:
-        folder: The model folder.
+        folder: The model folder, or a GGUF file.
 
     Raises:
         CheckpointError: As in `checkpoint_files`; or a file is damaged, or the weights behind a URL are pickles.
     """
+    if gguf := find_gguf(_place(folder)):
+        yield from iter_gguf_tensors(gguf)
+        return
     files = checkpoint_files(folder)
     if not files[0].is_local:
         pickles = [file.name for file in files if not file.name.endswith(".safetensors")]

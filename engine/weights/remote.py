@@ -1,8 +1,6 @@
-"""`RemoteTensor`: a tensor of a safetensors file behind a URL, whose numbers are read when they are needed.
+"""`iter_remote_tensors`: the tensors of safetensors files behind a URL, whose numbers are read when they are needed.
 
-The header of a file says where the numbers of each tensor are. No file is copied to a disk. If a tensor is divided
-among ranks along its first dimension, each rank reads only the bytes of its part. If it is divided along another
-dimension, each rank reads whole rows and keeps its part of them.
+The header of a file says where the numbers of each tensor are. No file is copied to a disk.
 """
 
 from __future__ import annotations
@@ -12,24 +10,21 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..errors import CheckpointError
 from ..storage import Location
+from .file_tensor import FileTensor, PlainRows
 
-__all__ = ["RemoteTensor", "iter_remote_tensors", "read_metadata"]
+__all__ = ["iter_remote_tensors", "read_metadata"]
 
 NUM_THREADS = 16  # The threads mostly wait for answers of a store.
 LENGTH_BYTES = 8
 MAX_HEADER_BYTES = 100 << 20
 MAX_DIMS, MAX_LENGTH = 8, 1 << 40
 """Most dimensions of a tensor, and most elements in one of them; a product of lengths with a 0 in it bounds none."""
-PIECE_BYTES = 16 << 20
-"""Bytes of a tensor that are read at once; this rank's part is cut from them before more bytes are read."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -47,70 +42,7 @@ DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteTensor:
-    """A tensor, or a part of one, whose numbers are not read yet.
-
-    Attributes:
-        file: The file with the numbers.
-        start: Offset in the file at which the numbers of the whole tensor start, in bytes.
-        dtype: Number type of the tensor.
-        whole_shape: Shape of the tensor in the file.
-        parts: Start and length of this part in each dimension.
-    """
-
-    file: Location
-    start: int
-    dtype: torch.dtype
-    whole_shape: torch.Size
-    parts: tuple[tuple[int, int], ...]
-
-    @property
-    def shape(self) -> torch.Size:
-        """Shape of this part of the tensor."""
-        return torch.Size(length for _, length in self.parts)
-
-    def is_floating_point(self) -> bool:
-        """Returns whether the number type is a floating-point type, like `torch.Tensor.is_floating_point`."""
-        return self.dtype.is_floating_point
-
-    def narrow(self, dim: int, start: int, length: int) -> RemoteTensor:
-        """Returns the given range of dimension `dim`, like `torch.Tensor.narrow`; nothing is read from the file."""
-        parts = list(self.parts)
-        parts[dim] = (parts[dim][0] + start, length)
-        return replace(self, parts=tuple(parts))
-
-    def read(self) -> Tensor:
-        """Reads the numbers of this part and returns them as a tensor.
-
-        Raises:
-            StorageError: The store failed in all attempts.
-        """
-        result = torch.empty(self.shape, dtype=self.dtype)
-        if not self.parts:
-            return self._read_rows(0, 1).reshape(())
-        first, num_rows = self.parts[0]
-        row_bytes = self.dtype.itemsize * math.prod(self.whole_shape[1:])
-        step = max(1, PIECE_BYTES // max(1, row_bytes))
-        for start in range(0, num_rows, step):
-            stop = min(start + step, num_rows)
-            result[start:stop] = self._cut(self._read_rows(first + start, first + stop))
-        return result
-
-    def _read_rows(self, start: int, stop: int) -> Tensor:
-        row_bytes = self.dtype.itemsize * math.prod(self.whole_shape[1:])
-        data = self.file.read_bytes(self.start + start * row_bytes, self.start + stop * row_bytes)
-        if not data:
-            return torch.empty((stop - start, *self.whole_shape[1:]), dtype=self.dtype)
-        return torch.frombuffer(bytearray(data), dtype=self.dtype).reshape(stop - start, *self.whole_shape[1:])
-
-    def _cut(self, rows: Tensor) -> Tensor:
-        for dim, (start, length) in enumerate(self.parts[1:], 1):
-            rows = rows.narrow(dim, start, length)
-        return rows
-
-
-def iter_remote_tensors(files: Sequence[Location]) -> Iterator[tuple[str, RemoteTensor]]:
+def iter_remote_tensors(files: Sequence[Location]) -> Iterator[tuple[str, FileTensor]]:
     """Yields every (name, tensor) of safetensors files. Only the headers are read, several of them at once.
 
     Args:
@@ -136,7 +68,7 @@ def read_metadata(file: Location) -> dict[str, str]:
     return metadata
 
 
-def _locate_tensors(file: Location) -> dict[str, RemoteTensor]:
+def _locate_tensors(file: Location) -> dict[str, FileTensor]:
     size = file.size()
     header = _read_header(file, size)
     header.pop("__metadata__", None)
@@ -150,9 +82,7 @@ def _locate_tensors(file: Location) -> dict[str, RemoteTensor]:
         raise CheckpointError(f"{file} is damaged ({error!r:.300}); store it again") from error
 
 
-def _locate(
-    file: Location, begin: int, name: str, dtype: str, shape: list[int], data_offsets: list[int]
-) -> RemoteTensor:
+def _locate(file: Location, begin: int, name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> FileTensor:
     """Makes a tensor from its header entry (`dtype`, `shape`, `data_offsets`); the file's data start at `begin`."""
     start, stop = data_offsets
     if len(shape) > MAX_DIMS or not all(type(size) is int and 0 <= size <= MAX_LENGTH for size in shape):
@@ -160,8 +90,7 @@ def _locate(
     num_bytes = DTYPES[dtype].itemsize * math.prod(shape)
     if stop - start != num_bytes:
         raise ValueError(f"{name!r:.80} of {shape} has {stop - start} bytes instead of {num_bytes}")
-    parts = tuple((0, length) for length in shape)
-    return RemoteTensor(file, begin + start, DTYPES[dtype], torch.Size(shape), parts)
+    return FileTensor.whole(file, begin + start, shape, DTYPES[dtype], PlainRows(DTYPES[dtype]))
 
 
 def _check_places(header: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ __all__ = ["StoredTensor", "TensorItem", "TensorView", "UnreadTensor"]
 
 
 class UnreadTensor(Protocol):
-    """A tensor whose numbers are not read yet, such as a `RemoteTensor`."""
+    """A tensor whose numbers are not read yet, such as a `FileTensor`."""
 
     @property
     def dtype(self) -> torch.dtype:

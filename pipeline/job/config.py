@@ -158,7 +158,7 @@ class JobConfig(Settings):
         """Returns the job with its relative paths resolved against the folder of its job file."""
         inputs = [self.input] if isinstance(self.input, str) else self.input
         model = self.model
-        if not model.startswith("bundled:") and os.path.isdir(folder / model):
+        if not model.startswith("bundled:") and os.path.exists(folder / model):
             model = str(folder / model)
         return self.model_copy(
             update={

@@ -42,11 +42,11 @@ def processor_config(
     Raises:
         ConfigError: The model folder or a setting of the engine cannot be used.
     """
-    folder = resolve_model(job.model)
+    folder, path = resolve_model(job.model), Path(job.model).expanduser()
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model folder {str(folder)!r} holds no config.json; pass a folder in Hugging Face's layout")
     return EngineProcessorConfig(
-        model_source=str(folder.resolve()) if Path(job.model).expanduser().is_dir() else job.model,
+        model_source=str(path.resolve()) if path.exists() else job.model,
         engine_kwargs=job.engine_kwargs(),
         task_type=task_type,
         batch_size=job.batch_size or block_rows(num_rows),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 
-from ...engine import Tokenizer, resolve_model
-from ...engine.loading.model_source import locate_model
+from ...engine import Tokenizer
+from ...engine.loading.model_source import locate_model, resolve_tokenizer
 from ...engine.text.tokenizer import TextSettings
 from .declaration import ProcessorSettings
 from .stage_config import StageConfig
@@ -30,7 +30,7 @@ def load_tokenizer(
     from ...engine.pooling.sentence_transformer import read_text_settings  # It loads torch.
 
     texts = TextSettings() if embedding_model is None else read_text_settings(locate_model(embedding_model))
-    return Tokenizer(resolve_model(folder), chat_template, texts, trust_remote_code=trust_remote_code)
+    return Tokenizer(resolve_tokenizer(folder), chat_template, texts, trust_remote_code=trust_remote_code)
 
 
 def tokenizer_of(settings: ProcessorSettings, config: StageConfig, chat_template: str | None = None) -> Tokenizer:

@@ -19,7 +19,8 @@ from millrace import LLM, ConfigError, SamplingParams
 from millrace.engine.errors import CheckpointError
 from millrace.engine.storage import Location
 from millrace.engine.weights.checkpoint import iter_tensors
-from millrace.engine.weights.remote import RemoteTensor, iter_remote_tensors, read_metadata
+from millrace.engine.weights.file_tensor import FileTensor, PlainRows
+from millrace.engine.weights.remote import iter_remote_tensors, read_metadata
 from millrace.engine.weights.tensor_layout import TensorLayout
 from s3 import CREDENTIALS, S3Server
 
@@ -75,7 +76,7 @@ def test_ranks_of_a_model_from_a_bucket_have_their_parts(
     place = Location.at(store(folder))
     local = dict(iter_tensors(folder))
     for name, tensor in list(iter_tensors(place))[::6]:
-        assert isinstance(tensor, RemoteTensor)
+        assert isinstance(tensor, FileTensor)
         assert torch.equal(tensor.read(), local[name])
         for dim, size in enumerate(tensor.shape):
             half = size // 2
@@ -94,7 +95,7 @@ def test_of_a_part_along_the_first_dimension_only_its_bytes_are_read(tmp_path: P
 
     values = torch.arange(64 * 8, dtype=torch.bfloat16).reshape(64, 8)
     (tmp_path / "x").write_bytes(b"header" + values.view(torch.uint8).numpy().tobytes())
-    tensor = RemoteTensor(Counted(str(tmp_path / "x")), 6, torch.bfloat16, values.shape, ((0, 64), (0, 8)))
+    tensor = FileTensor.whole(Counted(str(tmp_path / "x")), 6, values.shape, torch.bfloat16, PlainRows(torch.bfloat16))
     assert torch.equal(tensor.narrow(0, 16, 16).read(), values[16:32])
     assert reads == [(6 + 16 * 16, 6 + 32 * 16)]
     _, up = TensorLayout(("gate", "up"), num_groups=16).cut("x", tensor, [torch.Size((32, 8))] * 2)

@@ -48,6 +48,11 @@ def test_relative_paths_start_at_the_job_file(folder: Path) -> None:
     )
 
 
+def test_a_model_may_be_a_file_beside_the_job_file(folder: Path) -> None:
+    (folder / "m.gguf").touch()
+    assert load(folder, GOOD.replace("model: model", "model: m.gguf")).model == str(folder / "m.gguf")
+
+
 def test_flags_win_and_start_at_the_current_folder(folder: Path) -> None:
     job = load(folder, GOOD, output="elsewhere", replicas=2, limit=None)
     assert (job.output, job.replicas, job.limit) == ("elsewhere", 2, None)
