@@ -221,6 +221,11 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BloomForCausalLM",
         {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": 256},
     ),
+    "falcon": (
+        "falcon",
+        "FalconForCausalLM",
+        {**_SMALL, "ffn_hidden_size": 96, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": False},
+    ),
     "gpt-neox": (
         "gpt_neox",
         "GPTNeoXForCausalLM",

@@ -56,6 +56,19 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "query_pre_attn_scalar": 64,
         },
     ),
+    "falcon-7b": ("falcon", {"new_decoder_architecture": False, "num_kv_heads": None, "tie_word_embeddings": True}),
+    "falcon-11b": ("falcon", {"num_ln_in_parallel_attn": 1, "bias": True, "activation": "relu"}),
+    "falcon-rw": (
+        "falcon",
+        {
+            "new_decoder_architecture": False,
+            "num_kv_heads": None,
+            "multi_query": False,
+            "parallel_attn": False,
+            "alibi": True,
+            "bias": True,
+        },
+    ),
     "gpt-neox-in-turn": (
         "gpt-neox",
         {
@@ -108,9 +121,15 @@ def model(variant: Path) -> Decoder:
     return load_model(variant, load_hf_config(variant), torch.float32, "cpu")
 
 
+def hugging_face_model(folder: Path) -> Any:
+    """Loads the reference. Falcon's eager attention in transformers adds ALiBi twice, to the mask and to the scores."""
+    implementation = "sdpa" if getattr(load_hf_config(folder), "alibi", False) else "eager"
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation=implementation)
+
+
 @pytest.fixture(scope="module")
 def hugging_face_logits(variant: Path, sequences: list[list[int]]) -> list[torch.Tensor]:
-    reference = AutoModelForCausalLM.from_pretrained(variant, dtype=torch.float32, attn_implementation="eager")
+    reference = hugging_face_model(variant)
     with torch.inference_mode():
         return [reference(torch.tensor([tokens])).logits[0] for tokens in sequences]
 
@@ -129,7 +148,7 @@ def test_log_probabilities_equal_hugging_face(
 @torch.inference_mode()
 def test_greedy_tokens_equal_hugging_face(model: Decoder, variant: Path) -> None:
     prompt, num_new_tokens = [5, 77, 301, 9, 42, 42, 130], 12
-    reference = AutoModelForCausalLM.from_pretrained(variant, dtype=torch.float32, attn_implementation="eager")
+    reference = hugging_face_model(variant)
     expected = reference.generate(
         torch.tensor([prompt]), max_new_tokens=num_new_tokens, min_new_tokens=num_new_tokens, do_sample=False
     )[0].tolist()
@@ -245,6 +264,10 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("bloom", "apply_residual_connection_post_layernorm", True),
         ("bloom", "slow_but_exact", True),
         ("bloom", "seq_length", 0),
+        ("falcon", "num_kv_heads", 3),
+        ("falcon", "num_ln_in_parallel_attn", 3),
+        ("falcon", "parallel_attn", False),
+        ("falcon", "alibi", None),
         ("gpt-neox", "num_attention_heads", 5),
         ("gpt-neox", "use_parallel_residual", None),
         ("gpt2", "n_head", 5),
