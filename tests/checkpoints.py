@@ -61,6 +61,7 @@ _LONGROPE = {
     "rope_theta": 1e4,
     "short_factor": [1.0, 1.5, 2.0, 2.5],
     "long_factor": [2.0, 5.0, 9.0, 20.0],
+}
 _GROUPS = {
     "n_routed_experts": 12,
     "num_experts_per_tok": 3,
@@ -76,6 +77,7 @@ _GRANITE = {
     "embedding_multiplier": 3.0,
     "residual_multiplier": 0.6,
     "logits_scaling": 2.5,
+}
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64}
 _LATENTS = {
     **_SWIGLU,
@@ -86,6 +88,7 @@ _LATENTS = {
     "qk_rope_head_dim": 6,
     "v_head_dim": 12,
     "rope_parameters": {**_YARN, "mscale": 0.7, "mscale_all_dim": 0.9},
+}
 _MAMBA = {
     "mamba_n_heads": 8,
     "mamba_d_head": 16,
@@ -94,6 +97,15 @@ _MAMBA = {
     "mamba_d_conv": 4,
     "mamba_expand": 2,
     "mamba_chunk_size": 5,
+}
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 150000.0,
+    "factor": 8.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 32,
 }
 _OPT = {**_SMALL, "ffn_dim": 96, "word_embed_proj_dim": 64, "tie_word_embeddings": True}
 
@@ -188,6 +200,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
                 "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
             },
         },
+    ),
     "bamba": (
         "bamba",
         "BambaForCausalLM",
@@ -204,6 +217,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "phi3",
         "Phi3ForCausalLM",
         {**_SWIGLU, "sliding_window": 7, "rope_parameters": {**_LONGROPE, "partial_rotary_factor": 0.5}},
+    ),
     "youtu": (
         "youtu",
         "YoutuForCausalLM",
@@ -321,6 +335,18 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GraniteMoeSharedForCausalLM",
         {**_EXPERTS, **_GRANITE, "num_local_experts": 5, "shared_intermediate_size": 28},
     ),
+    "gpt-oss": (
+        "gpt_oss",
+        "GptOssForCausalLM",
+        {
+            **_EXPERTS,
+            "num_hidden_layers": 3,
+            "head_dim": 32,
+            "num_local_experts": 5,
+            "sliding_window": 6,
+            "rope_parameters": _GPT_OSS_ROPE,
+        },
+    ),
 }
 
 
@@ -408,12 +434,9 @@ def _draw(model: torch.nn.Module) -> None:
             # The scores lie so far apart that no rounding chooses another expert.
             parameter.normal_(0.0, 4.0 * parameter.shape[1] ** -0.5)
         elif parameter.dim() >= 2:
-            parameter.normal_(0.0, 1.5 * parameter.shape[-1] ** -0.5)
-        elif parameter.dim() == 2:
-            parameter.normal_(0.0, 1.5 * parameter.shape[0 if name in transposed else 1] ** -0.5)
+            parameter.normal_(0.0, 1.5 * parameter.shape[0 if name in transposed else -1] ** -0.5)
         else:
             parameter.normal_(norm_weight if name.endswith("weight") else 0.0, 0.2)
-            parameter.normal_(norm_weight if "norm" in name and name.endswith("weight") else 0.0, 0.2)
     for name, buffer in model.named_buffers():
         if "correction" in name:
             buffer.normal_(0.0, 0.2)

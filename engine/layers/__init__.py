@@ -74,8 +74,8 @@ __all__ = [
     "StateHeads",
     "StoreOnly",
     "TokenEmbedding",
-    "UpProjections",
     "TokenMixer",
+    "UpProjections",
     "WeightSlot",
     "rotary_table",
 ]

@@ -189,14 +189,10 @@ def find_family(hf_config: Any) -> Family:
         UnsupportedModelError: The architecture is not supported, or the checkpoint is quantised or an encoder.
     """
     names = getattr(hf_config, "architectures", None) or []
-    if getattr(hf_config, "quantization_config", None) is not None:
-        raise UnsupportedModelError(
-            "config field 'quantization_config' is set; quantised checkpoints cannot be loaded yet, use the "
-            "unquantised model"
-        )
-    _check_causal(hf_config)
     impl = model_code(hf_config).impl
     family = _families().get(names[0]) if names and impl != "transformers" else None
+    _check_unquantised(hf_config, family.quant_methods if family else ())
+    _check_causal(hf_config)
     if family is None and impl != "millrace":
         family = _fallback(names, hf_config)
     if family is None:
@@ -233,6 +229,17 @@ def _unsupported(names: Sequence[str], impl: str) -> UnsupportedModelError:
         f"{', '.join(supported_architectures())}, and the same names with the endings {CLASSIFIER} and {BARE}"
         f"{more}{hint}"
     )
+
+
+def _check_unquantised(hf_config: Any, known: tuple[str, ...]) -> None:
+    """Raises if the checkpoint is quantised, except by one of the known methods."""
+    given = getattr(hf_config, "quantization_config", None)
+    method = given.get("quant_method") if isinstance(given, Mapping) else getattr(given, "quant_method", None)
+    if given is not None and method not in known:
+        raise UnsupportedModelError(
+            "config field 'quantization_config' is set; quantised checkpoints cannot be loaded yet, use the "
+            "unquantised model"
+        )
 
 
 def _check_causal(hf_config: Any) -> None:

@@ -26,6 +26,7 @@ from ..gguf.tensors import iter_gguf_tensors
 from ..layers import WeightSlot
 from ..storage import Location, read_json_object
 from .model_slots import weight_slots
+from .mxfp4 import join_mxfp4, warn_of_mxfp4
 from .remote import iter_remote_tensors
 from .scale_names import scale_names
 from .tensor_layout import TensorLayout
@@ -174,8 +175,9 @@ def match_weights(
             has a wrong shape or number type.
     """
     sources: dict[str, list[tuple[str, StoredTensor]]] = {}
-    unexpected = []
+    unexpected, stored = [], []
     for name, tensor in iter_tensors(folder):
+        stored.append(tensor)
         try:
             found = match_tensor(slots, weights, name, tensor)
         except KeyError:
@@ -186,6 +188,7 @@ def match_weights(
                 sources.setdefault(ours, []).append((name, part))
             elif ours not in elsewhere:
                 unexpected.append(name if part is tensor else f"{name} ({ours})")
+    warn_of_mxfp4(stored)
     filled = {slots[ours].key for ours in sources}
     missing = [weights.theirs(name) for name, slot in slots.items() if not slot.optional and slot.key not in filled]
     if missing or unexpected:
@@ -337,6 +340,8 @@ def checkpoint_files(folder: str | Path | Location) -> list[Location]:
 def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTensor]]:
     """Yields every (name, tensor) of a checkpoint. Local tensors are mapped from their files and must not be changed.
 
+    The blocks and the scales of a matrix in MXFP4 are one tensor, under the name of the blocks.
+
     Args:
         folder: The model folder, or a GGUF file.
 
@@ -346,7 +351,11 @@ def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTen
     if gguf := find_gguf(_place(folder)):
         yield from iter_gguf_tensors(gguf)
         return
-    files = checkpoint_files(folder)
+    yield from join_mxfp4(_iter_stored(checkpoint_files(folder)))
+
+
+def _iter_stored(files: list[Location]) -> Iterator[tuple[str, StoredTensor]]:
+    """Yields every (name, tensor) of weight files, as they are stored."""
     if not files[0].is_local:
         pickles = [file.name for file in files if not file.name.endswith(".safetensors")]
         if pickles:

@@ -15,7 +15,7 @@ from millrace.engine.errors import CheckpointError
 from millrace.engine.layers import KVScales
 from millrace.engine.llm import LLM
 from millrace.engine.loading.kv_scales import prepare_kv_scales
-from millrace.engine.models import Decoder, describe_model, load_hf_config, load_model
+from millrace.engine.models import Decoder, load_hf_config, load_model
 from millrace.engine.parallel.context import SINGLE, ParallelContext
 from millrace.engine.parallel.shard import Shard
 from millrace.engine.sampling_params import SamplingParams
