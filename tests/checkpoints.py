@@ -208,6 +208,32 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "glm": ("glm", "GlmForCausalLM", {**_SWIGLU, "head_dim": 24, "rope_parameters": _HALF_ROPE}),
     "glm4": ("glm4", "Glm4ForCausalLM", {**_SWIGLU, "head_dim": 16, "attention_bias": False}),
+    "arcee": ("arcee", "ArceeForCausalLM", {**_SWIGLU, "attention_bias": True, "mlp_bias": True}),
+    "cwm": (
+        "cwm",
+        "CwmForCausalLM",
+        {
+            **_SWIGLU,
+            "head_dim": 16,
+            "layer_types": ["full_attention", "sliding_attention"],
+            "sliding_window": 6,
+            "rope_parameters": _LLAMA3_ROPE,
+        },
+    ),
+    "ernie": ("ernie4_5", "Ernie4_5ForCausalLM", {**_SWIGLU, "head_dim": 24, "use_bias": True}),
+    "exaone4": (
+        "exaone4",
+        "Exaone4ForCausalLM",
+        {**_SWIGLU, "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 6},
+    ),
+    "helium": ("helium", "HeliumForCausalLM", {**_SWIGLU, "head_dim": 16, "attention_bias": True}),
+    "nemotron": ("nemotron", "NemotronForCausalLM", {**_SWIGLU, "attention_bias": True}),
+    "seed-oss": ("seed_oss", "SeedOssForCausalLM", {**_SWIGLU, "head_dim": 24}),
+    "vaultgemma": (
+        "vaultgemma",
+        "VaultGemmaForCausalLM",
+        {**_SWIGLU, "head_dim": 32, "sliding_window": 6, "attn_logit_softcapping": 4.0, "tie_word_embeddings": True},
+    ),
     "stablelm": (
         "stablelm",
         "StableLmForCausalLM",

@@ -11,6 +11,7 @@ made without `reduce`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
@@ -88,6 +89,7 @@ class LayerNorm(nn.Module):
         size: Length of the last axis.
         eps: Number that is added to the variance.
         affine: Whether the norm scales and shifts.
+        unit_offset: Whether the scale is `1 + weight`. The sum is stored, rounded to the dtype like Nemotron's.
         dtype: Number type of scale and shift.
         device: Device of scale and shift. Their memory is not initialised.
         reduce: As in `RMSNorm`.
@@ -99,6 +101,7 @@ class LayerNorm(nn.Module):
         *,
         eps: float,
         affine: bool,
+        unit_offset: bool = False,
         dtype: torch.dtype,
         device: torch.device,
         reduce: Reduce | None = None,
@@ -106,11 +109,19 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.reduce = reduce
         self.eps = eps
+        self.unit_offset = unit_offset
         self.weight: nn.Parameter | None = None
         self.bias: nn.Parameter | None = None
         if affine:
             self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
             self.bias = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
+
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
+        """Yields the names and weight slots of scale and shift, if the norm has them."""
+        if self.weight is not None and self.bias is not None:
+            encode = functools.partial(_plus_one, dtype=self.weight.dtype)
+            yield "weight", WeightSlot((self.weight,), encode) if self.unit_offset else WeightSlot((self.weight,))
+            yield "bias", WeightSlot((self.bias,))
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Returns (normed sum, sum) of `hidden` and `residual` (None counts as zeros), both `[..., size]`."""
@@ -141,11 +152,12 @@ class HeadNorm(nn.Module):
 
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields `weight` and its weight slot, which adds 1 to the checkpoint's weight if the norm has an offset."""
-        yield "weight", WeightSlot((self.weight,), _plus_one) if self.unit_offset else WeightSlot((self.weight,))
+        encode = functools.partial(_plus_one, dtype=self.weight.dtype)
+        yield "weight", WeightSlot((self.weight,), encode) if self.unit_offset else WeightSlot((self.weight,))
 
 
-def _plus_one(weight: Tensor) -> tuple[Tensor, ...]:
-    return (weight.float() + 1,)
+def _plus_one(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    return (weight.to(dtype) + 1,)
 
 
 class ProjectionNorm(nn.Module):

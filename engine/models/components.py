@@ -177,7 +177,13 @@ class Components:
                 output=output,
             )
         return LayerNorm(
-            spec.hidden_size, eps=spec.norm_eps, affine=spec.norm_affine, dtype=dtype, device=device, reduce=reduce
+            spec.hidden_size,
+            eps=spec.norm_eps,
+            affine=spec.norm_affine,
+            unit_offset=spec.norm_unit_offset,
+            dtype=dtype,
+            device=device,
+            reduce=reduce,
         )
 
     def _reduce(self, *, sums: bool) -> Reduce | None:

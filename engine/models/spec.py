@@ -20,7 +20,8 @@ class RopeSpec:
 
     Attributes:
         inv_freq: Radians per position of each rotated pair of a head, already scaled for long contexts. The pairs are
-            of the first `2 * len(inv_freq)` numbers of a head; the others are not rotated.
+            of the first `2 * len(inv_freq)` numbers of a head; the others are not rotated. It is empty for a layer
+            without rotary positions in a model whose heads are normed, because the rotation computes these norms.
         scaling: Factor on cosine and sine.
         long_inv_freq: The same as `inv_freq`, for engines whose sequences may have more than `num_short_positions`
             tokens; empty for a model that has only one list.
@@ -165,7 +166,7 @@ class DecoderSpec:
         rms_norm: Whether norms are root-mean-square norms; otherwise they are layer norms.
         norm_eps: Number that norms add to the mean square or the variance.
         norm_affine: Whether layer norms scale and shift.
-        norm_unit_offset: Whether root-mean-square norms, also those of heads, scale by `1 + weight`.
+        norm_unit_offset: Whether norms, also those of heads, scale by `1 + weight`.
         norm_placement: `"before"` norms the input of each sublayer, `"after"` the sum of its input and its output,
             `"output"` its output, `"both"` its input and its output.
         parallel: Whether both sublayers read the residual stream before the layer; else the second one has the result

@@ -66,6 +66,7 @@ def _samples(draw: Draw) -> Iterator[Sample]:
     yield sample("large heads", 2, (2, 1), 256)
     yield sample("many heads", 3, (19, 9), 128)
     yield sample("part of the head", 9, (4, 4), 80, rot_dim=32)
+    yield sample("norm alone", 3, (4, 2), 24, rot_dim=0)
     yield sample("odd half, no norm", 5, (2, 1), 14, has_norm=False, num_padding=1)
     yield sample("8-bit cache", 17, (4, 2), 64, num_padding=2, cache_dtype=small)
     yield sample("8-bit cache, no norm, part", 7, (3, 1), 48, rot_dim=16, has_norm=False, cache_dtype=small)

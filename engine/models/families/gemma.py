@@ -14,7 +14,7 @@ from ..hf_config import attention_windows, flag, positive_float
 from ..spec import AttentionSpec, DecoderSpec
 from .llama import WEIGHTS, gated_fields
 
-__all__ = ["FAMILIES", "GEMMA2_WEIGHTS", "gemma2_spec", "gemma3_spec", "gemma_spec"]
+__all__ = ["FAMILIES", "GEMMA2_WEIGHTS", "VAULT_WEIGHTS", "gemma2_spec", "gemma3_spec", "gemma_spec", "vaultgemma_spec"]
 
 GEMMA2_WEIGHTS = replace(
     WEIGHTS,
@@ -25,6 +25,8 @@ GEMMA2_WEIGHTS = replace(
         "layers.*.post_feedforward_layernorm": "layers.*.mlp_out_norm",
     },
 )
+
+VAULT_WEIGHTS = replace(WEIGHTS, modules={**WEIGHTS.modules, "layers.*.pre_feedforward_layernorm": "layers.*.mlp_norm"})
 
 
 def gemma_spec(config: Any) -> DecoderSpec:
@@ -57,6 +59,11 @@ def gemma3_spec(config: Any) -> DecoderSpec:
     return replace(gemma2_spec(config), qk_norm=True)
 
 
+def vaultgemma_spec(config: Any) -> DecoderSpec:
+    """Returns the spec of a `VaultGemmaConfig`: Gemma 2 without the norms after the sublayers."""
+    return replace(gemma2_spec(config), norm_placement="before")
+
+
 def _common_fields(config: Any, activation_field: str) -> dict[str, Any]:
     """Returns the `DecoderSpec` fields that are read alike for all versions."""
     attention_bias = flag(config, "attention_bias", False)
@@ -78,4 +85,5 @@ FAMILIES = (
     Family(("GemmaForCausalLM",), gemma_spec, WEIGHTS),
     Family(("Gemma2ForCausalLM",), gemma2_spec, GEMMA2_WEIGHTS),
     Family(("Gemma3ForCausalLM",), gemma3_spec, GEMMA2_WEIGHTS),
+    Family(("VaultGemmaForCausalLM",), vaultgemma_spec, VAULT_WEIGHTS),
 )
