@@ -276,6 +276,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
         },
     ),
+    "gpt-bigcode": ("gpt_bigcode", "GPTBigCodeForCausalLM", {**_SMALL, "n_inner": 96, "tie_word_embeddings": True}),
     "gpt2": (
         "gpt2",
         "GPT2LMHeadModel",
