@@ -1,8 +1,8 @@
-"""The library of compiled CPU kernels: loading it, and the threads that its kernels may use.
+"""The libraries of compiled CPU kernels: loading them, and the threads that their kernels may use.
 
 An install compiles `native.cpp` of every op into one library where it finds a C++ compiler (pyproject.toml). Nothing is
 compiled at run time. The kernels need a CPU with AVX512_BF16. Without the library or the CPU, an op runs its numba
-kernel, or else its plain torch body.
+kernel, or else its plain torch body. A second library has the `native_avx2.cpp`, for every CPU with AVX2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,20 @@ def find_library() -> ctypes.CDLL | None:
     if not torch.cpu._is_avx512_bf16_supported():
         _logger.info("this CPU has no AVX512_BF16, which the compiled kernels need: numba runs in their place")
         return None
-    path = Path(__file__).with_name("_cpu_kernels" + str(sysconfig.get_config_var("EXT_SUFFIX")))
+    return _load("_cpu_kernels")
+
+
+@functools.cache
+def find_avx2_library() -> ctypes.CDLL | None:
+    """Loads the library of kernels that need only AVX2 and FMA. Where that fails, logs the reason and returns None."""
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        _logger.info("this CPU has no AVX2, which the compiled kernels of experts need: torch runs in their place")
+        return None
+    return _load("_cpu_kernels_avx2")
+
+
+def _load(name: str) -> ctypes.CDLL | None:
+    path = Path(__file__).with_name(name + str(sysconfig.get_config_var("EXT_SUFFIX")))
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:

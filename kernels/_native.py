@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -63,13 +63,16 @@ def native_kernel(name: str, layout: str) -> NativeKernel | None:
     return NativeKernel(getattr(library, name), layout) if library else None
 
 
-def kernels_by_dtype(name: str, layout: str) -> Mapping[torch.dtype, NativeKernel]:
+def kernels_by_dtype(
+    name: str, layout: str, find: Callable[[], ctypes.CDLL | None] = find_library
+) -> Mapping[torch.dtype, NativeKernel]:
     """Returns the compiled kernel of each dtype in `DTYPES`, or an empty mapping if the library cannot be used here.
 
     Args:
         name: Name of the C functions without the suffix of the dtype.
         layout: Types of their arguments, as in `NativeKernel`.
+        find: Loads the library, or returns None.
     """
-    library = find_library()
+    library = find()
     endings = DTYPES.items() if library else ()
     return MappingProxyType({dtype: NativeKernel(getattr(library, f"{name}_{end}"), layout) for dtype, end in endings})

@@ -259,10 +259,12 @@ def num_positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 
 def test_every_source_of_the_compiled_kernels_is_listed() -> None:
-    (extension,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
-    found = [*ROOT.glob("kernels/_cpu/*.cpp"), *ROOT.glob("kernels/*/native.cpp")]
-    assert sorted(extension["sources"]) == sorted(path.relative_to(ROOT).as_posix() for path in found)
-    assert extension["optional"]
+    extensions = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    files = (("kernels/_cpu/*.cpp", "kernels/*/native.cpp"), ("kernels/*/native_avx2.cpp",))
+    for extension, patterns in zip(extensions, files, strict=True):
+        found = [path for pattern in patterns for path in ROOT.glob(pattern)]
+        assert sorted(extension["sources"]) == sorted(path.relative_to(ROOT).as_posix() for path in found)
+        assert extension["optional"]
 
 
 def test_signatures_are_short() -> None:

@@ -437,3 +437,15 @@ def test_ranks_are_measured(bare_environment: dict[str, str]) -> None:
     assert {line["case"] for line in lines} == {"parallel/step", "parallel/throughput"}
     measured = {"added_us", "output_tokens_per_s", "skipped"}
     assert all(measured & line.keys() for line in lines)
+
+
+def test_the_experts_of_a_layer_are_timed_against_a_loop_and_transformers(load: Load) -> None:
+    script = load("experts")
+    with torch.inference_mode():
+        machine, *cases = script.lines(script.parse(["--tiny", "--tokens", "1", "5", "--repeats", "1"]))
+    assert machine["read_GB_per_s"] > 0
+    wanted = [(dtype, num_tokens) for dtype in ("float32", "bfloat16") for num_tokens in (1, 5)]
+    assert [(case["dtype"], case["tokens"]) for case in cases] == wanted
+    for case in cases:
+        assert {"op_ms", "loop_ms", "grouped_ms", "times_the_better", "share_of_limit"} <= set(case)
+        assert case["largest_difference"] < {"float32": 1e-4, "bfloat16": 0.1}[case["dtype"]]

@@ -13,28 +13,14 @@
 #include <cstdint>
 #include <cstring>
 
+#include "header.h"
+
 namespace millrace {
 
 using Vec = __m512;
 using Mask = __mmask16;
 
-struct Bf16 {
-    uint16_t bits;
-};
-
 constexpr int LANES = 16;
-
-/// What the arguments of every kernel begin with (_native.py packs them, tape.cpp runs recorded ones with other rows).
-struct Header {
-    long num_rows;  // tokens
-    int num_threads;
-
-    /// The threads for a call that reads so many numbers: all or one, since OpenMP ends those that a team leaves out.
-    int team(long num_numbers) const { return num_numbers >= 16384 ? num_threads : 1; }
-};
-
-inline int ceil_div(int a, int b) { return (a + b - 1) / b; }
-inline int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
 /// Lanes 0 to n - 1; all of them if n is 16 or more.
 inline Mask first_lanes(int n) { return n >= LANES ? Mask(0xFFFF) : Mask((1u << n) - 1); }

@@ -92,7 +92,7 @@ def _sample(
     (num_tokens, num_experts, num_choices), (hidden_size, size) = counts, sizes
     num_rows = size if gate == "relu_squared" else 2 * size
     w13 = draw.normal(num_experts, num_rows, hidden_size) * hidden_size**-0.5
-    w2 = draw.normal(num_experts, hidden_size, size) * size**-0.5
+    w2 = draw.normal(num_experts, hidden_size, size) * size**-0.5 / 4
     kwargs: dict[str, str | Tensor] = {"gate": gate}
     if is_biased:
         kwargs |= {"w13_bias": draw.normal(num_experts, num_rows) * 4, "w2_bias": draw.normal(num_experts, hidden_size)}

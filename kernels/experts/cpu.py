@@ -1,0 +1,76 @@
+"""The experts of a layer on the CPU: compiled (`native_avx2.cpp`), or else one expert after the other in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._library import find_avx2_library
+from .._native import kernels_by_dtype
+from ..invariant_linear import invariant_linear
+from ..tape import empty
+from .op import GATES, experts
+
+MAX_TOKENS = 512
+"""Tokens of one call of the kernel. Its scratch memory stays small, and reading the weights again for the next tokens
+takes little of the time of so many."""
+
+_KERNELS = kernels_by_dtype("experts", "PPPPPPPPPPliiiiii", find_avx2_library)
+_KIND_OF_GATE = {name: kind for kind, name in enumerate(GATES)}
+_STEP = 16
+
+
+@experts.register("cpu")
+def experts_cpu(
+    hidden: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    expert_ids: Tensor,
+    weights: Tensor,
+    *,
+    gate: str,
+    w13_bias: Tensor | None = None,
+    w2_bias: Tensor | None = None,
+    deterministic: bool = False,
+) -> Tensor:
+    """Runs `experts` in the compiled kernel, whose results never depend on the batch, or else in torch."""
+    kernel = _KERNELS.get(hidden.dtype)
+    if kernel is None or hidden.stride(1) != 1:
+        linear = invariant_linear if deterministic else F.linear
+        return _expert_by_expert(linear, hidden, (w13, w13_bias), (w2, w2_bias), expert_ids, weights, gate)
+    (num_tokens, width), num_choices, size = hidden.shape, expert_ids.shape[1], w2.shape[2]
+    max_tokens = min(num_tokens, MAX_TOKENS)
+    rows = empty((max_tokens, -(-width // _STEP) * _STEP), torch.float32)
+    inner = empty((max_tokens * num_choices, -(-size // _STEP) * _STEP), torch.float32)
+    out = empty((num_tokens, width), hidden.dtype)
+    tensors = (hidden, w13, w2, w13_bias, w2_bias, expert_ids.contiguous(), weights.contiguous(), rows, inner, out)
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    sizes = (max_tokens, len(w13), num_choices, width, size, _KIND_OF_GATE[gate])
+    kernel(num_tokens, *addresses, hidden.stride(0), *sizes)
+    return out
+
+
+def _expert_by_expert(
+    linear: Callable[..., Tensor],
+    hidden: Tensor,
+    first: tuple[Tensor, Tensor | None],
+    second: tuple[Tensor, Tensor | None],
+    expert_ids: Tensor,
+    weights: Tensor,
+    gate: str,
+) -> Tensor:
+    """Runs the chosen experts one after the other, each on its tokens. `first` and `second` are weights and biases."""
+
+    def of(expert: int, layer: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+        weight, bias = layer
+        return weight[expert], None if bias is None else bias[expert]
+
+    out = torch.zeros(hidden.shape, dtype=torch.float32)
+    for expert in set(expert_ids.unique().tolist()) & set(range(len(first[0]))):
+        token, choice = torch.where(expert_ids == expert)
+        gated = GATES[gate](linear(hidden[token], *of(expert, first)).float()).to(hidden.dtype)
+        out.index_add_(0, token, linear(gated, *of(expert, second)).float() * weights[token, choice, None])
+    return out.to(hidden.dtype)
