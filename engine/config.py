@@ -128,7 +128,8 @@ class EngineConfig:
         tokenizer: Folder of the tokenizer; None for the model's own.
         skip_tokenizer_init: Whether no tokenizer is loaded. Prompts must then be token ids, and outputs have no text.
         chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's chat template.
-        hf_overrides: Values that replace values of the model's config.json.
+        hf_overrides: Values that replace values of the model's config.json, `architectures` included. `LLM` also takes
+            a function from the transformers config to the one that is used, which other ranks must be able to import.
         model_impl: Whose code runs the model: ``"millrace"`` for our own families, ``"transformers"`` for a module of
             transformers with our paged attention inside it, ``"auto"`` for the first where there is one.
         trust_remote_code: Whether Python code in the model's folder may run. Only models that neither Millrace nor
@@ -179,7 +180,7 @@ class EngineConfig:
     tokenizer: str | None = None
     skip_tokenizer_init: bool = False
     chat_template: str | None = None
-    hf_overrides: dict[str, Any] | None = None
+    hf_overrides: dict[str, Any] | Callable[[Any], Any] | None = None
     model_impl: str = "auto"
     trust_remote_code: bool = False
     generation_config: str = "auto"

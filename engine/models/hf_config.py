@@ -5,11 +5,11 @@ Nothing here depends on a model family. Rotary parameters are read in `rope.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from ..errors import CheckpointError, UnsupportedModelError, quote
+from ..errors import CheckpointError, ConfigError, UnsupportedModelError, quote
 from ..storage import Location, read_json_object
 from .model_code import ModelCode
 
@@ -42,9 +42,13 @@ MAX_COUNTS = {"num_hidden_layers": 1000, "num_labels": 1_000_000}
 """Fields for each unit of which objects are made when a config is read or a model is built -> the largest value."""
 
 
+Overrides: TypeAlias = Mapping[str, Any] | Callable[[Any], Any]
+"""Fields that replace fields of config.json, or a function that changes the config object and returns it."""
+
+
 def load_hf_config(
     folder: str | Path,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Overrides | None = None,
     *,
     model_impl: str = "auto",
     trust_remote_code: bool = False,
@@ -53,9 +57,10 @@ def load_hf_config(
 
     Args:
         folder: The model folder.
-        overrides: Fields that replace fields of the file (`hf_overrides`). A mapping replaces the whole field, except
-            for `rope_parameters`: they are merged, and a new rope type keeps only `rope_theta` of the file. Rotary
-            parameters by layer type replace the whole field too.
+        overrides: The setting `hf_overrides`. A mapping replaces the whole field, except for the config of a part of
+            the model, such as `text_config`, which is merged, and for `rope_parameters`: they are merged, and a new
+            rope type keeps only `rope_theta` of the file. Rotary parameters by layer type replace the whole field too.
+            A function gets the config object of the file.
         model_impl: A value of `EngineConfig.model_impl`.
         trust_remote_code: Whether code of the folder may run.
 
@@ -65,30 +70,67 @@ def load_hf_config(
     Raises:
         CheckpointError: The config cannot be read, or lacks `model_type` or `architectures`.
         UnsupportedModelError: transformers does not know the `model_type`, or refuses a field's value.
+        ConfigError: The function of the overrides fails, or returns no config.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    path = Path(folder) / "config.json"
-    fields = _merge(_read_fields(path), dict(overrides or {}))
-    model_type, architectures = fields.get("model_type"), fields.get("architectures")
-    if not model_type or not isinstance(model_type, str) or not _is_list_of_text(architectures):
-        raise CheckpointError(
-            f"{path} does not say which model it is for: model_type={quote(model_type)}, "
-            f"architectures={quote(architectures)}; a text and a list of texts are needed (set them with hf_overrides)"
-        )
-    code = ModelCode(model_impl, trust_remote_code, Path(folder))
-    make_config = AutoConfig.for_model if model_type in CONFIG_MAPPING else _folder_config(fields, code)
+    path, code = Path(folder) / "config.json", ModelCode(model_impl, trust_remote_code, Path(folder))
+    function, given = (overrides, {}) if callable(overrides) else (None, dict(overrides or {}))
+    fields = _read_fields(path)
+    model_type = given.get("model_type", fields.get("model_type"))
+    if not model_type or not isinstance(model_type, str):
+        raise _unnamed(path, model_type, given.get("architectures", fields.get("architectures")))
+    fields = _merge(fields, given, _parts(model_type))
+    if function is None and not _is_list_of_text(fields.get("architectures")):
+        raise _unnamed(path, model_type, fields.get("architectures"))
     _check_counts(fields)
-    try:
-        config = make_config(**fields)
-    except Exception as error:  # Config classes raise errors of many types.
-        raise UnsupportedModelError(
-            f"config.json of {folder} was refused by transformers: {str(error)[:MAX_REASON_CHARS]}"
-        ) from error
+    config = _make_config(model_type, fields, code)
+    if function is not None:
+        config = _changed(function, config)
+        if not _is_list_of_text(config.architectures):
+            raise _unnamed(path, config.model_type, config.architectures)
     _check_dtype(config)
     code.attach(config)
     return config
+
+
+def _parts(model_type: str) -> Container[str]:
+    """Returns the names of fields that are configs themselves, of models that transformers knows."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return getattr(CONFIG_MAPPING[model_type], "sub_configs", {}) if model_type in CONFIG_MAPPING else ()
+
+
+def _make_config(model_type: str, fields: Mapping[str, Any], code: ModelCode) -> Any:
+    """Returns the config object of fields, which transformers makes, or the code of the folder."""
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    make = AutoConfig.for_model if model_type in CONFIG_MAPPING else _folder_config(fields, code)
+    try:
+        return make(**fields)
+    except Exception as error:  # Config classes raise errors of many types.
+        raise UnsupportedModelError(
+            f"config.json of {code.folder} was refused by transformers: {str(error)[:MAX_REASON_CHARS]}"
+        ) from error
+
+
+def _unnamed(path: Path, model_type: Any, architectures: Any) -> CheckpointError:
+    return CheckpointError(
+        f"{path} does not say which model it is for: model_type={quote(model_type)}, "
+        f"architectures={quote(architectures)}; a text and a list of texts are needed (set them with hf_overrides)"
+    )
+
+
+def _changed(function: Callable[[Any], Any], config: Any) -> Any:
+    """Returns the config that the function of `hf_overrides` makes of a config."""
+    from transformers import PretrainedConfig
+
+    try:
+        changed = function(config)
+    except Exception as error:  # It is the user's function.
+        raise ConfigError(f"the function hf_overrides failed: {error!r:.300}") from error
+    if not isinstance(changed, PretrainedConfig):
+        raise ConfigError(f"the function hf_overrides must return the config; it returned {quote(changed)}")
+    return changed
 
 
 def _folder_config(fields: Mapping[str, Any], code: ModelCode) -> Any:
@@ -145,10 +187,19 @@ def _decode(value: Any) -> Any:
     return {name: _decode(item) for name, item in value.items()}
 
 
-def _merge(fields: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Returns fields with overrides applied; a new rope type drops all old rope parameters except `rope_theta`."""
+def _merge(fields: dict[str, Any], overrides: dict[str, Any], parts: Container[str] = ()) -> dict[str, Any]:
+    """Returns fields with overrides applied; a new rope type drops all old rope parameters except `rope_theta`.
+
+    Args:
+        fields: The fields of a config.
+        overrides: The fields that replace them.
+        parts: Names of fields that are configs themselves, which are merged.
+    """
     _check_rope(fields)
     _check_rope(overrides)
+    for name, new in overrides.items():
+        if name in parts and isinstance(fields.get(name), Mapping) and isinstance(new, Mapping):
+            overrides = {**overrides, name: _merge(dict(fields[name]), dict(new))}
     if not overrides.keys() & {"rope_parameters", *OLD_ROPE_FIELDS}:
         return {**fields, **overrides}  # A config class reads both forms.
     if any(isinstance(value, Mapping) for value in (overrides.get("rope_parameters") or {}).values()):

@@ -218,6 +218,11 @@ class EngineProcessorConfig(StageFields):
     @model_validator(mode="after")
     def _check_engine_kwargs(self) -> EngineProcessorConfig:
         kwargs = self.all_engine_kwargs
+        if callable(kwargs.get("hf_overrides")):
+            raise ConfigError(
+                "hf_overrides is a function, which only LLM takes; pass a dict, which is sent to other machines and "
+                "stored with a job"
+            )
         if kwargs["model"] != self.model_source:
             raise ConfigError(
                 f"engine_kwargs name the model {kwargs['model']!r} and model_source {self.model_source!r}; drop one"

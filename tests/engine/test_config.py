@@ -40,6 +40,8 @@ WRONG = [
     ({"cpu_offload_gb": np.zeros(2)}, "cpu_offload_gb=array"),
     ({"overlap_depth": np.zeros(2)}, "overlap_depth must be"),
     ({"max_model_len": "²k"}, "max_model_len must be"),
+    ({"hf_overrides": 3}, "hf_overrides must be a dict of config.json values, or a function"),
+    ({"hf_overrides": lambda config: config, "tensor_parallel_size": 2}, "cannot be sent to 2 ranks"),
     ({"tokenizer": 3}, "tokenizer must be a path or a text without a zero byte; got 3"),
     ({"chat_template": ["{{ x }}"]}, "chat_template must be a path or a text without a zero byte"),
     ({"tokenizer": "a\0b"}, "tokenizer must be a path or a text without a zero byte"),

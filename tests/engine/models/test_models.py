@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from filling import load_weights
-from millrace.engine.errors import CheckpointError, UnsupportedModelError
+from millrace.engine.errors import CheckpointError, ConfigError, UnsupportedModelError
 from millrace.engine.layers import Linear, TokenEmbedding
 from millrace.engine.models import (
     Decoder,
@@ -384,6 +384,35 @@ def test_overrides_replace_fields(tmp_path: Path) -> None:
     config = load_hf_config(tmp_path, {"num_hidden_layers": 1, "layer_types": None, "max_position_embeddings": 99})
     spec = build_model(config, torch.float32, "cpu").spec
     assert (spec.num_layers, spec.max_position_embeddings) == (1, 99)
+
+
+def test_a_config_inside_of_a_config_is_merged(tmp_path: Path) -> None:
+    text = tiny_config("gemma2", num_hidden_layers=2).to_dict() | {"model_type": "gemma3_text"}
+    fields = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    overrides = {"text_config": {"num_hidden_layers": 1, "layer_types": None}, "image_token_index": 7}
+    config = load_hf_config(tmp_path, overrides)
+    assert (config.text_config.num_hidden_layers, config.text_config.head_dim) == (1, text["head_dim"])
+    assert config.image_token_index == 7
+
+
+def test_a_function_changes_the_config_and_may_name_the_architecture(tmp_path: Path) -> None:
+    tiny_config("llama").save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    del fields["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+
+    def change(config: Any) -> Any:
+        config.architectures, config.num_hidden_layers = ["LlamaForCausalLM"], 1
+        return config
+
+    assert build_model(load_hf_config(tmp_path, change), torch.float32, "cpu").spec.num_layers == 1
+    with pytest.raises(CheckpointError, match=r"architectures=None; .* are needed"):
+        load_hf_config(tmp_path, lambda config: config)
+    with pytest.raises(ConfigError, match="must return the config; it returned None"):
+        load_hf_config(tmp_path, lambda config: None)
+    with pytest.raises(ConfigError, match="the function hf_overrides failed: ZeroDivisionError"):
+        load_hf_config(tmp_path, lambda config: 1 / 0)
 
 
 @pytest.mark.parametrize(

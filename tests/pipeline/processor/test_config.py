@@ -60,6 +60,7 @@ def test_placement_is_checked_when_the_config_is_made(caplog: pytest.LogCaptureF
         ({"engine_kwargs": {"max_num_sqs": 3}}, "did you mean 'max_num_seqs'?"),
         ({"engine_kwargs": {"data_parallel_size": 2}}, "data_parallel_size=2 is not supported"),
         ({"engine_kwargs": {"model": "elsewhere"}}, "drop one"),
+        ({"engine_kwargs": {"hf_overrides": len}}, "hf_overrides is a function, which only LLM takes; pass a dict"),
         ({"chat_template_stage": {"enabld": True}}, "did you mean 'enabled'?"),
         ({"tokenize_stage": 3}, "tokenize_stage must be a bool, a dict or a TokenizerStageConfig; got int 3"),
         ({"sampling_params": {"temprature": 0}}, "did you mean 'temperature'?"),
