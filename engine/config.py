@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -227,11 +228,10 @@ class EngineConfig:
             if not isinstance(value, str | None) or value not in choices:
                 raise _wrong(name, value, f"one of {', '.join(map(str, choices))}")
             object.__setattr__(self, name, choices[value])
-        if self.hf_overrides is not None and not isinstance(self.hf_overrides, dict):
-            raise _wrong("hf_overrides", self.hf_overrides, "a dict of config.json values")
         self._check_task()
         self._check_sizes()
         self._check_ranks()
+        self._check_overrides()
 
     def __repr__(self) -> str:
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -300,6 +300,16 @@ class EngineConfig:
             raise ConfigError("model is missing; pass the folder of a model in Hugging Face's layout")
         fields["max_model_len"] = _parse_length(fields.get("max_model_len"))
         return cls(**fields), warnings
+
+    def _check_overrides(self) -> None:
+        overrides = self.hf_overrides
+        if not isinstance(overrides, dict | None) and not callable(overrides):
+            raise _wrong("hf_overrides", overrides, "a dict of config.json values, or a function of the config")
+        if callable(overrides) and self.num_ranks > 1 and not _is_importable(overrides):
+            raise ConfigError(
+                f"hf_overrides={quote(overrides)} cannot be sent to {self.num_ranks} ranks; define the function in a "
+                "module that they can import, or pass a dict"
+            )
 
     def _check_task(self) -> None:
         generates = self.task == "generate"
@@ -378,6 +388,14 @@ def _check_at_least_one(name: str, value: Any) -> None:
     most = LARGEST.get(name, 2**31 - 1)
     if not _is_integer(value, 1, most):
         raise _wrong(name, value, f"an integer of at least 1, at most {most}")
+
+
+def _is_importable(function: Any) -> bool:
+    """Returns whether another process, which does not run this script, can get a function by its name."""
+    try:
+        return b"__main__" not in pickle.dumps(function)
+    except Exception:  # noqa: BLE001  # The object can raise anything.
+        return False
 
 
 def _is_integer(value: Any, low: int, high: int) -> bool:

@@ -164,7 +164,7 @@ class ParallelBlock(nn.Module):
         mlp_norm: Norm before the feed-forward network; None if the network reads what the attention reads.
     """
 
-    def __init__(self, attention: Attention, mlp: FeedForward, attention_norm: Norm, mlp_norm: Norm | None) -> None:
+    def __init__(self, attention: TokenMixer, mlp: FeedForward, attention_norm: Norm, mlp_norm: Norm | None) -> None:
         super().__init__()
         self.attention_norm = attention_norm
         self.attention = attention

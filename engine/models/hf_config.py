@@ -313,7 +313,7 @@ def one_of(config: Any, field: str, allowed: tuple[str, ...]) -> str:
     return str(value)
 
 
-def head_counts(config: Any) -> dict[str, int]:
+def head_counts(config: Any) -> dict[str, Any]:
     """Returns `num_heads`, `num_kv_heads` and `head_dim` of a config with grouped-query attention.
 
     Args:
@@ -339,7 +339,7 @@ def head_counts(config: Any) -> dict[str, int]:
     return {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": hidden_size // num_heads}
 
 
-def whole_heads(config: Any) -> dict[str, int]:
+def whole_heads(config: Any) -> dict[str, Any]:
     """Returns `hidden_size`, `num_heads` and `head_dim` of a config whose query heads share out the hidden size.
 
     Args:

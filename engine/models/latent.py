@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..layers import LatentAttention, LatentSizes, LinearBase, RMSNorm, UpProjections
 from ..parallel.context import ParallelContext
+from ..parallel.shard import Dimension
 from .linear_factory import LinearFactory
 from .spec import DecoderSpec
 
@@ -42,11 +45,11 @@ def make_latent_attention(
     assert latent is not None and spec.rope is not None
     sizes = LatentSizes(heads, latent.rank, latent.rope_dim, latent.nope_dim, latent.value_dim)
     queries, rank = heads.times(spec.head_dim), latent.query_rank
-    blocks = {"latent": latent.rank + latent.rope_dim}
-    down = {"query": queries, **blocks} if rank is None else {"query_latent": rank, **blocks}
+    blocks: dict[str, Dimension] = {"latent": latent.rank + latent.rope_dim}
+    down: dict[str, Dimension] = {"query": queries, **blocks} if rank is None else {"query_latent": rank, **blocks}
 
     def norm(size: int, reader: LinearBase | None = None) -> RMSNorm:
-        output = {} if reader is None else {"output": reader.input_format}
+        output: dict[str, Any] = {} if reader is None else {"output": reader.input_format}
         return RMSNorm(size, eps=latent.norm_eps, dtype=dtype, device=device, **output)
 
     query_up = None if rank is None else linears.make_linear(f"{name}.query_up", rank, queries, bias=False)

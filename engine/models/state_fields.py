@@ -45,8 +45,8 @@ def state_layers(config: Any, field: str) -> frozenset[int]:
         UnsupportedModelError: A kind is unknown, their number is wrong, or no layer has attention.
     """
     kinds, num_layers = getattr(config, field, None), positive_int(config, "num_hidden_layers")
-    is_list = isinstance(kinds, list | tuple) and len(kinds) == num_layers
-    if not is_list or not all(isinstance(kind, str) and kind in KINDS for kind in kinds):
+    is_known = isinstance(kinds, list | tuple) and all(isinstance(kind, str) and kind in KINDS for kind in kinds)
+    if kinds is None or not is_known or len(kinds) != num_layers:
         raise UnsupportedModelError(
             f"config field {field!r} is {quote(kinds)}; it must say one of {', '.join(KINDS)} for each of the "
             f"{num_layers} layers"

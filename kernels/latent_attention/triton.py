@@ -92,7 +92,7 @@ def plan_launches(call: Call) -> tuple[tuple[Launch, ...], int]:
         head_tiles = triton.cdiv(num_heads, config.block_m)
         programs = call.num_decodes * head_tiles
         num_slots = num_splits(call.target, programs, max_keys, config.block_n, limit=MAX_SPLITS)
-        grid = (num_slots, head_tiles, call.num_decodes)
+        grid: tuple[int, ...] = (num_slots, head_tiles, call.num_decodes)
         launches.append(_launch(call, latent_decode_kernel, grid, config, {"num_slots": num_slots}))
     if num_slots > 1:
         sizes = {"num_slots": num_slots, "MAX_SLOTS": next(most for most in MERGE_SIZES if num_slots <= most)}

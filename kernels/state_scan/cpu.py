@@ -49,8 +49,8 @@ def state_scan_cpu(
     for sequence in range(num_decodes, len(rows)):
         for begin in range(starts[sequence], starts[sequence + 1], _CHUNK):
             tokens = slice(begin, min(begin + _CHUNK, starts[sequence + 1]))
-            parts = (each[tokens].transpose(0, 1) for each in (decay, moved, b, c))
-            result, new[sequence] = _scan_chunk(*parts, new[sequence])
+            parts = (*(each[tokens].transpose(0, 1) for each in (decay, moved, b, c)), new[sequence])
+            result, new[sequence] = _scan_chunk(*parts)
             out[tokens] = result.transpose(0, 1)
     store_states(state, rows, new)
     return (out + skip.unsqueeze(-1) * x).to(x.dtype)

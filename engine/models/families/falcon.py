@@ -57,7 +57,7 @@ def _num_kv_heads(config: Any, num_heads: int) -> int:
     return num_kv_heads
 
 
-def _block_fields(config: Any) -> dict[str, bool]:
+def _block_fields(config: Any) -> dict[str, Any]:
     """Returns the fields of the sublayers: in turn, or side by side with a norm for each or one for both."""
     is_new, parallel = flag(config, "new_decoder_architecture", False), flag(config, "parallel_attn", True)
     num_norms = getattr(config, "num_ln_in_parallel_attn", None) or (2 if is_new else 1)

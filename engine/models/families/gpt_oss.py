@@ -26,7 +26,7 @@ _EXPERTS = "layers.*.mlp.experts"
 
 def gpt_oss_weights(spec: DecoderSpec) -> WeightMap:
     """Returns the names of a model's weights. Rows of gate and up take turns; matrices in MXFP4 are not transposed."""
-    fused = {"parts": ("gate", "up"), "num_groups": spec.intermediate_size, "stacked": True}
+    fused: dict[str, Any] = {"parts": ("gate", "up"), "num_groups": spec.intermediate_size, "stacked": True}
     return replace(
         LLAMA_WEIGHTS,
         modules={**LLAMA_WEIGHTS.modules, "layers.*.mlp.router": "layers.*.mlp.router.linear"},

@@ -58,7 +58,7 @@ def olmo3_spec(config: Any) -> DecoderSpec:
     return replace(olmo2_spec(config), windows=attention_windows(config))
 
 
-def _attention_biases(config: Any) -> dict[str, bool]:
+def _attention_biases(config: Any) -> dict[str, Any]:
     bias = flag(config, "attention_bias", False)
     return {"qkv_bias": bias, "attention_out_bias": bias}
 
