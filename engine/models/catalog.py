@@ -62,7 +62,7 @@ def _default_config(architecture: str) -> Any:
     for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
         if name == architecture:
             # The default token ids may lie outside of the default vocabulary, of which transformers would warn.
-            return AutoConfig.for_model(model_type, bos_token_id=None, eos_token_id=None)
+            return AutoConfig.for_model(model_type, bos_token_id=0, eos_token_id=0)
     return None
 
 

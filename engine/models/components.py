@@ -321,9 +321,8 @@ class Components:
             return ClampAndStore(spec.qkv_limit, store)
         if not spec.qk_norm or spec.qk_norm_form == "head":
             return store
-        heads = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
-        query_norm, key_norm = (self._norm_of_heads(shard) for shard in heads)
-        return NormAndStore(query_norm, key_norm, store)
+        query, key = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
+        return NormAndStore(self._norm_of_heads(query), self._norm_of_heads(key), store)
 
     def _norm_of_heads(self, heads: Shard) -> ProjectionNorm | LayerNormPerHead:
         """Makes the norm of the query heads or of the key heads of a token."""

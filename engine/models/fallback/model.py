@@ -60,7 +60,7 @@ class TransformersModel(Decoder):
         _check(module_class.__name__, options, parallel)
         self.spec, self.parallel = spec, parallel
         self.columns = parallel.shard(spec.vocab_size)
-        self._dtype, self._device = dtype, device
+        self.dtype, self._device = dtype, device
         module: Any = build_module(module_class, hf_config, dtype, PAGED)
         if options.head is None:
             _drop_head(module)
@@ -101,7 +101,7 @@ class TransformersModel(Decoder):
         """
         super().pack()
         module, _ = self._transformers
-        check_paging(self, module, self._dtype, self._device, PAGED)
+        check_paging(self, module, self.dtype, self._device, PAGED)
 
     def forward(self, batch: ForwardBatch, kv_cache: KVCache) -> Tensor:
         """As `Decoder.forward`: returns the last hidden states, `[num_tokens, hidden_size]`."""

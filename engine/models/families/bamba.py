@@ -48,7 +48,7 @@ def bamba_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `BambaConfig`: its attention layers rotate a part of each head."""
     attention_bias = flag(config, "attention_bias", False)
     return DecoderSpec(
-        **gated_fields(config, partial_rotary=True),
+        **gated_fields(config, partial=True),
         windows=(0,) * config.num_hidden_layers,
         state=mamba_state(config, state_layers(config, "layers_block_type")),
         qkv_bias=attention_bias,

@@ -36,7 +36,7 @@ def glm4_moe_weights(spec: DecoderSpec) -> WeightMap:
 def glm4_moe_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `Glm4MoeConfig`: a part of each head is rotated, and the first layers have no experts."""
     return DecoderSpec(
-        **gated_fields(config, partial_rotary=True),
+        **gated_fields(config, partial=True),
         windows=(0,) * config.num_hidden_layers,
         qkv_bias=flag(config, "attention_bias", False),
         qk_norm=flag(config, "use_qk_norm", False),
