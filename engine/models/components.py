@@ -120,6 +120,10 @@ class Components:
             device=self._device,
         )
 
+    def input_scale(self) -> Scale | nn.Identity:
+        """Makes the module that scales embeddings, given ones too; an identity if the model has no such factor."""
+        return _scale(self._spec.input_scale)
+
     def positions(self) -> LearnedPositions | NoPositions:
         """Makes the table of learned positions, or a module that adds nothing if the model has no learned positions."""
         spec = self._spec

@@ -60,6 +60,7 @@ class Decoder(nn.Module):
             self.project_in = make.projection("project_in", spec.embedding_size, spec.hidden_size)
             self.positions = make.positions()
             self.embedding_norm = make.embedding_norm()
+            self.input_scale = make.input_scale()
         own = stage_layers(spec, parallel.pp_size)[parallel.pp_rank]
         # Every layer keeps its number, and therefore its name in the checkpoint. Layers of other pp stages are empty.
         self.layers = nn.ModuleList(
@@ -150,12 +151,13 @@ class Decoder(nn.Module):
     def _embed(self, batch: ForwardBatch) -> Tensor:
         """Returns the input of the first layer, `[num_tokens, hidden_size]`.
 
-        The input is the embeddings of the tokens, plus the embeddings of their positions if positions are learned,
-        normed in models with a norm there.
+        The input is the embeddings of the tokens, scaled in some models, plus the embeddings of their positions if
+        positions are learned, normed in models with a norm there.
         """
         embeddings = self.embed_tokens(batch.token_ids)
         if batch.given is not None:
             embeddings = batch.given.replace_in(embeddings)
+        embeddings = self.input_scale(embeddings)
         hidden, _ = self.embedding_norm(self.positions(self.project_in(embeddings), batch.positions))
         return hidden
 

@@ -161,6 +161,7 @@ class DecoderSpec:
         latent: The latents of which keys and values are made; None for a model that projects them from hidden states.
         embedding_size: Width of the token embedding. If it is not `hidden_size`, projections convert between the two.
         embedding_scale: Factor on the rows of the token embedding, rounded to the model's dtype.
+        input_scale: Factor on embeddings, also on those that a prompt gives in place of tokens.
         embedding_norm: Whether a norm follows the embedding.
         tie_word_embeddings: Whether the output head uses the matrix of the token embedding.
         rms_norm: Whether norms are root-mean-square norms; otherwise they are layer norms.
@@ -210,6 +211,7 @@ class DecoderSpec:
     latent: LatentSpec | None = None
     embedding_size: int
     embedding_scale: float = 1.0
+    input_scale: float = 1.0
     embedding_norm: bool = False
     tie_word_embeddings: bool
     rms_norm: bool

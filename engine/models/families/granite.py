@@ -18,7 +18,7 @@ def granite_spec(config: Any) -> DecoderSpec:
     return replace(
         llama_spec(config),
         attention=AttentionSpec(scale=positive_float(config, "attention_multiplier")),
-        embedding_scale=positive_float(config, "embedding_multiplier"),
+        input_scale=positive_float(config, "embedding_multiplier"),
         residual_scale=positive_float(config, "residual_multiplier"),
         logit_scale=1 / positive_float(config, "logits_scaling"),
     )

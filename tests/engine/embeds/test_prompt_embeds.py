@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,6 +55,18 @@ def test_embeddings_give_what_their_tokens_give_in_one_batch_with_tokens(folder,
         expected = tokens(llm, PROMPTS)
         llm.reset_prefix_cache()
         assert tokens(llm, mixed) == expected
+
+
+@pytest.mark.parametrize("family", ["gemma", "granite"])
+def test_models_that_scale_embeddings_take_what_hugging_face_takes(tiny_model, family):
+    """The embedding of Gemma has scaled its rows already; Granite scales what it gets."""
+    folder = tiny_model(family)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    vectors = model.get_input_embeddings()(torch.tensor([PROMPTS[3]])).detach()
+    expected = model.generate(inputs_embeds=vectors, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    with LLM(str(folder), **SETTINGS) as llm:
+        short = replace(GREEDY, max_tokens=4)
+        assert tokens(llm, [{"prompt_embeds": vectors[0]}, PROMPTS[3]], short) == [expected[0].tolist()] * 2
 
 
 def test_embeddings_in_chunks_and_after_preemption_give_what_their_tokens_give(folder, embed):
