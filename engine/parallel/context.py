@@ -114,8 +114,8 @@ class ParallelContext:
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Concatenates the columns of the ranks of the pp stage: `[rows, columns]` to `[rows, tp_size * columns]`."""
-        if self.tensor is None:
-            return tensor
+        if self.tensor is None:  # A rehearsal has no other ranks; its shapes are those of all.
+            return tensor if self.tp_size == 1 else tensor.repeat(1, self.tp_size)
         return self.tensor.all_gather(tensor).transpose(0, 1).flatten(1)
 
     def best(self, values: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,8 @@ def rehearsals() -> Iterator[tuple[str, Rehearsal]]:
     """Yields the rehearsals of models that differ in their kernels."""
     qwen3 = transformers.Qwen3Config(**SIZES, **QWEN3, head_dim=128, architectures=["Qwen3ForCausalLM"])
     gemma2 = transformers.Gemma2Config(**SIZES, **GEMMA2, head_dim=256, architectures=["Gemma2ForCausalLM"])
+    gemma3 = transformers.Gemma3TextConfig(**SIZES, **GEMMA2, head_dim=256, architectures=["Gemma3ForCausalLM"])
+    olmo2 = transformers.Olmo2Config(**SIZES, **QWEN3, architectures=["Olmo2ForCausalLM"])
     llama = transformers.LlamaConfig(**SIZES, **LLAMA, architectures=["LlamaForCausalLM"])
     youtu = transformers.YoutuConfig(**SIZES, **YOUTU, architectures=["YoutuForCausalLM"])
     opt = transformers.OPTConfig(**SIZES, **OPT, architectures=["OPTForCausalLM"])
@@ -56,6 +58,8 @@ def rehearsals() -> Iterator[tuple[str, Rehearsal]]:
     yield "qwen3, stage 1 of 2", replace(of_qwen3, parallel=ParallelContext.of_rank(1, 1, 2))
     yield "gemma2", replace(of_qwen3, hf_config=gemma2)
     yield "llama", replace(of_qwen3, hf_config=llama, dtype=torch.float16, kv_dtype=torch.float16, max_num_seqs=7)
+    yield "gemma3", replace(of_qwen3, hf_config=gemma3)
+    yield "olmo2, rank 1 of 2", replace(of_qwen3, hf_config=olmo2, parallel=ParallelContext.of_rank(1, 2, 1))
     yield "opt", replace(of_qwen3, hf_config=opt, dtype=torch.float32, kv_dtype=torch.float32)
     yield "youtu", replace(of_qwen3, hf_config=youtu)
     no_sharing = replace(config, enable_prefix_caching=False)
