@@ -30,7 +30,7 @@ SAMPLED = [
 ]
 # Prompts are cut into chunks, and blocks are so few that requests are preempted.
 SETTINGS = {"dtype": "float32", "device": "cpu", "max_num_seqs": 6, "max_num_batched_tokens": 24, "max_model_len": 64}
-NUM_BLOCKS = {"mistral": 10, "qwen2": 36, "gemma2": 24}
+NUM_BLOCKS = {"exaone4": 36, "phi3": 10, "mistral": 10, "qwen2": 36, "gemma2": 24}
 """Blocks of families with windows, whose sequences hold few but in each group of layers; the others have 18."""
 
 
@@ -71,6 +71,8 @@ SLOW = [
     ("qwen3", 4, 1),
     ("gemma2", 2, 2),
     ("olmo2", 4, 1),
+    ("phi3", 2, 2),
+    ("exaone4", 2, 2),
     ("bamba", 2, 1),
     ("bamba", 1, 2),
     ("opt", 2, 1),
