@@ -261,6 +261,12 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "BloomForCausalLM",
         {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "n_layer": 2, "n_head": 4, "seq_length": 256},
     ),
+    "cohere": ("cohere", "CohereForCausalLM", {**_SWIGLU, "use_qk_norm": True, "logit_scale": 0.3}),
+    "cohere2": (
+        "cohere2",
+        "Cohere2ForCausalLM",
+        {**_SWIGLU, "num_hidden_layers": 3, "sliding_window": 6, "sliding_window_pattern": 3, "logit_scale": 0.3},
+    ),
     "falcon": (
         "falcon",
         "FalconForCausalLM",

@@ -90,6 +90,7 @@ class LayerNorm(nn.Module):
         eps: Number that is added to the variance.
         affine: Whether the norm scales and shifts.
         unit_offset: Whether the scale is `1 + weight`. The sum is stored, rounded to the dtype like Nemotron's.
+        bias: Whether a norm that scales also shifts.
         dtype: Number type of scale and shift.
         device: Device of scale and shift. Their memory is not initialised.
         reduce: As in `RMSNorm`.
@@ -102,6 +103,7 @@ class LayerNorm(nn.Module):
         eps: float,
         affine: bool,
         unit_offset: bool = False,
+        bias: bool = True,
         dtype: torch.dtype,
         device: torch.device,
         reduce: Reduce | None = None,
@@ -114,13 +116,15 @@ class LayerNorm(nn.Module):
         self.bias: nn.Parameter | None = None
         if affine:
             self.weight = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
+        if affine and bias:
             self.bias = nn.Parameter(torch.empty(size, dtype=dtype, device=device), requires_grad=False)
 
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields the names and weight slots of scale and shift, if the norm has them."""
-        if self.weight is not None and self.bias is not None:
+        if self.weight is not None:
             encode = functools.partial(_plus_one, dtype=self.weight.dtype)
             yield "weight", WeightSlot((self.weight,), encode) if self.unit_offset else WeightSlot((self.weight,))
+        if self.bias is not None:
             yield "bias", WeightSlot((self.bias,))
 
     def forward(self, hidden: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:

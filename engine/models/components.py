@@ -185,6 +185,7 @@ class Components:
             eps=spec.norm_eps,
             affine=spec.norm_affine,
             unit_offset=spec.norm_unit_offset,
+            bias=spec.norm_bias,
             dtype=dtype,
             device=device,
             reduce=reduce,

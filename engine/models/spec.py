@@ -168,6 +168,8 @@ class DecoderSpec:
         norm_eps: Number that norms add to the mean square or the variance.
         norm_affine: Whether layer norms scale and shift.
         norm_unit_offset: Whether norms, also those of heads, scale by `1 + weight`.
+        norm_bias: Whether layer norms that scale also shift.
+        norm_unit_offset: Whether root-mean-square norms, also those of heads, scale by `1 + weight`.
         norm_placement: `"before"` norms the input of each sublayer, `"after"` the sum of its input and its output,
             `"output"` its output, `"both"` its input and its output.
         parallel: Whether both sublayers read the residual stream before the layer; else the second one has the result
@@ -217,6 +219,7 @@ class DecoderSpec:
     rms_norm: bool
     norm_eps: float
     norm_affine: bool = True
+    norm_bias: bool = True
     norm_unit_offset: bool = False
     norm_placement: Literal["before", "after", "output", "both"] = "before"
     parallel: bool = False

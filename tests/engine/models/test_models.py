@@ -56,6 +56,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "query_pre_attn_scalar": 64,
         },
     ),
+    "cohere-biased": (
+        "cohere",
+        {"use_qk_norm": False, "attention_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"},
+    ),
     "falcon-7b": ("falcon", {"new_decoder_architecture": False, "num_kv_heads": None, "tie_word_embeddings": True}),
     "falcon-11b": ("falcon", {"num_ln_in_parallel_attn": 1, "bias": True, "activation": "relu"}),
     "falcon-rw": (
@@ -265,6 +269,9 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("bloom", "apply_residual_connection_post_layernorm", True),
         ("bloom", "slow_but_exact", True),
         ("bloom", "seq_length", 0),
+        ("cohere", "logit_scale", None),
+        ("cohere", "use_qk_norm", None),
+        ("cohere2", "sliding_window", None),
         ("falcon", "num_kv_heads", 3),
         ("falcon", "num_ln_in_parallel_attn", 3),
         ("falcon", "parallel_attn", False),

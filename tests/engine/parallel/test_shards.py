@@ -109,6 +109,7 @@ def test_what_cannot_be_cut_is_said(tp_size: int, pp_size: int, message: str) ->
         ("opt", 2, 2),
         ("gpt2", 2, 2),
         ("gpt-neox", 2, 2),
+        ("cohere", 2, 2),
         ("stablelm", 4, 1),
         ("qwen2-moe", 2, 3),
     ],
