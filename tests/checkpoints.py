@@ -282,6 +282,7 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
         },
     ),
+    "phi": ("phi", "PhiForCausalLM", {**_SWIGLU, "rope_parameters": _HALF_ROPE, "qk_layernorm": True}),
     "gpt-bigcode": ("gpt_bigcode", "GPTBigCodeForCausalLM", {**_SMALL, "n_inner": 96, "tie_word_embeddings": True}),
     "gpt2": (
         "gpt2",

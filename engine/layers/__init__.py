@@ -12,7 +12,7 @@ from .kv_scales import KVScales
 from .latent_attention import LatentAttention, LatentSizes, UpProjections
 from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
-from .norm import HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
+from .norm import HeadLayerNorm, HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
 from .rotate_and_store import CacheWriter, ClampAndStore, NormAndStore, RotateAndStore, StoreOnly, rotary_table
 from .router import Router, RouterSpec
 from .scale import Scale
@@ -35,6 +35,7 @@ __all__ = [
     "GatedMLP",
     "GatedNorm",
     "HasSlots",
+    "HeadLayerNorm",
     "HeadNorm",
     "Heads",
     "InputFormat",

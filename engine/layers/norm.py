@@ -25,6 +25,7 @@ from .weight_slot import WeightSlot
 
 __all__ = [
     "Gather",
+    "HeadLayerNorm",
     "HeadNorm",
     "LayerNorm",
     "LayerNormPerHead",
@@ -205,6 +206,28 @@ class ProjectionNorm(nn.Module):
         """Returns the heads of the model in order, `[num_tokens, size]`; neighbouring ranks may have the same ones."""
         parts = gathered.unflatten(1, (-1, self._own.length))
         return parts[:, :: parts.shape[1] // self._own.count].flatten(1)
+
+
+class HeadLayerNorm(nn.Module):
+    """Computes a layer norm of each head; all heads have one weight and one bias.
+
+    Args:
+        head_dim: Size of a head.
+        eps: Number that is added to the variance.
+        dtype: Number type of weight and bias.
+        device: Device of weight and bias. Their memory is not initialised.
+    """
+
+    def __init__(self, head_dim: int, *, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(head_dim, dtype=dtype, device=device), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(head_dim, dtype=dtype, device=device), requires_grad=False)
+
+    def forward(self, heads: Tensor) -> None:
+        """Norms `heads` `[num_tokens, num_heads, head_dim]` in place."""
+        normed, _ = layer_norm(heads, self.weight, self.bias, self.eps)
+        heads.copy_(normed)
 
 
 class LayerNormPerHead(nn.Module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels import rope_and_store, store_kv
-from .norm import HeadNorm, LayerNormPerHead, ProjectionNorm
+from .norm import HeadLayerNorm, HeadNorm, LayerNormPerHead, ProjectionNorm
 
 __all__ = ["CacheWriter", "ClampAndStore", "NormAndStore", "RotateAndStore", "StoreOnly", "rotary_table"]
 
@@ -165,8 +165,8 @@ class NormAndStore(nn.Module):
 
     def __init__(
         self,
-        q_norm: ProjectionNorm | LayerNormPerHead,
-        k_norm: ProjectionNorm | LayerNormPerHead,
+        q_norm: ProjectionNorm | HeadLayerNorm | LayerNormPerHead,
+        k_norm: ProjectionNorm | HeadLayerNorm | LayerNormPerHead,
         store: RotateAndStore | StoreOnly,
     ) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ from ..layers import (
     Experts,
     FeedForward,
     GatedMLP,
+    HeadLayerNorm,
     HeadNorm,
     Heads,
     InputFormat,
@@ -204,7 +205,7 @@ class Components:
         rows = self._parallel.shard(spec.vocab_size)
         if embed_tokens is not None:
             return self.linears.make_tied("lm_head", spec.embedding_size, rows, embed_tokens.weight)
-        return self.linears.make_linear("lm_head", spec.embedding_size, rows, bias=False)
+        return self.linears.make_linear("lm_head", spec.embedding_size, rows, bias=spec.head_bias)
 
     def logit_adjustment(self) -> Softcap | Scale | nn.Identity:
         """Makes the module that limits the logits of tokens smoothly or scales them; an identity if neither is done."""
@@ -329,10 +330,12 @@ class Components:
         query, key = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
         return NormAndStore(self._norm_of_heads(query), self._norm_of_heads(key), store)
 
-    def _norm_of_heads(self, heads: Shard) -> ProjectionNorm | LayerNormPerHead:
+    def _norm_of_heads(self, heads: Shard) -> ProjectionNorm | HeadLayerNorm | LayerNormPerHead:
         """Makes the norm of the query heads or of the key heads of a token."""
         spec, gather = self._spec, self._parallel.all_gather if self._parallel.tp_size > 1 else None
         options: dict[str, Any] = {"eps": spec.norm_eps, "dtype": self._dtype, "device": self._device}
+        if spec.qk_norm_form == "layer":
+            return HeadLayerNorm(spec.head_dim, **options)
         if spec.qk_norm_form == "per head":
             return LayerNormPerHead(heads, spec.head_dim, **options)
         return ProjectionNorm(heads, spec.head_dim, gather=gather, **options)

@@ -179,9 +179,11 @@ class DecoderSpec:
         qkv_bias: Whether query, key and value projections have biases.
         attention_out_bias: Whether the attention's output projection has a bias.
         mlp_bias: Whether the feed-forward projections have biases.
+        head_bias: Whether the output head has a bias.
         qk_norm: Whether queries and keys are normed before the rotation.
         qk_norm_form: `"head"` norms each head; `"projection"` norms all query heads of a token together, and all key
-            heads; `"per head"` computes a layer norm of each head with a weight of its own.
+            heads; `"layer"` computes a layer norm of each head, with one weight and bias for all; `"per head"` one with
+            a weight of its own.
         qkv_limit: Largest absolute value of queries, keys and values, to which others are clamped; 0 for no limit.
         gated_mlp: Whether feed-forward networks are gated; otherwise they have two projections and an activation.
         activation: Key of `layers.GATES` if gated, else of `layers.ACTIVATIONS`.
@@ -228,8 +230,9 @@ class DecoderSpec:
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
+    head_bias: bool = False
     qk_norm: bool = False
-    qk_norm_form: Literal["head", "projection", "per head"] = "head"
+    qk_norm_form: Literal["head", "projection", "layer", "per head"] = "head"
     qkv_limit: float = 0.0
     gated_mlp: bool
     activation: str
@@ -255,6 +258,7 @@ class DecoderSpec:
         assert self.residual_scale == 1 or self.norm_placement == "before", "only these blocks scale their sublayers"
         assert not self.parallel or (self.norm_placement == "before" and self.residual_scale == 1)
         assert self.parallel or not self.shared_norm
+        assert not (self.head_bias and self.tie_word_embeddings), "the layer of a tied head has no bias"
         assert self.logit_scale == 1 or not self.logit_softcap, "no model has both"
 
     def rope_of(self, layer_idx: int) -> RopeSpec | None:

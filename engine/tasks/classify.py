@@ -25,7 +25,7 @@ class Classify(PoolingTask):
     name = "classify"
     architecture_endings = ("ForSequenceClassification",)
     model_head = "score"
-    unused_weights = frozenset({"lm_head.weight"})
+    unused_weights = frozenset({"lm_head.weight", "lm_head.bias"})
 
     @classmethod
     def create(cls, config: EngineConfig, hf_config: Any) -> Self:

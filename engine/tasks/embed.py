@@ -40,7 +40,7 @@ class Embed(PoolingTask):
     name = "embed"
     architecture_endings = ("Model",)
     takes_any_model = True
-    unused_weights = frozenset({"lm_head.weight", "score.weight"})
+    unused_weights = frozenset({"lm_head.weight", "lm_head.bias", "score.weight"})
 
     trained_sizes: tuple[int, ...] | None = None
 

@@ -82,6 +82,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "factor": 2.0},
         },
     ),
+    "phi-without-head-norms": ("phi", {"qk_layernorm": False, "num_key_value_heads": None, "hidden_act": "relu"}),
     "gpt-bigcode-all-heads": ("gpt-bigcode", {"multi_query": False, "scale_attn_weights": False, "n_inner": None}),
     "gpt2-unscaled": (
         "gpt2",
@@ -278,6 +279,8 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("falcon", "alibi", None),
         ("gpt-neox", "num_attention_heads", 5),
         ("gpt-neox", "use_parallel_residual", None),
+        ("phi", "qk_layernorm", None),
+        ("phi", "tie_word_embeddings", True),
         ("gpt-bigcode", "multi_query", None),
         ("gpt-bigcode", "add_cross_attention", True),
         ("gpt2", "n_head", 5),
