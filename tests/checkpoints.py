@@ -282,6 +282,24 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
         },
     ),
+    "gptj": (
+        "gptj",
+        "GPTJForCausalLM",
+        {**_SMALL, "n_inner": 96, "rotary_dim": 10},
+    ),
+    "codegen": ("codegen", "CodeGenForCausalLM", {**_SMALL, "n_inner": 96, "num_attention_heads": 8, "rotary_dim": 6}),
+    "mpt": (
+        "mpt",
+        "MptForCausalLM",
+        {
+            "vocab_size": VOCAB_SIZE,
+            "d_model": 96,
+            "n_heads": 6,
+            "n_layers": 2,
+            "max_seq_len": 256,
+            "attn_config": {"clip_qkv": 0.6, "softmax_scale": 0.5},
+        },
+    ),
     "phi": ("phi", "PhiForCausalLM", {**_SWIGLU, "rope_parameters": _HALF_ROPE, "qk_layernorm": True}),
     "gpt-bigcode": ("gpt_bigcode", "GPTBigCodeForCausalLM", {**_SMALL, "n_inner": 96, "tie_word_embeddings": True}),
     "gpt2": (

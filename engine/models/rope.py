@@ -12,7 +12,7 @@ from ..errors import UnsupportedModelError, quote
 from .hf_config import MAX_INT, is_positive_number, positive_int
 from .spec import RopeSpec
 
-__all__ = ["rope_fields", "rope_max_positions", "rope_spec"]
+__all__ = ["plain_rope", "rope_fields", "rope_max_positions", "rope_spec"]
 
 # "dynamic" changes its frequencies only when a sequence is longer than max_position_embeddings, and rope_max_positions
 # allows no longer sequence.
@@ -179,6 +179,17 @@ def _rot_dim(config: Any, parameters: Mapping[str, Any], partial: bool) -> int:
             "is how many numbers of a head are rotated: an even number, and no more than the head has"
         )
     return rot_dim
+
+
+def plain_rope(rot_dim: int, theta: float, *, interleaved: bool = False) -> RopeSpec:
+    """Returns the rotary frequencies of a model whose config has no `rope_parameters`.
+
+    Args:
+        rot_dim: How many numbers of each head are rotated.
+        theta: Base of the frequencies.
+        interleaved: As in `rope_spec`.
+    """
+    return RopeSpec(tuple(_default_inv_freq(rot_dim, theta).tolist()), interleaved=interleaved)
 
 
 def _default_inv_freq(rot_dim: int, theta: float) -> torch.Tensor:

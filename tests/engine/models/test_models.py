@@ -82,6 +82,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "factor": 2.0},
         },
     ),
+    "mpt-unbounded": ("mpt", {"attn_config": {}, "tie_word_embeddings": False}),
     "phi-without-head-norms": ("phi", {"qk_layernorm": False, "num_key_value_heads": None, "hidden_act": "relu"}),
     "gpt-bigcode-all-heads": ("gpt-bigcode", {"multi_query": False, "scale_attn_weights": False, "n_inner": None}),
     "gpt2-unscaled": (
@@ -279,6 +280,13 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("falcon", "alibi", None),
         ("gpt-neox", "num_attention_heads", 5),
         ("gpt-neox", "use_parallel_residual", None),
+        ("gptj", "rotary_dim", 5),
+        ("gptj", "rotary_dim", 18),
+        ("gptj", "tie_word_embeddings", True),
+        ("codegen", "n_head", 2),
+        ("mpt", "no_bias", False),
+        ("mpt", "expansion_ratio", 2),
+        ("mpt", "norm_type", "rmsnorm"),
         ("phi", "qk_layernorm", None),
         ("phi", "tie_word_embeddings", True),
         ("gpt-bigcode", "multi_query", None),
@@ -316,6 +324,25 @@ def test_a_config_value_that_is_not_implemented_is_named(family: str, field: str
     config = tiny_config(family)
     target = config.rope_parameters if field == "partial_rotary_factor" else config.__dict__
     target[field] = value
+    with pytest.raises(UnsupportedModelError, match=field):
+        build_model(config, torch.float32, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("alibi", False),
+        ("attn_type", "multiquery_attention"),
+        ("prefix_lm", True),
+        ("qk_ln", True),
+        ("attn_uses_sequence_id", True),
+        ("softmax_scale", -1.0),
+        ("clip_qkv", -1.0),
+    ],
+)
+def test_a_value_of_mpts_inner_config_that_is_not_implemented_is_named(field: str, value: Any) -> None:
+    config = tiny_config("mpt")
+    config.attn_config.__dict__[field] = value
     with pytest.raises(UnsupportedModelError, match=field):
         build_model(config, torch.float32, "cpu")
 

@@ -111,6 +111,7 @@ def test_what_cannot_be_cut_is_said(tp_size: int, pp_size: int, message: str) ->
         ("gpt-neox", 2, 2),
         ("cohere", 2, 2),
         ("phi", 2, 1),
+        ("codegen", 4, 1),
         ("stablelm", 4, 1),
         ("qwen2-moe", 2, 3),
     ],
