@@ -148,6 +148,8 @@ class EngineConfig:
         tensor_parallel_size: Number of ranks that share every matrix of a pp stage; it must divide the numbers of the
             model's heads. Every rank is a process with a device of its own.
         pipeline_parallel_size: Number of pp stages that the layers are divided into.
+        enable_expert_parallel: Whether each rank of a pp stage has whole experts of a model with experts; otherwise
+            it has a slice of each. `tensor_parallel_size` must then divide the number of experts.
         seed: Seed from which the seeds of requests without a seed are derived.
         max_model_len: Most tokens of prompt and output together; None for the limit of the model.
         max_num_seqs: Most sequences running at once; None for 256, or on a GPU of at least 70 GiB for up to 1024, if
@@ -192,6 +194,7 @@ class EngineConfig:
     device: str = "auto"
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    enable_expert_parallel: bool = False
     seed: int = 0
     max_model_len: int | None = None
     max_num_seqs: int | None = None
@@ -356,6 +359,7 @@ class EngineConfig:
 
 
 SWITCHES = (
+    "enable_expert_parallel",
     "enable_prefix_caching",
     "enable_prompt_embeds",
     "skip_tokenizer_init",

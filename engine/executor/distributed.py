@@ -205,7 +205,8 @@ def start_ranks(
         UserError: A setting or the model folder cannot be used.
         EngineDeadError: A rank did not connect in time, or has ended.
     """
-    check_parallel(describe_model(hf_config), config.tensor_parallel_size, config.pipeline_parallel_size)
+    sizes = config.tensor_parallel_size, config.pipeline_parallel_size
+    check_parallel(describe_model(hf_config), *sizes, expert_parallel=config.enable_expert_parallel)
     place = ParallelContext.of_rank(0, config.tensor_parallel_size, config.pipeline_parallel_size)
     processes = None
     if rendezvous is None:

@@ -57,7 +57,8 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
     """
     hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides, **config.model_code)
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
-    options = ModelOptions(head=choose_task(config, hf_config).model_head)
+    head = choose_task(config, hf_config).model_head
+    options = ModelOptions(head=head, expert_parallel=config.enable_expert_parallel)
     model = build_model(hf_config, dtype, "meta", options, parallel)
     place = locate_model(config.model)
     save_sharded_state(model, place, weight_map(place, hf_config, dtype), parallel, folder)
@@ -96,6 +97,7 @@ def load_runner(
         config.load_format,
         task.model_head,
         task.unused_weights,
+        expert_parallel=config.enable_expert_parallel,
         max_model_len=config.max_model_len,
     )
     options.make_scheme().check(device, dtype)

@@ -28,7 +28,8 @@ PART = re.compile(r"part-\d{5,}(-[0-9a-f]{32})?\.(\w+)")
 FREE = frozenset({
     "max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override", "kv_cache_memory_bytes",
     "gpu_memory_utilization", "enable_prefix_caching", "max_logprobs", "enforce_eager", "cudagraph_capture_sizes",
-    "num_threads", "overlap_depth", "tensor_parallel_size", "pipeline_parallel_size", "device", "load_format",
+    "num_threads", "overlap_depth", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel",
+    "device", "load_format",
 })  # fmt: skip
 """Settings of the engine that change the speed of a row and not its output, so that a resumed job may change them."""
 

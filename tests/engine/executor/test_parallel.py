@@ -104,6 +104,31 @@ def test_many_ranks_give_what_one_gives(tiny_model, one_process, family: str, tp
 
 
 @pytest.mark.parametrize(
+    ("tp_size", "pp_size", "whole"),
+    [
+        (2, 1, True),
+        *(pytest.param(*case, marks=pytest.mark.soak) for case in ((2, 1, False), (1, 2, False), (2, 2, True))),
+    ],
+)
+def test_experts_of_many_ranks_give_what_one_gives(
+    tiny_model, one_process, tp_size: int, pp_size: int, whole: bool
+) -> None:
+    folder = tiny_model("qwen3-moe")
+    ranks = {"tensor_parallel_size": tp_size, "pipeline_parallel_size": pp_size, "enable_expert_parallel": whole}
+    for ours, theirs in zip(generate(folder, **ranks), one_process("qwen3-moe"), strict=True):
+        assert_same(ours, theirs)
+
+
+def test_saved_experts_are_whole_or_slices(tiny_model, tmp_path: Path) -> None:
+    with LLM(str(tiny_model("qwen3-moe")), **SETTINGS, tensor_parallel_size=2, enable_expert_parallel=True) as llm:
+        llm.save_sharded_state(tmp_path)
+    with safe_open(tmp_path / "model-rank-1-part-0.safetensors", framework="pt") as file:
+        names = [name for name in file.keys() if ".experts." in name]  # noqa: SIM118
+        assert {name.split(".experts.")[1].split(".")[0] for name in names} == {"3", "4", "5"}
+        assert file.get_tensor("layers.1.mlp.experts.3.gate.weight").shape == (24, 64)
+
+
+@pytest.mark.parametrize(
     ("family", "tp_size", "pp_size"), [("llama", 2, 1), pytest.param("opt-350m", 2, 2, marks=pytest.mark.soak)]
 )
 def test_embeddings_of_a_prompt_reach_all_ranks(tiny_model, family: str, tp_size: int, pp_size: int) -> None:
