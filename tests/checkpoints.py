@@ -387,6 +387,17 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GraniteMoeSharedForCausalLM",
         {**_EXPERTS, **_GRANITE, "num_local_experts": 5, "shared_intermediate_size": 28},
     ),
+    "olmoe": ("olmoe", "OlmoeForCausalLM", {**_EXPERTS, "num_experts": 6, "num_experts_per_tok": 3}),
+    "flex-olmo": (
+        "flex_olmo",
+        "FlexOlmoForCausalLM",
+        {**_EXPERTS, "num_experts": 5, "norm_topk_prob": True},
+    ),
+    "minimax-m2": (
+        "minimax_m2",
+        "MiniMaxM2ForCausalLM",
+        {**_EXPERTS, "head_dim": 24, "rotary_dim": 12, "num_local_experts": 6, "num_experts_per_tok": 3},
+    ),
     "gpt-oss": (
         "gpt_oss",
         "GptOssForCausalLM",

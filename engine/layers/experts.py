@@ -17,7 +17,7 @@ from ..parallel.shard import Shard
 from .input_format import PLAIN, InputFormat
 from .linear import LinearBase
 from .mlp import MLP
-from .router import Router
+from .router import Router, sigmoid
 from .weight_slot import WeightSlot
 
 __all__ = ["EXPERT_GATES", "ExpertMLP", "Experts", "FeedForward"]
@@ -36,6 +36,7 @@ class Experts(nn.Module):
         gate: Key of `kernels.experts.GATES`.
         bias: Whether the projections have biases.
         adds_down_bias: Whether this rank adds the bias of the down projection; of ranks with slices only one does.
+        deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
         dtype: Number type of all weights.
         device: Device of the weights. Their memory is not initialised.
     """
@@ -49,11 +50,13 @@ class Experts(nn.Module):
         gate: str,
         bias: bool,
         adds_down_bias: bool,
+        deterministic: bool,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
         super().__init__()
         self.gate = gate
+        self.deterministic = deterministic
         self.own = own
         self._hidden, self._inner = Shard(hidden_size), inner
         self._projections = ("up",) if gate == "relu_squared" else ("gate", "up")
@@ -103,6 +106,7 @@ class Experts(nn.Module):
             gate=self.gate,
             w13_bias=self.w13_bias,
             w2_bias=self.w2_bias,
+            deterministic=self.deterministic,
         )
 
 
@@ -137,7 +141,7 @@ class ExpertMLP(nn.Module):
             return result
         shared = self.shared(hidden)
         if self.shared_gate is not None:
-            shared = shared * self.shared_gate(hidden).sigmoid()
+            shared = shared * sigmoid(self.shared_gate(hidden))
         return result + shared
 
 

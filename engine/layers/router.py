@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .linear import LinearBase
 
-__all__ = ["Router", "RouterSpec"]
+__all__ = ["Router", "RouterSpec", "sigmoid"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Router(nn.Module):
         super().__init__()
         self.linear = linear
         self.spec = spec
-        self._score = torch.softmax if spec.scores == "softmax" else _sigmoid
+        self._score = torch.softmax if spec.scores == "softmax" else sigmoid
         self.correction: nn.Parameter | None = None
         if spec.correction:
             correction = torch.empty(spec.num_experts, dtype=torch.float32, device=device)
@@ -99,5 +99,10 @@ class Router(nn.Module):
         return groups.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
 
 
-def _sigmoid(logits: Tensor, _: int) -> Tensor:
-    return logits.sigmoid()
+def sigmoid(logits: Tensor, dim: int = -1) -> Tensor:
+    """Returns the sigmoid of each element, rounded from float64 (`dim` is that of a softmax, and not used).
+
+    On a CPU torch computes the last elements of a tensor with other instructions than the first ones. The float64
+    results differ too little to be rounded to other numbers, so that an element does not depend on the others.
+    """
+    return logits.double().sigmoid().to(logits.dtype)

@@ -382,11 +382,6 @@ class Components:
         parallel, num_experts, inner = self._parallel, experts.router.num_experts, experts.intermediate_size
         is_whole = self._options.expert_parallel
         self.linears.decline_experts(name)
-        if self._options.deterministic:
-            raise ConfigError(
-                "deterministic=True is not supported for models with experts yet: their kernels order sums "
-                "by the batch; leave it out"
-            )
         return Experts(
             parallel.shard(num_experts) if is_whole else Shard(num_experts),
             self._spec.hidden_size,
@@ -394,6 +389,7 @@ class Components:
             gate=experts.gate,
             bias=experts.bias,
             adds_down_bias=is_whole or parallel.tp_rank == 0,
+            deterministic=self._options.deterministic,
             dtype=self._dtype,
             device=self._device,
         )

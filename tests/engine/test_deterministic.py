@@ -26,7 +26,7 @@ def alone(model: Decoder, tokens: list[int], dtype: torch.dtype) -> torch.Tensor
     return PagedSequences(model, [tokens], dtype, seed=1).step({0: len(tokens)})[0]
 
 
-@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "qwen3", "opt", "opt-350m"])
+@pytest.fixture(scope="module", params=["llama", "mistral", "qwen2", "qwen2-moe", "qwen3", "opt", "opt-350m"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp(request.param), request.param)
 

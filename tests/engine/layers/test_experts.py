@@ -11,7 +11,6 @@ from transformers import DeepseekV2Config, DeepseekV3Config
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
-from millrace.engine.errors import ConfigError
 from millrace.engine.layers import Linear, Router, RouterSpec
 from millrace.engine.models import Decoder, ModelOptions
 from millrace.engine.models.spec import DecoderSpec, ExpertsSpec
@@ -143,11 +142,6 @@ def test_the_addends_of_two_ranks_are_the_result_of_one(expert_parallel: bool) -
     assert num_weights == [6 * 3 * 16 * 12 // 2] * 2
     hidden = torch.randn(9, 16)
     torch.testing.assert_close(sum(rank(hidden) for rank in ranks), one(hidden))
-
-
-def test_experts_in_a_deterministic_engine_are_refused() -> None:
-    with pytest.raises(ConfigError, match="deterministic=True is not supported for models with experts"):
-        Decoder(spec_of(), dtype=torch.float32, device=CPU, options=ModelOptions(deterministic=True))
 
 
 def test_experts_that_a_scheme_does_not_quantise_are_named(caplog: pytest.LogCaptureFixture) -> None:
