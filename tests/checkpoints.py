@@ -244,6 +244,24 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Phi3ForCausalLM",
         {**_SWIGLU, "sliding_window": 7, "rope_parameters": {**_LONGROPE, "partial_rotary_factor": 0.5}},
     ),
+    "deepseek-v2": (
+        "deepseek_v2",
+        "DeepseekV2ForCausalLM",
+        {
+            **_LATENTS,
+            **_GROUPS,
+            "q_lora_rank": None,
+            "topk_method": "group_limited_greedy",
+            "n_shared_experts": 2,
+            "mlp_bias": True,
+        },
+    ),
+    "deepseek-v3": ("deepseek_v3", "DeepseekV3ForCausalLM", {**_LATENTS, **_GROUPS, "n_shared_experts": 1}),
+    "glm4-moe-lite": (
+        "glm4_moe_lite",
+        "Glm4MoeLiteForCausalLM",
+        {**_LATENTS, **_GROUPS, "n_shared_experts": 1, "v_head_dim": 14, "mlp_layer_types": ["sparse", "dense"]},
+    ),
     "youtu": (
         "youtu",
         "YoutuForCausalLM",

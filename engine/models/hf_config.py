@@ -35,6 +35,9 @@ MAX_INT = 2**31 - 1
 OLD_ROPE_FIELDS = ("rope_scaling", "rope_theta")
 """Fields of older configs whose contents newer ones have in `rope_parameters`."""
 
+SAME_FIELDS = {"kimi_k2": "deepseek_v3"}
+"""Model types that transformers does not know -> the model type whose config has the same fields."""
+
 MAX_REASON_CHARS = 500
 """Most characters of an error message of transformers that are shown; it may quote a whole value."""
 
@@ -78,11 +81,11 @@ def load_hf_config(
     model_type = given.get("model_type", fields.get("model_type"))
     if not model_type or not isinstance(model_type, str):
         raise _unnamed(path, model_type, given.get("architectures", fields.get("architectures")))
-    fields = _merge(fields, given, _parts(model_type))
+    fields = _merge(fields, given, _parts(model_type)) | {"model_type": _known_type(model_type)}
     if function is None and not _is_list_of_text(fields.get("architectures")):
         raise _unnamed(path, model_type, fields.get("architectures"))
     _check_counts(fields)
-    config = _make_config(model_type, fields, code)
+    config = _make_config(fields, code)
     if function is not None:
         config = _changed(function, config)
         if not _is_list_of_text(config.architectures):
@@ -99,12 +102,19 @@ def _parts(model_type: str) -> Container[str]:
     return getattr(CONFIG_MAPPING[model_type], "sub_configs", {}) if model_type in CONFIG_MAPPING else ()
 
 
-def _make_config(model_type: str, fields: Mapping[str, Any], code: ModelCode) -> Any:
+def _known_type(model_type: str) -> str:
+    """Returns the `model_type` by which transformers knows the fields of a config."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return model_type if model_type in CONFIG_MAPPING else SAME_FIELDS.get(model_type, model_type)
+
+
+def _make_config(fields: Mapping[str, Any], code: ModelCode) -> Any:
     """Returns the config object of fields, which transformers makes, or the code of the folder."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    make = AutoConfig.for_model if model_type in CONFIG_MAPPING else _folder_config(fields, code)
+    make = AutoConfig.for_model if fields["model_type"] in CONFIG_MAPPING else _folder_config(fields, code)
     try:
         return make(**fields)
     except Exception as error:  # Config classes raise errors of many types.

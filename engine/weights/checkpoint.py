@@ -91,10 +91,14 @@ class WeightMap:
             KeyError: The family has no tensor of this name.
         """
         module, indices, leaf = self._split(name)
-        is_beside = module.startswith("layers.*") and int(indices[0]) in self.ignored_layers
-        if is_beside or module in self.ignored or f"{module}.{leaf}" in self.ignored:
+        if self.ignores_layer_of(name) or module in self.ignored or f"{module}.{leaf}" in self.ignored:
             return None
         return _fill_in(self.tensors.get(f"{module}.{leaf}") or f"{self.modules[module]}.{leaf}", indices)
+
+    def ignores_layer_of(self, name: str) -> bool:
+        """Returns whether a checkpoint's tensor belongs to one of `ignored_layers`."""
+        module, indices, _ = self._split(name)
+        return module.startswith("layers.*") and int(indices[0]) in self.ignored_layers
 
     def all_ours(self, name: str) -> list[str]:
         """Returns our names for a checkpoint's tensor.
@@ -175,9 +179,10 @@ def match_weights(
             has a wrong shape or number type.
     """
     sources: dict[str, list[tuple[str, StoredTensor]]] = {}
-    unexpected, stored = [], []
+    unexpected, stored, num_ignored = [], [], 0
     for name, tensor in iter_tensors(folder):
         stored.append(tensor)
+        num_ignored += weights.ignores_layer_of(name)
         try:
             found = match_tensor(slots, weights, name, tensor)
         except KeyError:
@@ -189,6 +194,8 @@ def match_weights(
             elif ours not in elsewhere:
                 unexpected.append(name if part is tensor else f"{name} ({ours})")
     warn_of_mxfp4(stored)
+    if num_ignored:
+        logger.info("%d tensors of layers that predict further tokens are not loaded", num_ignored)
     filled = {slots[ours].key for ours in sources}
     missing = [weights.theirs(name) for name, slot in slots.items() if not slot.optional and slot.key not in filled]
     if missing or unexpected:

@@ -1,4 +1,7 @@
-"""Families with latent attention (DeepSeek-AI, 2024, arXiv:2405.04434) and one network for all tokens: `youtu_spec`."""
+"""The families of DeepSeek-V2 and V3 (R1, Kimi-K2), and of GLM-4.7-Flash and Youtu-LLM, which have their attention.
+
+DeepSeek-AI, 2024, arXiv:2405.04434 and 2412.19437.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,31 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from ...errors import UnsupportedModelError
+from ...errors import UnsupportedModelError, quote
+from ...layers import RouterSpec
+from ...weights.checkpoint import WeightMap
+from ..expert_fields import corrected_router, expert_counts, group_counts, layers_after
 from ..family import Family
-from ..hf_config import flag, positive_int
+from ..hf_config import flag, one_of, positive_float, positive_int
 from ..spec import AttentionSpec, DecoderSpec, LatentSpec
-from .llama import WEIGHTS as LLAMA_WEIGHTS
+from .glm_moe import WEIGHTS as EXPERT_WEIGHTS
+from .glm_moe import corrected_experts, shared_experts
 from .llama import gated_fields
 
-__all__ = ["FAMILIES", "WEIGHTS", "latent_fields", "youtu_spec"]
+__all__ = [
+    "FAMILIES",
+    "WEIGHTS",
+    "deepseek2_spec",
+    "deepseek3_spec",
+    "glm4_moe_lite_spec",
+    "latent_fields",
+    "youtu_spec",
+]
 
 WEIGHTS = replace(
-    LLAMA_WEIGHTS,
+    EXPERT_WEIGHTS,
     modules={
-        **LLAMA_WEIGHTS.modules,
+        **EXPERT_WEIGHTS.modules,
         "layers.*.self_attn.q_proj": "layers.*.attention.down.query",
         "layers.*.self_attn.q_a_proj": "layers.*.attention.down.query_latent",
         "layers.*.self_attn.q_a_layernorm": "layers.*.attention.query_norm",
@@ -73,6 +88,48 @@ def latent_fields(config: Any, *, interleaved: bool) -> dict[str, Any]:
     }
 
 
+def weights_without_predictor(spec: DecoderSpec) -> WeightMap:
+    """Returns the names of a model's weights, without the layer behind the last one, which predicts further tokens."""
+    return replace(WEIGHTS, ignored_layers=frozenset({spec.num_layers}))
+
+
+def deepseek2_spec(config: Any) -> DecoderSpec:
+    """Returns the spec of a `DeepseekV2Config`: experts by a softmax over all of them, or over the best groups."""
+    _check_value(config, "moe_layer_freq", 1)
+    _check_value(config, "scoring_func", "softmax")
+    _check_value(config, "norm_topk_prob", False)
+    counts = expert_counts(config, "n_routed_experts")
+    in_groups = one_of(config, "topk_method", ("greedy", "group_limited_greedy")) != "greedy"
+    router = RouterSpec(
+        **counts,
+        **(group_counts(config, counts) if in_groups else {}),
+        renormalise=False,
+        scale=positive_float(config, "routed_scaling_factor"),
+    )
+    mlp_bias, experts = flag(config, "mlp_bias", False), shared_experts(config, router, layers_after(config))
+    return DecoderSpec(**latent_fields(config, interleaved=True), experts=experts, mlp_bias=mlp_bias)
+
+
+def deepseek3_spec(config: Any) -> DecoderSpec:
+    """Returns the spec of a `DeepseekV3Config`: experts by sigmoids with a correction, in groups."""
+    _check_value(config, "moe_layer_freq", 1)
+    _check_value(config, "scoring_func", "sigmoid")
+    _check_value(config, "topk_method", "noaux_tc")
+    fields = latent_fields(config, interleaved=flag(config, "rope_interleave", True))
+    return DecoderSpec(**fields, experts=corrected_experts(config))
+
+
+def glm4_moe_lite_spec(config: Any) -> DecoderSpec:
+    """Returns the spec of a `Glm4MoeLiteConfig`: DeepSeek-V3, but a list says which layers have experts."""
+    fields, kinds = latent_fields(config, interleaved=flag(config, "rope_interleave", True)), config.mlp_layer_types
+    if len(kinds) != fields["num_layers"] or not set(kinds) <= {"dense", "sparse"}:
+        raise UnsupportedModelError(
+            f"config field 'mlp_layer_types' is {quote(kinds)}; it must say dense or sparse for each layer"
+        )
+    layers = frozenset(layer for layer, kind in enumerate(kinds) if kind == "sparse")
+    return DecoderSpec(**fields, experts=shared_experts(config, corrected_router(config), layers))
+
+
 def youtu_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `YoutuConfig`: latent attention, and a gated network without biases in every layer."""
     return DecoderSpec(**latent_fields(config, interleaved=flag(config, "rope_interleave", True)))
@@ -86,8 +143,20 @@ def _scale(rope: dict[str, Any], head_dim: int) -> float:
     return float(head_dim**-0.5 * (0.1 * all_dim * math.log(rope["factor"]) + 1) ** 2)
 
 
+def _check_value(config: Any, field: str, implemented: Any) -> None:
+    """Raises if a field that configs may lack has another value than the one that is implemented."""
+    value = getattr(config, field, None)
+    if value is not None and value != implemented:
+        raise UnsupportedModelError(f"config field {field!r} is {quote(value)}; only {implemented!r} is implemented")
+
+
 def _unsupported(field: str, value: Any, asked: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"config field {field!r} is {value}; with latent attention it must be {asked}")
 
 
-FAMILIES = (Family(("YoutuForCausalLM",), youtu_spec, WEIGHTS),)
+FAMILIES = (
+    Family(("DeepseekV2ForCausalLM",), deepseek2_spec, WEIGHTS),
+    Family(("DeepseekV3ForCausalLM",), deepseek3_spec, weights_without_predictor),
+    Family(("Glm4MoeLiteForCausalLM",), glm4_moe_lite_spec, weights_without_predictor),
+    Family(("YoutuForCausalLM",), youtu_spec, WEIGHTS),
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from ...layers import RouterSpec
 from ...weights.checkpoint import WeightMap
 from ..expert_fields import corrected_router, expert_gate, layers_after
 from ..family import Family
@@ -13,7 +14,7 @@ from ..spec import DecoderSpec, ExpertsSpec
 from .llama import gated_fields
 from .qwen_moe import WEIGHTS as QWEN_WEIGHTS
 
-__all__ = ["FAMILIES", "WEIGHTS", "corrected_experts", "glm4_moe_spec", "glm4_moe_weights"]
+__all__ = ["FAMILIES", "WEIGHTS", "corrected_experts", "glm4_moe_spec", "glm4_moe_weights", "shared_experts"]
 
 WEIGHTS = replace(
     QWEN_WEIGHTS,
@@ -46,10 +47,21 @@ def glm4_moe_spec(config: Any) -> DecoderSpec:
 
 def corrected_experts(config: Any) -> ExpertsSpec:
     """Returns the experts that a config describes with the fields of DeepSeek-V3."""
+    return shared_experts(config, corrected_router(config), layers_after(config))
+
+
+def shared_experts(config: Any, router: RouterSpec, layers: frozenset[int]) -> ExpertsSpec:
+    """Returns the experts that a config describes with the fields of DeepSeek-V2 and V3.
+
+    Args:
+        config: A transformers config.
+        router: The way to choose experts.
+        layers: Numbers of the layers that have experts.
+    """
     size = positive_int(config, "moe_intermediate_size")
     return ExpertsSpec(
-        layers=layers_after(config),
-        router=corrected_router(config),
+        layers=layers,
+        router=router,
         intermediate_size=size,
         gate=expert_gate(config),
         shared_size=size * positive_int(config, "n_shared_experts"),

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DeepseekV3Config
 
-from checkpoints import tiny_checkpoint, tiny_config
+from checkpoints import tiny_checkpoint
 from filling import load_weights
 from millrace.engine.errors import ConfigError
 from millrace.engine.kv_cache import kv_block_bytes
@@ -25,16 +26,16 @@ from paged import SCHEDULES, PagedSequences, random_sequences
 def load(folder: Path, place: ParallelContext | None = None) -> Decoder:
     config = load_hf_config(folder)
     model = build_model(config, torch.float32, "cpu", parallel=place or ParallelContext())
-    load_weights(model, folder, find_family(config).weights, names_in_checkpoint(config, torch.float32))
+    load_weights(model, folder, find_family(config).weight_map(model.spec), names_in_checkpoint(config, torch.float32))
     return model
 
 
 @pytest.mark.parametrize("tp_size", [1, 2])
 def test_every_rank_keeps_one_latent_for_each_token_and_layer(tp_size: int) -> None:
-    spec = describe_model(tiny_config("youtu", num_hidden_layers=3, kv_lora_rank=512, qk_rope_head_dim=64))
+    spec = describe_model(DeepseekV3Config(architectures=["DeepseekV3ForCausalLM"]))  # the published sizes
     for rank in range(tp_size):
         shape = cache_shape(spec, ParallelContext.of_rank(rank, tp_size, 1))
-        assert kv_block_bytes(shape, 16, torch.bfloat16) == 3 * 16 * 576 * 2
+        assert kv_block_bytes(shape, 16, torch.bfloat16) == 61 * 16 * 576 * 2
 
 
 @torch.inference_mode()

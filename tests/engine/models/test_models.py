@@ -106,6 +106,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
             "mlp_bias": True,
         },
+    "deepseek-v2-greedy-biased": ("deepseek-v2", {"topk_method": "greedy", "q_lora_rank": 28, "attention_bias": True}),
+    "deepseek-v3-dense-rope-halves": (
+        "deepseek-v3",
+        {"first_k_dense_replace": 2, "rope_interleave": False, "q_lora_rank": None, "rope_parameters": None},
     ),
     "opt-gelu-no-final-norm": ("opt", {"activation_function": "gelu", "_remove_final_layer_norm": True}),
     "opt-bare": ("opt", {"enable_bias": False, "layer_norm_elementwise_affine": False, "tie_word_embeddings": False}),
@@ -294,6 +298,12 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("gpt2", "n_head", 5),
         ("gpt2", "activation_function", "tanh"),
         ("gpt2", "add_cross_attention", True),
+        ("deepseek-v2", "norm_topk_prob", True),
+        ("deepseek-v2", "topk_method", "noaux_tc"),
+        ("deepseek-v2", "moe_layer_freq", 2),
+        ("deepseek-v3", "scoring_func", "softmax"),
+        ("deepseek-v3", "quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+        ("glm4-moe-lite", "mlp_layer_types", ["sparse", "hash"]),
         ("youtu", "kv_lora_rank", None),
         ("youtu", "num_key_value_heads", 2),
         ("youtu", "v_head_dim", 17),
@@ -414,6 +424,13 @@ def test_overrides_reach_rope_in_either_form(
     rope = load_hf_config(tmp_path, overrides).rope_parameters
     assert {name: rope[name] for name in expected} == expected
     assert ("low_freq_factor" in rope) == (expected["rope_type"] == "llama3")
+
+
+def test_a_model_type_with_the_fields_of_another_is_read_as_that(tmp_path: Path) -> None:
+    tiny_config("deepseek-v3").save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "kimi_k2"}))
+    assert describe_model(load_hf_config(tmp_path)) == describe_model(tiny_config("deepseek-v3"))
 
 
 def test_overrides_replace_fields(tmp_path: Path) -> None:

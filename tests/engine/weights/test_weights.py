@@ -173,10 +173,15 @@ def test_damaged_experts_in_mxfp4_are_named(tmp_path: Path, change: Callable[...
         load(folder, **MXFP4)
 
 
-def test_a_layer_that_predicts_further_tokens_is_not_loaded(tmp_path: Path) -> None:
-    folder = tiny_checkpoint(tmp_path, "glm4-moe")
+@pytest.mark.parametrize("family", ["glm4-moe", "deepseek-v3"])
+def test_a_layer_that_predicts_further_tokens_is_not_loaded(
+    tmp_path: Path, family: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_checkpoint(tmp_path, family)
     edit(folder, lambda tensors: tensors.update({"model.layers.2.eh_proj.weight": torch.zeros(64, 128)}))
-    load(folder)
+    with caplog.at_level("INFO", "millrace"):
+        load(folder)
+    assert "1 tensors of layers that predict further tokens are not loaded" in caplog.text
     edit(folder, lambda tensors: tensors.update({"model.layers.3.eh_proj.weight": torch.zeros(64, 128)}))
     with pytest.raises(CheckpointError, match=r"unexpected model\.layers\.3\.eh_proj\.weight"):
         load(folder)
