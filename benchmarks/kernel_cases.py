@@ -299,6 +299,8 @@ class Cases:
             scan = partial(self._scan_call, counts, num_heads, head_dim, state_size)
             num_bytes = 8 * num_states + num_tokens * (channels + num_heads * head_dim) * itemsize
             yield self._case("state_scan", name, scan, num_bytes, 4 * num_tokens * num_states / len(counts))
+            delta = partial(self._delta_call, counts, num_heads, head_dim, state_size)
+            yield self._case("gated_delta", name, delta, num_bytes, 6 * num_tokens * num_states / len(counts))
 
     def _rows_call(self, counts: Sequence[int]) -> tuple[Tensor, ...]:
         """Returns rows, first tokens and lengths of sequences that go on."""
@@ -310,6 +312,15 @@ class Cases:
         weights = self._normal(channels, width), self._normal(channels)
         state = self._normal(len(counts), width - 1, channels)
         return Call((self._normal(sum(counts), channels), *weights, state, *self._rows_call(counts)))
+
+    def _delta_call(self, counts: Sequence[int], num_heads: int, head_dim: int, key_dim: int) -> Call:
+        num_tokens, num_decodes = sum(counts), len(counts) if max(counts) == 1 else 0
+        shapes = [(1, key_dim), (1, key_dim), (num_heads, head_dim), (num_heads,), (num_heads,)]
+        inputs = [self._normal(num_tokens, *each) for each in shapes]
+        state = torch.zeros(len(counts), num_heads, head_dim, key_dim, device=self.device)
+        owners = dict(zip(("rows", "query_start_loc", "seq_lens"), self._rows_call(counts), strict=True))
+        heads = {name: torch.full((num_heads,), -1.0, device=self.device) for name in ("rate", "decay_bias")}
+        return Call((*inputs, state), {**owners, **heads, "num_decodes": num_decodes})
 
     def _scan_call(self, counts: Sequence[int], num_heads: int, head_dim: int, state_size: int) -> Call:
         num_tokens, num_decodes = sum(counts), len(counts) if max(counts) == 1 else 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 from .embedding import embedding
 from .experts import experts
 from .gate_and_mul_fp8 import gate_and_mul_fp8
+from .gated_delta import gated_delta
 from .gather_batch import gather_batch
 from .gelu_and_mul import gelu_and_mul
 from .greedy import greedy
@@ -38,6 +39,7 @@ __all__ = [
     "embedding",
     "experts",
     "gate_and_mul_fp8",
+    "gated_delta",
     "gather_batch",
     "gelu_and_mul",
     "greedy",

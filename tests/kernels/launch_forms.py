@@ -29,7 +29,7 @@ MAX_NUM_SEQS, MAX_MODEL_LEN = 1024, 4096
 OPS = (
     *("gather_batch", "rope_and_store", "store_kv", "paged_attention", "sample", "sample_shard", "top_logprobs"),
     *("rope_and_store_latent", "latent_attention"),
-    *("short_conv", "state_scan"),
+    *("short_conv", "state_scan", "gated_delta"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8"),
 )
 Launch = tuple[Any, dict[str, Any]]
@@ -159,6 +159,19 @@ def launch_states(batch: tuple[torch.Tensor, ...], num_seqs: int, num_tokens: in
     heads = dict.fromkeys(("rate", "dt_bias", "skip"), torch.empty(num_heads))
     state = torch.empty((4, num_heads, head_dim, state_size))
     triton_op("state_scan")(*inputs, state, *rows, **heads, num_decodes=num_decodes)
+    launch_delta(dict(zip(("rows", "query_start_loc", "seq_lens"), rows, strict=True)), num_tokens, num_decodes)
+
+
+def launch_delta(owners: dict[str, torch.Tensor], num_tokens: int, num_decodes: int) -> None:
+    """Launches the kernel of a layer with the gated delta rule, at the sizes of Qwen3-Next."""
+    num_heads, num_groups, head_dim = 32, 16, 128
+    mixed = torch.empty((num_tokens, 2 * num_groups + num_heads, head_dim), dtype=torch.bfloat16)
+    widths = 3 * head_dim, num_heads, num_heads
+    _, beta, decay = torch.empty((num_tokens, sum(widths)), dtype=torch.bfloat16).split(widths, dim=1)
+    state = torch.empty((4, num_heads, head_dim, head_dim))
+    heads = dict.fromkeys(("rate", "decay_bias"), torch.empty(num_heads))
+    inputs = (*mixed.split((num_groups, num_groups, num_heads), dim=1), decay, beta, state)
+    triton_op("gated_delta")(*inputs, **owners, **heads, num_decodes=num_decodes)
 
 
 def launch_rows(num_tokens: int, size: int) -> None:

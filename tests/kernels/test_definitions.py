@@ -15,9 +15,11 @@ from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 from transformers.models.mixtral.configuration_mixtral import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
 from millrace.kernels import (
     experts,
+    gated_delta,
     gather_batch,
     gelu_and_mul,
     latent_attention,
@@ -363,3 +365,23 @@ def test_state_scan_is_hugging_faces_from_a_state_on():
     out = state_scan.plain(x, dt, b, c, state, *one_sequence(11, 3), **heads)
     torch.testing.assert_close(out, expected[0])
     torch.testing.assert_close(state[1], last[0])
+
+
+def test_gated_delta_is_hugging_faces_from_a_state_on():
+    query, key, value = torch.randn(11, 2, 6), torch.randn(11, 2, 6), torch.randn(11, 4, 5)
+    gates, state = torch.randn(2, 11, 4), torch.randn(3, 4, 5, 6)
+    rate, bias = -torch.rand(4), torch.randn(4)
+    expected, last = torch_recurrent_gated_delta_rule(
+        *(each.unsqueeze(0) for each in (query, key, value)),
+        g=(rate * F.softplus(gates[0] + bias)).unsqueeze(0),
+        beta=gates[1].sigmoid().unsqueeze(0),
+        initial_state=state[1:2].mT.clone(),
+        output_final_state=True,
+        use_qk_l2norm_in_kernel=True,
+    )
+    owners = dict(zip(("rows", "query_start_loc", "seq_lens"), one_sequence(11, 3), strict=True))
+    for implementation in (gated_delta.plain, gated_delta):
+        new = state.clone()
+        out = implementation(query, key, value, *gates, new, **owners, rate=rate, decay_bias=bias)
+        torch.testing.assert_close(out, expected[0])
+        torch.testing.assert_close(new[1], last[0].mT)
