@@ -19,8 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from ...errors import UnsupportedModelError
 from ...layers import LinearBase
+from .attention import RECORDED
 
-__all__ = ["build_module", "materialise"]
+__all__ = ["META", "build_module", "build_trial_module", "materialise"]
+
+META = torch.device("meta")
 
 _DEFAULT_DTYPE_LOCK = threading.Lock()
 """Held while the default dtype of torch is changed, which belongs to the process: a rehearsal builds in a thread."""
@@ -62,6 +65,18 @@ def build_module(
             f"{error!r:.300}"
         ) from error
     return module.eval().requires_grad_(False)
+
+
+def build_trial_module(module_class: Any, hf_config: Any) -> nn.Module:
+    """Makes a module for a trial: wholly on the meta device, with the attention function of trials.
+
+    Raises:
+        UnsupportedModelError: The constructor fails.
+    """
+    # This computation of experts takes any dtype and shape on the meta device.
+    module = build_module(module_class, hf_config, torch.float32, RECORDED, experts="batched_mm")
+    materialise(module, torch.float32, META)
+    return module
 
 
 def materialise(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
-
 from ...errors import UnsupportedModelError, quote
 from ..family import Family
 from ..hf_config import positive_int
 from ..spec import DecoderSpec
-from .attention import RECORDED, register
-from .build import build_module, materialise
+from .attention import register
+from .build import build_trial_module
 from .layer_form import Survey
 from .model import TransformersModel
 from .trial import survey_module
@@ -20,7 +18,6 @@ from .weights import ModuleWeights, declare_slots
 
 __all__ = ["fallback_family"]
 
-META = torch.device("meta")
 POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Fields of configs that hold the number of positions for which a model was made."""
 
@@ -41,9 +38,7 @@ def fallback_family(module_class: Any, hf_config: Any) -> Family:
     _check_rope(hf_config.get_text_config())
     _check_classifier(module_class)
     register()
-    # This computation of experts takes any dtype and shape on the meta device.
-    module: Any = build_module(module_class, hf_config, torch.float32, RECORDED, experts="batched_mm")
-    materialise(module, torch.float32, META)
+    module: Any = build_trial_module(module_class, hf_config)
     declare_slots(module)
     weights = ModuleWeights.of(module, module.base_model)
     survey = survey_module(module, positive_int(hf_config.get_text_config(), "num_hidden_layers"))

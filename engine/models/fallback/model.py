@@ -6,21 +6,23 @@ import copy
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...batch import ForwardBatch, KVCache
-from ...errors import ConfigError
-from ...layers import LinearBase
+from ...errors import ConfigError, UnsupportedModelError
 from ...parallel.context import ParallelContext
 from ..decoder import Decoder
 from ..linear_factory import LinearFactory
-from ..options import ModelOptions
+from ..options import DEFAULT_OPTIONS, ModelOptions
 from ..pp_stages import cache_groups, cache_pairs
 from ..spec import DecoderSpec
 from .attention import ATTRIBUTE, PAGED, PagedLayer, Step
-from .build import build_module, materialise
-from .layer_form import Survey
+from .build import META, build_module, build_trial_module, materialise
+from .layer_form import LayerForm, Survey
+from .linears import replace_linears, replace_tied, tensor_plan
 from .self_check import check_paging
+from .trial import survey_module
 from .weights import declare_slots
 
 __all__ = ["TransformersModel"]
@@ -64,18 +66,13 @@ class TransformersModel(Decoder):
         module: Any = build_module(module_class, hf_config, dtype, PAGED)
         if options.head is None:
             _drop_head(module)
-        linears = {name: module.get_submodule(name) for name in survey.linears if _has(module, name)}
-        tied = {name: linear for name, linear in linears.items() if _is_shared(module, linear.weight)}
+        names = survey.linears & {name for name, part in module.named_modules() if type(part) is nn.Linear}
+        plan = tensor_plan(module, names, parallel.tp_size)
+        tied = frozenset(name for name in names if _is_shared(module, module.get_submodule(name).weight))
         factory = LinearFactory(options, dtype, device)
-        for name in linears.keys() - tied.keys():
-            linear = linears[name]
-            rows, bias = linear.out_features, linear.bias is not None
-            _replace(module, name, factory.make_linear(name, linear.in_features, rows, bias=bias))
+        replace_linears(module, names - tied, plan, factory, parallel)
         materialise(module, dtype, device)
-        for name, linear in tied.items():
-            if linear.bias is None:
-                made = factory.make_tied(name, linear.in_features, linear.out_features, linear.weight)
-                _replace(module, name, made)
+        replace_tied(module, tied, factory)
         factory.warn_of_declined()
         declare_slots(module)
         for name, part in module.named_children():
@@ -83,7 +80,7 @@ class TransformersModel(Decoder):
         # In a tuple these are no submodules, so that each weight has one name: the one that it has in the module.
         self._transformers = (module, _head_alone(module, survey.output_type))
         self._step = Step()
-        self._attach(survey)
+        self._attach(survey if parallel.tp_size == 1 else _survey_of_rank(survey, module_class, hf_config, parallel))
 
     def _attach(self, survey: Survey) -> None:
         """Gives each attention module the object that attends for it."""
@@ -118,11 +115,17 @@ class TransformersModel(Decoder):
         hidden: Tensor = outputs[0].squeeze(0)
         return hidden
 
-    def compute_own_logits(self, hidden: Tensor) -> Tensor:
-        """As `Decoder.compute_own_logits`: the module's own head, with all that it does to logits."""
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """As `Decoder.compute_logits`: the module's own head, with all that it does to logits."""
         _, head = self._transformers
         logits: Tensor = head(inputs_embeds=hidden.unsqueeze(0), use_cache=False).logits
         return logits.squeeze(0).float()
+
+    def compute_own_logits(self, hidden: Tensor) -> Tensor:
+        """As `Decoder.compute_own_logits`; every rank has all logits, and returns its columns of them."""
+        own = self.columns
+        logits = self.compute_logits(hidden)[:, own.start : own.start + own.length]
+        return F.pad(logits, (0, own.room - own.length), value=-torch.inf)
 
     def compute_class_logits(self, hidden: Tensor) -> Tensor:
         """As `Decoder.compute_class_logits`."""
@@ -160,25 +163,41 @@ def _drop_head(module: Any) -> None:
             setattr(module, name, nn.Identity())
 
 
-def _has(module: nn.Module, name: str) -> bool:
-    """Returns whether a linear layer of the trial is still there; a head may have been dropped."""
+def _survey_of_rank(survey: Survey, module_class: Any, hf_config: Any, parallel: ParallelContext) -> Survey:
+    """Runs a trial of a rank's part of a module, which shows whether its attention takes some of the heads alone.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    tp_size = parallel.tp_size
+    alone = ParallelContext.of_rank(parallel.rank, tp_size, parallel.pp_size)
+    module: Any = build_trial_module(module_class, hf_config)
+    tied = frozenset(name for name in survey.linears if _is_shared(module, module.get_submodule(name).weight))
+    plan = tensor_plan(module, survey.linears, tp_size)
+    for layer in survey.layers:
+        if layer.num_heads % tp_size or layer.num_kv_heads % tp_size:
+            raise _undivided(layer, tp_size, "cannot divide")
+    replace_linears(module, survey.linears - tied, plan, LinearFactory(DEFAULT_OPTIONS, torch.float32, META), alone)
     try:
-        return type(module.get_submodule(name)) is nn.Linear
-    except AttributeError:
-        return False
+        own = survey_module(module, len(survey.layers))
+    except UnsupportedModelError as error:
+        raise ConfigError(f"tensor_parallel_size={tp_size}: {error}; use 1") from error
+    for layer, part in zip(survey.layers, own.layers, strict=True):
+        if (part.num_heads * tp_size, part.num_kv_heads * tp_size) != (layer.num_heads, layer.num_kv_heads):
+            raise _undivided(layer, tp_size, "does not divide")
+    return own
+
+
+def _undivided(layer: LayerForm, tp_size: int, does: str) -> ConfigError:
+    return ConfigError(
+        f"tensor_parallel_size={tp_size}: {layer.name}, of a module of transformers, {does} its {layer.num_heads} "
+        f"query heads and {layer.num_kv_heads} key and value heads evenly among the ranks; use 1"
+    )
 
 
 def _is_shared(module: nn.Module, weight: Tensor) -> bool:
     """Returns whether several parts of a module have this weight."""
     return sum(other is weight for _, other in module.named_parameters(remove_duplicate=False)) > 1
-
-
-def _replace(module: nn.Module, name: str, linear: LinearBase) -> None:
-    """Puts a linear layer of ours in the place of one of the module; it takes inputs of any number of dimensions."""
-    forward = linear.forward
-    object.__setattr__(linear, "forward", lambda x: forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1]))
-    parent, _, leaf = name.rpartition(".")
-    setattr(module.get_submodule(parent), leaf, linear)
 
 
 def _check(name: str, options: ModelOptions, parallel: ParallelContext) -> None:
@@ -188,8 +207,8 @@ def _check(name: str, options: ModelOptions, parallel: ParallelContext) -> None:
             f"deterministic=True: {name} runs as a module of transformers, whose results may depend on the batch; "
             "drop it, or use a model of a family that Millrace has"
         )
-    if parallel.num_ranks > 1:
+    if parallel.pp_size > 1:
         raise ConfigError(
-            f"{name} runs as a module of transformers, which is not divided among ranks; use "
-            "tensor_parallel_size=1 and pipeline_parallel_size=1"
+            f"pipeline_parallel_size={parallel.pp_size}: {name} runs as a module of transformers, whose layers stay "
+            "together; use 1, and tensor_parallel_size for more ranks"
         )

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from fallback import FALLBACKS, fallback_checkpoint, fallback_config, own_code_checkpoint, save_drawn
-from millrace.engine.errors import CheckpointError, UnsupportedModelError
+from millrace.engine.errors import CheckpointError, ConfigError, UnsupportedModelError
 from millrace.engine.llm import LLM
-from millrace.engine.models import find_family
+from millrace.engine.models import build_model, find_family
 from millrace.engine.models.fallback import fallback_family
+from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.sampling_params import SamplingParams
 from oracles import greedy, score_prompt
 
@@ -177,3 +178,27 @@ def test_prompts_embed_and_classify(tmp_path):
     with LLM(str(tmp_path), task="embed", **settings) as llm:
         (embedded,) = llm.embed([prompt], use_tqdm=False)
     assert embedded.outputs.embedding == pytest.approx((states / states.norm()).tolist(), abs=1e-4)
+
+
+def test_two_ranks_divide_a_module_by_its_own_plan(tmp_path):
+    folder, prompts = fallback_checkpoint(tmp_path, "exaone4"), mixed_prompts()[:6]
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    settings = {"dtype": "float32", "skip_tokenizer_init": True, "max_num_batched_tokens": 24, "device": "cpu"}
+    with LLM(str(folder), tensor_parallel_size=2, **settings) as llm:
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+    assert [one.outputs[0].token_ids for one in outputs] == [one.token_ids for one in greedy(folder, prompts, 4)]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "place", "message"),
+    [
+        ("biogpt", (0, 2, 1), "tensor_parallel_size=2: BioGptForCausalLM .* has no plan for it"),
+        ("minimax_m2", (0, 2, 1), "tensor_parallel_size=2: MiniMaxM2ForCausalLM .* asks for .*experts"),
+        ("arcee", (0, 4, 1), "tensor_parallel_size=4: .*self_attn.* cannot divide its 4 query heads and 2"),
+        ("arcee", (1, 1, 2), "pipeline_parallel_size=2: ArceeForCausalLM .* whose layers stay together"),
+    ],
+)
+def test_what_the_plan_of_a_module_does_not_divide_is_refused(model_type, place, message):
+    config = fallback_config(model_type, FALLBACKS[model_type][0], **FALLBACKS[model_type][1])
+    with pytest.raises(ConfigError, match=message):
+        build_model(config, torch.float32, "meta", parallel=ParallelContext.of_rank(*place))
