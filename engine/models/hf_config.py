@@ -75,7 +75,8 @@ def load_hf_config(
         UnsupportedModelError: transformers does not know the `model_type`, or refuses a field's value.
         ConfigError: The function of the overrides fails, or returns no config.
     """
-    path, code = Path(folder) / "config.json", ModelCode(model_impl, trust_remote_code, Path(folder))
+    path = Path(folder) / "config.json"
+    code = ModelCode(model_impl, trust_remote_code=trust_remote_code, folder=folder)
     function, given = (overrides, {}) if callable(overrides) else (None, dict(overrides or {}))
     fields = _read_fields(path)
     model_type = given.get("model_type", fields.get("model_type"))

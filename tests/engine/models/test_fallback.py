@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
@@ -202,3 +203,26 @@ def test_what_the_plan_of_a_module_does_not_divide_is_refused(model_type, place,
     config = fallback_config(model_type, FALLBACKS[model_type][0], **FALLBACKS[model_type][1])
     with pytest.raises(ConfigError, match=message):
         build_model(config, torch.float32, "meta", parallel=ParallelContext.of_rank(*place))
+
+
+def test_prompts_may_be_embeddings_and_outputs_may_follow_a_grammar(tiny_model):
+    settings = {"dtype": "float32", "model_impl": "transformers", "max_num_batched_tokens": 8}
+    tokens = [7 + i for i in range(13)]
+    table = load_file(tiny_model("llama") / "model.safetensors")["model.embed_tokens.weight"]
+    with LLM(str(tiny_model("llama")), enable_prompt_embeds=True, **settings) as llm:
+        params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+        by_id, by_embedding = (
+            llm.generate([prompt], params, use_tqdm=False)[0].outputs[0].token_ids
+            for prompt in ({"prompt_token_ids": tokens}, {"prompt_embeds": table[tokens]})
+        )
+        choice = SamplingParams(temperature=0, max_tokens=9, structured_outputs={"choice": ["mill", "wheel"]})
+        (chosen,) = llm.generate(["Which?"], choice, use_tqdm=False)
+    assert by_id == by_embedding
+    assert chosen.outputs[0].text in ("mill", "wheel")
+
+
+def test_a_config_with_its_code_can_be_shown_and_copied():
+    config = fallback_config("arcee", "ArceeForCausalLM")
+    family = find_family(config)
+    assert "ArceeForCausalLM" in repr(config)
+    assert find_family(copy.deepcopy(config)) is family
