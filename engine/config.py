@@ -16,6 +16,7 @@ from os import PathLike
 from typing import Any
 
 from .errors import ConfigError, quote, unknown_key_message
+from .loading.hub import HubSettings
 from .pooling.config import PoolerConfig
 from .pooling.params import POOLING_TASKS
 from .quantization.registry import scheme_names
@@ -76,9 +77,6 @@ IGNORED: dict[str, tuple[Any, str]] = {
     "tokenizer_mode": ("auto", "the fast tokenizer is used when there is one"),
     "distributed_executor_backend": (None, "an engine starts its ranks itself; on Ray the pool starts them"),
     "async_scheduling": (None, "the overlap of host and device follows the device"),
-    "revision": (None, "models are read from a folder, here or behind a URL"),
-    "tokenizer_revision": (None, "models are read from a folder, here or behind a URL"),
-    "download_dir": (None, "weights are never copied to a disk"),
     "hf_token": (None, "credentials are read from the environment: HF_TOKEN"),
     "limit_mm_per_prompt": (None, "this release takes text only"),
     "served_model_name": (None, "the engine has no server"),
@@ -125,8 +123,13 @@ class EngineConfig:
     """Settings of one engine.
 
     Attributes:
-        model: Folder of the model in Hugging Face's layout, GGUF file, URL of one of them, or ``"bundled:NAME"``.
-        tokenizer: Folder of the tokenizer; None for the model's own.
+        model: Folder of the model in Hugging Face's layout, GGUF file, URL of one of them, name on a hub
+            (``"org/name"``), or ``"bundled:NAME"``.
+        tokenizer: Folder, GGUF file, URL or name of the tokenizer; None for the model's own.
+        revision: Branch, tag or commit of a model of a hub; None for the newest version.
+        tokenizer_revision: The same of the tokenizer; None for the newest version, or for `revision` if the tokenizer
+            is the model's own.
+        download_dir: Folder into which models of a hub are downloaded; None for the cache of the hub's library.
         skip_tokenizer_init: Whether no tokenizer is loaded. Prompts must then be token ids, and outputs have no text.
         chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's chat template.
         hf_overrides: Values that replace values of the model's config.json, `architectures` included. `LLM` also takes
@@ -181,6 +184,9 @@ class EngineConfig:
 
     model: str
     tokenizer: str | None = None
+    revision: str | None = None
+    tokenizer_revision: str | None = None
+    download_dir: str | None = None
     skip_tokenizer_init: bool = False
     chat_template: str | None = None
     hf_overrides: dict[str, Any] | Callable[[Any], Any] | None = None
@@ -216,7 +222,7 @@ class EngineConfig:
     overlap_depth: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("model", "tokenizer", "chat_template"):
+        for name in ("model", "tokenizer", "chat_template", "revision", "tokenizer_revision", "download_dir"):
             value = getattr(self, name)
             if not isinstance(value, str | PathLike | None) or "\0" in str(value):
                 raise _wrong(name, value, "a path or a text without a zero byte")
@@ -239,6 +245,17 @@ class EngineConfig:
     def __repr__(self) -> str:
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return f"EngineConfig({', '.join(f'{name}={value!r}' for name, value in without_secrets(given).items())})"
+
+    @property
+    def hub(self) -> HubSettings:
+        """The settings with which the model is downloaded from a hub."""
+        return HubSettings(self.revision, self.download_dir)
+
+    @property
+    def tokenizer_hub(self) -> HubSettings:
+        """The settings with which the tokenizer is downloaded from a hub."""
+        own = self.revision if self.tokenizer is None else None
+        return HubSettings(self.tokenizer_revision or own, self.download_dir)
 
     @property
     def num_ranks(self) -> int:

@@ -25,7 +25,7 @@ from .inputs import PromptReader
 from .kv_cache import KVCacheManager
 from .loading.capacity import Capacity
 from .loading.generation_config import recommended_params
-from .loading.model_source import resolve_model, resolve_tokenizer
+from .loading.model_source import resolve_model, resolve_tokenizer, warn_of_unused
 from .request import EngineOutput, Request
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerCounters
@@ -137,12 +137,14 @@ class LLMEngine:
 
         starts_ranks = config.num_ranks > 1 and rendezvous is None
         device = Device.choose(config.device, 0 if starts_ranks else None)
-        folder = resolve_model(config.model)
+        warn_of_unused(config.model, config.hub)
+        folder = resolve_model(config.model, config.hub)
         hf_config = load_hf_config(folder, config.hf_overrides, **config.model_code)
         task = choose_task(config, hf_config)
         tokenizer = None
         if not config.skip_tokenizer_init:
-            own = resolve_tokenizer(*((config.model,) if config.tokenizer is None else (config.tokenizer, "tokenizer")))
+            what = "model" if config.tokenizer is None else "tokenizer"
+            own = resolve_tokenizer(config.tokenizer or config.model, config.tokenizer_hub, what)
             settings = task.text_settings(config)
             tokenizer = Tokenizer(own, config.chat_template, settings, trust_remote_code=config.trust_remote_code)
         num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
@@ -253,7 +255,8 @@ class LLMEngine:
         """
         from .weights.sharded_state import copy_model_files
 
-        source, target = resolve_model(self.config.model).resolve(), Path(folder).resolve()
+        config = self.config
+        source, target = resolve_model(config.model, config.hub).resolve(), Path(folder).resolve()
         if self.config.load_format != "auto" or source == target:
             raise ConfigError(
                 f"save_sharded_state cuts a checkpoint that load_format='auto' has read, into another folder; got "
@@ -261,8 +264,8 @@ class LLMEngine:
             )
         target.mkdir(parents=True, exist_ok=True)
         self.executor.save_sharded_state(self.config, target)
-        for folder in dict.fromkeys((source, resolve_tokenizer(self.config.model))):
-            copy_model_files(folder, target)
+        for made in dict.fromkeys((source, resolve_tokenizer(config.model, config.hub))):
+            copy_model_files(made, target)
 
     def has_unfinished_requests(self) -> bool:
         """Returns whether there is a request whose output `step` has not returned yet."""

@@ -11,12 +11,14 @@ __all__ = [
     "STORAGE_TIMEOUT",
     "allow_equal_indices",
     "cache_folder",
+    "hub_is_offline",
     "job_variables",
     "ray_address",
     "ray_folder",
     "s3_endpoint",
     "shorten_spinning",
     "storage_timeout",
+    "use_modelscope",
 ]
 
 SPIN_COUNT = 5000
@@ -44,6 +46,20 @@ def storage_timeout() -> str | None:
 def cache_folder() -> Path:
     """Returns the folder for files that outlast a process: `millrace` in `XDG_CACHE_HOME`, or else in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
+
+
+def use_modelscope() -> bool:
+    """Returns whether models are downloaded from ModelScope: MILLRACE_USE_MODELSCOPE or VLLM_USE_MODELSCOPE is set."""
+    return any(_is_on(name) for name in ("MILLRACE_USE_MODELSCOPE", "VLLM_USE_MODELSCOPE"))
+
+
+def hub_is_offline() -> bool:
+    """Returns whether HF_HUB_OFFLINE is set: models of a hub are then read from its cache only."""
+    return _is_on("HF_HUB_OFFLINE")
+
+
+def _is_on(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
 
 
 def s3_endpoint() -> str | None:

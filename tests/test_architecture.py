@@ -35,8 +35,8 @@ MAY_IMPORT_OTHERS = {
     },
     "actors": {"ray", "tenacity"},
     "engine": {
-        "aiohttp", "fsspec", "gguf", "jinja2", "llguidance", "numpy", "safetensors", "tenacity", "tokenizers", "torch",
-        "tqdm", "transformers",
+        "aiohttp", "fsspec", "gguf", "huggingface_hub", "jinja2", "llguidance", "modelscope", "numpy", "safetensors",
+        "tenacity", "tokenizers", "torch", "tqdm", "transformers",
     },
     "kernels": {"llvmlite", "numba", "numpy", "torch", "triton"},
 }  # fmt: skip

@@ -90,7 +90,7 @@ def run_worker(
 
 def _load(config: EngineConfig, device: Device, parallel: ParallelContext) -> ModelRunner:
     prepare_host(config, device)
-    hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides, **config.model_code)
+    hf_config = load_hf_config(resolve_model(config.model, config.hub), config.hf_overrides, **config.model_code)
     num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
     return load_runner(config, device, hf_config, choose_task(config, hf_config), num_tokens, parallel)[0]
 

@@ -73,7 +73,7 @@ class Footprint:
             ConfigError: A setting or the model folder cannot be used.
             UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
         """
-        hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides, **config.model_code)
+        hf_config = load_hf_config(resolve_model(config.model, config.hub), config.hf_overrides, **config.model_code)
         device = Device.choose(config.device if memory_bytes is None else "cpu")
         if memory_bytes is not None:
             device = replace(device, is_large=memory_bytes >= LARGE_GPU_BYTES)

@@ -66,7 +66,7 @@ def recommended_values(config: EngineConfig) -> dict[str, Any]:
     """
     if config.generation_config != "auto":
         return {}
-    content = read_generation_config(resolve_model(config.model))
+    content = read_generation_config(resolve_model(config.model, config.hub))
     values = {name: content[name] for name in SAME_NAME if content.get(name) is not None}
     if content.get("max_new_tokens") is not None:
         values["max_tokens"] = content["max_new_tokens"]

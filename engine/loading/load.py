@@ -55,12 +55,12 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
     Raises:
         CheckpointError: The checkpoint can no longer be read.
     """
-    hf_config = load_hf_config(resolve_model(config.model), config.hf_overrides, **config.model_code)
+    hf_config = load_hf_config(resolve_model(config.model, config.hub), config.hf_overrides, **config.model_code)
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
     head = choose_task(config, hf_config).model_head
     options = ModelOptions(head=head, expert_parallel=config.enable_expert_parallel)
     model = build_model(hf_config, dtype, "meta", options, parallel)
-    place = locate_model(config.model)
+    place = locate_model(config.model, config.hub)
     save_sharded_state(model, place, weight_map(place, hf_config, dtype), parallel, folder)
 
 
@@ -90,7 +90,7 @@ def load_runner(
     """
     dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
     kv_dtype = choose_kv_dtype(config.kv_cache_dtype, dtype, describe_model(hf_config))
-    place = locate_model(config.model)
+    place = locate_model(config.model, config.hub)
     options = ModelOptions(
         config.quantization,
         config.deterministic,

@@ -1,8 +1,9 @@
-"""`resolve_model`: finds a model on this machine, inside the package, or behind a URL: a folder, or a GGUF file."""
+"""`resolve_model`: finds a model on this machine, inside the package, behind a URL or on a hub."""
 
 from __future__ import annotations
 
 import functools
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,9 @@ from ..errors import ConfigError, quote
 from ..gguf.files import SUFFIX, find_gguf
 from ..gguf.folder import write_gguf_config, write_gguf_tokenizer
 from ..storage import FileInfo, Location
+from .hub import HubSettings, fetch_model, is_hub_name
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent
 
@@ -23,34 +27,40 @@ PREFIX = "bundled:"
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 NUM_THREADS = 8
+NEWEST = HubSettings()
 
 Folder: TypeAlias = tempfile.TemporaryDirectory[str]
 """A temporary folder, which is removed when the process ends."""
 
 
-def locate_model(model: str) -> Location:
+def locate_model(model: str, hub: HubSettings = NEWEST, *, with_weights: bool = True) -> Location:
     """Returns the location of a model's weights.
 
     Args:
-        model: A local folder, a GGUF file, ``"bundled:NAME"``, or a URL of a folder or of a GGUF file.
+        model: A local folder, a GGUF file, ``"bundled:NAME"``, a URL of a folder or of a GGUF file, or a name on a hub
+            (``"org/name"``, ``"org/name/file.gguf"``). A local folder wins over a name.
+        hub: Settings of a download from a hub.
+        with_weights: Whether the weights of a model of a hub are downloaded, and not only its small files.
 
     Returns:
         The folder; for a GGUF model its file, or the first one if it is split.
 
     Raises:
-        ConfigError: The local folder or the bundled model does not exist, or a folder holds several GGUF models.
+        ConfigError: The model does not exist, or may not be read, or a folder holds several GGUF models.
         CheckpointError: A part of a GGUF model is missing.
+        StorageError: The hub or the store cannot be reached.
     """
-    place = _place(model, "model")
+    place = _place(model, hub, "model", with_weights=with_weights)
     files = find_gguf(place)
     return files[0] if files else place
 
 
-def resolve_model(model: str, what: str = "model") -> Path:
+def resolve_model(model: str, hub: HubSettings = NEWEST, what: str = "model") -> Path:
     """Returns a local folder with a model's config and generation config, and the tokenizer unless it is a GGUF model.
 
     Args:
-        model: As in `locate_model`.
+        model: As in `locate_model`; weights are not downloaded.
+        hub: As in `locate_model`.
         what: Name of the argument in error messages.
 
     Returns:
@@ -59,24 +69,32 @@ def resolve_model(model: str, what: str = "model") -> Path:
         are, and `resolve_tokenizer` where the tokenizer is.
 
     Raises:
-        ConfigError: The folder does not exist, or the store behind the URL denies access.
+        ConfigError: The model does not exist, or may not be read.
+        StorageError: The hub or the store cannot be reached.
         CheckpointError: A GGUF file is damaged, or a part of it is missing.
         UnsupportedModelError: The architecture of a GGUF file is not implemented.
     """
-    place = _place(model, what)
+    place = _place(model, hub, what, with_weights=False)
     files = find_gguf(place)
     if files:
         return Path(_gguf_files(tuple(files), write_gguf_config).name)
     return Path(place.url) if place.is_local else Path(_copy_small_files(place, what).name)
 
 
-def resolve_tokenizer(model: str, what: str = "model") -> Path:
+def resolve_tokenizer(model: str, hub: HubSettings = NEWEST, what: str = "model") -> Path:
     """Returns a local folder with a tokenizer; arguments and errors are those of `resolve_model`."""
-    files = find_gguf(_place(model, what))
-    return Path(_gguf_files(tuple(files), write_gguf_tokenizer).name) if files else resolve_model(model, what)
+    files = find_gguf(_place(model, hub, what, with_weights=False))
+    return Path(_gguf_files(tuple(files), write_gguf_tokenizer).name) if files else resolve_model(model, hub, what)
 
 
-def _place(model: str, what: str) -> Location:
+def warn_of_unused(model: str, hub: HubSettings) -> None:
+    """Warns of settings for models of a hub beside a model that is none."""
+    given = [name for name in ("revision", "download_dir") if getattr(hub, name) is not None]
+    if given and (not is_hub_name(model) or Path(model).exists()):
+        logger.warning("%s: ignored, because %s is not downloaded from a hub", ", ".join(given), quote(model))
+
+
+def _place(model: str, hub: HubSettings, what: str, *, with_weights: bool) -> Location:
     """Returns the location of a folder or of a GGUF file."""
     if model.startswith(PREFIX):
         name = model.removeprefix(PREFIX)
@@ -91,9 +109,11 @@ def _place(model: str, what: str) -> Location:
             return Location.at(path)
     except (OSError, RuntimeError, ValueError) as error:  # The name is too long, or no home folder is known.
         raise ConfigError(f"{what} {quote(model)} is no path of a folder: {error!s:.100}") from error
+    if is_hub_name(model):
+        return Location.at(fetch_model(model, hub, what, with_weights=with_weights))
     raise ConfigError(
         f"{what} {quote(model)} is not a local folder or GGUF file; pass the path or the URL (s3://, gs://, hf://) of "
-        f"a folder that holds config.json and the weights, or {PREFIX}{next(iter(BUNDLED))!s}"
+        f"a folder that holds config.json and the weights, a name on a hub (org/name), or {PREFIX}{next(iter(BUNDLED))}"
     )
 
 

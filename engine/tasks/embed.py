@@ -49,7 +49,7 @@ class Embed(PoolingTask):
         """Makes the task, see `Task.create`. Pooler settings of the engine replace settings in the model's folder."""
         own = PoolerConfig.read(config.pooler_config)
         hidden_size = describe_model(hf_config).embedding_size
-        modules = read_sentence_transformer(locate_model(config.model), hidden_size)
+        modules = read_sentence_transformer(locate_model(config.model, config.hub, with_weights=False), hidden_size)
         pooling = own.over(modules.pooling)
         sizes = getattr(hf_config, "matryoshka_dimensions", None)
         task = cls(
@@ -65,7 +65,7 @@ class Embed(PoolingTask):
     @classmethod
     def text_settings(cls, config: EngineConfig) -> TextSettings:
         """Returns the default prompt and the length limit of a sentence transformer, see `Task.text_settings`."""
-        return read_text_settings(locate_model(config.model))
+        return read_text_settings(locate_model(config.model, config.hub, with_weights=False))
 
     def problem_of(self, dimensions: int) -> str | None:
         """Returns why an embedding cannot have this length, see `PoolingTask.problem_of`."""

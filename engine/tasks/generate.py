@@ -58,7 +58,7 @@ class Generate(Task):
     def make_handler(self, prompts: PromptReader) -> GenerateHandler:
         """Makes the handler; reads the model's end-of-sequence tokens. See `Task.make_handler`."""
         tokenizer = prompts.tokenizer
-        advice = read_generation_config(resolve_model(self.config.model))
+        advice = read_generation_config(resolve_model(self.config.model, self.config.hub))
         own = getattr(self.hf_config, "eos_token_id", None)
         eos_token_ids = read_eos_token_ids(tokenizer, prompts.vocab_size, advice.get("eos_token_id"), own)
         grammars = None if tokenizer is None else Grammars(tokenizer, prompts.vocab_size, eos_token_ids)

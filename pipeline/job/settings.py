@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ...engine import resolve_model
 from ...engine.errors import ConfigError
+from ...engine.loading.hub import HubSettings
 from .. import columns
 from ..files.storage import StorageOptions
 from ..processor.config import EngineProcessorConfig, TaskType
@@ -42,12 +43,13 @@ def processor_config(
     Raises:
         ConfigError: The model folder or a setting of the engine cannot be used.
     """
-    folder, path = resolve_model(job.model), Path(job.model).expanduser()
+    asked, path = job.engine_kwargs(), Path(job.model).expanduser()
+    folder = resolve_model(job.model, HubSettings(asked.get("revision"), asked.get("download_dir")))
     if not (folder / "config.json").is_file():
         raise ConfigError(f"model folder {str(folder)!r} holds no config.json; pass a folder in Hugging Face's layout")
     return EngineProcessorConfig(
         model_source=str(path.resolve()) if path.exists() else job.model,
-        engine_kwargs=job.engine_kwargs(),
+        engine_kwargs=asked,
         task_type=task_type,
         batch_size=job.batch_size or block_rows(num_rows),
         concurrency=job.replicas,

@@ -33,7 +33,7 @@ def build_engine_processor(
         functions: Keyword arguments of `Processor`: `preprocess`, `postprocess` and their map kwargs.
         chat_template_kwargs: Variables of the chat template, which replace those in the settings of the stage.
     """
-    resolve_model(config.model_source)
+    resolve_model(config.model_source, config.engine_config.hub)
     if chat_template_kwargs is not None:
         stage = config.chat_template_stage.replace(chat_template_kwargs=dict(chat_template_kwargs))
         config = config.replace(chat_template_stage=stage)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 
 from ...engine import Tokenizer
-from ...engine.loading.model_source import locate_model, resolve_tokenizer
+from ...engine.loading.hub import HubSettings
+from ...engine.loading.model_source import NEWEST, locate_model, resolve_tokenizer
 from ...engine.text.tokenizer import TextSettings
 from .declaration import ProcessorSettings
 from .stage_config import StageConfig
@@ -13,24 +14,31 @@ from .stage_config import StageConfig
 
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(
-    folder: str,
+    source: str,
     chat_template: str | None = None,
     embedding_model: str | None = None,
+    hub: HubSettings = NEWEST,
+    model_hub: HubSettings = NEWEST,
     *,
     trust_remote_code: bool = False,
 ) -> Tokenizer:
-    """Returns the tokenizer of a folder, loaded once for all stages of a process.
+    """Returns a tokenizer, loaded once for all stages of a process.
 
     Args:
-        folder: Folder of the tokenizer.
+        source: Folder, file, URL or name of the tokenizer.
         chat_template: Jinja text or file that replaces the template of the tokenizer.
-        embedding_model: Folder of a model that embeds and may have a prompt and a length limit for texts; else None.
+        embedding_model: The model, if it embeds and may have a prompt and a length limit for texts; else None.
+        hub: Settings with which the tokenizer is downloaded from a hub.
+        model_hub: Settings with which the model is downloaded from a hub.
         trust_remote_code: Whether code in the folder may run.
     """
     from ...engine.pooling.sentence_transformer import read_text_settings  # It loads torch.
 
-    texts = TextSettings() if embedding_model is None else read_text_settings(locate_model(embedding_model))
-    return Tokenizer(resolve_tokenizer(folder), chat_template, texts, trust_remote_code=trust_remote_code)
+    texts = TextSettings()
+    if embedding_model is not None:
+        texts = read_text_settings(locate_model(embedding_model, model_hub, with_weights=False))
+    folder = resolve_tokenizer(source, hub, "tokenizer")
+    return Tokenizer(folder, chat_template, texts, trust_remote_code=trust_remote_code)
 
 
 def tokenizer_of(settings: ProcessorSettings, config: StageConfig, chat_template: str | None = None) -> Tokenizer:
@@ -43,5 +51,7 @@ def tokenizer_of(settings: ProcessorSettings, config: StageConfig, chat_template
     """
     engine = settings.engine_config
     embedding_model = engine.model if engine.task == "embed" else None
-    folder, trusts = config.model_source or settings.tokenizer_source, engine.trust_remote_code
-    return load_tokenizer(folder, chat_template, embedding_model, trust_remote_code=trusts)
+    source, hub, trusts = settings.tokenizer_source, engine.tokenizer_hub, engine.trust_remote_code
+    if config.model_source is not None:
+        source, hub = config.model_source, HubSettings(download_dir=engine.download_dir)
+    return load_tokenizer(source, chat_template, embedding_model, hub, engine.hub, trust_remote_code=trusts)

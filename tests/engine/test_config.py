@@ -11,6 +11,7 @@ from millrace.engine.device import Device
 from millrace.engine.errors import ConfigError
 from millrace.engine.llm import LLM
 from millrace.engine.loading.capacity import plan_capacity
+from millrace.engine.loading.hub import HubSettings
 from millrace.engine.loading.model_source import resolve_model
 
 CPU = Device(torch.device("cpu"), max_num_batched_tokens=100, overlap_depth=0)
@@ -74,6 +75,7 @@ def test_settings_of_vllm_without_effect_warn(caplog):
     )
     assert (config.max_model_len, config.dtype) == (2048, "float16")
     assert "swap_space" in caplog.text and "watermark" in caplog.text
+    assert EngineConfig.from_kwargs(model="m", revision="v2", download_dir="there").hub == HubSettings("v2", "there")
     assert "enforce_eager" not in caplog.text, "it asks for what is done anyway"
     assert EngineConfig.from_kwargs(model="m", max_model_len=-1).max_model_len is None
 

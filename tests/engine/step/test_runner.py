@@ -290,7 +290,7 @@ def test_an_engine_without_room_says_what_took_it():
 
 def test_a_step_without_room_says_what_to_lower(monkeypatch):
     model = SimpleNamespace(spec=SimpleNamespace(max_position_embeddings=512), named_modules=list)
-    monkeypatch.setattr(loading, "locate_model", Path)
+    monkeypatch.setattr(loading, "locate_model", lambda model, hub: Path(model))
     monkeypatch.setattr(loading, "load_model", lambda *args: model)
     config, hf_config = EngineConfig(model="m"), SimpleNamespace(dtype=torch.bfloat16)
     with pytest.raises(ConfigError, match=r"a step of 8192 tokens .* 4000 bytes are in use; lower max_num_batched"):
