@@ -21,7 +21,7 @@ class CatalogEntry:
     Attributes:
         name: Name of the file of the family, e.g. `qwen`.
         architectures: Its architectures, as `architectures` of a config.json names them.
-        layers: What its layers are made of, in the default config of transformers.
+        layers: What its layers are made of, in the default config of transformers, if that can be used.
         runs: Name of each feature -> whether or how it runs.
     """
 
@@ -39,9 +39,8 @@ def model_catalog() -> list[CatalogEntry]:
 
 def _entry(name: str, family: Family) -> CatalogEntry:
     spec = _default_spec(family)
-    if spec is None:
-        return CatalogEntry(name, family.architectures, "", {})
-    return CatalogEntry(name, family.architectures, ", ".join(_traits(spec)), _features(family, spec))
+    layers = "as config.json says" if spec is None else ", ".join(_traits(spec))
+    return CatalogEntry(name, family.architectures, layers, _features(family, spec))
 
 
 def _default_spec(family: Family) -> DecoderSpec | None:
@@ -68,7 +67,11 @@ def _default_config(architecture: str) -> Any:
 
 def _traits(spec: DecoderSpec) -> Iterator[str]:
     """Yields a few words for each part in which models differ most."""
-    if any(spec.windows):
+    if spec.state is not None:
+        yield "states"
+    if spec.latent is not None:
+        yield "latents"
+    elif any(spec.windows):
         yield "windows" if all(spec.windows) else "full attention and windows"
     else:
         yield "full attention"
@@ -85,12 +88,13 @@ def _traits(spec: DecoderSpec) -> Iterator[str]:
         yield f"{router.num_choices} of {router.num_experts} experts"
 
 
-def _features(family: Family, spec: DecoderSpec) -> dict[str, str]:
+def _features(family: Family, spec: DecoderSpec | None) -> dict[str, str]:
+    has_classifier = spec is None or "score" in family.weight_map(spec).modules.values()
     return {
         "TP": "yes",
         "PP": "yes",
-        "prefix cache": "yes",
-        "quantization": "int8, fp8 at load" + (", not of experts" if spec.experts else ""),
+        "prefix cache": "no, states" if spec and spec.state else "yes",
+        "quantization": "int8, fp8 at load" + (", not of experts" if spec is None or spec.experts else ""),
         "LoRA": "not yet",
-        "pooling": "embed, classify" if "score" in family.weight_map(spec).modules.values() else "embed",
+        "pooling": "embed, classify" if has_classifier else "embed",
     }

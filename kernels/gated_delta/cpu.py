@@ -51,8 +51,9 @@ def gated_delta_cpu(
     for sequence in range(num_decodes, len(rows)):
         for begin in range(starts[sequence], starts[sequence + 1], _CHUNK):
             tokens = slice(begin, min(begin + _CHUNK, starts[sequence + 1]))
-            parts = (each[tokens].transpose(0, 1) for each in (query, key, value, log_kept, strength))
-            result, new[sequence] = _run_chunk(*parts, new[sequence])
+            inputs = (each[tokens].transpose(0, 1) for each in (query, key, value, log_kept, strength))
+            parts = (*inputs, new[sequence])
+            result, new[sequence] = _run_chunk(*parts)
             out[tokens] = result.transpose(0, 1)
     store_states(state, rows, new)
     return out.to(beta.dtype)

@@ -106,6 +106,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
             "mlp_bias": True,
         },
+    ),
     "deepseek-v2-greedy-biased": ("deepseek-v2", {"topk_method": "greedy", "q_lora_rank": 28, "attention_bias": True}),
     "deepseek-v3-dense-rope-halves": (
         "deepseek-v3",
