@@ -125,6 +125,21 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MinistralForCausalLM",
         {**_SWIGLU, "head_dim": 16, "sliding_window": 6, "layer_types": ["full_attention", "sliding_attention"]},
     ),
+    "ministral3": (
+        "ministral3",
+        "Ministral3ForCausalLM",
+        {
+            **_SWIGLU,
+            "head_dim": 24,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 4.0,
+                "original_max_position_embeddings": 7,
+                "llama_4_scaling_beta": 0.4,
+            },
+        },
+    ),
     "starcoder2": (
         "starcoder2",
         "Starcoder2ForCausalLM",

@@ -14,6 +14,16 @@ from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import HeadLayerNorm, HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
 from .rotate_and_store import CacheWriter, ClampAndStore, NormAndStore, RotateAndStore, StoreOnly, rotary_table
+from .norm import HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
+from .rotate_and_store import (
+    CacheWriter,
+    ClampAndStore,
+    NormAndStore,
+    RotateAndStore,
+    ScaleAndStore,
+    StoreOnly,
+    rotary_table,
+)
 from .router import Router, RouterSpec
 from .scale import Scale
 from .softcap import Softcap
@@ -69,6 +79,7 @@ __all__ = [
     "Rows",
     "SandwichBlock",
     "Scale",
+    "ScaleAndStore",
     "SharedTokenEmbedding",
     "ShortConv",
     "Softcap",

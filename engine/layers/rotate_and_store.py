@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from ...kernels import rope_and_store, store_kv
 from .norm import HeadLayerNorm, HeadNorm, LayerNormPerHead, ProjectionNorm
 
-__all__ = ["CacheWriter", "ClampAndStore", "NormAndStore", "RotateAndStore", "StoreOnly", "rotary_table"]
+__all__ = [
+    "CacheWriter",
+    "ClampAndStore",
+    "NormAndStore",
+    "RotateAndStore",
+    "ScaleAndStore",
+    "StoreOnly",
+    "rotary_table",
+]
 
 
 def rotary_table(
@@ -212,5 +220,30 @@ class ClampAndStore(nn.Module):
         return self.store.stored_peaks(key, value, positions)
 
 
-CacheWriter: TypeAlias = RotateAndStore | StoreOnly | NormAndStore | ClampAndStore
+class ScaleAndStore(nn.Module):
+    """Multiplies queries by a factor that depends on their position, then rotates and stores.
+
+    Args:
+        factors: `[max_positions]` float32, the factor of each position.
+        store: The module that rotates and stores.
+    """
+
+    factors: Tensor
+
+    def __init__(self, factors: Tensor, store: RotateAndStore | StoreOnly) -> None:
+        super().__init__()
+        self.register_buffer("factors", factors, persistent=False)
+        self.store = store
+
+    def forward(self, query: Tensor, *rest: Tensor, **options: Any) -> None:
+        """As `RotateAndStore.forward`, which describes the arguments; the last one is the positions."""
+        query.mul_(self.factors[rest[-1], None, None])
+        self.store(query, *rest, **options)
+
+    def stored_peaks(self, key: Tensor, value: Tensor, positions: Tensor) -> Tensor:
+        """As `RotateAndStore.stored_peaks`."""
+        return self.store.stored_peaks(key, value, positions)
+
+
+CacheWriter: TypeAlias = RotateAndStore | StoreOnly | NormAndStore | ClampAndStore | ScaleAndStore
 """Any module that writes keys and values to the cache, after what the model does to them and to the queries."""

@@ -50,6 +50,7 @@ from ..layers import (
     Router,
     SandwichBlock,
     Scale,
+    ScaleAndStore,
     SharedTokenEmbedding,
     Softcap,
     StoreOnly,
@@ -63,7 +64,7 @@ from .latent import make_latent_attention
 from .linear_factory import LinearFactory
 from .options import ModelOptions
 from .pp_stages import cache_groups
-from .spec import DecoderSpec, ExpertsSpec, RopeSpec
+from .spec import DecoderSpec, ExpertsSpec, QueryGrowth, RopeSpec
 from .state_components import make_state_mixer
 
 __all__ = ["Components"]
@@ -325,10 +326,17 @@ class Components:
             store = RotateAndStore(self._rotary_table(rope), *self._head_norms(), interleaved=rope.interleaved)
         if spec.qkv_limit:
             return ClampAndStore(spec.qkv_limit, store)
+        if spec.attention.query_growth is not None:
+            return ScaleAndStore(self._query_factors(spec.attention.query_growth), store)
         if not spec.qk_norm or spec.qk_norm_form == "head":
             return store
         query, key = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
         return NormAndStore(self._norm_of_heads(query), self._norm_of_heads(key), store)
+
+    def _query_factors(self, growth: QueryGrowth) -> Tensor:
+        """Returns the factor on the queries of each position, `[max_position_embeddings]` float32."""
+        positions = torch.arange(self._spec.max_position_embeddings, dtype=torch.float32, device=self._device)
+        return 1 + growth.beta * (positions / growth.length).floor().log1p()
 
     def _norm_of_heads(self, heads: Shard) -> ProjectionNorm | HeadLayerNorm | LayerNormPerHead:
         """Makes the norm of the query heads or of the key heads of a token."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ..layers.router import RouterSpec
 
-__all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "LatentSpec", "RopeSpec"]
+__all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "LatentSpec", "QueryGrowth", "RopeSpec"]
 __all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "RopeSpec", "StateSpec"]
 
 
@@ -41,6 +41,21 @@ class RopeSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class QueryGrowth:
+    """A factor on queries that grows with their position p: `1 + beta * log(1 + floor(p / length))`.
+
+    This is the temperature tuning of Llama 4 and Ministral 3, for contexts longer than those of the training.
+
+    Attributes:
+        beta: How fast the factor grows.
+        length: Number of leading positions whose factor is 1.
+    """
+
+    beta: float
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """Parameters of the attention scores, equal in all layers. Windows, which may differ, are `DecoderSpec.windows`.
 
@@ -50,6 +65,7 @@ class AttentionSpec:
         softcap: Smooth limit on the scores; 0 for no limit.
         causal: Whether a token attends only to itself and the tokens before it.
         sinks: Whether each query head has a learned score that takes part in its softmax and adds no value.
+        query_growth: Factor on queries that grows with their position; None for none.
         alibi_slopes: For each query head, the amount that a score loses for each token of distance; empty for none.
     """
 
@@ -58,6 +74,7 @@ class AttentionSpec:
     softcap: float = 0.0
     causal: bool = True
     sinks: bool = False
+    query_growth: QueryGrowth | None = None
     alibi_slopes: tuple[float, ...] = ()
 
 
@@ -254,7 +271,8 @@ class DecoderSpec:
         ropes = self.layer_ropes or (self.rope,)
         fused = self.qk_norm and self.qk_norm_form == "head"
         assert not fused or None not in ropes, "norms of heads come with rotary positions"
-        assert not (self.qk_norm and self.qkv_limit), "no model has both"
+        edits = (self.qk_norm, self.qkv_limit, self.attention.query_growth)
+        assert sum(map(bool, edits)) <= 1, "no model does two of these"
         assert self.residual_scale == 1 or self.norm_placement == "before", "only these blocks scale their sublayers"
         assert not self.parallel or (self.norm_placement == "before" and self.residual_scale == 1)
         assert self.parallel or not self.shared_norm

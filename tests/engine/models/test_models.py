@@ -269,6 +269,7 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("gemma2", "final_logit_softcapping", True),
         ("gemma2", "use_bidirectional_attention", True),
         ("gemma3", "attn_logit_softcapping", 50.0),
+        ("ministral3", "rope_parameters", {"rope_type": "default", "rope_theta": 1e4}),
         ("granite", "residual_multiplier", 0),
         ("granite", "logits_scaling", None),
         ("smollm3", "no_rope_layers", [1, 0]),
