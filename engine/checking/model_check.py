@@ -190,13 +190,15 @@ def _compare(
     """Compares our outputs with transformers, which loads the model now that ours is closed."""
     if not outputs:
         return []
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     folder = resolve_model(model)
     trust = {"trust_remote_code": bool(settings.get("trust_remote_code", False))}
     tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
     load = AutoModelForCausalLM.from_pretrained
-    reference = load(folder, dtype=torch.float32, attn_implementation="eager", **trust).eval()
+    # Falcon's eager attention in transformers adds ALiBi twice, to the mask and to the scores.
+    attention = "sdpa" if getattr(AutoConfig.from_pretrained(folder, **trust), "alibi", False) else "eager"
+    reference = load(folder, dtype=torch.float32, attn_implementation=attention, **trust).eval()
     reference.to(Device.choose(settings.get("device", "auto")).torch_device)
     shown = _bar(shows_progress)(outputs, desc="transformers", unit="prompt")
     return [compare_outputs(reference, tokenizer, prompt, output, tolerance=tolerance) for prompt, output in shown]

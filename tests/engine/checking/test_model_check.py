@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from checkpoints import tiny_checkpoint
 from millrace.engine import check_model
 from millrace.engine.checking.tensors import TensorFacts, unusual_tensors
 from millrace.engine.errors import CheckpointError, UnsupportedModelError
@@ -45,6 +46,12 @@ def test_a_good_folder_is_good_twice(folder: Path) -> None:
     assert all(output.num_tokens == 6 and output.same_prompt_tokens for output in first.outputs)
     assert 0 < first.max_logprob_error < 1e-4
     assert first.changed_since is None and second.changed_since is not None
+
+
+def test_a_falcon_with_alibi_is_compared_with_attention_that_adds_it_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fields = {"new_decoder_architecture": False, "multi_query": False, "num_kv_heads": None, "alibi": True}
+    assert check(tiny_checkpoint(tmp_path / "model", "falcon", **fields)).is_good
 
 
 def test_a_tensor_that_changed_since_the_last_check_is_named_until_it_is_accepted(folder: Path) -> None:
