@@ -4,7 +4,8 @@
 
 Grid: (rows, blocks of 1,024 columns). A thread reads 8 numbers of either half, which are 16 bytes each in half
 precision. That keeps enough loads in flight to reach the memory bandwidth. `silu_and_mul` and `gelu_and_mul` launch it.
-`gate_and_mul_fp8` has a kernel of its own, whose programs own whole rows, and gates as this one does (`gated`).
+`gate_and_mul_fp8` has a kernel of its own, whose programs own whole rows, and gates as this one does (`gated`). The
+product of `experts` gates its results (`activate`).
 """
 
 from __future__ import annotations
@@ -90,11 +91,12 @@ def gated(x_ptr, column, size, ACTIVATION: tl.constexpr):  # type: ignore[no-unt
     inside = column < size
     gate = tl.load(x_ptr + column, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(x_ptr + size + column, mask=inside, other=0.0).to(tl.float32)
-    return (_activate(gate, ACTIVATION) * up).to(x_ptr.dtype.element_ty)
+    return (activate(gate, ACTIVATION) * up).to(x_ptr.dtype.element_ty)
 
 
 @triton.jit
-def _activate(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+def activate(x, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
+    """Returns the activation of float32 numbers."""
     if ACTIVATION == "silu":
         out = x * tl.sigmoid(x)
     elif ACTIVATION == "gelu":

@@ -137,8 +137,8 @@ def experts(
         deterministic: Whether no bit of a token's result may depend on the other tokens.
 
     Returns:
-        `[num_tokens, hidden_size]`, in the dtype of hidden. Products are added up in float32, and so are the results of
-        a token's experts, which are rounded once. Between the matrices an implementation may round to that dtype.
+        `[num_tokens, hidden_size]`, in the dtype of hidden. Products are added up in float32, and so are the weighted
+        results of a token's experts. An implementation may round to that dtype after each of the two products.
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     out = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)

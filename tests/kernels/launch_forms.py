@@ -31,6 +31,7 @@ OPS = (
     *("rope_and_store_latent", "latent_attention"),
     *("short_conv", "state_scan", "gated_delta"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8"),
+    *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8", "experts"),
 )
 Launch = tuple[Any, dict[str, Any]]
 
@@ -102,6 +103,7 @@ def launch_layer(
     """Launches norms, gates, rotation, store and attention of a layer on the outputs of `gather_batch`."""
     _, positions, slot_mapping, query_start_loc, seq_lens, block_tables = batch
     launch_rows(num_tokens, shape.hidden)
+    launch_experts(num_tokens, draw)
     num_kv_heads, head_dim = shape.num_kv_heads, shape.head_dim
     packed = torch.empty((num_tokens, shape.num_heads + 2 * num_kv_heads, head_dim), dtype=torch.bfloat16)
     query, key, value = packed.split((shape.num_heads, num_kv_heads, num_kv_heads), dim=1)
@@ -184,6 +186,18 @@ def launch_rows(num_tokens: int, size: int) -> None:
     triton_op("silu_and_mul")(hidden)
     triton_op("gate_and_mul_fp8")(hidden, "silu")
     triton_op("quantize_fp8")(hidden)
+
+
+def launch_experts(num_tokens: int, draw: random.Random) -> None:
+    """Launches a layer of experts, of which a token chooses one or more."""
+    num_choices = draw.choice([1, 2, 4, 8])
+    shapes = ((num_tokens, 64), (64, 64, 64), (64, 64, 32))
+    hidden, w13, w2 = (torch.empty(shape, dtype=torch.bfloat16) for shape in shapes)
+    expert_ids = torch.zeros((num_tokens, num_choices), dtype=torch.int32)
+    biases = {"w13_bias": w13[:, :, 0].contiguous(), "w2_bias": w2[:, :, 0].contiguous()} if draw.random() < 0.5 else {}
+    is_fixed = draw.random() < 0.1
+    weights = torch.empty((num_tokens, num_choices))
+    triton_op("experts")(hidden, w13, w2, expert_ids, weights, gate="silu", deterministic=is_fixed, **biases)
 
 
 def launch_draw(num_lines: int) -> None:
