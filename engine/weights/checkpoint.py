@@ -69,7 +69,8 @@ class WeightMap:
         prefixes: Prefixes of names in checkpoints. The first prefix with which a name begins is removed.
         modules: Name of a module in checkpoints -> our name.
         ignored: Modules and tensors in checkpoints that are not loaded, because we compute their values.
-        ignored_layers: Numbers of layers in checkpoints that are not loaded, such as one that predicts further tokens.
+        ignored_starts: Beginnings of names (after the prefix) of tensors that are not loaded, such as those of a layer
+            that predicts further tokens.
         layouts: Layouts of the tensors in checkpoints that are not stored as ours are, by their module or their name.
         tensors: Name of a tensor in checkpoints -> our name, if the names differ in more than the module.
     """
@@ -77,7 +78,7 @@ class WeightMap:
     prefixes: tuple[str, ...]
     modules: Mapping[str, str]
     ignored: tuple[str, ...] = ()
-    ignored_layers: frozenset[int] = frozenset()
+    ignored_starts: tuple[str, ...] = ()
     layouts: Mapping[str, TensorLayout] = field(default_factory=dict)
     tensors: Mapping[str, str] = field(default_factory=dict)
 
@@ -91,14 +92,13 @@ class WeightMap:
             KeyError: The family has no tensor of this name.
         """
         module, indices, leaf = self._split(name)
-        if self.ignores_layer_of(name) or module in self.ignored or f"{module}.{leaf}" in self.ignored:
+        if self.is_beside(name) or module in self.ignored or f"{module}.{leaf}" in self.ignored:
             return None
         return _fill_in(self.tensors.get(f"{module}.{leaf}") or f"{self.modules[module]}.{leaf}", indices)
 
-    def ignores_layer_of(self, name: str) -> bool:
-        """Returns whether a checkpoint's tensor belongs to one of `ignored_layers`."""
-        module, indices, _ = self._split(name)
-        return module.startswith("layers.*") and int(indices[0]) in self.ignored_layers
+    def is_beside(self, name: str) -> bool:
+        """Returns whether the name of a checkpoint's tensor has one of `ignored_starts`."""
+        return self._rest(name).startswith(self.ignored_starts)
 
     def all_ours(self, name: str) -> list[str]:
         """Returns our names for a checkpoint's tensor.
@@ -137,8 +137,11 @@ class WeightMap:
 
     def _split(self, name: str) -> tuple[str, list[str], str]:
         """Returns the module of a checkpoint's tensor without the prefix, its indices, and the leaf of its name."""
-        prefix = next((prefix for prefix in self.prefixes if name.startswith(prefix)), "")
-        return _split_name(name.removeprefix(prefix))
+        return _split_name(self._rest(name))
+
+    def _rest(self, name: str) -> str:
+        """Returns a checkpoint's name without the prefix."""
+        return name.removeprefix(next((prefix for prefix in self.prefixes if name.startswith(prefix)), ""))
 
 
 def _split_name(name: str) -> tuple[str, list[str], str]:
@@ -182,7 +185,7 @@ def match_weights(
     unexpected, stored, num_ignored = [], [], 0
     for name, tensor in iter_tensors(folder):
         stored.append(tensor)
-        num_ignored += weights.ignores_layer_of(name)
+        num_ignored += weights.is_beside(name)
         try:
             found = match_tensor(slots, weights, name, tensor)
         except KeyError:

@@ -90,7 +90,7 @@ def latent_fields(config: Any, *, interleaved: bool) -> dict[str, Any]:
 
 def weights_without_predictor(spec: DecoderSpec) -> WeightMap:
     """Returns the names of a model's weights, without the layer behind the last one, which predicts further tokens."""
-    return replace(WEIGHTS, ignored_layers=frozenset({spec.num_layers}))
+    return replace(WEIGHTS, ignored_starts=(f"layers.{spec.num_layers}.",))
 
 
 def deepseek2_spec(config: Any) -> DecoderSpec:

@@ -23,6 +23,7 @@ _CORRECTIONS = (
 )
 WEIGHTS = replace(
     GLM_WEIGHTS,
+    ignored_starts=("mtp_",),  # Layers that predict further tokens.
     tensors={**GLM_WEIGHTS.tensors, **dict.fromkeys(_CORRECTIONS, "layers.*.mlp.router.correction")},
     # Corrections are stacked too, but not by expert: they are matrices of one row.
     layouts={**GLM_WEIGHTS.layouts, **dict.fromkeys(_CORRECTIONS, TensorLayout(stacked=True))},

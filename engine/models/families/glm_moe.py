@@ -31,7 +31,7 @@ WEIGHTS = replace(
 
 def glm4_moe_weights(spec: DecoderSpec) -> WeightMap:
     """Returns the names of a model's weights, without the layer behind the last one, which predicts further tokens."""
-    return replace(WEIGHTS, ignored_layers=frozenset({spec.num_layers}))
+    return replace(WEIGHTS, ignored_starts=(f"layers.{spec.num_layers}.",))
 
 
 def glm4_moe_spec(config: Any) -> DecoderSpec:

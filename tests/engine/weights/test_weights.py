@@ -173,17 +173,24 @@ def test_damaged_experts_in_mxfp4_are_named(tmp_path: Path, change: Callable[...
         load(folder, **MXFP4)
 
 
-@pytest.mark.parametrize("family", ["glm4-moe", "deepseek-v3"])
-def test_a_layer_that_predicts_further_tokens_is_not_loaded(
-    tmp_path: Path, family: str, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("family", "name", "other"),
+    [
+        ("glm4-moe", "layers.2.eh_proj", "layers.3.eh_proj"),
+        ("deepseek-v3", "layers.2.eh_proj", "layers.3.eh_proj"),
+        ("ernie4_5-moe", "mtp_block.0.norm", "block.0.norm"),
+    ],
+)
+def test_layers_that_predict_further_tokens_are_not_loaded(
+    tmp_path: Path, family: str, name: str, other: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tiny_checkpoint(tmp_path, family)
-    edit(folder, lambda tensors: tensors.update({"model.layers.2.eh_proj.weight": torch.zeros(64, 128)}))
+    edit(folder, lambda tensors: tensors.update({f"model.{name}.weight": torch.zeros(64, 128)}))
     with caplog.at_level("INFO", "millrace"):
         load(folder)
     assert "1 tensors of layers that predict further tokens are not loaded" in caplog.text
-    edit(folder, lambda tensors: tensors.update({"model.layers.3.eh_proj.weight": torch.zeros(64, 128)}))
-    with pytest.raises(CheckpointError, match=r"unexpected model\.layers\.3\.eh_proj\.weight"):
+    edit(folder, lambda tensors: tensors.update({f"model.{other}.weight": torch.zeros(64, 128)}))
+    with pytest.raises(CheckpointError, match=rf"unexpected model\.{other}\.weight"):
         load(folder)
 
 
