@@ -421,6 +421,24 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {**_EXPERTS, **_GRANITE, "num_local_experts": 5, "shared_intermediate_size": 28},
     ),
     "olmoe": ("olmoe", "OlmoeForCausalLM", {**_EXPERTS, "num_experts": 6, "num_experts_per_tok": 3}),
+    "mellum": (
+        "mellum",
+        "MellumForCausalLM",
+        {
+            **_EXPERTS,
+            "head_dim": 16,
+            "num_experts": 5,
+            "moe_intermediate_size": 24,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "sliding_window": 6,
+            "mlp_layer_types": ["sparse", "dense"],
+            "norm_topk_prob": False,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "default", "rope_theta": 1e5},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+        },
+    ),
     "flex-olmo": (
         "flex_olmo",
         "FlexOlmoForCausalLM",
