@@ -108,16 +108,19 @@ def plan_launches(call: Call) -> tuple[tuple[Launch, ...], int]:
 
 
 def decode_config(target: Target, dtype: torch.dtype) -> Config:
-    """Returns the tiles of the decode kernel, of 16 heads; two programs fit on a multiprocessor of an H100 at once."""
+    """Returns the tiles of the decode kernel, of 16 heads."""
     is_amd = target.warp_size == 64
     if dtype == torch.float32:  # Products are computed in registers, so tiles are small.
-        return Config(16, 16, 4 if is_amd else 16, 1)
+        return Config(16, 16, 4 if is_amd else 8, 1)
     return Config(16, 16, 8, 1) if is_amd else Config(16, 32, 8, 3)
 
 
 def prefill_config(target: Target, dtype: torch.dtype) -> Config:
     """Returns the tiles of the prefill kernel: as many rows as do not spill registers."""
-    return replace(decode_config(target, dtype), block_m=16 if dtype == torch.float32 else 32)
+    config, is_amd = decode_config(target, dtype), target.warp_size == 64
+    if dtype == torch.float32:
+        return config if is_amd else replace(config, num_warps=16)
+    return replace(config, block_m=32)
 
 
 def _launch(call: Call, kernel: Any, grid: tuple[int, ...], config: Config, own: dict[str, int]) -> Launch:
