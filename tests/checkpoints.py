@@ -107,6 +107,17 @@ _GPT_OSS_ROPE = {
     "truncate": False,
     "original_max_position_embeddings": 32,
 }
+_DELTA = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "head_dim": 32,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_value_head_dim": 24,
+    "linear_key_head_dim": 20,
+    "linear_conv_kernel_dim": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+}
 _OPT = {**_SMALL, "ffn_dim": 96, "word_embed_proj_dim": 64, "tie_word_embeddings": True}
 
 # family -> (model_type, architecture, config fields)
@@ -287,6 +298,20 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "minicpm3",
         "MiniCPM3ForCausalLM",
         {**_LATENTS, "q_lora_rank": None, "scale_emb": 3, "scale_depth": 0.9, "dim_model_base": 40, "mlp_bias": True},
+    ),
+    "qwen3.5": ("qwen3_5_text", "Qwen3_5ForCausalLM", {**_SWIGLU, **_DELTA, "attention_bias": True}),
+    "qwen3-next": (
+        "qwen3_next",
+        "Qwen3NextForCausalLM",
+        {
+            **_SWIGLU,
+            **_DELTA,
+            "mlp_only_layers": [1],
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 48,
+        },
     ),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
     "bloom": (
@@ -539,7 +564,7 @@ def tiny_classifier(folder: str | Path, family: str, *, num_labels: int, seed: i
 @torch.no_grad()
 def _draw(model: torch.nn.Module) -> None:
     """Draws every parameter from the global generator: matrices keep the variance; no bias is 0, and no scale 1."""
-    norm_weight = 0.0 if model.config.model_type.startswith("gemma") else 1.0  # Those scale by 1 + weight.
+    is_offset = model.config.model_type.startswith(("gemma", "qwen3_5", "qwen3_next"))  # Norms scale by 1 + weight.
     transposed = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2 and ("embed" in name or "lm_head" in name):
@@ -550,7 +575,8 @@ def _draw(model: torch.nn.Module) -> None:
         elif parameter.dim() >= 2:
             parameter.normal_(0.0, 1.5 * parameter.shape[0 if name in transposed else -1] ** -0.5)
         else:
-            parameter.normal_(norm_weight if name.endswith("weight") else 0.0, 0.2)
+            is_scale = name.endswith("weight") and (not is_offset or "linear_attn" in name)
+            parameter.normal_(1.0 if is_scale else 0.0, 0.2)
     for name, buffer in model.named_buffers():
         if "correction" in name:
             buffer.normal_(0.0, 0.2)

@@ -27,7 +27,7 @@ from .rotate_and_store import (
 from .router import Router, RouterSpec
 from .scale import Scale
 from .softcap import Softcap
-from .states import GatedNorm, Mamba2, ShortConv, StateHeads
+from .states import GatedDelta, GatedNorm, Mamba2, NormAndGate, ShortConv, StateHeads, StateMixer
 from .weight_slot import HasSlots, WeightSlot
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "ExpertMLP",
     "Experts",
     "FeedForward",
+    "GatedDelta",
     "GatedMLP",
     "GatedNorm",
     "HasSlots",
@@ -62,6 +63,7 @@ __all__ = [
     "NoNorm",
     "NoPositions",
     "Norm",
+    "NormAndGate",
     "NormAndStore",
     "PackedWeight",
     "Packs",
@@ -84,6 +86,7 @@ __all__ = [
     "ShortConv",
     "Softcap",
     "StateHeads",
+    "StateMixer",
     "StoreOnly",
     "TokenEmbedding",
     "TokenMixer",

@@ -32,11 +32,13 @@ class Heads:
         query: The query heads of this rank among those of the model.
         num_kv_heads: Number of key and value heads; each serves `query.length / num_kv_heads` query heads.
         head_dim: Size of a head.
+        num_gates: Number of query heads whose results have a gate: all or none.
     """
 
     query: Shard
     num_kv_heads: int
     head_dim: int
+    num_gates: int = 0
 
 
 class Attention(nn.Module):
@@ -44,7 +46,8 @@ class Attention(nn.Module):
 
     Args:
         heads: The heads of this rank: H query heads, K key and value heads, of size D.
-        qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`.
+        qkv: The fused query, key and value projections, `[hidden_size] -> [(H + 2 K) * D]`, and that of gates if there
+            are any, another `[H * D]`.
         out: The output projection, `[H * D] -> [hidden_size]`.
         rotate_and_store: Rotates queries and keys by their positions, and writes keys and values to the cache.
         kv_scales: Scales of the keys and values in an 8-bit cache.
@@ -92,7 +95,7 @@ class Attention(nn.Module):
         self.library = library
         self.head_dim = heads.head_dim
         self._heads = heads.query
-        self._split = (heads.query.length, heads.num_kv_heads, heads.num_kv_heads)
+        self._split = (heads.query.length, heads.num_kv_heads, heads.num_kv_heads, heads.num_gates)
         self._num_rows = sum(self._split)
         self.alibi_slopes: Tensor | None
         self.register_buffer("alibi_slopes", alibi_slopes, persistent=False)
@@ -123,8 +126,8 @@ class Attention(nn.Module):
         Returns:
             `[T, hidden_size]`. When ranks share the heads, this is one addend: the result is the sum over the ranks.
         """
-        qkv = self.qkv(hidden).view(-1, self._num_rows, self.head_dim)  # [T, H + 2 K, D]
-        query, key, value = qkv.split(self._split, dim=1)
+        qkv = self.qkv(hidden).view(-1, self._num_rows, self.head_dim)  # [T, H + 2 K (+ H), D]
+        query, key, value, gates = qkv.split(self._split, dim=1)
         slots, kv_scales = batch.slot_mappings[self.group], self.kv_scales.of(k_cache)
         self.rotate_and_store(query, key, value, k_cache, v_cache, slots, batch.positions, kv_scales=kv_scales)
         attended = None
@@ -132,6 +135,8 @@ class Attention(nn.Module):
             attended = self._attend_prompts(self.library, query, batch, k_cache, v_cache)
         if attended is None:
             attended = self._attend(query, batch, k_cache, v_cache)
+        if gates.shape[1]:
+            attended = attended * gates.sigmoid()
         return self.out(attended.flatten(1))
 
     def _attend(self, query: Tensor, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor) -> Tensor:

@@ -16,11 +16,11 @@ from .experts import FeedForward
 from .latent_attention import LatentAttention
 from .norm import Norm
 from .scale import Scale
-from .states import Mamba2
+from .states import StateMixer
 
 __all__ = ["ParallelBlock", "PostNormBlock", "PreNormBlock", "SandwichBlock", "TokenMixer"]
 
-TokenMixer: TypeAlias = Attention | LatentAttention | Mamba2
+TokenMixer: TypeAlias = Attention | LatentAttention | StateMixer
 """The sublayer of a decoder layer in which tokens see others: attention, or a recurrence. Both read two tensors of the
 cache: keys and values, or the states of a convolution and of the recurrence."""
 

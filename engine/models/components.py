@@ -263,8 +263,10 @@ class Components:
         heads, kv_heads = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
         query, kv = heads.times(spec.head_dim), kv_heads.times(spec.head_dim)
         name, blocks = f"layers.{layer_idx}.attention", {"query": query, "key": kv, "value": kv}
+        if spec.attention.output_gate:
+            blocks["gate"] = query
         return Attention(
-            Heads(heads, kv_heads.length, spec.head_dim),
+            Heads(heads, kv_heads.length, spec.head_dim, heads.length if spec.attention.output_gate else 0),
             qkv=self.linears.make_linear(f"{name}.qkv", spec.hidden_size, blocks, bias=spec.qkv_bias),
             out=self._summed(f"{name}.out", query, spec.hidden_size, bias=spec.attention_out_bias),
             rotate_and_store=self._rotate_and_store(layer_idx),

@@ -64,6 +64,7 @@ class AttentionSpec:
         scaled_by_layer: Whether the factor is divided by the number of the layer, from 1.
         softcap: Smooth limit on the scores; 0 for no limit.
         causal: Whether a token attends only to itself and the tokens before it.
+        output_gate: Whether what a head attends to is multiplied by the sigmoid of a projection of the token.
         sinks: Whether each query head has a learned score that takes part in its softmax and adds no value.
         query_growth: Factor on queries that grows with their position; None for none.
         alibi_slopes: For each query head, the amount that a score loses for each token of distance; empty for none.
@@ -73,6 +74,7 @@ class AttentionSpec:
     scaled_by_layer: bool = False
     softcap: float = 0.0
     causal: bool = True
+    output_gate: bool = False
     sinks: bool = False
     query_growth: QueryGrowth | None = None
     alibi_slopes: tuple[float, ...] = ()
@@ -141,6 +143,7 @@ class StateSpec:
 
     Attributes:
         layers: Numbers of the layers that keep states; the others have attention.
+        rule: The recurrence: `"mamba2"` (`kernels.state_scan`) or `"gated_delta"` (`kernels.gated_delta`).
         num_heads: Number of heads of the recurrence.
         head_dim: Size of the input and the output of a head.
         num_groups: Number of groups of heads that share two vectors.
@@ -151,6 +154,7 @@ class StateSpec:
     """
 
     layers: frozenset[int]
+    rule: Literal["mamba2", "gated_delta"]
     num_heads: int
     head_dim: int
     num_groups: int

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..errors import ConfigError
-from ..layers import GatedNorm, LinearBase, Mamba2, ShortConv, StateHeads
+from ..layers import GatedDelta, GatedNorm, LinearBase, Mamba2, NormAndGate, ShortConv, StateHeads, StateMixer
 from ..parallel.context import ParallelContext
 from .linear_factory import LinearFactory
 from .options import ModelOptions
@@ -26,7 +26,7 @@ def make_state_mixer(
     *,
     dtype: torch.dtype,
     device: torch.device,
-) -> Mamba2:
+) -> StateMixer:
     """Makes a layer that keeps states.
 
     Args:
@@ -51,13 +51,18 @@ def make_state_mixer(
         )
     heads, groups = parallel.shard(state.num_heads), parallel.kv_shard(state.num_groups)
     sizes = StateHeads(heads, state.head_dim, groups, state.state_size)
-    inner = heads.times(state.head_dim)
-    parts = {"gate": inner, **sizes.channels, "dt": heads}
-    return Mamba2(
-        sizes,
-        in_proj=linears.make_linear(f"{name}.in_proj", spec.hidden_size, parts, bias=state.bias),
-        conv=ShortConv(sizes.channels, state.conv_width, bias=state.conv_bias, dtype=dtype, device=device),
-        norm=GatedNorm(inner, groups, eps=spec.norm_eps, dtype=dtype, device=device, reduce=parallel.all_reduce),
-        out_proj=make_summed(f"{name}.out_proj", inner, spec.hidden_size, bias=state.bias),
-        device=device,
-    )
+    inner, vectors = sizes.inner, sizes.vectors
+    if state.rule == "mamba2":
+        channels = {"x": inner, "b": vectors, "c": vectors}
+        parts = {"gate": inner, **channels, "dt": heads}
+    else:
+        channels = {"query": vectors, "key": vectors, "value": inner}
+        parts = {**channels, "gate": inner, "beta": heads, "decay": heads}
+    in_proj = linears.make_linear(f"{name}.in_proj", spec.hidden_size, parts, bias=state.bias)
+    conv = ShortConv(channels, state.conv_width, bias=state.conv_bias, dtype=dtype, device=device)
+    out_proj = make_summed(f"{name}.out_proj", inner, spec.hidden_size, bias=state.bias)
+    if state.rule == "gated_delta":
+        norm = NormAndGate(state.head_dim, eps=spec.norm_eps, dtype=dtype, device=device)
+        return GatedDelta(sizes, in_proj=in_proj, conv=conv, norm=norm, out_proj=out_proj, device=device)
+    gated = GatedNorm(inner, groups, eps=spec.norm_eps, dtype=dtype, device=device, reduce=parallel.all_reduce)
+    return Mamba2(sizes, in_proj=in_proj, conv=conv, norm=gated, out_proj=out_proj, device=device)

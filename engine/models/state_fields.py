@@ -1,17 +1,17 @@
-"""`mamba_state` reads the config fields of layers with states that models with Mamba-2 have in common."""
+"""Functions that read the config fields of layers with states: `mamba_state`, `delta_state`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import UnsupportedModelError, quote
 from .hf_config import flag, one_of, positive_int
 from .spec import StateSpec
 
-__all__ = ["MAMBA_FIELDS", "mamba_state", "state_layers"]
+__all__ = ["MAMBA_FIELDS", "delta_state", "mamba_state", "state_layers"]
 
 MAMBA_FIELDS: Mapping[str, str] = MappingProxyType(
     {
@@ -73,6 +73,39 @@ def mamba_state(config: Any, layers: frozenset[int], names: Mapping[str, str] = 
         raise UnsupportedModelError(
             f"config field 'time_step_limit' is {quote(limits)}; only (0, infinity) is implemented"
         )
+    return _state(config, layers, names, "mamba2")
+
+
+DELTA_FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "num_heads": "linear_num_value_heads",
+        "head_dim": "linear_value_head_dim",
+        "num_groups": "linear_num_key_heads",
+        "state_size": "linear_key_head_dim",
+        "conv_width": "linear_conv_kernel_dim",
+        "activation": "hidden_act",
+    }
+)
+"""Names of the fields of gated delta networks."""
+
+
+def delta_state(config: Any, layers: frozenset[int]) -> StateSpec | None:
+    """Returns the description of the layers of a model that are gated delta networks; None if it has no such layer.
+
+    Args:
+        config: A transformers config.
+        layers: Numbers of these layers.
+
+    Raises:
+        UnsupportedModelError: A field is missing, or its value is not implemented.
+    """
+    return _state(config, layers, DELTA_FIELDS, "gated_delta")
+
+
+def _state(
+    config: Any, layers: frozenset[int], names: Mapping[str, str], rule: Literal["mamba2", "gated_delta"]
+) -> StateSpec | None:
+    """Returns the description of the layers; a flag that `names` lacks is false."""
     one_of(config, names["activation"], ("silu",))
     num_heads, num_groups = positive_int(config, names["num_heads"]), positive_int(config, names["num_groups"])
     if num_heads % num_groups:
@@ -84,12 +117,13 @@ def mamba_state(config: Any, layers: frozenset[int], names: Mapping[str, str] = 
         raise UnsupportedModelError(f"config field {names['conv_width']!r} is {width}; it can be 2 to {MAX_CONV_WIDTH}")
     state = StateSpec(
         layers=layers,
+        rule=rule,
         num_heads=num_heads,
         head_dim=positive_int(config, names["head_dim"]),
         num_groups=num_groups,
         state_size=positive_int(config, names["state_size"]),
         conv_width=width,
-        conv_bias=flag(config, names["conv_bias"], True),
-        bias=flag(config, names["bias"], False),
+        conv_bias="conv_bias" in names and flag(config, names["conv_bias"], True),
+        bias="bias" in names and flag(config, names["bias"], False),
     )
     return state if layers else None

@@ -53,6 +53,7 @@ def test_greedy_equals_hugging_face_under_pressure(family, depth, device, tiny_m
     assert counters.num_preemptions > 0, "the block pool was to be too small"
     assert counters.num_chunked_prefills > 0
     keeps_states = describe_model(load_hf_config(tiny_model(family))).state is not None
+    tolerance = 1e-3 if keeps_states else 1e-4  # Errors of a state stay in it.
     assert (counters.num_cached_tokens == 0) == keeps_states, "a prefix is found where no layer keeps states"
     for output, reference in zip(outputs, references(family, prompts), strict=True):
         completion = output.outputs[0]
@@ -62,7 +63,7 @@ def test_greedy_equals_hugging_face_under_pressure(family, depth, device, tiny_m
             assert next(iter(entry)) == sampled and entry[sampled].rank == 1
             assert len(entry) == 3
             for token_id, logprob in entry.items():
-                assert logprob.logprob == pytest.approx(reference.logprobs[step, token_id].item(), abs=1e-4)
+                assert logprob.logprob == pytest.approx(reference.logprobs[step, token_id].item(), abs=tolerance)
 
 
 @pytest.mark.parametrize("family", ["llama", "opt", "gemma2"])

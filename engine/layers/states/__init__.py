@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from .gated_norm import GatedNorm
-from .mamba import Mamba2, StateHeads
+from typing import TypeAlias
+
+from .gated_delta import GatedDelta
+from .gated_norm import GatedNorm, NormAndGate
+from .heads import StateHeads
+from .mamba import Mamba2
 from .short_conv import ShortConv
 
-__all__ = ["GatedNorm", "Mamba2", "ShortConv", "StateHeads"]
+__all__ = ["GatedDelta", "GatedNorm", "Mamba2", "NormAndGate", "ShortConv", "StateHeads", "StateMixer"]
+
+StateMixer: TypeAlias = Mamba2 | GatedDelta
+"""A layer that keeps the last inputs of a convolution and the matrices of a recurrence."""

@@ -1,4 +1,4 @@
-"""`GatedNorm`: the norm of Mamba-2, which gates first and norms groups of channels."""
+"""Norms with a gate: `GatedNorm` of Mamba-2 gates first and norms groups, `NormAndGate` norms heads and gates then."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ....kernels import rms_norm
 from ...parallel.shard import Shard
 from ..norm import Reduce
 from ..weight_slot import WeightSlot
 
-__all__ = ["GatedNorm"]
+__all__ = ["GatedNorm", "NormAndGate"]
 
 
 class GatedNorm(nn.Module):
@@ -63,3 +64,24 @@ class GatedNorm(nn.Module):
         of_all = squares.new_zeros(len(squares), self._groups.size)
         of_all[:, own] = squares
         return reduce(of_all)[:, own]
+
+
+class NormAndGate(nn.Module):
+    """Divides each head by its root mean square, scales it, and multiplies by the silu of a gate.
+
+    Args:
+        head_dim: Size of a head.
+        eps: Number that is added to the mean square.
+        dtype: Number type of the scale.
+        device: Device of the scale. Its memory is not initialised.
+    """
+
+    def __init__(self, head_dim: int, *, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(head_dim, dtype=dtype, device=device), requires_grad=False)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        """Returns the normed and gated `x`; both are `[num_tokens, num_heads, head_dim]`."""
+        normed, _ = rms_norm(x, self.weight, self.eps)
+        return (normed * F.silu(gate.float())).to(x.dtype)

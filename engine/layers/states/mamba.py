@@ -6,44 +6,20 @@ Letters in shapes: T tokens of the step, H heads of size P, G groups of heads, N
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ....kernels import state_scan
 from ...batch import ForwardBatch
-from ...parallel.shard import Shard
 from ..input_format import InputFormat, Rows
 from ..linear import LinearBase
 from ..weight_slot import WeightSlot
 from .gated_norm import GatedNorm
+from .heads import StateHeads
 from .short_conv import ShortConv
 
-__all__ = ["Mamba2", "StateHeads"]
-
-
-@dataclass(frozen=True, slots=True)
-class StateHeads:
-    """The heads of a recurrence that one rank computes.
-
-    Attributes:
-        heads: The heads of this rank among those of the model.
-        head_dim: Size of the input and the output of a head.
-        groups: The groups of these heads.
-        state_size: Size of the two vectors of a group.
-    """
-
-    heads: Shard
-    head_dim: int
-    groups: Shard
-    state_size: int
-
-    @property
-    def channels(self) -> dict[str, Shard]:
-        """The parts of the channels that the convolution mixes: the inputs of heads, and the vectors of groups."""
-        shared = self.groups.times(self.state_size)
-        return {"x": self.heads.times(self.head_dim), "b": shared, "c": shared}
+__all__ = ["Mamba2"]
 
 
 class Mamba2(nn.Module):
@@ -75,8 +51,8 @@ class Mamba2(nn.Module):
         self.norm = norm
         self.out_proj = out_proj
         self._sizes = sizes
-        widths = [part.length for part in sizes.channels.values()]
-        self._channels, self._split = widths, [widths[0], sum(widths), sizes.heads.length]
+        self._channels = [sizes.inner.length, sizes.vectors.length, sizes.vectors.length]
+        self._split = [sizes.inner.length, sum(self._channels), sizes.heads.length]
         self.rate, self.dt_bias, self.skip = (
             nn.Parameter(torch.empty(sizes.heads.length, dtype=torch.float32, device=device), requires_grad=False)
             for _ in range(3)

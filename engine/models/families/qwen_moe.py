@@ -15,7 +15,7 @@ from .llama import WEIGHTS as LLAMA_WEIGHTS
 from .llama import gated_fields
 from .qwen import qwen3_spec
 
-__all__ = ["FAMILIES", "WEIGHTS", "qwen2_moe_spec", "qwen3_moe_spec"]
+__all__ = ["FAMILIES", "WEIGHTS", "qwen2_moe_spec", "qwen3_moe_spec", "shared_experts"]
 
 WEIGHTS = replace(
     LLAMA_WEIGHTS,
@@ -43,18 +43,22 @@ WEIGHTS = replace(
 
 def qwen2_moe_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `Qwen2MoeConfig`: beside the experts is a gated network of all tokens."""
-    shared = {"shared_size": positive_int(config, "shared_expert_intermediate_size"), "shared_gate": True}
     return DecoderSpec(
         **gated_fields(config),
         windows=attention_windows(config),
         qkv_bias=flag(config, "qkv_bias", True),
-        experts=_experts(config, **shared),
+        experts=shared_experts(config),
     )
 
 
 def qwen3_moe_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `Qwen3MoeConfig`: that of Qwen 3, with experts in some or all layers."""
     return replace(qwen3_spec(config), experts=_experts(config))
+
+
+def shared_experts(config: Any) -> ExpertsSpec:
+    """Returns the experts of a config, beside which is a gated network of all tokens."""
+    return _experts(config, shared_size=positive_int(config, "shared_expert_intermediate_size"), shared_gate=True)
 
 
 def _experts(config: Any, **shared: Any) -> ExpertsSpec:

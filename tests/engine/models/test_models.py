@@ -315,6 +315,8 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("minicpm3", "scale_depth", 0),
         ("bamba", "time_step_limit", (0.01, float("inf"))),
         ("bamba", "hidden_act", "gelu"),
+        ("qwen3.5", "linear_num_key_heads", 3),
+        ("qwen3-next", "hidden_act", "gelu"),
         ("bamba", "mamba_d_conv", 5),
         ("bamba", "mamba_n_groups", 3),
         ("opt", "num_attention_heads", 5),
