@@ -299,6 +299,23 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "MiniCPM3ForCausalLM",
         {**_LATENTS, "q_lora_rank": None, "scale_emb": 3, "scale_depth": 0.9, "dim_model_base": 40, "mlp_bias": True},
     ),
+    "granite-hybrid": (
+        "granitemoehybrid",
+        "GraniteMoeHybridForCausalLM",
+        {
+            **_SWIGLU,
+            **_MAMBA,
+            "mamba_n_groups": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "shared_intermediate_size": 48,
+            "attention_multiplier": 0.3,
+            "embedding_multiplier": 3.0,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 1.5,
+        },
+    ),
     "qwen3.5": ("qwen3_5_text", "Qwen3_5ForCausalLM", {**_SWIGLU, **_DELTA, "attention_bias": True}),
     "qwen3-next": (
         "qwen3_next",

@@ -77,6 +77,8 @@ SLOW = [
     ("exaone4", 2, 2),
     ("bamba", 2, 1),
     ("bamba", 1, 2),
+    ("qwen3-next", 2, 1),
+    ("qwen3-next", 1, 2),
     ("opt", 2, 1),
     ("opt", 1, 2),
     ("opt", 2, 2),

@@ -96,6 +96,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "stablelm-parallel": ("stablelm", {"use_parallel_residual": True}),
+    "granite-hybrid-dense-rope": ("granite-hybrid", {"num_local_experts": 0, "position_embedding_type": "rope"}),
     "bamba-groups-biased": (
         "bamba",
         {
@@ -315,6 +316,8 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("minicpm3", "scale_depth", 0),
         ("bamba", "time_step_limit", (0.01, float("inf"))),
         ("bamba", "hidden_act", "gelu"),
+        ("granite-hybrid", "position_embedding_type", "alibi"),
+        ("granite-hybrid", "layer_types", ["linear_attention", "sliding_attention"]),
         ("qwen3.5", "linear_num_key_heads", 3),
         ("qwen3-next", "hidden_act", "gelu"),
         ("bamba", "mamba_d_conv", 5),
