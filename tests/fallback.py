@@ -52,7 +52,6 @@ FALLBACKS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_EXPERTS, "moe_num_experts": 5, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
     ),
     "exaone4": ("Exaone4ForCausalLM", {**_WINDOW}),
-    "flint": ("FlintForCausalLM", {**_WINDOW, **_EXPERTS, "num_experts": 5, "shared_expert_intermediate_size": 20}),
     "gemma4_text": (
         "Gemma4ForCausalLM",
         {

@@ -35,6 +35,17 @@ def fallback_family(module_class: Any, hf_config: Any) -> Family:
     Raises:
         UnsupportedModelError: The module cannot run with a paged cache.
     """
+    try:
+        return _family(module_class, hf_config)
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # The classes of configs and modules raise anything.
+        raise UnsupportedModelError(
+            f"{module_class.__name__} of transformers cannot run here: {error!r:.300}"
+        ) from error
+
+
+def _family(module_class: Any, hf_config: Any) -> Family:
     _check_rope(hf_config.get_text_config())
     _check_classifier(module_class)
     register()
@@ -52,7 +63,7 @@ def _spec(config: Any, survey: Survey) -> DecoderSpec:
     return DecoderSpec(
         vocab_size=survey.vocab_size,
         hidden_size=survey.hidden_size,
-        intermediate_size=getattr(config, "intermediate_size", None) or survey.hidden_size,
+        intermediate_size=survey.hidden_size,
         num_layers=len(survey.layers),
         num_heads=max(layer.num_heads // layer.num_kv_heads for layer in survey.layers) * _most_kv_heads(survey),
         num_kv_heads=_most_kv_heads(survey),

@@ -23,7 +23,7 @@ from oracles import greedy, score_prompt
 
 MAX_TOKENS = 9
 OWN_LENGTHS = (1, 3, 9, 16, 25, 42, 30, 12, 5, 7, 31, 20, 2, 28, 33, 8)
-NUM_BLOCKS = dict.fromkeys(("afmoe", "cwm", "dots1", "exaone4", "flint", "mimo_v2_flash", "gemma4_text"), 40)
+NUM_BLOCKS = dict.fromkeys(("afmoe", "cwm", "dots1", "exaone4", "mimo_v2_flash", "gemma4_text"), 40)
 """Blocks of models with two groups of layers."""
 
 
@@ -108,6 +108,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "chunked",
     ),
     "lfm2": ("Lfm2ForCausalLM", {"layer_types": ["conv", "full_attention"]}, "a state of another kind"),
+    "musicgen": ("MusicgenForCausalLM", {}, "text configs"),
     "mamba": ("MambaForCausalLM", {}, "takes no position_ids"),
 }
 
