@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ KEYS = {
     "attention.sliding_window": "sliding_window",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.layer_norm_epsilon": "norm_epsilon",
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
     "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping",
 }
@@ -93,11 +98,19 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
 
 def _metadata(config: dict[str, Any], checkpoint: Path, architecture: str) -> dict[str, Any]:
     own = {key: config[name] for key, name in KEYS.items() if config.get(name) is not None}
-    if architecture not in ("gemma2",):
+    if architecture not in ("gemma2", "gemma3", "phi3"):
         own.pop("attention.sliding_window", None)
     rope = config["rope_parameters"]
+    rope = rope.get("full_attention", rope)
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    own |= {"rope.freq_base": rope["rope_theta"], "rope.dimension_count": head_dim}
+    rotated = int(head_dim * rope.get("partial_rotary_factor", 1.0))
+    own |= {"rope.freq_base": rope["rope_theta"], "rope.dimension_count": rotated}
+    if rope["rope_type"] == "linear":
+        own |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
+    if rope["rope_type"] == "longrope":
+        trained = rope["original_max_position_embeddings"]
+        scale = math.sqrt(1 + math.log(config["max_position_embeddings"] / trained) / math.log(trained))
+        own |= {"rope.scaling.original_context_length": trained, "rope.scaling.attn_factor": scale}
     return {**{f"{architecture}.{key}": value for key, value in own.items()}, **_tokenizer(checkpoint)}
 
 
@@ -122,14 +135,20 @@ def _tokenizer(checkpoint: Path) -> dict[str, Any]:
 def _tensors(checkpoint: Path, config: dict[str, Any], architecture: str) -> dict[str, np.ndarray]:
     kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
     names = get_tensor_name_map(kind, config["num_hidden_layers"])
-    return {
+    rope = config["rope_parameters"]
+    factors = {
+        f"rope_factors_{kind}.weight": np.array(rope[f"{kind}_factor"], np.float32)
+        for kind in ("short", "long")
+        if f"{kind}_factor" in rope
+    }
+    return factors | {
         names.get_name(name, try_suffixes=(".weight", ".bias")): _changed(name, numbers, config, architecture)
         for name, numbers in load_file(checkpoint / "model.safetensors").items()
     }
 
 
 def _changed(name: str, numbers: np.ndarray, config: dict[str, Any], architecture: str) -> np.ndarray:
-    if architecture == "llama" and ("q_proj" in name or "k_proj" in name):
+    if architecture in ("llama", "granite", "smollm3") and ("q_proj" in name or "k_proj" in name):
         heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
         return np.concatenate([_pair_up(head) for head in np.split(numbers, heads)])
     is_offset = architecture.startswith("gemma") and name.endswith("norm.weight")

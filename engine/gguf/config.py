@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import CheckpointError, UnsupportedModelError, quote
 from .architectures import Architecture, find_architecture
 from .header import GgufHeader
-from .rope import ROPE_KEYS, rope_parameters
+from .rope import LONG, ROPE_KEYS, rope_parameters
 
 __all__ = ["config_fields", "generation_fields"]
 
@@ -39,8 +39,8 @@ SAMPLING = {
 }
 """Keys of `general.sampling` -> fields of generation_config.json."""
 
+TRAINED = "original_max_position_embeddings"
 DTYPES = {"F32": "float32", "F16": "float16"}
-NUM_LAYERS_OF_GEMMA2_27B = 46
 
 
 def config_fields(header: GgufHeader) -> dict[str, Any]:
@@ -56,15 +56,21 @@ def config_fields(header: GgufHeader) -> dict[str, Any]:
     architecture = find_architecture(header)
     _check_keys(header, architecture)
     fields = {theirs: header.own(key) for key, theirs in {**REQUIRED, **architecture.fields}.items()}
+    present = {theirs: value for key, theirs in architecture.optional.items() if (value := header.own(key)) is not None}
     head_dim = _head_dim(header)
+    rope = rope_parameters(header, head_dim, architecture.window_theta)
+    # transformers reads the length that the model was trained with from a field of its own.
+    trained = {name: rope[name] for name in (TRAINED,) if name in rope and rope["rope_type"] == "longrope"}
     types = Counter(tensor.type_name for tensor in header.tensors if len(tensor.shape) > 1)
     return {
         "model_type": architecture.model_type,
         "architectures": [architecture.name],
         **fields,
+        **present,
         "num_key_value_heads": header.own("attention.head_count_kv", fields["num_attention_heads"]),
         "head_dim": head_dim,
-        "rope_parameters": rope_parameters(header, head_dim),
+        "rope_parameters": rope,
+        **trained,
         "vocab_size": header.own("vocab_size", len(header.metadata.get("tokenizer.ggml.tokens", ()))),
         "tie_word_embeddings": not header.has("output.weight"),
         # Numbers in blocks are exact in no type; bfloat16 has the range of all of them.
@@ -85,7 +91,11 @@ def generation_fields(header: GgufHeader) -> dict[str, Any]:
 def _check_keys(header: GgufHeader, architecture: Architecture) -> None:
     """Raises if a key of the architecture is missing, or is there and not implemented."""
     prefix = f"{header.architecture}."
-    known = {*REQUIRED, *READ, *architecture.fields}
+    known = {*REQUIRED, *READ, *architecture.fields, *architecture.optional}
+    if architecture.window_theta:
+        known.add("rope.freq_base_swa")
+    if header.has(f"{LONG}.weight"):
+        known.add("rope.scaling.attn_factor")
     for key in (key.removeprefix(prefix) for key in header.metadata if key.startswith(prefix)):
         if key not in known and (key not in NEUTRAL or header.own(key) != NEUTRAL[key]):
             raise UnsupportedModelError(
@@ -115,9 +125,9 @@ def _head_dim(header: GgufHeader) -> int:
 
 
 def _query_scale(architecture: Architecture, fields: dict[str, Any], head_dim: int) -> dict[str, Any]:
-    """Returns the field of Gemma 2 whose value no file holds; llama.cpp too knows its largest model by the layers."""
-    if architecture.model_type != "gemma2":
+    """Returns the field of Gemma whose value no file holds; llama.cpp too knows the largest model by its layers."""
+    if not architecture.num_largest_layers:
         return {}
-    is_largest = fields["num_hidden_layers"] == NUM_LAYERS_OF_GEMMA2_27B
+    is_largest = fields["num_hidden_layers"] == architecture.num_largest_layers
     scalar = fields["hidden_size"] // fields["num_attention_heads"] if is_largest else head_dim
     return {"query_pre_attn_scalar": scalar}

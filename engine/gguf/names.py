@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..errors import ConfigError
 from ..weights.checkpoint import WeightMap
-from .rope import FACTORS
+from .rope import FACTORS, LONG, SHORT
 
 __all__ = ["gguf_weight_map"]
 
@@ -28,11 +28,13 @@ def gguf_weight_map(architecture: str, weights: WeightMap) -> WeightMap:
         raise ConfigError("GGUF files are read with the package gguf: pip install 'millrace[gguf]'") from error
     kind = next(kind for kind, name in MODEL_ARCH_NAMES.items() if name == architecture)
     names = get_tensor_name_map(kind, 1)
-    modules = {}
+    modules, layouts = {}, {}
     for theirs, ours in weights.modules.items():
-        for prefix in ("", *weights.prefixes):
-            found = names.get_name((prefix + theirs).replace("*", "0"))
-            if found is not None:
-                modules[found.replace(".0.", ".*.")] = ours
-                break
-    return WeightMap((), modules, (FACTORS,))
+        candidates = (names.get_name((prefix + theirs).replace("*", "0")) for prefix in ("", *weights.prefixes))
+        found = next((name for name in candidates if name is not None), None)
+        if found is not None:
+            name = found.replace(".0.", ".*.")
+            modules[name] = ours
+            if theirs in weights.layouts:
+                layouts[name] = weights.layouts[theirs]
+    return WeightMap((), modules, (FACTORS, SHORT, LONG), layouts=layouts)

@@ -17,6 +17,9 @@ __all__ = ["tokenizer_files"]
 CONTROL, USER_DEFINED = 3, 4
 """Types of tokens that are found in a text as they are; texts of outputs leave the control tokens out."""
 
+WHOLE_TEXT = ("<unk>", "<s>", "<|endoftext|>")
+"""Tokens of a whole text, not of a turn in it; see `Architecture.strips_after`."""
+
 SPACE = "\u2581"
 SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
@@ -41,8 +44,10 @@ def tokenizer_files(header: GgufHeader) -> dict[str, str]:
         raise CheckpointError(f"{header.file} holds no list of different tokens in tokenizer.ggml.tokens; {INSTEAD}")
     try:
         special = {name: tokens[at] for name, key in SPECIAL.items() if (at := _special_id(values, key)) is not None}
-        tokenizer, adds_bos = _build(values, tokens, find_architecture(header).merges_by_id)
-        _add_tokens(tokenizer, tokens, values.get("token_type", ()))
+        architecture = find_architecture(header)
+        tokenizer, adds_bos = _build(values, tokens, architecture.merges_by_id)
+        strips_after = architecture.strips_after and "scores" in values
+        _add_tokens(tokenizer, tokens, values.get("token_type", ()), strips_after=strips_after)
         _add_template(tokenizer, tokens, special, values, adds_bos)
     except UnsupportedModelError as error:
         raise UnsupportedModelError(f"{header.file}: {error}; {INSTEAD}") from error
@@ -133,15 +138,20 @@ def _merges(vocab: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str
     ]
 
 
-def _add_tokens(tokenizer: Any, tokens: Sequence[str], types: Sequence[int]) -> None:
+def _add_tokens(tokenizer: Any, tokens: Sequence[str], types: Sequence[int], *, strips_after: bool) -> None:
     """Adds the tokens that are found in a text as they are; they have their ids already."""
     from tokenizers import AddedToken
 
     kinds = list(zip(tokens, types, strict=False))
     control = [token for token, kind in kinds if kind == CONTROL and token]
     given = [token for token, kind in kinds if kind == USER_DEFINED and token.strip(" ")]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in given])
+
+    def made(token: str, *, special: bool) -> Any:
+        strips = strips_after and token not in WHOLE_TEXT
+        return AddedToken(token, special=special, normalized=False, rstrip=strips)
+
+    tokenizer.add_special_tokens([made(token, special=True) for token in control])
+    tokenizer.add_tokens([made(token, special=False) for token in given])
 
 
 def _add_template(
