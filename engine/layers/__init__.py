@@ -13,8 +13,6 @@ from .latent_attention import LatentAttention, LatentSizes, UpProjections
 from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import HeadLayerNorm, HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
-from .rotate_and_store import CacheWriter, ClampAndStore, NormAndStore, RotateAndStore, StoreOnly, rotary_table
-from .norm import HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
 from .rotate_and_store import (
     CacheWriter,
     ClampAndStore,
