@@ -149,3 +149,11 @@ def test_older_configs_of_longrope_mean_the_same(tmp_path: Path, two_lists: Path
     written = {**fields, "rope_theta": 1e4, "partial_rotary_factor": 0.5, "rope_scaling": {**old, "type": "longrope"}}
     (tmp_path / "config.json").write_text(json.dumps(written))
     assert describe_model(load_hf_config(tmp_path)) == describe_model(config)
+
+
+def test_the_old_fields_of_gpt_neox_are_read(tmp_path: Path) -> None:
+    fields = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], "hidden_size": 64}
+    fields |= {"num_attention_heads": 4, "num_hidden_layers": 2, "rotary_pct": 0.5, "rotary_emb_base": 100}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    rope = describe_model(load_hf_config(tmp_path)).rope
+    assert rope is not None and rope.inv_freq == pytest.approx([1, 100**-0.25, 100**-0.5, 100**-0.75])
