@@ -72,7 +72,10 @@ def _block_fields(config: Any) -> dict[str, Any]:
 
 
 def _position_fields(config: Any, num_heads: int, head_dim: int) -> dict[str, Any]:
-    """Returns the fields of positions: rotary ones, or ALiBi, whose slopes are rounded to bfloat16 and then scaled."""
+    """Returns the fields of positions: rotary ones, or ALiBi, whose slopes are rounded to bfloat16 and then scaled.
+
+    transformers also rounds their products with positions to bfloat16, which moves scores far into a long prompt.
+    """
     if not flag(config, "alibi", False):
         return {"rope": rope_spec(config), "max_position_embeddings": rope_max_positions(config)}
     slopes = torch.tensor(alibi_slopes(num_heads)).bfloat16().float() * head_dim**-0.5
