@@ -18,6 +18,9 @@ MAX_TOKENS = 512
 """Tokens of one call of the kernel. Its scratch memory stays small, and reading the weights again for the next tokens
 takes little of the time of so many."""
 
+MAX_ROWS = 64
+"""Most rows of an expert, on average, for which the kernel is faster than products of a library in the same dtype."""
+
 _KERNELS = kernels_by_dtype("experts", "PPPPPPPPPPliiiiii", find_avx2_library)
 _KIND_OF_GATE = {name: kind for kind, name in enumerate(GATES)}
 _STEP = 16
@@ -36,9 +39,10 @@ def experts_cpu(
     w2_bias: Tensor | None = None,
     deterministic: bool = False,
 ) -> Tensor:
-    """Runs `experts` in the compiled kernel, whose results never depend on the batch, or else in torch."""
+    """Runs `experts` in the compiled kernel, in which no token depends on the others, or else in torch."""
     kernel = _KERNELS.get(hidden.dtype)
-    if kernel is None or hidden.stride(1) != 1:
+    is_for_a_library = not deterministic and expert_ids.numel() > MAX_ROWS * len(w13) and _has_products(hidden.dtype)
+    if kernel is None or hidden.stride(1) != 1 or is_for_a_library:
         linear = invariant_linear if deterministic else F.linear
         return _expert_by_expert(linear, hidden, (w13, w13_bias), (w2, w2_bias), expert_ids, weights, gate)
     (num_tokens, width), num_choices, size = hidden.shape, expert_ids.shape[1], w2.shape[2]
@@ -51,6 +55,11 @@ def experts_cpu(
     sizes = (max_tokens, len(w13), num_choices, width, size, _KIND_OF_GATE[gate])
     kernel(num_tokens, *addresses, hidden.stride(0), *sizes)
     return out
+
+
+def _has_products(dtype: torch.dtype) -> bool:
+    """Returns whether this CPU multiplies numbers of a dtype without widening them first."""
+    return dtype == torch.float32 or torch.cpu._is_avx512_bf16_supported()
 
 
 def _expert_by_expert(

@@ -59,3 +59,16 @@ def test_many_tokens_are_run_in_parts(monkeypatch, dtype):
     whole = experts(*arguments, gate="silu")
     monkeypatch.setattr(cpu, "MAX_TOKENS", 5)
     assert torch.equal(experts(*arguments, gate="silu"), whole)
+
+
+@needs_library
+def test_a_long_prompt_in_float32_is_left_to_the_library(monkeypatch):
+    arguments = inputs(23, torch.float32)
+    wanted, names = experts(*arguments, gate="silu"), []
+    kernel = cpu._KERNELS[torch.float32]
+    monkeypatch.setattr(cpu, "_KERNELS", {torch.float32: lambda *args: (names.append("kernel"), kernel(*args))})
+    monkeypatch.setattr(cpu, "MAX_ROWS", 23 * 3 // 7)
+    torch.testing.assert_close(experts(*arguments, gate="silu"), wanted)
+    assert names == []
+    assert torch.equal(experts(*arguments, gate="silu", deterministic=True), wanted)
+    assert names == ["kernel"]
