@@ -214,9 +214,7 @@ class DecoderSpec:
             have those of `rope`.
         residual_scale: Factor on the result of each sublayer before it is added to the residual stream.
         logit_scale: Factor on the logits of tokens.
-        experts: The experts; None for a model without them.
         state: The layers that keep states; None for a model in which all layers have attention.
-        rope: Parameters of rotary positions; None for a model without them.
         logit_softcap: Smooth limit on the logits of tokens; 0 for no limit.
         num_labels: Number of classes of a classifier; 0 for other models.
         position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
