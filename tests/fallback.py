@@ -52,6 +52,22 @@ FALLBACKS: dict[str, tuple[str, dict[str, Any]]] = {
         {**_EXPERTS, "moe_num_experts": 5, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
     ),
     "exaone4": ("Exaone4ForCausalLM", {**_WINDOW}),
+    "gemma3n_text": (
+        "Gemma3nForCausalLM",
+        {
+            **_WINDOW,
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "laurel_rank": 6,
+            "altup_num_inputs": 2,
+            "hidden_size_per_layer_input": 9,
+            "vocab_size_per_layer_input": 99,
+            "intermediate_size": [44] * 4,
+            "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+            "final_logit_softcapping": 5.0,
+        },
+    ),
     "gemma4_text": (
         "Gemma4ForCausalLM",
         {

@@ -23,7 +23,7 @@ from oracles import greedy, score_prompt
 
 MAX_TOKENS = 9
 OWN_LENGTHS = (1, 3, 9, 16, 25, 42, 30, 12, 5, 7, 31, 20, 2, 28, 33, 8)
-NUM_BLOCKS = dict.fromkeys(("afmoe", "cwm", "dots1", "exaone4", "mimo_v2_flash", "gemma4_text"), 40)
+NUM_BLOCKS = dict.fromkeys(("afmoe", "cwm", "dots1", "exaone4", "mimo_v2_flash", "gemma3n_text", "gemma4_text"), 40)
 """Blocks of models with two groups of layers."""
 
 
