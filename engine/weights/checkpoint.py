@@ -305,7 +305,8 @@ def _check_fits(slot: WeightSlot, name: str, tensor: StoredTensor) -> None:
     if not slot.fits(tensor.shape):
         asked = list(slot.whole_shape)
         raise CheckpointError(
-            f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}"
+            f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}; check that "
+            "config.json and the weights belong together"
         )
     if not slot.accepts(tensor.dtype):
         taken = " or ".join(map(str, slot.dtypes)) or "floating-point numbers"

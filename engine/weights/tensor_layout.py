@@ -60,7 +60,8 @@ class TensorLayout:
         asked = self._stored_shape(shapes, swaps)
         if list(tensor.shape) != asked:
             raise CheckpointError(
-                f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}"
+                f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}; check "
+                "that config.json and the weights belong together"
             )
         dim = self.dim + swaps
         groups = torch.arange(asked[dim]).view(self.num_groups, -1)
