@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from own_code import CONFIGURATION, MODELING
 
-__all__ = ["FALLBACKS", "fallback_checkpoint", "fallback_config", "own_code_checkpoint", "save_drawn"]
+__all__ = ["FALLBACKS", "WITH_FAMILY", "fallback_checkpoint", "fallback_config", "own_code_checkpoint", "save_drawn"]
 
 _SMALL = {
     "vocab_size": 99,
@@ -31,27 +31,20 @@ _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 20}
 _LATENT = {"q_lora_rank": 24, "kv_lora_rank": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 10}
 _MHA = {"num_key_value_heads": 4}
 
-# model_type -> (architecture, config fields)
 FALLBACKS: dict[str, tuple[str, dict[str, Any]]] = {
     "afmoe": (
         "AfmoeForCausalLM",
         {**_WINDOW, **_EXPERTS, "num_experts": 5, "num_shared_experts": 1, "num_dense_layers": 1},
     ),
     "apertus": ("ApertusForCausalLM", {}),
-    "arcee": ("ArceeForCausalLM", {}),
+    "aria_text": ("AriaTextForCausalLM", {"moe_num_experts": 4, "moe_topk": 2, "moe_num_shared_experts": 1}),
     "biogpt": ("BioGptForCausalLM", {**_MHA, "scale_embedding": True}),
     "bitnet": ("BitNetForCausalLM", {"hidden_size": 48}),
-    "cwm": ("CwmForCausalLM", {**_WINDOW}),
-    "dots1": (
-        "Dots1ForCausalLM",
-        {**_WINDOW, **_EXPERTS, "n_routed_experts": 6, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "cohere2_moe": ("Cohere2MoeForCausalLM", {**_WINDOW, **_EXPERTS, "num_experts": 5}),
+    "exaone_moe": (
+        "ExaoneMoeForCausalLM",
+        {**_WINDOW, **_EXPERTS, "num_experts": 5, "mlp_layer_types": ["dense", "sparse"]},
     ),
-    "ernie4_5": ("Ernie4_5ForCausalLM", {"use_bias": True}),
-    "ernie4_5_moe": (
-        "Ernie4_5_MoeForCausalLM",
-        {**_EXPERTS, "moe_num_experts": 5, "moe_k": 2, "moe_num_shared_experts": 1, "moe_layer_start_index": 1},
-    ),
-    "exaone4": ("Exaone4ForCausalLM", {**_WINDOW}),
     "gemma3n_text": (
         "Gemma3nForCausalLM",
         {
@@ -81,20 +74,29 @@ FALLBACKS: dict[str, tuple[str, dict[str, Any]]] = {
             "final_logit_softcapping": 5.0,
         },
     ),
-    "helium": ("HeliumForCausalLM", {"head_dim": 14}),
+    "granite_swa": ("GraniteSWAForCausalLM", {**_WINDOW}),
+    "hunyuan_v1_dense": ("HunYuanDenseV1ForCausalLM", {}),
     "hunyuan_v1_moe": ("HunYuanMoEV1ForCausalLM", {**_EXPERTS, "num_experts": 5, "moe_topk": 2}),
+    "hyperclovax": ("HyperCLOVAXForCausalLM", {}),
     "jais2": ("Jais2ForCausalLM", {}),
     "mimo_v2_flash": (
         "MiMoV2FlashForCausalLM",
         {**_WINDOW, **_EXPERTS, "n_routed_experts": 6, "v_head_dim": 8, "mlp_layer_types": ["dense", "sparse"]},
     ),
+    "nanochat": ("NanoChatForCausalLM", {"final_logit_softcapping": 4.0}),
+    "persimmon": ("PersimmonForCausalLM", {**_MHA, "hidden_size": 48}),
+    "phimoe": ("PhimoeForCausalLM", {**_EXPERTS, "num_local_experts": 5, "sliding_window": 7}),
+    "solar_open": ("SolarOpenForCausalLM", {**_EXPERTS, "n_routed_experts": 6, "n_shared_experts": 1}),
+}
+"""Architectures without a family of ours: model_type -> (architecture, config fields)."""
+
+WITH_FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
+    "arcee": ("ArceeForCausalLM", {}),
+    "exaone4": ("Exaone4ForCausalLM", {**_WINDOW}),
     "minicpm3": ("MiniCPM3ForCausalLM", {**_MHA, **_LATENT, "head_dim": 8}),
     "minimax_m2": ("MiniMaxM2ForCausalLM", {**_EXPERTS, "num_local_experts": 5, "intermediate_size": 20}),
-    "nanochat": ("NanoChatForCausalLM", {"final_logit_softcapping": 4.0}),
-    "nemotron": ("NemotronForCausalLM", {"head_dim": 16, "partial_rotary_factor": 0.5}),
-    "persimmon": ("PersimmonForCausalLM", {**_MHA, "hidden_size": 48}),
-    "seed_oss": ("SeedOssForCausalLM", {}),
 }
+"""Architectures of our families that run as modules of transformers by `model_impl`, in the same form."""
 
 
 def fallback_config(model_type: str, architecture: str, **fields: Any) -> Any:
@@ -103,8 +105,8 @@ def fallback_config(model_type: str, architecture: str, **fields: Any) -> Any:
 
 
 def fallback_checkpoint(folder: Path, model_type: str) -> Path:
-    """Writes a tiny random model of `FALLBACKS` to a folder, without a tokenizer."""
-    architecture, fields = FALLBACKS[model_type]
+    """Writes a tiny random model of either table to a folder, without a tokenizer."""
+    architecture, fields = {**FALLBACKS, **WITH_FAMILY}[model_type]
     config = fallback_config(model_type, architecture, **fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -12,18 +12,21 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from fallback import FALLBACKS, fallback_checkpoint, fallback_config, own_code_checkpoint, save_drawn
+from fallback import FALLBACKS, WITH_FAMILY, fallback_checkpoint, fallback_config, own_code_checkpoint, save_drawn
 from millrace.engine.errors import CheckpointError, ConfigError, UnsupportedModelError
 from millrace.engine.llm import LLM
 from millrace.engine.models import build_model, find_family
 from millrace.engine.models.fallback import fallback_family
+from millrace.engine.models.model_code import ModelCode
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.sampling_params import SamplingParams
 from oracles import greedy, score_prompt
 
 MAX_TOKENS = 9
 OWN_LENGTHS = (1, 3, 9, 16, 25, 42, 30, 12, 5, 7, 31, 20, 2, 28, 33, 8)
-NUM_BLOCKS = dict.fromkeys(("afmoe", "cwm", "dots1", "exaone4", "mimo_v2_flash", "gemma3n_text", "gemma4_text"), 40)
+NUM_BLOCKS = dict.fromkeys(
+    ("afmoe", "cohere2_moe", "exaone4", "exaone_moe", "granite_swa", "mimo_v2_flash", "gemma3n_text", "gemma4_text"), 40
+)
 """Blocks of models with two groups of layers."""
 
 
@@ -34,7 +37,7 @@ def mixed_prompts() -> list[list[int]]:
     return [shared * (i % 2) + [rng.randrange(3, 99) for _ in range(length)] for i, length in enumerate(OWN_LENGTHS)]
 
 
-@pytest.mark.parametrize("model_type", FALLBACKS)
+@pytest.mark.parametrize("model_type", [*FALLBACKS, *WITH_FAMILY])
 def test_tokens_and_logprobs_equal_those_of_transformers(model_type, tmp_path):
     folder, prompts = fallback_checkpoint(tmp_path, model_type), mixed_prompts()
     params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, ignore_eos=True, logprobs=2)
@@ -47,6 +50,7 @@ def test_tokens_and_logprobs_equal_those_of_transformers(model_type, tmp_path):
         max_model_len=80,
         max_num_seqs=8,
         max_num_batched_tokens=24,
+        model_impl="transformers",
     ) as llm:
         outputs = llm.generate(prompts, params, use_tqdm=False)
         _, again = (llm.generate(prompts[1], params, use_tqdm=False)[0] for _ in range(2))
@@ -123,7 +127,7 @@ def test_what_the_paged_attention_cannot_express_is_refused_before_weights_are_r
 def test_frequencies_that_follow_from_the_longest_sequence_are_refused():
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     with pytest.raises(UnsupportedModelError, match=r"'rope_parameters'.*dynamic"):
-        find_family(fallback_config("arcee", "ArceeForCausalLM", rope_parameters=rope))
+        find_family(fallback_config("jais2", "Jais2ForCausalLM", rope_parameters=rope))
 
 
 def test_an_architecture_that_nothing_runs_names_the_nearest():
@@ -133,13 +137,14 @@ def test_an_architecture_that_nothing_runs_names_the_nearest():
 
 
 def test_model_impl_millrace_takes_our_families_only(tmp_path):
-    folder = fallback_checkpoint(tmp_path, "arcee")
-    with pytest.raises(UnsupportedModelError, match=r"ArceeForCausalLM.*model_impl='millrace'"):
+    folder = fallback_checkpoint(tmp_path, "jais2")
+    with pytest.raises(UnsupportedModelError, match=r"Jais2ForCausalLM.*model_impl='millrace'"):
         LLM(str(folder), skip_tokenizer_init=True, model_impl="millrace")
 
 
 def test_missing_unknown_and_misshapen_tensors_are_refused_by_name(tmp_path):
     folder = fallback_checkpoint(tmp_path, "minimax_m2")
+    settings: dict[str, Any] = {"dtype": "float32", "skip_tokenizer_init": True, "model_impl": "transformers"}
     file = folder / "model.safetensors"
     whole = load_file(file)
     expert = "model.layers.1.block_sparse_moe.experts.3.w2.weight"
@@ -150,11 +155,11 @@ def test_missing_unknown_and_misshapen_tensors_are_refused_by_name(tmp_path):
     ):
         save_file(changed, file)
         with pytest.raises(CheckpointError, match=message):
-            LLM(str(folder), dtype="float32", skip_tokenizer_init=True)
+            LLM(str(folder), **settings)
 
 
 def test_linear_layers_are_quantised_as_our_own_are(tmp_path):
-    folder = fallback_checkpoint(tmp_path, "arcee")
+    folder = fallback_checkpoint(tmp_path, "jais2")
     with LLM(str(folder), dtype="float32", skip_tokenizer_init=True, quantization="int8") as llm:
         params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
         (output,) = llm.generate([mixed_prompts()[5]], params, use_tqdm=False)
@@ -168,7 +173,7 @@ def test_linear_layers_are_quantised_as_our_own_are(tmp_path):
 
 def test_prompts_embed_and_classify(tmp_path):
     prompt = mixed_prompts()[5]
-    config = fallback_config("arcee", "ArceeForSequenceClassification", num_labels=3)
+    config = fallback_config("hunyuan_v1_dense", "HunYuanDenseV1ForSequenceClassification", num_labels=3)
     model = save_drawn(AutoModelForSequenceClassification.from_config(config), tmp_path).eval()
     inputs = torch.tensor([prompt])
     with torch.inference_mode():
@@ -185,7 +190,8 @@ def test_prompts_embed_and_classify(tmp_path):
 def test_two_ranks_divide_a_module_by_its_own_plan(tmp_path):
     folder, prompts = fallback_checkpoint(tmp_path, "exaone4"), mixed_prompts()[:6]
     params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
-    settings = {"dtype": "float32", "skip_tokenizer_init": True, "max_num_batched_tokens": 24, "device": "cpu"}
+    settings: dict[str, Any] = {"dtype": "float32", "skip_tokenizer_init": True, "max_num_batched_tokens": 24}
+    settings |= {"model_impl": "transformers", "device": "cpu"}
     with LLM(str(folder), tensor_parallel_size=2, **settings) as llm:
         outputs = llm.generate(prompts, params, use_tqdm=False)
     assert [one.outputs[0].token_ids for one in outputs] == [one.token_ids for one in greedy(folder, prompts, 4)]
@@ -201,7 +207,9 @@ def test_two_ranks_divide_a_module_by_its_own_plan(tmp_path):
     ],
 )
 def test_what_the_plan_of_a_module_does_not_divide_is_refused(model_type, place, message):
-    config = fallback_config(model_type, FALLBACKS[model_type][0], **FALLBACKS[model_type][1])
+    architecture, fields = {**FALLBACKS, **WITH_FAMILY}[model_type]
+    config = fallback_config(model_type, architecture, **fields)
+    ModelCode("transformers").attach(config)
     with pytest.raises(ConfigError, match=message):
         build_model(config, torch.float32, "meta", parallel=ParallelContext.of_rank(*place))
 
