@@ -24,10 +24,12 @@ from oracles import greedy, score_prompt
 
 MAX_TOKENS = 9
 OWN_LENGTHS = (1, 3, 9, 16, 25, 42, 30, 12, 5, 7, 31, 20, 2, 28, 33, 8)
-NUM_BLOCKS = dict.fromkeys(
-    ("afmoe", "cohere2_moe", "exaone4", "exaone_moe", "granite_swa", "mimo_v2_flash", "gemma3n_text", "gemma4_text"), 40
-)
-"""Blocks of models with two groups of layers."""
+NUM_BLOCKS = {
+    **dict.fromkeys(("afmoe", "cohere2_moe", "exaone4", "exaone_moe", "granite_swa", "mimo_v2_flash"), 40),
+    **dict.fromkeys(("gemma3n_text", "gemma4_text"), 40),
+    "phimoe": 22,
+}
+"""Blocks of models whose layers, all or some of them, see windows."""
 
 
 def mixed_prompts() -> list[list[int]]:
