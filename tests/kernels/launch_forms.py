@@ -30,7 +30,6 @@ OPS = (
     *("gather_batch", "rope_and_store", "store_kv", "paged_attention", "sample", "sample_shard", "top_logprobs"),
     *("rope_and_store_latent", "latent_attention"),
     *("short_conv", "state_scan", "gated_delta"),
-    *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8", "experts"),
 )
 Launch = tuple[Any, dict[str, Any]]

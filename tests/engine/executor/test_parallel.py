@@ -60,10 +60,9 @@ def assert_same(ours: list[RequestOutput], theirs: list[RequestOutput]) -> None:
 
 
 # Every rank is a process that imports torch, so a case costs half a minute of a core. The quick cases place ranks in
-# every way, for a family without windows, one with a window, one with both kinds of layers and one with states.
-QUICK = [("llama", 2, 2), ("mistral", 1, 2), ("gemma2", 2, 1), ("bamba", 2, 2)]
-# every way, for a family without windows, one with a window and one with both kinds of layers.
-QUICK = [("llama", 2, 2), ("mistral", 1, 2), ("gemma2", 2, 1), ("deepseek-v3", 2, 2)]
+# every way: for a family without windows, one with a window, one with both kinds of layers, one with latents and
+# experts, and one with states.
+QUICK = [("llama", 2, 2), ("mistral", 1, 2), ("gemma2", 2, 1), ("deepseek-v3", 2, 2), ("bamba", 2, 2)]
 SLOW = [
     ("llama", 2, 1),
     ("llama", 1, 2),
