@@ -21,7 +21,9 @@ and for prompts longer than a window (`tests/engine/models/test_models.py`, `tes
 To compare this installation with transformers on your own folder: `millrace check MODEL`.
 
 The same names with the endings `ForSequenceClassification` (classifiers) and `Model` (embeddings) belong to each
-family. "layers" is what the default config of transformers asks for. [To add a family](recipes/model.md).
+family. Causal models of transformers that are not listed run as its own module around our paged attention
+([decision 0038](decisions/0038-fallback.md)). "layers" is what the default config of transformers asks for.
+[To add a family](recipes/model.md).
 
 """
 
