@@ -1,4 +1,4 @@
-"""The catalog lists every family that the registry knows, docs/models.md is up to date, and all of it is tested."""
+"""The catalog lists every family that the registry knows, and docs/models.md is up to date."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import FAMILIES
 from millrace.engine import model_catalog
 from millrace.engine.models import supported_architectures
 
@@ -18,12 +17,6 @@ def test_every_architecture_is_in_the_catalog_once() -> None:
     names = [name for entry in model_catalog() for name in entry.architectures]
     assert sorted(names) == supported_architectures()
     assert len(set(names)) == len(names)
-
-
-def test_every_family_is_in_the_table_of_tests() -> None:
-    tested = {architecture for _, architecture, _ in FAMILIES.values()}
-    untested = [entry.architectures for entry in model_catalog() if not tested & set(entry.architectures)]
-    assert not untested
 
 
 def test_the_page_of_models_is_up_to_date() -> None:
