@@ -124,7 +124,7 @@ def rope_max_positions(config: Any) -> int:
     if parameters["rope_type"] not in ("linear", "yarn"):
         return max_positions
     trained = parameters.get("original_max_position_embeddings") or max_positions
-    scaled = trained * parameters.get("factor", 1.0)
+    scaled = trained * (parameters.get("factor") or 1.0)  # Without it, yarn scales up to `max_position_embeddings`.
     if not is_positive_number(scaled, MAX_INT):
         raise UnsupportedModelError(
             f"config field 'rope_parameters' is {quote(parameters)}: its positions are more than {MAX_INT}"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..errors import UnsupportedModelError
 from ..layers.router import RouterSpec
 
-__all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "LatentSpec", "QueryGrowth", "RopeSpec"]
-__all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "RopeSpec", "StateSpec"]
+__all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "LatentSpec", "QueryGrowth", "RopeSpec", "StateSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +272,10 @@ class DecoderSpec:
         assert not self.layer_ropes or (self.rope is None and len(self.layer_ropes) == self.num_layers)
         ropes = self.layer_ropes or (self.rope,)
         fused = self.qk_norm and self.qk_norm_form == "head"
-        assert not fused or None not in ropes, "norms of heads come with rotary positions"
+        if fused and None in ropes:
+            raise UnsupportedModelError(
+                "config field 'rope_parameters' is null for a layer; heads with norms need rotary positions"
+            )
         edits = (self.qk_norm, self.qkv_limit, self.attention.query_growth)
         assert sum(map(bool, edits)) <= 1, "no model does two of these"
         assert self.residual_scale == 1 or self.norm_placement == "before", "only these blocks scale their sublayers"

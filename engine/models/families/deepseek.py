@@ -14,7 +14,7 @@ from ...layers import RouterSpec
 from ...weights.checkpoint import WeightMap
 from ..expert_fields import corrected_router, expert_counts, group_counts, layers_after
 from ..family import Family
-from ..hf_config import flag, one_of, positive_float, positive_int
+from ..hf_config import flag, is_positive_number, one_of, positive_float, positive_int
 from ..spec import AttentionSpec, DecoderSpec, LatentSpec
 from .glm_moe import WEIGHTS as EXPERT_WEIGHTS
 from .glm_moe import corrected_experts, shared_experts
@@ -138,9 +138,12 @@ def youtu_spec(config: Any) -> DecoderSpec:
 def _scale(rope: dict[str, Any], head_dim: int) -> float:
     """Returns the factor on scores: with `mscale_all_dim`, a longer context makes them sharper (Peng et al., 2023)."""
     all_dim = rope.get("mscale_all_dim")
-    if rope["rope_type"] == "default" or not all_dim or rope["factor"] <= 1:
+    if rope["rope_type"] == "default" or not all_dim:
         return float(head_dim**-0.5)
-    return float(head_dim**-0.5 * (0.1 * all_dim * math.log(rope["factor"]) + 1) ** 2)
+    factor = rope.get("factor")
+    if not is_positive_number(factor):
+        raise _unsupported("factor", quote(factor), "a positive number if rope_parameters have mscale_all_dim")
+    return float(head_dim**-0.5 * (0.1 * all_dim * math.log(max(factor, 1.0)) + 1) ** 2)
 
 
 def _check_value(config: Any, field: str, implemented: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ...errors import UnsupportedModelError
+from ...errors import UnsupportedModelError, quote
 from ...layers import RouterSpec
 from ...weights.tensor_layout import TensorLayout
 from ..expert_fields import expert_counts, expert_gate
@@ -41,10 +41,10 @@ def ernie4_5_moe_spec(config: Any) -> DecoderSpec:
 
 def _experts(config: Any) -> ExpertsSpec:
     every, num_shared = positive_int(config, "moe_layer_interval"), config.moe_num_shared_experts
-    layers = range(config.moe_layer_start_index, config.moe_layer_end_index + 1)
+    first, last = (_layer_index(config, f"moe_layer_{end}_index") for end in ("start", "end"))
     size = positive_int(config, "moe_intermediate_size")
     return ExpertsSpec(
-        layers=frozenset(i for i in range(config.num_hidden_layers) if i in layers and (i + 1) % every == 0),
+        layers=frozenset(i for i in range(config.num_hidden_layers) if first <= i <= last and (i + 1) % every == 0),
         router=RouterSpec(
             **expert_counts(config, "moe_num_experts"),
             correction=True,
@@ -54,6 +54,13 @@ def _experts(config: Any) -> ExpertsSpec:
         gate=expert_gate(config),
         shared_size=size * positive_int(config, "moe_num_shared_experts") if num_shared else 0,
     )
+
+
+def _layer_index(config: Any, field: str) -> int:
+    index = getattr(config, field, None)
+    if type(index) is not int:
+        raise UnsupportedModelError(f"config field {field!r} is {quote(index)}; it must be the index of a layer")
+    return index
 
 
 FAMILIES = (Family(("Ernie4_5_MoeForCausalLM",), ernie4_5_moe_spec, WEIGHTS),)

@@ -307,6 +307,7 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("deepseek-v3", "scoring_func", "softmax"),
         ("deepseek-v3", "quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}),
         ("glm4-moe-lite", "mlp_layer_types", ["sparse", "hash"]),
+        ("deepseek-v3", "rope_parameters", {**FAMILIES["deepseek-v3"][2]["rope_parameters"], "factor": None}),
         ("youtu", "kv_lora_rank", None),
         ("youtu", "num_key_value_heads", 2),
         ("youtu", "v_head_dim", 17),
@@ -335,6 +336,8 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("glm4-moe", "routed_scaling_factor", None),
         ("granite-moe-shared", "shared_intermediate_size", -1),
         ("ernie4_5-moe", "use_bias", True),
+        ("ernie4_5-moe", "moe_layer_start_index", None),
+        ("mellum", "rope_parameters", {**FAMILIES["mellum"][2]["rope_parameters"], "full_attention": None}),
     ],
 )
 def test_a_config_value_that_is_not_implemented_is_named(family: str, field: str, value: Any) -> None:
@@ -379,6 +382,7 @@ def test_a_value_of_mpts_inner_config_that_is_not_implemented_is_named(field: st
         {"rope_type": "default", "rope_theta": 10**400},
         {"rope_type": "default", "rope_theta": True},
         {"rope_type": "linear", "rope_theta": 1e4, "factor": float("inf")},
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": None},
         {"rope_type": "yarn", "rope_theta": 1e4, "factor": "2"},
     ],
 )
@@ -481,6 +485,7 @@ def test_a_function_changes_the_config_and_may_name_the_architecture(tmp_path: P
     [
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
         ({"rope_type": "yarn", "factor": 4.0}, 1024),
+        ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 64}, 256),
         ({"rope_type": "linear", "factor": 2.0}, 512),
         ({"rope_type": "dynamic", "factor": 2.0}, 256),
         ({"rope_type": "default"}, 256),
