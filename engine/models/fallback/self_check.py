@@ -49,15 +49,21 @@ def check_paging(model: Decoder, module: Any, dtype: torch.dtype, device: torch.
         paged: Name of our attention function.
 
     Raises:
-        UnsupportedModelError: The hidden states differ.
+        UnsupportedModelError: The hidden states differ, or a forward pass fails.
     """
     length = min(max(LENGTHS), model.spec.max_position_embeddings)
     prompts = [
         (torch.arange(1, min(count, length) + 1, device=device) * 7919) % model.spec.vocab_size for count in LENGTHS
     ]
-    with _own_attention(module, paged):
-        own = [_run_alone(module.base_model, prompt) for prompt in prompts]
-    ours = _run_paged(model, prompts, dtype, device)
+    try:
+        with _own_attention(module, paged):
+            own = [_run_alone(module.base_model, prompt) for prompt in prompts]
+        ours = _run_paged(model, prompts, dtype, device)
+    except Exception as error:  # A forward pass raises anything.
+        raise UnsupportedModelError(
+            f"{type(module).__name__} of transformers cannot run here: its forward pass fails on two short prompts "
+            f"({error!r:.200}); check that the fields of config.json fit each other"
+        ) from error
     expected, found = torch.cat(own).float(), torch.cat(ours).float()
     difference = float((found - expected).norm() / expected.norm().clamp(min=1e-12))
     most = TOLERANCE.get(dtype, WIDE_TOLERANCE)

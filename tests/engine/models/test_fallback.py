@@ -103,6 +103,13 @@ def test_a_module_that_reads_other_tokens_by_itself_is_refused_when_it_is_loaded
         LLM(str(folder), dtype="float32", skip_tokenizer_init=True, trust_remote_code=True)
 
 
+def test_a_module_whose_own_forward_pass_fails_is_refused_when_it_is_loaded(tmp_path):
+    folder = fallback_checkpoint(tmp_path, "minicpm3")
+    overrides = {"num_key_value_heads": 2}  # The layers of this module have one key and value for each query head.
+    with pytest.raises(UnsupportedModelError, match=r"MiniCPM3ForCausalLM.*fails on two short prompts"):
+        LLM(str(folder), skip_tokenizer_init=True, model_impl="transformers", hf_overrides=overrides)
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "bert": ("BertLMHeadModel", {}, "attends to 3 of 3 tokens"),
     "codegen": ("CodeGenForCausalLM", {"n_embd": 48, "rotary_dim": 8}, "0 of its 2 layers go through the attention"),
