@@ -330,6 +330,27 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "shared_expert_intermediate_size": 48,
         },
     ),
+    "nemotron-h": (
+        "nemotron_h",
+        "NemotronHForCausalLM",
+        {
+            **_SWIGLU,
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention"],
+            "head_dim": 24,
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 12,
+            "n_groups": 2,
+            "ssm_state_size": 13,
+            "chunk_size": 5,
+            # transformers would limit the step sizes of prompts by it, and not those of single tokens.
+            "time_step_min": 1e-30,
+            "n_routed_experts": 6,
+            "n_group": 2,
+            "moe_intermediate_size": 20,
+            "moe_shared_expert_intermediate_size": 28,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
     "opt": ("opt", "OPTForCausalLM", {**_OPT}),
     "bloom": (
         "bloom",
@@ -586,7 +607,7 @@ def _draw(model: torch.nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2 and ("embed" in name or "lm_head" in name):
             parameter.normal_(0.0, 0.3)
-        elif name.endswith(("mlp.gate.weight", "router.weight")):
+        elif name.endswith(("mlp.gate.weight", "mixer.gate.weight", "router.weight")):
             # The scores lie so far apart that no rounding chooses another expert.
             parameter.normal_(0.0, 4.0 * parameter.shape[1] ** -0.5)
         elif parameter.dim() >= 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .attention import Attention, Heads
-from .block import ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
+from .block import MixerBlock, MLPBlock, ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
 from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
 from .experts import EXPERT_GATES, ExpertMLP, Experts, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
@@ -57,7 +57,9 @@ __all__ = [
     "LearnedPositions",
     "Linear",
     "LinearBase",
+    "MLPBlock",
     "Mamba2",
+    "MixerBlock",
     "NoNorm",
     "NoPositions",
     "Norm",

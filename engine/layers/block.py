@@ -18,7 +18,7 @@ from .norm import Norm
 from .scale import Scale
 from .states import StateMixer
 
-__all__ = ["ParallelBlock", "PostNormBlock", "PreNormBlock", "SandwichBlock", "TokenMixer"]
+__all__ = ["MLPBlock", "MixerBlock", "ParallelBlock", "PostNormBlock", "PreNormBlock", "SandwichBlock", "TokenMixer"]
 
 TokenMixer: TypeAlias = Attention | LatentAttention | StateMixer
 """The sublayer of a decoder layer in which tokens see others: attention, or a recurrence. Both read two tensors of the
@@ -178,3 +178,45 @@ class ParallelBlock(nn.Module):
         to_attention, residual = self.attention_norm(hidden, residual)
         to_mlp = to_attention if self.mlp_norm is None else self.mlp_norm(residual)[0]
         return self.attention(to_attention, batch, k_cache, v_cache) + self.mlp(to_mlp), residual
+
+
+class MixerBlock(nn.Module):
+    """A decoder layer of a single sublayer, in which tokens see others, and the norm before it.
+
+    Args:
+        attention: Attention, or a recurrence.
+        norm: Norm before it.
+    """
+
+    def __init__(self, attention: TokenMixer, norm: Norm) -> None:
+        super().__init__()
+        self.norm = norm
+        self.attention = attention
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `PreNormBlock.forward`."""
+        hidden, residual = self.norm(hidden, residual)
+        return self.attention(hidden, batch, k_cache, v_cache), residual
+
+
+class MLPBlock(nn.Module):
+    """A decoder layer of a single sublayer, a feed-forward network or experts, and the norm before it.
+
+    Args:
+        mlp: The feed-forward sublayer.
+        norm: Norm before it.
+    """
+
+    def __init__(self, mlp: FeedForward, norm: Norm) -> None:
+        super().__init__()
+        self.norm = norm
+        self.mlp = mlp
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `PreNormBlock.forward`, but no cache is read."""
+        hidden, residual = self.norm(hidden, residual)
+        return self.mlp(hidden), residual

@@ -7,7 +7,7 @@ the kind of model.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ from ..layers import (
     LayerNormPerHead,
     LearnedPositions,
     LinearBase,
+    MixerBlock,
+    MLPBlock,
     NoNorm,
     NoPositions,
     Norm,
@@ -68,6 +70,9 @@ from .spec import DecoderSpec, ExpertsSpec, QueryGrowth, RopeSpec
 from .state_components import make_state_mixer
 
 __all__ = ["Components"]
+
+Block: TypeAlias = PreNormBlock | PostNormBlock | SandwichBlock | ParallelBlock | MixerBlock | MLPBlock
+"""Any decoder layer."""
 
 
 class Components:
@@ -217,13 +222,15 @@ class Components:
         spec = self._spec
         return self.linears.make_linear("score", spec.embedding_size, spec.num_labels, bias=False)
 
-    def block(self, layer_idx: int, *, is_first: bool) -> PreNormBlock | PostNormBlock | SandwichBlock | ParallelBlock:
+    def block(self, layer_idx: int, *, is_first: bool) -> Block:
         """Makes the decoder layer of this index: attention, feed-forward network and the norms around them.
 
         Args:
             layer_idx: Index of the layer in the model.
             is_first: Whether it is the first layer of a pp stage, whose input is complete on every rank.
         """
+        if self._spec.mlp_layers is not None:
+            return self._single_block(layer_idx, is_first=is_first)
         attention, mlp = self._mixer(layer_idx), self._mlp(layer_idx)
         to_attention, to_mlp = attention.input_format, mlp.input_format
         if self._spec.norm_placement == "after":
@@ -247,6 +254,14 @@ class Components:
         attention_norm = self._norm(sums=not is_first, output=to_attention)
         mlp_norm, residual_scale = self._norm(sums=True, output=to_mlp), _scale(self._spec.residual_scale)
         return PreNormBlock(attention, mlp, attention_norm, mlp_norm, residual_scale=residual_scale)
+
+    def _single_block(self, layer_idx: int, *, is_first: bool) -> MixerBlock | MLPBlock:
+        """Makes a decoder layer of one sublayer; of the result of the layer before, every rank has one addend."""
+        if self._spec.has_mixer(layer_idx):
+            attention = self._mixer(layer_idx)
+            return MixerBlock(attention, self._norm(sums=not is_first, output=attention.input_format))
+        mlp = self._mlp(layer_idx)
+        return MLPBlock(mlp, self._norm(sums=not is_first, output=mlp.input_format))
 
     def _mixer(self, layer_idx: int) -> TokenMixer:
         """Makes the sublayer in which tokens see others: attention, or a recurrence."""

@@ -62,9 +62,10 @@ def cache_pairs(spec: DecoderSpec, layers: Collection[int]) -> dict[int, int]:
     Args:
         spec: The model.
         layers: Numbers of the layers of the pp stage. In each group, the j-th of these layers uses pair j. The pairs of
-            states, one for each layer that keeps any, follow those of keys and values.
+            states, one for each layer that keeps any, follow those of keys and values. A layer that keeps nothing is
+            handed the first pair, which it does not read.
     """
-    pairs: dict[int, int] = {}
+    pairs = {layer: 0 for layer in layers if not spec.has_mixer(layer)}
     for group in cache_groups(spec):
         pairs.update((layer, pair) for pair, layer in enumerate(i for i in group.layers if i in layers))
     first = _num_pairs(spec, layers)
@@ -103,16 +104,25 @@ def _state_layers(spec: DecoderSpec, layers: Collection[int]) -> list[int]:
 
 
 def _layer_cost(spec: DecoderSpec, layer: int) -> int:
+    mixer = _mixer_cost(spec, layer) if spec.has_mixer(layer) else 0
+    return mixer + (_mlp_cost(spec, layer) if spec.has_mlp(layer) else 0)
+
+
+def _mixer_cost(spec: DecoderSpec, layer: int) -> int:
     mixer = spec.hidden_size * (2 * spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     if spec.latent is not None:
         mixer = spec.latent.num_weights(spec.hidden_size, spec.num_heads)
     if spec.state is not None and layer in spec.state.layers:
         widths = 3 * spec.state.num_heads * spec.state.head_dim + 2 * spec.state.num_groups * spec.state.state_size
         mixer = spec.hidden_size * widths
+    return mixer
+
+
+def _mlp_cost(spec: DecoderSpec, layer: int) -> int:
     inner = spec.intermediate_size
     if spec.experts is not None and layer in spec.experts.layers:
         inner = spec.experts.router.num_experts * spec.experts.intermediate_size + spec.experts.shared_size
-    return mixer + spec.hidden_size * (3 if spec.gated_mlp else 2) * inner
+    return spec.hidden_size * (3 if spec.gated_mlp else 2) * inner
 
 
 def check_parallel(spec: DecoderSpec, tp_size: int, pp_size: int, *, expert_parallel: bool = False) -> None:
@@ -149,7 +159,7 @@ def check_parallel(spec: DecoderSpec, tp_size: int, pp_size: int, *, expert_para
 def _divided_sizes(spec: DecoderSpec, *, expert_parallel: bool) -> dict[str, int]:
     """Returns the sizes that the ranks of a pp stage divide evenly, by the usual names of their config fields."""
     sizes, experts = {"num_attention_heads": spec.num_heads}, spec.experts
-    if experts is None or len(experts.layers) < spec.num_layers:
+    if spec.dense_layers:
         sizes["intermediate_size"] = spec.intermediate_size
     if spec.state is not None:
         sizes["the number of heads with states"] = spec.state.num_heads

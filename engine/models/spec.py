@@ -215,6 +215,8 @@ class DecoderSpec:
         residual_scale: Factor on the result of each sublayer before it is added to the residual stream.
         logit_scale: Factor on the logits of tokens.
         state: The layers that keep states; None for a model in which all layers have attention.
+        mlp_layers: Numbers of the layers that are a feed-forward network alone, in a model each of whose layers is a
+            single sublayer; None for a model whose layers have two sublayers.
         logit_softcap: Smooth limit on the logits of tokens; 0 for no limit.
         num_labels: Number of classes of a classifier; 0 for other models.
         position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
@@ -257,6 +259,7 @@ class DecoderSpec:
     activation: str
     experts: ExpertsSpec | None = None
     state: StateSpec | None = None
+    mlp_layers: frozenset[int] | None = None
     rope: RopeSpec | None = None
     layer_ropes: tuple[RopeSpec | None, ...] = ()
     residual_scale: float = 1.0
@@ -281,6 +284,8 @@ class DecoderSpec:
         assert self.residual_scale == 1 or self.norm_placement == "before", "only these blocks scale their sublayers"
         assert not self.parallel or (self.norm_placement == "before" and self.residual_scale == 1)
         assert self.parallel or not self.shared_norm
+        is_plain = self.norm_placement == "before" and self.residual_scale == 1 and not self.parallel
+        assert self.mlp_layers is None or is_plain, "a single sublayer has a norm before it and nothing else"
         assert not (self.head_bias and self.tie_word_embeddings), "the layer of a tied head has no bias"
         assert self.logit_scale == 1 or not self.logit_softcap, "no model has both"
 
@@ -297,4 +302,18 @@ class DecoderSpec:
     def attention_layers(self) -> list[int]:
         """Numbers of the layers that keep keys and values."""
         others = frozenset[int]() if self.state is None else self.state.layers
-        return [layer for layer in range(self.num_layers) if layer not in others]
+        return [layer for layer in range(self.num_layers) if layer not in others and self.has_mixer(layer)]
+
+    @property
+    def dense_layers(self) -> list[int]:
+        """Numbers of the layers that have one feed-forward network for all tokens."""
+        others = frozenset[int]() if self.experts is None else self.experts.layers
+        return [layer for layer in range(self.num_layers) if layer not in others and self.has_mlp(layer)]
+
+    def has_mixer(self, layer_idx: int) -> bool:
+        """Returns whether tokens see others in a layer: by attention, or by a recurrence."""
+        return self.mlp_layers is None or layer_idx not in self.mlp_layers
+
+    def has_mlp(self, layer_idx: int) -> bool:
+        """Returns whether a layer has a feed-forward network, or experts."""
+        return self.mlp_layers is None or layer_idx in self.mlp_layers

@@ -14,7 +14,7 @@ from millrace.engine.errors import ConfigError, UnsupportedModelError
 from millrace.engine.kv_cache import StateShape
 from millrace.engine.llm import LLM
 from millrace.engine.models import describe_model
-from millrace.engine.models.pp_stages import cache_groups, cache_pairs, check_parallel, state_shape
+from millrace.engine.models.pp_stages import cache_groups, cache_pairs, cache_shape, check_parallel, state_shape
 from millrace.engine.parallel.context import SINGLE, ParallelContext
 from millrace.engine.sampling_params import SamplingParams
 
@@ -60,6 +60,14 @@ def test_attention_layers_alone_have_blocks() -> None:
     assert cache_pairs(spec, range(3)) == {0: 1, 1: 0, 2: 2}
     # The last pp stage has no attention; its blocks are those of one pair, which no layer reads.
     assert cache_pairs(spec, range(2, 3)) == {2: 1}
+
+
+def test_a_layer_that_keeps_nothing_takes_no_memory() -> None:
+    spec = describe_model(tiny_config("nemotron-h"))
+    assert spec.attention_layers == [2]
+    assert cache_pairs(spec, range(5)) == {0: 1, 1: 0, 2: 0, 3: 0, 4: 2}
+    assert cache_pairs(spec, range(1, 2)) == {1: 0}
+    assert [cache_shape(spec, SINGLE).num_pairs, state_shape(spec, SINGLE).num_layers] == [1, 2]
 
 
 def test_ranks_share_the_heads_of_a_state_and_the_layers() -> None:

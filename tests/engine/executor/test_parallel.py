@@ -78,6 +78,7 @@ SLOW = [
     ("bamba", 1, 2),
     ("qwen3-next", 2, 1),
     ("qwen3-next", 1, 2),
+    ("nemotron-h", 2, 2),
     ("opt", 2, 1),
     ("opt", 1, 2),
     ("opt", 2, 2),
