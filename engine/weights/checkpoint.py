@@ -57,6 +57,9 @@ _DUMMY_SCALE = 0.02
 MAX_NAME_CHARS = 80
 """Most characters of a name of a tensor or a file that are shown."""
 
+PREDICTOR_MARKS = ("mtp", "eh_proj")
+"""Parts of names that layers which predict further tokens have, and no other layer behind the last one has."""
+
 Sources: TypeAlias = Mapping[str, list[tuple[str, StoredTensor]]]
 """Our name of a weight -> names and tensors of the checkpoint for it, which are two or more if weights are tied."""
 
@@ -118,22 +121,37 @@ class WeightMap:
         module, _, leaf = self._split(name)
         return self.layouts.get(f"{module}.{leaf}") or self.layouts.get(module)
 
-    def theirs(self, name: str) -> str:
+    def theirs(self, name: str, forms: Collection[str] = ()) -> str:
         """Returns the name that a weight of our model has in checkpoints, without the prefix; reverses `ours`.
 
         Args:
             name: Our name, e.g. `layers.0.attention.qkv.query.weight`.
+            forms: The names of a checkpoint's tensors, as `form` returns them, which say how it spells a name that
+                families have in several spellings.
         """
         module, indices, leaf = _split_name(name)
-        of_ours: dict[str, str] = {}
-        for their, our in self.tensors.items():
-            of_ours |= dict.fromkeys(self.layouts[their].names(our) if their in self.layouts else [our], their)
-        of_ours |= {f"{our}.{leaf}": f"{their}.{leaf}" for their, our in reversed([*self.modules.items()])}
-        for their, layout in self.layouts.items():
-            if their in self.modules:
-                of_ours |= dict.fromkeys(layout.names(f"{self.modules[their]}.{leaf}"), f"{their}.{leaf}")
         whole = f"{module}.{leaf}"
-        return _fill_in(of_ours.get(whole, whole), indices)
+        spellings = [their for their, our in self.tensors.items() if whole in self._parts_of(their, our)]
+        for their, our in self.modules.items():
+            if whole in self._parts_of(their, f"{our}.{leaf}"):
+                spellings.append(f"{their}.{leaf}")
+        # Of stacked experts one may be missing, so the name of one says more.
+        spellings = [spelling for spelling in spellings if not self._is_stacked(spelling)] or spellings
+        used = [spelling for spelling in spellings if spelling in forms]
+        return _fill_in((used or spellings[::-1] or [whole])[0], indices)
+
+    def form(self, name: str) -> str:
+        """Returns the name of a checkpoint's tensor without the prefix, with `*` in the place of its indices."""
+        module, _, leaf = self._split(name)
+        return f"{module}.{leaf}"
+
+    def _is_stacked(self, form: str) -> bool:
+        layout = self.layouts.get(form) or self.layouts.get(form.rpartition(".")[0])
+        return layout is not None and layout.stacked
+
+    def _parts_of(self, their: str, our: str) -> list[str]:
+        """Returns our names of a tensor or a module's tensor: one, or those of its parts."""
+        return self.layouts[their].names(our) if their in self.layouts else [our]
 
     def _split(self, name: str) -> tuple[str, list[str], str]:
         """Returns the module of a checkpoint's tensor without the prefix, its indices, and the leaf of its name."""
@@ -182,10 +200,12 @@ def match_weights(
             has a wrong shape or number type.
     """
     sources: dict[str, list[tuple[str, StoredTensor]]] = {}
-    unexpected, stored, num_ignored = [], [], 0
+    unexpected, stored, beside, forms = [], [], [], set()
     for name, tensor in iter_tensors(folder):
         stored.append(tensor)
-        num_ignored += weights.is_beside(name)
+        forms.add(weights.form(name))
+        if weights.is_beside(name):
+            beside.append(name)
         try:
             found = match_tensor(slots, weights, name, tensor)
         except KeyError:
@@ -197,10 +217,13 @@ def match_weights(
             elif ours not in elsewhere:
                 unexpected.append(name if part is tensor else f"{name} ({ours})")
     warn_of_mxfp4(stored)
-    if num_ignored:
-        logger.info("%d tensors of layers that predict further tokens are not loaded", num_ignored)
+    if not any(mark in name for name in beside for mark in PREDICTOR_MARKS):
+        unexpected += beside
+    elif beside:
+        logger.info("%d tensors of layers that predict further tokens are not loaded", len(beside))
     filled = {slots[ours].key for ours in sources}
-    missing = [weights.theirs(name) for name, slot in slots.items() if not slot.optional and slot.key not in filled]
+    needed = [name for name, slot in slots.items() if not slot.optional]
+    missing = [weights.theirs(name, forms) for name in needed if slots[name].key not in filled]
     if missing or unexpected:
         raise CheckpointError(
             f"the weights in {folder} do not match its config.json: missing {_listed(missing)}; unexpected "

@@ -8,7 +8,7 @@ so that it yields views of the parameter, one for each tensor of the checkpoint:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +58,7 @@ class ModuleWeights(WeightMap):
                 return [spelling]
         return [] if any(pattern.search(renamed) for pattern in self.ignored_patterns) else [renamed]
 
-    def theirs(self, name: str) -> str:
+    def theirs(self, name: str, forms: Collection[str] = ()) -> str:
         """As `WeightMap.theirs`: the name in the module."""
         return name
 

@@ -18,11 +18,11 @@ __all__ = ["FAMILIES", "WEIGHTS", "mixtral_spec"]
 WEIGHTS = replace(
     QWEN_WEIGHTS,
     modules={
+        **QWEN_WEIGHTS.modules,
         "layers.*.block_sparse_moe.gate": "layers.*.mlp.router.linear",
         "layers.*.block_sparse_moe.experts.*.w1": "layers.*.mlp.experts.*.gate",
         "layers.*.block_sparse_moe.experts.*.w3": "layers.*.mlp.experts.*.up",
         "layers.*.block_sparse_moe.experts.*.w2": "layers.*.mlp.experts.*.down",
-        **QWEN_WEIGHTS.modules,
     },
 )
 

@@ -194,6 +194,28 @@ def test_layers_that_predict_further_tokens_are_not_loaded(
         load(folder)
 
 
+def test_a_layer_too_many_is_no_layer_that_predicts_further_tokens(tmp_path: Path) -> None:
+    extra = {"model.layers.2.input_layernorm.weight": torch.ones(64)}
+    folder = edit(tiny_checkpoint(tmp_path, "deepseek-v3"), lambda tensors: tensors.update(extra))
+    with pytest.raises(CheckpointError, match=r"unexpected model\.layers\.2\.input_layernorm\.weight"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("falcon", "transformer.h.1.ln_attn.weight"),
+        ("vaultgemma", "model.layers.1.pre_feedforward_layernorm.weight"),
+        ("deepseek-v2", "model.layers.1.mlp.shared_experts.up_proj.weight"),
+        ("mixtral", "model.layers.1.block_sparse_moe.experts.3.w2.weight"),
+    ],
+)
+def test_a_missing_tensor_is_named_as_its_checkpoint_names_such_tensors(tmp_path: Path, family: str, name: str) -> None:
+    folder = edit(tiny_checkpoint(tmp_path, family), lambda tensors: tensors.pop(name))
+    with pytest.raises(CheckpointError, match=f"missing {name.partition('.')[2]}; unexpected none"):
+        load(folder)
+
+
 def test_an_item_of_a_tensor_behind_a_url_reads_no_other_item() -> None:
     reads = []
 
