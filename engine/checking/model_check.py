@@ -7,19 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
-from ..device import Device
-from ..errors import UnsupportedModelError
+from ..config import EngineConfig
+from ..errors import ConfigError, RequestError, UnsupportedModelError, quote
+from ..gguf.files import find_gguf
 from ..llm import LLM
-from ..loading.model_source import locate_model, resolve_model
+from ..loading.model_source import resolve_model
 from ..models import load_hf_config
 from ..outputs import RequestOutput
 from ..sampling_params import SamplingParams
 from ..storage import Location
 from .outputs import OutputCheck, compare_outputs
 from .record import CheckRecord
+from .reference import load_reference, local_file_or_folder, reference_hub
 from .tensors import TensorFacts, changed_tensors, damaged_tensors, scan_tensors, unusual_tensors
 
 __all__ = ["PROMPTS", "ModelCheck", "check_model"]
@@ -104,8 +105,8 @@ def check_model(
 ) -> ModelCheck:
     """Compares this installation with transformers on a model: greedy tokens and log-probabilities, in float32.
 
-    The prompts run twice, so that the second time finds them in the prefix cache. The digests of the tensors are kept
-    in the user's cache folder, and the next check says which tensors have changed.
+    The prompts run twice, so that the second time finds them in the prefix cache. The digests of the tensors of a good
+    model are kept in the user's cache folder, and the next check says which tensors have changed.
 
     Args:
         model: The model, as `LLM` takes it.
@@ -122,29 +123,30 @@ def check_model(
         What was found.
 
     Raises:
-        UserError: The model cannot be loaded, or it does not generate.
+        UserError: The model cannot be loaded, here or by transformers, or it does not generate.
     """
-    place = locate_model(model)
+    config = EngineConfig.from_kwargs(model=model, **{"dtype": "float32", "generation_config": "vllm", **settings})
+    place = local_file_or_folder(model, config.hub)
     facts = _scan(place, shows_progress)
-    earlier, since = _earlier(place, reference)
-    changed = [] if earlier is None else changed_tensors(facts, earlier)
-    if reference is None and (accept or not changed):
-        CheckRecord.of_today({name: of.digest for name, of in facts.items()}).save(place.url)
-        changed = []
-    architecture, outputs = _generate(model, prompts, max_tokens, shows_progress, settings)
+    earlier, since = _earlier(place, config, reference)
+    architecture, outputs = _generate(config, prompts, max_tokens, shows_progress)
+    accepts = accept and reference is None
     ran = [(prompt, output) for prompt, output in outputs if output.error is None]
-    return ModelCheck(
+    found = ModelCheck(
         model=model,
         architecture=architecture,
         num_tensors=len(facts),
         tolerance=tolerance,
-        outputs=tuple(_compare(reference or model, ran, tolerance, shows_progress, settings)),
-        skipped=tuple(f"{prompt[:40]!r}: {output.error}" for prompt, output in outputs if output.error is not None),
+        outputs=tuple(_compare(config, reference, ran, tolerance, shows_progress)),
+        skipped=tuple(dict.fromkeys(_reason(prompt, output.error) for prompt, output in outputs if output.error)),
         damaged=tuple(damaged_tensors(facts)),
-        changed=tuple(changed),
+        changed=() if accepts or earlier is None else tuple(changed_tensors(facts, earlier)),
         changed_since=since,
         unusual=tuple(unusual_tensors(facts)),
     )
+    if accepts or (reference is None and found.is_good):
+        CheckRecord.of_today({name: of.digest for name, of in facts.items()}).save(place.url)
+    return found
 
 
 def _scan(place: Location, shows_progress: bool) -> dict[str, TensorFacts]:
@@ -156,23 +158,33 @@ def _bar(shows_progress: bool) -> Callable[..., Any]:
     return functools.partial(tqdm, delay=2, leave=False, disable=not shows_progress)
 
 
-def _earlier(place: Location, reference: str | None) -> tuple[dict[str, str] | None, str | None]:
+def _reason(prompt: str, error: RequestError) -> str:
+    return f"{prompt[:40]!r}: {error.message}"
+
+
+def _earlier(place: Location, config: EngineConfig, reference: str | None) -> tuple[dict[str, str] | None, str | None]:
     """Returns the digests with which the tensors are compared, and what they are; None and None without any."""
-    if reference is not None:
-        return {name: of.digest for name, of in scan_tensors(locate_model(reference))}, reference
-    record = CheckRecord.load(place.url)
-    return (None, None) if record is None else (dict(record.digests), record.date)
+    if reference is None:
+        record = CheckRecord.load(place.url)
+        return (None, None) if record is None else (dict(record.digests), record.date)
+    other = local_file_or_folder(reference, reference_hub(config, reference))
+    if bool(find_gguf(place)) != bool(find_gguf(other)):
+        raise ConfigError(
+            f"the tensors of {quote(config.model)} and of {quote(reference)} have other names, because only one of the "
+            "two is a GGUF file; give a reference of the same kind"
+        )
+    return {name: of.digest for name, of in scan_tensors(other)}, reference
 
 
 def _generate(
-    model: str, prompts: Sequence[str], max_tokens: int, shows_progress: bool, settings: dict[str, Any]
+    config: EngineConfig, prompts: Sequence[str], max_tokens: int, shows_progress: bool
 ) -> tuple[str, list[tuple[str, RequestOutput]]]:
     """Returns the architecture, and each prompt with our output, twice."""
     params = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, logprobs=NUM_LOGPROBS)
-    with LLM(model, **{"dtype": "float32", "generation_config": "vllm", **settings}) as llm:
-        hf_config = load_hf_config(resolve_model(model), settings.get("hf_overrides"))
+    with LLM(**asdict(config)) as llm:
+        hf_config = load_hf_config(resolve_model(config.model, config.hub), config.hf_overrides, **config.model_code)
         if not llm.llm_engine.task.decodes:
-            raise UnsupportedModelError(f"{model} makes vectors; the check compares models that generate text")
+            raise UnsupportedModelError(f"{config.model} makes vectors; the check compares models that generate text")
         outputs: list[tuple[str, RequestOutput]] = []
         for _ in range(2):
             ran = llm.generate(list(prompts), params, _bar(shows_progress), on_error="return")
@@ -181,24 +193,15 @@ def _generate(
 
 
 def _compare(
-    model: str,
+    config: EngineConfig,
+    reference: str | None,
     outputs: Sequence[tuple[str, RequestOutput]],
     tolerance: float,
     shows_progress: bool,
-    settings: dict[str, Any],
 ) -> list[OutputCheck]:
     """Compares our outputs with transformers, which loads the model now that ours is closed."""
     if not outputs:
         return []
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    folder = resolve_model(model)
-    trust = {"trust_remote_code": bool(settings.get("trust_remote_code", False))}
-    tokenizer = AutoTokenizer.from_pretrained(folder, **trust)
-    load = AutoModelForCausalLM.from_pretrained
-    # Falcon's eager attention in transformers adds ALiBi twice, to the mask and to the scores.
-    attention = "sdpa" if getattr(AutoConfig.from_pretrained(folder, **trust), "alibi", False) else "eager"
-    reference = load(folder, dtype=torch.float32, attn_implementation=attention, **trust).eval()
-    reference.to(Device.choose(settings.get("device", "auto")).torch_device)
+    theirs, tokenizer = load_reference(config, reference)
     shown = _bar(shows_progress)(outputs, desc="transformers", unit="prompt")
-    return [compare_outputs(reference, tokenizer, prompt, output, tolerance=tolerance) for prompt, output in shown]
+    return [compare_outputs(theirs, tokenizer, prompt, output, tolerance=tolerance) for prompt, output in shown]

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
-from ...engine.errors import ConfigError
-from .running import EndpointUrl, JobKind, TakeOver, Verbose, run_shown
+from .running import EndpointUrl, EngineSettings, JobKind, TakeOver, Verbose, engine_setting, run_shown
 
 if TYPE_CHECKING:
     from ..openai_batch.job import PreparedBatch
@@ -28,9 +26,7 @@ def batch(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate for a line without a limit.")] = None,
     replicas: Annotated[int, typer.Option(help="Copies of the model.")] = 1,
-    engine: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of the engine; may be repeated.")
-    ] = None,
+    engine: EngineSettings = None,
     tool_call_parser: Annotated[
         str | None, typer.Option(help="Format of the tool calls, such as hermes; calls stay in the text if not given.")
     ] = None,
@@ -65,18 +61,8 @@ def _prepare(fields: dict[str, Any], engine: list[str], overwrite: bool, take_ov
     from ..openai_batch.job import prepare_batch
 
     return prepare_batch(
-        BatchConfig(**fields, engine=dict(map(_setting, engine))), overwrite=overwrite, take_over=take_over
+        BatchConfig(**fields, engine=dict(map(engine_setting, engine))), overwrite=overwrite, take_over=take_over
     )
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--engine takes KEY=VALUE, such as max_model_len=4096; got {text!r}")
-    try:
-        return key, yaml.safe_load(value)
-    except (yaml.YAMLError, ValueError):  # A date that does not exist is a ValueError.
-        return key, value
 
 
 def _kind() -> JobKind:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from ...engine.errors import ConfigError
 from ..plain_text import without_controls
+from .running import EngineSettings, engine_setting
 
 if TYPE_CHECKING:
     from ...engine import ModelCheck
@@ -24,7 +25,9 @@ MAX_SHOWN = 5
 
 
 def check(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model folder, URL or bundled:NAME.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Model folder, GGUF file, name on a hub, or bundled:NAME.")
+    ],
     *,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Prompts: a line of text each, or JSON lines with 'prompt'.")
@@ -38,13 +41,19 @@ def check(
     accept: Annotated[
         bool, typer.Option("--accept", help="Take tensors that changed since the last check as right.")
     ] = False,
+    engine: EngineSettings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show tracebacks.")] = False,
 ) -> None:
     """Compare this installation with transformers on a model: greedy tokens, log-probabilities, tensors."""
-    from ...engine import check_model
+    from ...engine import EngineConfig, check_model
 
-    given: dict[str, Any] = {} if prompts is None else {"prompts": read_prompts(prompts)}
+    given = dict(map(engine_setting, engine or []))
+    if "model" in given:
+        raise ConfigError("the model is the argument MODEL; leave it out of --engine")
+    EngineConfig.check_kwargs(model=model, **given)
+    if prompts is not None:
+        given["prompts"] = read_prompts(prompts)
     found = check_model(model, max_tokens=max_tokens, tolerance=tolerance, reference=reference, accept=accept, **given)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
@@ -60,9 +69,10 @@ def read_prompts(path: Path) -> list[str]:
         ConfigError: The file cannot be read, or it has no prompts.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        prompts = [json.loads(line)["prompt"] for line in lines] if path.suffix == ".jsonl" else lines
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        # A text may hold other ends of lines, such as U+2028, which are none in JSON lines.
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        prompts = [json.loads(line)["prompt"] for line in lines] if path.suffix.lower() == ".jsonl" else lines
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             f"--prompts {str(path)!r} cannot be read ({error!r:.100}); pass a text file with a prompt a line, or a "
             ".jsonl file whose lines have the field 'prompt'"
@@ -97,7 +107,7 @@ def _show(found: ModelCheck) -> None:
 
 def _since(found: ModelCheck) -> str:
     if found.changed_since is None:
-        return "this is the first check, the next one says what has changed"
+        return "no earlier check that was good, to say what has changed since"
     return f"{len(found.changed) or 'none'} changed since {escape(without_controls(found.changed_since))}"
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TextIO
 
 import typer
+import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from ...engine.errors import MillraceError, UserError
+from ...engine.errors import ConfigError, MillraceError, UserError
 from ..plain_text import without_controls
 from .stopping import Stopping, ignore_signals, stop_on_signals
 
@@ -27,6 +28,9 @@ EXIT_ROWS_FAILED = 3
 OutputFolder = Annotated[str, typer.Argument(metavar="DIR", help="Output folder of the job.", show_default=False)]
 Replicas = Annotated[int | None, typer.Option(help="Copies of the model.")]
 BatchSize = Annotated[int | None, typer.Option(help="Rows per block.")]
+EngineSettings = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of the engine; may be repeated.")
+]
 EndpointUrl = Annotated[str | None, typer.Option(help="Address of the S3 server, if it is not Amazon's.")]
 TakeOver = Annotated[bool, typer.Option("--take-over", help="Take the output over from another run that writes to it.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")]
@@ -100,6 +104,17 @@ def run(prepared: Any, kind: JobKind, stopping: Stopping, *, verbose: bool, star
     with ray_session(verbose=verbose), ProgressView(console) as view:
         stopping.heed_signals()
         return kind.run(prepared, on_progress=view.show, started_s=started_s)
+
+
+def engine_setting(text: str) -> tuple[str, Any]:
+    """Returns the name and the value of one `EngineSettings`; the value is YAML, or else a text."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--engine takes KEY=VALUE, such as max_model_len=4096; got {text!r}")
+    try:
+        return key, yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError):  # A date that does not exist is a ValueError.
+        return key, value
 
 
 def explained(command: Callable[..., None]) -> Callable[..., None]:

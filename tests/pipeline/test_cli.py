@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import millrace
-from millrace import EngineDeadError
+from millrace import ConfigError, EngineDeadError
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
+from millrace.pipeline.commands.check import read_prompts
 from millrace.pipeline.commands.stopping import Stopping, stop_on_signals
 from millrace.pipeline.errors import find_cause
 from millrace.pipeline.files.storage import Storage
@@ -93,12 +94,22 @@ def test_check_compares_a_model_with_transformers(folder: Path, monkeypatch: pyt
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     (folder / "prompts.txt").write_text("The mill\n\nRows stream in\n")
     asked = ["check", "bundled:invoices", "--prompts", "prompts.txt", "--max-tokens", "2"]
+    asked += ["--engine", "model_impl=transformers"]
     done = command(*asked, folder=folder)
     assert (done.returncode, done.stderr.count("Traceback")) == (0, 0), done.stderr
     assert "same tokens for 4 of 4 outputs" in done.stdout
     strict = command(*asked, "--tolerance", "0", "--json", folder=folder)
     assert strict.returncode == 1
     assert json.loads(strict.stdout)["max_logprob_error"] > 0
+
+
+def test_prompts_of_a_file_are_read_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.JSONL"
+    file.write_text('\ufeff{"prompt": "a\u2028b"}\r\n\n{"prompt": "c"}', encoding="utf-8")
+    assert read_prompts(file) == ["a\u2028b", "c"]
+    file.write_text("[" * 200_000)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_prompts(file)
 
 
 def test_the_version_is_shown_without_ray_or_torch(tmp_path: Path) -> None:
@@ -183,6 +194,7 @@ WAITING = """
 import sys, time
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
+from millrace.pipeline.commands.check import read_prompts
 
 def wait(prepared, *args, **kwargs):
     prepared.folder.write_state(prepared.state)
@@ -213,6 +225,7 @@ import signal, sys, time
 from types import SimpleNamespace
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
+from millrace.pipeline.commands.check import read_prompts
 from millrace.pipeline.job.display import ProgressView
 from millrace.pipeline.job.progress import Progress
 from millrace.pipeline.ledger.claim import Claim

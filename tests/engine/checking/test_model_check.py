@@ -6,15 +6,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from checkpoints import tiny_checkpoint
+from checkpoints import VOCAB_SIZE, tiny_checkpoint, tiny_tokenizer
+from fallback import own_code_checkpoint
 from millrace.engine import check_model
 from millrace.engine.checking.tensors import TensorFacts, unusual_tensors
-from millrace.engine.errors import CheckpointError, UnsupportedModelError
+from millrace.engine.errors import CheckpointError, ConfigError, UnsupportedModelError
 
 PROMPTS = ["The mill wheel", "Rows stream in, engines stay full, and results stream out.", "a"]
 NAME = "model.layers.1.mlp.down_proj.weight"
@@ -88,6 +90,14 @@ def test_a_damaged_tensor_is_named(folder: Path, edit: Callable[[dict[str, Tenso
     assert any(said in sentence for sentence in found.damaged)
 
 
+def test_a_damaged_folder_is_nothing_to_compare_with_later(folder: Path, tiny_model) -> None:
+    change(folder, lambda tensors: tensors[NAME].fill_(0.5))
+    assert not check(folder).is_good
+    shutil.copy(tiny_model("qwen2") / "model.safetensors", folder)
+    found = check(folder)
+    assert found.is_good and found.changed_since is None
+
+
 def test_a_missing_tensor_is_refused_by_name(folder: Path) -> None:
     change(folder, lambda tensors: tensors.pop(NAME))
     with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.down_proj\.weight"):
@@ -106,8 +116,42 @@ def test_a_fault_of_this_engine_is_found(folder: Path, monkeypatch: pytest.Monke
 
 def test_a_prompt_that_does_not_fit_is_said_and_the_others_are_checked(folder: Path) -> None:
     found = check_model(str(folder), prompts=["a", "long " * 300], max_tokens=2, shows_progress=False, device="cpu")
-    assert len(found.outputs) == 2 and len(found.skipped) == 2
+    assert len(found.outputs) == 2 and len(found.skipped) == 1
     assert "longer" in found.skipped[0] or "max_model_len" in found.skipped[0]
+
+
+def test_the_settings_of_the_engine_are_those_of_transformers_too(folder: Path) -> None:
+    plain = check(folder)
+    changed = check(folder, hf_overrides={"rope_theta": 50.0}, model_impl="transformers")
+    assert plain.is_good and changed.is_good
+
+
+def test_code_of_the_folder_runs_on_both_sides_where_it_is_trusted(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = own_code_checkpoint(tmp_path / "model", vocab_size=VOCAB_SIZE)
+    tiny_tokenizer().save_pretrained(folder)
+    with pytest.raises(UnsupportedModelError, match="trust_remote_code=True"):
+        check(folder)
+    assert check(folder, trust_remote_code=True).is_good
+
+
+def test_a_gguf_file_is_compared_with_what_transformers_reads_from_it(tiny_model, tmp_path: Path, monkeypatch) -> None:
+    pytest.importorskip("gguf")
+    from gguf_files import MIXED, write_gguf
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = write_gguf(tiny_model("llama"), tmp_path / "model.gguf", "llama", MIXED)
+    found = check(file)
+    assert found.is_good and found.outputs[0].same_prompt_tokens
+
+    def double(tensors: dict[str, np.ndarray]) -> None:
+        tensors["blk.1.ffn_down.weight"] *= 2
+
+    other = write_gguf(tiny_model("llama"), tmp_path / "other.gguf", "llama", MIXED, edit=double)
+    found = check(file, reference=str(other))
+    assert found.changed == ("blk.1.ffn_down.weight has other numbers",) and found.max_logprob_error > 0.01
+    with pytest.raises(ConfigError, match="only one of the two is a GGUF file"):
+        check(file, reference=str(tiny_model("llama")))
 
 
 def test_a_model_that_makes_vectors_is_refused(folder: Path) -> None:

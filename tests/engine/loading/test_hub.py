@@ -16,7 +16,8 @@ import pytest
 
 from checkpoints import tiny_checkpoint
 from hub import Hub, start_hub
-from millrace.engine.errors import ConfigError, StorageError
+from millrace.engine.checking.model_check import check_model
+from millrace.engine.errors import CheckpointError, ConfigError, StorageError
 from millrace.engine.llm import LLM
 from millrace.engine.loading import hub as module
 from millrace.engine.loading.hub import HubSettings
@@ -95,6 +96,21 @@ def test_a_revision_is_a_version_of_its_own(folder: Path, hub: Hub, tmp_path: Pa
     assert "other" in (resolve_model("org/tiny", HubSettings("v2")) / "config.json").read_text()
     with pytest.raises(ConfigError, match=r"model 'org/tiny' is no local folder, .* has no revision 'v3'"):
         resolve_model("org/tiny", HubSettings("v3"))
+
+
+def test_the_check_reads_the_revision_that_it_is_given(
+    folder: Path, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "checks"))
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    (other / "config.json").write_text('{"other": 1}')
+    hub.repositories["org/tiny"] = {"main": other, "v2": folder}
+    options = {"prompts": ["The mill"], "max_tokens": 2, "shows_progress": False, "device": "cpu"}
+    found = check_model("org/tiny", revision="v2", download_dir=str(tmp_path / "downloads"), **options)
+    assert found.is_good
+    assert not (tmp_path / "cache").exists(), "everything is in the download_dir"
+    with pytest.raises(CheckpointError, match="model_type"):
+        check_model("org/tiny", **options)
 
 
 def test_a_local_folder_wins_over_a_name(folder: Path, hub: Hub, tmp_path: Path, caplog: Any) -> None:
