@@ -120,6 +120,7 @@ def _fetch(repository: str, settings: HubSettings, patterns: Sequence[str]) -> P
 def _explained(what: str, name: str, settings: HubSettings, error: Exception) -> MillraceError:
     """Returns the error that says what to do about an error of a hub's library, which is known by its name."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
+    reason = " ".join(str(error).split())
     begin = f"{what} {quote(name)} is no local folder, and"
     if "GatedRepoError" in kinds:
         return ConfigError(
@@ -140,7 +141,7 @@ def _explained(what: str, name: str, settings: HubSettings, error: Exception) ->
         )
     if isinstance(error, OSError) or "ConnectError" in kinds:
         return StorageError(
-            f"{begin} the hub cannot be reached ({error!s:.200}); check the path and the network, or download the "
+            f"{begin} the hub cannot be reached ({reason[:200]}); check the path and the network, or download the "
             "model elsewhere and pass the path of its folder"
         )
-    return ConfigError(f"{begin} the hub refuses it: {error!s:.300}")
+    return ConfigError(f"{begin} the hub refuses it: {reason[:300]}")

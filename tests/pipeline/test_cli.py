@@ -54,7 +54,7 @@ FLAGS = ["run", "--model", "model", "--input", "in.parquet", "--output", "out", 
         (["run", "nowhere.yaml"], "job file 'nowhere.yaml' cannot be read"),
         (["run", "typo.yaml"], "typo.yaml:4: JobConfig has no field 'promt'; did you mean 'prompt'?"),
         (["run"], "pass a job file, or --model"),
-        ([*FLAGS, "--model", "facebook/opt-125m"], "is not a local folder"),
+        ([*FLAGS, "--model", "facebook/opt-125m"], "is no local folder, and"),
         ([*FLAGS, "--input", "nowhere.parquet"], "nowhere.parquet' does not exist"),
         ([*FLAGS, "--prompt", "{lin}"], "no column 'lin'; did you mean 'line'?"),
         ([*FLAGS, "--output", "full"], "pass another folder"),
@@ -65,7 +65,10 @@ FLAGS = ["run", "--model", "model", "--input", "in.parquet", "--output", "out", 
         ([*FLAGS, "--temperature", "9"], "temperature must be a number from 0 to 2"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(folder: Path, args: list[str], said: str) -> None:
+def test_a_mistake_is_one_line_and_status_2(
+    folder: Path, args: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # A hub that cannot be reached is no mistake of the user.
     done = command(*args, folder=folder)
     assert done.returncode == running.EXIT_USER_ERROR
     assert said in done.stderr
