@@ -77,6 +77,8 @@ IGNORED: dict[str, tuple[Any, str]] = {
     "tokenizer_mode": ("auto", "the fast tokenizer is used when there is one"),
     "distributed_executor_backend": (None, "an engine starts its ranks itself; on Ray the pool starts them"),
     "async_scheduling": (None, "the overlap of host and device follows the device"),
+    "use_tqdm_on_load": (True, "weights load without a bar"),
+    "ignore_patterns": (None, "copies of weights that are not read are not downloaded"),
     "hf_token": (None, "credentials are read from the environment: HF_TOKEN"),
     "limit_mm_per_prompt": (None, "this release takes text only"),
     "served_model_name": (None, "the engine has no server"),
@@ -111,6 +113,12 @@ ONLY: dict[str, tuple[Any, ...]] = {
     "spec_model": (None,),
     "spec_method": (None,),
     "kv_offloading_size": (None,),
+    "hf_config_path": (None,),
+    "config_format": ("auto", "hf"),
+    "code_revision": (None,),
+    "model_loader_extra_config": (None, {}),
+    "enable_eplb": (False,),
+    "disable_sliding_window": (False,),
 }
 """Settings of vLLM with values that this release does not support -> the values that it supports."""
 

@@ -108,3 +108,12 @@ def test_auto_dtype_keeps_what_the_cpu_can_compute():
     assert CPU.resolve_dtype("auto", None) == torch.float32
     assert CPU.resolve_dtype("auto", torch.bfloat16) in (torch.bfloat16, torch.float32)
     assert CPU.resolve_dtype("float16", torch.float32) == torch.float16
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"config_format": "mistral"}, {"hf_config_path": "x"}, {"code_revision": "main"}, {"enable_eplb": True}],
+)
+def test_a_setting_of_vllm_for_models_that_cannot_be_honoured_is_refused_by_name(setting: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(setting))}=.* is not supported in this release"):
+        EngineConfig.from_kwargs(model="m", **setting)
