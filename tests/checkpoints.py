@@ -317,6 +317,18 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "qwen3.5": ("qwen3_5_text", "Qwen3_5ForCausalLM", {**_SWIGLU, **_DELTA, "attention_bias": True}),
+    "qwen3.5-moe": (
+        "qwen3_5_moe_text",
+        "Qwen3_5MoeForCausalLM",
+        {
+            **_SWIGLU,
+            **_DELTA,
+            "num_experts": 5,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 20,
+            "shared_expert_intermediate_size": 28,
+        },
+    ),
     "qwen3-next": (
         "qwen3_next",
         "Qwen3NextForCausalLM",

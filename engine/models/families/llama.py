@@ -37,18 +37,21 @@ WEIGHTS = WeightMap(
 )
 
 
-def rotary_fields(config: Any, *, tied: bool = False, **rope: bool) -> dict[str, Any]:
+def rotary_fields(
+    config: Any, *, tied: bool = False, size_field: str = "intermediate_size", **rope: bool
+) -> dict[str, Any]:
     """Returns the `DecoderSpec` fields that are read alike for all models with rotary positions.
 
     Args:
         config: A transformers config.
         tied: Whether the head is tied to the embedding in a config that does not say it.
+        size_field: Name of the field with the width inside a feed-forward network.
         **rope: What `rope_fields` takes: how models of the architecture rotate.
     """
     return {
         "vocab_size": positive_int(config, "vocab_size"),
         "hidden_size": positive_int(config, "hidden_size"),
-        "intermediate_size": positive_int(config, "intermediate_size"),
+        "intermediate_size": positive_int(config, size_field),
         "num_layers": positive_int(config, "num_hidden_layers"),
         **head_counts(config),
         "max_position_embeddings": rope_max_positions(config),
@@ -58,16 +61,19 @@ def rotary_fields(config: Any, *, tied: bool = False, **rope: bool) -> dict[str,
     }
 
 
-def gated_fields(config: Any, *, activation_field: str = "hidden_act", **rope: bool) -> dict[str, Any]:
+def gated_fields(
+    config: Any, *, activation_field: str = "hidden_act", size_field: str = "intermediate_size", **rope: bool
+) -> dict[str, Any]:
     """Returns the `DecoderSpec` fields that are read alike for all models with RMSNorm, RoPE and a gated network.
 
     Args:
         config: A transformers config.
         activation_field: Name of the field with the activation of the feed-forward network.
+        size_field: As in `rotary_fields`.
         **rope: As in `rotary_fields`.
     """
     return {
-        **rotary_fields(config, **rope),
+        **rotary_fields(config, size_field=size_field, **rope),
         "rms_norm": True,
         "norm_eps": positive_float(config, "rms_norm_eps", most=1.0),
         "gated_mlp": True,

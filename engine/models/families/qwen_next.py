@@ -9,17 +9,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...layers import RouterSpec
 from ...weights.checkpoint import WeightMap
 from ...weights.tensor_layout import TensorLayout
+from ..expert_fields import expert_counts, expert_gate
 from ..family import Family
-from ..hf_config import flag
-from ..spec import AttentionSpec, DecoderSpec
+from ..hf_config import flag, positive_int
+from ..spec import AttentionSpec, DecoderSpec, ExpertsSpec
 from ..state_fields import delta_state, state_layers
 from .llama import gated_fields
 from .qwen_moe import WEIGHTS as MOE_WEIGHTS
 from .qwen_moe import shared_experts
 
-__all__ = ["FAMILIES", "qwen3_5_spec", "qwen_next_spec"]
+__all__ = ["FAMILIES", "qwen3_5_moe_spec", "qwen3_5_spec", "qwen_next_spec"]
 
 _MODULES = {
     **MOE_WEIGHTS.modules,
@@ -30,20 +32,12 @@ _MODULES = {
     "layers.*.linear_attn.out_proj": "layers.*.attention.out_proj",
 }
 
-_FURTHER_TOKENS = (
-    "mtp.fc",
-    "mtp.pre_fc_norm_embedding",
-    "mtp.pre_fc_norm_hidden",
-    *(f"mtp.{module}" for module in _MODULES if module.startswith(("layers.", "norm"))),
-)
-"""Modules that predict further tokens, which no output needs."""
 
-
-def qwen3_5_spec(config: Any) -> DecoderSpec:
+def qwen3_5_spec(config: Any, size_field: str = "intermediate_size") -> DecoderSpec:
     """Returns the spec of a `Qwen3_5TextConfig`: norms scale by `1 + weight`, and a part of each head is rotated."""
     attention_bias = flag(config, "attention_bias", False)
     return DecoderSpec(
-        **gated_fields(config, partial=True),
+        **gated_fields(config, size_field=size_field, partial=True),
         windows=(0,) * config.num_hidden_layers,
         attention=AttentionSpec(output_gate=True),
         state=delta_state(config, state_layers(config, "layer_types")),
@@ -52,6 +46,20 @@ def qwen3_5_spec(config: Any) -> DecoderSpec:
         qkv_bias=attention_bias,
         attention_out_bias=attention_bias,
     )
+
+
+def qwen3_5_moe_spec(config: Any) -> DecoderSpec:
+    """Returns the spec of a `Qwen3_5MoeTextConfig`: in every layer experts beside a gated network of all tokens."""
+    spec = qwen3_5_spec(config, size_field="moe_intermediate_size")
+    experts = ExpertsSpec(
+        layers=frozenset(range(spec.num_layers)),
+        router=RouterSpec(**expert_counts(config, "num_experts")),
+        intermediate_size=spec.intermediate_size,
+        gate=expert_gate(config),
+        shared_size=positive_int(config, "shared_expert_intermediate_size"),
+        shared_gate=True,
+    )
+    return replace(spec, experts=experts)
 
 
 def qwen_next_spec(config: Any) -> DecoderSpec:
@@ -71,7 +79,7 @@ def _weights(spec: DecoderSpec, modules: Mapping[str, str], layouts: Mapping[str
             "layers.*.linear_attn.conv1d": TensorLayout(("query", "key", "value")),
             **layouts,
         },
-        ignored=(*MOE_WEIGHTS.ignored, *_FURTHER_TOKENS),
+        ignored_starts=("mtp.",),  # Layers that predict further tokens.
     )
 
 
@@ -101,5 +109,6 @@ def qwen_next_weights(spec: DecoderSpec) -> WeightMap:
 
 FAMILIES = (
     Family(("Qwen3_5ForCausalLM",), qwen3_5_spec, qwen3_5_weights),
+    Family(("Qwen3_5MoeForCausalLM",), qwen3_5_moe_spec, qwen3_5_weights),
     Family(("Qwen3NextForCausalLM",), qwen_next_spec, qwen_next_weights),
 )
