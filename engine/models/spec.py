@@ -188,9 +188,8 @@ class DecoderSpec:
         rms_norm: Whether norms are root-mean-square norms; otherwise they are layer norms.
         norm_eps: Number that norms add to the mean square or the variance.
         norm_affine: Whether layer norms scale and shift.
-        norm_unit_offset: Whether norms, also those of heads, scale by `1 + weight`.
         norm_bias: Whether layer norms that scale also shift.
-        norm_unit_offset: Whether root-mean-square norms, also those of heads, scale by `1 + weight`.
+        norm_unit_offset: Whether norms, also those of heads, scale by `1 + weight`.
         norm_placement: `"before"` norms the input of each sublayer, `"after"` the sum of its input and its output,
             `"output"` its output, `"both"` its input and its output.
         parallel: Whether both sublayers read the residual stream before the layer; else the second one has the result

@@ -7,6 +7,7 @@ names in checkpoints to these names. An unknown tensor and a weight slot without
 
 from __future__ import annotations
 
+import itertools
 import logging
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -29,7 +30,7 @@ from .model_slots import weight_slots
 from .mxfp4 import join_mxfp4, warn_of_mxfp4
 from .remote import iter_remote_tensors
 from .scale_names import scale_names
-from .tensor_layout import TensorLayout
+from .tensor_layout import TensorLayout, misshapen
 from .tensor_view import StoredTensor, TensorItem
 
 __all__ = [
@@ -200,6 +201,7 @@ def match_weights(
             has a wrong shape or number type.
     """
     sources: dict[str, list[tuple[str, StoredTensor]]] = {}
+    known = slots.keys() | set(elsewhere)
     unexpected, stored, beside, forms = [], [], [], set()
     for name, tensor in iter_tensors(folder):
         stored.append(tensor)
@@ -207,7 +209,7 @@ def match_weights(
         if weights.is_beside(name):
             beside.append(name)
         try:
-            found = match_tensor(slots, weights, name, tensor)
+            found = match_tensor(slots, weights, name, tensor, known)
         except KeyError:
             unexpected.append(name)
             continue
@@ -236,7 +238,11 @@ def match_weights(
 
 
 def match_tensor(
-    slots: Mapping[str, WeightSlot], weights: WeightMap, name: str, tensor: StoredTensor
+    slots: Mapping[str, WeightSlot],
+    weights: WeightMap,
+    name: str,
+    tensor: StoredTensor,
+    known: Collection[str] = (),
 ) -> list[tuple[str, StoredTensor]]:
     """Returns our name of every part of a checkpoint's tensor, and the part itself.
 
@@ -245,6 +251,8 @@ def match_tensor(
         weights: The names of the model's weights in the checkpoint.
         name: The checkpoint's name.
         tensor: The checkpoint's tensor.
+        known: Our names of the weights of all ranks, by which the number of stacked items is checked; empty to check
+            the shape of each item alone.
 
     Raises:
         KeyError: The family has no tensor of this name.
@@ -255,11 +263,32 @@ def match_tensor(
         return [(ours, tensor) for ours in names]
     if not layout.stacked:
         return _cut(slots, layout, name, names, tensor)
+    _check_stack(slots, layout, name, names, tensor, known)
     found = []
-    for expert in range(tensor.shape[0] if tensor.shape else 0):
-        own = [ours.replace("*", str(expert)) for ours in names]
-        found += _cut(slots, layout, f"expert {expert} of {name}", own, TensorItem(tensor, expert))
+    for index in range(tensor.shape[0] if tensor.shape else 0):
+        own = [ours.replace("*", str(index)) for ours in names]
+        found += _cut(slots, layout, f"item {index} of {name}", own, TensorItem(tensor, index))
     return found
+
+
+def _check_stack(
+    slots: Mapping[str, WeightSlot],
+    layout: TensorLayout,
+    name: str,
+    names: list[str],
+    tensor: StoredTensor,
+    known: Collection[str],
+) -> None:
+    """Raises if a stacked tensor, such as all experts of a layer, has another shape than all items that are known."""
+    if not names or any("*" not in ours for ours in names):
+        return  # The items of an ignored tensor have no names, and some stacked tensors have one item under one name.
+    numbered = ([ours.replace("*", str(index)) for ours in names] for index in itertools.count())
+    items = list(itertools.takewhile(lambda own: all(ours in known for ours in own), numbered))
+    here = next((own for own in items if all(ours in slots for ours in own)), None)
+    if here is not None:
+        asked = [len(items), *layout.stored_shape([slots[ours].whole_shape for ours in here])]
+        if list(tensor.shape) != asked:
+            raise misshapen(name, tensor.shape, asked)
 
 
 def _cut(
@@ -326,11 +355,7 @@ def _fill(slot: WeightSlot, sources: list[tuple[str, StoredTensor]]) -> None:
 def _check_fits(slot: WeightSlot, name: str, tensor: StoredTensor) -> None:
     """Raises `CheckpointError` if a tensor has not the shape of the weight slot, or a type that it does not take."""
     if not slot.fits(tensor.shape):
-        asked = list(slot.whole_shape)
-        raise CheckpointError(
-            f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}; check that "
-            "config.json and the weights belong together"
-        )
+        raise misshapen(name, tensor.shape, slot.whole_shape)
     if not slot.accepts(tensor.dtype):
         taken = " or ".join(map(str, slot.dtypes)) or "floating-point numbers"
         raise CheckpointError(f"{name} is of {tensor.dtype}, and its layer takes {taken}; use the unquantised model")

@@ -10,7 +10,7 @@ import torch
 from ..errors import CheckpointError
 from .tensor_view import StoredTensor, TensorView
 
-__all__ = ["TensorLayout"]
+__all__ = ["TensorLayout", "misshapen"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +56,34 @@ class TensorLayout:
         Raises:
             CheckpointError: The tensor has another shape than that of all parts together.
         """
-        swaps = self.transposed and len(shapes[0]) >= self.dim + 2
-        asked = self._stored_shape(shapes, swaps)
+        asked = self.stored_shape(shapes)
         if list(tensor.shape) != asked:
-            raise CheckpointError(
-                f"{name} has shape {list(tensor.shape)} in the checkpoint, and config.json asks for {asked}; check "
-                "that config.json and the weights belong together"
-            )
+            raise misshapen(name, tensor.shape, asked)
+        swaps = self._swaps(shapes)
         dim = self.dim + swaps
         groups = torch.arange(asked[dim]).view(self.num_groups, -1)
         lengths = [shape[self.dim] // self.num_groups for shape in shapes]
         return [TensorView(tensor, dim, rows.flatten(), swaps) for rows in groups.split(lengths, dim=1)]
 
-    def _stored_shape(self, shapes: Sequence[torch.Size], swaps: bool) -> list[int]:
+    def stored_shape(self, shapes: Sequence[torch.Size]) -> list[int]:
+        """Returns the shape of the tensor that holds all parts, or of one item of a stacked tensor.
+
+        Args:
+            shapes: Whole shape of each part, as in our model.
+        """
         sizes = [*shapes[0]]
         sizes[self.dim] = sum(shape[self.dim] for shape in shapes)
-        if swaps:
+        if self._swaps(shapes):
             sizes[self.dim], sizes[self.dim + 1] = sizes[self.dim + 1], sizes[self.dim]
         return sizes
+
+    def _swaps(self, shapes: Sequence[torch.Size]) -> bool:
+        return self.transposed and len(shapes[0]) >= self.dim + 2
+
+
+def misshapen(name: str, found: Sequence[int], asked: Sequence[int]) -> CheckpointError:
+    """Returns the error about a tensor that has another shape than the model."""
+    return CheckpointError(
+        f"{name} has shape {list(found)} in the checkpoint, and config.json asks for {list(asked)}; check that "
+        "config.json and the weights belong together"
+    )

@@ -137,10 +137,10 @@ def youtu_spec(config: Any) -> DecoderSpec:
 
 def _scale(rope: dict[str, Any], head_dim: int) -> float:
     """Returns the factor on scores: with `mscale_all_dim`, a longer context makes them sharper (Peng et al., 2023)."""
-    all_dim = rope.get("mscale_all_dim")
+    all_dim: Any = rope.get("mscale_all_dim")
     if rope["rope_type"] == "default" or not all_dim:
         return float(head_dim**-0.5)
-    factor = rope.get("factor")
+    factor: Any = rope.get("factor")
     if not is_positive_number(factor):
         raise _unsupported("factor", quote(factor), "a positive number if rope_parameters have mscale_all_dim")
     return float(head_dim**-0.5 * (0.1 * all_dim * math.log(max(factor, 1.0)) + 1) ** 2)

@@ -204,7 +204,7 @@ COMMAND = ["batch", "in.jsonl", "out.jsonl", "--model"]
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        ([*COMMAND, "facebook/opt-125m"], "is not a local folder"),
+        ([*COMMAND, "facebook/opt-125m"], "is no local folder"),
         (["batch", "nowhere.jsonl", "out.jsonl", "--model", "bundled:invoices"], "'nowhere.jsonl' does not exist"),
         ([*COMMAND, "bundled:invoices", "--engine", "max_num_sqs=3"], "did you mean 'max_num_seqs'?"),
         ([*COMMAND, "bundled:invoices", "--engine", "eager"], "--engine takes KEY=VALUE"),
@@ -219,6 +219,7 @@ def test_a_mistake_is_one_line_and_status_2(
     for name in ("in.jsonl", "there.jsonl"):
         (tmp_path / name).write_bytes(line(0))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(SystemExit) as caught:
         app(args)
     assert caught.value.code == 2

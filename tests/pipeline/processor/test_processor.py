@@ -161,8 +161,9 @@ def test_both_names_build_and_template_kwargs_arrive(model_folder: Any) -> None:
     assert config.chat_template_stage.chat_template_kwargs is None
 
 
-def test_a_model_that_is_not_there_is_said_at_once() -> None:
-    with pytest.raises(ConfigError, match="not a local folder"):
+def test_a_model_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ConfigError, match="is no local folder"):
         build_llm_processor(EngineProcessorConfig(model_source="facebook/opt-125m"))
 
 
