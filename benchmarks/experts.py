@@ -72,9 +72,10 @@ def loop(hidden: Tensor, w13: Tensor, w2: Tensor, expert_ids: Tensor, weights: T
 
 def grouped_module(w13: Tensor, w2: Tensor) -> nn.Module:
     """Returns transformers' experts, which multiply all groups in one call, over given weights."""
-    sizes = {"num_local_experts": len(w13), "hidden_size": w2.shape[1], "intermediate_size": w2.shape[2]}
+    sizes: dict[str, Any] = {"num_local_experts": len(w13), "hidden_size": w2.shape[1]}
+    sizes |= {"intermediate_size": w2.shape[2], "experts_implementation": "grouped_mm"}
     with torch.device("meta"):
-        module = MixtralExperts(MixtralConfig(**sizes, experts_implementation="grouped_mm"))
+        module = MixtralExperts(MixtralConfig(**sizes))
     module.load_state_dict({"gate_up_proj": w13, "down_proj": w2}, assign=True)
     return module
 

@@ -85,7 +85,7 @@ FALLBACKS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "nanochat": ("NanoChatForCausalLM", {"final_logit_softcapping": 4.0}),
     "persimmon": ("PersimmonForCausalLM", {**_MHA, "hidden_size": 48}),
-    "phimoe": ("PhimoeForCausalLM", {**_EXPERTS, "num_local_experts": 5, "sliding_window": 7}),
+    "phimoe": ("PhimoeForCausalLM", {**_EXPERTS, "num_local_experts": 5}),
     "solar_open": ("SolarOpenForCausalLM", {**_EXPERTS, "n_routed_experts": 6, "n_shared_experts": 1}),
 }
 """Architectures without a family of ours: model_type -> (architecture, config fields)."""

@@ -85,7 +85,7 @@ def test_a_damaged_folder_is_a_short_error(folder, change, kind, message):
     change(folder)
     with pytest.raises(kind, match=message) as caught:
         LLM(str(folder), device="cpu")
-    assert len(str(caught.value)) < 1500
+    assert len(str(caught.value)) < 2500  # An unknown architecture is told all that are known.
 
 
 @pytest.mark.parametrize("weight_map", [{}, [], None, {"a": 5}, {"a": None}, {"a": "x" * 5000}], ids=str)

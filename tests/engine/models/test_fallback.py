@@ -27,7 +27,6 @@ OWN_LENGTHS = (1, 3, 9, 16, 25, 42, 30, 12, 5, 7, 31, 20, 2, 28, 33, 8)
 NUM_BLOCKS = {
     **dict.fromkeys(("afmoe", "cohere2_moe", "exaone4", "exaone_moe", "granite_swa", "mimo_v2_flash"), 40),
     **dict.fromkeys(("gemma3n_text", "gemma4_text"), 40),
-    "phimoe": 18,
 }
 """Blocks of models whose layers, all or some of them, see windows."""
 
