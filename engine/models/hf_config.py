@@ -5,13 +5,17 @@ Nothing here depends on a model family. Rotary parameters are read in `rope.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+import difflib
+import logging
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, quote
 from ..storage import Location, read_json_object
 from .model_code import ModelCode
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "FLOAT32_MAX",
@@ -37,6 +41,15 @@ OLD_ROPE_FIELDS = ("rope_scaling", "rope_theta")
 
 SAME_FIELDS = {"kimi_k2": "deepseek_v3"}
 """Model types that transformers does not know -> the model type whose config has the same fields."""
+
+READ_BESIDE = frozenset(
+    {
+        *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings"),
+        *("is_causal", "use_bidirectional_attention", "sliding_window", "layer_types", "head_dim", "auto_map"),
+        *("quantization_config", "classifier_from_token"),
+    }
+)
+"""Fields that are read of every config, also where the class of the config does not have them."""
 
 MAX_REASON_CHARS = 500
 """Most characters of an error message of transformers that are shown; it may quote a whole value."""
@@ -82,6 +95,7 @@ def load_hf_config(
     model_type = given.get("model_type", fields.get("model_type"))
     if not model_type or not isinstance(model_type, str):
         raise _unnamed(path, model_type, given.get("architectures", fields.get("architectures")))
+    _warn_of_unread(given.keys() - fields.keys(), _known_type(model_type))
     fields = _merge(fields, given, _parts(model_type)) | {"model_type": _known_type(model_type)}
     if function is None and not _is_list_of_text(fields.get("architectures")):
         raise _unnamed(path, model_type, fields.get("architectures"))
@@ -94,6 +108,21 @@ def load_hf_config(
     _check_dtype(config)
     code.attach(config)
     return config
+
+
+def _warn_of_unread(names: Iterable[str], model_type: str) -> None:
+    """Logs a warning about overrides of fields that no config of this type has, which are likely misspelt."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        return  # The code of the folder knows the fields.
+    known: Any = CONFIG_MAPPING[model_type]
+    for name in sorted(names):
+        has = {*getattr(known, "__dataclass_fields__", ()), *known.attribute_map, *READ_BESIDE}
+        if name not in has and not hasattr(known, name):
+            near = difflib.get_close_matches(name, has, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            logger.warning("hf_overrides sets %s, which no %s has%s", quote(name), known.__name__, hint)
 
 
 def _parts(model_type: str) -> Container[str]:

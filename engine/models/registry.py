@@ -177,6 +177,11 @@ def weight_map(folder: str | Path | Location, hf_config: Any, dtype: torch.dtype
     files = find_gguf(folder if isinstance(folder, Location) else Location.at(folder))
     if not files:
         return weights
+    if model_code(hf_config).fallback is not None:
+        raise UnsupportedModelError(
+            f"{hf_config.architectures[0]} would run as a module of transformers, and a GGUF file is read for our own "
+            "families only; use the model's folder of safetensors, or model_impl='auto'"
+        )
     header = read_headers(files)
     log_dequantisation(header, dtype)
     return gguf_weight_map(header.architecture, weights)
@@ -193,6 +198,11 @@ def find_family(hf_config: Any) -> Family:
     family = _families().get(names[0]) if names and impl != "transformers" else None
     _check_unquantised(hf_config, family.quant_methods if family else ())
     _check_causal(hf_config)
+    if getattr(hf_config, "classifier_from_token", None) is not None:
+        raise UnsupportedModelError(
+            "config field 'classifier_from_token' is set: classifiers made of rows of the output head are not there "
+            "yet; generate one token and read its log-probabilities, or use a checkpoint with a head of its own"
+        )
     if family is None and impl != "millrace":
         family = _fallback(names, hf_config)
     if family is None:
@@ -202,7 +212,7 @@ def find_family(hf_config: Any) -> Family:
 
 def _fallback(names: Sequence[str], hf_config: Any) -> Family | None:
     """Returns the family of a model that runs as a module of transformers, or of its folder; None if there is none."""
-    from .fallback import fallback_family, find_module_class
+    from .fallback import find_module_class
 
     code = model_code(hf_config)
     endings = (*CAUSAL, CLASSIFIER, BARE)
@@ -211,21 +221,31 @@ def _fallback(names: Sequence[str], hf_config: Any) -> Family | None:
         trusts = code.trust_remote_code
         module_class = find_module_class(names[0], auto_map, code.folder, trust_remote_code=trusts)
         if module_class is not None:
-            code.fallback = fallback_family(module_class, hf_config)
+            code.fallback = _try_module(module_class, hf_config, code.impl)
             logger.info("%s runs as a module of transformers, on the paged attention of this engine", names[0])
     return code.fallback
 
 
-def _unsupported(names: Sequence[str], impl: str) -> UnsupportedModelError:
+def _try_module(module_class: Any, hf_config: Any, impl: str) -> Family:
+    """Returns the family of a module, or raises why it cannot run; the error also names our own families."""
+    from .fallback import fallback_family
+
+    try:
+        return fallback_family(module_class, hf_config)
+    except UnsupportedModelError as error:
+        raise _unsupported(hf_config.architectures, impl, reason=str(error)) from error
+
+
+def _unsupported(names: Sequence[str], impl: str, reason: str = "") -> UnsupportedModelError:
     """Returns the error about an architecture that nothing here can run; it names those that run, and the nearest."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as OTHERS
 
-    known = [*_families(), *(name for name in OTHERS.values() if name.endswith(CAUSAL) and impl != "millrace")]
+    known = [*_families(), *(name for name in OTHERS.values() if name.endswith(CAUSAL[0]) and impl != "millrace")]
     near = difflib.get_close_matches(names[0][:MAX_KEY_CHARS], known, n=1, cutoff=0.4) if names else []
     hint = f"; the nearest is {near[0]}" if near else ""
     more = "" if impl == "millrace" else ", and models of transformers whose layers use its attention interface"
     return UnsupportedModelError(
-        f"architectures={quote(list(names))} is not supported with model_impl={impl!r}; supported are "
+        f"{reason or f'architectures={quote(list(names))} is not supported with model_impl={impl!r}'}; supported are "
         f"{', '.join(supported_architectures())}, and the same names with the endings {CLASSIFIER} and {BARE}"
         f"{more}{hint}"
     )

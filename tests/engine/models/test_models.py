@@ -270,6 +270,7 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("llama", "max_position_embeddings", None),
         ("llama", "is_causal", False),
         ("qwen3", "use_bidirectional_attention", True),
+        ("qwen3", "classifier_from_token", ["no", "yes"]),
         ("qwen2", "layer_types", ["full_attention", "linear_attention", "full_attention"]),
         ("qwen2", "layer_types", ["full_attention"]),
         ("qwen2", "layer_types", [[], {}, None]),
@@ -461,6 +462,14 @@ def test_a_model_type_with_the_fields_of_another_is_read_as_that(tmp_path: Path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": "kimi_k2"}))
     assert describe_model(load_hf_config(tmp_path)) == describe_model(tiny_config("deepseek-v3"))
+
+
+def test_an_override_that_no_config_has_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny_config("qwen3").save_pretrained(tmp_path)
+    load_hf_config(tmp_path, {"rope_theta": 5.0, "num_hidden_layers": 1, "layer_types": None, "head_dim": 16})
+    assert not caplog.text
+    load_hf_config(tmp_path, {"hidden_sizes": 5})
+    assert "hf_overrides sets 'hidden_sizes', which no Qwen3Config has; did you mean 'hidden_size'?" in caplog.text
 
 
 def test_overrides_replace_fields(tmp_path: Path) -> None:
