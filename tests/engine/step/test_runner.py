@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from checkpoints import tiny_config
 from millrace.engine.config import EngineConfig
 from millrace.engine.device import Device, HostCopies, repeat_until_idle, to_device
 from millrace.engine.errors import ConfigError
@@ -24,7 +25,7 @@ from millrace.engine.llm import LLM
 from millrace.engine.loading import load as loading
 from millrace.engine.loading.capacity import Reserve, plan_capacity
 from millrace.engine.loading.memory_profile import run_largest_step
-from millrace.engine.models import ModelOptions
+from millrace.engine.models import ModelOptions, describe_model
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.step import token_head
 from millrace.engine.step.pooling_head import LastTokenHead
@@ -289,10 +290,11 @@ def test_an_engine_without_room_says_what_took_it():
 
 
 def test_a_step_without_room_says_what_to_lower(monkeypatch):
-    model = SimpleNamespace(spec=SimpleNamespace(max_position_embeddings=512), named_modules=list)
+    hf_config = tiny_config("llama", dtype=torch.bfloat16, max_position_embeddings=512)
+    model = SimpleNamespace(spec=describe_model(hf_config), named_modules=list)
     monkeypatch.setattr(loading, "locate_model", lambda model, hub: Path(model))
     monkeypatch.setattr(loading, "load_model", lambda *args: model)
-    config, hf_config = EngineConfig(model="m"), SimpleNamespace(dtype=torch.bfloat16)
+    config = EngineConfig(model="m")
     with pytest.raises(ConfigError, match=r"a step of 8192 tokens .* 4000 bytes are in use; lower max_num_batched"):
         loading.load_runner(config, GPU, hf_config, Generate(config, hf_config), 8192)
 
