@@ -18,7 +18,6 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from millrace.engine.engine import LLMEngine
 from millrace.engine.executor.executor import Executor, InProcessExecutor
 from millrace.engine.inputs import PromptReader
 from millrace.engine.kv_cache import KVCacheManager
+from millrace.engine.models import DecoderSpec
 from millrace.engine.parallel.context import SINGLE
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
@@ -69,8 +69,25 @@ class NullExecutor:
 class NullModel:
     """A model that computes nothing, whose hidden states and logits are constant."""
 
-    spec = SimpleNamespace(num_layers=1, windows=(0,), num_kv_heads=1, head_dim=1, vocab_size=VOCAB_SIZE)
+    spec = DecoderSpec(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=1,
+        intermediate_size=1,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=1,
+        max_position_embeddings=1,
+        windows=(0,),
+        embedding_size=1,
+        tie_word_embeddings=False,
+        rms_norm=True,
+        norm_eps=1e-6,
+        gated_mlp=False,
+        activation="relu",
+    )
     parallel = SINGLE
+    dtype = torch.float32
 
     def __init__(self, max_num_tokens: int) -> None:
         self._hidden = torch.zeros(max_num_tokens, 1)
