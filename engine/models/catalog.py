@@ -58,7 +58,8 @@ def _default_config(architecture: str) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    for model_type, name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items():
+    # Of two model types with one architecture, the last is that of the text model alone.
+    for model_type, name in reversed(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()):
         if name == architecture:
             # The default token ids may lie outside of the default vocabulary, of which transformers would warn.
             return AutoConfig.for_model(model_type, bos_token_id=0, eos_token_id=0)
@@ -93,8 +94,14 @@ def _features(family: Family, spec: DecoderSpec | None) -> dict[str, str]:
     return {
         "TP": "yes",
         "PP": "yes",
-        "prefix cache": "no, states" if spec and spec.state else "yes",
+        "prefix cache": _prefix_cache(spec),
         "quantization": "int8, fp8 at load" + (", not of experts" if spec is None or spec.experts else ""),
         "LoRA": "not yet",
         "pooling": "embed, classify" if has_classifier else "embed",
     }
+
+
+def _prefix_cache(spec: DecoderSpec | None) -> str:
+    if spec is None:
+        return "yes, unless layers keep states"
+    return "yes" if spec.state is None else "no, states"
