@@ -19,7 +19,7 @@ from .errors import ConfigError, quote, unknown_key_message
 from .loading.hub import HubSettings
 from .pooling.config import PoolerConfig
 from .pooling.params import POOLING_TASKS
-from .quantization.registry import scheme_names
+from .quantization.registry import quantization_names
 from .shown import without_secrets
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ CHOICES: dict[str, dict[Any, Any]] = {
     "dtype": DTYPES,
     "device": {"auto": "auto", "cpu": "cpu", "cuda": "cuda"},
     "generation_config": {"auto": "auto", "vllm": "vllm"},
-    "quantization": {None: None, **{name: name for name in scheme_names()}},
+    "quantization": {None: None, **quantization_names()},
     "runner": {"auto": "auto", "generate": "generate", "pooling": "pooling"},
     "task": {
         "auto": "auto",

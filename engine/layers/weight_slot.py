@@ -47,15 +47,18 @@ class WeightSlot:
         optional: Whether a checkpoint may lack the tensor. The memory then keeps what the module has set.
         broadcasts: Whether the tensor may also be a single number for all elements, or have further dimensions of
             length 1.
+        takes_codes: Whether `encode` takes the `Codes` of a tensor that is quantised in the checkpoint. Otherwise it
+            gets dequantised numbers.
     """
 
     targets: tuple[Tensor, ...]
-    encode: Callable[[Tensor], tuple[Tensor, ...]] = _as_it_is
+    encode: Callable[[Any], tuple[Tensor, ...]] = _as_it_is
     parts: tuple[Shard, ...] = ()
     padding: tuple[Tensor, ...] = ()
     dtypes: tuple[torch.dtype, ...] = ()
     optional: bool = False
     broadcasts: bool = False
+    takes_codes: bool = False
 
     @property
     def key(self) -> tuple[int, int]:
@@ -65,7 +68,7 @@ class WeightSlot:
     @property
     def shape(self) -> torch.Size:
         """Shape of the tensor that `fill` takes: this rank's part of the checkpoint's tensor."""
-        return self.targets[0].shape
+        return torch.Size(part.length for part in self.parts) if self.parts else self.targets[0].shape
 
     @property
     def whole_shape(self) -> torch.Size:
@@ -91,15 +94,15 @@ class WeightSlot:
         """Returns whether the checkpoint's tensor may have this number type."""
         return dtype in self.dtypes if self.dtypes else dtype.is_floating_point
 
-    def fill(self, tensor: Tensor) -> None:
-        """Encodes a tensor of `shape` and copies it to the memory of this weight slot.
+    def fill(self, tensor: Any) -> None:
+        """Encodes a tensor of `shape`, or its `Codes`, and copies the result to the memory of this weight slot.
 
         The tensor may be on any device, and have any dtype that `accepts` allows.
         """
         for target, value in zip(self.targets, self.encode(tensor), strict=True):
             target.copy_(value)
 
-    def holds(self, tensor: Tensor) -> bool:
+    def holds(self, tensor: Any) -> bool:
         """Returns whether the memory of this weight slot has the values that `fill` would store for `tensor`."""
         return all(
             torch.equal(target, value.to(target))

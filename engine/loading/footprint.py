@@ -19,6 +19,7 @@ from ..tasks.choose import choose_task
 from .capacity import Capacity, Reserve, choose_max_model_len, most_num_seqs, plan_capacity
 from .kv_scales import choose_kv_dtype
 from .model_source import resolve_model
+from .stored_forms import plan_stored_forms
 
 __all__ = ["Footprint"]
 
@@ -79,7 +80,8 @@ class Footprint:
             device = replace(device, is_large=memory_bytes >= LARGE_GPU_BYTES)
         dtype = _dtype(config, device, hf_config, is_elsewhere=memory_bytes is not None)
         task = choose_task(config, hf_config)
-        options = ModelOptions(config.quantization, config.deterministic, head=task.model_head)
+        stored = plan_stored_forms(hf_config, config.quantization, device)
+        options = ModelOptions(config.quantization, config.deterministic, head=task.model_head, stored=stored)
         model = build_model(hf_config, dtype, "meta", options)
         tensors = itertools.chain(model.parameters(), model.buffers())
         weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -17,13 +17,16 @@ from ..device import Device, keep_freed_memory, memory_bytes
 from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
 from ..models import Decoder, ModelOptions, build_model, describe_model, load_hf_config, load_model, weight_map
+from ..models.hf_config import quantization_settings
 from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..models.spec import DecoderSpec
 from ..parallel.context import SINGLE, ParallelContext
+from ..quantization.stored import StoredForms
 from ..step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
 from ..step.decode_tape import DecodeTape
 from ..step.head import Draw
 from ..step.runner import MakeRecorder, ModelRunner
+from ..storage import Location
 from ..tasks.choose import choose_task
 from ..tasks.task import Task
 from ..weights.sharded_state import save_sharded_state
@@ -32,6 +35,7 @@ from .kv_scales import choose_kv_dtype, prepare_kv_scales
 from .memory_profile import run_largest_step
 from .model_source import locate_model, resolve_model
 from .rehearsal import Rehearsal, start_rehearsal
+from .stored_forms import plan_stored_forms, read_stored_forms
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +58,14 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
 
     Raises:
         CheckpointError: The checkpoint can no longer be read.
+        ConfigError: The checkpoint is quantised.
     """
     hf_config = load_hf_config(resolve_model(config.model, config.hub), config.hf_overrides, **config.model_code)
+    if quantization_settings(hf_config) is not None:
+        raise ConfigError(
+            f"{config.model} is quantised, and save_sharded_state would write it dequantised; each rank reads only its "
+            "own part of the checkpoint anyway, so load it as it is"
+        )
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
     head = choose_task(config, hf_config).model_head
     options = ModelOptions(head=head, expert_parallel=config.enable_expert_parallel)
@@ -99,6 +109,7 @@ def load_runner(
         task.unused_weights,
         expert_parallel=config.enable_expert_parallel,
         max_model_len=config.max_model_len,
+        stored=_stored_forms(config, place, hf_config, dtype, device),
     )
     options.make_scheme().check(device, dtype)
     most_seqs = most_num_seqs(config, device)
@@ -130,6 +141,15 @@ def load_runner(
         parallel=parallel,
     )
     return runner, capacity
+
+
+def _stored_forms(
+    config: EngineConfig, place: Location, hf_config: Any, dtype: torch.dtype, device: Device
+) -> StoredForms | None:
+    """Returns how the matrices of a quantised checkpoint are stored; None for an unquantised checkpoint."""
+    if config.load_format != "auto":
+        return plan_stored_forms(hf_config, config.quantization, device)
+    return read_stored_forms(place, weight_map(place, hf_config, dtype), hf_config, config.quantization, device)
 
 
 def _warn_of_long_rope(config: EngineConfig, spec: DecoderSpec) -> None:

@@ -25,14 +25,12 @@ class Family:
             this map, if checkpoints have tensors whose layout depends on the sizes of the model.
         build: Callable with the arguments of `Decoder` that makes the model from its spec. A family whose models are
             not plain decoders sets a function of its own.
-        quant_methods: Values of `quant_method` in a config's `quantization_config` whose tensors the loader can read.
     """
 
     architectures: tuple[str, ...]
     spec: Callable[[Any], DecoderSpec]
     weights: WeightMap | Callable[[DecoderSpec], WeightMap]
     build: Callable[..., Decoder] = Decoder
-    quant_methods: tuple[str, ...] = ()
 
     def weight_map(self, spec: DecoderSpec) -> WeightMap:
         """Returns the map from the names of weights in checkpoints of a model to the names in our model."""

@@ -27,6 +27,7 @@ __all__ = [
     "one_of",
     "positive_float",
     "positive_int",
+    "quantization_settings",
     "whole_heads",
 ]
 
@@ -46,7 +47,7 @@ READ_BESIDE = frozenset(
     {
         *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings"),
         *("is_causal", "use_bidirectional_attention", "sliding_window", "layer_types", "head_dim", "auto_map"),
-        *("quantization_config", "classifier_from_token"),
+        *("quantization_config", "compression_config", "classifier_from_token"),
     }
 )
 """Fields that are read of every config, also where the class of the config does not have them."""
@@ -273,6 +274,26 @@ def _fold_rope(fields: Mapping[str, Any]) -> dict[str, Any]:
     if old.get("rope_theta") is not None:
         rope["rope_theta"] = old["rope_theta"]
     return {**rest, "rope_parameters": rope}
+
+
+def quantization_settings(config: Any) -> Mapping[str, Any] | None:
+    """Returns the settings of a quantised checkpoint; None if it is not quantised.
+
+    Args:
+        config: A transformers config.
+
+    Raises:
+        UnsupportedModelError: The field is no object.
+    """
+    for owner in (config, config.get_text_config()):
+        for field in ("quantization_config", "compression_config"):
+            given: Any = getattr(owner, field, None)
+            settings = given.to_dict() if hasattr(given, "to_dict") else given
+            if isinstance(settings, Mapping):
+                return settings
+            if settings is not None:
+                raise UnsupportedModelError(f"config field {field!r} is {quote(given)}; it must be an object")
+    return None
 
 
 def positive_int(config: Any, field: str) -> int:

@@ -31,6 +31,7 @@ class LinearFactory:
     def __init__(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> None:
         self._name = options.quantization
         self._scheme = options.make_scheme()
+        self._stored = options.stored is not None
         self._full_precision = FullPrecision(deterministic=options.deterministic)
         self._dtype = dtype
         self._device = device
@@ -76,7 +77,7 @@ class LinearFactory:
         Args:
             name: Path of the experts in the model.
         """
-        if self._name is not None:
+        if self._name is not None and not self._stored:
             self._decline(name, "no experts")
 
     def _decline(self, name: str, taken: str) -> None:
@@ -98,7 +99,11 @@ class LinearFactory:
         return linear
 
     def warn_of_declined(self) -> None:
-        """Logs a warning if layers stay in full precision because the quantization scheme does not take them."""
+        """Logs a warning if layers stay in full precision, or are dequantised, because no scheme takes them."""
+        if self._device.type == "meta":
+            return  # The same model is made again on its device.
+        for note in self._scheme.notes():
+            logger.warning("%s", note)
         for taken, names in self._declined.items():
             logger.warning(
                 "%s and %d more stay in full precision: quantization=%r takes %s",

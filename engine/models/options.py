@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..quantization.registry import find_scheme
 from ..quantization.scheme import QuantizationScheme
+from ..quantization.stored import StoredForms, StoredScheme
 
 __all__ = ["DEFAULT_OPTIONS", "ModelOptions"]
 
@@ -16,6 +17,7 @@ class ModelOptions:
 
     Attributes:
         quantization: Name of the quantization scheme of the linear layers; None for matrices in the dtype of the model.
+            A quantised checkpoint has its own.
         deterministic: Whether each row of a batch gets the same bits whatever the other rows are.
         load_format: `"auto"` for a checkpoint, `"sharded_state"` for files that `save_sharded_state` wrote, `"dummy"`
             for random weights.
@@ -25,6 +27,7 @@ class ModelOptions:
         expert_parallel: Whether each rank of a pp stage has whole experts; otherwise it has a slice of each.
         max_model_len: The setting of the same name; None for all positions of the model. It chooses between the two
             lists of rotary frequencies that some models have.
+        stored: How the matrices of a quantised checkpoint are stored; None for an unquantised checkpoint.
 
     Raises:
         ConfigError: The quantization scheme cannot be combined with another option.
@@ -37,12 +40,15 @@ class ModelOptions:
     unused_weights: frozenset[str] = frozenset()
     expert_parallel: bool = False
     max_model_len: int | None = None
+    stored: StoredForms | None = None
 
     def __post_init__(self) -> None:
         self.make_scheme()
 
     def make_scheme(self) -> QuantizationScheme:
         """Returns a new object of the quantization scheme."""
+        if self.stored is not None:
+            return StoredScheme(self.stored, deterministic=self.deterministic)
         return find_scheme(self.quantization)(deterministic=self.deterministic)
 
 

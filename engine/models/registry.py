@@ -21,14 +21,15 @@ from ..gguf.header import read_headers
 from ..gguf.names import gguf_weight_map
 from ..gguf.tensors import log_dequantisation
 from ..parallel.context import SINGLE, ParallelContext
+from ..quantization.registry import find_format
 from ..storage import Location
-from ..weights.checkpoint import WeightMap, fill_slots, load_dummy_weights, match_weights
+from ..weights.checkpoint import Join, WeightMap, fill_slots, load_dummy_weights, match_weights
 from ..weights.model_slots import weight_slots
 from ..weights.sharded_state import load_sharded_state
 from . import families
 from .decoder import Decoder
 from .family import Family
-from .hf_config import load_hf_config, positive_int
+from .hf_config import load_hf_config, positive_int, quantization_settings
 from .model_code import model_code
 from .options import DEFAULT_OPTIONS, ModelOptions
 from .spec import DecoderSpec
@@ -132,7 +133,8 @@ def load_model(
     if options.load_format == "auto":
         elsewhere = names_in_checkpoint(hf_config, dtype, options) if parallel.num_ranks > 1 else set()
         names = elsewhere | options.unused_weights
-        sources = match_weights(weight_slots(sketch), folder, weight_map(folder, hf_config, dtype), names)
+        join: Join = options.stored.checkpoint_format.join if options.stored else iter
+        sources = match_weights(weight_slots(sketch), folder, weight_map(folder, hf_config, dtype), names, join)
     model = build_model(hf_config, dtype, device, options, parallel)
     if options.load_format == "dummy":
         load_dummy_weights(model)
@@ -191,12 +193,12 @@ def find_family(hf_config: Any) -> Family:
     """Returns the family of a config's architecture.
 
     Raises:
-        UnsupportedModelError: The architecture is not supported, or the checkpoint is quantised or an encoder.
+        UnsupportedModelError: The architecture or the format of the checkpoint is not supported, or it is an encoder.
     """
     names = getattr(hf_config, "architectures", None) or []
     impl = model_code(hf_config).impl
     family = _families().get(names[0]) if names and impl != "transformers" else None
-    _check_unquantised(hf_config, family.quant_methods if family else ())
+    find_format(quantization_settings(hf_config))  # Raises if the format of a quantised checkpoint is not implemented.
     _check_causal(hf_config)
     if getattr(hf_config, "classifier_from_token", None) is not None:
         raise UnsupportedModelError(
@@ -249,17 +251,6 @@ def _unsupported(names: Sequence[str], impl: str, reason: str = "") -> Unsupport
         f"{', '.join(supported_architectures())}, and the same names with the endings {CLASSIFIER} and {BARE}"
         f"{more}{hint}"
     )
-
-
-def _check_unquantised(hf_config: Any, known: tuple[str, ...]) -> None:
-    """Raises if the checkpoint is quantised, except by one of the known methods."""
-    given = getattr(hf_config, "quantization_config", None)
-    method = given.get("quant_method") if isinstance(given, Mapping) else getattr(given, "quant_method", None)
-    if given is not None and method not in known:
-        raise UnsupportedModelError(
-            "config field 'quantization_config' is set; quantised checkpoints cannot be loaded yet, use the "
-            "unquantised model"
-        )
 
 
 def _check_causal(hf_config: Any) -> None:

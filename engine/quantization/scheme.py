@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ import torch
 from ..device import Device
 from ..layers import LinearBase
 from ..parallel.shard import Shard
+from ..weights.codes import QuantForm
 
 __all__ = ["LinearSpec", "QuantizationScheme"]
 
@@ -96,3 +97,29 @@ class QuantizationScheme(ABC):
     @abstractmethod
     def make_linear(self, layer: LinearSpec) -> LinearBase:
         """Makes a linear layer. The memory of its parameters is not initialised."""
+
+    def notes(self) -> Iterator[str]:
+        """Yields what users should know about the layers that were made, as sentences."""
+        return iter(())
+
+    @classmethod
+    def declines(cls, form: QuantForm, layer: LinearSpec, device: Device, *, deterministic: bool) -> str | None:
+        """Returns why the scheme cannot multiply by a matrix as a checkpoint stores it; None if it can.
+
+        Args:
+            form: How the matrix is quantised.
+            layer: The layer of the matrix.
+            device: Device of the model.
+            deterministic: Whether each row of a batch must get the same bits whatever the other rows are.
+
+        Returns:
+            The end of a sentence that begins with "the layer is dequantised", such as ": groups of 128 columns do not
+            divide the 96 of a rank"; empty if the scheme is for other forms.
+        """
+        del form, layer, device, deterministic
+        return ""
+
+    @classmethod
+    def make_stored(cls, layer: LinearSpec, form: QuantForm) -> LinearBase:
+        """Makes a layer for a matrix that `declines` returns None for. Its memory is not initialised."""
+        raise NotImplementedError(f"{cls.__name__} declines all forms of checkpoints; {form} reached it")

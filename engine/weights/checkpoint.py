@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,16 +26,19 @@ from ..gguf.files import find_gguf
 from ..gguf.tensors import iter_gguf_tensors
 from ..layers import WeightSlot
 from ..storage import Location, read_json_object
+from .codes import Codes
 from .model_slots import weight_slots
 from .mxfp4 import join_mxfp4, warn_of_mxfp4
 from .remote import iter_remote_tensors
 from .scale_names import scale_names
 from .tensor_layout import TensorLayout, misshapen
-from .tensor_view import StoredTensor, TensorItem
+from .tensor_view import StoredTensor, TensorItem, codes_of, form_of
 
 __all__ = [
+    "Join",
     "Sources",
     "StoredTensor",
+    "Tensors",
     "WeightMap",
     "checkpoint_files",
     "fill_slots",
@@ -60,6 +63,12 @@ MAX_NAME_CHARS = 80
 
 PREDICTOR_MARKS = ("mtp", "eh_proj")
 """Parts of names that layers which predict further tokens have, and no other layer behind the last one has."""
+
+Tensors: TypeAlias = Iterable[tuple[str, StoredTensor]]
+"""The name and the tensor of each stored tensor of a checkpoint."""
+
+Join: TypeAlias = Callable[[Tensors], Tensors]
+"""Replaces the tensors of each quantised matrix by one. `iter` leaves all tensors as they are."""
 
 Sources: TypeAlias = Mapping[str, list[tuple[str, StoredTensor]]]
 """Our name of a weight -> names and tensors of the checkpoint for it, which are two or more if weights are tied."""
@@ -181,6 +190,7 @@ def match_weights(
     folder: str | Path | Location,
     weights: WeightMap,
     elsewhere: Collection[str] = (),
+    join: Join = iter,
 ) -> Sources:
     """Returns the tensors of a checkpoint for each weight, after a check of names, shapes and number types.
 
@@ -192,6 +202,7 @@ def match_weights(
         folder: Folder with `model.safetensors` or `pytorch_model.bin`, or with several files and their index.
         weights: The names of the model's weights in the checkpoint.
         elsewhere: Our names of weights that this model does not have, such as those of other ranks; they are skipped.
+        join: The `join` of the checkpoint's format, if it is quantised.
 
     Returns:
         The name of each weight -> its tensors. There may be two for the same weight (a tied output head).
@@ -203,7 +214,7 @@ def match_weights(
     sources: dict[str, list[tuple[str, StoredTensor]]] = {}
     known = slots.keys() | set(elsewhere)
     unexpected, stored, beside, forms = [], [], [], set()
-    for name, tensor in iter_tensors(folder):
+    for name, tensor in join(iter_tensors(folder)):
         stored.append(tensor)
         forms.add(weights.form(name))
         if weights.is_beside(name):
@@ -430,9 +441,11 @@ def _iter_stored(files: list[Location]) -> Iterator[tuple[str, StoredTensor]]:
         yield from iter_safetensors(path) if path.suffix == ".safetensors" else _iter_pickle(path)
 
 
-def read_part(slot: WeightSlot, tensor: StoredTensor) -> Tensor:
+def read_part(slot: WeightSlot, tensor: StoredTensor) -> Tensor | Codes:
     """Returns the part of a stored tensor that fills a weight slot: a view of a mapped file, or read now."""
     part = slot.cut(tensor)
+    if slot.takes_codes and form_of(part) is not None:
+        return codes_of(part)
     return part if isinstance(part, Tensor) else part.read()
 
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, ConfigError
 from ..parallel.context import ParallelContext
 from ..storage import Location
-from .checkpoint import StoredTensor, WeightMap, fill_slots, iter_safetensors, iter_tensors, match_tensor, read_part
+from .checkpoint import StoredTensor, WeightMap, fill_slots, iter_safetensors, iter_tensors, match_tensor
 from .model_slots import weight_slots
+from .quantised_matrix import numbers_of
 from .remote import iter_remote_tensors, read_metadata
 
 __all__ = ["copy_model_files", "load_sharded_state", "save_sharded_state"]
@@ -54,7 +55,7 @@ def save_sharded_state(
         for ours, stored in match_tensor(slots, weights, name, tensor):
             if ours in slots:
                 dtype = slots[ours].targets[0].dtype
-                kept = read_part(slots[ours], stored)
+                kept = numbers_of(slots[ours].cut(stored))
                 part[ours] = kept.to(dtype, copy=True, memory_format=torch.contiguous_format)
         if sum(tensor.nbytes for tensor in part.values()) >= MAX_FILE_BYTES:
             _write(part, target, parallel, num_parts)

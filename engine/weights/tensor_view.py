@@ -8,7 +8,9 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["StoredTensor", "TensorItem", "TensorView", "UnreadTensor"]
+from .codes import Codes, QuantForm
+
+__all__ = ["StoredTensor", "TensorItem", "TensorView", "UnreadTensor", "codes_of", "form_of"]
 
 
 class UnreadTensor(Protocol):
@@ -83,6 +85,16 @@ class TensorView:
         chosen = numbers.index_select(self.dim, self.rows - first)
         return chosen.transpose(self.dim - 1, self.dim) if self.transposed else chosen
 
+    @property
+    def form(self) -> QuantForm | None:
+        """How the numbers are quantised; None if they are not, or if they are columns of the stored matrix."""
+        return None if self.transposed or self.dim else form_of(self.source)
+
+    def codes(self) -> Codes:
+        """Reads the numbers of a quantised matrix as they are quantised."""
+        first, end = (int(self.rows.min()), int(self.rows.max()) + 1) if len(self.rows) else (0, 0)
+        return codes_of(self.source.narrow(0, first, end - first)).rows(self.rows - first)
+
     def _source_dim(self, dim: int) -> int:
         """Returns the dimension of the source that is dimension `dim` of the view."""
         return {self.dim: self.dim - 1, self.dim - 1: self.dim}.get(dim, dim) if self.transposed else dim
@@ -118,3 +130,14 @@ class TensorItem:
         """Reads the numbers and returns them as a tensor."""
         part = self.source.narrow(0, self.index, 1)
         return (part if isinstance(part, Tensor) else part.read())[0]
+
+
+def form_of(tensor: StoredTensor) -> QuantForm | None:
+    """Returns how the numbers of a stored tensor are quantised; None if they are not."""
+    return getattr(tensor, "form", None)
+
+
+def codes_of(tensor: StoredTensor) -> Codes:
+    """Reads the numbers of a stored tensor that has a form, as they are quantised."""
+    codes: Codes = tensor.codes()  # type: ignore[union-attr]
+    return codes

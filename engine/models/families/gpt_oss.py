@@ -75,4 +75,4 @@ def gpt_oss_spec(config: Any) -> DecoderSpec:
     )
 
 
-FAMILIES = (Family(("GptOssForCausalLM",), gpt_oss_spec, gpt_oss_weights, quant_methods=("mxfp4",)),)
+FAMILIES = (Family(("GptOssForCausalLM",), gpt_oss_spec, gpt_oss_weights),)

@@ -1,0 +1,102 @@
+"""`StoredForms`: how the matrices of a checkpoint are quantised; `StoredScheme`: makes the layers for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from ..device import Device
+from ..layers import LinearBase
+from ..weights.codes import QuantForm
+from .checkpoint_format import CheckpointFormat
+from .full_precision import FullPrecision
+from .registry import find_scheme, scheme_names
+from .scheme import LinearSpec, QuantizationScheme
+from .split_linear import SplitLinear
+
+__all__ = ["StoredForms", "StoredScheme"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredForms:
+    """How the matrices of a checkpoint are quantised, by our names of their layers.
+
+    Attributes:
+        device: Device of the model.
+        checkpoint_format: The format of the checkpoint.
+        forms: Our name of a layer, or of a fused part -> the form of its matrix. Others are plain.
+        planned: The form of all layers but output heads, if the weights are not there yet; None if they are.
+    """
+
+    device: Device
+    checkpoint_format: CheckpointFormat
+    forms: Mapping[str, QuantForm] = field(default_factory=dict)
+    planned: QuantForm | None = None
+
+    def of(self, name: str) -> QuantForm | None:
+        """Returns the form of a layer's matrix, or of that of a fused part; None for a plain one."""
+        return self.planned if self.planned and name not in ("lm_head", "score") else self.forms.get(name)
+
+
+class StoredScheme(QuantizationScheme):
+    """Makes the layers of a quantised checkpoint: each by the scheme that multiplies by matrices of its form.
+
+    A matrix that no scheme takes is dequantised at load. A fused layer whose parts are stored in different ways becomes
+    several layers.
+
+    Args:
+        stored: How the matrices are stored.
+        deterministic: Whether each row of a batch must get the same bits whatever the other rows are.
+    """
+
+    def __init__(self, stored: StoredForms, *, deterministic: bool = False) -> None:
+        super().__init__(deterministic=deterministic)
+        self._stored = stored
+        self._plain = FullPrecision(deterministic=deterministic)
+        self._schemes = [find_scheme(name) for name in scheme_names()]
+        self._dequantised: dict[str, list[str]] = {}  # Reason -> names of layers.
+
+    def check(self, device: Device, dtype: torch.dtype) -> None:
+        """Accepts every device and dtype: what cannot be multiplied as it is stored is dequantised."""
+
+    def applies_to(self, layer: LinearSpec) -> bool:
+        """Returns whether a part of the layer is quantised in the checkpoint."""
+        return any(self._stored.of(part) for part in layer.part_names)
+
+    def supports_sizes(self, layer: LinearSpec) -> bool:
+        """Returns True for every layer."""
+        return True
+
+    def make_linear(self, layer: LinearSpec) -> LinearBase:
+        """Makes a layer, or one for each fused part if the parts are stored in different ways."""
+        forms = [self._stored.of(part) for part in layer.part_names]
+        if len(set(forms)) == 1 and not (len(forms) > 1 and forms[0] and forms[0].act_order):
+            return self._make(layer, forms[0])
+        parts = {
+            block: self._make(replace(layer, name=name, blocks={"": rows}), form)
+            for (block, rows), name, form in zip(layer.blocks.items(), layer.part_names, forms, strict=True)
+        }
+        return SplitLinear(parts)
+
+    def _make(self, layer: LinearSpec, form: QuantForm | None) -> LinearBase:
+        if form is None:
+            return self._plain.make_linear(layer)
+        reasons = []
+        for scheme in self._schemes:
+            reason = scheme.declines(form, layer, self._stored.device, deterministic=self.deterministic)
+            if reason is None:
+                return scheme.make_stored(layer, form)
+            reasons.append(reason)
+        self._dequantised.setdefault(next(filter(None, reasons), ""), []).append(layer.name)
+        return self._plain.make_linear(layer)
+
+    def notes(self) -> Iterator[str]:
+        """Yields a sentence about the layers that are dequantised, for each reason."""
+        for reason, names in self._dequantised.items():
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            yield f"{names[0]}{more} are dequantised at load, so they take the memory of full precision{reason}"
