@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -66,6 +67,8 @@ class Sizes:
         experts: Experts of a layer, choices of a token, hidden and intermediate size of a model with experts.
         expert_tokens: Tokens that these experts are called with.
         latent: (compressed numbers, rotated numbers) of a latent.
+        coded: (inputs, outputs) of matrices of 4 and 8 bits.
+        coded_tokens: Rows that these are multiplied by.
     """
 
     decodes: tuple[int, int]
@@ -81,12 +84,18 @@ class Sizes:
     experts: tuple[int, int, int, int] = (128, 8, 2048, 768)  # Qwen3-30B-A3B
     expert_tokens: tuple[int, ...] = (1, 64, 4096)
     latent: tuple[int, int] = (512, 64)
+    coded: tuple[tuple[int, int], ...] = ((4096, 4096), (4096, 28_672), (14_336, 4096), (8192, 57_344))  # Llama 8B, 70B
+    coded_tokens: tuple[int, ...] = (1, 16, 256)
 
 
 OLMOE = (64, 8, 2048, 1024)
 GPU = Sizes((256, 1024), (32, 8192), 8192, 32, 8, 128, 4096, 12_288, (256, 151_936), (256, 8192))
-CPU = Sizes((32, 512), (4, 2048), 512, 16, 8, 128, 1024, 3072, (8, 151_936), (64,), OLMOE, (1, 64, 512))
-TINY = Sizes((4, 40), (2, 70), 33, 4, 2, 32, 64, 96, (3, 300), (5,), (4, 2, 64, 32), (1, 5), (32, 16))
+CPU = Sizes(
+    (32, 512), (4, 2048), 512, 16, 8, 128, 1024, 3072, (8, 151_936), (64,), OLMOE, (1, 64, 512), coded=((1024, 3072),)
+)
+TINY = Sizes(
+    (4, 40), (2, 70), 33, 4, 2, 32, 64, 96, (3, 300), (5,), (4, 2, 64, 32), (1, 5), (32, 16), ((64, 96),), (1, 5)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +123,8 @@ class Cases:
             yield from self.products(num_tokens)
         for num_tokens in self.sizes.expert_tokens:
             yield self.experts(num_tokens)
+        for num_tokens, sizes, bits in product(self.sizes.coded_tokens, self.sizes.coded, (4, 8)):
+            yield self.coded(num_tokens, *sizes, bits)
 
     def around_the_model(self) -> Iterator[Case]:
         """Yields the cases before and after the model: token ids in, logits out."""
@@ -268,6 +279,26 @@ class Cases:
         num_bytes = (num_activations + 2 * inner * outer) * itemsize
         yield self._case("packed_gated_linear", name, gated, num_bytes, 2 * flops)
         yield self._case("int8_linear", name, integers, num_activations * itemsize + inner * outer, flops)
+
+    def coded(self, num_tokens: int, inner: int, outer: int, bits: int) -> Case:
+        """Returns the case of a matrix of 4 or 8 bits, in groups of 128 with zeros."""
+        from millrace.kernels.group_linear import pack_codes
+
+        num_groups = max(inner // 128, 1)
+
+        def make() -> Call:
+            codes, zeros = (
+                torch.randint(1 << bits, (outer, width), dtype=torch.uint8, device=self.device)
+                for width in (inner, num_groups)
+            )
+            args = (self._normal(num_tokens, inner), pack_codes(codes, bits), self._normal(outer, num_groups), zeros)
+            return Call((*args, None), {"bits": bits})
+
+        itemsize, name = self.dtype.itemsize, f"{num_tokens} x {inner} to {outer}, {bits} bits"
+        num_bytes = (
+            inner * outer * bits / 8 + outer * num_groups * (itemsize + 1) + num_tokens * (inner + outer) * itemsize
+        )
+        return self._case("group_linear", name, make, num_bytes, 2 * num_tokens * inner * outer)
 
     def experts(self, num_tokens: int) -> Case:
         """Returns the experts of a layer, each chosen equally often if there are tokens enough."""

@@ -14,6 +14,7 @@ from .gated_delta import gated_delta
 from .gather_batch import gather_batch
 from .gelu_and_mul import gelu_and_mul
 from .greedy import greedy
+from .group_linear import group_linear
 from .int8_linear import int8_linear
 from .invariant_linear import invariant_linear
 from .latent_attention import latent_attention
@@ -43,6 +44,7 @@ __all__ = [
     "gather_batch",
     "gelu_and_mul",
     "greedy",
+    "group_linear",
     "int8_linear",
     "invariant_linear",
     "latent_attention",

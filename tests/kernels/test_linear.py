@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from millrace.kernels import invariant_linear, quantize_fp8, rms_norm_fp8, scaled_linear
+from millrace.kernels import group_linear, invariant_linear, quantize_fp8, rms_norm_fp8, scaled_linear
 from millrace.kernels._op import Draw
+from millrace.kernels.group_linear import pack_codes, unpack_codes
 from millrace.kernels.scaled_linear.cuda import scaled_linear_cuda
 
 SIZES = st.sampled_from([1, 2, 3, 7, 8, 9, 16, 33, 64, 100, 123, 192, 333, 512, 1000])
@@ -35,6 +36,29 @@ def test_the_definitions_are_torchs_linear_layer():
     expected = F.linear(small_x.float() * x_scale, small_weight.float() * weight_scale, bias)
     actual = scaled_linear.plain(small_x, x_scale, small_weight, weight_scale, bias, torch.float32)
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_lie_where_the_layout_says_and_decode_to_what_the_formula_says(bits):
+    num_places, width = 16 // bits, 100
+    codes = torch.randint(1 << bits, (3, width), dtype=torch.uint8)
+    packed = pack_codes(codes, bits)
+    assert packed.dtype == torch.int32 and packed.shape == (3, -(-width // (16 * num_places)) * 8)
+    assert torch.equal(unpack_codes(packed, bits, width), codes)
+    for k in range(width):
+        block, place, m = k // (16 * num_places), k // 16 % num_places, k % 16
+        word, half = packed[:, block * 8 + m // 2], m % 2
+        assert torch.equal(word >> 16 * half + bits * place & (1 << bits) - 1, codes[:, k].int())
+    scales, zeros = torch.rand(3, 2), torch.randint(1 << bits, (3, 2), dtype=torch.uint8)
+    matrix = torch.empty(3, width)
+    for n in range(3):
+        for k in range(width):
+            matrix[n, k] = (float(codes[n, k]) - float(zeros[n, k // 50])) * scales[n, k // 50]
+    x = torch.eye(width)
+    torch.testing.assert_close(group_linear.plain(x, packed, scales, zeros, None, bits=bits), matrix.t())
+    zeros.fill_(2 ** (bits - 1))
+    actual = group_linear.plain(x, packed, scales, None, None, bits=bits)
+    assert torch.equal(actual, group_linear.plain(x, packed, scales, zeros, None, bits=bits))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,0 +1,8 @@
+"""A linear layer whose weight is integers of 4 or 8 bits with a scale for each group, and plain activations."""
+
+from __future__ import annotations
+
+from .layout import pack_codes, unpack_codes
+from .op import group_linear
+
+__all__ = ["group_linear", "pack_codes", "unpack_codes"]

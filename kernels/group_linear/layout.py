@@ -1,0 +1,52 @@
+"""The memory layout of the codes of a weight for `group_linear`: blocks of sixteen 16-bit halves, two halves a word.
+
+    half[n, 16 · block + m] = Σ_i  code[n, (256 / bits) · block + 16 · i + m] · 2**(bits · i)
+    0 <= m < 16,   0 <= i < 16 / bits
+
+So the codes at place i of the sixteen halves belong to sixteen neighbouring inputs. That is one step of a GPU's matrix
+unit, which takes two neighbouring 16-bit numbers in a register: a kernel makes both out of one word by one shift and
+one mask, moves none of them to another thread, and reads the inputs where they are.
+
+A row ends with a whole block, which is padded with zeros: 64 codes of 4 bits, or 32 of 8 bits, are 8 words.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["BLOCK_HALVES", "codes_per_block", "pack_codes", "unpack_codes"]
+
+BLOCK_HALVES = 16
+
+
+def codes_per_block(bits: int) -> int:
+    """Returns the number of codes in a block, which is 32 bytes long."""
+    return BLOCK_HALVES * 16 // bits
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Packs the codes of a weight for `group_linear`.
+
+    Args:
+        codes: `[out_features, in_features]` uint8, each less than `2**bits`.
+        bits: 4 or 8.
+
+    Returns:
+        `[out_features, num_words]` int32; num_words is `in_features * bits / 32`, rounded up to a multiple of 8.
+    """
+    codes = F.pad(codes, (0, -codes.shape[1] % codes_per_block(bits)))
+    places = codes.view(len(codes), -1, 16 // bits, BLOCK_HALVES).unbind(2)
+    halves = places[0].to(torch.int16)
+    for i, place in enumerate(places[1:], 1):
+        halves |= place.to(torch.int16) << (bits * i)
+    return halves.flatten(1).view(torch.int32)
+
+
+def unpack_codes(packed: Tensor, bits: int, in_features: int) -> Tensor:
+    """Returns the codes that were given to `pack_codes`, `[out_features, in_features]` uint8."""
+    halves = packed.view(torch.int16).view(len(packed), -1, 1, BLOCK_HALVES)
+    shifts = torch.arange(0, 16, bits, dtype=torch.int16, device=packed.device)[:, None]
+    codes = halves >> shifts & (1 << bits) - 1
+    return codes.flatten(1)[:, :in_features].to(torch.uint8)
