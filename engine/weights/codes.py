@@ -98,8 +98,3 @@ class Codes:
         """Returns the rows of the given numbers, `[num_rows]` int64."""
         zeros = None if self.zeros is None else self.zeros[index]
         return replace(self, values=self.values[index], scales=self.scales[index], zeros=zeros)
-
-    @property
-    def order(self) -> Tensor | None:
-        """The columns sorted by group, `[columns]` int64; None if they are so already."""
-        return None if self.groups is None else torch.argsort(self.groups, stable=True)

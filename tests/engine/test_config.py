@@ -30,7 +30,7 @@ WRONG = [
     ({"pipeline_parallel_size": "2"}, "pipeline_parallel_size must be an integer of at least 1"),
     ({"pipeline_parallel_size": 2, "overlap_depth": 1}, "leave overlap_depth out"),
     ({"tensor_parallel_size": 4, "deterministic": True}, "use at most 2"),
-    ({"quantization": "awq"}, "quantization must be one of None, fp8, int8;"),
+    ({"quantization": "awk"}, "quantization must be one of None, fp8, int4, int8,"),
     ({"task": "reward"}, "task must be one of auto, none, generate, embed"),
     ({"seed": "x"}, "seed must be"),
     ({"max_logprobs": -2}, "max_logprobs must be"),

@@ -1,0 +1,112 @@
+"""`GroupLinear`: a linear layer whose matrix is integers of 4 or 8 bits in groups, and whose input is plain (W4A16)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ...kernels import group_linear
+from ...kernels.group_linear import pack_codes
+from ..device import Device
+from ..layers import LinearBase, WeightSlot
+from ..weights.codes import Codes, QuantForm
+from .rounding import round_to_groups
+from .scheme import LinearSpec
+
+__all__ = ["GroupLinear"]
+
+BITS = (4, 8)
+
+
+class GroupLinear(LinearBase):
+    """Computes `x W^T + b`, where W is integers with a scale, and perhaps a zero, for each group of columns.
+
+    If the columns of a group are not neighbours (`QuantForm.act_order`), those of W are sorted by group, and those of x
+    are brought into the same order before the product.
+
+    Args:
+        layer: The layer.
+        form: How its matrix is quantised.
+    """
+
+    def __init__(self, layer: LinearSpec, form: QuantForm) -> None:
+        super().__init__()
+        self._layer, self._bits = layer, form.bits
+        self._group_size = form.group_size or layer.num_columns
+        num_rows = sum(rows.room for rows in layer.blocks.values())
+        num_groups = layer.num_columns // self._group_size
+
+        def make(*shape: int, dtype: torch.dtype) -> torch.nn.Parameter:
+            # Zeros, not uninitialised memory: rows for which a shard has room but no elements stay as they are.
+            zeros = torch.zeros(*shape, dtype=dtype, device=layer.device)
+            return torch.nn.Parameter(zeros, requires_grad=False)
+
+        empty = torch.empty(num_rows, layer.num_columns, dtype=torch.uint8, device="meta")
+        self.codes = make(num_rows, pack_codes(empty, form.bits).shape[1], dtype=torch.int32)
+        self.scales = make(num_rows, num_groups, dtype=form.scale_dtype)
+        self.zeros = make(num_rows, num_groups, dtype=torch.uint8) if form.has_zeros else None
+        self.order = make(layer.num_columns, dtype=torch.int64) if form.act_order else None
+        self.bias = make(num_rows, dtype=layer.dtype) if layer.bias else None
+
+    @staticmethod
+    def declines(form: QuantForm, layer: LinearSpec, device: Device, *, deterministic: bool) -> str | None:
+        """Returns why a layer cannot be made, as `QuantizationScheme.declines` does."""
+        if form.kind != "int" or form.inputs is not None or form.row_block != 1:
+            return ""
+        if form.bits not in BITS:
+            return f": there is no kernel for {form.bits} bits"
+        if deterministic and not device.is_cpu:
+            return ": on a GPU the order of the sums depends on the batch, and deterministic=True forbids it"
+        columns, size = layer.in_features, form.group_size
+        if size and (columns.start % size or columns.length % size):
+            return f": the {columns.length} columns of a rank are no multiple of the groups of {size}"
+        if form.act_order and columns.length < columns.size:
+            return ": with desc_act the columns of a rank are of all groups"
+        return None
+
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
+        """Yields every (name, weight slot), such as `weight`, or `gate.weight` and `up.weight` of a fused layer."""
+        first = 0
+        for block, rows in self._layer.blocks.items():
+            prefix = f"{block}." if block else ""
+            kept, padding = slice(first, first + rows.length), slice(first + rows.length, first + rows.room)
+            by_row = [tensor for tensor in (self.codes, self.scales, self.zeros) if tensor is not None]
+            weight = WeightSlot(
+                (*(tensor[kept] for tensor in by_row), *(() if self.order is None else (self.order,))),
+                self._encode,
+                parts=(rows, self._layer.in_features),
+                padding=tuple(tensor[padding] for tensor in by_row),
+                takes_codes=True,
+            )
+            yield f"{prefix}weight", weight
+            if self.bias is not None:
+                yield f"{prefix}bias", WeightSlot((self.bias[kept],), parts=(rows,), padding=(self.bias[padding],))
+            first += rows.room
+
+    def _encode(self, weight: Codes | Tensor) -> tuple[Tensor, ...]:
+        """Returns the contents of the targets of a weight slot, for stored codes or for a plain matrix."""
+        codes = weight if isinstance(weight, Codes) else round_to_groups(weight, self._bits, self._group_size)
+        order = None if self.order is None else _order(codes)
+        values = codes.values if order is None else codes.values[:, order]
+        offset = 0 if self.zeros is not None else 1 << (self._bits - 1)
+        packed = pack_codes((values.to(self.codes.device, torch.int16) + offset).to(torch.uint8), self._bits)
+        return tuple(part for part in (packed, codes.scales, codes.zeros, order) if part is not None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `x` `[num_tokens, in_features]` to `[num_tokens, out_features]` in the same dtype."""
+        return self._multiply(x, x.dtype)
+
+    def forward_float32(self, x: Tensor) -> Tensor:
+        """Computes `forward` with a result in float32, which is not rounded to the dtype of `x` in between."""
+        return self._multiply(x, torch.float32)
+
+    def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        x = x if self.order is None else x[:, self.order]
+        return group_linear(x, self.codes, self.scales, self.zeros, self.bias, bits=self._bits, dtype=dtype)
+
+
+def _order(codes: Codes) -> Tensor:
+    """Returns the columns sorted by group."""
+    return torch.arange(codes.values.shape[1]) if codes.groups is None else codes.groups.argsort(stable=True)

@@ -1,0 +1,63 @@
+"""`Int4Scheme` (`quantization="int4"`): weights in 4-bit integers with plain activations; a quarter of bfloat16.
+
+The rows of weights are rounded while they are loaded, so a model never needs the memory of full precision.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ...device import Device
+from ...errors import ConfigError
+from ...layers import LinearBase
+from ...weights.codes import QuantForm
+from ..group_linear import GroupLinear
+from ..scheme import LinearSpec, QuantizationScheme
+
+__all__ = ["SCHEME", "Int4Scheme"]
+
+
+BITS = 4
+
+GROUP_SIZES = (128, 64, 32)
+"""Columns that share a scale: the first that divides those of the layer."""
+
+
+class Int4Scheme(QuantizationScheme):
+    """Stores weights as integers of 4 bits in groups of columns, and as those of 4 or 8 bits that a checkpoint has."""
+
+    sizes = f"inputs in multiples of {GROUP_SIZES[-1]}"
+
+    def check(self, device: Device, dtype: torch.dtype) -> None:
+        """Accepts every device, unless the engine is deterministic, and every dtype.
+
+        Raises:
+            ConfigError: The device is a GPU, and the engine is deterministic.
+        """
+        if self.deterministic and not device.is_cpu:
+            raise ConfigError(
+                "quantization='int4' and deterministic=True exclude each other on a GPU: the order of the sums depends "
+                "on the batch; drop one of the two"
+            )
+
+    def supports_sizes(self, layer: LinearSpec) -> bool:
+        """Returns whether a group size divides the columns of the matrix."""
+        return layer.num_columns % GROUP_SIZES[-1] == 0
+
+    def make_linear(self, layer: LinearSpec) -> LinearBase:
+        """Makes a linear layer whose matrix is quantised while it is loaded."""
+        size = next(size for size in GROUP_SIZES if layer.num_columns % size == 0)
+        return GroupLinear(layer, QuantForm("int4", "int", BITS, size, scale_dtype=layer.dtype))
+
+    @classmethod
+    def declines(cls, form: QuantForm, layer: LinearSpec, device: Device, *, deterministic: bool) -> str | None:
+        """Takes integers of 4 or 8 bits in whole groups of columns."""
+        return GroupLinear.declines(form, layer, device, deterministic=deterministic)
+
+    @classmethod
+    def make_stored(cls, layer: LinearSpec, form: QuantForm) -> LinearBase:
+        """Makes a `GroupLinear`."""
+        return GroupLinear(layer, form)
+
+
+SCHEME = Int4Scheme
