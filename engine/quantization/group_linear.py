@@ -88,11 +88,14 @@ class GroupLinear(LinearBase):
     def _encode(self, weight: Codes | Tensor) -> tuple[Tensor, ...]:
         """Returns the contents of the targets of a weight slot, for stored codes or for a plain matrix."""
         codes = weight if isinstance(weight, Codes) else round_to_groups(weight, self._bits, self._group_size)
+        middle = 0 if codes.zeros is not None else 1 << (self._bits - 1)
         order = None if self.order is None else _order(codes)
         values = codes.values if order is None else codes.values[:, order]
-        offset = 0 if self.zeros is not None else 1 << (self._bits - 1)
-        packed = pack_codes((values.to(self.codes.device, torch.int16) + offset).to(torch.uint8), self._bits)
-        return tuple(part for part in (packed, codes.scales, codes.zeros, order) if part is not None)
+        packed = pack_codes((values.to(self.codes.device, torch.int16) + middle).to(torch.uint8), self._bits)
+        zeros = codes.zeros
+        if self.zeros is not None and zeros is None:
+            zeros = torch.full_like(codes.scales, middle)
+        return tuple(part for part in (packed, codes.scales, zeros, order) if part is not None)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[num_tokens, in_features]` to `[num_tokens, out_features]` in the same dtype."""
