@@ -279,6 +279,19 @@ class Cases:
         num_bytes = (num_activations + 2 * inner * outer) * itemsize
         yield self._case("packed_gated_linear", name, gated, num_bytes, 2 * flops)
         yield self._case("int8_linear", name, integers, num_activations * itemsize + inner * outer, flops)
+        for bits in (4, 8):
+            num_bytes = num_activations * itemsize + inner * outer * bits // 8 + 2 * (inner // 32) * outer
+            groups = partial(self._groups_call, num_tokens, bits)
+            yield self._case("packed_group_linear", f"{name}, {bits} bits", groups, num_bytes, flops)
+
+    def _groups_call(self, num_tokens: int, bits: int) -> Call:
+        from millrace.kernels.group_linear import pack_codes
+        from millrace.kernels.packed_group_linear import pack_groups
+
+        inner, outer = self.sizes.hidden_size, self.sizes.intermediate_size
+        weight = pack_codes(torch.randint(2**bits, (outer, inner), dtype=torch.uint8), bits)
+        packed = pack_groups(weight, torch.rand(outer, inner // 32).to(self.dtype), None, inner, bits)
+        return Call((self._normal(num_tokens, inner), *packed, None, outer))
 
     def coded(self, num_tokens: int, inner: int, outer: int, bits: int) -> Case:
         """Returns the case of a matrix of 4 or 8 bits, in groups of 128 with zeros."""

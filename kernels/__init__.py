@@ -20,6 +20,7 @@ from .invariant_linear import invariant_linear
 from .latent_attention import latent_attention
 from .layer_norm import layer_norm
 from .packed_gated_linear import packed_gated_linear
+from .packed_group_linear import packed_group_linear
 from .packed_linear import packed_linear
 from .paged_attention import paged_attention
 from .quantize_fp8 import quantize_fp8
@@ -50,6 +51,7 @@ __all__ = [
     "latent_attention",
     "layer_norm",
     "packed_gated_linear",
+    "packed_group_linear",
     "packed_linear",
     "paged_attention",
     "quantize_fp8",

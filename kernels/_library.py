@@ -32,7 +32,7 @@ def find_library() -> ctypes.CDLL | None:
 def find_avx2_library() -> ctypes.CDLL | None:
     """Loads the library of kernels that need only AVX2 and FMA. Where that fails, logs the reason and returns None."""
     if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        _logger.info("this CPU has no AVX2, which the compiled kernels of experts need: torch runs in their place")
+        _logger.info("this CPU has no AVX2, which kernels of experts and 4-bit weights need: torch runs in their place")
         return None
     return _load("_cpu_kernels_avx2")
 

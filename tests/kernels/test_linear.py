@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from millrace.kernels import group_linear, invariant_linear, quantize_fp8, rms_norm_fp8, scaled_linear
+from millrace.kernels import (
+    group_linear,
+    invariant_linear,
+    packed_group_linear,
+    quantize_fp8,
+    rms_norm_fp8,
+    scaled_linear,
+)
 from millrace.kernels._op import Draw
 from millrace.kernels.group_linear import pack_codes, unpack_codes
+from millrace.kernels.packed_group_linear import can_pack_groups, pack_groups
 from millrace.kernels.scaled_linear.cuda import scaled_linear_cuda
 
 SIZES = st.sampled_from([1, 2, 3, 7, 8, 9, 16, 33, 64, 100, 123, 192, 333, 512, 1000])
@@ -84,6 +92,35 @@ def test_a_row_is_not_touched_by_nan_in_others():
     expected = invariant_linear(x, weight, bias)[::3]
     x[1::3] = x[2::3] = torch.nan
     assert torch.equal(invariant_linear(x, weight, bias)[::3], expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group_size", [32, 64, 96, 128, 384])
+def test_packed_groups_are_those_of_the_unpacked_weight(bits, group_size):
+    draw, num_rows, size = Draw.seeded(torch.float64), 37, 384
+    x, scales = draw.normal(3, size), draw.normal(num_rows, size // group_size)
+    weight = pack_codes(draw.integers(0, 2**bits, num_rows, size, dtype=torch.uint8), bits)
+    for zeros in (draw.integers(0, 2**bits, *scales.shape, dtype=torch.uint8), None):
+        packed = pack_groups(weight, scales, zeros, size, bits)
+        expected = group_linear.plain(x, weight, scales, zeros, None, bits=bits)
+        torch.testing.assert_close(packed_group_linear.plain(x, *packed, None, num_rows), expected)
+    assert can_pack_groups(size, group_size)
+    assert not can_pack_groups(size, 16) and not can_pack_groups(size + 32, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_row_of_a_product_with_packed_groups_is_the_same_to_the_bit_in_any_company(dtype, bits):
+    draw = Draw.seeded(dtype)
+    weight = pack_codes(draw.integers(0, 2**bits, 200, 256, dtype=torch.uint8), bits)
+    zeros = draw.integers(0, 2**bits, 200, 4, dtype=torch.uint8)
+    packed = pack_groups(weight, draw.normal(200, 4), zeros, 256, bits)
+    x = draw.normal(141, 256)
+    whole = packed_group_linear(x, *packed, None, 200)
+    for num_rows in (1, 2, 3, 4, 5, 64, 65, 130):
+        assert torch.equal(packed_group_linear(x[9 : 9 + num_rows], *packed, None, 200), whole[9 : 9 + num_rows])
+    x[::2] = torch.nan
+    assert torch.equal(packed_group_linear(x, *packed, None, 200)[1::2], whole[1::2])
 
 
 @pytest.mark.gpu
