@@ -212,7 +212,8 @@ class Cases:
         num_bytes = num_tokens * inner * (2 * itemsize + 1)
         yield self._case("gate_and_mul_fp8", f"{num_tokens} x {inner}, silu", partial(gated, "silu"), num_bytes)
         yield self._case("embedding", name, look_up, 2 * rows * itemsize)
-        yield self._case("quantize_fp8", name, lambda: Call((self._normal(num_tokens, width),)), rows * (itemsize + 1))
+        for op in ("quantize_fp8", "quantize_int8"):
+            yield self._case(op, name, lambda: Call((self._normal(num_tokens, width),)), rows * (itemsize + 1))
 
     def heads(self, num_tokens: int) -> Iterator[Case]:
         """Yields the kernels that change queries, keys and values before attention."""
@@ -258,7 +259,8 @@ class Cases:
 
     def _packed_products(self, name: str, num_tokens: int) -> Iterator[Case]:
         """Yields the products whose weights are laid out for a CPU."""
-        from millrace.kernels.int8_linear import pack_int8, quantize_int8
+        from millrace.kernels import quantize_int8
+        from millrace.kernels.int8_linear import pack_int8
         from millrace.kernels.packed_gated_linear import pack_gated
         from millrace.kernels.packed_linear import pack_panels
 

@@ -24,6 +24,7 @@ from .packed_group_linear import packed_group_linear
 from .packed_linear import packed_linear
 from .paged_attention import paged_attention
 from .quantize_fp8 import quantize_fp8
+from .quantize_int8 import quantize_int8
 from .rms_norm import rms_norm
 from .rms_norm_fp8 import rms_norm_fp8
 from .rope_and_store import rope_and_store
@@ -55,6 +56,7 @@ __all__ = [
     "packed_linear",
     "paged_attention",
     "quantize_fp8",
+    "quantize_int8",
     "rms_norm",
     "rms_norm_fp8",
     "rope_and_store",

@@ -54,6 +54,7 @@ TORCH_TO_TRITON: Mapping[torch.dtype, str] = MappingProxyType(
         torch.float16: "fp16",
         torch.bfloat16: "bf16",
         torch.float8_e4m3fn: "fp8e4nv",
+        torch.int8: "i8",
         torch.int32: "i32",
         torch.int64: "i64",
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layout import can_pack_int8, pack_int8, quantize_int8
+from .layout import can_pack_int8, pack_int8
 from .op import int8_linear
 
-__all__ = ["can_pack_int8", "int8_linear", "pack_int8", "quantize_int8"]
+__all__ = ["can_pack_int8", "int8_linear", "pack_int8"]

@@ -1,4 +1,4 @@
-"""Rounding to 8-bit integers, and the memory layout of an 8-bit weight for `int8_linear`.
+"""The memory layout of an 8-bit weight for `int8_linear`.
 
     packed[panel, 1 + unit, column, i] = weight[64 · panel + column, 4 · unit + i]      0 <= i < 4
     packed[panel, 0, column] = -128 · Σ_i weight[64 · panel + column, i]                as one int32
@@ -13,34 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["INT8_MAX", "PANEL", "UNIT", "can_pack_int8", "pack_int8", "quantize_int8", "unpack_int8"]
+__all__ = ["PANEL", "UNIT", "can_pack_int8", "pack_int8", "unpack_int8"]
 
 PANEL = 64
 UNIT = 4
-INT8_MAX = 127
 OFFSET = 128
-
-SMALLEST = 1e-30
-"""A row whose numbers are all smaller counts as zeros, because the inverse of its scale might not fit float32."""
-
-
-def quantize_int8(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rounds each row to 8-bit integers, relative to its largest number, ties to even.
-
-    The arithmetic is in float32 for every dtype, and the result is defined to the bit.
-
-    Args:
-        rows: `[num_rows, size]`.
-
-    Returns:
-        `[num_rows, size]` int8, and the scale of each row, `[num_rows]` float32. Their product approximates `rows`. The
-        scale of a row that contains NaN is NaN, and that of a row with an infinity is infinite.
-    """
-    wide = rows.to(torch.float32)
-    largest = wide.abs().amax(-1) if rows.shape[-1] else wide.new_zeros(len(wide))
-    # torch computes a Python number over a tensor as reciprocal times number, which rounds twice.
-    inverse = torch.where(largest > SMALLEST, largest.new_tensor(INT8_MAX) / largest, 0.0)
-    return (wide * inverse[:, None]).round_().nan_to_num_(0.0).to(torch.int8), largest * (1 / INT8_MAX)
 
 
 def can_pack_int8(in_features: int) -> bool:

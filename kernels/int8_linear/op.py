@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .._op import Draw, Sample, op
-from .layout import pack_int8, quantize_int8, unpack_int8
+from ..quantize_int8.op import quantize_int8
+from .layout import pack_int8, unpack_int8
 
 
 def _samples(draw: Draw) -> Iterator[Sample]:

@@ -31,6 +31,7 @@ OPS = (
     *("rope_and_store_latent", "latent_attention"),
     *("short_conv", "state_scan", "gated_delta"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8", "experts"),
+    "quantize_int8",
 )
 Launch = tuple[Any, dict[str, Any]]
 
@@ -185,6 +186,7 @@ def launch_rows(num_tokens: int, size: int) -> None:
     triton_op("silu_and_mul")(hidden)
     triton_op("gate_and_mul_fp8")(hidden, "silu")
     triton_op("quantize_fp8")(hidden)
+    triton_op("quantize_int8")(hidden)
 
 
 def launch_experts(num_tokens: int, draw: random.Random) -> None:

@@ -25,6 +25,7 @@ from millrace.kernels import (
     latent_attention,
     layer_norm,
     quantize_fp8,
+    quantize_int8,
     rms_norm,
     rope_and_store,
     rope_and_store_latent,
@@ -222,6 +223,26 @@ def test_quantized_rows_use_the_whole_range_and_come_back_within_half_a_step(dty
     assert scale[5] == 1
     error = (q.float() * scale - x.float()).abs()
     assert (error <= x.float().abs() / 16 + scale * 2.0**-10).all()
+
+
+def test_a_row_with_nan_or_infinity_shows_it_in_its_scale():
+    x = torch.ones(4, 5)
+    x[1, 2], x[2, 3] = torch.nan, -torch.inf
+    values, scales = quantize_int8(x)
+    assert scales[1].isnan() and scales[2].isinf()
+    assert values[1:3].eq(0).all() and values[::3].eq(127).all()
+
+
+@pytest.mark.parametrize("zero_point", [0, -128, 3])
+def test_static_integers_come_back_within_half_a_step_and_end_where_their_range_ends(zero_point):
+    x, scale = torch.randn(6, 100) * 4, 0.02
+    given = torch.tensor([zero_point], dtype=torch.int32) if zero_point else None
+    values, scales = quantize_int8(x, torch.tensor([scale]), given)
+    assert torch.equal(scales, torch.full((6,), scale))
+    low, high = ((end - zero_point) * scale for end in (-128, 127))
+    inside = x.clamp(low, high)
+    assert (x != inside).any() and values.min() == -128
+    assert (((values - float(zero_point)) * scale) - inside).abs().max() <= scale * 0.5001
 
 
 def test_top_logprobs_are_those_of_the_log_softmax():

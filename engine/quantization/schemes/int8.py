@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....kernels import int8_linear
-from ....kernels.int8_linear import can_pack_int8, pack_int8, quantize_int8
+from ....kernels import int8_linear, quantize_int8
+from ....kernels.int8_linear import can_pack_int8, pack_int8
 from ...device import Device
 from ...errors import ConfigError
 from ...layers import Linear, PackedWeight, WeightSlot
