@@ -212,8 +212,16 @@ class Cases:
         num_bytes = num_tokens * inner * (2 * itemsize + 1)
         yield self._case("gate_and_mul_fp8", f"{num_tokens} x {inner}, silu", partial(gated, "silu"), num_bytes)
         yield self._case("embedding", name, look_up, 2 * rows * itemsize)
-        for op in ("quantize_fp8", "quantize_int8"):
-            yield self._case(op, name, lambda: Call((self._normal(num_tokens, width),)), rows * (itemsize + 1))
+        for op, kind, options in (
+            ("quantize_fp8", "", {}),
+            ("quantize_fp8", ", groups of 128", {"group_size": 128}),
+            ("quantize_int8", "", {}),
+        ):
+            make = partial(self._rows_of_width, num_tokens, **options)
+            yield self._case(op, f"{name}{kind}", make, rows * (itemsize + 1))
+
+    def _rows_of_width(self, num_tokens: int, **options: int) -> Call:
+        return Call((self._normal(num_tokens, self.sizes.hidden_size),), options)
 
     def heads(self, num_tokens: int) -> Iterator[Case]:
         """Yields the kernels that change queries, keys and values before attention."""

@@ -186,7 +186,10 @@ def launch_rows(num_tokens: int, size: int) -> None:
     triton_op("silu_and_mul")(hidden)
     triton_op("gate_and_mul_fp8")(hidden, "silu")
     triton_op("quantize_fp8")(hidden)
+    triton_op("quantize_fp8")(hidden, group_size=128)
     triton_op("quantize_int8")(hidden)
+    for name in ("quantize_fp8", "quantize_int8"):
+        triton_op(name)(hidden, torch.ones(1))
 
 
 def launch_experts(num_tokens: int, draw: random.Random) -> None:

@@ -225,6 +225,18 @@ def test_quantized_rows_use_the_whole_range_and_come_back_within_half_a_step(dty
     assert (error <= x.float().abs() / 16 + scale * 2.0**-10).all()
 
 
+def test_groups_of_columns_are_quantised_as_rows_of_their_own_and_a_given_scale_clamps():
+    x = torch.randn(3, 300)
+    values, scales = quantize_fp8(x, group_size=128)
+    for index, columns in enumerate((slice(0, 128), slice(128, 256), slice(256, 300))):
+        alone, scale = quantize_fp8(x[:, columns])
+        assert torch.equal(values[:, columns].float(), alone.float()) and torch.equal(
+            scales[:, index : index + 1], scale
+        )
+    values, scales = quantize_fp8(torch.tensor([[1.0, -3.0, 0.3]]), torch.tensor([1 / 256]))
+    assert (values.float() * scales).tolist() == [[1.0, -1.75, 0.3125]]
+
+
 def test_a_row_with_nan_or_infinity_shows_it_in_its_scale():
     x = torch.ones(4, 5)
     x[1, 2], x[2, 3] = torch.nan, -torch.inf
