@@ -83,7 +83,7 @@ class Codes:
         """Returns the numbers of the matrix, `[rows, columns]` float32."""
         numbers = self.values.float()
         if self.groups is None and self.scales.shape[1] > 0:
-            shape = (*self.scales.shape, -1)
+            shape = (*self.scales.shape, numbers.shape[1] // self.scales.shape[1])
             numbers = numbers.view(shape)
             if self.zeros is not None:
                 numbers = numbers - self.zeros.unsqueeze(-1)

@@ -1,0 +1,51 @@
+"""Functions that read one field of a `quantization_config` each, and check its value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..errors import UnsupportedModelError, quote
+
+__all__ = ["flag", "group_size", "one_of", "refuse_set", "unsupported"]
+
+ADVICE = "use another checkpoint of the model, or the unquantised one with quantization='int8' or 'fp8'"
+
+
+def unsupported(field: str, value: Any, allowed: str) -> UnsupportedModelError:
+    """Returns the error about a field with a value that is not implemented; `allowed` says which ones are."""
+    return UnsupportedModelError(
+        f"config field 'quantization_config.{field}' is {quote(value)}; it can be {allowed}; {ADVICE}"
+    )
+
+
+def one_of(config: Mapping[str, Any], field: str, allowed: Sequence[Any], default: Any = None) -> Any:
+    """Returns a field that must have one of the implemented values; text is compared without regard to case."""
+    value = config.get(field, default)
+    found = value.lower() if isinstance(value, str) else value
+    if isinstance(value, bool) or found not in allowed:
+        raise unsupported(field, value, " or ".join(map(str, allowed)))
+    return found
+
+
+def flag(config: Mapping[str, Any], field: str, *, default: bool) -> bool:
+    """Returns a field that must be true or false."""
+    value = config.get(field, default)
+    if not isinstance(value, bool):
+        raise unsupported(field, value, "true or false")
+    return value
+
+
+def group_size(config: Mapping[str, Any], field: str = "group_size") -> int:
+    """Returns the number of neighbouring columns that share a scale; 0 for all columns, which configs write as -1."""
+    value = config.get(field)
+    if not isinstance(value, int) or isinstance(value, bool) or not (value == -1 or value > 0):
+        raise unsupported(field, value, "-1 or a positive integer")
+    return max(value, 0)
+
+
+def refuse_set(config: Mapping[str, Any], *fields: str) -> None:
+    """Raises if one of the fields, each of which would change the numbers, is set."""
+    for field in fields:
+        if config.get(field):
+            raise unsupported(field, config[field], "absent or null")

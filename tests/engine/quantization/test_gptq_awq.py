@@ -1,0 +1,216 @@
+"""Checkpoints in AWQ and GPTQ run as the same model with dequantised matrices; damaged ones are refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from checkpoints import tiny_checkpoint
+from gptq_files import Packed, Quantise, awq, gptq, quantise_folder, settings
+from millrace.engine.device import Device
+from millrace.engine.errors import CheckpointError, UnsupportedModelError
+from millrace.engine.loading.stored_forms import read_stored_forms
+from millrace.engine.models import Decoder, ModelOptions, load_hf_config, load_model, weight_map
+from millrace.engine.quantization.registry import find_format
+from millrace.engine.storage import Location
+from millrace.engine.weights.quantised_matrix import QuantisedMatrix
+from paged import PagedSequences, random_sequences
+
+WIDE = {"intermediate_size": 128}
+BOUND = 1e-3  # of a log-probability: both models compute with the same numbers, in another order.
+
+
+def load(folder: Path) -> Decoder:
+    """Loads a checkpoint as an engine does."""
+    config, place = load_hf_config(folder), Location.at(folder)
+    stored = read_stored_forms(place, weight_map(folder, config, torch.float32), config, None, Device.choose("cpu"))
+    return load_model(folder, config, torch.float32, "cpu", ModelOptions(stored=stored))
+
+
+@torch.inference_mode()
+def logprobs(model: Decoder) -> Tensor:
+    """Returns the log-probabilities of some sequences, `[num_tokens, vocab_size]`."""
+    sequences = random_sequences()
+    whole = iter([{index: len(tokens) for index, tokens in enumerate(sequences)}])
+    return torch.cat(PagedSequences(model, sequences, torch.float32).run(whole)).log_softmax(-1)
+
+
+def assert_same(quantised: Path, plain: Path) -> None:
+    ours, theirs = logprobs(load(quantised)), logprobs(load(plain))
+    torch.testing.assert_close(ours, theirs, atol=BOUND, rtol=0)
+    best = theirs.topk(2, dim=-1)
+    sure = best.values[:, 0] - best.values[:, 1] > 2 * BOUND
+    assert sure.float().mean() > 0.9 and torch.equal(ours.argmax(-1)[sure], best.indices[sure, 0])
+
+
+def joined(method: str, packed: Packed, **fields: Any) -> QuantisedMatrix:
+    """Returns the matrix that a format makes of the tensors of one layer."""
+    checkpoint_format = find_format(settings(method, **fields))
+    ((name, matrix),) = checkpoint_format.join((f"x.{leaf}", tensor) for leaf, tensor in packed.tensors.items())
+    assert name == "x.weight" and isinstance(matrix, QuantisedMatrix)
+    return matrix
+
+
+def assert_every_part_is_read(matrix: QuantisedMatrix, weight: Tensor, draw: Any) -> None:
+    num_rows, num_columns = weight.shape
+    assert matrix.shape == weight.shape
+    assert torch.equal(matrix.read(), weight)
+    first, left = draw(st.integers(0, num_rows)), draw(st.integers(0, num_columns))
+    height, width = draw(st.integers(0, num_rows - first)), draw(st.integers(1, num_columns - left + 1)) - 1
+    part = matrix.narrow(0, first, height).narrow(1, left, width)
+    assert part.shape == (height, width)
+    assert torch.equal(part.read(), weight[first : first + height, left : left + width])
+
+
+@hypothesis_settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_every_part_of_a_matrix_in_awq_is_read_as_the_layout_says(data: st.DataObject) -> None:
+    group = data.draw(st.sampled_from((32, 64, -1)))
+    weight = torch.randn(24, 128, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    packed = awq(weight, group)
+    assert_every_part_is_read(joined("awq", packed, group_size=group), packed.weight, data.draw)
+
+
+@hypothesis_settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_every_part_of_a_matrix_in_gptq_is_read_as_the_layout_says(data: st.DataObject) -> None:
+    bits, group = data.draw(st.sampled_from((2, 3, 4, 8))), data.draw(st.sampled_from((32, 64, -1)))
+    sym, desc_act = data.draw(st.booleans()), data.draw(st.booleans())
+    version = data.draw(st.sampled_from(("gptq", "gptq_v2")))
+    writer = data.draw(st.sampled_from(("auto_gptq", "gptqmodel")))
+    weight = torch.randn(32, 128, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99))))
+    if writer == "gptqmodel" and not sym:
+        weight[::3] = weight[::3].abs()  # The zero points of these rows are 0.
+    fields = {"bits": bits, "group_size": group, "sym": sym, "desc_act": desc_act}
+    packed = gptq(weight, **fields, version=version, writer=writer)
+    meta = {"quantizer": [f"{writer}:7.7.0"]}
+    matrix = joined("gptq", packed, **fields, checkpoint_format=version, meta=meta)
+    assert matrix.form.act_order == (desc_act and group != -1)
+    assert matrix.form.has_zeros != sym
+    assert_every_part_is_read(matrix, packed.weight, data.draw)
+
+
+def write(
+    folder: Path, family: str, quantise: Quantise, config: Mapping[str, Any], **overrides: Any
+) -> tuple[Path, Path]:
+    """Writes a tiny model; returns its quantised copy and its copy with the dequantised matrices."""
+    plain = tiny_checkpoint(folder / "model", family, **overrides)
+    return quantise_folder(plain, folder, quantise, config)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, -1])
+def test_awq_gives_the_probabilities_of_its_dequantised_model(tmp_path: Path, group: int) -> None:
+    # Qwen2 has biases, which stay plain.
+    sizes = {"hidden_size": 128, "intermediate_size": 128} if group == 128 else WIDE
+    config = settings("awq", group_size=group)
+    assert_same(*write(tmp_path, "qwen2", lambda name, weight: awq(weight, group), config, **sizes))
+
+
+GPTQ = {
+    "2 bits": {"bits": 2},
+    "3 bits": {"bits": 3, "sym": False},
+    "4 bits": {"bits": 4},
+    "8 bits": {"bits": 8, "sym": False, "group_size": 64},
+    "act-order": {"desc_act": True},
+    "act-order, zero points": {"desc_act": True, "sym": False, "bits": 8},
+    "one group": {"group_size": -1, "desc_act": True},
+}
+
+
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
+@pytest.mark.parametrize("kind", GPTQ)
+def test_gptq_gives_the_probabilities_of_its_dequantised_model(tmp_path: Path, kind: str, version: str) -> None:
+    config = settings("gptq", **GPTQ[kind], checkpoint_format=version)
+    quantise = lambda name, weight: gptq(weight, **GPTQ[kind], version=version, seed=len(name))  # noqa: E731
+    assert_same(*write(tmp_path, "llama", quantise, config, **WIDE))
+
+
+WEIGHT = torch.linspace(-1.0, 1.0, 32 * 64).view(32, 64)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        ("awq", {"bits": 3}, r"quantization_config\.bits' is 3; it can be 4"),
+        ("awq", {"version": "gemv"}, r"quantization_config\.version' is 'gemv'; it can be gemm"),
+        ("awq", {"version": None, "format": "gemv_fast"}, r"\.format' is 'gemv_fast'"),
+        ("awq", {"backend": "llm-awq"}, r"\.backend' is 'llm-awq'"),
+        ("awq", {"zero_point": False}, r"\.zero_point' is False; it can be true"),
+        (
+            "awq",
+            {"dynamic": {"+:.*q_proj": {"group_size": 64}}},
+            r"\.dynamic' is .*; it can be patterns that begin with",
+        ),
+        ("awq", {"group_size": 0}, r"\.group_size' is 0; it can be -1 or a positive integer"),
+        ("gptq", {"bits": 5}, r"\.bits' is 5; it can be 2 or 3 or 4 or 8"),
+        ("gptq", {"group_size": "128"}, r"\.group_size' is '128'"),
+        ("gptq", {"checkpoint_format": "marlin"}, r"\.checkpoint_format' is 'marlin'; it can be gptq or gptq_v2"),
+        ("gptq", {"pack_dtype": "int16"}, r"\.pack_dtype' is 'int16'; it can be int32"),
+        ("gptq", {"adapter": {"rank": 8}}, r"\.adapter' is {'rank': 8}; it can be absent or null"),
+        ("gptq", {"rotation": "hadamard"}, r"\.rotation' is 'hadamard'"),
+        ("gptq", {"is_marlin_format": True}, r"\.is_marlin_format' is True"),
+        ("gptq", {"sym": "yes"}, r"\.sym' is 'yes'; it can be true or false"),
+        ("gptq", {"dynamic": {"+:.*q_proj": {"bits": 7}}}, r"\.bits' is 7"),
+        ("gptq", {"dynamic": {"+:(": {}}}, r"\.dynamic' is '\+:\('; it can be a regular expression"),
+        ("gptq", {"dynamic": [8]}, r"\.dynamic' is \[8\]"),
+    ],
+)
+def test_settings_that_are_not_implemented_are_refused_by_name(
+    method: str, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        find_format(settings(method, **fields))
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "changes", "message"),
+    [
+        ("awq", {}, {"qzeros": None}, "x has qweight, scales and lacks qzeros; fetch all files"),
+        ("awq", {}, {"scales": None}, "x has qweight, qzeros and lacks scales"),
+        ("awq", {"group_size": 48}, {}, "group_size=48 in quantization_config does not divide the 64 columns of x"),
+        (
+            "awq",
+            {"group_size": 64},
+            {},
+            r"x\.qzeros has shape \[2, 4\] .* group_size=64 .* \[1, 4\]",
+        ),
+        ("awq", {}, {"scales": torch.ones(2, 31)}, r"x\.scales has shape \[2, 31\] .* asks for \[2, 32\]"),
+        ("awq", {}, {"qweight": torch.ones(64, 4)}, r"x\.qweight is of torch.float32, and its format has torch.int32"),
+        ("gptq", {}, {"qzeros": None}, "x has g_idx, qweight, scales and lacks qzeros"),
+        ("gptq", {}, {"qweight": None}, "x has g_idx, qzeros, scales and lacks qweight"),
+        ("gptq", {"group_size": 48}, {}, "group_size=48 in quantization_config does not divide the 64 columns of x"),
+        ("gptq", {"bits": 8}, {}, r"x\.qzeros has shape \[2, 4\] .* bits=8, group_size=32 .* asks for \[1, 8\]"),
+        ("gptq", {}, {"g_idx": torch.arange(64) // 16}, r"x\.g_idx does not put 32 columns into each of 2 groups"),
+        ("gptq", {}, {"g_idx": torch.arange(64) // 32 - 1}, r"x\.g_idx does not put 32 columns into each of 2 groups"),
+        ("gptq", {}, {"g_idx": torch.zeros(63)}, r"x\.g_idx has shape \[63\]"),
+        ("gptq", {"desc_act": True}, {"g_idx": None}, "x lacks g_idx, and quantization_config says desc_act=true"),
+        (
+            "gptq",
+            {"checkpoint_format": "gptq_v2"},
+            {},
+            r"x\.qzeros has zero points other than 8, .* sym=true",
+        ),
+    ],
+)
+def test_damaged_matrices_are_refused_by_name(
+    method: str, fields: dict[str, Any], changes: dict[str, Tensor | None], message: str
+) -> None:
+    packed = awq(WEIGHT) if method == "awq" else gptq(WEIGHT)
+    tensors = {leaf: tensor for leaf, tensor in {**packed.tensors, **changes}.items() if tensor is not None}
+    with pytest.raises(CheckpointError, match=message):
+        joined(method, Packed(tensors, WEIGHT), **fields).read()
+
+
+def test_columns_in_order_are_not_act_order_and_columns_out_of_order_are(tmp_path: Path) -> None:
+    assert not joined("gptq", gptq(WEIGHT), desc_act=True).form.act_order
+    packed = gptq(WEIGHT, desc_act=True)
+    matrix = joined("gptq", packed, desc_act=False)  # The tensors decide.
+    assert matrix.form.act_order and torch.equal(matrix.read(), packed.weight)
