@@ -122,7 +122,8 @@ class Cases:
             yield from self.heads(num_tokens)
             yield from self.products(num_tokens)
         for num_tokens in self.sizes.expert_tokens:
-            yield self.experts(num_tokens)
+            for kind in ("", "int4", "e4m3", "e2m1"):
+                yield self.experts(num_tokens, kind)
         for num_tokens, sizes, bits in product(self.sizes.coded_tokens, self.sizes.coded, (4, 8)):
             yield self.coded(num_tokens, *sizes, bits)
 
@@ -323,22 +324,41 @@ class Cases:
         )
         return self._case("group_linear", name, make, num_bytes, 2 * num_tokens * inner * outer)
 
-    def experts(self, num_tokens: int) -> Case:
-        """Returns the experts of a layer, each chosen equally often if there are tokens enough."""
+    def experts(self, num_tokens: int, kind: str) -> Case:
+        """Returns the experts of a layer, each chosen equally often if there are tokens enough.
+
+        `kind` is that of codes in groups of 32 (e2m1) or 128, or empty for plain weights.
+        """
+        from millrace.kernels.experts import KINDS
+
         num_experts, num_choices, width, inner = self.sizes.experts
         num_chosen = num_tokens * num_choices
 
         def make() -> Call:
-            w13, w2 = self._normal(num_experts, 2 * inner, width), self._normal(num_experts, width, inner)
+            weights = [self._expert_weights(kind, 2 * inner, width), self._expert_weights(kind, width, inner)]
             ids = torch.randperm(num_experts, device=self.device).repeat(-(-num_chosen // num_experts))[:num_chosen]
             expert_ids = ids.to(torch.int32).view(num_tokens, num_choices)
-            weights = torch.full(expert_ids.shape, 1 / num_choices, device=self.device)
-            scaled = (w13.mul_(width**-0.5), w2.mul_(inner**-0.5))
-            return Call((self._normal(num_tokens, width), *scaled, expert_ids, weights), {"gate": "silu"})
+            shares = torch.full(expert_ids.shape, 1 / num_choices, device=self.device)
+            return Call((self._normal(num_tokens, width), *weights, expert_ids, shares), {"gate": "silu"})
 
-        num_numbers = min(num_experts, num_chosen) * 3 * width * inner + 2 * num_tokens * width
-        name = f"{num_tokens} tokens, {num_choices} of {num_experts}, {width} x {inner}"
-        return self._case("experts", name, make, num_numbers * self.dtype.itemsize, 6 * num_chosen * width * inner)
+        weight_bytes = KINDS[kind].bits / 8 + (1 / 32 if kind == "e2m1" else 4 / 128) if kind else self.dtype.itemsize
+        num_bytes = int(min(num_experts, num_chosen) * 3 * width * inner * weight_bytes)
+        num_bytes += 2 * num_tokens * width * self.dtype.itemsize
+        name = f"{num_tokens} tokens, {num_choices} of {num_experts}, {width} x {inner} {kind}".rstrip()
+        return self._case("experts", name, make, num_bytes, 6 * num_chosen * width * inner)
+
+    def _expert_weights(self, kind: str, num_rows: int, num_columns: int) -> Any:
+        from millrace.kernels.experts import KINDS, CodedMatrices
+
+        num_experts = self.sizes.experts[0]
+        if not kind:
+            return self._normal(num_experts, num_rows, num_columns).mul_(num_columns**-0.5)
+        shape, group = (num_experts, num_rows), 32 if kind == "e2m1" else 128
+        codes = torch.randint(0, 112, (*shape, num_columns * KINDS[kind].bits // 8), device=self.device)
+        scales = torch.full((*shape, -(-num_columns // group)), 2.0**-8, device=self.device)
+        if kind == "e2m1":
+            scales = torch.full_like(scales, 120).to(torch.uint8)
+        return CodedMatrices(kind, codes.to(torch.uint8), scales, None, group)
 
     def states(self) -> Iterator[Case]:
         """Yields the decodes and the prompt of a layer with states: heads of 64 x 128, twice the hidden size in all."""

@@ -202,14 +202,14 @@ def _round_up(value: int, unit: int) -> int:
 
 
 def largest(forms: list[Specialisation]) -> list[int]:
-    """Returns the indices of the last of the forms that differ only in sizes and in the type of full-size floats.
+    """Returns the indices of the last of the forms that differ only in sizes, gates and the type of full-size floats.
 
-    Every op lists its sizes in rising order, and bfloat16 last.
+    Every op lists its sizes in rising order, and bfloat16 last. A gate is short code after the loop of a product.
     """
     last: dict[tuple[Any, ...], int] = {}
     for index, form in enumerate(forms):
         types = tuple(re.sub(r"fp32|fp16|bf16", "float", kind) for kind in form.types.values())
-        flags = tuple(value for value in form.constants.values() if type(value) is not int)
+        flags = tuple(value for name, value in form.constants.items() if type(value) is not int and name != "GATE")
         last[form.kernel.__name__, types, flags] = index
     return sorted(last.values())
 

@@ -57,6 +57,7 @@ TORCH_TO_TRITON: Mapping[torch.dtype, str] = MappingProxyType(
         torch.int8: "i8",
         torch.int32: "i32",
         torch.int64: "i64",
+        torch.uint8: "u8",
     }
 )
 """Triton's names of element types in a signature."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .coded import KINDS, SPAN, CodedMatrices
 from .op import GATES, experts
 
-__all__ = ["GATES", "experts"]
+__all__ = ["GATES", "KINDS", "SPAN", "CodedMatrices", "experts"]

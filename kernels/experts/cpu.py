@@ -12,6 +12,7 @@ from .._library import find_avx2_library
 from .._native import kernels_by_dtype
 from ..invariant_linear import invariant_linear
 from ..tape import empty
+from .coded import CodedMatrices, weight_of
 from .op import GATES, experts
 
 MAX_TOKENS = 512
@@ -29,8 +30,8 @@ _STEP = 16
 @experts.register("cpu")
 def experts_cpu(
     hidden: Tensor,
-    w13: Tensor,
-    w2: Tensor,
+    w13: Tensor | CodedMatrices,
+    w2: Tensor | CodedMatrices,
     expert_ids: Tensor,
     weights: Tensor,
     *,
@@ -40,7 +41,8 @@ def experts_cpu(
     deterministic: bool = False,
 ) -> Tensor:
     """Runs `experts` in the compiled kernel, in which no token depends on the others, or else in torch."""
-    kernel = _KERNELS.get(hidden.dtype)
+    is_plain = isinstance(w13, Tensor) and isinstance(w2, Tensor)
+    kernel = _KERNELS.get(hidden.dtype) if is_plain else None
     is_for_a_library = not deterministic and expert_ids.numel() > MAX_ROWS * len(w13) and _has_products(hidden.dtype)
     if kernel is None or hidden.stride(1) != 1 or is_for_a_library:
         linear = invariant_linear if deterministic else F.linear
@@ -65,17 +67,17 @@ def _has_products(dtype: torch.dtype) -> bool:
 def _expert_by_expert(
     linear: Callable[..., Tensor],
     hidden: Tensor,
-    first: tuple[Tensor, Tensor | None],
-    second: tuple[Tensor, Tensor | None],
+    first: tuple[Tensor | CodedMatrices, Tensor | None],
+    second: tuple[Tensor | CodedMatrices, Tensor | None],
     expert_ids: Tensor,
     weights: Tensor,
     gate: str,
 ) -> Tensor:
     """Runs the chosen experts one after the other, each on its tokens. `first` and `second` are weights and biases."""
 
-    def of(expert: int, layer: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    def of(expert: int, layer: tuple[Tensor | CodedMatrices, Tensor | None]) -> tuple[Tensor, Tensor | None]:
         weight, bias = layer
-        return weight[expert], None if bias is None else bias[expert]
+        return weight_of(weight, expert, hidden.dtype), None if bias is None else bias[expert]
 
     out = torch.zeros(hidden.shape, dtype=torch.float32)
     for expert in set(expert_ids.unique().tolist()) & set(range(len(first[0]))):

@@ -21,12 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .._op import Draw, Sample, op
+from .coded import KINDS, CodedMatrices, weight_of
 
 
 def _multiplied(activation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -72,11 +74,54 @@ def _samples(draw: Draw) -> Iterator[Sample]:
     alone = _sample(draw, "one expert, twice for each token", (20, 3, 2), (32, 16))
     alone.args[1][::2], alone.args[2][::2], alone.args[3][:] = torch.nan, torch.nan, 1
     yield alone
+    yield from _coded_samples(draw)
     absent = _sample(draw, "experts of other ranks and padding", (20, 6, 4), (32, 16), is_biased=True)
     hidden, _, _, expert_ids, weights = absent.args
     expert_ids[:, 1], expert_ids[:, 2], expert_ids[9:, :] = -1, 6, -1
     weights[(expert_ids < 0) | (expert_ids >= 6)], hidden[9:] = torch.nan, torch.nan
     yield absent
+
+
+def _coded_samples(draw: Draw) -> Iterator[Sample]:
+    """Yields samples of every kind of code, with groups of all lengths; w13 and w2 need not be of the same kind."""
+    yield _coded_sample(draw, "int4 with zeros", (63, 5, 3), (128, 96), (("int4", 32, True), ("int4", 96, True)))
+    yield _coded_sample(draw, "int4 of a token", (1, 9, 2), (72, 40), (("int4", 72, False), ("int8", 40, False)))
+    yield _coded_sample(draw, "int8", (7, 3, 2), (192, 33), (("int8", 64, True), ("int8", 33, False)))
+    yield _coded_sample(draw, "e4m3 by row", (130, 2, 1), (123, 57), (("e4m3", 123, False), ("e4m3", 57, False)))
+    yield _coded_sample(draw, "e4m3 by block", (5, 3, 2), (160, 136), (("e4m3", 128, False), ("e4m3", 128, False)))
+    mxfp4 = (("e2m1", 32, False), ("e2m1", 32, False))
+    yield _coded_sample(draw, "mxfp4", (17, 4, 2), (96, 64), mxfp4, gate="clamped_swiglu", is_biased=True)
+    yield _coded_sample(draw, "mxfp4 without a gate", (3, 4, 2), (64, 48), mxfp4, gate="relu_squared")
+
+
+def _coded_sample(
+    draw: Draw,
+    name: str,
+    counts: tuple[int, int, int],
+    sizes: tuple[int, int],
+    forms: tuple[tuple[str, int, bool], tuple[str, int, bool]],
+    **options: Any,
+) -> Sample:
+    """Returns a sample as `_sample` does, with w13 and w2 in forms: kind of code, group, and whether it has zeros."""
+    sample = _sample(draw, name, counts, sizes, **options)
+    hidden, w13, w2, *routes = sample.args
+    coded = [_codes(draw, weight.shape, *form) for weight, form in zip((w13, w2), forms, strict=True)]
+    return Sample(name, (hidden, *coded, *routes), sample.kwargs)
+
+
+def _codes(draw: Draw, shape: tuple[int, ...], kind: str, group: int, has_zeros: bool) -> CodedMatrices:
+    """Returns random matrices of a shape, whose results are about as large as those of plain ones."""
+    num_experts, num_rows, num_columns = shape
+    num_groups, bits = -(-num_columns // group), KINDS[kind].bits
+    codes = draw.integers(0, 256, num_experts, num_rows, num_columns * bits // 8, dtype=torch.uint8)
+    if kind == "e4m3":
+        codes &= 0xBF  # Numbers below 2 and no NaN.
+    step = {"int4": 0.1, "int8": 0.01, "e4m3": 1.0, "e2m1": 0.08}[kind] * num_columns**-0.5
+    scales = (draw.normal(num_experts, num_rows, num_groups, dtype=torch.float32).abs() + 0.5) * step
+    if kind == "e2m1":
+        scales = (scales.log2().round() + 127).to(torch.uint8)
+    zeros = draw.integers(0, 2**bits, *scales.shape, dtype=torch.uint8) if has_zeros else None
+    return CodedMatrices(kind, codes, scales, zeros, group)
 
 
 def _sample(
@@ -108,8 +153,8 @@ def _sample(
 )
 def experts(
     hidden: Tensor,
-    w13: Tensor,
-    w2: Tensor,
+    w13: Tensor | CodedMatrices,
+    w2: Tensor | CodedMatrices,
     expert_ids: Tensor,
     weights: Tensor,
     *,
@@ -127,8 +172,8 @@ def experts(
         hidden: `[num_tokens, hidden_size]`, contiguous rows with any stride between them.
         w13: `[num_experts, 2 * intermediate_size, hidden_size]`, the dtype of hidden, contiguous: of each expert the
             rows of the gate, then those of the projection that it is multiplied by. Without a gate there are
-            `intermediate_size` rows.
-        w2: `[num_experts, hidden_size, intermediate_size]`, the dtype of hidden, contiguous.
+            `intermediate_size` rows. Or the same matrices in codes.
+        w2: `[num_experts, hidden_size, intermediate_size]`, the dtype of hidden, contiguous, or in codes.
         expert_ids: `[num_tokens, num_choices]`, int32.
         weights: `[num_tokens, num_choices]`, float32.
         gate: A name in `GATES`.
@@ -138,14 +183,15 @@ def experts(
 
     Returns:
         `[num_tokens, hidden_size]`, in the dtype of hidden. Products are added up in float32, and so are the weighted
-        results of a token's experts. An implementation may round to that dtype after each of the two products.
+        results of a token's experts. An implementation may round to that dtype after each of the two products, and
+        the dequantised numbers of a weight.
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     out = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
     for expert in range(len(w13)):
         token, choice = torch.where(expert_ids == expert)
-        x = F.linear(hidden[token].to(wide), w13[expert].to(wide), _bias(w13_bias, expert, wide))
-        y = F.linear(GATES[gate](x), w2[expert].to(wide), _bias(w2_bias, expert, wide))
+        x = F.linear(hidden[token].to(wide), weight_of(w13, expert, wide), _bias(w13_bias, expert, wide))
+        y = F.linear(GATES[gate](x), weight_of(w2, expert, wide), _bias(w2_bias, expert, wide))
         out.index_add_(0, token, y * weights[token, choice, None].to(wide))
     return out.to(hidden.dtype)
 

@@ -23,6 +23,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from millrace.kernels._op import all_ops
 from millrace.kernels._triton import TARGETS, Specialisation
+from millrace.kernels.experts import CodedMatrices
 
 BLOCK_SIZE, VOCAB_SIZE = 16, 1024
 MAX_NUM_SEQS, MAX_MODEL_LEN = 1024, 4096
@@ -197,8 +198,16 @@ def launch_experts(num_tokens: int, draw: random.Random) -> None:
     num_choices = draw.choice([1, 2, 4, 8])
     shapes = ((num_tokens, 64), (64, 64, 64), (64, 64, 32))
     hidden, w13, w2 = (torch.empty(shape, dtype=torch.bfloat16) for shape in shapes)
+    if draw.random() < 0.5:
+        codes, scales = torch.zeros((64, 64, 32), dtype=torch.uint8), torch.empty((64, 64, 2))
+        zeros = scales.to(torch.uint8) if draw.random() < 0.5 else None
+        w13, w2 = (
+            CodedMatrices("int4", codes, scales, zeros, 32),
+            CodedMatrices("e4m3", codes, scales[:, :, :1].contiguous(), None, 32),
+        )
     expert_ids = torch.zeros((num_tokens, num_choices), dtype=torch.int32)
-    biases = {"w13_bias": w13[:, :, 0].contiguous(), "w2_bias": w2[:, :, 0].contiguous()} if draw.random() < 0.5 else {}
+    names = ("w13_bias", "w2_bias") if draw.random() < 0.5 else ()
+    biases = {name: torch.empty((64, 64), dtype=torch.bfloat16) for name in names}
     is_fixed = draw.random() < 0.1
     weights = torch.empty((num_tokens, num_choices))
     triton_op("experts")(hidden, w13, w2, expert_ids, weights, gate="silu", deterministic=is_fixed, **biases)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from transformers.activations import GELUActivation, NewGELUActivation
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.bamba.modeling_bamba import causal_conv1d_fn, mamba2_chunk_scan
 from transformers.models.cohere import modeling_cohere
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave
@@ -35,6 +36,7 @@ from millrace.kernels import (
     store_kv,
     top_logprobs,
 )
+from millrace.kernels.experts import CodedMatrices
 
 
 @pytest.fixture(autouse=True)
@@ -361,6 +363,40 @@ def test_padding_and_experts_of_other_ranks_add_nothing(implementation):
     assert padded[4].tolist() == [0.0] * 24
     others = torch.arange(9) != 4
     torch.testing.assert_close(padded[others], whole[others], rtol=1e-5, atol=1e-3)
+
+
+def test_codes_of_experts_in_mxfp4_are_those_of_gpt_oss():
+    blocks, scales = (torch.randint(0, 256, (2, 3, 4, 16)), torch.randint(100, 140, (2, 3, 4)))
+    blocks, scales = blocks.to(torch.uint8), scales.to(torch.uint8)
+    wanted = convert_moe_packed_tensors(blocks, scales).transpose(1, 2).float()
+    coded = CodedMatrices("e2m1", blocks.flatten(2), scales, None, 32)
+    assert [*coded.shape] == [*wanted.shape]
+    assert all(torch.equal(coded.dequantise(expert, torch.float32), wanted[expert]) for expert in range(2))
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_codes_of_experts_that_are_integers_by_their_formula(kind):
+    bits = int(kind.removeprefix("int"))
+    integers, zeros = torch.randint(0, 2**bits, (3, 5, 64)), torch.randint(0, 2**bits, (3, 5, 2))
+    scales = torch.rand(3, 5, 2)
+    # The words of `group_linear` hold the same bytes.
+    words = sum(integers[..., i :: 32 // bits] << (bits * i) for i in range(32 // bits))
+    codes = torch.where(words < 2**31, words, words - 2**32).to(torch.int32).view(torch.uint8)
+    for given in (zeros, None):
+        own = torch.full_like(zeros, 2 ** (bits - 1)) if given is None else given
+        coded = CodedMatrices(kind, codes, scales, None if given is None else given.to(torch.uint8), 32)
+        wanted = (integers - own.repeat_interleave(32, -1)) * scales.repeat_interleave(32, -1)
+        assert torch.equal(coded.dequantise(1, torch.float32), wanted[1])
+
+
+def test_groups_of_codes_that_no_kernel_can_multiply_are_refused():
+    codes, scales = torch.zeros((1, 4, 64), dtype=torch.uint8), torch.zeros(1, 4, 4)
+    with pytest.raises(ValueError, match="groups of 16 columns; they must be multiples of 32, or whole rows"):
+        CodedMatrices("int8", codes, scales, None, 16)
+    with pytest.raises(ValueError, match=r"scales of shape \[1, 4, 4\], and zeros, must have shape \[1, 4, 2\]"):
+        CodedMatrices("int8", codes, scales, None, 32)
+    with pytest.raises(ValueError, match="codes of kind e2m1 have no zero points"):
+        CodedMatrices("e2m1", codes, scales, scales.to(torch.uint8), 32)
 
 
 def one_sequence(num_tokens: int, num_computed: int = 0) -> tuple[torch.Tensor, ...]:
