@@ -31,7 +31,10 @@ def scheme(forms: dict[str, QuantForm], device: Device = CPU, *, deterministic: 
     return StoredScheme(StoredForms(device, checkpoint_format, forms), deterministic=deterministic)
 
 
-def spec(name: str, columns: Shard = Shard(64), **blocks: int) -> LinearSpec:
+WHOLE = Shard(64)
+
+
+def spec(name: str, columns: Shard = WHOLE, **blocks: int) -> LinearSpec:
     rows = {block: Shard(size) for block, size in (blocks or {"": 8}).items()}
     device = torch.device("cpu")
     return LinearSpec(name=name, in_features=columns, blocks=rows, bias=True, dtype=torch.float32, device=device)
@@ -67,11 +70,11 @@ def test_a_layer_that_the_checkpoint_leaves_plain_is_not_quantised() -> None:
 @pytest.mark.parametrize(
     ("form", "columns", "device", "deterministic", "reason"),
     [
-        (replace(GROUPS, bits=3), Shard(64), CPU, False, "there is no kernel for 3 bits"),
+        (replace(GROUPS, bits=3), WHOLE, CPU, False, "there is no kernel for 3 bits"),
         (GROUPS, Shard(96, 1, 2), CPU, False, "the 48 columns of a rank are no multiple of the groups of 32"),
         (replace(GROUPS, act_order=True), Shard(128, 0, 2), CPU, False, "with desc_act the columns of a rank"),
-        (GROUPS, Shard(64), GPU, True, "deterministic=True forbids it"),
-        (replace(GROUPS, kind="table"), Shard(64), CPU, False, "the memory of full precision$"),
+        (GROUPS, WHOLE, GPU, True, "deterministic=True forbids it"),
+        (replace(GROUPS, kind="table"), WHOLE, CPU, False, "the memory of full precision$"),
     ],
     ids=["bits", "groups", "act-order", "deterministic", "table"],
 )
