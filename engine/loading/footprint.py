@@ -12,14 +12,16 @@ from ..config import EngineConfig
 from ..device import LARGE_GPU_BYTES, Device
 from ..errors import ConfigError
 from ..kv_cache import LayerCache, kv_block_bytes, max_held_blocks
-from ..models import ModelOptions, build_model, load_hf_config
+from ..models import ModelOptions, build_model, load_hf_config, weight_map
 from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..parallel.context import SINGLE
+from ..quantization.stored import StoredForms
 from ..tasks.choose import choose_task
+from ..weights.checkpoint import has_weights
 from .capacity import Capacity, Reserve, choose_max_model_len, most_num_seqs, plan_capacity
 from .kv_scales import choose_kv_dtype
-from .model_source import resolve_model
-from .stored_forms import plan_stored_forms
+from .model_source import locate_model, resolve_model
+from .stored_forms import plan_stored_forms, read_stored_forms
 
 __all__ = ["Footprint"]
 
@@ -80,8 +82,9 @@ class Footprint:
             device = replace(device, is_large=memory_bytes >= LARGE_GPU_BYTES)
         dtype = _dtype(config, device, hf_config, is_elsewhere=memory_bytes is not None)
         task = choose_task(config, hf_config)
-        stored = plan_stored_forms(hf_config, config.quantization, device)
+        stored = _stored_forms(config, hf_config, dtype, device)
         options = ModelOptions(config.quantization, config.deterministic, head=task.model_head, stored=stored)
+        plain = build_model(hf_config, dtype, "meta", ModelOptions(head=task.model_head))
         model = build_model(hf_config, dtype, "meta", options)
         tensors = itertools.chain(model.parameters(), model.buffers())
         weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -94,7 +97,7 @@ class Footprint:
         sizes = (cache_bytes, block_bytes, state_bytes)
         limits, problem = _capacity(config, device, max_positions, sizes, caches)
         return cls(
-            num_parameters=sum(weight.numel() for weight in model.parameters()),
+            num_parameters=sum(weight.numel() for weight in plain.parameters()),
             weight_bytes=weight_bytes,
             dtype=str(dtype).removeprefix("torch."),
             kv_bytes_per_token=len(caches) * block_bytes // config.block_size,
@@ -130,6 +133,14 @@ def _dtype(config: EngineConfig, device: Device, hf_config: Any, *, is_elsewhere
     if is_elsewhere and config.dtype == "auto" and hf_config.dtype is not None:
         return hf_config.dtype
     return device.resolve_dtype(config.dtype, hf_config.dtype)
+
+
+def _stored_forms(config: EngineConfig, hf_config: Any, dtype: torch.dtype, device: Device) -> StoredForms | None:
+    """Returns how the matrices of a quantised checkpoint are stored, by the config if its weights are not there."""
+    place = locate_model(config.model, config.hub, with_weights=False)
+    if place.is_local and has_weights(place):
+        return read_stored_forms(place, weight_map(place, hf_config, dtype), hf_config, config.quantization, device)
+    return plan_stored_forms(hf_config, config.quantization, device)
 
 
 def _cache_bytes(config: EngineConfig, device: Device, weight_bytes: int, memory_bytes: int | None) -> int:

@@ -42,6 +42,7 @@ __all__ = [
     "WeightMap",
     "checkpoint_files",
     "fill_slots",
+    "has_weights",
     "iter_safetensors",
     "iter_tensors",
     "load_dummy_weights",
@@ -405,6 +406,11 @@ def checkpoint_files(folder: str | Path | Location) -> list[Location]:
     if absent:
         raise CheckpointError(f"{source} names files that {place} lacks: {_listed(absent)}; fetch them")
     return [present[name] for name in names]
+
+
+def has_weights(folder: str | Path | Location) -> bool:
+    """Returns whether a model folder has weight files."""
+    return any(file.name in _SOURCES for file in _place(folder).list())
 
 
 def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTensor]]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from safetensors.torch import load_file
+from tests.checkpoints import tiny_checkpoint
+from tests.gptq_files import awq, quantise_folder, settings
 
 from millrace.engine import LLM, EngineConfig, Footprint, resolve_model
+from millrace.engine.quantization.group_linear import GroupLinear
 
 MODEL = "bundled:invoices"
 
@@ -59,3 +64,14 @@ def test_eight_bits_take_less() -> None:
     full, eight = footprint(dtype="bfloat16"), footprint(dtype="bfloat16", kv_cache_dtype="fp8")
     assert eight.kv_bytes_per_token * 2 == full.kv_bytes_per_token
     assert footprint(quantization="int8", device="cpu").weight_bytes < footprint().weight_bytes
+
+
+def test_a_quantised_checkpoint_takes_what_its_files_say(tmp_path: Path) -> None:
+    plain = tiny_checkpoint(tmp_path / "model", "llama", hidden_size=64, intermediate_size=128)
+    folder, _ = quantise_folder(plain, tmp_path / "out", lambda _, weight: awq(weight), settings("awq"))
+    told, full = (Footprint.of(EngineConfig(model=str(path), dtype="float32")) for path in (folder, plain))
+    assert told.num_parameters == full.num_parameters
+    with LLM(str(folder), dtype="float32", skip_tokenizer_init=True, enforce_eager=True) as llm:
+        layer = llm.llm_engine.executor._runner.model.layers[0].mlp.down  # type: ignore[attr-defined]
+        assert type(layer) is GroupLinear
+    assert told.weight_bytes < full.weight_bytes / 2
