@@ -1,13 +1,13 @@
-"""The memory layout of the codes of a weight for `group_linear`: blocks of sixteen 16-bit halves, two halves a word.
+"""The memory layout of the codes of a weight for `group_linear`: blocks of 32 halves of 16 bits, two halves a word.
 
-    half[n, 16 · block + m] = Σ_i  code[n, (256 / bits) · block + 16 · i + m] · 2**(bits · i)
-    0 <= m < 16,   0 <= i < 16 / bits
+    half[n, 32 · block + m] = Σ_i  code[n, (512 / bits) · block + 32 · i + m] · 2**(bits · i)
+    0 <= m < 32,   0 <= i < 16 / bits
 
-So the codes at place i of the sixteen halves belong to sixteen neighbouring inputs. That is one step of a GPU's matrix
-unit, which takes two neighbouring 16-bit numbers in a register: a kernel makes both out of one word by one shift and
-one mask, moves none of them to another thread, and reads the inputs where they are.
+So the codes at place i of the halves of a block belong to 32 neighbouring inputs, which is no more than the smallest
+group. A GPU's matrix unit takes two neighbouring 16-bit numbers in a register: a kernel makes both out of one word by
+one shift and one mask, moves none of them to another thread, and reads the inputs where they are.
 
-A row ends with a whole block, which is padded with zeros: 64 codes of 4 bits, or 32 of 8 bits, are 8 words.
+A row ends with a whole block, which is padded with zeros: 128 codes of 4 bits, or 64 of 8 bits, are 16 words.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BLOCK_HALVES", "codes_per_block", "pack_codes", "unpack_codes"]
+__all__ = ["BLOCK_HALVES", "by_groups", "codes_per_block", "pack_codes", "unpack_codes"]
 
-BLOCK_HALVES = 16
+BLOCK_HALVES = 32
 
 
 def codes_per_block(bits: int) -> int:
-    """Returns the number of codes in a block, which is 32 bytes long."""
+    """Returns the number of codes in a block, which is 64 bytes long."""
     return BLOCK_HALVES * 16 // bits
 
 
@@ -34,7 +34,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
         bits: 4 or 8.
 
     Returns:
-        `[out_features, num_words]` int32; num_words is `in_features * bits / 32`, rounded up to a multiple of 8.
+        `[out_features, num_words]` int32; num_words is `in_features * bits / 32`, rounded up to a multiple of 16.
     """
     codes = F.pad(codes, (0, -codes.shape[1] % codes_per_block(bits)))
     places = codes.view(len(codes), -1, 16 // bits, BLOCK_HALVES).unbind(2)
@@ -50,3 +50,8 @@ def unpack_codes(packed: Tensor, bits: int, in_features: int) -> Tensor:
     shifts = torch.arange(0, 16, bits, dtype=torch.int16, device=packed.device)[:, None]
     codes = halves >> shifts & (1 << bits) - 1
     return codes.flatten(1)[:, :in_features].to(torch.uint8)
+
+
+def by_groups(scales: Tensor) -> Tensor:
+    """Returns scales, or zeros, `[out_features, num_groups]`, with those of a group next to each other in memory."""
+    return scales.t().contiguous().t()

@@ -79,7 +79,8 @@ def group_linear(
     Args:
         x: `[num_rows, in_features]`, contiguous rows with any stride between them.
         weight: The codes as `pack_codes` returns them, `[out_features, num_words]` int32.
-        scales: `[out_features, num_groups]`, the dtype of x or float32; num_groups divides in_features.
+        scales: `[out_features, num_groups]`, float32 or 16 bits; num_groups divides in_features. A GPU reads
+            them fastest if those of a group are next to each other in memory, and so the zeros: `by_groups` does that.
         zeros: `[out_features, num_groups]` uint8, or None for `2**(bits - 1)`.
         bias: `[out_features]`, the dtype of x, or None for 0.
         bits: 4 or 8.

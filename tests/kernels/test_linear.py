@@ -48,20 +48,20 @@ def test_the_definitions_are_torchs_linear_layer():
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_codes_lie_where_the_layout_says_and_decode_to_what_the_formula_says(bits):
-    num_places, width = 16 // bits, 100
+    num_places, width = 16 // bits, 200
     codes = torch.randint(1 << bits, (3, width), dtype=torch.uint8)
     packed = pack_codes(codes, bits)
-    assert packed.dtype == torch.int32 and packed.shape == (3, -(-width // (16 * num_places)) * 8)
+    assert packed.dtype == torch.int32 and packed.shape == (3, -(-width // (32 * num_places)) * 16)
     assert torch.equal(unpack_codes(packed, bits, width), codes)
     for k in range(width):
-        block, place, m = k // (16 * num_places), k // 16 % num_places, k % 16
-        word, half = packed[:, block * 8 + m // 2], m % 2
+        block, place, m = k // (32 * num_places), k // 32 % num_places, k % 32
+        word, half = packed[:, block * 16 + m // 2], m % 2
         assert torch.equal(word >> 16 * half + bits * place & (1 << bits) - 1, codes[:, k].int())
     scales, zeros = torch.rand(3, 2), torch.randint(1 << bits, (3, 2), dtype=torch.uint8)
     matrix = torch.empty(3, width)
     for n in range(3):
         for k in range(width):
-            matrix[n, k] = (float(codes[n, k]) - float(zeros[n, k // 50])) * scales[n, k // 50]
+            matrix[n, k] = (float(codes[n, k]) - float(zeros[n, k // 100])) * scales[n, k // 100]
     x = torch.eye(width)
     torch.testing.assert_close(group_linear.plain(x, packed, scales, zeros, None, bits=bits), matrix.t())
     zeros.fill_(2 ** (bits - 1))
