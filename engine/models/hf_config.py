@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, quote
+from ..quantization.settings_files import read_settings_file
 from ..storage import Location, read_json_object
 from .model_code import ModelCode
 
@@ -43,11 +44,14 @@ OLD_ROPE_FIELDS = ("rope_scaling", "rope_theta")
 SAME_FIELDS = {"kimi_k2": "deepseek_v3"}
 """Model types that transformers does not know -> the model type whose config has the same fields."""
 
+QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
+"""Fields that may have the settings of a quantised checkpoint."""
+
 READ_BESIDE = frozenset(
     {
         *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings"),
         *("is_causal", "use_bidirectional_attention", "sliding_window", "layer_types", "head_dim", "auto_map"),
-        *("quantization_config", "compression_config", "classifier_from_token"),
+        *(*QUANTIZATION_FIELDS, "classifier_from_token"),
     }
 )
 """Fields that are read of every config, also where the class of the config does not have them."""
@@ -70,7 +74,7 @@ def load_hf_config(
     model_impl: str = "auto",
     trust_remote_code: bool = False,
 ) -> Any:
-    """Reads `config.json` of a model folder.
+    """Reads `config.json` of a model folder, and the settings of quantisation from a file of their own.
 
     Args:
         folder: The model folder.
@@ -214,7 +218,12 @@ def _check_counts(fields: Mapping[str, Any]) -> None:
 def _read_fields(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a folder that holds a Hugging Face model")
-    return {name: _decode(value) for name, value in read_json_object(Location.at(path)).items()}
+    fields = {name: _decode(value) for name, value in read_json_object(Location.at(path)).items()}
+    owners = [owner for owner in (fields, fields.get("text_config")) if isinstance(owner, Mapping)]
+    if all(owner.get(name) is None for owner in owners for name in QUANTIZATION_FIELDS):
+        settings = read_settings_file(path.parent)
+        return fields if settings is None else {**fields, QUANTIZATION_FIELDS[0]: settings}
+    return fields
 
 
 def _decode(value: Any) -> Any:
@@ -286,7 +295,7 @@ def quantization_settings(config: Any) -> Mapping[str, Any] | None:
         UnsupportedModelError: The field is no object.
     """
     for owner in (config, config.get_text_config()):
-        for field in ("quantization_config", "compression_config"):
+        for field in QUANTIZATION_FIELDS:
             given: Any = getattr(owner, field, None)
             settings = given.to_dict() if hasattr(given, "to_dict") else given
             if isinstance(settings, Mapping):

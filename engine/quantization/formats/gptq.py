@@ -135,6 +135,7 @@ class GptqSettings:
     @classmethod
     def read(cls, config: Mapping[str, Any]) -> GptqSettings:
         """Returns the settings of a config, or of a config with overrides for some modules."""
+        refuse_set(config, "adapter", "rotation", "is_marlin_format")
         desc_act = flag(config, "desc_act", default=False)
         return cls(
             one_of(config, "bits", tuple(WORD_ONES)), group_size(config), flag(config, "sym", default=True), desc_act
@@ -158,7 +159,6 @@ class GptqFormat(CheckpointFormat):
         version = one_of(config, field, ("gptq", "gptq_v2"), default="gptq")
         one_of(config, "pack_dtype", ("int32",), default="int32")
         flag(config, "lm_head", default=False)
-        refuse_set(config, "adapter", "rotation", "is_marlin_format")
         self._zero_offset: ZeroOffset = "none" if version == "gptq_v2" else _zero_offset(config.get("meta"))
         self._settings = GptqSettings.read(config)
         self._rules = list(_rules(config))
@@ -197,18 +197,23 @@ def _zero_offset(meta: Any) -> ZeroOffset:
 
 
 def _rules(config: Mapping[str, Any]) -> Iterator[tuple[re.Pattern[str], GptqSettings]]:
-    """Yields the patterns of `dynamic` in order, and the settings of the modules whose names begin with a match."""
+    """Yields the patterns of `dynamic` in order, and the settings of the modules whose names begin with a match.
+
+    Patterns that begin with "-:" leave modules plain, so there is nothing to read of those.
+    """
     dynamic = config.get("dynamic") or {}
     if not isinstance(dynamic, Mapping):
         raise unsupported("dynamic", dynamic, "an object of patterns and settings")
     for pattern, overrides in dynamic.items():
-        if not isinstance(overrides, Mapping | None):
+        if pattern.startswith("-:"):
+            continue
+        if not isinstance(overrides, Mapping):
             raise unsupported("dynamic", {pattern: overrides}, "an object of patterns and settings")
         try:
-            compiled = re.compile(pattern.removeprefix("+:").removeprefix("-:"))
+            compiled = re.compile(pattern.removeprefix("+:"))
         except re.error as error:
             raise unsupported("dynamic", pattern, f"a regular expression ({error})") from error
-        yield compiled, GptqSettings.read({**config, **(overrides or {})})
+        yield compiled, GptqSettings.read({**config, **overrides})
 
 
 def _has_act_order(module: str, tensors: Mapping[str, StoredTensor], settings: GptqSettings) -> bool:

@@ -133,6 +133,24 @@ def test_gptq_gives_the_probabilities_of_its_dequantised_model(tmp_path: Path, k
     assert_same(*write(tmp_path, "llama", quantise, config, **WIDE))
 
 
+@pytest.mark.parametrize(
+    ("file", "method", "config"),
+    [
+        ("quantize_config.json", "gptq", {"bits": 4, "group_size": 32, "desc_act": False, "sym": True}),
+        ("quantize_config.json", "awq", {"bits": 4, "group_size": 32, "zero_point": True, "version": "GEMM"}),
+        ("quant_config.json", "awq", {"w_bit": 4, "q_group_size": 32, "zero_point": True, "version": "GEMM"}),
+    ],
+)
+def test_settings_may_be_in_a_file_of_their_own(tmp_path: Path, file: str, method: str, config: dict[str, Any]) -> None:
+    plain = tiny_checkpoint(tmp_path / "model", "llama", num_hidden_layers=1)
+    pack = awq if method == "awq" else gptq
+    quantised, same = quantise_folder(plain, tmp_path, lambda name, weight: pack(weight), config, file=file)
+    assert load_hf_config(quantised).quantization_config == {"quant_method": method, **config}
+    assert_same(quantised, same)
+    overrides = {"quantization_config": settings("gptq", bits=3)}  # They replace those of the file.
+    assert load_hf_config(quantised, overrides).quantization_config["bits"] == 3
+
+
 WEIGHT = torch.linspace(-1.0, 1.0, 32 * 64).view(32, 64)
 
 
