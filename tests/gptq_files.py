@@ -45,7 +45,7 @@ GPTQMODEL_ONES = {
 }
 """The numbers that gptqmodel subtracts from words of zero points when it saves version "gptq"."""
 
-NOT_QUANTISED = ("embed", "norm", "mlp.gate.weight", "moe.gate.weight", "shared_expert_gate")
+NOT_QUANTISED = ("embed", "wte", "wpe", "norm", "mlp.gate.weight", "moe.gate.weight", "shared_expert_gate")
 """Parts of names of matrices that quantisers leave alone."""
 
 
@@ -157,16 +157,19 @@ def quantise_folder(
     *,
     file: str = "config.json",
     head: bool = False,
+    transposed: bool = False,
 ) -> tuple[Path, Path]:
     """Writes a quantised copy of a checkpoint, and a copy that has the same numbers in its plain matrices.
 
     Args:
         plain: A checkpoint of one file.
         out: Folder for both copies.
-        quantise: Quantises one matrix; it is asked about all but embeddings and routers.
+        quantise: Quantises one matrix. It is asked about all whose sizes are multiples of 32, except embeddings and
+            routers.
         config: The settings to write; None for none.
         file: The file of the settings.
         head: Whether the output head is quantised too.
+        transposed: Whether the plain checkpoint has its matrices as [K, N].
 
     Returns:
         The quantised copy and the plain copy.
@@ -178,13 +181,14 @@ def quantise_folder(
     for name, tensor in load_file(plain / "model.safetensors").items():
         packed[name] = numbers[name] = tensor
         module = name.removesuffix(".weight")
-        is_matrix = module != name and tensor.dim() == 2
         left_alone = any(part in name for part in (*NOT_QUANTISED, *(() if head else ("lm_head",))))
-        found = quantise(module, tensor) if is_matrix and not left_alone else None
+        if module == name or tensor.dim() != 2 or any(size % 32 for size in tensor.shape) or left_alone:
+            continue
+        found = quantise(module, tensor.T if transposed else tensor)
         if found is not None:
             del packed[name]
             packed |= {f"{module}.{leaf}": each for leaf, each in found.tensors.items()}
-            numbers[name] = found.weight
+            numbers[name] = found.weight.T if transposed else found.weight
     for folder, tensors in ((quantised, packed), (same, numbers)):
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
     if config is not None and file == "config.json":

@@ -29,6 +29,7 @@ from ..storage import Location, read_json_object
 from .codes import Codes
 from .model_slots import weight_slots
 from .mxfp4 import join_mxfp4, warn_of_mxfp4
+from .quantised_matrix import numbers_of
 from .remote import iter_remote_tensors
 from .scale_names import scale_names
 from .tensor_layout import TensorLayout, misshapen
@@ -228,7 +229,7 @@ def match_weights(
         for ours, part in found:
             if ours in slots:
                 sources.setdefault(ours, []).append((name, part))
-            elif ours not in elsewhere:
+            elif ours not in elsewhere and not _adds_nothing(name, part):
                 unexpected.append(name if part is tensor else f"{name} ({ours})")
     warn_of_mxfp4(stored)
     if not any(mark in name for name in beside for mark in PREDICTOR_MARKS):
@@ -247,6 +248,11 @@ def match_weights(
         for name, tensor in sources.get(ours, ()):
             _check_fits(slot, name, tensor)
     return sources
+
+
+def _adds_nothing(name: str, tensor: StoredTensor) -> bool:
+    """Returns whether a tensor is a bias of zeros, which early writers of GPTQ give to layers that have none."""
+    return name.endswith(".bias") and not numbers_of(tensor).any()
 
 
 def match_tensor(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ..errors import CheckpointError
-from .tensor_view import StoredTensor, TensorView
+from .tensor_view import StoredTensor, TensorView, form_of
 
 __all__ = ["TensorLayout", "misshapen"]
 
@@ -48,6 +48,8 @@ class TensorLayout:
     def cut(self, name: str, tensor: StoredTensor, shapes: Sequence[torch.Size]) -> list[TensorView]:
         """Returns the parts of a tensor. No numbers are read.
 
+        A quantised matrix is not transposed: those who quantise a model quantise the matrices of its linear layers.
+
         Args:
             name: The checkpoint's name of the tensor.
             tensor: The checkpoint's tensor.
@@ -56,6 +58,8 @@ class TensorLayout:
         Raises:
             CheckpointError: The tensor has another shape than that of all parts together.
         """
+        if self.transposed and form_of(tensor) is not None:
+            return replace(self, transposed=False).cut(name, tensor, shapes)
         asked = self.stored_shape(shapes)
         if list(tensor.shape) != asked:
             raise misshapen(name, tensor.shape, asked)

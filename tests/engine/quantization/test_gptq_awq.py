@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from checkpoints import tiny_checkpoint
@@ -19,7 +20,9 @@ from millrace.engine.device import Device
 from millrace.engine.errors import CheckpointError, UnsupportedModelError
 from millrace.engine.loading.stored_forms import read_stored_forms
 from millrace.engine.models import Decoder, ModelOptions, load_hf_config, load_model, weight_map
+from millrace.engine.quantization.group_linear import GroupLinear
 from millrace.engine.quantization.registry import find_format
+from millrace.engine.quantization.split_linear import SplitLinear
 from millrace.engine.storage import Location
 from millrace.engine.weights.quantised_matrix import QuantisedMatrix
 from paged import PagedSequences, random_sequences
@@ -103,7 +106,7 @@ def write(
 ) -> tuple[Path, Path]:
     """Writes a tiny model; returns its quantised copy and its copy with the dequantised matrices."""
     plain = tiny_checkpoint(folder / "model", family, **overrides)
-    return quantise_folder(plain, folder, quantise, config)
+    return quantise_folder(plain, folder, quantise, config, transposed=family == "gpt2")
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, -1])
@@ -232,3 +235,66 @@ def test_columns_in_order_are_not_act_order_and_columns_out_of_order_are(tmp_pat
     packed = gptq(WEIGHT, desc_act=True)
     matrix = joined("gptq", packed, desc_act=False)  # The tensors decide.
     assert matrix.form.act_order and torch.equal(matrix.read(), packed.weight)
+
+
+FUSED = {
+    "phi3": ("awq", {}),  # qkv_proj and gate_up_proj are one matrix each.
+    "phi3 act-order": ("gptq", {"desc_act": True}),
+    "gpt-neox": ("gptq", {"desc_act": True}),  # The rows of query_key_value interleave by head.
+    "gpt2": ("gptq", {"bits": 8}),  # Plain checkpoints have the transposed matrices, and quantised ones have not.
+    "bloom": ("gptq", {}),
+    "deepseek-v3": ("awq", {}),
+    "mixtral": ("awq", {"modules_to_not_convert": ["gate"]}),
+    "qwen3-moe": ("gptq", {"desc_act": True, "sym": False}),
+    "granite-moe": ("gptq", {}),
+    "gemma3": ("awq", {}),
+    "bamba": ("gptq", {}),
+    "qwen3-next": ("gptq", {}),
+}
+
+
+@pytest.mark.parametrize("case", FUSED)
+def test_matrices_of_other_families(tmp_path: Path, case: str) -> None:
+    family, (method, fields) = case.split(maxsplit=1)[0], FUSED[case]
+    overrides = {"intermediate_size": 64, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+    overrides |= {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8}
+    pack = lambda name, weight: awq(weight) if method == "awq" else gptq(weight, **fields, seed=len(name))  # noqa: E731
+    assert_same(*write(tmp_path, family, pack, settings(method, **fields), **overrides))
+
+
+def test_parts_of_a_fused_layer_may_differ_and_the_head_may_be_quantised(tmp_path: Path) -> None:
+    dynamic = {
+        "-:.*k_proj": {},
+        r"+:model\.layers\.1\..*(q|down)_proj": {"bits": 8, "desc_act": True},
+        r".*\.(q|up)_proj": {"bits": 3, "group_size": 64, "sym": False},  # Layer 1's q_proj has matched already.
+        r"self_attn": {"bits": 2},  # Matches no name from its start.
+    }
+
+    def quantise(name: str, weight: Tensor) -> Packed | None:
+        if "k_proj" in name:
+            return None
+        if name in ("model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+            return gptq(weight, bits=8, desc_act=True)
+        other = {"bits": 3, "group_size": 64, "sym": False} if name.endswith(("q_proj", "up_proj")) else {}
+        return gptq(weight, **other)
+
+    plain = tiny_checkpoint(tmp_path / "model", "llama", **WIDE)
+    config = settings("gptq", dynamic=dynamic, lm_head=True)
+    quantised, same = quantise_folder(plain, tmp_path, quantise, config, head=True)
+    assert_same(quantised, same)
+    model = load(quantised)
+    assert {name for name, _ in model.layers[1].attention.qkv.named_children()} == {"query", "key", "value"}
+    assert isinstance(model.layers[0].mlp.gate_up, SplitLinear) and isinstance(model.lm_head, GroupLinear)
+    assert isinstance(model.layers[1].mlp.down, GroupLinear)
+
+
+def test_biases_of_zeros_that_a_model_has_not_are_skipped_and_other_biases_are_refused(tmp_path: Path) -> None:
+    quantised, same = write(tmp_path, "llama", lambda name, weight: gptq(weight), settings("gptq"))
+    tensors = load_file(quantised / "model.safetensors")
+    bias = torch.zeros(64)
+    save_file({**tensors, "model.layers.1.self_attn.q_proj.bias": bias}, quantised / "model.safetensors")
+    assert_same(quantised, same)
+    bias[3] = 1e-3
+    save_file({**tensors, "model.layers.1.self_attn.q_proj.bias": bias}, quantised / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"unexpected model\.layers\.1\.self_attn\.q_proj\.bias"):
+        load(quantised)
