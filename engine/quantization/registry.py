@@ -28,6 +28,8 @@ SYNONYMS: Mapping[str, str] = {
     "auto_gptq": "gptq",
     "gptq_marlin": "gptq",
     "gpt_oss_mxfp4": "mxfp4",
+    "fbgemm_fp8": "fp8",
+    "modelopt_fp4": "modelopt",
 }
 """Other names of formats, in configs and in vLLM -> our name."""
 

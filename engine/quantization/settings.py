@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ..errors import UnsupportedModelError, quote
 
-__all__ = ["flag", "group_size", "one_of", "refuse_set", "unsupported"]
+__all__ = ["check_fields", "flag", "group_size", "module_names", "one_of", "refuse_set", "unsupported"]
 
 ADVICE = "use another checkpoint of the model, or the unquantised one with quantization='int8' or 'fp8'"
 
@@ -42,6 +42,24 @@ def group_size(config: Mapping[str, Any], field: str = "group_size") -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not (value == -1 or value > 0):
         raise unsupported(field, value, "-1 or a positive integer")
     return max(value, 0)
+
+
+def check_fields(config: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raises if a config has a field, other than `quant_method`, that is not known: it may change the numbers."""
+    for field, value in config.items():
+        if field not in known and field != "quant_method":
+            raise unsupported(field, value, f"absent: known fields are {', '.join(known)}")
+
+
+def module_names(config: Mapping[str, Any], *fields: str) -> list[str]:
+    """Returns the names of modules in fields that must be lists of names, absent or null."""
+    names: list[str] = []
+    for field in fields:
+        value = config.get(field) or []
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise unsupported(field, value, "a list of names of modules")
+        names += value
+    return names
 
 
 def refuse_set(config: Mapping[str, Any], *fields: str) -> None:
