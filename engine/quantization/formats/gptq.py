@@ -104,7 +104,7 @@ class GptqMatrix(QuantisedMatrix):
             words = words + torch.tensor(WORD_ONES[bits]).to(torch.int32).repeat(words.shape[1] // len(WORD_ONES[bits]))
         zeros = unpack_bits(words, bits)
         if self.zero_offset == "number":
-            zeros = (zeros + 1) & (2**bits - 1)
+            zeros = zeros + 1  # Without a mask: other readers take a stored 15 for 16 too.
         return zeros.narrow(1, skipped, len(self.rows)).t().contiguous()
 
 

@@ -101,6 +101,14 @@ def test_every_part_of_a_matrix_in_gptq_is_read_as_the_layout_says(data: st.Data
     assert_every_part_is_read(matrix, packed.weight, data.draw)
 
 
+def test_the_largest_zero_point_that_is_stored_stands_for_the_next_number() -> None:
+    packed = gptq(torch.randn(8, 32), sym=False)
+    packed.tensors["qzeros"].fill_(-1)  # 15 everywhere.
+    codes = joined("gptq", packed, bits=4, group_size=32, sym=False, checkpoint_format="gptq").codes()
+    assert codes.zeros is not None
+    assert (codes.zeros == 16).all()
+
+
 def write(
     folder: Path, family: str, quantise: Quantise, config: Mapping[str, Any], **overrides: Any
 ) -> tuple[Path, Path]:
