@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,25 @@ from checkpoints import tiny_checkpoint
 from gptq_files import Packed, Quantise, awq, gptq, quantise_folder, settings
 from millrace.engine.device import Device
 from millrace.engine.errors import CheckpointError, UnsupportedModelError
+from millrace.engine.llm import LLM
 from millrace.engine.loading.stored_forms import read_stored_forms
 from millrace.engine.models import Decoder, ModelOptions, load_hf_config, load_model, weight_map
 from millrace.engine.quantization.group_linear import GroupLinear
 from millrace.engine.quantization.registry import find_format
 from millrace.engine.quantization.split_linear import SplitLinear
+from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.storage import Location
 from millrace.engine.weights.quantised_matrix import QuantisedMatrix
+from oracles import greedy
 from paged import PagedSequences, random_sequences
 
 WIDE = {"intermediate_size": 128}
 BOUND = 1e-3  # of a log-probability: both models compute with the same numbers, in another order.
 
 
-def load(folder: Path) -> Decoder:
+def load(folder: Path, model_impl: str = "auto") -> Decoder:
     """Loads a checkpoint as an engine does."""
-    config, place = load_hf_config(folder), Location.at(folder)
+    config, place = load_hf_config(folder, model_impl=model_impl), Location.at(folder)
     stored = read_stored_forms(place, weight_map(folder, config, torch.float32), config, None, Device.choose("cpu"))
     return load_model(folder, config, torch.float32, "cpu", ModelOptions(stored=stored))
 
@@ -46,8 +50,8 @@ def logprobs(model: Decoder) -> Tensor:
     return torch.cat(PagedSequences(model, sequences, torch.float32).run(whole)).log_softmax(-1)
 
 
-def assert_same(quantised: Path, plain: Path) -> None:
-    ours, theirs = logprobs(load(quantised)), logprobs(load(plain))
+def assert_same(quantised: Path, plain: Path, model_impl: str = "auto") -> None:
+    ours, theirs = logprobs(load(quantised, model_impl)), logprobs(load(plain))
     torch.testing.assert_close(ours, theirs, atol=BOUND, rtol=0)
     best = theirs.topk(2, dim=-1)
     sure = best.values[:, 0] - best.values[:, 1] > 2 * BOUND
@@ -270,6 +274,12 @@ def test_matrices_of_other_families(tmp_path: Path, case: str) -> None:
     assert_same(*write(tmp_path, family, pack, settings(method, **fields), **overrides))
 
 
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_modules_of_transformers_take_quantised_matrices_too(tmp_path: Path, method: str) -> None:
+    pack = (lambda name, weight: awq(weight)) if method == "awq" else (lambda name, weight: gptq(weight, desc_act=True))
+    assert_same(*write(tmp_path, "qwen2", pack, settings(method), **WIDE), model_impl="transformers")
+
+
 def test_parts_of_a_fused_layer_may_differ_and_the_head_may_be_quantised(tmp_path: Path) -> None:
     dynamic = {
         "-:.*k_proj": {},
@@ -306,3 +316,59 @@ def test_biases_of_zeros_that_a_model_has_not_are_skipped_and_other_biases_are_r
     save_file({**tensors, "model.layers.1.self_attn.q_proj.bias": bias}, quantised / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"unexpected model\.layers\.1\.self_attn\.q_proj\.bias"):
         load(quantised)
+
+
+@dataclass
+class Watched:
+    """A stored tensor that notes how many numbers are read of it."""
+
+    numbers: Tensor
+    read_counts: list[int]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.numbers.dtype
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.numbers.shape
+
+    def narrow(self, dim: int, start: int, length: int) -> Watched:
+        return Watched(self.numbers.narrow(dim, start, length), self.read_counts)
+
+    def read(self) -> Tensor:
+        self.read_counts.append(self.numbers.numel())
+        return self.numbers
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_a_rank_reads_its_half_of_the_words(method: str, dim: int) -> None:
+    packed = awq(WEIGHT) if method == "awq" else gptq(WEIGHT.repeat(2, 1))
+    counts: list[int] = []
+    watched = {leaf: Watched(tensor, counts) for leaf, tensor in packed.tensors.items()}
+    matrix = joined(method, Packed(watched, packed.weight))
+    half = matrix.shape[dim] // 2
+    assert not counts and torch.equal(matrix.narrow(dim, half, half).read(), packed.weight.narrow(dim, half, half))
+    in_rows = {"g_idx": 0 if dim else packed.weight.shape[1] // 2}  # All rows have the same groups.
+    assert sum(counts) == sum(tensor.numel() // 2 + in_rows.get(leaf, 0) for leaf, tensor in packed.tensors.items())
+
+
+PROMPTS = [[5 + i, 30, 31, 32, *range(40, 44 + 3 * i)] for i in range(3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_two_ranks_give_what_transformers_gives_with_the_dequantised_model(tmp_path: Path, method: str) -> None:
+    # A rank has half a group of AWQ's columns, and columns of all groups of GPTQ's, in layers that are divided by them.
+    fields = {"group_size": 64} if method == "awq" else {"desc_act": True, "sym": False}
+    pack = lambda name, weight: awq(weight, 64) if method == "awq" else gptq(weight, **fields, seed=len(name))  # noqa: E731
+    quantised, plain = write(tmp_path, "qwen2", pack, settings(method, **fields), **WIDE)
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=1)
+    with LLM(str(quantised), dtype="float32", tensor_parallel_size=2, max_model_len=64, quantization=method) as llm:
+        outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+    for (ours,), theirs in zip((output.outputs for output in outputs), greedy(plain, PROMPTS, 8), strict=True):
+        assert list(ours.token_ids) == theirs.token_ids
+        found = torch.tensor([entry[token].logprob for entry, token in zip(ours.logprobs, ours.token_ids, strict=True)])
+        wanted = theirs.logprobs[range(8), theirs.token_ids]
+        torch.testing.assert_close(found, wanted, atol=BOUND, rtol=0)
