@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +57,7 @@ logger = logging.getLogger(__name__)
 
 # In order of preference: safetensors before pickles, a single file before the index of several.
 _SOURCES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_OLD_GPTQ_SOURCE = re.compile(r"gptq_model-\d+bit-(-1|\d+)g\.safetensors(\.index\.json)?")
 _LFS_POINTER = b"version https://git-lfs"
 _NUM_THREADS = 8  # While some threads wait for pages of a file, others copy.
 _DUMMY_SCALE = 0.02
@@ -398,11 +400,12 @@ def checkpoint_files(folder: str | Path | Location) -> list[Location]:
     """
     place = _place(folder)
     present = {file.name: file for file in place.list()}
-    source = next((present[name] for name in _SOURCES if name in present), None)
-    if source is None:
+    name = _find_source(present)
+    if name is None:
         found = sorted(present) or "no such folder"
         raise CheckpointError(f"{place} holds no weights: looked for {', '.join(_SOURCES)}; found {found}")
-    if not source.name.endswith(".json"):
+    source = present[name]
+    if not name.endswith(".json"):
         return [source]
     files = read_json_object(source).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
@@ -416,7 +419,13 @@ def checkpoint_files(folder: str | Path | Location) -> list[Location]:
 
 def has_weights(folder: str | Path | Location) -> bool:
     """Returns whether a model folder has weight files."""
-    return any(file.name in _SOURCES for file in _place(folder).list())
+    return _find_source([file.name for file in _place(folder).list()]) is not None
+
+
+def _find_source(present: Collection[str]) -> str | None:
+    """Returns the name of a folder's file of weights, or of the index of several; None if it has none."""
+    names = (*_SOURCES, *filter(_OLD_GPTQ_SOURCE.fullmatch, sorted(present)))
+    return next((name for name in names if name in present), None)
 
 
 def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTensor]]:

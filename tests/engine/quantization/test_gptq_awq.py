@@ -161,6 +161,8 @@ def test_settings_may_be_in_a_file_of_their_own(tmp_path: Path, file: str, metho
     pack = awq if method == "awq" else gptq
     quantised, same = quantise_folder(plain, tmp_path, lambda name, weight: pack(weight), config, file=file)
     assert load_hf_config(quantised).quantization_config == {"quant_method": method, **config}
+    # AutoGPTQ had a name of its own for the weights too.
+    (quantised / "model.safetensors").rename(quantised / "gptq_model-4bit-32g.safetensors")
     assert_same(quantised, same)
     overrides = {"quantization_config": settings("gptq", bits=3)}  # They replace those of the file.
     assert load_hf_config(quantised, overrides).quantization_config["bits"] == 3
