@@ -157,7 +157,7 @@ def _join_int8(module: str, tensors: Mapping[str, StoredTensor]) -> Int8Matrix:
             f"{module}.weight_format is {order}: the numbers are in the order of a GPU's kernel; save the model again "
             "with bitsandbytes 0.45 or newer, which stores them row by row (0)"
         )
-    return Int8Matrix(module, INT8_FORM, tensors, *map(range, weight.shape))
+    return Int8Matrix(module, INT8_FORM, tensors, range(weight.shape[0]), range(weight.shape[1]))
 
 
 def _join_table(module: str, states: list[str], tensors: Mapping[str, StoredTensor]) -> TableMatrix:
@@ -179,7 +179,7 @@ def _join_table(module: str, states: list[str], tensors: Mapping[str, StoredTens
             f"with {states[0]} they must be of torch.uint8 and of "
             f"{torch.uint8 if state.nested_block else torch.float32}; fetch the checkpoint again"
         )
-    return TableMatrix(module, TABLE_FORM, tensors, *map(range, state.shape), state)
+    return TableMatrix(module, TABLE_FORM, tensors, range(state.shape[0]), range(state.shape[1]), state)
 
 
 def _read_state(module: str, leaf: str, tensors: Mapping[str, StoredTensor]) -> TableState:

@@ -20,10 +20,12 @@ from float_files import Write, fp8_blocks, fp8_rows, fp8_tensor, nvfp4
 from gptq_files import quantise_folder
 from millrace.engine.device import Device
 from millrace.engine.errors import CheckpointError, UnsupportedModelError
+from millrace.engine.llm import LLM
 from millrace.engine.loading.stored_forms import read_stored_forms
 from millrace.engine.models import Decoder, ModelOptions, load_hf_config, load_model, weight_map
 from millrace.engine.quantization.registry import find_format
 from millrace.engine.quantization.stored import StoredForms
+from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.storage import Location
 from millrace.engine.weights.codes import InputQuant
 from millrace.engine.weights.quantised_matrix import QuantisedMatrix
@@ -146,6 +148,27 @@ def test_every_part_of_a_matrix_is_read_as_the_layout_says(kind: str, data: st.D
     assert part.shape == (height, width)
     expected = packed.weight[first : first + height, left : left + width]
     torch.testing.assert_close(part.read(), expected, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fp8-mla", pytest.param("nf4", marks=pytest.mark.soak)])
+def test_two_ranks_give_what_the_dequantised_model_gives(tmp_path: Path, kind: str) -> None:
+    # No rank's part begins with a block of scales, of rows, columns or experts.
+    family, write, config = KINDS[kind]
+    folder = tiny_checkpoint(tmp_path / "model", family)
+    quantised, plain = quantise_folder(folder, tmp_path, lambda name, matrix: write(matrix), dict(config))
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=1)
+    outputs = []
+    for place, num_ranks in ((quantised, 2), (plain, 1)):
+        settings = {"dtype": "float32", "device": "cpu", "max_model_len": 64, "tensor_parallel_size": num_ranks}
+        with LLM(str(place), **settings) as llm:
+            outputs.append(llm.generate([list(range(5, 30)), [7, 8, 9]], params, use_tqdm=False))
+    for ours, theirs in zip(*outputs, strict=True):
+        (one,), (two,) = ours.outputs, theirs.outputs
+        assert one.token_ids == two.token_ids
+        for mine, other in zip(one.logprobs, two.logprobs, strict=True):
+            assert mine.keys() == other.keys()
+            assert all(mine[token].logprob == pytest.approx(other[token].logprob, abs=BOUND) for token in mine)
 
 
 @torch.inference_mode()
