@@ -5,7 +5,7 @@ from __future__ import annotations
 from .attention import Attention, Heads
 from .block import MixerBlock, MLPBlock, ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
 from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
-from .experts import EXPERT_GATES, ExpertMLP, Experts, FeedForward
+from .experts import EXPERT_GATES, ExpertMLP, Experts, ExpertsLayer, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
 from .kv_scales import KVScales
@@ -39,6 +39,7 @@ __all__ = [
     "ClampAndStore",
     "ExpertMLP",
     "Experts",
+    "ExpertsLayer",
     "FeedForward",
     "GatedDelta",
     "GatedMLP",

@@ -7,12 +7,14 @@ every expert, or (expert parallelism) some experts as a whole. The code is the s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import experts
+from ...kernels.experts import CodedMatrices
 from ..parallel.shard import Shard
 from .input_format import PLAIN, InputFormat
 from .linear import LinearBase
@@ -20,66 +22,96 @@ from .mlp import MLP
 from .router import Router, sigmoid
 from .weight_slot import WeightSlot
 
-__all__ = ["EXPERT_GATES", "ExpertMLP", "Experts", "FeedForward"]
+__all__ = ["EXPERT_GATES", "ExpertMLP", "Experts", "ExpertsLayer", "FeedForward"]
 
 EXPERT_GATES: Mapping[str, str] = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "silu": "silu"}
 """Activations of gated experts, by their names in Hugging Face configs -> names of `kernels.experts.GATES`."""
 
 
-class Experts(nn.Module):
-    """The weights of a layer's experts, of which a rank has some or a part of each.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsLayer:
+    """The description of the experts of a layer that a scheme is to make.
 
-    Args:
+    Attributes:
+        name: Path of the experts in the model, e.g. `layers.3.mlp.experts`.
         own: The experts of this rank.
         hidden_size: Size of the input and the output.
         inner: This rank's part of the width inside each expert.
         gate: Key of `kernels.experts.GATES`.
         bias: Whether the projections have biases.
         adds_down_bias: Whether this rank adds the bias of the down projection; of ranks with slices only one does.
-        deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
-        dtype: Number type of all weights.
-        device: Device of the weights. Their memory is not initialised.
+        dtype: Number type of the inputs, the outputs and the biases.
+        device: Device of the weights.
     """
 
-    def __init__(
-        self,
-        own: Shard,
-        hidden_size: int,
-        inner: Shard,
-        *,
-        gate: str,
-        bias: bool,
-        adds_down_bias: bool,
-        deterministic: bool,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
+    name: str
+    own: Shard
+    hidden_size: int
+    inner: Shard
+    gate: str
+    bias: bool
+    adds_down_bias: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def projections(self) -> tuple[str, ...]:
+        """Names of the projections to the width inside an expert: their matrices are fused to w13, in this order."""
+        return ("up",) if self.gate == "relu_squared" else ("gate", "up")
+
+
+class Experts(nn.Module):
+    """The weights of a layer's experts, of which a rank has some or a part of each, in the dtype of the model.
+
+    Their memory is not initialised.
+
+    Args:
+        layer: The description of the experts.
+        deterministic: Whether a token's result must not depend, to the bit, on the rest of the batch.
+    """
+
+    def __init__(self, layer: ExpertsLayer, *, deterministic: bool) -> None:
         super().__init__()
-        self.gate = gate
+        self.layer = layer
         self.deterministic = deterministic
-        self.own = own
-        self._hidden, self._inner = Shard(hidden_size), inner
-        self._projections = ("up",) if gate == "relu_squared" else ("gate", "up")
-        num_rows = len(self._projections) * inner.length
+        self._hidden, self._inner = Shard(layer.hidden_size), layer.inner
+        num_rows = len(layer.projections) * layer.inner.length
+        self._add_matrices("w13", num_rows, layer.hidden_size)
+        self._add_matrices("w2", layer.hidden_size, layer.inner.length)
+        has_down_bias = layer.bias and layer.adds_down_bias
+        self.w13_bias = self._parameter(num_rows, dtype=layer.dtype) if layer.bias else None
+        self.w2_bias = self._parameter(layer.hidden_size, dtype=layer.dtype) if has_down_bias else None
 
-        def make(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(own.length, *shape, dtype=dtype, device=device), requires_grad=False)
+    def _parameter(self, *shape: int, dtype: torch.dtype) -> nn.Parameter:
+        """Returns a parameter with a tensor of this shape for each expert of this rank."""
+        numbers = torch.empty(self.layer.own.length, *shape, dtype=dtype, device=self.layer.device)
+        return nn.Parameter(numbers, requires_grad=False)
 
-        self.w13 = make(num_rows, hidden_size)
-        self.w2 = make(hidden_size, inner.length)
-        self.w13_bias = make(num_rows) if bias else None
-        self.w2_bias = make(hidden_size) if bias and adds_down_bias else None
+    def _add_matrices(self, name: str, num_rows: int, num_columns: int) -> None:
+        """Adds the parameters of the matrices `w13` or `w2` of all experts."""
+        self.register_parameter(name, self._parameter(num_rows, num_columns, dtype=self.layer.dtype))
+
+    def _matrices(self, name: str) -> Tensor | CodedMatrices:
+        """Returns the matrices `w13` or `w2` of all experts, as `kernels.experts` takes them."""
+        return self.get_parameter(name)
+
+    def _matrix_slot(self, name: str, index: int, rows: slice) -> WeightSlot:
+        """Returns a weight slot of some rows of the matrix of one of this rank's experts, without its shards."""
+        return WeightSlot((self.get_parameter(name)[index, rows],))
 
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields every (name, weight slot), such as `7.gate.weight` for the gate of expert 7."""
-        for index in range(self.own.length):
-            expert, length = self.own.start + index, self._inner.length
-            for i, name in enumerate(self._projections):
+        length = self._inner.length
+        for index in range(self.layer.own.length):
+            expert = self.layer.own.start + index
+            for i, name in enumerate(self.layer.projections):
                 rows = slice(i * length, (i + 1) * length)
-                yield f"{expert}.{name}.weight", WeightSlot((self.w13[index, rows],), parts=(self._inner, self._hidden))
+                slot = self._matrix_slot("w13", index, rows)
+                yield f"{expert}.{name}.weight", replace(slot, parts=(self._inner, self._hidden))
                 if self.w13_bias is not None:
                     yield f"{expert}.{name}.bias", WeightSlot((self.w13_bias[index, rows],), parts=(self._inner,))
-            yield f"{expert}.down.weight", WeightSlot((self.w2[index],), parts=(self._hidden, self._inner))
+            slot = self._matrix_slot("w2", index, slice(None))
+            yield f"{expert}.down.weight", replace(slot, parts=(self._hidden, self._inner))
             if self.w2_bias is not None:
                 yield f"{expert}.down.bias", WeightSlot((self.w2_bias[index],))
 
@@ -94,16 +126,16 @@ class Experts(nn.Module):
         Returns:
             `[num_tokens, hidden_size]`, this rank's addend.
         """
-        if self.own.count > 1:
+        if self.layer.own.count > 1:
             # An expert of a lower rank gets a negative number, one of a higher rank a number behind the last expert.
-            expert_ids = expert_ids - self.own.start
+            expert_ids = expert_ids - self.layer.own.start
         return experts(
             hidden,
-            self.w13,
-            self.w2,
+            self._matrices("w13"),
+            self._matrices("w2"),
             expert_ids,
             weights,
-            gate=self.gate,
+            gate=self.layer.gate,
             w13_bias=self.w13_bias,
             w2_bias=self.w2_bias,
             deterministic=self.deterministic,

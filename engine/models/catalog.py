@@ -95,7 +95,7 @@ def _features(family: Family, spec: DecoderSpec | None) -> dict[str, str]:
         "TP": "yes",
         "PP": "yes",
         "prefix cache": _prefix_cache(spec),
-        "quantization": "int8, fp8 at load" + (", not of experts" if spec is None or spec.experts else ""),
+        "quantization": "int8, fp8 at load",
         "LoRA": "not yet",
         "pooling": "embed, classify" if has_classifier else "embed",
     }

@@ -23,6 +23,7 @@ from ..layers import (
     ClampAndStore,
     ExpertMLP,
     Experts,
+    ExpertsLayer,
     FeedForward,
     GatedMLP,
     HeadLayerNorm,
@@ -406,18 +407,18 @@ class Components:
         """Makes the experts of a layer: a slice of each, or with expert parallelism whole experts."""
         parallel, num_experts, inner = self._parallel, experts.router.num_experts, experts.intermediate_size
         is_whole = self._options.expert_parallel
-        self.linears.decline_experts(name)
-        return Experts(
-            parallel.shard(num_experts) if is_whole else Shard(num_experts),
-            self._spec.hidden_size,
-            Shard(inner) if is_whole else parallel.shard(inner),
+        layer = ExpertsLayer(
+            name=name,
+            own=parallel.shard(num_experts) if is_whole else Shard(num_experts),
+            hidden_size=self._spec.hidden_size,
+            inner=Shard(inner) if is_whole else parallel.shard(inner),
             gate=experts.gate,
             bias=experts.bias,
             adds_down_bias=is_whole or parallel.tp_rank == 0,
-            deterministic=self._options.deterministic,
             dtype=self._dtype,
             device=self._device,
         )
+        return self.linears.make_experts(layer)
 
     def _dense_mlp(self, name: str, intermediate_size: int) -> MLP:
         spec, make_linear = self._spec, self.linears.make_linear

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from ..layers import Linear, LinearBase
+from ..layers import Experts, ExpertsLayer, Linear, LinearBase
 from ..parallel.shard import Dimension, as_shard
 from ..quantization.full_precision import FullPrecision
 from ..quantization.scheme import LinearSpec
@@ -31,7 +31,6 @@ class LinearFactory:
     def __init__(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> None:
         self._name = options.quantization
         self._scheme = options.make_scheme()
-        self._stored = options.stored is not None
         self._full_precision = FullPrecision(deterministic=options.deterministic)
         self._dtype = dtype
         self._device = device
@@ -71,14 +70,17 @@ class LinearFactory:
         layer = self._spec(name, in_features, out_features, bias, self._device)
         return self._full_precision.make_linear(replace(layer, dtype=dtype or self._dtype))
 
-    def decline_experts(self, name: str) -> None:
-        """Notes that the experts of a layer stay in full precision, because no quantization scheme knows them.
+    def make_experts(self, layer: ExpertsLayer) -> Experts:
+        """Makes the experts of a layer, as the quantization scheme stores them or in full precision.
 
         Args:
-            name: Path of the experts in the model.
+            layer: The description of the experts.
         """
-        if self._name is not None and not self._stored:
-            self._decline(name, "no experts")
+        made = self._scheme.make_experts(layer)
+        if made is None:
+            self._decline(layer.name, self._scheme.sizes)
+            made = self._full_precision.make_experts(layer)
+        return made
 
     def _decline(self, name: str, taken: str) -> None:
         self._declined.setdefault(taken, []).append(name)

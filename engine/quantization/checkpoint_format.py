@@ -44,6 +44,10 @@ class CheckpointFormat(ABC):
     def planned_form(self) -> QuantForm | None:
         """The form of most matrices, by the config alone; used to plan before the weights are there."""
 
+    def plans(self, name: str) -> bool:
+        """Returns whether the matrix of a layer likely has `planned_form`: every matrix but output heads."""
+        return name not in ("lm_head", "score")
+
     @abstractmethod
     def join_module(self, module: str, tensors: Mapping[str, StoredTensor]) -> Iterable[tuple[str, StoredTensor]]:
         """Yields the tensors of a module as the loader takes them, with names relative to the module.

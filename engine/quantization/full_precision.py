@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..device import Device
-from ..layers import InvariantLinear, Linear
+from ..layers import Experts, ExpertsLayer, InvariantLinear, Linear
 from .scheme import LinearSpec, QuantizationScheme
 
 __all__ = ["FullPrecision"]
@@ -25,3 +25,7 @@ class FullPrecision(QuantizationScheme):
         """Makes a `Linear`, or an `InvariantLinear` if the engine is deterministic."""
         kind = InvariantLinear if self.deterministic else Linear
         return kind(layer.in_features, layer.blocks, bias=layer.bias, dtype=layer.dtype, device=layer.device)
+
+    def make_experts(self, layer: ExpertsLayer) -> Experts:
+        """Makes experts of all sizes."""
+        return Experts(layer, deterministic=self.deterministic)

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from ..device import Device
-from ..layers import LinearBase
+from ..layers import Experts, ExpertsLayer, LinearBase
 from ..parallel.shard import Shard
 from ..weights.codes import QuantForm
 
@@ -97,6 +97,15 @@ class QuantizationScheme(ABC):
     @abstractmethod
     def make_linear(self, layer: LinearSpec) -> LinearBase:
         """Makes a linear layer. The memory of its parameters is not initialised."""
+
+    def make_experts(self, layer: ExpertsLayer) -> Experts | None:
+        """Makes the experts of a layer. The memory of their parameters is not initialised.
+
+        Returns:
+            The experts; None if the scheme does not support their sizes: they stay in full precision, with a warning.
+        """
+        del layer
+        return None
 
     def notes(self) -> Iterator[str]:
         """Yields what users should know about the layers that were made, as sentences."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from ..device import Device
-from ..layers import LinearBase
+from ..layers import Experts, ExpertsLayer, LinearBase
 from ..weights.codes import QuantForm
 from .checkpoint_format import CheckpointFormat
+from .coded_experts import CodedExperts
 from .full_precision import FullPrecision
 from .registry import find_scheme, scheme_names
 from .scheme import LinearSpec, QuantizationScheme
@@ -20,6 +22,8 @@ from .split_linear import SplitLinear
 __all__ = ["StoredForms", "StoredScheme"]
 
 logger = logging.getLogger(__name__)
+
+EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,11 @@ class StoredForms:
     planned: QuantForm | None = None
 
     def of(self, name: str) -> QuantForm | None:
-        """Returns the form of a layer's matrix, or of that of a fused part; None for a plain one."""
-        return self.planned if self.planned and name not in ("lm_head", "score") else self.forms.get(name)
+        """Returns the form of a layer's matrix, or of that of a fused part or an expert; None for a plain one."""
+        if self.planned is not None and self.checkpoint_format.plans(name):
+            return self.planned
+        # The matrices of all experts may be one tensor, whose name has a star in the place of the expert.
+        return self.forms.get(name) or self.forms.get(EXPERT.sub(".experts.*.", name))
 
 
 class StoredScheme(QuantizationScheme):
@@ -82,6 +89,29 @@ class StoredScheme(QuantizationScheme):
             for (block, rows), name, form in zip(layer.blocks.items(), layer.part_names, forms, strict=True)
         }
         return SplitLinear(parts)
+
+    def make_experts(self, layer: ExpertsLayer) -> Experts:
+        """Makes the experts of a layer as they are stored, or in full precision if no kernel multiplies by them so.
+
+        Raises:
+            ConfigError: A rank's part of an expert does not end with a group of columns.
+        """
+        inner, down = (self._expert_forms(layer, parts) for parts in (layer.projections, ("down",)))
+        if inner | down == {None}:
+            return self._plain.make_experts(layer)
+        (first, *others), (second, *more) = inner, down
+        reason: str | None = ": the experts of a layer are stored in different ways"
+        if first and second and not others and not more:
+            reason = CodedExperts.declines(layer, first, second, self._stored.device)
+            if reason is None:
+                return CodedExperts(layer, first, second, deterministic=self.deterministic)
+        self._dequantised.setdefault(reason, []).append(layer.name)
+        return self._plain.make_experts(layer)
+
+    def _expert_forms(self, layer: ExpertsLayer, parts: tuple[str, ...]) -> set[QuantForm | None]:
+        """Returns the forms of some matrices of all experts, which multiply plain activations whatever is asked for."""
+        names = (f"{layer.name}.{expert}.{part}" for expert in range(layer.own.size) for part in parts)
+        return {form and replace(form, inputs=None) for form in map(self._stored.of, names)}
 
     def _make(self, layer: LinearSpec, form: QuantForm | None) -> LinearBase:
         if form is None:

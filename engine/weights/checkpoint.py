@@ -233,7 +233,7 @@ def match_weights(
                 sources.setdefault(ours, []).append((name, part))
             elif ours not in elsewhere and not _adds_nothing(name, part):
                 unexpected.append(name if part is tensor else f"{name} ({ours})")
-    warn_of_mxfp4(stored)
+    warn_of_mxfp4(stored, slots.values())
     if not any(mark in name for name in beside for mark in PREDICTOR_MARKS):
         unexpected += beside
     elif beside:

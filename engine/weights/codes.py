@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["Codes", "InputQuant", "QuantForm"]
 
-Kind: TypeAlias = Literal["int", "fp8", "table"]
+Kind: TypeAlias = Literal["int", "fp8", "mxfp4", "table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class QuantForm:
 
     Attributes:
         format: Name of the checkpoint's format, for messages.
-        kind: `"int"` for integers, `"fp8"` for e4m3, `"table"` for numbers that can only be dequantised.
+        kind: `"int"` for integers, `"fp8"` for e4m3, `"mxfp4"` for e2m1 with powers of two as scales, `"table"` for
+            numbers that can only be dequantised.
         bits: Bits of a number.
         group_size: Neighbouring columns that share a scale; 0 for all columns.
         has_zeros: Whether the groups have zero points.

@@ -16,9 +16,20 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..layers import WeightSlot
+from .codes import Codes, QuantForm
 from .tensor_view import StoredTensor
 
-__all__ = ["BLOCKS", "SCALES", "Mxfp4Tensor", "dequantise_mxfp4", "join_mxfp4", "warn_of_mxfp4"]
+__all__ = [
+    "BLOCKS",
+    "MXFP4_FORM",
+    "SCALES",
+    "Mxfp4Codes",
+    "Mxfp4Tensor",
+    "dequantise_mxfp4",
+    "join_mxfp4",
+    "warn_of_mxfp4",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +40,12 @@ _MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _BIAS = 127
 _BLOCK = 32
 
+MXFP4_FORM = QuantForm("mxfp4", "mxfp4", 4, _BLOCK)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Mxfp4Tensor:
-    """A tensor in MXFP4 that is dequantised when it is read.
+    """A tensor in MXFP4, whose numbers are dequantised by `read` and left as they are by `codes`.
 
     Attributes:
         blocks: `[..., num_blocks, 16]` uint8.
@@ -61,10 +74,41 @@ class Mxfp4Tensor:
         blocks, scales = (each.narrow(dim, start, length) for each in (self.blocks, self.scales))
         return replace(self, blocks=blocks, scales=scales)
 
+    @property
+    def form(self) -> QuantForm:
+        """How the numbers are quantised."""
+        return MXFP4_FORM
+
     def read(self) -> Tensor:
         """Reads whole rows, and returns this part of them in bfloat16."""
+        return dequantise_mxfp4(*self._read())[..., self.columns.start : self.columns.stop]
+
+    def codes(self) -> Codes:
+        """Reads whole rows, and returns this part of them, which must begin and end with a block."""
+        blocks, scales = self._read()
+        first, last = self.columns.start // _BLOCK, -(-self.columns.stop // _BLOCK)
+        values = torch.stack((blocks & 15, blocks >> 4), dim=-1).flatten(-3)
+        powers = torch.ldexp(torch.ones(scales.shape), scales.int() - _BIAS)
+        return Mxfp4Codes(values[..., self.columns.start : self.columns.stop], powers[..., first:last])
+
+    def _read(self) -> tuple[Tensor, Tensor]:
         blocks, scales = (each if isinstance(each, Tensor) else each.read() for each in (self.blocks, self.scales))
-        return dequantise_mxfp4(blocks, scales)[..., self.columns.start : self.columns.stop]
+        return blocks, scales
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Mxfp4Codes(Codes):
+    """Codes whose values are the bits of e2m1, uint8, and whose scales are powers of two."""
+
+    def dequantise(self) -> Tensor:
+        """Returns the numbers of the matrix, `[rows, columns]` float32."""
+        numbers = replace(self, values=_numbers()[self.values.int()])
+        return Codes.dequantise(numbers)
+
+
+def _numbers() -> Tensor:
+    """Returns the number of each code, `[16]`."""
+    return torch.tensor((*_MAGNITUDES, *(-magnitude for magnitude in _MAGNITUDES)))
 
 
 def dequantise_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
@@ -77,7 +121,7 @@ def dequantise_mxfp4(blocks: Tensor, scales: Tensor) -> Tensor:
     Returns:
         `[..., num_blocks * 32]` bfloat16.
     """
-    numbers = torch.tensor((*_MAGNITUDES, *(-magnitude for magnitude in _MAGNITUDES)), dtype=torch.bfloat16)
+    numbers = _numbers().to(torch.bfloat16)
     byte = torch.arange(256)
     pairs = torch.stack((numbers[byte & 15], numbers[byte >> 4]), dim=-1)
     powers = torch.ldexp(torch.ones(scales.shape), scales.int() - _BIAS).to(torch.bfloat16)
@@ -115,10 +159,10 @@ def _join(name: str, blocks: StoredTensor, scales: StoredTensor) -> Mxfp4Tensor:
     return Mxfp4Tensor(blocks, scales, range(scales.shape[-1] * _BLOCK))
 
 
-def warn_of_mxfp4(tensors: Iterable[StoredTensor]) -> None:
-    """Logs a warning about the memory that the matrices in MXFP4 take, because they are dequantised."""
+def warn_of_mxfp4(tensors: Iterable[StoredTensor], slots: Iterable[WeightSlot]) -> None:
+    """Logs a warning about the memory that matrices in MXFP4 take, if the weight slots take dequantised ones."""
     found = [tensor for tensor in tensors if isinstance(tensor, Mxfp4Tensor)]
-    if found:
+    if found and not any(slot.takes_codes for slot in slots):
         stored = sum(math.prod(each.shape) for tensor in found for each in (tensor.blocks, tensor.scales))
         logger.warning(
             "%d tensors in MXFP4 are dequantised at load: they take %.0f MiB in bfloat16, %.0f MiB in the checkpoint",

@@ -131,6 +131,15 @@ class TensorItem:
         part = self.source.narrow(0, self.index, 1)
         return (part if isinstance(part, Tensor) else part.read())[0]
 
+    @property
+    def form(self) -> QuantForm | None:
+        """How the numbers are quantised; None if they are not."""
+        return form_of(self.source)
+
+    def codes(self) -> Codes:
+        """Reads the numbers of a quantised matrix as they are quantised."""
+        return codes_of(self.source.narrow(0, self.index, 1)).rows(torch.tensor(0))
+
 
 def form_of(tensor: StoredTensor) -> QuantForm | None:
     """Returns how the numbers of a stored tensor are quantised; None if they are not."""

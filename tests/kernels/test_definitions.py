@@ -379,7 +379,6 @@ def test_codes_of_experts_that_are_integers_by_their_formula(kind):
     bits = int(kind.removeprefix("int"))
     integers, zeros = torch.randint(0, 2**bits, (3, 5, 64)), torch.randint(0, 2**bits, (3, 5, 2))
     scales = torch.rand(3, 5, 2)
-    # The words of `group_linear` hold the same bytes.
     words = sum(integers[..., i :: 32 // bits] << (bits * i) for i in range(32 // bits))
     codes = torch.where(words < 2**31, words, words - 2**32).to(torch.int32).view(torch.uint8)
     for given in (zeros, None):

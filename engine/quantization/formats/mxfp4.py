@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from ...weights.codes import QuantForm
+from ...weights.mxfp4 import MXFP4_FORM
 from ...weights.tensor_view import StoredTensor
 from ..checkpoint_format import CheckpointFormat
 
@@ -17,9 +18,13 @@ class Mxfp4Format(CheckpointFormat):
     leaves = ()
 
     @property
-    def planned_form(self) -> QuantForm | None:
-        """None: the experts are dequantised."""
-        return None
+    def planned_form(self) -> QuantForm:
+        """The form of the experts."""
+        return MXFP4_FORM
+
+    def plans(self, name: str) -> bool:
+        """Returns whether a layer is an expert: all others are plain."""
+        return ".experts." in name
 
     def join_module(self, module: str, tensors: Mapping[str, StoredTensor]) -> Iterable[tuple[str, StoredTensor]]:
         """Is never called, because the format has no `leaves`."""

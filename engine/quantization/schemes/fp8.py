@@ -16,8 +16,10 @@ from torch import Tensor
 from ....kernels import gate_and_mul_fp8, quantize_fp8, rms_norm_fp8, scaled_linear
 from ...device import Device
 from ...errors import ConfigError
-from ...layers import InputFormat, Linear, Quantized, Rows, WeightSlot
+from ...layers import Experts, ExpertsLayer, InputFormat, Linear, Quantized, Rows, WeightSlot
 from ...parallel.shard import Dimension
+from ...weights.codes import QuantForm
+from ..coded_experts import CodedExperts
 from ..scheme import LinearSpec, QuantizationScheme
 
 __all__ = ["SCHEME", "Fp8Linear", "Fp8Scheme"]
@@ -58,6 +60,11 @@ class Fp8Scheme(QuantizationScheme):
     def make_linear(self, layer: LinearSpec) -> Fp8Linear:
         """Makes a linear layer whose matrix is stored in 8-bit floats."""
         return Fp8Linear(layer.in_features, layer.blocks, bias=layer.bias, dtype=layer.dtype, device=layer.device)
+
+    def make_experts(self, layer: ExpertsLayer) -> Experts:
+        """Makes experts whose matrices are quantised by row while they are loaded, and multiply plain activations."""
+        form = QuantForm("fp8", "fp8", 8)
+        return CodedExperts(layer, form, form, deterministic=self.deterministic)
 
 
 def _rms_norm(

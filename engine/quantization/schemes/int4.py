@@ -9,8 +9,9 @@ import torch
 
 from ...device import Device
 from ...errors import ConfigError
-from ...layers import LinearBase
+from ...layers import Experts, ExpertsLayer, LinearBase
 from ...weights.codes import QuantForm
+from ..coded_experts import CodedExperts
 from ..group_linear import GroupLinear
 from ..scheme import LinearSpec, QuantizationScheme
 
@@ -46,8 +47,15 @@ class Int4Scheme(QuantizationScheme):
 
     def make_linear(self, layer: LinearSpec) -> LinearBase:
         """Makes a linear layer whose matrix is quantised while it is loaded."""
-        size = next(size for size in GROUP_SIZES if layer.num_columns % size == 0)
-        return GroupLinear(layer, QuantForm("int4", "int", BITS, size, scale_dtype=layer.dtype))
+        return GroupLinear(layer, _form(layer.num_columns, layer.dtype))
+
+    def make_experts(self, layer: ExpertsLayer) -> Experts | None:
+        """Makes experts whose matrices are quantised while they are loaded."""
+        sizes = (layer.hidden_size, layer.inner.length)
+        if any(size % GROUP_SIZES[-1] for size in sizes):
+            return None
+        forms = [_form(size, torch.float32) for size in sizes]
+        return CodedExperts(layer, *forms, deterministic=self.deterministic)
 
     @classmethod
     def declines(cls, form: QuantForm, layer: LinearSpec, device: Device, *, deterministic: bool) -> str | None:
@@ -58,6 +66,11 @@ class Int4Scheme(QuantizationScheme):
     def make_stored(cls, layer: LinearSpec, form: QuantForm) -> LinearBase:
         """Makes a `GroupLinear`."""
         return GroupLinear(layer, form)
+
+
+def _form(num_columns: int, scale_dtype: torch.dtype) -> QuantForm:
+    size = next(size for size in GROUP_SIZES if num_columns % size == 0)
+    return QuantForm("int4", "int", BITS, size, scale_dtype=scale_dtype)
 
 
 SCHEME = Int4Scheme

@@ -16,8 +16,10 @@ from ....kernels import int8_linear, quantize_int8
 from ....kernels.int8_linear import can_pack_int8, pack_int8
 from ...device import Device
 from ...errors import ConfigError
-from ...layers import Linear, PackedWeight, WeightSlot
+from ...layers import Experts, ExpertsLayer, Linear, PackedWeight, WeightSlot
 from ...parallel.shard import Dimension, as_shard
+from ...weights.codes import QuantForm
+from ..coded_experts import CodedExperts
 from ..scheme import LinearSpec, QuantizationScheme
 
 __all__ = ["SCHEME", "Int8Linear", "Int8Scheme"]
@@ -50,6 +52,11 @@ class Int8Scheme(QuantizationScheme):
     def make_linear(self, layer: LinearSpec) -> Int8Linear:
         """Makes a linear layer whose matrix is stored in 8-bit integers."""
         return Int8Linear(layer.in_features, layer.blocks, bias=layer.bias, dtype=layer.dtype, device=layer.device)
+
+    def make_experts(self, layer: ExpertsLayer) -> Experts:
+        """Makes experts whose matrices are quantised by row while they are loaded, and multiply plain activations."""
+        form = QuantForm("int8", "int", 8)
+        return CodedExperts(layer, form, form, deterministic=self.deterministic)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -74,7 +74,7 @@ def test_integers_stay_nearer(tmp_path: Path, family: str) -> None:
     folder = tiny_checkpoint(tmp_path, family)
     models = [load(folder, options) for options in (PLAIN, INT8)]
     full, quantised = (logits(model, random_sequences()) for model in models)
-    most = 0.06 if models[0].spec.state is None else 0.09  # The rate of decay of a state is an exponent.
+    most = 0.07 if models[0].spec.state is None else 0.09  # The rate of decay of a state is an exponent.
     assert 0.001 < relative_error(quantised, full) < most
     assert (quantised.log_softmax(-1) - full.log_softmax(-1)).abs().mean() < 0.2  # of a spread of 5
 
