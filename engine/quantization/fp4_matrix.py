@@ -20,7 +20,7 @@ from ..weights.tensor_layout import misshapen
 from ..weights.tensor_view import StoredTensor
 from .fp8_matrix import scale_numbers
 
-__all__ = ["BLOCK", "Fp4Matrix", "e2m1_numbers"]
+__all__ = ["BLOCK", "Fp4Matrix", "e2m1_numbers", "e2m1_table"]
 
 BLOCK = 16
 """Columns of a block of NVFP4."""
@@ -86,6 +86,11 @@ class Fp4Matrix(QuantisedMatrix):
         return Codes(values, scale_numbers(scales) * self.whole_scale, groups=self.column_groups)
 
 
+def e2m1_table() -> Tensor:
+    """Returns the number of each code, `[16]` float32."""
+    return torch.tensor((*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)))
+
+
 def e2m1_numbers(codes: Tensor) -> Tensor:
     """Returns the numbers of bytes that hold two each.
 
@@ -95,7 +100,7 @@ def e2m1_numbers(codes: Tensor) -> Tensor:
     Returns:
         `[..., 2 * num_bytes]` float32.
     """
-    numbers = torch.tensor((*MAGNITUDES, *(-magnitude for magnitude in MAGNITUDES)))
+    numbers = e2m1_table()
     byte = torch.arange(256)
     pairs = torch.stack((numbers[byte & 15], numbers[byte >> 4]), dim=-1)
     return pairs[codes.int()].flatten(-2)

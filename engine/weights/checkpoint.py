@@ -29,7 +29,6 @@ from ..layers import WeightSlot
 from ..storage import Location, read_json_object
 from .codes import Codes
 from .model_slots import weight_slots
-from .mxfp4 import join_mxfp4, warn_of_mxfp4
 from .quantised_matrix import numbers_of
 from .remote import iter_remote_tensors
 from .scale_names import scale_names
@@ -217,9 +216,8 @@ def match_weights(
     """
     sources: dict[str, list[tuple[str, StoredTensor]]] = {}
     known = slots.keys() | set(elsewhere)
-    unexpected, stored, beside, forms = [], [], [], set()
+    unexpected, beside, forms = [], [], set()
     for name, tensor in join(iter_tensors(folder)):
-        stored.append(tensor)
         forms.add(weights.form(name))
         if weights.is_beside(name):
             beside.append(name)
@@ -233,7 +231,6 @@ def match_weights(
                 sources.setdefault(ours, []).append((name, part))
             elif ours not in elsewhere and not _adds_nothing(name, part):
                 unexpected.append(name if part is tensor else f"{name} ({ours})")
-    warn_of_mxfp4(stored, slots.values())
     if not any(mark in name for name in beside for mark in PREDICTOR_MARKS):
         unexpected += beside
     elif beside:
@@ -431,8 +428,6 @@ def _find_source(present: Collection[str]) -> str | None:
 def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTensor]]:
     """Yields every (name, tensor) of a checkpoint. Local tensors are mapped from their files and must not be changed.
 
-    The blocks and the scales of a matrix in MXFP4 are one tensor, under the name of the blocks.
-
     Args:
         folder: The model folder, or a GGUF file.
 
@@ -442,7 +437,7 @@ def iter_tensors(folder: str | Path | Location) -> Iterator[tuple[str, StoredTen
     if gguf := find_gguf(_place(folder)):
         yield from iter_gguf_tensors(gguf)
         return
-    yield from join_mxfp4(_iter_stored(checkpoint_files(folder)))
+    yield from _iter_stored(checkpoint_files(folder))
 
 
 def _iter_stored(files: list[Location]) -> Iterator[tuple[str, StoredTensor]]:

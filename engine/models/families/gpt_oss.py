@@ -33,18 +33,18 @@ def gpt_oss_weights(spec: DecoderSpec) -> WeightMap:
         tensors={
             "layers.*.self_attn.sinks": "layers.*.attention.sinks",
             f"{_EXPERTS}.gate_up_proj": f"{_EXPERTS}.*.weight",
-            f"{_EXPERTS}.gate_up_proj_blocks": f"{_EXPERTS}.*.weight",
+            f"{_EXPERTS}.gate_up_proj.weight": f"{_EXPERTS}.*.weight",
             f"{_EXPERTS}.gate_up_proj_bias": f"{_EXPERTS}.*.bias",
             f"{_EXPERTS}.down_proj": f"{_EXPERTS}.*.down.weight",
-            f"{_EXPERTS}.down_proj_blocks": f"{_EXPERTS}.*.down.weight",
+            f"{_EXPERTS}.down_proj.weight": f"{_EXPERTS}.*.down.weight",
             f"{_EXPERTS}.down_proj_bias": f"{_EXPERTS}.*.down.bias",
         },
         layouts={
             f"{_EXPERTS}.gate_up_proj": TensorLayout(**fused, transposed=True),
-            f"{_EXPERTS}.gate_up_proj_blocks": TensorLayout(**fused),
+            f"{_EXPERTS}.gate_up_proj.weight": TensorLayout(**fused),
             f"{_EXPERTS}.gate_up_proj_bias": TensorLayout(**fused),
             f"{_EXPERTS}.down_proj": TensorLayout(stacked=True, transposed=True),
-            f"{_EXPERTS}.down_proj_blocks": TensorLayout(stacked=True),
+            f"{_EXPERTS}.down_proj.weight": TensorLayout(stacked=True),
             f"{_EXPERTS}.down_proj_bias": TensorLayout(stacked=True),
         },
     )

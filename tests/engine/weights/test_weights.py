@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -13,7 +12,6 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
 from filling import load_weights
@@ -124,58 +122,6 @@ def test_stacked_experts_that_do_not_fit_are_named_with_both_shapes(
     message = r"experts\.down_proj has shape \[5, 64, 40\].* asks for "
     with pytest.raises(CheckpointError, match=message + asked):
         load(folder, **overrides)
-
-
-def compress_experts(tensors: dict[str, torch.Tensor]) -> None:
-    """Replaces the experts of a gpt-oss by random ones in MXFP4."""
-    generator = torch.Generator().manual_seed(0)
-    for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
-        num_experts, columns, rows = tensors.pop(name).shape
-        blocks = torch.randint(0, 256, (num_experts, rows, columns // 32, 16), generator=generator, dtype=torch.uint8)
-        scales = torch.randint(118, 124, (num_experts, rows, columns // 32), generator=generator, dtype=torch.uint8)
-        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
-
-
-def expand_experts(tensors: dict[str, torch.Tensor]) -> None:
-    """Replaces the experts of a gpt-oss in MXFP4 by the matrices that transformers makes of them."""
-    for name in [name.removesuffix("_blocks") for name in tensors if name.endswith("_blocks")]:
-        blocks, scales = tensors.pop(f"{name}_blocks"), tensors.pop(f"{name}_scales")
-        tensors[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
-
-
-MXFP4 = {"quantization_config": {"quant_method": "mxfp4"}, "intermediate_size": 64}
-
-
-def test_experts_in_mxfp4_are_what_transformers_makes_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    compressed, plain = (
-        edit(tiny_checkpoint(tmp_path / name, "gpt-oss", intermediate_size=64), compress_experts) for name in "ab"
-    )
-    edit(plain, expand_experts)
-    expected = load(plain, intermediate_size=64)
-    assert not caplog.text
-    assert_same_parameters(load(compressed, **MXFP4), expected)
-    assert "6 tensors in MXFP4 are dequantised at load: they take" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda name, tensors: tensors.pop(f"{name}_scales"),
-            r"layers\.1.*down_proj_blocks without .*down_proj_scales",
-        ),
-        (
-            lambda name, tensors: tensors.update({f"{name}_scales": tensors[f"{name}_scales"][:, :, :1].clone()}),
-            r"down_proj_blocks has shape \[5, 64, 2, 16\] and .*down_proj_scales has shape \[5, 64, 1\]",
-        ),
-    ],
-    ids=["no scales", "few scales"],
-)
-def test_damaged_experts_in_mxfp4_are_named(tmp_path: Path, change: Callable[..., Any], message: str) -> None:
-    folder = edit(tiny_checkpoint(tmp_path, "gpt-oss", intermediate_size=64), compress_experts)
-    edit(folder, partial(change, "model.layers.1.mlp.experts.down_proj"))
-    with pytest.raises(CheckpointError, match=message):
-        load(folder, **MXFP4)
 
 
 @pytest.mark.parametrize(
