@@ -7,7 +7,16 @@ from typing import Any
 
 from ..errors import UnsupportedModelError, quote
 
-__all__ = ["check_fields", "flag", "group_size", "module_names", "one_of", "refuse_set", "unsupported"]
+__all__ = [
+    "check_fields",
+    "check_kv_cache",
+    "flag",
+    "group_size",
+    "module_names",
+    "one_of",
+    "refuse_set",
+    "unsupported",
+]
 
 ADVICE = "use another checkpoint of the model, or the unquantised one with quantization='int8' or 'fp8'"
 
@@ -60,6 +69,14 @@ def module_names(config: Mapping[str, Any], *fields: str) -> list[str]:
             raise unsupported(field, value, "a list of names of modules")
         names += value
     return names
+
+
+def check_kv_cache(config: Mapping[str, Any]) -> None:
+    """Raises unless the scales of a KV cache, which checkpoints may have, are those of 8-bit floats."""
+    scheme = config.get("kv_cache_scheme")
+    fields = scheme if isinstance(scheme, Mapping) else {}
+    if scheme not in (None, "static") and (fields.get("num_bits"), fields.get("type")) != (8, "float"):
+        raise unsupported("kv_cache_scheme", scheme, "null, static, or of 8-bit floats")
 
 
 def refuse_set(config: Mapping[str, Any], *fields: str) -> None:

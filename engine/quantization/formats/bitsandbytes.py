@@ -122,7 +122,7 @@ class BitsAndBytesFormat(CheckpointFormat):
         check_fields(config, FIELDS)
         self._is_8bit = bool(config.get("load_in_8bit", config.get("_load_in_8bit", False)))
         one_of(config, "bnb_4bit_quant_type", KINDS, default="fp4")
-        one_of(config, "bnb_4bit_quant_storage", ("uint8",), default="uint8")
+        one_of(config, "bnb_4bit_quant_storage", ("uint8", None))
         flag(config, "bnb_4bit_use_double_quant", default=False)
         module_names(config, "llm_int8_skip_modules")
 

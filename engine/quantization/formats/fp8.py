@@ -18,7 +18,7 @@ from ...weights.codes import InputQuant, QuantForm
 from ...weights.tensor_view import StoredTensor
 from ..checkpoint_format import CheckpointFormat
 from ..fp8_matrix import Fp8Matrix, read_scale
-from ..settings import check_fields, module_names, one_of, unsupported
+from ..settings import check_fields, check_kv_cache, module_names, one_of, unsupported
 
 __all__ = ["FORMAT", "Fp8Format"]
 
@@ -27,6 +27,7 @@ INPUT_SCALES = ("input_scale", "activation_scale")
 
 FIELDS = (
     *("activation_scheme", "weight_block_size", "fmt", "scale_fmt", "expert_dtype", "activation_scale_ub"),
+    "kv_cache_scheme",
     *("ignored_layers", "modules_to_not_convert", "modules_to_convert", "dequantize"),
 )
 """The fields of the config. The last four change no number: the tensors say which layers are quantised."""
@@ -47,6 +48,7 @@ class Fp8Format(CheckpointFormat):
         one_of(config, "fmt", ("e4m3", "float8_e4m3fn"), default="e4m3")
         self._has_exponents = one_of(config, "scale_fmt", ("float", "ue8m0", None)) == "ue8m0"
         one_of(config, "expert_dtype", ("fp8",), default="fp8")
+        check_kv_cache(config)
         bound = config.get("activation_scale_ub")
         if bound is not None and (not isinstance(bound, int | float) or isinstance(bound, bool) or not bound > 0):
             raise unsupported("activation_scale_ub", bound, "a positive number")

@@ -20,7 +20,7 @@ from ...weights.tensor_view import StoredTensor
 from ..checkpoint_format import CheckpointFormat
 from ..fp4_matrix import BLOCK, Fp4Matrix
 from ..fp8_matrix import Fp8Matrix, read_scale
-from ..settings import check_fields, module_names, one_of, unsupported
+from ..settings import check_fields, check_kv_cache, module_names, one_of, unsupported
 
 __all__ = ["FORMAT", "ModelOptFormat"]
 
@@ -55,7 +55,7 @@ class ModelOptFormat(CheckpointFormat):
         check_fields(fields, FIELDS)
         self._algorithm = str(one_of(fields, "quant_algo", tuple(map(str.lower, PLANNED)))).upper()
         one_of(fields, "kv_cache_quant_algo", ("fp8", None))
-        _check_kv_cache(fields.get("kv_cache_scheme"))
+        check_kv_cache(fields)
         if self._algorithm == "NVFP4":
             one_of(fields, "group_size", (BLOCK,), default=BLOCK)
         module_names(fields, "exclude_modules", "ignore")
@@ -85,14 +85,6 @@ class ModelOptFormat(CheckpointFormat):
         if self._algorithm == "FP8":
             inputs = InputQuant("fp8", scale=read_scale(module, "input_scale", tensors))
         yield "weight", Fp8Matrix.join(module, weight, scale, format_name=name, block=block, inputs=inputs)
-
-
-def _check_kv_cache(scheme: Any) -> None:
-    """Raises unless the scales of a KV cache, if there are any, are those of 8-bit floats."""
-    if scheme is None:
-        return
-    if not isinstance(scheme, Mapping) or (scheme.get("num_bits"), scheme.get("type")) != (8, "float"):
-        raise unsupported("kv_cache_scheme", scheme, "null, or of 8-bit floats")
 
 
 FORMAT = ModelOptFormat

@@ -32,7 +32,7 @@ from millrace.engine.weights.quantised_matrix import QuantisedMatrix
 from paged import PagedSequences, random_sequences
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
-STATIC = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head"]}
+STATIC = {**FP8, "activation_scheme": "static", "ignored_layers": ["lm_head"], "kv_cache_scheme": "static"}
 MISTRAL = {**STATIC, "weight_block_size": None, "dequantize": False, "modules_to_not_convert": ["lm_head"]}
 BLOCKS = {**FP8, "fmt": "e4m3", "weight_block_size": [24, 40]}
 MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8", "exclude_modules": ["lm_head", "*router*"]}
@@ -65,7 +65,7 @@ KINDS: dict[str, tuple[str, Write, Mapping[str, Any]]] = {
     "fp8-e8m0fnu": ("llama", fp8_blocks(24, 40, dtype=torch.float8_e8m0fnu), {**BLOCKS, "scale_fmt": "ue8m0"}),
     "fp8-bytes": ("llama", fp8_blocks(24, 40, dtype=torch.uint8), {**BLOCKS, "scale_fmt": "ue8m0"}),
     "fp8-mla": ("deepseek-v3", fp8_blocks(24, 40), BLOCKS),
-    "fp8-experts": ("qwen3-moe", fp8_blocks(24, 40), BLOCKS),
+    "fp8-experts": ("qwen3-moe", fp8_blocks(16, 32), {**BLOCKS, "weight_block_size": [16, 32]}),
     "fp8-fused": ("phi3", fp8_blocks(24, 40), BLOCKS),
     "fbgemm": ("llama", fp8_rows(), {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}),
     "modelopt-fp8": ("llama", fp8_tensor(inputs=0.01), MODELOPT),
@@ -249,6 +249,7 @@ def test_the_scales_of_a_cache_are_read_beside_those_of_matrices(tmp_path: Path)
         (FP8, {"weight_block_size": [0, 128]}, r"\.weight_block_size' is \[0, 128\]"),
         (STATIC, {"weight_block_size": [128, 128]}, r"\.activation_scheme' is 'static'; it can be dynamic, with"),
         (FP8, {"ignored_layers": "lm_head"}, r"\.ignored_layers' is 'lm_head'; it can be a list of names"),
+        (FP8, {"kv_cache_scheme": {"num_bits": 8, "type": "int"}}, r"\.kv_cache_scheme' is .*; it can be null, static"),
         (FP8, {"activation_scale_ub": -1}, r"\.activation_scale_ub' is -1; it can be a positive number"),
         (FP8, {"rotation": "hadamard"}, r"\.rotation' is 'hadamard'; it can be absent"),
         (MODELOPT, {"quant_algo": "W4A8_AWQ"}, r"\.quant_algo' is 'W4A8_AWQ'; it can be fp8 or .* or nvfp4"),
