@@ -299,7 +299,8 @@ def quantization_settings(config: Any) -> Mapping[str, Any] | None:
             given: Any = getattr(owner, field, None)
             settings = given.to_dict() if hasattr(given, "to_dict") else given
             if isinstance(settings, Mapping):
-                return settings
+                # The older field is of one method only, which it need not name.
+                return {"quant_method": "compressed-tensors", **settings} if field == "compression_config" else settings
             if settings is not None:
                 raise UnsupportedModelError(f"config field {field!r} is {quote(given)}; it must be an object")
     return None

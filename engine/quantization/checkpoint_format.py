@@ -60,6 +60,10 @@ class CheckpointFormat(ABC):
             CheckpointError: A tensor is missing or misshapen; the message names the module and the tensor.
         """
 
+    def notes(self) -> Iterator[str]:
+        """Yields a sentence about each thing that the checkpoint asks for and that is not done, for the log."""
+        return iter(())
+
     def join(self, tensors: Iterable[tuple[str, StoredTensor]]) -> Iterator[tuple[str, StoredTensor]]:
         """Yields the tensors of a checkpoint; those of a quantised matrix become one, named `weight`.
 

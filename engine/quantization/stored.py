@@ -67,6 +67,7 @@ class StoredScheme(QuantizationScheme):
         self._plain = FullPrecision(deterministic=deterministic)
         self._schemes = [find_scheme(name) for name in scheme_names()]
         self._dequantised: dict[str, list[str]] = {}  # Reason -> names of layers.
+        self._plain_inputs: list[str] = []
 
     def check(self, device: Device, dtype: torch.dtype) -> None:
         """Accepts every device and dtype: what cannot be multiplied as it is stored is dequantised."""
@@ -122,11 +123,23 @@ class StoredScheme(QuantizationScheme):
             if reason is None:
                 return scheme.make_stored(layer, form)
             reasons.append(reason)
+        if form.inputs is not None:
+            self._plain_inputs.append(layer.name)
+            return self._make(layer, replace(form, inputs=None))
         self._dequantised.setdefault(next(filter(None, reasons), ""), []).append(layer.name)
         return self._plain.make_linear(layer)
 
     def notes(self) -> Iterator[str]:
-        """Yields a sentence about the layers that are dequantised, for each reason."""
+        """Yields what the format has to say, and a sentence about the layers that are dequantised, for each reason."""
+        yield from self._stored.checkpoint_format.notes()
+        if self._plain_inputs:
+            yield (
+                f"the inputs of {_and_more(self._plain_inputs)} are not quantised as the checkpoint asks, which is "
+                "more exact: no layer does that on this device"
+            )
         for reason, names in self._dequantised.items():
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            yield f"{names[0]}{more} are dequantised at load, so they take the memory of full precision{reason}"
+            yield f"{_and_more(names)} are dequantised at load, so they take the memory of full precision{reason}"
+
+
+def _and_more(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
