@@ -31,18 +31,18 @@ from ...weights.tensor_layout import misshapen
 from ...weights.tensor_view import StoredTensor
 from ..checkpoint_format import PLAIN, CheckpointFormat
 from ..compressed_tensors_config import PACKED, SMALL_FLOATS, CompressedTensorsConfig, Group, Inputs
+from ..fp4_matrix import MAGNITUDES
+from ..fp8_matrix import read_scale, scale_numbers
 from ..tensor_checks import check_groups, check_shape, check_there
 
 __all__ = ["FORMAT", "CompressedTensorsFormat"]
 
 NAME = "compressed-tensors"
-EXPONENT_BIAS = 127
 
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 E2M3 = tuple(mantissa / 8 for mantissa in range(8)) + tuple(
     2.0**exponent * (1 + mantissa / 8) for exponent in range(3) for mantissa in range(8)
 )
-SMALL_NUMBERS = {4: E2M1, 6: E2M3}
+SMALL_NUMBERS = {4: MAGNITUDES, 6: E2M3}
 """Bits of a small float -> its numbers without their sign, which is the highest bit (OCP Microscaling 1.0, 2023)."""
 
 KV_SCALES = ("k_scale", "v_scale", "k_zero_point", "v_zero_point")
@@ -86,12 +86,9 @@ class CompressedMatrix(QuantisedMatrix):
 
     def _scales(self) -> Tensor:
         """Returns `[rows, num_groups]` float32."""
-        numbers = self._of_groups("weight_scale")
-        if numbers.dtype == torch.uint8:
-            return torch.exp2(numbers.float() - EXPONENT_BIAS)
-        if "weight_global_scale" in self.tensors:
-            return numbers.float() / numbers_of(self.tensors["weight_global_scale"]).float()
-        return numbers.float()
+        scales = scale_numbers(self._of_groups("weight_scale"))
+        divisor = self.tensors.get("weight_global_scale")
+        return scales if divisor is None else scales / numbers_of(divisor).float()
 
     def _zeros(self) -> Tensor | None:
         if "weight_zero_point" not in self.tensors:
@@ -303,14 +300,12 @@ def _inputs(module: str, inputs: Inputs | None, given: Mapping[str, StoredTensor
     """Returns how the input of a module is quantised, with its scale if that is fixed."""
     if inputs is None or inputs.quant is None or not inputs.static:
         return inputs.quant if inputs else None
-    for leaf in ("input_scale", "input_zero_point"):
-        if leaf in given and math.prod(given[leaf].shape) != 1:
-            raise misshapen(f"{module}.{leaf}", given[leaf].shape, [1])
-    scale = float(numbers_of(given["input_scale"]).float())
-    if not 0 < scale < math.inf:
-        raise CheckpointError(f"{module}.input_scale is {scale}; it must be a positive number; fetch the file again")
-    zero = 0 if inputs.symmetric else int(numbers_of(given["input_zero_point"]).float())
-    return replace(inputs.quant, scale=scale, zero=zero)
+    scale = read_scale(module, "input_scale", given)
+    if inputs.symmetric:
+        return replace(inputs.quant, scale=scale)
+    if math.prod(given["input_zero_point"].shape) != 1:
+        raise misshapen(f"{module}.input_zero_point", given["input_zero_point"].shape, [1])
+    return replace(inputs.quant, scale=scale, zero=int(numbers_of(given["input_zero_point"])))
 
 
 FORMAT = CompressedTensorsFormat

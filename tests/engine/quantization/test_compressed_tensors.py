@@ -23,7 +23,7 @@ from millrace.engine.loading.stored_forms import read_stored_forms
 from millrace.engine.models import Decoder, ModelOptions, build_model, load_hf_config, load_model
 from millrace.engine.models.hf_config import quantization_settings
 from millrace.engine.models.registry import weight_map
-from millrace.engine.parallel.context import SINGLE, ParallelContext
+from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.quantization.formats.compressed_tensors import FORMAT
 from millrace.engine.quantization.registry import find_format
 from millrace.engine.quantization.split_linear import SplitLinear
@@ -38,11 +38,11 @@ WEIGHT_ONLY = [name for name, (_, _, inputs) in PRESETS.items() if inputs is Non
 LINEAR = ("Linear",)
 
 
-def load(folder: Path, parallel: ParallelContext = SINGLE) -> Decoder:
+def load(folder: Path, place: Location | None = None) -> Decoder:
     config, dtype = load_hf_config(folder), torch.float32
-    place, device = Location.at(str(folder)), Device.choose("cpu")
-    stored = read_stored_forms(place, weight_map(folder, config, dtype), config, None, device)
-    return load_model(folder, config, dtype, "cpu", ModelOptions(stored=stored), parallel)
+    place, device = place or Location.at(str(folder)), Device.choose("cpu")
+    stored = read_stored_forms(place, weight_map(place, config, dtype), config, None, device)
+    return load_model(place, config, dtype, "cpu", ModelOptions(stored=stored))
 
 
 @torch.inference_mode()
@@ -158,6 +158,14 @@ def test_each_group_may_have_a_format_of_its_own(tmp_path: Path) -> None:
     quantised, plain = write_pair(tmp_path, "llama", groups, ignore=[])
     assert json.loads((quantised / "config.json").read_text())["quantization_config"]["format"] == "mixed-precision"
     assert (log_probs(load(quantised)) - log_probs(load(plain))).abs().max() < 1e-3
+
+
+def test_a_checkpoint_behind_a_url_is_read_by_parts(tmp_path: Path) -> None:
+    quantised, plain = write_pair(tmp_path, "llama", {"w4a16-asym": LINEAR})
+    place = Location.at("memory://compressed")
+    for path in quantised.iterdir():
+        (place / path.name).write_bytes(path.read_bytes())
+    assert (log_probs(load(quantised, place=place)) - log_probs(load(plain))).abs().max() < 1e-3
 
 
 def generate(folder: Path, **settings: Any) -> list[list[int]]:
