@@ -50,19 +50,25 @@ KV_SCALES = ("k_scale", "v_scale", "k_zero_point", "v_zero_point")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompressedMatrix(QuantisedMatrix):
-    """A matrix in a layout of compressed-tensors."""
+    """A matrix in a layout of compressed-tensors.
+
+    Attributes:
+        bits: Bits of a stored number. Layers have integers of 4 or of 8 bits, of which others are a part.
+    """
+
+    bits: int
 
     def codes(self) -> Codes:
         """Reads the numbers of this part: of packed tensors, whole words of the rows."""
         order = self._order
         values, zeros = self._values(), self._zeros()
         if values.dtype == torch.uint8 and self.form.kind == "table":
-            numbers = torch.tensor(SMALL_NUMBERS[self.form.bits])
+            numbers = torch.tensor(SMALL_NUMBERS[self.bits])
             values = torch.cat((numbers, -numbers))[values.int()]
         elif self.form.kind == "int":
-            values = _shifted(values, to=torch.int8 if zeros is None else torch.uint8, bits=self.form.bits)
+            values = _shifted(values, to=torch.int8 if zeros is None else torch.uint8, bits=self.bits)
         if zeros is not None:
-            zeros = _shifted(zeros, to=torch.uint8, bits=self.form.bits)
+            zeros = _shifted(zeros, to=torch.uint8, bits=self.bits)
         return Codes(values, self._scales(), zeros, self.column_groups if order is None else order)
 
     @property
@@ -80,7 +86,7 @@ class CompressedMatrix(QuantisedMatrix):
     def _values(self) -> Tensor:
         packed = self.tensors.get("weight_packed")
         if packed is not None:
-            return _read_bits(packed.narrow(0, self.rows.start, len(self.rows)), self.form.bits, self.columns)
+            return _read_bits(packed.narrow(0, self.rows.start, len(self.rows)), self.bits, self.columns)
         part = self.tensors["weight"].narrow(0, self.rows.start, len(self.rows))
         return numbers_of(part.narrow(1, self.columns.start, len(self.columns))).contiguous()
 
@@ -97,7 +103,7 @@ class CompressedMatrix(QuantisedMatrix):
         if zeros.dtype != torch.int32:
             return self._of_groups("weight_zero_point")
         part = zeros.narrow(1, self._groups.start, len(self._groups))
-        return _read_bits(part, self.form.bits, self.rows, dim=0).t().contiguous()
+        return _read_bits(part, self.bits, self.rows, dim=0).t().contiguous()
 
     def _of_groups(self, leaf: str) -> Tensor:
         """Returns `[rows, num_groups]`, the numbers of a tensor with one for the matrix, a row, a group or a block."""
@@ -177,7 +183,7 @@ class CompressedTensorsFormat(CheckpointFormat):
         dtype = given["weight_scale"].dtype
         form = _form(group, dtype if dtype in PLAIN else torch.float32, has_order=_has_order(module, group, stored))
         form = replace(form, inputs=_inputs(module, group.inputs, given))
-        yield "weight", CompressedMatrix(module, form, stored, range(num_rows), range(num_columns))
+        yield "weight", CompressedMatrix(module, form, stored, range(num_rows), range(num_columns), group.weights.bits)
         yield from ((leaf, tensor) for leaf, tensor in given.items() if leaf not in kinds)
 
 
@@ -187,7 +193,7 @@ def _form(group: Group, scale_dtype: torch.dtype = torch.float32, *, has_order: 
     return QuantForm(
         NAME,
         "table" if group.format in SMALL_FLOATS else "fp8" if weights.is_float else "int",
-        weights.bits,
+        weights.bits if weights.is_float else 4 if weights.bits <= 4 else 8,
         group_size,
         has_zeros=not weights.symmetric,
         act_order=has_order,

@@ -17,7 +17,7 @@ from checkpoints import tiny_checkpoint
 from compressed_tensors_files import PRESETS, quantise, write_compressed_tensors
 from millrace.engine.device import Device
 from millrace.engine.errors import CheckpointError, UnsupportedModelError
-from millrace.engine.layers import Attention
+from millrace.engine.layers import Attention, LinearBase
 from millrace.engine.llm import LLM
 from millrace.engine.loading.stored_forms import read_stored_forms
 from millrace.engine.models import Decoder, ModelOptions, build_model, load_hf_config, load_model
@@ -25,6 +25,7 @@ from millrace.engine.models.hf_config import quantization_settings
 from millrace.engine.models.registry import weight_map
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.quantization.formats.compressed_tensors import FORMAT
+from millrace.engine.quantization.group_linear import GroupLinear
 from millrace.engine.quantization.registry import find_format
 from millrace.engine.quantization.split_linear import SplitLinear
 from millrace.engine.sampling_params import SamplingParams
@@ -120,6 +121,13 @@ def test_every_kind_of_layer_takes_quantised_matrices(tmp_path: Path, family: st
     )
     ours, theirs = log_probs(load(quantised)), log_probs(load(plain))
     assert (ours - theirs).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("preset", ["w3a16-asym", "w5a16-channel"])
+def test_integers_of_any_width_stay_in_4_or_8_bits(tmp_path: Path, preset: str) -> None:
+    quantised, _ = write_pair(tmp_path, "llama", {preset: LINEAR}, sizes={"intermediate_size": 160})
+    layers = [module for module in load(quantised).layers.modules() if isinstance(module, LinearBase)]
+    assert layers and {type(layer) for layer in layers} == {GroupLinear}
 
 
 IGNORED = {
