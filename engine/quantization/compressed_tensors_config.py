@@ -42,6 +42,9 @@ GROUP_SIZES = {
 }
 """Format of a group -> the columns that share a scale, if the format fixes them."""
 
+PATTERN = "re:"
+"""Beginning of a target that is a regular expression, which a name must match from its start."""
+
 STRATEGIES = ("tensor", "channel", "group", "block", "tensor_group")
 STATUSES = ("initialized", "calibration", "frozen", "compressed", "decompressed")
 
@@ -103,7 +106,7 @@ class Group:
 
     Attributes:
         field: The name of its field, for messages.
-        targets: Names of modules, patterns that begin with `re:`, and names of classes.
+        targets: Names of modules, patterns after `re:`, and names of classes.
         format: The way in which its matrices are stored: one of `KINDS`.
         weights: How weights are quantised.
         inputs: How inputs are quantised; None if they are not.
@@ -138,6 +141,7 @@ class CompressedTensorsConfig:
         sparsity = _object(config, "sparsity_config", "")
         _one_of(sparsity, "format", (None, "dense"), "sparsity_config.")
         transforms = _object(config, "transform_config", "")
+        _check_fields(transforms, ("config_groups",), "transform_config.")
         if _object(transforms, "config_groups", "transform_config."):
             raise unsupported(
                 "transform_config", transforms, "absent or empty: rotations of weights and inputs are not implemented"
@@ -146,6 +150,9 @@ class CompressedTensorsConfig:
             raise unsupported("moe_sparsity_config", config["moe_sparsity_config"], "null")
         groups = _object(config, "config_groups", "")
         self.groups = [_read_group(groups, name, whole) for name in groups]
+        self._targets = {target: group for group in self.groups for target in group.targets}
+        patterns = sorted(target for target in self._targets if target.startswith(PATTERN))
+        self._patterns = [(re.compile(each.removeprefix(PATTERN)), self._targets[each]) for each in patterns]
         self.keeps_kv_scales = _is_fp8_cache(_object(config, "kv_cache_scheme", ""))
 
     def group_of(self, module: str) -> Group:
@@ -157,17 +164,15 @@ class CompressedTensorsConfig:
         Raises:
             CheckpointError: No group has the module among its targets.
         """
-        targets = {target: group for group in self.groups for target in group.targets}
-        for target in sorted(targets, key=lambda target: (target.startswith("re:"), target)):
-            if re.match(target.removeprefix("re:"), module) if target.startswith("re:") else target == module:
-                return targets[target]
+        matching = (group for pattern, group in self._patterns if pattern.match(module))
         kind = "Embedding" if is_embedding(module) else "Linear"
-        if kind not in targets:
+        found = self._targets.get(module) or next(matching, None) or self._targets.get(kind)
+        if found is None:
             raise CheckpointError(
                 f"{module} is quantised in the checkpoint, and no group of 'quantization_config.config_groups' is for "
-                f"it: their targets are {quote(sorted(targets))}; check that config.json belongs to the weights"
+                f"it: their targets are {quote(sorted(self._targets))}; check that config.json belongs to the weights"
             )
-        return targets[kind]
+        return found
 
 
 def is_embedding(module: str) -> bool:
@@ -187,7 +192,7 @@ def _read_group(groups: Mapping[str, Any], name: str, whole: str | None) -> Grou
         raise unsupported(f"{field}.output_activations", group["output_activations"], "null")
     targets = tuple(_names(group, "targets", f"{field}."))
     for target in targets:
-        if target.startswith("re:"):
+        if target.startswith(PATTERN):
             _check_pattern(target, f"{field}.targets")
     weights = _read_weights(_object(group, "weights", f"{field}."), form, f"{field}.weights")
     inputs = _read_inputs(_object(group, "input_activations", f"{field}."), f"{field}.input_activations.")
@@ -207,21 +212,24 @@ def _read_weights(fields: Mapping[str, Any], form: str, field: str) -> Weights:
     symmetric = _one_of(fields, "symmetric", (True,) if kind == "float" else (True, False), at, default=True)
     _one_of(fields, "dynamic", (False,), at, default=False)
     order = _one_of(fields, "actorder", (None, False, True, "weight", "static", "group", "dynamic"), at)
-    size = fields.get("group_size") or 0
-    if not isinstance(size, int) or isinstance(size, bool) or size < -1:
-        raise unsupported(f"{at}group_size", size, "null, -1 or a positive integer")
-    strategy = _one_of(fields, "strategy", (None, *STRATEGIES), at)
-    strategy = strategy or ("group" if size > 0 else "channel" if size else "tensor")
-    if (size > 0) != (strategy in ("group", "tensor_group")):
-        raise unsupported(
-            f"{at}group_size",
-            fields.get("group_size"),
-            f"a positive integer if strategy is group or tensor_group, and only then; strategy is {strategy!r}",
-        )
+    strategy, size = _shared_by(fields, STRATEGIES, at)
     if size != GROUP_SIZES.get(form, size):
         raise unsupported(f"{at}group_size", size, f"{GROUP_SIZES[form]} with format={form!r}")
     block = _block(fields, strategy, at)
-    return Weights(kind == "float", bits, strategy, max(size, 0), block, symmetric, order in (True, "group", "dynamic"))
+    return Weights(kind == "float", bits, strategy, size, block, symmetric, order in (True, "group", "dynamic"))
+
+
+def _shared_by(fields: Mapping[str, Any], strategies: Collection[str], at: str) -> tuple[str, int]:
+    """Returns which numbers share a scale, and the size of a group if it is those of a group; else 0."""
+    size = fields.get("group_size") or 0
+    if not isinstance(size, int) or isinstance(size, bool) or size < -1:
+        raise unsupported(f"{at}group_size", size, "null, -1 or a positive integer")
+    strategy = _one_of(fields, "strategy", (None, *strategies), at)
+    strategy = strategy or ("group" if size > 0 else "channel" if size and "channel" in strategies else "tensor")
+    if (size > 0) != (strategy in ("group", "tensor_group")):
+        allowed = f"a positive integer if strategy is group or tensor_group, and only then; strategy is {strategy!r}"
+        raise unsupported(f"{at}group_size", fields.get("group_size"), allowed)
+    return strategy, max(size, 0)
 
 
 def _block(fields: Mapping[str, Any], strategy: str, at: str) -> tuple[int, ...]:
@@ -230,7 +238,7 @@ def _block(fields: Mapping[str, Any], strategy: str, at: str) -> tuple[int, ...]
         return ()
     sizes = given.split("x") if isinstance(given, str) else given
     if isinstance(sizes, list) and len(sizes) == 2 and strategy == "block":
-        numbers = [int(size) if str(size).isdigit() else 0 for size in sizes]
+        numbers = [int(size) if str(size).isdecimal() else 0 for size in sizes]
         if min(numbers) > 0:
             return tuple(numbers)
     raise unsupported(f"{at}block_structure", given, "[rows, columns] with strategy='block', and null with others")
@@ -244,15 +252,13 @@ def _read_inputs(fields: Mapping[str, Any], at: str) -> Inputs | None:
     bits = _one_of(fields, "num_bits", (4, 6, 8), at, default=8)
     symmetric = _one_of(fields, "symmetric", (True, False), at, default=True)
     dynamic = _one_of(fields, "dynamic", (True, False, "local"), at, default=False)
-    strategy = _one_of(fields, "strategy", (None, "token", "tensor", "group", "tensor_group"), at) or "tensor"
+    strategy, size = _shared_by(fields, ("token", "tensor", "group", "tensor_group"), at)
     _one_of(fields, "actorder", (None, False), at)
-    size = fields.get("group_size") or 0
     # Powers of two as scales, and one scale for all rows of a batch, are what no layer has.
-    is_ours = bits == 8 and (
-        (strategy == "tensor" and dynamic is False)
-        or (dynamic is True and symmetric and strategy in ("token", "group") and fields.get("scale_dtype") is None)
-    )
-    quant = InputQuant("fp8" if kind == "float" else "int", max(size, 0)) if is_ours else None
+    is_fixed = strategy == "tensor" and dynamic is False
+    is_by_row = strategy in ("token", "group") and dynamic is True and symmetric
+    is_ours = bits == 8 and (is_fixed or (is_by_row and fields.get("scale_dtype") != "torch.uint8"))
+    quant = InputQuant("fp8" if kind == "float" else "int", size) if is_ours else None
     how = "" if symmetric else " with zero points"
     text = f"{bits}-bit {'floats' if kind == 'float' else 'integers'}{how} (strategy={strategy!r}, dynamic={dynamic})"
     return Inputs(dynamic is False, symmetric, quant, text)
@@ -300,7 +306,7 @@ def _names(fields: Mapping[str, Any], field: str, at: str) -> list[str]:
 
 def _check_pattern(target: str, field: str) -> None:
     try:
-        re.compile(target.removeprefix("re:"))
+        re.compile(target.removeprefix(PATTERN))
     except re.error as error:
         raise unsupported(field, target, f"a regular expression after re: ({error})") from error
 

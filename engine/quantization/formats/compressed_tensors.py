@@ -208,7 +208,9 @@ def _kinds(group: Group, given: Mapping[str, StoredTensor]) -> dict[str, torch.d
     weights, inputs, nvfp4 = group.weights, group.inputs, group.format.startswith("nvfp4")
     kinds: dict[str, torch.dtype | None] = {}
     if group.format == PACKED:
-        kinds = {"weight_packed": torch.int32, "weight_shape": torch.int64}
+        shape = given.get("weight_shape")
+        is_short = shape is not None and shape.dtype == torch.int32
+        kinds = {"weight_packed": torch.int32, "weight_shape": torch.int32 if is_short else torch.int64}
     elif group.format in SMALL_FLOATS:
         kinds["weight_packed"] = torch.uint8
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -335,9 +335,9 @@ def test_scales_of_another_kv_cache_are_dropped_with_a_word(
     assert (log_probs(model) - log_probs(load(plain))).abs().max() < 1e-3
 
 
-def change(preset: str, path: str, value: Any) -> dict[str, Any]:
-    """Returns the config of a preset with one field set, or taken out."""
-    config = json.loads(json.dumps(config_of(preset)))
+def change(preset: str, path: str, value: Any, **fields: Any) -> dict[str, Any]:
+    """Returns the config of a preset with the value of one field replaced."""
+    config = json.loads(json.dumps(config_of(preset, **fields)))
     *owners, last = path.split(".")
     place = config
     for owner in owners:
@@ -391,6 +391,27 @@ def test_a_value_that_is_not_implemented_is_refused_by_the_name_of_its_field(
         FORMAT(change(preset, path, value))
     name = path if path not in ("sparsity_config", "kv_cache_scheme") else next(f"{path}.{field}" for field in value)
     assert f"'quantization_config.{name}'" in str(error.value)
+
+
+ODD_VALUES = (None, True, -1, 0.5, 10**30, "", "group", "re:", [], [[1]], [None], {}, {"a": 1}, float("nan"))
+
+
+def paths_of(config: Any, path: str = "") -> Iterator[str]:
+    """Yields the paths of all fields of a config."""
+    if isinstance(config, dict):
+        for field, value in config.items():
+            yield f"{path}{field}"
+            yield from paths_of(value, f"{path}{field}.")
+
+
+@pytest.mark.parametrize("preset", ["w8a8-static-asym", "fp8-block", "nvfp4"])
+def test_a_field_with_any_value_is_read_or_refused_by_name(preset: str) -> None:
+    for path in paths_of(config_of(preset, kv_cache_scheme=KV_FLOATS, transform_config={"config_groups": {}})):
+        for value in ODD_VALUES:
+            try:
+                FORMAT(change(preset, path, value, kv_cache_scheme=KV_FLOATS, transform_config={"config_groups": {}}))
+            except UnsupportedModelError as error:
+                assert path.split(".")[-2:][0] in str(error) or path in str(error)  # noqa: PT017
 
 
 def drop(leaf: str) -> Callable[[dict[str, Tensor]], None]:
