@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .pooling.outputs import ScoringOutput as ScoringOutput
     from .pooling.outputs import ScoringRequestOutput as ScoringRequestOutput
     from .pooling.params import PoolingParams as PoolingParams
+    from .quantization.making.quantize import quantize_model as quantize_model
+    from .quantization.making.report import QuantizationReport as QuantizationReport
     from .request import EngineOutput as EngineOutput
     from .request import GenerateRequest as GenerateRequest
     from .request import PoolingRequest as PoolingRequest
@@ -84,6 +86,8 @@ __getattr__, __dir__, __all__ = lazy_face(
             "ScoringRequestOutput",
         ),
         "pooling.params": ("PoolingParams",),
+        "quantization.making.quantize": ("quantize_model",),
+        "quantization.making.report": ("QuantizationReport",),
         "request": (
             "EngineOutput",
             "GenerateRequest",

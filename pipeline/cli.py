@@ -17,6 +17,7 @@ from .commands.check import check
 from .commands.init import init
 from .commands.models import models
 from .commands.plan import plan
+from .commands.quantize import quantize
 from .commands.resume import resume
 from .commands.retry_failed import retry_failed
 from .commands.run import run
@@ -63,7 +64,7 @@ app.command()(run)
 app.command()(batch)
 app.command()(resume)
 app.command("retry-failed")(retry_failed)
-for _command in (plan, init, schema, models, check):
+for _command in (plan, init, schema, models, check, quantize):
     app.command()(explained(_command))
 
 
