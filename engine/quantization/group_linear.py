@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import group_linear
-from ...kernels.group_linear import pack_codes
+from ...kernels.group_linear import GROUP_UNIT, by_groups, pack_codes
 from ..device import Device
 from ..layers import LinearBase, WeightSlot
 from ..weights.codes import Codes, QuantForm
@@ -43,10 +43,13 @@ class GroupLinear(LinearBase):
             zeros = torch.zeros(*shape, dtype=dtype, device=layer.device)
             return torch.nn.Parameter(zeros, requires_grad=False)
 
+        def make_by_groups(dtype: torch.dtype) -> torch.nn.Parameter:
+            return torch.nn.Parameter(by_groups(make(num_rows, num_groups, dtype=dtype)), requires_grad=False)
+
         empty = torch.empty(num_rows, layer.num_columns, dtype=torch.uint8, device="meta")
         self.codes = make(num_rows, pack_codes(empty, form.bits).shape[1], dtype=torch.int32)
-        self.scales = make(num_rows, num_groups, dtype=form.scale_dtype)
-        self.zeros = make(num_rows, num_groups, dtype=torch.uint8) if form.has_zeros else None
+        self.scales = make_by_groups(form.scale_dtype)
+        self.zeros = make_by_groups(torch.uint8) if form.has_zeros else None
         self.order = make(layer.num_columns, dtype=torch.int64) if form.act_order else None
         self.bias = make(num_rows, dtype=layer.dtype) if layer.bias else None
 
@@ -62,6 +65,8 @@ class GroupLinear(LinearBase):
         columns, size = layer.in_features, form.group_size
         if size and (columns.start % size or columns.length % size):
             return f": the {columns.length} columns of a rank are no multiple of the groups of {size}"
+        if size and size % GROUP_UNIT and not device.is_cpu:
+            return f": groups of {size} columns are no multiple of {GROUP_UNIT}, as the kernel for GPUs asks"
         if form.act_order and columns.length < columns.size:
             return ": with desc_act the columns of a rank are of all groups"
         return None

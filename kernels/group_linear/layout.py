@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BLOCK_HALVES", "by_groups", "codes_per_block", "pack_codes", "unpack_codes"]
+__all__ = ["BLOCK_HALVES", "GROUP_UNIT", "by_groups", "codes_per_block", "pack_codes", "unpack_codes"]
 
 BLOCK_HALVES = 32
+GROUP_UNIT = BLOCK_HALVES
+"""The size of a group is a multiple of this many inputs, or all of them. The plain body takes any size."""
 
 
 def codes_per_block(bits: int) -> int:

@@ -33,6 +33,7 @@ OPS = (
     *("short_conv", "state_scan", "gated_delta"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8", "experts"),
     "quantize_int8",
+    "group_linear",
 )
 Launch = tuple[Any, dict[str, Any]]
 
@@ -105,6 +106,7 @@ def launch_layer(
     _, positions, slot_mapping, query_start_loc, seq_lens, block_tables = batch
     launch_rows(num_tokens, shape.hidden)
     launch_experts(num_tokens, draw)
+    launch_codes(num_tokens, shape.hidden, draw)
     num_kv_heads, head_dim = shape.num_kv_heads, shape.head_dim
     packed = torch.empty((num_tokens, shape.num_heads + 2 * num_kv_heads, head_dim), dtype=torch.bfloat16)
     query, key, value = packed.split((shape.num_heads, num_kv_heads, num_kv_heads), dim=1)
@@ -211,6 +213,17 @@ def launch_experts(num_tokens: int, draw: random.Random) -> None:
     is_fixed = draw.random() < 0.1
     weights = torch.empty((num_tokens, num_choices))
     triton_op("experts")(hidden, w13, w2, expert_ids, weights, gate="silu", deterministic=is_fixed, **biases)
+
+
+def launch_codes(num_tokens: int, size: int, draw: random.Random) -> None:
+    """Launches the product of a weight of 4 or 8 bits, in groups or with a scale for each output."""
+    bits, group_size, dtype = draw.choice([4, 8]), draw.choice([32, 64, 128, size]), torch.bfloat16
+    weight = torch.empty((256, -(-size * bits // 512) * 16), dtype=torch.int32)
+    scales = torch.empty((size // group_size, 256), dtype=draw.choice([dtype, torch.float32])).t()
+    zeros = torch.empty((size // group_size, 256), dtype=torch.uint8).t() if draw.random() < 0.5 else None
+    bias, out_dtype = draw.choice([None, torch.empty(256, dtype=dtype)]), draw.choice([None, torch.float32])
+    x = torch.empty((num_tokens, size), dtype=dtype)
+    triton_op("group_linear")(x, weight, scales, zeros, bias, bits=bits, dtype=out_dtype)
 
 
 def launch_draw(num_lines: int) -> None:

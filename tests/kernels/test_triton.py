@@ -39,11 +39,16 @@ def test_agrees_with_the_definition_in_the_interpreter_and_launches_only_what_is
     assert run_script(HERE / "interpret.py", dtypes, *names, interpret=True).split() == names
 
 
+def test_the_inline_instructions_make_every_code_less_its_zero():
+    printed = run_script(HERE / "interpret_ptx.py", interpret=True).splitlines()
+    assert printed == ["4 bfloat16", "4 float16", "8 float16"]
+
+
 def test_no_batch_meets_a_form_that_is_not_listed():
     launched = run_script(HERE / "launch_forms.py", "500", interpret=True).split()
     assert {"gather_batch_kernel", "prefill_kernel", "decode_kernel", "prefix_kernel", "merge_kernel"} < set(launched)
     assert {"rms_norm_kernel", "gate_and_mul_kernel", "gate_and_quantize_kernel", "quantize_fp8_kernel"} < set(launched)
-    assert {"count_kernel", "place_kernel", "product_kernel", "combine_kernel"} < set(launched)
+    assert {"count_kernel", "place_kernel", "product_kernel", "combine_kernel", "sum_kernel"} < set(launched)
 
 
 def test_a_launch_on_the_meta_device_compiles_ahead_and_a_failure_is_tried_again(tmp_path, monkeypatch):
