@@ -263,8 +263,36 @@ class Cases:
         num_bytes = num_inputs * self.dtype.itemsize + out_bytes
         yield self._case("invariant_linear", name, plain, num_bytes, flops, library=F.linear)
         yield self._case("scaled_linear", name, scaled, num_inputs + out_bytes, flops, rate="fp8")
+        yield from self._eight_bit_products(name, num_tokens)
         if self.device.type == "cpu":
             yield from self._packed_products(name, num_tokens)
+
+    def _eight_bit_products(self, name: str, num_tokens: int) -> Iterator[Case]:
+        """Yields the products by a weight of 8 bits: integers, blocks of floats, and floats with plain rows."""
+        inner, outer, itemsize = self.sizes.hidden_size, self.sizes.intermediate_size, self.dtype.itemsize
+        num_groups, flops, out_bytes = -(-inner // 128), 2 * num_tokens * inner * outer, num_tokens * outer * itemsize
+
+        def scales(*shape: int) -> Tensor:
+            return torch.full(shape, 0.01, device=self.device)
+
+        def integers() -> Call:
+            x, weight = (torch.randint(-127, 128, (n, inner), device=self.device).char() for n in (num_tokens, outer))
+            return Call((x, scales(num_tokens), weight, scales(outer), None, self.dtype))
+
+        def blocks(plain: bool, num_groups: int) -> Call:
+            x, weight = self._normal(num_tokens, inner), self._normal(outer, inner).to(FP8)
+            rows = (x, None) if plain else (x.to(FP8), scales(num_tokens, num_groups))
+            return Call((*rows, weight, scales(num_groups, outer), None, self.dtype))
+
+        num_bytes = (num_tokens + outer) * inner + out_bytes
+        # A GPU multiplies 8-bit integers at the rate of 8-bit floats.
+        yield self._case("scaled_int8_linear", name, integers, num_bytes, flops, rate="fp8")
+        by_block = num_bytes + 4 * num_groups * outer
+        yield self._case(
+            "fp8_linear", f"{name}, blocks", partial(blocks, False, num_groups), by_block, flops, rate="fp8"
+        )
+        plain_bytes = num_bytes + num_tokens * inner * (itemsize - 1)
+        yield self._case("fp8_linear", f"{name}, plain rows", partial(blocks, True, 1), plain_bytes, flops)
 
     def _packed_products(self, name: str, num_tokens: int) -> Iterator[Case]:
         """Yields the products whose weights are laid out for a CPU."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .embedding import embedding
 from .experts import experts
+from .fp8_linear import fp8_linear
 from .gate_and_mul_fp8 import gate_and_mul_fp8
 from .gated_delta import gated_delta
 from .gather_batch import gather_batch
@@ -31,6 +32,7 @@ from .rope_and_store import rope_and_store
 from .rope_and_store_latent import rope_and_store_latent
 from .sample import sample
 from .sample_shard import sample_shard
+from .scaled_int8_linear import scaled_int8_linear
 from .scaled_linear import scaled_linear
 from .short_conv import short_conv
 from .silu_and_mul import silu_and_mul
@@ -41,6 +43,7 @@ from .top_logprobs import top_logprobs
 __all__ = [
     "embedding",
     "experts",
+    "fp8_linear",
     "gate_and_mul_fp8",
     "gated_delta",
     "gather_batch",
@@ -63,6 +66,7 @@ __all__ = [
     "rope_and_store_latent",
     "sample",
     "sample_shard",
+    "scaled_int8_linear",
     "scaled_linear",
     "short_conv",
     "silu_and_mul",

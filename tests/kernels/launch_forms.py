@@ -32,8 +32,7 @@ OPS = (
     *("rope_and_store_latent", "latent_attention"),
     *("short_conv", "state_scan", "gated_delta"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8", "experts"),
-    "quantize_int8",
-    "group_linear",
+    *("quantize_int8", "scaled_int8_linear", "fp8_linear", "group_linear"),
 )
 Launch = tuple[Any, dict[str, Any]]
 
@@ -105,6 +104,7 @@ def launch_layer(
     """Launches norms, gates, rotation, store and attention of a layer on the outputs of `gather_batch`."""
     _, positions, slot_mapping, query_start_loc, seq_lens, block_tables = batch
     launch_rows(num_tokens, shape.hidden)
+    launch_products(num_tokens, shape.hidden, draw.random() < 0.5)
     launch_experts(num_tokens, draw)
     launch_codes(num_tokens, shape.hidden, draw)
     num_kv_heads, head_dim = shape.num_kv_heads, shape.head_dim
@@ -193,6 +193,20 @@ def launch_rows(num_tokens: int, size: int) -> None:
     triton_op("quantize_int8")(hidden)
     for name in ("quantize_fp8", "quantize_int8"):
         triton_op(name)(hidden, torch.ones(1))
+
+
+def launch_products(num_tokens: int, size: int, has_bias: bool) -> None:
+    """Launches the products by 8-bit weights, of plain rows and of quantised ones."""
+    hidden, num_groups = torch.empty((num_tokens, size), dtype=torch.bfloat16), -(-size // 128)
+    integers, floats = (torch.empty((256, size), dtype=dtype) for dtype in (torch.int8, torch.float8_e4m3fn))
+    rows, bias = torch.empty((num_tokens, size), dtype=torch.int8), torch.empty(256) if has_bias else None
+    triton_op("scaled_int8_linear")(rows, torch.empty(num_tokens), integers, torch.empty(256), bias, hidden.dtype)
+    bias = None if bias is None else bias.to(hidden.dtype)
+    for groups in (1, num_groups):
+        scales = torch.empty((groups, 256))
+        triton_op("fp8_linear")(hidden, None, floats, scales, bias, hidden.dtype)
+    quantised, x_scale = rows.view(torch.float8_e4m3fn), torch.empty((num_tokens, num_groups))
+    triton_op("fp8_linear")(quantised, x_scale, floats, scales, bias, hidden.dtype)
 
 
 def launch_experts(num_tokens: int, draw: random.Random) -> None:

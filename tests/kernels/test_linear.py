@@ -10,11 +10,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from millrace.kernels import (
+    fp8_linear,
     group_linear,
     invariant_linear,
     packed_group_linear,
     quantize_fp8,
+    quantize_int8,
     rms_norm_fp8,
+    scaled_int8_linear,
     scaled_linear,
 )
 from millrace.kernels._op import Draw
@@ -131,6 +134,35 @@ def test_a_row_is_the_same_to_the_bit_in_any_company_on_a_gpu(dtype, sizes):
     whole = invariant_linear(x, weight, bias)
     for rows in (slice(0, 1), slice(5, 6), slice(0, 16), slice(3, 131), slice(100, 356), slice(699, 700)):
         assert torch.equal(invariant_linear(x[rows], weight, bias), whole[rows])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [(1024, 3072), (4096, 256), (1000, 333)], ids=str)
+def test_integers_give_a_row_the_same_bits_in_any_company_on_a_gpu(sizes):
+    x, weight, _ = operands(700, sizes, torch.float32, "cuda")
+    (x, x_scale), (weight, weight_scale) = quantize_int8(x), quantize_int8(weight)
+    whole = scaled_int8_linear(x, x_scale, weight, weight_scale, None, torch.bfloat16)
+    for rows in (slice(0, 1), slice(5, 6), slice(0, 16), slice(3, 131), slice(100, 356), slice(699, 700)):
+        some = scaled_int8_linear(x[rows], x_scale[rows], weight, weight_scale, None, torch.bfloat16)
+        assert torch.equal(some, whole[rows])
+
+
+def test_products_by_8_bit_weights_are_those_of_the_numbers_that_they_stand_for():
+    x, weight, bias = operands(5, (300, 260), torch.float32)
+    (small_x, x_scale), (small, scale) = quantize_int8(x), quantize_int8(weight)
+    expected = F.linear(small_x * x_scale[:, None], small * scale[:, None], bias)
+    torch.testing.assert_close(scaled_int8_linear(small_x, x_scale, small, scale, bias, torch.float32), expected)
+
+    # Blocks of 128 x 128, of which the last ones are smaller.
+    blocks, values = torch.rand(3, 3) + 0.5, weight.to(torch.float8_e4m3fn)
+    block_of = [torch.arange(size) // 128 for size in weight.shape]
+    wide = values.float() * blocks[block_of[0]][:, block_of[1]]
+    scales = blocks[block_of[0]].t().contiguous()
+    torch.testing.assert_close(fp8_linear(x, None, values, scales, bias, x.dtype), F.linear(x, wide, bias))
+    small_x, x_scale = quantize_fp8(x, group_size=128)
+    narrow_x = small_x.float() * x_scale[:, block_of[1]]
+    product = fp8_linear(small_x, x_scale, values, scales, None, x.dtype)
+    torch.testing.assert_close(product, F.linear(narrow_x, wide))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
