@@ -47,9 +47,11 @@ class GptqMatrix(QuantisedMatrix):
     """A matrix in the layout of GPTQ.
 
     Attributes:
+        bits: Bits of a stored number. Layers have integers of 4 or of 8 bits, of which those of 2 and 3 are a part.
         zero_offset: What was subtracted from the zero points.
     """
 
+    bits: int
     zero_offset: ZeroOffset
 
     def codes(self) -> Codes:
@@ -61,7 +63,7 @@ class GptqMatrix(QuantisedMatrix):
         scales = numbers_of(scales).float().t().contiguous()
         if self.form.has_zeros:
             return Codes(values, scales, zeros, group)
-        middle = 2 ** (self.form.bits - 1)
+        middle = 2 ** (self.bits - 1)
         if not (zeros == middle).all():
             raise CheckpointError(
                 f"{self.name}.qzeros has zero points other than {middle}, and quantization_config says sym=true and "
@@ -92,13 +94,12 @@ class GptqMatrix(QuantisedMatrix):
     def _values(self) -> Tensor:
         """Returns the numbers as they are stored, `[rows, columns]` uint8."""
         stored = self.tensors["qweight"].narrow(1, self.rows.start, len(self.rows))
-        words, skipped = _whole_words(stored, 0, self.columns, self.form.bits)
-        return unpack_bits(words.t(), self.form.bits).narrow(1, skipped, len(self.columns)).contiguous()
+        words, skipped = _whole_words(stored, 0, self.columns, self.bits)
+        return unpack_bits(words.t(), self.bits).narrow(1, skipped, len(self.columns)).contiguous()
 
     def _zeros(self, groups: range) -> Tensor:
         """Returns the zero points of some groups, `[rows, groups]` uint8."""
-        bits = self.form.bits
-        stored = self.tensors["qzeros"].narrow(0, groups.start, len(groups))
+        bits, stored = self.bits, self.tensors["qzeros"].narrow(0, groups.start, len(groups))
         words, skipped = _whole_words(stored, 1, self.rows, bits)
         if self.zero_offset == "word":
             words = words + torch.tensor(WORD_ONES[bits]).to(torch.int32).repeat(words.shape[1] // len(WORD_ONES[bits]))
@@ -145,7 +146,7 @@ class GptqSettings:
     def form(self) -> QuantForm:
         """The form of a matrix with these settings."""
         act_order = self.desc_act and self.size > 0
-        return QuantForm("gptq", "int", self.bits, self.size, has_zeros=not self.sym, act_order=act_order)
+        return QuantForm("gptq", "int", max(self.bits, 4), self.size, has_zeros=not self.sym, act_order=act_order)
 
 
 class GptqFormat(CheckpointFormat):
@@ -186,8 +187,8 @@ class GptqFormat(CheckpointFormat):
                 check_shape(module, leaf, tensors[leaf], shape, f"bits={bits}, group_size={size or -1}")
         act_order, scale_dtype = _has_act_order(module, tensors, settings), tensors["scales"].dtype
         form = replace(settings.form, act_order=act_order, scale_dtype=scale_dtype)
-        columns = range(num_columns)
-        yield "weight", GptqMatrix(module, form, tensors, range(num_rows), columns, self._zero_offset)
+        parts = range(num_rows), range(num_columns)
+        yield "weight", GptqMatrix(module, form, tensors, *parts, bits, self._zero_offset)
 
 
 def _zero_offset(meta: Any) -> ZeroOffset:

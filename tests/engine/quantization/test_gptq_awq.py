@@ -306,6 +306,7 @@ def test_parts_of_a_fused_layer_may_differ_and_the_head_may_be_quantised(tmp_pat
     assert {name for name, _ in model.layers[1].attention.qkv.named_children()} == {"query", "key", "value"}
     assert isinstance(model.layers[0].mlp.gate_up, SplitLinear) and isinstance(model.lm_head, GroupLinear)
     assert isinstance(model.layers[1].mlp.down, GroupLinear)
+    assert isinstance(model.layers[0].attention.qkv.query, GroupLinear)  # 3 bits are a part of 4.
 
 
 def test_biases_of_zeros_that_a_model_has_not_are_skipped_and_other_biases_are_refused(tmp_path: Path) -> None:
