@@ -52,7 +52,7 @@ CHOICES: dict[str, dict[Any, Any]] = {
         **{name: name for name in ("auto", "millrace", "transformers")},
         "vllm": "millrace",
     },
-    "kv_cache_dtype": {"auto": "auto", "fp8": "fp8", "fp8_e4m3": "fp8"},
+    "kv_cache_dtype": {"auto": "auto", "fp8": "fp8", "fp8_e4m3": "fp8", "int8": "int8"},
     "load_format": {
         "auto": "auto",
         "safetensors": "auto",
@@ -175,8 +175,9 @@ class EngineConfig:
         max_logprobs: Most log-probabilities that a request may ask for, for each token; -1 for no limit.
         quantization: Name of the scheme by which the matrices of linear layers are stored and multiplied, a file in
             engine/quantization/schemes: e.g. ``"fp8"`` (8 bits, GPU) or ``"int8"`` (8 bits, CPU); None for none.
-        kv_cache_dtype: ``"auto"`` (the model's dtype) or ``"fp8"``, which holds twice as many tokens as bfloat16. Its
-            heads have scales, from the checkpoint (``k_scale`` and ``v_scale``) or chosen at load from fixed prompts.
+        kv_cache_dtype: ``"auto"`` (the model's dtype), or 8 bits, which hold twice as many tokens as bfloat16:
+            ``"fp8"``, whose heads have scales from the checkpoint (``k_scale`` and ``v_scale``) or chosen at load from
+            fixed prompts, or on a CPU ``"int8"``, which is nearer to 16 bits, and whose scales are always chosen.
         deterministic: Whether the result of a token is the same to the bit in any batch. This is slower.
         enforce_eager: Whether every kernel of every step is launched from Python: a GPU then uses no CUDA graphs, and a
             CPU no tapes of recorded decode steps.

@@ -71,8 +71,8 @@ bits_from_float = _cast(types.float32, types.uint32, ir.IntType(32))
 def as_storage(tensor: Tensor) -> Array:
     """Returns the memory of a tensor as a numpy array of a type that numba supports.
 
-    float32 stays as it is. The bits of bfloat16 are returned as uint16, those of float16 as int16 and those of
-    float8_e4m3fn as uint8, so that a kernel can tell the formats apart by type.
+    float32 and int8 stay as they are. The bits of bfloat16 are returned as uint16, those of float16 as int16 and those
+    of float8_e4m3fn as uint8, so that a kernel can tell the formats apart by type.
     """
     refuse("a numba kernel")
     bits = _BITS.get(tensor.dtype)

@@ -1,4 +1,4 @@
-"""Reading and writing numbers in numba kernels: float32, and the bits of smaller floats that `as_storage` returns.
+"""Reading and writing numbers in numba kernels: float32, 8-bit integers, and the bits of smaller floats (`as_storage`).
 
 A kernel calls `widen` and `store`, and numba chooses the conversion by the element type at compile time. Kernels of
 several files may use them, unlike other arithmetic (`_numba.py` says why), because number formats do not change.
@@ -18,18 +18,23 @@ __all__ = ["store", "widen"]
 
 
 def widen(stored: Scalar) -> Scalar:
-    """Returns a stored number, which is a float32 or the bits of a smaller float, as float32."""
+    """Returns a stored number, which is a float32, an 8-bit integer or the bits of a smaller float, as float32."""
     raise NotImplementedError("only compiled code calls this")
 
 
 @overload(widen)
 def _choose_widen(stored: Scalar) -> Callable[[Scalar], Scalar]:
     narrow = {types.uint16: _widen_bfloat16, types.int16: _widen_float16, types.uint8: _widen_float8}
+    narrow[types.int8] = _widen_int8
     return narrow.get(stored, _widen_float32)
 
 
 def _widen_float32(stored: Scalar) -> Scalar:
     return stored
+
+
+def _widen_int8(stored: Scalar) -> Scalar:
+    return np.float32(stored)
 
 
 def _widen_bfloat16(stored: Scalar) -> Scalar:
@@ -64,11 +69,16 @@ def store(to: Array, index: int, x: Scalar) -> None:
 @overload(store)
 def _choose_store(to: Array, index: int, x: Scalar) -> Callable[[Array, int, Scalar], None]:
     stores = {types.uint16: _store_bfloat16, types.int16: _store_float16, types.uint8: _store_float8}
+    stores[types.int8] = _store_int8
     return stores.get(to.dtype, _store_float32)
 
 
 def _store_float32(to: Array, index: int, x: Scalar) -> None:
     to[index] = x
+
+
+def _store_int8(to: Array, index: int, x: Scalar) -> None:
+    to[index] = np.int8(np.rint(min(max(x, np.float32(-127)), np.float32(127))) if x == x else np.float32(0))
 
 
 def _store_bfloat16(to: Array, index: int, x: Scalar) -> None:

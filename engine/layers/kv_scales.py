@@ -1,15 +1,20 @@
-"""`KVScales`: the scales by which an attention layer stores its keys and values in a KV cache of 8-bit floats.
+"""`KVScales`: the scales by which an attention layer stores its keys and values in a KV cache of 8 bits.
 
-A key or a value is divided by the scale of its head before it is rounded, and multiplied by it when it is read. The
-numbers of the format reach 448, and larger ones would be clamped. Within its range the format has the same relative
-error everywhere. So a scale has to bring a head into the range, and the place within the range does not matter. The
-scales that are chosen here are powers of two, by which a division is exact. Of heads that fit without a scale, all
-numbers but the smallest then keep the value that they have without one.
+A key or a value is divided by the scale of its head before it is rounded, and multiplied by it when it is read.
+
+8-bit floats reach 448, and larger numbers would be clamped. Within its range the format has the same relative error
+everywhere. So a scale has to bring a head into the range, and the place within the range does not matter. The scales
+that are chosen here are powers of two, by which a division is exact. Of heads that fit without a scale, all numbers but
+the smallest then keep the value that they have without one.
+
+8-bit integers reach 127, and their steps are equally wide. So the scale is the width of a step, as small as the margin
+allows. Scales of checkpoints are those of 8-bit floats: they say too little about the numbers of a head to make steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +24,8 @@ from .weight_slot import WeightSlot
 
 __all__ = ["KVScales"]
 
-E4M3_MAX = 448.0
-"""The largest number of the format."""
+LARGEST: Mapping[torch.dtype, float] = MappingProxyType({torch.float8_e4m3fn: 448.0, torch.int8: 127.0})
+"""Number types of a KV cache that has scales -> the largest number."""
 
 MARGIN = 2.0
 """Least ratio of the largest number that can be stored to the largest that was seen. Rotation by another position may
@@ -64,17 +69,26 @@ class KVScales(nn.Module):
             yield name, WeightSlot(targets, encode, parts=(self._heads,), optional=True, broadcasts=True)
 
     def of(self, cache: Tensor) -> Tensor | None:
-        """Returns the table if a cache is of 8-bit floats; None for any other cache, which has no scales."""
-        return self.table if cache.dtype == torch.float8_e4m3fn else None
+        """Returns the table if a cache is of 8 bits; None for any other cache, which has no scales."""
+        return self.table if cache.dtype in LARGEST else None
 
-    def choose(self, peaks: Tensor) -> None:
+    def forget_given(self) -> None:
+        """Forgets the scales that a checkpoint has given."""
+        self.is_given.fill_(False)
+        self.table.fill_(1.0)
+
+    def choose(self, peaks: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> None:
         """Sets the scales that no checkpoint has given, so that numbers `MARGIN` times as large as the peaks fit.
 
         Args:
             peaks: `[2, K]` float32, the largest absolute number of the keys of each head, then of its values. A head
                 whose peak is 0, infinite or NaN keeps a scale of 1.
+            dtype: Number type of the cache, a key of `LARGEST`.
         """
-        _, exponents = torch.frexp(peaks * (MARGIN / E4M3_MAX))  # 2 ** exponent is the next power of two
-        bits = (exponents.clamp(MIN_EXPONENT, MAX_EXPONENT).int() + 127) << 23  # of float32
-        chosen = torch.where((peaks > 0) & peaks.isfinite(), bits.view(torch.float32), 1.0)
+        fitting = peaks * (MARGIN / LARGEST[dtype])
+        if dtype.is_floating_point:
+            _, exponents = torch.frexp(fitting)  # 2 ** exponent is the next power of two
+            bits = (exponents.clamp(MIN_EXPONENT, MAX_EXPONENT).int() + 127) << 23  # of float32
+            fitting = bits.view(torch.float32)
+        chosen = torch.where((peaks > 0) & peaks.isfinite(), fitting, 1.0)
         self.table.copy_(torch.where(self.is_given, self.table, chosen))

@@ -88,7 +88,7 @@ class Footprint:
         model = build_model(hf_config, dtype, "meta", options)
         tensors = itertools.chain(model.parameters(), model.buffers())
         weight_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        kv_dtype = choose_kv_dtype(config.kv_cache_dtype, dtype, model.spec)
+        kv_dtype = choose_kv_dtype(config.kv_cache_dtype, dtype, model.spec, device)
         block_bytes = kv_block_bytes(cache_shape(model.spec, SINGLE), config.block_size, kv_dtype)
         caches = tuple(group.cache for group in cache_groups(model.spec))
         cache_bytes = _cache_bytes(config, device, weight_bytes, memory_bytes)

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from ..batch import ForwardBatch
+from ..device import Device
 from ..errors import CheckpointError, ConfigError
 from ..kv_cache.layout import allocate_kv_cache
 from ..kv_cache.states import allocate_states
 from ..layers import Attention, CacheWriter
-from ..layers.kv_scales import E4M3_MAX
+from ..layers.kv_scales import LARGEST
 from ..models.decoder import Decoder
 from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..models.spec import DecoderSpec
@@ -40,25 +41,33 @@ PROMPT_TOKENS = 128
 KINDS = ("keys", "values")
 
 
-def choose_kv_dtype(kv_cache_dtype: str, dtype: torch.dtype, spec: DecoderSpec) -> torch.dtype:
+EIGHT_BITS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
+"""Values of the setting `kv_cache_dtype` -> number types of 8 bits."""
+
+
+def choose_kv_dtype(kv_cache_dtype: str, dtype: torch.dtype, spec: DecoderSpec, device: Device) -> torch.dtype:
     """Returns the number type of the KV cache.
 
     Args:
-        kv_cache_dtype: The setting: `"fp8"`, or `"auto"` for the type of the model.
+        kv_cache_dtype: The setting: `"fp8"`, `"int8"`, or `"auto"` for the type of the model.
         dtype: Number type of the model.
         spec: Description of the model.
+        device: Device of the model.
 
     Raises:
-        ConfigError: The setting asks for 8 bits, and the model keeps latents, for which there are no scales.
+        ConfigError: The setting asks for 8 bits, and the model keeps latents, for which there are no scales; or for
+            integers on a GPU.
     """
-    if kv_cache_dtype != "fp8":
+    if kv_cache_dtype not in EIGHT_BITS:
         return dtype
     if spec.latent is not None:
         raise ConfigError(
-            "kv_cache_dtype='fp8' is not supported for models whose keys and values are made of latents yet; leave it "
-            "out: their KV cache is small already"
+            f"kv_cache_dtype={kv_cache_dtype!r} is not supported for models whose keys and values are made of latents "
+            "yet; leave it out: their KV cache is small already"
         )
-    return torch.float8_e4m3fn
+    if kv_cache_dtype == "int8" and not device.is_cpu:
+        raise ConfigError("kv_cache_dtype='int8' is for CPUs, and this engine runs on a GPU; use kv_cache_dtype='fp8'")
+    return EIGHT_BITS[kv_cache_dtype]
 
 
 @torch.inference_mode()
@@ -83,17 +92,23 @@ def prepare_kv_scales(
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
     if kv_dtype != torch.float8_e4m3fn:
         _warn_of_unused(layers, kv_dtype)
+    if kv_dtype not in LARGEST:
         return
+    if kv_dtype == torch.int8:
+        for layer in layers.values():
+            layer.kv_scales.forget_given()
     if not layers:
         raise ConfigError(
-            "kv_cache_dtype='fp8' needs a model of a family that Millrace has, and this one runs as a module of "
+            "a kv_cache_dtype of 8 bits needs a model of a family that Millrace has, and this one runs as a module of "
             "transformers; drop it"
         )
     _check_given(layers)
     batch = _make_batch(model, _prompts(model, hf_config), block_size, device)
     peaks: dict[str, Tensor] = {}
     hooks = [
-        layer.rotate_and_store.register_forward_pre_hook(functools.partial(_choose_scales, layer, peaks, name))
+        layer.rotate_and_store.register_forward_pre_hook(
+            functools.partial(_choose_scales, layer, peaks, name, kv_dtype)
+        )
         for name, layer in layers.items()
     ]
     num_blocks = sum(tables.numel() for tables in batch.block_tables)
@@ -104,20 +119,21 @@ def prepare_kv_scales(
     finally:
         for hook in hooks:
             hook.remove()
-    _warn_of_large(layers, peaks)
+    _warn_of_large(layers, peaks, LARGEST[kv_dtype])
 
 
 def _choose_scales(
     layer: Attention,
     peaks: dict[str, Tensor],
     name: str,
+    kv_dtype: torch.dtype,
     module: CacheWriter,
     arguments: tuple[Tensor, ...],
 ) -> None:
     """Chooses the scales of a layer from the arguments of its `rotate_and_store`, and keeps the peaks of its heads."""
     _, key, value, *_, positions = arguments
     peaks[name] = module.stored_peaks(key, value, positions)
-    layer.kv_scales.choose(peaks[name])
+    layer.kv_scales.choose(peaks[name], kv_dtype)
 
 
 def _prompts(model: Decoder, hf_config: Any) -> Tensor:
@@ -192,15 +208,15 @@ def _warn_of_unused(layers: dict[str, Attention], kv_dtype: torch.dtype) -> None
         )
 
 
-def _warn_of_large(layers: dict[str, Attention], peaks: dict[str, Tensor]) -> None:
+def _warn_of_large(layers: dict[str, Attention], peaks: dict[str, Tensor], largest_stored: float) -> None:
     """Logs a warning if keys or values of the prompts are larger than the scales of a layer allow, or not finite."""
     ratios = torch.stack([peaks[name] / layers[name].kv_scales.table for name in peaks]).amax(-1).cpu()
     for kind, largest in zip(KINDS, ratios.unbind(1), strict=True):
-        names = [name for name, ratio in zip(peaks, largest.tolist(), strict=True) if not ratio <= E4M3_MAX]
+        names = [name for name, ratio in zip(peaks, largest.tolist(), strict=True) if not ratio <= largest_stored]
         if names:
             logger.warning(
                 "%s of %s and %d more layers are clamped in the 8-bit KV cache, because their scales are too small, so "
-                "outputs may be wrong; give larger scales in the checkpoint, or drop kv_cache_dtype='fp8'",
+                "outputs may be wrong; give larger scales in the checkpoint, or drop kv_cache_dtype",
                 kind,
                 names[0],
                 len(names) - 1,

@@ -99,7 +99,7 @@ def load_runner(
         UserError: A setting or the model folder cannot be used.
     """
     dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
-    kv_dtype = choose_kv_dtype(config.kv_cache_dtype, dtype, describe_model(hf_config))
+    kv_dtype = choose_kv_dtype(config.kv_cache_dtype, dtype, describe_model(hf_config), device)
     place = locate_model(config.model, config.hub)
     options = ModelOptions(
         config.quantization,

@@ -54,8 +54,8 @@ def paged_attention(
         query: `[num_tokens, num_heads, head_dim]`, may be a strided view. Sequence b owns the rows
             `query_start_loc[b]` to `query_start_loc[b + 1] - 1`. If these are n rows, row i of them is at position
             `seq_lens[b] - n + i`. A sequence of length 0 that owns rows is padding.
-        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the query or float8_e4m3fn.
-            Consecutive query heads share a KV head when `num_heads > num_kv_heads`.
+        k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the query, float8_e4m3fn, or on
+            a CPU int8. Consecutive query heads share a KV head when `num_heads > num_kv_heads`.
         v_cache: The shape and dtype of `k_cache`.
         block_tables: `[num_seqs, max_blocks]` int32: token p of sequence b is in block
             `block_tables[b, p // block_size]`. No sequence is longer than `max_blocks * block_size`.

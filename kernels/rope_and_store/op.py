@@ -110,7 +110,7 @@ def rope_and_store(
         key: `[num_tokens, num_kv_heads, head_dim]`, may be a strided view of contiguous heads. It is only read.
         value: The shape and dtype of the key, and the same conditions.
         k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the key, or float8_e4m3fn, for which
-            numbers are clamped to +-448. It is changed in place.
+            numbers are clamped to +-448, or on a CPU int8, for which they are clamped to +-127. It is changed in place.
         v_cache: The shape, dtype and strides of `k_cache`. It is changed in place.
         slot_mapping: `[num_tokens]` int64, distinct slots `block_id * block_size + offset`. A token with a negative
             slot is padding, and is not stored.

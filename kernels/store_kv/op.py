@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._op import Draw, Sample, op
 
-_E4M3_MAX = torch.finfo(torch.float8_e4m3fn).max
+_E4M3_MAX, _INT8_MAX = torch.finfo(torch.float8_e4m3fn).max, 127
 
 
 def _samples(draw: Draw) -> Iterator[Sample]:
@@ -62,7 +62,8 @@ def store_kv(
         key: `[num_tokens, num_kv_heads, head_dim]`, may be a strided view of contiguous heads.
         value: The shape and dtype of the key, and the same conditions.
         k_cache: `[num_blocks, num_kv_heads, block_size, head_dim]`, the dtype of the key, or float8_e4m3fn, for which
-            numbers are clamped to +-448, the largest it has. It is changed in place.
+            numbers are clamped to +-448, the largest it has, or on a CPU int8, for which they are clamped to +-127. It
+            is changed in place.
         v_cache: The shape, dtype and strides of `k_cache`. It is changed in place.
         slot_mapping: `[num_tokens]` int64, distinct slots `block_id * block_size + offset`. A token with a negative
             slot is padding, and is not stored.
@@ -80,5 +81,8 @@ def store_kv(
             # The bytes are indexed, because torch does not index 8-bit floats on every device.
             narrow = new.clamp(-_E4M3_MAX, _E4M3_MAX).to(cache.dtype)
             cache.view(torch.uint8)[block_ids, :, offsets] = narrow.view(torch.uint8)
+        elif cache.dtype == torch.int8:
+            narrow = new.round().clamp(-_INT8_MAX, _INT8_MAX).nan_to_num(0.0)
+            cache[block_ids, :, offsets] = narrow.to(torch.int8)
         else:
             cache[block_ids, :, offsets] = new.to(cache.dtype)

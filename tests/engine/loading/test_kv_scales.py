@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from checkpoints import tiny_checkpoint
-from millrace.engine.errors import CheckpointError
+from millrace.engine.device import Device
+from millrace.engine.errors import CheckpointError, ConfigError
 from millrace.engine.layers import KVScales
 from millrace.engine.llm import LLM
-from millrace.engine.loading.kv_scales import prepare_kv_scales
-from millrace.engine.models import Decoder, load_hf_config, load_model
+from millrace.engine.loading.kv_scales import choose_kv_dtype, prepare_kv_scales
+from millrace.engine.models import Decoder, describe_model, load_hf_config, load_model
 from millrace.engine.parallel.context import SINGLE, ParallelContext
 from millrace.engine.parallel.shard import Shard
 from millrace.engine.sampling_params import SamplingParams
@@ -70,8 +72,8 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def generate(folder: Path, **settings: Any) -> list[list[int]]:
-    with LLM(str(folder), dtype="float32", max_num_seqs=4, kv_cache_dtype="fp8", **settings) as llm:
+def generate(folder: Path, kv_cache_dtype: str = "fp8", **settings: Any) -> list[list[int]]:
+    with LLM(str(folder), dtype="float32", max_num_seqs=4, kv_cache_dtype=kv_cache_dtype, **settings) as llm:
         return [list(output.outputs[0].token_ids) for output in llm.generate(PROMPTS, GREEDY, use_tqdm=False)]
 
 
@@ -81,7 +83,7 @@ def test_keys_with_huge_biases_need_the_scales_that_are_chosen_at_load(tmp_path,
     exact, rounded = logits(model, torch.float32), logits(model)
     assert relative_error(rounded, exact) < 0.15
     assert (rounded.argmax(-1) == exact.argmax(-1)).float().mean() > 0.8
-    monkeypatch.setattr(KVScales, "choose", lambda scales, peaks: None)
+    monkeypatch.setattr(KVScales, "choose", lambda scales, *_: None)
     assert relative_error(logits(load(folder)), exact) > 0.4
 
 
@@ -217,3 +219,39 @@ def test_saved_shards_keep_the_scales_of_the_checkpoint(tmp_path):
     with LLM(str(tmp_path / "saved"), **settings) as llm:
         keys, _ = scales_of(llm.llm_engine.executor._runner.model).table
         assert keys.tolist() == pytest.approx([0.7, 0.9])
+
+
+def test_integers_are_nearer_than_floats_of_8_bits_whatever_the_size_of_keys(tmp_path):
+    for factor in (1.0, 512.0):
+        folder = with_large_keys(tiny_checkpoint(tmp_path / str(factor), "qwen2"), factor, shift=0.0)
+        model = load(folder, torch.int8)
+        exact, rounded = logits(model, torch.float32), logits(model, torch.int8)
+        assert 0 < relative_error(rounded, exact) < 0.08
+        assert relative_error(rounded, exact) < 0.8 * relative_error(logits(load(folder)), exact)
+
+
+def test_steps_of_integers_are_as_small_as_the_margin_allows(tmp_path, caplog):
+    folder = tiny_checkpoint(tmp_path, "llama")
+    chosen = scales_of(load(folder, torch.int8)).table
+    scales = KVScales(Shard(2), CPU)
+    scales.choose(torch.tensor([[254.0, 0.0], [127.0, torch.inf]]), torch.int8)
+    assert scales.table.tolist() == [[4.0, 1.0], [2.0, 1.0]]
+    assert scales.of(torch.empty(0, dtype=torch.int8)) is scales.table
+    add_tensors(folder, k_scale=1.0)  # It is for 8-bit floats: most keys would be 0 or 1.
+    with caplog.at_level(logging.WARNING, "millrace"):
+        assert torch.equal(scales_of(load(folder, torch.int8)).table, chosen)
+    assert "are not used: the cache is in int8" in caplog.text
+
+
+def test_an_engine_with_integers_draws_the_same_tokens_in_chunks(tmp_path):
+    folder = tiny_checkpoint(tmp_path, "qwen2")
+    assert generate(folder, "int8", max_num_batched_tokens=24) == generate(folder, "int8")
+
+
+def test_integers_are_for_cpus_and_models_without_latents(tmp_path):
+    spec = describe_model(load_hf_config(tiny_checkpoint(tmp_path / "a", "llama")))
+    with pytest.raises(ConfigError, match=r"kv_cache_dtype='int8' is for CPUs.*use kv_cache_dtype='fp8'"):
+        choose_kv_dtype("int8", torch.bfloat16, spec, replace(Device.choose("cpu"), torch_device=torch.device("cuda")))
+    latents = describe_model(load_hf_config(tiny_checkpoint(tmp_path / "b", "deepseek-v3")))
+    with pytest.raises(ConfigError, match=r"kv_cache_dtype='int8' is not supported for models .* latents"):
+        choose_kv_dtype("int8", torch.bfloat16, latents, Device.choose("cpu"))
