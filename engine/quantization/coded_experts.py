@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import quantize_fp8
-from ...kernels.experts import KINDS, SPAN, CodedMatrices
+from ...kernels.experts import KINDS, SPAN, CodedMatrices, can_multiply_codes
 from ..device import Device
 from ..errors import ConfigError
 from ..layers import Experts, ExpertsLayer, WeightSlot
@@ -52,7 +52,8 @@ class CodedExperts(Experts):
         Raises:
             ConfigError: A rank's part of an expert does not end with a group of columns.
         """
-        del device
+        if not can_multiply_codes("cpu" if device.is_cpu else "cuda"):
+            return ": the compiled kernels are missing, and without them experts in codes would be slow on a CPU"
         for form, columns in ((inner_form, Shard(layer.hidden_size)), (down_form, layer.inner)):
             size = form.group_size
             has_groups = 0 < size < columns.size

@@ -101,11 +101,12 @@ class StoredScheme(QuantizationScheme):
         if inner | down == {None}:
             return self._plain.make_experts(layer)
         (first, *others), (second, *more) = inner, down
-        reason: str | None = ": the experts of a layer are stored in different ways"
+        reason = ": the experts of a layer are stored in different ways"
         if first and second and not others and not more:
-            reason = CodedExperts.declines(layer, first, second, self._stored.device)
-            if reason is None:
+            declined = CodedExperts.declines(layer, first, second, self._stored.device)
+            if declined is None:
                 return CodedExperts(layer, first, second, deterministic=self.deterministic)
+            reason = declined
         self._dequantised.setdefault(reason, []).append(layer.name)
         return self._plain.make_experts(layer)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .coded import KINDS, SPAN, CodedMatrices
+from .coded import KINDS, SPAN, CodedMatrices, can_multiply_codes
 from .op import GATES, experts
 
-__all__ = ["GATES", "KINDS", "SPAN", "CodedMatrices", "experts"]
+__all__ = ["GATES", "KINDS", "SPAN", "CodedMatrices", "can_multiply_codes", "experts"]

@@ -20,7 +20,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-__all__ = ["KINDS", "SPAN", "CodedMatrices", "Kind", "weight_of"]
+from .._library import find_avx2_library
+
+__all__ = ["KINDS", "SPAN", "CodedMatrices", "Kind", "can_multiply_codes", "weight_of"]
 
 SPAN = 32
 """Columns that have the same scale in every kind: a group has a multiple of this number, or is the whole row."""
@@ -111,6 +113,11 @@ class CodedMatrices:
         if self.scales.dtype == torch.uint8:
             scales = torch.exp2(scales - 127)
         return ((numbers - zeros) * scales[:, group]).to(dtype)
+
+
+def can_multiply_codes(device: str) -> bool:
+    """Returns whether a device type multiplies by codes as they are: on a CPU only compiled kernels do."""
+    return device != "cpu" or find_avx2_library() is not None
 
 
 def weight_of(matrices: Tensor | CodedMatrices, expert: int, dtype: torch.dtype) -> Tensor:

@@ -12,7 +12,7 @@ from .._library import find_avx2_library
 from .._native import kernels_by_dtype
 from ..invariant_linear import invariant_linear
 from ..tape import empty
-from .coded import CodedMatrices, weight_of
+from .coded import KINDS, CodedMatrices, weight_of
 from .op import GATES, experts
 
 MAX_TOKENS = 512
@@ -22,8 +22,9 @@ takes little of the time of so many."""
 MAX_ROWS = 64
 """Most rows of an expert, on average, for which the kernel is faster than products of a library in the same dtype."""
 
-_KERNELS = kernels_by_dtype("experts", "PPPPPPPPPPliiiiii", find_avx2_library)
+_KERNELS = kernels_by_dtype("experts", "P" + 2 * "PPPiii" + 7 * "P" + "l" + 6 * "i", find_avx2_library)
 _KIND_OF_GATE = {name: kind for kind, name in enumerate(GATES)}
+_KINDS = (*KINDS, "")  # The enum `Kind`; "" is a plain weight.
 _STEP = 16
 
 
@@ -41,9 +42,9 @@ def experts_cpu(
     deterministic: bool = False,
 ) -> Tensor:
     """Runs `experts` in the compiled kernel, in which no token depends on the others, or else in torch."""
-    is_plain = isinstance(w13, Tensor) and isinstance(w2, Tensor)
-    kernel = _KERNELS.get(hidden.dtype) if is_plain else None
-    is_for_a_library = not deterministic and expert_ids.numel() > MAX_ROWS * len(w13) and _has_products(hidden.dtype)
+    kernel, is_plain = _KERNELS.get(hidden.dtype), isinstance(w13, Tensor) and isinstance(w2, Tensor)
+    is_much = is_plain and expert_ids.numel() > MAX_ROWS * len(w13)
+    is_for_a_library = is_much and not deterministic and _has_products(hidden.dtype)
     if kernel is None or hidden.stride(1) != 1 or is_for_a_library:
         linear = invariant_linear if deterministic else F.linear
         return _expert_by_expert(linear, hidden, (w13, w13_bias), (w2, w2_bias), expert_ids, weights, gate)
@@ -52,11 +53,23 @@ def experts_cpu(
     rows = empty((max_tokens, -(-width // _STEP) * _STEP), torch.float32)
     inner = empty((max_tokens * num_choices, -(-size // _STEP) * _STEP), torch.float32)
     out = empty((num_tokens, width), hidden.dtype)
-    tensors = (hidden, w13, w2, w13_bias, w2_bias, expert_ids.contiguous(), weights.contiguous(), rows, inner, out)
-    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+    tensors = (w13_bias, w2_bias, expert_ids.contiguous(), weights.contiguous(), rows, inner, out)
     sizes = (max_tokens, len(w13), num_choices, width, size, _KIND_OF_GATE[gate])
-    kernel(num_tokens, *addresses, hidden.stride(0), *sizes)
+    matrices = (*_matrices(w13), *_matrices(w2))
+    kernel(num_tokens, hidden.data_ptr(), *matrices, *map(_address, tensors), hidden.stride(0), *sizes)
     return out
+
+
+def _matrices(matrices: Tensor | CodedMatrices) -> tuple[int, ...]:
+    """Returns the fields of a `struct Matrices`."""
+    if isinstance(matrices, Tensor):
+        return (matrices.data_ptr(), 0, 0, _KINDS.index(""), 1, 0)
+    addresses = map(_address, (matrices.codes, matrices.scales, matrices.zeros))
+    return (*addresses, _KINDS.index(matrices.kind), matrices.group, matrices.scales.dtype == torch.uint8)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _has_products(dtype: torch.dtype) -> bool:

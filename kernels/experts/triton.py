@@ -191,7 +191,7 @@ def _product_forms(dtype: str, is_many: bool, target: Target) -> Iterator[Specia
     sizes = ("num_inputs", "num_outputs", "x_stride")
     for kind, stored in _stored_forms(dtype):
         tile, options = configuration(dtype, is_many, kind, target)
-        for gate in ("", *reversed(GATES)):
+        for gate in ("", *reversed([*GATES])):
             for absent in ((), ("bias_ptr",)):
                 for unsorted in ((),) if is_many else ((), ("order_ptr",)):
                     types = dict.fromkeys(("x_ptr", "bias_ptr", "out_ptr"), f"*{dtype}") | stored

@@ -8,8 +8,9 @@ import torch
 from millrace.kernels import experts
 from millrace.kernels._library import find_avx2_library
 from millrace.kernels._op import Draw
-from millrace.kernels.experts import cpu
+from millrace.kernels.experts import CodedMatrices, cpu
 
+SAMPLES = [sample.name for sample in experts.samples(Draw.seeded(torch.float32))]
 needs_library = pytest.mark.skipif(find_avx2_library() is None, reason="no compiled kernels here")
 
 
@@ -50,6 +51,28 @@ def test_no_bit_of_a_deterministic_token_depends_on_the_others(dtype):
     for picked in ([7], [59, 3], [*range(0, 60, 3)], [*range(40)]):
         part = experts(hidden[picked], w13, w2, ids[picked], weights[picked], gate="silu", deterministic=True)
         assert torch.equal(part, whole[picked])
+
+
+CODED = [name for name in SAMPLES if name.startswith(("int4 with", "int8", "e4m3 by", "mxfp4"))]
+
+
+@pytest.mark.usefixtures("way", "two_threads")
+@pytest.mark.parametrize("name", CODED)
+def test_no_bit_of_a_token_depends_on_the_others_with_weights_in_codes(name):
+    sample = list(experts.samples(Draw.seeded(torch.float32)))[SAMPLES.index(name)]
+    hidden, w13, w2, ids, weights = sample.args
+    whole = experts(hidden, w13, w2, ids, weights, **sample.kwargs, deterministic=True)
+    for picked in ([1], [2, 0], [*range(0, len(hidden), 3)]):
+        part = experts(hidden[picked], w13, w2, ids[picked], weights[picked], **sample.kwargs, deterministic=True)
+        assert torch.equal(part, whole[picked])
+
+
+@needs_library
+@pytest.mark.parametrize("name", CODED)
+def test_codes_are_not_dequantised_outside_of_the_kernel(monkeypatch, name):
+    monkeypatch.delattr(CodedMatrices, "dequantise")
+    sample = list(experts.samples(Draw.seeded(torch.bfloat16)))[SAMPLES.index(name)]
+    assert experts(*sample.args, **sample.kwargs).isfinite().all()
 
 
 @needs_library

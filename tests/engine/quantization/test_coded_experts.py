@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from checkpoints import tiny_checkpoint
+from float_files import fp8_blocks
 from gptq_files import Packed, awq, gptq, quantise_folder, settings
 from millrace.engine.device import Device
 from millrace.engine.errors import ConfigError
@@ -21,6 +22,7 @@ from millrace.engine.layers import Experts, ExpertsLayer
 from millrace.engine.loading.stored_forms import read_stored_forms
 from millrace.engine.models import Decoder, ModelOptions, load_hf_config, load_model, weight_map
 from millrace.engine.parallel.shard import Shard
+from millrace.engine.quantization import coded_experts
 from millrace.engine.quantization.coded_experts import CodedExperts
 from millrace.engine.quantization.registry import find_format, find_scheme
 from millrace.engine.quantization.stored import StoredForms, StoredScheme
@@ -73,6 +75,13 @@ FOLDERS: Mapping[str, tuple[str, dict[str, Any], Callable[[str, Tensor], Packed]
         {"moe_intermediate_size": 64},
         lambda name, weight: gptq(weight, bits=8, group_size=-1),
         settings("gptq", bits=8, group_size=-1),
+        ["codes", "scales"],
+    ),
+    "qwen3-moe in fp8, by block": (
+        "qwen3-moe",
+        {"moe_intermediate_size": 96},
+        lambda name, weight: fp8_blocks(64, 32)(weight),
+        {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 32]},
         ["codes", "scales"],
     ),
 }
@@ -202,6 +211,14 @@ def test_experts_without_a_kernel_are_dequantised_with_a_word(forms: tuple[Quant
     assert [*scheme.notes()] == [
         f"layers.0.mlp.experts are dequantised at load, so they take the memory of full precision: {reason}"
     ]
+
+
+def test_without_the_compiled_kernel_a_cpu_gets_dequantised_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coded_experts, "can_multiply_codes", lambda device: device != "cpu")
+    layer = experts_layer(Shard(64))
+    scheme = stored_scheme(layer, INT4)
+    assert type(scheme.make_experts(layer)) is Experts
+    assert ": the compiled kernels are missing" in next(scheme.notes())
 
 
 def test_experts_that_a_checkpoint_leaves_plain_are_plain_without_a_word() -> None:
