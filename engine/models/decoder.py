@@ -96,7 +96,7 @@ class Decoder(nn.Module):
             The last hidden states, `[num_tokens, embedding_size]` (only OPT-350m has `embedding_size != hidden_size`).
             A pp stage that is not the last sends its hidden states to the next one, and its result must not be used.
         """
-        hidden = self._embed(batch) if self._is_first else self._receive(len(batch.token_ids))
+        hidden = self.embed(batch) if self._is_first else self._receive(len(batch.token_ids))
         residual = None
         for layer, pair in self._own_layers:
             hidden, residual = layer(hidden, residual, batch, *kv_cache[pair])
@@ -148,7 +148,7 @@ class Decoder(nn.Module):
         """
         return self.score.forward_float32(hidden)
 
-    def _embed(self, batch: ForwardBatch) -> Tensor:
+    def embed(self, batch: ForwardBatch) -> Tensor:
         """Returns the input of the first layer, `[num_tokens, hidden_size]`.
 
         The input is the embeddings of the tokens, scaled in some models, plus the embeddings of their positions if

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import millrace
+from checkpoints import tiny_checkpoint
 from millrace import ConfigError, EngineDeadError
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
@@ -331,3 +332,19 @@ def test_an_error_of_a_worker_is_shown_without_the_errors_of_ray_around_it() -> 
     assert find_cause(outer) is inner
     alone = RayTaskError("ray::MapWorker()", "Traceback ...", None)
     assert find_cause(alone) is alone
+
+
+def test_quantize_writes_a_folder_and_says_what_it_cost(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model", "llama")
+    rows = [{"line": f"Rows stream in {i}, and results stream out."} for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    args = ["quantize", "model", "out", "--scheme", "w8a8", "--calibration", "rows.jsonl"]
+    done = command(*args, folder=tmp_path)
+    assert done.returncode == 2
+    assert "has no column 'messages or text or prompt'; pass --column, one of line" in done.stderr
+    done = command(*args, "--column", "line", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "in w8a8, rounded for the calibration rows (GPTQ)" in done.stdout
+    assert "before" in done.stdout and "tokens that were not used to round" in done.stdout
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["quantization_config"]["format"] == "int-quantized"

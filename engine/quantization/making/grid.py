@@ -20,7 +20,7 @@ __all__ = ["Grid", "QuantisedWeight", "as_stored", "pieces", "round_to_grid"]
 CLIPPED_TO = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6)
 """The shares of a group's largest weight that are tried as its largest number."""
 
-PIECE_NUMBERS = 1 << 22
+PIECE_NUMBERS = 1 << 19
 """Weights whose scales are searched at once, which bounds the temporary memory."""
 
 E4M3 = torch.float8_e4m3fn

@@ -22,7 +22,7 @@ from .grid import Grid, QuantisedWeight
 from .layout import group_config, stored_tensors
 from .recipe import GROUP_SIZES, Recipe
 
-__all__ = ["QuantizationPlan", "make_plan"]
+__all__ = ["HEAD", "WEIGHT", "QuantizationPlan", "make_plan", "our_names"]
 
 HEAD, WEIGHT = "lm_head", ".weight"
 ROUTERS = ("gate", "router")
@@ -104,7 +104,7 @@ def make_plan(
     """
     linears, modules, ignored, declined = _linear_weights(model), [], [], dict[str, list[str]]()
     for name, tensor in tensors.items():
-        ours = _ours(weights, name)
+        ours = our_names(weights, name)
         module = name.removesuffix(WEIGHT)
         if len(tensor.shape) < 2 or not ours or not all(each in linears for each in _first_items(ours)):
             if len(tensor.shape) == 2 and name.endswith(WEIGHT):
@@ -137,7 +137,8 @@ def _linear_weights(model: nn.Module) -> set[str]:
     return found
 
 
-def _ours(weights: WeightMap, name: str) -> list[str]:
+def our_names(weights: WeightMap, name: str) -> list[str]:
+    """Returns our names of a checkpoint's tensor; none if the tensor is ignored or unknown."""
     try:
         return weights.all_ours(name)
     except KeyError:
@@ -181,8 +182,8 @@ def _with_head(
     bits: int | None,
 ) -> QuantizationPlan:
     """Returns a plan that quantises the head, or ignores it by name, also where it is tied to the embedding."""
-    own = [name for name in tensors if _ours(weights, name) == [HEAD + WEIGHT]]
-    tied = [name for name in tensors if _ours(weights, name) == ["embed_tokens" + WEIGHT]]
+    own = [name for name in tensors if our_names(weights, name) == [HEAD + WEIGHT]]
+    tied = [name for name in tensors if our_names(weights, name) == ["embed_tokens" + WEIGHT]]
     head = (own or [weights.theirs(HEAD + WEIGHT)])[0].removesuffix(WEIGHT)
     others = tuple(module for module in plan.ignored if module != head)
     if bits is None:

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from checkpoints import tiny_checkpoint
+from checkpoints import CORPUS, tiny_checkpoint
 from millrace.engine import quantize_model
 from millrace.engine.errors import ConfigError
 from millrace.engine.quantization.making import output
+from millrace.engine.quantization.making.gptq import relative_product_error, round_for_inputs
 from millrace.engine.quantization.making.grid import Grid, round_to_grid
 from millrace.engine.quantization.making.layout import pack_words
 from millrace.engine.weights.packed_bits import unpack_bits
@@ -243,3 +244,72 @@ def test_a_quantised_model_is_not_quantised_again(tiny_model, tmp_path: Path) ->
     out, _ = quantize(folder, scheme="fp8")
     with pytest.raises(ConfigError, match="is quantised already"):
         quantize_model(str(out), tmp_path / "again", scheme="fp8", shows_progress=False)
+
+
+def perplexity(folder: Path, rows: list[str]) -> float:
+    """Returns the perplexity of rows by transformers; quantised matrices are read as plain ones."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    plain = Path(shutil.copytree(folder, folder.parent / f"{folder.name}-plain"))
+    save_file(dequantised(folder), plain / "model.safetensors", metadata={"format": "pt"})
+    config.pop("quantization_config", None)
+    (plain / "config.json").write_text(json.dumps(config))
+    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
+    losses = []
+    with torch.no_grad():
+        for row in rows:
+            ids = torch.tensor([tokenizer(row).input_ids])
+            losses.append(torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:], reduction="none"))
+    return float(torch.cat(losses).mean().exp())
+
+
+ROWS = [text[i:] + text for i in range(3) for text in CORPUS]
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"scheme": "w4a16"}),
+        ("gemma2", {"scheme": "w4a16", "symmetric": False, "head_bits": 8}),  # has windows and a tied head
+        ("qwen2-moe", {"scheme": "w8a16"}),
+        ("bamba", {"scheme": "w4a16"}),  # keeps states
+    ],
+)
+def test_the_perplexities_are_those_of_transformers(tmp_path: Path, family: str, options: dict) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", family)
+    out, report = quantize(folder, rows=ROWS, **options)
+    held_out = ROWS[::5]
+    assert report.method == "gptq"
+    assert report.perplexity_before == pytest.approx(perplexity(folder, held_out), rel=1e-3)
+    assert report.perplexity_after == pytest.approx(perplexity(out, held_out), rel=1e-3)
+    assert report.perplexity_after != pytest.approx(report.perplexity_before, rel=1e-4)
+
+
+def test_weights_are_rounded_for_the_inputs_that_a_layer_gets() -> None:
+    draw = torch.Generator().manual_seed(0)
+    inputs = torch.randn(500, 24, generator=draw) @ torch.randn(24, 256, generator=draw)
+    inputs += 0.3 * torch.randn(500, 256, generator=draw)
+    inputs[:, 7] = 0.0  # a column that no row uses
+    weight, hessian = torch.randn(48, 256, generator=draw), inputs.t() @ inputs
+    for grid in (Grid(4, 64), Grid(4, 64, symmetric=False), Grid(8)):
+        nearest, fitted = round_to_grid(weight, grid), round_for_inputs(weight, grid, hessian)
+        errors = [((each.dequantise() - weight) @ inputs.t()).norm() for each in (nearest, fitted)]
+        assert errors[1] < 0.6 * errors[0]
+        share = relative_product_error(weight, fitted, hessian)
+        assert share == pytest.approx(float(errors[1] / (weight @ inputs.t()).norm()), rel=1e-3)
+
+
+def test_conversations_are_rows_too(tiny_model, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_model("llama"), tmp_path / "model"))
+    rows = [[{"role": "user", "content": text}, {"role": "assistant", "content": "Yes."}] for text in CORPUS]
+    _, report = quantize(folder, scheme="fp8", rows=rows)
+    assert report.method == "nearest", "8-bit floats are rounded to the nearest"
+    assert report.num_calibration_tokens and report.num_evaluation_tokens and report.perplexity_after
+
+
+@pytest.mark.parametrize("rows", [["only one row"], ["a", ""]])
+def test_too_few_rows_are_refused(tiny_model, tmp_path: Path, rows: list[str]) -> None:
+    with pytest.raises(ConfigError, match="calibration needs two rows"):
+        quantize_model(str(tiny_model("llama")), tmp_path / "out", scheme="fp8", rows=rows, shows_progress=False)
