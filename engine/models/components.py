@@ -63,6 +63,7 @@ from ..layers import (
 )
 from ..parallel.context import ParallelContext
 from ..parallel.shard import Shard
+from ..quantization.group_embedding import GroupEmbedding, TiedGroupHead
 from .latent import make_latent_attention
 from .linear_factory import LinearFactory
 from .options import ModelOptions
@@ -108,9 +109,13 @@ class Components:
         self._rotary_tables: dict[RopeSpec, Tensor] = {}
         self._group_of = {layer: index for index, group in enumerate(cache_groups(spec)) for layer in group.layers}
 
-    def embed_tokens(self) -> TokenEmbedding | SharedTokenEmbedding:
+    def embed_tokens(self) -> TokenEmbedding | SharedTokenEmbedding | GroupEmbedding:
         """Makes the token embedding; with tensor parallelism, only this rank's rows of its table."""
         spec, parallel = self._spec, self._parallel
+        rows = parallel.shard(spec.vocab_size)
+        if (table := self.linears.make_table("embed_tokens", spec.embedding_size, rows)) is not None:
+            reduce = self._reduce(sums=True)
+            return GroupEmbedding(table, rows, reduce, scale=spec.embedding_scale, dtype=self._dtype)
         if parallel.tp_size == 1:
             return TokenEmbedding(
                 spec.vocab_size,
@@ -120,7 +125,7 @@ class Components:
                 device=self._device,
             )
         return SharedTokenEmbedding(
-            parallel.shard(spec.vocab_size),
+            rows,
             spec.embedding_size,
             parallel.all_reduce,
             scale=spec.embedding_scale,
@@ -202,7 +207,7 @@ class Components:
     def _reduce(self, *, sums: bool) -> Reduce | None:
         return self._parallel.all_reduce if sums and self._parallel.tp_size > 1 else None
 
-    def head(self, embed_tokens: TokenEmbedding | SharedTokenEmbedding | None) -> LinearBase:
+    def head(self, embed_tokens: TokenEmbedding | SharedTokenEmbedding | GroupEmbedding | None) -> LinearBase:
         """Makes the output head, which computes this rank's columns of the logits.
 
         Args:
@@ -210,6 +215,8 @@ class Components:
         """
         spec = self._spec
         rows = self._parallel.shard(spec.vocab_size)
+        if isinstance(embed_tokens, GroupEmbedding):
+            return TiedGroupHead(embed_tokens.table)
         if embed_tokens is not None:
             return self.linears.make_tied("lm_head", spec.embedding_size, rows, embed_tokens.weight)
         return self.linears.make_linear("lm_head", spec.embedding_size, rows, bias=spec.head_bias)

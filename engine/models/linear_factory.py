@@ -11,6 +11,7 @@ import torch
 from ..layers import Experts, ExpertsLayer, Linear, LinearBase
 from ..parallel.shard import Dimension, as_shard
 from ..quantization.full_precision import FullPrecision
+from ..quantization.group_linear import GroupLinear
 from ..quantization.scheme import LinearSpec
 from .options import ModelOptions
 
@@ -54,6 +55,21 @@ class LinearFactory:
             self._decline(name, self._scheme.sizes)
             return self._full_precision.make_linear(layer)
         return self._scheme.make_linear(layer)
+
+    def make_table(self, name: str, size: int, rows: Dimension) -> GroupLinear | None:
+        """Makes the table of token embeddings as a matrix; None if it is to be in full precision.
+
+        Args:
+            name: Path of the token embedding in the model.
+            size: Length of an embedding.
+            rows: The tokens.
+        """
+        layer = self._spec(name, size, rows, False, self._device)
+        form = self._scheme.table_form(layer)
+        if form is not None and not self._scheme.supports_sizes(layer):
+            self._decline(name, self._scheme.sizes)
+            return None
+        return None if form is None else GroupLinear(layer, form)
 
     def make_small(
         self, name: str, in_features: int, out_features: int, *, bias: bool = False, dtype: torch.dtype | None = None

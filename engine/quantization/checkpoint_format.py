@@ -45,8 +45,8 @@ class CheckpointFormat(ABC):
         """The form of most matrices, by the config alone; used to plan before the weights are there."""
 
     def plans(self, name: str) -> bool:
-        """Returns whether the matrix of a layer likely has `planned_form`: every matrix but output heads."""
-        return name not in ("lm_head", "score")
+        """Returns whether a matrix likely has `planned_form`: every matrix but output heads and the token embedding."""
+        return name not in ("embed_tokens", "lm_head", "score")
 
     @abstractmethod
     def join_module(self, module: str, tensors: Mapping[str, StoredTensor]) -> Iterable[tuple[str, StoredTensor]]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...kernels import group_linear
-from ...kernels.group_linear import GROUP_UNIT, by_groups, pack_codes
+from ...kernels import group_linear, packed_group_linear
+from ...kernels.group_linear import GROUP_UNIT, by_groups, pack_codes, unpack_codes
+from ...kernels.packed_group_linear import PackedGroups, can_pack_groups, pack_groups, unpack_rows
 from ..device import Device
 from ..layers import LinearBase, WeightSlot
 from ..weights.codes import Codes, QuantForm
@@ -35,7 +36,7 @@ class GroupLinear(LinearBase):
         super().__init__()
         self._layer, self._bits = layer, form.bits
         self._group_size = form.group_size or layer.num_columns
-        num_rows = sum(rows.room for rows in layer.blocks.values())
+        self._num_rows = num_rows = sum(rows.room for rows in layer.blocks.values())
         num_groups = layer.num_columns // self._group_size
 
         def make(*shape: int, dtype: torch.dtype) -> torch.nn.Parameter:
@@ -47,11 +48,12 @@ class GroupLinear(LinearBase):
             return torch.nn.Parameter(by_groups(make(num_rows, num_groups, dtype=dtype)), requires_grad=False)
 
         empty = torch.empty(num_rows, layer.num_columns, dtype=torch.uint8, device="meta")
-        self.codes = make(num_rows, pack_codes(empty, form.bits).shape[1], dtype=torch.int32)
-        self.scales = make_by_groups(form.scale_dtype)
-        self.zeros = make_by_groups(torch.uint8) if form.has_zeros else None
+        self.codes: Tensor | None = make(num_rows, pack_codes(empty, form.bits).shape[1], dtype=torch.int32)
+        self.scales: Tensor | None = make_by_groups(form.scale_dtype)
+        self.zeros: Tensor | None = make_by_groups(torch.uint8) if form.has_zeros else None
         self.order = make(layer.num_columns, dtype=torch.int64) if form.act_order else None
         self.bias = make(num_rows, dtype=layer.dtype) if layer.bias else None
+        self._packed: PackedGroups | None = None  # On a CPU, from `pack` on, in the place of codes, scales and zeros.
 
     @staticmethod
     def declines(form: QuantForm, layer: LinearSpec, device: Device, *, deterministic: bool) -> str | None:
@@ -69,6 +71,8 @@ class GroupLinear(LinearBase):
             return f": groups of {size} columns are no multiple of {GROUP_UNIT}, as the kernel for GPUs asks"
         if form.act_order and columns.length < columns.size:
             return ": with desc_act the columns of a rank are of all groups"
+        if device.is_cpu and not can_pack_groups(columns.length, size or columns.length):
+            return f": groups of {size or columns.length} columns are no multiple of 16, as the kernel for CPUs asks"
         return None
 
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
@@ -92,7 +96,10 @@ class GroupLinear(LinearBase):
 
     def _encode(self, weight: Codes | Tensor) -> tuple[Tensor, ...]:
         """Returns the contents of the targets of a weight slot, for stored codes or for a plain matrix."""
-        codes = weight if isinstance(weight, Codes) else round_to_groups(weight, self._bits, self._group_size)
+        assert self.codes is not None and self.scales is not None
+        codes = weight
+        if not isinstance(codes, Codes):
+            codes = round_to_groups(codes, self._bits, self._group_size, self.scales.dtype)
         middle = 0 if codes.zeros is not None else 1 << (self._bits - 1)
         order = None if self.order is None else _order(codes)
         values = codes.values if order is None else codes.values[:, order]
@@ -101,6 +108,30 @@ class GroupLinear(LinearBase):
         if self.zeros is not None and zeros is None:
             zeros = torch.full_like(codes.scales, middle)
         return tuple(part for part in (packed, codes.scales, zeros, order) if part is not None)
+
+    def pack(self) -> None:
+        """Lays the weight out for the kernel of a CPU, and drops the other layout. Does nothing on another device."""
+        num_columns = self._layer.num_columns
+        if self.codes is None or self.scales is None or self.codes.device.type != "cpu":
+            return
+        if can_pack_groups(num_columns, self._group_size):
+            self._packed = pack_groups(self.codes, self.scales, self.zeros, num_columns, self._bits)
+            self.codes = self.scales = self.zeros = None
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Returns rows of W without its bias, dequantised to the dtype of the layer: `[len(index), in_features]`.
+
+        Args:
+            index: `[num_rows]` int64.
+        """
+        assert self.order is None, "StoredScheme makes no table with an order"
+        if self._packed is not None:
+            return unpack_rows(self._packed, index).to(self._layer.dtype)
+        assert self.codes is not None and self.scales is not None
+        values = unpack_codes(self.codes[index], self._bits, self._layer.num_columns)
+        zeros = 1 << (self._bits - 1) if self.zeros is None else self.zeros[index].unsqueeze(-1).float()
+        groups = values.unflatten(1, (-1, self._group_size)).float()
+        return ((groups - zeros) * self.scales[index].unsqueeze(-1).float()).flatten(1).to(self._layer.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[num_tokens, in_features]` to `[num_tokens, out_features]` in the same dtype."""
@@ -112,6 +143,9 @@ class GroupLinear(LinearBase):
 
     def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         x = x if self.order is None else x[:, self.order]
+        if self._packed is not None:
+            return packed_group_linear(x, *self._packed, self.bias, self._num_rows, dtype)
+        assert self.codes is not None and self.scales is not None
         return group_linear(x, self.codes, self.scales, self.zeros, self.bias, bits=self._bits, dtype=dtype)
 
 

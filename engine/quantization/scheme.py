@@ -107,6 +107,15 @@ class QuantizationScheme(ABC):
         del layer
         return None
 
+    def table_form(self, layer: LinearSpec) -> QuantForm | None:
+        """Returns how the table of token embeddings is quantised; None for a table in full precision.
+
+        Args:
+            layer: The table as a matrix: a row for each token. A tied output head multiplies by it.
+        """
+        del layer
+        return None
+
     def notes(self) -> Iterator[str]:
         """Yields what users should know about the layers that were made, as sentences."""
         return iter(())

@@ -15,6 +15,7 @@ from ..weights.codes import QuantForm
 from .checkpoint_format import CheckpointFormat
 from .coded_experts import CodedExperts
 from .full_precision import FullPrecision
+from .group_linear import GroupLinear
 from .registry import find_scheme, scheme_names
 from .scheme import LinearSpec, QuantizationScheme
 from .split_linear import SplitLinear
@@ -129,6 +130,17 @@ class StoredScheme(QuantizationScheme):
             return self._make(layer, replace(form, inputs=None))
         self._dequantised.setdefault(next(filter(None, reasons), ""), []).append(layer.name)
         return self._plain.make_linear(layer)
+
+    def table_form(self, layer: LinearSpec) -> QuantForm | None:
+        """Returns the form that the table has in the checkpoint, if it is integers in groups."""
+        form = self._stored.of(layer.name)
+        if form is None:
+            return None
+        reason = GroupLinear.declines(form, layer, self._stored.device, deterministic=self.deterministic)
+        if reason is None and not form.act_order:
+            return form
+        self._dequantised.setdefault(reason or "", []).append(layer.name)
+        return None
 
     def notes(self) -> Iterator[str]:
         """Yields what the format has to say, and a sentence about the layers that are dequantised, for each reason."""

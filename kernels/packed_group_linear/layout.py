@@ -3,8 +3,8 @@
     codes[panel, block, pair, half, lane, i] = Σ_f q[32 · panel + 8 · (half · fields + f) + lane, k] · 2^(bits · f)
     k = size · block + 2 · pair + i            0 <= i < 2, 0 <= lane < 8, fields = 16 / bits
 
-A block is the part of a group for which the kernel rounds the inputs together: 32, 64 or 128 of them. A 16-bit lane has
-the codes of several outputs, so that one shift and one mask take 16 of them out of a vector.
+A block is the part of a group for which the kernel rounds the inputs together: 16, 32, 64 or 128 of them. A 16-bit lane
+has the codes of several outputs, so that one shift and one mask take 16 of them out of a vector.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor
 
 from ..group_linear import unpack_codes
 
-__all__ = ["PackedGroups", "can_pack_groups", "pack_groups", "unpack_groups"]
+__all__ = ["PackedGroups", "can_pack_groups", "pack_groups", "unpack_groups", "unpack_rows"]
 
 PANEL = 32
 LANES = 8
-MIN_BLOCK, MAX_BLOCK = 32, 128
+MIN_BLOCK, MAX_BLOCK = 16, 128
 
 ROWS_AT_ONCE = 4096
 """Rows whose codes are spread out in memory at once, while they are packed."""
@@ -43,7 +43,7 @@ class PackedGroups(NamedTuple):
 
 
 def can_pack_groups(in_features: int, group_size: int) -> bool:
-    """Returns whether `pack_groups` supports the groups of a weight: multiples of 32 inputs, and whole groups only."""
+    """Returns whether `pack_groups` supports the groups of a weight: multiples of 16 inputs, and whole groups only."""
     return group_size % MIN_BLOCK == 0 and in_features % group_size == 0
 
 
@@ -93,3 +93,21 @@ def unpack_groups(packed: PackedGroups, dtype: torch.dtype) -> Tensor:
     zeros = 2 ** (bits - 1) if packed.zeros is None else packed.zeros[:, :, None].to(dtype)
     weight = (codes.to(dtype) - zeros) * packed.scales[:, :, None].to(dtype)
     return weight.permute(0, 3, 1, 2).flatten(2).flatten(0, 1)
+
+
+def unpack_rows(packed: PackedGroups, index: Tensor) -> Tensor:
+    """Returns rows of the weight that was packed, `[len(index), in_features]` float32.
+
+    Args:
+        packed: The weight.
+        index: `[num_rows]` int64.
+    """
+    bits = packed.codes.shape[3] * 4
+    panel, output = index // PANEL, index % PANEL
+    vector, lane = output // LANES, output % LANES
+    fields = 16 // bits
+    shift = (vector % fields * bits).to(torch.int16)
+    codes = packed.codes[panel, :, :, vector // fields, lane].flatten(2)  # [row, block, input]
+    codes = (codes >> shift[:, None, None]) & (2**bits - 1)
+    zeros = 2 ** (bits - 1) if packed.zeros is None else packed.zeros[panel, :, output, None].float()
+    return ((codes.float() - zeros) * packed.scales[panel, :, output, None].float()).flatten(1)

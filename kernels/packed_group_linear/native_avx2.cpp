@@ -1,10 +1,10 @@
-// y = x W^T + b, where W are unsigned integers of 4 or 8 bits with a scale and a zero point for each block of 32 to 128
+// y = x W^T + b, where W are unsigned integers of 4 or 8 bits with a scale and a zero point for each block of 16 to 128
 // inputs. W was packed once (layout.py): panels of 32 outputs, each read from its beginning to its end.
 //
-// First the rows of x are rounded to 16-bit integers, block by block, to a scratch that all threads read. An instruction
-// then multiplies pairs of inputs by pairs of codes and adds each pair, for 8 outputs. The sum over a block is exact in
-// 32 bits. It is scaled, and added in float32 in the order of the blocks, whatever the other rows are: results do not
-// depend on the batch.
+// First the rows of x are rounded to 16-bit integers, block by block, to a scratch that all threads read. Rows of float32
+// become two such rows: what the first leaves of a number is rounded to the second. An instruction then multiplies pairs
+// of inputs by pairs of codes and adds each pair, for 8 outputs. The sum over a block is exact in 32 bits. It is scaled,
+// and added in float32 in the order of the blocks, whatever the other rows are: results do not depend on the batch.
 #include <immintrin.h>
 #include <omp.h>
 
@@ -21,8 +21,13 @@ constexpr int VECTORS = 4;       // of a panel
 constexpr int PANEL = LANES * VECTORS;
 constexpr int MAX_ROWS = 4;      // of a tile
 constexpr int BLOCK_ROWS = 64;   // rows whose sums stay in the L1 cache while the blocks of a panel pass
+constexpr int MAX_BLOCK = 128;
 constexpr int AHEAD = 1024;      // bytes between what is multiplied and what is brought to the cache
 constexpr float INT16_MAX_FLOAT = 32767.0f, SMALLEST = 1e-30f;
+
+/// The rows of 16-bit integers that stand for a row: in float32 a second one rounds what the first one leaves.
+template <typename T>
+constexpr int PARTS = sizeof(T) == sizeof(float) ? 2 : 1;
 
 enum ScaleType : int { FLOAT32, BFLOAT16, FLOAT16 };
 
@@ -107,8 +112,7 @@ inline int largest_lane(Integers x) {
 // ---- Rows of x ----
 
 /// The largest |x| of a block. Compared as integers, which puts NaN above infinity, so that none is lost.
-template <typename T>
-float largest_of(const T* x, int block) {
+inline float largest_of(const float* x, int block) {
     Integers largest = _mm256_setzero_si256();
     for (int i = 0; i < block; i += LANES)
         largest = _mm256_max_epi32(
@@ -119,24 +123,34 @@ float largest_of(const T* x, int block) {
     return result;
 }
 
-/// Rounds the blocks of a row to integers of -32767 to 32767, ties to even.
+/// Rounds a block to integers of -32767 to 32767, ties to even, and takes what they stand for off it.
+inline void round_block(float* x, int block, int b, const Row& row) {
+    const float largest = largest_of(x, block), scale = largest * (1 / INT16_MAX_FLOAT);
+    const Floats inverse = _mm256_set1_ps(largest > SMALLEST ? INT16_MAX_FLOAT / largest : 0.0f);
+    Integers sum = _mm256_setzero_si256();
+    for (int i = 0; i < block; i += 2 * LANES) {
+        Integers part[2];
+        for (int half = 0; half < 2; half++) {
+            float* p = x + i + half * LANES;
+            part[half] = _mm256_cvtps_epi32(_mm256_mul_ps(load(p), inverse));
+            store(p, _mm256_fnmadd_ps(_mm256_cvtepi32_ps(part[half]), _mm256_set1_ps(scale), load(p)));
+        }
+        sum = _mm256_add_epi32(sum, _mm256_add_epi32(part[0], part[1]));
+        const Integers both = _mm256_permute4x64_epi64(_mm256_packs_epi32(part[0], part[1]), 0xD8);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.values + b * block + i), both);
+    }
+    row.scales[b] = scale;
+    row.sums[b] = sum_lanes(sum);
+}
+
+/// Rounds the blocks of a row, and the remainders for each further part.
 template <typename T>
 void round_row(const Call& call, int index) {
     const T* x = static_cast<const T*>(call.x) + index * call.x_stride;
-    const Row row(call, index);
     for (int b = 0; b < call.num_blocks; b++, x += call.block) {
-        const float largest = largest_of(x, call.block);
-        const Floats inverse = _mm256_set1_ps(largest > SMALLEST ? INT16_MAX_FLOAT / largest : 0.0f);
-        Integers sum = _mm256_setzero_si256();
-        for (int i = 0; i < call.block; i += 2 * LANES) {
-            const Integers low = _mm256_cvtps_epi32(_mm256_mul_ps(load(x + i), inverse));
-            const Integers high = _mm256_cvtps_epi32(_mm256_mul_ps(load(x + i + LANES), inverse));
-            sum = _mm256_add_epi32(sum, _mm256_add_epi32(low, high));
-            const Integers both = _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xD8);
-            _mm256_storeu_si256(reinterpret_cast<__m256i*>(row.values + b * call.block + i), both);
-        }
-        row.scales[b] = largest * (1 / INT16_MAX_FLOAT);
-        row.sums[b] = sum_lanes(sum);
+        float rest[MAX_BLOCK];
+        for (int i = 0; i < call.block; i += LANES) store(rest + i, load(x + i));
+        for (int part = 0; part < PARTS<T>; part++) round_block(rest, call.block, b, Row(call, index * PARTS<T> + part));
     }
 }
 
@@ -193,9 +207,11 @@ struct Panel : Call {
         return load_half(static_cast<const uint16_t*>(scales) + i);
     }
 
-    Integers zero(int b, int vector) const {
+    /// What the zero points of a block add to its products with inputs of a sum.
+    Integers shift(int b, int vector, int32_t sum) const {
+        if (!zeros) return _mm256_set1_epi32(sum * (1 << (bits - 1)));
         const long i = (long(index) * num_blocks + b) * PANEL + vector * LANES;
-        return zeros ? load_bytes(zeros + i) : _mm256_set1_epi32(1 << (bits - 1));
+        return _mm256_mullo_epi32(load_bytes(zeros + i), _mm256_set1_epi32(sum));
     }
 
     /// sums[r] += the products of a block with ROWS rows and COUNT vectors of the panel.
@@ -208,11 +224,10 @@ struct Panel : Call {
         multiply_block<BITS, ROWS, FIRST, COUNT>(products, *this, first.values + b * block, x_stride, block_codes);
         for (int v = 0; v < COUNT; v++) {
             const Floats factor = scale(b, FIRST + v);
-            const Integers start = zero(b, FIRST + v);
             for (int r = 0; r < ROWS; r++) {
                 const Row x(*this, row + r);
-                const Integers shift = _mm256_mullo_epi32(start, _mm256_set1_epi32(x.sums[b]));
-                const Floats exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[r][v], shift));
+                const Integers start = shift(b, FIRST + v, x.sums[b]);
+                const Floats exact = _mm256_cvtepi32_ps(_mm256_sub_epi32(products[r][v], start));
                 float* to = sums[r] + (FIRST + v) * LANES;
                 store(to, _mm256_fmadd_ps(exact, _mm256_mul_ps(factor, _mm256_set1_ps(x.scales[b])), load(to)));
             }
@@ -250,14 +265,19 @@ struct Panel : Call {
             }
     }
 
+    /// Adds the parts of each row and the bias, and rounds.
     template <typename T, typename Out>
     void write(int first, int num_rows, float (*sums)[PANEL]) const {
         const int column = index * PANEL, width = std::min(PANEL, num_columns - column);
-        const T* start = static_cast<const T*>(bias) + column;
+        float start[PANEL] = {};
+        for (int c = 0; bias && c < width; c++) start[c] = widen(static_cast<const T*>(bias)[column + c]);
         for (int r = 0; r < num_rows; r++) {
-            for (int c = 0; bias && c < width; c++) sums[r][c] += widen(start[c]);
             Out rounded[PANEL];
-            for (int v = 0; v < VECTORS; v++) store(rounded + v * LANES, load(sums[r] + v * LANES));
+            for (int v = 0; v < PANEL; v += LANES) {
+                Floats sum = load(start + v);
+                for (int part = 0; part < PARTS<T>; part++) sum = _mm256_add_ps(sum, load(sums[r * PARTS<T> + part] + v));
+                store(rounded + v, sum);
+            }
             std::copy(rounded, rounded + width, static_cast<Out*>(out) + (first + r) * long(num_columns) + column);
         }
     }
@@ -266,7 +286,8 @@ struct Panel : Call {
 template <typename T>
 void run(const Call& call) {
     const int num_rows = int(call.num_rows), num_panels = ceil_div(call.num_columns, PANEL);
-    const int num_parts = ceil_div(num_rows, BLOCK_ROWS), height = ceil_div(num_rows, std::max(1, num_parts));
+    const int num_groups = ceil_div(num_rows * PARTS<T>, BLOCK_ROWS);
+    const int height = ceil_div(num_rows, std::max(1, num_groups));
     const int num_threads = call.team(long(num_panels) * call.num_blocks * call.block_bytes());
     const int chunk = std::max(1, num_panels / (8 * num_threads));  // Panels in a row, which lie one after the other.
 #pragma omp parallel num_threads(num_threads)
@@ -275,12 +296,13 @@ void run(const Call& call) {
         for (int row = 0; row < num_rows; row++) round_row<T>(call, row);
         float sums[BLOCK_ROWS][PANEL];
 #pragma omp for collapse(2) schedule(dynamic, chunk) nowait
-        for (int part = 0; part < num_parts; part++)
+        for (int group = 0; group < num_groups; group++)
             for (int index = 0; index < num_panels; index++) {
                 const Panel panel(call, index);
-                const int first = part * height, rows = std::min(height, num_rows - first);
-                if (call.bits == 4) panel.multiply<4>(first, rows, sums);
-                else panel.multiply<8>(first, rows, sums);
+                const int first = group * height, rows = std::min(height, num_rows - first);
+                if (rows <= 0) continue;
+                if (call.bits == 4) panel.multiply<4>(first * PARTS<T>, rows * PARTS<T>, sums);
+                else panel.multiply<8>(first * PARTS<T>, rows * PARTS<T>, sums);
                 if (call.out_is_float) panel.write<T, float>(first, rows, sums);
                 else panel.write<T, Bf16>(first, rows, sums);
             }

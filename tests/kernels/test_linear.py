@@ -22,7 +22,7 @@ from millrace.kernels import (
 )
 from millrace.kernels._op import Draw
 from millrace.kernels.group_linear import pack_codes, unpack_codes
-from millrace.kernels.packed_group_linear import can_pack_groups, pack_groups
+from millrace.kernels.packed_group_linear import can_pack_groups, pack_groups, unpack_rows
 from millrace.kernels.scaled_linear.cuda import scaled_linear_cuda
 
 SIZES = st.sampled_from([1, 2, 3, 7, 8, 9, 16, 33, 64, 100, 123, 192, 333, 512, 1000])
@@ -98,7 +98,7 @@ def test_a_row_is_not_touched_by_nan_in_others():
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group_size", [32, 64, 96, 128, 384])
+@pytest.mark.parametrize("group_size", [16, 64, 96, 128, 384])
 def test_packed_groups_are_those_of_the_unpacked_weight(bits, group_size):
     draw, num_rows, size = Draw.seeded(torch.float64), 37, 384
     x, scales = draw.normal(3, size), draw.normal(num_rows, size // group_size)
@@ -107,8 +107,11 @@ def test_packed_groups_are_those_of_the_unpacked_weight(bits, group_size):
         packed = pack_groups(weight, scales, zeros, size, bits)
         expected = group_linear.plain(x, weight, scales, zeros, None, bits=bits)
         torch.testing.assert_close(packed_group_linear.plain(x, *packed, None, num_rows), expected)
+        index = torch.tensor([36, 0, 31, 8, 36])
+        rows = unpack_rows(packed._replace(scales=packed.scales.float()), index)
+        torch.testing.assert_close(x.float() @ rows.t(), expected[:, index].float(), atol=1e-3, rtol=1e-4)
     assert can_pack_groups(size, group_size)
-    assert not can_pack_groups(size, 16) and not can_pack_groups(size + 32, 64)
+    assert not can_pack_groups(size, 8) and not can_pack_groups(size + 32, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -74,9 +74,10 @@ def test_a_layer_that_the_checkpoint_leaves_plain_is_not_quantised() -> None:
         (GROUPS, Shard(96, 1, 2), CPU, False, "the 48 columns of a rank are no multiple of the groups of 32"),
         (replace(GROUPS, act_order=True), Shard(128, 0, 2), CPU, False, "with desc_act the columns of a rank"),
         (GROUPS, WHOLE, GPU, True, "deterministic=True forbids it"),
+        (replace(GROUPS, group_size=8), WHOLE, CPU, False, "groups of 8 columns are no multiple of 16"),
         (replace(GROUPS, kind="table"), WHOLE, CPU, False, "the memory of full precision$"),
     ],
-    ids=["bits", "groups", "act-order", "deterministic", "table"],
+    ids=["bits", "groups", "act-order", "deterministic", "small", "table"],
 )
 def test_a_form_that_no_scheme_takes_is_dequantised_with_a_word(form, columns, device, deterministic, reason) -> None:
     made = scheme({"out": form, "other": form}, device, deterministic=deterministic)
