@@ -27,7 +27,10 @@ from torch import Tensor
 from kernel_cases import TINY, Case, Cases, Sizes
 from millrace.kernels._op import all_ops
 
-SIZES = Sizes((256, 1024), (1, 8192), 2048, 32, 8, 128, 4096, 12_288, (256, 151_936), (256, 2048))
+SIZES = Sizes(
+    *((256, 1024), (1, 8192), 2048, 32, 8, 128, 4096, 12_288, (256, 151_936), (256, 2048)),
+    coded=((4096, 4096), (14_336, 4096)),
+)
 """The sizes of kernel_cases.GPU with a shorter prompt, whose plain body needs less memory, and with a batch of 1."""
 BROKEN = 3
 """Exit status of a process whose GPU context is broken: nothing that it computes afterwards counts."""

@@ -334,7 +334,7 @@ class Cases:
 
     def coded(self, num_tokens: int, inner: int, outer: int, bits: int) -> Case:
         """Returns the case of a matrix of 4 or 8 bits, in groups of 128 with zeros."""
-        from millrace.kernels.group_linear import pack_codes
+        from millrace.kernels.group_linear import by_groups, pack_codes
 
         num_groups = max(inner // 128, 1)
 
@@ -343,8 +343,9 @@ class Cases:
                 torch.randint(1 << bits, (outer, width), dtype=torch.uint8, device=self.device)
                 for width in (inner, num_groups)
             )
-            args = (self._normal(num_tokens, inner), pack_codes(codes, bits), self._normal(outer, num_groups), zeros)
-            return Call((*args, None), {"bits": bits})
+            scales = by_groups(self._normal(outer, num_groups))
+            args = (self._normal(num_tokens, inner), pack_codes(codes, bits), scales, by_groups(zeros), None)
+            return Call(args, {"bits": bits})
 
         itemsize, name = self.dtype.itemsize, f"{num_tokens} x {inner} to {outer}, {bits} bits"
         num_bytes = (

@@ -54,6 +54,14 @@ GPU_STEPS = (
         failed="no figure",
         proofs=("1 tests", "2 tests of 8 bits"),
     ),
+    Step(
+        "6 products of codes",
+        script("kernels", "--only", "group_linear", "--repeats", "7"),
+        40,
+        passed="for kernels/group_linear/README.md; goal at 1 and 16 rows: share_of_limit of 0.85 or more",
+        failed="no figure",
+        proofs=("1 tests",),
+    ),
 )
 
 
@@ -64,6 +72,7 @@ def cpu_steps() -> tuple[Step, ...]:
         "3 nano Qwen3-0.6B": script("offline", *tiny, "nano", device="cpu"),
         "4 Qwen3-8B bf16": script("offline", *tiny, "1024/1024", device="cpu"),
         "5 Qwen3-8B fp8": script("offline", *tiny, "1024/1024", *FP8, device="cpu"),
+        "6 products of codes": script("kernels", "--tiny", "--only", "group_linear", device="cpu"),
     }
     return tuple(
         Step(
