@@ -129,7 +129,7 @@ def configuration(x_type: str, by_group: bool, num_rows: int, target: Target) ->
     depth = GROUP if x_type not in ("fp16", "bf16") else GROUP // 2
     if num_rows <= 64:
         tile = {"ROWS": 16 if num_rows <= 16 else 64, "COLUMNS": 64, "DEPTH": depth}
-        num_warps = 8 if is_wide and num_rows > 16 else 4
+        num_warps = 8 if is_wide and is_nvidia and num_rows > 16 else 4
         return tile, {"num_warps": num_warps, "num_stages": 4 if is_nvidia else 2, "enable_fp_fusion": True}
     tile = {"ROWS": 128, "COLUMNS": 64 if is_wide else 128, "DEPTH": depth}
     return tile, {"num_warps": 8, "num_stages": 3 if is_nvidia else 2, "enable_fp_fusion": True}
