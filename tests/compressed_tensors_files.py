@@ -182,7 +182,7 @@ def _quantise_small_floats(weight: Tensor, form: str, weights: Mapping[str, Any]
         tensors = {"weight_scale": (exponents + 127).to(torch.uint8)}
     scale = scales.repeat_interleave(weights["group_size"], 1)
     codes = ((weight / scale).abs().unsqueeze(-1) - table).abs().argmin(-1)
-    negative = weight < 0
+    negative = (weight < 0) & (codes > 0)
     tensors["weight_packed"] = _pack(codes + (negative << bits - 1), bits, torch.uint8)
     return tensors, table[codes] * torch.where(negative, -1.0, 1.0) * scale
 

@@ -315,7 +315,7 @@ def test_scales_of_a_kv_cache_are_used_with_an_8_bit_cache_and_else_warned_about
     model = load(quantised)
     tables = [module.kv_scales.table for module in model.modules() if isinstance(module, Attention)]
     assert [table.tolist() for table in tables] == [[[0.5, 0.5], [0.25, 0.75]]] * 2
-    assert generate(quantised) == generate(plain)  # The cache keeps the dtype of the model, as in vLLM.
+    assert generate(quantised) == generate(plain)  # "auto" is the dtype of the model.
     assert "scales of an 8-bit KV cache" in caplog.text and "are not used" in caplog.text
     caplog.clear()
     assert generate(quantised, kv_cache_dtype="fp8")
@@ -486,7 +486,7 @@ def test_a_quantised_module_without_a_group_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if not name.endswith("g-idx")])
-def test_the_library_reads_the_matrices_that_these_tests_write(preset: str) -> None:
+def test_the_library_reads_and_writes_the_matrices_that_these_tests_write(preset: str) -> None:
     quantization = pytest.importorskip("compressed_tensors.quantization")
     compressors = pytest.importorskip("compressed_tensors.compressors")
     form, weights, inputs = PRESETS[preset]
@@ -495,7 +495,13 @@ def test_the_library_reads_the_matrices_that_these_tests_write(preset: str) -> N
         tensors["weight_scale"] = tensors["weight_scale"].float()  # The library dequantises in the type of the scales.
     scheme = quantization.QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs, format=form)
     compressor = compressors.BaseCompressor.get_value_from_registry(form)
-    theirs = compressor.decompress(tensors, scheme)["weight"].float()
+    theirs = compressor.decompress(tensors, scheme)
     assert {*compressor.compression_param_names(scheme)} <= tensors.keys()
     tolerance = 2**-8 if form.startswith("nvfp4") else 1e-6
-    torch.testing.assert_close(theirs, exact, rtol=tolerance, atol=1e-7)
+    torch.testing.assert_close(theirs["weight"].float(), exact, rtol=tolerance, atol=1e-7)
+    # What it has read has scales as floats, and zero points that are not packed.
+    written = compressor.compress({**theirs, "weight": exact, "weight_scale": theirs["weight_scale"].float()}, scheme)
+    assert written.keys() == tensors.keys()
+    for leaf, tensor in written.items():
+        assert tensor.shape == tensors[leaf].shape and tensor.dtype == tensors[leaf].dtype
+        assert torch.equal(tensor.float(), tensors[leaf].float()), leaf
