@@ -294,6 +294,16 @@ def keep_freed_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
 
 
+def return_freed_memory() -> None:
+    """Returns memory that the C library keeps for later allocations to the operating system, once after loading.
+
+    The function does nothing if the C library is not glibc.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def has_bfloat16_arithmetic() -> bool:
     """Returns whether this CPU has instructions that multiply bfloat16 (AVX512_BF16 or AMX)."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -72,7 +72,8 @@ class SharedTokenEmbedding(nn.Module):
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields `weight` and its weight slot: this rank's rows of the checkpoint's table."""
         table, padding = self.weight[: self.rows.length], self.weight[self.rows.length :]
-        yield "weight", WeightSlot((table,), parts=(self.rows, Shard(table.shape[1])), padding=(padding,))
+        parts = (self.rows, Shard(table.shape[1]))
+        yield "weight", WeightSlot((table,), parts=parts, padding=(padding,), by_row=True)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Maps `token_ids` `[num_tokens]` int64 to `[num_tokens, size]`."""

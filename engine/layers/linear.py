@@ -149,7 +149,7 @@ class Linear(LinearBase):
 
     def _slot(self, name: str, rows: slice) -> WeightSlot:
         """Returns a weight slot of some rows of a parameter; a subclass adds scales and the encoding here."""
-        return WeightSlot((self.get_parameter(name)[rows],))
+        return WeightSlot((self.get_parameter(name)[rows],), by_row=True)
 
     def pack(self) -> None:
         """Packs the weight for the CPU's matrix products, and drops the unpacked copy.

@@ -49,6 +49,8 @@ class WeightSlot:
             length 1.
         takes_codes: Whether `encode` takes the `Codes` of a tensor that is quantised in the checkpoint. Otherwise it
             gets dequantised numbers.
+        by_row: Whether each row of the targets comes from the same row of the tensor alone, so that `fill_rows` may
+            fill them a few at a time.
     """
 
     targets: tuple[Tensor, ...]
@@ -59,6 +61,7 @@ class WeightSlot:
     optional: bool = False
     broadcasts: bool = False
     takes_codes: bool = False
+    by_row: bool = False
 
     @property
     def key(self) -> tuple[int, int]:
@@ -101,6 +104,11 @@ class WeightSlot:
         """
         for target, value in zip(self.targets, self.encode(tensor), strict=True):
             target.copy_(value)
+
+    def fill_rows(self, first: int, rows: Tensor) -> None:
+        """Fills the rows from `first` on; only if `by_row`."""
+        for target, value in zip(self.targets, self.encode(rows), strict=True):
+            target[first : first + len(rows)].copy_(value)
 
     def holds(self, tensor: Any) -> bool:
         """Returns whether the memory of this weight slot has the values that `fill` would store for `tensor`."""

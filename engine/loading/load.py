@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import EngineConfig
-from ..device import Device, keep_freed_memory, memory_bytes
+from ..device import Device, keep_freed_memory, memory_bytes, return_freed_memory
 from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
 from ..models import Decoder, ModelOptions, build_model, describe_model, load_hf_config, load_model, weight_map
@@ -117,6 +117,8 @@ def load_runner(
     end_rehearsal = start_rehearsal(rehearsal, device)
     model = load_model(place, hf_config, dtype, device.torch_device, options, parallel)
     end_rehearsal()
+    if device.is_cpu:
+        return_freed_memory()
     _warn_of_long_rope(config, model.spec)
     prepare_kv_scales(model, hf_config, device=device.torch_device, block_size=config.block_size, kv_dtype=kv_dtype)
     step_bytes = _step_bytes(config, device, model, task, num_tokens, kv_dtype)

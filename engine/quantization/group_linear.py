@@ -88,6 +88,7 @@ class GroupLinear(LinearBase):
                 parts=(rows, self._layer.in_features),
                 padding=tuple(tensor[padding] for tensor in by_row),
                 takes_codes=True,
+                by_row=self.order is None,
             )
             yield f"{prefix}weight", weight
             if self.bias is not None:

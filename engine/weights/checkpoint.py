@@ -28,6 +28,7 @@ from ..gguf.tensors import iter_gguf_tensors
 from ..layers import WeightSlot
 from ..storage import Location, read_json_object
 from .codes import Codes
+from .mapped_pages import release_pages
 from .model_slots import weight_slots
 from .quantised_matrix import numbers_of
 from .remote import iter_remote_tensors
@@ -60,6 +61,7 @@ _OLD_GPTQ_SOURCE = re.compile(r"gptq_model-\d+bit-(-1|\d+)g\.safetensors(\.index
 _LFS_POINTER = b"version https://git-lfs"
 _NUM_THREADS = 8  # While some threads wait for pages of a file, others copy.
 _DUMMY_SCALE = 0.02
+_PIECE_BYTES = 2 << 20  # Rows of a matrix that a thread copies or quantises at once.
 
 MAX_NAME_CHARS = 80
 """Most characters of a name of a tensor or a file that are shown."""
@@ -361,12 +363,28 @@ def _fill(slot: WeightSlot, sources: list[tuple[str, StoredTensor]]) -> None:
         _check_fits(slot, name, tensor)
         part = read_part(slot, tensor)
         if i == 0:
-            slot.fill(part)
+            _fill_from(slot, part)
         elif not slot.holds(part):
             raise CheckpointError(
                 f"{name} differs from the tensor that config.json ties it to; if the output head has weights of its "
                 "own, pass hf_overrides={'tie_word_embeddings': False}"
             )
+
+
+def _fill_from(slot: WeightSlot, part: Tensor | Codes) -> None:
+    """Fills a weight slot, by a few rows at a time where it can, so that neither they nor copies of them pile up."""
+    if isinstance(part, Codes):
+        slot.fill(part)
+        return
+    if not slot.by_row or part.dim() != 2 or slot.targets[0].device.type != "cpu":
+        slot.fill(part)
+        release_pages(part)
+        return
+    num_rows = max(1, _PIECE_BYTES // max(1, part[:1].nbytes))
+    for first in range(0, len(part), num_rows):
+        rows = part[first : first + num_rows]
+        slot.fill_rows(first, rows)
+        release_pages(rows)
 
 
 def _check_fits(slot: WeightSlot, name: str, tensor: StoredTensor) -> None:

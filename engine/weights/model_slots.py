@@ -59,7 +59,7 @@ def _own_state(module: nn.Module) -> dict[str, Tensor]:
 
 def _whole(tensor: Tensor) -> WeightSlot:
     """Returns a weight slot for a whole tensor; integers must have the same number type in the checkpoint."""
-    return WeightSlot((tensor,), dtypes=() if tensor.is_floating_point() else (tensor.dtype,))
+    return WeightSlot((tensor,), dtypes=() if tensor.is_floating_point() else (tensor.dtype,), by_row=True)
 
 
 def _check_filled(name: str, tensor: Tensor, slots: Iterable[WeightSlot], layer: str) -> None:

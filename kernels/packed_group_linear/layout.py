@@ -48,10 +48,10 @@ def can_pack_groups(in_features: int, group_size: int) -> bool:
 
 
 def pack_groups(weight: Tensor, scales: Tensor, zeros: Tensor | None, in_features: int, bits: int) -> PackedGroups:
-    """Rearranges a weight of `group_linear` into panels.
+    """Rearranges a weight of `group_linear` into panels, in its own memory where it is as large as they are.
 
     Args:
-        weight: The codes as `group_linear.pack_codes` returns them.
+        weight: The codes as `group_linear.pack_codes` returns them, contiguous. They are gone afterwards.
         scales: `[out_features, num_groups]`, float32, bfloat16 or float16.
         zeros: `[out_features, num_groups]` uint8, or None for 2^(bits - 1).
         in_features: Columns of the weight.
@@ -60,7 +60,8 @@ def pack_groups(weight: Tensor, scales: Tensor, zeros: Tensor | None, in_feature
     group_size = in_features // scales.shape[1]
     block_size = math.gcd(group_size, MAX_BLOCK)
     shape = (-(-len(weight) // PANEL), in_features // block_size, block_size // 2, bits // 4, LANES, 2)
-    codes = torch.empty(shape, dtype=torch.int16)
+    halves = weight.view(torch.int16)
+    codes = halves.view(shape) if halves.numel() == math.prod(shape) else torch.empty(shape, dtype=torch.int16)
     for first in range(0, len(weight), ROWS_AT_ONCE):
         rows = unpack_codes(weight[first : first + ROWS_AT_ONCE], bits, in_features)
         _pack_codes(rows, codes[first // PANEL : (first + ROWS_AT_ONCE) // PANEL], bits)

@@ -135,7 +135,7 @@ class Fp8Linear(Linear):
         if name != "weight":
             return super()._slot(name, rows)
         assert self.weight is not None
-        return WeightSlot((_bytes(self.weight[rows]), self.weight_scale[rows]), self._quantise)
+        return WeightSlot((_bytes(self.weight[rows]), self.weight_scale[rows]), self._quantise, by_row=True)
 
     def _quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         quantised, scale = quantize_fp8(weight.to(self.weight_scale.device, self._dtype))

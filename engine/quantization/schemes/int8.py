@@ -125,7 +125,7 @@ class Int8Linear(Linear):
         if name != "weight":
             return super()._slot(name, rows)
         assert self.weight is not None
-        return WeightSlot((self.weight[rows], self.weight_scale[rows]), self._quantise)
+        return WeightSlot((self.weight[rows], self.weight_scale[rows]), self._quantise, by_row=True)
 
     def _quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         return quantize_int8(weight.to(self.weight_scale.device))

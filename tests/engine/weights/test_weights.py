@@ -27,6 +27,7 @@ from millrace.engine.weights.checkpoint import (
     iter_tensors,
     load_dummy_weights,
 )
+from millrace.engine.weights.mapped_pages import release_pages
 from millrace.engine.weights.model_slots import weight_slots
 from millrace.engine.weights.tensor_layout import TensorLayout
 from millrace.engine.weights.tensor_view import TensorItem
@@ -616,3 +617,27 @@ def test_threads_that_fill_weights_have_the_gpu_of_their_rank(monkeypatch, tmp_p
     slots = {name: SimpleNamespace(key=(index, 0)) for index, name in enumerate("ab")}
     checkpoint.fill_slots(slots, {"a": [], "b": []})
     assert len(filled) == 2 and {devices[name] for name in filled} == {3}
+
+
+def test_pages_of_a_file_are_released_and_read_again_and_other_memory_is_kept(tmp_path: Path) -> None:
+    numbers = torch.arange(1 << 20)
+    save_file({"a": numbers}, tmp_path / "model.safetensors")
+    ((_, mapped),) = checkpoint.iter_safetensors(tmp_path / "model.safetensors")
+
+    def resident_kib() -> int:
+        start, size, is_ours = mapped.data_ptr(), 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            span = line.split()[0]
+            if "-" in span:
+                first, last = (int(address, 16) for address in span.split("-"))
+                is_ours = first <= start < last
+            elif is_ours and span == "Rss:":
+                size += int(line.split()[1])
+        return size
+
+    assert torch.equal(mapped, numbers)
+    before = resident_kib()
+    release_pages(mapped)
+    assert resident_kib() < before / 10
+    release_pages(numbers)
+    assert torch.equal(mapped, numbers) and int(numbers.sum()) == sum(range(1 << 20))
