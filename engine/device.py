@@ -295,7 +295,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Returns memory that the C library keeps for later allocations to the operating system, once after loading.
+    """Returns memory that the C library keeps for later allocations to the operating system; used while loading.
 
     The function does nothing if the C library is not glibc.
     """

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..device import memory_bytes
+from ..device import memory_bytes, return_freed_memory
 from ..errors import MAX_KEY_CHARS, ConfigError, UnsupportedModelError, quote
 from ..gguf.files import find_gguf
 from ..gguf.header import read_headers
@@ -142,6 +142,8 @@ def load_model(
         load_sharded_state(model, folder, parallel)
     else:
         fill_slots(weight_slots(model), sources)
+    if torch.device(device).type == "cpu":
+        return_freed_memory()
     model.pack()
     return model.eval()
 

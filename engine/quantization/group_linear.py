@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import group_linear, packed_group_linear
-from ...kernels.group_linear import GROUP_UNIT, by_groups, pack_codes, unpack_codes
+from ...kernels.group_linear import GROUP_UNIT, by_groups, num_words, pack_codes, unpack_codes
 from ...kernels.packed_group_linear import PackedGroups, can_pack_groups, pack_groups, unpack_rows
 from ..device import Device
 from ..layers import LinearBase, WeightSlot
@@ -47,8 +47,7 @@ class GroupLinear(LinearBase):
         def make_by_groups(dtype: torch.dtype) -> torch.nn.Parameter:
             return torch.nn.Parameter(by_groups(make(num_rows, num_groups, dtype=dtype)), requires_grad=False)
 
-        empty = torch.empty(num_rows, layer.num_columns, dtype=torch.uint8, device="meta")
-        self.codes: Tensor | None = make(num_rows, pack_codes(empty, form.bits).shape[1], dtype=torch.int32)
+        self.codes: Tensor | None = make(num_rows, num_words(layer.num_columns, form.bits), dtype=torch.int32)
         self.scales: Tensor | None = make_by_groups(form.scale_dtype)
         self.zeros: Tensor | None = make_by_groups(torch.uint8) if form.has_zeros else None
         self.order = make(layer.num_columns, dtype=torch.int64) if form.act_order else None

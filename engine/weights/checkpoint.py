@@ -61,7 +61,7 @@ _OLD_GPTQ_SOURCE = re.compile(r"gptq_model-\d+bit-(-1|\d+)g\.safetensors(\.index
 _LFS_POINTER = b"version https://git-lfs"
 _NUM_THREADS = 8  # While some threads wait for pages of a file, others copy.
 _DUMMY_SCALE = 0.02
-_PIECE_BYTES = 2 << 20  # Rows of a matrix that a thread copies or quantises at once.
+_PIECE_BYTES = 512 << 10  # Rows of a matrix that a thread copies or quantises at once.
 
 MAX_NAME_CHARS = 80
 """Most characters of a name of a tensor or a file that are shown."""

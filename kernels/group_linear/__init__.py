@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layout import GROUP_UNIT, by_groups, pack_codes, unpack_codes
+from .layout import GROUP_UNIT, by_groups, num_words, pack_codes, unpack_codes
 from .op import group_linear
 
-__all__ = ["GROUP_UNIT", "by_groups", "group_linear", "pack_codes", "unpack_codes"]
+__all__ = ["GROUP_UNIT", "by_groups", "group_linear", "num_words", "pack_codes", "unpack_codes"]

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["BLOCK_HALVES", "GROUP_UNIT", "by_groups", "codes_per_block", "pack_codes", "unpack_codes"]
+__all__ = ["BLOCK_HALVES", "GROUP_UNIT", "by_groups", "codes_per_block", "num_words", "pack_codes", "unpack_codes"]
 
 BLOCK_HALVES = 32
 GROUP_UNIT = BLOCK_HALVES
@@ -26,6 +26,11 @@ GROUP_UNIT = BLOCK_HALVES
 def codes_per_block(bits: int) -> int:
     """Returns the number of codes in a block, which is 64 bytes long."""
     return BLOCK_HALVES * 16 // bits
+
+
+def num_words(in_features: int, bits: int) -> int:
+    """Returns the number of words of 32 bits in a packed row."""
+    return -(-in_features // codes_per_block(bits)) * (BLOCK_HALVES // 2)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

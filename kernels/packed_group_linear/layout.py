@@ -24,7 +24,7 @@ PANEL = 32
 LANES = 8
 MIN_BLOCK, MAX_BLOCK = 16, 128
 
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 512
 """Rows whose codes are spread out in memory at once, while they are packed."""
 
 
