@@ -5,18 +5,15 @@
 // become two such rows: what the first leaves of a number is rounded to the second. An instruction then multiplies pairs
 // of inputs by pairs of codes and adds each pair, for 8 outputs. The sum over a block is exact in 32 bits. It is scaled,
 // and added in float32 in the order of the blocks, whatever the other rows are: results do not depend on the batch.
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
-#include <cstring>
 
-#include "../_cpu/header.h"
+#include "../_cpu/avx2.h"
 
 namespace millrace {
 namespace {
 
-constexpr int LANES = 8;         // outputs of a vector of 32-bit sums
 constexpr int VECTORS = 4;       // of a panel
 constexpr int PANEL = LANES * VECTORS;
 constexpr int MAX_ROWS = 4;      // of a tile
@@ -61,40 +58,11 @@ struct Row {
 
 // ---- Numbers of 8 lanes ----
 
-using Floats = __m256;
-using Integers = __m256i;
-
-inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
-inline Floats load(const Bf16* p) {
-    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
-}
 inline Floats load_half(const uint16_t* p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 inline Integers load_bytes(const uint8_t* p) {
     return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
-}
-
-inline float widen(float x) { return x; }
-inline float widen(Bf16 x) {
-    const uint32_t bits = uint32_t(x.bits) << 16;
-    float out;
-    std::memcpy(&out, &bits, sizeof out);
-    return out;
-}
-
-inline void store(float* p, Floats x) { _mm256_storeu_ps(p, x); }
-inline void store(Bf16* p, Floats x) {  // Ties go to even, and NaN stays NaN.
-    const Integers bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
-    const Integers odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    Integers rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
-    rounded = _mm256_srli_epi32(rounded, 16);
-    const Integers quiet = _mm256_or_si256(high, _mm256_set1_epi32(64));
-    const Integers is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    const Integers result = _mm256_blendv_epi8(rounded, quiet, is_nan);
-    const __m256i pairs = _mm256_permute4x64_epi64(_mm256_packus_epi32(result, result), 0x08);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(pairs));
 }
 
 inline int sum_lanes(Integers x) {

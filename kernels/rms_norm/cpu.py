@@ -1,14 +1,16 @@
-"""RMSNorm on the CPU: compiled (`native.cpp`), or else the plain body."""
+"""RMSNorm on the CPU: compiled (`native.cpp`, or `native_avx2.cpp` where that cannot run), or else the plain body."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+from .._library import find_avx2_library
 from .._native import kernels_by_dtype
 from ..tape import empty
 from .op import rms_norm
 
-_KERNELS = kernels_by_dtype("rms_norm", "PPPPPllif")
+_LAYOUT = "PPPPPllif"
+_KERNELS = kernels_by_dtype("rms_norm", _LAYOUT) or kernels_by_dtype("rms_norm", _LAYOUT, find_avx2_library)
 
 
 @rms_norm.register("cpu")
