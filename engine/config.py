@@ -174,8 +174,8 @@ class EngineConfig:
         enable_prompt_embeds: Whether prompts may be embeddings (`EmbedsPrompt`).
         max_logprobs: Most log-probabilities that a request may ask for, for each token; -1 for no limit.
         quantization: Name of the scheme by which the matrices of linear layers are stored and multiplied, a file in
-            engine/quantization/schemes: ``"fp8"`` (8 bits, GPU), ``"int8"`` (8 bits, CPU) or ``"int4"`` (4 bits; 8 in
-            the output head and the token embedding); None for none.
+            engine/quantization/schemes: ``"int8"`` (8 bits), ``"fp8"`` (8 bits, GPU) or ``"int4"`` (4 bits; 8 in the
+            output head and the token embedding); None for none.
         kv_cache_dtype: ``"auto"`` (the model's dtype), or 8 bits, which hold twice as many tokens as bfloat16:
             ``"fp8"``, whose heads have scales from the checkpoint (``k_scale`` and ``v_scale``) or chosen at load from
             fixed prompts, or on a CPU ``"int8"``, which is nearer to 16 bits, and whose scales are always chosen.

@@ -70,8 +70,9 @@ def scaled_product(
     out = torch.empty(len(x), len(weight), dtype=dtype, device=x.device)
     if not out.numel():
         return out
-    plan = _plan(Layout.of(x), len(weight), len(weight_scale) > 1, target)
-    x, weight = e4m3_storage(x, target), e4m3_storage(weight, target)
+    if x.dtype == torch.float8_e4m3fn and not has_e4m3(target):
+        x = x.half()  # This is exact.
+    plan, weight = _plan(Layout.of(x), len(weight), len(weight_scale) > 1, target), e4m3_storage(weight, target)
     if plan.merge is None:
         plan.product.run(x, x_scale, weight, weight_scale, bias, out)
         return out
@@ -119,13 +120,13 @@ def configuration(x_type: str, by_group: bool, num_rows: int, target: Target) ->
     16 rows are the least of a tensor core; the loop then has to keep enough bytes of the weight in flight. A square of
     128 is the smallest with which the bandwidth of L2 keeps the tensor cores busy. float32 uses no tensor cores, and
     registers limit its tile. A step is never longer than a group. Groups take a second sum in registers, and a GPU
-    without e4m3 widens the weight in registers, and 8-bit rows too; any two of these take more threads, or less work.
+    without e4m3 widens the weight in registers; both together take more threads, or a narrower tile.
     """
     is_nvidia = target.warp_size == 32
     if x_type == "fp32":
         tile = {"ROWS": 16 if num_rows <= 16 else 64, "COLUMNS": 32, "DEPTH": 32}
         return tile, {"num_warps": 8 if by_group else 4, "num_stages": 2, "enable_fp_fusion": True}
-    is_wide = not has_e4m3(target) and (by_group or x_type in ("u8", "fp8e4nv"))
+    is_wide = by_group and not has_e4m3(target)
     depth = GROUP if x_type not in ("fp16", "bf16") else GROUP // 2
     if num_rows <= 64:
         tile = {"ROWS": 16 if num_rows <= 16 else 64, "COLUMNS": 64, "DEPTH": depth}
@@ -254,13 +255,11 @@ def _row_scales(x_scale_ptr, row, group, num_rows, num_inputs):  # type: ignore[
 
 @triton.jit
 def _multiply(x, weight, total):  # type: ignore[no-untyped-def]
-    """Adds x · weight to a sum. Bytes are e4m3 on a GPU without that type; they become float16, which is exact."""
+    """Adds x · weight to a sum. A weight of 8-bit floats is widened, exactly, to the type of plain rows."""
     if x.dtype == tl.int8:
         total = tl.dot(x, weight, total, out_dtype=tl.int32)
     elif x.dtype == tl.float8e4nv:
         total = tl.dot(x, weight, total)
-    elif x.dtype == tl.uint8:
-        total = tl.dot(widen(x, tl.float16), widen(weight, tl.float16), total)
     else:
         total = tl.dot(x, widen(weight, x.dtype), total, input_precision="ieee")
     return total

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .._fp8 import e4m3_type
+from .._fp8 import e4m3_type, has_e4m3
 from .._scaled_product import Types, product_specialisations, scaled_product
 from .._triton import Specialisation, Target, current_target
 from .op import fp8_linear
@@ -27,8 +27,8 @@ def fp8_linear_triton(
 
 def specialisations(target: Target) -> Iterator[Specialisation]:
     """Yields the specialisations of the kernels: plain and 8-bit rows, scales of rows and of groups."""
-    e4m3 = e4m3_type(target)
+    e4m3, rows = e4m3_type(target), "fp8e4nv" if has_e4m3(target) else "fp16"
     for dtype in ("fp32", "fp16", "bf16"):
         for by_group in (False, True):
             yield from product_specialisations(target, Types(dtype, "", e4m3, dtype, dtype), by_group)
-            yield from product_specialisations(target, Types(e4m3, "fp32", e4m3, dtype, dtype), by_group)
+            yield from product_specialisations(target, Types(rows, "fp32", e4m3, dtype, dtype), by_group)

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from ....kernels import gate_and_mul_fp8, quantize_fp8, rms_norm_fp8, scaled_linear
+from ....kernels.fp8_linear import GROUP
 from ...device import Device
 from ...errors import ConfigError
-from ...layers import Experts, ExpertsLayer, InputFormat, Linear, Quantized, Rows, WeightSlot
+from ...layers import PLAIN, Experts, ExpertsLayer, InputFormat, Linear, LinearBase, Quantized, Rows, WeightSlot
 from ...parallel.shard import Dimension
-from ...weights.codes import QuantForm
+from ...weights.codes import Codes, QuantForm
 from ..coded_experts import CodedExperts
+from ..group_fp8_linear import GroupFp8Linear
 from ..scheme import LinearSpec, QuantizationScheme
 
 __all__ = ["SCHEME", "Fp8Linear", "Fp8Scheme"]
@@ -29,7 +31,11 @@ _MULTIPLE = 16
 
 
 class Fp8Scheme(QuantizationScheme):
-    """Stores matrices as e4m3 floats with one scale for each row, and multiplies in 8 bits."""
+    """Stores matrices as e4m3 floats with one scale for each row, and multiplies in 8 bits.
+
+    Of a checkpoint it takes scales of blocks of 128 columns, too. A GPU that does not multiply 8-bit floats multiplies
+    plain rows by them.
+    """
 
     sizes = f"sizes that are multiples of {_MULTIPLE}"
 
@@ -37,7 +43,7 @@ class Fp8Scheme(QuantizationScheme):
         if deterministic:
             raise ConfigError(
                 "quantization='fp8' and deterministic=True exclude each other: the 8-bit matrix product of a GPU may "
-                "depend on the batch; drop one of the two, or use quantization='int8' on a CPU"
+                "depend on the batch; drop one of the two, or use quantization='int8'"
             )
         super().__init__()
 
@@ -65,6 +71,35 @@ class Fp8Scheme(QuantizationScheme):
         """Makes experts whose matrices are quantised by row while they are loaded, and multiply plain activations."""
         form = QuantForm("fp8", "fp8", 8)
         return CodedExperts(layer, form, form, deterministic=self.deterministic)
+
+    @classmethod
+    def declines(cls, form: QuantForm, layer: LinearSpec, device: Device, *, deterministic: bool) -> str | None:
+        """Takes 8-bit floats with scales of rows or of 128 columns on GPUs, and inputs with scales of the same kind."""
+        if form.kind != "fp8" or device.is_cpu:
+            return ""
+        if deterministic:
+            return ": on a GPU the order of the sums depends on the batch, and deterministic=True forbids it"
+        if form.group_size not in (0, GROUP):
+            return f": there is no kernel for groups of {form.group_size} columns"
+        if form.inputs is None:
+            return None
+        is_ours = form.inputs.kind == "fp8" and form.inputs.group_size == form.group_size
+        return None if is_ours and device.supports_fp8 else ""
+
+    @classmethod
+    def make_stored(cls, layer: LinearSpec, form: QuantForm) -> LinearBase:
+        """Makes an `Fp8Linear` where the library's product can be used, else a `GroupFp8Linear`."""
+        is_multiple = layer.num_columns % _MULTIPLE == layer.num_rows % _MULTIPLE == 0
+        if form.group_size or form.inputs is None or not is_multiple:
+            return GroupFp8Linear(layer, form)
+        return Fp8Linear(
+            layer.in_features,
+            layer.blocks,
+            bias=layer.bias,
+            dtype=layer.dtype,
+            device=layer.device,
+            input_scale=form.inputs.scale,
+        )
 
 
 def _rms_norm(
@@ -98,6 +133,7 @@ class Fp8Linear(Linear):
         bias: Whether the layer has a b.
         dtype: Number type of b, x and the result.
         device: Device of W and b. Their memory is not initialised.
+        input_scale: The scale of all rows of x, beyond whose range numbers are clamped; None for a scale of each row.
     """
 
     input_format = FP8_ROWS
@@ -110,11 +146,17 @@ class Fp8Linear(Linear):
         bias: bool,
         dtype: torch.dtype,
         device: torch.device,
+        input_scale: float | None = None,
     ) -> None:
         super().__init__(
             in_features, out_features, bias=bias, dtype=dtype, device=device, weight_dtype=torch.float8_e4m3fn
         )
         self._dtype = dtype
+        if input_scale is not None:
+            self.input_format = PLAIN  # The kernels of norms and gates choose a scale for each row.
+        fixed = None if input_scale is None else torch.full((1,), input_scale, device=device)
+        self.input_scale: Tensor | None
+        self.register_buffer("input_scale", fixed, persistent=False)
         self.weight_scale: Tensor
         self.register_buffer("weight_scale", torch.empty(self._num_rows, 1, dtype=torch.float32, device=device))
 
@@ -124,7 +166,7 @@ class Fp8Linear(Linear):
         Rows that come from attention, or from a norm or an activation without a kernel of this format, are plain.
         """
         assert self.weight is not None
-        values, scales = x if isinstance(x, Quantized) else quantize_fp8(x)
+        values, scales = x if isinstance(x, Quantized) else quantize_fp8(x, self.input_scale)
         return scaled_linear(values, scales, self.weight, self.weight_scale, self.bias, self._dtype)
 
     def forward_float32(self, x: Tensor) -> Tensor:
@@ -135,9 +177,11 @@ class Fp8Linear(Linear):
         if name != "weight":
             return super()._slot(name, rows)
         assert self.weight is not None
-        return WeightSlot((_bytes(self.weight[rows]), self.weight_scale[rows]), self._quantise, by_row=True)
+        return WeightSlot((_bytes(self.weight[rows]), self.weight_scale[rows]), self._quantise, takes_codes=True, by_row=True)
 
-    def _quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantise(self, weight: Codes | Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(weight, Codes):
+            return _bytes(weight.values), weight.scales
         quantised, scale = quantize_fp8(weight.to(self.weight_scale.device, self._dtype))
         return _bytes(quantised), scale
 

@@ -1,4 +1,4 @@
-"""`Int8Scheme` (`quantization="int8"`): weights and products in 8-bit integers, on CPUs; half the memory of bfloat16.
+"""`Int8Scheme` (`quantization="int8"`): weights and products in 8-bit integers; half the memory of bfloat16.
 
 The rows of weights are quantised while they are loaded, so a model never needs the memory of full precision. The
 activations are quantised token by token in each product, so no calibration data are needed.
@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ....kernels import int8_linear, quantize_int8
+from ....kernels import int8_linear, quantize_int8, scaled_int8_linear
 from ....kernels.int8_linear import can_pack_int8, pack_int8
 from ...device import Device
-from ...errors import ConfigError
-from ...layers import Experts, ExpertsLayer, Linear, PackedWeight, WeightSlot
-from ...parallel.shard import Dimension, as_shard
-from ...weights.codes import QuantForm
+from ...layers import Experts, ExpertsLayer, Linear, LinearBase, PackedWeight, WeightSlot
+from ...parallel.shard import Dimension
+from ...weights.codes import Codes, InputQuant, QuantForm
 from ..coded_experts import CodedExperts
 from ..scheme import LinearSpec, QuantizationScheme
 
@@ -34,16 +33,7 @@ class Int8Scheme(QuantizationScheme):
     sizes = "inputs in multiples of 4"
 
     def check(self, device: Device, dtype: torch.dtype) -> None:
-        """Checks that the device is a CPU; activations may have any dtype.
-
-        Raises:
-            ConfigError: The device is a GPU.
-        """
-        if not device.is_cpu:
-            raise ConfigError(
-                "quantization='int8' is for CPUs, and this engine runs on a GPU; use quantization='fp8', or "
-                "device='cpu'"
-            )
+        """Accepts every device and dtype."""
 
     def supports_sizes(self, layer: LinearSpec) -> bool:
         """Returns whether the kernel supports the number of columns of the layer's matrix: any multiple of 4."""
@@ -57,6 +47,31 @@ class Int8Scheme(QuantizationScheme):
         """Makes experts whose matrices are quantised by row while they are loaded, and multiply plain activations."""
         form = QuantForm("int8", "int", 8)
         return CodedExperts(layer, form, form, deterministic=self.deterministic)
+
+    @classmethod
+    def declines(cls, form: QuantForm, layer: LinearSpec, device: Device, *, deterministic: bool) -> str | None:
+        """Takes integers with a scale for each row, and inputs of integers with a scale for each, or for all rows.
+
+        CPUs have a kernel for a scale of each row, if they have the instruction for it.
+        """
+        inputs = form.inputs
+        is_by_row = form.kind == "int" and form.bits == 8 and not (form.group_size or form.has_zeros or form.act_order)
+        if not is_by_row or inputs is None or inputs.kind != "int" or inputs.group_size:
+            return ""
+        has_kernel = inputs.scale is None and torch.cpu._is_vnni_supported() and can_pack_int8(layer.num_columns)
+        return None if has_kernel or not device.is_cpu else ""
+
+    @classmethod
+    def make_stored(cls, layer: LinearSpec, form: QuantForm) -> LinearBase:
+        """Makes an `Int8Linear`."""
+        return Int8Linear(
+            layer.in_features,
+            layer.blocks,
+            bias=layer.bias,
+            dtype=layer.dtype,
+            device=layer.device,
+            inputs=form.inputs,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,14 +94,15 @@ class Int8Weight:
 class Int8Linear(Linear):
     """Computes `x W^T + b`, where x and W are quantised to 8-bit integers with one scale for each row.
 
-    No row of the result depends on the other rows of x.
+    No row of the result depends on the other rows of x. On a CPU the kernel that multiplies also quantises x.
 
     Args:
-        in_features: Columns of W, a multiple of 4.
+        in_features: Columns of W; on a CPU a multiple of 4, unless the scale of x is given.
         out_features: Rows of W, or the sizes of its named fused parts in order.
         bias: Whether the layer has a b.
         dtype: Number type of b, x and the result.
         device: Device of W and b. Their memory is not initialised.
+        inputs: How x is quantised; None for a scale of each row.
     """
 
     def __init__(
@@ -97,19 +113,54 @@ class Int8Linear(Linear):
         bias: bool,
         dtype: torch.dtype,
         device: torch.device,
+        inputs: InputQuant | None = None,
     ) -> None:
-        assert can_pack_int8(as_shard(in_features).length)
         super().__init__(in_features, out_features, bias=bias, dtype=dtype, device=device, weight_dtype=torch.int8)
+        is_static = inputs is not None and inputs.scale is not None
+        self._is_packed = device.type == "cpu" and not is_static
+        assert can_pack_int8(self._columns.length) or not self._is_packed
         self.weight_scale: Tensor
         self.register_buffer("weight_scale", torch.empty(self._num_rows, dtype=torch.float32, device=device))
+        given = (inputs.scale, inputs.zero or None) if is_static else (None, None)
+        self.input_scale: Tensor | None
+        self.input_zero: Tensor | None
+        self.full_bias: Tensor | None
+        for name, number, kind in zip(("input_scale", "input_zero"), given, (torch.float32, torch.int32), strict=True):
+            tensor = None if number is None else torch.full((1,), number, dtype=kind, device=device)
+            self.register_buffer(name, tensor, persistent=False)
+        self.register_buffer("full_bias", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[num_tokens, in_features]` to `[num_tokens, out_features]` in the same dtype."""
-        return self._packed_weight().multiply(x, self.bias, x.dtype)
+        return self._multiply(x, x.dtype)
 
     def forward_float32(self, x: Tensor) -> Tensor:
         """Computes `forward` with a result in float32, which is not rounded to the dtype of `x` in between."""
-        return self._packed_weight().multiply(x, self.bias, torch.float32)
+        return self._multiply(x, torch.float32)
+
+    def _multiply(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if self._is_packed:
+            return self._packed_weight().multiply(x, self.bias, dtype)
+        assert self.weight is not None
+        values, scales = quantize_int8(x, self.input_scale, self.input_zero)
+        bias = self._full_bias() if self.full_bias is None else self.full_bias
+        return scaled_int8_linear(values, scales, self.weight, self.weight_scale, bias, dtype)
+
+    def pack(self) -> None:
+        """Packs the weight for the CPU's product; on a GPU, or with a given scale, only computes the whole bias."""
+        if self._is_packed:
+            super().pack()
+        else:
+            self.full_bias = self._full_bias()
+
+    def _full_bias(self) -> Tensor | None:
+        """Returns b in float32, less what the zero point of x adds to each row of the result; None for 0."""
+        bias = None if self.bias is None else self.bias.float()
+        if self.input_scale is None or self.input_zero is None:
+            return bias
+        assert self.weight is not None
+        added = self.weight.sum(1, dtype=torch.int32) * self.input_zero * (self.input_scale * self.weight_scale)
+        return -added if bias is None else bias - added
 
     def _packed_weight(self) -> PackedWeight:
         """Returns the weight that `pack` has packed; before `pack` was called, packs the weight for this call only."""
@@ -125,9 +176,11 @@ class Int8Linear(Linear):
         if name != "weight":
             return super()._slot(name, rows)
         assert self.weight is not None
-        return WeightSlot((self.weight[rows], self.weight_scale[rows]), self._quantise, by_row=True)
+        return WeightSlot((self.weight[rows], self.weight_scale[rows]), self._quantise, takes_codes=True, by_row=True)
 
-    def _quantise(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantise(self, weight: Codes | Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(weight, Codes):
+            return weight.values, weight.scales.squeeze(1)
         return quantize_int8(weight.to(self.weight_scale.device))
 
 
