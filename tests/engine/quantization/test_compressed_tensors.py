@@ -19,6 +19,7 @@ from millrace.engine.device import Device
 from millrace.engine.errors import CheckpointError, UnsupportedModelError
 from millrace.engine.layers import Attention, LinearBase
 from millrace.engine.llm import LLM
+from millrace.engine.loading.kv_scales import prepare_kv_scales
 from millrace.engine.loading.stored_forms import read_stored_forms
 from millrace.engine.models import Decoder, ModelOptions, build_model, load_hf_config, load_model
 from millrace.engine.models.hf_config import quantization_settings
@@ -315,11 +316,13 @@ def test_scales_of_a_kv_cache_are_used_with_an_8_bit_cache_and_else_warned_about
     model = load(quantised)
     tables = [module.kv_scales.table for module in model.modules() if isinstance(module, Attention)]
     assert [table.tolist() for table in tables] == [[[0.5, 0.5], [0.25, 0.75]]] * 2
-    assert generate(quantised) == generate(plain)  # "auto" is the dtype of the model.
-    assert "scales of an 8-bit KV cache" in caplog.text and "are not used" in caplog.text
-    caplog.clear()
-    assert generate(quantised, kv_cache_dtype="fp8")
-    assert "are not used" not in caplog.text
+    config = load_hf_config(quantised)
+    for kv_dtype, is_used in ((torch.float32, False), (torch.float8_e4m3fn, True)):
+        caplog.clear()
+        prepare_kv_scales(model, config, device=torch.device("cpu"), block_size=16, kv_dtype=kv_dtype)
+        assert ("scales of an 8-bit KV cache" in caplog.text and "are not used" in caplog.text) != is_used
+    assert [table.tolist() for table in tables] == [[[0.5, 0.5], [0.25, 0.75]]] * 2
+    assert (log_probs(model) - log_probs(load(plain))).abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("change", [{"type": "int"}, {"symmetric": False}, {"strategy": "group"}])
