@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from checkpoints import tiny_checkpoint
+from compressed_tensors_files import write_compressed_tensors
 from float_files import fp8_blocks
 from gptq_files import Packed, awq, gptq, quantise_folder, settings
+from millrace import LLM, SamplingParams
 from millrace.engine.device import Device
 from millrace.engine.errors import ConfigError
 from millrace.engine.layers import Experts, ExpertsLayer
@@ -94,6 +96,31 @@ def test_quantised_experts_give_the_probabilities_of_the_dequantised_model(tmp_p
     experts = assert_same(*quantise_folder(plain, tmp_path, quantise, config))
     assert type(experts) is CodedExperts
     assert names_of_parameters(experts) == [f"{matrix}_{part}" for matrix in ("w13", "w2") for part in parts]
+
+
+def test_experts_of_compressed_tensors_stay_packed(tmp_path: Path) -> None:
+    plain = tiny_checkpoint(tmp_path / "plain", "qwen3-moe", moe_intermediate_size=64)
+    ignored = ["lm_head", "re:.*mlp.gate$"]
+    quantised = write_compressed_tensors(plain, tmp_path / "packed", {"w4a16-channel": ["Linear"]}, ignore=ignored)
+    assert type(assert_same(quantised, plain)) is CodedExperts
+
+
+@pytest.mark.slow
+def test_two_ranks_with_slices_or_with_whole_experts_give_what_the_dequantised_model_gives(tmp_path: Path) -> None:
+    plain = tiny_checkpoint(tmp_path / "model", "mixtral", intermediate_size=128, num_local_experts=4)
+    quantised, plain = quantise_folder(plain, tmp_path, lambda name, weight: awq(weight, 32), settings("awq"))
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=1)
+    ways = ((plain, {}), (quantised, {"tensor_parallel_size": 2}))
+    ways += ((quantised, {"tensor_parallel_size": 2, "enable_expert_parallel": True}),)
+    tokens, numbers = [], []
+    for folder, more in ways:
+        with LLM(str(folder), dtype="float32", device="cpu", max_model_len=64, **more) as llm:
+            (output,) = llm.generate([list(range(5, 30))], params, use_tqdm=False)
+        tokens.append(output.outputs[0].token_ids)
+        numbers.append([next(iter(found.values())).logprob for found in output.outputs[0].logprobs])
+    assert tokens == [tokens[0]] * 3
+    for ours in numbers[1:]:
+        assert ours == pytest.approx(numbers[0], abs=BOUND)
 
 
 def test_experts_in_mxfp4_stay_packed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
