@@ -177,7 +177,9 @@ class Fp8Linear(Linear):
         if name != "weight":
             return super()._slot(name, rows)
         assert self.weight is not None
-        return WeightSlot((_bytes(self.weight[rows]), self.weight_scale[rows]), self._quantise, takes_codes=True, by_row=True)
+        return WeightSlot(
+            (_bytes(self.weight[rows]), self.weight_scale[rows]), self._quantise, takes_codes=True, by_row=True
+        )
 
     def _quantise(self, weight: Codes | Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(weight, Codes):
