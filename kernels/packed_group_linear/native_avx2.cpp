@@ -1,10 +1,11 @@
 // y = x W^T + b, where W are unsigned integers of 4 or 8 bits with a scale and a zero point for each block of 16 to 128
 // inputs. W was packed once (layout.py): panels of 32 outputs, each read from its beginning to its end.
 //
-// First the rows of x are rounded to 16-bit integers, block by block, to a scratch that all threads read. Rows of float32
-// become two such rows: what the first leaves of a number is rounded to the second. An instruction then multiplies pairs
-// of inputs by pairs of codes and adds each pair, for 8 outputs. The sum over a block is exact in 32 bits. It is scaled,
-// and added in float32 in the order of the blocks, whatever the other rows are: results do not depend on the batch.
+// First the rows of x are rounded to 16-bit integers, block by block, to a scratch that all threads read. Rows of
+// float32 become two such rows: what the first leaves of a number is rounded to the second. An instruction then
+// multiplies pairs of inputs by pairs of codes and adds each pair, for 8 outputs. The sum over a block is exact in 32
+// bits. It is scaled, and added in float32 in the order of the blocks, whatever the other rows are: results do not
+// depend on the batch.
 #include <omp.h>
 
 #include <algorithm>
@@ -118,7 +119,8 @@ void round_row(const Call& call, int index) {
     for (int b = 0; b < call.num_blocks; b++, x += call.block) {
         float rest[MAX_BLOCK];
         for (int i = 0; i < call.block; i += LANES) store(rest + i, load(x + i));
-        for (int part = 0; part < PARTS<T>; part++) round_block(rest, call.block, b, Row(call, index * PARTS<T> + part));
+        for (int part = 0; part < PARTS<T>; part++)
+            round_block(rest, call.block, b, Row(call, index * PARTS<T> + part));
     }
 }
 
@@ -243,7 +245,8 @@ struct Panel : Call {
             Out rounded[PANEL];
             for (int v = 0; v < PANEL; v += LANES) {
                 Floats sum = load(start + v);
-                for (int part = 0; part < PARTS<T>; part++) sum = _mm256_add_ps(sum, load(sums[r * PARTS<T> + part] + v));
+                for (int part = 0; part < PARTS<T>; part++)
+                    sum = _mm256_add_ps(sum, load(sums[r * PARTS<T> + part] + v));
                 store(rounded + v, sum);
             }
             std::copy(rounded, rounded + width, static_cast<Out*>(out) + (first + r) * long(num_columns) + column);
