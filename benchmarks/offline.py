@@ -150,7 +150,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--scale", type=int, default=1, metavar="DIVISOR", help="divide the lengths of outputs by it")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], help="the device's own if not given")
-    parser.add_argument("--quantization", choices=["fp8", "int8"])
+    parser.add_argument("--quantization", choices=["fp8", "int4", "int8"])
     parser.add_argument("--kv-cache-dtype", default="auto", choices=["auto", "fp8"])
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--enforce-eager", action="store_true")

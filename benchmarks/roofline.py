@@ -26,7 +26,8 @@ class Roofline:
         shape: The model.
         limits: The measured limits of the machine.
         dtype: "bfloat16" or "float32": weights, activations, and the KV cache if `kv_cache_dtype` is "auto".
-        quantization: "fp8" or "int8" if the layers' matrices are 8 bits wide; the output head never is.
+        quantization: "fp8" or "int8" if the layers' matrices are 8 bits wide; "int4" if they have 4 bits in groups of
+            64, and the output head 8. With the others the head has the model's own dtype.
         kv_cache_dtype: "fp8" or "auto".
     """
 
@@ -44,6 +45,10 @@ class Roofline:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights that one step reads."""
+        if self.quantization == "int4":
+            scale_bits = 8 * self.itemsize / 64
+            num_bits = self.shape.num_layer_params * (4 + scale_bits) + self.shape.num_head_params * (8 + scale_bits)
+            return int(num_bits / 8)
         layer_itemsize = 1 if self.quantization else self.itemsize
         return self.shape.num_layer_params * layer_itemsize + self.shape.num_head_params * self.itemsize
 
