@@ -117,8 +117,8 @@ def _plan(x: Layout, out_features: int, num_groups: int, bits: int, target: Targ
     form = _constants(TORCH_TO_TRITON[x.dtype], bits, group_size, target)
     sums = Launch(product_kernel, (num_tiles, num_splits), values, {**form, **tile, **options})
     grid = (triton.cdiv(num_rows * out_features, SUM_BLOCK),)
-    values = (num_splits, num_rows * out_features, out_features)
-    return _Plan(num_splits, sums, Launch(sum_kernel, grid, values, {"BLOCK": SUM_BLOCK, **_SUM}))
+    total = Launch(sum_kernel, grid, (num_splits, num_rows * out_features, out_features), {"BLOCK": SUM_BLOCK, **_SUM})
+    return _Plan(num_splits, sums, total)
 
 
 def configuration(dtype: str, num_rows: int, group_size: int, target: Target) -> tuple[dict[str, int], dict[str, Any]]:
