@@ -1,8 +1,8 @@
 """Compares the 8-bit conversions of `kernels/_fp8.py` with torch's, in Triton's interpreter.
 
-Then the kernels that quantise what they compute with the two kernels whose place they take, and the kernels that write
-8-bit numbers with their definitions, as they run on a GPU whose Triton does not know the type. A script of its own, for
-test_fp8.py: TRITON_INTERPRET=1 counts only before triton is first imported.
+Then the kernels that quantise what they compute with the two kernels whose place they take, and the kernels that read
+or write 8-bit numbers with their definitions, as they run on a GPU whose Triton does not know the type. A script of its
+own, for test_fp8.py: TRITON_INTERPRET=1 counts only before triton is first imported.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ def check_conversions() -> None:
 def check_kernels_on_bytes() -> int:
     """Runs the kernels that write 8-bit numbers as on an sm_80, and returns the number of samples."""
     num_samples = 0
-    for name in ("quantize_fp8", "rms_norm_fp8", "gate_and_mul_fp8", "rope_and_store", "store_kv"):
+    for name in ("quantize_fp8", "rms_norm_fp8", "gate_and_mul_fp8", "fp8_linear", "rope_and_store", "store_kv"):
         op = all_ops()[name]
         implementation = op.implementations()["cuda"]
         importlib.import_module(f"millrace.kernels.{name}.triton").current_target = lambda: TARGETS["sm_80"]
         for index, sample in enumerate(op.samples(Draw.seeded(torch.float32))):
-            if name.endswith("_fp8") or "8-bit" in sample.name:
+            if "fp8" in name or "8-bit" in sample.name:
                 assert_agrees(op, implementation, index, torch.float32)
                 num_samples += 1
     return num_samples

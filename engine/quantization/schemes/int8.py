@@ -116,12 +116,12 @@ class Int8Linear(Linear):
         inputs: InputQuant | None = None,
     ) -> None:
         super().__init__(in_features, out_features, bias=bias, dtype=dtype, device=device, weight_dtype=torch.int8)
-        is_static = inputs is not None and inputs.scale is not None
-        self._is_packed = device.type == "cpu" and not is_static
+        fixed = inputs if inputs is not None and inputs.scale is not None else None
+        self._is_packed = device.type == "cpu" and fixed is None
         assert can_pack_int8(self._columns.length) or not self._is_packed
         self.weight_scale: Tensor
         self.register_buffer("weight_scale", torch.empty(self._num_rows, dtype=torch.float32, device=device))
-        given = (inputs.scale, inputs.zero or None) if is_static else (None, None)
+        given = (None, None) if fixed is None else (fixed.scale, fixed.zero or None)
         self.input_scale: Tensor | None
         self.input_zero: Tensor | None
         self.full_bias: Tensor | None
