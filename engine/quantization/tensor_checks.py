@@ -9,7 +9,7 @@ import torch
 from ..errors import CheckpointError
 from ..weights.tensor_view import StoredTensor
 
-__all__ = ["check_groups", "check_shape", "check_there"]
+__all__ = ["check_groups", "check_shape", "check_there", "matrix_shape"]
 
 
 def check_there(module: str, tensors: Mapping[str, StoredTensor], kinds: Mapping[str, torch.dtype | None]) -> None:
@@ -45,6 +45,17 @@ def check_shape(module: str, leaf: str, tensor: StoredTensor, asked: Sequence[in
             f"{module}.{leaf} has shape {list(tensor.shape)} in the checkpoint, and {why} in quantization_config asks "
             f"for {list(asked)}; check that quantization_config and the weights belong together"
         )
+
+
+def matrix_shape(module: str, leaf: str, tensor: StoredTensor) -> tuple[int, int]:
+    """Returns the shape of a tensor that must have two dimensions; raises if it has another number of them."""
+    if len(tensor.shape) != 2:
+        raise CheckpointError(
+            f"{module}.{leaf} has shape {list(tensor.shape)}, and its format has two dimensions there; use a "
+            "checkpoint with a tensor for each matrix"
+        )
+    num_rows, num_columns = tensor.shape
+    return num_rows, num_columns
 
 
 def check_groups(module: str, num_columns: int, size: int) -> int:

@@ -21,7 +21,7 @@ from ...weights.quantised_matrix import QuantisedMatrix, numbers_of
 from ...weights.tensor_view import StoredTensor
 from ..checkpoint_format import CheckpointFormat
 from ..settings import flag, group_size, one_of, unsupported
-from ..tensor_checks import check_groups, check_shape, check_there
+from ..tensor_checks import check_groups, check_shape, check_there, matrix_shape
 
 __all__ = ["FORMAT", "AwqFormat", "AwqMatrix"]
 
@@ -83,7 +83,7 @@ class AwqFormat(CheckpointFormat):
     def join_module(self, module: str, tensors: Mapping[str, StoredTensor]) -> Iterable[tuple[str, StoredTensor]]:
         """Yields one matrix for the three tensors of a module."""
         check_there(module, tensors, {"qweight": torch.int32, "qzeros": torch.int32, "scales": None})
-        num_columns, num_words = tensors["qweight"].shape
+        num_columns, num_words = matrix_shape(module, "qweight", tensors["qweight"])
         num_groups = check_groups(module, num_columns, self._form.group_size)
         asked = {"qzeros": [num_groups, num_words], "scales": [num_groups, num_words * PER_WORD]}
         for leaf, shape in asked.items():

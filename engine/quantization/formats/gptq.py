@@ -31,7 +31,7 @@ from ...weights.quantised_matrix import QuantisedMatrix, numbers_of
 from ...weights.tensor_view import StoredTensor
 from ..checkpoint_format import CheckpointFormat
 from ..settings import flag, group_size, one_of, refuse_set, unsupported
-from ..tensor_checks import check_groups, check_shape, check_there
+from ..tensor_checks import check_groups, check_shape, check_there, matrix_shape
 
 __all__ = ["FORMAT", "GptqFormat", "GptqMatrix"]
 
@@ -174,7 +174,7 @@ class GptqFormat(CheckpointFormat):
         check_there(module, tensors, {"qweight": torch.int32, "qzeros": torch.int32, "scales": None})
         settings = next((found for pattern, found in self._rules if pattern.match(module)), self._settings)
         bits, size = settings.bits, settings.size
-        num_words, num_rows = tensors["qweight"].shape
+        num_words, num_rows = matrix_shape(module, "qweight", tensors["qweight"])
         num_columns = num_words * 32 // bits
         num_groups = check_groups(module, num_columns, size)
         asked = {

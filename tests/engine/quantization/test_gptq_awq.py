@@ -28,6 +28,7 @@ from millrace.engine.quantization.split_linear import SplitLinear
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.storage import Location
 from millrace.engine.weights.quantised_matrix import QuantisedMatrix
+from millrace.engine.weights.remote import iter_remote_tensors
 from oracles import greedy
 from paged import PagedSequences, random_sequences
 
@@ -219,6 +220,7 @@ def test_settings_that_are_not_implemented_are_refused_by_name(
         ),
         ("awq", {}, {"scales": torch.ones(2, 31)}, r"x\.scales has shape \[2, 31\] .* asks for \[2, 32\]"),
         ("awq", {}, {"qweight": torch.ones(64, 4)}, r"x\.qweight is of torch.float32, and its format has torch.int32"),
+        ("awq", {}, {"qweight": torch.ones(2, 64, 4).int()}, r"x\.qweight has shape \[2, 64, 4\], .* two dimensions"),
         ("gptq", {}, {"qzeros": None}, "x has g_idx, qweight, scales and lacks qzeros"),
         ("gptq", {}, {"qweight": None}, "x has g_idx, qzeros, scales and lacks qweight"),
         ("gptq", {"group_size": 48}, {}, "group_size=48 in quantization_config does not divide the 64 columns of x"),
@@ -355,6 +357,19 @@ def test_a_rank_reads_its_half_of_the_words(method: str, dim: int) -> None:
     assert not counts and torch.equal(matrix.narrow(dim, half, half).read(), packed.weight.narrow(dim, half, half))
     in_rows = {"g_idx": 0 if dim else packed.weight.shape[1] // 2}  # All rows have the same groups.
     assert sum(counts) == sum(tensor.numel() // 2 + in_rows.get(leaf, 0) for leaf, tensor in packed.tensors.items())
+
+
+@pytest.mark.parametrize("desc_act", [False, True])
+def test_matrices_of_files_that_are_not_mapped_are_read_alike(tmp_path: Path, desc_act: bool) -> None:
+    packed = gptq(WEIGHT, bits=3, desc_act=desc_act)
+    save_file({leaf: tensor.contiguous() for leaf, tensor in packed.tensors.items()}, tmp_path / "x.safetensors")
+    tensors = dict(iter_remote_tensors([Location.at(tmp_path / "x.safetensors")]))
+    matrix = joined("gptq", Packed(tensors, WEIGHT), bits=3, desc_act=desc_act)
+    assert matrix.form.act_order == desc_act
+    assert torch.equal(matrix.narrow(0, 5, 20).narrow(1, 9, 30).read(), packed.weight[5:25, 9:39])
+    if desc_act:
+        with pytest.raises(CheckpointError, match=r"g_idx has columns out of order, .* desc_act=false"):
+            joined("gptq", Packed(tensors, WEIGHT), bits=3).read()
 
 
 PROMPTS = [[5 + i, 30, 31, 32, *range(40, 44 + 3 * i)] for i in range(3)]
