@@ -29,6 +29,8 @@ from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.storage import Location
 from millrace.engine.weights.codes import InputQuant
 from millrace.engine.weights.quantised_matrix import QuantisedMatrix
+from millrace.engine.weights.remote import iter_remote_tensors
+from millrace.engine.weights.tensor_view import StoredTensor
 from paged import PagedSequences, random_sequences
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic"}
@@ -124,7 +126,7 @@ def test_a_checkpoint_gives_the_probabilities_of_its_dequantised_model(tmp_path:
     assert_same(*quantise_folder(folder, tmp_path, lambda name, matrix: write(matrix), dict(config)))
 
 
-def joined(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> QuantisedMatrix:
+def joined(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> QuantisedMatrix:
     """Returns the matrix that a format makes of the tensors of one module."""
     checkpoint_format = find_format(config)
     assert checkpoint_format is not None
@@ -148,6 +150,17 @@ def test_every_part_of_a_matrix_is_read_as_the_layout_says(kind: str, data: st.D
     assert part.shape == (height, width)
     expected = packed.weight[first : first + height, left : left + width]
     torch.testing.assert_close(part.read(), expected, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_of_a_matrix_behind_a_url_is_read_as_one_on_disk(tmp_path: Path, kind: str) -> None:
+    _, write, config = KINDS[kind]
+    packed = write(torch.randn(50, 96, generator=torch.Generator().manual_seed(0)))
+    path = tmp_path / "model.safetensors"
+    save_file({leaf: tensor.contiguous() for leaf, tensor in packed.tensors.items()}, path)
+    matrix = joined(config, dict(iter_remote_tensors([Location.at(path)])))
+    expected = packed.weight[13:40, 32:64]
+    torch.testing.assert_close(matrix.narrow(0, 13, 27).narrow(1, 32, 32).read(), expected, atol=1e-7, rtol=1e-6)
 
 
 @pytest.mark.slow
