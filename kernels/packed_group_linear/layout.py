@@ -82,7 +82,7 @@ def _pack_codes(rows: Tensor, panels: Tensor, bits: int) -> None:
 def _by_panel(numbers: Tensor, repeats: int) -> Tensor:
     """Maps numbers of groups `[out_features, num_groups]` to `[num_panels, num_blocks, 32]`."""
     numbers = F.pad(numbers.repeat_interleave(repeats, dim=1), (0, 0, 0, -len(numbers) % PANEL))
-    return numbers.view(-1, PANEL, numbers.shape[1]).transpose(1, 2).contiguous()
+    return numbers.reshape(-1, PANEL, numbers.shape[1]).transpose(1, 2).contiguous()
 
 
 def unpack_groups(packed: PackedGroups, dtype: torch.dtype) -> Tensor:
