@@ -30,6 +30,8 @@ from .op import group_linear
 
 FEWEST_ROWS, FEW_ROWS, MANY_ROWS = 4, 16, 64
 """Most rows of x for which a kind of tile is chosen; see `configuration`."""
+LARGE_GROUP = 128
+"""Groups of a multiple of this many inputs take the largest tile."""
 ALL = 1 << 30
 """The size of a group of all inputs, as it is compiled in."""
 MIN_STEPS = 4
@@ -104,26 +106,27 @@ class _Plan(NamedTuple):
 @functools.lru_cache(MAX_PLANS)
 def _plan(x: Layout, out_features: int, num_groups: int, bits: int, target: Target) -> _Plan:
     num_rows, in_features = x.shape
-    tile, options = configuration(TORCH_TO_TRITON[x.dtype], num_rows, target)
+    group_size = ALL if num_groups == 1 else in_features // num_groups
+    tile, options = configuration(TORCH_TO_TRITON[x.dtype], num_rows, group_size, target)
     num_tiles = triton.cdiv(num_rows, tile["ROWS"]) * triton.cdiv(out_features, tile["COLUMNS"])
     num_steps = triton.cdiv(in_features, codes_per_block(bits))
     wanted = programs_per_processor(tile) * target.num_processors // max(num_tiles, 1)
     split_steps = triton.cdiv(num_steps, max(1, min(wanted, num_steps // MIN_STEPS)))
     num_splits = triton.cdiv(num_steps, split_steps)
     values = (num_rows, in_features, out_features, num_groups, x.strides[0], split_steps)
-    form = _constants(TORCH_TO_TRITON[x.dtype], bits, ALL if num_groups == 1 else in_features // num_groups, target)
+    form = _constants(TORCH_TO_TRITON[x.dtype], bits, group_size, target)
     sums = Launch(product_kernel, (num_tiles, num_splits), values, {**form, **tile, **options})
     grid = (triton.cdiv(num_rows * out_features, SUM_BLOCK),)
-    values = (num_splits, num_rows * out_features, out_features)
-    return _Plan(num_splits, sums, Launch(sum_kernel, grid, values, {"BLOCK": SUM_BLOCK, **_SUM}))
+    total = Launch(sum_kernel, grid, (num_splits, num_rows * out_features, out_features), {"BLOCK": SUM_BLOCK, **_SUM})
+    return _Plan(num_splits, sums, total)
 
 
-def configuration(dtype: str, num_rows: int, target: Target) -> tuple[dict[str, int], dict[str, Any]]:
+def configuration(dtype: str, num_rows: int, group_size: int, target: Target) -> tuple[dict[str, int], dict[str, Any]]:
     """Returns the tile (`ROWS` of x by `COLUMNS` outputs) and the options of the product.
 
     Up to 16 rows, reading takes the time. 64 outputs are then the fewest of a tensor core; twice as many read x half as
-    often, which counts from a few rows on. With more rows a tile is as large as registers allow. float32 uses no tensor
-    cores. README.md has the figures.
+    often, which counts from a few rows on. With more rows a tile is as large as registers allow: the sums of several
+    groups in a step need more of them. float32 uses no tensor cores. README.md has the figures.
     """
     options = {"num_stages": 4 if target.warp_size == 32 else 2, "enable_fp_fusion": True}
     if dtype == "fp32":
@@ -133,7 +136,7 @@ def configuration(dtype: str, num_rows: int, target: Target) -> tuple[dict[str, 
         tile, num_warps = {"ROWS": 16, "COLUMNS": 64}, 2
     elif num_rows <= FEW_ROWS:
         tile, num_warps = {"ROWS": 16, "COLUMNS": 128}, 4
-    elif num_rows <= MANY_ROWS:
+    elif num_rows <= MANY_ROWS or group_size % LARGE_GROUP:
         tile, num_warps = {"ROWS": 64, "COLUMNS": 128}, 8
     else:
         tile, num_warps = {"ROWS": 128, "COLUMNS": 128}, 8
@@ -174,8 +177,9 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
     """Yields the specialisations of both kernels on a target."""
     for dtype, scale in ((TORCH_TO_TRITON[dtype], TORCH_TO_TRITON[scale]) for dtype, scale in _SCALES):
         for num_rows in (1,) if dtype == "fp32" else (FEWEST_ROWS, FEW_ROWS, MANY_ROWS, MANY_ROWS + 1):
-            tile, options = configuration(dtype, num_rows, target)
-            for bits, group_size in product((4, 8), (BLOCK_HALVES, ALL)):
+            smallest = LARGE_GROUP if num_rows > MANY_ROWS else BLOCK_HALVES
+            for bits, group_size in product((4, 8), (smallest, ALL)):
+                tile, options = configuration(dtype, num_rows, group_size, target)
                 constants = _constants(dtype, bits, group_size, target) | tile
                 yield from _product_forms(dtype, scale, constants, options)
     for out in ("fp32", "fp16", "bf16"):
