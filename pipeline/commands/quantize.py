@@ -56,7 +56,12 @@ def quantize(
     given = dict(map(engine_setting, engine or []))
     if "model" in given:
         raise ConfigError("the model is the argument MODEL; leave it out of --engine")
-    options = {"scheme": scheme, "group_size": group_size, "symmetric": not asymmetric, "head_bits": head}
+    options: dict[str, Any] = {
+        "scheme": scheme,
+        "group_size": group_size,
+        "symmetric": not asymmetric,
+        "head_bits": head,
+    }
     rows = [] if calibration is None else read_column(calibration, column)
     report = quantize_model(model, out, **options, rows=rows, **given)
     if as_json:
@@ -80,7 +85,7 @@ def read_column(path: str, column: str | None) -> list[Any]:
 
     source = Source.find(path)
     name = column or next((name for name in COLUMNS if name in source.schema.names), None)
-    if name not in source.schema.names:
+    if name is None or name not in source.schema.names:
         raise ConfigError(
             f"--calibration {path!r} has no column {name or ' or '.join(COLUMNS)!r}; pass --column, one of "
             f"{', '.join(source.schema.names)}"

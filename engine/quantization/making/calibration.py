@@ -8,6 +8,7 @@ rounding has cost.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -69,23 +70,19 @@ class Calibration:
             write: Rounds and writes one tensor.
             bar: Makes the progress bar of the layers.
         """
-        num_layers, prefixes = self._model.spec.num_layers, [f"layers.{i}." for i in range(self._model.spec.num_layers)]
-        of_layer: list[list[str]] = [[] for _ in prefixes]
-        others = []
-        layer_of = dict(zip(prefixes, of_layer, strict=True))
+        by_layer: dict[str, list[str]] = {}
         for name in tensors:
-            ours = (our_names(self._weights, name) or [""])[0]
-            layer_of.get(".".join(ours.split(".")[:2]) + ".", others).append(name)
+            by_layer.setdefault(self._layer_of(name), []).append(name)
         head = None
-        for name in others:
+        for name in by_layer.get("", ()):
             head = write(name, _read(tensors[name]), None) or head
-        self._fill(lambda name: not name.startswith("layers."))
+        self._fill("")
         fit, exact, rounded = (RowStream(self._model, rows) for rows in (self._rows, self._held_out, self._held_out))
-        for layer in bar(range(num_layers)):
-            slots = self._fill(lambda name, prefix=prefixes[layer]: name.startswith(prefix))
+        for layer in bar(range(self._model.spec.num_layers)):
+            names, slots = by_layer[f"layers.{layer}."], self._fill(f"layers.{layer}.")
             exact.run(layer)
-            self._round_layer(layer, of_layer[layer], tensors, slots, fit, write)
-            with self._rounded_inputs(layer, of_layer[layer]):
+            self._round_layer(layer, names, tensors, slots, fit, write)
+            with self._rounded_inputs(layer, names):
                 fit.run(layer)
                 rounded.run(layer)
             slots.clear()
@@ -95,13 +92,19 @@ class Calibration:
             self._slots[HEAD + WEIGHT].fill(head.dequantise())
         self.perplexity_after = rounded.perplexity()
 
-    def _fill(self, chosen: Callable[[str], bool]) -> dict[str, WeightSlot]:
-        """Loads some weights, and returns their weight slots; those of layers are then forgotten here."""
-        names = [name for name in self._slots if chosen(name)]
-        fill_slots(
-            {name: self._slots[name] for name in names}, {n: self._sources.pop(n) for n in names if n in self._sources}
-        )
-        return {name: self._slots.pop(name) if name.startswith("layers.") else self._slots[name] for name in names}
+    def _layer_of(self, name: str) -> str:
+        """Returns the beginning of our names of the layer's weights to which a tensor belongs; empty if to none."""
+        return _layer((our_names(self._weights, name) or [""])[0])
+
+    def _fill(self, layer: str) -> dict[str, WeightSlot]:
+        """Loads the weights of a layer, or of all that is in none, and returns their weight slots.
+
+        Those of a layer are forgotten here, so that its memory is free when the caller forgets them too.
+        """
+        names = [name for name in self._slots if _layer(name) == layer]
+        slots = {name: self._slots.pop(name) if layer else self._slots[name] for name in names}
+        fill_slots(slots, {name: self._sources.pop(name) for name in names if name in self._sources})
+        return slots
 
     def _round_layer(
         self,
@@ -121,10 +124,9 @@ class Calibration:
             if self._plan.grid_of(name) is None:
                 write(name, tensor, None)
                 continue
-            own = our_names(self._weights, name)
-            rounded = write(
-                name, tensor, next((products[path] for path in products if own[0].startswith(path + ".")), None)
-            )
+            own = our_names(self._weights, name)[0]
+            path = next((path for path in products if own.startswith(f"{path}.")), "")
+            rounded = write(name, tensor, products.get(path))  # The inputs of an expert are not known.
             assert rounded is not None
             for ours, part in match_tensor(slots, self._weights, name, rounded.dequantise().cpu()):
                 slots[ours].fill(read_part(slots[ours], part))
@@ -155,6 +157,12 @@ class Calibration:
             return (rows,)
 
         return before
+
+
+def _layer(name: str) -> str:
+    """Returns the beginning of our name of a layer's weight, such as `layers.3.`; empty for other weights."""
+    found = re.match(r"layers\.\d+\.", name)
+    return found[0] if found else ""
 
 
 def _read(tensor: StoredTensor) -> Tensor:

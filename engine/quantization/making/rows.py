@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any, TypeAlias, cast
 
 from ...config import EngineConfig
 from ...errors import ConfigError, quote
 from ...loading.model_source import resolve_tokenizer
 from ...models.model_code import model_code
+from ...text.conversation import Messages
 from ...text.tokenizer import Tokenizer
 
 __all__ = ["Row", "read_rows"]
 
-Row: TypeAlias = str | Sequence[Mapping[str, Any]]
+Row: TypeAlias = str | Messages
 """A text, or the messages of a conversation."""
 
 MAX_ROWS = 640
@@ -51,8 +52,7 @@ def read_rows(config: EngineConfig, hf_config: Any, rows: Sequence[Row]) -> list
 def _encode(tokenizer: Tokenizer, row: Row) -> list[int]:
     if isinstance(row, str):
         return tokenizer.encode_batch([row])[0]
-    if not isinstance(row, Sequence):
+    if not isinstance(row, Sequence):  # A file of rows may hold anything.
         raise ConfigError(f"a calibration row is a text or a list of messages; got {quote(row)}")
-    return tokenizer.encode_batch([tokenizer.render_chat(row, add_generation_prompt=False)], add_special_tokens=False)[
-        0
-    ]
+    text = tokenizer.render_chat(cast("Messages", row), add_generation_prompt=False)
+    return tokenizer.encode_batch([text], add_special_tokens=False)[0]
