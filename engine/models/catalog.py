@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UnsupportedModelError
+from ..quantization.registry import scheme_names
 from .family import Family
 from .registry import iter_families
 from .spec import DecoderSpec
@@ -95,7 +96,7 @@ def _features(family: Family, spec: DecoderSpec | None) -> dict[str, str]:
         "TP": "yes",
         "PP": "yes",
         "prefix cache": _prefix_cache(spec),
-        "quantization": "int8, fp8 at load",
+        "quantization": ", ".join(scheme_names()),
         "LoRA": "not yet",
         "pooling": "embed, classify" if has_classifier else "embed",
     }
