@@ -29,10 +29,10 @@ def unsupported(field: str, value: Any, allowed: str) -> UnsupportedModelError:
 
 
 def one_of(config: Mapping[str, Any], field: str, allowed: Sequence[Any], default: Any = None) -> Any:
-    """Returns a field that must have one of the implemented values; text is compared without regard to case."""
+    """Returns a field that must have one of the implemented values; text in any case."""
     value = config.get(field, default)
     found = value.lower() if isinstance(value, str) else value
-    if isinstance(value, bool) or found not in allowed:
+    if not any(type(found) is type(each) and found == each for each in allowed):
         raise unsupported(field, value, " or ".join(map(str, allowed)))
     return found
 

@@ -187,6 +187,7 @@ WEIGHT = torch.linspace(-1.0, 1.0, 32 * 64).view(32, 64)
         ),
         ("awq", {"group_size": 0}, r"\.group_size' is 0; it can be -1 or a positive integer"),
         ("gptq", {"bits": 5}, r"\.bits' is 5; it can be 2 or 3 or 4 or 8"),
+        ("gptq", {"bits": 4.0}, r"\.bits' is 4\.0; it can be 2 or 3 or 4 or 8"),
         ("gptq", {"group_size": "128"}, r"\.group_size' is '128'"),
         ("gptq", {"checkpoint_format": "marlin"}, r"\.checkpoint_format' is 'marlin'; it can be gptq or gptq_v2"),
         ("gptq", {"pack_dtype": "int16"}, r"\.pack_dtype' is 'int16'; it can be int32"),
