@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .codes import Codes, QuantForm
-from .tensor_view import StoredTensor
+from .tensor_view import StoredTensor, codes_of
 
 __all__ = ["QuantisedMatrix", "numbers_of"]
 
@@ -61,7 +61,7 @@ class QuantisedMatrix:
 
     def read(self) -> Tensor:
         """Reads the numbers and returns them dequantised, in float32."""
-        return self.codes().dequantise()
+        return codes_of(self).dequantise()
 
     @abstractmethod
     def codes(self) -> Codes:

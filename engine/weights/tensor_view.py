@@ -8,6 +8,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from ..errors import CheckpointError
 from .codes import Codes, QuantForm
 
 __all__ = ["StoredTensor", "TensorItem", "TensorView", "UnreadTensor", "codes_of", "form_of"]
@@ -147,6 +148,15 @@ def form_of(tensor: StoredTensor) -> QuantForm | None:
 
 
 def codes_of(tensor: StoredTensor) -> Codes:
-    """Reads the numbers of a stored tensor that has a form, as they are quantised."""
+    """Reads the numbers of a stored tensor that has a form, as they are quantised.
+
+    Raises:
+        CheckpointError: A scale, or a number of a table, is infinite or not a number.
+    """
     codes: Codes = tensor.codes()  # type: ignore[union-attr]
+    if not all(numbers.isfinite().all() for numbers in (codes.scales, codes.values) if numbers.dtype == torch.float32):
+        raise CheckpointError(
+            f"the scales of {getattr(tensor, 'name', 'experts')} hold NaN or infinite numbers; fetch the checkpoint "
+            "again, or quantise the model again"
+        )
     return codes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -303,6 +304,9 @@ def test_settings_that_are_not_implemented_are_refused_by_name(
         ("fp8", {"weight": None}, "x has weight_scale; it must have weight and one of"),
         ("fp8", {"weight": torch.ones(32, 64)}, r"x\.weight is of torch.float32 .* matrix of torch.float8_e4m3fn"),
         ("fp8", {"weight_scale": torch.ones(3)}, r"x\.weight_scale has shape \[3\] .* asks for \[32, 1\]"),
+        ("fp8", {"weight_scale": torch.tensor(math.nan)}, r"the scales of x hold NaN or infinite numbers; fetch"),
+        ("bnb-int8", {"SCB": torch.full((32,), math.inf)}, "the scales of x hold NaN"),
+        ("nf4", {"weight.absmax": torch.full((32,), math.nan)}, "the scales of x hold NaN"),
         ("fp8", {"input_scale": torch.tensor(1.0)}, r"x has input_scale, and .*activation_scheme' is 'dynamic'"),
         ("fp8-static", {"input_scale": None}, "x has no input_scale, which a static quantisation of inputs needs"),
         ("fp8-static", {"input_scale": torch.tensor(0.0)}, r"x\.input_scale is 0\.0; it must be one positive number"),

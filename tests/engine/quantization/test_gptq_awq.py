@@ -220,6 +220,7 @@ def test_settings_that_are_not_implemented_are_refused_by_name(
             r"x\.qzeros has shape \[2, 4\] .* group_size=64 .* \[1, 4\]",
         ),
         ("awq", {}, {"scales": torch.ones(2, 31)}, r"x\.scales has shape \[2, 31\] .* asks for \[2, 32\]"),
+        ("awq", {}, {"scales": torch.full((2, 32), torch.inf)}, "the scales of x hold NaN or infinite numbers"),
         ("awq", {}, {"qweight": torch.ones(64, 4)}, r"x\.qweight is of torch.float32, and its format has torch.int32"),
         ("awq", {}, {"qweight": torch.ones(2, 64, 4).int()}, r"x\.qweight has shape \[2, 64, 4\], .* two dimensions"),
         ("gptq", {}, {"qzeros": None}, "x has g_idx, qweight, scales and lacks qzeros"),
