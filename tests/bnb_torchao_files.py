@@ -29,8 +29,11 @@ FP4 = [*FP4, *(-number for number in FP4)]
 """Its floats of 4 bits, divided by the largest."""
 
 
-def bnb_4bit(kind: str = "nf4", *, block: int = 64, nested: bool = False) -> Write:
-    """Returns the writer of places in a table, with scales of blocks that may be quantised themselves."""
+def bnb_4bit(kind: str = "nf4", *, block: int = 64, nested: bool = False, storage: torch.dtype = torch.uint8) -> Write:
+    """Returns the writer of places in a table, with scales of blocks that may be quantised themselves.
+
+    The packed bytes are the memory of numbers of the type `storage`.
+    """
     table = torch.tensor(NF4 if kind == "nf4" else FP4)
 
     def write(matrix: Tensor) -> Packed:
@@ -44,7 +47,8 @@ def bnb_4bit(kind: str = "nf4", *, block: int = 64, nested: bool = False) -> Wri
             state |= fields
         spread = absmax.repeat_interleave(block)[: len(flat)]
         codes = ((flat / spread).unsqueeze(-1) - table).abs().argmin(-1).to(torch.uint8)
-        tensors["weight"] = (codes[::2] << 4 | torch.nn.functional.pad(codes[1::2], (0, len(flat) % 2))).view(-1, 1)
+        packed = codes[::2] << 4 | torch.nn.functional.pad(codes[1::2], (0, len(flat) % 2))
+        tensors["weight"] = packed.view(storage).view(-1, 1)
         tensors[f"weight.quant_state.bitsandbytes__{kind}"] = torch.tensor(list(json.dumps(state).encode())).byte()
         return Packed(tensors, (table[codes.int()] * spread).view_as(matrix))
 

@@ -3,6 +3,7 @@
 4 bits (Dettmers et al., 2023, arXiv:2305.14314). The rows of a matrix lie one after another, in blocks of 64 numbers:
 
     weight [N * K / 2, 1] uint8, the first number of a byte in its upper half,   weight.quant_map [16] float32
+        (or its bytes as fewer floats, which are the memory of those bytes: `bnb_4bit_quant_storage`)
     weight.absmax [num_blocks] float32,   weight.quant_state.bitsandbytes__nf4 uint8, an object in JSON
 
     W.flatten()[i] = quant_map[code[i]] * absmax[i // 64]
@@ -38,6 +39,9 @@ STATE = "weight.quant_state.bitsandbytes__"
 KINDS = ("nf4", "fp4")
 NESTED = ("weight.nested_absmax", "weight.nested_quant_map")
 INT8_MAX = 127
+
+STORAGES = {"uint8": torch.uint8, "bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+"""Values of `bnb_4bit_quant_storage` -> the number type whose memory holds the packed bytes."""
 
 FIELDS = (
     *("load_in_4bit", "load_in_8bit", "_load_in_4bit", "_load_in_8bit", "bnb_4bit_quant_type"),
@@ -77,9 +81,11 @@ class TableMatrix(QuantisedMatrix):
     def codes(self) -> Codes:
         """Reads whole rows, and returns this part of them, dequantised, with scales of 1."""
         start, end = (row * self.state.shape[1] for row in (self.rows.start, self.rows.stop))
-        first = start // 2
-        packed = numbers_of(self.tensors["weight"].narrow(0, first, -(-end // 2) - first)).flatten()
-        places = torch.stack((packed >> 4, packed & 15), dim=-1).flatten()[start - 2 * first :][: end - start]
+        stored = self.tensors["weight"]
+        together = 2 * stored.dtype.itemsize
+        first = start // together
+        packed = numbers_of(stored.narrow(0, first, -(-end // together) - first)).view(torch.uint8).flatten()
+        places = torch.stack((packed >> 4, packed & 15), dim=-1).flatten()[start - together * first :][: end - start]
         table = numbers_of(self.tensors["weight.quant_map"]).float()
         blocks = torch.arange(start, end) // self.state.block
         numbers = table[places.int()] * self._absmax(start, end)[blocks - start // self.state.block]
@@ -122,7 +128,7 @@ class BitsAndBytesFormat(CheckpointFormat):
         check_fields(config, FIELDS)
         self._is_8bit = bool(config.get("load_in_8bit", config.get("_load_in_8bit", False)))
         one_of(config, "bnb_4bit_quant_type", KINDS, default="fp4")
-        one_of(config, "bnb_4bit_quant_storage", ("uint8", None))
+        one_of(config, "bnb_4bit_quant_storage", (*STORAGES, None))
         flag(config, "bnb_4bit_use_double_quant", default=False)
         module_names(config, "llm_int8_skip_modules")
 
@@ -166,17 +172,18 @@ def _join_table(module: str, states: list[str], tensors: Mapping[str, StoredTens
     state = _read_state(module, states[0], tensors)
     count = state.shape[0] * state.shape[1]
     num_blocks = -(-count // state.block)
-    asked = {"weight": [-(-count // 2), 1], "weight.absmax": [num_blocks], "weight.quant_map": [16]}
+    together = 2 * tensors["weight"].dtype.itemsize if "weight" in tensors else 2
+    asked = {"weight": [-(-count // together), 1], "weight.absmax": [num_blocks], "weight.quant_map": [16]}
     if state.nested_block:
         asked |= {NESTED[0]: [-(-num_blocks // state.nested_block)], NESTED[1]: [256]}
     for leaf, shape in asked.items():
         if list(_get(module, tensors, leaf).shape) != shape:
             raise misshapen(f"{module}.{leaf}", tensors[leaf].shape, shape)
     absmax_is_coded = tensors["weight.absmax"].dtype == torch.uint8
-    if tensors["weight"].dtype != torch.uint8 or absmax_is_coded != bool(state.nested_block):
+    if tensors["weight"].dtype not in STORAGES.values() or absmax_is_coded != bool(state.nested_block):
         raise CheckpointError(
             f"{module}.weight is of {tensors['weight'].dtype} and weight.absmax of {tensors['weight.absmax'].dtype}; "
-            f"with {states[0]} they must be of torch.uint8 and of "
+            f"with {states[0]} they must be of torch.uint8 (or a type in bnb_4bit_quant_storage) and of "
             f"{torch.uint8 if state.nested_block else torch.float32}; fetch the checkpoint again"
         )
     return TableMatrix(module, TABLE_FORM, tensors, range(state.shape[0]), range(state.shape[1]), state)

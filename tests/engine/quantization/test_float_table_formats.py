@@ -81,6 +81,7 @@ KINDS: dict[str, tuple[str, Write, Mapping[str, Any]]] = {
     "nvfp4": ("llama", nvfp4(inputs=0.01), {**MODELOPT, "quant_algo": "NVFP4", "group_size": 16}),
     "nf4": ("qwen2", bnb_4bit(), BNB),
     "nf4-nested": ("llama", bnb_4bit(block=32, nested=True), {**BNB, "bnb_4bit_use_double_quant": True}),
+    "nf4-bfloat16": ("llama", bnb_4bit(storage=torch.bfloat16), {**BNB, "bnb_4bit_quant_storage": "bfloat16"}),
     "fp4": ("llama", bnb_4bit("fp4"), {**BNB, "bnb_4bit_quant_type": "fp4"}),
     "bnb-int8": ("qwen3-moe", bnb_int8, BNB_INT8),
     "torchao-int8": ("llama", torchao_intx(), INT8_ROWS),
@@ -273,7 +274,7 @@ def test_the_scales_of_a_cache_are_read_beside_those_of_matrices(tmp_path: Path)
         (MODELOPT, {"quantization": 8}, r"\.quantization' is 8; it can be an object"),
         (MODELOPT, {"quant_algo": "NVFP4", "group_size": 32}, r"\.group_size' is 32; it can be 16"),
         (BNB, {"bnb_4bit_quant_type": "nf3"}, r"\.bnb_4bit_quant_type' is 'nf3'; it can be nf4 or fp4"),
-        (BNB, {"bnb_4bit_quant_storage": "bfloat16"}, r"\.bnb_4bit_quant_storage' is 'bfloat16'; it can be uint8"),
+        (BNB, {"bnb_4bit_quant_storage": "int32"}, r"\.bnb_4bit_quant_storage' is 'int32'; it can be uint8"),
         (INT8_ROWS, {"quant_type": "int4wo"}, r"\.quant_type' is 'int4wo'; it can be Int8WeightOnlyConfig or"),
         (torchao("FqnToConfig"), {}, r"\.quant_type' is 'FqnToConfig'"),
         (
