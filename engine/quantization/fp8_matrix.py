@@ -16,8 +16,8 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..weights.codes import Codes, InputQuant, QuantForm
 from ..weights.quantised_matrix import QuantisedMatrix, numbers_of
-from ..weights.tensor_layout import misshapen
 from ..weights.tensor_view import StoredTensor
+from .tensor_checks import check_shape
 
 __all__ = ["Fp8Matrix", "read_scale", "scale_numbers"]
 
@@ -37,6 +37,7 @@ class Fp8Matrix(QuantisedMatrix):
         scale: tuple[str, StoredTensor],
         *,
         format_name: str,
+        setting: str,
         block: tuple[int, int] | None,
         inputs: InputQuant | None,
     ) -> Fp8Matrix:
@@ -48,6 +49,7 @@ class Fp8Matrix(QuantisedMatrix):
             scale: The name of the scales in the module, and the scales: one, `[N]`, `[N, 1]`, or with blocks
                 `[ceil(N / b), ceil(K / c)]`, also with dimensions of length 1.
             format_name: Name of the checkpoint's format.
+            setting: The field of the config, with its value, that says which numbers share a scale; for messages.
             block: Rows and columns of a block; None if the scales are of the matrix or of rows.
             inputs: How the input of the layer is quantised.
 
@@ -67,7 +69,7 @@ class Fp8Matrix(QuantisedMatrix):
         if block and len(found) == 4:
             fits = found == [asked[0], 1, asked[1], 1]
         if not fits:
-            raise misshapen(f"{module}.{leaf}", scales.shape, asked if block else [num_rows, 1])
+            check_shape(module, leaf, scales, asked if block else [num_rows, 1], setting)
         row_block, group_size = block or (1, 0)
         form = QuantForm(format_name, "fp8", 8, group_size, row_block=row_block, inputs=inputs)
         return cls(module, form, {"weight": weight, "scale": scales}, range(num_rows), range(num_columns))

@@ -75,6 +75,7 @@ class Fp8Format(CheckpointFormat):
                 tensors["weight"],
                 (scales[0], tensors[scales[0]]),
                 format_name=self._name,
+                setting=f"weight_block_size={[*self._block] if self._block else 'null'}",
                 block=self._block,
                 inputs=self._inputs(module, tensors),
             ),

@@ -84,7 +84,11 @@ class ModelOptFormat(CheckpointFormat):
         inputs = PLANNED[self._algorithm].inputs
         if self._algorithm == "FP8":
             inputs = InputQuant("fp8", scale=read_scale(module, "input_scale", tensors))
-        yield "weight", Fp8Matrix.join(module, weight, scale, format_name=name, block=block, inputs=inputs)
+        setting = f"quant_algo={self._algorithm}"
+        yield (
+            "weight",
+            Fp8Matrix.join(module, weight, scale, format_name=name, setting=setting, block=block, inputs=inputs),
+        )
 
 
 FORMAT = ModelOptFormat
