@@ -71,11 +71,12 @@ class QuantizationPlan:
 
     def as_config(self) -> dict[str, Any]:
         """Returns the `quantization_config` of config.json."""
-        recipe, groups = self.recipe, {}
+        recipe = self.recipe
+        # transformers 5.23 reads all experts as the first group says, so that of the head is the last.
+        groups = {"group_0": group_config(recipe.grid, recipe.format, ["Linear"], recipe.activations)}
         if self.head is not None:
             assert self.head_grid is not None
-            groups["group_0"] = group_config(self.head_grid, "pack-quantized", [self.head], None)
-        groups[f"group_{len(groups)}"] = group_config(recipe.grid, recipe.format, ["Linear"], recipe.activations)
+            groups["group_1"] = group_config(self.head_grid, "pack-quantized", [self.head], None)
         formats = {group["format"] for group in groups.values()}
         return {
             "quant_method": "compressed-tensors",
