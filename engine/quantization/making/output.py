@@ -121,11 +121,16 @@ def new_checkpoint(source: Path, target: Path) -> Iterator[CheckpointOutput]:
         target: The folder; it does not exist, or is empty.
 
     Raises:
-        ConfigError: The folder holds files, or cannot be written.
+        ConfigError: The folder holds files, cannot be written, or cannot be replaced.
     """
     try:
+        target = target.resolve()  # A link to an empty folder would not be replaced.
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise ConfigError(f"{quote(str(target))} exists and is not empty; pass the name of a new folder")
+        if target.is_mount() or target == Path.cwd():
+            raise ConfigError(
+                f"{quote(str(target))} is in use and cannot be replaced; pass the name of a new folder in it"
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     except OSError as error:

@@ -257,6 +257,19 @@ def test_a_folder_with_files_is_not_touched(tiny_model, tmp_path: Path) -> None:
         quantize_model(str(tiny_model("llama")), tmp_path / "out", scheme="fp8", shows_progress=False)
 
 
+def test_an_empty_folder_is_replaced_behind_a_link_but_not_where_the_process_is(
+    tiny_model, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    quantize_model(str(tiny_model("llama")), tmp_path / "link", scheme="fp8", shows_progress=False)
+    assert (tmp_path / "empty" / "model.safetensors").exists() and (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match="is in use and cannot be replaced"):
+        quantize_model(str(tiny_model("llama")), ".", scheme="fp8", shows_progress=False)
+
+
 @pytest.mark.parametrize(
     ("family", "options", "said"),
     [
