@@ -56,6 +56,8 @@ def quantize(
     given = dict(map(engine_setting, engine or []))
     if "model" in given:
         raise ConfigError("the model is the argument MODEL; leave it out of --engine")
+    if column is not None and calibration is None:
+        raise ConfigError("--column is a column of the rows of --calibration, which is missing")
     options: dict[str, Any] = {
         "scheme": scheme,
         "group_size": group_size,
@@ -78,7 +80,7 @@ def read_column(path: str, column: str | None) -> list[Any]:
         column: Name of the column; None for the first of `COLUMNS` that the file has.
 
     Raises:
-        ConfigError: The file cannot be read, or has no such column.
+        ConfigError: The file cannot be read, or has no such column, or nothing in it.
     """
     from ..arrow_values import to_rows
     from ..sources import Source
@@ -93,7 +95,10 @@ def read_column(path: str, column: str | None) -> list[Any]:
     source = source.with_columns([name])
     tables = itertools.chain.from_iterable(source.tables(unit) for unit in source.units)
     rows = itertools.chain.from_iterable(to_rows(table, source.schema) for table in tables)
-    return list(itertools.islice((row[name] for row in rows if row[name] is not None), MAX_ROWS))
+    found = list(itertools.islice((row[name] for row in rows if row[name] is not None), MAX_ROWS))
+    if not found:
+        raise ConfigError(f"--calibration {path!r} has no rows, or only null ones, in column {name!r}")
+    return found
 
 
 def _show(report: QuantizationReport, out: Path) -> None:

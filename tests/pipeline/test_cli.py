@@ -20,6 +20,7 @@ from millrace import ConfigError, EngineDeadError
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
 from millrace.pipeline.commands.check import read_prompts
+from millrace.pipeline.commands.quantize import read_column
 from millrace.pipeline.commands.stopping import Stopping, stop_on_signals
 from millrace.pipeline.errors import find_cause
 from millrace.pipeline.files.storage import Storage
@@ -199,6 +200,7 @@ import sys, time
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
 from millrace.pipeline.commands.check import read_prompts
+from millrace.pipeline.commands.quantize import read_column
 
 def wait(prepared, *args, **kwargs):
     prepared.folder.write_state(prepared.state)
@@ -230,6 +232,7 @@ from types import SimpleNamespace
 from millrace.pipeline import cli
 from millrace.pipeline.commands import running
 from millrace.pipeline.commands.check import read_prompts
+from millrace.pipeline.commands.quantize import read_column
 from millrace.pipeline.job.display import ProgressView
 from millrace.pipeline.job.progress import Progress
 from millrace.pipeline.ledger.claim import Claim
@@ -338,10 +341,13 @@ def test_quantize_writes_a_folder_and_says_what_it_cost(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "model", "llama")
     rows = [{"line": f"Rows stream in {i}, and results stream out."} for i in range(6)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "nulls.jsonl").write_text('{"line": null, "text": ""}\n' * 3)
     args = ["quantize", "model", "out", "--scheme", "w8a8", "--calibration", "rows.jsonl"]
     done = command(*args, folder=tmp_path)
     assert done.returncode == 2
     assert "has no column 'messages or text or prompt'; pass --column, one of line" in done.stderr
+    with pytest.raises(ConfigError, match="has no rows, or only null ones, in column 'line'"):
+        read_column(str(tmp_path / "nulls.jsonl"), "line")
     done = command(*args, "--column", "line", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "in w8a8, rounded for the calibration rows (GPTQ)" in done.stdout
