@@ -1,8 +1,9 @@
 """The libraries of compiled CPU kernels: loading them, and the threads that their kernels may use.
 
-An install compiles `native.cpp` of every op into one library where it finds a C++ compiler (pyproject.toml). Nothing is
-compiled at run time. The kernels need a CPU with AVX512_BF16. Without the library or the CPU, an op runs its numba
-kernel, or else its plain torch body. A second library has the `native_avx2.cpp`, for every CPU with AVX2.
+An install compiles the kernels into two libraries where it finds a C++ compiler (pyproject.toml): one for CPUs with
+AVX512_BF16, and one for those with AVX2 alone, which lacks the kernels that only AVX-512 makes fast. A process loads
+the one for its CPU. Nothing is compiled at run time. An op without a compiled kernel runs its numba kernel, or else its
+plain torch body.
 """
 
 from __future__ import annotations
@@ -21,20 +22,13 @@ _logger = logging.getLogger(__name__)
 
 @functools.cache
 def find_library() -> ctypes.CDLL | None:
-    """Loads the library of compiled CPU kernels. Where that fails, logs the reason and returns None."""
-    if not torch.cpu._is_avx512_bf16_supported():
-        _logger.info("this CPU has no AVX512_BF16, which the compiled kernels need: numba runs in their place")
-        return None
-    return _load("_cpu_kernels")
-
-
-@functools.cache
-def find_avx2_library() -> ctypes.CDLL | None:
-    """Loads the library of kernels that need only AVX2 and FMA. Where that fails, logs the reason and returns None."""
-    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
-        _logger.info("this CPU has no AVX2, which kernels of experts and 4-bit weights need: torch runs in their place")
-        return None
-    return _load("_cpu_kernels_avx2")
+    """Loads the library of compiled kernels for this CPU. Where that fails, logs the reason and returns None."""
+    if torch.cpu._is_avx512_bf16_supported():
+        return _load("_cpu_kernels")
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return _load("_cpu_kernels_avx2")
+    _logger.info("this CPU has no AVX2, which the compiled kernels need: numba and torch run in their place")
+    return None
 
 
 def _load(name: str) -> ctypes.CDLL | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -53,26 +53,22 @@ class NativeKernel:
 
 
 def native_kernel(name: str, layout: str) -> NativeKernel | None:
-    """Returns the compiled kernel of a name; None if the library of CPU kernels cannot be used on this machine.
+    """Returns the compiled kernel of a name; None if this machine has no library, or its library no such kernel.
 
     Args:
         name: Name of the C function.
         layout: Types of its arguments, as in `NativeKernel`.
     """
-    library = find_library()
-    return NativeKernel(getattr(library, name), layout) if library else None
+    function = getattr(find_library(), name, None)
+    return NativeKernel(function, layout) if function else None
 
 
-def kernels_by_dtype(
-    name: str, layout: str, find: Callable[[], ctypes.CDLL | None] = find_library
-) -> Mapping[torch.dtype, NativeKernel]:
-    """Returns the compiled kernel of each dtype in `DTYPES`, or an empty mapping if the library cannot be used here.
+def kernels_by_dtype(name: str, layout: str) -> Mapping[torch.dtype, NativeKernel]:
+    """Returns the compiled kernel of each dtype in `DTYPES`, or an empty mapping if there are none on this machine.
 
     Args:
         name: Name of the C functions without the suffix of the dtype.
         layout: Types of their arguments, as in `NativeKernel`.
-        find: Loads the library, or returns None.
     """
-    library = find()
-    endings = DTYPES.items() if library else ()
-    return MappingProxyType({dtype: NativeKernel(getattr(library, f"{name}_{end}"), layout) for dtype, end in endings})
+    kernels = ((dtype, native_kernel(f"{name}_{end}", layout)) for dtype, end in DTYPES.items())
+    return MappingProxyType({dtype: kernel for dtype, kernel in kernels if kernel is not None})

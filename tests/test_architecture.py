@@ -260,7 +260,8 @@ def num_positional(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def test_every_source_of_the_compiled_kernels_is_listed() -> None:
     extensions = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
-    files = (("kernels/_cpu/*.cpp", "kernels/*/native.cpp"), ("kernels/*/native_avx2.cpp",))
+    shared = ("kernels/_cpu/*.cpp", "kernels/*/native.cpp")
+    files = ((*shared, "kernels/*/native_avx512.cpp"), shared)
     for extension, patterns in zip(extensions, files, strict=True):
         found = [path for pattern in patterns for path in ROOT.glob(pattern)]
         assert sorted(extension["sources"]) == sorted(path.relative_to(ROOT).as_posix() for path in found)

@@ -1,4 +1,4 @@
-// Vectors of 8 numbers for the kernels that need only AVX2: loads that widen to float32, and stores that round.
+// Vectors of 8 numbers, one register of AVX2: loads that widen to float32, and stores that round.
 #pragma once
 
 #include <immintrin.h>
@@ -7,7 +7,7 @@
 
 #include "header.h"
 
-namespace millrace {
+namespace millrace::avx2 {
 
 constexpr int LANES = 8;
 
@@ -64,4 +64,4 @@ inline float sum_lanes(Floats x) {
     return _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)));
 }
 
-}  // namespace millrace
+}  // namespace millrace::avx2

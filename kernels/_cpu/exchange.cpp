@@ -36,7 +36,7 @@ void sum(const Parts& parts, T* result, long count) {
     for (long i = 0; i < count; i += LANES) {
         const int left = int(std::min<long>(count - i, LANES));
         Vec total = load(parts.of<T>(0) + i, left);
-        for (int rank = 1; rank < parts.size; rank++) total = _mm512_add_ps(total, load(parts.of<T>(rank) + i, left));
+        for (int rank = 1; rank < parts.size; rank++) total = add(total, load(parts.of<T>(rank) + i, left));
         store(result + i, total, left);
     }
 }

@@ -1,4 +1,4 @@
-// What the compiled kernels of every instruction set share: how they are called, and the type of 16 bits.
+// What all compiled kernels share: how they are called, and the type of 16 bits.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // Runs recorded calls of kernels, one after the other, with another number of rows than they were recorded with.
-#include "simd.h"
+#include "header.h"
 
 namespace millrace {
 namespace {

@@ -20,7 +20,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from .._library import find_avx2_library
+from .._library import find_library
 
 __all__ = ["KINDS", "SPAN", "CodedMatrices", "Kind", "can_multiply_codes", "weight_of"]
 
@@ -117,7 +117,7 @@ class CodedMatrices:
 
 def can_multiply_codes(device: str) -> bool:
     """Returns whether a device type multiplies by codes as they are: on a CPU only compiled kernels do."""
-    return device != "cpu" or find_avx2_library() is not None
+    return device != "cpu" or find_library() is not None
 
 
 def weight_of(matrices: Tensor | CodedMatrices, expert: int, dtype: torch.dtype) -> Tensor:

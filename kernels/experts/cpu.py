@@ -1,4 +1,4 @@
-"""The experts of a layer on the CPU: compiled (`native_avx2.cpp`), or else one expert after the other in torch."""
+"""The experts of a layer on the CPU: compiled (`native.cpp`), or else one expert after the other in torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._library import find_avx2_library
 from .._native import kernels_by_dtype
 from ..invariant_linear import invariant_linear
 from ..tape import empty
@@ -22,7 +21,7 @@ takes little of the time of so many."""
 MAX_ROWS = 64
 """Most rows of an expert, on average, for which the kernel is faster than products of a library in the same dtype."""
 
-_KERNELS = kernels_by_dtype("experts", "P" + 2 * "PPPiii" + 7 * "P" + "l" + 6 * "i", find_avx2_library)
+_KERNELS = kernels_by_dtype("experts", "P" + 2 * "PPPiii" + 7 * "P" + "l" + 6 * "i")
 _KIND_OF_GATE = {name: kind for kind, name in enumerate(GATES)}
 _KINDS = (*KINDS, "")  # The enum `Kind`; "" is a plain weight.
 _STEP = 16

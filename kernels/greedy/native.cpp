@@ -15,20 +15,18 @@ struct Call : Header {
 
 int64_t place_of_largest(const float* x, int size) {
     Vec top = splat(-INFINITY);
-    __m512i where = _mm512_setzero_si512();
-    __m512i index = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    Mask is_nan = 0;
-    for (int i = 0; i < size; i += LANES, index = _mm512_add_epi32(index, _mm512_set1_epi32(LANES))) {
-        const Mask inside = first_lanes(size - i);
-        const Vec number = _mm512_mask_loadu_ps(splat(-INFINITY), inside, x + i);
-        is_nan |= _mm512_cmp_ps_mask(number, number, _CMP_UNORD_Q);
-        const Mask larger = _mm512_cmp_ps_mask(number, top, _CMP_GT_OQ);
-        top = _mm512_mask_mov_ps(top, larger, number);
-        where = _mm512_mask_mov_epi32(where, larger, index);
+    Integers where = splat(0), index = lane_numbers();
+    Mask has_nan = first_lanes(0);
+    for (int i = 0; i < size; i += LANES, index = add(index, splat(LANES))) {
+        const Vec number = load_or(splat(-INFINITY), x + i, size - i);
+        has_nan = either(has_nan, is_nan(number));
+        const Mask is_new = is_larger(number, top);
+        top = select(is_new, number, top);
+        where = select(is_new, index, where);
     }
-    const float largest = _mm512_reduce_max_ps(top);
-    if (is_nan || !std::isfinite(largest)) return -1;
-    return _mm512_mask_reduce_min_epi32(_mm512_cmp_ps_mask(top, splat(largest), _CMP_EQ_OQ), where);
+    const float largest = largest_lane(top);
+    if (any(has_nan) || !std::isfinite(largest)) return -1;
+    return smallest_lane(is_equal(top, splat(largest)), where);
 }
 
 void run(const Call& c) {

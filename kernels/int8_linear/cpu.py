@@ -1,4 +1,4 @@
-"""A linear layer of 8-bit integers on the CPU: compiled (`native.cpp`), or else the plain body."""
+"""A linear layer of 8-bit integers on the CPU: compiled (`native_avx512.cpp`), or else the plain body."""
 
 from __future__ import annotations
 

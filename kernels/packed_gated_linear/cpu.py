@@ -1,4 +1,4 @@
-"""The first half of a SwiGLU network on the CPU: compiled (`native.cpp`), or else the plain body."""
+"""The first half of a SwiGLU network on the CPU: compiled (`native_avx512.cpp`), or else the plain body."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear layer of integers in groups on the CPU: compiled (`native_avx2.cpp`), or else the plain body."""
+"""A linear layer of integers in groups on the CPU: compiled (`native.cpp`), or else the plain body."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from .._library import find_avx2_library
 from .._native import kernels_by_dtype
 from ..tape import empty
 from .op import packed_group_linear
 
-_KERNELS = kernels_by_dtype("packed_group_linear", "PPPPPPPliiiiii", find_avx2_library)
+_KERNELS = kernels_by_dtype("packed_group_linear", "PPPPPPPliiiiii")
 _SCALE_TYPES = MappingProxyType({torch.float32: 0, torch.bfloat16: 1, torch.float16: 2})
 _BLOCK_BYTES = 8
 """The kernel writes the scale and the sum of each block after a row's 16-bit inputs."""

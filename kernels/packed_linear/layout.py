@@ -1,4 +1,4 @@
-"""The memory layout of a weight for `packed_linear`: panels of 64 outputs, in the order in which `native.cpp` reads.
+"""The memory layout of a weight for `packed_linear`: panels of 64 outputs, in the order in which the kernel reads.
 
     packed[panel, unit, column, i] = weight[64 · panel + column, size · unit + i]      0 <= i < size
 
@@ -32,7 +32,7 @@ def can_pack_panels(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
         and weight.shape[1] % unit_size(weight.dtype) == 0
-        and find_library() is not None
+        and hasattr(find_library(), "packed_linear_bf16")
         and not torch.cpu._is_amx_tile_supported()
     )
 

@@ -28,7 +28,7 @@ void merge(const Call<T>& c, Partials& partials, long token, long head) {
     const auto sums = [&](int d) {
         Vec sum = zero();
         for (int i = 0; i < partials.num_slots; i++)
-            sum = _mm512_fmadd_ps(splat(factors[i]), load(partials.at(index, i) + 2 + d), sum);
+            sum = multiply_add(splat(factors[i]), load(partials.at(index, i) + 2 + d), sum);
         return sum;
     };
     Attention<T>::write(c, token, head, sums, total);

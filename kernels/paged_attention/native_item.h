@@ -29,11 +29,13 @@ class Attention {
                 run_laid_out(item, base, low, high);
             }
         }
-        if (is_direct) put_in_order(static_cast<const T*>(nullptr));
+        if (is_direct) Unit<T>::put_in_order(s.sums.data(), num_rows * c.padded_dim());
         finish(item);
     }
 
   private:
+    using Number = typename Unit<T>::Number;
+
     const Call<T>& c;
     Scratch& s;
     Partials& partials;
@@ -51,14 +53,14 @@ class Attention {
         for (int r = 0; r < num_rows; r++) {
             const int token = item.first_token + r / item.num_heads, head = item.first_head + r % item.num_heads;
             const T* row = c.query + token * c.query_token_stride + head * c.query_head_stride;
-            std::memcpy(s.queries.data() + r * units, row, sizeof(T) * c.head_dim);
+            copy_row(reinterpret_cast<Number*>(s.queries.data() + r * units), row, c.head_dim);
             // The last query of a sequence is its last token; in a shared prefix each query is one.
             const bool is_shared = token >= c.starts[item.seq + 1];
             const int seq = is_shared ? token : item.seq;
             s.positions[r] = c.seq_lens[seq] - (c.starts[seq + 1] - token);
             const bool has_sink = c.sinks && item.slot <= 0;
             s.peaks[r] = has_sink ? c.sinks[head] * LOG2_E : NOTHING;
-            store(s.totals[r], has_sink ? _mm512_maskz_mov_ps(1, splat(1.0f)) : zero());
+            store(s.totals[r], has_sink ? only(first_lanes(1), splat(1.0f)) : zero());
             slope_of_row[r] = c.slopes ? c.slopes + head : nullptr;
         }
     }
@@ -119,7 +121,6 @@ class Attention {
 
     template <int UNIT_VECS>
     Vec score_16(const uint32_t* query, const T* keys) const {
-        const uint32_t* row = reinterpret_cast<const uint32_t*>(keys);
         const int units = UNIT_VECS ? UNIT_VECS * LANES : c.padded_units();
         Vec products[LANES];
 #pragma GCC unroll 16
@@ -128,7 +129,7 @@ class Attention {
 #pragma GCC unroll 4
             for (int u = 0; u < units; u += LANES)
                 products[i] = Unit<T>::multiply_add(
-                    products[i], _mm512_loadu_si512(query + u), _mm512_loadu_si512(row + i * units + u));
+                    products[i], load_units(query + u), Unit<T>::load(keys + (i * units + u) * Unit<T>::SIZE));
         }
         return sum_lanes(products);
     }
@@ -144,42 +145,21 @@ class Attention {
             Vec sum[ROWS][2];
             for (int r = 0; r < ROWS; r++)
                 for (int v = 0; v < 2; v++)
-                    sum[r][v] = _mm512_mul_ps(load(s.sums.data() + r * width + d + v * LANES), splat(s.shrink[r]));
+                    sum[r][v] = times(load(s.sums.data() + r * width + d + v * LANES), splat(s.shrink[r]));
             for (int key = low / SIZE * SIZE; key < high; key += SIZE) {
                 upcoming.bring(lines);
                 const T* first = c.v_cache + offsets[key / LANES] + key % LANES * width;
                 // Of a pair, one may lie outside what is seen: it may hold anything.
                 const T* const rows[2] = {key < low ? nobody : first, key + SIZE > high ? nobody : first + width};
-                __m512i values[2];
-                load_values(values, rows, d);
+                Units values[2];
+                Unit<T>::across_quickly(values, rows, d);
                 for (int r = 0; r < ROWS; r++) {
-                    const __m512i weight = _mm512_set1_epi32(s.weights[r * STRIDE + key / SIZE]);
+                    const Units weight = splat_unit(s.weights[r * STRIDE + key / SIZE]);
                     for (int v = 0; v < 2; v++) sum[r][v] = Unit<T>::multiply_add(sum[r][v], weight, values[v]);
                 }
             }
             for (int r = 0; r < ROWS; r++)
                 for (int v = 0; v < 2; v++) store(s.sums.data() + r * width + d + v * LANES, sum[r][v]);
-        }
-    }
-
-    static void load_values(__m512i (&values)[2], const float* const* rows, int d) {
-        for (int v = 0; v < 2; v++) values[v] = _mm512_loadu_si512(rows[0] + d + v * LANES);
-    }
-    /// Pairs the numbers of two keys, in an order that `put_in_order` undoes: 4 of the first vector, 4 of the second.
-    static void load_values(__m512i (&values)[2], const Bf16* const* rows, int d) {
-        const __m512i even = _mm512_loadu_si512(rows[0] + d), odd = _mm512_loadu_si512(rows[1] + d);
-        values[0] = _mm512_unpacklo_epi16(even, odd);
-        values[1] = _mm512_unpackhi_epi16(even, odd);
-    }
-
-    void put_in_order(const float*) {}
-    void put_in_order(const Bf16*) {
-        const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-        const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
-        for (int i = 0; i < num_rows * c.padded_dim(); i += 2 * LANES) {
-            const Vec low = load(s.sums.data() + i), high = load(s.sums.data() + i + LANES);
-            store(s.sums.data() + i, _mm512_permutex2var_ps(low, first, high));
-            store(s.sums.data() + i + LANES, _mm512_permutex2var_ps(low, second, high));
         }
     }
 
@@ -224,32 +204,17 @@ class Attention {
     void lay_out_keys(const T* const* rows, uint32_t* to) {
         constexpr int SIZE = Unit<T>::SIZE;
         for (int unit = 0; unit < c.num_units(); unit += LANES) {
-            __m512i square[LANES];
+            Units square[LANES];
             const int left = c.head_dim - unit * SIZE;  // numbers
-            for (int i = 0; i < LANES; i++) square[i] = load_units(rows[i] + unit * SIZE, left);
+            for (int i = 0; i < LANES; i++) square[i] = Unit<T>::load(rows[i] + unit * SIZE, left);
             transpose(square);
-            for (int i = 0; i < LANES; i++) _mm512_storeu_si512(to + (unit + i) * KEYS, square[i]);
+            for (int i = 0; i < LANES; i++) store_units(to + (unit + i) * KEYS, square[i]);
         }
-    }
-
-    static __m512i load_units(const float* p, int left) {
-        return _mm512_castps_si512(load(p, left));
-    }
-    static __m512i load_units(const Bf16* p, int left) {
-        return left >= 32 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((1u << left) - 1, p);
     }
 
     /// Lays out the values of a unit of keys as a row of units.
-    void lay_out_values(const float* const* rows, uint32_t* to) {
-        for (int d = 0; d < c.head_dim; d += LANES)
-            store(reinterpret_cast<float*>(to) + d, load(rows[0] + d, c.head_dim - d));
-    }
-    void lay_out_values(const Bf16* const* rows, uint32_t* to) {
-        for (int d = 0; d < c.head_dim; d += LANES) {  // a widened bfloat16 is the upper half of its 32 bits
-            const __m512i even = _mm512_castps_si512(load(rows[0] + d, c.head_dim - d));
-            const __m512i odd = _mm512_castps_si512(load(rows[1] + d, c.head_dim - d));
-            _mm512_storeu_si512(to + d, _mm512_or_si512(_mm512_srli_epi32(even, 16), odd));
-        }
+    void lay_out_values(const T* const* rows, uint32_t* to) {
+        for (int d = 0; d < c.head_dim; d += LANES) store_units(to + d, Unit<T>::across(rows, d, c.head_dim - d));
     }
 
     /// Adds the keys of a tile that lie before `last` to the running softmax of some rows.
@@ -296,17 +261,17 @@ class Attention {
     void weigh(const Vec (&x)[VECS], int r, uint64_t seen, float factor) {
         Vec top = splat(-INFINITY);
         for (int v = 0; v < VECS; v++)
-            top = SEES_ALL ? _mm512_max_ps(top, x[v]) : _mm512_mask_max_ps(top, Mask(seen >> (v * LANES)), top, x[v]);
-        const float peak = std::max(s.peaks[r], _mm512_reduce_max_ps(top) * factor);
-        const float shrink = _mm512_cvtss_f32(exp2(_mm512_max_ps(splat(-150.0f), splat(s.peaks[r] - peak))));
-        Vec total = _mm512_mul_ps(load(s.totals[r]), splat(shrink));
-        T* weights = reinterpret_cast<T*>(s.weights.data()) + r * KEYS;
+            top = SEES_ALL ? larger(top, x[v]) : larger(mask_of_bits(seen >> (v * LANES)), top, x[v]);
+        const float peak = std::max(s.peaks[r], largest_lane(top) * factor);
+        const float shrink = first_lane(exp2(larger(splat(-150.0f), splat(s.peaks[r] - peak))));
+        Vec total = times(load(s.totals[r]), splat(shrink));
+        Number* weights = reinterpret_cast<Number*>(s.weights.data()) + r * KEYS;
         for (int v = 0; v < VECS; v++) {
             // Lower than -150 is 0 as well; in this order of the two, NaN stays.
-            const Vec below = _mm512_max_ps(splat(-150.0f), _mm512_fmsub_ps(x[v], splat(factor), splat(peak)));
+            const Vec below = larger(splat(-150.0f), multiply_subtract(x[v], splat(factor), splat(peak)));
             Vec weight = exp2<sizeof(T) == 4>(below);
-            if (!SEES_ALL) weight = _mm512_maskz_mov_ps(Mask(seen >> (v * LANES)), weight);
-            total = _mm512_add_ps(total, weight);
+            if (!SEES_ALL) weight = only(mask_of_bits(seen >> (v * LANES)), weight);
+            total = add(total, weight);
             store(weights + v * LANES, weight);
         }
         store(s.totals[r], total);
@@ -318,20 +283,18 @@ class Attention {
     template <int VECS>
     void bend(Vec (&x)[VECS], const float* slope, int here) {
         for (int v = 0; v < VECS; v++) {
-            x[v] = _mm512_mul_ps(x[v], splat(c.scale));
+            x[v] = times(x[v], splat(c.scale));
             if (c.softcap) {  // tanh(|y|) = (1 - exp(-2 |y|)) / (1 + exp(-2 |y|))
-                const Vec size = _mm512_abs_ps(x[v]);
-                const Vec fold = exp2(_mm512_max_ps(splat(-150.0f), _mm512_mul_ps(size, splat(-2 * LOG2_E / c.softcap))));
-                const Vec bounded = _mm512_div_ps(_mm512_sub_ps(splat(1), fold), _mm512_add_ps(splat(1), fold));
-                const Vec sign = _mm512_and_ps(x[v], splat(-0.0f));
-                x[v] = _mm512_or_ps(_mm512_mul_ps(bounded, splat(c.softcap)), sign);
+                const Vec size = magnitude(x[v]);
+                const Vec fold = exp2(larger(splat(-150.0f), times(size, splat(-2 * LOG2_E / c.softcap))));
+                const Vec bounded = divide(subtract(splat(1.0f), fold), add(splat(1.0f), fold));
+                x[v] = with_sign_of(times(bounded, splat(c.softcap)), x[v]);
             }
             if (slope) {
-                const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-                const Vec distance = _mm512_cvtepi32_ps(_mm512_add_epi32(lane, _mm512_set1_epi32(v * LANES - here)));
-                x[v] = _mm512_fmadd_ps(splat(*slope), distance, x[v]);
+                const Vec distance = to_floats(add(lane_numbers(), splat(v * LANES - here)));
+                x[v] = multiply_add(splat(*slope), distance, x[v]);
             }
-            x[v] = _mm512_mul_ps(x[v], splat(LOG2_E));
+            x[v] = times(x[v], splat(LOG2_E));
         }
     }
 
@@ -343,7 +306,7 @@ class Attention {
         Vec sum[ROWS][VECS];
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < VECS; v++)
-                sum[r][v] = _mm512_mul_ps(load(sums + r * width + v * LANES), splat(s.shrink[first + r]));
+                sum[r][v] = times(load(sums + r * width + v * LANES), splat(s.shrink[first + r]));
         multiply_tile<T, ROWS, VECS>(
             sum, s.weights.data() + first * STRIDE, STRIDE, s.values.data() + d, width, num_key_units);
         for (int r = 0; r < ROWS; r++)
@@ -355,7 +318,7 @@ class Attention {
         for (int r = 0; r < num_rows; r++) {
             const long token = item.first_token + r / item.num_heads, head = item.first_head + r % item.num_heads;
             const float* sums = s.sums.data() + r * width;
-            const float total = _mm512_reduce_add_ps(load(s.totals[r]));
+            const float total = sum_of_lanes(load(s.totals[r]));
             if (item.slot < 0) {
                 write(c, token, head, [&](int d) { return load(sums + d); }, total);
                 continue;
@@ -373,7 +336,7 @@ class Attention {
     static void write(const Call<T>& c, long token, long head, Sums sums, float total) {
         T* out = c.out + (token * c.num_heads + head) * c.head_dim;
         for (int d = 0; d < c.head_dim; d += LANES)
-            store(out + d, _mm512_div_ps(sums(d), splat(total)), c.head_dim - d);
+            store(out + d, divide(sums(d), splat(total)), c.head_dim - d);
     }
 };
 

@@ -1,16 +1,14 @@
-"""RMSNorm on the CPU: compiled (`native.cpp`, or `native_avx2.cpp` where that cannot run), or else the plain body."""
+"""RMSNorm on the CPU: compiled (`native.cpp`), or else the plain body."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from .._library import find_avx2_library
 from .._native import kernels_by_dtype
 from ..tape import empty
 from .op import rms_norm
 
-_LAYOUT = "PPPPPllif"
-_KERNELS = kernels_by_dtype("rms_norm", _LAYOUT) or kernels_by_dtype("rms_norm", _LAYOUT, find_avx2_library)
+_KERNELS = kernels_by_dtype("rms_norm", "PPPPPllif")
 
 
 @rms_norm.register("cpu")

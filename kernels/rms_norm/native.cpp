@@ -11,17 +11,17 @@ void norm_row(const T* x, const T* residual, const T* weight, T* out, T* new_res
         const int left = size - i;
         Vec sum = load(x + i, left);
         if (residual) {
-            sum = rounded<T>(_mm512_add_ps(sum, load(residual + i, left)));
+            sum = rounded<T>(add(sum, load(residual + i, left)));
             store(new_residual + i, sum, left);
         }
-        squares = _mm512_fmadd_ps(sum, sum, squares);
+        squares = multiply_add(sum, sum, squares);
     }
-    const float scale = 1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / size + eps);
+    const float scale = 1.0f / std::sqrt(sum_of_lanes(squares) / size + eps);
     const T* summed = residual ? new_residual : x;
     for (int i = 0; i < size; i += LANES) {
         const int left = size - i;
-        const Vec scaled = _mm512_mul_ps(load(summed + i, left), splat(scale));
-        store(out + i, _mm512_mul_ps(scaled, load(weight + i, left)), left);
+        const Vec scaled = times(load(summed + i, left), splat(scale));
+        store(out + i, times(scaled, load(weight + i, left)), left);
     }
 }
 

@@ -28,21 +28,21 @@ void norm_and_rotate(const T* x, T* to, const T* weight, const float* row, int s
     for (int i = 0; i < size; i += LANES) {
         const int left = size - i;
         const Vec number = load(x + i, left);
-        squares = _mm512_fmadd_ps(number, number, squares);
-        store(wide + i, weight ? _mm512_mul_ps(number, load(weight + i, left)) : number, left);
+        squares = multiply_add(number, number, squares);
+        store(wide + i, weight ? times(number, load(weight + i, left)) : number, left);
     }
-    const Vec scale = splat(weight ? 1.0f / std::sqrt(_mm512_reduce_add_ps(squares) / size + eps) : 1.0f);
+    const Vec scale = splat(weight ? 1.0f / std::sqrt(sum_of_lanes(squares) / size + eps) : 1.0f);
     const int half = rot_dim / 2;
     for (int i = 0; i < half; i += LANES) {
         const int left = half - i;
-        const Vec a = _mm512_mul_ps(scale, load(wide + i, left)), b = _mm512_mul_ps(scale, load(wide + half + i, left));
+        const Vec a = times(scale, load(wide + i, left)), b = times(scale, load(wide + half + i, left));
         const Vec cos = load(row + i, left), sin = load(row + half + i, left);
-        store(to + i, _mm512_fmsub_ps(a, cos, _mm512_mul_ps(b, sin)), left);
-        store(to + half + i, _mm512_fmadd_ps(b, cos, _mm512_mul_ps(a, sin)), left);
+        store(to + i, multiply_subtract(a, cos, times(b, sin)), left);
+        store(to + half + i, multiply_add(b, cos, times(a, sin)), left);
     }
     for (int i = rot_dim; i < size; i += LANES) {
         const int left = size - i;
-        store(to + i, _mm512_mul_ps(scale, load(wide + i, left)), left);
+        store(to + i, times(scale, load(wide + i, left)), left);
     }
 }
 

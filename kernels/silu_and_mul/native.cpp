@@ -20,7 +20,7 @@ void run(const Call<T>& c) {
         T* out = c.out + row * c.size;
         for (int i = 0; i < c.size; i += LANES) {
             const int left = c.size - i;
-            store(out + i, _mm512_mul_ps(silu(load(gate + i, left)), load(up + i, left)), left);
+            store(out + i, times(silu(load(gate + i, left)), load(up + i, left)), left);
         }
     }
 }

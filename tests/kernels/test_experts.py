@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from millrace.kernels import experts
-from millrace.kernels._library import find_avx2_library
+from millrace.kernels._library import find_library
 from millrace.kernels._op import Draw
 from millrace.kernels.experts import CodedMatrices, cpu
 
 SAMPLES = [sample.name for sample in experts.samples(Draw.seeded(torch.float32))]
-needs_library = pytest.mark.skipif(find_avx2_library() is None, reason="no compiled kernels here")
+needs_library = pytest.mark.skipif(find_library() is None, reason="no compiled kernels here")
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -19,7 +19,7 @@ def way(request, monkeypatch):
     """Runs a test with the compiled kernel, where there is one, and without it."""
     if request.param == "torch":
         monkeypatch.setattr(cpu, "_KERNELS", {})
-    elif find_avx2_library() is None:
+    elif find_library() is None:
         pytest.skip("no compiled kernels here")
 
 

@@ -8,13 +8,19 @@ import sys
 import pytest
 import torch
 
-from millrace.kernels import embedding, packed_linear, rms_norm, silu_and_mul
+from millrace.kernels import embedding, packed_group_linear, rms_norm, silu_and_mul
 from millrace.kernels._library import find_library
 from millrace.kernels._op import Draw
-from millrace.kernels.packed_linear import pack_panels
+from millrace.kernels.group_linear import pack_codes
+from millrace.kernels.packed_group_linear import PackedGroups, pack_groups
 from millrace.kernels.tape import NotRecordableError, record
 
 needs_library = pytest.mark.skipif(find_library() is None, reason="no compiled kernels here")
+
+
+def weight(draw: Draw, out_features: int, in_features: int) -> PackedGroups:
+    codes = pack_codes(draw.integers(0, 16, out_features, in_features, dtype=torch.uint8), 4)
+    return pack_groups(codes, draw.full(1 / 32, out_features, in_features // 16), None, in_features, 4)
 
 
 class Network:
@@ -25,14 +31,14 @@ class Network:
         draw = Draw.seeded(torch.bfloat16)
         self.ids = draw.integers(0, 50, 37)
         self.table, self.norm = draw.normal(50, 64), draw.normal(64)
-        self.up, self.down = (pack_panels(draw.normal(*shape) / 8) for shape in ((160, 64), (64, 80)))
+        self.up, self.down = weight(draw, 160, 64), weight(draw, 64, 80)
 
     def __call__(self) -> torch.Tensor:
         hidden = embedding(self.ids, self.table)
         for _ in range(self.num_layers):
             normed, residual = rms_norm(hidden, self.norm, 1e-6, hidden)
-            gated = silu_and_mul(packed_linear(normed, self.up, None, 160))
-            hidden, _ = rms_norm(packed_linear(gated, self.down, None, 64), self.norm, 1e-6, residual)
+            gated = silu_and_mul(packed_group_linear(normed, *self.up, None, 160))
+            hidden, _ = rms_norm(packed_group_linear(gated, *self.down, None, 64), self.norm, 1e-6, residual)
         return hidden
 
 

@@ -10,6 +10,9 @@ from millrace.engine.step.decode_tape import DecodeTape
 from millrace.kernels._native import find_library
 
 pytestmark = pytest.mark.skipif(find_library() is None, reason="no compiled kernels here")
+needs_panels = pytest.mark.skipif(
+    not hasattr(find_library(), "packed_linear_bf16"), reason="no compiled kernel for weights of bfloat16 here"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +35,7 @@ def generate(folder: object, prompts: list[list[int]], **settings: object) -> tu
         return [output.outputs[0].token_ids for output in outputs], recorder
 
 
+@needs_panels
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_recorded_steps_give_the_same_tokens(tiny_model, family):
     recorded, recorder = generate(tiny_model(family), PROMPTS)
@@ -50,6 +54,7 @@ def test_a_model_that_cannot_be_recorded_runs_all_the_same(tiny_model):
     assert recorded == generate(tiny_model("opt"), PROMPTS, enforce_eager=True)[0]
 
 
+@needs_panels
 def test_a_shared_prefix_is_recorded_too(tiny_model, monkeypatch):
     monkeypatch.setattr("millrace.engine.kv_cache.shared_prefix.MIN_READS_SAVED", 1)
     prompts = [[*PREFIX, 7 + i] for i in range(8)]

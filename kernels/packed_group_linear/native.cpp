@@ -15,6 +15,8 @@
 namespace millrace {
 namespace {
 
+using namespace avx2;
+
 constexpr int VECTORS = 4;       // of a panel
 constexpr int PANEL = LANES * VECTORS;
 constexpr int MAX_ROWS = 4;      // of a tile
