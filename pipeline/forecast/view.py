@@ -63,7 +63,10 @@ def facts(forecast: Forecast) -> Iterator[tuple[str, str]]:
     for error in lengths.counts.errors.values():
         share = f"[red]{error.num_rows:,} of {lengths.counts.num_rows:,} looked at[/]"
         yield "would fail", f"{share}, such as: {escape(without_controls(error.example))}"
-    weights = f"{_size(footprint.weight_bytes)} of weights in {footprint.dtype}"
+    bits = footprint.weight_bytes * 8 / footprint.num_parameters
+    is_plain = bits >= int("".join(filter(str.isdigit, footprint.dtype)))
+    number_type = footprint.dtype if is_plain else f"{bits:.1f} bits each"
+    weights = f"{_size(footprint.weight_bytes)} of weights in {number_type}"
     yield "model", f"{short(footprint.num_parameters)} parameters, {weights}"
     yield "KV cache", _room(forecast)
     yield "replicas", _replicas(forecast)

@@ -28,7 +28,7 @@ from ...weights.quantised_matrix import QuantisedMatrix, numbers_of
 from ...weights.tensor_layout import misshapen
 from ...weights.tensor_view import StoredTensor
 from ..checkpoint_format import CheckpointFormat
-from ..settings import check_fields, module_names, one_of, unsupported
+from ..settings import check_fields, module_names, one_of, refuse_set, unsupported
 
 __all__ = ["FORMAT", "TorchAoFormat"]
 
@@ -36,7 +36,10 @@ QDATA, SCALE, ZERO_POINT = (f"_weight_{name}" for name in ("qdata", "scale", "ze
 OTHERS = tuple(f"_weight_{name}" for name in ("scale_and_zero", "act_pre_scale", "per_tensor_scale"))
 """The tensors of kinds of weights that are not implemented."""
 
-FIELDS = ("quant_type", "modules_to_not_convert", "include_input_output_embeddings", "untie_embedding_weights")
+FIELDS = (
+    *("quant_type", "quant_type_kwargs"),
+    *("modules_to_not_convert", "include_input_output_embeddings", "untie_embedding_weights"),
+)
 """The fields of the config. The last three change no number: the tensors say which layers are quantised."""
 
 KINDS = ("Int8WeightOnlyConfig", "IntxWeightOnlyConfig", "Int4WeightOnlyConfig")
@@ -100,6 +103,7 @@ class TorchAoFormat(CheckpointFormat):
         super().__init__(config)
         check_fields(config, FIELDS)
         module_names(config, "modules_to_not_convert")
+        refuse_set(config, "quant_type_kwargs")
         kind, fields = _kind_of(config)
         self._is_4bit = kind == "Int4WeightOnlyConfig"
         one_of(fields, "int4_packing_format", ("plain",), default="plain")

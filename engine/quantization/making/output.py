@@ -52,7 +52,13 @@ class _File:
         if header_bytes > HEADER_BYTES or (self.num_bytes and end > FILE_BYTES):
             return False
         plain = tensor.contiguous().cpu().reshape(-1)
-        self._file.write(plain.view(torch.uint8).numpy().data if len(plain) else b"")
+        try:
+            self._file.write(plain.view(torch.uint8).numpy().data if len(plain) else b"")
+        except OSError as error:  # Such as a full disk.
+            raise ConfigError(
+                f"{quote(str(self.path.parent))} cannot be written ({error}); nothing is left of it: make room there, "
+                "or pass another folder"
+            ) from error
         self._entries[name], self._header_bytes, self.num_bytes = entry, header_bytes, end
         return True
 

@@ -42,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 REPORT = "quantization_report.json"
 
+UNUSED = frozenset({"quantization", "tensor_parallel_size", "pipeline_parallel_size", "kv_cache_dtype", "load_format"})
+"""Settings that a quantised copy does not depend on."""
+
 HELD_OUT = 5
 """Every row of this number is kept for the perplexity."""
 
@@ -83,6 +86,8 @@ def quantize_model(
     Raises:
         UserError: The model cannot be read or quantised, or the folder cannot be written.
     """
+    for name in sorted(UNUSED & settings.keys()):
+        raise ConfigError(f"{name} is a setting of an engine that generates, and has no effect here; leave it out")
     config = EngineConfig.from_kwargs(model=model, **settings)
     recipe = find_recipe(scheme, group_size, symmetric=symmetric)
     if head_bits not in (None, *HEAD_BITS):

@@ -316,7 +316,7 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("deepseek-v2", "topk_method", "noaux_tc"),
         ("deepseek-v2", "moe_layer_freq", 2),
         ("deepseek-v3", "scoring_func", "softmax"),
-        ("deepseek-v3", "quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+        ("deepseek-v3", "quantization_config", {"quant_method": "fp8", "weight_block_size": [128]}),
         ("glm4-moe-lite", "mlp_layer_types", ["sparse", "hash"]),
         ("deepseek-v3", "rope_parameters", {**FAMILIES["deepseek-v3"][2]["rope_parameters"], "factor": None}),
         ("youtu", "kv_lora_rank", None),

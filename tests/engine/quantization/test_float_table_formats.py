@@ -84,7 +84,7 @@ KINDS: dict[str, tuple[str, Write, Mapping[str, Any]]] = {
     "nf4-bfloat16": ("llama", bnb_4bit(storage=torch.bfloat16), {**BNB, "bnb_4bit_quant_storage": "bfloat16"}),
     "fp4": ("llama", bnb_4bit("fp4"), {**BNB, "bnb_4bit_quant_type": "fp4"}),
     "bnb-int8": ("qwen3-moe", bnb_int8, BNB_INT8),
-    "torchao-int8": ("llama", torchao_intx(), INT8_ROWS),
+    "torchao-int8": ("llama", torchao_intx(), {**INT8_ROWS, "quant_type_kwargs": {}}),
     "torchao-intx": ("llama", torchao_intx(4, 16, symmetric=False), INTX),
     "torchao-int4": ("llama", torchao_int4(32), INT4),
 }
@@ -276,6 +276,7 @@ def test_the_scales_of_a_cache_are_read_beside_those_of_matrices(tmp_path: Path)
         (BNB, {"bnb_4bit_quant_type": "nf3"}, r"\.bnb_4bit_quant_type' is 'nf3'; it can be nf4 or fp4"),
         (BNB, {"bnb_4bit_quant_storage": "int32"}, r"\.bnb_4bit_quant_storage' is 'int32'; it can be uint8"),
         (INT8_ROWS, {"quant_type": "int4wo"}, r"\.quant_type' is 'int4wo'; it can be Int8WeightOnlyConfig or"),
+        ({**INT8_ROWS, "quant_type_kwargs": {"group_size": 32}}, {}, r"\.quant_type_kwargs' is \{'group_size': 32\}"),
         (torchao("FqnToConfig"), {}, r"\.quant_type' is 'FqnToConfig'"),
         (
             torchao("Int4WeightOnlyConfig", int4_packing_format={"_type": "Int4PackingFormat", "_data": "PRESHUFFLED"}),

@@ -278,6 +278,7 @@ def test_an_empty_folder_is_replaced_behind_a_link_but_not_where_the_process_is(
         ("llama", {"scheme": "fp8", "group_size": 128}, "must be left out"),
         ("llama", {"scheme": "w8a8", "symmetric": False}, "has no zero points"),
         ("llama", {"scheme": "w4a16", "head_bits": 3}, "head_bits must be one of 4, 8, or left out; got 3"),
+        ("llama", {"scheme": "fp8", "quantization": "int8"}, "quantization is a setting of an engine that generates"),
         ("gpt2", {"scheme": "w4a16"}, "no layer of this model can be quantised: 8 are stored transposed"),
     ],
 )
