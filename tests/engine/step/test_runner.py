@@ -25,7 +25,7 @@ from millrace.engine.llm import LLM
 from millrace.engine.loading import load as loading
 from millrace.engine.loading.capacity import Reserve, plan_capacity
 from millrace.engine.loading.memory_profile import run_largest_step
-from millrace.engine.models import ModelOptions, describe_model
+from millrace.engine.models import describe_model
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.step import token_head
 from millrace.engine.step.pooling_head import LastTokenHead
@@ -303,12 +303,6 @@ def test_8_bit_products_are_refused_where_the_gpu_has_none(tiny_model, monkeypat
     monkeypatch.setattr(Device, "supports_fp8", False)
     with pytest.raises(ConfigError, match=r"quantization='fp8' needs a GPU .* kv_cache_dtype='fp8'"):
         LLM(str(tiny_model("llama")), quantization="fp8")
-
-
-def test_8_bit_integers_are_refused_on_a_gpu():
-    gpu = Device(torch.device("cuda"), max_num_batched_tokens=100, overlap_depth=1)
-    with pytest.raises(ConfigError, match=r"quantization='int8' is for CPUs.*use quantization='fp8'"):
-        ModelOptions(quantization="int8").make_scheme().check(gpu, torch.bfloat16)
 
 
 def test_the_layers_read_an_8_bit_cache_when_asked(tiny_model):
