@@ -21,6 +21,7 @@ from .invariant_linear import invariant_linear
 from .latent_attention import latent_attention
 from .layer_norm import layer_norm
 from .packed_gated_linear import packed_gated_linear
+from .packed_group_embedding import packed_group_embedding
 from .packed_group_linear import packed_group_linear
 from .packed_linear import packed_linear
 from .paged_attention import paged_attention
@@ -55,6 +56,7 @@ __all__ = [
     "latent_attention",
     "layer_norm",
     "packed_gated_linear",
+    "packed_group_embedding",
     "packed_group_linear",
     "packed_linear",
     "paged_attention",

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...kernels import group_linear, packed_group_linear
+from ...kernels import group_linear, packed_group_embedding, packed_group_linear
 from ...kernels.group_linear import GROUP_UNIT, by_groups, num_words, pack_codes, unpack_codes
-from ...kernels.packed_group_linear import PackedGroups, can_pack_groups, pack_groups, unpack_rows
+from ...kernels.packed_group_linear import PackedGroups, can_pack_groups, pack_groups
 from ..device import Device
 from ..layers import LinearBase, WeightSlot
 from ..weights.codes import Codes, QuantForm
@@ -126,7 +126,7 @@ class GroupLinear(LinearBase):
         """
         assert self.order is None, "StoredScheme makes no table with an order"
         if self._packed is not None:
-            return unpack_rows(self._packed, index).to(self._layer.dtype)
+            return packed_group_embedding(index, *self._packed, self._layer.dtype)
         assert self.codes is not None and self.scales is not None
         values = unpack_codes(self.codes[index], self._bits, self._layer.num_columns)
         zeros = 1 << (self._bits - 1) if self.zeros is None else self.zeros[index].unsqueeze(-1).float()

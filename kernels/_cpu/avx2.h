@@ -20,14 +20,6 @@ inline Floats load(const Bf16* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 
-inline float widen(float x) { return x; }
-inline float widen(Bf16 x) {
-    const uint32_t bits = uint32_t(x.bits) << 16;
-    float out;
-    std::memcpy(&out, &bits, sizeof out);
-    return out;
-}
-
 inline void store(float* p, Floats x) { _mm256_storeu_ps(p, x); }
 inline void store(Bf16* p, Floats x) {  // Ties go to even, and NaN stays NaN.
     const Integers bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);

@@ -2,12 +2,21 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 namespace millrace {
 
 struct Bf16 {
     uint16_t bits;
 };
+
+inline float widen(float x) { return x; }
+inline float widen(Bf16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
 
 /// What the arguments of every kernel begin with (_native.py packs them, tape.cpp runs recorded ones with other rows).
 struct Header {

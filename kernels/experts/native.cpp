@@ -65,14 +65,6 @@ inline int place(int i, bool is_interleaved) {
     return is_interleaved ? (i & ~(STEP - 1)) + i % 2 * LANES + i % STEP / 2 : i;
 }
 
-inline float widen(float x) { return x; }
-inline float widen(Bf16 x) {
-    const uint32_t bits = uint32_t(x.bits) << 16;
-    float out;
-    std::memcpy(&out, &bits, sizeof out);
-    return out;
-}
-
 inline void store(float* p, float x) { *p = x; }
 inline void store(Bf16* p, float x) {  // Ties go to even, and NaN stays NaN.
     uint32_t bits;

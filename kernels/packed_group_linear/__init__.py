@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layout import PackedGroups, can_pack_groups, pack_groups, unpack_rows
+from .layout import PackedGroups, can_pack_groups, pack_groups
 from .op import packed_group_linear
 
-__all__ = ["PackedGroups", "can_pack_groups", "pack_groups", "packed_group_linear", "unpack_rows"]
+__all__ = ["PackedGroups", "can_pack_groups", "pack_groups", "packed_group_linear"]

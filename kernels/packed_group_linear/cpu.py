@@ -12,7 +12,8 @@ from ..tape import empty
 from .op import packed_group_linear
 
 _KERNELS = kernels_by_dtype("packed_group_linear", "PPPPPPPliiiiii")
-_SCALE_TYPES = MappingProxyType({torch.float32: 0, torch.bfloat16: 1, torch.float16: 2})
+SCALE_TYPES = MappingProxyType({torch.float32: 0, torch.bfloat16: 1, torch.float16: 2})
+"""The numbers that stand for the dtypes of scales in the compiled kernels."""
 _BLOCK_BYTES = 8
 """The kernel writes the scale and the sum of each block after a row's 16-bit inputs."""
 
@@ -44,5 +45,5 @@ def packed_group_linear_cpu(
     tensors = (x, codes, scales, zeros, bias, rounded, out)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
     sizes = (out_features, num_blocks, in_features // num_blocks, codes.shape[3] * 4)
-    kernel(num_rows, *addresses, x.stride(0), *sizes, _SCALE_TYPES[scales.dtype], dtype == torch.float32)
+    kernel(num_rows, *addresses, x.stride(0), *sizes, SCALE_TYPES[scales.dtype], dtype == torch.float32)
     return out

@@ -13,6 +13,7 @@ from millrace.kernels import (
     fp8_linear,
     group_linear,
     invariant_linear,
+    packed_group_embedding,
     packed_group_linear,
     quantize_fp8,
     quantize_int8,
@@ -22,7 +23,7 @@ from millrace.kernels import (
 )
 from millrace.kernels._op import Draw
 from millrace.kernels.group_linear import pack_codes, unpack_codes
-from millrace.kernels.packed_group_linear import can_pack_groups, pack_groups, unpack_rows
+from millrace.kernels.packed_group_linear import can_pack_groups, pack_groups
 from millrace.kernels.scaled_linear.cuda import scaled_linear_cuda
 
 SIZES = st.sampled_from([1, 2, 3, 7, 8, 9, 16, 33, 64, 100, 123, 192, 333, 512, 1000])
@@ -108,7 +109,7 @@ def test_packed_groups_are_those_of_the_unpacked_weight(bits, group_size):
         expected = group_linear.plain(x, weight, scales, zeros, None, bits=bits)
         torch.testing.assert_close(packed_group_linear.plain(x, *packed, None, num_rows), expected)
         index = torch.tensor([36, 0, 31, 8, 36])
-        rows = unpack_rows(packed._replace(scales=packed.scales.float()), index)
+        rows = packed_group_embedding.plain(index, *packed, torch.float32)
         torch.testing.assert_close(x.float() @ rows.t(), expected[:, index].float(), atol=1e-3, rtol=1e-4)
     assert can_pack_groups(size, group_size)
     assert not can_pack_groups(size, 8) and not can_pack_groups(size + 32, 64)

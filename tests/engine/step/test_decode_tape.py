@@ -13,6 +13,7 @@ pytestmark = pytest.mark.skipif(find_library() is None, reason="no compiled kern
 needs_panels = pytest.mark.skipif(
     not hasattr(find_library(), "packed_linear_bf16"), reason="no compiled kernel for weights of bfloat16 here"
 )
+QUANTIZATIONS = (pytest.param(None, marks=needs_panels), "int4")
 
 
 @pytest.fixture(autouse=True)
@@ -25,23 +26,25 @@ PREFIX = list(range(5, 47))
 PROMPTS = [[*PREFIX[: 3 * i], 7 + i, 60 - i] for i in range(9)]
 
 
-def generate(folder: object, prompts: list[list[int]], **settings: object) -> tuple[list[list[int]], DecodeTape | None]:
+def generate(folder: object, prompts: list[list[int]], **settings: object) -> tuple[list[object], DecodeTape | None]:
+    """Returns the tokens and log-probabilities of each prompt, and what recorded the decode steps."""
     params = [
-        SamplingParams(temperature=0.7 * (i % 2), seed=i, max_tokens=5 + 3 * i, ignore_eos=True) for i in range(9)
+        SamplingParams(temperature=0.7 * (i % 2), seed=i, max_tokens=5 + 3 * i, ignore_eos=True, logprobs=1)
+        for i in range(9)
     ]
     with LLM(str(folder), dtype="bfloat16", max_num_seqs=8, **settings) as llm:
         outputs = llm.generate(prompts, params[: len(prompts)], use_tqdm=False)
         recorder = llm.llm_engine.executor._runner._recorder
-        return [output.outputs[0].token_ids for output in outputs], recorder
+        return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs], recorder
 
 
-@needs_panels
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_recorded_steps_give_the_same_tokens(tiny_model, family):
-    recorded, recorder = generate(tiny_model(family), PROMPTS)
+def test_recorded_steps_give_the_same_tokens(tiny_model, family, quantization):
+    recorded, recorder = generate(tiny_model(family), PROMPTS, quantization=quantization)
     assert isinstance(recorder, DecodeTape)
     assert recorder._recordings
-    launched, none = generate(tiny_model(family), PROMPTS, enforce_eager=True)
+    launched, none = generate(tiny_model(family), PROMPTS, quantization=quantization, enforce_eager=True)
     assert none is None
     assert recorded == launched
 
@@ -54,14 +57,14 @@ def test_a_model_that_cannot_be_recorded_runs_all_the_same(tiny_model):
     assert recorded == generate(tiny_model("opt"), PROMPTS, enforce_eager=True)[0]
 
 
-@needs_panels
-def test_a_shared_prefix_is_recorded_too(tiny_model, monkeypatch):
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_a_shared_prefix_is_recorded_too(tiny_model, monkeypatch, quantization):
     monkeypatch.setattr("millrace.engine.kv_cache.shared_prefix.MIN_READS_SAVED", 1)
     prompts = [[*PREFIX, 7 + i] for i in range(8)]
-    recorded, recorder = generate(tiny_model("qwen3"), prompts)
+    recorded, recorder = generate(tiny_model("qwen3"), prompts, quantization=quantization)
     assert isinstance(recorder, DecodeTape)
     assert True in recorder._recordings
-    assert recorded == generate(tiny_model("qwen3"), prompts, enforce_eager=True)[0]
+    assert recorded == generate(tiny_model("qwen3"), prompts, quantization=quantization, enforce_eager=True)[0]
 
 
 def test_more_sequences_than_were_recorded_for_are_launched():
