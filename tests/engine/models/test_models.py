@@ -193,9 +193,11 @@ def test_bfloat16_stays_near_float32(
     logits = PagedSequences(model, sequences, torch.bfloat16).run(schedule_mixed())
     assert all(ours.dtype == torch.float32 for ours in logits)
     cosine = torch.nn.functional.cosine_similarity(torch.cat(logits), torch.cat(hugging_face_logits), dim=-1)
-    # Rounding sends a few tokens to other experts, and later tokens of the sequence attend to these.
-    share = 0.9 if model.spec.experts else 1
-    assert (cosine > 0.99).float().mean() >= share
+    # Rounding sends a few tokens to other experts, and later tokens of the sequence attend to these. A state keeps the
+    # rounding of all earlier tokens.
+    share = 0.9 if model.spec.experts else 0.95 if model.spec.state else 1
+    assert (cosine > 0.99).float().mean() >= share, cosine.min()
+    assert cosine.min() > (0 if model.spec.experts else 0.98)
 
 
 @torch.inference_mode()
