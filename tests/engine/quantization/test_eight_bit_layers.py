@@ -51,7 +51,8 @@ def fp8_matrices(inputs: InputQuant | None, block: tuple[int, int] | None) -> di
     for name, rows in ROWS.items():
         grid = (-(-rows // 128), -(-COLUMNS // 128)) if block else (1,)
         stored = torch.randn(rows, COLUMNS).to(E4M3), ("weight_scale", torch.rand(grid) + 0.5)
-        matrices[name] = Fp8Matrix.join(name, *stored, format_name="fp8", block=block, inputs=inputs)
+        options = {"format_name": "fp8", "block": block, "setting": f"weight_block_size={block}", "inputs": inputs}
+        matrices[name] = Fp8Matrix.join(name, *stored, **options)
     return matrices
 
 
