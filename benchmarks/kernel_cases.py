@@ -322,15 +322,26 @@ class Cases:
             num_bytes = num_activations * itemsize + inner * outer * bits // 8 + 2 * (inner // 32) * outer
             groups = partial(self._groups_call, num_tokens, bits)
             yield self._case("packed_group_linear", f"{name}, {bits} bits", groups, num_bytes, flops)
+            num_bytes = num_tokens * (inner * bits // 8 + inner * itemsize)
+            rows = partial(self._group_rows_call, num_tokens, bits)
+            yield self._case("packed_group_embedding", f"{name}, {bits} bits", rows, num_bytes)
 
     def _groups_call(self, num_tokens: int, bits: int) -> Call:
+        packed, outer = self._packed_groups(bits), self.sizes.intermediate_size
+        return Call((self._normal(num_tokens, self.sizes.hidden_size), *packed, None, outer))
+
+    def _group_rows_call(self, num_tokens: int, bits: int) -> Call:
+        ids = self._integers(self.sizes.intermediate_size, num_tokens)
+        return Call((ids, *self._packed_groups(bits), self.dtype))
+
+    def _packed_groups(self, bits: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns a matrix in groups of 32 columns, packed for a CPU."""
         from millrace.kernels.group_linear import pack_codes
         from millrace.kernels.packed_group_linear import pack_groups
 
         inner, outer = self.sizes.hidden_size, self.sizes.intermediate_size
         weight = pack_codes(torch.randint(2**bits, (outer, inner), dtype=torch.uint8), bits)
-        packed = pack_groups(weight, torch.rand(outer, inner // 32).to(self.dtype), None, inner, bits)
-        return Call((self._normal(num_tokens, inner), *packed, None, outer))
+        return pack_groups(weight, torch.rand(outer, inner // 32).to(self.dtype), None, inner, bits)
 
     def coded(self, num_tokens: int, inner: int, outer: int, bits: int) -> Case:
         """Returns the case of a matrix of 4 or 8 bits, in groups of 128 with zeros."""
