@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,8 +20,6 @@ from .scheme import LinearSpec, QuantizationScheme
 from .split_linear import SplitLinear
 
 __all__ = ["StoredForms", "StoredScheme"]
-
-logger = logging.getLogger(__name__)
 
 EXPERT = re.compile(r"\.experts\.\d+\.")
 

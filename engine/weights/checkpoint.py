@@ -7,6 +7,7 @@ names in checkpoints to these names. An unknown tensor and a weight slot without
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import re
@@ -28,7 +29,7 @@ from ..gguf.tensors import iter_gguf_tensors
 from ..layers import WeightSlot
 from ..storage import Location, read_json_object
 from .codes import Codes
-from .mapped_pages import release_pages
+from .mapped_pages import MappedPages
 from .model_slots import weight_slots
 from .quantised_matrix import numbers_of
 from .remote import iter_remote_tensors
@@ -335,7 +336,7 @@ def fill_slots(slots: Mapping[str, WeightSlot], sources: Sources) -> None:
     for name, found in sources.items():
         tensors[slots[name].key] += found
     with ThreadPoolExecutor(_NUM_THREADS, "millrace-weights", initializer=share_current_device()) as pool:
-        for _ in pool.map(_fill, by_key.values(), tensors.values()):
+        for _ in pool.map(functools.partial(_fill, MappedPages()), by_key.values(), tensors.values()):
             pass
     logger.info("loaded %d tensors", len(tensors))
 
@@ -357,13 +358,14 @@ def load_dummy_weights(model: nn.Module) -> None:
 
 
 @torch.inference_mode()  # Threads do not inherit the mode of the caller.
-def _fill(slot: WeightSlot, sources: list[tuple[str, StoredTensor]]) -> None:
+def _fill(pages: MappedPages, slot: WeightSlot, sources: list[tuple[str, StoredTensor]]) -> None:
     """Fills a weight slot from the first source, and checks that the other sources hold the same numbers."""
     for i, (name, tensor) in enumerate(sources):
         _check_fits(slot, name, tensor)
         part = read_part(slot, tensor)
         if i == 0:
-            _fill_from(slot, part)
+            # Only a stored tensor, of which the part is a view, was there when the mapped pages were listed.
+            _fill_from(slot, part, pages if isinstance(tensor, Tensor) else None)
         elif not slot.holds(part):
             raise CheckpointError(
                 f"{name} differs from the tensor that config.json ties it to; if the output head has weights of its "
@@ -371,20 +373,22 @@ def _fill(slot: WeightSlot, sources: list[tuple[str, StoredTensor]]) -> None:
             )
 
 
-def _fill_from(slot: WeightSlot, part: Tensor | Codes) -> None:
+def _fill_from(slot: WeightSlot, part: Tensor | Codes, pages: MappedPages | None) -> None:
     """Fills a weight slot, by a few rows at a time where it can, so that neither they nor copies of them pile up."""
     if isinstance(part, Codes):
         slot.fill(part)
         return
     if not slot.by_row or part.dim() != 2 or slot.targets[0].device.type != "cpu":
         slot.fill(part)
-        release_pages(part)
+        if pages is not None:
+            pages.release(part)
         return
     num_rows = max(1, _PIECE_BYTES // max(1, part[:1].nbytes))
     for first in range(0, len(part), num_rows):
         rows = part[first : first + num_rows]
         slot.fill_rows(first, rows)
-        release_pages(rows)
+        if pages is not None:
+            pages.release(rows)
 
 
 def _check_fits(slot: WeightSlot, name: str, tensor: StoredTensor) -> None:

@@ -1,4 +1,4 @@
-"""`release_pages`: takes the pages of a mapped file, once their numbers are copied, out of this process's memory.
+"""`MappedPages`: takes the pages of mapped files, once their numbers are copied, out of this process's memory.
 
 The pages of a checkpoint that were read count as memory of the process until they are unmapped. The system keeps them
 in its cache, so releasing them costs little if they are read again.
@@ -6,34 +6,42 @@ in its cache, so releasing them costs little if they are read again.
 
 from __future__ import annotations
 
+import bisect
 import ctypes
 import mmap
-import sys
 from pathlib import Path
 
 from torch import Tensor
 
-__all__ = ["release_pages"]
+__all__ = ["MappedPages"]
 
 _MAPS = Path("/proc/self/maps")
 _DONTNEED = 4  # MADV_DONTNEED of Linux
 
 
-def release_pages(tensor: Tensor) -> None:
-    """Releases the whole pages of a tensor that is mapped from a file and was not changed; any other tensor is kept."""
-    if not sys.platform.startswith("linux") or tensor.device.type != "cpu" or not tensor.is_contiguous():
-        return
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if start < end and _is_of_a_file(start, end):
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+class MappedPages:
+    """The memory of this process that is mapped from files when the object is made.
 
+    The list of it has a line for each file and library, so it is read once, and not for each tensor.
+    """
 
-def _is_of_a_file(start: int, end: int) -> bool:
-    """Returns whether the addresses are mapped from one file. Releasing other memory would make it zeros."""
-    for line in _MAPS.read_text().splitlines():
-        span, _, _, _, inode, *path = line.split(maxsplit=5)
-        first, last = (int(address, 16) for address in span.split("-"))
-        if first <= start < last:
-            return end <= last and inode != "0" and bool(path)
-    return False
+    def __init__(self) -> None:
+        lines = _MAPS.read_text().splitlines() if _MAPS.exists() else []
+        fields = [line.split(maxsplit=5) for line in lines]
+        spans = (span.split("-") for span, _, _, _, inode, *path in fields if inode != "0" and path)
+        self._spans = sorted((int(first, 16), int(end, 16)) for first, end in spans)
+
+    def release(self, tensor: Tensor) -> None:
+        """Releases the whole pages of a tensor that was not changed; any memory that is not of a file is kept.
+
+        Args:
+            tensor: A tensor, or a part of one, whose memory was there when the object was made. Memory that is newer
+                may lie where a file was mapped, and would become zeros.
+        """
+        if tensor.device.type != "cpu" or not tensor.is_contiguous():
+            return
+        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        index = bisect.bisect_right(self._spans, start, key=lambda span: span[0]) - 1
+        if start < end and index >= 0 and end <= self._spans[index][1]:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)

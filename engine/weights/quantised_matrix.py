@@ -49,11 +49,6 @@ class QuantisedMatrix:
         """Shape of this part of the matrix."""
         return torch.Size((len(self.rows), len(self.columns)))
 
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the whole matrix in the checkpoint."""
-        return sum(tensor.shape.numel() * tensor.dtype.itemsize for tensor in self.tensors.values())
-
     def narrow(self, dim: int, start: int, length: int) -> Self:
         """Returns the given range of dimension `dim`, like `torch.Tensor.narrow`; no numbers are read."""
         kept = (self.rows, self.columns)[dim][start : start + length]

@@ -27,7 +27,7 @@ from millrace.engine.weights.checkpoint import (
     iter_tensors,
     load_dummy_weights,
 )
-from millrace.engine.weights.mapped_pages import release_pages
+from millrace.engine.weights.mapped_pages import MappedPages
 from millrace.engine.weights.model_slots import weight_slots
 from millrace.engine.weights.tensor_layout import TensorLayout
 from millrace.engine.weights.tensor_view import TensorItem
@@ -637,7 +637,7 @@ def test_pages_of_a_file_are_released_and_read_again_and_other_memory_is_kept(tm
 
     assert torch.equal(mapped, numbers)
     before = resident_kib()
-    release_pages(mapped)
+    MappedPages().release(mapped)
     assert resident_kib() < before / 10
-    release_pages(numbers)
+    MappedPages().release(numbers)
     assert torch.equal(mapped, numbers) and int(numbers.sum()) == sum(range(1 << 20))
