@@ -613,7 +613,7 @@ def test_threads_that_fill_weights_have_the_gpu_of_their_rank(monkeypatch, tmp_p
         torch.cuda, "set_device", lambda index: devices.update({threading.current_thread().name: index})
     )
     filled = []
-    monkeypatch.setattr(checkpoint, "_fill", lambda slot, sources: filled.append(threading.current_thread().name))
+    monkeypatch.setattr(checkpoint, "_fill", lambda *given: filled.append(threading.current_thread().name))
     slots = {name: SimpleNamespace(key=(index, 0)) for index, name in enumerate("ab")}
     checkpoint.fill_slots(slots, {"a": [], "b": []})
     assert len(filled) == 2 and {devices[name] for name in filled} == {3}
