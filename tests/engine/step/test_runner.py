@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from checkpoints import tiny_config
 from millrace.engine.config import EngineConfig
-from millrace.engine.device import Device, HostCopies, repeat_until_idle, return_freed_memory, to_device
+from millrace.engine.device import Device, HostCopies, repeat_until_idle, to_device
 from millrace.engine.errors import ConfigError
 from millrace.engine.kv_cache.layout import CacheShape, allocate_kv_cache
 from millrace.engine.kv_cache.shared_prefix import MIN_READS_SAVED, SharedPrefix
@@ -318,9 +318,12 @@ def resident_bytes() -> int:
 
 
 def test_a_cache_takes_no_memory_before_it_is_written():
-    return_freed_memory()  # As an engine does once its weights are there; memory that is kept would be cleared.
+    pieces = [np.empty(100_000, dtype=np.uint8) for _ in range(3000)]
+    last = np.empty(100_000, dtype=np.uint8)  # Keeps the heap as long as it is.
+    del pieces  # The heap has a free piece of 300 MB now, which calloc would take and clear.
     before = resident_bytes()
     layers = allocate_kv_cache(CacheShape(4, 8, 128), 4096, 16, dtype=torch.bfloat16, device=CPU)
     assert sum(cache.nbytes for layer in layers for cache in layer) == 1 << 30
     assert resident_bytes() - before < 1 << 26
     assert not layers[3][1][-1].any()
+    assert last.nbytes == 100_000
