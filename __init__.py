@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._version import __version__ as __version__
+    from .engine.errors import AdapterError as AdapterError
     from .engine.errors import ChatTemplateError as ChatTemplateError
     from .engine.errors import CheckpointError as CheckpointError
     from .engine.errors import ConfigError as ConfigError
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .engine.inputs import TextPrompt as TextPrompt
     from .engine.inputs import TokensPrompt as TokensPrompt
     from .engine.llm import LLM as LLM
+    from .engine.lora.request import LoRARequest as LoRARequest
     from .engine.outputs import CompletionOutput as CompletionOutput
     from .engine.outputs import Logprob as Logprob
     from .engine.outputs import RequestOutput as RequestOutput
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 _EXPORTS: dict[str, tuple[str, ...]] = {
     "_version": ("__version__",),
     "engine.errors": (
+        "AdapterError",
         "ChatTemplateError",
         "CheckpointError",
         "ConfigError",
@@ -76,6 +79,7 @@ _EXPORTS: dict[str, tuple[str, ...]] = {
         "TokensPrompt",
     ),
     "engine.llm": ("LLM",),
+    "engine.lora.request": ("LoRARequest",),
     "engine.outputs": (
         "CompletionOutput",
         "Logprob",

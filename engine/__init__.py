@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .llm import LLM as LLM
     from .loading.footprint import Footprint as Footprint
     from .loading.model_source import resolve_model as resolve_model
+    from .lora.request import LoRARequest as LoRARequest
     from .models.catalog import CatalogEntry as CatalogEntry
     from .models.catalog import model_catalog as model_catalog
     from .outputs import CompletionOutput as CompletionOutput
@@ -64,6 +65,7 @@ __getattr__, __dir__, __all__ = lazy_face(
         "llm": ("LLM",),
         "loading.footprint": ("Footprint",),
         "loading.model_source": ("resolve_model",),
+        "lora.request": ("LoRARequest",),
         "models.catalog": (
             "CatalogEntry",
             "model_catalog",

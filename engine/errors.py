@@ -13,6 +13,7 @@
     │   │   └── PromptTypeError (also TypeError)
     │   ├── ChatTemplateError                 a conversation cannot be rendered
     │   ├── CheckpointError                   a model folder cannot be read
+    │   ├── AdapterError                      a LoRA adapter cannot be used
     │   └── UnsupportedModelError             a model is not implemented
     ├── StorageError (also OSError)           a file behind a URL cannot be read or written, even after retries
     ├── DamagedOutputError                    a file of an unfinished output is missing or damaged, or rows are
@@ -93,6 +94,10 @@ class ChatTemplateError(UserError):
 
 class CheckpointError(UserError):
     """A model folder is missing, incomplete or corrupt."""
+
+
+class AdapterError(UserError):
+    """A LoRA adapter is missing, damaged or hostile, does not fit the model, or asks for what is not implemented."""
 
 
 class UnsupportedModelError(UserError):

@@ -1,0 +1,29 @@
+"""`AdapterBase`: what the reader of adapters knows about the model that the adapters change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..weights.checkpoint import WeightMap
+
+__all__ = ["AdapterBase"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AdapterBase:
+    """What the reader of adapters knows about the model that the adapters change.
+
+    Attributes:
+        weights: Names in checkpoints of the model's family -> our names.
+        shapes: Our path of each fused part that an adapter can change -> rows and columns of its whole matrix.
+        dtype: Number type of the model, to which an adapter's matrices are cast.
+        max_rank: Largest rank of an adapter's matrices (`max_lora_rank`).
+    """
+
+    weights: WeightMap
+    shapes: Mapping[str, tuple[int, int]]
+    dtype: torch.dtype
+    max_rank: int
