@@ -171,6 +171,10 @@ class EngineConfig:
         kv_cache_memory_bytes: Size of each rank's KV cache in bytes; None to derive it from the device's memory.
         gpu_memory_utilization: Share of a GPU's memory that the engine uses, above 0, at most 1.
         enable_prefix_caching: Whether sequences share the KV cache blocks of equal prompt beginnings.
+        enable_lora: Whether requests may name LoRA adapters (`LoRARequest`).
+        max_loras: Most adapters of the sequences that run at once, each of which is in an adapter slot on the device.
+        max_lora_rank: Largest rank of an adapter's matrices, for which each adapter slot has room.
+        max_cpu_loras: Most adapters in the memory of the host; None for `max_loras`.
         enable_prompt_embeds: Whether prompts may be embeddings (`EmbedsPrompt`).
         max_logprobs: Most log-probabilities that a request may ask for, for each token; -1 for no limit.
         quantization: Name of the scheme by which the matrices of linear layers are stored and multiplied, a file in
@@ -220,6 +224,10 @@ class EngineConfig:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.92
     enable_prefix_caching: bool = True
+    enable_lora: bool = False
+    max_loras: int = 1
+    max_lora_rank: int = 16
+    max_cpu_loras: int | None = None
     enable_prompt_embeds: bool = False
     max_logprobs: int = 20
     quantization: str | None = None

@@ -15,6 +15,8 @@ import numpy as np
 
 from .embeds.span import EmbeddedSpan
 from .errors import RequestError
+from .lora.adapter import Adapter
+from .lora.routing import NO_SLOT
 from .outputs import Logprob
 from .sampling_params import ALL_FORBIDDEN, NO_TOKEN, SamplingParams
 from .structured.grammar import Grammar
@@ -57,6 +59,8 @@ class Sequence:
         spans: Parts of the prompt that are given as embeddings, in order. Their token ids are placeholders.
         reads_prefix_cache: Whether cached blocks may be used for the beginning of the prompt.
         grammar: State of the output in its grammar; None if the output follows no grammar. Only rank 0 has it.
+        adapter: The adapter of the sequence; None for the model alone.
+        adapter_slot: The adapter slot of the adapter while the sequence runs; `NO_SLOT` otherwise.
         status: State in the scheduler.
         num_computed_tokens: Number of tokens whose keys and values are in the cache after the steps in flight.
         num_pending: Number of tokens that steps in flight draw and that are not read yet.
@@ -94,6 +98,8 @@ class Sequence:
     spans: abc.Sequence[EmbeddedSpan] = ()
     reads_prefix_cache: bool = True
     grammar: Grammar | None = None
+    adapter: Adapter | None = None
+    adapter_slot: int = NO_SLOT
 
     status: SequenceStatus = SequenceStatus.WAITING
     num_computed_tokens: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import abc
 from dataclasses import dataclass, field
 
+from .lora.slots import NewAdapter
 from .sequence import Sequence
 from .structured.token_masks import TokenMasks
 
@@ -41,6 +42,7 @@ class StepPlan:
             block tables before the step.
         new_tokens: Tuples (row, first position, token ids): tokens that are written to the tables before the step. They
             are needed only if another pp stage has drawn the tokens.
+        new_adapters: Adapters that enter adapter slots before the step.
         token_masks: Token masks of the sequences that sample and follow a grammar; None if there are none.
         published: Ids of blocks that this step fills. Later steps may already find them in the prefix cache.
         num_decodes: Number of sequences at the front that compute one token each; all others compute more.
@@ -56,6 +58,7 @@ class StepPlan:
     new_rows: list[NewRow] = field(default_factory=list)
     new_blocks: list[tuple[int, int, int, list[int]]] = field(default_factory=list)
     new_tokens: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    new_adapters: list[NewAdapter] = field(default_factory=list)
     token_masks: TokenMasks | None = None
     published: list[int] = field(default_factory=list)
     num_decodes: int = 0

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..config import EngineConfig
 from ..device import Device, keep_freed_memory, memory_bytes, return_freed_memory
 from ..errors import ConfigError
 from ..kv_cache import kv_block_bytes
+from ..lora.slots import SlotSizes
 from ..models import Decoder, ModelOptions, build_model, describe_model, load_hf_config, load_model, weight_map
 from ..models.hf_config import quantization_settings
 from ..models.pp_stages import cache_groups, cache_shape, state_shape
@@ -24,7 +23,7 @@ from ..parallel.context import SINGLE, ParallelContext
 from ..quantization.stored import StoredForms
 from ..step.cuda_graph import CudaGraphs, DecodeGraphs, graph_sizes
 from ..step.decode_tape import DecodeTape
-from ..step.head import Draw
+from ..step.head import Draw, RunDecode
 from ..step.runner import MakeRecorder, ModelRunner
 from ..storage import Location
 from ..tasks.choose import choose_task
@@ -109,6 +108,7 @@ def load_runner(
         task.unused_weights,
         expert_parallel=config.enable_expert_parallel,
         max_model_len=config.max_model_len,
+        adapter_slots=SlotSizes(config.max_loras, config.max_lora_rank) if config.enable_lora else None,
         stored=_stored_forms(config, place, hf_config, dtype, device),
     )
     options.make_scheme().check(device, dtype)
@@ -212,7 +212,7 @@ def _choose_recorder(
         return lambda run, _: DecodeTape(run, max_num_seqs)
     sizes = graph_sizes(max_num_seqs, config.cudagraph_capture_sizes)
 
-    def make(run: Callable[[Tensor, Tensor | None], Tensor], draw: Draw | None) -> DecodeGraphs:
+    def make(run: RunDecode, draw: Draw | None) -> DecodeGraphs:
         graphs = DecodeGraphs(run, sizes, CudaGraphs(), parallel.agree if parallel.num_ranks > 1 else None, draw)
         try:
             graphs.record_all(device.torch_device, with_shared=config.enable_prefix_caching)

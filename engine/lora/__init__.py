@@ -4,11 +4,3 @@ An adapter is read from a folder in PEFT's layout (`read_adapter`), and uploaded
 (`DeviceSlots`). Each linear layer adds the product of a token with the matrices in the slot of the token's adapter to
 its own product (`LoraLinear`); nothing is computed for tokens without an adapter.
 """
-
-from __future__ import annotations
-
-from .adapter import Adapter, LowRank
-from .base import AdapterBase
-from .request import LoRARequest
-
-__all__ = ["Adapter", "AdapterBase", "LoRARequest", "LowRank"]

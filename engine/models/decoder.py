@@ -32,6 +32,7 @@ class Decoder(nn.Module):
         parallel: The place of this rank among all ranks.
 
     Attributes:
+        adapters: The adapter slots of this rank's layers; None for a model without adapters.
         columns: The part of the vocabulary whose logits this rank computes.
         dtype: Number type of weights and hidden states.
     """
@@ -49,6 +50,7 @@ class Decoder(nn.Module):
         make = Components(spec, dtype, device, options, parallel)
         self.spec = spec
         self.parallel = parallel
+        self.adapters = make.linears.adapters
         self.columns = parallel.shard(spec.vocab_size)
         self._is_first, self._is_last = parallel.is_first_stage, parallel.is_last_stage
         self.dtype, self._device = dtype, device

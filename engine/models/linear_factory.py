@@ -9,6 +9,8 @@ from dataclasses import replace
 import torch
 
 from ..layers import Experts, ExpertsLayer, Linear, LinearBase
+from ..lora.layer import LoraLinear
+from ..lora.slots import DeviceSlots
 from ..parallel.shard import Dimension, as_shard
 from ..quantization.full_precision import FullPrecision
 from ..quantization.group_linear import GroupLinear
@@ -27,6 +29,9 @@ class LinearFactory:
         options: The user's options for the model, which include the quantization scheme.
         dtype: Number type of the inputs and outputs of all layers.
         device: Device of the weights.
+
+    Attributes:
+        adapters: The adapter slots of the layers; None for a model without adapters.
     """
 
     def __init__(self, options: ModelOptions, dtype: torch.dtype, device: torch.device) -> None:
@@ -35,6 +40,7 @@ class LinearFactory:
         self._full_precision = FullPrecision(deterministic=options.deterministic)
         self._dtype = dtype
         self._device = device
+        self.adapters = None if options.adapter_slots is None else DeviceSlots(options.adapter_slots)
         self._declined: dict[str, list[str]] = {}  # What the scheme takes -> layers that it therefore does not.
 
     def make_linear(
@@ -49,12 +55,19 @@ class LinearFactory:
             bias: Whether the layer has a bias.
         """
         layer = self._spec(name, in_features, out_features, bias, self._device)
+        return self._with_adapters(self._make_base(layer), layer)
+
+    def _make_base(self, layer: LinearSpec) -> LinearBase:
+        """Makes a layer without adapters."""
         if not self._scheme.applies_to(layer):
             return self._full_precision.make_linear(layer)
         if not self._scheme.supports_sizes(layer):
-            self._decline(name, self._scheme.sizes)
+            self._decline(layer.name, self._scheme.sizes)
             return self._full_precision.make_linear(layer)
         return self._scheme.make_linear(layer)
+
+    def _with_adapters(self, base: LinearBase, layer: LinearSpec) -> LinearBase:
+        return base if self.adapters is None else LoraLinear(base, layer, self.adapters, self._device)
 
     def make_table(self, name: str, size: int, rows: Dimension) -> GroupLinear | None:
         """Makes the table of token embeddings as a matrix; None if it is to be in full precision.
@@ -101,7 +114,7 @@ class LinearFactory:
     def _decline(self, name: str, taken: str) -> None:
         self._declined.setdefault(taken, []).append(name)
 
-    def make_tied(self, name: str, in_features: int, out_features: Dimension, weight: torch.nn.Parameter) -> Linear:
+    def make_tied(self, name: str, in_features: int, out_features: Dimension, weight: torch.nn.Parameter) -> LinearBase:
         """Makes a linear layer in full precision and without a bias that uses the matrix of another layer.
 
         Args:
@@ -114,7 +127,7 @@ class LinearFactory:
         layer = self._spec(name, in_features, out_features, False, torch.device("meta"))
         linear = self._full_precision.make_linear(layer)
         linear.weight = weight
-        return linear
+        return self._with_adapters(linear, layer)
 
     def warn_of_declined(self) -> None:
         """Logs a warning if layers stay in full precision, or are dequantised, because no scheme takes them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..lora.slots import SlotSizes
 from ..quantization.registry import find_scheme
 from ..quantization.scheme import QuantizationScheme
 from ..quantization.stored import StoredForms, StoredScheme
@@ -27,6 +28,7 @@ class ModelOptions:
         expert_parallel: Whether each rank of a pp stage has whole experts; otherwise it has a slice of each.
         max_model_len: The setting of the same name; None for all positions of the model. It chooses between the two
             lists of rotary frequencies that some models have.
+        adapter_slots: Number and size of the adapter slots; None for a model without adapters.
         stored: How the matrices of a quantised checkpoint are stored; None for an unquantised checkpoint.
 
     Raises:
@@ -40,6 +42,7 @@ class ModelOptions:
     unused_weights: frozenset[str] = frozenset()
     expert_parallel: bool = False
     max_model_len: int | None = None
+    adapter_slots: SlotSizes | None = None
     stored: StoredForms | None = None
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .head import Draw
+from .head import Draw, RunDecode
 from .tables import padding_plan
 
 logger = logging.getLogger(__name__)
@@ -224,7 +224,7 @@ class DecodeGraphs:
     """Runs decode steps from recordings: one for each size, with shared blocks another one, and one for the draw.
 
     Args:
-        run: Runs a decode step: takes the plan and the number of shared blocks (or None), returns the hidden states.
+        run: Runs a decode step.
         sizes: Numbers of sequences for which steps are recorded, ascending.
         backend: Makes the recordings.
         agree: Returns whether all ranks of the engine have called it with True; None for an engine of one rank.
@@ -234,7 +234,7 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        run: Callable[[Tensor, Tensor | None], Tensor],
+        run: RunDecode,
         sizes: Sequence[int],
         backend: GraphBackend,
         agree: Callable[[bool], bool] | None = None,
@@ -268,22 +268,23 @@ class DecodeGraphs:
         for size in reversed(self._sizes):
             plan = padding_plan(size, device)
             for num_shared in (None, torch.zeros(1, dtype=torch.int32, device=device))[: 1 + with_shared]:
-                self._steps.find(plan, num_shared)
+                self._steps.find(plan, num_shared, None)
             if self._draws is not None:
                 self._draws.find(self.run(plan, None), plan)
 
-    def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
+    def run(self, sequences: Tensor, num_shared: Tensor | None, routing: Tensor | None = None) -> Tensor:
         """Runs a decode step from its recording, or kernel by kernel if it could not be recorded.
 
         Args:
             sequences: `[4, size]` int32, the `plan` argument of `kernels.gather_batch`, padded to a recorded size.
             num_shared: `[1]` int32, number of leading blocks that all sequences share; None if attention reads the
                 blocks of each sequence separately.
+            routing: `Routing.packed`, padded to the size; None if no sequence has an adapter.
 
         Returns:
             Hidden states, `[size, hidden_size]`; the next step overwrites them.
         """
-        return self._steps(sequences, num_shared)
+        return self._steps(sequences, num_shared, routing)
 
     def close(self) -> None:
         """Frees the recordings. It must come before the end of the sums in them: NCCL waits until they are freed."""

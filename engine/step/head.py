@@ -16,11 +16,17 @@ from ..device import HostCopy
 from ..step_plan import NewRow, StepPlan
 from .tables import SentPlan
 
-__all__ = ["Draw", "Head", "HostLogprobs", "RunningStep", "StepResult"]
+__all__ = ["Draw", "Head", "HostLogprobs", "RunDecode", "RunningStep", "StepResult"]
 
 
 Draw = Callable[[Tensor, Tensor], Tensor]
 """Takes hidden states `[size, embedding_size]` and sequences `[4, size]` (`SentPlan`), returns token ids `[size]`."""
+
+RunDecode = Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+"""Runs a decode step: takes `SentPlan.sequences`, the number of shared blocks (or None) and `Routing.packed` (or None).
+
+Returns hidden states, `[num_seqs, hidden_size]`.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import GivenEmbeddings, KVCache
+from ..batch import ForwardBatch, GivenEmbeddings, KVCache
+from ..device import to_device
 from ..embeds.rows import SpanRows
 from ..kv_cache.layout import allocate_kv_cache
 from ..kv_cache.states import allocate_states
+from ..lora.routing import NO_SLOT, Routing, pack_routing
 from ..models.decoder import Decoder
 from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..parallel.context import SINGLE, ParallelContext
 from ..step_plan import StepPlan
-from .head import Draw, Head, RunningStep
+from .head import Draw, Head, RunDecode, RunningStep
 from .tables import SentPlan, Tables
 from .token_head import TokenHead
 
@@ -36,14 +39,14 @@ class DecodeRecorder(Protocol):
     def padded_size(self, num_seqs: int) -> int | None:
         """Returns the size to which a step of `num_seqs` sequences is padded; None if no recording can run it."""
 
-    def run(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
-        """Runs a decode step of the `sequences` and `num_shared` of a `SentPlan`, and returns its hidden states."""
+    def run(self, sequences: Tensor, num_shared: Tensor | None, routing: Tensor | None) -> Tensor:
+        """Runs a decode step as `RunDecode` does."""
 
     def close(self) -> None:
         """Frees the recordings; no step is run afterwards."""
 
 
-MakeRecorder = Callable[[Callable[[Tensor, Tensor | None], Tensor], Draw | None], DecodeRecorder]
+MakeRecorder = Callable[[RunDecode, Draw | None], DecodeRecorder]
 """Makes a recorder from a function that runs a decode step, and one that draws its tokens (or None)."""
 
 MakeHead = Callable[[Decoder, Tables], Head]
@@ -86,6 +89,7 @@ class ModelRunner:
         states = state_shape(model.spec, parallel)
         self.kv_cache += allocate_states(states, max_num_seqs, dtype=model.dtype, device=device)
         self._tables = Tables(max_num_seqs, max_model_len, block_size, device, len(cache_groups(model.spec)))
+        self._slot_of_row = np.full(max_num_seqs, NO_SLOT)
         self._spans = SpanRows(device) if parallel.is_first_stage else None
         self._head = make_head(model, self._tables) if parallel.is_last_stage else None
         draw = self._head.draw if self._head else None
@@ -103,6 +107,7 @@ class ModelRunner:
         """
         if self._head is not None:
             self._head.enter(plan.new_rows)
+        self._enter_adapters(plan)
         hidden, sent, draw = self._forward(plan)
         if self._head is None:
             return RunningStep()
@@ -127,11 +132,13 @@ class ModelRunner:
         sent = self._tables.send(plan, size or num_seqs)
         num_shared = sent.num_shared if plan.num_shared_blocks else None
         if self._recorder and size:
-            return self._recorder.run(sent.sequences, num_shared), sent, self._recorder.draw
+            routing = self._route(plan, size)
+            return self._recorder.run(sent.sequences, num_shared, routing), sent, self._recorder.draw
         longest = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
         max_blocks = -(-longest // self._tables.block_size)
         batch = self._tables.gather(sent.sequences, plan.num_tokens, max_blocks, plan.num_decodes, num_shared, given)
-        return self.model(replace(batch, longest_prompt=plan.longest_prompt), self.kv_cache), sent, None
+        batch = replace(batch, longest_prompt=plan.longest_prompt)
+        return self._run_model(batch, self._route(plan, plan.num_tokens)), sent, None
 
     def _find_embeddings(self, plan: StepPlan) -> GivenEmbeddings | None:
         """Returns the embeddings that prompts give for tokens of this step; None in a pp stage that does not embed."""
@@ -140,9 +147,33 @@ class ModelRunner:
         self._spans.enter(plan.new_rows)
         return self._spans.find(plan)
 
-    def _decode(self, sequences: Tensor, num_shared: Tensor | None) -> Tensor:
+    def _enter_adapters(self, plan: StepPlan) -> None:
+        """Uploads the adapters that enter slots in this step, and notes the adapter slot of each new row."""
+        if self.model.adapters is None:
+            return
+        for new in plan.new_adapters:
+            self.model.adapters.load(new.slot, new.adapter)
+        for row in plan.new_rows:
+            self._slot_of_row[row.row] = row.sequence.adapter_slot
+
+    def _route(self, plan: StepPlan, num_tokens: int) -> Tensor | None:
+        """Returns `Routing.packed` for a step that is padded to `num_tokens` tokens; None if none has an adapter."""
+        slots = self._slot_of_row[plan.rows]
+        if self.model.adapters is None or (slots == NO_SLOT).all():
+            return None
+        packed = pack_routing(np.repeat(slots, plan.counts), self.model.adapters.sizes.num_slots, num_tokens)
+        return to_device(packed, torch.int32, self._tables.tokens.device)
+
+    def _run_model(self, batch: ForwardBatch, routing: Tensor | None) -> Tensor:
+        """Runs the model on the tokens of a step; `routing` is as `_route` returns it."""
+        adapters = self.model.adapters
+        if adapters is None or routing is None:
+            return cast("Tensor", self.model(batch, self.kv_cache))
+        with adapters.routed(Routing(routing, adapters.sizes.num_slots)):
+            return cast("Tensor", self.model(batch, self.kv_cache))
+
+    def _decode(self, sequences: Tensor, num_shared: Tensor | None, routing: Tensor | None = None) -> Tensor:
         """Runs a decode step whose shapes depend on the number of sequences only, so one recording fits all lengths."""
         num_seqs = sequences.shape[1]
         batch = self._tables.gather(sequences, num_seqs, self._tables.max_blocks, num_seqs, num_shared)
-        hidden: Tensor = self.model(batch, self.kv_cache)
-        return hidden
+        return self._run_model(batch, routing)

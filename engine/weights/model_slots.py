@@ -10,7 +10,10 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..layers import HasSlots, WeightSlot
 
-__all__ = ["weight_slots"]
+__all__ = ["WRAPPED", "weight_slots"]
+
+WRAPPED = "unadapted"
+"""Name of a layer inside a wrapper that adds adapters (`LoraLinear`). The layer has the path of the wrapper."""
 
 
 def weight_slots(model: nn.Module) -> dict[str, WeightSlot]:
@@ -23,7 +26,8 @@ def weight_slots(model: nn.Module) -> dict[str, WeightSlot]:
         CheckpointError: A method `slots` is malformed, or leaves out a part of a parameter or of a persistent buffer.
     """
     slots = {}
-    for path, module in model.named_modules():
+    for full_path, module in model.named_modules():
+        path = full_path.replace(f".{WRAPPED}", "").removeprefix(WRAPPED)
         state = _own_state(module)
         own = {name: _whole(tensor) for name, tensor in state.items()}
         if isinstance(module, HasSlots):

@@ -70,6 +70,7 @@ class TransformersModel(Decoder):
         plan = tensor_plan(module, names, parallel.tp_size)
         tied = frozenset(name for name in names if _is_shared(module, module.get_submodule(name).weight))
         factory = LinearFactory(options, dtype, device)
+        self.adapters = factory.adapters
         replace_linears(module, names - tied, plan, factory, parallel)
         materialise(module, dtype, device)
         replace_tied(module, tied, factory)

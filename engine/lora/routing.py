@@ -1,0 +1,52 @@
+"""`Routing`: which tokens of a step have an adapter, grouped by the adapter slot; the host makes it from the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["NO_SLOT", "Routing", "pack_routing"]
+
+NO_SLOT = -1
+"""Stands for the adapter slot of a sequence or a token without an adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Which tokens of a step have an adapter, grouped by the adapter slot.
+
+    Attributes:
+        packed: `[num_slots + 1 + num_tokens]` int32 on the device of the model, as `pack_routing` returns it.
+        num_slots: Number of adapter slots of the model.
+    """
+
+    packed: Tensor
+    num_slots: int
+
+    @property
+    def starts(self) -> Tensor:
+        """`[num_slots + 1]` int32: the tokens of slot s are `tokens[starts[s]:starts[s + 1]]`."""
+        return self.packed[: self.num_slots + 1]
+
+    @property
+    def tokens(self) -> Tensor:
+        """`[num_tokens]` int32: indices of the tokens that have an adapter, by slot. The rest has no meaning."""
+        return self.packed[self.num_slots + 1 :]
+
+
+def pack_routing(slots: np.ndarray, num_slots: int, num_tokens: int) -> np.ndarray:
+    """Returns the content of `Routing.packed`.
+
+    Args:
+        slots: Adapter slot of each token; `NO_SLOT` for none.
+        num_slots: Number of adapter slots of the model.
+        num_tokens: Number of tokens to which the step is padded.
+    """
+    packed = np.zeros(num_slots + 1 + num_tokens, dtype=np.int32)
+    tokens = np.flatnonzero(slots >= 0)
+    tokens = tokens[np.argsort(slots[tokens], kind="stable")]
+    packed[: num_slots + 1] = np.searchsorted(slots[tokens], np.arange(num_slots + 1))
+    packed[num_slots + 1 : num_slots + 1 + len(tokens)] = tokens
+    return packed
