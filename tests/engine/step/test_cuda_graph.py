@@ -44,6 +44,7 @@ class Watched:
 
     def __init__(self, model: Any) -> None:
         self.spec, self.parallel, self.compute_logits = model.spec, model.parallel, model.compute_logits
+        self.adapters = model.adapters
         self.batches: list[ForwardBatch] = []
         self._model = model
 
@@ -135,14 +136,14 @@ def test_the_ladder_wastes_little(max_num_seqs):
 
 def test_sizes_that_were_asked_for_are_the_sizes():
     assert graph_sizes(100, [64, 8, 8, 300]) == [8, 64]
-    graphs = DecodeGraphs(lambda sequences, _: sequences, [8, 64], CallAgain())
+    graphs = DecodeGraphs(lambda sequences, *_: sequences, [8, 64], CallAgain())
     assert [graphs.padded_size(n) for n in (1, 8, 9, 64, 65)] == [8, 8, 64, 64, None]
 
 
 def test_a_recording_reads_the_same_memory_every_time():
     seen = []
 
-    def run(sequences: Tensor, num_shared: Tensor | None) -> Tensor:
+    def run(sequences: Tensor, num_shared: Tensor | None, routing: Tensor | None) -> Tensor:
         seen.append((sequences.data_ptr(), num_shared is not None and num_shared.data_ptr()))
         return sequences + (0 if num_shared is None else num_shared)
 
@@ -256,7 +257,7 @@ def record_on_two_ranks(backends: tuple[OfRank, OfRank]) -> list[DecodeGraphs | 
 
     def record(rank: int) -> DecodeGraphs | Exception:
         place = replace(ParallelContext.of_rank(rank, 2, 1), world=Star([channels[rank]], rank))
-        graphs = DecodeGraphs(lambda sequences, _: sequences.clone(), [2, 4], backends[rank], place.agree)
+        graphs = DecodeGraphs(lambda sequences, *_: sequences.clone(), [2, 4], backends[rank], place.agree)
         try:
             graphs.record_all(CPU, with_shared=False)
         except Exception as error:  # noqa: BLE001  # The tests look at it.
