@@ -20,6 +20,7 @@ from .int8_linear import int8_linear
 from .invariant_linear import invariant_linear
 from .latent_attention import latent_attention
 from .layer_norm import layer_norm
+from .lora import lora
 from .packed_gated_linear import packed_gated_linear
 from .packed_group_embedding import packed_group_embedding
 from .packed_group_linear import packed_group_linear
@@ -55,6 +56,7 @@ __all__ = [
     "invariant_linear",
     "latent_attention",
     "layer_norm",
+    "lora",
     "packed_gated_linear",
     "packed_group_embedding",
     "packed_group_linear",

@@ -93,7 +93,10 @@ def test_each_sequence_is_computed_as_by_the_model_with_its_adapter_merged(tmp_p
     model, sequences = load(folder, WITH_SLOTS), random_sequences()
     assert model.adapters is not None
     targets = [{"attention.qkv.query", "attention.qkv.value", "mlp.gate_up.up"}, set(NAMES), {"mlp.down"}]
-    adapters = [random_adapter(model, seed, rank, parts) for seed, (rank, parts) in enumerate(zip((3, 8, 1), targets))]
+    adapters = [
+        random_adapter(model, seed, rank, parts)
+        for seed, (rank, parts) in enumerate(zip((3, 8, 1), targets, strict=True))
+    ]
     model.adapters.load(1, random_adapter(model, 9, 8, set(NAMES)))  # What is in a slot before leaves no trace.
     for slot, adapter in enumerate(adapters):
         model.adapters.load(slot, adapter)
