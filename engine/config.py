@@ -174,7 +174,8 @@ class EngineConfig:
         enable_lora: Whether requests may name LoRA adapters (`LoRARequest`).
         max_loras: Most adapters of the sequences that run at once, each of which is in an adapter slot on the device.
         max_lora_rank: Largest rank of an adapter's matrices, for which each adapter slot has room.
-        max_cpu_loras: Most adapters in the memory of the host; None for `max_loras`.
+        max_cpu_loras: Most adapters in the memory of the host; None for twice `max_loras`, so that
+            the next adapters are read while others run.
         enable_prompt_embeds: Whether prompts may be embeddings (`EmbedsPrompt`).
         max_logprobs: Most log-probabilities that a request may ask for, for each token; -1 for no limit.
         quantization: Name of the scheme by which the matrices of linear layers are stored and multiplied, a file in

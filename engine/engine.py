@@ -26,6 +26,9 @@ from .kv_cache import KVCacheManager
 from .loading.capacity import Capacity
 from .loading.generation_config import recommended_params
 from .loading.model_source import resolve_model, resolve_tokenizer, warn_of_unused
+from .lora.library import AdapterLibrary
+from .lora.reader import read_adapter
+from .lora.request import LoRARequest
 from .request import EngineOutput, Request
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerCounters
@@ -37,6 +40,8 @@ from .tasks.task import RequestHandler, Task
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import torch
+
     from .parallel.rendezvous import Rendezvous
 
 logger = logging.getLogger(__name__)
@@ -61,6 +66,8 @@ class EngineStats:
         kv_cache_usage: Share of the KV cache blocks in use, 0 to 1.
         step_time_s: Seconds that `LLMEngine.step` has taken in total.
         counters: Counters of the scheduler since the engine was made.
+        num_adapter_loads: Number of adapters that were read into the memory of the host.
+        num_adapter_uploads: Number of adapters that were uploaded to an adapter slot of the device.
     """
 
     num_running: int
@@ -68,6 +75,8 @@ class EngineStats:
     kv_cache_usage: float
     step_time_s: float
     counters: SchedulerCounters
+    num_adapter_loads: int = 0
+    num_adapter_uploads: int = 0
 
 
 @dataclass(slots=True)
@@ -105,6 +114,7 @@ class LLMEngine:
         scheduler: Scheduler that plans the steps.
         executor: Executor that runs the steps.
         overlap_depth: Number of steps that may be started before the results of an earlier one are read.
+        adapters: The LoRA adapters in the memory of the host; None without `enable_lora`.
     """
 
     config: EngineConfig
@@ -114,6 +124,7 @@ class LLMEngine:
     scheduler: Scheduler
     executor: Executor
     overlap_depth: int = 0
+    adapters: AdapterLibrary | None = None
     _groups: dict[str, RequestSequences] = field(default_factory=dict)
     _in_flight: deque[tuple[StepPlan, StepHandle]] = field(default_factory=deque)
     _step_time_s: float = 0.0
@@ -170,9 +181,11 @@ class LLMEngine:
                 capacity.max_num_seqs,
                 num_tokens,
                 config.pipeline_parallel_size,
+                config.max_loras if config.enable_lora else 0,
             ),
             executor=executor,
             overlap_depth=_overlap_depth(config, device),
+            adapters=_open_library(config, hf_config, task, dtype),
         )
 
     @property
@@ -194,17 +207,49 @@ class LLMEngine:
             raise EngineDeadError("this engine is closed and its model is freed; construct another one")
         if request.request_id in self._groups:
             raise ConfigError(f"request id {request.request_id!r} is in use; give each unfinished request its own")
+        lora_request = request.lora_request
+        if lora_request is not None:
+            self.library().check(lora_request)
         sequences = self.handler.open(request)
         self._groups[request.request_id] = RequestSequences(request, sequences, len(sequences))
         for sequence in sequences:
-            self.scheduler.add(sequence)
+            if lora_request is None:
+                self.scheduler.add(sequence)
+            else:
+                self.library().ask(lora_request, sequence)
+
+    def library(self) -> AdapterLibrary:
+        """Returns the adapters in the memory of the host.
+
+        Raises:
+            ConfigError: The engine was made without `enable_lora`.
+        """
+        if self.adapters is None:
+            raise ConfigError("this engine runs no LoRA adapters; construct it with enable_lora=True")
+        return self.adapters
+
+    def add_lora(self, lora_request: LoRARequest) -> bool:
+        """As `AdapterLibrary.add`."""
+        return self.library().add(lora_request)
+
+    def remove_lora(self, lora_int_id: int) -> bool:
+        """As `AdapterLibrary.remove`."""
+        return self.library().remove(lora_int_id)
+
+    def list_loras(self) -> set[int]:
+        """As `AdapterLibrary.ids`."""
+        return self.library().ids()
+
+    def pin_lora(self, lora_int_id: int) -> bool:
+        """As `AdapterLibrary.pin`."""
+        return self.library().pin(lora_int_id)
 
     def abort(self, request_ids: Iterable[str]) -> None:
         """Removes requests; they give no output. Ids of unknown and of finished requests are ignored."""
         for request_id in request_ids:
             group = self._groups.pop(request_id, None)
             for sequence in group.sequences if group else ():
-                self.scheduler.abort(sequence)
+                self._abort(sequence)
 
     def step(self) -> list[EngineOutput]:
         """Plans and starts a step, then reads the oldest results until at most `overlap_depth` steps are unread.
@@ -213,11 +258,14 @@ class LLMEngine:
             The outputs of the requests that finished or failed in the steps that were read.
         """
         start_s = time.perf_counter()
+        ended = self._enter_adapted()
         plan = self.scheduler.schedule()
         if plan is not None:
             self._in_flight.append((plan, self._start(plan)))
-        assert self._in_flight or not self._groups, "requests wait, and none of them can ever run"
-        ended: list[Sequence] = []
+        elif self.adapters is not None and not self._in_flight and not ended:
+            self.adapters.wait()
+        has_loads = self.adapters is not None and self.adapters.num_waiting
+        assert self._in_flight or ended or has_loads or not self._groups, "requests wait, and none of them can ever run"
         most_unread = self._most_unread(plan)
         while len(self._in_flight) > most_unread:
             ended += self._read_step()
@@ -238,6 +286,8 @@ class LLMEngine:
         self._groups.clear()
         self._in_flight.clear()
         self.scheduler.reset()
+        if self.adapters is not None:
+            self.adapters.reset()
 
     def reset_prefix_cache(self) -> None:
         """Removes all cached prefixes from the KV cache. Running requests keep their blocks."""
@@ -276,10 +326,12 @@ class LLMEngine:
         scheduler = self.scheduler
         return EngineStats(
             num_running=len(scheduler.running),
-            num_waiting=scheduler.num_waiting,
+            num_waiting=scheduler.num_waiting + (0 if self.adapters is None else self.adapters.num_waiting),
             kv_cache_usage=scheduler.kv_cache.usage,
             step_time_s=self._step_time_s,
             counters=scheduler.counters,
+            num_adapter_loads=0 if self.adapters is None else self.adapters.num_loads,
+            num_adapter_uploads=scheduler.adapter_slots.num_uploads,
         )
 
     def check_integrity(self) -> None:
@@ -298,8 +350,24 @@ class LLMEngine:
         self.abort(list(self._groups))
         self._in_flight.clear()
         self._is_closed = True
+        if self.adapters is not None:
+            self.adapters.close()
         self.executor.close()
         gc.collect()
+
+    def _enter_adapted(self) -> list[Sequence]:
+        """Hands sequences whose adapters were read to the scheduler; returns those whose adapters cannot be used."""
+        if self.adapters is None:
+            return []
+        ready, failed = self.adapters.take_ready()
+        for sequence in ready:
+            self.scheduler.add(sequence)
+        return failed
+
+    def _abort(self, sequence: Sequence) -> None:
+        """Ends a sequence whose result is no longer needed, wherever it is."""
+        if self.adapters is None or not self.adapters.discard(sequence):
+            self.scheduler.abort(sequence)
 
     def _most_unread(self, plan: StepPlan | None) -> int:
         """Returns how many started steps `step` may leave unread when it returns.
@@ -385,7 +453,7 @@ class LLMEngine:
             return []
         del self._groups[sequence.request_id]
         for other in group.sequences:
-            self.scheduler.abort(other)
+            self._abort(other)
         return [self.handler.make_output(group.request, group.sequences)]
 
 
@@ -403,6 +471,17 @@ def _open_executor(
     num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
     runner, capacity = load_runner(config, device, hf_config, task, num_tokens)
     return InProcessExecutor(runner), capacity
+
+
+def _open_library(config: EngineConfig, hf_config: Any, task: Task, dtype: torch.dtype) -> AdapterLibrary | None:
+    """Makes the library of adapters; None without `enable_lora`."""
+    from .loading.adapter_base import describe_adapter_base
+
+    if not config.enable_lora:
+        return None
+    base = describe_adapter_base(config, hf_config, task.model_head, dtype)
+    most = 2 * config.max_loras if config.max_cpu_loras is None else config.max_cpu_loras
+    return AdapterLibrary(lambda request: read_adapter(request, base), most)
 
 
 def _overlap_depth(config: EngineConfig, device: Device) -> int:

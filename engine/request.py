@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError
+from .lora.request import LoRARequest
 from .outputs import RequestOutput
 from .pooling.outputs import PoolingOutput, PoolingRequestOutput
 from .pooling.params import PoolingParams
@@ -31,6 +32,7 @@ class GenerateRequest:
             shares them with all requests that have no salt.
         prompt_embeds: `[num_tokens, embedding_size]`, the embeddings of the prompt in place of its tokens; on the CPU
             if the request is sent to another process. None if the prompt is text or tokens.
+        lora_request: Names the adapter; None for the model alone.
     """
 
     request_id: str
@@ -40,6 +42,7 @@ class GenerateRequest:
     priority: int = 0
     cache_salt: str | None = None
     prompt_embeds: Tensor | None = field(default=None, repr=False, compare=False)
+    lora_request: LoRARequest | None = None
 
     @property
     def params(self) -> SamplingParams:
@@ -75,6 +78,7 @@ class PoolingRequest:
             be run, the request fails.
         cache_salt: As in `GenerateRequest`, for all prompts of the request.
         prompt_embeds: Embeddings of the first prompt, as in `GenerateRequest`.
+        lora_request: As in `GenerateRequest`.
     """
 
     request_id: str
@@ -85,6 +89,7 @@ class PoolingRequest:
     more_prompts: Sequence[str | list[int]] = ()
     cache_salt: str | None = None
     prompt_embeds: Tensor | None = field(default=None, repr=False, compare=False)
+    lora_request: LoRARequest | None = None
 
     @property
     def params(self) -> PoolingParams:

@@ -23,8 +23,14 @@ from typing import Any
 from .errors import RequestError
 from .kv_cache.manager import KVCacheManager
 from .kv_cache.shared_prefix import SharedPrefix
+from .lora.routing import NO_SLOT
+from .lora.slot_table import SlotTable
+from .lora.slots import NewAdapter
 from .sequence import Sequence, SequenceStatus
 from .step_plan import NewRow, StepPlan
+
+MAX_OVERTAKING = 1024
+"""Most sequences of resident adapters that are admitted while an earlier sequence waits for an adapter slot."""
 
 
 @dataclass(slots=True)
@@ -61,10 +67,16 @@ class Scheduler:
         max_num_batched_tokens: Most tokens of one step.
         num_pp_stages: Number of pp stages. With several, as many steps are in flight at once, and each step takes its
             share of the sequences that have no unread token.
+        num_adapter_slots: Number of adapter slots on the device (`max_loras`).
     """
 
     def __init__(
-        self, kv_cache: KVCacheManager, max_num_seqs: int, max_num_batched_tokens: int, num_pp_stages: int = 1
+        self,
+        kv_cache: KVCacheManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        num_pp_stages: int = 1,
+        num_adapter_slots: int = 0,
     ) -> None:
         self.kv_cache = kv_cache
         self.max_num_seqs = max_num_seqs
@@ -79,6 +91,7 @@ class Scheduler:
         self._num_waiting = 0
         self._free_rows: list[int] = []
         self._num_arrived = 0
+        self.num_adapter_slots = num_adapter_slots
         self._shared_prefix = SharedPrefix(kv_cache.block_size, kv_cache.only_full_group)
         self.reset()
 
@@ -185,7 +198,7 @@ class Scheduler:
         """
         most = self._max_step_seqs()
         while budget > 0 and self._free_rows and len(plan.new_rows) != max_num_new and len(plan.sequences) < most:
-            sequence = self._first_waiting()
+            sequence = self._first_admissible()
             if sequence is None or (sequence.is_suspect and max_num_new is None):
                 return
             # A preempted sequence with an unread token cannot be admitted: the runner needs all of its tokens.
@@ -193,6 +206,7 @@ class Scheduler:
                 return
             heapq.heappop(self._waiting)
             self._num_waiting -= 1
+            self._num_overtaking += bool(self._set_aside) and sequence.adapter is not None
             budget -= self._enter(plan, sequence, budget)
 
     def _ready(self) -> list[Sequence]:
@@ -220,6 +234,10 @@ class Scheduler:
         sequence.status = SequenceStatus.RUNNING
         sequence.row = self._free_rows.pop()
         insort(self.running, sequence)
+        if sequence.adapter is not None:
+            sequence.adapter_slot, is_new = self.adapter_slots.take(sequence.adapter)
+            if is_new:
+                plan.new_adapters.append(NewAdapter(sequence.adapter_slot, sequence.adapter))
         plan.new_rows.append(NewRow(sequence.row, sequence, len(sequence.token_ids)))
         if sequence.num_cached_tokens is None:
             sequence.scheduled_s = time.monotonic()
@@ -304,6 +322,8 @@ class Scheduler:
         plans = list(plans)
         for plan in plans:
             self.kv_cache.pool.forget(plan.published)
+            for new in plan.new_adapters:
+                self.adapter_slots.forget(new.slot)
         involved = {id(sequence): sequence for plan in plans for sequence in plan.sequences if not sequence.is_finished}
         for sequence in involved.values():
             sequence.num_pending = 0
@@ -333,6 +353,9 @@ class Scheduler:
         """Removes all sequences and all cached blocks. It works in any state, also after an interrupt."""
         self.kv_cache.reset()
         self.running, self._waiting, self._num_waiting = [], [], 0
+        self.adapter_slots = SlotTable(self.num_adapter_slots)
+        self._set_aside: dict[bytes, list[Sequence]] = {}
+        self._num_overtaking = 0
         self._free_rows = list(range(self.max_num_seqs - 1, -1, -1))
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -351,6 +374,30 @@ class Scheduler:
             heapq.heappop(self._waiting)
         return self._waiting[0] if self._waiting else None
 
+    def _first_admissible(self) -> Sequence | None:
+        """Returns the first waiting sequence that needs no adapter slot or can have one.
+
+        Sequences before it whose adapters have no slot are set aside, by adapter, so that they hold up no others.
+        """
+        if self._set_aside and self.adapter_slots.has_idle:
+            for sequence in self._set_aside.pop(next(iter(self._set_aside))):
+                heapq.heappush(self._waiting, sequence)
+            self._num_overtaking = 0
+        while (sequence := self._first_waiting()) is not None and sequence.adapter is not None:
+            if self.adapter_slots.can_take(sequence.adapter) and self._may_overtake():
+                break
+            heapq.heappop(self._waiting)
+            self._set_aside.setdefault(sequence.adapter.digest, []).append(sequence)
+        return sequence
+
+    def _may_overtake(self) -> bool:
+        """Returns whether a sequence with an adapter may run before those that were set aside.
+
+        The sequences of resident adapters go first, so that few adapters are uploaded. But only so many of them: then
+        new ones are set aside too, until a slot is idle and the adapter that has waited the longest gets it.
+        """
+        return not self._set_aside or self._num_overtaking < MAX_OVERTAKING
+
     def _finish(self, sequence: Sequence) -> None:
         if sequence.status is SequenceStatus.RUNNING:
             self._leave(sequence)
@@ -363,6 +410,9 @@ class Scheduler:
         self.running.remove(sequence)
         self._free_rows.append(sequence.row)
         sequence.row = -1
+        if sequence.adapter_slot != NO_SLOT:
+            self.adapter_slots.leave(sequence.adapter_slot)
+            sequence.adapter_slot = NO_SLOT
         self.kv_cache.release(sequence)
 
     def check_integrity(self) -> None:
@@ -380,9 +430,11 @@ class Scheduler:
             for block_ids in sequence.block_ids:
                 num_slots = len(block_ids) * self.kv_cache.block_size
                 assert sequence.num_computed_tokens <= num_slots, "a token was computed into a block that nobody holds"
-        waiting = [sequence for sequence in self._waiting if not sequence.is_finished]
+        aside = [sequence for sequences in self._set_aside.values() for sequence in sequences]
+        waiting = [sequence for sequence in (*self._waiting, *aside) if not sequence.is_finished]
         assert len(waiting) == self._num_waiting, "the waiting sequences are miscounted"
         for sequence in waiting:
             assert sequence.status is SequenceStatus.WAITING and not sequence.block_ids and sequence.row < 0
+        self.adapter_slots.check_integrity([one.adapter_slot for one in self.running if one.adapter is not None])
         held = (blocks for sequence in self.running for blocks in self.kv_cache.held_blocks(sequence))
         self.kv_cache.pool.check_integrity(held)

@@ -173,6 +173,10 @@ class Sequence:
         self.append_output(drawn)
         return None
 
+    def fail_unstarted(self, error: RequestError) -> None:
+        """Ends a sequence that the scheduler never got with an error."""
+        self.error, self.finish_reason, self.status = error, "error", SequenceStatus.FINISHED
+
     def append_output(self, token_id: int) -> bool:
         """Appends one generated token and checks whether the sequence ends with it.
 

@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 
+from ..config import EngineConfig
 from ..lora.base import AdapterBase
+from ..lora.slots import SlotSizes
 from ..models import ModelOptions, build_model, weight_map
-from ..storage import Location
+from .model_source import locate_model
 
 __all__ = ["describe_adapter_base"]
 
 
-def describe_adapter_base(place: Location, hf_config: Any, dtype: torch.dtype, options: ModelOptions) -> AdapterBase:
+def describe_adapter_base(config: EngineConfig, hf_config: Any, head: str | None, dtype: torch.dtype) -> AdapterBase:
     """Returns what the reader of adapters needs to know about a model.
 
     Args:
-        place: Folder of the model.
+        config: Settings of the engine.
         hf_config: The transformers config of the model.
+        head: The module after the last layer, as `ModelOptions.head`.
         dtype: Number type of weights and activations.
-        options: The user's options for the model, with adapter slots.
     """
-    assert options.adapter_slots is not None
-    # A model of one rank, so that every part is there and has its whole shape.
-    alone = replace(options, adapter_slots=replace(options.adapter_slots, num_slots=1))
-    model = build_model(hf_config, dtype, "meta", alone)
+    # A plain model of one rank, so that every part is there and has its whole shape.
+    options = ModelOptions(head=head, adapter_slots=SlotSizes(1, 1), max_model_len=config.max_model_len)
+    model = build_model(hf_config, dtype, "meta", options)
     assert model.adapters is not None
     shapes = {name: shape for layer in model.adapters.layers for name, shape in layer.parts.items()}
-    return AdapterBase(weight_map(place, hf_config, dtype), shapes, dtype, options.adapter_slots.max_rank)
+    weights = weight_map(locate_model(config.model, config.hub), hf_config, dtype)
+    return AdapterBase(weights, shapes, dtype, config.max_lora_rank)

@@ -11,6 +11,7 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021; batches o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ def lora(
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     bounds = starts.tolist()
-    for slot, (first_token, end_token) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for slot, (first_token, end_token) in enumerate(pairwise(bounds)):
         rows = tokens[first_token:end_token].long()
         for part, (first, end) in enumerate(zip((0, *part_ends), part_ends, strict=False)):
             rank = int(ranks[slot, part])
