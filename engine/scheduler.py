@@ -380,8 +380,8 @@ class Scheduler:
         Sequences before it whose adapters have no slot are set aside, by adapter, so that they hold up no others.
         """
         if self._set_aside and self.adapter_slots.has_idle:
-            for sequence in self._set_aside.pop(next(iter(self._set_aside))):
-                heapq.heappush(self._waiting, sequence)
+            for returning in self._set_aside.pop(next(iter(self._set_aside))):
+                heapq.heappush(self._waiting, returning)
             self._num_overtaking = 0
         while (sequence := self._first_waiting()) is not None and sequence.adapter is not None:
             if self.adapter_slots.can_take(sequence.adapter) and self._may_overtake():
