@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...kernels import packed_linear
+from ...kernels import packed_gated_linear, packed_linear
 from ...kernels.packed_linear import can_pack_panels, pack_panels
 from ..parallel.shard import Dimension, as_shard
 from .input_format import PLAIN, InputFormat
 from .weight_slot import WeightSlot
 
-__all__ = ["Linear", "LinearBase", "PackedWeight", "Packs"]
+__all__ = ["GatedWeight", "Linear", "LinearBase", "PackedWeight", "Packs"]
 
 
 class PackedWeight(Protocol):
@@ -49,6 +49,22 @@ class PanelWeight:
     def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         """As `PackedWeight.multiply`; the result is rounded once."""
         return packed_linear(x, self.packed, bias, self.out_features, dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GatedWeight:
+    """A weight in the panels of `kernels.packed_gated_linear`, used without the gate.
+
+    Attributes:
+        packed: The panels of gate and up.
+    """
+
+    packed: Tensor
+
+    def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """As `PackedWeight.multiply`, for a layer without a bias."""
+        assert bias is None
+        return packed_gated_linear(x, self.packed, activates=False).to(dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +105,16 @@ class LinearBase(nn.Module):
 
     def pack(self) -> None:
         """Changes the layout of the weights for the device. Called once, after all weights of the model are loaded."""
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the layer adds products of adapters in the step that runs now (`LoraLinear`)."""
+        return False
+
+    @property
+    def plain(self) -> LinearBase:
+        """The layer without adapters: the layer itself, or the one inside a `LoraLinear`."""
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[..., in_features]` to `[..., out_features]` in the same dtype."""
@@ -159,6 +185,10 @@ class Linear(LinearBase):
         if self.weight is not None:
             self._packed = self._pack(self.weight.detach())
             self.weight = None if self._packed else self.weight
+
+    def pack_as(self, packed: PackedWeight) -> None:
+        """Takes the weight in a layout that the network around the layer has made, and drops the unpacked copy."""
+        self._packed, self.weight = packed, None
 
     def _pack(self, weight: Tensor) -> PackedWeight | None:
         """Returns the weight in the fastest layout for this machine; None to keep it unpacked."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...kernels import packed_gated_linear, silu_and_mul
 from ...kernels.packed_gated_linear import can_pack_gated, pack_gated
 from .input_format import InputFormat, Rows
-from .linear import Linear, LinearBase
+from .linear import GatedWeight, Linear, LinearBase
 
 __all__ = ["ACTIVATIONS", "MLP", "GatedMLP", "PlainMLP"]
 
@@ -55,18 +55,18 @@ class GatedMLP(nn.Module):
     def pack(self) -> None:
         """Packs the gate and up weights for a kernel that computes both products and the gate, if the CPU has one.
 
-        `Decoder.pack` calls this before `pack` of the linear layers. `gate_up` has no weight afterwards.
+        `Decoder.pack` calls this before `pack` of the linear layers, which leaves `gate_up` as it is then.
         """
-        layer = self.gate_up
+        layer = self.gate_up.plain
         if type(layer) is not Linear or self.gate is not silu_and_mul or layer.bias is not None or layer.weight is None:
             return
         if can_pack_gated(layer.weight):
             self._packed = pack_gated(layer.weight.detach())
-            layer.weight = None
+            layer.pack_as(GatedWeight(self._packed))
 
     def forward(self, hidden: Rows) -> Tensor:
         """Returns the network's output (or this rank's addend) for `hidden`; both are `[num_tokens, hidden_size]`."""
-        if self._packed is not None:
+        if self._packed is not None and not self.gate_up.is_adapted:  # Adapters are added before the activation.
             assert isinstance(hidden, Tensor)
             return self.down(packed_gated_linear(hidden, self._packed))
         return self.down(self.gate(self.gate_up(hidden)))

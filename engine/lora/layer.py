@@ -32,7 +32,7 @@ class LoraLinear(LinearBase):
     Attributes:
         unadapted: The layer `base`.
         lora_a: `[num_slots, num_parts, max_rank, in_features]`, the matrices A, of which only `ranks` rows are read.
-        lora_b: `[num_slots, out_features, max_rank]`, the matrices B with the scale, below each other.
+        lora_b: `[num_slots, max_rank, out_features]`, the transposed matrices B with the scale, beside each other.
         ranks: `[num_slots, num_parts]` int32, the rank of each update; 0 for none.
     """
 
@@ -48,7 +48,7 @@ class LoraLinear(LinearBase):
         self._part_ends = tuple(accumulate(rows.room for rows in layer.blocks.values()))
         sizes, num_parts = slots.sizes, len(layer.blocks)
         a_shape = (sizes.num_slots, num_parts, sizes.max_rank, layer.num_columns)
-        b_shape = (sizes.num_slots, self._part_ends[-1], sizes.max_rank)
+        b_shape = (sizes.num_slots, sizes.max_rank, self._part_ends[-1])
         self.register_buffer("lora_a", torch.zeros(a_shape, dtype=layer.dtype, device=device), persistent=False)
         self.register_buffer("lora_b", torch.zeros(b_shape, dtype=layer.dtype, device=device), persistent=False)
         ranks = torch.zeros((sizes.num_slots, num_parts), dtype=torch.int32, device=device)
@@ -78,7 +78,17 @@ class LoraLinear(LinearBase):
         a = update.a.narrow(1, columns.start, columns.length)
         b = update.b.narrow(0, rows.start, rows.length)
         self.lora_a[slot, index, : update.rank] = to_device(a, a.dtype, self.lora_a.device)
-        self.lora_b[slot, own, : update.rank] = to_device(b, b.dtype, self.lora_b.device)
+        self.lora_b[slot, : update.rank, own] = to_device(b, b.dtype, self.lora_b.device).t()
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the layer adds products of adapters in the step that runs now."""
+        return self._slots.routing is not None
+
+    @property
+    def plain(self) -> LinearBase:
+        """The layer without adapters."""
+        return self.unadapted
 
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields nothing: the weights are those of `unadapted`, a submodule."""

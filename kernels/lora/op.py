@@ -2,7 +2,7 @@
 
 For each row t of slot s, and each part p of the rows of the matrix, with r = ranks[s, p]:
 
-    out[t, p] += B[s, p, :r] · (A[s, p, :r] · x[t])
+    out[t, p] += (x[t] · A[s, p, :r]ᵀ) · B[s, :r, p]
 
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021; batches of several adapters as in Chen et al.,
 "Punica: Multi-Tenant LoRA Serving", 2023. The scale of an adapter is part of its B.
@@ -28,12 +28,12 @@ def _sample(draw: Draw, name: str, slots: list[int], ranks: list[list[int]], siz
     starts = [sum(0 <= slot < s for slot in slots) for s in range(num_slots + 1)]
     tokens = order + [-7] * (len(slots) - len(order) + 1)  # Numbers behind the last start must not be read.
     lora_a = draw.normal(num_slots, num_parts, MAX_SAMPLE_RANK, size) * size**-0.5
-    lora_b = draw.normal(num_slots, width, MAX_SAMPLE_RANK)
+    lora_b = draw.normal(num_slots, MAX_SAMPLE_RANK, width)
     ends = [sum(parts[: p + 1]) for p in range(num_parts)]
     for s in range(num_slots):
         for p, end in enumerate(ends):
             lora_a[s, p, ranks[s][p] :] = torch.nan
-            lora_b[s, end - parts[p] : end, ranks[s][p] :] = torch.nan
+            lora_b[s, ranks[s][p] :, end - parts[p] : end] = torch.nan
     x = draw.full(torch.nan, len(slots), size)
     x[order] = draw.normal(len(order), size)
     numbers = [draw.tensor(values, torch.int32) for values in (ranks, tokens, starts)]
@@ -82,7 +82,8 @@ def lora(
         x: `[num_rows, in_features]`.
         lora_a: `[num_slots, num_parts, max_rank, in_features]` in the dtype of x, of which only the first rows of each
             part are read, as many as its rank.
-        lora_b: `[num_slots, out_features, max_rank]` in the dtype of x, of which only the first columns are read.
+        lora_b: `[num_slots, max_rank, out_features]` in the dtype of x, of which only the first rows are read, for the
+            columns of each part as many as its rank.
         ranks: `[num_slots, num_parts]` int32, the rank of each part; 0 leaves the part of the result as it is.
         tokens: `[num_routed]` int32, indices of the rows that have an adapter, sorted by slot. What is behind
             `starts[num_slots]` is not read.
@@ -97,5 +98,5 @@ def lora(
             rank = int(ranks[slot, part])
             if rank and len(rows):
                 hidden = x[rows].to(wide) @ lora_a[slot, part, :rank].to(wide).t()
-                product = hidden @ lora_b[slot, first:end, :rank].to(wide).t()
+                product = hidden @ lora_b[slot, :rank, first:end].to(wide)
                 out[rows, first:end] = (out[rows, first:end].to(wide) + product).to(out.dtype)

@@ -1,4 +1,4 @@
-// silu(x G^T) * (x U^T), with G and U packed in turns of 32 columns: a panel (panels.h) is 32 of G's and the same of U's.
+// silu(x G^T) * (x U^T), or x G^T and x U^T beside each other, with G and U packed in turns of 32 columns: a panel (panels.h) is 32 of G's and the same of U's.
 #include "../_cpu/panels.h"
 
 namespace millrace {
@@ -10,7 +10,7 @@ struct Call : Header {
     const uint32_t *x, *packed;
     void* out;
     long x_stride;  // in units
-    int num_units, num_columns;
+    int num_units, num_columns, activates;
 };
 
 template <typename T>
@@ -25,9 +25,16 @@ struct Product : Call {
         multiply_tile<T, ROWS, VECS>(sum, x + row * x_stride, x_stride, panel(panel_index), PANEL, num_units,
                                      ahead.start, ahead.step);
         for (int r = 0; r < ROWS; r++) {
-            T* to = static_cast<T*>(out) + long(row + r) * (num_columns / 2) + panel_index * HALF;
-            for (int v = 0; v < HALF_VECS; v++)
-                store(to + v * LANES, _mm512_mul_ps(silu(sum[r][v]), sum[r][HALF_VECS + v]), LANES);
+            T* to = static_cast<T*>(out) + long(row + r) * (activates ? num_columns / 2 : num_columns) + panel_index * HALF;
+            for (int v = 0; v < HALF_VECS; v++) {
+                const Vec gate = sum[r][v], up = sum[r][HALF_VECS + v];
+                if (activates) {
+                    store(to + v * LANES, _mm512_mul_ps(silu(gate), up), LANES);
+                } else {
+                    store(to + v * LANES, gate, LANES);
+                    store(to + num_columns / 2 + v * LANES, up, LANES);
+                }
+            }
         }
     }
 };
