@@ -9,8 +9,8 @@ import torch
 from ..config import EngineConfig
 from ..lora.base import AdapterBase
 from ..lora.slots import SlotSizes
-from ..models import ModelOptions, build_model, weight_map
-from .model_source import locate_model
+from ..models import ModelOptions, build_model
+from ..models.registry import describe_model, find_family
 
 __all__ = ["describe_adapter_base"]
 
@@ -29,5 +29,6 @@ def describe_adapter_base(config: EngineConfig, hf_config: Any, head: str | None
     model = build_model(hf_config, dtype, "meta", options)
     assert model.adapters is not None
     shapes = {name: shape for layer in model.adapters.layers for name, shape in layer.parts.items()}
-    weights = weight_map(locate_model(config.model, config.hub), hf_config, dtype)
-    return AdapterBase(weights, shapes, dtype, config.max_lora_rank)
+    # An adapter of a model in a GGUF file has the names of the original checkpoint too.
+    weights = find_family(hf_config).weight_map(describe_model(hf_config))
+    return AdapterBase(weights, shapes, dtype, config.max_lora_rank, config.download_dir)

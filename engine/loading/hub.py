@@ -17,7 +17,7 @@ from ..env import hub_is_offline, use_modelscope
 from ..errors import ConfigError, MillraceError, StorageError, quote
 from ..gguf.files import SPLIT, SUFFIX
 
-__all__ = ["HubSettings", "fetch_model", "is_hub_name"]
+__all__ = ["HubSettings", "fetch_adapter", "fetch_model", "is_hub_name"]
 
 NAME = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(/[\w./-]+\.gguf)?")
 SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "*_Dense/*")
@@ -25,6 +25,9 @@ SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "*
 
 WEIGHTS = ("*.safetensors", "*.bin")
 """Weights in order of preference; the second ones are downloaded only if there are none of the first."""
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""Files of a LoRA adapter; the last one is downloaded only if there is none of the second."""
 
 UNUSED = ("original/*", "consolidated*", "onnx/*", "openvino/*")
 """Further copies of weights in other layouts, which repositories have beside the ones that are read."""
@@ -80,6 +83,27 @@ def fetch_model(name: str, settings: HubSettings, what: str = "model", *, with_w
         raise
     except Exception as error:  # The libraries of the hubs raise errors of many types.
         raise _explained(what, repository, settings, error) from error
+
+
+def fetch_adapter(name: str, settings: HubSettings) -> Path:
+    """Returns the folder of a LoRA adapter on this machine, after its files are downloaded.
+
+    Args:
+        name: ``"org/name"``.
+        settings: Settings of the download.
+
+    Raises:
+        ConfigError: The repository does not exist, access is denied, or the hub is switched off and the cache lacks
+            files.
+        StorageError: The hub cannot be reached.
+    """
+    try:
+        folder = _fetch(name, settings, ADAPTER[:2])
+        return folder if (folder / ADAPTER[1]).exists() else _fetch(name, settings, ADAPTER)
+    except MillraceError:
+        raise
+    except Exception as error:  # The libraries of the hubs raise errors of many types.
+        raise _explained("adapter", name, settings, error) from error
 
 
 def _fetch_file(repository: str, file: str, settings: HubSettings) -> Path:

@@ -17,13 +17,15 @@ class AdapterBase:
     """What the reader of adapters knows about the model that the adapters change.
 
     Attributes:
-        weights: Names in checkpoints of the model's family -> our names.
+        weights: Names in checkpoints of the model's family, as transformers writes them, -> our names.
         shapes: Our path of each fused part that an adapter can change -> rows and columns of its whole matrix.
         dtype: Number type of the model, to which an adapter's matrices are cast.
         max_rank: Largest rank of an adapter's matrices (`max_lora_rank`).
+        download_dir: Folder of the cache for adapters of a hub; None for that of the hub's library.
     """
 
     weights: WeightMap
     shapes: Mapping[str, tuple[int, int]]
     dtype: torch.dtype
     max_rank: int
+    download_dir: str | None = None
