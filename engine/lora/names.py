@@ -149,7 +149,9 @@ def _unknown(module: str, base: AdapterBase) -> AdapterError:
             "without these modules"
         )
     known = {base.weights.theirs(f"{part}.weight").removesuffix(".weight") for part in base.shapes}
-    if any(_parts(name, base) and _parts(name, base) != [name] for name in spellings):
+    forms = {_form(part) for part in base.shapes}
+    found = [part for name in spellings for part in _parts(name, base) if part != name]
+    if found and not any(_form(part) in forms for part in found):
         ends = ", ".join(sorted({name.rpartition(".")[2] for name in known}))
         return AdapterError(
             f"the adapter changes {quote(module)}, which takes no adapters here; those that do are {ends}: train the "
@@ -161,3 +163,8 @@ def _unknown(module: str, base: AdapterBase) -> AdapterError:
         f"the adapter changes {quote(module)}, and the model has no such module{nearest}; check that the adapter was "
         "trained for this model"
     )
+
+
+def _form(name: str) -> str:
+    """Returns a name with `*` in the place of its numbers."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)

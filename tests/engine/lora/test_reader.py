@@ -55,7 +55,7 @@ def parts_of(folder: Path) -> dict[str, Tensor]:
 
 
 def peft_adapter(folder: Path, model_folder: Path, *, drawn: bool = True, **config: Any) -> Path:
-    """Makes PEFT write an adapter, and the model with the adapter merged into it beside; returns the adapter's folder."""
+    """Makes PEFT write an adapter, and beside it the model with the adapter merged; returns the adapter's folder."""
     torch.manual_seed(7)
     model: Any = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
     config = {"target_modules": "all-linear", "init_lora_weights": not drawn, "task_type": "CAUSAL_LM", **config}
