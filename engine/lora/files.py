@@ -93,8 +93,7 @@ def read_files(folder: Location, max_bytes: int) -> AdapterFiles:
     if file is None or not config.exists():
         raise AdapterError(_missing(folder, CONFIG if file is not None else f"{CONFIG} and {WEIGHTS[0]}"))
     _check_size(config, MAX_CONFIG_BYTES)
-    _check_size(file, max_bytes)
-    fields, data = read_json_object(config), file.read_bytes(0, max_bytes)
+    fields, data = read_json_object(config), file.read_bytes(0, _check_size(file, max_bytes))
     tensors = _tensors(file, data)
     content = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16)
     content.update(data)
@@ -104,18 +103,20 @@ def read_files(folder: Location, max_bytes: int) -> AdapterFiles:
 def _missing(folder: Location, needed: str) -> str:
     """Returns the message about a folder without a file; PEFT saves an adapter with a name in a subfolder."""
     inside = sorted(one.name for one in folder.list())
-    below = [name for name in inside[:100] if (folder / name / CONFIG).exists()]
+    below = [name for name in inside[:20] if (folder / name / CONFIG).exists()]
     advice = f"; its subfolder {quote(below[0])} holds an adapter: pass that" if below else ""
     return f"{folder} does not hold {needed}; it holds {quote(', '.join(inside) or 'nothing')}{advice}"
 
 
-def _check_size(file: Location, max_bytes: int) -> None:
+def _check_size(file: Location, max_bytes: int) -> int:
+    """Returns the size of a file in bytes."""
     size = file.size()
     if size > max_bytes:
         raise AdapterError(
             f"{file} has {size:,} bytes, and at most {max_bytes:,} can belong to an adapter of this model under "
             "max_lora_rank; check that it is an adapter's file, or raise max_lora_rank"
         )
+    return size
 
 
 def _tensors(file: Location, data: bytes) -> Mapping[str, Tensor]:

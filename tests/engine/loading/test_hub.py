@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from adapters import make_adapter
 from checkpoints import tiny_checkpoint
 from hub import Hub, start_hub
 from millrace.engine.checking.model_check import check_model
-from millrace.engine.errors import CheckpointError, ConfigError, StorageError
+from millrace.engine.errors import AdapterError, CheckpointError, ConfigError, StorageError
 from millrace.engine.llm import LLM
 from millrace.engine.loading import hub as module
 from millrace.engine.loading.hub import HubSettings
 from millrace.engine.loading.model_source import locate_model, resolve_model, resolve_tokenizer
+from millrace.engine.lora.files import locate_adapter, read_files
 from millrace.engine.weights.checkpoint import checkpoint_files
 from running import one
 
@@ -219,3 +223,23 @@ def test_without_modelscope_an_error_says_what_to_install(hub: Hub, monkeypatch:
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(ConfigError, match="pip install modelscope"):
         resolve_model("org/tiny")
+
+
+@pytest.mark.parametrize("is_pickle", [False, True])
+def test_an_adapter_is_downloaded_by_its_name(llama: Path, hub: Hub, tmp_path: Path, *, is_pickle: bool) -> None:
+    folder = make_adapter(tmp_path / "repository", llama)
+    kept, other = "adapter_model.safetensors", "adapter_model.bin"
+    if is_pickle:
+        kept, other = other, kept
+        torch.save(load_file(folder / other), folder / kept)
+        (folder / other).unlink()
+    (folder / "model.safetensors").write_bytes(b"0" * 100)
+    hub.repositories["org/tune"] = {"main": folder}
+    found = locate_adapter("org/tune", str(tmp_path / "here"))
+    assert read_files(found, 1 << 20).digest == read_files(locate_adapter(str(folder)), 1 << 20).digest
+    assert sorted(hub.downloaded) == ["adapter_config.json", kept]
+    assert (tmp_path / "here").is_dir()
+    with pytest.raises(ConfigError, match="adapter 'org/none' is no local folder"):
+        locate_adapter("org/none")
+    with pytest.raises(AdapterError, match="a name on a hub"):
+        locate_adapter("none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import peft
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -20,6 +24,7 @@ from millrace.engine.config import EngineConfig
 from millrace.engine.loading.adapter_base import describe_adapter_base
 from millrace.engine.lora.adapter import Adapter
 from millrace.engine.lora.base import AdapterBase
+from millrace.engine.lora.config import AdapterConfig
 from millrace.engine.lora.reader import read_adapter
 from millrace.engine.lora.request import LoRARequest
 from millrace.engine.models import build_model, load_hf_config, weight_map
@@ -90,6 +95,61 @@ def test_matrices_of_a_family_change_as_peft_changes_them(tmp_path: Path, family
     if family in DENSE:
         assert adapter.updates.keys() == base_of(model).shapes.keys() - {"lm_head"}
     check_equal_to_merged(adapter, model, tmp_path / "tune-merged")
+
+
+PATTERNS = {
+    "rank_pattern": {
+        r"^model\.layers\.0\.self_attn\.q_proj": 2,
+        "mlp.up_proj": 9,
+        r"layers\.1\.self_attn\..*": 6,
+        "0.self_attn.k_proj": 3,
+    },
+    "alpha_pattern": {"q_proj": 11, r".*\.0\.mlp\.(gate|up)_proj": 5.5},
+}
+"""Patterns of which no two match the same name: PEFT sorts them when it saves them, so their order is lost."""
+
+
+@pytest.mark.parametrize("config", [{"use_rslora": True}, PATTERNS, {**PATTERNS, "use_rslora": True}])
+def test_scales_and_ranks_are_those_of_peft(tmp_path: Path, config: dict[str, Any]) -> None:
+    model = tiny_checkpoint(tmp_path / "model", "llama")
+    adapter = read(peft_adapter(tmp_path / "tune", model, r=5, lora_alpha=3, **config), base_of(model))
+    check_equal_to_merged(adapter, model, tmp_path / "tune-merged")
+
+
+MODULES = [f"model.layers.{i}.{name}" for i in (0, 1, 11) for name in ("mlp.up_proj", "self_attn.q_proj", "proj")]
+PIECES = [
+    "model",
+    "layers",
+    ".",
+    r"\.",
+    "1",
+    "0",
+    "[01]",
+    "q_proj",
+    "proj",
+    "_proj",
+    ".*",
+    "^",
+    "(mlp|self_attn)",
+    r"\d",
+]
+PATTERN_KEYS = (
+    st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join).filter(lambda key: key.count("*") < 4)
+)
+PATTERN_MAPS = st.dictionaries(PATTERN_KEYS, st.integers(1, 99), max_size=4)
+
+
+@given(PATTERN_MAPS, PATTERN_MAPS, st.booleans())
+def test_patterns_match_the_names_that_peft_matches(
+    ranks: dict[str, int], alphas: dict[str, int], use_rslora: bool
+) -> None:
+    fields = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "use_rslora": use_rslora}
+    config = AdapterConfig.of({**fields, "rank_pattern": ranks, "alpha_pattern": alphas})
+    for module in MODULES:
+        rank = ranks.get(get_pattern_key(ranks.keys(), module), 8)
+        alpha = alphas.get(get_pattern_key(alphas.keys(), module), 16)
+        assert config.rank_of(module) == rank
+        assert config.scale_of(module) == alpha / (math.sqrt(rank) if use_rslora else rank)
 
 
 def test_the_output_head_takes_an_adapter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 
+from adapters import make_adapter
 from fault_proxy import FaultPlan, FaultProxy
 from millrace import LLM, ConfigError, SamplingParams
 from millrace.engine.errors import CheckpointError
+from millrace.engine.lora.files import locate_adapter, read_files
 from millrace.engine.storage import Location
 from millrace.engine.weights.checkpoint import iter_tensors
 from millrace.engine.weights.file_tensor import FileTensor, PlainRows
@@ -199,3 +201,11 @@ def test_small_files_go_with_the_process(tmp_path: Path, tiny_model: Callable[[s
     assert done.stdout.startswith(f"{tmp_path}/")
     assert "['config.json']" in done.stdout
     assert os.listdir(tmp_path) == []
+
+
+def test_an_adapter_from_a_bucket_is_that_on_disk(
+    tiny_model: Callable[[str], Path], store: Callable[[Path], str], tmp_path: Path
+) -> None:
+    folder = make_adapter(tmp_path / "tune", tiny_model("llama"))
+    here, there = (read_files(locate_adapter(place), 1 << 20) for place in (str(folder), store(folder)))
+    assert (there.fields, there.digest) == (here.fields, here.digest)
