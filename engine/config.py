@@ -92,15 +92,20 @@ IGNORED: dict[str, tuple[Any, str]] = {
     "mm_processor_kwargs": (None, "this release takes text only"),
     "mm_processor_cache_gb": (None, "this release takes text only"),
     "structured_outputs_config": (None, "one library handles all grammars; see structured_outputs"),
-    "max_loras": (None, "this release has no adapters"),
-    "max_lora_rank": (None, "this release has no adapters"),
-    "max_cpu_loras": (None, "this release has no adapters"),
+    "lora_dtype": ("auto", "adapters have the dtype of the model"),
+    "lora_extra_vocab_size": (0, "an adapter cannot add tokens to the vocabulary; one that does is refused"),
+    "fully_sharded_loras": (False, "each rank has the part of an adapter that belongs to its part of the model"),
+    "specialize_active_lora": (False, "one kernel serves any number of adapters"),
 }
 """Settings of vLLM without effect -> (the value that describes the engine, the reason why other values warn)."""
 
 ONLY: dict[str, tuple[Any, ...]] = {
     "data_parallel_size": (1,),
-    "enable_lora": (False,),
+    "default_mm_loras": (None, {}),
+    "enable_lora_bias": (False,),
+    "enable_tower_connector_lora": (False,),
+    "long_lora_scaling_factors": (None, (), []),
+    "lora_target_modules": (None, []),
     "speculative_config": (None,),
     "cpu_offload_gb": (0,),
     "scheduling_policy": ("fcfs", "priority"),
@@ -173,7 +178,7 @@ class EngineConfig:
         enable_prefix_caching: Whether sequences share the KV cache blocks of equal prompt beginnings.
         enable_lora: Whether requests may name LoRA adapters (`LoRARequest`).
         max_loras: Most adapters of the sequences that run at once, each of which is in an adapter slot on the device.
-        max_lora_rank: Largest rank of an adapter's matrices, for which each adapter slot has room.
+        max_lora_rank: Largest rank of an adapter's matrices, at most 512; each adapter slot has room for it.
         max_cpu_loras: Most adapters in the memory of the host; None for twice `max_loras`, so that
             the next adapters are read while others run.
         enable_prompt_embeds: Whether prompts may be embeddings (`EmbedsPrompt`).
@@ -258,6 +263,7 @@ class EngineConfig:
             object.__setattr__(self, name, choices[value])
         self._check_task()
         self._check_sizes()
+        self._check_adapters()
         self._check_ranks()
         self._check_overrides()
 
@@ -338,7 +344,12 @@ class EngineConfig:
         if "model" not in fields:
             raise ConfigError("model is missing; pass the folder of a model in Hugging Face's layout")
         fields["max_model_len"] = _parse_length(fields.get("max_model_len"))
-        return cls(**fields), warnings
+        config = cls(**fields)
+        if not config.enable_lora:
+            warnings += [
+                f"{name}={fields[name]} is ignored: enable_lora is off" for name in ADAPTER_SIZES if name in fields
+            ]
+        return config, warnings
 
     def _check_overrides(self) -> None:
         overrides = self.hf_overrides
@@ -369,8 +380,16 @@ class EngineConfig:
                 "number of steps in flight is the number of pp stages; leave overlap_depth out"
             )
 
+    def _check_adapters(self) -> None:
+        most = self.max_cpu_loras
+        if self.enable_lora and most is not None and most < self.max_loras:
+            raise ConfigError(
+                f"max_cpu_loras={most} is less than max_loras={self.max_loras}: an adapter on the device is in the "
+                "memory of the host too; raise max_cpu_loras, or leave it out"
+            )
+
     def _check_sizes(self) -> None:
-        for name in ("block_size", "tensor_parallel_size", "pipeline_parallel_size"):
+        for name in ("block_size", "tensor_parallel_size", "pipeline_parallel_size", "max_loras", "max_lora_rank"):
             _check_at_least_one(name, getattr(self, name))
         for name in OPTIONAL_SIZES:
             if getattr(self, name) is not None:
@@ -396,6 +415,7 @@ class EngineConfig:
 
 SWITCHES = (
     "enable_expert_parallel",
+    "enable_lora",
     "enable_prefix_caching",
     "enable_prompt_embeds",
     "skip_tokenizer_init",
@@ -411,6 +431,9 @@ LARGEST = {
     "max_num_seqs": 1 << 20,
     "block_size": 1 << 20,
     "kv_cache_memory_bytes": 1 << 50,
+    "max_loras": 1024,
+    "max_lora_rank": 512,
+    "max_cpu_loras": 1 << 20,
 }
 """Largest values of sizes for each unit of which threads, processes or memory are taken; 2**31 - 1 for the others."""
 
@@ -421,7 +444,11 @@ OPTIONAL_SIZES = (
     "num_gpu_blocks_override",
     "kv_cache_memory_bytes",
     "num_threads",
+    "max_cpu_loras",
 )
+
+ADAPTER_SIZES = ("max_loras", "max_lora_rank", "max_cpu_loras")
+"""Settings that only an engine with `enable_lora` reads."""
 
 
 def _check_at_least_one(name: str, value: Any) -> None:

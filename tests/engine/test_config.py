@@ -54,6 +54,15 @@ WRONG = [
     ({"block_size": 0}, "block_size must be"),
     ({"pooler_config": {"pooling_type": 10**5000}}, "pooling_type=<int> is not there"),
     ({"pooler_config": {10**5000: 1}}, "pooler_config has no field"),
+    ({"enable_lora": "yes"}, "enable_lora must be True or False"),
+    ({"max_loras": 0}, "max_loras must be an integer of at least 1, at most 1024"),
+    ({"max_lora_rank": 0}, "max_lora_rank must be an integer of at least 1, at most 512"),
+    ({"max_lora_rank": 1024}, "max_lora_rank must be an integer of at least 1, at most 512"),
+    ({"max_cpu_loras": 1.5}, "max_cpu_loras must be an integer of at least 1"),
+    ({"max_cpu_loras": 3, "max_loras": 4, "enable_lora": True}, "max_cpu_loras=3 is less than max_loras=4"),
+    ({"lora_target_modules": ["q_proj"]}, "lora_target_modules=.* is not supported"),
+    ({"enable_lora_bias": True}, "enable_lora_bias=True is not supported"),
+    ({"long_lora_scaling_factors": (4.0,)}, "long_lora_scaling_factors=.* is not supported"),
 ]
 
 
@@ -78,6 +87,23 @@ def test_settings_of_vllm_without_effect_warn(caplog):
     assert EngineConfig.from_kwargs(model="m", revision="v2", download_dir="there").hub == HubSettings("v2", "there")
     assert "enforce_eager" not in caplog.text, "it asks for what is done anyway"
     assert EngineConfig.from_kwargs(model="m", max_model_len=-1).max_model_len is None
+
+
+def test_settings_for_adapters_are_heeded_or_named_in_a_warning(caplog):
+    adapted = EngineConfig.from_kwargs(
+        model="m", enable_lora=True, max_loras=4, max_lora_rank=24, max_cpu_loras=4, lora_dtype="auto"
+    )
+    assert (adapted.max_loras, adapted.max_lora_rank, adapted.max_cpu_loras) == (4, 24, 4)
+    assert not caplog.text
+    EngineConfig.from_kwargs(
+        model="m", enable_lora=True, lora_extra_vocab_size=256, lora_dtype=torch.float16, fully_sharded_loras=True
+    )
+    assert "lora_extra_vocab_size=256 is ignored: an adapter cannot add tokens" in caplog.text
+    assert "lora_dtype=torch.float16 is ignored" in caplog.text and "fully_sharded_loras=True" in caplog.text
+    caplog.clear()
+    EngineConfig.from_kwargs(model="m", max_loras=4, max_cpu_loras=2)
+    assert "max_loras=4 is ignored: enable_lora is off" in caplog.text
+    assert "max_cpu_loras=2 is ignored" in caplog.text
 
 
 def test_the_length_limit_fits_model_and_cache(caplog):
