@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from .engine import LLMEngine
 from .errors import ConfigError, UserError, quote
 from .inputs import Parsed, ParsedPrompt, attempt, encode_text
+from .lora.request import LoRARequest, LoRARequests, check_lora_request
 from .request import EngineOutput, Request, longest_first
 
 __all__ = ["Call", "OnError", "as_list", "one_for_each"]
@@ -66,7 +67,12 @@ class Call:
             parsed[i] = token_ids if isinstance(token_ids, UserError) else replace(one, token_ids=token_ids)
 
     def run(
-        self, parsed: list[Parsed], make: MakeRequest, params: Sequence[Any], priority: Sequence[int] | None
+        self,
+        parsed: list[Parsed],
+        make: MakeRequest,
+        params: Sequence[Any],
+        priority: Sequence[int] | None,
+        lora_request: LoRARequests = None,
     ) -> list[Any]:
         """Runs the prompts and waits until each has an output.
 
@@ -75,6 +81,7 @@ class Call:
             make: Class of the requests: `GenerateRequest` or `PoolingRequest`.
             params: Sampling or pooling parameters of each prompt, or the error that says why they cannot be used.
             priority: Priority of each prompt; prompts with lower numbers run first. None gives all priority 0.
+            lora_request: Names the adapter of all prompts, or is a list with that of each; None for the model alone.
 
         Returns:
             One output for each prompt, in the order of the prompts.
@@ -89,15 +96,18 @@ class Call:
                 "e.g. because its progress bar makes a call, or of llm_engine.add_request; finish or abort them first"
             )
         priorities = one_for_each("priorities", 0 if priority is None else priority, len(parsed))
+        adapters = [attempt(_check_adapter, one) for one in one_for_each("lora_request", lora_request, len(parsed))]
         outputs: dict[str, EngineOutput] = {}
         requests = []
-        for item, row_params, row_priority in zip(parsed, params, priorities, strict=True):
+        for item, row_params, row_priority, adapter in zip(parsed, params, priorities, adapters, strict=True):
             request_id = str(next(self.request_ids))
-            if isinstance(item, UserError) or isinstance(row_params, UserError):
-                error = item if isinstance(item, UserError) else row_params
-                outputs[request_id] = self._failed(make(request_id, None, None, row_params, row_priority), error)
+            errors = [one for one in (item, row_params, adapter) if isinstance(one, UserError)]
+            if errors or isinstance(item, UserError):
+                named = None if isinstance(adapter, UserError) else adapter
+                request = make(request_id, None, None, row_params, row_priority, lora_request=named)
+                outputs[request_id] = self._failed(request, errors[0])
                 continue
-            extras = {"cache_salt": item.cache_salt, "prompt_embeds": item.embeddings}
+            extras = {"cache_salt": item.cache_salt, "prompt_embeds": item.embeddings, "lora_request": adapter}
             requests.append(make(request_id, item.text, item.token_ids, row_params, row_priority, **extras))
         try:
             num_added = sum([self._add(request, outputs) for request in longest_first(requests)])
@@ -132,6 +142,10 @@ class Call:
                         raise output.error.to_exception()
                     outputs[output.request_id] = output
                     progress.count(output)
+
+
+def _check_adapter(given: Any) -> LoRARequest | None:
+    return None if given is None else check_lora_request(given)
 
 
 def as_list(what: str, given: Any) -> Any:

@@ -28,7 +28,7 @@ from .loading.generation_config import recommended_params
 from .loading.model_source import resolve_model, resolve_tokenizer, warn_of_unused
 from .lora.library import AdapterLibrary
 from .lora.reader import read_adapter
-from .lora.request import LoRARequest
+from .lora.request import LoRARequest, check_lora_request
 from .request import EngineOutput, Request
 from .sampling_params import SamplingParams
 from .scheduler import Scheduler, SchedulerCounters
@@ -203,13 +203,12 @@ class LLMEngine:
             UserError: The request cannot be run. The engine has not changed.
             EngineDeadError: The engine is closed.
         """
-        if self._is_closed:
-            raise EngineDeadError("this engine is closed and its model is freed; construct another one")
+        self._check_open()
         if request.request_id in self._groups:
             raise ConfigError(f"request id {request.request_id!r} is in use; give each unfinished request its own")
         lora_request = request.lora_request
         if lora_request is not None:
-            self.library().check(lora_request)
+            self.library().check(check_lora_request(lora_request))
         sequences = self.handler.open(request)
         self._groups[request.request_id] = RequestSequences(request, sequences, len(sequences))
         for sequence in sequences:
@@ -223,14 +222,16 @@ class LLMEngine:
 
         Raises:
             ConfigError: The engine was made without `enable_lora`.
+            EngineDeadError: The engine is closed.
         """
+        self._check_open()
         if self.adapters is None:
             raise ConfigError("this engine runs no LoRA adapters; construct it with enable_lora=True")
         return self.adapters
 
     def add_lora(self, lora_request: LoRARequest) -> bool:
         """As `AdapterLibrary.add`."""
-        return self.library().add(lora_request)
+        return self.library().add(check_lora_request(lora_request))
 
     def remove_lora(self, lora_int_id: int) -> bool:
         """As `AdapterLibrary.remove`."""
@@ -416,6 +417,10 @@ class LLMEngine:
             return ended
         self.handler.record(plan, result)
         return self.scheduler.update(plan, result.drawn, result.num_drawn)
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise EngineDeadError("this engine is closed and its model is freed; construct another one")
 
     def _check_alive(self, cause: Exception) -> None:
         """Runs a step of one token, which must succeed, after a step of one request has failed.

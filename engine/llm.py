@@ -25,6 +25,7 @@ from .errors import (
     unknown_key_message,
 )
 from .inputs import Parsed, ParsedPrompt, PromptType, attempt, describe, parse_prompt
+from .lora.request import LoRARequest, LoRARequests
 from .outputs import RequestOutput
 from .pooling.outputs import (
     ClassificationRequestOutput,
@@ -82,6 +83,7 @@ class LLM:
         prompts: PromptType | Sequence[PromptType],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: LoRARequests = None,
         *,
         priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
@@ -95,6 +97,8 @@ class LLM:
             sampling_params: Parameters for all prompts, or a list with the parameters of each prompt; None for the
                 parameters that the model recommends.
             use_tqdm: Whether to show a progress bar, or a function that makes the bar as `tqdm` does.
+            lora_request: Names the LoRA adapter of all prompts, or is a list with the adapter of each prompt; None, for
+                all or in the list, is the model alone. The engine must have `enable_lora`.
             priority: The priority of each prompt; prompts with lower numbers run first. None gives all prompts
                 priority 0.
             on_error: How the call treats a prompt that cannot be run or that fails: ``"raise"`` ends the call with the
@@ -112,7 +116,8 @@ class LLM:
         call = self._call(use_tqdm, on_error)
         parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
         call.tokenize(parsed)
-        return call.run(parsed, GenerateRequest, self._params_for_each(sampling_params, len(parsed)), priority)
+        params = self._params_for_each(sampling_params, len(parsed))
+        return call.run(parsed, GenerateRequest, params, priority, lora_request)
 
     @_one_at_a_time
     def chat(
@@ -120,6 +125,7 @@ class LLM:
         messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: LoRARequests = None,
         *,
         chat_template: str | None = None,
         add_generation_prompt: bool = True,
@@ -139,6 +145,8 @@ class LLM:
                 conversations.
             sampling_params: As in `generate`.
             use_tqdm: As in `generate`.
+            lora_request: As in `generate`. The conversation is rendered by the chat template of the model, whatever
+                files are in the adapter's folder.
             chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's template.
             add_generation_prompt: Whether the prompt ends with the opening of the assistant's turn.
             continue_final_message: Whether the last message is the beginning of the answer, which the model continues.
@@ -186,7 +194,8 @@ class LLM:
         call = self._call(use_tqdm, on_error)
         # The template has already written the special tokens that the model expects.
         call.tokenize(parsed, add_special_tokens=False)
-        return call.run(parsed, GenerateRequest, self._params_for_each(sampling_params, len(parsed)), priority)
+        params = self._params_for_each(sampling_params, len(parsed))
+        return call.run(parsed, GenerateRequest, params, priority, lora_request)
 
     @_one_at_a_time
     def encode(
@@ -196,6 +205,7 @@ class LLM:
         *,
         pooling_task: str | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: LoRARequests = None,
         priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
         **vllm_kwargs: Any,
@@ -209,6 +219,7 @@ class LLM:
             pooling_task: ``"embed"`` or ``"classify"``; it must be the task of the engine. It may be None if `task` is
                 set in all pooling parameters.
             use_tqdm: As in `generate`.
+            lora_request: As in `generate`.
             priority: As in `generate`.
             on_error: As in `generate`.
             **vllm_kwargs: As in `generate`.
@@ -222,15 +233,17 @@ class LLM:
             EngineError: As in `generate`.
         """
         parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
-        asked = {"use_tqdm": use_tqdm, "priority": priority, "on_error": on_error, **vllm_kwargs}
-        return self._pool(parsed, pooling_params, pooling_task, **asked)
+        asked = {"use_tqdm": use_tqdm, "lora_request": lora_request, "priority": priority, "on_error": on_error}
+        return self._pool(parsed, pooling_params, pooling_task, **asked, **vllm_kwargs)
 
     def _pool(
         self,
         parsed: list[Parsed],
         pooling_params: PoolingParams | Sequence[PoolingParams] | None,
         task: str | None,
+        *,
         use_tqdm: bool | Callable[..., Any] = True,
+        lora_request: LoRARequests = None,
         priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
         **vllm_kwargs: Any,
@@ -240,7 +253,7 @@ class LLM:
         call = self._call(use_tqdm, on_error)
         params = self._pooling_params(pooling_params, task, len(parsed))
         call.tokenize(parsed)
-        return call.run(parsed, PoolingRequest, params, priority)
+        return call.run(parsed, PoolingRequest, params, priority, lora_request)
 
     def embed(
         self,
@@ -300,6 +313,7 @@ class LLM:
         /,
         *,
         pooling_params: PoolingParams | None = None,
+        lora_request: LoRARequests = None,
         **kwargs: Any,
     ) -> list[ScoringRequestOutput]:
         """Computes a similarity score for pairs of texts.
@@ -311,6 +325,7 @@ class LLM:
             data_1: First texts of the pairs. One text is paired with every text of `data_2`.
             data_2: Second texts of the pairs: as many as in `data_1`, unless `data_1` is one text.
             pooling_params: Pooling parameters for all texts.
+            lora_request: Names the LoRA adapter of all pairs, or is a list with the adapter of each pair.
             **kwargs: Further arguments of `encode`, except `pooling_task`.
 
         Returns:
@@ -324,7 +339,9 @@ class LLM:
         pairs = pair_up(data_1, data_2)
         task = self.llm_engine.task
         scoring = task.scoring(self.llm_engine.tokenizer)
-        pooled = self._pool(scoring.prompts(pairs), pooling_params, task.name, **kwargs)
+        prompts, each = scoring.prompts(pairs), one_for_each("lora_request", lora_request, len(pairs))
+        adapters = [each[i * len(pairs) // len(prompts)] for i in range(len(prompts))]
+        pooled = self._pool(prompts, pooling_params, task.name, lora_request=adapters, **kwargs)
         return scoring.outputs(pooled)
 
     def get_tokenizer(self) -> Any:
@@ -344,6 +361,62 @@ class LLM:
         """Removes all cached prefixes from the KV cache. Always returns True, because vLLM's method returns a bool."""
         self.llm_engine.reset_prefix_cache()
         return True
+
+    @_one_at_a_time
+    def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Reads a LoRA adapter into the memory of the host, before a prompt names it.
+
+        Args:
+            lora_request: Names the adapter.
+
+        Returns:
+            Whether the adapter was read; False if it was in memory.
+
+        Raises:
+            AdapterError: The adapter cannot be used.
+            ConfigError: The engine has no `enable_lora` or no room for the adapter, or another adapter has its name or
+                number.
+        """
+        return self.llm_engine.add_lora(lora_request)
+
+    @_one_at_a_time
+    def remove_lora(self, lora_int_id: int) -> bool:
+        """Drops a LoRA adapter from the memory of the host; its name and number are free again.
+
+        Args:
+            lora_int_id: Number of the adapter.
+
+        Returns:
+            Whether the adapter was in memory.
+
+        Raises:
+            ConfigError: The engine has no `enable_lora`.
+        """
+        return self.llm_engine.remove_lora(lora_int_id)
+
+    @_one_at_a_time
+    def list_loras(self) -> set[int]:
+        """Returns the numbers of the LoRA adapters in the memory of the host.
+
+        Raises:
+            ConfigError: The engine has no `enable_lora`.
+        """
+        return self.llm_engine.list_loras()
+
+    @_one_at_a_time
+    def pin_lora(self, lora_int_id: int) -> bool:
+        """Keeps a LoRA adapter in the memory of the host until `remove_lora`, even if no prompt names it.
+
+        Args:
+            lora_int_id: Number of the adapter.
+
+        Returns:
+            True, because vLLM's method returns a bool.
+
+        Raises:
+            ConfigError: The adapter is not in memory, or the engine has no `enable_lora`.
+        """
+        return self.llm_engine.pin_lora(lora_int_id)
 
     @_one_at_a_time
     def save_sharded_state(self, folder: str | Path) -> None:
@@ -407,7 +480,6 @@ def _check_pooling(params: Any) -> PoolingParams:
 
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "lora_request": (None,),
     "tokenization_kwargs": (None, {}),
     "truncate_prompt_tokens": (None,),
     "mm_processor_kwargs": (None, {}),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import RequestError
+from .lora.request import LoRARequest
 
 
 @dataclass(slots=True)
@@ -92,6 +93,7 @@ class RequestOutput:
         metrics: Durations and preemptions of the request.
         num_cached_tokens: Number of prompt tokens whose keys and values were found in the prefix cache.
         error: Error of a failed request; None if the request succeeded.
+        lora_request: Names the adapter that the request was run with; None for the model alone.
     """
 
     request_id: str
@@ -103,6 +105,7 @@ class RequestOutput:
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
     num_cached_tokens: int | None = None
     error: RequestError | None = None
+    lora_request: LoRARequest | None = None
 
     @property
     def num_generated_tokens(self) -> int:
@@ -116,6 +119,7 @@ class RequestOutput:
         error: BaseException | RequestError,
         prompt: Any = None,
         prompt_token_ids: list[int] | None = None,
+        lora_request: LoRARequest | None = None,
     ) -> RequestOutput:
         """Makes the output of a request that failed.
 
@@ -124,6 +128,7 @@ class RequestOutput:
             error: Error that ended the request.
             prompt: Text of the prompt. A value that is no string is left out of the output.
             prompt_token_ids: Token ids of the prompt, if they are known.
+            lora_request: Names the adapter of the request; None for the model alone.
 
         Returns:
             A finished output with one empty sequence and the error.
@@ -131,4 +136,4 @@ class RequestOutput:
         reason = error if isinstance(error, RequestError) else RequestError.from_exception(error)
         empty = CompletionOutput(0, "", [], finish_reason="error")
         text = prompt if isinstance(prompt, str) else None
-        return cls(request_id, text, prompt_token_ids, None, [empty], True, error=reason)
+        return cls(request_id, text, prompt_token_ids, None, [empty], True, error=reason, lora_request=lora_request)

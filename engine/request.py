@@ -61,7 +61,7 @@ class GenerateRequest:
 
     def failed(self, error: BaseException | RequestError) -> RequestOutput:
         """Returns the output of this request for the case that an error has ended it."""
-        return RequestOutput.from_error(self.request_id, error, self.prompt, self.prompt_token_ids)
+        return RequestOutput.from_error(self.request_id, error, self.prompt, self.prompt_token_ids, self.lora_request)
 
 
 @dataclass(slots=True)
@@ -109,7 +109,14 @@ class PoolingRequest:
     def failed(self, error: BaseException | RequestError) -> PoolingRequestOutput[PoolingOutput]:
         """Returns the output of this request for the case that an error has ended it."""
         reason = error if isinstance(error, RequestError) else RequestError.from_exception(error)
-        return PoolingRequestOutput(self.request_id, None, self.prompt_token_ids, error=reason, prompt=self.prompt)
+        return PoolingRequestOutput(
+            self.request_id,
+            None,
+            self.prompt_token_ids,
+            error=reason,
+            prompt=self.prompt,
+            lora_request=self.lora_request,
+        )
 
 
 Request = GenerateRequest | PoolingRequest

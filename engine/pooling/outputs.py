@@ -8,6 +8,7 @@ from typing import Any, Generic, Self, TypeVar
 import numpy as np
 
 from ..errors import RequestError
+from ..lora.request import LoRARequest
 from ..outputs import RequestMetrics
 
 __all__ = [
@@ -104,6 +105,7 @@ class PoolingRequestOutput(Generic[Output]):
         error: Error of a failed request; None if the request succeeded.
         prompt: Text of the prompt; None if no text was given.
         metrics: Durations and preemptions of the request.
+        lora_request: Names the adapter that the request was run with; None for the model alone.
     """
 
     request_id: str
@@ -114,6 +116,7 @@ class PoolingRequestOutput(Generic[Output]):
     error: RequestError | None = None
     prompt: str | None = None
     metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    lora_request: LoRARequest | None = None
 
     @property
     def num_generated_tokens(self) -> int:
@@ -137,6 +140,7 @@ class PoolingRequestOutput(Generic[Output]):
             base.error,
             base.prompt,
             base.metrics,
+            base.lora_request,
         )
 
 

@@ -49,7 +49,9 @@ class CompletionBuilder:
         prompt_token_ids = first.token_ids[: first.num_prompt_tokens]
         wants_scores = request.sampling_params.prompt_logprobs is not None
         if (failed := first_error(sequences)) is not None:
-            return RequestOutput.from_error(request.request_id, failed, request.prompt, prompt_token_ids)
+            return RequestOutput.from_error(
+                request.request_id, failed, request.prompt, prompt_token_ids, request.lora_request
+            )
         self._name_prompt_tokens(first)
         return RequestOutput(
             request_id=request.request_id,
@@ -61,6 +63,7 @@ class CompletionBuilder:
             finished=True,
             metrics=metrics_of(sequences),
             num_cached_tokens=first.num_cached_tokens,
+            lora_request=request.lora_request,
         )
 
     def _completion(self, sequence: Sequence) -> CompletionOutput:

@@ -153,6 +153,7 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
             sum(sequence.num_cached_tokens or 0 for sequence in sequences),
             prompt=request.prompt,
             metrics=metrics_of(sequences),
+            lora_request=request.lora_request,
         )
 
     def _sequence(self, request: PoolingRequest, index: int, prompt: ReadPrompt) -> PooledSequence:
