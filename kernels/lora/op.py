@@ -48,6 +48,8 @@ def _samples(draw: Draw) -> Iterator[Sample]:
     mixed = [2, 0, -1, 2, 2, 1, 0, -1, 2, 3, 2, 2, 0, 2, 2, 2, 2]
     yield _sample(draw, "mixed ranks", mixed, [[16], [1], [5], [0]], 130, [123])
     yield _sample(draw, "two parts", [0] * 64 + [-1] * 5 + [1] * 30, [[16, 16], [8, 7]], 96, [64, 64])
+    yield _sample(draw, "six parts of many rows", [0] * 67, [[3, 0, 16, 8, 1, 5]], 40, [5, 1, 8, 16, 24, 3])
+    yield _sample(draw, "many inputs", [1, 0, -1, 1], [[9], [16]], 1100, [17])
     yield _sample(draw, "a slot without rows", [2, 2, -1], [[4], [4], [4]], 48, [33])
     yield _sample(draw, "no row has an adapter", [-1, -1], [[4]], 48, [32])
     yield _sample(draw, "no rows", [], [[4], [4]], 48, [32])

@@ -32,7 +32,7 @@ OPS = (
     *("rope_and_store_latent", "latent_attention"),
     *("short_conv", "state_scan", "gated_delta"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8", "experts"),
-    *("quantize_int8", "scaled_int8_linear", "fp8_linear", "group_linear"),
+    *("quantize_int8", "scaled_int8_linear", "fp8_linear", "group_linear", "lora"),
 )
 Launch = tuple[Any, dict[str, Any]]
 
@@ -107,6 +107,7 @@ def launch_layer(
     launch_products(num_tokens, shape.hidden, draw.random() < 0.5)
     launch_experts(num_tokens, draw)
     launch_codes(num_tokens, shape.hidden, draw)
+    launch_adapters(num_tokens, shape.hidden, draw)
     num_kv_heads, head_dim = shape.num_kv_heads, shape.head_dim
     packed = torch.empty((num_tokens, shape.num_heads + 2 * num_kv_heads, head_dim), dtype=torch.bfloat16)
     query, key, value = packed.split((shape.num_heads, num_kv_heads, num_kv_heads), dim=1)
@@ -238,6 +239,20 @@ def launch_codes(num_tokens: int, size: int, draw: random.Random) -> None:
     bias, out_dtype = draw.choice([None, torch.empty(256, dtype=dtype)]), draw.choice([None, torch.float32])
     x = torch.empty((num_tokens, size), dtype=dtype)
     triton_op("group_linear")(x, weight, scales, zeros, bias, bits=bits, dtype=out_dtype)
+
+
+def launch_adapters(num_tokens: int, size: int, draw: random.Random) -> None:
+    """Launches the products of adapters for a layer of one part, or of three, or more than one launch takes."""
+    num_slots, max_rank, dtype = draw.choice([1, 4, 8, 33]), draw.choice([16, 64, 256]), torch.bfloat16
+    part_ends = draw.choice([(256,), (256, 320, 384), (64, 128, 192, 256, 272)])
+    packed = torch.zeros(num_slots + 1 + num_tokens, dtype=torch.int32)  # As `Routing`: the tokens begin anywhere.
+    starts, tokens = packed.split((num_slots + 1, num_tokens))
+    ranks = torch.zeros((num_slots, len(part_ends)), dtype=torch.int32)
+    lora_a = torch.empty((num_slots, len(part_ends), max_rank, size), dtype=dtype)
+    lora_b = torch.empty((num_slots, part_ends[-1], max_rank), dtype=dtype)
+    out = torch.empty((num_tokens, part_ends[-1]), dtype=draw.choice([dtype, torch.float32]))
+    x = torch.empty((num_tokens, size), dtype=dtype)
+    triton_op("lora")(out, x, lora_a, lora_b, ranks, tokens, starts, part_ends)
 
 
 def launch_draw(num_lines: int) -> None:
