@@ -127,10 +127,11 @@ EngineOutput = RequestOutput | PoolingRequestOutput[PoolingOutput]
 
 
 def longest_first(requests: Iterable[Request]) -> list[Request]:
-    """Returns the requests sorted by `max_tokens`, the largest first, and requests with equal `max_tokens` by prompt.
+    """Returns the requests by adapter, of an adapter by `max_tokens`, the largest first, and of equal ones by prompt.
 
-    A set of requests ends sooner if its long outputs start first. Prompts with a common beginning follow each other, so
-    that the KV cache still holds the beginning when the next of them runs.
+    The requests of an adapter follow each other, so that few adapters are needed at a time. A set of requests ends
+    sooner if its long outputs start first. Prompts with a common beginning follow each other, so that the KV cache
+    still holds the beginning when the next of them runs.
 
     Args:
         requests: The requests of a call or of a row block. A request without `max_tokens` counts as the longest.
@@ -138,6 +139,7 @@ def longest_first(requests: Iterable[Request]) -> list[Request]:
     return sorted(requests, key=_order)
 
 
-def _order(request: Request) -> tuple[int, list[int], str]:
+def _order(request: Request) -> tuple[str, int, list[int], str]:
+    adapter = "" if request.lora_request is None else request.lora_request.lora_name
     prompt = (request.prompt_token_ids, "") if request.prompt_token_ids is not None else ([], request.prompt or "")
-    return (-(request.max_tokens or sys.maxsize), *prompt)
+    return (adapter, -(request.max_tokens or sys.maxsize), *prompt)

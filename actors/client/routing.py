@@ -2,6 +2,9 @@
 
 A client remembers the beginnings of the prompts that it sent to each replica, so routing needs no remote call. Prompts
 are remembered in blocks, each known by a hash of its content and of all blocks before it, as in the prefix cache.
+
+The requests of an adapter have a home, the replica that got the first of them. They go to another replica only when
+the home is too busy, and then that one comes second. So each replica loads few of a job's adapters.
 """
 
 from __future__ import annotations
@@ -22,12 +25,16 @@ MAX_BLOCKS = 64
 MAX_KNOWN = 100_000
 """Most blocks that are remembered; the blocks not seen for the longest time are forgotten."""
 
+MAX_ADAPTERS = 10_000
+"""Most adapters whose replicas are remembered; the adapters not used for the longest time are forgotten. A replica
+drops adapters sooner, but the requests of a dropped adapter still have to be loaded on one replica and not on all."""
+
 MAX_LEAD = 32
-"""Requests by which a replica may exceed the least loaded one and still get prompts that it has seen."""
+"""Requests by which a replica may exceed the least loaded one and still get prompts and adapters that it has seen."""
 
 
 class Router:
-    """Chooses a replica for each request: the one that has seen most of its prompt, or the least loaded. Thread-safe.
+    """Chooses a replica for each request: one that has seen its prompt or adapter, or the least loaded. Thread-safe.
 
     Args:
         max_known: Most prompt blocks whose replicas are remembered.
@@ -37,6 +44,8 @@ class Router:
         self._max_known = max_known
         self._num_in_flight: Counter[str] = Counter()
         self._seen_by: OrderedDict[int, set[str]] = OrderedDict()
+        self._homes: OrderedDict[str, list[str]] = OrderedDict()
+        """Name of an adapter -> the replicas that have got requests of it, in the order in which they got the first."""
         self._lock = threading.Lock()
 
     def share_out(self, requests: Sequence[Request], replica_ids: Sequence[str]) -> dict[str, list[Request]]:
@@ -54,7 +63,7 @@ class Router:
         shares: dict[str, list[Request]] = {}
         with self._lock:
             for request in requests:
-                replica_id = self._choose(list(block_hashes(request)), replica_ids, max_lead)
+                replica_id = self._choose(request, replica_ids, max_lead)
                 self._num_in_flight[replica_id] += 1
                 shares.setdefault(replica_id, []).append(request)
         return shares
@@ -71,17 +80,29 @@ class Router:
             if not self._num_in_flight[replica_id]:
                 del self._num_in_flight[replica_id]
 
-    def _choose(self, hashes: list[int], replica_ids: Sequence[str], max_lead: int) -> str:
+    def _choose(self, request: Request, replica_ids: Sequence[str], max_lead: int) -> str:
         least = min(replica_ids, key=self._load)
-        chosen = least
+        hashes = list(block_hashes(request))
+        preferred = [*self._of_beginning(hashes, replica_ids), *self._of_adapter(request, replica_ids), least]
+        chosen = next(one for one in preferred if self._load(one) - self._load(least) < max_lead)
+        self._remember(hashes, chosen)
+        if request.lora_request is not None:
+            self._remember_adapter(request.lora_request.lora_name, chosen)
+        return chosen
+
+    def _of_beginning(self, hashes: Sequence[int], replica_ids: Sequence[str]) -> list[str]:
+        """Returns the least loaded of the replicas that have seen the longest known beginning; [] if none has."""
         for block_hash in reversed(hashes):
             seen_by = self._seen_by.get(block_hash, set()).intersection(replica_ids)
             if seen_by:
-                best = min(seen_by, key=self._load)
-                chosen = best if self._load(best) - self._load(least) < max_lead else least
-                break
-        self._remember(hashes, chosen)
-        return chosen
+                return [min(seen_by, key=self._load)]
+        return []
+
+    def _of_adapter(self, request: Request, replica_ids: Sequence[str]) -> list[str]:
+        """Returns the replicas that have got requests of the adapter, the home of the adapter first."""
+        if request.lora_request is None:
+            return []
+        return [one for one in self._homes.get(request.lora_request.lora_name, []) if one in replica_ids]
 
     def _load(self, replica_id: str) -> int:
         return self._num_in_flight[replica_id]
@@ -93,11 +114,19 @@ class Router:
         while len(self._seen_by) > self._max_known:
             self._seen_by.popitem(last=False)
 
+    def _remember_adapter(self, name: str, replica_id: str) -> None:
+        homes = self._homes.setdefault(name, [])
+        if replica_id not in homes:
+            homes.append(replica_id)
+        self._homes.move_to_end(name)
+        while len(self._homes) > MAX_ADAPTERS:
+            self._homes.popitem(last=False)
+
 
 def block_hashes(request: Request) -> Iterator[int]:
     """Yields a hash for each whole block of a prompt, at most `MAX_BLOCKS`; nothing for a prompt of embeddings.
 
-    A hash covers the cache salt, the block and all blocks before the block.
+    A hash covers the adapter, the cache salt, the block and all blocks before the block.
 
     Args:
         request: The request; its token ids are hashed if they are given, else its text.
@@ -106,7 +135,8 @@ def block_hashes(request: Request) -> Iterator[int]:
     if prompt is None:
         return
     size = BLOCK_CHARACTERS if isinstance(prompt, str) else BLOCK_TOKENS
-    block_hash = hash(request.cache_salt or "")
+    adapter = "" if request.lora_request is None else request.lora_request.lora_name
+    block_hash = hash((request.cache_salt or "", adapter))
     for end in range(size, min(len(prompt), size * MAX_BLOCKS) + 1, size):
         block = prompt[end - size : end]
         block_hash = hash((block_hash, block if isinstance(block, str) else tuple(block)))

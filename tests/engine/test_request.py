@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from millrace.engine import GenerateRequest, PoolingParams, PoolingRequest, SamplingParams
+from millrace.engine import GenerateRequest, LoRARequest, PoolingParams, PoolingRequest, SamplingParams
 from millrace.engine.request import longest_first
 
 
@@ -36,3 +36,18 @@ def test_a_request_says_all_that_it_has_to_read() -> None:
         "second",
         [3],
     ]
+
+
+def test_requests_of_an_adapter_follow_each_other_after_those_of_the_model_alone() -> None:
+    names = ["b", None, "a", "b", "a", None]
+    given = [
+        GenerateRequest(
+            str(index),
+            None,
+            [index],
+            SamplingParams(max_tokens=1 + index),
+            lora_request=None if name is None else LoRARequest(name, 1 + ord(name)),
+        )
+        for index, name in enumerate(names)
+    ]
+    assert [one.request_id for one in longest_first(given)] == ["5", "1", "4", "2", "3", "0"]

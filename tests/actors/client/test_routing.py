@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.actors.client.routing import BLOCK_CHARACTERS, BLOCK_TOKENS, MAX_BLOCKS, MAX_LEAD, Router, block_hashes
+from millrace.engine import LoRARequest
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 
@@ -52,6 +53,60 @@ def test_shares_hold_each_request_once_in_order_and_are_even(counts: list[int], 
         for replica_id, share in shares.items():
             totals[replica_id] += len(share)
         assert max(totals.values()) - min(totals.values()) <= 1
+
+
+def with_adapters(names: list[str], start: int = 0) -> list[GenerateRequest]:
+    """One request of each adapter named, each with a prompt of its own."""
+    made = [tokens(f"{name}-{start + index}", [start + index] * 3) for index, name in enumerate(names)]
+    for request, name in zip(made, names, strict=True):
+        request.lora_request = LoRARequest(name, int(name) + 1, f"folder/{name}")
+    return made
+
+
+def homes_of(shares: dict[str, list]) -> dict[str, set[str]]:
+    """Adapter -> the replicas that got its requests."""
+    homes: dict[str, set[str]] = {}
+    for replica_id, share in shares.items():
+        for request in share:
+            homes.setdefault(request.lora_request.lora_name, set()).add(replica_id)
+    return homes
+
+
+def test_the_requests_of_an_adapter_go_to_one_replica_and_the_adapters_to_all() -> None:
+    router, names = Router(), [str(number) for number in range(20)]
+    first = homes_of(router.share_out(with_adapters(names), ["a", "b"]))
+    again = homes_of(router.share_out(with_adapters(names[::-1] * 2, 100), ["a", "b"]))
+    assert first == again
+    assert Counter(next(iter(home)) for home in first.values()) == {"a": 10, "b": 10}
+
+
+def test_an_adapter_that_most_requests_name_is_spread_and_the_others_keep_their_homes() -> None:
+    router = Router()
+    others = homes_of(router.share_out(with_adapters(["1", "2"]), ["a", "b"]))
+    shares = router.share_out(with_adapters(["0"] * 400, 100), ["a", "b"])
+    assert abs(len(shares["a"]) - len(shares["b"])) <= MAX_LEAD
+    router.release("a", len(shares["a"]))
+    router.release("b", len(shares["b"]))
+    assert homes_of(router.share_out(with_adapters(["2", "1"], 1000), ["b", "a"])) == others
+
+
+def test_the_adapters_of_a_dead_replica_move_and_the_others_stay() -> None:
+    router, names = Router(), [str(number) for number in range(9)]
+    before = homes_of(router.share_out(with_adapters(names), ["a", "b", "c"]))
+    router.release("a", 3)
+    after = homes_of(router.share_out(with_adapters(names, 100), ["b", "c"]))
+    assert all(after[name] == home for name, home in before.items() if home != {"a"})
+    assert all(home <= {"b", "c"} for home in after.values())
+
+
+def test_the_same_beginning_under_another_adapter_is_another_beginning() -> None:
+    router = Router()
+    plain = with_prefix(1, 1)
+    named = with_prefix(1, 1)
+    named[0].lora_request = LoRARequest("0", 1, "folder/0")
+    router.share_out(plain, ["a"])
+    assert set(block_hashes(plain[0])).isdisjoint(block_hashes(named[0]))
+    assert sizes(router.share_out(named, ["a", "b"])) == {"b": 1}
 
 
 def test_one_beginning_goes_to_one_replica() -> None:
