@@ -79,6 +79,12 @@ REPLICA_ID = "replica_id"
 IS_DUPLICATE = "__is_duplicate"
 """Whether the row got the output of an identical row. The column exists only between generation and the sink."""
 
+ADAPTER = "__adapter"
+"""Name of the adapter that answered the row. The column exists only between generation and the sink."""
+
+MARKS = (IS_DUPLICATE, ADAPTER)
+"""Columns that only the pipeline reads, and that no result has."""
+
 MORE_PROMPTS = "__more_prompts"
 """Further prompts of a row of a batch file. Their vectors are returned in one list after the vector of the first."""
 
@@ -96,7 +102,7 @@ TOOL_CALLS = "tool_calls"
 TOOL_CALL_ERROR = "tool_call_error"
 
 RESERVED = frozenset({
-    DATA, INPUT, POSITION, ROW_ID, READ_ERROR, READ_ROW, IS_DUPLICATE, MORE_PROMPTS,
+    DATA, INPUT, POSITION, ROW_ID, READ_ERROR, READ_ROW, *MARKS, MORE_PROMPTS,
     ERROR_STAGE, ERROR_KIND, ERROR_MESSAGE, ERROR_RETRYABLE, ERROR_ATTEMPTS,
 })  # fmt: skip
 """Names that a column of the input cannot have, because the pipeline adds columns of these names to its rows."""

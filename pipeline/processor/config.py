@@ -7,6 +7,7 @@ constructed, without loading the model.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -14,10 +15,11 @@ from pydantic import Field, PrivateAttr, create_model, field_validator, model_va
 
 from ...actors import Placement
 from ...engine.config import EngineConfig
-from ...engine.errors import ConfigError, SamplingParamsError
+from ...engine.errors import ConfigError, SamplingParamsError, unknown_key_message
 from ...engine.sampling_params import SamplingParams
 from ...engine.structured.grammar_text import check_compiles
 from ..settings import Settings
+from ..stages.adapters import AdapterNames, read_modules
 from ..stages.declaration import Config, StageDeclaration
 from ..stages.declared import STAGES
 from ..stages.declared.chat_template import ChatTemplateStageConfig
@@ -44,9 +46,19 @@ TASK_TYPES = get_args(TaskType)
 NOT_YET = {
     "has_image": "images",
     "prepare_image_stage": "images",
-    "dynamic_lora_loading_path": "adapters chosen by row",
 }
 """Setting of Ray Data LLM -> the feature that it turns on. This release lacks the feature and only accepts off."""
+
+LORA_CONFIG = {
+    "dynamic_lora_loading_path": "dynamic_lora_loading_path",
+    "max_num_adapters_per_replica": "max_cpu_loras",
+}
+"""Setting in the `lora_config` of Ray Serve LLM -> our name of it, of a field or of a setting of the engine."""
+
+LORA_WITHOUT_EFFECT = {
+    "download_timeout_s": "the silence of a store has a limit of its own, MILLRACE_STORAGE_TIMEOUT_S",
+    "max_download_tries": "requests to stores are repeated as storage settings say",
+}
 
 WITHOUT_EFFECT = {
     "log_engine_metrics": "replicas always publish their metrics (docs/metrics.md); Processor.stats() has them too",
@@ -140,6 +152,10 @@ class EngineProcessorConfig(StageFields):
         model_source: Folder of the model in Hugging Face's layout, or ``"bundled:NAME"``.
         engine_kwargs: Settings of the engine, under the names of vLLM.
         sampling_params: Sampling parameters of rows that bring none; None for the defaults of the model.
+        lora_modules: Adapters that rows may name in the column `model`: name -> folder, URL or hub repository; or a
+            list of ``"name=place"``. It turns `enable_lora` on, as `dynamic_lora_loading_path` does.
+        dynamic_lora_loading_path: Folder or URL whose subfolders are adapters that rows may name. With `enable_lora`
+            and neither of the two, the column `model` holds folders or hub repositories.
         task_type: The model's task: ``"generate"``, ``"embed"`` or ``"classify"``. The last two add `embeddings`.
         deduplicate: Whether identical requests run once and share the output. If not, each one that samples without a
             seed has draws of its own.
@@ -166,6 +182,8 @@ class EngineProcessorConfig(StageFields):
     model_source: str
     engine_kwargs: dict[str, Any] = Field(default_factory=dict)
     sampling_params: dict[str, Any] | None = None
+    lora_modules: dict[str, str] | None = None
+    dynamic_lora_loading_path: str | None = None
     task_type: TaskType = "generate"
     deduplicate: bool = True
     num_cpus_per_replica: float | None = Field(default=None, gt=0)
@@ -182,6 +200,18 @@ class EngineProcessorConfig(StageFields):
     @classmethod
     def _read_names_of_ray(cls, values: Any) -> Any:
         return _translate(dict(values)) if isinstance(values, Mapping) else values
+
+    @field_validator("lora_modules", mode="before")
+    @classmethod
+    def _read_modules(cls, value: Any) -> dict[str, str] | None:
+        return read_modules(value)
+
+    @field_validator("dynamic_lora_loading_path")
+    @classmethod
+    def _read_loading_path(cls, value: str | None) -> str | None:
+        if value == "":
+            raise ConfigError("dynamic_lora_loading_path is empty; pass a folder or URL, or None")
+        return value if value is None or "://" in value else os.path.abspath(os.path.expanduser(value))
 
     @field_validator("task_type", mode="before")
     @classmethod
@@ -228,12 +258,23 @@ class EngineProcessorConfig(StageFields):
                 f"engine_kwargs name the model {kwargs['model']!r} and model_source {self.model_source!r}; drop one"
             )
         self._engine_config = EngineConfig.from_kwargs(**kwargs)
+        self._check_adapters()
         self._check_task()
         if self.placement_group_config is not None:
             Placement.read(self.placement_group_config, self._engine_config.num_ranks)
             if self.num_cpus_per_replica is not None or self.num_gpus_per_replica is not None:
                 logger.warning("num_cpus_per_replica and num_gpus_per_replica give way to placement_group_config")
         return self
+
+    def _check_adapters(self) -> None:
+        named = [name for name in ("lora_modules", "dynamic_lora_loading_path") if getattr(self, name) is not None]
+        if named and not self._engine_config.enable_lora:
+            raise ConfigError(f"{' and '.join(named)} need enable_lora, and engine_kwargs say False; drop one")
+        if self.adapter_names.takes_places:
+            logger.warning(
+                "rows name folders and hub repositories of adapters in the column 'model', and the engine reads them; "
+                "lora_modules or dynamic_lora_loading_path say which ones rows may name"
+            )
 
     def _check_task(self) -> None:
         asked = self._engine_config.task
@@ -261,7 +302,18 @@ class EngineProcessorConfig(StageFields):
     def all_engine_kwargs(self) -> dict[str, Any]:
         """The settings of the engine: `engine_kwargs`, and the settings that other fields of this config determine."""
         task = {"task": self.task_type} if self.is_pooling else {}
-        return {"model": self.model_source, **task, **self.engine_kwargs}
+        has_adapters = self.lora_modules is not None or self.dynamic_lora_loading_path is not None
+        lora = {"enable_lora": True} if has_adapters else {}
+        return {"model": self.model_source, **task, **lora, **self.engine_kwargs}
+
+    @property
+    def adapter_names(self) -> AdapterNames:
+        """The names of the model, and the adapters that rows may name."""
+        served = self.engine_kwargs.get("served_model_name") or ()
+        names = (self.model_source, *([served] if isinstance(served, str) else served))
+        modules, path = self.lora_modules or {}, self.dynamic_lora_loading_path
+        takes_places = self._engine_config.enable_lora and self.lora_modules is None and path is None
+        return AdapterNames(names, modules, path, takes_places)
 
     @property
     def engine_config(self) -> EngineConfig:
@@ -300,6 +352,7 @@ def _translate(values: dict[str, Any]) -> dict[str, Any]:
         value = values.pop(name, None)
         if value not in (None, True, {}):
             logger.warning("%s=%r is ignored: %s", name, value, reason)
+    _translate_lora_config(values)
     for name, (field, key) in LEGACY_STAGES.items():
         if name not in values:
             continue
@@ -310,3 +363,27 @@ def _translate(values: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"{name} and {field} are both given; use {field} only")
         values[field] = {**stage, key: value}
     return values
+
+
+def _translate_lora_config(values: dict[str, Any]) -> None:
+    """Replaces `lora_config`, the adapters' settings of Ray Serve LLM, by the settings that we have for them."""
+    given = values.pop("lora_config", None)
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"lora_config must be a dict; got {type(given).__name__} {given!r:.80}")
+    for name, value in given.items():
+        if name in LORA_WITHOUT_EFFECT:
+            logger.warning("lora_config: %s=%r is ignored: %s", name, value, LORA_WITHOUT_EFFECT[name])
+        elif name not in LORA_CONFIG:
+            raise ConfigError(unknown_key_message("lora_config", name, [*LORA_CONFIG, *LORA_WITHOUT_EFFECT]))
+    asked = {LORA_CONFIG[name]: value for name, value in given.items() if name in LORA_CONFIG and value is not None}
+    kwargs = {**values.get("engine_kwargs", {})}
+    for name, value in asked.items():
+        holder = kwargs if name == "max_cpu_loras" else values
+        if holder.get(name) not in (None, value):
+            raise ConfigError(
+                f"lora_config says {name}={value!r:.80}, and another setting {holder[name]!r:.80}; drop one"
+            )
+        holder[name] = value
+    values["engine_kwargs"] = {"enable_lora": True, **kwargs}

@@ -57,7 +57,7 @@ class EngineBackend(Backend):
         kind, params = (
             (PoolingStage, columns.POOLING_PARAMS) if config.is_pooling else (GenerateStage, columns.SAMPLING_PARAMS)
         )
-        info = StageInfo(kind.__name__, config, (columns.PROMPT,), (columns.TOKENIZED_PROMPT, params))
+        info = StageInfo(kind.__name__, config, (columns.PROMPT,), (columns.TOKENIZED_PROMPT, params, columns.MODEL))
         super().__init__(info, generate_resources(config), gathered_rows(config))
         self._config = config
         self._start_pool = start_pool
@@ -109,7 +109,7 @@ def make_engine_stages(config: EngineProcessorConfig, pool_name: str, make_clien
         make_client: Function that makes the client of the pool with this name.
     """
     settings: dict[str, Any] = {
-        "model": config.model_source,
+        "adapters": config.adapter_names,
         "duplicates": config.deduplicate,
         "stop_on_error": config.stop_on_error,
     }

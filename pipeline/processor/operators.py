@@ -153,8 +153,8 @@ def result_columns(row: Row, mark_success: bool) -> dict[str, Any]:
 
 
 def without_marks(data: dict[str, Any]) -> dict[str, Any]:
-    """Returns the columns of a row without `columns.IS_DUPLICATE`, which only the pipeline reads."""
-    return {name: value for name, value in data.items() if name != columns.IS_DUPLICATE}
+    """Returns the columns of a row without `columns.MARKS`, which only the pipeline reads."""
+    return {name: value for name, value in data.items() if name not in columns.MARKS}
 
 
 def to_columns(rows: Sequence[Mapping[str, Any]]) -> pa.Table | dict[str, Any]:

@@ -33,7 +33,7 @@ class Finished:
     generated: Row
 
 
-NOT_WRITTEN = frozenset({columns.ROW_ID, columns.IS_DUPLICATE})
+NOT_WRITTEN = frozenset({columns.ROW_ID, *columns.MARKS})
 """Columns of a row that are not written as they are: the id is the first column of every table."""
 
 MAX_ATTEMPTS = 2**31

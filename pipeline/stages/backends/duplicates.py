@@ -1,7 +1,7 @@
 """`Duplicates`: of the identical requests of a process, one runs and the others get its output.
 
-Requests are identical if their prompts and parameters are equal, seeds included. The engine's draws depend on nothing
-else, so each of these requests would have got the same output.
+Requests are identical if their prompts, parameters and adapters are equal, seeds included. The engine's draws depend on
+nothing else, so each of these requests would have got the same output.
 """
 
 from __future__ import annotations
@@ -115,5 +115,7 @@ def request_key(request: Request, params: str) -> bytes:
     """
     digest = hashlib.blake2b(params.encode(), digest_size=16)
     assert request.prompt_embeds is None, "rows have no embeddings, whose content this key would leave out"
-    digest.update(repr((request.prompts, request.cache_salt)).encode(errors="surrogatepass"))
+    named = request.lora_request
+    adapter = None if named is None else (named.lora_name, named.lora_path)
+    digest.update(repr((request.prompts, request.cache_salt, adapter)).encode(errors="surrogatepass"))
     return digest.digest()

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from ....engine import EngineOutput, Request
-from ....engine.errors import ConfigError, EngineError
+from ....engine.errors import EngineError
 from ....engine.outputs import RequestMetrics
 from ....engine.request import longest_first
 from ... import columns
+from ..adapters import AdapterNames
 from ..base import Row, RowError, Stage
 from ..prompts import checked_prompt, checked_token_ids
 from .duplicates import Arrival, Duplicates, Inbox, request_key
@@ -79,7 +80,7 @@ class EngineStage(Stage):
 
     Args:
         client: The pool's client.
-        model: The model that runs; a row that names another model is refused.
+        adapters: The names of the model that runs, and the adapters that rows may name; other names are refused.
         duplicates: Whether identical requests run once.
         on_output: Function that the thread of a block calls with each output as it arrives.
         stop_on_error: Whether the first failed row stops the job.
@@ -89,14 +90,14 @@ class EngineStage(Stage):
         self,
         client: EngineClient,
         *,
-        model: str,
+        adapters: AdapterNames,
         duplicates: bool = True,
         on_output: Callable[[EngineOutput], None] | None = None,
         stop_on_error: bool = False,
     ) -> None:
         super().__init__(stop_on_error=stop_on_error)
         self._client = client
-        self._model = model
+        self._adapters = adapters
         self._duplicates = Duplicates() if duplicates else None
         self._on_output = on_output
 
@@ -194,7 +195,9 @@ class EngineStage(Stage):
             return asked.row
         timing = {columns.BATCH_UUID: block.batch_uuid, columns.TIME_TAKEN: time.monotonic() - block.start_s}
         added = self.output_columns(asked, output)
-        self.merge(asked.row, {**added, **timing, **own})
+        named = asked.request.lora_request
+        mark = {} if named is None else {columns.ADAPTER: named.lora_name}
+        self.merge(asked.row, {**added, **timing, **mark, **own})
         return asked.row
 
     def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,14 +217,12 @@ class EngineStage(Stage):
             return None
 
     def _checked_request(self, request_id: str, row: Mapping[str, Any]) -> Request:
-        if row.get(columns.MODEL) not in (None, self._model):
-            raise ConfigError(
-                f"column {columns.MODEL!r} asks for {row[columns.MODEL]!r}, but adapters chosen by row are not there "
-                f"yet: all rows run on {self._model!r}; let preprocess set the column to None"
-            )
+        lora_request = self._adapters.find(row.get(columns.MODEL))
         prompt_token_ids = checked_token_ids(row)
         prompt = checked_prompt(row) if prompt_token_ids is None else None
-        return self.make_request(request_id, prompt, prompt_token_ids, row)
+        request = self.make_request(request_id, prompt, prompt_token_ids, row)
+        request.lora_request = lora_request
+        return request
 
     def _row_error(self, output: EngineOutput) -> RowError:
         assert output.error is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,7 +72,15 @@ def test_placement_is_checked_when_the_config_is_made(caplog: pytest.LogCaptureF
         ({"task_type": "embed", "reasoning_stage": {"parser": "qwen3"}}, "reasoning_stage reads generated text"),
         ({"batch_size": 0}, "batch_size: input should be greater than 0; got 0"),
         ({"has_image": True}, "needs images"),
-        ({"dynamic_lora_loading_path": "s3://x"}, "adapters"),
+        ({"lora_modules": {"a": 3}}, "lora_modules must map names of adapters to folders"),
+        ({"lora_modules": ["a=x", "a=y"]}, "lora_modules name 'a' twice"),
+        ({"dynamic_lora_loading_path": ""}, "dynamic_lora_loading_path is empty"),
+        (
+            {"dynamic_lora_loading_path": "x", "engine_kwargs": {"enable_lora": False}},
+            "and engine_kwargs say False; drop one",
+        ),
+        ({"lora_config": {"max_adapters": 3}}, "has no field 'max_adapters'"),
+        ({"lora_config": {"dynamic_lora_loading_path": "x"}, "dynamic_lora_loading_path": "y"}, "drop one"),
     ],
 )
 def test_a_mistake_is_said_in_one_line(fields: dict[str, Any], said: str) -> None:
@@ -108,6 +117,27 @@ def test_legacy_flags_become_stages_with_a_warning(caplog: pytest.LogCaptureFixt
 
 def test_flags_that_are_off_need_no_feature() -> None:
     make(has_image=False, prepare_multimodal_stage={"enabled": False}, dynamic_lora_loading_path=None)
+
+
+def test_adapters_that_are_named_turn_the_engines_adapters_on(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    listed = make(lora_modules=[f"a={tmp_path}/./a", {"name": "b", "path": "s3://bucket/b"}])
+    assert listed.lora_modules == {"a": str(tmp_path / "a"), "b": "s3://bucket/b"}
+    assert listed.engine_config.enable_lora
+    assert make(dynamic_lora_loading_path="adapters").adapter_names.loading_path == str(Path("adapters").absolute())
+    served = make(lora_config={"dynamic_lora_loading_path": "x", "max_num_adapters_per_replica": 6})
+    assert served.engine_config.max_cpu_loras == 6
+    assert served.adapter_names == make(dynamic_lora_loading_path="x").adapter_names
+    assert make().adapter_names.is_empty
+
+
+def test_rows_name_places_only_if_the_job_names_none(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        config = make(engine_kwargs={"enable_lora": True, "served_model_name": ["us", "we"]})
+    assert "rows name folders and hub repositories of adapters" in caplog.text
+    assert config.adapter_names.takes_places
+    assert config.adapter_names.base_names[1:] == ("us", "we")
+    assert not make(engine_kwargs={"enable_lora": True}, lora_modules={}).adapter_names.takes_places
 
 
 def test_a_legacy_flag_beside_its_stage_is_a_contradiction() -> None:
@@ -172,7 +202,8 @@ DOCUMENTED: dict[str, list[Any]] = {
     "engine_kwargs": [{}, {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "max_model_len": 256}],
     "task_type": ["generate", "embed", "classify"],
     "log_engine_metrics": [True, False],
-    "dynamic_lora_loading_path": [None],
+    "dynamic_lora_loading_path": [None, "s3://bucket/adapters"],
+    "lora_config": [{"dynamic_lora_loading_path": "s3://bucket/adapters", "max_num_adapters_per_replica": 4}],
     "placement_group_config": [
         None,
         {"bundle_per_worker": {"CPU": 1}},

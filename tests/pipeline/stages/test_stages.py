@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from millrace import EngineDeadError, EngineError, SamplingParams
 from millrace.pipeline import RowFailedError
+from millrace.pipeline.stages.adapters import AdapterNames
 from millrace.pipeline.stages.backends.generate import GenerateStage
 from millrace.pipeline.stages.base import BatchStage, Row, RowError, Stage
 from millrace.pipeline.stages.declared.chat_template import ChatTemplateStage
@@ -35,7 +36,8 @@ def run(stage: Stage, *columns: dict[str, Any]) -> list[Row]:
 
 
 def generate_stage(**changes: Any) -> GenerateStage:
-    settings = {"client": EchoClient(), "default_params": SamplingParams(temperature=0), "model": "this"}
+    adapters = AdapterNames(("this",), {"one": "/adapters/one"})
+    settings = {"client": EchoClient(), "default_params": SamplingParams(temperature=0), "adapters": adapters}
     return GenerateStage(**{**settings, **changes})
 
 
@@ -231,6 +233,19 @@ def test_generate_adds_the_columns_of_ray_data_llm_and_ours() -> None:
     assert wanted | {"stop_reason", "num_cached_tokens", "outputs", "attempt", "replica_id"} <= row.data.keys()
 
 
+def test_a_row_runs_with_the_adapter_that_it_names() -> None:
+    client = EchoClient()
+    rows = run(
+        generate_stage(client=client), {"prompt": "a", "model": "one"}, {"prompt": "b", "model": "/adapters/one"}
+    )
+    assert [row.error is None for row in rows] == [True, False]
+    assert "AdapterError: column 'model' asks for '/adapters/one'" in errors(rows)[1]
+    (request,) = client.seen
+    assert request.lora_request is not None
+    assert (request.lora_request.lora_name, request.lora_request.lora_path) == ("one", "/adapters/one")
+    assert rows[0].data["model"] == "one"
+
+
 def test_outputs_find_their_rows_whatever_their_order() -> None:
     rows = run(generate_stage(), *({"prompt": f"p{index}"} for index in range(5)))
     assert [row.data["generated_text"] for row in rows] == [f"P{index}0" for index in range(5)]
@@ -264,7 +279,10 @@ def test_text_is_left_to_the_later_stage_where_that_gives_the_same() -> None:
         ({"prompt": "x", "sampling_params": {"max_tokns": 3}}, "did you mean 'max_tokens'?"),
         ({"prompt": "x", "sampling_params": {"temperature": 9}}, "temperature must be a number from 0 to 2"),
         ({"prompt": "x", "sampling_params": 3}, "must be a dict or SamplingParams; got int 3"),
-        ({"prompt": "x", "model": "other"}, "adapters chosen by row are not there yet"),
+        (
+            {"prompt": "x", "model": "other"},
+            "asks for 'other', and all rows run on 'this' or one of the adapters 'one'",
+        ),
         ({"tokenized_prompt": [1, "x"]}, "must be a list of token ids"),
         ({"tokenized_prompt": 3}, "must be a list of token ids"),
     ],

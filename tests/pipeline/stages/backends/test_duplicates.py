@@ -12,13 +12,16 @@ from fake_client import EchoClient
 from millrace.engine import GenerateRequest, RequestOutput, SamplingParams
 from millrace.engine.errors import EngineError
 from millrace.pipeline import columns
+from millrace.pipeline.stages.adapters import AdapterNames
 from millrace.pipeline.stages.backends.duplicates import Duplicates, Inbox, request_key
 from millrace.pipeline.stages.backends.generate import GenerateStage
 from millrace.pipeline.stages.base import Row
 
 
 def stage_of(client: Any, **changes: Any) -> GenerateStage:
-    return GenerateStage(client, **{"default_params": SamplingParams(temperature=0.0), "model": "m", **changes})
+    adapters = AdapterNames(("m",), {"a": "x", "b": "y"})
+    settings = {"default_params": SamplingParams(temperature=0.0), "adapters": adapters}
+    return GenerateStage(client, **{**settings, **changes})
 
 
 def rows_of(*prompts: str, **params: Any) -> list[Row]:
@@ -142,3 +145,13 @@ def test_a_key_is_prompt_and_parameters() -> None:
     keys = {key("a", None, "p"), key("b", None, "p"), key("a", None, "q"), key("a", [1], "p"), key(None, [2], "p")}
     assert len(keys) == 5
     assert key("a", [1], "p") == key(None, [1], "p")
+
+
+def test_rows_with_equal_prompts_run_once_for_each_adapter() -> None:
+    client = EchoClient()
+    models = [None, "a", "b", "a", "m", "b"]
+    rows = [Row.read({"prompt": "same", "model": model}) for model in models]
+    stage_of(client).run(rows)
+    assert [None if one.lora_request is None else one.lora_request.lora_name for one in client.seen] == [None, "a", "b"]
+    assert [row.data.get("__is_duplicate", False) for row in rows] == [False, False, False, True, True, True]
+    assert [row.data.get("__adapter") for row in rows] == [None, "a", "b", "a", None, "b"]
