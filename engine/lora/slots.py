@@ -7,10 +7,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import torch
+
+from ..device import to_device
 from .adapter import Adapter, LowRank
-from .routing import Routing
+from .routing import NO_SLOT, Routing, pack_routing
 
 __all__ = ["DeviceSlots", "NewAdapter", "SlotSizes"]
+
+HEADS = frozenset({"lm_head", "score"})
+"""Our paths of the output heads, which compute some rows of a step only, after the forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +78,35 @@ class DeviceSlots:
         self.sizes = sizes
         self.layers: list[Adapted] = []
         self.routing: Routing | None = None
+        self._with_head: set[int] = set()  # The slots whose adapters change an output head.
 
     def load(self, slot: int, adapter: Adapter) -> None:
         """Uploads an adapter to a slot. The device runs this after the steps that were started before."""
         for layer in self.layers:
             layer.load(slot, adapter.updates)
+        self._with_head.discard(slot)
+        if HEADS & adapter.updates.keys():
+            self._with_head.add(slot)
+
+    def route(self, slots: np.ndarray, num_tokens: int, device: torch.device) -> Routing | None:
+        """Makes the routing of a step.
+
+        Args:
+            slots: Adapter slot of each token; `NO_SLOT` for none.
+            num_tokens: Number of tokens to which the step is padded.
+            device: Device of the model.
+
+        Returns:
+            The routing; None if no token has an adapter.
+        """
+        if (slots == NO_SLOT).all():
+            return None
+        num_slots = self.sizes.num_slots
+        return Routing(to_device(pack_routing(slots, num_slots, num_tokens), torch.int32, device), num_slots)
+
+    def route_head(self, slots: np.ndarray, device: torch.device) -> Routing | None:
+        """Makes the routing of the rows of an output head, as `route`; None if no row's adapter changes a head."""
+        return self.route(np.where(np.isin(slots, list(self._with_head)), slots, NO_SLOT), len(slots), device)
 
     @contextmanager
     def routed(self, routing: Routing | None) -> Iterator[None]:

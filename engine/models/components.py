@@ -63,7 +63,7 @@ from ..layers import (
 )
 from ..parallel.context import ParallelContext
 from ..parallel.shard import Shard
-from ..quantization.group_embedding import GroupEmbedding, TiedGroupHead
+from ..quantization.group_embedding import GroupEmbedding
 from .latent import make_latent_attention
 from .linear_factory import LinearFactory
 from .options import ModelOptions
@@ -216,7 +216,7 @@ class Components:
         spec = self._spec
         rows = self._parallel.shard(spec.vocab_size)
         if isinstance(embed_tokens, GroupEmbedding):
-            return TiedGroupHead(embed_tokens.table)
+            return self.linears.make_tied_group("lm_head", spec.embedding_size, rows, embed_tokens.table)
         if embed_tokens is not None:
             return self.linears.make_tied("lm_head", spec.embedding_size, rows, embed_tokens.weight)
         return self.linears.make_linear("lm_head", spec.embedding_size, rows, bias=spec.head_bias)

@@ -13,6 +13,7 @@ from ..lora.layer import LoraLinear
 from ..lora.slots import DeviceSlots
 from ..parallel.shard import Dimension, as_shard
 from ..quantization.full_precision import FullPrecision
+from ..quantization.group_embedding import TiedGroupHead
 from ..quantization.group_linear import GroupLinear
 from ..quantization.scheme import LinearSpec
 from .options import ModelOptions
@@ -128,6 +129,19 @@ class LinearFactory:
         linear = self._full_precision.make_linear(layer)
         linear.weight = weight
         return self._with_adapters(linear, layer)
+
+    def make_tied_group(self, name: str, in_features: int, out_features: Dimension, table: GroupLinear) -> LinearBase:
+        """Makes a linear layer that uses the table of token embeddings, which is integers in groups (`make_table`).
+
+        Args:
+            name: Path of the layer in the model.
+            in_features: Columns of the matrix.
+            out_features: Rows of the matrix.
+            table: The table.
+        """
+        return self._with_adapters(
+            TiedGroupHead(table), self._spec(name, in_features, out_features, False, self._device)
+        )
 
     def warn_of_declined(self) -> None:
         """Logs a warning if layers stay in full precision, or are dequantised, because no scheme takes them."""

@@ -13,6 +13,7 @@ from ..device import HostCopies
 from ..models.decoder import Decoder
 from ..step_plan import NewRow, StepPlan
 from .head import Draw, RunningStep
+from .head_routing import route_head, routed_head
 from .tables import SentPlan, Tables
 
 __all__ = ["ClassHead", "FirstTokenHead", "LastTokenHead", "MaxHead", "MeanHead", "PoolingHead"]
@@ -35,6 +36,7 @@ class PoolingHead(ABC):
 
     def __init__(self, model: Decoder, tables: Tables) -> None:
         self._model = model
+        self._tables = tables
         self._host_copies = HostCopies(tables.tokens.device, are_read=model.parallel.reports)
 
     def enter(self, new_rows: Sequence[NewRow]) -> None:  # noqa: B027  # Most heads store nothing.
@@ -44,7 +46,10 @@ class PoolingHead(ABC):
         """As `Head.finish`."""
         if not any(plan.samples):
             return RunningStep()
-        return RunningStep(self._host_copies.start(self.vectors(hidden, sent.sampled)), split=list)
+        rows = [row for row, samples in zip(plan.rows, plan.samples, strict=True) if samples]
+        with routed_head(self._model, route_head(self._model, self._tables, rows)):
+            vectors = self.vectors(hidden, sent.sampled)
+        return RunningStep(self._host_copies.start(vectors), split=list)
 
     @abstractmethod
     def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:

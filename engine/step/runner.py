@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from ..batch import ForwardBatch, GivenEmbeddings, KVCache
-from ..device import to_device
 from ..embeds.rows import SpanRows
 from ..kv_cache.layout import allocate_kv_cache
 from ..kv_cache.states import allocate_states
-from ..lora.routing import NO_SLOT, Routing, pack_routing
+from ..lora.routing import Routing
 from ..models.decoder import Decoder
 from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..parallel.context import SINGLE, ParallelContext
@@ -89,7 +88,6 @@ class ModelRunner:
         states = state_shape(model.spec, parallel)
         self.kv_cache += allocate_states(states, max_num_seqs, dtype=model.dtype, device=device)
         self._tables = Tables(max_num_seqs, max_model_len, block_size, device, len(cache_groups(model.spec)))
-        self._slot_of_row = np.full(max_num_seqs, NO_SLOT)
         self._spans = SpanRows(device) if parallel.is_first_stage else None
         self._head = make_head(model, self._tables) if parallel.is_last_stage else None
         draw = self._head.draw if self._head else None
@@ -133,7 +131,8 @@ class ModelRunner:
         num_shared = sent.num_shared if plan.num_shared_blocks else None
         if self._recorder and size:
             routing = self._route(plan, size)
-            return self._recorder.run(sent.sequences, num_shared, routing), sent, self._recorder.draw
+            packed = None if routing is None else routing.packed
+            return self._recorder.run(sent.sequences, num_shared, packed), sent, self._recorder.draw
         longest = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
         max_blocks = -(-longest // self._tables.block_size)
         batch = self._tables.gather(sent.sequences, plan.num_tokens, max_blocks, plan.num_decodes, num_shared, given)
@@ -154,26 +153,26 @@ class ModelRunner:
         for new in plan.new_adapters:
             self.model.adapters.load(new.slot, new.adapter)
         for row in plan.new_rows:
-            self._slot_of_row[row.row] = row.sequence.adapter_slot
+            self._tables.adapter_slots[row.row] = row.sequence.adapter_slot
 
-    def _route(self, plan: StepPlan, num_tokens: int) -> Tensor | None:
-        """Returns `Routing.packed` for a step that is padded to `num_tokens` tokens; None if none has an adapter."""
-        slots = self._slot_of_row[plan.rows]
-        if self.model.adapters is None or (slots == NO_SLOT).all():
+    def _route(self, plan: StepPlan, num_tokens: int) -> Routing | None:
+        """Returns the routing of a step that is padded to `num_tokens` tokens; None if none has an adapter."""
+        if self.model.adapters is None:
             return None
-        packed = pack_routing(np.repeat(slots, plan.counts), self.model.adapters.sizes.num_slots, num_tokens)
-        return to_device(packed, torch.int32, self._tables.tokens.device)
+        slots = np.repeat(self._tables.adapter_slots[plan.rows], plan.counts)
+        return self.model.adapters.route(slots, num_tokens, self._tables.tokens.device)
 
-    def _run_model(self, batch: ForwardBatch, routing: Tensor | None) -> Tensor:
-        """Runs the model on the tokens of a step; `routing` is as `_route` returns it."""
-        adapters = self.model.adapters
-        if adapters is None or routing is None:
+    def _run_model(self, batch: ForwardBatch, routing: Routing | None) -> Tensor:
+        """Runs the model on the tokens of a step."""
+        if self.model.adapters is None or routing is None:
             return cast("Tensor", self.model(batch, self.kv_cache))
-        with adapters.routed(Routing(routing, adapters.sizes.num_slots)):
+        with self.model.adapters.routed(routing):
             return cast("Tensor", self.model(batch, self.kv_cache))
 
-    def _decode(self, sequences: Tensor, num_shared: Tensor | None, routing: Tensor | None = None) -> Tensor:
+    def _decode(self, sequences: Tensor, num_shared: Tensor | None, packed: Tensor | None = None) -> Tensor:
         """Runs a decode step whose shapes depend on the number of sequences only, so one recording fits all lengths."""
         num_seqs = sequences.shape[1]
         batch = self._tables.gather(sequences, num_seqs, self._tables.max_blocks, num_seqs, num_shared)
+        adapters = self.model.adapters
+        routing = None if packed is None or adapters is None else Routing(packed, adapters.sizes.num_slots)
         return self._run_model(batch, routing)

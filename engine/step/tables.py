@@ -19,6 +19,7 @@ from torch import Tensor
 from ...kernels import gather_batch
 from ..batch import ForwardBatch, GivenEmbeddings
 from ..device import to_device
+from ..lora.routing import NO_SLOT
 from ..step_plan import StepPlan
 
 PADDING = ((-1,), (0,), (1,))
@@ -55,6 +56,9 @@ class Tables:
         block_size: Tokens per KV cache block.
         device: Device of the tables.
         num_groups: Number of groups of layers, each of which has a block table.
+
+    Attributes:
+        adapter_slots: `[max_num_seqs]`, on the host: the adapter slot of each row's sequence; `NO_SLOT` for none.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Tables:
         self.max_blocks = -(-max_model_len // block_size)
         self.tokens = torch.zeros((max_num_seqs, max_model_len), dtype=torch.int32, device=device)
         self.blocks = torch.zeros((num_groups, max_num_seqs, self.max_blocks), dtype=torch.int32, device=device)
+        self.adapter_slots = np.full(max_num_seqs, NO_SLOT)
         # Views of `blocks`, made once because every step needs them.
         self._blocks_of_groups = self.blocks.unbind()
         self._blocks_of_rows = self.blocks.flatten(0, 1)

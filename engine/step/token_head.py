@@ -13,6 +13,7 @@ from ..models.decoder import Decoder
 from ..step_plan import NewRow, StepPlan
 from ..structured.token_masks import TokenMasks
 from .head import Draw, RunningStep
+from .head_routing import route_head, routed_head
 from .sampler import Sampler, TopLogprobs
 from .tables import SentPlan, Tables
 
@@ -57,12 +58,14 @@ class TokenHead:
         is_decode = plan.num_tokens == num_seqs and all(plan.samples)
         ends = zip(plan.rows, plan.starts, plan.counts, plan.samples, strict=True)
         rows, lengths = zip(*((row, start + count) for row, start, count, samples in ends if samples), strict=True)
-        if draw is not None and is_decode and self._only_draws(rows, lengths, plan.token_masks):
+        routing = route_head(self._model, self._tables, rows)
+        if draw is not None and is_decode and routing is None and self._only_draws(rows, lengths, plan.token_masks):
             # A copy, because the next draw overwrites the result, perhaps before it is on the host.
             token_ids = draw(hidden, sent.sequences)[:num_seqs].clone()
             return RunningStep(self._host_copies.start(token_ids), prompt_logprobs=prompt_logprobs)
         last = hidden[:num_seqs] if is_decode else hidden[sent.sampled[0]]
-        token_ids, logprobs = self._draw(last, rows, lengths, sent.sampled[1:], plan.token_masks)
+        with routed_head(self._model, routing):
+            token_ids, logprobs = self._draw(last, rows, lengths, sent.sampled[1:], plan.token_masks)
         self._tables.append(sent.sampled, token_ids)
         logprobs_copy = None if logprobs is None else self._copy(logprobs)
         return RunningStep(self._host_copies.start(token_ids), logprobs_copy, prompt_logprobs)
@@ -126,18 +129,22 @@ class TokenHead:
             num_scored = min(start + count, num_prompt_tokens - 1) - start
             if num_scored > 0:
                 targets = self._tables.tokens[row, start + 1 : start + 1 + num_scored].long()
-                scores[i] = self._copy(self._score(hidden[offset : offset + num_scored], targets, num_logprobs))
+                states = hidden[offset : offset + num_scored]
+                scores[i] = self._copy(self._score(states, row, targets, num_logprobs))
             offset += count
         return scores
 
-    def _score(self, hidden: Tensor, targets: Tensor, num_logprobs: int) -> TopLogprobs:
-        """Returns the log-probabilities of token `targets[i]` and of the most probable tokens for each `hidden[i]`."""
+    def _score(self, hidden: Tensor, row: int, targets: Tensor, num_logprobs: int) -> TopLogprobs:
+        """Returns the log-probabilities of token `targets[i]` and of the most probable tokens for each `hidden[i]`.
+
+        All of `hidden` are of the sequence in `row`.
+        """
         vocab_size = self._model.spec.vocab_size
         num_logprobs = vocab_size if num_logprobs == -1 else min(num_logprobs, vocab_size)
-        parts = [
-            top_logprobs(self._model.compute_logits(states), ids, num_logprobs)
-            for states, ids in zip(hidden.split(MAX_PROMPT_LOGITS), targets.split(MAX_PROMPT_LOGITS), strict=True)
-        ]
+        parts = []
+        for states, ids in zip(hidden.split(MAX_PROMPT_LOGITS), targets.split(MAX_PROMPT_LOGITS), strict=True):
+            with routed_head(self._model, route_head(self._model, self._tables, [row] * len(states))):
+                parts.append(top_logprobs(self._model.compute_logits(states), ids, num_logprobs))
         return TopLogprobs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _copy(self, scores: TopLogprobs) -> HostCopy:
