@@ -19,6 +19,7 @@ from ..sampling_params import SamplingParams
 from ..sequence import Sequence
 from ..step_plan import NewRow, StepPlan
 from ..structured.token_masks import TokenMasks
+from .adapter_wire import pack_adapter, unpack_adapter
 
 __all__ = ["decode_plan", "encode_plan", "known_tokens"]
 
@@ -40,13 +41,14 @@ def encode_plan(plan: StepPlan, *, with_masks: bool = True) -> bytes:
             plan.num_shared_blocks,
             None if masks is None else [masks.indices, masks.bits],
             [_pack_row(new) for new in plan.new_rows],
+            [pack_adapter(new) for new in plan.new_adapters],
         ]
     )
 
 
 def decode_plan(message: Buffer) -> StepPlan:
     """Returns the plan of a message of `encode_plan`, for a runner to execute; `plan.sequences` is empty."""
-    numbers, new_blocks, new_tokens, num_decodes, num_shared, masks, new_rows = decode(message)
+    numbers, new_blocks, new_tokens, num_decodes, num_shared, masks, new_rows, new_adapters = decode(message)
     rows, starts, counts, samples = numbers.reshape(4, -1).tolist()
     return StepPlan(
         rows=rows,
@@ -59,6 +61,7 @@ def decode_plan(message: Buffer) -> StepPlan:
         num_shared_blocks=num_shared,
         token_masks=None if masks is None else TokenMasks(*masks),
         new_rows=[_unpack_row(packed) for packed in new_rows],
+        new_adapters=[unpack_adapter(packed) for packed in new_adapters],
     )
 
 
@@ -100,11 +103,13 @@ def _pack_row(new: NewRow) -> list[Any]:
         list(sequence.stop_token_ids.items()),
         sequence.bad_word_edges,
         [_pack_span(span) for span in sequence.spans],
+        sequence.adapter_slot,
     ]
 
 
 def _unpack_row(packed: list[Any]) -> NewRow:
-    row, tokens, params, seed, num_prompt_tokens, max_tokens_total, stop_token_ids, bad_word_edges, spans = packed
+    row, tokens, params, seed, num_prompt_tokens, max_tokens_total, stop_token_ids, *others = packed
+    bad_word_edges, spans, adapter_slot = others
     sequence = Sequence(
         request_id="",
         index=0,
@@ -116,6 +121,7 @@ def _unpack_row(packed: list[Any]) -> NewRow:
         stop_token_ids=dict(stop_token_ids),
         bad_word_edges=bad_word_edges,
         spans=[_unpack_span(*span) for span in spans],
+        adapter_slot=adapter_slot,
     )
     return NewRow(row, sequence, len(tokens))
 

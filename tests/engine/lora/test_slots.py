@@ -119,6 +119,24 @@ def test_a_step_without_adapters_is_the_same_to_the_bit_as_without_slots(tmp_pat
         assert torch.equal(ours, wanted)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_quantised_layer_adds_the_products_of_adapters_in_full(tmp_path: Path, quantization: str) -> None:
+    model = load(tiny_checkpoint(tmp_path, "llama"), replace(WITH_SLOTS, quantization=quantization))
+    assert model.adapters is not None
+    adapter = random_adapter(model, 1, 8, set(NAMES))
+    model.adapters.load(2, adapter)
+    layer = model.layers[0].attention.qkv
+    x = torch.randn(5, model.spec.hidden_size, generator=torch.Generator().manual_seed(2))
+    without = layer(x)
+    with model.adapters.routed(Routing(torch.from_numpy(pack_routing(np.array([2, -1, 2, 2, -1]), 3, 5)), 3)):
+        changed = layer(x)
+    updates = [adapter.updates[f"layers.0.attention.qkv.{part}"] for part in ("query", "key", "value")]
+    added = torch.cat([x @ update.a.t() @ update.b.t() for update in updates], dim=1)
+    added[[1, 4]] = 0
+    torch.testing.assert_close(changed, without + added, atol=1e-5, rtol=1e-5)
+
+
 def test_the_routing_lists_the_tokens_of_each_slot_and_leaves_out_those_without_an_adapter() -> None:
     routing = Routing(torch.from_numpy(pack_routing(np.array([2, -1, 0, 2, 0, -1]), 4, 8)), 4)
     assert routing.starts.tolist() == [0, 2, 2, 4, 4]
