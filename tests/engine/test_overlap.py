@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from adapters import make_adapter
 from fake_device import AsyncExecutor, Breach, CallAgain, Watch, watch  # noqa: F401
 from millrace.engine.llm import LLM
+from millrace.engine.lora.request import LoRARequest
 from millrace.engine.outputs import RequestOutput
 from millrace.engine.pooling.params import PoolingParams
 from millrace.engine.request import GenerateRequest, PoolingRequest
@@ -47,7 +49,7 @@ def mixed_requests() -> list[GenerateRequest]:
     return requests
 
 
-def make_llm(folder: Any, depth: int) -> LLM:
+def make_llm(folder: Any, depth: int, **more: Any) -> LLM:
     return LLM(
         str(folder),
         dtype="float32",
@@ -58,6 +60,7 @@ def make_llm(folder: Any, depth: int) -> LLM:
         max_num_batched_tokens=48,
         overlap_depth=depth,
         device="cpu",
+        **more,
     )
 
 
@@ -104,6 +107,22 @@ def test_outputs_are_those_of_taking_turns_and_nothing_waits(records, tiny_model
             )  # fmt: skip
             assert_close(ours.logprobs, theirs.logprobs)
         assert_close(output.prompt_logprobs, expected[name].prompt_logprobs)
+
+
+def test_adapters_make_nobody_wait(tiny_model, watch, tmp_path):  # noqa: F811
+    folder, requests = tiny_model("llama"), mixed_requests()
+    for index, request in enumerate(requests):
+        if number := index % 6:
+            path = make_adapter(tmp_path / str(number), folder, rank=number, seed=number)
+            request.lora_request = LoRARequest(f"tune-{number}", number, str(path))
+    with make_llm(folder, 0, enable_lora=True, max_loras=5) as llm:
+        expected = run(llm, requests)
+    with make_llm(folder, 1, enable_lora=True, max_loras=2) as llm:
+        outputs = run(llm, requests, watch)
+        assert llm.stats().num_adapter_loads >= 5 and llm.stats().num_adapter_uploads >= 5
+    assert not any(output.error for output in outputs.values())
+    for name, output in outputs.items():
+        assert [one.token_ids for one in output.outputs] == [one.token_ids for one in expected[name].outputs]
 
 
 def test_masks_of_grammars_make_nobody_wait(tiny_model, watch, monkeypatch):  # noqa: F811

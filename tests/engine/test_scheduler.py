@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from millrace.engine.errors import RequestError
 from millrace.engine.kv_cache.groups import LayerCache, max_held_blocks
 from millrace.engine.kv_cache.manager import FULL_ATTENTION, KVCacheManager
+from millrace.engine.lora.adapter import Adapter
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.scheduler import Scheduler
@@ -54,6 +55,17 @@ def expected_output(sequence: Sequence) -> list[int]:
     return output
 
 
+def name_of(sequence: Sequence) -> bytes:
+    """Returns what tells the keys and values of one adapter from those of others."""
+    return b"" if sequence.adapter is None else sequence.adapter.digest
+
+
+def set_adapter(sequence: Sequence, index: int) -> None:
+    """Gives a sequence an adapter as `AdapterLibrary` does."""
+    sequence.adapter = Adapter(str(index), bytes([index] * 16), {}, 0)
+    sequence.cache_salt = sequence.adapter.digest
+
+
 class FakeGrammar:
     """Stands for a grammar: it must be told every token of its sequence once and in order."""
 
@@ -67,12 +79,16 @@ class FakeGrammar:
 
 
 class FakeDevice:
-    """Keeps, for every slot of the KV cache, the group that wrote to it and the tokens that it computed from."""
+    """Keeps, for every slot of the KV cache, the group that wrote to it, and the adapter and the tokens of its content.
+
+    It also keeps the adapter in each adapter slot, and checks that every sequence finds its own there.
+    """
 
     def __init__(self, block_size: int, caches: Sequence[LayerCache] = FULL_ATTENTION) -> None:
         self.block_size = block_size
         self.caches = caches
-        self.slots: dict[int, tuple[int, ...]] = {}
+        self.slots: dict[int, tuple[int | bytes, ...]] = {}
+        self.adapters: dict[int, bytes] = {}
         self.writes: dict[int, set[int]] = {}
         self.block_tables: dict[tuple[int, int], list[int]] = {}
 
@@ -84,7 +100,16 @@ class FakeDevice:
         block = self.block_tables[group, row][position // self.block_size]
         return block * self.block_size + position % self.block_size
 
+    def check_adapters(self, plan: StepPlan) -> None:
+        for new in plan.new_adapters:
+            self.adapters[new.slot] = new.adapter.digest
+        for sequence in plan.sequences:
+            found = self.adapters.get(sequence.adapter_slot)
+            wanted = None if sequence.adapter is None else sequence.adapter.digest
+            assert found == wanted, "a sequence runs with another adapter than its own"
+
     def run(self, plan: StepPlan) -> list[int]:
+        self.check_adapters(plan)
         groups = range(len(self.caches))
         self.block_tables.update({(group, new.row): [] for new in plan.new_rows for group in groups})
         for group, row, first, blocks in plan.new_blocks:
@@ -110,13 +135,13 @@ class FakeDevice:
                 slot = self.slot(group, row, position)
                 assert slot not in written, "two tokens of one step share a slot"
                 written.add(slot)
-                self.slots[slot] = (group, *self.tokens(sequence, position + 1))
+                self.slots[slot] = (group, name_of(sequence), *self.tokens(sequence, position + 1))
 
     def attend(self, plan: StepPlan, group: int) -> None:
         window = self.caches[group].window
         for sequence, row, start, count in zip(plan.sequences, plan.rows, plan.starts, plan.counts, strict=True):
             for position in range(max(0, start - window + 1) if window else 0, start + count):
-                expected = (group, *self.tokens(sequence, position + 1))
+                expected = (group, name_of(sequence), *self.tokens(sequence, position + 1))
                 assert self.slots[self.slot(group, row, position)] == expected, "a cached token has another history"
 
     def run_several(self, plan: StepPlan, may_draw_several: Callable[[Sequence], bool]) -> tuple[list[int], list[int]]:
@@ -135,6 +160,7 @@ class FakeDevice:
     def spoil(self, plan: StepPlan) -> None:
         """Makes a step that ran one that failed: whatever it wrote is garbage."""
         self.slots.update(dict.fromkeys(self.writes[id(plan)], ()))
+        self.adapters.update({new.slot: b"garbage" for new in plan.new_adapters})
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -150,31 +176,39 @@ class SchedulerMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         windows=st.sampled_from([(0,), (3,), (0, 1), (5, 0), (0, 2, 2), (0, 0, 6), (1, 4)]),
         draws_several=st.booleans(),
+        num_adapter_slots=st.integers(0, 3),
     )
-    def start(
-        self, num_blocks, block_size, max_num_seqs, budget, depth, num_pp_stages, caching, windows, draws_several
-    ) -> None:
+    def start(self, num_blocks, block_size, max_num_seqs, budget, num_pp_stages, caching, windows, **others) -> None:
+        depth, num_adapter_slots = others["depth"], others["num_adapter_slots"]
         caches = [LayerCache(window) for window in windows]
         self.room = max(n for n in range(25) if max_held_blocks(caches, n, block_size, budget) <= num_blocks)
         manager = KVCacheManager(num_blocks, block_size, caching, caches)
-        self.scheduler = Scheduler(manager, max_num_seqs, budget, num_pp_stages)
+        self.scheduler = Scheduler(manager, max_num_seqs, budget, num_pp_stages, num_adapter_slots)
         depth = depth if num_pp_stages == 1 else num_pp_stages - 1
         self.device = FakeDevice(block_size, caches)
         self.depth = depth
-        self.draws_several = draws_several
+        self.draws_several = others["draws_several"]
         self.in_flight: deque[tuple[StepPlan, list[int], list[int]]] = deque()
         self.live: dict[str, Sequence] = {}
         self.ended: dict[str, Sequence] = {}
         self.num_made = 0
 
-    @rule(data=st.data(), prefix=st.integers(0, 2), priority=st.integers(0, 1), has_grammar=st.booleans())
-    def add(self, data, prefix, priority, has_grammar) -> None:
+    @rule(
+        data=st.data(),
+        prefix=st.integers(0, 2),
+        priority=st.integers(0, 1),
+        has_grammar=st.booleans(),
+        adapter=st.sampled_from([None, 0, 1, 2, 3, 4]),
+    )
+    def add(self, data, prefix, priority, has_grammar, adapter) -> None:
         length = data.draw(st.integers(1, self.room - 1), label="prompt length")
         max_tokens = data.draw(st.integers(1, min(12, self.room - length)), label="max_tokens")
         min_tokens = data.draw(st.integers(0, max_tokens), label="min_tokens")
         prompt = [(prefix * 100 + i) % 50 for i in range(length)]
         sequence = make_request(str(self.num_made), prompt, max_tokens, priority, min_tokens)
         sequence.grammar = FakeGrammar(sequence) if has_grammar else None
+        if adapter is not None and self.scheduler.num_adapter_slots:
+            set_adapter(sequence, adapter)
         self.num_made += 1
         self.live[sequence.request_id] = sequence
         self.scheduler.add(sequence)
@@ -280,6 +314,43 @@ def test_decodes_and_prompt_chunks_share_one_budget():
     scheduler.update(plan, device.run(plan))
     run_all(scheduler, device)
     assert scheduler.counters.num_chunked_prefills >= 2
+
+
+def test_sequences_without_a_slot_hold_up_no_others_and_few_adapters_are_uploaded():
+    scheduler = Scheduler(KVCacheManager(2000, 4), max_num_seqs=64, max_num_batched_tokens=1024, num_adapter_slots=4)
+    device, random = FakeDevice(4), np.random.default_rng(1)
+    adapters = random.permutation([index for index in range(64) for _ in range(8)])
+    for number, index in enumerate(adapters):
+        sequence = make_request(str(number), [1, 2, 3, 4, 5, 6, 7, 8], 5)
+        set_adapter(sequence, int(index))
+        scheduler.add(sequence)
+    plain = make_request("9999", [3] * 4, 3)
+    scheduler.add(plain)
+    plan = scheduler.schedule()
+    assert plain in plan.sequences
+    scheduler.update(plan, device.run(plan))
+    run_all(scheduler, device)
+    assert scheduler.num_unfinished == 0
+    assert scheduler.adapter_slots.num_uploads <= 1.5 * 64  # In the order of arrival they would be nearly 512.
+
+
+def test_an_adapter_is_not_passed_over_for_ever(monkeypatch):
+    monkeypatch.setattr("millrace.engine.scheduler.MAX_OVERTAKING", 6)
+    scheduler = Scheduler(KVCacheManager(2000, 4), max_num_seqs=2, max_num_batched_tokens=64, num_adapter_slots=1)
+    device, number = FakeDevice(4), 0
+    first = make_request("5000", [1] * 4, 2)
+    set_adapter(first, 1)
+    for step in range(60):
+        for _ in range(2):  # As many as can run, so that the slot of adapter 0 is never left.
+            another = make_request(str(number := number + 1), [2] * 4, 3)
+            set_adapter(another, 0)
+            scheduler.add(another)
+        if step == 2:
+            scheduler.add(first)
+        plan = scheduler.schedule()
+        scheduler.update(plan, device.run(plan))
+        scheduler.check_integrity()
+    assert first.is_finished
 
 
 def test_equal_prompts_of_one_step_compute_their_prefix_once():
