@@ -1,6 +1,6 @@
 """The products of many LoRA adapters on the GPU, in Triton.
 
-    hidden[j, p] = A[s, p, :r] · x[t]          out[t, p] += B[s, p, :r] · hidden[j, p]
+    hidden[j, p] = A[s, p, :r] · x[t]          out[t, p] += hidden[j, p] · B[s, :r, p]
 
 j counts the rows that have an adapter: t = tokens[j] and s is the slot of j, r = ranks[s, p].
 
@@ -111,11 +111,11 @@ def _plan(
 
 def _check(out: Layout, x: Layout, lora_a: Layout, lora_b: Layout, part_ends: tuple[int, ...]) -> None:
     num_slots, num_parts, max_rank, in_features = lora_a.shape
-    fits = lora_b.shape == (num_slots, out.shape[1], max_rank) and x.shape == (out.shape[0], in_features)
+    fits = lora_b.shape == (num_slots, max_rank, out.shape[1]) and x.shape == (out.shape[0], in_features)
     if not fits or len(part_ends) != num_parts or part_ends[-1] != out.shape[1]:
         raise ValueError(
             f"lora: x is {list(x.shape)} and out {list(out.shape)}, so lora_a must be [slots, {len(part_ends)} parts, "
-            f"max_rank, {x.shape[1]}], lora_b [slots, {out.shape[1]}, max_rank] and the last end {out.shape[1]}; got "
+            f"max_rank, {x.shape[1]}], lora_b [slots, max_rank, {out.shape[1]}] and the last end {out.shape[1]}; got "
             f"{list(lora_a.shape)}, {list(lora_b.shape)} and {part_ends[-1]}"
         )
     for matrix in (lora_a, lora_b):
@@ -303,19 +303,19 @@ def expand_kernel(  # type: ignore[no-untyped-def]
     has_row, has_column, inner = row[:, None] < end, column < stop, tl.arange(0, RANKS)
     hidden_ptrs = hidden_ptr + (part.to(tl.int64) * num_routed + row)[:, None] * max_rank + inner[None, :]
     split_stride = num_parts.to(tl.int64) * num_routed * max_rank
-    b_row = slot.to(tl.int64) * out_features + column
-    b_ptrs = lora_b_ptr + b_row[:, None] * max_rank + inner[None, :]
+    b_line = slot.to(tl.int64) * max_rank + inner
+    b_ptrs = lora_b_ptr + b_line[:, None] * out_features + column[None, :]
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, rank, RANKS):
-        is_inside = inner[None, :] < rank - start
+        is_inside = inner < rank - start
         hidden = tl.zeros((ROWS, RANKS), tl.float32)
         for split in range(num_splits):
-            hidden += tl.load(hidden_ptrs + split * split_stride + start, mask=has_row & is_inside, other=0.0)
-        b = tl.load(b_ptrs + start, mask=has_column[:, None] & is_inside, other=0.0).to(tl.float32)
+            hidden += tl.load(hidden_ptrs + split * split_stride + start, mask=has_row & is_inside[None, :], other=0.0)
+        b = tl.load(b_ptrs + start * out_features, mask=is_inside[:, None] & has_column[None, :], other=0.0)
         if ROWS == 1:
-            total += tl.sum(b * hidden, axis=1)[None, :]
+            total += tl.sum(tl.trans(hidden) * b.to(tl.float32), axis=0)[None, :]
         else:
-            total = tl.dot(hidden, tl.trans(b), total, input_precision=PRECISION)
+            total = tl.dot(hidden, b.to(tl.float32), total, input_precision=PRECISION)
     token = tl.load(tokens_ptr + row, mask=row < end, other=0)
     out_ptrs = out_ptr + token[:, None].to(tl.int64) * out_stride + column[None, :]
     mask = has_row & has_column[None, :]

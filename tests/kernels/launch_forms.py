@@ -249,7 +249,7 @@ def launch_adapters(num_tokens: int, size: int, draw: random.Random) -> None:
     starts, tokens = packed.split((num_slots + 1, num_tokens))
     ranks = torch.zeros((num_slots, len(part_ends)), dtype=torch.int32)
     lora_a = torch.empty((num_slots, len(part_ends), max_rank, size), dtype=dtype)
-    lora_b = torch.empty((num_slots, part_ends[-1], max_rank), dtype=dtype)
+    lora_b = torch.empty((num_slots, max_rank, part_ends[-1]), dtype=dtype)
     out = torch.empty((num_tokens, part_ends[-1]), dtype=draw.choice([dtype, torch.float32]))
     x = torch.empty((num_tokens, size), dtype=dtype)
     triton_op("lora")(out, x, lora_a, lora_b, ranks, tokens, starts, part_ends)
