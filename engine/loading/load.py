@@ -197,7 +197,8 @@ def _graph_bytes(config: EngineConfig, device: Device, task: Task, max_num_seqs:
     """Returns the memory of the CUDA graphs of an engine, those of the draw included."""
     if device.is_cpu or not _records(config, device, task, model.parallel):
         return 0
-    num_steps = len(graph_sizes(max_num_seqs, config.cudagraph_capture_sizes)) * (1 + config.enable_prefix_caching)
+    num_forms = (1 + config.enable_prefix_caching) * (1 + config.enable_lora)
+    num_steps = len(graph_sizes(max_num_seqs, config.cudagraph_capture_sizes)) * num_forms
     # The largest draw has float32 logits, and as much for its temporary tensors.
     return num_steps * GRAPH_BYTES + 2 * max_num_seqs * model.columns.room * torch.float32.itemsize
 
@@ -215,7 +216,8 @@ def _choose_recorder(
     def make(run: RunDecode, draw: Draw | None) -> DecodeGraphs:
         graphs = DecodeGraphs(run, sizes, CudaGraphs(), parallel.agree if parallel.num_ranks > 1 else None, draw)
         try:
-            graphs.record_all(device.torch_device, with_shared=config.enable_prefix_caching)
+            num_slots = config.max_loras if config.enable_lora else None
+            graphs.record_all(device.torch_device, with_shared=config.enable_prefix_caching, num_slots=num_slots)
         except BaseException:
             graphs.close()
             raise

@@ -6,12 +6,15 @@ all memory except for weights and KV cache.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from ...kernels import top_logprobs
 from ..batch import ForwardBatch
 from ..kv_cache.layout import allocate_kv_cache
 from ..kv_cache.states import allocate_states
+from ..lora.routing import Routing, no_routing
 from ..models.decoder import Decoder
 from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..step.sampler import Sampler
@@ -38,7 +41,8 @@ def run_largest_step(
 
     The step computes prompts of `num_tokens` tokens in all, then samples for `num_seqs` sequences with
     log-probabilities. The KV cache has one block, which all prompts read and none writes, and one row of states, which
-    none reads or writes. Results are discarded.
+    none reads or writes. In a model with adapter slots the products of adapters run too, but add nothing. Results are
+    discarded.
 
     Args:
         model: The model, with its weights loaded.
@@ -54,7 +58,8 @@ def run_largest_step(
     tables, sampler = Tables(num_rows, max_model_len, block_size, device, num_groups), Sampler(num_rows, device)
     kv_cache = allocate_kv_cache(cache_shape(spec, model.parallel), 1, block_size, dtype=kv_dtype, device=device)
     kv_cache += allocate_states(state_shape(spec, model.parallel), 1, dtype=model.dtype, device=device)
-    hidden = model(_prompts(num_tokens, max_model_len, block_size, num_groups, device), kv_cache)
+    with _adapters(model, num_tokens, device):
+        hidden = model(_prompts(num_tokens, max_model_len, block_size, num_groups, device), kv_cache)
     if not (model.parallel.is_last_stage and draws):
         return
     logits = model.compute_logits(hidden.new_zeros((num_rows, hidden.shape[1])))
@@ -62,6 +67,14 @@ def run_largest_step(
     placed = torch.stack((torch.arange(num_rows, device=device), torch.ones(num_rows, device=device).long()))
     token_ids, _ = sampler.draw(logits, range(num_rows), [1] * num_rows, placed, tables.tokens)
     top_logprobs(raw, token_ids.clamp(min=0), min(NUM_LOGPROBS, spec.vocab_size))
+
+
+def _adapters(model: Decoder, num_tokens: int, device: torch.device) -> AbstractContextManager[None]:
+    """Makes a step run the products of adapters, if the model has any."""
+    if model.adapters is None:
+        return nullcontext()
+    num_slots = model.adapters.sizes.num_slots
+    return model.adapters.routed(Routing(no_routing(num_slots, num_tokens, device), num_slots))
 
 
 def _prompts(

@@ -22,6 +22,7 @@ from torch import Tensor
 from ...kernels.ahead import compile_launches
 from ..config import EngineConfig
 from ..device import Device, share_current_device
+from ..lora.routing import NO_SLOT
 from ..models import ModelOptions, build_model
 from ..parallel.context import ParallelContext
 from ..sampling_params import SamplingParams
@@ -42,6 +43,8 @@ PROMPT_TOKENS = 48
 """Number of tokens of the prompt of a rehearsal; prompts of all lengths use the same kernels."""
 MIN_CHUNK = 2
 """Fewest tokens of a step of a sequence that is not a decode."""
+SLOT_TOKENS = 64
+"""Number of tokens for each adapter slot from which on the products of adapters have their largest tiles."""
 GROWTH = 4
 """Factor from one length of a rehearsal to the next: attention splits the keys of a longer sequence over more programs,
 and the kernel that merges their results has forms for 4, 16 and 64 of them."""
@@ -139,9 +142,12 @@ class Rehearsal:
             runner.execute(plan)
 
     def plans(self, max_model_len: int) -> Iterator[StepPlan]:
-        """Yields the steps: a prompt, a chunk, decodes of several lengths, with a shared prefix, and of all rows."""
+        """Yields the steps: a prompt, a chunk, decodes of several lengths, with a shared prefix, and of all rows.
+
+        With adapters, the last steps are those of one token, of a prompt and of many prompts with an adapter.
+        """
         prompt = _plan(1, 0, min(PROMPT_TOKENS, max_model_len))
-        prompt.new_rows = [NewRow(row, _drawing_sequence(), 1) for row in range(self.max_num_seqs)]
+        prompt.new_rows = self._new_rows(NO_SLOT)
         yield prompt
         if max_model_len > MIN_CHUNK:
             yield _plan(1, 1, min(PROMPT_TOKENS, max_model_len) - 1)  # Latents of a context are not expanded.
@@ -152,6 +158,15 @@ class Rehearsal:
         yield _plan(self.max_num_seqs, max_model_len - 1, 1)
         if self.config.enable_prefix_caching:
             yield replace(_plan(self.max_num_seqs, max_model_len - 1, 1), num_shared_blocks=1)
+        if self.config.enable_lora:
+            yield replace(_plan(1, 0, 1), new_rows=self._new_rows(0))
+            yield _plan(1, 0, min(PROMPT_TOKENS, max_model_len))
+            many = -(-SLOT_TOKENS * self.config.max_loras // self.max_num_seqs)
+            yield _plan(self.max_num_seqs, 0, min(max(many, MIN_CHUNK), max_model_len))
+
+    def _new_rows(self, adapter_slot: int) -> list[NewRow]:
+        """Returns sequences for all rows, with the adapter in a slot or with none."""
+        return [NewRow(row, _drawing_sequence(adapter_slot), 1) for row in range(self.max_num_seqs)]
 
 
 def _plan(num_seqs: int, start: int, count: int) -> StepPlan:
@@ -165,7 +180,8 @@ def _plan(num_seqs: int, start: int, count: int) -> StepPlan:
     )
 
 
-def _drawing_sequence() -> EngineSequence:
+def _drawing_sequence(adapter_slot: int) -> EngineSequence:
     """Returns a sequence of one token that draws at random and asks for log-probabilities."""
     params = SamplingParams(temperature=1.0, logprobs=1)
-    return EngineSequence("rehearsal", 0, params, 0, [0], num_prompt_tokens=1, max_tokens_total=2, stop_token_ids={})
+    lengths = {"num_prompt_tokens": 1, "max_tokens_total": 2}
+    return EngineSequence("rehearsal", 0, params, 0, [0], **lengths, stop_token_ids={}, adapter_slot=adapter_slot)

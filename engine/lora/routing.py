@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["NO_SLOT", "Routing", "pack_routing"]
+__all__ = ["NO_SLOT", "Routing", "no_routing", "pack_routing"]
 
 NO_SLOT = -1
 """Stands for the adapter slot of a sequence or a token without an adapter."""
@@ -50,3 +51,14 @@ def pack_routing(slots: np.ndarray, num_slots: int, num_tokens: int) -> np.ndarr
     packed[: num_slots + 1] = np.searchsorted(slots[tokens], np.arange(num_slots + 1))
     packed[num_slots + 1 : num_slots + 1 + len(tokens)] = tokens
     return packed
+
+
+def no_routing(num_slots: int, num_tokens: int, device: torch.device) -> Tensor:
+    """Returns `Routing.packed` of a step in which no token has an adapter, to record and to measure steps with.
+
+    Args:
+        num_slots: Number of adapter slots of the model.
+        num_tokens: Number of tokens of the step.
+        device: Device of the step.
+    """
+    return torch.zeros(num_slots + 1 + num_tokens, dtype=torch.int32, device=device)

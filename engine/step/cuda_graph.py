@@ -28,6 +28,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ..lora.routing import no_routing
 from .head import Draw, RunDecode
 from .tables import padding_plan
 
@@ -221,7 +222,7 @@ class RecordedFunction:
 
 
 class DecodeGraphs:
-    """Runs decode steps from recordings: one for each size, with shared blocks another one, and one for the draw.
+    """Runs decode steps from recordings: for each size with and without shared blocks and adapters, and for the draw.
 
     Args:
         run: Runs a decode step.
@@ -256,7 +257,7 @@ class DecodeGraphs:
         return self._sizes[index] if index < len(self._sizes) else None
 
     @torch.inference_mode()
-    def record_all(self, device: torch.device, with_shared: bool) -> None:
+    def record_all(self, device: torch.device, with_shared: bool, num_slots: int | None = None) -> None:
         """Records the steps of all sizes, from plans of padding alone.
 
         The largest size comes first, because the memory that it takes from the common pool then serves all others.
@@ -264,11 +265,14 @@ class DecodeGraphs:
         Args:
             device: Device of the steps.
             with_shared: Whether steps with shared blocks are recorded too.
+            num_slots: Number of adapter slots, of an engine that records steps with adapters too.
         """
         for size in reversed(self._sizes):
             plan = padding_plan(size, device)
+            routings = [None] if num_slots is None else [None, no_routing(num_slots, size, device)]
             for num_shared in (None, torch.zeros(1, dtype=torch.int32, device=device))[: 1 + with_shared]:
-                self._steps.find(plan, num_shared, None)
+                for routing in routings:
+                    self._steps.find(plan, num_shared, routing)
             if self._draws is not None:
                 self._draws.find(self.run(plan, None), plan)
 

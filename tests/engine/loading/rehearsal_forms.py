@@ -18,6 +18,8 @@ import triton
 
 from millrace.engine.config import EngineConfig
 from millrace.engine.loading.rehearsal import META, Rehearsal
+from millrace.engine.lora.routing import NO_SLOT
+from millrace.engine.lora.slots import SlotSizes
 from millrace.engine.models import ModelOptions, build_model
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.pooling.config import PoolerConfig
@@ -54,6 +56,9 @@ def rehearsals() -> Iterator[tuple[str, Rehearsal]]:
     yield "qwen3", of_qwen3
     yield "qwen3 fp8", replace(of_qwen3, options=ModelOptions("fp8"), kv_dtype=fp8)
     yield "qwen3 deterministic", replace(of_qwen3, options=ModelOptions(deterministic=True))
+    adapted = replace(config, enable_lora=True, max_loras=4)
+    slots = ModelOptions(adapter_slots=SlotSizes(4, 16))
+    yield "qwen3 with adapters", replace(of_qwen3, config=adapted, options=slots)
     yield "qwen3, rank 1 of 2", replace(of_qwen3, parallel=ParallelContext.of_rank(1, 2, 1))
     yield "qwen3, stage 1 of 2", replace(of_qwen3, parallel=ParallelContext.of_rank(1, 1, 2))
     yield "gemma2", replace(of_qwen3, hf_config=gemma2)
@@ -115,10 +120,14 @@ def random_steps(rehearsal: Rehearsal) -> None:
         dtype=rehearsal.kv_dtype,
         make_head=rehearsal.task.make_head,
     )
-    runner.execute(next(rehearsal.plans(MAX_MODEL_LEN)))
+    new_rows = next(rehearsal.plans(MAX_MODEL_LEN)).new_rows
     for seed in range(NUM_STEPS):
         draw = random.Random(seed)
-        runner.execute(random_plan(draw, rehearsal.max_num_seqs, rehearsal.config.enable_prefix_caching))
+        plan = random_plan(draw, rehearsal.max_num_seqs, rehearsal.config.enable_prefix_caching)
+        if rehearsal.config.enable_lora:
+            for row in new_rows:
+                row.sequence.adapter_slot = draw.randint(NO_SLOT, rehearsal.config.max_loras - 1)
+        runner.execute(replace(plan, new_rows=new_rows))
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ def test_a_rehearsal_asks_for_every_form_that_random_steps_of_the_model_ask_for(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
     num_forms = {name: int(count) for name, count in (line.rsplit(": ", 1) for line in done.stdout.splitlines())}
-    assert len(num_forms) == 12
+    assert len(num_forms) == 13
     assert all(5 < count < 40 for count in num_forms.values()), num_forms
 
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from adapters import make_adapter
 from fake_device import CallAgain
 from millrace.engine.batch import ForwardBatch, KVCache
 from millrace.engine.config import EngineConfig
@@ -26,6 +27,7 @@ from millrace.engine.kv_cache import shared_prefix
 from millrace.engine.llm import LLM
 from millrace.engine.loading.capacity import GRAPH_BYTES
 from millrace.engine.loading.load import _choose_recorder, _graph_bytes
+from millrace.engine.lora.request import LoRARequest
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.parallel.star import Star
 from millrace.engine.sampling_params import SamplingParams
@@ -166,6 +168,28 @@ def test_all_sizes_are_recorded_at_start_the_largest_first(llm):
     assert backend.num_recorded == 6, "nothing is recorded while requests run"
 
 
+def test_steps_with_adapters_are_recorded_at_start_beside_those_without(tiny_model, tmp_path):
+    model_folder, path = tiny_model("llama"), str(tmp_path / "{}")
+    for number, rank in enumerate((3, 1, 4, 2)):
+        make_adapter(path.format(number), model_folder, rank=rank, alpha=16 * rank, seed=number)
+
+    def run(names: list[int | None]) -> list[list[int]]:
+        asked = [None if name is None else LoRARequest(str(name), name + 1, path.format(name)) for name in names]
+        outputs = llm.generate(prompts(len(names)), params(len(names)), use_tqdm=False, lora_request=asked)
+        return [output.outputs[0].token_ids for output in outputs]
+
+    settings = {"dtype": "float32", "max_num_seqs": MAX_NUM_SEQS, "enable_lora": True, "max_loras": 2}
+    with LLM(str(model_folder), **settings) as llm:
+        batches = [[1, None, 2, 1, 2], [None] * 5, [3, 1, 2, None, 0], [2]]
+        expected = [run(names) for names in batches]
+        assert expected[0] != expected[1] != expected[2], "adapters change tokens"
+        _, backend = record_decodes(llm, [2, 8, 11])
+        llm.llm_engine.executor._runner._recorder.record_all(CPU, with_shared=True, num_slots=2)
+        assert backend.num_recorded == 3 * 2 * 2
+        assert [run(names) for names in batches] == expected
+        assert backend.num_recorded == 3 * 2 * 2, "nothing is recorded while requests run"
+
+
 @pytest.mark.parametrize("sizes", [[1, 2, 4, 8, 11], [11]])
 def test_recorded_draws_give_the_tokens_of_launched_ones(sizes, llm):
     counts = [1, 2, 5, MAX_NUM_SEQS]
@@ -300,6 +324,8 @@ def test_ranks_that_share_layers_record_and_pp_stages_do_not(tp_size, pp_size, r
     logits_bytes = 2 * 4 * model.columns.room * 4
     expected = 2 * len(graph_sizes(4)) * GRAPH_BYTES + logits_bytes if records else 0
     assert _graph_bytes(config, gpu, task, 4, model) == expected
+    with_adapters = replace(config, enable_lora=True)
+    assert _graph_bytes(with_adapters, gpu, task, 4, model) == max(0, 2 * expected - logits_bytes)
 
 
 @pytest.mark.parametrize("fails", [False, True])

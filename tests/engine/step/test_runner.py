@@ -25,6 +25,7 @@ from millrace.engine.llm import LLM
 from millrace.engine.loading import load as loading
 from millrace.engine.loading.capacity import Reserve, plan_capacity
 from millrace.engine.loading.memory_profile import run_largest_step
+from millrace.engine.lora import layer
 from millrace.engine.models import describe_model
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.step import token_head
@@ -223,6 +224,15 @@ def test_the_largest_step_runs_whatever_its_size(num_tokens, tiny_model):
         run_largest_step(
             model, CPU, num_tokens=num_tokens, num_seqs=4, max_model_len=63, block_size=8, kv_dtype=torch.float32
         )
+
+
+def test_the_largest_step_has_the_products_of_adapters_for_all_of_its_tokens(tiny_model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(layer, "lora", lambda *args: seen.append((len(args[0]), len(args[5]), args[6].tolist())))
+    with LLM(str(tiny_model("llama")), dtype="float32", max_num_seqs=4, enable_lora=True, max_loras=2) as llm:
+        model = llm.llm_engine.executor._runner.model
+        run_largest_step(model, CPU, num_tokens=63, num_seqs=4, max_model_len=40, block_size=8, kv_dtype=torch.float32)
+    assert seen and set(map(str, seen)) == {str((63, 63, [0, 0, 0]))}
 
 
 class SmallGpu(Device):
