@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 
 __all__ = ["adapter_targets", "make_adapter"]
 
-NOT_TARGETS = re.compile(r"embed|^wte$|^wpe$|^lm_head$|^score$|^gate$|^router$|norm")
-"""Last parts of the names of modules that "all-linear" leaves out."""
+NOT_TARGETS = re.compile(r"embed|^wte$|^wpe$|^lm_head$|^score$|(^|_)gate$|^router$|norm|^kv_b_proj$")
+"""Last parts of the names of modules that are no linear layers, or take no adapters here."""
+
+IN_EXPERTS = ("gate_proj", "up_proj", "down_proj")
 
 TRANSPOSED = ("gpt2",)
 """Types of models whose matrices are stored as `[in_features, out_features]`."""
@@ -24,9 +26,12 @@ TRANSPOSED = ("gpt2",)
 def adapter_targets(model_folder: str | Path) -> dict[str, tuple[int, int]]:
     """Returns the names of the linear layers of a checkpoint, with rows and columns of their matrices.
 
-    The output head and the matrices of experts are not among them.
+    The output head and what takes no adapters, such as experts, are not among them.
     """
-    return {name: shape for name, shape in _matrices(model_folder).items() if _is_linear(name)}
+    matrices = _matrices(model_folder)
+    # In a model with experts, PEFT takes these names for those of the experts, and leaves other modules out.
+    left_out = IN_EXPERTS if any(".experts." in name for name in matrices) else ()
+    return {name: shape for name, shape in matrices.items() if _is_linear(name) and not name.endswith(left_out)}
 
 
 def make_adapter(
@@ -58,9 +63,9 @@ def make_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
-    tensors, ranks = {}, config.get("rank_pattern") or {}
+    tensors, ranks, linear = {}, config.get("rank_pattern") or {}, adapter_targets(model_folder)
     for name, (rows, columns) in sorted(_matrices(model_folder).items()):
-        is_target = _is_linear(name) if targets is None else any(f".{name}".endswith(f".{end}") for end in targets)
+        is_target = name in linear if targets is None else any(f".{name}".endswith(f".{end}") for end in targets)
         if not is_target:
             continue
         own = next((ranks[key] for key in ranks if re.fullmatch(rf"(.*\.)?({key})", name)), rank)

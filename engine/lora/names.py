@@ -30,6 +30,9 @@ OUTER = frozenset(("base_model", "model", "module", "language_model", "text_mode
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """Names of modules that some engines fuse -> the modules in the order of their rows."""
 
+MAX_NAME_CHARS = 300
+"""Most characters of the name of a tensor; the time of a match of a pattern grows with a power of it."""
+
 _LORA = re.compile(r"(?P<module>.+)\.lora_(?P<kind>[AB])(\.(?P<adapter>[^.]+))?\.weight")
 
 
@@ -52,10 +55,14 @@ def sort_tensors(tensors: Mapping[str, Tensor]) -> Sorted:
     """Sorts the tensors of an adapter's file.
 
     Raises:
-        AdapterError: The file holds several adapters, or two tensors of one name.
+        AdapterError: The file holds several adapters, two tensors of one name, or a name that is too long.
     """
     found, adapters = Sorted(), set()
     for full_name, tensor in tensors.items():
+        if len(full_name) > MAX_NAME_CHARS:
+            raise AdapterError(
+                f"a tensor's name has {len(full_name):,} characters, and at most {MAX_NAME_CHARS} are read"
+            )
         name = WRAPPERS.sub("", full_name).removeprefix(PREFIX)
         match = _LORA.fullmatch(name)
         kind = found.others if match is None else found.a if match["kind"] == "A" else found.b

@@ -12,9 +12,9 @@ from ..errors import AdapterError, quote
 
 __all__ = ["compile_pattern"]
 
-MAX_CHARS = 1000
-MAX_OPEN_REPEATS = 4
-"""Most repetitions without an end in one expression: the time grows with the length of a name to this power."""
+MAX_CHARS = 1_000
+MAX_OPEN_REPEATS = 3
+"""Most repetitions without an end in one pattern: the time grows with the length of a name to this power, and more."""
 
 _TOKEN = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\(\?[:a-zA-Z=!<P>]*|[*+?]|\{\d*(,?)\d*\}|.", re.DOTALL)
 

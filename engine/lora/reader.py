@@ -40,7 +40,7 @@ def read_adapter(request: LoRARequest, base: AdapterBase) -> Adapter:
         _check_others(tensors, base)
         updates = _updates(config, tensors, base)
         _warn_of_missing(request.lora_name, config, tensors, base)
-    except (MillraceError, OSError) as error:
+    except (MillraceError, OSError, RecursionError) as error:  # A config may be nested as deep as can be read.
         raise AdapterError(f"the adapter {quote(request.lora_name)} cannot be used: {error}") from error
     matrices = {id(one): one.nbytes for update in updates.values() for one in (update.a, update.b)}
     return Adapter(request.lora_name, files.digest, updates, sum(matrices.values()))

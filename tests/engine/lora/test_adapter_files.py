@@ -275,6 +275,7 @@ TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], Any], str]] = {
     "the vision model": (renamed(r"model\.layers", "vision_tower.layers"), "vision_tower.*no such module"),
     "experts": (renamed("self_attn.q_proj", "mlp.experts.0.gate_proj"), "experts.0.gate_proj.*not supported"),
     "a norm": (renamed("self_attn.q_proj", "input_layernorm"), "input_layernorm.*takes no adapters"),
+    "a name without an end": (renamed(r"1\.", "1." + 300 * "a" + "."), "at most 300"),
     "two adapters": (renamed(r"(\d)(.*lora_A)", r"\1\2.tune\1"), "several adapters, 'tune0, tune1'"),
 }
 
