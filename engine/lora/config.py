@@ -52,6 +52,14 @@ HARMLESS = {
     "corda_config",
     "lora_ga_config",
     "qalora_group_size",
+    # What Megatron-Bridge leaves in a config: the last two are about experts, whose matrices are refused by name.
+    "dropout_position",
+    "lora_A_init_method",
+    "lora_B_init_method",
+    "lora_dtype",
+    "a2a_experimental",
+    "normalize_moe_lora",
+    "share_expert_adapters",
 }
 """Fields about the training, about how the first numbers were drawn, or about the base model's storage."""
 
@@ -195,7 +203,7 @@ def _whole(fields: Mapping[str, Any], name: str) -> int:
 
 def _number(fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name)
-    if type(value) not in (int, float) or not abs(value) < 1e30:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e30:
         raise AdapterError(
             f"the alpha {quote(name)} in adapter_config.json must be a finite number; got {quote(value)}"
         )

@@ -57,7 +57,7 @@ def sort_tensors(tensors: Mapping[str, Tensor]) -> Sorted:
     Raises:
         AdapterError: The file holds several adapters, two tensors of one name, or a name that is too long.
     """
-    found, adapters = Sorted(), set()
+    found, adapters = Sorted(), set[str]()
     for full_name, tensor in tensors.items():
         if len(full_name) > MAX_NAME_CHARS:
             raise AdapterError(
@@ -70,8 +70,8 @@ def sort_tensors(tensors: Mapping[str, Tensor]) -> Sorted:
         if key in kind:
             raise AdapterError(f"two tensors are called {quote(name)}; save the adapter again with save_pretrained")
         kind[key] = tensor
-        adapters.add(None if match is None else match["adapter"])
-    adapters.discard(None)
+        if match is not None and match["adapter"] is not None:
+            adapters.add(match["adapter"])
     if len(adapters) > 1:
         names = quote(", ".join(sorted(adapters)))
         raise AdapterError(f"the file holds several adapters, {names}; save each of them in a folder of its own")

@@ -178,6 +178,12 @@ def test_modules_that_the_config_leaves_out_are_not_missed(
     assert not caplog.text
 
 
+def test_fields_of_megatron_do_no_harm(tune: Path, base: AdapterBase, caplog: pytest.LogCaptureFixture) -> None:
+    configure(tune, share_expert_adapters=True, lora_dtype="bfloat16", dropout_position="pre")
+    read(tune, base)
+    assert not caplog.text
+
+
 def test_an_unknown_field_warns(tune: Path, base: AdapterBase, caplog: pytest.LogCaptureFixture) -> None:
     configure(tune, trained_by="us", also_new=None)
     read(tune, base)
