@@ -26,6 +26,8 @@ from .kv_cache import KVCacheManager
 from .loading.capacity import Capacity
 from .loading.generation_config import recommended_params
 from .loading.model_source import resolve_model, resolve_tokenizer, warn_of_unused
+from .lora.adapter import Adapter
+from .lora.files import locate_adapter
 from .lora.library import AdapterLibrary
 from .lora.reader import read_adapter
 from .lora.request import LoRARequest, check_lora_request
@@ -37,6 +39,7 @@ from .step.head import StepResult
 from .step_plan import StepPlan
 from .tasks.choose import choose_task
 from .tasks.task import RequestHandler, Task
+from .text.adapter_texts import ModelTexts
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -185,7 +188,7 @@ class LLMEngine:
             ),
             executor=executor,
             overlap_depth=_overlap_depth(config, device),
-            adapters=_open_library(config, hf_config, task, dtype),
+            adapters=_open_library(config, hf_config, task, dtype, tokenizer),
         )
 
     @property
@@ -478,15 +481,25 @@ def _open_executor(
     return InProcessExecutor(runner), capacity
 
 
-def _open_library(config: EngineConfig, hf_config: Any, task: Task, dtype: torch.dtype) -> AdapterLibrary | None:
+def _open_library(
+    config: EngineConfig, hf_config: Any, task: Task, dtype: torch.dtype, tokenizer: Tokenizer | None
+) -> AdapterLibrary | None:
     """Makes the library of adapters; None without `enable_lora`."""
     from .loading.adapter_base import describe_adapter_base
 
     if not config.enable_lora:
         return None
     base = describe_adapter_base(config, hf_config, task.model_head, dtype)
+    texts = None if tokenizer is None else ModelTexts.of(tokenizer)
+
+    def read(request: LoRARequest) -> Adapter:
+        adapter = read_adapter(request, base)
+        if texts is not None:
+            texts.compare(request.lora_name, locate_adapter(request.lora_path, base.download_dir))
+        return adapter
+
     most = 2 * config.max_loras if config.max_cpu_loras is None else config.max_cpu_loras
-    return AdapterLibrary(lambda request: read_adapter(request, base), most)
+    return AdapterLibrary(read, most)
 
 
 def _overlap_depth(config: EngineConfig, device: Device) -> int:

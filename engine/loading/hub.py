@@ -26,8 +26,9 @@ SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "*
 WEIGHTS = ("*.safetensors", "*.bin")
 """Weights in order of preference; the second ones are downloaded only if there are none of the first."""
 
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
-"""Files of a LoRA adapter; the last one is downloaded only if there is none of the second."""
+ADAPTER_TEXTS = ("chat_template.jinja", "tokenizer_config.json", "added_tokens.json")
+ADAPTER = (*ADAPTER_TEXTS, "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""Files of a LoRA adapter; the last one is downloaded only if there is none before it."""
 
 UNUSED = ("original/*", "consolidated*", "onnx/*", "openvino/*")
 """Further copies of weights in other layouts, which repositories have beside the ones that are read."""
@@ -98,8 +99,8 @@ def fetch_adapter(name: str, settings: HubSettings) -> Path:
         StorageError: The hub cannot be reached.
     """
     try:
-        folder = _fetch(name, settings, ADAPTER[:2])
-        return folder if (folder / ADAPTER[1]).exists() else _fetch(name, settings, ADAPTER)
+        folder = _fetch(name, settings, ADAPTER[:-1])
+        return folder if (folder / ADAPTER[-2]).exists() else _fetch(name, settings, ADAPTER)
     except MillraceError:
         raise
     except Exception as error:  # The libraries of the hubs raise errors of many types.

@@ -129,6 +129,12 @@ class Tokenizer:
         """Texts of the special tokens, which `decode` leaves out by default."""
         return frozenset(str(token) for token in self.hf.added_tokens_decoder.values() if token.special)
 
+    @property
+    def templates(self) -> list[str]:
+        """The chat templates by which conversations are rendered."""
+        given = self.hf.chat_template if self._chat_template is None else self._chat_template
+        return list(given.values()) if isinstance(given, dict) else [given] if given else []
+
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """Tokenises several texts, in parallel if the tokenizer can.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 from collections.abc import Callable, Iterator
@@ -100,15 +101,31 @@ def test_one_adapter_is_for_all_prompts_and_none_is_for_none(llm, requests):
     assert plain[0].lora_request is None
 
 
-def test_conversations_take_adapters_and_the_chat_template_of_the_model(llm, requests, tmp_path):
+def test_conversations_take_adapters_and_the_tokenizer_of_the_model(llm, requests, tmp_path, caplog):
     adapter = Path(shutil.copytree(requests[0].path, tmp_path / "adapter"))
-    (adapter / "chat_template.jinja").write_text("another template", encoding="utf-8")
+    (adapter / "chat_template.jinja").write_text("another {{ template }}", encoding="utf-8")
+    (adapter / "added_tokens.json").write_text(json.dumps({"<|think|>": 300, "a": 5}), encoding="utf-8")
     chats = [[{"role": "user", "content": text}] for text in PROMPTS[:2]]
     settings: dict[str, Any] = {"sampling_params": PARAMS, "use_tqdm": False}
     outputs = llm.chat(chats, lora_request=[None, LoRARequest("own template", 9, str(adapter))], **settings)
     plain = llm.chat(chats, **settings)
     assert [output.prompt for output in outputs] == [output.prompt for output in plain]
     assert drawn(outputs)[0] == drawn(plain)[0] and drawn(outputs)[1] != drawn(plain)[1]
+    assert "the adapter 'own template' has a chat template of its own, which is not used" in caplog.text
+    assert "lacks tokens that the adapter 'own template' has (1, such as '<|think|>')" in caplog.text
+
+
+def test_an_adapter_with_the_tokenizer_of_the_model_or_with_damaged_files_runs(llm, folder, requests, tmp_path, caplog):
+    for name in ("same", "damaged"):
+        shutil.copytree(requests[0].path, tmp_path / name)
+    template = llm.get_tokenizer().chat_template
+    settings = {"chat_template": f"{template}\n", "added_tokens_decoder": {"3": {"content": "a"}}}
+    (tmp_path / "same" / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert llm.add_lora(LoRARequest("same", 4, str(tmp_path / "same")))
+    assert not caplog.text
+    (tmp_path / "damaged" / "tokenizer_config.json").write_text("{", encoding="utf-8")
+    assert llm.add_lora(LoRARequest("damaged", 5, str(tmp_path / "damaged")))
+    assert "files beside the adapter 'damaged' cannot be read, and are not used" in caplog.text
 
 
 def test_a_wrong_adapter_fails_its_prompts_and_others_run(llm, requests, tmp_path):
