@@ -97,9 +97,18 @@ def _features(family: Family, spec: DecoderSpec | None) -> dict[str, str]:
         "PP": "yes",
         "prefix cache": _prefix_cache(spec),
         "quantization": ", ".join(scheme_names()),
-        "LoRA": "not yet",
+        "LoRA": _adapters(spec),
         "pooling": "embed, classify" if has_classifier else "embed",
     }
+
+
+def _adapters(spec: DecoderSpec | None) -> str:
+    """Returns which layers adapters can change."""
+    if spec is None:
+        return "yes, except experts"
+    parts = [("experts", spec.experts), ("keys and values of latents", spec.latent)]
+    excepted = [name for name, has_it in parts if has_it is not None]
+    return f"yes, except {' and '.join(excepted)}" if excepted else "yes"
 
 
 def _prefix_cache(spec: DecoderSpec | None) -> str:
