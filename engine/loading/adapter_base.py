@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import EngineConfig
 from ..lora.base import AdapterBase
 from ..lora.slots import SlotSizes
 from ..models import ModelOptions, build_model
 from ..models.registry import describe_model, find_family
+from ..weights.checkpoint import WeightMap, iter_tensors
+from .model_source import locate_model
 
 __all__ = ["describe_adapter_base"]
 
@@ -31,4 +35,34 @@ def describe_adapter_base(config: EngineConfig, hf_config: Any, head: str | None
     shapes = {name: shape for layer in model.adapters.layers for name, shape in layer.parts.items()}
     # An adapter of a model in a GGUF file has the names of the original checkpoint too.
     weights = find_family(hf_config).weight_map(describe_model(hf_config))
-    return AdapterBase(weights, shapes, dtype, config.max_lora_rank, config.download_dir)
+    is_tied = model.spec.tie_word_embeddings
+    return AdapterBase(
+        weights=weights,
+        shapes=shapes,
+        dtype=dtype,
+        max_rank=config.max_lora_rank,
+        is_tied=is_tied,
+        read_table=_table_reader(config, weights, is_tied=is_tied),
+        download_dir=config.download_dir,
+    )
+
+
+def _table_reader(config: EngineConfig, weights: WeightMap, *, is_tied: bool) -> Callable[[str], Tensor | None]:
+    """Returns a function that reads the model's own embedding or head by our path, as `AdapterBase.read_table`."""
+
+    def read(part: str) -> Tensor | None:
+        names = {f"{part}.weight"} | ({"embed_tokens.weight"} if is_tied and part == "lm_head" else set())
+        for name, tensor in iter_tensors(locate_model(config.model, config.hub)):
+            if _ours(name, weights) in names:
+                return tensor if isinstance(tensor, Tensor) else tensor.read()
+        return None
+
+    return read if config.load_format == "auto" else lambda _: None
+
+
+def _ours(name: str, weights: WeightMap) -> str | None:
+    """Returns our name of a checkpoint's tensor; None for a tensor that the family does not know or ignores."""
+    try:
+        return weights.ours(name)
+    except KeyError:
+        return None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..weights.checkpoint import WeightMap
 
@@ -21,6 +22,9 @@ class AdapterBase:
         shapes: Our path of each fused part that an adapter can change -> rows and columns of its whole matrix.
         dtype: Number type of the model, to which an adapter's matrices are cast.
         max_rank: Largest rank of an adapter's matrices (`max_lora_rank`).
+        is_tied: Whether the output head uses the table of the token embedding.
+        read_table: Reads the model's own token embedding or output head from its checkpoint, by our path; returns None
+            if it cannot be compared with that of an adapter's file.
         download_dir: Folder of the cache for adapters of a hub; None for that of the hub's library.
     """
 
@@ -28,4 +32,6 @@ class AdapterBase:
     shapes: Mapping[str, tuple[int, int]]
     dtype: torch.dtype
     max_rank: int
+    is_tied: bool = False
+    read_table: Callable[[str], Tensor | None] = lambda _: None
     download_dir: str | None = None

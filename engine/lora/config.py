@@ -30,6 +30,9 @@ READ = {
     "exclude_modules",
     "layers_to_transform",
     "layers_pattern",
+    "ensure_weight_tying",
+    "modules_to_save",
+    "trainable_token_indices",
     "bias",
     "init_lora_weights",
 }
@@ -77,9 +80,6 @@ REFUSED = {
     "lora_bias": f"the biases of an adapter are not added; {MERGE}",
     "layer_replication": f"it repeats layers of the model; {MERGE}",
     "target_parameters": f"it changes the matrices of experts, which take no adapters yet; {MERGE}",
-    "modules_to_save": f"whole modules of an adapter do not replace those of the model; {MERGE}",
-    "trainable_token_indices": f"single token embeddings of an adapter do not replace those of the model; {MERGE}",
-    "ensure_weight_tying": f"an adapter for the token embedding and the head at once is not implemented; {MERGE}",
 }
 """Fields that must be off -> what they do to the numbers, and what to do."""
 
@@ -100,6 +100,10 @@ class AdapterConfig:
         targets: Ends of the names of the modules that have matrices; None if the config gives them otherwise.
         excluded: Ends of the names of modules without matrices; None if the config gives them otherwise.
         layers: Numbers of the layers that have matrices; None for all.
+        ties: Whether what is asked for the token embedding is asked for a tied output head too.
+        saved: Ends of the names of the modules that are saved whole (`modules_to_save`).
+        tokens: End of the name of an embedding or a head -> the tokens whose rows are replaced
+            (`trainable_token_indices`). An empty name stands for the token embedding.
     """
 
     rank: int
@@ -110,6 +114,9 @@ class AdapterConfig:
     targets: tuple[str, ...] | None
     excluded: tuple[str, ...] | None
     layers: tuple[int, ...] | None
+    ties: bool
+    saved: tuple[str, ...]
+    tokens: Mapping[str, tuple[int, ...]]
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> AdapterConfig:
@@ -135,6 +142,9 @@ class AdapterConfig:
             targets=_names(fields, "target_modules"),
             excluded=_names(fields, "exclude_modules") if fields.get("exclude_modules") else (),
             layers=None if has_pattern or layers in (None, []) else _layers(layers),
+            ties=_flag(fields, "ensure_weight_tying"),
+            saved=_names(fields, "modules_to_save") or (),
+            tokens=_tokens(fields),
         )
 
     def rank_of(self, module: str) -> int:
@@ -147,9 +157,17 @@ class AdapterConfig:
         rank = self.rank_of(module)
         return alpha / (math.sqrt(rank) if self.by_root else rank)
 
+    def saves(self, module: str) -> bool:
+        """Returns whether the config asks for the whole of a module."""
+        return _ends(module, self.saved)
+
+    def tokens_of(self, module: str) -> tuple[int, ...] | None:
+        """Returns the tokens whose rows of a module are replaced, in the order of the file; None for no tokens."""
+        return next((tokens for end, tokens in self.tokens.items() if not end or _ends(module, (end,))), None)
+
     def names(self, module: str) -> bool | None:
-        """Returns whether the config asks for matrices of a module; None if it gives no list of modules."""
-        if self.targets is None or self.excluded is None:
+        """Returns whether the config asks for matrices of a module; None if it gives no list of all modules."""
+        if self.targets is None or self.excluded is None or self.ties:
             return None
         index = next((int(part) for part in module.split(".") if part.isdecimal()), None)
         in_layers = self.layers is None or index in self.layers
@@ -242,6 +260,20 @@ def _layers(value: Any) -> tuple[int, ...]:
             f"{quote(value)}"
         )
     return tuple(layers)
+
+
+def _tokens(fields: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """Returns the token ids of `trainable_token_indices` by the ends of the names of modules."""
+    value = fields.get("trainable_token_indices") or {}
+    tokens = value if isinstance(value, dict) else {"": value}
+    for ids in tokens.values():
+        is_list = isinstance(ids, list) and all(type(one) is int and one >= 0 for one in ids)
+        if not is_list or len(set(ids)) < len(ids):
+            raise AdapterError(
+                "trainable_token_indices of adapter_config.json must be a list of different token ids, or such a list "
+                f"for each module; got {quote(value)}"
+            )
+    return {end: tuple(ids) for end, ids in tokens.items()}
 
 
 def _ends(module: str, names: tuple[str, ...]) -> bool:

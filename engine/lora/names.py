@@ -33,7 +33,9 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj
 MAX_NAME_CHARS = 300
 """Most characters of the name of a tensor; the time of a match of a pattern grows with a power of it."""
 
-_LORA = re.compile(r"(?P<module>.+)\.lora_(?P<kind>[AB])(\.(?P<adapter>[^.]+))?\.weight")
+_LORA = re.compile(
+    r"(?P<module>.+)\.lora_((?P<kind>[AB])|embedding_(?P<of_table>[AB]))(\.(?P<adapter>[^.]+))??(?(kind)\.weight)"
+)
 
 
 @dataclass(slots=True)
@@ -41,9 +43,9 @@ class Sorted:
     """The tensors of an adapter by the modules that they change.
 
     Attributes:
-        a: Name of a module, without the prefix -> its matrix A.
+        a: Name of a module, without the prefix -> its matrix A (`lora_embedding_A` for an embedding).
         b: Name of a module, without the prefix -> its matrix B.
-        others: The other tensors by their names without the prefix, such as those of embeddings and saved modules.
+        others: The other tensors by their names without the prefix, such as those of saved modules.
     """
 
     a: dict[str, Tensor] = field(default_factory=dict)
@@ -65,7 +67,7 @@ def sort_tensors(tensors: Mapping[str, Tensor]) -> Sorted:
             )
         name = WRAPPERS.sub("", full_name).removeprefix(PREFIX)
         match = _LORA.fullmatch(name)
-        kind = found.others if match is None else found.a if match["kind"] == "A" else found.b
+        kind = found.others if match is None else found.a if "A" in (match["kind"], match["of_table"]) else found.b
         key = name if match is None else match["module"]
         if key in kind:
             raise AdapterError(f"two tensors are called {quote(name)}; save the adapter again with save_pretrained")

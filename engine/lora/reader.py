@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ..errors import AdapterError, MillraceError, quote
-from .adapter import Adapter, LowRank
+from .adapter import Adapter, LowRank, NewRows
 from .base import AdapterBase
+from .cast import cast_matrix
 from .config import AdapterConfig
 from .files import locate_adapter, read_files
 from .names import FUSED, Sorted, find_pieces, sort_tensors
 from .request import LoRARequest
+from .table_rows import read_new_rows
 
 __all__ = ["read_adapter"]
 
@@ -37,13 +40,15 @@ def read_adapter(request: LoRARequest, base: AdapterBase) -> Adapter:
     try:
         files = read_files(locate_adapter(request.lora_path, base.download_dir), _max_bytes(base))
         config, tensors = AdapterConfig.of(files.fields), sort_tensors(files.tensors)
-        _check_others(tensors, base)
         updates = _updates(config, tensors, base)
+        new_rows = read_new_rows(tensors.others, config, base)
+        _check_one_kind(config, updates, new_rows)
         _warn_of_missing(request.lora_name, config, tensors, base)
     except (MillraceError, OSError, RecursionError) as error:  # A config may be nested as deep as can be read.
         raise AdapterError(f"the adapter {quote(request.lora_name)} cannot be used: {error}") from error
     matrices = {id(one): one.nbytes for update in updates.values() for one in (update.a, update.b)}
-    return Adapter(request.lora_name, files.digest, updates, sum(matrices.values()))
+    matrices |= {id(new.rows): new.rows.nbytes for new in new_rows.values()}
+    return Adapter(request.lora_name, files.digest, updates, sum(matrices.values()), new_rows)
 
 
 def _max_bytes(base: AdapterBase) -> int:
@@ -60,7 +65,7 @@ def _updates(config: AdapterConfig, tensors: Sorted, base: AdapterBase) -> dict[
         module = min(alone)
         here, absent = ("lora_A", "lora_B") if module in tensors.a else ("lora_B", "lora_A")
         raise AdapterError(f"the file holds {here} of {quote(module)} and no {absent}; save the adapter again")
-    if not tensors.a:
+    if not tensors.a and not tensors.others:
         raise AdapterError("the file holds no matrices lora_A and lora_B; check that training has saved the adapter")
     updates: dict[str, LowRank] = {}
     for module, a in sorted(tensors.a.items()):
@@ -87,8 +92,8 @@ def _read_module(module: str, a: Tensor, b: Tensor, config: AdapterConfig, base:
     rank = _check_rank(module, a, config, base)
     _check_shape(module, "lora_A", a, [rank, base.shapes[parts[0]][1]])
     _check_shape(module, "lora_B", b, [sum(num_rows), rank])
-    a = _cast(module, "lora_A", a.float(), base.dtype)
-    b = _cast(module, "lora_B", b.float() * config.scale_of(module), base.dtype)
+    a = cast_matrix(module, "lora_A", a.float(), base.dtype)
+    b = cast_matrix(module, "lora_B", b.float() * config.scale_of(module), base.dtype)
     rows = [part for piece, own in zip(pieces, b.split(num_rows), strict=True) for part in piece.cut(own, base)]
     return {part: LowRank(a, own.contiguous()) for part, own in zip(parts, rows, strict=True)}
 
@@ -122,38 +127,14 @@ def _check_shape(module: str, which: str, tensor: Tensor, asked: list[int]) -> N
         )
 
 
-def _cast(module: str, which: str, numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns a matrix in the number type of the model."""
-    cast = numbers.to(dtype).contiguous()
-    if not cast.isfinite().all():
-        where = "" if numbers.isfinite().all() else " (before they are cast)"
+def _check_one_kind(config: AdapterConfig, updates: Mapping[str, LowRank], new_rows: Mapping[str, NewRows]) -> None:
+    """Raises if a table has single new rows and matrices A and B, of which PEFT applies one at a time."""
+    both = sorted(updates.keys() & new_rows.keys()) if config.tokens else []
+    if both:
         raise AdapterError(
-            f"{which} of {quote(module)} holds NaN or infinite numbers in {dtype}{where}; train the adapter again, or "
-            "use a model whose dtype can hold its numbers"
+            f"the adapter has both trainable_token_indices and matrices lora_A and lora_B for {quote(both[0])}; train "
+            "it with one of them"
         )
-    return cast
-
-
-def _check_others(tensors: Sorted, base: AdapterBase) -> None:
-    """Raises if there are tensors beside the matrices, except for copies of the model's own embedding and head.
-
-    PEFT writes these copies if `target_modules` names an embedding or the head.
-    """
-    for name, tensor in tensors.others.items():
-        module, _, leaf = name.replace(".base_layer.", ".").rpartition(".")
-        is_copy = leaf == "weight" and module.endswith(("embed_tokens", "lm_head"))
-        if not is_copy:
-            raise AdapterError(
-                f"the file holds {quote(name)}, and only the matrices lora_A and lora_B of linear layers are used; "
-                "train the adapter without it, or merge the adapter into the model with merge_and_unload() of PEFT"
-            )
-        head = base.shapes.get("lm_head")
-        if head is not None and list(tensor.shape) != list(head):
-            raise AdapterError(
-                f"the file holds {quote(name)} of the shape {list(tensor.shape)}, and the model's is {list(head)}: the "
-                "vocabulary was changed; merge the adapter into that model"
-            )
-        logger.warning("%s in the adapter's file is taken for a copy of the model's own tensor, and is not used", name)
 
 
 def _warn_of_missing(name: str, config: AdapterConfig, tensors: Sorted, base: AdapterBase) -> None:

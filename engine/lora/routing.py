@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,10 +22,13 @@ class Routing:
     Attributes:
         packed: `[num_slots + 1 + num_tokens]` int32 on the device of the model, as `pack_routing` returns it.
         num_slots: Number of adapter slots of the model.
+        groups: Slot -> `[num_tokens]` int64, the indices of its tokens, for the adapters that change more than linear
+            layers. Steps with such adapters are not recorded.
     """
 
     packed: Tensor
     num_slots: int
+    groups: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def starts(self) -> Tensor:

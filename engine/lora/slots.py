@@ -11,10 +11,13 @@ import numpy as np
 import torch
 
 from ..device import to_device
-from .adapter import Adapter, LowRank
+from .adapter import Adapter, LowRank, NewRows
 from .routing import NO_SLOT, Routing, pack_routing
 
 __all__ = ["DeviceSlots", "NewAdapter", "SlotSizes"]
+
+EMBEDDING = "embed_tokens"
+"""Our path of the token embedding."""
 
 HEADS = frozenset({"lm_head", "score"})
 """Our paths of the output heads, which compute some rows of a step only, after the forward pass."""
@@ -59,6 +62,14 @@ class Adapted(Protocol):
         ...
 
 
+class Table(Protocol):
+    """A token embedding or an output head, of which adapters may replace rows."""
+
+    def load_rows(self, slot: int, new_rows: Mapping[str, NewRows]) -> None:
+        """Fills a slot with the rows that replace some of the table's own; without any, the slot becomes empty."""
+        ...
+
+
 class DeviceSlots:
     """The adapter slots of a model: a place for one adapter each, in all layers that adapters change.
 
@@ -70,23 +81,34 @@ class DeviceSlots:
 
     Attributes:
         sizes: The number of slots, and their size.
-        layers: The layers that adapters change.
+        layers: The layers to which adapters add products.
+        tables: The layers of which adapters replace rows.
         routing: The tokens with adapters of the step that runs now; None if it has none.
     """
 
     def __init__(self, sizes: SlotSizes) -> None:
         self.sizes = sizes
         self.layers: list[Adapted] = []
+        self.tables: list[Table] = []
         self.routing: Routing | None = None
         self._with_head: set[int] = set()  # The slots whose adapters change an output head.
+        self._grouped: set[int] = set()  # The slots whose adapters change more than linear layers.
 
     def load(self, slot: int, adapter: Adapter) -> None:
         """Uploads an adapter to a slot. The device runs this after the steps that were started before."""
         for layer in self.layers:
             layer.load(slot, adapter.updates)
-        self._with_head.discard(slot)
-        if HEADS & adapter.updates.keys():
-            self._with_head.add(slot)
+        for table in self.tables:
+            table.load_rows(slot, adapter.new_rows)
+        _mark(self._with_head, slot, HEADS & {*adapter.updates, *adapter.new_rows})
+        _mark(self._grouped, slot, EMBEDDING in adapter.updates or adapter.new_rows)
+
+    def can_record(self, slots: np.ndarray) -> bool:
+        """Returns whether a step of sequences in some slots may be recorded; `NO_SLOT` stands for no adapter.
+
+        The tensors of the adapters that change more than linear layers have no fixed place in memory.
+        """
+        return not np.isin(slots, list(self._grouped)).any()
 
     def route(self, slots: np.ndarray, num_tokens: int, device: torch.device) -> Routing | None:
         """Makes the routing of a step.
@@ -101,8 +123,10 @@ class DeviceSlots:
         """
         if (slots == NO_SLOT).all():
             return None
-        num_slots = self.sizes.num_slots
-        return Routing(to_device(pack_routing(slots, num_slots, num_tokens), torch.int32, device), num_slots)
+        packed = to_device(pack_routing(slots, self.sizes.num_slots, num_tokens), torch.int32, device)
+        grouped = sorted(self._grouped.intersection(slots.tolist()))
+        groups = {slot: to_device(np.flatnonzero(slots == slot), torch.int64, device) for slot in grouped}
+        return Routing(packed, self.sizes.num_slots, groups)
 
     def route_head(self, slots: np.ndarray, device: torch.device) -> Routing | None:
         """Makes the routing of the rows of an output head, as `route`; None if no row's adapter changes a head."""
@@ -116,3 +140,10 @@ class DeviceSlots:
             yield
         finally:
             self.routing = None
+
+
+def _mark(slots: set[int], slot: int, belongs: object) -> None:
+    """Puts a slot into a set or takes it out, as `belongs` is true or not."""
+    slots.discard(slot)
+    if belongs:
+        slots.add(slot)

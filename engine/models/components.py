@@ -61,6 +61,7 @@ from ..layers import (
     TokenMixer,
     rotary_table,
 )
+from ..lora.embedding import AdaptedEmbedding
 from ..parallel.context import ParallelContext
 from ..parallel.shard import Shard
 from ..quantization.group_embedding import GroupEmbedding
@@ -132,6 +133,16 @@ class Components:
             dtype=self._dtype,
             device=self._device,
         )
+
+    def adapted_embedding(
+        self, embed_tokens: TokenEmbedding | SharedTokenEmbedding | GroupEmbedding
+    ) -> TokenEmbedding | SharedTokenEmbedding | GroupEmbedding | AdaptedEmbedding:
+        """Makes the token embedding of the first pp stage, which adapters change, from the one of all tokens."""
+        spec, slots = self._spec, self.linears.adapters
+        if slots is None:
+            return embed_tokens
+        made = {"scale": spec.embedding_scale, "slots": slots, "dtype": self._dtype, "device": self._device}
+        return AdaptedEmbedding(embed_tokens, spec.vocab_size, spec.embedding_size, **made)
 
     def input_scale(self) -> Scale | nn.Identity:
         """Makes the module that scales embeddings, given ones too; an identity if the model has no such factor."""

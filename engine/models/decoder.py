@@ -59,6 +59,7 @@ class Decoder(nn.Module):
         if self._is_first or (self._is_last and makes_logits and spec.tie_word_embeddings):
             self.embed_tokens = tied = make.embed_tokens()
         if self._is_first:
+            self.embed_tokens = make.adapted_embedding(tied)
             self.project_in = make.projection("project_in", spec.embedding_size, spec.hidden_size)
             self.positions = make.positions()
             self.embedding_norm = make.embedding_norm()

@@ -10,7 +10,8 @@ import torch
 
 from ..layers import Experts, ExpertsLayer, Linear, LinearBase
 from ..lora.layer import LoraLinear
-from ..lora.slots import DeviceSlots
+from ..lora.new_rows import ReplacedRows
+from ..lora.slots import HEADS, DeviceSlots
 from ..parallel.shard import Dimension, as_shard
 from ..quantization.full_precision import FullPrecision
 from ..quantization.group_embedding import TiedGroupHead
@@ -68,7 +69,12 @@ class LinearFactory:
         return self._scheme.make_linear(layer)
 
     def _with_adapters(self, base: LinearBase, layer: LinearSpec) -> LinearBase:
-        return base if self.adapters is None else LoraLinear(base, layer, self.adapters, self._device)
+        if self.adapters is None:
+            return base
+        if layer.name in HEADS:
+            (rows,) = layer.blocks.values()
+            base = ReplacedRows(base, layer.name, rows, self.adapters, self._device)
+        return LoraLinear(base, layer, self.adapters, self._device)
 
     def make_table(self, name: str, size: int, rows: Dimension) -> GroupLinear | None:
         """Makes the table of token embeddings as a matrix; None if it is to be in full precision.

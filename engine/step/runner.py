@@ -125,7 +125,7 @@ class ModelRunner:
         """
         num_seqs = len(plan.rows)
         given = self._find_embeddings(plan)
-        is_decode = plan.num_decodes == num_seqs and given is None
+        is_decode = plan.num_decodes == num_seqs and given is None and self._can_record(plan)
         size = self._recorder.padded_size(num_seqs) if self._recorder and is_decode else None
         sent = self._tables.send(plan, size or num_seqs)
         num_shared = sent.num_shared if plan.num_shared_blocks else None
@@ -154,6 +154,11 @@ class ModelRunner:
             self.model.adapters.load(new.slot, new.adapter)
         for row in plan.new_rows:
             self._tables.adapter_slots[row.row] = row.sequence.adapter_slot
+
+    def _can_record(self, plan: StepPlan) -> bool:
+        """Returns whether the adapters of a step let it run from a recording."""
+        adapters = self.model.adapters
+        return adapters is None or adapters.can_record(self._tables.adapter_slots[plan.rows])
 
     def _route(self, plan: StepPlan, num_tokens: int) -> Routing | None:
         """Returns the routing of a step that is padded to `num_tokens` tokens; None if none has an adapter."""

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from checkpoints import tiny_checkpoint
+from checkpoints import tiny_checkpoint, tiny_classifier
+from fake_device import CallAgain
+from millrace.engine import PoolingParams
+from millrace.engine.config import EngineConfig
+from millrace.engine.errors import AdapterError
 from millrace.engine.llm import LLM
+from millrace.engine.loading.adapter_base import describe_adapter_base
+from millrace.engine.lora import table_rows
+from millrace.engine.lora.reader import read_adapter
 from millrace.engine.lora.request import LoRARequest
+from millrace.engine.models import load_hf_config
 from millrace.engine.outputs import RequestOutput
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
+from millrace.engine.step.cuda_graph import DecodeGraphs
 
 PROMPTS = [[7, 301, 12, 12, 45], [9, 8, 77, 7], [301, 5, 6, 7, 8, 9, 10, 11, 12], [45]]
 GREEDY = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
@@ -43,7 +56,7 @@ def peft_model(base: Path, adapter: Path | None, auto: Any = AutoModelForCausalL
 
 
 def open_engine(base: Path, **settings: Any) -> LLM:
-    fixed = {"dtype": "float32", "enable_lora": True, "max_loras": 3, "max_logprobs": -1, "skip_tokenizer_init": True}
+    fixed = {"dtype": "float32", "enable_lora": True, "max_loras": 2, "max_logprobs": -1, "skip_tokenizer_init": True}
     return LLM(str(base), **fixed, max_num_seqs=16, max_num_batched_tokens=32, **settings)
 
 
@@ -93,3 +106,183 @@ def test_an_adapter_of_the_output_head_changes_the_logits_of_its_rows(tmp_path: 
         write_adapter(tmp_path / "inner", base, seed=3, target_modules=["v_proj"]),
     ]
     check_against_peft(base, adapters)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "gemma3"])
+def test_an_adapter_of_the_token_embedding_changes_the_embeddings_of_its_rows(tmp_path: Path, family: str) -> None:
+    base = tiny_checkpoint(tmp_path / "base", family)
+    adapters = [
+        write_adapter(tmp_path / "embed", base, seed=1, target_modules=["embed_tokens"]),
+        write_adapter(tmp_path / "both", base, seed=2, r=7, target_modules=["embed_tokens", "lm_head", "q_proj"]),
+        write_adapter(tmp_path / "tied", base, seed=3, target_modules=["embed_tokens"], ensure_weight_tying=True),
+    ]
+    check_against_peft(base, adapters)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_trainable_tokens_have_rows_of_their_own(tmp_path: Path, tied: bool) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "llama", tie_word_embeddings=tied)
+    tokens = {"embed_tokens": [12, 7], "lm_head": [301, 1, 99]}
+    adapters = [
+        write_adapter(tmp_path / "list", base, seed=1, target_modules=["q_proj"], trainable_token_indices=[301, 7, 12]),
+        write_adapter(tmp_path / "dict", base, seed=2, target_modules=["q_proj"], trainable_token_indices=tokens),
+    ]
+    check_against_peft(base, adapters)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_whole_tables_of_an_adapter_replace_those_of_the_model(tmp_path: Path, tied: bool) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "llama", tie_word_embeddings=tied)
+    adapters = [
+        write_adapter(tmp_path / "head", base, seed=1, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        write_adapter(tmp_path / "embed", base, seed=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"]),
+        write_adapter(
+            tmp_path / "both", base, seed=3, target_modules=["q_proj"], modules_to_save=["lm_head", "embed_tokens"]
+        ),
+    ]
+    check_against_peft(base, adapters)
+
+
+def test_prompt_embeddings_are_taken_as_they_are(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "gemma")
+    adapter = write_adapter(tmp_path / "embed", base, seed=1, target_modules=["embed_tokens"])
+    llm = open_engine(base, enable_prompt_embeds=True)
+    table = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).get_input_embeddings().weight
+    prompt, request = {"prompt_embeds": table[PROMPTS[0]].detach()}, LoRARequest("embed", 1, str(adapter))
+    params = SamplingParams(max_tokens=1, temperature=0, logprobs=-1)
+    first = [llm.generate(prompt, params, lora_request=one)[0].outputs[0].logprobs for one in (None, request)]
+    assert first[0] == first[1]
+
+
+def test_recorded_steps_are_left_to_adapters_that_can_be_recorded(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "llama")
+    adapters = [
+        write_adapter(tmp_path / "embed", base, seed=1, target_modules=["embed_tokens"]),
+        write_adapter(tmp_path / "head", base, seed=2, target_modules=["lm_head"]),
+        write_adapter(tmp_path / "inner", base, seed=3, target_modules=["v_proj"]),
+    ]
+    llm, wanted = open_engine(base), open_engine(base)
+    runner = llm.llm_engine.executor._runner
+    graphs = DecodeGraphs(runner._decode, [1, 4], CallAgain(), draw=runner._head.draw)
+    runner._recorder = graphs
+    for paths in ([adapters[0]], [adapters[1], None], [adapters[2]], [None]):
+        jobs = [(PROMPTS[index], path) for index, path in enumerate(paths)]
+        ours, theirs = (generate(engine, jobs, GREEDY, adapters) for engine in (llm, wanted))
+        assert [one.outputs[0].token_ids for one in ours] == [one.outputs[0].token_ids for one in theirs]
+    with_routing = [key for key in graphs._steps._recordings if key[2] is not None]
+    assert len(with_routing) == 2  # One sequence of the inner adapter, and two of which one has that of the head.
+
+
+@torch.inference_mode()
+def test_adapters_of_a_classifier_have_heads_of_their_own(tmp_path: Path) -> None:
+    base = tiny_classifier(tmp_path / "base", "llama", num_labels=3)
+    made = {"auto": AutoModelForSequenceClassification}
+    adapters = [
+        write_adapter(tmp_path / "saved", base, seed=1, target_modules=["q_proj"], task_type="SEQ_CLS", **made),
+        write_adapter(tmp_path / "score", base, seed=2, target_modules=["q_proj", "score"], **made),
+        write_adapter(tmp_path / "embed", base, seed=3, target_modules=["embed_tokens"], **made),
+    ]
+    llm = open_engine(base)
+    jobs = [(prompt, path) for prompt in PROMPTS for path in (*adapters, None)]
+    requests = [
+        None if path is None else LoRARequest(path.name, 1 + adapters.index(path), str(path)) for _, path in jobs
+    ]
+    prompts = [{"prompt_token_ids": prompt} for prompt, _ in jobs]
+    params = PoolingParams(use_activation=False)
+    outputs = llm.classify(prompts, pooling_params=params, lora_request=requests, use_tqdm=False)
+    models = {path: peft_model(base, path, AutoModelForSequenceClassification) for path in (*adapters, None)}
+    for (prompt, path), output in zip(jobs, outputs, strict=True):
+        wanted = models[path](torch.tensor([prompt])).logits[0]
+        torch.testing.assert_close(torch.tensor(output.outputs.probs), wanted, atol=1e-4, rtol=0)
+
+
+@torch.inference_mode()
+def test_embeddings_of_prompts_are_those_of_their_adapters(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "qwen3")
+    adapters = [
+        write_adapter(tmp_path / "inner", base, seed=1, target_modules=["q_proj", "down_proj"]),
+        write_adapter(tmp_path / "tokens", base, seed=2, target_modules=["q_proj"], trainable_token_indices=[7, 45]),
+    ]
+    llm = open_engine(base, runner="pooling")
+    for prompt in PROMPTS:
+        requests = [LoRARequest(path.name, 1 + index, str(path)) for index, path in enumerate(adapters)]
+        asked = [{"prompt_token_ids": prompt}] * 3
+        outputs = llm.embed(asked, lora_request=[*requests, None], use_tqdm=False)
+        for output, path in zip(outputs, (*adapters, None), strict=True):
+            body = peft_model(base, path)(torch.tensor([prompt]), output_hidden_states=True).hidden_states[-1][0, -1]
+            wanted = torch.nn.functional.normalize(body, dim=0)
+            torch.testing.assert_close(torch.tensor(output.outputs.embedding), wanted, atol=1e-4, rtol=0)
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], None]) -> None:
+    """Changes the tensors and the config of an adapter."""
+    tensors, fields = load_file(folder / "adapter_model.safetensors"), json.loads((folder / CONFIG).read_text())
+    change(tensors, fields)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / CONFIG).write_text(json.dumps(fields))
+
+
+CONFIG = "adapter_config.json"
+DELTA = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+HEAD = "base_model.model.lm_head.weight"
+EMBED_A = "base_model.model.model.embed_tokens.lora_embedding_A"
+
+REFUSED: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], Any], str]] = {
+    "a token behind the vocabulary": (lambda _, c: c["trainable_token_indices"].__setitem__(0, 9999), "token 9999"),
+    "a token twice": (lambda _, c: c.update(trainable_token_indices=[7, 7]), "different token ids"),
+    "tokens that are texts": (lambda _, c: c.update(trainable_token_indices=["a", "b"]), "different token ids"),
+    "no tokens": (lambda _, c: c.update(trainable_token_indices=None), "does not say of which"),
+    "too few rows": (lambda t, _: t.update({DELTA: t[DELTA][:1]}), r"\[1, 64\].*ask for \[2, 64\]"),
+    "no rows": (lambda t, _: t.pop(DELTA), "holds no rows"),
+    "NaN": (lambda t, _: t[DELTA].fill_(torch.nan), "embed_tokens.*NaN"),
+    "a saved head that is missing": (lambda _, c: c.update(modules_to_save=["lm_head"]), "does not hold it"),
+    "a longer vocabulary": (lambda t, _: t.update({HEAD: torch.ones(400, 64)}), r"\[400, 64\].*vocabulary"),
+    "the head of a classifier": (lambda t, _: t.update({"base_model.model.score.weight": torch.ones(3, 64)}), "score"),
+    "a bias of the head": (lambda t, _: t.update({"base_model.model.lm_head.bias": torch.ones(384)}), "lm_head.bias"),
+    "A of another vocabulary": (lambda t, _: t.update({EMBED_A: torch.ones(4, 9)}), "lora_B.* no lora_A|no lora_B"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_rows_and_tables_that_do_not_fit_are_refused_by_name(
+    tuned_tokens: tuple[Path, Path], tmp_path: Path, change: Callable[..., None], message: str
+) -> None:
+    base, adapter = tuned_tokens
+    folder = shutil.copytree(adapter, tmp_path / "tune")
+    _edit(folder, change)
+    described = describe_adapter_base(
+        EngineConfig(model=str(base), enable_lora=True), load_hf_config(base), "lm_head", torch.float32
+    )
+    with pytest.raises(AdapterError, match=f"(?s)adapter 'tune' .*{message}"):
+        read_adapter(LoRARequest("tune", 1, str(folder)), described)
+
+
+@pytest.fixture(scope="module")
+def tuned_tokens(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model, and an adapter with rows of two tokens."""
+    folder = tmp_path_factory.mktemp("tokens")
+    base = tiny_checkpoint(folder / "base", "llama")
+    made = {"target_modules": ["q_proj"], "trainable_token_indices": [7, 45]}
+    return base, write_adapter(folder / "tune", base, seed=1, **made)
+
+
+def test_at_most_so_many_rows_are_replaced(tuned_tokens: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    base, adapter = tuned_tokens
+    config = EngineConfig(model=str(base), enable_lora=True)
+    described = describe_adapter_base(config, load_hf_config(base), "lm_head", torch.float32)
+    monkeypatch.setattr(table_rows, "MAX_NEW_ROWS", 1)
+    with pytest.raises(AdapterError, match=r"replaces 2 rows of 'model\.embed_tokens', and at most 1"):
+        read_adapter(LoRARequest("tune", 1, str(adapter)), described)
+
+
+def test_a_copy_of_the_models_own_table_takes_no_memory_even_if_it_was_rounded(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "llama")
+    adapter = write_adapter(tmp_path / "tune", base, seed=1, target_modules=["embed_tokens", "lm_head"])
+    _edit(adapter, lambda t, _: t.update({name: one.bfloat16() for name, one in t.items() if "base_layer" in name}))
+    config = EngineConfig(model=str(base), enable_lora=True)
+    described = describe_adapter_base(config, load_hf_config(base), "lm_head", torch.float32)
+    read = read_adapter(LoRARequest("tune", 1, str(adapter)), described)
+    assert read.updates.keys() == {"embed_tokens", "lm_head"} and not read.new_rows
+    name = "base_model.model.lm_head.base_layer.weight"
+    _edit(adapter, lambda t, _: t.update({name: t[name].index_fill(0, torch.tensor([5]), 3.0)}))
+    assert read_adapter(LoRARequest("tune", 1, str(adapter)), described).new_rows["lm_head"].indices.tolist() == [5]

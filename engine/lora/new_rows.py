@@ -1,0 +1,76 @@
+"""`ReplacedRows`: an output head of which adapters replace rows: those of some tokens, or those of all classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..device import to_device
+from ..layers import LinearBase, WeightSlot
+from ..parallel.shard import Shard
+from .adapter import NewRows
+from .slots import DeviceSlots
+
+__all__ = ["ReplacedRows"]
+
+
+class ReplacedRows(LinearBase):
+    """Computes `x W^T + b`, where an adapter of a row of x may have replaced rows of W.
+
+    Args:
+        base: The layer that computes `x W^T + b`. It keeps its name in the model (`weight_slots`).
+        name: Our path of the layer.
+        rows: The rows of W that this rank has.
+        slots: The adapter slots of the model, which the layer joins.
+        device: Device of the rows.
+
+    Attributes:
+        unadapted: The layer `base`.
+    """
+
+    def __init__(self, base: LinearBase, name: str, rows: Shard, slots: DeviceSlots, device: torch.device) -> None:
+        super().__init__()
+        self.unadapted = base
+        self._name = name
+        self._own = rows
+        self._slots = slots
+        self._device = device
+        self._new_rows: dict[int, NewRows] = {}
+        slots.tables.append(self)
+
+    def load_rows(self, slot: int, new_rows: Mapping[str, NewRows]) -> None:
+        """Fills a slot with this rank's part of the rows that replace some of the layer's own."""
+        self._new_rows.pop(slot, None)
+        if (new := new_rows.get(self._name)) is not None:
+            local = new.indices - self._own.start
+            is_own = (local >= 0) & (local < self._own.length)
+            rows = new.rows[is_own]
+            self._new_rows[slot] = NewRows(
+                to_device(local[is_own], torch.int64, self._device), to_device(rows, rows.dtype, self._device)
+            )
+
+    def slots(self) -> Iterator[tuple[str, WeightSlot]]:
+        """Yields nothing: the weights are those of `unadapted`, a submodule."""
+        return iter(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `x` `[num_rows, in_features]` to `[num_rows, out_features]` in the same dtype."""
+        return self._replace(self.unadapted(x), x)
+
+    def forward_float32(self, x: Tensor) -> Tensor:
+        """Computes `forward` with a result in float32, as precisely as the layer can."""
+        return self._replace(self.unadapted.forward_float32(x), x)
+
+    def _replace(self, out: Tensor, x: Tensor) -> Tensor:
+        """Replaces, in place, the results of the rows of W that the adapters have replaced."""
+        routing = self._slots.routing
+        for slot, tokens in routing.groups.items() if routing is not None else ():
+            if (new := self._new_rows.get(slot)) is not None:
+                bias = getattr(self.unadapted, "bias", None)
+                own_bias = None if bias is None else bias[new.indices].float()
+                products = F.linear(x[tokens].float(), new.rows.float(), own_bias)
+                out[tokens.unsqueeze(1), new.indices] = products.to(out.dtype)
+        return out
