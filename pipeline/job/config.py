@@ -17,6 +17,7 @@ from ..report.prices import Prices
 from ..settings import Settings
 from ..sinks.formats import OutputFormat
 from ..sources.formats import InputFormat
+from ..stages.adapters import absolute_place, read_modules
 from .template import Template
 
 RowSetting = Literal["tools", "chat_template", "chat_template_kwargs"]
@@ -50,6 +51,10 @@ class JobConfig(Settings):
         messages: Conversation with {column} fields, which the model's chat template renders. With neither `prompt` nor
             `messages`, the input must have a column of one of these names.
         sampling: Sampling parameters; None for the model's own.
+        lora_modules: LoRA adapters that rows may name in the column `model` of the input: name of an adapter -> its
+            folder, URL or hub repository.
+        dynamic_lora_loading_path: Folder or URL whose subfolders are LoRA adapters that rows may name in the column
+            `model` of the input.
         engine: Settings of the engine.
         replicas: Number of copies of the model.
         batch_size: Rows per block; None for 128, or 1024 where the input has 100,000 rows or more.
@@ -76,6 +81,8 @@ class JobConfig(Settings):
     prompt: str | None = None
     messages: list[MessageTemplate] | None = None
     sampling: dict[str, Any] | None = None
+    lora_modules: dict[str, str] | None = None
+    dynamic_lora_loading_path: str | None = Field(default=None, min_length=1)
     engine: dict[str, Any] = Field(default_factory=dict)
     replicas: int = Field(default=1, gt=0, lt=2**31)
     batch_size: int | None = Field(default=None, gt=0, lt=2**31)
@@ -103,6 +110,11 @@ class JobConfig(Settings):
             except SamplingParamsError as error:
                 raise ConfigError(f"sampling: {error}") from error
         return value
+
+    @field_validator("lora_modules", mode="before")
+    @classmethod
+    def _read_modules(cls, value: Any) -> dict[str, str] | None:
+        return read_modules(value)
 
     @field_validator("engine")
     @classmethod
@@ -150,6 +162,12 @@ class JobConfig(Settings):
         texts = [self.prompt] if self.prompt is not None else [one.content for one in self.messages or []]
         return [Template.parse(text) for text in texts]
 
+    @property
+    def has_adapters(self) -> bool:
+        """Whether rows may name adapters in the column `model` of the input."""
+        named = self.lora_modules is not None or self.dynamic_lora_loading_path is not None
+        return named or bool(self.engine.get("enable_lora"))
+
     def engine_kwargs(self) -> dict[str, Any]:
         """Returns the engine's settings, including the job's seed."""
         return self.engine if self.seed is None else {**self.engine, "seed": self.seed}
@@ -160,9 +178,12 @@ class JobConfig(Settings):
         model = self.model
         if not model.startswith("bundled:") and os.path.exists(folder / model):
             model = str(folder / model)
+        modules, path = self.lora_modules, self.dynamic_lora_loading_path
         return self.model_copy(
             update={
                 "model": model,
+                "lora_modules": modules and {name: absolute_place(place, folder) for name, place in modules.items()},
+                "dynamic_lora_loading_path": path and _from_folder(folder, path),
                 "input": [_from_folder(folder, one) for one in inputs],
                 "output": _from_folder(folder, self.output),
             }

@@ -29,13 +29,13 @@ FREE = frozenset({
     "max_num_seqs", "max_num_batched_tokens", "block_size", "num_gpu_blocks_override", "kv_cache_memory_bytes",
     "gpu_memory_utilization", "enable_prefix_caching", "max_logprobs", "enforce_eager", "cudagraph_capture_sizes",
     "num_threads", "overlap_depth", "tensor_parallel_size", "pipeline_parallel_size", "enable_expert_parallel",
-    "device", "load_format",
+    "device", "load_format", "max_loras", "max_cpu_loras", "max_lora_rank",
 })  # fmt: skip
 """Settings of the engine that change the speed of a row and not its output, so that a resumed job may change them."""
 
 FINGERPRINT = (
     "model", "prompt", "messages", "sampling", "seed", "columns", "output_column", "output_format", "key", "order",
-    "limit",
+    "limit", "lora_modules", "dynamic_lora_loading_path",
 )  # fmt: skip
 """Fields of a job that determine its output, besides the input files and the engine's settings without `FREE`."""
 

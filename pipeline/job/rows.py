@@ -30,18 +30,20 @@ class MakePrompt:
         roles: Roles of the messages; empty for a prompt.
         sampling: Sampling parameters of the job.
         row_settings: Columns of the input that hold settings of their row.
+        has_adapters: Whether the column `model` names the adapter of its row.
     """
 
     templates: tuple[Template, ...]
     roles: tuple[str, ...]
     sampling: Mapping[str, Any] | None
     row_settings: tuple[str, ...] = ()
+    has_adapters: bool = False
 
     @classmethod
     def of(cls, job: JobConfig) -> MakePrompt:
         """Returns the `preprocess` of a job."""
         roles = tuple(message.role for message in job.messages or [])
-        return cls(tuple(job.templates()), roles, job.sampling, tuple(job.row_settings or ()))
+        return cls(tuple(job.templates()), roles, job.sampling, tuple(job.row_settings or ()), job.has_adapters)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Returns what the job asks for and the row itself, as columns to merge into the row.
@@ -51,6 +53,8 @@ class MakePrompt:
         if row.get(READ_ERROR) is not None:
             raise PromptTypeError(row[READ_ERROR])
         given = {name: row[name] for name in self.row_settings}
+        if self.has_adapters:
+            given[columns.MODEL] = row.get(columns.MODEL)
         asked = {columns.INPUT: row, columns.SAMPLING_PARAMS: self.sampling, **self._prompt(row), **given}
         return {**dict.fromkeys(row), **asked}
 

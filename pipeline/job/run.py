@@ -48,7 +48,8 @@ __all__ = ["JobConfig", "PreparedJob", "load_job", "prepare_job", "prepare_resum
 
 logger = logging.getLogger(__name__)
 
-_WITH_SECRETS = ("model", "input", "output", "endpoint_url", "engine")
+_ADDRESSES = ("model", "input", "lora_modules", "dynamic_lora_loading_path")
+_WITH_SECRETS = (*_ADDRESSES, "output", "endpoint_url", "engine")
 """Fields of a job whose values may hold passwords or keys, which are not kept. Prompts are kept as they are."""
 
 
@@ -342,10 +343,10 @@ def _changed(state: JobState, output: str, changes: dict[str, Any]) -> JobConfig
             f"{output!r} was written by write_results: call that again, with the same processor and dataset"
         )
     given = {name: value for name, value in changes.items() if value is not None}
-    if HIDDEN in json.dumps([state.job.get(name) for name in ("model", "input")]):
+    if HIDDEN in json.dumps([state.job.get(name) for name in _ADDRESSES]):
         raise ConfigError(
-            f"the model or the input of {output!r} has a password or a key in its address, which is not kept; go on "
-            "with `millrace run` and the job file"
+            f"the model, an adapter or the input of {output!r} has a password or a key in its address, which is not "
+            "kept; go on with `millrace run` and the job file"
         )
     return JobConfig(**{**state.job, "output": output, **given})
 

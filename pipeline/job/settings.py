@@ -53,6 +53,8 @@ def processor_config(
         task_type=task_type,
         batch_size=job.batch_size or block_rows(num_rows),
         concurrency=job.replicas,
+        lora_modules=job.lora_modules,
+        dynamic_lora_loading_path=job.dynamic_lora_loading_path,
         should_continue_on_error=job.on_error == "row",
         deduplicate=job.dedup,
         # The engine also detokenizes: it has a tokenizer, and so one process less must load one.
@@ -77,14 +79,18 @@ def find_source(job: JobConfig, versions: Mapping[str, int] | None = None) -> So
 def warn_of_unread(job: JobConfig, given: pa.Schema) -> None:
     """Warns of columns of the input that would be settings of a conversation if the job file named them.
 
+    It also warns if the job has adapters and the input no column that names them.
+
     Args:
-        job: The job. One that makes the prompt itself gets no warning.
+        job: The job. One that makes the prompt itself gets no warning of the first kind.
         given: Columns of its input.
     """
     unread = [name for name in get_args(RowSetting) if name in given.names and name not in (job.row_settings or ())]
     if unread and not job.templates():
         names = ", ".join(unread)
         logger.warning("columns %s of the input are kept but not used; to use them: row_settings: [%s]", names, names)
+    if job.has_adapters and columns.MODEL not in given.names:
+        logger.warning("the input has no column 'model' that names an adapter; all rows run on the model itself")
 
 
 def block_rows(num_rows: int | None) -> int:
@@ -105,7 +111,7 @@ def input_columns(job: JobConfig, given: pa.Schema) -> set[str]:
     """
     named = {name for template in job.templates() for name in template.columns}
     kept = given.names if job.columns is None else job.columns
-    return named.union(kept, job.key or [], columns.READ_BY_STAGES)
+    return named.union(kept, job.key or [], columns.READ_BY_STAGES, [columns.MODEL] if job.has_adapters else [])
 
 
 def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:

@@ -247,6 +247,8 @@ def _settings_of(config: ProcessorConfig) -> dict[str, Any]:
         "model": ("model_source", "url", "deployment_name"),
         "engine": ("all_engine_kwargs",),
         "sampling": ("sampling_params",),
+        "lora_modules": ("lora_modules",),
+        "dynamic_lora_loading_path": ("dynamic_lora_loading_path",),
     }
     settings = {
         ours: next((getattr(config, theirs) for theirs in known if hasattr(config, theirs)), None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, PrivateAttr, create_model, field_validator, model_validator
@@ -19,7 +20,7 @@ from ...engine.errors import ConfigError, SamplingParamsError, unknown_key_messa
 from ...engine.sampling_params import SamplingParams
 from ...engine.structured.grammar_text import check_compiles
 from ..settings import Settings
-from ..stages.adapters import AdapterNames, read_modules
+from ..stages.adapters import AdapterNames, absolute_place, read_modules
 from ..stages.declaration import Config, StageDeclaration
 from ..stages.declared import STAGES
 from ..stages.declared.chat_template import ChatTemplateStageConfig
@@ -204,7 +205,8 @@ class EngineProcessorConfig(StageFields):
     @field_validator("lora_modules", mode="before")
     @classmethod
     def _read_modules(cls, value: Any) -> dict[str, str] | None:
-        return read_modules(value)
+        modules = read_modules(value)
+        return modules and {name: absolute_place(place, Path.cwd()) for name, place in modules.items()}
 
     @field_validator("dynamic_lora_loading_path")
     @classmethod

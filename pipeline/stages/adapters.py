@@ -13,13 +13,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ...engine import LoRARequest
 from ...engine.errors import AdapterError, ConfigError, quote
 from .. import columns
 
-__all__ = ["AdapterNames", "read_modules"]
+__all__ = ["AdapterNames", "absolute_place", "read_modules"]
 
 MAX_LISTED = 10
 """Most names of adapters that an error lists."""
@@ -122,7 +123,7 @@ def read_modules(value: Any) -> dict[str, str] | None:
             "lora_modules must map names of adapters to folders, URLs or hub repositories, or be a list of "
             f"'name=place'; got {quote(value)}"
         )
-    modules = {name: _absolute(place) for name, place in pairs}
+    modules = dict(pairs)
     if len(modules) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
@@ -130,10 +131,15 @@ def read_modules(value: Any) -> dict[str, str] | None:
     return modules
 
 
-def _absolute(place: str) -> str:
-    """Returns the place of an adapter, as an absolute path if it is a local one: workers run in other folders."""
-    path = os.path.expanduser(place)
-    return os.path.abspath(path) if "://" not in place and os.path.exists(path) else place
+def absolute_place(place: str, folder: Path) -> str:
+    """Returns the place of an adapter, as an absolute path if a local folder is there: workers run in other folders.
+
+    Args:
+        place: Folder, URL or hub repository.
+        folder: Folder from which a relative path starts.
+    """
+    path = os.path.abspath(folder / os.path.expanduser(place))
+    return path if "://" not in place and os.path.exists(path) else place
 
 
 def _pair(one: Any) -> tuple[Any, Any]:

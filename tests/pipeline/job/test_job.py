@@ -221,6 +221,8 @@ def test_an_unfinished_job_goes_on(folder: Path, more: str) -> None:
         ("", "sampling: {max_tokens: 3}\n", 'sampling was null and is now {"max_tokens": 3}'),
         ("engine: {dtype: float32}\n", "", 'engine was {"dtype": "float32"} and is now {}'),
         ("", "key: [id]\n", 'key was null and is now ["id"]'),
+        ("lora_modules: {a: org/a}\n", "lora_modules: {a: org/b}\n", 'lora_modules was {"a": "org/a"} and is now'),
+        ("", "dynamic_lora_loading_path: s3://b/a\n", 'dynamic_lora_loading_path was null and is now "s3://b/a"'),
     ],
 )
 def test_a_changed_job_is_refused_and_the_change_named(folder: Path, before: str, after: str, said: str) -> None:
@@ -297,6 +299,31 @@ def test_a_row_brings_settings_only_where_the_job_lists_their_columns(
         prepare_job(load(folder, bare + "row_settings: [chat_template_kwargs]\n"))
     with pytest.raises(ConfigError, match=r"row_settings\.0: input should be 'tools', 'chat_template' or"):
         load(folder, bare + "row_settings: [model]\n")
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["lora_modules: {a: adapters/a}\n", "dynamic_lora_loading_path: adapters\n", "engine: {enable_lora: true}\n"],
+)
+def test_the_column_model_names_adapters_only_in_a_job_that_has_some(
+    folder: Path, caplog: pytest.LogCaptureFixture, more: str
+) -> None:
+    row = {"line": "x", "model": "a"}
+    assert MakePrompt.of(load(folder, GOOD))(row)["model"] is None
+    (folder / "adapters" / "a").mkdir(parents=True)
+    job = load(folder, GOOD + more)
+    assert MakePrompt.of(job)(row)["model"] == "a"
+    assert MakePrompt.of(job)({"line": "x"})["model"] is None
+    prepared = prepare_job(job)
+    assert "the input has no column 'model' that names an adapter" in caplog.text
+    place = {"lora": str(folder / "adapters" / "a"), "dyna": str(folder / "adapters" / "a"), "engi": "a"}[more[:4]]
+    found = prepared.config.adapter_names.find("a")
+    assert found is not None
+    assert found.lora_path == place
+    pq.write_table(pa.Table.from_pylist([row]), folder / "in.parquet")
+    source = prepare_job(load(folder, GOOD + more + "columns: []\n")).source
+    assert source is not None
+    assert source.schema.names == ["line", "model"]
 
 
 @pytest.mark.parametrize("name", sorted(columns.RESERVED))
