@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .. import columns
 from ..stages.base import Row, RowError
 from .histogram import Histogram, count_of, number_of
 
-__all__ = ["Counts", "ErrorKind", "count_of", "number_of"]
+__all__ = ["AdapterRows", "Counts", "ErrorKind", "count_of", "number_of"]
 
 MAX_EXAMPLE_CHARS = 500
 MAX_AMOUNT = 2**53
@@ -35,6 +35,27 @@ class ErrorKind:
     num_rows: int
     example: str
     num_retryable: int = 0
+
+
+@dataclass(slots=True)
+class AdapterRows:
+    """Rows that one adapter has answered.
+
+    Attributes:
+        num_rows: Number of rows.
+        num_input_tokens: Prompt tokens of the rows.
+        num_output_tokens: Output tokens of the rows.
+    """
+
+    num_rows: int = 0
+    num_input_tokens: int = 0
+    num_output_tokens: int = 0
+
+    def add(self, other: AdapterRows) -> None:
+        """Adds the numbers of other rows of the adapter."""
+        self.num_rows += other.num_rows
+        self.num_input_tokens += other.num_input_tokens
+        self.num_output_tokens += other.num_output_tokens
 
 
 @dataclass(slots=True)
@@ -58,6 +79,7 @@ class Counts:
         blocked_s: Seconds that outputs waited for the sink. The writer of the rows adds them.
         finish_reasons: Finish reason -> number of rows.
         errors: Text with the stage and the class of an error -> the failed rows with that error.
+        adapters: Name of an adapter -> the rows that it has answered; rows without an adapter are not among them.
         input_tokens: Histogram of the prompt tokens of a row.
         output_tokens: Histogram of the output tokens of a row.
         queue_s: Histogram of the seconds from submission to the first step, over the rows that ran.
@@ -77,6 +99,7 @@ class Counts:
     blocked_s: float = 0.0
     finish_reasons: Counter[str] = field(default_factory=Counter)
     errors: dict[str, ErrorKind] = field(default_factory=dict)
+    adapters: dict[str, AdapterRows] = field(default_factory=dict)
     input_tokens: Histogram = field(default_factory=Histogram)
     output_tokens: Histogram = field(default_factory=Histogram)
     queue_s: Histogram = field(default_factory=Histogram)
@@ -88,7 +111,7 @@ class Counts:
 
         Args:
             row: The row as generation left it, before `postprocess`, which may drop the columns that are read here. A
-                true value in `columns.IS_DUPLICATE` marks a duplicate.
+                true value in `columns.IS_DUPLICATE` marks a duplicate, and `columns.ADAPTER` names the adapter.
         """
         self.num_rows += 1
         if row.error is not None:
@@ -100,6 +123,8 @@ class Counts:
         self.num_output_tokens += num_out
         self.input_tokens.add(num_in)
         self.output_tokens.add(num_out)
+        if (adapter := data.get(columns.ADAPTER)) is not None:
+            self.adapters.setdefault(adapter, AdapterRows()).add(AdapterRows(1, num_in, num_out))
         reason = data.get(columns.FINISH_REASON)
         if reason and isinstance(reason, str):
             self.finish_reasons[reason] += 1
@@ -126,6 +151,8 @@ class Counts:
         for name in HISTOGRAMS:
             getattr(self, name).merge(getattr(other, name))
         self.finish_reasons.update(other.finish_reasons)
+        for name, rows in other.adapters.items():
+            self.adapters.setdefault(name, AdapterRows()).add(rows)
         for kind, error in other.errors.items():
             known = self.errors.setdefault(kind, ErrorKind(0, error.example))
             known.num_rows += error.num_rows
@@ -145,6 +172,7 @@ class Counts:
             **{name: getattr(self, name) for name in NUMBERS},
             "finish_reasons": dict(self.finish_reasons),
             "errors": {kind: asdict(error) for kind, error in self.errors.items()},
+            "adapters": {name: asdict(rows) for name, rows in self.adapters.items()},
             **{name: getattr(self, name).as_dict() for name in HISTOGRAMS},
         }
 
@@ -166,7 +194,11 @@ class Counts:
             for kind, error in data.get("errors", {}).items()
         }
         reasons = {reason: count_of(count) for reason, count in data.get("finish_reasons", {}).items()}
-        return cls(finish_reasons=Counter(reasons), errors=errors, **known)
+        adapters = {
+            name: AdapterRows(**{one.name: count_of(rows[one.name]) for one in fields(AdapterRows)})
+            for name, rows in data.get("adapters", {}).items()
+        }
+        return cls(finish_reasons=Counter(reasons), errors=errors, adapters=adapters, **known)
 
     def _add_times(self, times: Any) -> None:
         for name in TIMES if isinstance(times, dict) else ():

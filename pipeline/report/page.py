@@ -37,6 +37,9 @@ LEVELS = (
 )
 """Charts of levels over time: title, number, colour."""
 
+MAX_ADAPTERS = 100
+"""Most adapters that the page lists."""
+
 TIMES = (("Queue", "queue_s"), ("First token", "ttft_s"), ("Whole request", "e2e_s"))
 
 
@@ -50,6 +53,7 @@ def render(report: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    adapters = _adapters(report)
     environment.filters.update(short=short, clock=clock)
     return environment.get_template(TEMPLATE).render(
         report=report,
@@ -61,6 +65,8 @@ def render(report: Mapping[str, Any]) -> str:
         ranges=ranges_chart("Latency", [(label, _histogram(report, name)) for label, name in TIMES]),
         times=TIMES,
         shares=list(shares(report["replicas"])),
+        adapters=adapters[:MAX_ADAPTERS],
+        num_more_adapters=len(adapters[MAX_ADAPTERS:]),
     )
 
 
@@ -94,6 +100,18 @@ def shares(replicas: Mapping[str, Any]) -> Iterator[Share]:
     for name, meaning, seconds in parts:
         if seconds > 0:
             yield Share(name, meaning, seconds, seconds / total)
+
+
+def _adapters(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, int]]]:
+    """Returns name and rows of each adapter, the one with the most rows first; the first entry is the model itself."""
+    counts = report["counts"]
+    named = sorted(counts["adapters"].items(), key=lambda item: (-item[1]["num_rows"], item[0]))
+    if not named:
+        return []
+    total = {**counts, "num_rows": counts["num_rows"] - counts["num_failed"]}
+    names = ("num_rows", "num_input_tokens", "num_output_tokens")
+    plain = {name: total[name] - sum(rows[name] for _, rows in named) for name in names}
+    return [("none: the model itself", plain), *named]
 
 
 def _histogram(report: Mapping[str, Any], name: str) -> Histogram:

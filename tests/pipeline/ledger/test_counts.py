@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.pipeline import columns
-from millrace.pipeline.ledger.counts import Counts
+from millrace.pipeline.ledger.counts import AdapterRows, Counts
 from millrace.pipeline.ledger.histogram import Histogram
 from millrace.pipeline.stages.base import Row, RowError
 
 VALUES = st.lists(st.one_of(st.just(0), st.integers(1, 10**7), st.floats(1e-9, 1e6)), max_size=60)
 
 
-def finished(num_in: int, num_out: int, *, cached: int = 0, duplicate: bool = False, reason: str = "stop") -> Row:
+def finished(
+    num_in: int, num_out: int, *, cached: int = 0, duplicate: bool = False, reason: str = "stop", **more: Any
+) -> Row:
     """A row as generation leaves it."""
     times = {"queue_s": 0.5, "ttft_s": 1.0, "e2e_s": 2.0, "num_preemptions": 0}
     return Row.read(
@@ -28,6 +31,7 @@ def finished(num_in: int, num_out: int, *, cached: int = 0, duplicate: bool = Fa
             columns.FINISH_REASON: reason,
             columns.METRICS: times,
             columns.IS_DUPLICATE: duplicate,
+            **more,
         }
     )
 
@@ -39,7 +43,7 @@ def failed(kind: str, message: str, *, retryable: bool = False) -> Row:
 ROWS = [
     finished(10, 5, cached=4),
     finished(10, 5, duplicate=True),
-    finished(20, 7, reason="length"),
+    finished(20, 7, reason="length", __adapter="legal"),
     failed("PromptTooLongError", "300 tokens"),
     failed("EngineDeadError", "gone", retryable=True),
     failed("EngineDeadError", "gone again"),
@@ -62,6 +66,12 @@ def test_rows_are_counted() -> None:
     dead = counts.errors["generate: EngineDeadError"]
     assert (dead.num_rows, dead.num_retryable, dead.example) == (2, 1, "generate: EngineDeadError: gone")
     assert (counts.input_tokens.count, counts.e2e_s.count) == (3, 2)  # A duplicate took no time of its own.
+
+
+def test_rows_and_tokens_are_counted_by_adapter() -> None:
+    counts = count([*ROWS, finished(3, 1, __adapter="legal"), finished(2, 2, __adapter="far", duplicate=True)])
+    assert counts.adapters == {"legal": AdapterRows(2, 23, 8), "far": AdapterRows(1, 2, 2)}
+    assert Counts.from_dict(json.loads(json.dumps(counts.as_dict()))) == counts
 
 
 def test_a_row_without_the_columns_of_generation_counts_as_a_row() -> None:

@@ -177,6 +177,26 @@ def test_an_empty_job_has_a_page_too(tmp_path: Path) -> None:
     assert json.loads(Page((tmp_path / "report.html").read_text()).embedded) == report
 
 
+def test_rows_and_tokens_are_reported_by_adapter(tmp_path: Path) -> None:
+    counts = filled_counts()
+    for index in range(120):
+        data = {columns.NUM_INPUT_TOKENS: 2, columns.NUM_GENERATED_TOKENS: 3, columns.ADAPTER: f"<b>{index // 2}"}
+        counts.add(Row(data, data))
+    for index in range(50):
+        data = {columns.NUM_INPUT_TOKENS: 1, columns.NUM_GENERATED_TOKENS: 1, columns.ADAPTER: f"rare-{index:03}"}
+        counts.add(Row(data, data))
+    report = write_report(tmp_path, counts=counts)
+    assert report["counts"]["adapters"]["<b>7"] == {"num_rows": 2, "num_input_tokens": 4, "num_output_tokens": 6}
+    text = (tmp_path / "report.html").read_text()
+    check_page(Page(text), report)
+    assert '<th scope="row">none: the model itself</th><td class="num">294</td>' in text
+    row = '<th scope="row">&lt;b&gt;7</th><td class="num">2</td><td class="num">4</td><td class="num">6</td>'
+    assert row in text
+    assert ">rare-038</th>" in text and ">rare-039</th>" not in text and "; 11 more adapters" in text
+    write_report(tmp_path / "none")
+    assert "Rows by adapter" not in (tmp_path / "none" / "report.html").read_text()
+
+
 def test_the_numbers_of_a_report_agree_with_each_other(tmp_path: Path) -> None:
     report = write_report(tmp_path, Prices(per_accelerator_hour={"H100": 3.6}, per_million_output_tokens=2.0))
     counts, summary = report["counts"], report["summary"]
