@@ -88,6 +88,7 @@ class NullModel:
     )
     parallel = SINGLE
     dtype = torch.float32
+    adapters = None
 
     def __init__(self, max_num_tokens: int) -> None:
         self._hidden = torch.zeros(max_num_tokens, 1)

@@ -10,26 +10,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..lora.adapter import Adapter, LowRank
+from ..lora.adapter import Adapter, LowRank, NewRows
 from ..lora.slots import NewAdapter
 
 __all__ = ["pack_adapter", "unpack_adapter"]
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.int64)
+}
 
 
 def pack_adapter(new: NewAdapter) -> list[Any]:
     """Returns an adapter and its slot as values that a message can hold."""
     adapter = new.adapter
     updates = [[name, _pack(update.a), _pack(update.b)] for name, update in adapter.updates.items()]
-    return [new.slot, adapter.name, adapter.digest.hex(), adapter.num_bytes, updates]
+    new_rows = [[name, _pack(each.indices), _pack(each.rows)] for name, each in adapter.new_rows.items()]
+    return [new.slot, adapter.name, adapter.digest.hex(), adapter.num_bytes, updates, new_rows]
 
 
 def unpack_adapter(packed: list[Any]) -> NewAdapter:
     """Returns the adapter and the slot of a message."""
-    slot, name, digest, num_bytes, updates = packed
+    slot, name, digest, num_bytes, updates, new_rows = packed
     matrices = {part: LowRank(_unpack(*a), _unpack(*b)) for part, a, b in updates}
-    return NewAdapter(slot, Adapter(name, bytes.fromhex(digest), matrices, num_bytes))
+    tables = {table: NewRows(_unpack(*indices), _unpack(*rows)) for table, indices, rows in new_rows}
+    return NewAdapter(slot, Adapter(name, bytes.fromhex(digest), matrices, num_bytes, tables))
 
 
 def _pack(matrix: Tensor) -> list[Any]:
