@@ -34,6 +34,8 @@ SPLIT_INPUTS, MAX_SPLITS = 512, 16
 """Fewest inputs of a split, and most splits: each program of `expand_kernel` reads the sums of all splits."""
 RANKS, MAX_RANKS = 16, 64
 """Fewest and most rows of A in a block."""
+MAX_HIDDEN = 32
+"""Most hidden numbers of a row in a step of `expand_kernel`: registers hold them in float32, beside a tile of `out`."""
 SLOTS, MAX_SLOTS = 16, 1024
 """Fewest slots for which the kernels are compiled, and the most that are listed."""
 PARTS = 4
@@ -102,7 +104,7 @@ def _plan(
             expand_kernel,
             (num_tiles, sum(triton.cdiv(end - begin, tile.columns) for begin, end in pairwise(ends))),
             (*sizes, num_splits, out.shape[1], out.strides[0], first, *ends),
-            {**form, "COLUMNS": tile.columns, "PRECISION": tile.precision, **tile.expand_options},
+            {**_expand_constants(form, tile), **tile.expand_options},
         )
         for first, ends in _groups(part_ends)
     )
@@ -175,6 +177,11 @@ def configuration(dtype: str, num_routed: int, num_slots: int, max_rank: int, ta
     return Tile(MANY_ROWS, ranks, 128, 128, precision, shrink_options, {**options, "num_warps": 8})
 
 
+def _expand_constants(form: dict[str, int], tile: Tile) -> dict[str, Any]:
+    ranks = min(tile.ranks, MAX_HIDDEN)
+    return {**form, "RANKS": ranks, "COLUMNS": tile.columns, "PRECISION": tile.precision}
+
+
 _LISTED = (
     (1, 1, SLOTS),
     (FEW_ROWS + 1, 1, SLOTS),
@@ -195,7 +202,7 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
         constants, options = {**form, "DEPTH": tile.depth}, tile.shrink_options
         multiples = ("max_rank", "in_features", "x_stride")
         yield Specialisation(shrink_kernel, types, constants, options, multiples, options["num_stages"] > 2)
-        constants = {**form, "COLUMNS": tile.columns, "PRECISION": tile.precision}
+        constants = _expand_constants(form, tile)
         bounds = tuple(f"bound_{i}" for i in range(PARTS + 1))
         multiples = ("max_rank", "out_features", "out_stride", *bounds)
         for out in dict.fromkeys((dtype, "fp32")):
