@@ -12,12 +12,14 @@ from ..config import EngineConfig
 from ..device import LARGE_GPU_BYTES, Device
 from ..errors import ConfigError
 from ..kv_cache import LayerCache, kv_block_bytes, max_held_blocks
+from ..lora.slots import SlotSizes
 from ..models import ModelOptions, build_model, load_hf_config, weight_map
 from ..models.pp_stages import cache_groups, cache_shape, state_shape
-from ..parallel.context import SINGLE
+from ..parallel.context import SINGLE, ParallelContext
 from ..quantization.stored import StoredForms
 from ..tasks.choose import choose_task
 from ..weights.checkpoint import has_weights
+from .adapter_memory import lora_bytes
 from .capacity import Capacity, Reserve, choose_max_model_len, most_num_seqs, plan_capacity
 from .kv_scales import choose_kv_dtype
 from .model_source import locate_model, resolve_model
@@ -42,6 +44,7 @@ class Footprint:
         num_blocks: Number of KV cache blocks; 0 if there is no room for any.
         caches: The `LayerCache` of each group of layers.
         state_bytes: Bytes of the states of one running sequence, in models whose layers keep any.
+        adapter_bytes: Bytes of the adapter slots (`max_loras` of `max_lora_rank`); 0 without `enable_lora`.
         num_ranks: Number of processes, each of which has its own accelerator unless the engine runs on CPUs.
         problem: The reason why the engine would not start; None if it would start.
     """
@@ -57,6 +60,7 @@ class Footprint:
     num_blocks: int
     caches: tuple[LayerCache, ...]
     state_bytes: int = 0
+    adapter_bytes: int = 0
     num_ranks: int = 1
     problem: str | None = None
 
@@ -91,7 +95,9 @@ class Footprint:
         kv_dtype = choose_kv_dtype(config.kv_cache_dtype, dtype, model.spec, device)
         block_bytes = kv_block_bytes(cache_shape(model.spec, SINGLE), config.block_size, kv_dtype)
         caches = tuple(group.cache for group in cache_groups(model.spec))
-        cache_bytes = _cache_bytes(config, device, weight_bytes, memory_bytes)
+        slots = SlotSizes(config.max_loras, config.max_lora_rank) if config.enable_lora else None
+        adapter_bytes = _adapter_bytes(config, hf_config, dtype, replace(options, adapter_slots=slots))
+        cache_bytes = _cache_bytes(config, device, weight_bytes + adapter_bytes, memory_bytes)
         max_positions = model.spec.max_position_embeddings
         state_bytes = state_shape(model.spec, SINGLE).row_bytes(dtype)
         sizes = (cache_bytes, block_bytes, state_bytes)
@@ -108,6 +114,7 @@ class Footprint:
             num_blocks=limits.num_blocks,
             caches=caches,
             state_bytes=state_bytes,
+            adapter_bytes=adapter_bytes,
             num_ranks=config.num_ranks,
             problem=problem,
         )
@@ -143,8 +150,14 @@ def _stored_forms(config: EngineConfig, hf_config: Any, dtype: torch.dtype, devi
     return plan_stored_forms(hf_config, config.quantization, device)
 
 
+def _adapter_bytes(config: EngineConfig, hf_config: Any, dtype: torch.dtype, options: ModelOptions) -> int:
+    """Returns the bytes of the adapter slots on all ranks, of which the first stands for the others."""
+    first = ParallelContext.of_rank(0, config.tensor_parallel_size, config.pipeline_parallel_size)
+    return lora_bytes(hf_config, dtype, options, first) * config.num_ranks
+
+
 def _cache_bytes(config: EngineConfig, device: Device, weight_bytes: int, memory_bytes: int | None) -> int:
-    """Returns the bytes left for the KV cache on all ranks; on GPUs the bytes of the weights are subtracted."""
+    """Returns the bytes left for the KV cache on all ranks; on GPUs those of weights and adapters are subtracted."""
     if config.kv_cache_memory_bytes is not None:
         return config.kv_cache_memory_bytes * config.num_ranks
     share = config.gpu_memory_utilization
@@ -169,7 +182,10 @@ def _capacity(
     cache_bytes, block_bytes, row_bytes = sizes
     nothing = Capacity(choose_max_model_len(config, max_positions), 0, most_num_seqs(config, device))
     if cache_bytes < 1:
-        return nothing, f"the weights take {-cache_bytes / 2**20:,.0f} MiB more than there is memory for them"
+        missing = f"{-cache_bytes / 2**20:,.0f} MiB more than there is memory for them"
+        if config.enable_lora:
+            return nothing, f"the weights and the adapter slots take {missing}; lower max_loras or max_lora_rank"
+        return nothing, f"the weights take {missing}"
     try:
         room = replace(config, kv_cache_memory_bytes=cache_bytes)
         return plan_capacity(room, device, max_positions, block_bytes, Reserve(row_bytes=row_bytes), caches), None

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..device import to_device
 from .adapter import Adapter, LowRank, NewRows
@@ -61,6 +62,10 @@ class Adapted(Protocol):
         """Fills a slot with the updates of the layer's parts; a part without an update is left as it is."""
         ...
 
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """Yields the matrices of the slots, and with `recurse` the buffers of the layer that adapters change."""
+        ...
+
 
 class Table(Protocol):
     """A token embedding or an output head, of which adapters may replace rows."""
@@ -102,6 +107,11 @@ class DeviceSlots:
             table.load_rows(slot, adapter.new_rows)
         _mark(self._with_head, slot, HEADS & {*adapter.updates, *adapter.new_rows})
         _mark(self._grouped, slot, EMBEDDING in adapter.updates or adapter.new_rows)
+
+    @property
+    def num_bytes(self) -> int:
+        """Number of bytes of the matrices of all slots."""
+        return sum(matrix.nbytes for layer in self.layers for matrix in layer.buffers(recurse=False))
 
     def can_record(self, slots: np.ndarray) -> bool:
         """Returns whether a step of sequences in some slots may be recorded; `NO_SLOT` stands for no adapter.

@@ -68,6 +68,8 @@ def facts(forecast: Forecast) -> Iterator[tuple[str, str]]:
     number_type = footprint.dtype if is_plain else f"{bits:.1f} bits each"
     weights = f"{_size(footprint.weight_bytes)} of weights in {number_type}"
     yield "model", f"{short(footprint.num_parameters)} parameters, {weights}"
+    if footprint.adapter_bytes:
+        yield "adapters", f"{_size(footprint.adapter_bytes)} of adapter slots (max_loras, max_lora_rank)"
     yield "KV cache", _room(forecast)
     yield "replicas", _replicas(forecast)
     known = "" if forecast.is_bound else f", {forecast.output_tokens_per_row:,.1f} expected"

@@ -10,6 +10,9 @@ from tests.checkpoints import tiny_checkpoint
 from tests.gptq_files import awq, quantise_folder, settings
 
 from millrace.engine import LLM, EngineConfig, Footprint, resolve_model
+from millrace.engine.errors import ConfigError
+from millrace.engine.loading import adapter_memory
+from millrace.engine.lora.layer import LoraLinear
 from millrace.engine.quantization.group_linear import GroupLinear
 
 MODEL = "bundled:invoices"
@@ -58,6 +61,34 @@ def test_sequences_run_at_once_as_many_as_blocks_and_settings_allow() -> None:
     assert told.num_running(16) == 9
     assert told.num_running(17) == 9
     assert told.num_running(100) == 5
+
+
+ADAPTERS = {"enable_lora": True, "max_loras": 3, "max_lora_rank": 8}
+
+
+def test_adapter_slots_take_memory_by_their_number_and_rank() -> None:
+    told = footprint(dtype="float32", device="cpu", **ADAPTERS)
+    with LLM(MODEL, device="cpu", dtype="float32", **ADAPTERS) as llm:
+        adapters = llm.llm_engine.executor._runner.model.adapters  # type: ignore[attr-defined]
+    # Each part has A and B, and its rank in each slot as an int32.
+    linears = [layer.parts for layer in adapters.layers if isinstance(layer, LoraLinear)]
+    num_numbers = sum(rows + columns for parts in linears for rows, columns in parts.values())
+    assert told.adapter_bytes == 3 * (8 * 4 * num_numbers + 4 * sum(map(len, linears)))
+    assert footprint().adapter_bytes == 0
+    ranks = footprint(dtype="float32", device="cpu", tensor_parallel_size=2, **ADAPTERS).adapter_bytes
+    assert told.adapter_bytes < ranks < 2 * told.adapter_bytes, "each rank has one of the two matrices whole"
+
+
+def test_adapter_slots_leave_less_for_the_cache_and_too_large_ones_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = footprint(memory_bytes=32 << 20, dtype="bfloat16")
+    told = footprint(memory_bytes=32 << 20, dtype="bfloat16", **ADAPTERS)
+    assert told.problem is None
+    assert told.num_blocks < plain.num_blocks
+    more = footprint(memory_bytes=32 << 20, dtype="bfloat16", **{**ADAPTERS, "max_loras": 1000}).problem
+    assert more is not None and "lower max_loras or max_lora_rank" in more
+    monkeypatch.setattr(adapter_memory, "memory_bytes", lambda _: 1 << 20)
+    with pytest.raises(ConfigError, match=r"100 adapter slots .* 1048576 bytes .* lower max_loras or max_lora_rank"):
+        LLM(MODEL, device="cpu", **{**ADAPTERS, "max_loras": 100})
 
 
 def test_eight_bits_take_less() -> None:
