@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from adapters import make_adapter
 from checkpoints import tiny_checkpoint
+from gguf_files import write_gguf
 from millrace.engine.config import EngineConfig
 from millrace.engine.errors import AdapterError
 from millrace.engine.loading.adapter_base import describe_adapter_base
+from millrace.engine.loading.model_source import resolve_model
 from millrace.engine.lora.adapter import Adapter
 from millrace.engine.lora.base import AdapterBase
 from millrace.engine.lora.reader import read_adapter
@@ -92,6 +95,13 @@ def test_names_of_other_trainers_are_understood(tune: Path, base: AdapterBase, p
     plain = read(tune, base)
     edit(tune, renamed(pattern, by))
     assert equal(read(tune, base), plain)
+
+
+def test_a_model_in_a_gguf_file_takes_the_adapters_of_the_original(tune: Path, model: Path, base: AdapterBase) -> None:
+    file = write_gguf(model, tune / "model.gguf", "llama")
+    config = EngineConfig(model=str(file), enable_lora=True)
+    other = describe_adapter_base(config, load_hf_config(resolve_model(str(file))), "lm_head", torch.float32)
+    assert equal(read(tune, other), read(tune, base))
 
 
 def test_fused_matrices_are_cut_into_the_parts_of_a_model_that_has_them_apart(
@@ -411,6 +421,13 @@ def test_a_config_that_is_no_object_is_refused(tune: Path, base: AdapterBase, te
     (tune / CONFIG).write_text(text, encoding="latin-1")
     with pytest.raises(AdapterError, match=CONFIG):
         read(tune, base)
+
+
+def test_a_config_that_is_nested_as_deep_as_can_be_read_is_no_crash(tune: Path, base: AdapterBase) -> None:
+    for depth in (100, 500, 900, 950):
+        configure(tune, trained_by=json.loads("[" * depth + "1" + "]" * depth))
+        with contextlib.suppress(AdapterError):
+            read(tune, base)
 
 
 def test_a_missing_adapter_is_refused_with_what_is_there(tune: Path, base: AdapterBase, tmp_path: Path) -> None:
