@@ -105,7 +105,7 @@ def _matrices(model_folder: str | Path) -> dict[str, tuple[int, int]]:
 
 
 def _is_linear(name: str) -> bool:
-    return ".experts." not in name and not NOT_TARGETS.search(name.rpartition(".")[2])
+    return ".experts." not in name and ".router." not in name and not NOT_TARGETS.search(name.rpartition(".")[2])
 
 
 def _is_transposed(model_folder: str | Path) -> bool:

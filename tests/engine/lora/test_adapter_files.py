@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -28,6 +30,7 @@ from millrace.engine.loading.adapter_base import describe_adapter_base
 from millrace.engine.loading.model_source import resolve_model
 from millrace.engine.lora.adapter import Adapter
 from millrace.engine.lora.base import AdapterBase
+from millrace.engine.lora.config import HARMLESS, READ, REFUSED
 from millrace.engine.lora.reader import read_adapter
 from millrace.engine.lora.request import LoRARequest
 from millrace.engine.models import load_hf_config
@@ -421,6 +424,56 @@ def test_a_config_that_is_no_object_is_refused(tune: Path, base: AdapterBase, te
     (tune / CONFIG).write_text(text, encoding="latin-1")
     with pytest.raises(AdapterError, match=CONFIG):
         read(tune, base)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=4) | st.just("q_proj"),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["", "a", "q_proj", ".*"]), inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.dictionaries(st.sampled_from(sorted(READ | HARMLESS | REFUSED.keys())), VALUES, min_size=1, max_size=3))
+def test_a_config_of_anything_is_read_or_refused(tune: Path, base: AdapterBase, fields: dict[str, Any]) -> None:
+    plain = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj"]}
+    (tune / CONFIG).write_text(json.dumps({**plain, **fields}))
+    with contextlib.suppress(AdapterError):
+        read(tune, base)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.floats(0, 1), st.binary(min_size=1, max_size=9), st.booleans())
+def test_a_file_with_wrong_bytes_is_read_or_refused(
+    tune: Path, base: AdapterBase, place: float, data: bytes, is_header: bool
+) -> None:
+    plain = (tune / WEIGHTS).read_bytes()
+    start = int(place * (1_500 if is_header else len(plain)))
+    (tune / WEIGHTS).write_bytes(plain[:start] + data + plain[start + len(data) :])
+    try:
+        with contextlib.suppress(AdapterError):
+            read(tune, base)
+    finally:
+        (tune / WEIGHTS).write_bytes(plain)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.floats(0, 1), st.binary(min_size=1, max_size=9))
+def test_a_pickle_with_wrong_bytes_is_read_or_refused(tune: Path, base: AdapterBase, place: float, data: bytes) -> None:
+    file = tune / "adapter_model.bin"
+    if not file.exists():
+        torch.save(load_file(tune / WEIGHTS), file)
+        (tune / WEIGHTS).unlink()
+    plain = file.read_bytes()
+    start = int(place * len(plain))
+    file.write_bytes(plain[:start] + data + plain[start + len(data) :])
+    try:
+        with contextlib.suppress(AdapterError):
+            read(tune, base)
+    finally:
+        file.write_bytes(plain)
 
 
 def test_a_config_that_is_nested_as_deep_as_can_be_read_is_no_crash(tune: Path, base: AdapterBase) -> None:
