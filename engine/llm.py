@@ -233,8 +233,16 @@ class LLM:
             EngineError: As in `generate`.
         """
         parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
-        asked = {"use_tqdm": use_tqdm, "lora_request": lora_request, "priority": priority, "on_error": on_error}
-        return self._pool(parsed, pooling_params, pooling_task, **asked, **vllm_kwargs)
+        return self._pool(
+            parsed,
+            pooling_params,
+            pooling_task,
+            use_tqdm=use_tqdm,
+            lora_request=lora_request,
+            priority=priority,
+            on_error=on_error,
+            **vllm_kwargs,
+        )
 
     def _pool(
         self,

@@ -158,7 +158,7 @@ def test_arguments_of_vllm_without_use_are_taken_at_their_neutral_value(llm):
     (output,) = llm.chat(conversation, params, use_tqdm=False, lora_request=None, chat_template_content_format="auto")
     assert "What is\nup?" in output.prompt
     llm.generate(PROMPT, params, use_tqdm=False, lora_request=None, tokenization_kwargs=None)
-    with pytest.raises(ConfigError, match="tokenization_kwargs=.* is not supported"):
+    with pytest.raises(ConfigError, match=r"tokenization_kwargs=.* is not supported"):
         llm.generate(PROMPT, params, tokenization_kwargs={"a": 1})
     with pytest.raises(ConfigError, match="did you mean 'tokenization_kwargs'"):
         llm.generate(PROMPT, params, tokenisation_kwargs=None)
