@@ -30,7 +30,7 @@ class Entry:
         loading: The load that is going on; None before it begins and after its end was noticed.
         adapter: The adapter, once it was read.
         waiting: Sequences that wait for the adapter.
-        users: Sequences that have the adapter, finished ones among them.
+        users: Sequences that have the adapter; finished ones are dropped from time to time.
         is_pinned: Whether the adapter stays, even if it is not used.
     """
 
@@ -43,8 +43,12 @@ class Entry:
 
     def is_used(self) -> bool:
         """Returns whether the adapter must stay: a sequence needs it, or it is pinned."""
-        self.users = [sequence for sequence in self.users if not sequence.is_finished]
+        self.drop_finished()
         return self.is_pinned or bool(self.users)
+
+    def drop_finished(self) -> None:
+        """Drops finished sequences from the users."""
+        self.users = [sequence for sequence in self.users if not sequence.is_finished]
 
 
 class AdapterLibrary:
@@ -73,11 +77,18 @@ class AdapterLibrary:
             ConfigError: The number of the request names another adapter, or its name another folder.
         """
         known = self._entries.get(request.lora_name)
-        if known is not None and known.request.lora_path != request.lora_path and not request.load_inplace:
-            raise ConfigError(
-                f"the adapter {quote(request.lora_name)} was read from {quote(known.request.lora_path)}, and a request "
-                f"names {quote(request.lora_path)}; use another lora_name, or load_inplace=True to replace it"
-            )
+        if known is not None and known.request.lora_path != request.lora_path:
+            if not request.load_inplace:
+                raise ConfigError(
+                    f"the adapter {quote(request.lora_name)} was read from {quote(known.request.lora_path)}, and a "
+                    f"request names {quote(request.lora_path)}; use another lora_name, or load_inplace=True to replace "
+                    "it"
+                )
+            if known.waiting:
+                raise ConfigError(
+                    f"requests wait for the adapter {quote(request.lora_name)} from {quote(known.request.lora_path)}, "
+                    f"so it cannot be read from {quote(request.lora_path)} now; use another lora_name"
+                )
         for entry in self._entries.values():
             if entry.request.lora_int_id == request.lora_int_id and entry.request.lora_name != request.lora_name:
                 raise ConfigError(
@@ -108,13 +119,10 @@ class AdapterLibrary:
             return False
         if entry.loading is None:
             if not self._make_room():
-                raise ConfigError(
-                    f"there is no room for the adapter {quote(request.lora_name)}: the {self._max_adapters} adapters "
-                    "in memory are in use or pinned; raise max_cpu_loras, or remove one"
-                )
+                raise self._no_room(entry)
             entry.loading = self._thread.submit(self._read, request)
         wait([entry.loading])
-        if (error := entry.loading.exception()) is not None:
+        if (error := _error_of(entry)) is not None:
             if not entry.waiting:
                 del self._entries[request.lora_name]
             raise error
@@ -131,7 +139,7 @@ class AdapterLibrary:
         for entry in list(self._entries.values()):
             if entry.loading is not None and entry.loading.done():
                 failed += self._finish_load(entry)
-        self._start_loads()
+        failed += self._start_loads()
         return [sequence for entry in list(self._entries.values()) for sequence in self._hand_out(entry)], failed
 
     def wait(self) -> None:
@@ -185,9 +193,9 @@ class AdapterLibrary:
         return {entry.request.lora_int_id for entry in self._entries.values() if entry.adapter is not None}
 
     def reset(self) -> None:
-        """Removes the sequences that wait."""
+        """Removes all sequences."""
         for entry in self._entries.values():
-            entry.waiting.clear()
+            entry.waiting, entry.users = [], []
 
     def close(self) -> None:
         """Ends the thread; a load that is going on is finished first."""
@@ -201,19 +209,35 @@ class AdapterLibrary:
     def _entry(self, request: LoRARequest) -> Entry:
         self.check(request)
         entry = self._entries.get(request.lora_name)
-        if entry is None or (request.load_inplace and entry.request != request):
-            waiting = [] if entry is None else entry.waiting
-            entry = self._entries[request.lora_name] = Entry(request, waiting=waiting)
+        # Sequences that wait for the adapter share one load, so that the prompts of a call do not each read it again.
+        if entry is None or (request.load_inplace and not entry.waiting):
+            is_pinned = entry is not None and entry.is_pinned
+            entry = self._entries[request.lora_name] = Entry(request, is_pinned=is_pinned)
         self._entries.move_to_end(request.lora_name)
         return entry
 
-    def _start_loads(self) -> None:
-        """Starts loads in the order of the requests, as far as there is room for the adapters."""
+    def _start_loads(self) -> list[Sequence]:
+        """Starts loads in the order of the requests, as far as there is room for the adapters.
+
+        Returns:
+            The sequences of adapters for which there can be no room, because all others are pinned; they have failed.
+        """
+        failed: list[Sequence] = []
         for entry in list(self._entries.values()):
             if entry.adapter is None and entry.loading is None and entry.waiting:
-                if not self._make_room():
-                    return
-                entry.loading = self._thread.submit(self._read, entry.request)
+                if self._make_room():
+                    entry.loading = self._thread.submit(self._read, entry.request)
+                elif sum(other.is_pinned for other in self._entries.values()) >= self._max_adapters + entry.is_pinned:
+                    failed += self._fail(entry, self._no_room(entry))
+                else:
+                    break
+        return failed
+
+    def _no_room(self, entry: Entry) -> ConfigError:
+        return ConfigError(
+            f"there is no room for the adapter {quote(entry.request.lora_name)}: the {self._max_adapters} adapters in "
+            "memory are in use or pinned; raise max_cpu_loras, or remove one"
+        )
 
     def _make_room(self) -> bool:
         """Drops unused adapters until there is room for one more; returns whether there is."""
@@ -229,24 +253,24 @@ class AdapterLibrary:
     def _finish_load(self, entry: Entry) -> list[Sequence]:
         """Stores the adapter of a load that has ended. If the load failed, its sequences fail and are returned."""
         assert entry.loading is not None
-        error = entry.loading.exception()
-        if error is None:
-            entry.adapter = entry.loading.result()
-            entry.loading = None
-            self.num_loads += 1
-            return []
+        if (error := _error_of(entry)) is not None:
+            return self._fail(entry, error)
+        entry.adapter, entry.loading = entry.loading.result(), None
+        self.num_loads += 1
+        return []
+
+    def _fail(self, entry: Entry, error: UserError) -> list[Sequence]:
+        """Forgets an adapter, and ends the sequences that wait for it with an error; returns them."""
         self._entries = OrderedDict((name, other) for name, other in self._entries.items() if other is not entry)
-        if not isinstance(error, UserError):
-            name = quote(entry.request.lora_name)
-            error = AdapterError(f"the adapter {name} cannot be read: {type(error).__name__}: {error!s:.300}")
         for sequence in entry.waiting:
             sequence.fail_unstarted(RequestError.from_exception(error))
         return entry.waiting
 
     def _hand_out(self, entry: Entry) -> Iterator[Sequence]:
         """Gives the adapter of an entry to the sequences that wait for it, and yields them."""
-        if entry.adapter is None:
+        if entry.adapter is None or not entry.waiting:
             return
+        entry.drop_finished()
         for sequence in entry.waiting:
             sequence.adapter = entry.adapter
             # Keys and values depend on the adapter, so only sequences of the same adapter may share blocks.
@@ -254,3 +278,13 @@ class AdapterLibrary:
             entry.users.append(sequence)
             yield sequence
         entry.waiting = []
+
+
+def _error_of(entry: Entry) -> UserError | None:
+    """Returns the error of a load that has ended; None if the adapter was read."""
+    assert entry.loading is not None
+    error = entry.loading.exception()
+    if error is None or isinstance(error, UserError):
+        return error
+    name = quote(entry.request.lora_name)
+    return AdapterError(f"the adapter {name} cannot be read: {type(error).__name__}: {error!s:.300}")

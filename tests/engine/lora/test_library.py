@@ -114,6 +114,8 @@ def test_an_error_that_no_reader_should_raise_names_the_adapter(library, monkeyp
     library.ask(ask(1), make_sequence("0"))
     _, (failed,) = settle(library)
     assert "'tune-1' cannot be read: ZeroDivisionError" in failed.error.message
+    with pytest.raises(AdapterError, match="'tune-1' cannot be read: ZeroDivisionError"):
+        library.add(ask(1))
 
 
 def test_a_number_or_a_name_stands_for_one_adapter(library) -> None:
@@ -136,6 +138,44 @@ def test_pinned_adapters_stay_and_removed_ones_go(library) -> None:
     assert library.add(ask(3)) and not library.add(ask(3)) and library.ids() == {1, 3}
     with pytest.raises(ConfigError, match="lora_int_id=9"):
         library.pin(9)
+
+
+def test_load_inplace_reads_an_adapter_again_once_for_all_sequences_that_wait(library, reader) -> None:
+    again = LoRARequest("tune-1", 1, "/adapters/1", load_inplace=True)
+    library.add(ask(1))
+    assert library.pin(1) and library.add(again) and library.add(again)
+    assert reader.names == ["tune-1"] * 3
+    sequences = [make_sequence(str(i)) for i in range(3)]
+    for sequence in sequences:
+        library.ask(again, sequence)
+    with pytest.raises(ConfigError, match="requests wait for the adapter 'tune-1' from '/adapters/1'"):
+        library.ask(LoRARequest("tune-1", 1, "/elsewhere", load_inplace=True), make_sequence("3"))
+    assert settle(library) == (sequences, []) and reader.names == ["tune-1"] * 4
+    with pytest.raises(ConfigError, match="unfinished requests"):
+        library.remove(1)
+
+
+def test_an_adapter_for_which_pinned_ones_leave_no_room_fails_its_sequences(library) -> None:
+    for number in (1, 2):
+        library.add(ask(number))
+        library.pin(number)
+    library.ask(ask(3), sequence := make_sequence("0"))
+    assert settle(library) == ([], [sequence])
+    assert sequence.error is not None and "no room for the adapter 'tune-3'" in sequence.error.message
+    library.ask(LoRARequest("tune-1", 1, "/adapters/1", load_inplace=True), again := make_sequence("1"))
+    assert settle(library) == ([again], []) and library.ids() == {1, 2}
+
+
+def test_sequences_that_have_ended_are_forgotten(library) -> None:
+    for number in range(5):
+        library.ask(ask(1), sequence := make_sequence(str(number)))
+        settle(library)
+        sequence.fail_unstarted(None)
+    assert len(library._entries["tune-1"].users) == 1
+    library.ask(ask(1), make_sequence("unfinished"))
+    settle(library)
+    library.reset()
+    assert library.remove(1), "a reset ends all sequences"
 
 
 def test_an_adapter_in_use_is_not_removed(library) -> None:
