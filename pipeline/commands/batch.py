@@ -24,6 +24,13 @@ def batch(
         list[str] | None,
         typer.Option(help="Model name that lines may ask for; may be repeated. By default the name in the first line."),
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PLACE", help="LoRA adapter that lines may ask for as a model; may be repeated."),
+    ] = None,
+    dynamic_lora_loading_path: Annotated[
+        str | None, typer.Option(help="Folder or URL whose subfolders are LoRA adapters that lines may ask for.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate for a line without a limit.")] = None,
     replicas: Annotated[int, typer.Option(help="Copies of the model.")] = 1,
     engine: EngineSettings = None,
@@ -46,6 +53,8 @@ def batch(
         "output": output,
         "errors": errors,
         "served_model_names": served_model_name or [],
+        "lora_modules": lora,
+        "dynamic_lora_loading_path": dynamic_lora_loading_path,
         "max_tokens": max_tokens,
         "replicas": replicas,
         "seed": seed,

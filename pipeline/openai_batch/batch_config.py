@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...engine.errors import ConfigError
 from ..files.storage import Storage
 from ..settings import Settings
+from ..stages.adapters import read_modules
 
 NO_LINES = (".gz", ".zst", ".bz2", ".xz", ".zip")
 
@@ -23,8 +24,10 @@ class BatchConfig(Settings):
         output: Path or URL of the out file, which holds the answers.
         errors: Path or URL of the error file, which holds the lines that failed; None for a name beside the out file,
             such as ``"out.errors.jsonl"`` beside ``"out.jsonl"``.
-        served_model_names: Model names that lines may ask for; if empty, the name that the first line asks for. The
-            name in `model` is always allowed.
+        served_model_names: Model names that lines may ask for; if empty, the name that the first line asks for,
+            unless it is the name of an adapter. The name in `model` is always allowed.
+        lora_modules: LoRA adapters that lines may ask for as their model: name -> folder, URL or hub repository.
+        dynamic_lora_loading_path: Folder or URL whose subfolders are LoRA adapters that lines may ask for.
         max_tokens: Most tokens to generate for a line that sets no limit; None for the limit in the model's
             generation_config.json, or else the default of the endpoint.
         replicas: Number of copies of the model.
@@ -42,6 +45,8 @@ class BatchConfig(Settings):
     output: str
     errors: str | None = None
     served_model_names: list[str] = Field(default_factory=list)
+    lora_modules: dict[str, str] | None = None
+    dynamic_lora_loading_path: str | None = Field(default=None, min_length=1)
     max_tokens: int | None = Field(default=None, gt=0)
     replicas: int = Field(default=1, gt=0)
     engine: dict[str, Any] = Field(default_factory=dict)
@@ -51,6 +56,17 @@ class BatchConfig(Settings):
     endpoint_url: str | None = None
     batch_size: int = Field(default=128, gt=0)
     flush_interval_s: float = Field(default=5.0, gt=0)
+
+    @field_validator("lora_modules", mode="before")
+    @classmethod
+    def _read_modules(cls, value: Any) -> dict[str, str] | None:
+        return read_modules(value)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> BatchConfig:
+        for name in {*self.served_model_names, self.model}.intersection(self.lora_modules or {}):
+            raise ConfigError(f"{name!r:.80} is the name of the model and of an adapter; give each a name of its own")
+        return self
 
     @model_validator(mode="after")
     def _check_files(self) -> BatchConfig:

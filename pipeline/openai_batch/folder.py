@@ -18,6 +18,7 @@ from .input_index import InputIndex
 
 FINGERPRINT = (
     "model", "served_model_names", "max_tokens", "engine", "seed", "tool_call_parser", "reasoning_parser",
+    "lora_modules", "dynamic_lora_loading_path",
 )  # fmt: skip
 """Settings that change the output: a run resumes an unfinished batch only if these are equal."""
 

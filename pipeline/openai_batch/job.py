@@ -77,8 +77,12 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False, take_over: bo
         ConfigError: A setting or a file cannot be used.
         OutputInUseError: Another run answers the batch.
     """
+    # Lines never name folders or repositories themselves, so without a list none names an adapter.
+    listed = {} if config.engine.get("enable_lora") and config.dynamic_lora_loading_path is None else None
     job = JobConfig(
         model=config.model,
+        lora_modules=listed if config.lora_modules is None else config.lora_modules,
+        dynamic_lora_loading_path=config.dynamic_lora_loading_path,
         input=config.input,
         output=config.output,
         engine=config.engine,
@@ -211,23 +215,26 @@ def _processor(prepared: PreparedBatch, reader: RequestReader) -> Processor:
 
 def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
     """Returns the parser of lines, made with the model names that lines may use and the default sampling parameters."""
-    config = prepared.config
-    named = config.served_model_names or ([] if index.model is None else [index.model])
-    if not config.served_model_names and index.model not in (None, config.model):
+    config, adapters = prepared.config, prepared.processor.adapter_names
+    first = None if index.model is None or adapters.has(index.model) else index.model
+    named = config.served_model_names or ([] if first is None else [first])
+    if not config.served_model_names and first not in (None, config.model):
         logger.warning(
             "lines that ask for %r, as the first one does, are answered by %s; --served-model-name says which are",
-            index.model,
+            first,
             config.model,
         )
     defaults = {} if prepared.processor.is_pooling else recommended_values(prepared.processor.engine_config)
     if config.max_tokens is not None:
         defaults["max_tokens"] = config.max_tokens
     models = tuple(dict.fromkeys([*named, config.model]))
-    return RequestReader(models, defaults, config.seed, prepared.processor.is_pooling)
+    return RequestReader(models, defaults, config.seed, prepared.processor.is_pooling, adapters)
 
 
 def _fingerprint(prepared: PreparedBatch) -> str:
     """Returns the `system_fingerprint` of answers, which is the same for the same model and settings."""
-    settings = [prepared.processor.model_source, prepared.processor.engine_kwargs]
+    processor = prepared.processor
+    adapters = (processor.lora_modules, processor.dynamic_lora_loading_path)
+    settings = [processor.model_source, processor.engine_kwargs, *(one for one in adapters if one is not None)]
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=5)
     return f"fp_{digest.hexdigest()}"

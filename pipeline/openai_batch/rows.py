@@ -23,7 +23,6 @@ RESULT_SCHEMA = pa.schema([(LINE, pa.binary())])
 
 NO_PROMPT = dict.fromkeys((
     columns.MESSAGES, columns.PROMPT, columns.TOKENIZED_PROMPT, columns.TOOLS, columns.CHAT_TEMPLATE_KWARGS,
-    columns.MODEL,
 ))  # fmt: skip
 
 
@@ -48,7 +47,8 @@ class AskLine:
             request = duplicate_error(request.custom_id)
         if isinstance(request, LineError):
             raise BatchLineError(request.message)
-        return {**NO_PROMPT, **request.columns, REQUEST: request}
+        adapter = self.reader.adapter_of(request.model)
+        return {**NO_PROMPT, **request.columns, columns.MODEL: adapter, REQUEST: request}
 
 
 @dataclass(frozen=True)

@@ -272,6 +272,11 @@ class EngineProcessorConfig(StageFields):
         named = [name for name in ("lora_modules", "dynamic_lora_loading_path") if getattr(self, name) is not None]
         if named and not self._engine_config.enable_lora:
             raise ConfigError(f"{' and '.join(named)} need enable_lora, and engine_kwargs say False; drop one")
+        for name in self.adapter_names.base_names:
+            if name in (self.lora_modules or {}):
+                raise ConfigError(
+                    f"lora_modules name {name!r:.80}, which is the model itself; name the adapter otherwise"
+                )
         if self.adapter_names.takes_places:
             logger.warning(
                 "rows name folders and hub repositories of adapters in the column 'model', and the engine reads them; "

@@ -73,6 +73,13 @@ class AdapterNames:
             return None
         return LoRARequest(name, _int_id(name), self._place_of(name))
 
+    def has(self, name: str) -> bool:
+        """Returns whether a row may name an adapter so; whether the adapter is there is not looked up."""
+        try:
+            return self.find(name) is not None
+        except AdapterError:
+            return False
+
     def _place_of(self, name: str) -> str:
         if name in self.modules:
             return self.modules[name]

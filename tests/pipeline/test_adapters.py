@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -10,13 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray.data
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from adapters import make_adapter
-from millrace.engine import LLM, GenerateRequest, LoRARequest, SamplingParams
-from millrace.pipeline import EngineProcessorConfig, Processor, build_llm_processor
+from millrace.engine import LLM, CompletionOutput, GenerateRequest, LoRARequest, SamplingParams
+from millrace.pipeline import EngineProcessorConfig, JobConfig, Processor, build_llm_processor, run_job
+from millrace.pipeline.openai_batch import BatchConfig, run_batch
 
 pytestmark = pytest.mark.slow
 
@@ -42,10 +46,10 @@ def config_for(model: Path, **changes: Any) -> EngineProcessorConfig:
     return EngineProcessorConfig(**{**fields, "sampling_params": SAMPLING, **changes})
 
 
-def answers_of(model: Path, adapters: Path, rows: Sequence[dict[str, Any]]) -> dict[int, list[int]]:
-    """Returns the tokens of each row by its id, from one engine in this process that runs one adapter at a time."""
+def answers_of(model: Path, adapters: Path, rows: Sequence[dict[str, Any]]) -> dict[int, CompletionOutput]:
+    """Returns the output of each row by its id, from one engine in this process that runs one adapter at a time."""
     engine = LLM(str(model), **{**ENGINE, "max_loras": 1}, enable_lora=True).llm_engine
-    found: dict[int, list[int]] = {}
+    found: dict[int, CompletionOutput] = {}
     for number, name in enumerate([None, *NAMES]):
         named = None if name is None else LoRARequest(name, number, str(adapters / name))
         for row in rows:
@@ -55,7 +59,7 @@ def answers_of(model: Path, adapters: Path, rows: Sequence[dict[str, Any]]) -> d
         while engine.has_unfinished_requests():
             for output in engine.step():
                 assert output.error is None
-                found[int(output.request_id)] = list(output.outputs[0].token_ids)
+                found[int(output.request_id)] = output.outputs[0]
     return found
 
 
@@ -97,8 +101,10 @@ def test_each_row_of_twenty_adapters_is_answered_once_and_by_its_adapter_althoug
     asked = {row["id"]: row["model"] for row in rows}
     assert all(row["model"] == asked[row["id"]] for row in out)
     expected = answers_of(tiny_model("llama"), adapters, rows)
-    assert {row["id"]: list(row["generated_tokens"]) for row in out} == expected
-    assert len({tuple(expected[row["id"]]) for row in rows if row["prompt"] == "row 7"}) > 15
+    assert {row["id"]: list(row["generated_tokens"]) for row in out} == {
+        row_id: list(output.token_ids) for row_id, output in expected.items()
+    }
+    assert len({tuple(expected[row["id"]].token_ids) for row in rows if row["prompt"] == "row 7"}) > 15
 
 
 def test_a_row_whose_adapter_cannot_be_used_fails_alone_with_the_reason(
@@ -122,3 +128,70 @@ def test_a_row_whose_adapter_cannot_be_used_fails_alone_with_the_reason(
         else:
             assert error.startswith("generate: AdapterError: ")
             assert row["model"] in error
+
+
+def test_a_job_reads_adapters_from_its_input_and_reports_rows_and_tokens_by_adapter(
+    cluster: None, tiny_model: TinyModel, adapters: Path, tmp_path: Path
+) -> None:
+    models = [None, NAMES[0], NAMES[1], "missing"]
+    rows = [{"id": index, "prompt": f"row {index // 4}", "model": models[index % 4]} for index in range(40)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    job = JobConfig(
+        model=str(tiny_model("llama")),
+        input=str(tmp_path / "in.parquet"),
+        output=str(tmp_path / "out"),
+        prompt="{prompt}",
+        sampling=SAMPLING,
+        engine=ENGINE,
+        dynamic_lora_loading_path=str(adapters),
+    )
+    summary = run_job(job)
+    assert (summary.num_rows_out, summary.num_rows_failed) == (40, 10)
+    done = [row for row in rows if row["model"] != "missing"]
+    expected = answers_of(tiny_model("llama"), adapters, done)
+    out = {row["id"]: row for row in pq.read_table(tmp_path / "out").to_pylist()}
+    assert {row_id: row["generated_text"] for row_id, row in out.items()} == {
+        row_id: output.text for row_id, output in expected.items()
+    }
+    assert {row_id: row["model"] for row_id, row in out.items()} == {row["id"]: row["model"] for row in done}
+    failed = pq.read_table(tmp_path / "out" / "_failed").to_pylist()
+    assert {row["model"] for row in failed} == {"missing"}
+    assert all(row["__error_kind"] == "AdapterError" and "missing" in row["__error_message"] for row in failed)
+    counted = json.loads((tmp_path / "out" / "_millrace" / "report.json").read_text())["counts"]["adapters"]
+    assert {name: (rows["num_rows"], rows["num_output_tokens"]) for name, rows in counted.items()} == dict.fromkeys(
+        NAMES[:2], (10, 60)
+    )
+
+
+def test_lines_of_a_batch_file_ask_for_adapters_by_name(
+    cluster: None, tiny_model: TinyModel, adapters: Path, tmp_path: Path
+) -> None:
+    models = ["base", "zero", "one", "gone", "/etc"]
+    rows = [{"id": index, "prompt": f"row {index // 5}", "model": models[index % 5]} for index in range(20)]
+    with (tmp_path / "in.jsonl").open("w") as lines:
+        for row in rows:
+            body = {"model": row["model"], "prompt": row["prompt"], "temperature": 0, "max_tokens": 6}
+            asked = {"custom_id": str(row["id"]), "method": "POST", "url": "/v1/completions", "body": body}
+            lines.write(json.dumps(asked) + "\n")
+    places = [f"zero={adapters / NAMES[0]}", f"one={adapters / NAMES[1]}", f"gone={tmp_path / 'gone'}"]
+    config = BatchConfig(
+        model=str(tiny_model("llama")),
+        input=str(tmp_path / "in.jsonl"),
+        output=str(tmp_path / "out.jsonl"),
+        engine=ENGINE,
+        lora_modules=places,
+    )
+    run_batch(config)
+    answers = {int(one["custom_id"]): one for one in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
+    folders = {"base": None, "zero": NAMES[0], "one": NAMES[1]}
+    done = [{**row, "model": folders[row["model"]]} for row in rows if row["model"] in folders]
+    expected = answers_of(tiny_model("llama"), adapters, done)
+    bodies = {row_id: one["response"]["body"] for row_id, one in answers.items()}
+    assert {row_id: body["model"] for row_id, body in bodies.items()} == {
+        row["id"]: row["model"] for row in rows if row["model"] in folders
+    }
+    # Without `ignore_eos`, which a body has no field for, a text may be shorter.
+    assert all(expected[row_id].text.startswith(body["choices"][0]["text"]) for row_id, body in bodies.items())
+    errors = [json.loads(one) for one in (tmp_path / "out.errors.jsonl").read_text().splitlines()]
+    assert [one["error"]["code"] for one in errors] == ["model_not_found"] * 8
+    assert {one["response"]["status_code"] for one in errors} == {404}

@@ -45,6 +45,7 @@ class LineError:
 
 
 SERVER_ERROR = 500
+NOT_FOUND = 404
 
 CODES: dict[str, tuple[str, str | None]] = {
     "PromptTooLongError": ("context_length_exceeded", None),
@@ -54,6 +55,7 @@ CODES: dict[str, tuple[str, str | None]] = {
     "PromptTypeError": ("invalid_type", None),
     "SamplingParamsError": ("invalid_value", None),
     "PoolingParamsError": ("invalid_value", "dimensions"),
+    "AdapterError": ("model_not_found", "model"),
 }
 """Class name of an error that the content of a request causes -> (code, param) of its `LineError`."""
 
@@ -68,7 +70,7 @@ def error_of_run(kind: str, message: str, custom_id: str | None) -> LineError:
     """
     if kind in CODES:
         code, param = CODES[kind]
-        return LineError(code, message, param, custom_id=custom_id)
+        return LineError(code, message, param, NOT_FOUND if code == "model_not_found" else 400, custom_id)
     return LineError("server_error", message, None, SERVER_ERROR, custom_id)
 
 

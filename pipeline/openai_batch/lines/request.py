@@ -15,6 +15,7 @@ from ....engine.errors import SamplingParamsError, unknown_key_message
 from ... import columns
 from ...files.storage import Storage
 from ...seeds import MAX_SEED
+from ...stages.adapters import AdapterNames
 from .constraints import is_forced, read_constraint
 from .embedding import EmbeddingRequest, read_embedding
 from .fields import COMPLETIONS, EMBEDDINGS, ENDPOINTS, FIELDS_OF, LINE_FIELDS, RESPONSES, BodyField
@@ -27,6 +28,9 @@ BOM = b"\xef\xbb\xbf"
 
 LEAST_TOP_P = 1e-6
 """Value of `top_p` that keeps only the most probable token. `SamplingParams` does not take 0."""
+
+MAX_LISTED = 10
+"""Most names of adapters that an error lists."""
 
 MAX_TOKENS_OF_COMPLETION = 16
 """OpenAI's default of `max_tokens` for completions. Other answers end at the context length by default."""
@@ -71,18 +75,20 @@ class RequestReader:
     """Parses the lines of one batch file.
 
     Attributes:
-        models: Model names that lines may ask for.
+        models: Names of the model itself that lines may ask for.
         defaults: Name -> value of the sampling parameters that apply where a body leaves them out.
         seed: Seed of the batch. A line that samples and gives no seed gets one that is derived from this seed and the
             `custom_id`. Equal bodies therefore draw different answers, as with OpenAI, and a rerun repeats each answer.
         embeds: Whether the lines must ask for embeddings. If so, lines for other endpoints are errors; if not, lines
             for embeddings are.
+        adapters: The adapters that lines may ask for beside the model itself.
     """
 
     models: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     embeds: bool = False
+    adapters: AdapterNames = field(default_factory=lambda: AdapterNames(("",)))
 
     def read(self, line: bytes) -> BatchRequest | EmbeddingRequest | LineError:
         """Parses a line.
@@ -104,6 +110,14 @@ class RequestReader:
             return self._any_request(values["custom_id"], values["url"], body)
         except Refusal as refusal:
             return replace(refusal.error, custom_id=custom_id)
+
+    def adapter_of(self, model: str) -> str | None:
+        """Returns the name of the adapter that a valid line asks for; None for the model itself.
+
+        Args:
+            model: Model name that the line asks for.
+        """
+        return None if model in self.models else model
 
     def _any_request(self, custom_id: str, url: str, body: dict[str, Any]) -> BatchRequest | EmbeddingRequest:
         if (url == EMBEDDINGS) != self.embeds:
@@ -136,8 +150,8 @@ class RequestReader:
 
     def _check_model(self, body: Mapping[str, Any]) -> None:
         model = _required(body, "model")
-        if model not in self.models:
-            served = ", ".join(map(repr, self.models))
+        if model not in self.models and not self.adapters.has(model):
+            served = ", ".join(map(repr, [*self.models, *list(self.adapters.modules)[:MAX_LISTED]]))
             message = f"model {model!r} is not served here, but {served}; name it with --served-model-name if it is"
             raise Refusal("model_not_found", message, "model", status=404)
 

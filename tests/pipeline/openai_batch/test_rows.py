@@ -49,6 +49,7 @@ def test_the_template_sees_what_the_body_says(body: dict[str, Any], prompt: str)
         (read(is_duplicate=True, temprature=1), "BatchLineError", "duplicate_custom_id"),
         (read(), "PromptTooLongError", "context_length_exceeded"),
         (read(), "ReplicaDiedError", "server_error"),
+        (read(), "AdapterError", "model_not_found"),
     ],
 )
 def test_a_dead_letter_says_what_went_wrong(row: dict[str, Any], kind: str, code: str) -> None:

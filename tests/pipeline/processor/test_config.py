@@ -74,6 +74,7 @@ def test_placement_is_checked_when_the_config_is_made(caplog: pytest.LogCaptureF
         ({"has_image": True}, "needs images"),
         ({"lora_modules": {"a": 3}}, "lora_modules must map names of adapters to folders"),
         ({"lora_modules": ["a=x", "a=y"]}, "lora_modules name 'a' twice"),
+        ({"lora_modules": {"somewhere": "x"}}, "which is the model itself"),
         ({"dynamic_lora_loading_path": ""}, "dynamic_lora_loading_path is empty"),
         (
             {"dynamic_lora_loading_path": "x", "engine_kwargs": {"enable_lora": False}},

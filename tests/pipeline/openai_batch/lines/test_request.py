@@ -22,6 +22,7 @@ from millrace.pipeline.openai_batch.lines.fields import (
 )
 from millrace.pipeline.openai_batch.lines.line_error import LineError
 from millrace.pipeline.openai_batch.lines.request import BatchRequest, RequestReader
+from millrace.pipeline.stages.adapters import AdapterNames
 
 READER = RequestReader(("m", "gpt-4o"), {"temperature": 0.5})
 HI = [{"role": "user", "content": "hi"}]
@@ -54,6 +55,32 @@ def test_a_chat_becomes_messages_and_parameters() -> None:
     assert read.sampling == SamplingParams(
         max_tokens=7, top_p=0.5, stop=["x"], logit_bias={5: -1.0}, seed=3, temperature=0.5
     )
+
+
+@pytest.mark.parametrize(
+    ("adapters", "model", "adapter"),
+    [
+        (AdapterNames(("base",), {"legal": "org/legal"}), "legal", "legal"),
+        (AdapterNames(("base",), {"legal": "org/legal"}), "m", None),
+        (AdapterNames(("base",), {}, "s3://bucket/adapters"), "team/legal", "team/legal"),
+        (AdapterNames(("base",), {}, "s3://bucket/adapters"), "gpt-4o", None),
+    ],
+)
+def test_a_line_may_ask_for_an_adapter(adapters: AdapterNames, model: str, adapter: str | None) -> None:
+    reader = RequestReader(("m", "gpt-4o"), adapters=adapters)
+    for url in (CHAT, COMPLETIONS, RESPONSES):
+        read = reader.read(line(url, model=model))
+        assert isinstance(read, BatchRequest)
+        assert (read.model, reader.adapter_of(read.model)) == (model, adapter)
+
+
+@pytest.mark.parametrize("model", ["other", "org/legal", "../legal", "/etc", "s3://bucket/legal"])
+def test_a_line_that_asks_for_no_adapter_of_the_batch_is_an_error(model: str) -> None:
+    reader = RequestReader(("m",), adapters=AdapterNames(("base",), {"legal": "org/legal"}))
+    read = reader.read(line(model=model))
+    assert isinstance(read, LineError)
+    assert (read.code, read.status, read.param) == ("model_not_found", 404, "model")
+    assert f"model {model!r} is not served here, but 'm', 'legal'" in read.message
 
 
 def test_equal_bodies_are_different_draws_and_the_same_again() -> None:
