@@ -41,17 +41,18 @@ def describe_adapter_base(config: EngineConfig, hf_config: Any, head: str | None
         shapes=shapes,
         dtype=dtype,
         max_rank=config.max_lora_rank,
+        tables=frozenset(table.name for table in model.adapters.tables),
         is_tied=is_tied,
-        read_table=_table_reader(config, weights, is_tied=is_tied),
+        read_own=_own_reader(config, weights, is_tied=is_tied),
         download_dir=config.download_dir,
     )
 
 
-def _table_reader(config: EngineConfig, weights: WeightMap, *, is_tied: bool) -> Callable[[str], Tensor | None]:
-    """Returns a function that reads the model's own embedding or head by our path, as `AdapterBase.read_table`."""
+def _own_reader(config: EngineConfig, weights: WeightMap, *, is_tied: bool) -> Callable[[str], Tensor | None]:
+    """Returns a function that reads a tensor of the model's checkpoint by our name, as `AdapterBase.read_own`."""
 
-    def read(part: str) -> Tensor | None:
-        names = {f"{part}.weight"} | ({"embed_tokens.weight"} if is_tied and part == "lm_head" else set())
+    def read(ours: str) -> Tensor | None:
+        names = {ours, "embed_tokens.weight"} if is_tied and ours == "lm_head.weight" else {ours}
         for name, tensor in iter_tensors(locate_model(config.model, config.hub)):
             if _ours(name, weights) in names:
                 return tensor if isinstance(tensor, Tensor) else tensor.read()

@@ -57,6 +57,11 @@ class AdaptedEmbedding(nn.Module):
         slots.tables.append(self)
 
     @property
+    def name(self) -> str:
+        """Our path of the embedding."""
+        return EMBEDDING
+
+    @property
     def parts(self) -> Mapping[str, tuple[int, int]]:
         """Our path of the embedding, -> length of an embedding and number of tokens."""
         return {EMBEDDING: self._shape}

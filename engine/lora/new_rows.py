@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..device import to_device
@@ -18,23 +17,24 @@ __all__ = ["ReplacedRows"]
 
 
 class ReplacedRows(LinearBase):
-    """Computes `x W^T + b`, where an adapter of a row of x may have replaced rows of W.
+    """Computes `x W^T`, where an adapter of a row of x may have replaced rows of W.
 
     Args:
-        base: The layer that computes `x W^T + b`. It keeps its name in the model (`weight_slots`).
+        base: The layer that computes `x W^T`. It keeps its name in the model (`weight_slots`).
         name: Our path of the layer.
         rows: The rows of W that this rank has.
         slots: The adapter slots of the model, which the layer joins.
         device: Device of the rows.
 
     Attributes:
+        name: Our path of the layer.
         unadapted: The layer `base`.
     """
 
     def __init__(self, base: LinearBase, name: str, rows: Shard, slots: DeviceSlots, device: torch.device) -> None:
         super().__init__()
         self.unadapted = base
-        self._name = name
+        self.name = name
         self._own = rows
         self._slots = slots
         self._device = device
@@ -44,7 +44,7 @@ class ReplacedRows(LinearBase):
     def load_rows(self, slot: int, new_rows: Mapping[str, NewRows]) -> None:
         """Fills a slot with this rank's part of the rows that replace some of the layer's own."""
         self._new_rows.pop(slot, None)
-        if (new := new_rows.get(self._name)) is not None:
+        if (new := new_rows.get(self.name)) is not None:
             local = new.indices - self._own.start
             is_own = (local >= 0) & (local < self._own.length)
             rows = new.rows[is_own]
@@ -69,8 +69,6 @@ class ReplacedRows(LinearBase):
         routing = self._slots.routing
         for slot, tokens in routing.groups.items() if routing is not None else ():
             if (new := self._new_rows.get(slot)) is not None:
-                bias = getattr(self.unadapted, "bias", None)
-                own_bias = None if bias is None else bias[new.indices].float()
-                products = F.linear(x[tokens].float(), new.rows.float(), own_bias)
+                products = x[tokens].float() @ new.rows.float().t()
                 out[tokens.unsqueeze(1), new.indices] = products.to(out.dtype)
         return out

@@ -70,6 +70,11 @@ class Adapted(Protocol):
 class Table(Protocol):
     """A token embedding or an output head, of which adapters may replace rows."""
 
+    @property
+    def name(self) -> str:
+        """Our path of the table."""
+        ...
+
     def load_rows(self, slot: int, new_rows: Mapping[str, NewRows]) -> None:
         """Fills a slot with the rows that replace some of the table's own; without any, the slot becomes empty."""
         ...

@@ -36,6 +36,8 @@ HEAD = "lm_head"
 _TOKENS = re.compile(r"(?P<module>.+)\.token_adapter\.trainable_tokens_delta(\.[^.]+)?")
 _TABLE = re.compile(r"(?P<module>.+?)((\.token_adapter)?\.base_layer)?(\.modules_to_save(\.[^.]+)?)?\.weight")
 
+_BIAS = re.compile(r"(?P<module>.+)\.base_layer\.bias")
+
 
 def read_new_rows(tensors: Mapping[str, Tensor], config: AdapterConfig, base: AdapterBase) -> dict[str, NewRows]:
     """Returns the new rows of each table.
@@ -56,6 +58,8 @@ def read_new_rows(tensors: Mapping[str, Tensor], config: AdapterConfig, base: Ad
     seen: set[str] = set()
     for name, tensor in sorted(tensors.items()):
         match = _TOKENS.fullmatch(name) or _TABLE.fullmatch(name)
+        if match is None and _is_own_bias(name, tensor, base):
+            continue
         if match is None:
             raise _unused(name)
         module, is_tokens = match["module"], match.re is _TOKENS
@@ -68,11 +72,11 @@ def read_new_rows(tensors: Mapping[str, Tensor], config: AdapterConfig, base: Ad
             raise AdapterError(
                 f"the file replaces rows of {quote(part)} (our name) twice, the second time as {quote(name)}"
             )
-        found[part] = _checked(module, new, base)
+        found[part] = _checked(module, part, new, base)
         if part == EMBEDDING and not config.saves(module):
             shared = found[part]
     _check_complete(seen, config, base)
-    if base.is_tied and shared is not None and HEAD in base.shapes:
+    if base.is_tied and shared is not None and HEAD in base.tables:
         found.setdefault(HEAD, shared)
     return found
 
@@ -111,6 +115,14 @@ def _unused(name: str) -> AdapterError:
     )
 
 
+def _is_own_bias(name: str, tensor: Tensor, base: AdapterBase) -> bool:
+    """Returns whether a tensor is a copy of the bias of the model's own output head."""
+    if (match := _BIAS.fullmatch(name)) is None:
+        return False
+    own = base.read_own(f"{_find_table(name, match['module'], base)}.bias")
+    return own is None or (own.shape == tensor.shape and bool(_is_same(tensor, own).all()))
+
+
 def _read_tokens(module: str, part: str, tensor: Tensor, config: AdapterConfig, base: AdapterBase) -> NewRows:
     """Returns the rows of the tokens that the config names."""
     tokens, (num_rows, size) = config.tokens_of(module), _table_shape(part, base)
@@ -141,8 +153,8 @@ def _read_table(module: str, part: str, tensor: Tensor, config: AdapterConfig, b
             f"the file holds the whole of {quote(module)} with the shape {list(tensor.shape)}, and the model's is "
             f"{list(shape)}: the vocabulary or the classes were changed; merge the adapter into that model"
         )
-    own = base.read_table(part)
-    if own is not None:
+    own = base.read_own(f"{part}.weight")
+    if own is not None and own.shape == tensor.shape and own.is_floating_point():
         indices = _changed_rows(tensor, own)
         return NewRows(indices, tensor[indices]) if len(indices) else None
     if not config.saves(module):
@@ -160,16 +172,25 @@ def _table_shape(part: str, base: AdapterBase) -> tuple[int, int]:
 
 
 def _changed_rows(table: Tensor, own: Tensor) -> Tensor:
-    """Returns the indices of the rows in which two tables differ, apart from a rounding to the type of one of them."""
+    """Returns the indices of the rows in which two tables differ."""
     changed = []
     for new, old in zip(table.split(NUM_COMPARED), own.split(NUM_COMPARED), strict=True):
-        is_same = (new == old.to(new.dtype)) | (new.to(old.dtype) == old)
-        changed.append(~is_same.all(1))
+        changed.append(~_is_same(new, old).all(1))
     return torch.cat(changed).nonzero().flatten()
 
 
-def _checked(module: str, new: NewRows, base: AdapterBase) -> NewRows:
-    """Returns rows in the number type of the model."""
+def _is_same(new: Tensor, old: Tensor) -> Tensor:
+    """Returns where tensors are equal, apart from a rounding to the number type of one of them."""
+    return (new == old.to(new.dtype)) | (new.to(old.dtype) == old)
+
+
+def _checked(module: str, part: str, new: NewRows, base: AdapterBase) -> NewRows:
+    """Returns rows of a table in the number type of the model."""
+    if part not in base.tables:
+        raise AdapterError(
+            f"the adapter replaces rows of {quote(module)}, which has a bias: new rows beside a bias are not "
+            "supported; train this module with LoRA, or merge the adapter into the model with PEFT"
+        )
     if len(new.indices) > MAX_NEW_ROWS:
         raise AdapterError(
             f"the adapter replaces {len(new.indices):,} rows of {quote(module)}, and at most {MAX_NEW_ROWS:,} can be "

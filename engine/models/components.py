@@ -141,8 +141,15 @@ class Components:
         spec, slots = self._spec, self.linears.adapters
         if slots is None:
             return embed_tokens
-        made = {"scale": spec.embedding_scale, "slots": slots, "dtype": self._dtype, "device": self._device}
-        return AdaptedEmbedding(embed_tokens, spec.vocab_size, spec.embedding_size, **made)
+        return AdaptedEmbedding(
+            embed_tokens,
+            spec.vocab_size,
+            spec.embedding_size,
+            scale=spec.embedding_scale,
+            slots=slots,
+            dtype=self._dtype,
+            device=self._device,
+        )
 
     def input_scale(self) -> Scale | nn.Identity:
         """Makes the module that scales embeddings, given ones too; an identity if the model has no such factor."""

@@ -57,9 +57,9 @@ class Decoder(nn.Module):
         tied = None
         makes_logits = options.head == "lm_head"
         if self._is_first or (self._is_last and makes_logits and spec.tie_word_embeddings):
-            self.embed_tokens = tied = make.embed_tokens()
+            tied = make.embed_tokens()
+            self.embed_tokens = make.adapted_embedding(tied) if self._is_first else tied
         if self._is_first:
-            self.embed_tokens = make.adapted_embedding(tied)
             self.project_in = make.projection("project_in", spec.embedding_size, spec.hidden_size)
             self.positions = make.positions()
             self.embedding_norm = make.embedding_norm()

@@ -71,7 +71,7 @@ class LinearFactory:
     def _with_adapters(self, base: LinearBase, layer: LinearSpec) -> LinearBase:
         if self.adapters is None:
             return base
-        if layer.name in HEADS:
+        if layer.name in HEADS and not layer.bias:  # PEFT's results with new rows and the bias would be others.
             (rows,) = layer.blocks.values()
             base = ReplacedRows(base, layer.name, rows, self.adapters, self._device)
         return LoraLinear(base, layer, self.adapters, self._device)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -23,10 +25,16 @@ from millrace.engine.errors import AdapterError
 from millrace.engine.llm import LLM
 from millrace.engine.loading.adapter_base import describe_adapter_base
 from millrace.engine.lora import table_rows
+from millrace.engine.lora.base import AdapterBase
 from millrace.engine.lora.reader import read_adapter
 from millrace.engine.lora.request import LoRARequest
-from millrace.engine.models import load_hf_config
+from millrace.engine.lora.routing import NO_SLOT
+from millrace.engine.lora.slots import SlotSizes
+from millrace.engine.models import load_hf_config, load_model
+from millrace.engine.models.options import DEFAULT_OPTIONS
 from millrace.engine.outputs import RequestOutput
+from millrace.engine.parallel.context import SINGLE, ParallelContext
+from millrace.engine.quantization.group_embedding import GroupEmbedding
 from millrace.engine.request import GenerateRequest
 from millrace.engine.sampling_params import SamplingParams
 from millrace.engine.step.cuda_graph import DecodeGraphs
@@ -47,6 +55,12 @@ def write_adapter(folder: Path, base: Path, *, seed: int, auto: Any = AutoModelF
                 parameter.add_(torch.randn_like(parameter) * 0.2)
     adapter.save_pretrained(folder)
     return folder
+
+
+def base_of(folder: Path) -> AdapterBase:
+    """Returns what the reader of adapters knows about a model."""
+    config = EngineConfig(model=str(folder), enable_lora=True)
+    return describe_adapter_base(config, load_hf_config(folder), "lm_head", torch.float32)
 
 
 def peft_model(base: Path, adapter: Path | None, auto: Any = AutoModelForCausalLM) -> torch.nn.Module:
@@ -250,11 +264,8 @@ def test_rows_and_tables_that_do_not_fit_are_refused_by_name(
     base, adapter = tuned_tokens
     folder = shutil.copytree(adapter, tmp_path / "tune")
     _edit(folder, change)
-    described = describe_adapter_base(
-        EngineConfig(model=str(base), enable_lora=True), load_hf_config(base), "lm_head", torch.float32
-    )
     with pytest.raises(AdapterError, match=f"(?s)adapter 'tune' .*{message}"):
-        read_adapter(LoRARequest("tune", 1, str(folder)), described)
+        read_adapter(LoRARequest("tune", 1, str(folder)), base_of(base))
 
 
 @pytest.fixture(scope="module")
@@ -266,10 +277,18 @@ def tuned_tokens(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return base, write_adapter(folder / "tune", base, seed=1, **made)
 
 
+def test_a_head_with_a_bias_takes_matrices_but_no_rows(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "phi")
+    check_against_peft(base, [write_adapter(tmp_path / "head", base, seed=1, target_modules=["lm_head"])])
+    made = {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [7, 45]}}
+    adapter = write_adapter(tmp_path / "rows", base, seed=1, **made)
+    with pytest.raises(AdapterError, match="replaces rows of 'lm_head', which has a bias"):
+        read_adapter(LoRARequest("rows", 1, str(adapter)), base_of(base))
+
+
 def test_at_most_so_many_rows_are_replaced(tuned_tokens: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     base, adapter = tuned_tokens
-    config = EngineConfig(model=str(base), enable_lora=True)
-    described = describe_adapter_base(config, load_hf_config(base), "lm_head", torch.float32)
+    described = base_of(base)
     monkeypatch.setattr(table_rows, "MAX_NEW_ROWS", 1)
     with pytest.raises(AdapterError, match=r"replaces 2 rows of 'model\.embed_tokens', and at most 1"):
         read_adapter(LoRARequest("tune", 1, str(adapter)), described)
@@ -279,10 +298,70 @@ def test_a_copy_of_the_models_own_table_takes_no_memory_even_if_it_was_rounded(t
     base = tiny_checkpoint(tmp_path / "base", "llama")
     adapter = write_adapter(tmp_path / "tune", base, seed=1, target_modules=["embed_tokens", "lm_head"])
     _edit(adapter, lambda t, _: t.update({name: one.bfloat16() for name, one in t.items() if "base_layer" in name}))
-    config = EngineConfig(model=str(base), enable_lora=True)
-    described = describe_adapter_base(config, load_hf_config(base), "lm_head", torch.float32)
+    described = base_of(base)
     read = read_adapter(LoRARequest("tune", 1, str(adapter)), described)
     assert read.updates.keys() == {"embed_tokens", "lm_head"} and not read.new_rows
     name = "base_model.model.lm_head.base_layer.weight"
     _edit(adapter, lambda t, _: t.update({name: t[name].index_fill(0, torch.tensor([5]), 3.0)}))
     assert read_adapter(LoRARequest("tune", 1, str(adapter)), described).new_rows["lm_head"].indices.tolist() == [5]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("tied", [False, True])
+def test_ranks_have_their_part_of_the_tables(tmp_path: Path, tied: bool) -> None:
+    """The last rank has fewer tokens than the first: 192 and 191."""
+    base = tiny_checkpoint(tmp_path / "base", "llama", vocab_size=383, tie_word_embeddings=tied)
+    tokens = {"embed_tokens": [0, 191, 192, 382], "lm_head": [382, 191, 192]}
+    made: list[dict[str, Any]] = [
+        {"target_modules": ["q_proj"], "trainable_token_indices": tokens},
+        {"target_modules": ["embed_tokens", "lm_head"]},
+    ]
+    hf_config = load_hf_config(base)
+    described = base_of(base)
+    adapters = []
+    for seed, config in enumerate(made):
+        folder = write_adapter(tmp_path / str(seed), base, seed=seed, **config)
+        adapters.append(read_adapter(LoRARequest(str(seed), 1, str(folder)), described))
+    slots = np.array([0, 1, NO_SLOT, 1, 0, 0, 1, NO_SLOT])
+    token_ids, hidden = torch.tensor([0, 191, 192, 382, 382, 191, 192, 7]), torch.randn(8, 64)
+    options = replace(DEFAULT_OPTIONS, adapter_slots=SlotSizes(num_slots=2, max_rank=8))
+    whole, *ranks = (
+        load_model(base, hf_config, torch.float32, "cpu", options, place)
+        for place in (SINGLE, *(ParallelContext.of_rank(rank, 2, 1) for rank in range(2)))
+    )
+    for model in (whole, *ranks):
+        for slot, adapter in enumerate(adapters):
+            model.adapters.load(slot, adapter)
+        model.adapters.routing = model.adapters.route(slots, len(slots), torch.device("cpu"))
+    logits = torch.cat([model.compute_own_logits(hidden) for model in ranks], 1)[:, :383]
+    torch.testing.assert_close(logits, whole.compute_logits(hidden), atol=1e-5, rtol=1e-5)
+    found: list[Tensor] = []
+    for model in ranks:
+        model.embed_tokens.unadapted.reduce = lambda part: found.append(part.clone()) or part
+        model.embed_tokens(token_ids)
+    for model in ranks:
+        model.embed_tokens.unadapted.reduce = lambda _: sum(found[:2])
+        torch.testing.assert_close(model.embed_tokens(token_ids), whole.embed_tokens(token_ids), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_a_head_that_shares_a_quantised_table_takes_adapters(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "llama", tie_word_embeddings=True)
+    adapter = write_adapter(tmp_path / "head", base, seed=1, target_modules=["lm_head", "embed_tokens"])
+    options = replace(DEFAULT_OPTIONS, adapter_slots=SlotSizes(1, 8), quantization="int4")
+    hf_config = load_hf_config(base)
+    model = load_model(base, hf_config, torch.float32, "cpu", options)
+    plain = load_model(base, hf_config, torch.float32, "cpu", replace(options, adapter_slots=None))
+    assert isinstance(plain.embed_tokens, GroupEmbedding)
+    described = base_of(base)
+    read = read_adapter(LoRARequest("head", 1, str(adapter)), described)
+    model.adapters.load(0, read)
+    model.adapters.routing = model.adapters.route(np.array([0, NO_SLOT]), 2, torch.device("cpu"))
+    hidden, token_ids = torch.randn(2, 64), torch.tensor([7, 7])
+    head, table = read.updates["lm_head"], read.updates["embed_tokens"]
+    wanted = plain.compute_logits(hidden)
+    wanted[0] += head.b @ (head.a @ hidden[0])
+    torch.testing.assert_close(model.compute_logits(hidden), wanted, atol=1e-5, rtol=1e-5)
+    embeddings = plain.embed_tokens(token_ids)
+    embeddings[0] += table.b @ table.a[:, 7]
+    torch.testing.assert_close(model.embed_tokens(token_ids), embeddings, atol=1e-5, rtol=1e-5)
