@@ -54,7 +54,7 @@ def http_backend(config: HttpRequestProcessorConfig) -> Backend:
     """Returns the backend of an HTTP endpoint."""
     stage = config.http_request_stage
     num_processes = _max_processes(config, stage)
-    info = StageInfo("HttpRequestStage", stage, (columns.PAYLOAD,))
+    info = StageInfo("HttpRequestStage", stage, (columns.PAYLOAD,), (columns.MODEL,))
     make = functools.partial(make_http_stages, config, num_processes)
     return RequestBackend(info, make, _request_resources(config, stage), _batch_size(config, stage))
 

@@ -40,6 +40,9 @@ SECRET_CHARS = 6
 
 READ_BYTES = 64 << 10
 
+QUESTIONS = ("messages", "prompt", "input")
+"""Fields by which a payload asks a model something, as in OpenAI's API."""
+
 SessionFactory = Callable[[], aiohttp.ClientSession]
 
 
@@ -74,9 +77,10 @@ class HttpRequestStage(RequestStage):
     """A stage that posts the payload of each row, and adds the JSON of the answer to the row.
 
     A payload that holds bytes, or dicts with `content` (and `filename`, `content_type`), is sent as a form; any other
-    payload is sent as JSON. After a temporary failure (a busy server, a lost connection, a cut body) the request is
-    sent again. After the last retry, and at once for any other status of failure, the row fails with the status and the
-    start of the body.
+    payload is sent as JSON. A payload that asks a model (`QUESTIONS`) and names none gets the `model` of its row,
+    such as the name of an adapter. After a temporary failure (a busy server, a lost connection, a cut body) the
+    request is sent again. After the last retry, and at once for any other status of failure, the row fails with the
+    status and the start of the body.
 
     Args:
         url: URL of the endpoint.
@@ -217,7 +221,7 @@ def _secrets_of(headers: Mapping[str, str]) -> list[str]:
 
 
 def checked_payload(row: Mapping[str, Any]) -> Any:
-    """Returns the payload of a row.
+    """Returns the payload of a row, with the model that the row names if the payload asks a model and names none.
 
     Args:
         row: The columns of the row.
@@ -230,7 +234,10 @@ def checked_payload(row: Mapping[str, Any]) -> Any:
             f"the row has no column {columns.PAYLOAD!r} with something to send; let preprocess return it. Its columns "
             f"are: {', '.join(map(str, row)) or 'none'}"
         )
-    return row[columns.PAYLOAD]
+    payload, model = row[columns.PAYLOAD], row.get(columns.MODEL)
+    if not isinstance(payload, Mapping) or payload.get("model") is not None or not isinstance(model, str):
+        return payload
+    return {**payload, "model": model} if any(name in payload for name in QUESTIONS) else payload
 
 
 def encode(payload: Any, headers: Mapping[str, str]) -> tuple[bytes | aiohttp.FormData, dict[str, str]]:

@@ -84,6 +84,27 @@ def test_what_is_sent_is_json_with_the_headers_asked_for(server: Server, make_st
     assert seen.headers["Authorization"] == "Bearer me"
 
 
+@pytest.mark.parametrize(
+    ("payload", "model", "sent"),
+    [
+        ({"messages": []}, "legal", {"messages": [], "model": "legal"}),
+        ({"prompt": "x", "model": None}, "legal", {"prompt": "x", "model": "legal"}),
+        ({"input": "x", "model": "own"}, "legal", {"input": "x", "model": "own"}),
+        ({"input": "x"}, None, {"input": "x"}),
+        ({"input": "x"}, math.nan, {"input": "x"}),
+        ({"address": "x"}, "legal", {"address": "x"}),
+        ("text", "legal", "text"),
+    ],
+)
+def test_a_question_that_names_no_model_asks_that_of_its_row(
+    server: Server, make_stage: MakeStage, payload: Any, model: Any, sent: Any
+) -> None:
+    row = Row.read({"payload": payload, "model": model})
+    make_stage().run([row])
+    assert row.data["http_response"] == {"echo": sent}
+    assert row.data["payload"] is payload
+
+
 def test_a_content_type_of_the_users_stands(server: Server, make_stage: MakeStage) -> None:
     run(make_stage(headers={"content-type": "application/x-ndjson"}), 1)
     assert server.seen[0].headers["Content-Type"] == "application/x-ndjson"
