@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
+from itertools import accumulate, product
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from torch import Tensor
 
 FP8 = torch.float8_e4m3fn
 BLOCK_SIZE = 16
+ADAPTERS, RANK = (1, 4, 8), 16
+"""Numbers of adapters in a step, and the rank of their matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,9 @@ class Cases:
                 yield self.experts(num_tokens, kind)
         for num_tokens, sizes, bits in product(self.sizes.coded_tokens, self.sizes.coded, (4, 8)):
             yield self.coded(num_tokens, *sizes, bits)
+        for num_tokens, num_adapters in product(self.sizes.coded_tokens, ADAPTERS):
+            if num_adapters <= num_tokens:
+                yield self.adapters(num_tokens, num_adapters)
 
     def around_the_model(self) -> Iterator[Case]:
         """Yields the cases before and after the model: token ids in, logits out."""
@@ -383,6 +388,26 @@ class Cases:
             inner * outer * bits / 8 + outer * num_groups * (itemsize + 1) + num_tokens * (inner + outer) * itemsize
         )
         return self._case("group_linear", name, make, num_bytes, 2 * num_tokens * inner * outer)
+
+    def adapters(self, num_tokens: int, num_adapters: int) -> Case:
+        """Returns the case of the adapters of query, key and value, each of as many tokens as the others."""
+        sizes, inner, itemsize = self.sizes, self.sizes.hidden_size, self.dtype.itemsize
+        widths = [heads * sizes.head_dim for heads in (sizes.num_heads, sizes.num_kv_heads, sizes.num_kv_heads)]
+        outer, num_parts = sum(widths), len(widths)
+
+        def make() -> Call:
+            rows = self._normal(num_tokens, outer), self._normal(num_tokens, inner)
+            matrices = (self._normal(num_adapters, num_parts, RANK, inner), self._normal(num_adapters, RANK, outer))
+            ranks = torch.full((num_adapters, num_parts), RANK, dtype=torch.int32)
+            tokens = torch.randperm(num_tokens, dtype=torch.int32)
+            starts = torch.arange(num_adapters + 1, dtype=torch.int32) * num_tokens // num_adapters
+            numbers = (tensor.to(self.device) for tensor in (ranks, tokens, starts))
+            return Call((*rows, *matrices, *numbers, tuple(accumulate(widths))))
+
+        num_weights = num_parts * inner + outer
+        num_bytes = (num_adapters * RANK * num_weights + num_tokens * (inner + 2 * outer)) * itemsize
+        name = f"{num_tokens} x {inner} to {outer}, {num_adapters} adapters of rank {RANK}"
+        return self._case("lora", name, make, num_bytes, 2 * num_tokens * RANK * num_weights)
 
     def experts(self, num_tokens: int, kind: str) -> Case:
         """Returns the experts of a layer, each chosen equally often if there are tokens enough.

@@ -168,6 +168,26 @@ def write_checkpoint(folder: Path, shape: ModelShape) -> int:
     return sum(_num_bytes(size) for _, size in shape.tensors())
 
 
+def write_adapter(folder: Path, shape: ModelShape, rank: int) -> None:
+    """Writes a random LoRA adapter of all linear layers, in PEFT's layout and in bfloat16.
+
+    Args:
+        folder: Folder of the adapter; made if absent.
+        shape: The model.
+        rank: Rank of the matrices.
+    """
+    matrices = {name.removesuffix(".weight"): size for name, size in shape.tensors() if "_proj." in name}
+    targets = sorted({name.rpartition(".")[2] for name in matrices})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": targets}
+    tensors = {}
+    for name, (rows, columns) in matrices.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = torch.randn(rank, columns).to(torch.bfloat16) * 0.02
+        tensors[f"base_model.model.{name}.lora_B.weight"] = torch.randn(rows, rank).to(torch.bfloat16) * 0.02
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2))
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
 def _num_bytes(size: tuple[int, ...]) -> int:
     return 2 * torch.Size(size).numel()
 

@@ -2,11 +2,12 @@
 
     python benchmarks/offline.py --model qwen3-8b --workloads nano 1024/1024 --quantization fp8 --kv-cache-dtype fp8
     python benchmarks/offline.py --model qwen3-0.6b --peer transformers
+    python benchmarks/offline.py --model qwen3-8b --workloads 1024/1024 --adapters 8
 
 Nothing is downloaded: config.json is written on the spot, prompts are token ids, and there is no tokenizer. One JSON
 line per workload. `share_of_limit` is the time that roofline.py computes from the limits measured in the same run, over
 the measured time. Every workload is warmed up by requests of the same lengths, so that neither compiling nor capturing
-is timed.
+is timed. With `--adapters` the requests name that many LoRA adapters in turn; 0 shows what the setting costs alone.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from typing import Any, Protocol
 import torch
 
 from limits import Limits, measure_limits
-from models import SHAPES, write_config
+from models import SHAPES, write_adapter, write_config
 from roofline import Roofline, ideal_seconds
 from workloads import FULL, TEMPERATURE, TINY, WORKLOADS, Workload
 
 MAX_NUM_SEQS = 256
 MAX_NUM_BATCHED_TOKENS = 16_384
+RANK = 16
+"""Rank of the adapters."""
 
 
 class Engine(Protocol):
@@ -51,8 +54,12 @@ class MillraceEngine:
     """
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
-        from millrace import LLM
+        from millrace import LLM, LoRARequest
 
+        self._adapters: list[LoRARequest | None] = [None]
+        if options.adapters:
+            write_adapters(folder, options)
+            self._adapters = [LoRARequest(str(i), i + 1, str(folder / str(i))) for i in range(options.adapters)]
         self._llm = LLM(
             str(folder),
             skip_tokenizer_init=True,
@@ -66,6 +73,7 @@ class MillraceEngine:
             kv_cache_dtype=options.kv_cache_dtype,
             deterministic=options.deterministic,
             enforce_eager=options.enforce_eager,
+            **adapter_settings(options),
         )
 
     def close(self) -> None:
@@ -78,7 +86,22 @@ class MillraceEngine:
 
         prompts = [TokensPrompt(prompt_token_ids=prompt) for prompt in workload.prompts]
         params = [SamplingParams(temperature=TEMPERATURE, ignore_eos=True, max_tokens=n) for n in workload.max_tokens]
-        return [len(output.outputs[0].token_ids) for output in self._llm.generate(prompts, params, use_tqdm=False)]
+        adapters = [self._adapters[i % len(self._adapters)] for i in range(len(prompts))]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False, lora_request=adapters)
+        return [len(output.outputs[0].token_ids) for output in outputs]
+
+
+def adapter_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of an engine with adapters; none if the command line does not ask for them."""
+    if options.adapters is None:
+        return {}
+    return {"enable_lora": True, "max_loras": max(1, options.adapters), "max_lora_rank": RANK}
+
+
+def write_adapters(folder: Path, options: argparse.Namespace) -> None:
+    """Writes as many random adapters as the command line asks for."""
+    for i in range(options.adapters):
+        write_adapter(folder / str(i), SHAPES[options.model], RANK)
 
 
 def measure(engine: Engine, workload: Workload) -> float:
@@ -124,7 +147,7 @@ def make_engine(options: argparse.Namespace, folder: Path) -> Engine:
 
 def settings(options: argparse.Namespace, limits: Limits) -> dict[str, Any]:
     """Returns the fields of a line that name the settings of the run and the machine."""
-    names = ("engine", "model", "dtype", "quantization", "kv_cache_dtype", "deterministic", "enforce_eager")
+    names = ("engine", "model", "dtype", "quantization", "kv_cache_dtype", "deterministic", "enforce_eager", "adapters")
     return {"benchmark": "offline", **{name: getattr(options, name) for name in names}, **limits.figures()}
 
 
@@ -154,6 +177,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kv-cache-dtype", default="auto", choices=["auto", "fp8"])
     parser.add_argument("--deterministic", action="store_true")
     parser.add_argument("--enforce-eager", action="store_true")
+    parser.add_argument(
+        "--adapters", type=int, metavar="NUMBER", help="of LoRA; the engine has no room for any without"
+    )
     parser.add_argument("--engine", default="millrace", choices=["millrace", "transformers"])
     parser.add_argument("--peer", choices=["transformers"], help="run this engine too, in a process of its own")
     options = parser.parse_args(arguments)

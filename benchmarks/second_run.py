@@ -62,6 +62,22 @@ GPU_STEPS = (
         failed="no figure",
         proofs=("1 tests",),
     ),
+    Step(
+        "7 products of adapters",
+        script("kernels", "--only", "lora", "--repeats", "7"),
+        30,
+        passed="for kernels/lora/README.md; goal at 1 and 16 rows: 5 microseconds or less",
+        failed="no figure",
+        proofs=("1 tests",),
+    ),
+    Step(
+        "8 nano Qwen3-0.6B, 8 adapters",
+        script("offline", *SMALL, "--adapters", "8"),
+        40,
+        passed="for docs/benchmarks.md; goal: 0.85 or more of the figure of step 3",
+        failed="no figure",
+        proofs=("1 tests",),
+    ),
 )
 
 
@@ -73,6 +89,8 @@ def cpu_steps() -> tuple[Step, ...]:
         "4 Qwen3-8B bf16": script("offline", *tiny, "1024/1024", device="cpu"),
         "5 Qwen3-8B fp8": script("offline", *tiny, "1024/1024", *FP8, device="cpu"),
         "6 products of codes": script("kernels", "--tiny", "--only", "group_linear", device="cpu"),
+        "7 products of adapters": script("kernels", "--tiny", "--only", "lora", device="cpu"),
+        "8 nano Qwen3-0.6B, 8 adapters": script("offline", *tiny, "nano", "--adapters", "8", device="cpu"),
     }
     return tuple(
         Step(
