@@ -123,7 +123,6 @@ class Cases:
             yield from self.elementwise(num_tokens)
             yield from self.heads(num_tokens)
             yield from self.products(num_tokens)
-            yield from self.adapters(num_tokens)
         for num_tokens in self.sizes.expert_tokens:
             for kind in ("", "int4", "e4m3", "e2m1"):
                 yield self.experts(num_tokens, kind)
@@ -272,25 +271,6 @@ class Cases:
         yield from self._eight_bit_products(name, num_tokens)
         if self.device.type == "cpu":
             yield from self._packed_products(name, num_tokens)
-
-    def adapters(self, num_tokens: int, num_adapters: int = 4, rank: int = 16) -> Iterator[Case]:
-        """Yields the products of adapters, one after the other for the tokens, with a fused matrix of three parts."""
-        inner, part, num_parts = self.sizes.hidden_size, self.sizes.hidden_size // 4 * 2, 3
-        outer, used = num_parts * part, min(num_tokens, num_adapters)
-
-        def make() -> Call:
-            matrices = (self._normal(num_adapters, num_parts, rank, inner), self._normal(num_adapters, rank, outer))
-            ranks = torch.full((num_adapters, num_parts), rank, dtype=torch.int32, device=self.device)
-            slots = torch.arange(num_tokens, device=self.device) % num_adapters
-            starts = torch.searchsorted(slots.sort().values, torch.arange(num_adapters + 1, device=self.device)).int()
-            tokens, ends = slots.argsort(stable=True).int(), tuple(part * (i + 1) for i in range(num_parts))
-            rows = (self._normal(num_tokens, outer), self._normal(num_tokens, inner))
-            return Call((*rows, *matrices, ranks, tokens, starts, ends))
-
-        num_numbers = used * rank * (num_parts * inner + outer) + num_tokens * (inner + 2 * outer)
-        flops = 2 * num_tokens * rank * (num_parts * inner + outer)
-        name = f"{num_tokens} x {inner} to {outer}, {used} adapters of rank {rank}"
-        yield self._case("lora", name, make, num_numbers * self.dtype.itemsize, flops)
 
     def _eight_bit_products(self, name: str, num_tokens: int) -> Iterator[Case]:
         """Yields the products by a weight of 8 bits: integers, blocks of floats, and floats with plain rows."""

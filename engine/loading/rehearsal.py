@@ -183,5 +183,14 @@ def _plan(num_seqs: int, start: int, count: int) -> StepPlan:
 def _drawing_sequence(adapter_slot: int) -> EngineSequence:
     """Returns a sequence of one token that draws at random and asks for log-probabilities."""
     params = SamplingParams(temperature=1.0, logprobs=1)
-    lengths = {"num_prompt_tokens": 1, "max_tokens_total": 2}
-    return EngineSequence("rehearsal", 0, params, 0, [0], **lengths, stop_token_ids={}, adapter_slot=adapter_slot)
+    return EngineSequence(
+        "rehearsal",
+        0,
+        params,
+        0,
+        [0],
+        num_prompt_tokens=1,
+        max_tokens_total=2,
+        stop_token_ids={},
+        adapter_slot=adapter_slot,
+    )

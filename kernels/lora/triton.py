@@ -204,11 +204,11 @@ def specialisations(target: Target) -> Iterator[Specialisation]:
         yield Specialisation(shrink_kernel, types, constants, options, multiples, options["num_stages"] > 2)
         constants = _expand_constants(form, tile)
         bounds = tuple(f"bound_{i}" for i in range(PARTS + 1))
-        multiples = ("max_rank", "out_features", "out_stride", *bounds)
+        others = ("max_rank", "out_features", "out_stride", *bounds)
         for out in dict.fromkeys((dtype, "fp32")):
             types = {"out_ptr": f"*{out}", "lora_b_ptr": f"*{dtype}"} | _TYPES
             types |= dict.fromkeys(("num_splits", "out_features", "out_stride", "first_part", *bounds), "i32")
-            yield Specialisation(expand_kernel, types, constants, tile.expand_options, multiples)
+            yield Specialisation(expand_kernel, types, constants, tile.expand_options, others)
 
 
 _TYPES = dict.fromkeys(("ranks_ptr", "tokens_ptr", "starts_ptr"), "*i32") | {"hidden_ptr": "*fp32"}

@@ -78,7 +78,9 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False, take_over: bo
         OutputInUseError: Another run answers the batch.
     """
     # Lines never name folders or repositories themselves, so without a list none names an adapter.
-    listed = {} if config.engine.get("enable_lora") and config.dynamic_lora_loading_path is None else None
+    listed: dict[str, str] | None = (
+        {} if config.engine.get("enable_lora") and config.dynamic_lora_loading_path is None else None
+    )
     job = JobConfig(
         model=config.model,
         lora_modules=listed if config.lora_modules is None else config.lora_modules,
