@@ -7,11 +7,12 @@ throughput, time and price by time stay unknown.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...engine import Footprint, SamplingParams
+from ...engine import EngineConfig, Footprint, SamplingParams
 from ...engine.shown import without_secrets
 from .. import columns
 from ..ledger.counts import Counts
@@ -34,6 +35,7 @@ class Lengths:
         num_too_long: Number of prompts that leave no room for an output token.
         max_output_tokens: Most tokens that a row may generate in all its answers, on average over `prompts`.
         params: Sampling parameters of each row of `prompts`.
+        adapters: Name of an adapter -> number of rows of `prompts` that name it.
     """
 
     prompts: list[list[int]] = field(default_factory=list)
@@ -42,13 +44,15 @@ class Lengths:
     num_too_long: int = 0
     max_output_tokens: float = 0.0
     params: list[SamplingParams] = field(default_factory=list)
+    adapters: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def of(cls, rows: Iterable[Row], default: SamplingParams, max_model_len: int) -> Lengths:
         """Counts the lengths of rows that have passed the stages before the engine.
 
         Args:
-            rows: Rows with their prompts as tokens, and rows that have failed.
+            rows: Rows with their prompts as tokens, and rows that have failed. The column `columns.ADAPTER` holds the
+                name of the adapter of a row that has one.
             default: Sampling parameters of rows that have none.
             max_model_len: Most tokens of prompt and output together.
         """
@@ -69,6 +73,8 @@ class Lengths:
             room += params.n * (left if params.max_tokens is None else min(left, params.max_tokens))
             lengths.prompts.append(prompt)
             lengths.params.append(params)
+            if (adapter := row.data.get(columns.ADAPTER)) is not None:
+                lengths.adapters[adapter] += 1
         lengths.max_output_tokens = room / max(1, len(lengths.prompts))
         return lengths
 
@@ -95,6 +101,34 @@ class Replicas:
     within_s: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterRoom:
+    """The room of a replica for adapters.
+
+    Attributes:
+        max_loras: Most adapters on the device at once.
+        max_lora_rank: Largest rank of an adapter.
+        max_cpu_loras: Most adapters in the memory of the host.
+        device_bytes: Bytes of the adapter slots on the device.
+        host_bytes: Most bytes of the adapters in the memory of the host, if all have the largest rank.
+    """
+
+    max_loras: int
+    max_lora_rank: int
+    max_cpu_loras: int
+    device_bytes: int
+    host_bytes: int
+
+    @classmethod
+    def of(cls, config: EngineConfig, footprint: Footprint) -> AdapterRoom | None:
+        """Returns the room for adapters in an engine; None for an engine without `enable_lora`."""
+        if not config.enable_lora:
+            return None
+        slot_bytes = footprint.adapter_bytes // config.max_loras
+        held = 2 * config.max_loras if config.max_cpu_loras is None else config.max_cpu_loras
+        return cls(config.max_loras, config.max_lora_rank, held, footprint.adapter_bytes, held * slot_bytes)
+
+
 @dataclass(slots=True)
 class Forecast:
     """The forecast of a job.
@@ -108,6 +142,7 @@ class Forecast:
         replicas: Number of replicas that the job asks for and that have room.
         throughput: Speed of a replica; None if it is not known.
         prices: The user's price table, if there is one.
+        adapter_room: Room of a replica for adapters; None if its engine has none.
     """
 
     model: str
@@ -118,6 +153,7 @@ class Forecast:
     replicas: Replicas
     throughput: Throughput | None = None
     prices: Prices | None = None
+    adapter_room: AdapterRoom | None = None
 
     @property
     def num_rows(self) -> float | None:
@@ -199,6 +235,7 @@ class Forecast:
             },
             "failing": {kind: asdict(error) for kind, error in counts.errors.items()},
             "engine": engine | {"caches": list(engine["caches"]), "kv_tokens": self.footprint.kv_tokens},
+            "adapters": self._adapters(),
             "running_at_once": {name: self.running_at_once(name) for name in ("mean", "p50", "p99")},
             "replicas": asdict(self.replicas) | {"needed": self.needed_replicas()},
             "throughput": None if self.throughput is None else asdict(self.throughput),
@@ -207,6 +244,13 @@ class Forecast:
             "seconds": self.seconds(self.replicas.asked),
             "cost": self.cost(),
         }
+
+    def _adapters(self) -> dict[str, Any] | None:
+        """Returns the adapters of the sampled rows and the room for adapters; None if the engine has no adapters."""
+        if self.adapter_room is None:
+            return None
+        named = self.lengths.adapters
+        return {"num_in_sample": len(named), "rows_in_sample": dict(named.most_common()), **asdict(self.adapter_room)}
 
     def _work_s(self) -> float | None:
         if self.throughput is None or self.num_rows is None or self.throughput.output_tokens_per_s <= 0:

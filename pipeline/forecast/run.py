@@ -13,7 +13,8 @@ import ray
 from ...actors.supervisor.nodes import cluster_nodes
 from ...engine import EngineConfig, Footprint
 from ...engine.device import num_accelerators
-from ...engine.errors import ConfigError
+from ...engine.errors import AdapterError, ConfigError, quote
+from .. import columns
 from ..files.storage import Storage
 from ..job.config import JobConfig
 from ..job.durable import NOT_INPUT, read_row
@@ -26,10 +27,11 @@ from ..processor.default_params import default_params
 from ..processor.engine_stages import stages_on
 from ..processor.operators import run_stages
 from ..session import MIN_CPUS, cluster_address
-from ..stages.base import Row
+from ..stages.adapters import AdapterNames
+from ..stages.base import Row, RowError
 from ..stages.declaration import Side
 from ..stages.user_function import PreprocessStage, UserFunction
-from .forecast import Forecast, Lengths, Replicas
+from .forecast import AdapterRoom, Forecast, Lengths, Replicas
 from .sample import Sample
 from .throughput import Throughput
 
@@ -81,7 +83,8 @@ def forecast_job(
         throughput = _pace_of_report(job, report)
     placeable, where = _placeable(config.engine_config)
     replicas = Replicas(job.replicas, placeable, where, within_s)
-    return Forecast(job.model, sample, seed, lengths, footprint, replicas, throughput, job.prices)
+    room = AdapterRoom.of(config.engine_config, footprint)
+    return Forecast(job.model, sample, seed, lengths, footprint, replicas, throughput, job.prices, room)
 
 
 def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> list[Row]:
@@ -89,7 +92,23 @@ def _prepared(job: JobConfig, config: EngineProcessorConfig, sample: Sample) -> 
     prompt = UserFunction(PreprocessStage, MakePrompt.of(job))
     stages = make_stages(stages_on(Side.BEFORE_ENGINE, config), prompt, stop_on_error=False)
     shown = [{name: value for name, value in row.items() if name not in NOT_INPUT} for row in sample.rows]
-    return run_stages(stages, [read_row(values) for values in shown])
+    rows = run_stages(stages, [read_row(values) for values in shown])
+    for row in rows:
+        if row.error is None:
+            _note_adapter(row, config.adapter_names)
+    return rows
+
+
+def _note_adapter(row: Row, names: AdapterNames) -> None:
+    """Adds the name of the adapter of a row to its columns, or its error if there is no such adapter."""
+    try:
+        found = names.find(row.data.get(columns.MODEL))
+        if found is not None and os.path.isabs(found.lora_path) and not os.path.isdir(found.lora_path):
+            raise AdapterError(f"the adapter {quote(found.lora_name)} has no folder {quote(found.lora_path)}")
+    except AdapterError as error:
+        row.error = RowError.from_exception("generate", error)
+    else:
+        row.data[columns.ADAPTER] = None if found is None else found.lora_name
 
 
 def _pace_of_report(job: JobConfig, report: str | None) -> Throughput | None:

@@ -12,7 +12,7 @@ from ..plain_text import without_controls
 from ..report.charts import coarse_bars
 from ..report.number_text import clock, short
 from ..report.report import describe
-from .forecast import Forecast
+from .forecast import AdapterRoom, Forecast
 
 BAR_WIDTH = 40
 MAX_BARS = 16
@@ -68,9 +68,9 @@ def facts(forecast: Forecast) -> Iterator[tuple[str, str]]:
     number_type = footprint.dtype if is_plain else f"{bits:.1f} bits each"
     weights = f"{_size(footprint.weight_bytes)} of weights in {number_type}"
     yield "model", f"{short(footprint.num_parameters)} parameters, {weights}"
-    if footprint.adapter_bytes:
-        yield "adapters", f"{_size(footprint.adapter_bytes)} of adapter slots (max_loras, max_lora_rank)"
     yield "KV cache", _room(forecast)
+    if forecast.adapter_room is not None:
+        yield "adapters", _adapters(forecast, forecast.adapter_room)
     yield "replicas", _replicas(forecast)
     known = "" if forecast.is_bound else f", {forecast.output_tokens_per_row:,.1f} expected"
     yield "output", f"at most {lengths.max_output_tokens:,.1f} tokens a row{known}"
@@ -104,6 +104,15 @@ def _room(forecast: Forecast) -> str:
     return (
         f"room for {footprint.kv_tokens:,} tokens of {footprint.kv_bytes_per_token:,} bytes{states}: {mean:,} rows of "
         f"mean length at once, {long:,} of the longest hundredth (max_num_seqs={footprint.max_num_seqs:,})"
+    )
+
+
+def _adapters(forecast: Forecast, room: AdapterRoom) -> str:
+    named, num_rows = forecast.lengths.adapters, forecast.lengths.counts.num_rows
+    return (
+        f"{len(named):,} named by {named.total():,} of {num_rows:,} rows looked at; on the device {room.max_loras:,} "
+        f"at once, of rank {room.max_lora_rank:,} at most ({_size(room.device_bytes)}); in the memory of the host "
+        f"{room.max_cpu_loras:,} (at most {_size(room.host_bytes)})"
     )
 
 

@@ -19,6 +19,7 @@ from millrace.pipeline.forecast.forecast import Forecast
 from millrace.pipeline.forecast.run import forecast_job
 from millrace.pipeline.forecast.sample import Sample
 from millrace.pipeline.forecast.throughput import Throughput
+from millrace.pipeline.forecast.view import facts
 from millrace.pipeline.sources import Source
 
 LINE = "Invoice 17, due 2024-03-05, total EUR 12.50"
@@ -49,6 +50,25 @@ def test_rows_that_do_not_fit_or_fail_are_counted(rows: Path) -> None:
     assert told["prompt_tokens"]["count"] == 96
     assert sum(error["num_rows"] for error in told["failing"].values()) == 4
     assert told["output_tokens_per_row"] == 20
+
+
+def test_the_adapters_of_the_sample_and_their_memory_are_counted(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "adapters" / name).mkdir(parents=True)
+    models = [None, "a", "b", "a", "gone", "../a", "bundled:invoices", "a"]
+    rows = [{"line": LINE, "model": model} for model in models]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    asked = {"engine": {"max_loras": 4, "max_lora_rank": 8, "max_cpu_loras": 6}}
+    found = forecast_job(
+        job(tmp_path / "in.parquet", dynamic_lora_loading_path=str(tmp_path / "adapters"), **asked), sample_size=8
+    )
+    told = found.as_dict()["adapters"]
+    assert (told["num_in_sample"], told["rows_in_sample"]) == (2, {"a": 3, "b": 1})
+    assert found.as_dict()["failing"]["generate: AdapterError"]["num_rows"] == 2
+    assert told["device_bytes"] == found.footprint.adapter_bytes > 0
+    assert told["host_bytes"] == told["device_bytes"] * 6 // 4
+    assert "2 named by 4 of 8 rows looked at; on the device 4 at once, of rank 8" in dict(facts(found))["adapters"]
+    assert forecast_job(job(tmp_path / "in.parquet")).as_dict()["adapters"] is None
 
 
 def test_without_a_throughput_time_and_price_by_time_are_unknown(rows: Path) -> None:
