@@ -31,7 +31,7 @@ from millrace.engine.models import build_model, load_hf_config, weight_map
 from millrace.engine.weights.checkpoint import match_weights
 from millrace.engine.weights.model_slots import weight_slots
 
-DENSE = ["llama", "qwen2", "gemma2", "phi3", "gpt-neox", "gpt2", "falcon", "bamba"]
+DENSE = ["llama", "qwen2", "gemma2", "phi3", "gpt-neox", "gpt2", "falcon", "bamba", "codegen", "gpt-bigcode", "qwen3.5"]
 WITH_EXPERTS = {
     "deepseek-v2": ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"],
     "qwen3-next": ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj_qkvz", "in_proj_ba", "out_proj"],
