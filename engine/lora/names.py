@@ -28,7 +28,10 @@ OUTER = frozenset(("base_model", "model", "module", "language_model", "text_mode
 """Modules around the layers that the name of a module may begin with, beyond those of the model's family."""
 
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-"""Names of modules that some engines fuse -> the modules in the order of their rows."""
+"""Names of modules that some models and engines fuse -> the modules in the order of their rows."""
+
+PARTS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "gate_proj": "gate", "up_proj": "up"}
+"""Names of the separate modules -> the ends of our paths of the same matrices."""
 
 MAX_NAME_CHARS = 300
 """Most characters of the name of a tensor; the time of a match of a pattern grows with a power of it."""
@@ -107,7 +110,9 @@ class Piece:
 
 
 def find_pieces(module: str, base: AdapterBase) -> list[Piece]:
-    """Returns the tensors of the checkpoint that make up a module: one, or several if the adapter fuses modules.
+    """Returns the tensors of the checkpoint that make up a module.
+
+    It is one tensor, or several if only the adapter fuses modules, or a part of one if only the checkpoint does.
 
     Args:
         module: Name of the module in the adapter, without the prefix.
@@ -123,6 +128,11 @@ def find_pieces(module: str, base: AdapterBase) -> list[Piece]:
             found = [piece for piece in pieces if piece is not None]
             if found and len(found) == len(pieces):
                 return found
+        whole = next((fused for fused, names in FUSED.items() if last in names), None)
+        fused = None if whole is None else _piece(f"{outer}{dot}{whole}", base)
+        own = () if fused is None else tuple(part for part in fused.parts if part.endswith(f".{PARTS[last]}"))
+        if own:
+            return [Piece(own, None)]
     raise _unknown(module, base)
 
 

@@ -135,6 +135,35 @@ def test_fused_matrices_are_cut_into_the_parts_of_a_model_that_has_them_apart(
         assert torch.equal(update.a, plain.updates[f"{outer}.{first.get(part, part)}"].a)
 
 
+def test_separate_matrices_change_their_parts_of_a_model_that_fuses_them(tmp_path: Path) -> None:
+    """Adapters are trained on copies of such models that have the modules apart."""
+    model = tiny_checkpoint(tmp_path / "model", "phi3")
+    config = EngineConfig(model=str(model), enable_lora=True)
+    base = describe_adapter_base(config, load_hf_config(model), "lm_head", torch.float32)
+    tune = make_adapter(tmp_path / "tune", model, rank=3, targets=["qkv_proj", "gate_up_proj"])
+    plain = read(tune, base)
+
+    def split(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        apart = {}
+        for name in plain.updates:
+            outer, _, part = name.rpartition(".")
+            whole, last = {
+                "query": ("qkv_proj", "q_proj"),
+                "key": ("qkv_proj", "k_proj"),
+                "value": ("qkv_proj", "v_proj"),
+                "gate": ("gate_up_proj", "gate_proj"),
+                "up": ("gate_up_proj", "up_proj"),
+            }[part]
+            start = "base_model.model.model." + outer.rpartition(".")[0].replace("attention", "self_attn")
+            apart[f"{start}.{last}.lora_A.weight"] = tensors[f"{start}.{whole}.lora_A.weight"].clone()
+            apart[f"{start}.{last}.lora_B.weight"] = plain.updates[name].b / 2  # The scale is alpha / rank = 2.
+        return apart
+
+    edit(tune, split)
+    configure(tune, target_modules="all-linear")
+    assert equal(read(tune, base), plain)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_numbers_are_scaled_before_they_are_cast(tune: Path, base: AdapterBase, dtype: torch.dtype) -> None:
     edit(tune, lambda tensors: {name: tensor.to(dtype) for name, tensor in tensors.items()})
