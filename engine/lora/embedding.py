@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ...kernels import invariant_linear
 from ..device import to_device
 from .adapter import LowRank, NewRows
 from .slots import EMBEDDING, DeviceSlots
@@ -71,7 +72,7 @@ class AdaptedEmbedding(nn.Module):
         self._updates.pop(slot, None)
         if (update := updates.get(EMBEDDING)) is not None:
             a = to_device(update.a, update.a.dtype, self._device).t().contiguous()  # A row for each token.
-            self._updates[slot] = LowRank(a, to_device(update.b, update.b.dtype, self._device).t())
+            self._updates[slot] = LowRank(a, to_device(update.b, update.b.dtype, self._device))
 
     def load_rows(self, slot: int, new_rows: Mapping[str, NewRows]) -> None:
         """Fills a slot with the rows that replace some of the table; without any, the slot becomes empty."""
@@ -95,6 +96,6 @@ class AdaptedEmbedding(nn.Module):
             is_new = (new.indices[found] == token_ids).unsqueeze(1)
             embeddings = torch.where(is_new, new.rows[found] * self._scale, embeddings)
         if (update := self._updates.get(slot)) is not None:
-            product = update.a[token_ids].float() @ update.b.float()
+            product = invariant_linear(update.a[token_ids].float(), update.b.float(), None)
             embeddings = (embeddings.float() + product * self._scale).to(embeddings.dtype)
         return embeddings

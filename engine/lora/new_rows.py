@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ...kernels import invariant_linear
 from ..device import to_device
 from ..layers import LinearBase, WeightSlot
 from ..parallel.shard import Shard
@@ -69,6 +70,6 @@ class ReplacedRows(LinearBase):
         routing = self._slots.routing
         for slot, tokens in routing.groups.items() if routing is not None else ():
             if (new := self._new_rows.get(slot)) is not None:
-                products = x[tokens].float() @ new.rows.float().t()
+                products = invariant_linear(x[tokens].float(), new.rows.float(), None)
                 out[tokens.unsqueeze(1), new.indices] = products.to(out.dtype)
         return out

@@ -96,11 +96,11 @@ def logprobs_of(output: RequestOutput) -> Tensor:
 @torch.inference_mode()
 def check_against_peft(base: Path, adapters: list[Path], **settings: Any) -> None:
     """Checks a batch that mixes the adapters and rows without: log-probabilities of all tokens, and greedy tokens."""
-    llm = open_engine(base, **settings)
     jobs = [(prompt, path) for prompt in PROMPTS for path in (*adapters, None)]
-    greedy = generate(llm, jobs, GREEDY, adapters)
+    with open_engine(base, **settings) as llm:
+        greedy, outputs = (generate(llm, jobs, params, adapters) for params in (GREEDY, SCORED))
     models = {path: peft_model(base, path) for path in (*adapters, None)}
-    for (prompt, path), output, drawn in zip(jobs, generate(llm, jobs, SCORED, adapters), greedy, strict=True):
+    for (prompt, path), output, drawn in zip(jobs, outputs, greedy, strict=True):
         assert output.error is None, output.error
         tokens = list(output.outputs[0].token_ids)
         wanted = models[path](torch.tensor([prompt + tokens])).logits[0, :-1].log_softmax(-1)
@@ -155,6 +155,31 @@ def test_whole_tables_of_an_adapter_replace_those_of_the_model(tmp_path: Path, t
         ),
     ]
     check_against_peft(base, adapters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}], ids=str)
+def test_adapters_of_tables_run_on_several_ranks(tmp_path: Path, sizes: dict[str, int]) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "llama", vocab_size=383, tie_word_embeddings=True)
+    adapters = [
+        write_adapter(tmp_path / "rows", base, seed=1, target_modules=["q_proj"], trainable_token_indices=[301, 7, 12]),
+        write_adapter(tmp_path / "both", base, seed=2, target_modules=["embed_tokens", "lm_head", "o_proj"]),
+        write_adapter(tmp_path / "head", base, seed=3, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+    ]
+    check_against_peft(base, adapters, **sizes)
+
+
+def test_tables_of_adapters_depend_on_no_other_row_in_a_deterministic_engine(tmp_path: Path) -> None:
+    base = tiny_checkpoint(tmp_path / "base", "llama")
+    adapters = [
+        write_adapter(tmp_path / "embed", base, seed=1, target_modules=["embed_tokens"]),
+        write_adapter(tmp_path / "head", base, seed=2, target_modules=["embed_tokens"], modules_to_save=["lm_head"]),
+    ]
+    llm = open_engine(base, deterministic=True)
+    jobs = [(prompt, path) for prompt in PROMPTS for path in adapters]
+    together = generate(llm, jobs, SCORED, adapters)
+    for job, output in zip(jobs, together, strict=True):
+        assert torch.equal(logprobs_of(generate(llm, [job], SCORED, adapters)[0]), logprobs_of(output))
 
 
 def test_prompt_embeddings_are_taken_as_they_are(tmp_path: Path) -> None:
