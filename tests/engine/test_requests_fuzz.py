@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fuzzing import ANYTHING, TEXT, check_error, check_serves, fuzz, only_user_errors
 from millrace.engine.llm import LLM
+from millrace.engine.lora.request import LoRARequest
 from millrace.engine.pooling.params import PoolingParams
 from millrace.engine.sampling_params import FIELD_NAMES, SamplingParams
 from running import PROMPT, one
@@ -58,6 +59,7 @@ CHAT_ARGUMENTS = st.fixed_dictionaries(
         "chat_template_content_format": ANYTHING,
         "cache_salt": ANYTHING,
         "priority": ANYTHING,
+        "lora_request": ANYTHING,
         "add_generation_prompt": ANYTHING,
         "continue_final_message": ANYTHING,
     },
@@ -66,7 +68,9 @@ CHAT_ARGUMENTS = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def served(tiny_model) -> Iterator[tuple[LLM, list[int]]]:
-    with LLM(str(tiny_model("llama")), dtype="float32", max_num_seqs=16, enable_prompt_embeds=True) as llm:
+    with LLM(
+        str(tiny_model("llama")), dtype="float32", max_num_seqs=16, enable_prompt_embeds=True, enable_lora=True
+    ) as llm:
         yield llm, one(llm, max_tokens=4).token_ids
 
 
@@ -109,6 +113,20 @@ def test_a_wrong_element_of_the_parameters_is_the_error_of_its_prompt(served, pa
     check_alone(llm.generate([PROMPT] * 3, [GREEDY, params, GREEDY], use_tqdm=False, on_error="return"), expected)
     with only_user_errors():
         llm.generate([PROMPT] * 2, params, use_tqdm=False, on_error="return")
+    check_serves(llm, expected)
+
+
+@given(ANYTHING, st.fixed_dictionaries({"lora_name": ANYTHING, "lora_int_id": ANYTHING, "lora_path": TEXT | ANYTHING}))
+@fuzz
+def test_a_wrong_adapter_of_any_type_is_the_error_of_its_prompt(served, request, fields):
+    llm, expected = served
+    settings = {"use_tqdm": False, "on_error": "return"}
+    outputs = llm.generate([PROMPT] * 3, GREEDY, lora_request=[None, request, None], **settings)
+    check_alone(outputs, expected)
+    with only_user_errors():
+        llm.generate([PROMPT] * 2, GREEDY, lora_request=request, **settings)
+    with only_user_errors():
+        LoRARequest(**fields)
     check_serves(llm, expected)
 
 
