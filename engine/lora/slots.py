@@ -92,6 +92,7 @@ class DeviceSlots:
     Attributes:
         sizes: The number of slots, and their size.
         layers: The layers to which adapters add products.
+        heads: Our paths of the layers that compute some rows of a step only, after the forward pass.
         tables: The layers of which adapters replace rows.
         routing: The tokens with adapters of the step that runs now; None if it has none.
     """
@@ -99,6 +100,7 @@ class DeviceSlots:
     def __init__(self, sizes: SlotSizes) -> None:
         self.sizes = sizes
         self.layers: list[Adapted] = []
+        self.heads: set[str] = set(HEADS)
         self.tables: list[Table] = []
         self.routing: Routing | None = None
         self._with_head: set[int] = set()  # The slots whose adapters change an output head.
@@ -110,7 +112,7 @@ class DeviceSlots:
             layer.load(slot, adapter.updates)
         for table in self.tables:
             table.load_rows(slot, adapter.new_rows)
-        _mark(self._with_head, slot, HEADS & {*adapter.updates, *adapter.new_rows})
+        _mark(self._with_head, slot, self.heads & {*adapter.updates, *adapter.new_rows})
         _mark(self._grouped, slot, EMBEDDING in adapter.updates or adapter.new_rows)
 
     @property

@@ -71,6 +71,8 @@ class TransformersModel(Decoder):
         tied = frozenset(name for name in names if _is_shared(module, module.get_submodule(name).weight))
         factory = LinearFactory(options, dtype, device)
         self.adapters = factory.adapters
+        if self.adapters is not None:
+            self.adapters.heads |= _beside_body(module)
         replace_linears(module, names - tied, plan, factory, parallel)
         materialise(module, dtype, device)
         replace_tied(module, tied, factory)
@@ -154,6 +156,13 @@ def _head_alone(module: Any, output_type: type[Any]) -> nn.Module:
     head: nn.Module = copy.copy(module)
     head._modules = {**module._modules, module.base_model_prefix: _GivenHidden(output_type)}
     return head
+
+
+def _beside_body(module: Any) -> set[str]:
+    """Returns the paths of the parts of a module that come after its body."""
+    body = module.base_model
+    inside = set(body.modules()) if body is not module else set(module.modules())
+    return {name for name, part in module.named_modules() if part is not module and part not in inside}
 
 
 def _drop_head(module: Any) -> None:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from checkpoints import tiny_checkpoint, tiny_classifier
 from fake_device import CallAgain
+from fallback import fallback_checkpoint
 from millrace.engine import PoolingParams
 from millrace.engine.config import EngineConfig
 from millrace.engine.errors import AdapterError
@@ -94,9 +95,9 @@ def logprobs_of(output: RequestOutput) -> Tensor:
 
 
 @torch.inference_mode()
-def check_against_peft(base: Path, adapters: list[Path], **settings: Any) -> None:
+def check_against_peft(base: Path, adapters: list[Path], prompts: list[list[int]] = PROMPTS, **settings: Any) -> None:
     """Checks a batch that mixes the adapters and rows without: log-probabilities of all tokens, and greedy tokens."""
-    jobs = [(prompt, path) for prompt in PROMPTS for path in (*adapters, None)]
+    jobs = [(prompt, path) for prompt in prompts for path in (*adapters, None)]
     with open_engine(base, **settings) as llm:
         greedy, outputs = (generate(llm, jobs, params, adapters) for params in (GREEDY, SCORED))
     models = {path: peft_model(base, path) for path in (*adapters, None)}
@@ -106,9 +107,9 @@ def check_against_peft(base: Path, adapters: list[Path], **settings: Any) -> Non
         wanted = models[path](torch.tensor([prompt + tokens])).logits[0, :-1].log_softmax(-1)
         torch.testing.assert_close(logprobs_of(output), wanted, atol=1e-4, rtol=0)
         assert drawn.outputs[0].token_ids == output.outputs[0].token_ids
-    plain = models[None](torch.tensor([PROMPTS[0]])).logits
+    plain = models[None](torch.tensor([prompts[0]])).logits
     for path in adapters:
-        assert (models[path](torch.tensor([PROMPTS[0]])).logits - plain).abs().max() > 0.1, f"{path.name} does nothing"
+        assert (models[path](torch.tensor([prompts[0]])).logits - plain).abs().max() > 0.1, f"{path.name} does nothing"
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -120,6 +121,13 @@ def test_an_adapter_of_the_output_head_changes_the_logits_of_its_rows(tmp_path: 
         write_adapter(tmp_path / "inner", base, seed=3, target_modules=["v_proj"]),
     ]
     check_against_peft(base, adapters)
+
+
+@pytest.mark.parametrize(("kind", "head"), [("apertus", "lm_head"), ("biogpt", "output_projection")])
+def test_the_head_of_a_module_of_transformers_takes_adapters(tmp_path: Path, kind: str, head: str) -> None:
+    base = fallback_checkpoint(tmp_path / "base", kind)
+    adapter = write_adapter(tmp_path / "head", base, seed=1, target_modules=[head, "q_proj"])
+    check_against_peft(base, [adapter], prompts=[[7, 31, 12, 12, 45], [45]])
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "gemma3"])
