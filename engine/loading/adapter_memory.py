@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..models import ModelOptions, build_model
 from ..parallel.context import SINGLE, ParallelContext
 
-__all__ = ["check_adapter_memory", "lora_bytes"]
+__all__ = ["check_adapter_slots", "lora_bytes"]
 
 
 def lora_bytes(hf_config: Any, dtype: torch.dtype, options: ModelOptions, parallel: ParallelContext = SINGLE) -> int:
@@ -35,8 +35,8 @@ def lora_bytes(hf_config: Any, dtype: torch.dtype, options: ModelOptions, parall
     return adapters.num_bytes
 
 
-def check_adapter_memory(device: Device, num_bytes: int, options: ModelOptions) -> None:
-    """Raises if the adapter slots alone need more memory than the device has.
+def check_adapter_slots(device: Device, num_bytes: int, options: ModelOptions) -> None:
+    """Raises if the adapter slots alone need more memory than the device has, or cannot do what other options promise.
 
     Args:
         device: Device of the model.
@@ -44,10 +44,19 @@ def check_adapter_memory(device: Device, num_bytes: int, options: ModelOptions) 
         options: The user's options for the model.
 
     Raises:
-        ConfigError: There is too little memory; the message says what to lower.
+        ConfigError: There is too little memory, or the model is deterministic and on a GPU; the message says what to
+            change.
     """
-    most, sizes = memory_bytes(device.torch_device), options.adapter_slots
-    if sizes is not None and num_bytes > most:
+    sizes = options.adapter_slots
+    if sizes is None:
+        return
+    if options.deterministic and not device.is_cpu:
+        raise ConfigError(
+            "deterministic=True with enable_lora=True: on a GPU the order of the sums of an adapter depends on the "
+            "batch; leave one of them out"
+        )
+    most = memory_bytes(device.torch_device)
+    if num_bytes > most:
         raise ConfigError(
             f"{sizes.num_slots} adapter slots for ranks up to {sizes.max_rank} take {num_bytes} bytes, and do not fit "
             f"into the {most} bytes of the device; lower max_loras or max_lora_rank"

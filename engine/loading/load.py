@@ -29,7 +29,7 @@ from ..storage import Location
 from ..tasks.choose import choose_task
 from ..tasks.task import Task
 from ..weights.sharded_state import save_sharded_state
-from .adapter_memory import check_adapter_memory, lora_bytes
+from .adapter_memory import check_adapter_slots, lora_bytes
 from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, most_num_seqs, plan_capacity
 from .kv_scales import choose_kv_dtype, prepare_kv_scales
 from .memory_profile import run_largest_step
@@ -113,7 +113,7 @@ def load_runner(
         stored=_stored_forms(config, place, hf_config, dtype, device),
     )
     options.make_scheme().check(device, dtype)
-    check_adapter_memory(device, lora_bytes(hf_config, dtype, options, parallel), options)
+    check_adapter_slots(device, lora_bytes(hf_config, dtype, options, parallel), options)
     most_seqs = most_num_seqs(config, device)
     rehearsal = Rehearsal(config, hf_config, task, options, dtype, kv_dtype, most_seqs, parallel)
     end_rehearsal = start_rehearsal(rehearsal, device)

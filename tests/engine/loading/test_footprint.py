@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from tests.checkpoints import tiny_checkpoint
 from tests.gptq_files import awq, quantise_folder, settings
 
 from millrace.engine import LLM, EngineConfig, Footprint, resolve_model
+from millrace.engine.device import Device
 from millrace.engine.errors import ConfigError
 from millrace.engine.loading import adapter_memory
 from millrace.engine.lora.layer import LoraLinear
+from millrace.engine.lora.slots import SlotSizes
+from millrace.engine.models import ModelOptions
 from millrace.engine.quantization.group_linear import GroupLinear
 
 MODEL = "bundled:invoices"
@@ -89,6 +94,14 @@ def test_adapter_slots_leave_less_for_the_cache_and_too_large_ones_are_refused(m
     monkeypatch.setattr(adapter_memory, "memory_bytes", lambda _: 1 << 20)
     with pytest.raises(ConfigError, match=r"100 adapter slots .* 1048576 bytes .* lower max_loras or max_lora_rank"):
         LLM(MODEL, device="cpu", **{**ADAPTERS, "max_loras": 100})
+
+
+def test_adapters_on_a_gpu_are_not_deterministic_and_refused_with_it() -> None:
+    gpu, options = Device(torch.device("cuda"), 64, 1), ModelOptions(deterministic=True, adapter_slots=SlotSizes(1, 8))
+    with pytest.raises(ConfigError, match="deterministic=True with enable_lora=True: on a GPU"):
+        adapter_memory.check_adapter_slots(gpu, 0, options)
+    adapter_memory.check_adapter_slots(replace(gpu, torch_device=torch.device("cpu")), 0, options)
+    adapter_memory.check_adapter_slots(gpu, 0, replace(options, adapter_slots=None))
 
 
 def test_eight_bits_take_less() -> None:
