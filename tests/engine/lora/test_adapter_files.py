@@ -506,7 +506,7 @@ def test_a_pickle_with_wrong_bytes_is_read_or_refused(tune: Path, base: AdapterB
 
 
 def test_a_config_that_is_nested_as_deep_as_can_be_read_is_no_crash(tune: Path, base: AdapterBase) -> None:
-    for depth in (100, 500, 900, 950):
+    for depth in (100, 500, 700):
         configure(tune, trained_by=json.loads("[" * depth + "1" + "]" * depth))
         with contextlib.suppress(AdapterError):
             read(tune, base)
