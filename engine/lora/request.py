@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
 
 from ..errors import ConfigError, quote
+from ..shown import without_secrets
 
 __all__ = ["LoRARequest", "LoRARequests", "check_lora_request"]
 
@@ -46,6 +47,10 @@ class LoRARequest:
             raise ConfigError(f"base_model_name of {name} must be a text or None; got {quote(self.base_model_name)}")
         if not isinstance(self.load_inplace, bool):
             raise ConfigError(f"load_inplace of {name} must be True or False; got {quote(self.load_inplace)}")
+
+    def __repr__(self) -> str:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return f"LoRARequest({', '.join(f'{name}={value!r}' for name, value in without_secrets(given).items())})"
 
     @property
     def name(self) -> str:

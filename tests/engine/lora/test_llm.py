@@ -252,3 +252,9 @@ def test_a_request_has_the_names_of_vllm_and_can_be_sent():
     request = LoRARequest("a", 2, Path("there"))  # type: ignore[arg-type]
     assert (request.name, request.adapter_id, request.path) == ("a", 2, "there")
     assert pickle.loads(pickle.dumps(request)) == request and len({request, request}) == 1
+
+
+def test_a_request_shows_no_password_of_its_url():
+    shown = repr(LoRARequest("a", 2, "https://user:hush@host/adapter"))
+    assert shown.startswith("LoRARequest(lora_name='a', lora_int_id=2, lora_path='https://")
+    assert "host/adapter" in shown and "hush" not in shown
