@@ -71,6 +71,8 @@ class AdapterNames:
             )
         if name in self.base_names:
             return None
+        if not name:
+            raise AdapterError(f"column {columns.MODEL!r} is empty; null stands for the model itself")
         return LoRARequest(name, _int_id(name), self._place_of(name))
 
     def has(self, name: str) -> bool:
@@ -92,7 +94,7 @@ class AdapterNames:
             return f"{self.loading_path.rstrip('/')}/{name}"
         if not self.takes_places:
             raise AdapterError(self._unknown(name))
-        if not name or "\0" in name or "://" in name:
+        if "\0" in name or "://" in name:
             raise AdapterError(
                 f"column {columns.MODEL!r} holds {quote(name)}; a row names a folder or a repository of the hub, and "
                 "only the job names a URL: in lora_modules or dynamic_lora_loading_path"

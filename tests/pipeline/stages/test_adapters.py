@@ -45,7 +45,7 @@ def test_a_name_has_one_place(names: AdapterNames, value: str, place: str) -> No
 @pytest.mark.parametrize(
     "value",
     [
-        "", ".", "..", "../x", "a/../../x", "a/..", "/etc", "//host/x", "~", "~root", "a//b", "a/", "./a",
+        ".", "..", "../x", "a/../../x", "a/..", "/etc", "//host/x", "~", "~root", "a//b", "a/", "./a",
         "a\\..\\x", "C:x", "s3://bucket/x", "https://host/x", "file:///etc", "a?b", "a#b", "%2e%2e/x", "a\0b", "a\nb",
     ],
 )  # fmt: skip
@@ -54,7 +54,7 @@ def test_a_name_below_a_loading_path_leads_nowhere_else(value: str) -> None:
         BELOW.find(value)
 
 
-@pytest.mark.parametrize("value", ["", "s3://bucket/x", "https://host/x", "file:///etc", "a\0b"])
+@pytest.mark.parametrize("value", ["s3://bucket/x", "https://host/x", "file:///etc", "a\0b"])
 def test_a_row_never_names_a_url(value: str) -> None:
     with pytest.raises(AdapterError, match="only the job names a URL"):
         ANY.find(value)
@@ -66,6 +66,7 @@ def test_a_row_never_names_a_url(value: str) -> None:
         (LISTED, "other", "asks for 'other', and all rows run on 'base' or one of the adapters 'far', 'legal'"),
         (LISTED, "/adapters/legal", "or one of the adapters"),
         (AdapterNames(("base",)), "other", "to run adapters, set enable_lora"),
+        *((names, "", "is empty; null stands for the model itself") for names in (LISTED, BELOW, ANY)),
         (LISTED, 3, "must be the name of a model or an adapter; got int 3"),
         (ANY, ["a"], "must be the name of a model or an adapter; got list"),
         (AdapterNames(("base",), {str(one): "x" for one in range(30)}), "x", " and 20 more"),
