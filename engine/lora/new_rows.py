@@ -48,10 +48,10 @@ class ReplacedRows(LinearBase):
         if (new := new_rows.get(self.name)) is not None:
             local = new.indices - self._own.start
             is_own = (local >= 0) & (local < self._own.length)
-            rows = new.rows[is_own]
-            self._new_rows[slot] = NewRows(
-                to_device(local[is_own], torch.int64, self._device), to_device(rows, rows.dtype, self._device)
-            )
+            indices, rows = local[is_own], new.rows[is_own]
+            if len(indices):
+                indices = to_device(indices, torch.int64, self._device)
+                self._new_rows[slot] = NewRows(indices, to_device(rows, rows.dtype, self._device))
 
     def slots(self) -> Iterator[tuple[str, WeightSlot]]:
         """Yields nothing: the weights are those of `unadapted`, a submodule."""

@@ -56,6 +56,7 @@ def read_new_rows(tensors: Mapping[str, Tensor], config: AdapterConfig, base: Ad
     found: dict[str, NewRows] = {}
     shared: NewRows | None = None  # Rows of the token embedding that a tied head has too.
     seen: set[str] = set()
+    has_tokens = False
     for name, tensor in sorted(tensors.items()):
         match = _TOKENS.fullmatch(name) or _TABLE.fullmatch(name)
         if match is None and _is_own_bias(name, tensor, base):
@@ -65,8 +66,9 @@ def read_new_rows(tensors: Mapping[str, Tensor], config: AdapterConfig, base: Ad
         module, is_tokens = match["module"], match.re is _TOKENS
         part = _find_table(name, module, base)
         seen.add(part)
+        has_tokens |= is_tokens
         new = (_read_tokens if is_tokens else _read_table)(module, part, tensor, config, base)
-        if new is None:
+        if new is None or not len(new.indices):
             continue
         if part in found:
             raise AdapterError(
@@ -75,19 +77,19 @@ def read_new_rows(tensors: Mapping[str, Tensor], config: AdapterConfig, base: Ad
         found[part] = _checked(module, part, new, base)
         if part == EMBEDDING and not config.saves(module):
             shared = found[part]
-    _check_complete(seen, config, base)
+    if config.tokens and not has_tokens:
+        raise AdapterError(
+            "trainable_token_indices of adapter_config.json names tokens, and the file holds no rows of them; save the "
+            "adapter again"
+        )
+    _check_saved(seen, config, base)
     if base.is_tied and shared is not None and HEAD in base.tables:
         found.setdefault(HEAD, shared)
     return found
 
 
-def _check_complete(seen: set[str], config: AdapterConfig, base: AdapterBase) -> None:
+def _check_saved(seen: set[str], config: AdapterConfig, base: AdapterBase) -> None:
     """Raises if the file lacks a table that the config names."""
-    if config.tokens and not seen:
-        raise AdapterError(
-            "trainable_token_indices of adapter_config.json names tokens, and the file holds no rows of them; save the "
-            "adapter again"
-        )
     for part in sorted({EMBEDDING, *HEADS} & base.shapes.keys() - seen):
         module = base.weights.theirs(f"{part}.weight").removesuffix(".weight")
         if config.saves(module):

@@ -281,6 +281,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Tensor], dict[str, Any]], Any], str
     "no tokens": (lambda _, c: c.update(trainable_token_indices=None), "does not say of which"),
     "too few rows": (lambda t, _: t.update({DELTA: t[DELTA][:1]}), r"\[1, 64\].*ask for \[2, 64\]"),
     "no rows": (lambda t, _: t.pop(DELTA), "holds no rows"),
+    "a head in place of rows": (lambda t, _: t.update({HEAD: 2 * t.pop(DELTA)[:1].expand(384, 64)}), "holds no rows"),
     "NaN": (lambda t, _: t[DELTA].fill_(torch.nan), "embed_tokens.*NaN"),
     "a saved head that is missing": (lambda _, c: c.update(modules_to_save=["lm_head"]), "does not hold it"),
     "a longer vocabulary": (lambda t, _: t.update({HEAD: torch.ones(400, 64)}), r"\[400, 64\].*vocabulary"),
@@ -319,6 +320,15 @@ def test_a_head_with_a_bias_takes_matrices_but_no_rows(tmp_path: Path) -> None:
         read_adapter(LoRARequest("rows", 1, str(adapter)), base_of(base))
 
 
+def test_an_empty_list_of_tokens_changes_nothing(tuned_tokens: tuple[Path, Path], tmp_path: Path) -> None:
+    base, adapter = tuned_tokens
+    folder = shutil.copytree(adapter, tmp_path / "tune")
+    _edit(
+        folder, lambda t, c: (t.update({DELTA: t[DELTA][:0]}), c.update(trainable_token_indices={"embed_tokens": []}))
+    )
+    assert not read_adapter(LoRARequest("tune", 1, str(folder)), base_of(base)).new_rows
+
+
 def test_at_most_so_many_rows_are_replaced(tuned_tokens: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     base, adapter = tuned_tokens
     described = base_of(base)
@@ -348,6 +358,7 @@ def test_ranks_have_their_part_of_the_tables(tmp_path: Path, tied: bool) -> None
     made: list[dict[str, Any]] = [
         {"target_modules": ["q_proj"], "trainable_token_indices": tokens},
         {"target_modules": ["embed_tokens", "lm_head"]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"lm_head": [192]}},  # None of the first rank.
     ]
     hf_config = load_hf_config(base)
     described = base_of(base)
@@ -355,9 +366,9 @@ def test_ranks_have_their_part_of_the_tables(tmp_path: Path, tied: bool) -> None
     for seed, config in enumerate(made):
         folder = write_adapter(tmp_path / str(seed), base, seed=seed, **config)
         adapters.append(read_adapter(LoRARequest(str(seed), 1, str(folder)), described))
-    slots = np.array([0, 1, NO_SLOT, 1, 0, 0, 1, NO_SLOT])
+    slots = np.array([0, 1, NO_SLOT, 1, 0, 0, 1, 2])
     token_ids, hidden = torch.tensor([0, 191, 192, 382, 382, 191, 192, 7]), torch.randn(8, 64)
-    options = replace(DEFAULT_OPTIONS, adapter_slots=SlotSizes(num_slots=2, max_rank=8))
+    options = replace(DEFAULT_OPTIONS, adapter_slots=SlotSizes(num_slots=3, max_rank=8))
     whole, *ranks = (
         load_model(base, hf_config, torch.float32, "cpu", options, place)
         for place in (SINGLE, *(ParallelContext.of_rank(rank, 2, 1) for rank in range(2)))
