@@ -3,8 +3,8 @@
 A client remembers the beginnings of the prompts that it sent to each replica, so routing needs no remote call. Prompts
 are remembered in blocks, each known by a hash of its content and of all blocks before it, as in the prefix cache.
 
-The requests of an adapter have a home, the replica that got the first of them. They go to another replica only when
-the home is too busy, and then that one comes second. So each replica loads few of a job's adapters.
+The requests of an adapter have a home, the replica that got the latest of them. They move to the least loaded replica
+when the home is too busy. So each replica loads few of a job's adapters, and one that joins gets its share of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Router:
         self._num_in_flight: Counter[str] = Counter()
         self._seen_by: OrderedDict[int, set[str]] = OrderedDict()
         self._homes: OrderedDict[str, list[str]] = OrderedDict()
-        """Name of an adapter -> the replicas that have got requests of it, in the order in which they got the first."""
+        """Name of an adapter -> the replicas that have got requests of it, the one that got the latest first."""
         self._lock = threading.Lock()
 
     def share_out(self, requests: Sequence[Request], replica_ids: Sequence[str]) -> dict[str, list[Request]]:
@@ -116,8 +116,9 @@ class Router:
 
     def _remember_adapter(self, name: str, replica_id: str) -> None:
         homes = self._homes.setdefault(name, [])
-        if replica_id not in homes:
-            homes.append(replica_id)
+        if replica_id in homes:
+            homes.remove(replica_id)
+        homes.insert(0, replica_id)
         self._homes.move_to_end(name)
         while len(self._homes) > MAX_ADAPTERS:
             self._homes.popitem(last=False)

@@ -90,6 +90,18 @@ def test_an_adapter_that_most_requests_name_is_spread_and_the_others_keep_their_
     assert homes_of(router.share_out(with_adapters(["2", "1"], 1000), ["b", "a"])) == others
 
 
+def test_adapters_move_to_a_replica_that_joins_and_stay_there() -> None:
+    router, names = Router(), [str(number) for number in range(20)]
+    router.share_out(with_adapters(names * 2), ["a"])
+    joined = homes_of(router.share_out(with_adapters(names, 1000), ["a", "b"]))
+    assert joined == {name: {"b"} for name in names}
+    router.release("a", 40)
+    router.release("b", 20)
+    for name in names:
+        assert homes_of(router.share_out(with_adapters([name]), ["a", "b"])) == {name: {"b"}}
+        router.release("b", 1)
+
+
 def test_the_adapters_of_a_dead_replica_move_and_the_others_stay() -> None:
     router, names = Router(), [str(number) for number in range(9)]
     before = homes_of(router.share_out(with_adapters(names), ["a", "b", "c"]))
