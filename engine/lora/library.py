@@ -1,9 +1,9 @@
 """`AdapterLibrary`: the adapters in the memory of the host, read beside the steps of the engine.
 
 A request names its adapter. If the library does not have the adapter, the sequences of the request wait here, outside
-the scheduler, and others run. One thread reads the adapters, one after the other, in the order in which they were first
-asked for. When the library is full, it drops the adapter that was unused for the longest time; an adapter of unfinished
-sequences stays.
+the scheduler, and others run. A few threads read the adapters, in the order in which they were first asked for, so that
+one that is slow or cannot be reached holds up no others. When the library is full, it drops the adapter that was unused
+for the longest time; an adapter of unfinished sequences stays.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from .adapter import Adapter
 from .request import LoRARequest
 
 __all__ = ["AdapterLibrary"]
+
+NUM_THREADS = 4
+"""Most adapters that are read at once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -52,10 +55,10 @@ class Entry:
 
 
 class AdapterLibrary:
-    """Holds the adapters in the memory of the host, and reads the missing ones on a thread of its own.
+    """Holds the adapters in the memory of the host, and reads the missing ones on threads of its own.
 
     Args:
-        read: Reads an adapter; called on the thread of the library.
+        read: Reads an adapter; called on a thread of the library, on several at once.
         max_adapters: Most adapters in memory at once (`max_cpu_loras`).
 
     Attributes:
@@ -66,7 +69,7 @@ class AdapterLibrary:
         self.num_loads = 0
         self._read = read
         self._max_adapters = max_adapters
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapters")
+        self._threads = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="adapters")
         self._entries: OrderedDict[str, Entry] = OrderedDict()
         """Entries by the name of the adapter; the one that was used last comes last."""
 
@@ -120,7 +123,7 @@ class AdapterLibrary:
         if entry.loading is None:
             if not self._make_room():
                 raise self._no_room(entry)
-            entry.loading = self._thread.submit(self._read, request)
+            entry.loading = self._threads.submit(self._read, request)
         wait([entry.loading])
         if (error := _error_of(entry)) is not None:
             if not entry.waiting:
@@ -198,8 +201,8 @@ class AdapterLibrary:
             entry.waiting, entry.users = [], []
 
     def close(self) -> None:
-        """Ends the thread; a load that is going on is finished first."""
-        self._thread.shutdown(cancel_futures=True)
+        """Ends the threads; loads that are going on are finished first."""
+        self._threads.shutdown(cancel_futures=True)
         self._entries.clear()
 
     def _name_of(self, lora_int_id: int) -> str | None:
@@ -226,7 +229,7 @@ class AdapterLibrary:
         for entry in list(self._entries.values()):
             if entry.adapter is None and entry.loading is None and entry.waiting:
                 if self._make_room():
-                    entry.loading = self._thread.submit(self._read, entry.request)
+                    entry.loading = self._threads.submit(self._read, entry.request)
                 elif sum(other.is_pinned for other in self._entries.values()) >= self._max_adapters + entry.is_pinned:
                     failed += self._fail(entry, self._no_room(entry))
                 else:
