@@ -30,15 +30,17 @@ void shrink_tile(const T* const* x, const T* a, float* const* hidden, int size) 
     Vec sum[ROWS][RANKS];
     for (auto& row : sum)
         for (Vec& one : row) one = zero();
-    for (int i = 0; i < size; i += LANES) {
-        const int left = size - i;
-        Vec of_x[ROWS];
-        for (int t = 0; t < ROWS; t++) of_x[t] = load(x[t] + i, left);
-        for (int r = 0; r < RANKS; r++) {
-            const Vec of_a = load(a + long(r) * size + i, left);
-            for (int t = 0; t < ROWS; t++) sum[t][r] = multiply_add(of_x[t], of_a, sum[t][r]);
+    const auto add_products = [&](int i, int left) {
+        Vec of_a[RANKS];
+        for (int r = 0; r < RANKS; r++) of_a[r] = load(a + long(r) * size + i, left);
+        for (int t = 0; t < ROWS; t++) {
+            const Vec of_x = load(x[t] + i, left);
+            for (int r = 0; r < RANKS; r++) sum[t][r] = multiply_add(of_x, of_a[r], sum[t][r]);
         }
-    }
+    };
+    int i = 0;
+    for (; i + LANES <= size; i += LANES) add_products(i, LANES);  // The end is known, so no load asks for it.
+    if (i < size) add_products(i, size - i);
     for (int t = 0; t < ROWS; t++)
         for (int r = 0; r < RANKS; r++) hidden[t][r] = sum_of_lanes(sum[t][r]);
 }
@@ -58,8 +60,7 @@ void shrink_rows(const T* const* x, const T* a, float* const* hidden, int rank, 
 /// out[t][first:end] += hidden[t] B[:, first:end] for ROWS rows.
 template <typename T, typename Out, int ROWS>
 void expand_rows(Out* const* out, const T* b, const float* const* hidden, int rank, int first, int end, int width) {
-    for (int i = first; i < end; i += LANES) {
-        const int left = end - i;
+    const auto add_products = [&](int i, int left) {
         Vec sum[ROWS];
         for (Vec& one : sum) one = zero();
         for (int r = 0; r < rank; r++) {
@@ -67,7 +68,10 @@ void expand_rows(Out* const* out, const T* b, const float* const* hidden, int ra
             for (int t = 0; t < ROWS; t++) sum[t] = multiply_add(splat(hidden[t][r]), of_b, sum[t]);
         }
         for (int t = 0; t < ROWS; t++) store(out[t] + i, add(load(out[t] + i, left), sum[t]), left);
-    }
+    };
+    int i = first;
+    for (; i + LANES <= end; i += LANES) add_products(i, LANES);
+    if (i < end) add_products(i, end - i);
 }
 
 template <typename T, typename Out>
@@ -111,9 +115,11 @@ struct Work : Call<T> {
     }
     void shrink_all(Turns turns) const {
         for_each_part([&](int slot, int part, int rank) {
-            for (int row = C::starts[slot], end = C::starts[slot + 1]; row < end; row += 2) {
+            for (int row = C::starts[slot], end = C::starts[slot + 1]; row < end; row += 3) {
                 if (!turns.is_mine()) continue;
-                row + 1 < end ? shrink<2>(slot, part, row, rank) : shrink<1>(slot, part, row, rank);
+                const int left = end - row;
+                left >= 3 ? shrink<3>(slot, part, row, rank)
+                          : left == 2 ? shrink<2>(slot, part, row, rank) : shrink<1>(slot, part, row, rank);
             }
         });
     }
@@ -125,6 +131,7 @@ struct Work : Call<T> {
                 const int end = std::min(first + BLOCK_COLUMNS, end_of_part), last_row = C::starts[slot + 1];
                 int row = C::starts[slot];
                 for (; row + 4 <= last_row; row += 4) expand<4>(slot, part, row, rank, first, end);
+                for (; row + 2 <= last_row; row += 2) expand<2>(slot, part, row, rank, first, end);
                 for (; row < last_row; row++) expand<1>(slot, part, row, rank, first, end);
             }
         });
