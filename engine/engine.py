@@ -23,7 +23,7 @@ from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestEr
 from .executor.executor import Executor, InProcessExecutor, StepHandle
 from .inputs import PromptReader
 from .kv_cache import KVCacheManager
-from .loading.capacity import Capacity
+from .loading.capacity import Capacity, fit_to_model
 from .loading.generation_config import recommended_params
 from .loading.model_source import resolve_model, resolve_tokenizer, warn_of_unused
 from .lora.adapter import Adapter
@@ -161,11 +161,9 @@ class LLMEngine:
             own = resolve_tokenizer(config.tokenizer or config.model, config.tokenizer_hub, what)
             settings = task.text_settings(config)
             tokenizer = Tokenizer(own, config.chat_template, settings, trust_remote_code=config.trust_remote_code)
-        num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
         spec = describe_model(hf_config)
-        if config.enable_prefix_caching and spec.state is not None:
-            logger.warning("prefix caching is off: layers of this model keep states, and only of whole sequences")
-            config = replace(config, enable_prefix_caching=False)
+        config = fit_to_model(config, device, spec)
+        num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
         executor, capacity = _open_executor(config, device, hf_config, task, rendezvous)
         dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
         prompt_embeds = PromptEmbeds(spec.embedding_size, dtype) if config.enable_prompt_embeds else None

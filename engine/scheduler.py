@@ -201,6 +201,8 @@ class Scheduler:
             sequence = self._first_admissible()
             if sequence is None or (sequence.is_suspect and max_num_new is None):
                 return
+            if self.kv_cache.keeps_nothing and sequence.num_tokens > budget:
+                return  # No step may compute a part of it.
             # A preempted sequence with an unread token cannot be admitted: the runner needs all of its tokens.
             if sequence.num_pending or not self.kv_cache.try_admit(sequence, self.max_num_batched_tokens):
                 return

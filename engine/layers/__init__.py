@@ -1,10 +1,12 @@
-"""The layers of decoders: attention, feed-forward networks, norms, embeddings. No layer knows a model family."""
+"""The layers of models: attention, feed-forward networks, norms, embeddings. No layer knows a model family."""
 
 from __future__ import annotations
 
 from .attention import Attention, Heads
 from .block import MixerBlock, MLPBlock, ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
-from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
+from .class_head import HEAD_ACTIVATIONS, ClassHead
+from .embedding import LearnedPositions, NoPositions, NoTokenTypes, SharedTokenEmbedding, TokenEmbedding, TokenTypes
+from .encoder_attention import EncoderAttention
 from .experts import EXPERT_GATES, ExpertMLP, Experts, ExpertsLayer, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
@@ -13,6 +15,7 @@ from .latent_attention import LatentAttention, LatentSizes, UpProjections
 from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import HeadLayerNorm, HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
+from .relative_bias import RelativeBias
 from .rotate_and_store import (
     CacheWriter,
     ClampAndStore,
@@ -32,11 +35,14 @@ __all__ = [
     "ACTIVATIONS",
     "EXPERT_GATES",
     "GATES",
+    "HEAD_ACTIVATIONS",
     "MLP",
     "PLAIN",
     "Attention",
     "CacheWriter",
     "ClampAndStore",
+    "ClassHead",
+    "EncoderAttention",
     "ExpertMLP",
     "Experts",
     "ExpertsLayer",
@@ -63,6 +69,7 @@ __all__ = [
     "MixerBlock",
     "NoNorm",
     "NoPositions",
+    "NoTokenTypes",
     "Norm",
     "NormAndGate",
     "NormAndStore",
@@ -76,6 +83,7 @@ __all__ = [
     "Quantized",
     "RMSNorm",
     "Reduce",
+    "RelativeBias",
     "RotateAndStore",
     "Router",
     "RouterSpec",
@@ -91,6 +99,7 @@ __all__ = [
     "StoreOnly",
     "TokenEmbedding",
     "TokenMixer",
+    "TokenTypes",
     "UpProjections",
     "WeightSlot",
     "rotary_table",

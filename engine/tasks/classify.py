@@ -11,11 +11,15 @@ from ..models import describe_model
 from ..pooling.config import PoolerConfig
 from ..pooling.pooler import Pooler, class_activation
 from ..pooling.scoring import PairScoring, Scoring
-from ..step.pooling_head import ClassHead
+from ..step.pooling_head import ClassHead, FirstClassHead, MeanClassHead, PoolingHead
 from ..text.tokenizer import Tokenizer
 from .pool import PoolingTask
 
 __all__ = ["Classify"]
+
+
+HEADS: dict[str, type[PoolingHead]] = {"LAST": ClassHead, "CLS": FirstClassHead, "MEAN": MeanClassHead}
+"""`HeadSpec.pooling` -> the head."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,7 @@ class Classify(PoolingTask):
     """The task that computes the probabilities of the model's classes for each prompt."""
 
     name = "classify"
-    architecture_endings = ("ForSequenceClassification",)
+    architecture_endings = ("ForSequenceClassification", "ForTokenClassification")
     model_head = "score"
     unused_weights = frozenset({"lm_head.weight", "lm_head.bias"})
 
@@ -33,8 +37,9 @@ class Classify(PoolingTask):
         own = PoolerConfig.read(config.pooler_config)
         if own.pooling_type not in (None, "LAST") or own.dimensions is not None:
             raise ConfigError("pooler_config: a classifier reads the last token, and all of its classes are given")
-        num_labels = describe_model(hf_config).num_labels
-        return cls(Pooler(own, class_activation(hf_config, num_labels)), ClassHead, num_labels)
+        spec = describe_model(hf_config)
+        activation = class_activation(hf_config, spec.num_labels)
+        return cls(Pooler(own, activation), HEADS[spec.class_pooling], spec.num_labels)
 
     def problem_of(self, dimensions: int) -> str | None:
         """Returns why `dimensions` cannot be set: only embeddings can be shortened, see `PoolingTask.problem_of`."""
