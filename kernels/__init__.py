@@ -41,6 +41,7 @@ from .silu_and_mul import silu_and_mul
 from .state_scan import state_scan
 from .store_kv import store_kv
 from .top_logprobs import top_logprobs
+from .varlen_attention import varlen_attention
 
 __all__ = [
     "embedding",
@@ -77,4 +78,5 @@ __all__ = [
     "state_scan",
     "store_kv",
     "top_logprobs",
+    "varlen_attention",
 ]
