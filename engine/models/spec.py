@@ -359,7 +359,7 @@ class DecoderSpec:
 
     @property
     def is_encoder(self) -> bool:
-        """Whether tokens attend to the tokens after them, so that a text is computed whole and nothing of it is kept."""
+        """Whether tokens attend to later tokens too, so that a text is computed whole and nothing of it is kept."""
         return not self.attention.causal
 
     @property
@@ -373,7 +373,7 @@ class DecoderSpec:
         return self.class_head.pooling
 
     def weights_of(self, layer_idx: int) -> int:
-        """Returns the number of the first layer that has the same weights as this one; mostly the layer's own number."""
+        """Returns the number of the first layer with the same weights as this one; mostly the layer's own number."""
         run = self.num_layers // (self.num_layer_weights or self.num_layers)
         return layer_idx // run * run
 
