@@ -57,6 +57,8 @@ class Sequence:
         bad_word_edges: Spellings of words that must not occur in the output, as `Speller` returns them.
         cache_salt: Bytes that the block hashes begin with. Only sequences with equal salts share cached blocks.
         spans: Parts of the prompt that are given as embeddings, in order. Their token ids are placeholders.
+        num_first_tokens: Number of tokens of the first text of a pair, which have token type 0; the others have type 1.
+            None if all have type 0.
         reads_prefix_cache: Whether cached blocks may be used for the beginning of the prompt.
         grammar: State of the output in its grammar; None if the output follows no grammar. Only rank 0 has it.
         adapter: The adapter of the sequence; None for the model alone.
@@ -96,6 +98,7 @@ class Sequence:
     bad_word_edges: np.ndarray = field(default_factory=lambda: NO_EDGES)
     cache_salt: bytes = b""
     spans: abc.Sequence[EmbeddedSpan] = ()
+    num_first_tokens: int | None = None
     reads_prefix_cache: bool = True
     grammar: Grammar | None = None
     adapter: Adapter | None = None
