@@ -148,18 +148,17 @@ class PairEncoder:
 def _find_template(encoding: Any, *, has_types: bool) -> PairTemplate | None:
     """Returns the special tokens around the texts of an encoded pair; None if the texts do not follow each other."""
     ids, owners = encoding.ids, encoding.sequence_ids
-    runs = [
-        (owner, owners.index(owner), len(owners) - owners[::-1].index(owner)) for owner in (0, 1) if owner in owners
-    ]
-    if len(runs) < 2 or runs[0][2] > runs[1][1]:
+    if 0 not in owners or 1 not in owners:
         return None
-    (_, start, end), (_, second_start, second_end) = runs
+    starts, ends = zip(*[(owners.index(side), len(ids) - owners[::-1].index(side)) for side in (0, 1)], strict=True)
+    if ends[0] > starts[1]:
+        return None
     num_first = _num_first(encoding.type_ids) if has_types else None
     return PairTemplate(
-        before=ids[:start],
-        between=ids[end:second_start],
-        after=ids[second_end:],
-        num_first_specials=None if num_first is None else num_first - (end - start),
+        before=ids[: starts[0]],
+        between=ids[ends[0] : starts[1]],
+        after=ids[ends[1] :],
+        num_first_specials=None if num_first is None else num_first - (ends[0] - starts[0]),
     )
 
 
