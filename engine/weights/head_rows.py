@@ -45,8 +45,11 @@ class HeadRows:
     def _added(self, tensors: Tensors, weights: WeightMap) -> Iterator[tuple[str, StoredTensor]]:
         is_found = False
         for name, tensor in tensors:
+            ours = _ours(weights, name)
+            if CLASS_HEAD in ours:
+                raise CheckpointError(f"{name} is a head for classes of its own; leave classifier_from_token out")
             yield name, tensor
-            if not is_found and self.source in _ours(weights, name):
+            if not is_found and self.source in ours:
                 is_found = True
                 yield weights.theirs(CLASS_HEAD), self._rows(name, tensor)
         if not is_found:

@@ -44,7 +44,7 @@ class ClassScoring:
                 A model that was made to generate reads the two texts as one.
 
         Raises:
-            ConfigError: The model has several classes, or the engine has no tokenizer.
+            ConfigError: The model has several classes, or the engine has no tokenizer to join texts with.
         """
         tokenizer, max_tokens = options.tokenizer, options.max_tokens
         if num_labels != 1:
@@ -52,16 +52,16 @@ class ClassScoring:
                 f"score takes an embedding model or a classifier of one class; this one has {num_labels} (num_labels "
                 "of its config), so call classify, or encode, and read the classes yourself"
             )
+        template = options.chat_template or (tokenizer and tokenizer.own_template)
+        if template is None and not separates:
+            return cls(lambda pairs: [attempt(_append, *pair) for pair in pairs])
         if tokenizer is None:
             raise ConfigError(
                 "score needs a tokenizer to join two texts; construct the LLM without skip_tokenizer_init"
             )
-        template = tokenizer.own_template if options.chat_template is None else options.chat_template
         if template is not None:
             return cls(lambda pairs: [attempt(_render, tokenizer, template, *pair) for pair in pairs])
-        if separates:
-            return cls(lambda pairs: encode_pairs(tokenizer, pairs, max_tokens))
-        return cls(lambda pairs: [attempt(_append, *pair) for pair in pairs])
+        return cls(lambda pairs: encode_pairs(tokenizer, pairs, max_tokens))
 
     def plan(self, pairs: Sequence[Pair], adapters: Sequence[Any]) -> ScoringPlan:
         """Returns one prompt for each pair, see `Scoring.plan`."""
