@@ -145,7 +145,10 @@ def load_model(
         elsewhere = names_in_checkpoint(hf_config, dtype, options) if parallel.num_ranks > 1 else set()
         names = elsewhere | options.unused_weights
         join: Join = options.stored.checkpoint_format.join if options.stored else iter
-        sources = match_weights(weight_slots(sketch), folder, weight_map(folder, hf_config, dtype), names, join)
+        weights = weight_map(folder, hf_config, dtype)
+        if options.head_rows is not None:
+            join = options.head_rows.after(join, weights)
+        sources = match_weights(weight_slots(sketch), folder, weights, names, join)
     model = build_model(hf_config, dtype, device, options, parallel)
     if options.load_format == "dummy":
         load_dummy_weights(model)
@@ -212,11 +215,6 @@ def find_family(hf_config: Any) -> Family:
     impl = model_code(hf_config).impl
     family = _families().get(names[0]) if names and impl != "transformers" else None
     find_format(quantization_settings(hf_config))  # Raises if the format of a quantised checkpoint is not implemented.
-    if getattr(hf_config, "classifier_from_token", None) is not None:
-        raise UnsupportedModelError(
-            "config field 'classifier_from_token' is set: classifiers made of rows of the output head are not there "
-            "yet; generate one token and read its log-probabilities, or use a checkpoint with a head of its own"
-        )
     if family is None and impl != "millrace":
         family = _fallback(names, hf_config)
     if family is None:

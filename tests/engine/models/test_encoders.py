@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from tokenizers import processors
+from transformers import AutoModel, PreTrainedTokenizerFast
 
-from checkpoints import tiny_checkpoint
+from checkpoints import BOS, EOS, PAD, tiny_checkpoint, tiny_tokenizer
 from encoders import ENCODERS, reference, tiny_encoder
 from millrace.engine import PoolingParams
 from millrace.engine.errors import ConfigError
@@ -83,3 +84,31 @@ def test_a_decoder_may_attend_to_later_tokens(tmp_path: Path) -> None:
         sees_all = torch.zeros(1, 1, len(prompt), len(prompt))
         wanted = model(torch.tensor([prompt]), attention_mask=sees_all).last_hidden_state[0].mean(0)
         torch.testing.assert_close(torch.tensor(output.outputs.embedding), wanted, atol=1e-5, rtol=1e-4)
+
+
+def pair_tokenizer(folder: Path) -> Any:
+    """Writes a tokenizer with the template and the types of BERT to a checkpoint, and returns it."""
+    plain = tiny_tokenizer()
+    backend = plain.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}",
+        pair=f"{BOS} $A {EOS} $B:1 {EOS}:1",
+        special_tokens=[(name, plain.convert_tokens_to_ids(name)) for name in (BOS, EOS)],
+    )
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, model_input_names=names)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def test_a_cross_encoder_knows_the_texts_of_a_pair_by_their_types(tmp_path: Path) -> None:
+    folder = tiny_encoder(tmp_path, "bert", "classes", num_labels=1)
+    tokenizer = pair_tokenizer(folder)
+    query, documents = "where is the mill", ["", "the mill is at the brook", "water " * 30, "a"]
+    with LLM(str(folder), dtype="float32") as llm:
+        outputs = llm.score(query, documents, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+    pairs = [tokenizer([query], [document]) for document in documents]
+    assert pairs[1]["token_type_ids"][0][0] == 0 and pairs[1]["token_type_ids"][0][-1] == 1
+    prompts, types = ([pair[name][0] for pair in pairs] for name in ("input_ids", "token_type_ids"))
+    for output, logits in zip(outputs, reference(folder, prompts, "classes", token_type_ids=types), strict=True):
+        assert output.outputs.score == pytest.approx(logits.item(), abs=1e-5)

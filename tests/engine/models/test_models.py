@@ -272,7 +272,6 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("llama", "max_position_embeddings", None),
         ("llama", "is_causal", "no"),
         ("qwen3", "use_bidirectional_attention", 1),
-        ("qwen3", "classifier_from_token", ["no", "yes"]),
         ("qwen2", "layer_types", ["full_attention", "linear_attention", "full_attention"]),
         ("qwen2", "layer_types", ["full_attention"]),
         ("qwen2", "layer_types", [[], {}, None]),
