@@ -62,8 +62,8 @@ CAUSAL_VALUES = {"is_causal": True, "use_bidirectional_attention": False}
 
 
 def supported_architectures() -> list[str]:
-    """Returns the names of the supported architectures that generate, as configs have them in `architectures`."""
-    return sorted(name for name in _families() if name.endswith(CAUSAL))
+    """Returns the names of the supported architectures as families give them: decoders that generate, and encoders."""
+    return sorted(name for _, family in iter_families() for name in family.architectures)
 
 
 def describe_model(hf_config: Any) -> DecoderSpec:
