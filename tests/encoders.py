@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from checkpoints import tiny_tokenizer
 
@@ -33,6 +34,11 @@ ENCODERS: dict[str, dict[str, Any]] = {
 
 HEADS = {"": AutoModel, "classes": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification}
 """The head of a checkpoint -> the class of transformers that loads it."""
+
+
+def encoder_name(model_type: str) -> str:
+    """Returns the architecture without a head of a key of `ENCODERS`."""
+    return MODEL_MAPPING_NAMES[model_type]
 
 
 def tiny_encoder(folder: Path, model_type: str, head: str = "", *, seed: int = 0, **overrides: Any) -> Path:

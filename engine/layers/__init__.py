@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from .attention import Attention, Heads
 from .block import MixerBlock, MLPBlock, ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
-from .class_head import HEAD_ACTIVATIONS, ClassHead
 from .embedding import LearnedPositions, NoPositions, NoTokenTypes, SharedTokenEmbedding, TokenEmbedding, TokenTypes
-from .encoder_attention import EncoderAttention
+from .encoders import HEAD_ACTIVATIONS, ClassHead, DistanceBias, EncoderAttention, RelativeBias
 from .experts import EXPERT_GATES, ExpertMLP, Experts, ExpertsLayer, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
@@ -15,7 +14,6 @@ from .latent_attention import LatentAttention, LatentSizes, UpProjections
 from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import HeadLayerNorm, HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
-from .relative_bias import RelativeBias
 from .rotate_and_store import (
     CacheWriter,
     ClampAndStore,
@@ -42,6 +40,7 @@ __all__ = [
     "CacheWriter",
     "ClampAndStore",
     "ClassHead",
+    "DistanceBias",
     "EncoderAttention",
     "ExpertMLP",
     "Experts",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..batch import ForwardBatch
 from .attention import Attention
-from .encoder_attention import EncoderAttention
+from .encoders import EncoderAttention
 from .experts import FeedForward
 from .latent_attention import LatentAttention
 from .norm import Norm

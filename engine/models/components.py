@@ -23,6 +23,7 @@ from ..layers import (
     CacheWriter,
     ClampAndStore,
     ClassHead,
+    DistanceBias,
     EncoderAttention,
     ExpertMLP,
     Experts,
@@ -67,7 +68,6 @@ from ..layers import (
     TokenTypes,
     rotary_table,
 )
-from ..layers.relative_bias import DistanceBias
 from ..lora.embedding import AdaptedEmbedding
 from ..parallel.context import ParallelContext
 from ..parallel.shard import Shard
