@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -352,10 +353,7 @@ def test_sequences_that_waited_for_adapters_keep_their_places(folder, requests, 
             engine.add_request(GenerateRequest(str(name), None, [5, 6, 7], GREEDY, lora_request=request))
         ended = [output.request_id for output in engine.step()]
         may_end.set()
-        while engine.adapters.num_waiting:
-            engine.adapters.wait()
-            for sequence in engine.adapters.take_ready()[0]:
-                engine.scheduler.add_numbered(sequence)
+        futures.wait([entry.loading for entry in engine.adapters._loading.values() if entry.loading is not None])
         while engine.has_unfinished_requests():
             ended += [output.request_id for output in engine.step()]
         assert ended == ["0", "1", "2", "3", "4"]
