@@ -192,8 +192,8 @@ class Attention {
                 default: score<ROWS, 4>(step, key, top);
             }
         }
-        Vec shrink[ROWS], share[ROWS];  // of what was summed before; the inverse of the sum of all weights
-        for (int r = 0; r < ROWS; r++) weigh(step, r, top[r], shrink[r], share[r]);
+        Vec shrink[ROWS], share[ROWS];
+        weigh(step, top, shrink, share);
         int d = 0;
         for (; d + 4 * LANES <= width; d += 4 * LANES) add_values<ROWS, 4>(step, d, shrink, share);
         if (d + 2 * LANES <= width) add_values<ROWS, 2>(step, d, shrink, share), d += 2 * LANES;
@@ -244,13 +244,33 @@ class Attention {
         for (int v = 0; v < VECS; v++) x[v] = select(mask_of_bits(seen >> (v * LANES)), x[v], splat(-INFINITY));
     }
 
-    /// Turns the scores of a row into weights.
-    void weigh(const Step& step, int r, Vec top, Vec& shrink, Vec& share) {
+    /// Turns the scores of the rows into weights. All rows take each part of it together, since the parts wait long for
+    /// their results. `shrink` is the factor of what was summed before, `share` the inverse of the sum of all weights.
+    template <int ROWS>
+    void weigh(const Step& step, const Vec (&top)[ROWS], Vec (&shrink)[ROWS], Vec (&share)[ROWS]) {
         const float factor = edits ? 1.0f : c.scale * LOG2_E;  // what makes scores exponents of 2
-        float& old_peak = s.peaks[step.row + r];
-        float& old_total = s.totals[step.row + r];
-        if (step.is_first) old_peak = NOTHING, old_total = 0;
-        const float peak = std::max(old_peak, largest_lane(top) * factor);
+        float peak[ROWS];
+        for (int r = 0; r < ROWS; r++) peak[r] = std::max(NOTHING, largest_lane(top[r]) * factor);
+        if (!step.is_first) {
+            for (int r = 0; r < ROWS; r++) {
+                const float old = s.peaks[step.row + r];
+                peak[r] = std::max(peak[r], old);
+                shrink[r] = exp2_of_negative(splat(std::max(-150.0f, old - peak[r])));
+            }
+        }
+        Vec total[ROWS];
+        for (int r = 0; r < ROWS; r++) total[r] = weigh_row(step, r, factor, peak[r]);
+        for (int r = 0; r < ROWS; r++) {
+            float sum = sum_of_lanes(total[r]);
+            if (!step.is_first) sum += s.totals[step.row + r] * first_lane(shrink[r]);
+            s.peaks[step.row + r] = peak[r];
+            s.totals[step.row + r] = sum;
+            share[r] = splat(1 / sum);
+        }
+    }
+
+    /// Returns the weights' sums, lane by lane.
+    Vec weigh_row(const Step& step, int r, float factor, float peak) {
         const float* scores = s.scores.data() + r * CHUNK;
         Number* weights = reinterpret_cast<Number*>(s.weights.data()) + r * CHUNK;
         Vec total = zero();
@@ -261,10 +281,7 @@ class Attention {
             total = add(total, weight);
             store(weights + key, weight);
         }
-        shrink = exp2_of_negative(splat(std::max(-150.0f, old_peak - peak)));
-        old_total = old_total * first_lane(shrink) + sum_of_lanes(total);
-        old_peak = peak;
-        share = splat(1 / old_total);
+        return total;
     }
 
     /// Adds the weighted values, and writes the result if these are the last ones.
