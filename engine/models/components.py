@@ -118,7 +118,6 @@ class Components:
         self._rotary_tables: dict[RopeSpec, Tensor] = {}
         self._group_of = {layer: index for index, group in enumerate(cache_groups(spec)) for layer in group.layers}
         self.relative_bias = self._relative_bias()
-        self._blocks: dict[int, Block] = {}
 
     def embed_tokens(self) -> TokenEmbedding | SharedTokenEmbedding | GroupEmbedding:
         """Makes the token embedding; with tensor parallelism, only this rank's rows of its table."""
@@ -201,7 +200,9 @@ class Components:
 
     def normed_projection(self) -> LinearBase | nn.Identity:
         """Makes the projection of the normed embeddings, of a model whose projection comes last."""
-        return self._projection("project_normed", self._placed_size, self._spec.hidden_size, bias=True)
+        if self._spec.projection == "first":
+            return nn.Identity()
+        return self.linears.make_linear("project_normed", self._placed_size, self._spec.hidden_size, bias=True)
 
     def _summed(self, name: str, in_features: Shard, out_features: int, *, bias: bool) -> LinearBase:
         """Makes a linear layer of partial results, which the next norm sums over ranks. Only tp_rank 0 has the bias."""
@@ -211,13 +212,11 @@ class Components:
         """Makes the projection of hidden states to the width of the token embedding, if the input has one as well."""
         return self._projection("project_out", self._spec.hidden_size, self._spec.output_size)
 
-    def _projection(
-        self, name: str, in_features: int, out_features: int, *, bias: bool = False
-    ) -> LinearBase | nn.Identity:
+    def _projection(self, name: str, in_features: int, out_features: int) -> LinearBase | nn.Identity:
         """Makes a projection between two widths, or an identity if they are equal."""
         if in_features == out_features:
             return nn.Identity()
-        return self.linears.make_linear(name, in_features, out_features, bias=bias)
+        return self.linears.make_linear(name, in_features, out_features, bias=False)
 
     def final_norm(self) -> Norm:
         """Makes the norm after the last layer; if the model has none, a module that only adds the residual."""
@@ -295,19 +294,12 @@ class Components:
         )
 
     def block(self, layer_idx: int, *, is_first: bool) -> Block:
-        """Makes the layer of this index, or returns that of an index before it which has the same weights.
+        """Makes a layer: attention, feed-forward network and the norms around them.
 
         Args:
-            layer_idx: Index of the layer in the model.
+            layer_idx: Index of the layer among those that have weights of their own.
             is_first: Whether it is the first layer of a pp stage, whose input is complete on every rank.
         """
-        first = self._spec.weights_of(layer_idx)
-        if first not in self._blocks:
-            self._blocks[first] = self._block(first, is_first=is_first)
-        return self._blocks[first]
-
-    def _block(self, layer_idx: int, *, is_first: bool) -> Block:
-        """Makes a layer: attention, feed-forward network and the norms around them."""
         if self._spec.mlp_layers is not None:
             return self._single_block(layer_idx, is_first=is_first)
         attention, mlp = self._mixer(layer_idx), self._mlp(layer_idx)

@@ -356,6 +356,7 @@ class DecoderSpec:
                 "attention to later tokens is not there for models with latents, states, sinks or output gates"
             )
         assert self.num_layers % (self.num_layer_weights or 1) == 0
+        assert self.num_layer_weights is None or (self.is_encoder and self.norm_placement == "after")
 
     @property
     def is_encoder(self) -> bool:
@@ -373,9 +374,8 @@ class DecoderSpec:
         return self.class_head.pooling
 
     def weights_of(self, layer_idx: int) -> int:
-        """Returns the number of the first layer with the same weights as this one; mostly the layer's own number."""
-        run = self.num_layers // (self.num_layer_weights or self.num_layers)
-        return layer_idx // run * run
+        """Returns the number of the weights that a layer uses; mostly the layer's own number."""
+        return layer_idx // (self.num_layers // (self.num_layer_weights or self.num_layers))
 
     def rope_of(self, layer_idx: int) -> RopeSpec | None:
         """Returns the parameters of rotary positions in a layer; None for a layer without them."""
