@@ -46,6 +46,16 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "rembert": {"input_embedding_size": 32},
     "albert": {"embedding_size": 32, "num_hidden_layers": 4, "num_hidden_groups": 2},
     "mpnet": {},
+    "deberta-v2": {
+        "relative_attention": True,
+        "share_att_key": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_buckets": 12,
+        "max_relative_positions": 40,
+        "norm_rel_ebd": "layer_norm",
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+    },
     "t5": {
         "d_ff": 96,
         "d_kv": 24,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .attention import Attention, Heads
 from .block import MixerBlock, MLPBlock, ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
 from .class_head import HEAD_ACTIVATIONS, ClassHead
+from .disentangled_attention import DisentangledAttention, DistanceTerms
+from .distance_vectors import DistanceVectors
 from .embedding import LearnedPositions, NoPositions, NoTokenTypes, SharedTokenEmbedding, TokenEmbedding, TokenTypes
 from .encoder_attention import EncoderAttention
 from .experts import EXPERT_GATES, ExpertMLP, Experts, ExpertsLayer, FeedForward
@@ -42,6 +44,9 @@ __all__ = [
     "CacheWriter",
     "ClampAndStore",
     "ClassHead",
+    "DisentangledAttention",
+    "DistanceTerms",
+    "DistanceVectors",
     "EncoderAttention",
     "ExpertMLP",
     "Experts",

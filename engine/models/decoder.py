@@ -75,6 +75,7 @@ class Decoder(nn.Module):
             for i in range(spec.num_layer_weights or spec.num_layers)
         )
         self.relative_bias = make.relative_bias
+        self.distance_vectors = make.distance_vectors
         self._own_layers = [(self.layers[spec.weights_of(i)], pair) for i, pair in cache_pairs(spec, own).items()]
         if not self._is_last:
             self.total = make.stage_total()

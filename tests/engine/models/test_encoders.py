@@ -59,8 +59,8 @@ def test_classes_are_those_of_transformers(tmp_path: Path, family: str) -> None:
     ("family", "fields", "parallel"),
     [
         ("bert", {}, {"tensor_parallel_size": 2}),
-        ("bert", {}, {"pipeline_parallel_size": 2}),
         ("t5", {}, {"tensor_parallel_size": 2}),
+        ("deberta-v2", {}, {"tensor_parallel_size": 2}),
         # Each stage has three layers, and both have a copy of the second of three groups.
         ("albert", {"num_hidden_layers": 6, "num_hidden_groups": 3}, {"pipeline_parallel_size": 2}),
     ],
@@ -85,6 +85,26 @@ def test_a_step_computes_what_transformers_computes(tmp_path: Path, family: str,
         inputs = {"token_type_ids": types}
     computed, wanted = run_step(folder, PROMPTS, head, types), reference(folder, PROMPTS, head, **inputs)
     for ours, theirs in zip(computed, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("electra", {"embedding_size": 64, "hidden_act": "gelu_new"}),
+        ("albert", {"embedding_size": 64, "num_hidden_groups": 4, "hidden_act": "relu"}),
+        ("t5", {"feed_forward_proj": "gated-silu", "relative_attention_num_buckets": 4}),
+        (
+            "deberta-v2",
+            {"pos_att_type": "c2p", "position_biased_input": True, "type_vocab_size": 2, "norm_rel_ebd": "none"},
+        ),
+        ("deberta-v2", {"pos_att_type": ["p2c"], "position_buckets": -1, "max_relative_positions": 20}),
+        ("deberta-v2", {"position_buckets": 6, "max_relative_positions": -1}),
+    ],
+)
+def test_fields_of_a_family_change_what_it_computes(tmp_path: Path, family: str, fields: dict[str, Any]) -> None:
+    folder = tiny_encoder(tmp_path, family, **fields)
+    for ours, theirs in zip(run_step(folder, PROMPTS), reference(folder, PROMPTS), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
@@ -142,6 +162,13 @@ def _older_name(name: str) -> str:
         ("albert", {"num_hidden_groups": 3}, "'num_hidden_groups' is 3"),
         ("albert", {"inner_group_num": 2}, "'inner_group_num' is 2"),
         ("mpnet", {"relative_attention_num_buckets": 16}, "'relative_attention_num_buckets' is 16"),
+        ("deberta-v2", {"relative_attention": False}, "'relative_attention' is false"),
+        ("deberta-v2", {"share_att_key": False}, "'share_att_key' is false"),
+        ("deberta-v2", {"pos_att_type": ["p2p"]}, "'pos_att_type' is \\['p2p'\\]"),
+        ("deberta-v2", {"position_buckets": 7}, "'position_buckets' is 7"),
+        ("deberta-v2", {"norm_rel_ebd": "rms"}, "'norm_rel_ebd' is 'rms'"),
+        ("deberta-v2", {"embedding_size": 32}, "'embedding_size' is 32"),
+        ("deberta-v2", {"conv_kernel_size": 3}, "'conv_kernel_size' is 3"),
         ("t5", {"relative_attention_num_buckets": 7}, "'relative_attention_num_buckets' is 7"),
         ("t5", {"relative_attention_max_distance": 3}, "'relative_attention_max_distance' is 3"),
         ("t5", {"feed_forward_proj": "gated-swish"}, "'feed_forward_proj' is 'gated-swish'"),
