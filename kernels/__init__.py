@@ -7,6 +7,7 @@ torch, but neither numba nor triton.
 
 from __future__ import annotations
 
+from .disentangled_attention import disentangled_attention
 from .embedding import embedding
 from .experts import experts
 from .fp8_linear import fp8_linear
@@ -44,6 +45,7 @@ from .top_logprobs import top_logprobs
 from .varlen_attention import varlen_attention
 
 __all__ = [
+    "disentangled_attention",
     "embedding",
     "experts",
     "fp8_linear",

@@ -5,7 +5,16 @@ from __future__ import annotations
 from .attention import Attention, Heads
 from .block import MixerBlock, MLPBlock, ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
 from .embedding import LearnedPositions, NoPositions, NoTokenTypes, SharedTokenEmbedding, TokenEmbedding, TokenTypes
-from .encoders import HEAD_ACTIVATIONS, ClassHead, DistanceBias, EncoderAttention, RelativeBias
+from .encoders import (
+    HEAD_ACTIVATIONS,
+    ClassHead,
+    DisentangledAttention,
+    DistanceBias,
+    DistanceTerms,
+    DistanceVectors,
+    EncoderAttention,
+    RelativeBias,
+)
 from .experts import EXPERT_GATES, ExpertMLP, Experts, ExpertsLayer, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
@@ -40,7 +49,10 @@ __all__ = [
     "CacheWriter",
     "ClampAndStore",
     "ClassHead",
+    "DisentangledAttention",
     "DistanceBias",
+    "DistanceTerms",
+    "DistanceVectors",
     "EncoderAttention",
     "ExpertMLP",
     "Experts",

@@ -23,7 +23,9 @@ from ..layers import (
     CacheWriter,
     ClampAndStore,
     ClassHead,
+    DisentangledAttention,
     DistanceBias,
+    DistanceVectors,
     EncoderAttention,
     ExpertMLP,
     Experts,
@@ -98,6 +100,8 @@ class Components:
     Attributes:
         linears: Factory of the linear layers.
         relative_bias: The learned amounts that all attention layers add to their scores by distance; None for none.
+        distance_vectors: The learned vectors of which all attention layers make keys and queries of distances; None
+            for none.
     """
 
     def __init__(
@@ -118,7 +122,7 @@ class Components:
         self._rotary_tables: dict[RopeSpec, Tensor] = {}
         self._group_of = {layer: index for index, group in enumerate(cache_groups(spec)) for layer in group.layers}
         self.relative_bias = self._relative_bias()
-        self._blocks: dict[int, Block] = {}
+        self.distance_vectors = self._distance_vectors()
 
     def embed_tokens(self) -> TokenEmbedding | SharedTokenEmbedding | GroupEmbedding:
         """Makes the token embedding; with tensor parallelism, only this rank's rows of its table."""
@@ -201,7 +205,9 @@ class Components:
 
     def normed_projection(self) -> LinearBase | nn.Identity:
         """Makes the projection of the normed embeddings, of a model whose projection comes last."""
-        return self._projection("project_normed", self._placed_size, self._spec.hidden_size, bias=True)
+        if self._spec.projection == "first":
+            return nn.Identity()
+        return self.linears.make_linear("project_normed", self._placed_size, self._spec.hidden_size, bias=True)
 
     def _summed(self, name: str, in_features: Shard, out_features: int, *, bias: bool) -> LinearBase:
         """Makes a linear layer of partial results, which the next norm sums over ranks. Only tp_rank 0 has the bias."""
@@ -211,13 +217,11 @@ class Components:
         """Makes the projection of hidden states to the width of the token embedding, if the input has one as well."""
         return self._projection("project_out", self._spec.hidden_size, self._spec.output_size)
 
-    def _projection(
-        self, name: str, in_features: int, out_features: int, *, bias: bool = False
-    ) -> LinearBase | nn.Identity:
+    def _projection(self, name: str, in_features: int, out_features: int) -> LinearBase | nn.Identity:
         """Makes a projection between two widths, or an identity if they are equal."""
         if in_features == out_features:
             return nn.Identity()
-        return self.linears.make_linear(name, in_features, out_features, bias=bias)
+        return self.linears.make_linear(name, in_features, out_features, bias=False)
 
     def final_norm(self) -> Norm:
         """Makes the norm after the last layer; if the model has none, a module that only adds the residual."""
@@ -295,19 +299,12 @@ class Components:
         )
 
     def block(self, layer_idx: int, *, is_first: bool) -> Block:
-        """Makes the layer of this index, or returns that of an index before it which has the same weights.
+        """Makes a layer: attention, feed-forward network and the norms around them.
 
         Args:
-            layer_idx: Index of the layer in the model.
+            layer_idx: Index of the layer among those that have weights of their own.
             is_first: Whether it is the first layer of a pp stage, whose input is complete on every rank.
         """
-        first = self._spec.weights_of(layer_idx)
-        if first not in self._blocks:
-            self._blocks[first] = self._block(first, is_first=is_first)
-        return self._blocks[first]
-
-    def _block(self, layer_idx: int, *, is_first: bool) -> Block:
-        """Makes a layer: attention, feed-forward network and the norms around them."""
         if self._spec.mlp_layers is not None:
             return self._single_block(layer_idx, is_first=is_first)
         attention, mlp = self._mixer(layer_idx), self._mlp(layer_idx)
@@ -351,7 +348,7 @@ class Components:
         name = f"layers.{layer_idx}.attention"
         return make_state_mixer(name, *made_by, dtype=self._dtype, device=self._device)
 
-    def _attention(self, layer_idx: int) -> Attention | LatentAttention | EncoderAttention:
+    def _attention(self, layer_idx: int) -> Attention | LatentAttention | EncoderAttention | DisentangledAttention:
         spec, parallel = self._spec, self._parallel
         if spec.is_encoder:
             return self._encoder_attention(layer_idx)
@@ -379,18 +376,25 @@ class Components:
             library=self._library,
         )
 
-    def _encoder_attention(self, layer_idx: int) -> EncoderAttention:
+    def _encoder_attention(self, layer_idx: int) -> EncoderAttention | DisentangledAttention:
         spec, parallel, name = self._spec, self._parallel, f"layers.{layer_idx}.attention"
         heads, kv_heads = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
         query, kv = heads.times(spec.head_dim), kv_heads.times(spec.head_dim)
         blocks = {"query": query, "key": kv, "value": kv}
+        made: dict[str, Any] = {
+            "qkv": self.linears.make_linear(f"{name}.qkv", spec.hidden_size, blocks, bias=spec.qkv_bias),
+            "out": self._summed(f"{name}.out", query, spec.hidden_size, bias=spec.attention_out_bias),
+            "scale": spec.attention_scale(layer_idx),
+        }
+        sizes, distances = Heads(heads, kv_heads.length, spec.head_dim), spec.attention.distances
+        if distances is not None:
+            assert self.distance_vectors is not None
+            return DisentangledAttention(sizes, vectors=self.distance_vectors, terms=distances.terms, **made)
         rotate = self._rotate_and_store(layer_idx)
         return EncoderAttention(
-            Heads(heads, kv_heads.length, spec.head_dim),
-            qkv=self.linears.make_linear(f"{name}.qkv", spec.hidden_size, blocks, bias=spec.qkv_bias),
-            out=self._summed(f"{name}.out", query, spec.hidden_size, bias=spec.attention_out_bias),
+            sizes,
+            **made,
             rotate_and_store=None if isinstance(rotate, StoreOnly) else rotate,
-            scale=spec.attention_scale(layer_idx),
             softcap=spec.attention.softcap,
             window=spec.windows[layer_idx],
             distance_bias=self._distance_bias(heads),
@@ -402,6 +406,24 @@ class Components:
             return None
         heads = self._parallel.shard(self._spec.num_heads)
         return RelativeBias(heads, bias.num_buckets, bias.max_distance, dtype=self._dtype, device=self._device)
+
+    def _distance_vectors(self) -> DistanceVectors | None:
+        distances = self._spec.attention.distances
+        if distances is None:
+            return None
+        if self.linears.adapters is not None:
+            raise ConfigError(
+                "enable_lora=True is not supported for models with keys and queries of distances (DeBERTa): adapters "
+                "would change them too; merge the adapter into the model, or leave enable_lora out"
+            )
+        return DistanceVectors(
+            self._spec.hidden_size,
+            distances.max_distance,
+            distances.num_buckets,
+            norm=self._norm(sums=False) if distances.norm else NoNorm(),
+            dtype=self._dtype,
+            device=self._device,
+        )
 
     def _distance_bias(self, heads: Shard) -> DistanceBias | None:
         """Returns what gives the amounts by distance of an encoder: learned, or those of ALiBi; None for none."""

@@ -68,12 +68,15 @@ class Decoder(nn.Module):
             self.project_normed = make.normed_projection()
             self.input_scale = make.input_scale()
         own = stage_layers(spec, parallel.pp_size)[parallel.pp_rank]
+        used = sorted({spec.weights_of(i) for i in own})
         # Every layer keeps its number, and therefore its name in the checkpoint. Layers of other pp stages are empty.
         self.layers = nn.ModuleList(
-            make.block(i, is_first=i == own[0]) if i in own else nn.Identity() for i in range(spec.num_layers)
+            make.block(i, is_first=i == used[0]) if i in used else nn.Identity()
+            for i in range(spec.num_layer_weights or spec.num_layers)
         )
         self.relative_bias = make.relative_bias
-        self._own_layers = [(self.layers[i], pair) for i, pair in cache_pairs(spec, own).items()]
+        self.distance_vectors = make.distance_vectors
+        self._own_layers = [(self.layers[spec.weights_of(i)], pair) for i, pair in cache_pairs(spec, own).items()]
         if not self._is_last:
             self.total = make.stage_total()
         else:

@@ -57,6 +57,9 @@ CLASSIFIERS = (CLASSIFIER, TOKEN_CLASSIFIER)
 PRETRAINED = ("ForMaskedLM", "ForPreTraining")
 """Endings of the names of encoders that still have the head of their training, which nothing uses."""
 
+ALONE = ("EncoderModel", *CLASSIFIERS)
+"""Endings of the names of architectures that stand for themselves in a family: none has a name with another ending."""
+
 CAUSAL_VALUES = {"is_causal": True, "use_bidirectional_attention": False}
 """Fields of configs that may turn causal attention off -> the value that leaves it on, as null and absence do."""
 
@@ -275,6 +278,9 @@ def _is_bidirectional(hf_config: Any) -> bool:
 def _variants(family: Family) -> list[str]:
     found = []
     for architecture in family.architectures:
+        if architecture.endswith(ALONE):
+            found.append(architecture)
+            continue
         ending = next(ending for ending in (*CAUSAL, BARE) if architecture.endswith(ending))
         others = PRETRAINED if ending == BARE else (BARE,)
         found += [architecture.removesuffix(ending) + each for each in (ending, *CLASSIFIERS, *others)]

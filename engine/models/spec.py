@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UnsupportedModelError
+from ..layers.disentangled_attention import DistanceTerms
 from ..layers.router import RouterSpec
 
 __all__ = [
     "AttentionSpec",
     "DecoderSpec",
+    "DistanceSpec",
     "ExpertsSpec",
     "HeadSpec",
     "LatentSpec",
@@ -82,6 +84,25 @@ class RelativeBiasSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class DistanceSpec:
+    """Learned vectors of distances, of which all layers of an encoder make keys and queries as of tokens.
+
+    This is the disentangled attention of DeBERTa (He et al., 2020, arXiv:2006.03654).
+
+    Attributes:
+        max_distance: Distance from which on all tokens on the same side have the same vector.
+        num_buckets: Number of vectors for each side, on a logarithmic scale; None for one for each distance.
+        terms: The terms of the scores by distance.
+        norm: Whether the vectors are normed.
+    """
+
+    max_distance: int
+    num_buckets: int | None
+    terms: DistanceTerms
+    norm: bool
+
+
+@dataclass(frozen=True, slots=True)
 class HeadSpec:
     """The head of a classifier: which vector it reads, and its layers. Only `Decoder.score` has such a head.
 
@@ -117,6 +138,7 @@ class AttentionSpec:
         query_growth: Factor on queries that grows with their position; None for none.
         alibi_slopes: For each query head, the amount that a score loses for each token of distance; empty for none.
         relative_bias: Amounts by distance that an encoder has learned; None for none.
+        distances: Vectors of distances that an encoder has learned; None for none.
     """
 
     scale: float | None = None
@@ -128,6 +150,7 @@ class AttentionSpec:
     query_growth: QueryGrowth | None = None
     alibi_slopes: tuple[float, ...] = ()
     relative_bias: RelativeBiasSpec | None = None
+    distances: DistanceSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,12 +373,15 @@ class DecoderSpec:
         assert self.mlp_layers is None or is_plain, "a single sublayer has a norm before it and nothing else"
         assert not (self.head_bias and self.tie_word_embeddings), "the layer of a tied head has no bias"
         assert self.logit_scale == 1 or not self.logit_softcap, "no model has both"
-        assert self.is_encoder or self.attention.relative_bias is None, "only encoders have it"
+        by_distance = (self.attention.relative_bias, self.attention.distances, self.attention.alibi_slopes)
+        assert sum(map(bool, by_distance)) <= 1, "no model does two of these"
+        assert self.is_encoder or not any(by_distance[:2]), "only encoders have these"
         if self.is_encoder and (self.latent or self.state or self.attention.sinks or self.attention.output_gate):
             raise UnsupportedModelError(
                 "attention to later tokens is not there for models with latents, states, sinks or output gates"
             )
         assert self.num_layers % (self.num_layer_weights or 1) == 0
+        assert self.num_layer_weights is None or (self.is_encoder and self.norm_placement == "after")
 
     @property
     def is_encoder(self) -> bool:
@@ -373,9 +399,8 @@ class DecoderSpec:
         return self.class_head.pooling
 
     def weights_of(self, layer_idx: int) -> int:
-        """Returns the number of the first layer with the same weights as this one; mostly the layer's own number."""
-        run = self.num_layers // (self.num_layer_weights or self.num_layers)
-        return layer_idx // run * run
+        """Returns the number of the weights that a layer uses; mostly the layer's own number."""
+        return layer_idx // (self.num_layers // (self.num_layer_weights or self.num_layers))
 
     def rope_of(self, layer_idx: int) -> RopeSpec | None:
         """Returns the parameters of rotary positions in a layer; None for a layer without them."""

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from .attention import EncoderAttention
 from .class_head import HEAD_ACTIVATIONS, ClassHead
+from .disentangled_attention import DisentangledAttention, DistanceTerms
+from .distance_vectors import DistanceVectors
 from .relative_bias import DistanceBias, RelativeBias
 
-__all__ = ["HEAD_ACTIVATIONS", "ClassHead", "DistanceBias", "EncoderAttention", "RelativeBias"]
+__all__ = [
+    "HEAD_ACTIVATIONS",
+    "ClassHead",
+    "DisentangledAttention",
+    "DistanceBias",
+    "DistanceTerms",
+    "DistanceVectors",
+    "EncoderAttention",
+    "RelativeBias",
+]
