@@ -28,6 +28,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "roberta": {"type_vocab_size": 1},
     "xlm-roberta": {"type_vocab_size": 1},
     "camembert": {"type_vocab_size": 1},
+    "modernbert": {"local_attention": 8, "attention_bias": True, "classifier_pooling": "mean", "norm_bias": True},
 }
 """`model_type` -> the fields of its config that replace those of `SIZES` or come to them; None takes one away."""
 

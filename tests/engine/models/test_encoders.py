@@ -47,7 +47,7 @@ def test_classes_are_those_of_transformers(tmp_path: Path, family: str) -> None:
         torch.testing.assert_close(torch.tensor(output.outputs.probs), logits, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["bert"])
+@pytest.mark.parametrize("family", ["bert", "modernbert"])
 @pytest.mark.parametrize("parallel", [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}])
 def test_ranks_share_an_encoder(tmp_path: Path, family: str, parallel: dict[str, int]) -> None:
     folder = tiny_encoder(tmp_path, family)
