@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 from checkpoints import tiny_tokenizer
 
@@ -29,10 +35,18 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "xlm-roberta": {"type_vocab_size": 1},
     "camembert": {"type_vocab_size": 1},
     "modernbert": {"local_attention": 8, "attention_bias": True, "classifier_pooling": "mean", "norm_bias": True},
+    "nomic_bert": {"hidden_act": "silu"},
+    "gte": {},
+    "jina_embeddings_v3": {},
 }
 """`model_type` -> the fields of its config that replace those of `SIZES` or come to them; None takes one away."""
 
-HEADS = {"": AutoModel, "classes": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification}
+HEADS = {
+    "": AutoModel,
+    "classes": AutoModelForSequenceClassification,
+    "tokens": AutoModelForTokenClassification,
+    "words": AutoModelForMaskedLM,
+}
 """The head of a checkpoint -> the class of transformers that loads it."""
 
 

@@ -41,7 +41,7 @@ MAX_INT = 2**31 - 1
 OLD_ROPE_FIELDS = ("rope_scaling", "rope_theta")
 """Fields of older configs whose contents newer ones have in `rope_parameters`."""
 
-SAME_FIELDS = {"kimi_k2": "deepseek_v3"}
+SAME_FIELDS = {"kimi_k2": "deepseek_v3", "new": "gte"}
 """Model types that transformers does not know -> the model type whose config has the same fields."""
 
 QUANTIZATION_FIELDS = ("quantization_config", "compression_config")

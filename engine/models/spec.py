@@ -254,6 +254,7 @@ class DecoderSpec:
         qkv_bias: Whether query, key and value projections have biases.
         attention_out_bias: Whether the attention's output projection has a bias.
         mlp_bias: Whether the feed-forward projections have biases.
+        mlp_down_bias: Whether the last of them has one; None if `mlp_bias` holds for it too.
         head_bias: Whether the output head has a bias.
         qk_norm: Whether queries and keys are normed before the rotation.
         qk_norm_form: `"head"` norms each head; `"projection"` norms all query heads of a token together, and all key
@@ -311,6 +312,7 @@ class DecoderSpec:
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
+    mlp_down_bias: bool | None = None
     head_bias: bool = False
     qk_norm: bool = False
     qk_norm_form: Literal["head", "projection", "layer", "per head"] = "head"

@@ -13,7 +13,7 @@ from ..family import CLASSIFIER, TOKEN_CLASSIFIER, Family
 from ..hf_config import flag, one_of, positive_float, positive_int, whole_heads
 from ..spec import AttentionSpec, DecoderSpec, HeadSpec
 
-__all__ = ["BLOCK", "FAMILIES", "bert_spec", "encoder_fields", "roberta_spec"]
+__all__ = ["BLOCK", "EMBEDDINGS", "FAMILIES", "bert_spec", "encoder_fields", "roberta_spec"]
 
 BLOCK = {
     "encoder.layer.*.attention.self.query": "layers.*.attention.qkv.query",
