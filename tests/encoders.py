@@ -38,6 +38,18 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "nomic_bert": {"hidden_act": "silu"},
     "gte": {},
     "jina_embeddings_v3": {},
+    "eurobert": {"num_key_value_heads": 2, "classifier_pooling": "bos"},
+    "llama": {"num_key_value_heads": 2, "is_causal": False},
+    "qwen2": {"num_key_value_heads": 2, "is_causal": False},
+    "mistral": {"num_key_value_heads": 2, "is_causal": False, "sliding_window": 8},
+    "gemma3_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "use_bidirectional_attention": True,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
 }
 """`model_type` -> the fields of its config that replace those of `SIZES` or come to them; None takes one away."""
 

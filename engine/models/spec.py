@@ -93,6 +93,7 @@ class HeadSpec:
         dense_bias: Whether the first layer has a bias.
         norm: Whether a norm follows the activation.
         bias: Whether the last layer, whose rows are the classes, has a bias.
+        scale: Factor on the logits.
     """
 
     pooling: Literal["LAST", "CLS", "MEAN"] = "LAST"
@@ -100,6 +101,7 @@ class HeadSpec:
     dense_bias: bool = True
     norm: bool = False
     bias: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,9 @@ VAULT_WEIGHTS = replace(WEIGHTS, modules={**WEIGHTS.modules, "layers.*.pre_feedf
 def gemma_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `GemmaConfig`: embeddings are scaled, and norms scale by `1 + weight`."""
     if getattr(config, "use_bidirectional_attention", None):
-        raise UnsupportedModelError("config field 'use_bidirectional_attention' is true; only causal models decode")
+        raise UnsupportedModelError(
+            "config field 'use_bidirectional_attention' is true; of Gemma only version 3 attends to later tokens here"
+        )
     return DecoderSpec(**_common_fields(config, "hidden_act"), windows=(0,) * config.num_hidden_layers)
 
 
@@ -84,6 +86,6 @@ def _softcap(config: Any, field: str) -> float:
 FAMILIES = (
     Family(("GemmaForCausalLM",), gemma_spec, WEIGHTS),
     Family(("Gemma2ForCausalLM",), gemma2_spec, GEMMA2_WEIGHTS),
-    Family(("Gemma3ForCausalLM",), gemma3_spec, GEMMA2_WEIGHTS),
+    Family(("Gemma3ForCausalLM", "Gemma3TextModel"), gemma3_spec, GEMMA2_WEIGHTS),
     Family(("VaultGemmaForCausalLM",), vaultgemma_spec, VAULT_WEIGHTS),
 )

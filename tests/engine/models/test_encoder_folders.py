@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from checkpoints import tiny_tokenizer
 from encoders import SIZES, reference, tiny_encoder
+from millrace.engine import PoolingParams
 from millrace.engine.errors import UnsupportedModelError
 from millrace.engine.llm import LLM
 from millrace.engine.models.registry import describe_model, load_hf_config
@@ -48,6 +49,7 @@ JINA_ALIBI = SIZES | {
     "feed_forward_type": "geglu",
 }
 MODERNBERT = SIZES | {"model_type": "modernbert", "architectures": ["ModernBertForSequenceClassification"]}
+EUROBERT = SIZES | {"model_type": "eurobert", "architectures": ["EuroBertForSequenceClassification"]}
 GTE = SIZES | {"model_type": "new", "architectures": ["NewModel"]}
 
 
@@ -64,7 +66,7 @@ def assert_hidden_states(folder: Path, wanted: list[Tensor]) -> None:
         torch.testing.assert_close(torch.tensor(output.outputs.embedding), hidden.mean(0), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["modernbert", "nomic_bert", "gte", "jina_embeddings_v3"])
+@pytest.mark.parametrize("family", ["modernbert", "nomic_bert", "gte", "jina_embeddings_v3", "eurobert"])
 def test_the_head_of_the_training_is_left_out(tmp_path: Path, family: str) -> None:
     folder = tiny_encoder(tmp_path, family, "words")
     assert_hidden_states(folder, reference(folder, PROMPTS))
@@ -142,6 +144,21 @@ def jina_hidden(weights: dict[str, Tensor], prompt: list[int]) -> Tensor:
     return hidden
 
 
+def test_a_bidirectional_llama_scores_the_mean_of_a_text(tmp_path: Path) -> None:
+    folder = tiny_encoder(tmp_path, "llama", "classes", num_labels=1)
+    fields = json.loads((folder / "config.json").read_text())
+    del fields["is_causal"]
+    score, hidden = load_file(folder / "model.safetensors")["score.weight"], reference(folder, PROMPTS)
+    name = {"architectures": ["LlamaBidirectionalForSequenceClassification"], "model_type": "llama_bidirec"}
+    write_config(folder, fields | name | {"pooling": "avg", "temperature": 0.25})
+    with LLM(str(folder), dtype="float32", skip_tokenizer_init=True) as llm:
+        params = PoolingParams(use_activation=False)
+        outputs = llm.classify([{"prompt_token_ids": prompt} for prompt in PROMPTS], pooling_params=params)
+    for output, states in zip(outputs, hidden, strict=True):
+        wanted = score @ states.mean(0) / 0.25
+        torch.testing.assert_close(torch.tensor(output.outputs.probs), wanted, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("fields", "changed"),
     [
@@ -154,6 +171,7 @@ def jina_hidden(weights: dict[str, Tensor], prompt: list[int]) -> Tensor:
         (GTE, {"rope_scaling": {"type": "ntk", "factor": 8.0, "mixed_b": 0.5}}),
         (JINA_ALIBI, {"position_embedding_type": "absolute"}),
         (JINA_ALIBI, {"feed_forward_type": "original"}),
+        (EUROBERT, {"classifier_pooling": "late"}),
         (MODERNBERT, {"classifier_activation": "mish"}),
         (MODERNBERT, {"hidden_activation": "mish"}),
         (MODERNBERT, {"classifier_pooling": "max"}),
