@@ -62,6 +62,10 @@ HEADS = {
 """The head of a checkpoint -> the class of transformers that loads it."""
 
 
+TOKEN_CLASSIFIERS = [name for name in ENCODERS if name != "gemma3_text"]
+"""The encoders for which transformers has a head that classifies tokens."""
+
+
 def tiny_encoder(folder: Path, model_type: str, head: str = "", *, seed: int = 0, **overrides: Any) -> Path:
     """Writes a tiny random encoder with a tokenizer to a folder, and returns the folder.
 

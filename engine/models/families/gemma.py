@@ -69,7 +69,7 @@ def vaultgemma_spec(config: Any) -> DecoderSpec:
 
 
 def _check_causal(config: Any) -> None:
-    """Raises if a model attends to later tokens, which transformers does in parts of Gemma 1 and 2 and not in others."""
+    """Raises if a model attends to later tokens, which transformers does in some parts of Gemma 1 and 2 only."""
     if getattr(config, "use_bidirectional_attention", None):
         raise UnsupportedModelError(
             "config field 'use_bidirectional_attention' is true; of Gemma only version 3 attends to later tokens here"

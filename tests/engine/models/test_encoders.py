@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModel
 
 from checkpoints import tiny_checkpoint
-from encoders import ENCODERS, reference, tiny_encoder
+from encoders import ENCODERS, TOKEN_CLASSIFIERS, reference, tiny_encoder
 from millrace.engine import PoolingParams
+from millrace.engine.batch import ForwardBatch
 from millrace.engine.errors import ConfigError
 from millrace.engine.llm import LLM
+from millrace.engine.models.options import ModelOptions
+from millrace.engine.models.registry import load_hf_config, load_model
 
 PROMPTS = [[7, 301, 12, 12, 45], [9], list(range(2, 80)), [301, 5, 6, 7, 8, 9, 10, 11], list(range(400, 440))]
 """Prompts without the id of the padding token, from which transformers derives positions in some families."""
@@ -45,6 +49,31 @@ def test_classes_are_those_of_transformers(tmp_path: Path, family: str) -> None:
         outputs = llm.classify(as_prompts(PROMPTS), pooling_params=params, use_tqdm=False)
     for output, logits in zip(outputs, reference(folder, PROMPTS, "classes"), strict=True):
         torch.testing.assert_close(torch.tensor(output.outputs.probs), logits, atol=1e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", TOKEN_CLASSIFIERS)
+def test_classes_of_tokens_are_those_of_transformers(tmp_path: Path, family: str) -> None:
+    folder = tiny_encoder(tmp_path, family, "tokens", num_labels=3)
+    model = load_model(folder, load_hf_config(folder), torch.float32, "cpu", ModelOptions(head="score"))
+    nothing = torch.empty(0)
+    logits = model.compute_class_logits(model(one_step(PROMPTS), [(nothing, nothing)]))
+    torch.testing.assert_close(logits, torch.cat(reference(folder, PROMPTS, "tokens")), atol=1e-5, rtol=1e-4)
+
+
+def one_step(prompts: list[list[int]]) -> ForwardBatch:
+    """Returns the batch of a step that computes all prompts."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    return ForwardBatch(
+        token_ids=torch.cat([torch.tensor(prompt) for prompt in prompts]),
+        positions=torch.cat([torch.arange(int(length)) for length in lengths]),
+        slot_mappings=(),
+        query_start_loc=F.pad(lengths.cumsum(0), (1, 0)).int(),
+        seq_lens=lengths.int(),
+        block_tables=(),
+        rows=torch.arange(len(prompts), dtype=torch.int32),
+        longest_prompt=int(lengths.max()),
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])
