@@ -562,7 +562,8 @@ class Components:
     def _dense_mlp(self, name: str, intermediate_size: int) -> MLP:
         spec, make_linear = self._spec, self.linears.make_linear
         inner = self._parallel.shard(intermediate_size)
-        down = self._summed(f"{name}.down", inner, spec.hidden_size, bias=spec.mlp_bias)
+        down_bias = spec.mlp_bias if spec.mlp_down_bias is None else spec.mlp_down_bias
+        down = self._summed(f"{name}.down", inner, spec.hidden_size, bias=down_bias)
         if spec.gated_mlp:
             blocks = {"gate": inner, "up": inner}
             gate_up = make_linear(f"{name}.gate_up", spec.hidden_size, blocks, bias=spec.mlp_bias)
