@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from .attention import Attention, Heads
-from .block import MixerBlock, MLPBlock, ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
+from .block import (
+    ConvBlock,
+    MixerBlock,
+    MLPBlock,
+    ParallelBlock,
+    PostNormBlock,
+    PreNormBlock,
+    SandwichBlock,
+    TokenMixer,
+)
 from .class_head import HEAD_ACTIVATIONS, ClassHead
 from .disentangled_attention import DisentangledAttention, DistanceTerms
 from .distance_vectors import DistanceVectors
@@ -31,6 +40,7 @@ from .router import Router, RouterSpec
 from .scale import Scale
 from .softcap import Softcap
 from .states import GatedDelta, GatedNorm, Mamba2, NormAndGate, ShortConv, StateHeads, StateMixer
+from .text_conv import TextConv
 from .weight_slot import HasSlots, WeightSlot
 
 __all__ = [
@@ -44,6 +54,7 @@ __all__ = [
     "CacheWriter",
     "ClampAndStore",
     "ClassHead",
+    "ConvBlock",
     "DisentangledAttention",
     "DistanceTerms",
     "DistanceVectors",
@@ -102,6 +113,7 @@ __all__ = [
     "StateHeads",
     "StateMixer",
     "StoreOnly",
+    "TextConv",
     "TokenEmbedding",
     "TokenMixer",
     "TokenTypes",
