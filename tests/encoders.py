@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,14 @@ def encoder_name(model_type: str) -> str:
     return tiny_config(model_type).architectures[0]
 
 
+POOLING: dict[str, Callable[[Tensor], Tensor]] = {
+    "CLS": lambda hidden: hidden[0],
+    "LAST": lambda hidden: hidden[-1],
+    "MEAN": lambda hidden: hidden.mean(0),
+}
+"""The pooling before the head of a classifier -> what it makes of the hidden states of a text."""
+
+
 def has_head(model_type: str, head: str) -> bool:
     """Returns whether transformers has a head of this kind for an encoder, and not for one with a decoder."""
     is_known = type(AutoConfig.for_model(model_type)) in HEADS[head]._model_mapping
@@ -205,5 +213,5 @@ def run_step(
     hidden = model(batch, [(torch.empty(0), torch.empty(0))])
     if head != "classes":
         return list((model.compute_class_logits(hidden) if head else hidden).split(lengths.tolist()))
-    assert describe_model(config).class_pooling == "CLS"
-    return list(model.compute_class_logits(hidden[batch.query_start_loc[:-1]]))
+    pool = POOLING[describe_model(config).class_pooling]
+    return list(model.compute_class_logits(torch.stack([pool(text) for text in hidden.split(lengths.tolist())])))

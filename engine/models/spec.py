@@ -14,6 +14,7 @@ from ..layers.router import RouterSpec
 
 __all__ = [
     "AttentionSpec",
+    "ConvSpec",
     "DecoderSpec",
     "DistanceSpec",
     "ExpertsSpec",
@@ -81,6 +82,21 @@ class RelativeBiasSpec:
 
     num_buckets: int
     max_distance: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConvSpec:
+    """A convolution over the input of the first layer of an encoder, which is added to the result of that layer.
+
+    Attributes:
+        width: Number of tokens that a token sees, itself in the middle; an odd number.
+        groups: Number of groups of channels, each of which sees only itself.
+        activation: Key of `layers.HEAD_ACTIVATIONS`, after the convolution.
+    """
+
+    width: int
+    groups: int
+    activation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +318,7 @@ class DecoderSpec:
         class_head: The head of a classifier.
         num_layer_weights: Number of layers that have weights of their own; the layers are divided among them in equal
             runs. None if every layer has its own.
+        first_conv: The convolution beside the first layer; None for none. A norm follows the sum of both.
         position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
             a model without learned positions.
     """
@@ -355,6 +372,7 @@ class DecoderSpec:
     num_labels: int = 0
     class_head: HeadSpec = HeadSpec()
     num_layer_weights: int | None = None
+    first_conv: ConvSpec | None = None
     position_offset: int | None = None
 
     def __post_init__(self) -> None:
@@ -384,6 +402,7 @@ class DecoderSpec:
             raise UnsupportedModelError(
                 "attention to later tokens is not there for models with latents, states, sinks or output gates"
             )
+        assert self.first_conv is None or (self.is_encoder and self.norm_placement == "after")
         assert self.num_layers % (self.num_layer_weights or 1) == 0
         assert self.num_layer_weights is None or (self.is_encoder and self.norm_placement == "after")
 
