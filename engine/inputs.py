@@ -120,7 +120,6 @@ def parse_prompt(prompt: Any) -> ParsedPrompt:
 
     Raises:
         PromptTypeError: The prompt has none of these forms.
-        EmptyPromptError: The text is empty.
     """
     text, token_ids, cache_salt, embeddings = None, None, None, None
     if isinstance(prompt, str):
@@ -138,8 +137,6 @@ def parse_prompt(prompt: Any) -> ParsedPrompt:
         raise PromptTypeError("Prompt should be a string, list of tokens, or dictionary; got a dictionary without any")
     if text is not None and not isinstance(text, str):
         raise PromptTypeError(f"Prompt text should be a string; got {describe(text)}")
-    if text == "" and token_ids is None and embeddings is None:
-        raise EmptyPromptError("The decoder prompt cannot be empty; give it at least one character")
     return ParsedPrompt(text, None if token_ids is None else _parse_token_ids(token_ids), cache_salt, embeddings)
 
 

@@ -13,11 +13,15 @@ from ..models.hf_config import flag
 from ..pooling.config import PoolerConfig
 from ..pooling.pooler import Pooler, class_activation
 from ..pooling.scoring import ClassScoring, Scoring, ScoringOptions
-from ..step.pooling_head import ClassHead
+from ..step.pooling_head import ClassHead, FirstClassHead, MeanClassHead, PoolingHead
 from ..weights.head_rows import HeadRows
 from .pool import PoolingTask
 
 __all__ = ["Classify"]
+
+
+HEADS: dict[str, type[PoolingHead]] = {"LAST": ClassHead, "CLS": FirstClassHead, "MEAN": MeanClassHead}
+"""`HeadSpec.pooling` -> the head."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Classify(PoolingTask):
     """
 
     name = "classify"
-    architecture_endings = ("ForSequenceClassification",)
+    architecture_endings = ("ForSequenceClassification", "ForTokenClassification")
     model_head = "score"
     unused_weights = frozenset({"lm_head.weight", "lm_head.bias"})
 
@@ -42,11 +46,11 @@ class Classify(PoolingTask):
         own = PoolerConfig.read(config.pooler_config)
         if own.pooling_type not in (None, "LAST") or own.dimensions is not None:
             raise ConfigError("pooler_config: a classifier reads the last token, and all of its classes are given")
-        num_labels = describe_model(hf_config).num_labels
-        pooler = Pooler(own, class_activation(hf_config, num_labels))
+        spec = describe_model(hf_config)
+        pooler = Pooler(own, class_activation(hf_config, spec.num_labels))
         rows = find_head_rows(config, hf_config)
         separates = flag(hf_config, "use_sep_token", default=rows is None)
-        return cls(pooler, ClassHead, num_labels, head_rows=rows, separates=separates)
+        return cls(pooler, HEADS[spec.class_pooling], spec.num_labels, head_rows=rows, separates=separates)
 
     def problem_of(self, dimensions: int) -> str | None:
         """Returns why `dimensions` cannot be set: only embeddings can be shortened, see `PoolingTask.problem_of`."""

@@ -19,6 +19,11 @@ from .pool import PoolingTask
 
 __all__ = ["Embed"]
 
+HEAD_WEIGHTS = frozenset(
+    f"score{layer}.{name}" for layer in ("", ".dense", ".norm", ".out") for name in ("weight", "bias")
+)
+"""Names of all weights that the head of a classifier may have; an encoder without a task often has some of them."""
+
 HEADS: dict[str | None, type[PoolingHead]] = {
     None: LastTokenHead,
     "LAST": LastTokenHead,
@@ -38,9 +43,9 @@ class Embed(PoolingTask):
     """
 
     name = "embed"
-    architecture_endings = ("Model",)
+    architecture_endings = ("Model", "ForMaskedLM", "ForPreTraining")
     takes_any_model = True
-    unused_weights = frozenset({"lm_head.weight", "lm_head.bias", "score.weight"})
+    unused_weights = frozenset({"lm_head.weight", "lm_head.bias", *HEAD_WEIGHTS})
 
     trained_sizes: tuple[int, ...] | None = None
 
@@ -48,7 +53,7 @@ class Embed(PoolingTask):
     def create(cls, config: EngineConfig, hf_config: Any) -> Self:
         """Makes the task, see `Task.create`. Pooler settings of the engine replace settings in the model's folder."""
         own = PoolerConfig.read(config.pooler_config)
-        hidden_size = describe_model(hf_config).embedding_size
+        hidden_size = describe_model(hf_config).output_size
         modules = read_sentence_transformer(locate_model(config.model, config.hub, with_weights=False), hidden_size)
         pooling = own.over(modules.pooling)
         sizes = getattr(hf_config, "matryoshka_dimensions", None)
