@@ -6,6 +6,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
@@ -354,14 +355,15 @@ class LLM:
         """
         _check_no_task("score", kwargs)
         pairs = pair_up(data_1, data_2)
+        adapters = one_for_each("lora_request", lora_request, len(pairs))
+        pairs = [replace(pair, adapter=adapter) for pair, adapter in zip(pairs, adapters, strict=True)]
         params = _check_pooling(PoolingParams() if pooling_params is None else pooling_params)
         engine = self.llm_engine
         template = engine.tokenizer.read_template(chat_template) if engine.tokenizer else chat_template
         max_model_len = engine.handler.prompts.max_model_len
         scoring = engine.task.scoring(ScoringOptions(params, engine.tokenizer, template, max_model_len))
-        plan = scoring.plan(pairs, one_for_each("lora_request", lora_request, len(pairs)))
-        pooled = self._pool(plan.prompts, params, scoring.pooling_task, lora_request=plan.adapters, **kwargs)
-        return plan.finish(pooled)
+        prompts, each = scoring.prompts(pairs), scoring.adapters(pairs)
+        return scoring.outputs(pairs, self._pool(prompts, params, scoring.pooling_task, lora_request=each, **kwargs))
 
     def get_tokenizer(self) -> Any:
         """Returns the Hugging Face tokenizer; None if the engine was made with `skip_tokenizer_init`."""

@@ -7,6 +7,7 @@ from typing import Any
 from ..config import EngineConfig
 from ..errors import ConfigError, UnsupportedModelError, quote
 from ..models import describe_model
+from ..models.model_code import model_code
 from ..pooling.token_classes import read_token_classes
 from ..text.tokenizer import Tokenizer
 from ..weights.head_rows import HeadRows
@@ -40,7 +41,9 @@ def find_head_rows(config: EngineConfig, hf_config: Any) -> HeadRows | None:
     for token, token_id in zip(classes.tokens, token_ids, strict=True):
         if not 0 <= token_id < spec.vocab_size:
             raise ConfigError(f"classifier_from_token: {quote(token)} is no token of the model's {spec.vocab_size}")
-    source = "embed_tokens.weight" if spec.tie_word_embeddings else "lm_head.weight"
+    # The spec of a module of transformers does not say whether its head is tied.
+    says = spec if model_code(hf_config).fallback is None else hf_config.get_text_config()
+    source = "embed_tokens.weight" if says.tie_word_embeddings else "lm_head.weight"
     return HeadRows(source, token_ids, classes.subtracts, spec.logit_scale)
 
 

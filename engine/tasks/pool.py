@@ -134,7 +134,8 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
             embeddings=request.prompt_embeds,
             num_first_tokens=request.num_first_tokens,
         )
-        prompts = [first, *map(parse_prompt, request.more_prompts)]
+        more = [one if isinstance(one, ParsedPrompt) else parse_prompt(one) for one in request.more_prompts]
+        prompts = [first, *more]
         read = [self.prompts.read(prompt, num_new_tokens=0) for prompt in prompts]
         return [self._sequence(request, index, prompt) for index, prompt in enumerate(read)]
 

@@ -22,7 +22,8 @@ class HeadRows:
     """The rows of a checkpoint's output head that are the classes of a classifier.
 
     Attributes:
-        source: Our name of the matrix: of the output head, or of the token embedding that it is tied to.
+        source: Our name of the matrix: of the output head, or of the token embedding that it is tied to. In a module of
+            transformers, the name may have a prefix.
         token_ids: Ids of the tokens whose rows are taken.
         subtracts: As in `TokenClasses`.
         scale: Factor on the logits of tokens, which the rows take over.
@@ -49,7 +50,7 @@ class HeadRows:
             if CLASS_HEAD in ours:
                 raise CheckpointError(f"{name} is a head for classes of its own; leave classifier_from_token out")
             yield name, tensor
-            if not is_found and self.source in ours:
+            if not is_found and any(f".{one}".endswith(f".{self.source}") for one in ours):
                 is_found = True
                 yield weights.theirs(CLASS_HEAD), self._rows(name, tensor)
         if not is_found:

@@ -1,8 +1,8 @@
 """Scores of pairs of texts: by the similarity of two embeddings, by a classifier, or by the vectors of all tokens."""
 
 from .cross_encoder import ClassScoring
-from .pairs import pair_up
-from .scoring import Scoring, ScoringOptions, ScoringPlan
+from .pairs import Pair, pair_up
+from .scoring import Scoring, ScoringOptions
 from .separate import EmbeddingScoring, LateScoring
 from .similarity import SIMILARITIES, find_similarity
 
@@ -11,9 +11,9 @@ __all__ = [
     "ClassScoring",
     "EmbeddingScoring",
     "LateScoring",
+    "Pair",
     "Scoring",
     "ScoringOptions",
-    "ScoringPlan",
     "find_similarity",
     "pair_up",
 ]

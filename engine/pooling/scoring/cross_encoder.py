@@ -11,8 +11,8 @@ from ...inputs import Parsed, ParsedPrompt, attempt, encode_pairs
 from ...text.pair_encoder import Side
 from ...text.tokenizer import Tokenizer
 from ..outputs import ScoringOutput, ScoringRequestOutput
-from .pairs import Pair, error_of
-from .scoring import Pooled, ScoringOptions, ScoringPlan
+from .pairs import Pair
+from .scoring import Pooled, ScoringOptions
 
 __all__ = ["ClassScoring"]
 
@@ -63,23 +63,29 @@ class ClassScoring:
             return cls(lambda pairs: [attempt(_render, tokenizer, template, *pair) for pair in pairs])
         return cls(lambda pairs: encode_pairs(tokenizer, pairs, max_tokens))
 
-    def plan(self, pairs: Sequence[Pair], adapters: Sequence[Any]) -> ScoringPlan:
-        """Returns one prompt for each pair, see `Scoring.plan`."""
+    def prompts(self, pairs: Sequence[Pair]) -> list[Parsed]:
+        """Returns one prompt for each pair, see `Scoring.prompts`."""
         read = [attempt(_sides, pair) for pair in pairs]
         joined = iter(self.join([sides for sides in read if not isinstance(sides, UserError)]))
-        prompts = [sides if isinstance(sides, UserError) else next(joined) for sides in read]
-        return ScoringPlan(prompts, list(adapters), lambda pooled: [_output(one) for one in pooled])
+        return [sides if isinstance(sides, UserError) else next(joined) for sides in read]
+
+    def adapters(self, pairs: Sequence[Pair]) -> list[Any]:
+        """Returns the adapter of each pair, see `Scoring.adapters`."""
+        return [pair.adapter for pair in pairs]
+
+    def outputs(self, pairs: Sequence[Pair], pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
+        """Returns the probability of the class for each pair, see `Scoring.outputs`."""
+        return [_output(one) for one in pooled]
 
 
 def _sides(pair: Pair) -> Sides:
     """Returns the two texts of a pair, or their token ids; raises the error of a side that is none."""
-    if (error := error_of(pair)) is not None:
-        raise error
-    first, second = (_side(side) for side in pair if isinstance(side, ParsedPrompt))
-    return first, second
+    return _side(pair.first), _side(pair.second)
 
 
-def _side(side: ParsedPrompt) -> Side:
+def _side(side: Parsed) -> Side:
+    if isinstance(side, UserError):
+        raise side
     if side.cache_salt is not None:
         raise PromptTypeError("a side of a pair has a cache_salt; a model that reads both texts as one takes none")
     if side.token_ids is not None:

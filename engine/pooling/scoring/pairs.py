@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, TypeAlias
+from typing import Any
 
 from ...errors import ConfigError, PromptTypeError, UserError, quote, unknown_key_message
 from ...inputs import Parsed, ParsedPrompt, attempt, describe, parse_prompt
 from ...text.conversation import check_messages
 
-__all__ = ["Pair", "error_of", "pair_up"]
-
-Pair: TypeAlias = tuple[Parsed, Parsed]
-"""The two sides of a pair, each a prompt or the error that says why it cannot be used."""
+__all__ = ["Pair", "pair_up"]
 
 CONTENT = "content"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Two texts whose similarity is a score.
+
+    Attributes:
+        first: The first side: a prompt, or the error that says why it cannot be used.
+        second: The second side.
+        adapter: The LoRA request of the pair; None for the model alone.
+    """
+
+    first: Parsed
+    second: Parsed
+    adapter: Any = None
+
+    @property
+    def sides(self) -> tuple[Parsed, Parsed]:
+        """Both sides."""
+        return self.first, self.second
 
 
 def pair_up(data_1: Any, data_2: Any) -> list[Pair]:
@@ -36,12 +54,7 @@ def pair_up(data_1: Any, data_2: Any) -> list[Pair]:
         raise ConfigError(
             f"score takes one text with many, or lists of the same length; got {len(first)} and {len(second)}"
         )
-    return list(zip(first, second, strict=True))
-
-
-def error_of(pair: Pair) -> UserError | None:
-    """Returns the error of the first side that cannot be used; None if both can."""
-    return next((side for side in pair if isinstance(side, UserError)), None)
+    return [Pair(*sides) for sides in zip(first, second, strict=True)]
 
 
 def _sides(data: Any) -> list[Any]:

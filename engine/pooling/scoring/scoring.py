@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -12,7 +12,7 @@ from ..outputs import PoolingOutput, PoolingRequestOutput, ScoringRequestOutput
 from ..params import PoolingParams
 from .pairs import Pair
 
-__all__ = ["Pooled", "Scoring", "ScoringOptions", "ScoringPlan"]
+__all__ = ["Pooled", "Scoring", "ScoringOptions"]
 
 Pooled: TypeAlias = PoolingRequestOutput[PoolingOutput]
 
@@ -25,13 +25,13 @@ class ScoringOptions:
         params: Pooling parameters of all texts.
         tokenizer: Tokenizer of the engine, which may have none.
         chat_template: Jinja text of a template that renders each pair as one prompt; None for none.
-        max_model_len: Most tokens of a prompt.
+        max_model_len: Most tokens of a prompt, to which long pairs are cut if asked; None if it is not known yet.
     """
 
     params: PoolingParams
     tokenizer: Tokenizer | None
-    chat_template: str | None
-    max_model_len: int
+    chat_template: str | None = None
+    max_model_len: int | None = None
 
     @property
     def max_tokens(self) -> int | None:
@@ -40,26 +40,11 @@ class ScoringOptions:
         return self.max_model_len if asked == -1 else asked
 
 
-@dataclass(frozen=True, slots=True)
-class ScoringPlan:
-    """The prompts of a call of `LLM.score`.
-
-    Attributes:
-        prompts: The prompts to pool; an error in the place of one that cannot be run.
-        adapters: The LoRA request of each prompt.
-        finish: Makes the score of each pair, in the order of the pairs, from the outputs of all prompts.
-    """
-
-    prompts: list[Parsed]
-    adapters: list[Any]
-    finish: Callable[[Sequence[Pooled]], list[ScoringRequestOutput]]
-
-
 class Scoring(Protocol):
-    """Scores pairs of texts for a task of an engine.
+    """Scores pairs of texts for a task of an engine: makes prompts of pairs, and scores of the vectors of the prompts.
 
     Attributes:
-        pooling_task: Pooling task of the prompts.
+        pooling_task: Name of the pooling task of the prompts.
     """
 
     @property
@@ -67,11 +52,19 @@ class Scoring(Protocol):
         """Name of the pooling task of the prompts."""
         ...
 
-    def plan(self, pairs: Sequence[Pair], adapters: Sequence[Any]) -> ScoringPlan:
-        """Returns the prompts of the pairs.
+    def prompts(self, pairs: Sequence[Pair]) -> list[Parsed]:
+        """Returns the prompts of the pairs; an error in the place of one that cannot be run."""
+        ...
+
+    def adapters(self, pairs: Sequence[Pair]) -> list[Any]:
+        """Returns the LoRA request of each prompt."""
+        ...
+
+    def outputs(self, pairs: Sequence[Pair], pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
+        """Returns the score of each pair.
 
         Args:
-            pairs: The pairs.
-            adapters: The LoRA request of each pair.
+            pairs: The pairs of which `prompts` has made the prompts, or others that were read from the same data.
+            pooled: The outputs of all prompts, in the order of the prompts.
         """
         ...

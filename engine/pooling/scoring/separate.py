@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeAlias
 
 from ...errors import ConfigError
 from ...inputs import Parsed
 from ..outputs import ScoringOutput, ScoringRequestOutput
 from .pairs import Pair
-from .scoring import Pooled, ScoringOptions, ScoringPlan
+from .scoring import Pooled, ScoringOptions
 from .similarity import Similarity, cosine, max_sim
 
 __all__ = ["EmbeddingScoring", "LateScoring", "SeparateScoring"]
+
+
+Key: TypeAlias = tuple[int, int]
+"""The identities of a text and an adapter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,25 +47,18 @@ class SeparateScoring:
             raise ConfigError("chat_template joins the texts of a pair, and this model reads each by itself; drop it")
         return cls(*similarity)
 
-    def plan(self, pairs: Sequence[Pair], adapters: Sequence[Any]) -> ScoringPlan:
-        """Returns one prompt for each text and adapter, see `Scoring.plan`."""
-        places: dict[tuple[int, int], int] = {}
-        prompts: list[Parsed] = []
-        of_prompts: list[Any] = []
-        places_of_pairs = []
-        for pair, adapter in zip(pairs, adapters, strict=True):
-            keys = [(id(side), id(adapter)) for side in pair]
-            for key, side in zip(keys, pair, strict=True):
-                if key not in places:
-                    places[key] = len(prompts)
-                    prompts.append(side)
-                    of_prompts.append(adapter)
-            places_of_pairs.append([places[key] for key in keys])
+    def prompts(self, pairs: Sequence[Pair]) -> list[Parsed]:
+        """Returns one prompt for each text and adapter, see `Scoring.prompts`."""
+        return [side for side, _ in _runs(pairs).values()]
 
-        def finish(pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
-            return [self._output(pooled[first], pooled[second]) for first, second in places_of_pairs]
+    def adapters(self, pairs: Sequence[Pair]) -> list[Any]:
+        """Returns the adapter of each prompt, see `Scoring.adapters`."""
+        return [adapter for _, adapter in _runs(pairs).values()]
 
-        return ScoringPlan(prompts, of_prompts, finish)
+    def outputs(self, pairs: Sequence[Pair], pooled: Sequence[Pooled]) -> list[ScoringRequestOutput]:
+        """Returns the similarity of the vectors of each pair, see `Scoring.outputs`."""
+        output_of = dict(zip(_runs(pairs), pooled, strict=True))
+        return [self._output(*(output_of[key] for key in _keys(pair))) for pair in pairs]
 
     def _output(self, first: Pooled, second: Pooled) -> ScoringRequestOutput:
         """Returns the score of a pair; an error of either text is the error of the pair."""
@@ -92,3 +89,12 @@ class LateScoring(SeparateScoring):
     pooling_task = "token_embed"
 
     similarity: Similarity = max_sim
+
+
+def _keys(pair: Pair) -> tuple[Key, Key]:
+    return (id(pair.first), id(pair.adapter)), (id(pair.second), id(pair.adapter))
+
+
+def _runs(pairs: Sequence[Pair]) -> dict[Key, tuple[Parsed, Any]]:
+    """Returns the texts that must be run, each with its adapter."""
+    return {key: (side, pair.adapter) for pair in pairs for key, side in zip(_keys(pair), pair.sides, strict=True)}

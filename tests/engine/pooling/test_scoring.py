@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from millrace.engine.errors import (
     PromptTypeError,
     UnsupportedModelError,
 )
+from millrace.engine.inputs import ParsedPrompt
 from millrace.engine.pooling.outputs import PoolingOutput, PoolingRequestOutput
-from millrace.engine.pooling.scoring import EmbeddingScoring, LateScoring, find_similarity, pair_up
+from millrace.engine.pooling.scoring import EmbeddingScoring, LateScoring, ScoringOptions, find_similarity, pair_up
 from millrace.engine.tasks.embed import Embed
 
 QUERY = "Where does the water go?"
@@ -124,27 +126,34 @@ def pooled(index: int, data: np.ndarray) -> PoolingRequestOutput:
 def test_late_interaction_adds_up_the_best_match_of_each_token_of_the_query():
     draw = np.random.default_rng(0).normal
     query, *documents = (draw(size=(n, 8)).astype(np.float32) for n in (3, 5, 1, 9))
-    plan = LateScoring().plan(pair_up("q", ["a", "b", "c"]), [None] * 3)
-    assert [prompt.text for prompt in plan.prompts] == [
-        "q",
-        "a",
-        "b",
-        "c",
-    ] and LateScoring.pooling_task == "token_embed"
-    outputs = plan.finish([pooled(i, data) for i, data in enumerate([query, *documents])])
+    scoring, pairs = LateScoring(), pair_up("q", ["a", "b", "c"])
+    assert [prompt.text for prompt in scoring.prompts(pairs)] == ["q", "a", "b", "c"]
+    # A pipeline reads the pairs of a row once more when their vectors come back.
+    outputs = scoring.outputs(
+        pair_up("q", ["a", "b", "c"]), [pooled(i, data) for i, data in enumerate([query, *documents])]
+    )
     expected = [sum(max(float(q @ d) for d in document) for q in query) for document in documents]
     np.testing.assert_allclose([one.outputs.score for one in outputs], expected, rtol=1e-5)
-    assert outputs[1].prompt_token_ids == [0, 0, 0, 2]
+    assert outputs[1].prompt_token_ids == [0, 0, 0, 2] and scoring.pooling_task == "token_embed"
+
+
+def test_a_call_says_whether_vectors_of_tokens_are_compared(monkeypatch):
+    task = object.__new__(Embed)
+    params = PoolingParams()
+    assert type(task.scoring(ScoringOptions(params, None))) is EmbeddingScoring
+    object.__setattr__(params, "task", "token_embed")
+    assert type(task.scoring(ScoringOptions(params, None))) is LateScoring
+    monkeypatch.setattr(Embed, "pools_tokens", True, raising=False)
+    assert type(task.scoring(ScoringOptions(PoolingParams(), None))) is LateScoring
+    assert type(task.scoring(ScoringOptions(PoolingParams(task="embed"), None))) is EmbeddingScoring
 
 
 def test_adapters_keep_equal_texts_apart():
-    plan = EmbeddingScoring().plan(pair_up("q", ["a", "a"]), ["one", "two"])
-    assert [(prompt.text, adapter) for prompt, adapter in zip(plan.prompts, plan.adapters, strict=True)] == [
-        ("q", "one"),
-        ("a", "one"),
-        ("q", "two"),
-        ("a", "two"),
-    ]
+    scoring, pairs = EmbeddingScoring(), pair_up("q", ["a", "a"])
+    pairs = [replace(pair, adapter=adapter) for pair, adapter in zip(pairs, ("one", "two"), strict=True)]
+    prompts = [prompt.text for prompt in scoring.prompts(pairs)]
+    runs = [("q", "one"), ("a", "one"), ("q", "two"), ("a", "two")]
+    assert list(zip(prompts, scoring.adapters(pairs), strict=True)) == runs
 
 
 def test_a_cross_encoder_reads_pairs_with_the_separators_of_the_tokenizer(cross_encoder):
@@ -170,8 +179,9 @@ def test_token_types_reach_the_sequences_of_a_cross_encoder(cross_encoder, monke
         make_sequences = handler.make_sequences
 
         def noted(request: PoolingRequest):
-            made.extend(make_sequences(request))
-            return made[-1:]
+            sequences = make_sequences(request)
+            made.extend(sequences)
+            return sequences
 
         monkeypatch.setattr(handler, "make_sequences", noted)
         llm.score(QUERY, ["x", ""], use_tqdm=False)
@@ -180,6 +190,10 @@ def test_token_types_reach_the_sequences_of_a_cross_encoder(cross_encoder, monke
         assert sorted(one.num_first_tokens for one in made) == [row.count(0) for row in types] and 1 in types[0]
         llm.classify("x", use_tqdm=False)
         assert made[-1].num_first_tokens is None
+        llm.llm_engine.add_request(
+            PoolingRequest("r", "x", None, RAW, more_prompts=[ParsedPrompt(None, [5, 6, 7], num_first_tokens=2)])
+        )
+        assert made[-1].num_first_tokens == 2
 
 
 def test_a_faulty_pair_is_an_error_of_its_own(cross_encoder):
