@@ -79,6 +79,8 @@ class PoolingRequest:
         cache_salt: As in `GenerateRequest`, for all prompts of the request.
         prompt_embeds: Embeddings of the first prompt, as in `GenerateRequest`.
         lora_request: As in `GenerateRequest`.
+        prefix: Text in front of each text, such as a prompt that the model has for queries; None for the model's
+            default prompt. Token ids have it already.
     """
 
     request_id: str
@@ -90,6 +92,7 @@ class PoolingRequest:
     cache_salt: str | None = None
     prompt_embeds: Tensor | None = field(default=None, repr=False, compare=False)
     lora_request: LoRARequest | None = None
+    prefix: str | None = None
 
     @property
     def params(self) -> PoolingParams:

@@ -58,6 +58,8 @@ class Sequence:
         cache_salt: Bytes that the block hashes begin with. Only sequences with equal salts share cached blocks.
         spans: Parts of the prompt that are given as embeddings, in order. Their token ids are placeholders.
         reads_prefix_cache: Whether cached blocks may be used for the beginning of the prompt.
+        pools_tokens: Whether each token of the prompt gets a vector of its own, in an engine that pools.
+        num_left_out: Number of leading tokens of the prompt that its mean leaves out, in an engine that pools.
         grammar: State of the output in its grammar; None if the output follows no grammar. Only rank 0 has it.
         adapter: The adapter of the sequence; None for the model alone.
         adapter_slot: The adapter slot of the adapter while the sequence runs; `NO_SLOT` otherwise.
@@ -97,6 +99,8 @@ class Sequence:
     cache_salt: bytes = b""
     spans: abc.Sequence[EmbeddedSpan] = ()
     reads_prefix_cache: bool = True
+    pools_tokens: bool = False
+    num_left_out: int = 0
     grammar: Grammar | None = None
     adapter: Adapter | None = None
     adapter_slot: int = NO_SLOT
