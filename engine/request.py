@@ -79,6 +79,7 @@ class PoolingRequest:
         cache_salt: As in `GenerateRequest`, for all prompts of the request.
         prompt_embeds: Embeddings of the first prompt, as in `GenerateRequest`.
         lora_request: As in `GenerateRequest`.
+        num_first_tokens: Number of tokens of the first text, if the first prompt is a pair of texts; None otherwise.
     """
 
     request_id: str
@@ -90,6 +91,7 @@ class PoolingRequest:
     cache_salt: str | None = None
     prompt_embeds: Tensor | None = field(default=None, repr=False, compare=False)
     lora_request: LoRARequest | None = None
+    num_first_tokens: int | None = None
 
     @property
     def params(self) -> PoolingParams:

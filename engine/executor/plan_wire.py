@@ -104,12 +104,13 @@ def _pack_row(new: NewRow) -> list[Any]:
         sequence.bad_word_edges,
         [_pack_span(span) for span in sequence.spans],
         sequence.adapter_slot,
+        sequence.num_first_tokens,
     ]
 
 
 def _unpack_row(packed: list[Any]) -> NewRow:
     row, tokens, params, seed, num_prompt_tokens, max_tokens_total, stop_token_ids, *others = packed
-    bad_word_edges, spans, adapter_slot = others
+    bad_word_edges, spans, adapter_slot, num_first_tokens = others
     sequence = Sequence(
         request_id="",
         index=0,
@@ -122,6 +123,7 @@ def _unpack_row(packed: list[Any]) -> NewRow:
         bad_word_edges=bad_word_edges,
         spans=[_unpack_span(*span) for span in spans],
         adapter_slot=adapter_slot,
+        num_first_tokens=num_first_tokens,
     )
     return NewRow(row, sequence, len(tokens))
 

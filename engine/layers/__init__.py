@@ -1,10 +1,20 @@
-"""The layers of decoders: attention, feed-forward networks, norms, embeddings. No layer knows a model family."""
+"""The layers of models: attention, feed-forward networks, norms, embeddings. No layer knows a model family."""
 
 from __future__ import annotations
 
 from .attention import Attention, Heads
 from .block import MixerBlock, MLPBlock, ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
-from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
+from .embedding import LearnedPositions, NoPositions, NoTokenTypes, SharedTokenEmbedding, TokenEmbedding, TokenTypes
+from .encoders import (
+    HEAD_ACTIVATIONS,
+    ClassHead,
+    DisentangledAttention,
+    DistanceBias,
+    DistanceTerms,
+    DistanceVectors,
+    EncoderAttention,
+    RelativeBias,
+)
 from .experts import EXPERT_GATES, ExpertMLP, Experts, ExpertsLayer, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
@@ -32,11 +42,18 @@ __all__ = [
     "ACTIVATIONS",
     "EXPERT_GATES",
     "GATES",
+    "HEAD_ACTIVATIONS",
     "MLP",
     "PLAIN",
     "Attention",
     "CacheWriter",
     "ClampAndStore",
+    "ClassHead",
+    "DisentangledAttention",
+    "DistanceBias",
+    "DistanceTerms",
+    "DistanceVectors",
+    "EncoderAttention",
     "ExpertMLP",
     "Experts",
     "ExpertsLayer",
@@ -63,6 +80,7 @@ __all__ = [
     "MixerBlock",
     "NoNorm",
     "NoPositions",
+    "NoTokenTypes",
     "Norm",
     "NormAndGate",
     "NormAndStore",
@@ -76,6 +94,7 @@ __all__ = [
     "Quantized",
     "RMSNorm",
     "Reduce",
+    "RelativeBias",
     "RotateAndStore",
     "Router",
     "RouterSpec",
@@ -91,6 +110,7 @@ __all__ = [
     "StoreOnly",
     "TokenEmbedding",
     "TokenMixer",
+    "TokenTypes",
     "UpProjections",
     "WeightSlot",
     "rotary_table",

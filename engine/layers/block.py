@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..batch import ForwardBatch
 from .attention import Attention
+from .encoders import DisentangledAttention, EncoderAttention
 from .experts import FeedForward
 from .latent_attention import LatentAttention
 from .norm import Norm
@@ -20,9 +21,9 @@ from .states import StateMixer
 
 __all__ = ["MLPBlock", "MixerBlock", "ParallelBlock", "PostNormBlock", "PreNormBlock", "SandwichBlock", "TokenMixer"]
 
-TokenMixer: TypeAlias = Attention | LatentAttention | StateMixer
-"""The sublayer of a decoder layer in which tokens see others: attention, or a recurrence. Both read two tensors of the
-cache: keys and values, or the states of a convolution and of the recurrence."""
+TokenMixer: TypeAlias = Attention | LatentAttention | EncoderAttention | DisentangledAttention | StateMixer
+"""The sublayer of a decoder layer in which tokens see others: attention, or a recurrence. They get two tensors of the
+cache: keys and values, or the states of a convolution and of the recurrence. Those of encoders read neither."""
 
 
 class PreNormBlock(nn.Module):

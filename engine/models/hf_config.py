@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, quote
+from ..pooling.token_classes import TOKEN_CLASS_FIELDS, read_token_classes
 from ..quantization.settings_files import read_settings_file
 from ..storage import Location, read_json_object
 from .model_code import ModelCode
@@ -51,7 +52,7 @@ READ_BESIDE = frozenset(
     {
         *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings"),
         *("is_causal", "use_bidirectional_attention", "sliding_window", "layer_types", "head_dim", "auto_map"),
-        *(*QUANTIZATION_FIELDS, "classifier_from_token"),
+        *(*QUANTIZATION_FIELDS, *TOKEN_CLASS_FIELDS),
     }
 )
 """Fields that are read of every config, also where the class of the config does not have them."""
@@ -111,6 +112,8 @@ def load_hf_config(
         if not _is_list_of_text(config.architectures):
             raise _unnamed(path, config.model_type, config.architectures)
     _check_dtype(config)
+    if (classes := read_token_classes(config)) is not None:
+        config.num_labels = classes.num_labels
     code.attach(config)
     return config
 

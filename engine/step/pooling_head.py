@@ -16,7 +16,16 @@ from .head import Draw, RunningStep
 from .head_routing import route_head, routed_head
 from .tables import SentPlan, Tables
 
-__all__ = ["ClassHead", "FirstTokenHead", "LastTokenHead", "MaxHead", "MeanHead", "PoolingHead"]
+__all__ = [
+    "ClassHead",
+    "FirstClassHead",
+    "FirstTokenHead",
+    "LastTokenHead",
+    "MaxHead",
+    "MeanClassHead",
+    "MeanHead",
+    "PoolingHead",
+]
 
 
 class PoolingHead(ABC):
@@ -73,14 +82,6 @@ class LastTokenHead(PoolingHead):
         return hidden[sampled[0]].float()
 
 
-class ClassHead(PoolingHead):
-    """Returns the logits of the classes, computed from the hidden state of each prompt's last token."""
-
-    def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
-        """As `PoolingHead.vectors`."""
-        return self._model.compute_class_logits(hidden[sampled[0]])
-
-
 class EveryTokenHead(PoolingHead):
     """Makes a vector of all hidden states of each prompt. A chunked prompt is accumulated step by step."""
 
@@ -88,7 +89,7 @@ class EveryTokenHead(PoolingHead):
 
     def __init__(self, model: Decoder, tables: Tables) -> None:
         super().__init__(model, tables)
-        shape = (len(tables.tokens), model.spec.embedding_size)
+        shape = (len(tables.tokens), model.spec.output_size)
         self._states = torch.zeros(shape, dtype=torch.float32, device=tables.tokens.device)
 
     def finish(self, plan: StepPlan, hidden: Tensor, sent: SentPlan, draw: Draw | None = None) -> RunningStep:
@@ -152,3 +153,23 @@ class FirstTokenHead(EveryTokenHead):
     def next(self, state: Tensor, states: Tensor) -> Tensor:
         """As `EveryTokenHead.next`: the state as it is."""
         return state
+
+
+class Classifies(PoolingHead):
+    """Computes the logits of the classes from the vectors of another head, with which it is combined."""
+
+    def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
+        """As `PoolingHead.vectors`."""
+        return self._model.compute_class_logits(super().vectors(hidden, sampled))  # type: ignore[safe-super]
+
+
+class ClassHead(Classifies, LastTokenHead):
+    """Returns the logits of the classes, computed from the hidden state of each prompt's last token."""
+
+
+class FirstClassHead(Classifies, FirstTokenHead):
+    """Returns the logits of the classes, computed from the hidden state of each prompt's first token."""
+
+
+class MeanClassHead(Classifies, MeanHead):
+    """Returns the logits of the classes, computed from the mean of the hidden states of each prompt."""

@@ -11,13 +11,18 @@ from ..loading.model_source import locate_model
 from ..models import describe_model
 from ..pooling.config import PoolerConfig
 from ..pooling.pooler import Pooler, normalize
-from ..pooling.scoring import CosineScoring, Scoring
+from ..pooling.scoring import EmbeddingScoring, LateScoring, Scoring, ScoringOptions, find_similarity
 from ..pooling.sentence_transformer import read_sentence_transformer, read_text_settings
 from ..step.pooling_head import FirstTokenHead, LastTokenHead, MaxHead, MeanHead, PoolingHead
-from ..text.tokenizer import TextSettings, Tokenizer
+from ..text.tokenizer import TextSettings
 from .pool import PoolingTask
 
 __all__ = ["Embed"]
+
+HEAD_WEIGHTS = frozenset(
+    f"score{layer}.{name}" for layer in ("", ".dense", ".norm", ".out") for name in ("weight", "bias")
+)
+"""Names of all weights that the head of a classifier may have; an encoder without a task often has some of them."""
 
 HEADS: dict[str | None, type[PoolingHead]] = {
     None: LastTokenHead,
@@ -38,9 +43,9 @@ class Embed(PoolingTask):
     """
 
     name = "embed"
-    architecture_endings = ("Model",)
+    architecture_endings = ("Model", "ForMaskedLM", "ForPreTraining")
     takes_any_model = True
-    unused_weights = frozenset({"lm_head.weight", "lm_head.bias", "score.weight"})
+    unused_weights = frozenset({"lm_head.weight", "lm_head.bias", *HEAD_WEIGHTS})
 
     trained_sizes: tuple[int, ...] | None = None
 
@@ -48,7 +53,7 @@ class Embed(PoolingTask):
     def create(cls, config: EngineConfig, hf_config: Any) -> Self:
         """Makes the task, see `Task.create`. Pooler settings of the engine replace settings in the model's folder."""
         own = PoolerConfig.read(config.pooler_config)
-        hidden_size = describe_model(hf_config).embedding_size
+        hidden_size = describe_model(hf_config).output_size
         modules = read_sentence_transformer(locate_model(config.model, config.hub, with_weights=False), hidden_size)
         pooling = own.over(modules.pooling)
         sizes = getattr(hf_config, "matryoshka_dimensions", None)
@@ -76,9 +81,11 @@ class Embed(PoolingTask):
             return f"dimensions={dimensions}, but the model's embeddings have {self.size}; use at most so many"
         return None
 
-    def scoring(self, tokenizer: Tokenizer | None) -> Scoring:
-        """Returns the scoring by the cosine of two embeddings, see `Task.scoring`."""
-        return CosineScoring()
+    def scoring(self, options: ScoringOptions) -> Scoring:
+        """Returns the scoring by two embeddings, or by the vectors of all tokens if asked, see `Task.scoring`."""
+        if options.params.task == LateScoring.pooling_task:
+            return LateScoring.of(options)
+        return EmbeddingScoring.of(options, find_similarity(getattr(self, "similarity", None)))
 
 
 def _check_sizes(sizes: Any) -> tuple[int, ...]:

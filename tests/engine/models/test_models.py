@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from checkpoints import FAMILIES, tiny_checkpoint, tiny_config
+from encoders import ENCODERS, encoder_name
 from filling import load_weights
 from millrace.engine.errors import CheckpointError, ConfigError, UnsupportedModelError
 from millrace.engine.layers import Linear, TokenEmbedding
@@ -248,7 +249,7 @@ def test_a_packed_linear_computes_the_same(dtype: torch.dtype, bias: bool) -> No
 
 def test_every_architecture_has_a_checkpoint_to_test_it() -> None:
     other_spellings = {"LLaMAForCausalLM"}
-    tested = {architecture for _, architecture, _ in FAMILIES.values()}
+    tested = {architecture for _, architecture, _ in FAMILIES.values()} | {encoder_name(name) for name in ENCODERS}
     assert set(supported_architectures()) == tested | other_spellings
 
 
@@ -270,9 +271,8 @@ def test_an_unknown_architecture_names_the_supported_and_the_nearest() -> None:
         ("llama", "rms_norm_eps", 1e30),
         ("llama", "hidden_size", 2**40),
         ("llama", "max_position_embeddings", None),
-        ("llama", "is_causal", False),
-        ("qwen3", "use_bidirectional_attention", True),
-        ("qwen3", "classifier_from_token", ["no", "yes"]),
+        ("llama", "is_causal", "no"),
+        ("qwen3", "use_bidirectional_attention", 1),
         ("qwen2", "layer_types", ["full_attention", "linear_attention", "full_attention"]),
         ("qwen2", "layer_types", ["full_attention"]),
         ("qwen2", "layer_types", [[], {}, None]),
