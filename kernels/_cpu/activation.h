@@ -4,7 +4,7 @@
 
 namespace millrace {
 
-/// An activation as the callers name it (packed_linear/activation.py has the same numbers).
+/// In the order of ACTIVATIONS in packed_linear/op.py.
 enum Activation { NONE, GELU, GELU_TANH, RELU, SILU };
 
 /// The sum of c[i] * x^i.
