@@ -6,13 +6,14 @@ A family (`families/*.py`) turns a Hugging Face config into a `DecoderSpec`; `co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from ..errors import UnsupportedModelError
 from ..layers.router import RouterSpec
 
 __all__ = [
     "AttentionSpec",
+    "ClassPooling",
     "DecoderSpec",
     "ExpertsSpec",
     "HeadSpec",
@@ -22,6 +23,10 @@ __all__ = [
     "RopeSpec",
     "StateSpec",
 ]
+
+
+ClassPooling: TypeAlias = Literal["LAST", "CLS", "MEAN"]
+"""The vector of a text that a classifier reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,7 @@ class HeadSpec:
         scale: Factor on the logits.
     """
 
-    pooling: Literal["LAST", "CLS", "MEAN"] = "LAST"
+    pooling: ClassPooling = "LAST"
     activation: str = ""
     dense_bias: bool = True
     norm: bool = False

@@ -1,14 +1,16 @@
 """`encoder_family`: the family of an encoder that runs as a module of transformers, whose texts it computes whole.
 
 Such a module sees each text as transformers would see it: alone, or beside texts of the same length, without padding.
-So it may do between tokens whatever it likes: convolve them, hash them, count positions by itself. Classifiers keep
-their own heads: the vectors of such a model are the logits.
+So it may do between tokens whatever it likes: convolve them, hash them, count positions by itself. A module of which a
+trial shows that only its attention looks at other tokens runs all texts of a step in one row. Classifiers keep their
+own heads: the vectors of such a model are the logits.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -28,9 +30,12 @@ from ..options import ModelOptions
 from ..spec import AttentionSpec, DecoderSpec, HeadSpec
 from .build import META, build_module, materialise
 from .model import drop_head
+from .text_row import TextRow, first_position
 from .weights import ModuleWeights, declare_slots
 
 __all__ = ["TransformersEncoder", "encoder_family"]
+
+logger = logging.getLogger(__name__)
 
 POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 """Fields of configs that hold the number of positions for which a model was made."""
@@ -111,15 +116,14 @@ def _spec(config: Any, module: Any, num_labels: int | None) -> DecoderSpec:
 
 
 def _num_positions(config: Any, module: nn.Module) -> int:
-    """Returns the number of positions for which a model was made; in some, those up to the padding id are not used."""
+    """Returns the number of positions for which a model was made."""
     name = next((name for name in POSITION_FIELDS if getattr(config, name, None) is not None), POSITION_FIELDS[0])
-    num_positions = positive_int(config, name)
-    for path, table in module.named_modules():
-        if path.endswith("position_embeddings") and isinstance(table, nn.Embedding) and table.padding_idx is not None:
-            num_positions = min(num_positions, table.num_embeddings - table.padding_idx - 1)
-    if num_positions < 1:
-        raise UnsupportedModelError(f"config field {name!r} is {positive_int(config, name)}, which leaves no positions")
-    return num_positions
+    num_positions, first = positive_int(config, name), first_position(module)
+    if num_positions <= first:
+        raise UnsupportedModelError(
+            f"config field {name!r} is {num_positions}; it must be more than {first}, the position of the first token"
+        )
+    return num_positions - first
 
 
 class TransformersEncoder(Decoder):
@@ -155,8 +159,11 @@ class TransformersEncoder(Decoder):
         self.spec, self.parallel, self.adapters = spec, parallel, None
         self.columns = parallel.shard(spec.vocab_size)
         self.dtype, self._device = dtype, device
+        self._deterministic = options.deterministic
+        # Without that id, classifiers of decoders do not know the last token of several texts.
         self._runs_alone = options.deterministic or getattr(hf_config, "pad_token_id", None) is None
         module = _make_module(module_class, hf_config, dtype, device)
+        self._row: TextRow | None = None
         for name, part in module.named_children():
             self.add_module(name, part)
         # In a tuple these are no submodules, so that each weight has one name: the one that it has in the module.
@@ -172,6 +179,11 @@ class TransformersEncoder(Decoder):
         super().pack()
         for length in LENGTHS:
             self._check_text(min(length, self.spec.max_position_embeddings))
+        module, runs = self._transformers
+        if not self._deterministic and not type(module).__name__.endswith(CLASSIFIER):
+            self._row = TextRow.attempt(runs, self.spec.vocab_size, self.dtype, self._device)
+        how = "one by one" if self._row is None else "in one row"
+        logger.info("the texts of a step run through %s %s", type(module).__name__, how)
 
     @torch.inference_mode()
     def _check_text(self, length: int) -> None:
@@ -201,6 +213,8 @@ class TransformersEncoder(Decoder):
                 f"{type(self._transformers[0]).__name__} runs as a module of transformers, text by text, and takes no "
                 "embeddings in place of tokens; give token ids or text"
             )
+        if self._row is not None:
+            return self._row.run(batch)
         size = (len(batch.token_ids), self.spec.output_size)
         vectors = torch.zeros(size, dtype=self.dtype, device=self._device)
         for rows in self._iter_equal(batch.query_start_loc.tolist()):

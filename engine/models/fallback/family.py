@@ -14,13 +14,11 @@ from .build import build_trial_module
 from .encoder import POSITION_FIELDS, encoder_family
 from .layer_form import Survey
 from .model import TransformersModel
+from .text_row import MOVING_ROPES
 from .trial import survey_module
 from .weights import ModuleWeights, declare_slots
 
 __all__ = ["fallback_family"]
-
-REFUSED_ROPES = ("dynamic", "longrope")
-"""Rope types whose frequencies follow from the longest sequence that is computed, which in a step is any sequence."""
 
 
 def fallback_family(module_class: Any, hf_config: Any) -> Family:
@@ -113,7 +111,7 @@ def _check_rope(config: Any) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in [rope, *rope.values()]:
         kind = parameters.get("rope_type") if isinstance(parameters, dict) else None
-        if kind in REFUSED_ROPES:
+        if kind in MOVING_ROPES:
             raise UnsupportedModelError(
                 f"config field 'rope_parameters' is {quote(rope)}: with rope type {kind}, transformers takes the "
                 "frequencies of all tokens from the longest sequence of a step, so the model cannot run as its module"

@@ -44,6 +44,7 @@ CASES = [
     ("convbert", SIZES, ""),
     ("data2vec-text", SIZES | {"max_position_embeddings": 42}, "words"),
     ("fnet", SIZES, "classes"),
+    ("xmod", SIZES | {"languages": ["en"], "default_language": "en"}, "words"),
 ]
 """Model type, fields of its config, and the head of the checkpoint. A text of 40 tokens fits all of them."""
 
@@ -79,6 +80,37 @@ def test_results_are_those_of_transformers(tmp_path: Path, model_type: str, fiel
     for found, result in zip(compute(folder, head), wanted, strict=True):
         expected = result if head == "classes" else result.mean(0)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "how"),
+    [
+        ("ernie", SIZES, "in one row"),
+        ("data2vec-text", SIZES, "in one row"),
+        ("bert", SIZES, "in one row"),
+        ("convbert", SIZES, "one by one"),  # It convolves.
+        ("esm", ESM, "one by one"),  # It counts masked tokens.
+        ("modernbert", SIZES, "one by one"),  # Some layers have windows.
+        (
+            "eurobert",
+            SIZES | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
+            "one by one",
+        ),
+    ],
+)
+def test_texts_share_a_row_if_only_attention_looks_at_other_tokens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, model_type: str, fields: dict[str, Any], how: str
+) -> None:
+    caplog.set_level("INFO")
+    folder = encoder_folder(tmp_path, model_type, fields, "")
+    found = compute(folder, "", model_impl="transformers")
+    assert f"the texts of a step run through {find_name(folder)} {how}" in caplog.text
+    for vector, hidden in zip(found, reference(folder, PROMPTS), strict=True):
+        torch.testing.assert_close(vector, hidden.mean(0), atol=1e-5, rtol=1e-4)
+
+
+def find_name(folder: Path) -> str:
+    return str(AutoConfig.from_pretrained(folder).architectures[0])
 
 
 def test_an_own_family_computes_what_the_module_does(tmp_path: Path) -> None:
