@@ -77,12 +77,12 @@ class DisentangledAttention(nn.Module):
             query,
             key,
             value,
-            row_keys,
-            row_queries,
-            self._rows,
             batch.query_start_loc,
             batch.longest_prompt or len(query),
             self.scale,
+            self._rows,
+            row_keys=row_keys,
+            row_queries=row_queries,
         )
         return self.out(attended.flatten(1))
 
