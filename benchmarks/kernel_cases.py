@@ -220,9 +220,9 @@ class Cases:
         def disentangled(num_rows: int = 512) -> Call:
             parts = self._normal(num_tokens, 3 * num_heads, head_dim).split(num_heads, dim=1)
             starts = torch.arange(num_texts + 1, dtype=torch.int32, device=self.device) * length
-            tables = {name: self._normal(num_rows, num_heads, head_dim) for name in ("row_keys", "row_queries")}
+            row_keys, row_queries = (self._normal(num_rows, num_heads, head_dim) for _ in range(2))
             rows = torch.arange(num_rows + 1, device=self.device).clamp(max=num_rows - 1)
-            return Call((*parts, starts, length, (3 * head_dim) ** -0.5, rows), tables)
+            return Call((*parts, row_keys, row_queries, rows, starts, length), {"scale": (3 * head_dim) ** -0.5})
 
         sizes = sizes[0], sizes[1] + 4 * num_numbers * min(512, 2 * length - 1)
         yield self._case("disentangled_attention", f"{name}, 512 rows", disentangled, *sizes)

@@ -216,6 +216,7 @@ class LLMEngine:
             if lora_request is None:
                 self.scheduler.add(sequence)
             else:
+                self.scheduler.number(sequence)
                 self.library().ask(lora_request, sequence)
 
     def library(self) -> AdapterLibrary:
@@ -256,6 +257,8 @@ class LLMEngine:
     def step(self) -> list[EngineOutput]:
         """Plans and starts a step, then reads the oldest results until at most `overlap_depth` steps are unread.
 
+        If nothing can run before an adapter is read, it waits for the adapter for a short time only (`MAX_WAIT_S`).
+
         Returns:
             The outputs of the requests that finished or failed in the steps that were read.
         """
@@ -266,8 +269,10 @@ class LLMEngine:
             self._in_flight.append((plan, self._start(plan)))
         elif self.adapters is not None and not self._in_flight and not ended:
             self.adapters.wait()
-        has_loads = self.adapters is not None and self.adapters.num_waiting
-        assert self._in_flight or ended or has_loads or not self._groups, "requests wait, and none of them can ever run"
+        is_loading = self.adapters is not None and self.adapters.is_loading
+        assert self._in_flight or ended or is_loading or not self._groups, (
+            "requests wait, and none of them can ever run"
+        )
         most_unread = self._most_unread(plan)
         while len(self._in_flight) > most_unread:
             ended += self._read_step()
@@ -363,12 +368,12 @@ class LLMEngine:
             return []
         ready, failed = self.adapters.take_ready()
         for sequence in ready:
-            self.scheduler.add(sequence)
+            self.scheduler.add_numbered(sequence)
         return failed
 
     def _abort(self, sequence: Sequence) -> None:
         """Ends a sequence whose result is no longer needed, wherever it is."""
-        if self.adapters is None or not self.adapters.discard(sequence):
+        if self.adapters is None or not self.adapters.leave(sequence):
             self.scheduler.abort(sequence)
 
     def _most_unread(self, plan: StepPlan | None) -> int:

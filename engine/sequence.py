@@ -52,7 +52,7 @@ class Sequence:
         max_tokens_total: Number of tokens, prompt included, at which the sequence ends with finish reason `length`.
         stop_token_ids: Tokens that end the sequence -> the stop reason that the output then reports.
         priority: Priority; sequences with lower numbers run first.
-        arrival: Number of sequences that the scheduler got before this one.
+        arrival: Number of sequences of requests that were added before this one.
         matcher: Matcher that finds stop strings in the output; None if there are no stop strings.
         bad_word_edges: Spellings of words that must not occur in the output, as `Speller` returns them.
         cache_salt: Bytes that the block hashes begin with. Only sequences with equal salts share cached blocks.

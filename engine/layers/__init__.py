@@ -13,11 +13,18 @@ from .block import (
     SandwichBlock,
     TokenMixer,
 )
-from .class_head import HEAD_ACTIVATIONS, ClassHead
-from .disentangled_attention import DisentangledAttention, DistanceTerms
-from .distance_vectors import DistanceVectors
 from .embedding import LearnedPositions, NoPositions, NoTokenTypes, SharedTokenEmbedding, TokenEmbedding, TokenTypes
-from .encoder_attention import EncoderAttention
+from .encoders import (
+    HEAD_ACTIVATIONS,
+    ClassHead,
+    DisentangledAttention,
+    DistanceBias,
+    DistanceTerms,
+    DistanceVectors,
+    EncoderAttention,
+    RelativeBias,
+    TextConv,
+)
 from .experts import EXPERT_GATES, ExpertMLP, Experts, ExpertsLayer, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
@@ -26,7 +33,6 @@ from .latent_attention import LatentAttention, LatentSizes, UpProjections
 from .linear import Linear, LinearBase, PackedWeight, Packs
 from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
 from .norm import HeadLayerNorm, HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
-from .relative_bias import RelativeBias
 from .rotate_and_store import (
     CacheWriter,
     ClampAndStore,
@@ -40,7 +46,6 @@ from .router import Router, RouterSpec
 from .scale import Scale
 from .softcap import Softcap
 from .states import GatedDelta, GatedNorm, Mamba2, NormAndGate, ShortConv, StateHeads, StateMixer
-from .text_conv import TextConv
 from .weight_slot import HasSlots, WeightSlot
 
 __all__ = [
@@ -56,6 +61,7 @@ __all__ = [
     "ClassHead",
     "ConvBlock",
     "DisentangledAttention",
+    "DistanceBias",
     "DistanceTerms",
     "DistanceVectors",
     "EncoderAttention",

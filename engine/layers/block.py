@@ -12,14 +12,12 @@ from torch import Tensor, nn
 
 from ..batch import ForwardBatch
 from .attention import Attention
-from .disentangled_attention import DisentangledAttention
-from .encoder_attention import EncoderAttention
+from .encoders import DisentangledAttention, EncoderAttention, TextConv
 from .experts import FeedForward
 from .latent_attention import LatentAttention
 from .norm import Norm
 from .scale import Scale
 from .states import StateMixer
-from .text_conv import TextConv
 
 __all__ = [
     "ConvBlock",

@@ -25,6 +25,7 @@ from ..layers import (
     ClassHead,
     ConvBlock,
     DisentangledAttention,
+    DistanceBias,
     DistanceVectors,
     EncoderAttention,
     ExpertMLP,
@@ -71,7 +72,6 @@ from ..layers import (
     TokenTypes,
     rotary_table,
 )
-from ..layers.relative_bias import DistanceBias
 from ..lora.embedding import AdaptedEmbedding
 from ..parallel.context import ParallelContext
 from ..parallel.shard import Shard
@@ -577,7 +577,8 @@ class Components:
     def _dense_mlp(self, name: str, intermediate_size: int) -> MLP:
         spec, make_linear = self._spec, self.linears.make_linear
         inner = self._parallel.shard(intermediate_size)
-        down = self._summed(f"{name}.down", inner, spec.hidden_size, bias=spec.mlp_bias)
+        down_bias = spec.mlp_bias if spec.mlp_down_bias is None else spec.mlp_down_bias
+        down = self._summed(f"{name}.down", inner, spec.hidden_size, bias=down_bias)
         if spec.gated_mlp:
             blocks = {"gate": inner, "up": inner}
             gate_up = make_linear(f"{name}.gate_up", spec.hidden_size, blocks, bias=spec.mlp_bias)

@@ -65,8 +65,8 @@ CAUSAL_VALUES = {"is_causal": True, "use_bidirectional_attention": False}
 
 
 def supported_architectures() -> list[str]:
-    """Returns the names of the supported architectures that generate, as configs have them in `architectures`."""
-    return sorted(name for name in _families() if name.endswith(CAUSAL))
+    """Returns the names of the supported architectures as families give them: decoders that generate, and encoders."""
+    return sorted(name for _, family in iter_families() for name in family.architectures)
 
 
 def describe_model(hf_config: Any) -> DecoderSpec:
@@ -78,7 +78,7 @@ def describe_model(hf_config: Any) -> DecoderSpec:
     family = find_family(hf_config)
     spec = family.spec(hf_config)
     if _is_bidirectional(hf_config) and not spec.is_encoder:
-        spec = replace(spec, attention=replace(spec.attention, causal=False))
+        spec = replace(spec, attention=replace(spec.attention, causal=False), windows=_both_ways(hf_config, spec))
     ending = next((ending for ending in CLASSIFIERS if hf_config.architectures[0].endswith(ending)), None)
     if ending is None:
         return spec
@@ -148,7 +148,10 @@ def load_model(
         elsewhere = names_in_checkpoint(hf_config, dtype, options) if parallel.num_ranks > 1 else set()
         names = elsewhere | options.unused_weights
         join: Join = options.stored.checkpoint_format.join if options.stored else iter
-        sources = match_weights(weight_slots(sketch), folder, weight_map(folder, hf_config, dtype), names, join)
+        weights = weight_map(folder, hf_config, dtype)
+        if options.head_rows is not None:
+            join = options.head_rows.after(join, weights)
+        sources = match_weights(weight_slots(sketch), folder, weights, names, join)
     model = build_model(hf_config, dtype, device, options, parallel)
     if options.load_format == "dummy":
         load_dummy_weights(model)
@@ -215,11 +218,6 @@ def find_family(hf_config: Any) -> Family:
     impl = model_code(hf_config).impl
     family = _families().get(names[0]) if names and impl != "transformers" else None
     find_format(quantization_settings(hf_config))  # Raises if the format of a quantised checkpoint is not implemented.
-    if getattr(hf_config, "classifier_from_token", None) is not None:
-        raise UnsupportedModelError(
-            "config field 'classifier_from_token' is set: classifiers made of rows of the output head are not there "
-            "yet; generate one token and read its log-probabilities, or use a checkpoint with a head of its own"
-        )
     if family is None and impl != "millrace":
         family = _fallback(names, hf_config)
     if family is None:
@@ -275,6 +273,15 @@ def _is_bidirectional(hf_config: Any) -> bool:
         if value is not None and not isinstance(value, bool):
             raise UnsupportedModelError(f"config field {name!r} is {quote(value)}; it must be true or false")
     return any(value is not None and value is not CAUSAL_VALUES[name] for name, value in fields.items())
+
+
+def _both_ways(hf_config: Any, spec: DecoderSpec) -> tuple[int, ...]:
+    """Returns the windows of a decoder that attends to later tokens, as transformers understands them.
+
+    `sliding_window` counts the token itself in the configs of Gemma, which have halved it, and not in others.
+    """
+    more = 0 if getattr(hf_config, "use_bidirectional_attention", None) else 1
+    return tuple(window + more if window else 0 for window in spec.windows)
 
 
 def _variants(family: Family) -> list[str]:

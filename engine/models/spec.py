@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UnsupportedModelError
-from ..layers.disentangled_attention import DistanceTerms
+from ..layers import DistanceTerms
 from ..layers.router import RouterSpec
 
 __all__ = [
@@ -130,6 +130,7 @@ class HeadSpec:
         dense_bias: Whether the first layer has a bias.
         norm: Whether a norm follows the activation.
         bias: Whether the last layer, whose rows are the classes, has a bias.
+        scale: Factor on the logits.
     """
 
     pooling: Literal["LAST", "CLS", "MEAN"] = "LAST"
@@ -137,6 +138,7 @@ class HeadSpec:
     dense_bias: bool = True
     norm: bool = False
     bias: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +295,7 @@ class DecoderSpec:
         qkv_bias: Whether query, key and value projections have biases.
         attention_out_bias: Whether the attention's output projection has a bias.
         mlp_bias: Whether the feed-forward projections have biases.
+        mlp_down_bias: Whether the last of them has one; None if `mlp_bias` holds for it too.
         head_bias: Whether the output head has a bias.
         qk_norm: Whether queries and keys are normed before the rotation.
         qk_norm_form: `"head"` norms each head; `"projection"` norms all query heads of a token together, and all key
@@ -351,6 +354,7 @@ class DecoderSpec:
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
+    mlp_down_bias: bool | None = None
     head_bias: bool = False
     qk_norm: bool = False
     qk_norm_form: Literal["head", "projection", "layer", "per head"] = "head"

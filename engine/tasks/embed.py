@@ -11,10 +11,10 @@ from ..loading.model_source import locate_model
 from ..models import describe_model
 from ..pooling.config import PoolerConfig
 from ..pooling.pooler import Pooler, normalize
-from ..pooling.scoring import CosineScoring, Scoring
+from ..pooling.scoring import EmbeddingScoring, LateScoring, Scoring, ScoringOptions, find_similarity
 from ..pooling.sentence_transformer import read_sentence_transformer, read_text_settings
 from ..step.pooling_head import FirstTokenHead, LastTokenHead, MaxHead, MeanHead, PoolingHead
-from ..text.tokenizer import TextSettings, Tokenizer
+from ..text.tokenizer import TextSettings
 from .pool import PoolingTask
 
 __all__ = ["Embed"]
@@ -81,9 +81,12 @@ class Embed(PoolingTask):
             return f"dimensions={dimensions}, but the model's embeddings have {self.size}; use at most so many"
         return None
 
-    def scoring(self, tokenizer: Tokenizer | None) -> Scoring:
-        """Returns the scoring by the cosine of two embeddings, see `Task.scoring`."""
-        return CosineScoring()
+    def scoring(self, options: ScoringOptions) -> Scoring:
+        """Returns the scoring by two embeddings, or by the vectors of all tokens if asked, see `Task.scoring`."""
+        by_token = getattr(self, "pools_tokens", False) if options.params.task is None else False
+        if by_token or options.params.task == LateScoring.pooling_task:
+            return LateScoring.of(options)
+        return EmbeddingScoring.of(options, find_similarity(getattr(self, "similarity", None)))
 
 
 def _check_sizes(sizes: Any) -> tuple[int, ...]:

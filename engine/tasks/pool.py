@@ -128,8 +128,14 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
         if not isinstance(params, PoolingParams):
             raise PoolingParamsError(f"pooling_params must be PoolingParams; got {describe(params)}")
         self.task.check_pooling(params)
-        first = ParsedPrompt(request.prompt, request.prompt_token_ids, embeddings=request.prompt_embeds)
-        prompts = [first, *map(parse_prompt, request.more_prompts)]
+        first = ParsedPrompt(
+            request.prompt,
+            request.prompt_token_ids,
+            embeddings=request.prompt_embeds,
+            num_first_tokens=request.num_first_tokens,
+        )
+        more = [one if isinstance(one, ParsedPrompt) else parse_prompt(one) for one in request.more_prompts]
+        prompts = [first, *more]
         read = [self.prompts.read(prompt, num_new_tokens=0) for prompt in prompts]
         return [self._sequence(request, index, prompt) for index, prompt in enumerate(read)]
 
@@ -171,5 +177,6 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
             priority=request.priority,
             cache_salt=hash_salt(request.cache_salt),
             spans=prompt.spans,
+            num_first_tokens=prompt.num_first_tokens,
             reads_prefix_cache=not (request.pooling_params.skip_reading_prefix_cache or self._needs_every_token),
         )

@@ -112,6 +112,15 @@ inline Vec times_power_of_2(Vec x, Vec n) {
     return {times_power_of_2(x.low, n.low), times_power_of_2(x.high, n.high)};
 }
 
+/// The same for 1/2 < x < 2 and -150 <= n <= 0, but 0 for n < -125: the exponent of x takes all others.
+inline __m256 times_negative_power_of_2(__m256 x, __m256 n) {
+    const __m256i bits = _mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23));
+    return _mm256_andnot_ps(_mm256_cmp_ps(n, _mm256_set1_ps(-125.0f), _CMP_LT_OQ), _mm256_castsi256_ps(bits));
+}
+inline Vec times_negative_power_of_2(Vec x, Vec n) {
+    return {times_negative_power_of_2(x.low, n.low), times_negative_power_of_2(x.high, n.high)};
+}
+
 inline float first_lane(Vec x) { return _mm256_cvtss_f32(x.low); }
 inline float sum_of_lanes(Vec x) { return avx2::sum_lanes(_mm256_add_ps(x.low, x.high)); }
 inline float largest_lane(Vec x) {

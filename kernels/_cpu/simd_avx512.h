@@ -77,6 +77,8 @@ inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 
 /// x * 2^n, for a whole n. What is too large becomes infinite, and too small 0.
 inline Vec times_power_of_2(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
+/// The same for 1/2 < x < 2 and -150 <= n <= 0.
+inline Vec times_negative_power_of_2(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
 
 inline float first_lane(Vec x) { return _mm512_cvtss_f32(x); }
 inline float sum_of_lanes(Vec x) { return _mm512_reduce_add_ps(x); }

@@ -35,9 +35,9 @@ def _sample(
     row_keys, row_queries, _ = draw.normal(num_rows, 3 * heads, head_dim).split(heads, dim=1)
     rows = draw.integers(0, num_rows, 2 * max_distance + 1)
     starts = draw.tensor([0, *accumulate(lengths)], torch.int32)
-    tables = {"row_keys": row_keys if terms != "p2c" else None, "row_queries": row_queries if terms != "c2p" else None}
-    args = (query, key, value, starts, max(lengths, default=0), (3 * head_dim) ** -0.5, rows)
-    return Sample(name, args, tables)
+    tables = (row_keys if terms != "p2c" else None, row_queries if terms != "c2p" else None)
+    inputs = (query, key, value, *tables, rows, starts, max(lengths, default=0))
+    return Sample(name, inputs, {"scale": (3 * head_dim) ** -0.5})
 
 
 def _samples(draw: Draw) -> Iterator[Sample]:
@@ -61,13 +61,13 @@ def disentangled_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    row_keys: Tensor | None,
+    row_queries: Tensor | None,
+    rows: Tensor,
     query_start_loc: Tensor,
     max_seq_len: int,
-    scale: float,
-    rows: Tensor,
     *,
-    row_keys: Tensor | None = None,
-    row_queries: Tensor | None = None,
+    scale: float,
 ) -> Tensor:
     """Attends from every token of each text to the tokens of the same text, by their contents and their distance.
 
@@ -79,15 +79,15 @@ def disentangled_attention(
             `query_start_loc[b + 1] - 1`.
         key: The shape and dtype of `query`.
         value: The shape and dtype of `query`.
-        query_start_loc: `[num_seqs + 1]` int32, from 0 to num_tokens. A text may have no tokens.
-        max_seq_len: The number of tokens of the longest text, or more. The host knows it without reading the device.
-        scale: The factor of the scores.
-        rows: `[2 * max_distance + 1]` int64: the row of query i and key j is element
-            `clamp(i - j, -max_distance, max_distance) + max_distance`.
         row_keys: `[num_rows, num_heads, head_dim]` in the dtype of the query: what queries are multiplied with, for
             each row of distances. None if the model has no such term.
         row_queries: The shape and dtype of `row_keys`: what keys are multiplied with. None if the model has no such
             term.
+        rows: `[2 * max_distance + 1]` int64: the row of query i and key j is element
+            `clamp(i - j, -max_distance, max_distance) + max_distance`.
+        query_start_loc: `[num_seqs + 1]` int32, from 0 to num_tokens. A text may have no tokens.
+        max_seq_len: The number of tokens of the longest text, or more. The host knows it without reading the device.
+        scale: The factor of the scores.
 
     Returns:
         `[num_tokens, num_heads, head_dim]`, in the dtype of the query. Sums are in float32.

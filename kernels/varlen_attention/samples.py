@@ -62,6 +62,7 @@ def samples(draw: Draw) -> Iterator[Sample]:
     yield make_sample("one token", draw, Geometry(1, 1, 8), [1])
     yield make_sample("texts", draw, plain, mixed)
     yield make_sample("long texts", draw, Geometry(2, 2, 64), long)
+    yield make_sample("long, one of many texts", draw, Geometry(2, 1, 16), [150, *range(1, 8)])
     yield make_sample("shared KV heads", draw, grouped, mixed)
     yield make_sample("one KV head", draw, Geometry(9, 1, 16), [20, 33])
     yield make_sample("odd heads", draw, Geometry(3, 3, 31), [40, 5, 66])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -131,3 +132,20 @@ def test_two_threads_give_the_bits_of_one():
         torch.set_num_threads(1)
         assert torch.equal(varlen_attention(*sample.args), with_two)
         torch.set_num_threads(2)
+
+
+def test_what_the_triton_kernel_cannot_do_is_refused():
+    pytest.importorskip("triton")
+    shared, launcher = (import_module(f"millrace.kernels.{name}") for name in ("_triton", "varlen_attention.triton"))
+    query, key = torch.empty(5, 4, 16), torch.empty(5, 2, 16)
+    for parts, max_seq_len, message in (
+        ((query, key, key[:3]), 5, r"keys of \[5, 2, 16\] and values of \[3, 2, 16\]"),
+        ((query[:, :3], key, key), 5, "the number of KV heads must divide that of query heads"),
+        ((query[..., :7], key[..., :7], key[..., :7]), 5, "a head has 8 to 256 numbers"),
+        ((query, key.half(), key), 5, r"keys in torch\.float16"),
+        ((query, key, key.mT.contiguous().mT), 5, "the numbers of a head must be contiguous"),
+        ((query, key, key), 2**27, "cut the text"),
+    ):
+        layouts = [shared.Layout.of(part) for part in parts]
+        with pytest.raises(ValueError, match=message):
+            launcher.plan_launch(launcher.Call(shared.TARGETS["sm_90"], *layouts, 1, max_seq_len, 0.1, 0, 0.0, None))

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import processors
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForPreTraining,
+    PreTrainedTokenizerFast,
     T5ForConditionalGeneration,
 )
 
-from checkpoints import tiny_checkpoint
-from encoders import ENCODER_PARTS, ENCODERS, HEADS, reference, run_step, tiny_config, tiny_encoder
+from checkpoints import BOS, EOS, PAD, tiny_checkpoint, tiny_tokenizer
+from encoders import ENCODERS, has_head, reference, run_step, tiny_config, tiny_encoder
 from millrace.engine import PoolingParams
 from millrace.engine.errors import ConfigError, UnsupportedModelError
 from millrace.engine.llm import LLM
@@ -59,6 +61,8 @@ def test_classes_are_those_of_transformers(tmp_path: Path, family: str) -> None:
     ("family", "fields", "parallel"),
     [
         ("bert", {}, {"tensor_parallel_size": 2}),
+        ("modernbert", {}, {"tensor_parallel_size": 2}),
+        ("modernbert", {}, {"pipeline_parallel_size": 2}),
         ("t5", {}, {"tensor_parallel_size": 2}),
         ("deberta-v2", {}, {"tensor_parallel_size": 2}),
         # Each stage has three layers, and both have a copy of the second of three groups.
@@ -73,11 +77,11 @@ def test_ranks_share_an_encoder(tmp_path: Path, family: str, fields: dict[str, i
         torch.testing.assert_close(torch.tensor(output.outputs.embedding), hidden[0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("family", ENCODERS)
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [(family, head) for family in ENCODERS for head in ("", "classes", "tokens") if has_head(family, head)],
+)
 def test_a_step_computes_what_transformers_computes(tmp_path: Path, family: str, head: str) -> None:
-    if head == "classes" and family in ENCODER_PARTS:
-        pytest.skip("the classifiers of texts of this family have a decoder")
     folder = tiny_encoder(tmp_path, family, head, **({"num_labels": 3} if head else {}))
     types, inputs = None, {}
     if describe_model(load_hf_config(folder)).num_token_types == 2:
@@ -109,7 +113,7 @@ def test_fields_of_a_family_change_what_it_computes(tmp_path: Path, family: str,
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", [name for name in ENCODERS if name not in ENCODER_PARTS])
+@pytest.mark.parametrize("family", [name for name in ENCODERS if has_head(name, "words")])
 def test_the_head_of_the_training_is_left_out(tmp_path: Path, family: str) -> None:
     folder = tiny_encoder(tmp_path / "bare", family)
     wanted, classes = run_step(folder, PROMPTS), (AutoModelForMaskedLM, AutoModelForPreTraining)
@@ -207,3 +211,31 @@ def test_a_decoder_may_attend_to_later_tokens(tmp_path: Path) -> None:
         sees_all = torch.zeros(1, 1, len(prompt), len(prompt))
         wanted = model(torch.tensor([prompt]), attention_mask=sees_all).last_hidden_state[0].mean(0)
         torch.testing.assert_close(torch.tensor(output.outputs.embedding), wanted, atol=1e-5, rtol=1e-4)
+
+
+def pair_tokenizer(folder: Path) -> Any:
+    """Writes a tokenizer with the template and the types of BERT to a checkpoint, and returns it."""
+    plain = tiny_tokenizer()
+    backend = plain.backend_tokenizer
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A {EOS}",
+        pair=f"{BOS} $A {EOS} $B:1 {EOS}:1",
+        special_tokens=[(name, plain.convert_tokens_to_ids(name)) for name in (BOS, EOS)],
+    )
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, model_input_names=names)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def test_a_cross_encoder_knows_the_texts_of_a_pair_by_their_types(tmp_path: Path) -> None:
+    folder = tiny_encoder(tmp_path, "bert", "classes", num_labels=1)
+    tokenizer = pair_tokenizer(folder)
+    query, documents = "where is the mill", ["", "the mill is at the brook", "water " * 30, "a"]
+    with LLM(str(folder), dtype="float32") as llm:
+        outputs = llm.score(query, documents, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+    pairs = [tokenizer([query], [document]) for document in documents]
+    assert pairs[1]["token_type_ids"][0][0] == 0 and pairs[1]["token_type_ids"][0][-1] == 1
+    prompts, types = ([pair[name][0] for pair in pairs] for name in ("input_ids", "token_type_ids"))
+    for output, logits in zip(outputs, reference(folder, prompts, "classes", token_type_ids=types), strict=True):
+        assert output.outputs.score == pytest.approx(logits.item(), abs=1e-5)

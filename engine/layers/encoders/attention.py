@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...kernels import varlen_attention
-from ..batch import ForwardBatch
-from .attention import Heads
-from .input_format import InputFormat, Rows
-from .linear import LinearBase
+from ....kernels import varlen_attention
+from ...batch import ForwardBatch
+from ..attention import Heads
+from ..input_format import InputFormat, Rows
+from ..linear import LinearBase
+from ..rotate_and_store import CacheWriter
 from .relative_bias import DistanceBias
-from .rotate_and_store import CacheWriter
 
 __all__ = ["EncoderAttention"]
 

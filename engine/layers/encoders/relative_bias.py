@@ -9,8 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..parallel.shard import Shard
-from .weight_slot import WeightSlot
+from ...parallel.shard import Shard
+from ..weight_slot import WeightSlot
 
 __all__ = ["DistanceBias", "RelativeBias"]
 

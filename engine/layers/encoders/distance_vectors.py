@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .norm import Norm
+from ..norm import Norm
 
 __all__ = ["DistanceVectors"]
 

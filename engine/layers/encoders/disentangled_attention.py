@@ -9,12 +9,12 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from ...kernels import disentangled_attention
-from ..batch import ForwardBatch
-from .attention import Heads
+from ....kernels import disentangled_attention
+from ...batch import ForwardBatch
+from ..attention import Heads
+from ..input_format import InputFormat, Rows
+from ..linear import LinearBase
 from .distance_vectors import DistanceVectors
-from .input_format import InputFormat, Rows
-from .linear import LinearBase
 
 __all__ = ["DisentangledAttention", "DistanceTerms"]
 
@@ -77,12 +77,12 @@ class DisentangledAttention(nn.Module):
             query,
             key,
             value,
+            row_keys,
+            row_queries,
+            self._rows,
             batch.query_start_loc,
             batch.longest_prompt or len(query),
-            self.scale,
-            self._rows,
-            row_keys=row_keys,
-            row_queries=row_queries,
+            scale=self.scale,
         )
         return self.out(attended.flatten(1))
 

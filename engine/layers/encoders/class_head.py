@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .linear import LinearBase
-from .norm import Norm
+from ..linear import LinearBase
+from ..norm import Norm
 
 __all__ = ["HEAD_ACTIVATIONS", "ClassHead"]
 
