@@ -6,7 +6,7 @@ A family (`families/*.py`) turns a Hugging Face config into a `DecoderSpec`; `co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from ..errors import UnsupportedModelError
 from ..layers import DistanceTerms
@@ -14,6 +14,7 @@ from ..layers.router import RouterSpec
 
 __all__ = [
     "AttentionSpec",
+    "ClassPooling",
     "ConvSpec",
     "DecoderSpec",
     "DistanceSpec",
@@ -25,6 +26,10 @@ __all__ = [
     "RopeSpec",
     "StateSpec",
 ]
+
+
+ClassPooling: TypeAlias = Literal["LAST", "CLS", "MEAN"]
+"""The vector of a text that a classifier reads: the hidden state of its last or first token, or the mean of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ class HeadSpec:
         scale: Factor on the logits.
     """
 
-    pooling: Literal["LAST", "CLS", "MEAN"] = "LAST"
+    pooling: ClassPooling = "LAST"
     activation: str = ""
     dense_bias: bool = True
     norm: bool = False
