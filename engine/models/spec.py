@@ -284,6 +284,8 @@ class DecoderSpec:
             embedding, `"last"` what positions and the norm have made of them, by a projection with a bias.
         num_token_types: Number of types of tokens, each with a learned vector that is added to the embedding; 0 for
             none. The texts of a pair have the types 0 and 1.
+        num_tasks: Number of tasks with a learned vector, of which that of the first one is added to the embedding; 0
+            for none.
         tie_word_embeddings: Whether the output head uses the matrix of the token embedding.
         rms_norm: Whether norms are root-mean-square norms; otherwise they are layer norms.
         norm_eps: Number that norms add to the mean square or the variance.
@@ -345,6 +347,7 @@ class DecoderSpec:
     embedding_norm: bool = False
     projection: Literal["first", "last"] = "first"
     num_token_types: int = 0
+    num_tasks: int = 0
     tie_word_embeddings: bool
     rms_norm: bool
     norm_eps: float
