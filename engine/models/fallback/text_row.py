@@ -31,6 +31,9 @@ TOLERANCE = {torch.float32: 1e-3}
 
 WIDE_TOLERANCE = 0.1
 
+KNOWN = NEUTRAL - {"sliding_window"} | {"is_causal", "scaling", "softcap"}
+"""Options of an attention call that we heed, or that do not change its result."""
+
 MOVING_ROPES = ("dynamic", "longrope")
 """Rope types whose frequencies follow from the longest sequence that is computed, which in a step is any sequence."""
 
@@ -63,24 +66,30 @@ class RowLayer:
         """As `AttentionCallee`; raises `UnsupportedModelError` for attention of another kind."""
         batch = self._step.batch
         assert batch is not None
-        causal = options.get("is_causal")
-        causal = getattr(self._module, "is_causal", False) if causal is None else causal
-        known = NEUTRAL | {"is_causal", "scaling", "softcap"}
-        others = [name for name, option in options.items() if name not in known and option is not None]
-        num_tokens, same_size = len(batch.token_ids), query.shape[3] == key.shape[3] == value.shape[3]
-        if causal or others or attention_mask is not None or not query.shape[2] == key.shape[2] == num_tokens:
-            raise UnsupportedModelError("its attention is not that of each token to all tokens")
-        if not same_size or options.get("sliding_window") is not None:
-            raise UnsupportedModelError("its attention has windows, or values of another size than keys")
+        if query.shape[::2] != (1, len(batch.token_ids)):
+            raise UnsupportedModelError("the attention is not that of one row of tokens")
+        self._check(query, key, value, attention_mask, options)
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         scale = options.get("scaling")
         attended = varlen_attention(
-            *(x[0].transpose(0, 1) for x in (query, key, value)),
+            q,
+            k,
+            v,
             batch.query_start_loc,
-            batch.longest_prompt or num_tokens,
+            batch.longest_prompt or len(q),
             query.shape[3] ** -0.5 if scale is None else float(scale),
             softcap=float(options.get("softcap") or 0.0),
         )
         return attended.unsqueeze(0)
+
+    def _check(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]) -> None:
+        """Raises if a call asks for another attention than that of each token to all tokens of its text."""
+        causal = options.get("is_causal")
+        causal = getattr(self._module, "is_causal", False) if causal is None else causal
+        others = [name for name in options.keys() - KNOWN if options[name] is not None]
+        same_size = query.shape[2:] == key.shape[2:] == value.shape[2:]
+        if causal or others or mask is not None or not same_size:
+            raise UnsupportedModelError("the attention is not that of each token to all tokens of a text")
 
 
 class TextRow:
@@ -88,12 +97,10 @@ class TextRow:
 
     Args:
         module: The module, with its weights loaded.
-        device: Device of the module.
     """
 
-    def __init__(self, module: Any, device: torch.device) -> None:
+    def __init__(self, module: Any) -> None:
         self._module = module
-        self._device = device
         self._step = Step()
         self._first = first_position(module)
         self._takes_types = "token_type_ids" in inspect.signature(module.forward).parameters
@@ -113,7 +120,7 @@ class TextRow:
         """
         if _depends_on_length(module.config) or "position_ids" not in inspect.signature(module.forward).parameters:
             return None
-        row = cls(module, device)
+        row = cls(module)
         try:
             return row if row._is_right(_trial_texts(module.config, vocab_size, device), dtype) else None
         except Exception:  # noqa: BLE001  # A forward pass raises anything, and texts can be run one by one.
