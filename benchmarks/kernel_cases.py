@@ -201,7 +201,7 @@ class Cases:
         yield self._case("rope_and_store_latent", f"{num_tokens} tokens, {sizes.num_heads} heads", store, num_bytes)
 
     def texts(self, num_texts: int, length: int) -> Iterator[Case]:
-        """Yields the attention of an encoder over texts of one length, without and with a bias of 128 distances."""
+        """Yields attention of encoders over texts of one length: plain, with a bias of 128 distances, disentangled."""
         num_heads, head_dim = self.sizes.encoder_heads
         num_tokens = num_texts * length
 
@@ -216,6 +216,16 @@ class Cases:
         sizes = 4 * num_numbers * self.dtype.itemsize, 4 * num_numbers * length
         yield self._case("varlen_attention", name, partial(make, False), *sizes, library=attend_to_equal_texts)
         yield self._case("varlen_attention", f"{name}, bias", partial(make, True), *sizes)
+
+        def disentangled(num_rows: int = 512) -> Call:
+            parts = self._normal(num_tokens, 3 * num_heads, head_dim).split(num_heads, dim=1)
+            starts = torch.arange(num_texts + 1, dtype=torch.int32, device=self.device) * length
+            row_keys, row_queries = (self._normal(num_rows, num_heads, head_dim) for _ in range(2))
+            rows = torch.arange(num_rows + 1, device=self.device).clamp(max=num_rows - 1)
+            return Call((*parts, row_keys, row_queries, rows, starts, length), {"scale": (3 * head_dim) ** -0.5})
+
+        sizes = sizes[0], sizes[1] + 4 * num_numbers * min(512, 2 * length - 1)
+        yield self._case("disentangled_attention", f"{name}, 512 rows", disentangled, *sizes)
 
     def elementwise(self, num_tokens: int) -> Iterator[Case]:
         """Yields the kernels that touch each number once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     MT5EncoderModel,
@@ -65,10 +66,31 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "intermediate_size": None,
     },
     "mt5": {"d_ff": 96, "d_kv": 8, "max_position_embeddings": None, "intermediate_size": None},
+    "modernbert": {"local_attention": 8, "attention_bias": True, "classifier_pooling": "mean", "norm_bias": True},
+    "nomic_bert": {"hidden_act": "silu"},
+    "gte": {},
+    "jina_embeddings_v3": {},
+    "eurobert": {"num_key_value_heads": 2, "classifier_pooling": "bos"},
+    "llama": {"num_key_value_heads": 2, "is_causal": False},
+    "qwen2": {"num_key_value_heads": 2, "is_causal": False},
+    "mistral": {"num_key_value_heads": 2, "is_causal": False, "sliding_window": 8},
+    "gemma3_text": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "use_bidirectional_attention": True,
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
 }
 """`model_type` -> the fields of its config that replace those of `SIZES` or come to them; None takes one away."""
 
-HEADS = {"": AutoModel, "classes": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification}
+HEADS = {
+    "": AutoModel,
+    "classes": AutoModelForSequenceClassification,
+    "tokens": AutoModelForTokenClassification,
+    "words": AutoModelForMaskedLM,
+}
 """The head of a checkpoint -> the class of transformers that loads it."""
 
 ENCODER_PARTS = {"t5": T5EncoderModel, "mt5": MT5EncoderModel}
@@ -92,6 +114,20 @@ def tiny_config(model_type: str, head: str = "", **overrides: Any) -> Any:
 def encoder_name(model_type: str) -> str:
     """Returns the architecture without a head of a key of `ENCODERS`."""
     return tiny_config(model_type).architectures[0]
+
+
+POOLING: dict[str, Callable[[Tensor], Tensor]] = {
+    "CLS": lambda hidden: hidden[0],
+    "LAST": lambda hidden: hidden[-1],
+    "MEAN": lambda hidden: hidden.mean(0),
+}
+"""The pooling before the head of a classifier -> what it makes of the hidden states of a text."""
+
+
+def has_head(model_type: str, head: str) -> bool:
+    """Returns whether transformers has a head of this kind for an encoder, and not for one with a decoder."""
+    is_known = type(AutoConfig.for_model(model_type)) in HEADS[head]._model_mapping
+    return is_known and not (head == "classes" and model_type in ENCODER_PARTS)
 
 
 def tiny_encoder(folder: Path, model_type: str, head: str = "", *, seed: int = 0, **overrides: Any) -> Path:
@@ -177,5 +213,5 @@ def run_step(
     hidden = model(batch, [(torch.empty(0), torch.empty(0))])
     if head != "classes":
         return list((model.compute_class_logits(hidden) if head else hidden).split(lengths.tolist()))
-    assert describe_model(config).class_pooling == "CLS"
-    return list(model.compute_class_logits(hidden[batch.query_start_loc[:-1]]))
+    pool = POOLING[describe_model(config).class_pooling]
+    return list(model.compute_class_logits(torch.stack([pool(text) for text in hidden.split(lengths.tolist())])))

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from .attention import Attention, Heads
-from .block import MixerBlock, MLPBlock, ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
+from .block import (
+    ConvBlock,
+    MixerBlock,
+    MLPBlock,
+    ParallelBlock,
+    PostNormBlock,
+    PreNormBlock,
+    SandwichBlock,
+    TokenMixer,
+)
 from .embedding import LearnedPositions, NoPositions, NoTokenTypes, SharedTokenEmbedding, TokenEmbedding, TokenTypes
 from .encoders import (
     HEAD_ACTIVATIONS,
@@ -14,6 +23,7 @@ from .encoders import (
     DistanceVectors,
     EncoderAttention,
     RelativeBias,
+    TextConv,
 )
 from .experts import EXPERT_GATES, ExpertMLP, Experts, ExpertsLayer, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
@@ -49,6 +59,7 @@ __all__ = [
     "CacheWriter",
     "ClampAndStore",
     "ClassHead",
+    "ConvBlock",
     "DisentangledAttention",
     "DistanceBias",
     "DistanceTerms",
@@ -108,6 +119,7 @@ __all__ = [
     "StateHeads",
     "StateMixer",
     "StoreOnly",
+    "TextConv",
     "TokenEmbedding",
     "TokenMixer",
     "TokenTypes",

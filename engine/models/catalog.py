@@ -96,7 +96,7 @@ def _traits(spec: DecoderSpec) -> Iterator[str]:
 
 
 def _features(family: Family, spec: DecoderSpec | None) -> dict[str, str]:
-    has_classifier = spec is None or "score" in family.weight_map(spec).modules.values()
+    has_classifier = spec is None or spec.is_encoder or "score" in family.weight_map(spec).modules.values()
     return {
         "TP": "yes",
         "PP": "yes",

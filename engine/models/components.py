@@ -23,6 +23,7 @@ from ..layers import (
     CacheWriter,
     ClampAndStore,
     ClassHead,
+    ConvBlock,
     DisentangledAttention,
     DistanceBias,
     DistanceVectors,
@@ -65,6 +66,7 @@ from ..layers import (
     SharedTokenEmbedding,
     Softcap,
     StoreOnly,
+    TextConv,
     TokenEmbedding,
     TokenMixer,
     TokenTypes,
@@ -78,7 +80,7 @@ from .latent import make_latent_attention
 from .linear_factory import LinearFactory
 from .options import ModelOptions
 from .pp_stages import cache_groups
-from .spec import DecoderSpec, ExpertsSpec, QueryGrowth, RopeSpec
+from .spec import ConvSpec, DecoderSpec, ExpertsSpec, QueryGrowth, RopeSpec
 from .state_components import make_state_mixer
 
 __all__ = ["Components"]
@@ -310,7 +312,11 @@ class Components:
         attention, mlp = self._mixer(layer_idx), self._mlp(layer_idx)
         to_attention, to_mlp = attention.input_format, mlp.input_format
         if self._spec.norm_placement == "after":
-            return PostNormBlock(attention, mlp, self._norm(sums=True), self._norm(sums=True))
+            parts = (attention, mlp, self._norm(sums=True), self._norm(sums=True))
+            conv = self._spec.first_conv if layer_idx == 0 else None
+            if conv is None:
+                return PostNormBlock(*parts)
+            return ConvBlock(*parts, conv=self._text_conv(conv), conv_norm=self._norm(sums=False))
         if self._spec.norm_placement in ("output", "both"):
             is_both = self._spec.norm_placement == "both"
             return SandwichBlock(
@@ -331,6 +337,15 @@ class Components:
         attention_norm = self._norm(sums=not is_first, output=to_attention) if has_norm else NoNorm()
         mlp_norm, residual_scale = self._norm(sums=True, output=to_mlp), _scale(self._spec.residual_scale)
         return PreNormBlock(attention, mlp, attention_norm, mlp_norm, residual_scale=residual_scale)
+
+    def _text_conv(self, conv: ConvSpec) -> TextConv:
+        if self._options.deterministic:
+            raise ConfigError(
+                "deterministic=True is not supported for models with a convolution over the tokens of a text: the "
+                "order of its sums may depend on the batch; leave it out"
+            )
+        activation, size = HEAD_ACTIVATIONS[conv.activation], self._spec.hidden_size
+        return TextConv(size, conv.width, conv.groups, activation, dtype=self._dtype, device=self._device)
 
     def _single_block(self, layer_idx: int, *, is_first: bool) -> MixerBlock | MLPBlock:
         """Makes a decoder layer of one sublayer; of the result of the layer before, every rank has one addend."""
@@ -562,7 +577,8 @@ class Components:
     def _dense_mlp(self, name: str, intermediate_size: int) -> MLP:
         spec, make_linear = self._spec, self.linears.make_linear
         inner = self._parallel.shard(intermediate_size)
-        down = self._summed(f"{name}.down", inner, spec.hidden_size, bias=spec.mlp_bias)
+        down_bias = spec.mlp_bias if spec.mlp_down_bias is None else spec.mlp_down_bias
+        down = self._summed(f"{name}.down", inner, spec.hidden_size, bias=down_bias)
         if spec.gated_mlp:
             blocks = {"gate": inner, "up": inner}
             gate_up = make_linear(f"{name}.gate_up", spec.hidden_size, blocks, bias=spec.mlp_bias)

@@ -157,7 +157,7 @@ class Decoder(nn.Module):
         Returns:
             `[num_rows, num_labels]` float32.
         """
-        return self.score.forward_float32(hidden.to(self.dtype))
+        return self.score.forward_float32(hidden.to(self.dtype)) * self.spec.class_head.scale
 
     def embed(self, batch: ForwardBatch) -> Tensor:
         """Returns the input of the first layer, `[num_tokens, hidden_size]`.

@@ -42,8 +42,11 @@ MAX_INT = 2**31 - 1
 OLD_ROPE_FIELDS = ("rope_scaling", "rope_theta")
 """Fields of older configs whose contents newer ones have in `rope_parameters`."""
 
-SAME_FIELDS = {"kimi_k2": "deepseek_v3"}
+SAME_FIELDS = {"kimi_k2": "deepseek_v3", "llama_bidirec": "llama", "new": "gte"}
 """Model types that transformers does not know -> the model type whose config has the same fields."""
+
+KEPT_FIELDS = {"llama_bidirec": ("temperature",)}
+"""Model types -> fields that transformers drops, because it takes them for settings of generation."""
 
 QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
 """Fields that may have the settings of a quantised checkpoint."""
@@ -107,6 +110,8 @@ def load_hf_config(
         raise _unnamed(path, model_type, fields.get("architectures"))
     _check_counts(fields)
     config = _make_config(fields, code)
+    for name in KEPT_FIELDS.get(model_type, ()):
+        setattr(config, name, fields.get(name))
     if function is not None:
         config = _changed(function, config)
         if not _is_list_of_text(config.architectures):

@@ -78,7 +78,7 @@ def describe_model(hf_config: Any) -> DecoderSpec:
     family = find_family(hf_config)
     spec = family.spec(hf_config)
     if _is_bidirectional(hf_config) and not spec.is_encoder:
-        spec = replace(spec, attention=replace(spec.attention, causal=False))
+        spec = replace(spec, attention=replace(spec.attention, causal=False), windows=_both_ways(hf_config, spec))
     ending = next((ending for ending in CLASSIFIERS if hf_config.architectures[0].endswith(ending)), None)
     if ending is None:
         return spec
@@ -273,6 +273,15 @@ def _is_bidirectional(hf_config: Any) -> bool:
         if value is not None and not isinstance(value, bool):
             raise UnsupportedModelError(f"config field {name!r} is {quote(value)}; it must be true or false")
     return any(value is not None and value is not CAUSAL_VALUES[name] for name, value in fields.items())
+
+
+def _both_ways(hf_config: Any, spec: DecoderSpec) -> tuple[int, ...]:
+    """Returns the windows of a decoder that attends to later tokens, as transformers understands them.
+
+    `sliding_window` counts the token itself in the configs of Gemma, which have halved it, and not in others.
+    """
+    more = 0 if getattr(hf_config, "use_bidirectional_attention", None) else 1
+    return tuple(window + more if window else 0 for window in spec.windows)
 
 
 def _variants(family: Family) -> list[str]:

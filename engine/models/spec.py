@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..errors import UnsupportedModelError
-from ..layers.disentangled_attention import DistanceTerms
+from ..layers import DistanceTerms
 from ..layers.router import RouterSpec
 
 __all__ = [
     "AttentionSpec",
+    "ConvSpec",
     "DecoderSpec",
     "DistanceSpec",
     "ExpertsSpec",
@@ -84,6 +85,21 @@ class RelativeBiasSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ConvSpec:
+    """A convolution over the input of the first layer of an encoder, which is added to the result of that layer.
+
+    Attributes:
+        width: Number of tokens that a token sees, itself in the middle; an odd number.
+        groups: Number of groups of channels, each of which sees only itself.
+        activation: Key of `layers.HEAD_ACTIVATIONS`, after the convolution.
+    """
+
+    width: int
+    groups: int
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
 class DistanceSpec:
     """Learned vectors of distances, of which all layers of an encoder make keys and queries as of tokens.
 
@@ -114,6 +130,7 @@ class HeadSpec:
         dense_bias: Whether the first layer has a bias.
         norm: Whether a norm follows the activation.
         bias: Whether the last layer, whose rows are the classes, has a bias.
+        scale: Factor on the logits.
     """
 
     pooling: Literal["LAST", "CLS", "MEAN"] = "LAST"
@@ -121,6 +138,7 @@ class HeadSpec:
     dense_bias: bool = True
     norm: bool = False
     bias: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +295,7 @@ class DecoderSpec:
         qkv_bias: Whether query, key and value projections have biases.
         attention_out_bias: Whether the attention's output projection has a bias.
         mlp_bias: Whether the feed-forward projections have biases.
+        mlp_down_bias: Whether the last of them has one; None if `mlp_bias` holds for it too.
         head_bias: Whether the output head has a bias.
         qk_norm: Whether queries and keys are normed before the rotation.
         qk_norm_form: `"head"` norms each head; `"projection"` norms all query heads of a token together, and all key
@@ -299,6 +318,7 @@ class DecoderSpec:
         class_head: The head of a classifier.
         num_layer_weights: Number of layers that have weights of their own; the layers are divided among them in equal
             runs. None if every layer has its own.
+        first_conv: The convolution beside the first layer; None for none. A norm follows the sum of both.
         position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
             a model without learned positions.
     """
@@ -334,6 +354,7 @@ class DecoderSpec:
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
+    mlp_down_bias: bool | None = None
     head_bias: bool = False
     qk_norm: bool = False
     qk_norm_form: Literal["head", "projection", "layer", "per head"] = "head"
@@ -351,6 +372,7 @@ class DecoderSpec:
     num_labels: int = 0
     class_head: HeadSpec = HeadSpec()
     num_layer_weights: int | None = None
+    first_conv: ConvSpec | None = None
     position_offset: int | None = None
 
     def __post_init__(self) -> None:
@@ -380,6 +402,7 @@ class DecoderSpec:
             raise UnsupportedModelError(
                 "attention to later tokens is not there for models with latents, states, sinks or output gates"
             )
+        assert self.first_conv is None or (self.is_encoder and self.norm_placement == "after")
         assert self.num_layers % (self.num_layer_weights or 1) == 0
         assert self.num_layer_weights is None or (self.is_encoder and self.norm_placement == "after")
 

@@ -36,7 +36,8 @@ def _sample(
     rows = draw.integers(0, num_rows, 2 * max_distance + 1)
     starts = draw.tensor([0, *accumulate(lengths)], torch.int32)
     tables = (row_keys if terms != "p2c" else None, row_queries if terms != "c2p" else None)
-    return Sample(name, (query, key, value, *tables, rows, starts, max(lengths, default=0), (3 * head_dim) ** -0.5))
+    inputs = (query, key, value, *tables, rows, starts, max(lengths, default=0))
+    return Sample(name, inputs, {"scale": (3 * head_dim) ** -0.5})
 
 
 def _samples(draw: Draw) -> Iterator[Sample]:
@@ -65,6 +66,7 @@ def disentangled_attention(
     rows: Tensor,
     query_start_loc: Tensor,
     max_seq_len: int,
+    *,
     scale: float,
 ) -> Tensor:
     """Attends from every token of each text to the tokens of the same text, by their contents and their distance.

@@ -7,6 +7,7 @@ from .class_head import HEAD_ACTIVATIONS, ClassHead
 from .disentangled_attention import DisentangledAttention, DistanceTerms
 from .distance_vectors import DistanceVectors
 from .relative_bias import DistanceBias, RelativeBias
+from .text_conv import TextConv
 
 __all__ = [
     "HEAD_ACTIVATIONS",
@@ -17,4 +18,5 @@ __all__ = [
     "DistanceVectors",
     "EncoderAttention",
     "RelativeBias",
+    "TextConv",
 ]

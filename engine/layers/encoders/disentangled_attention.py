@@ -82,7 +82,7 @@ class DisentangledAttention(nn.Module):
             self._rows,
             batch.query_start_loc,
             batch.longest_prompt or len(query),
-            self.scale,
+            scale=self.scale,
         )
         return self.out(attended.flatten(1))
 

@@ -10,7 +10,7 @@ from ...layers import HEAD_ACTIVATIONS, DistanceTerms
 from ...weights.checkpoint import WeightMap
 from ..family import CLASSIFIER, TOKEN_CLASSIFIER, Family
 from ..hf_config import flag, one_of, positive_int
-from ..spec import AttentionSpec, DecoderSpec, DistanceSpec, HeadSpec
+from ..spec import AttentionSpec, ConvSpec, DecoderSpec, DistanceSpec, HeadSpec
 from .bert import BLOCK, EMBEDDINGS, POOLED, encoder_fields, encoder_weights
 
 __all__ = ["FAMILIES", "deberta_v2_spec"]
@@ -25,6 +25,8 @@ MODULES = {
     f"{_SELF}.value_proj": "layers.*.attention.qkv.value",
     "encoder.rel_embeddings": "distance_vectors",
     "encoder.LayerNorm": "distance_vectors.norm",
+    "encoder.conv.conv": "layers.0.conv",
+    "encoder.conv.LayerNorm": "layers.0.conv_norm",
 }
 """Names of the modules in checkpoints -> ours."""
 
@@ -45,6 +47,7 @@ def deberta_v2_spec(config: Any) -> DecoderSpec:
     return DecoderSpec(
         **{**fields, "attention": attention},
         position_offset=0 if flag(config, "position_biased_input", True) else None,
+        first_conv=_first_conv(config, fields["hidden_size"]),
         num_token_types=0 if num_types == 0 else positive_int(config, "type_vocab_size"),
     )
 
@@ -52,9 +55,23 @@ def deberta_v2_spec(config: Any) -> DecoderSpec:
 def _check_sizes(config: Any, hidden_size: int, head_dim: int) -> None:
     """Raises if a size that configs may have differs from the value that all models of the family have."""
     done = {"embedding_size": hidden_size, "attention_head_size": head_dim, "pooler_hidden_size": hidden_size}
-    for field, size in {**done, "conv_kernel_size": 0}.items():
+    for field, size in done.items():
         if (value := getattr(config, field, size)) != size:
             raise UnsupportedModelError(f"config field {field!r} is {quote(value)}; only {size} is done for this model")
+
+
+def _first_conv(config: Any, hidden_size: int) -> ConvSpec | None:
+    if getattr(config, "conv_kernel_size", 0) == 0:
+        return None
+    width = positive_int(config, "conv_kernel_size")
+    groups = positive_int(config, "conv_groups") if hasattr(config, "conv_groups") else 1
+    if width % 2 == 0 or hidden_size % groups:
+        raise UnsupportedModelError(
+            f"config fields 'conv_kernel_size' and 'conv_groups' are {width} and {groups}; the first must be odd, and "
+            f"the second divide hidden_size={hidden_size}"
+        )
+    activation = one_of(config, "conv_act", tuple(HEAD_ACTIVATIONS)) if hasattr(config, "conv_act") else "tanh"
+    return ConvSpec(width, groups, activation)
 
 
 def _distances(config: Any) -> DistanceSpec:

@@ -20,8 +20,8 @@ GATED = "gated-"
 """Beginning of the names of gated activations in configs. GELU is the approximation there."""
 
 MODULES = {
-    "shared": "embed_tokens",
     "encoder.embed_tokens": "embed_tokens",
+    "shared": "embed_tokens",
     "encoder.block.*.layer.0.SelfAttention.q": "layers.*.attention.qkv.query",
     "encoder.block.*.layer.0.SelfAttention.k": "layers.*.attention.qkv.key",
     "encoder.block.*.layer.0.SelfAttention.v": "layers.*.attention.qkv.value",
