@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from checkpoints import tiny_classifier, tiny_tokenizer
+from encoders import tiny_encoder
 from millrace.engine import LLM, PoolingParams, PoolingRequest
 from millrace.engine.errors import (
     CheckpointError,
@@ -171,6 +173,25 @@ def test_a_cross_encoder_reads_pairs_with_the_separators_of_the_tokenizer(cross_
         assert scores(llm, [QUERY, "x"], [documents[0], ""], pooling_params=RAW) == pytest.approx(
             [expected[0], *class_logits(cross_encoder, hf(["x"], [""])["input_ids"][0])], abs=1e-4
         )
+
+
+@pytest.mark.parametrize("family", ["bert", "xlm-roberta", "deberta-v2"])
+def test_scores_are_those_of_sentence_transformers(tmp_path, cross_encoder, family):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    folder = tiny_encoder(tmp_path, family, "classes", num_labels=1, pad_token_id=0)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(cross_encoder / name, folder / name)
+    # CrossEncoder renders a pair by the tokenizer's chat template if there is any; cross-encoders have none.
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    if family == "xlm-roberta":  # It has one type of tokens.
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings["model_input_names"] = ["input_ids", "attention_mask"]
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    documents = [*DOCUMENTS, "", "the race " * 12]
+    theirs = sentence_transformers.CrossEncoder(str(folder), device="cpu").rank(QUERY, documents)
+    with engine(folder) as llm:
+        got = scores(llm, QUERY, documents)
+    np.testing.assert_allclose(got, [one["score"] for one in sorted(theirs, key=lambda one: one["corpus_id"])], **CLOSE)
 
 
 def test_token_types_reach_the_sequences_of_a_cross_encoder(cross_encoder, monkeypatch):
