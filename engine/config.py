@@ -325,7 +325,8 @@ class EngineConfig:
     @classmethod
     def _read(cls, kwargs: dict[str, Any]) -> tuple[EngineConfig, list[str]]:
         """Returns the config, and the warnings about settings without effect."""
-        fields, warnings = {}, []
+        fields: dict[str, Any] = {}
+        warnings: list[str] = []
         names = {field.name for field in dataclasses.fields(cls)}
         for given, value in kwargs.items():
             name = OTHER_NAMES.get(given, given)
