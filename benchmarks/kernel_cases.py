@@ -71,6 +71,8 @@ class Sizes:
         latent: (compressed numbers, rotated numbers) of a latent.
         coded: (inputs, outputs) of matrices of 4 and 8 bits.
         coded_tokens: Rows that these are multiplied by.
+        texts: (texts, tokens of each) of a batch of an encoder.
+        encoder_heads: (heads, size of a head) of the encoder.
     """
 
     decodes: tuple[int, int]
@@ -88,15 +90,21 @@ class Sizes:
     latent: tuple[int, int] = (512, 64)
     coded: tuple[tuple[int, int], ...] = ((4096, 4096), (4096, 28_672), (14_336, 4096), (8192, 57_344))  # Llama 8B, 70B
     coded_tokens: tuple[int, ...] = (1, 16, 256)
+    texts: tuple[tuple[int, int], ...] = ((1024, 128), (128, 512))
+    encoder_heads: tuple[int, int] = (12, 64)
 
 
 OLMOE = (64, 8, 2048, 1024)
 GPU = Sizes((256, 1024), (32, 8192), 8192, 32, 8, 128, 4096, 12_288, (256, 151_936), (256, 8192))
 CPU = Sizes(
-    (32, 512), (4, 2048), 512, 16, 8, 128, 1024, 3072, (8, 151_936), (64,), OLMOE, (1, 64, 512), coded=((1024, 3072),)
+    *((32, 512), (4, 2048), 512, 16, 8, 128, 1024, 3072, (8, 151_936), (64,), OLMOE, (1, 64, 512)),
+    coded=((1024, 3072),),
+    texts=((64, 32), (32, 128), (8, 512)),
 )
 TINY = Sizes(
-    (4, 40), (2, 70), 33, 4, 2, 32, 64, 96, (3, 300), (5,), (4, 2, 64, 32), (1, 5), (32, 16), ((64, 96),), (1, 5)
+    *((4, 40), (2, 70), 33, 4, 2, 32, 64, 96, (3, 300), (5,), (4, 2, 64, 32), (1, 5), (32, 16), ((64, 96),), (1, 5)),
+    texts=((3, 20),),
+    encoder_heads=(2, 16),
 )
 
 
@@ -118,6 +126,8 @@ class Cases:
         """Yields the cases that depend on the model's dtype."""
         yield from self.attention()
         yield from self.latents()
+        for num_texts, length in self.sizes.texts:
+            yield from self.texts(num_texts, length)
         yield from self.states()
         for num_tokens in self.sizes.num_tokens:
             yield from self.elementwise(num_tokens)
@@ -189,6 +199,33 @@ class Cases:
 
         num_bytes = 2 * num_tokens * (sizes.num_heads * rope_dim + dim) * itemsize
         yield self._case("rope_and_store_latent", f"{num_tokens} tokens, {sizes.num_heads} heads", store, num_bytes)
+
+    def texts(self, num_texts: int, length: int) -> Iterator[Case]:
+        """Yields attention of encoders over texts of one length: plain, with a bias of 128 distances, disentangled."""
+        num_heads, head_dim = self.sizes.encoder_heads
+        num_tokens = num_texts * length
+
+        def make(has_bias: bool) -> Call:
+            parts = self._normal(num_tokens, 3 * num_heads, head_dim).split(num_heads, dim=1)
+            starts = torch.arange(num_texts + 1, dtype=torch.int32, device=self.device) * length
+            bias = torch.randn(num_heads, 257, device=self.device) if has_bias else None
+            return Call((*parts, starts, length, head_dim**-0.5), {"distance_bias": bias})
+
+        name = f"{num_texts} x {length}, {num_heads} heads of {head_dim}"
+        num_numbers = num_tokens * num_heads * head_dim
+        sizes = 4 * num_numbers * self.dtype.itemsize, 4 * num_numbers * length
+        yield self._case("varlen_attention", name, partial(make, False), *sizes, library=attend_to_equal_texts)
+        yield self._case("varlen_attention", f"{name}, bias", partial(make, True), *sizes)
+
+        def disentangled(num_rows: int = 512) -> Call:
+            parts = self._normal(num_tokens, 3 * num_heads, head_dim).split(num_heads, dim=1)
+            starts = torch.arange(num_texts + 1, dtype=torch.int32, device=self.device) * length
+            row_keys, row_queries = (self._normal(num_rows, num_heads, head_dim) for _ in range(2))
+            rows = torch.arange(num_rows + 1, device=self.device).clamp(max=num_rows - 1)
+            return Call((*parts, row_keys, row_queries, rows, starts, length), {"scale": (3 * head_dim) ** -0.5})
+
+        sizes = sizes[0], sizes[1] + 4 * num_numbers * min(512, 2 * length - 1)
+        yield self._case("disentangled_attention", f"{name}, 512 rows", disentangled, *sizes)
 
     def elementwise(self, num_tokens: int) -> Iterator[Case]:
         """Yields the kernels that touch each number once."""
@@ -589,3 +626,11 @@ class Cases:
 
     def _table(self) -> Tensor:
         return torch.randn(4096, self.sizes.head_dim, device=self.device)
+
+
+def attend_to_equal_texts(
+    query: Tensor, key: Tensor, value: Tensor, _starts: Tensor, length: int, scale: float, **_options: None
+) -> Tensor:
+    """Runs torch's attention over texts of one length, which needs no padding."""
+    parts = (part.unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(*parts, scale=scale).transpose(1, 2).flatten(0, 1)

@@ -20,9 +20,13 @@ prompts computed whole, in chunks and token by token. Greedy tokens are equal un
 and for prompts longer than a window (`tests/engine/models/test_models.py`, `tests/engine/test_oracle.py`).
 To compare this installation with transformers on your own folder: `millrace check MODEL`.
 
-The same names with the endings `ForSequenceClassification` (classifiers) and `Model` (embeddings) belong to each
-family. Causal models of transformers that are not listed run as its own module around our paged attention
-([decision 0038](decisions/0038-fallback.md)). "layers" is what the default config of transformers asks for.
+The same names with the endings `ForSequenceClassification` and `ForTokenClassification` (classifiers) and `Model`
+(embeddings) belong to each family; those of encoders (named without a head) also with `ForMaskedLM` and
+`ForPreTraining`, whose heads are not used. Encoders embed and classify, and are checked in
+`tests/engine/models/test_encoders.py`; a decoder whose config says `is_causal: false` is one ([decision
+0057](decisions/0057-encoders.md)). Causal models of transformers that are not listed run as its own module around our
+paged attention ([decision 0038](decisions/0038-fallback.md)). "layers" is what the default config of transformers asks
+for.
 [To add a family](recipes/model.md).
 
 """

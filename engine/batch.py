@@ -68,6 +68,7 @@ class ForwardBatch:
         given: Embeddings that callers have given for some tokens; None if there are none, as in all recorded steps.
         longest_prompt: Number of tokens of the longest sequence after the decodes, if all of these have no cached
             context, so that they attend only to their own tokens in this step; else 0.
+        token_types: `[num_tokens]` int64, the type of each token; None if all have type 0.
     """
 
     token_ids: Tensor
@@ -81,6 +82,7 @@ class ForwardBatch:
     num_shared: Tensor | None = None
     given: GivenEmbeddings | None = None
     longest_prompt: int = 0
+    token_types: Tensor | None = None
 
     def first_decodes(self) -> ForwardBatch:
         """Returns the batch of the first `num_decodes` sequences alone."""

@@ -108,7 +108,13 @@ class Call:
                 request = make(request_id, None, None, row_params, row_priority, lora_request=named)
                 outputs[request_id] = self._failed(request, errors[0])
                 continue
-            extras = {"cache_salt": item.cache_salt, "prompt_embeds": item.embeddings, "lora_request": adapter}
+            extras: dict[str, Any] = {
+                "cache_salt": item.cache_salt,
+                "prompt_embeds": item.embeddings,
+                "lora_request": adapter,
+            }
+            if item.num_first_tokens is not None:
+                extras["num_first_tokens"] = item.num_first_tokens
             requests.append(make(request_id, item.text, item.token_ids, row_params, row_priority, **extras))
         try:
             num_added = sum([self._add(request, outputs) for request in longest_first(requests)])

@@ -23,7 +23,7 @@ from .errors import ConfigError, EngineDeadError, ModelExecutionError, RequestEr
 from .executor.executor import Executor, InProcessExecutor, StepHandle
 from .inputs import PromptReader
 from .kv_cache import KVCacheManager
-from .loading.capacity import Capacity
+from .loading.capacity import Capacity, fit_to_model
 from .loading.generation_config import recommended_params
 from .loading.model_source import resolve_model, resolve_tokenizer, warn_of_unused
 from .lora.adapter import Adapter
@@ -161,11 +161,9 @@ class LLMEngine:
             own = resolve_tokenizer(config.tokenizer or config.model, config.tokenizer_hub, what)
             settings = task.text_settings(config)
             tokenizer = Tokenizer(own, config.chat_template, settings, trust_remote_code=config.trust_remote_code)
-        num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
         spec = describe_model(hf_config)
-        if config.enable_prefix_caching and spec.state is not None:
-            logger.warning("prefix caching is off: layers of this model keep states, and only of whole sequences")
-            config = replace(config, enable_prefix_caching=False)
+        config = fit_to_model(config, device, spec)
+        num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
         executor, capacity = _open_executor(config, device, hf_config, task, rendezvous)
         dtype = device.resolve_dtype(config.dtype, hf_config.dtype)
         prompt_embeds = PromptEmbeds(spec.embedding_size, dtype) if config.enable_prompt_embeds else None
@@ -218,6 +216,7 @@ class LLMEngine:
             if lora_request is None:
                 self.scheduler.add(sequence)
             else:
+                self.scheduler.number(sequence)
                 self.library().ask(lora_request, sequence)
 
     def library(self) -> AdapterLibrary:
@@ -258,6 +257,8 @@ class LLMEngine:
     def step(self) -> list[EngineOutput]:
         """Plans and starts a step, then reads the oldest results until at most `overlap_depth` steps are unread.
 
+        If nothing can run before an adapter is read, it waits for the adapter for a short time only (`MAX_WAIT_S`).
+
         Returns:
             The outputs of the requests that finished or failed in the steps that were read.
         """
@@ -268,8 +269,10 @@ class LLMEngine:
             self._in_flight.append((plan, self._start(plan)))
         elif self.adapters is not None and not self._in_flight and not ended:
             self.adapters.wait()
-        has_loads = self.adapters is not None and self.adapters.num_waiting
-        assert self._in_flight or ended or has_loads or not self._groups, "requests wait, and none of them can ever run"
+        is_loading = self.adapters is not None and self.adapters.is_loading
+        assert self._in_flight or ended or is_loading or not self._groups, (
+            "requests wait, and none of them can ever run"
+        )
         most_unread = self._most_unread(plan)
         while len(self._in_flight) > most_unread:
             ended += self._read_step()
@@ -365,12 +368,12 @@ class LLMEngine:
             return []
         ready, failed = self.adapters.take_ready()
         for sequence in ready:
-            self.scheduler.add(sequence)
+            self.scheduler.add_numbered(sequence)
         return failed
 
     def _abort(self, sequence: Sequence) -> None:
         """Ends a sequence whose result is no longer needed, wherever it is."""
-        if self.adapters is None or not self.adapters.discard(sequence):
+        if self.adapters is None or not self.adapters.leave(sequence):
             self.scheduler.abort(sequence)
 
     def _most_unread(self, plan: StepPlan | None) -> int:

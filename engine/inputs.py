@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, TypeVar
 
 from .embeds.prompts import PromptEmbeds
 from .embeds.span import EmbeddedSpan
@@ -21,6 +22,7 @@ from .errors import (
     quote,
     unknown_key_message,
 )
+from .text.pair_encoder import Side
 from .text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -91,6 +93,8 @@ class ParsedPrompt:
         token_ids: Token ids of the prompt; None if they are not known.
         cache_salt: As in `GenerateRequest`.
         embeddings: `[num_tokens, embedding_size]`, embeddings of the prompt; None if it was given as text or tokens.
+        num_first_tokens: Number of tokens of the first text of a pair, which have token type 0; the others have type 1.
+            None if all have type 0.
         prefix: Text in front of the text; None for the model's default prompt.
     """
 
@@ -98,6 +102,7 @@ class ParsedPrompt:
     token_ids: list[int] | None = None
     cache_salt: str | None = None
     embeddings: Tensor | None = None
+    num_first_tokens: int | None = None
     prefix: str | None = None
 
     @property
@@ -117,7 +122,6 @@ def parse_prompt(prompt: Any) -> ParsedPrompt:
 
     Raises:
         PromptTypeError: The prompt has none of these forms.
-        EmptyPromptError: The text is empty.
     """
     text, token_ids, cache_salt, embeddings = None, None, None, None
     if isinstance(prompt, str):
@@ -135,8 +139,6 @@ def parse_prompt(prompt: Any) -> ParsedPrompt:
         raise PromptTypeError("Prompt should be a string, list of tokens, or dictionary; got a dictionary without any")
     if text is not None and not isinstance(text, str):
         raise PromptTypeError(f"Prompt text should be a string; got {describe(text)}")
-    if text == "" and token_ids is None and embeddings is None:
-        raise EmptyPromptError("The decoder prompt cannot be empty; give it at least one character")
     return ParsedPrompt(text, None if token_ids is None else _parse_token_ids(token_ids), cache_salt, embeddings)
 
 
@@ -181,10 +183,12 @@ class ReadPrompt:
     Attributes:
         token_ids: Token ids of the prompt, with `PLACEHOLDER` where embeddings are given.
         spans: Parts of the prompt that are given as embeddings, in order.
+        num_first_tokens: As in `ParsedPrompt`.
     """
 
     token_ids: list[int]
     spans: abc.Sequence[EmbeddedSpan] = ()
+    num_first_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +227,8 @@ class PromptReader:
         """
         if prompt.embeddings is None:
             token_ids = self._tokenize(prompt)
-            read = ReadPrompt(token_ids if most is None else self._cut(token_ids, most))
+            cut = token_ids if most is None else self._cut(token_ids, most)
+            read = ReadPrompt(cut, num_first_tokens=prompt.num_first_tokens)
         else:
             read = self._read_embeddings(prompt, num_new_tokens)
         self._check(read.token_ids, num_new_tokens, max_tokens)
@@ -284,6 +289,8 @@ class PromptReader:
         return f"; the token is {text} of the tokenizer, which has more tokens than the model"
 
 
+Encoded = TypeVar("Encoded")
+
 Parsed = ParsedPrompt | UserError
 """A prompt, or the error that says why the prompt cannot be run."""
 
@@ -307,18 +314,38 @@ def encode_text(
     return _encode(lambda: tokenizer.encode_batch([text], add_special_tokens, prefix)[0])
 
 
-def encode_pair(tokenizer: Tokenizer, first: str, second: str) -> ParsedPrompt:
-    """Returns one prompt of two texts, with the separators that the model expects in a pair.
+def encode_pairs(
+    tokenizer: Tokenizer, pairs: abc.Sequence[tuple[Side, Side]], max_tokens: int | None = None
+) -> list[Parsed]:
+    """Returns one prompt of each pair of texts, with the separators that the model expects in a pair.
 
-    Raises:
-        PromptTypeError: The tokenizer cannot read one of the texts.
+    Args:
+        tokenizer: The model's tokenizer.
+        pairs: The pairs; a side is a text, or its token ids without special tokens.
+        max_tokens: Number of tokens that longer pairs are cut to; None for no cut.
+
+    Returns:
+        A prompt for each pair, or the error that says why the tokenizer cannot read it.
     """
-    return ParsedPrompt(token_ids=_encode(lambda: tokenizer.encode_pair(first, second)))
+    encode = functools.partial(_encode_pairs, tokenizer, max_tokens=max_tokens)
+    try:
+        return [*encode(pairs)]
+    except PromptTypeError:  # One unreadable text fails all pairs, so each is tried alone.
+        return [attempt(lambda one: encode([one])[0], pair) for pair in pairs]
 
 
-def _encode(encode: Callable[[], list[int]]) -> list[int]:
+def _encode_pairs(
+    tokenizer: Tokenizer, pairs: abc.Sequence[tuple[Side, Side]], max_tokens: int | None
+) -> list[ParsedPrompt]:
+    encoded = _encode(lambda: tokenizer.pairs.encode(pairs, max_tokens))
+    return [ParsedPrompt(token_ids=one.token_ids, num_first_tokens=one.num_first_tokens) for one in encoded]
+
+
+def _encode(encode: Callable[[], Encoded]) -> Encoded:
     try:
         return encode()
+    except PromptTypeError:
+        raise
     except Exception as error:  # The Rust tokenizer raises plain TypeError or UnicodeError for text it cannot read.
         raise PromptTypeError(
             f"Prompt text should be valid Unicode; the tokenizer refuses it: {error!s:.200}"

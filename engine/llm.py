@@ -6,6 +6,7 @@ import functools
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +39,7 @@ from .pooling.outputs import (
     embedding_of,
 )
 from .pooling.params import PoolingParams
-from .pooling.scoring import pair_up
+from .pooling.scoring import ScoringOptions, pair_up
 from .request import GenerateRequest, PoolingRequest
 from .sampling_params import SamplingParams
 from .text.conversation import ContentFormat, Messages
@@ -352,25 +353,34 @@ class LLM:
     @_one_at_a_time
     def score(
         self,
-        data_1: str | Sequence[str],
-        data_2: str | Sequence[str],
+        data_1: Any,
+        data_2: Any,
         /,
         *,
         pooling_params: PoolingParams | None = None,
+        chat_template: str | None = None,
         lora_request: LoRARequests = None,
         **kwargs: Any,
     ) -> list[ScoringRequestOutput]:
         """Computes a similarity score for pairs of texts.
 
-        A classifier with one class reads both texts of a pair as one prompt, and the probability is the score. An
-        embedding model reads each text by itself, and the cosine of the two embeddings is the score.
+        A classifier with one class (a cross-encoder or reranker) reads both texts of a pair as one prompt, and the
+        probability is the score. An embedding model reads each text by itself, and the score is the cosine of the two
+        embeddings, or the similarity that the model's folder names. With `PoolingParams(task="token_embed")` it is the
+        sum, over the tokens of the first text, of the largest dot product with a token of the second (late
+        interaction).
 
         Args:
-            data_1: First texts of the pairs. One text is paired with every text of `data_2`.
-            data_2: Second texts of the pairs: as many as in `data_1`, unless `data_1` is one text.
+            data_1: First sides of the pairs. One side is paired with every side of `data_2`. A side is a text, a
+                dictionary with content parts (``{"content": [{"type": "text", "text": ...}]}``), or a list of token
+                ids; for a cross-encoder these are without special tokens. Texts may be empty.
+            data_2: Second sides of the pairs: as many as in `data_1`, unless `data_1` is one.
             pooling_params: Pooling parameters for all texts.
+            chat_template: Jinja text, or path of a file with it, by which a classifier reads a pair: two messages of
+                the roles `query` and `document`. None for the separators of the tokenizer, or for no separators if the
+                classes are rows of an output head (`classifier_from_token`).
             lora_request: Names the LoRA adapter of all pairs, or is a list with the adapter of each pair.
-            **kwargs: Further arguments of `encode`, except `pooling_task`.
+            **kwargs: Further arguments of `encode`, except `pooling_task` and `priority`.
 
         Returns:
             One output for each pair, in the order of the pairs.
@@ -381,12 +391,16 @@ class LLM:
         """
         _check_no_task("score", kwargs)
         pairs = pair_up(data_1, data_2)
-        task = self.llm_engine.task
-        scoring = task.scoring(self.llm_engine.tokenizer)
-        prompts, each = scoring.prompts(pairs), one_for_each("lora_request", lora_request, len(pairs))
-        adapters = [each[i * len(pairs) // len(prompts)] for i in range(len(prompts))]
-        pooled = self._pool(prompts, pooling_params, task.name, lora_request=adapters, **kwargs)
-        return scoring.outputs(pooled)
+        adapters = one_for_each("lora_request", lora_request, len(pairs))
+        pairs = [replace(pair, adapter=adapter) for pair, adapter in zip(pairs, adapters, strict=True)]
+        given = PoolingParams() if pooling_params is None else pooling_params
+        params = complete_params(given, PoolingParams(truncate_prompt_tokens=take_cut(kwargs)))
+        engine = self.llm_engine
+        template = engine.tokenizer.read_template(chat_template) if engine.tokenizer else chat_template
+        max_model_len = engine.handler.prompts.max_model_len
+        scoring = engine.task.scoring(ScoringOptions(params, engine.tokenizer, template, max_model_len))
+        prompts, each = scoring.prompts(pairs), scoring.adapters(pairs)
+        return scoring.outputs(pairs, self._pool(prompts, params, scoring.pooling_task, lora_request=each, **kwargs))
 
     def get_tokenizer(self) -> Any:
         """Returns the Hugging Face tokenizer; None if the engine was made with `skip_tokenizer_init`."""

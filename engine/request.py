@@ -17,6 +17,8 @@ from .sampling_params import SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from .inputs import ParsedPrompt
+
 
 @dataclass(slots=True)
 class GenerateRequest:
@@ -74,11 +76,12 @@ class PoolingRequest:
         prompt_token_ids: As in `GenerateRequest`.
         pooling_params: Pooling parameters.
         priority: As in `GenerateRequest`.
-        more_prompts: Further prompts, texts or token ids, whose vectors are in the same output. If one of them cannot
-            be run, the request fails.
+        more_prompts: Further prompts, each a text, token ids or a `ParsedPrompt`, whose vectors are in the same output.
+            If one of them cannot be run, the request fails.
         cache_salt: As in `GenerateRequest`, for all prompts of the request.
         prompt_embeds: Embeddings of the first prompt, as in `GenerateRequest`.
         lora_request: As in `GenerateRequest`.
+        num_first_tokens: Number of tokens of the first text, if the first prompt is a pair of texts; None otherwise.
         prefix: Text in front of each text, such as a prompt that the model has for queries; None for the model's
             default prompt. Token ids have it already.
     """
@@ -88,10 +91,11 @@ class PoolingRequest:
     prompt_token_ids: list[int] | None
     pooling_params: PoolingParams
     priority: int = 0
-    more_prompts: Sequence[str | list[int]] = ()
+    more_prompts: Sequence[str | list[int] | ParsedPrompt] = ()
     cache_salt: str | None = None
     prompt_embeds: Tensor | None = field(default=None, repr=False, compare=False)
     lora_request: LoRARequest | None = None
+    num_first_tokens: int | None = None
     prefix: str | None = None
 
     @property
@@ -102,7 +106,8 @@ class PoolingRequest:
     @property
     def prompts(self) -> list[Any]:
         """The prompts of the request: the token ids of each if they are given, else its text."""
-        return [self.prompt if self.prompt_token_ids is None else self.prompt_token_ids, *self.more_prompts]
+        more = [one if isinstance(one, Sequence) else one.token_ids or one.text for one in self.more_prompts]
+        return [self.prompt if self.prompt_token_ids is None else self.prompt_token_ids, *more]
 
     @property
     def max_tokens(self) -> int | None:

@@ -30,7 +30,7 @@ from .sequence import Sequence, SequenceStatus
 from .step_plan import NewRow, StepPlan
 
 MAX_OVERTAKING = 1024
-"""Most sequences of resident adapters that are admitted while an earlier sequence waits for an adapter slot."""
+"""Most sequences of resident adapters that are admitted before the adapter that was set aside first gets a slot."""
 
 
 @dataclass(slots=True)
@@ -107,8 +107,16 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Adds a new sequence to the waiting sequences."""
+        self.number(sequence)
+        self.add_numbered(sequence)
+
+    def number(self, sequence: Sequence) -> None:
+        """Gives a new sequence its place in the order of arrival, although it is added later."""
         sequence.arrival = self._num_arrived
         self._num_arrived += 1
+
+    def add_numbered(self, sequence: Sequence) -> None:
+        """Adds a sequence that has its place in the order of arrival to the waiting sequences."""
         self._enqueue(sequence)
 
     def schedule(self) -> StepPlan | None:
@@ -201,6 +209,8 @@ class Scheduler:
             sequence = self._first_admissible()
             if sequence is None or (sequence.is_suspect and max_num_new is None):
                 return
+            if self.kv_cache.keeps_nothing and sequence.num_tokens > budget:
+                return  # No step may compute a part of it.
             # A preempted sequence with an unread token cannot be admitted: the runner needs all of its tokens.
             if sequence.num_pending or not self.kv_cache.try_admit(sequence, self.max_num_batched_tokens):
                 return
@@ -354,7 +364,8 @@ class Scheduler:
         self.kv_cache.reset()
         self.running, self._waiting, self._num_waiting = [], [], 0
         self.adapter_slots = SlotTable(self.num_adapter_slots)
-        self._set_aside: dict[bytes, list[Sequence]] = {}
+        # The sequences that were set aside, by adapter; a dict without values keeps their order.
+        self._set_aside: dict[bytes, dict[Sequence, None]] = {}
         self._num_overtaking = 0
         self._free_rows = list(range(self.max_num_seqs - 1, -1, -1))
 
@@ -387,7 +398,7 @@ class Scheduler:
             if self.adapter_slots.can_take(sequence.adapter) and self._may_overtake():
                 break
             heapq.heappop(self._waiting)
-            self._set_aside.setdefault(sequence.adapter.digest, []).append(sequence)
+            self._set_aside.setdefault(sequence.adapter.digest, {})[sequence] = None
         return sequence
 
     def _may_overtake(self) -> bool:
@@ -403,7 +414,17 @@ class Scheduler:
             self._leave(sequence)
         else:
             self._num_waiting -= 1
+            self._drop_aside(sequence)
         sequence.status = SequenceStatus.FINISHED
+
+    def _drop_aside(self, sequence: Sequence) -> None:
+        """Drops a sequence that ends from those that were set aside, if it is one of them."""
+        digest = b"" if sequence.adapter is None else sequence.adapter.digest
+        aside = self._set_aside.get(digest, {})
+        aside.pop(sequence, None)
+        if digest in self._set_aside and not aside:
+            del self._set_aside[digest]
+            self._num_overtaking *= bool(self._set_aside)
 
     def _leave(self, sequence: Sequence) -> None:
         """Removes a sequence from the running ones, and frees its row and its blocks."""
@@ -431,6 +452,7 @@ class Scheduler:
                 num_slots = len(block_ids) * self.kv_cache.block_size
                 assert sequence.num_computed_tokens <= num_slots, "a token was computed into a block that nobody holds"
         aside = [sequence for sequences in self._set_aside.values() for sequence in sequences]
+        assert all(self._set_aside.values()) and not any(one.is_finished for one in aside), "an ended one is set aside"
         waiting = [sequence for sequence in (*self._waiting, *aside) if not sequence.is_finished]
         assert len(waiting) == self._num_waiting, "the waiting sequences are miscounted"
         for sequence in waiting:

@@ -52,11 +52,13 @@ class Sequence:
         max_tokens_total: Number of tokens, prompt included, at which the sequence ends with finish reason `length`.
         stop_token_ids: Tokens that end the sequence -> the stop reason that the output then reports.
         priority: Priority; sequences with lower numbers run first.
-        arrival: Number of sequences that the scheduler got before this one.
+        arrival: Number of sequences of requests that were added before this one.
         matcher: Matcher that finds stop strings in the output; None if there are no stop strings.
         bad_word_edges: Spellings of words that must not occur in the output, as `Speller` returns them.
         cache_salt: Bytes that the block hashes begin with. Only sequences with equal salts share cached blocks.
         spans: Parts of the prompt that are given as embeddings, in order. Their token ids are placeholders.
+        num_first_tokens: Number of tokens of the first text of a pair, which have token type 0; the others have type 1.
+            None if all have type 0.
         reads_prefix_cache: Whether cached blocks may be used for the beginning of the prompt.
         pools_tokens: Whether each token of the prompt gets a vector of its own, in an engine that pools.
         num_left_out: Number of leading tokens of the prompt that its mean leaves out, in an engine that pools.
@@ -98,6 +100,7 @@ class Sequence:
     bad_word_edges: np.ndarray = field(default_factory=lambda: NO_EDGES)
     cache_salt: bytes = b""
     spans: abc.Sequence[EmbeddedSpan] = ()
+    num_first_tokens: int | None = None
     reads_prefix_cache: bool = True
     pools_tokens: bool = False
     num_left_out: int = 0

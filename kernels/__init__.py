@@ -7,6 +7,7 @@ torch, but neither numba nor triton.
 
 from __future__ import annotations
 
+from .disentangled_attention import disentangled_attention
 from .embedding import embedding
 from .experts import experts
 from .fp8_linear import fp8_linear
@@ -41,8 +42,10 @@ from .silu_and_mul import silu_and_mul
 from .state_scan import state_scan
 from .store_kv import store_kv
 from .top_logprobs import top_logprobs
+from .varlen_attention import varlen_attention
 
 __all__ = [
+    "disentangled_attention",
     "embedding",
     "experts",
     "fp8_linear",
@@ -77,4 +80,5 @@ __all__ = [
     "state_scan",
     "store_kv",
     "top_logprobs",
+    "varlen_attention",
 ]

@@ -41,7 +41,10 @@ class KVCacheManager:
         num_blocks: Number of blocks of the pool.
         block_size: Tokens per block.
         enable_prefix_caching: Whether equal prefixes share blocks.
-        caches: The `LayerCache` of each group of layers.
+        caches: The `LayerCache` of each group of layers; none for an encoder, whose sequences need no blocks.
+
+    Attributes:
+        keeps_nothing: Whether nothing of a sequence is kept between steps, so that a step must compute it whole.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class KVCacheManager:
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self.caches = caches
+        self.keeps_nothing = not caches
         self._full = [group for group, cache in enumerate(caches) if not cache.window]
         self._windowed = [(group, cache) for group, cache in enumerate(caches) if cache.window]
 
@@ -120,6 +124,8 @@ class KVCacheManager:
         """
         if self._windowed:
             self._free_passed_blocks(sequence)
+        if self.keeps_nothing:
+            return True
         num_missing = self.num_blocks_for(num_tokens) - len(sequence.block_ids[0])
         if num_missing <= 0:
             return True

@@ -1,17 +1,38 @@
-"""The layers of decoders: attention, feed-forward networks, norms, embeddings. No layer knows a model family."""
+"""The layers of models: attention, feed-forward networks, norms, embeddings. No layer knows a model family."""
 
 from __future__ import annotations
 
+from .activation import ACTIVATIONS, Activation
 from .attention import Attention, Heads
-from .block import MixerBlock, MLPBlock, ParallelBlock, PostNormBlock, PreNormBlock, SandwichBlock, TokenMixer
-from .embedding import LearnedPositions, NoPositions, SharedTokenEmbedding, TokenEmbedding
+from .block import (
+    ConvBlock,
+    MixerBlock,
+    MLPBlock,
+    ParallelBlock,
+    PostNormBlock,
+    PreNormBlock,
+    SandwichBlock,
+    TokenMixer,
+)
+from .embedding import LearnedPositions, NoPositions, NoTokenTypes, SharedTokenEmbedding, TokenEmbedding, TokenTypes
+from .encoders import (
+    HEAD_ACTIVATIONS,
+    ClassHead,
+    DisentangledAttention,
+    DistanceBias,
+    DistanceTerms,
+    DistanceVectors,
+    EncoderAttention,
+    RelativeBias,
+    TextConv,
+)
 from .experts import EXPERT_GATES, ExpertMLP, Experts, ExpertsLayer, FeedForward
 from .input_format import GATES, PLAIN, InputFormat, Quantized, Rows
 from .invariant_linear import InvariantLinear
 from .kv_scales import KVScales
 from .latent_attention import LatentAttention, LatentSizes, UpProjections
 from .linear import Linear, LinearBase, PackedWeight, Packs
-from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
+from .mlp import MLP, GatedMLP, PlainMLP
 from .norm import HeadLayerNorm, HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
 from .rotate_and_store import (
     CacheWriter,
@@ -32,11 +53,20 @@ __all__ = [
     "ACTIVATIONS",
     "EXPERT_GATES",
     "GATES",
+    "HEAD_ACTIVATIONS",
     "MLP",
     "PLAIN",
+    "Activation",
     "Attention",
     "CacheWriter",
     "ClampAndStore",
+    "ClassHead",
+    "ConvBlock",
+    "DisentangledAttention",
+    "DistanceBias",
+    "DistanceTerms",
+    "DistanceVectors",
+    "EncoderAttention",
     "ExpertMLP",
     "Experts",
     "ExpertsLayer",
@@ -63,6 +93,7 @@ __all__ = [
     "MixerBlock",
     "NoNorm",
     "NoPositions",
+    "NoTokenTypes",
     "Norm",
     "NormAndGate",
     "NormAndStore",
@@ -76,6 +107,7 @@ __all__ = [
     "Quantized",
     "RMSNorm",
     "Reduce",
+    "RelativeBias",
     "RotateAndStore",
     "Router",
     "RouterSpec",
@@ -89,8 +121,10 @@ __all__ = [
     "StateHeads",
     "StateMixer",
     "StoreOnly",
+    "TextConv",
     "TokenEmbedding",
     "TokenMixer",
+    "TokenTypes",
     "UpProjections",
     "WeightSlot",
     "rotary_table",

@@ -12,17 +12,27 @@ from torch import Tensor, nn
 
 from ..batch import ForwardBatch
 from .attention import Attention
+from .encoders import DisentangledAttention, EncoderAttention, TextConv
 from .experts import FeedForward
 from .latent_attention import LatentAttention
 from .norm import Norm
 from .scale import Scale
 from .states import StateMixer
 
-__all__ = ["MLPBlock", "MixerBlock", "ParallelBlock", "PostNormBlock", "PreNormBlock", "SandwichBlock", "TokenMixer"]
+__all__ = [
+    "ConvBlock",
+    "MLPBlock",
+    "MixerBlock",
+    "ParallelBlock",
+    "PostNormBlock",
+    "PreNormBlock",
+    "SandwichBlock",
+    "TokenMixer",
+]
 
-TokenMixer: TypeAlias = Attention | LatentAttention | StateMixer
-"""The sublayer of a decoder layer in which tokens see others: attention, or a recurrence. Both read two tensors of the
-cache: keys and values, or the states of a convolution and of the recurrence."""
+TokenMixer: TypeAlias = Attention | LatentAttention | EncoderAttention | DisentangledAttention | StateMixer
+"""The sublayer of a decoder layer in which tokens see others: attention, or a recurrence. They get two tensors of the
+cache: keys and values, or the states of a convolution and of the recurrence. Those of encoders read neither."""
 
 
 class PreNormBlock(nn.Module):
@@ -109,6 +119,41 @@ class PostNormBlock(nn.Module):
         hidden, _ = self.attention_norm(self.attention(hidden, batch, k_cache, v_cache), hidden)
         hidden, _ = self.mlp_norm(self.mlp(hidden), hidden)
         return hidden, None
+
+
+class ConvBlock(PostNormBlock):
+    """A layer that norms after its sublayers, and adds a convolution of its input to its result.
+
+    Args:
+        attention: As in `PostNormBlock`.
+        mlp: As in `PostNormBlock`.
+        attention_norm: As in `PostNormBlock`.
+        mlp_norm: As in `PostNormBlock`.
+        conv: The convolution.
+        conv_norm: Norm of the sum.
+    """
+
+    def __init__(
+        self,
+        attention: TokenMixer,
+        mlp: FeedForward,
+        attention_norm: Norm,
+        mlp_norm: Norm,
+        *,
+        conv: TextConv,
+        conv_norm: Norm,
+    ) -> None:
+        super().__init__(attention, mlp, attention_norm, mlp_norm)
+        self.conv = conv
+        self.conv_norm = conv_norm
+
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, batch: ForwardBatch, k_cache: Tensor, v_cache: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """As `PostNormBlock.forward`, for a batch of whole texts."""
+        result, _ = super().forward(hidden, residual, batch, k_cache, v_cache)
+        total, _ = self.conv_norm(self.conv(hidden, batch.query_start_loc), result)
+        return total, None
 
 
 class SandwichBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Embeddings: `TokenEmbedding` of token ids, and `LearnedPositions` of positions in models that learn them."""
+"""Embeddings: `TokenEmbedding` of token ids, `LearnedPositions` and `TokenTypes` in models that learn them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from ...kernels import embedding
 from ..parallel.shard import Shard
 from .weight_slot import WeightSlot
 
-__all__ = ["LearnedPositions", "NoPositions", "SharedTokenEmbedding", "TokenEmbedding"]
+__all__ = [
+    "LearnedPositions",
+    "NoPositions",
+    "NoTokenTypes",
+    "SharedTokenEmbedding",
+    "TokenEmbedding",
+    "TokenTypes",
+]
 
 
 class TokenEmbedding(nn.Module):
@@ -109,6 +116,33 @@ class NoPositions(nn.Module):
     """Adds nothing, in models that do not add positions to the embeddings."""
 
     def forward(self, hidden: Tensor, positions: Tensor) -> Tensor:
+        """Returns `hidden` unchanged."""
+        return hidden
+
+
+class TokenTypes(nn.Module):
+    """Adds a learned vector for the type of each token.
+
+    Args:
+        num_types: Number of types.
+        size: Length of a vector.
+        dtype: Number type of the table.
+        device: Device of the table. Its memory is not initialised.
+    """
+
+    def __init__(self, num_types: int, size: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_types, size, dtype=dtype, device=device), requires_grad=False)
+
+    def forward(self, hidden: Tensor, token_types: Tensor | None) -> Tensor:
+        """Returns `hidden` `[num_tokens, size]` plus the vectors of `token_types` `[num_tokens]`; None is type 0."""
+        return hidden + (self.weight[0] if token_types is None else embedding(token_types, self.weight))
+
+
+class NoTokenTypes(nn.Module):
+    """Adds nothing, in models whose tokens have no types."""
+
+    def forward(self, hidden: Tensor, token_types: Tensor | None) -> Tensor:
         """Returns `hidden` unchanged."""
         return hidden
 

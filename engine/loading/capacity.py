@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..config import DEFAULT_MAX_NUM_SEQS, LARGE_MAX_NUM_SEQS, EngineConfig
 from ..device import Device
 from ..errors import ConfigError
 from ..kv_cache.groups import LayerCache, max_held_blocks
+from ..models.spec import DecoderSpec
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,32 @@ class Reserve:
 
 NOTHING = Reserve()
 
+NO_CACHE = 1
+"""Number of KV cache blocks of an encoder. No layer writes to the block, and no sequence holds it."""
+
+
+def fit_to_model(config: EngineConfig, device: Device, spec: DecoderSpec) -> EngineConfig:
+    """Returns the settings of an engine with what its model cannot do turned off or raised.
+
+    States are of whole sequences, so models with states cache no prefixes. An encoder computes a text in one step, so
+    its steps have room for the longest text.
+    """
+    if config.enable_prefix_caching and spec.state is not None:
+        logger.warning("prefix caching is off: layers of this model keep states, and only of whole sequences")
+        return replace(config, enable_prefix_caching=False)
+    if not spec.is_encoder:
+        return config
+    max_model_len = choose_max_model_len(config, spec.max_position_embeddings)
+    num_tokens = config.max_num_batched_tokens or device.max_num_batched_tokens
+    if num_tokens < max_model_len and config.max_num_batched_tokens is not None:
+        logger.warning(
+            "max_num_batched_tokens is raised from %d to %d: an encoder computes a text in one step, and max_model_len "
+            "allows texts of that length",
+            num_tokens,
+            max_model_len,
+        )
+    return replace(config, enable_prefix_caching=False, max_num_batched_tokens=max(num_tokens, max_model_len))
+
 
 def plan_capacity(
     config: EngineConfig,
@@ -76,7 +103,7 @@ def plan_capacity(
         max_positions: Number of positions for which the model was made.
         block_bytes: Bytes of one KV cache block.
         reserve: Memory that must not be given to the KV cache.
-        caches: The `LayerCache` of each group of layers.
+        caches: The `LayerCache` of each group of layers; none for an encoder, which needs no KV cache.
 
     Returns:
         The limits.
@@ -85,6 +112,8 @@ def plan_capacity(
         ConfigError: `max_model_len` is more than the model or the cache can hold, or there is no room for a cache.
     """
     max_model_len = choose_max_model_len(config, max_positions)
+    if not caches:
+        return Capacity(max_model_len, NO_CACHE, most_num_seqs(config, device))
     num_rows = _num_rows(config, device, max_model_len, block_bytes, reserve, caches)
     num_blocks = _num_blocks(config, device, max_model_len, block_bytes, reserve, len(caches), num_rows)
     num_cache_tokens = _longest(config, device, max_model_len, num_blocks, caches)

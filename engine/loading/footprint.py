@@ -13,14 +13,14 @@ from ..device import LARGE_GPU_BYTES, Device
 from ..errors import ConfigError
 from ..kv_cache import LayerCache, kv_block_bytes, max_held_blocks
 from ..lora.slots import SlotSizes
-from ..models import ModelOptions, build_model, load_hf_config, weight_map
+from ..models import ModelOptions, build_model, describe_model, load_hf_config, weight_map
 from ..models.pp_stages import cache_groups, cache_shape, state_shape
 from ..parallel.context import SINGLE, ParallelContext
 from ..quantization.stored import StoredForms
 from ..tasks.choose import choose_task
 from ..weights.checkpoint import has_weights
 from .adapter_memory import lora_bytes
-from .capacity import Capacity, Reserve, choose_max_model_len, most_num_seqs, plan_capacity
+from .capacity import Capacity, Reserve, choose_max_model_len, fit_to_model, most_num_seqs, plan_capacity
 from .kv_scales import choose_kv_dtype
 from .model_source import locate_model, resolve_model
 from .stored_forms import plan_stored_forms, read_stored_forms
@@ -42,7 +42,7 @@ class Footprint:
         max_num_batched_tokens: Most tokens of one step.
         block_size: Tokens per KV cache block.
         num_blocks: Number of KV cache blocks; 0 if there is no room for any.
-        caches: The `LayerCache` of each group of layers.
+        caches: The `LayerCache` of each group of layers; none for an encoder, which has no KV cache.
         state_bytes: Bytes of the states of one running sequence, in models whose layers keep any.
         adapter_bytes: Bytes of the adapter slots (`max_loras` of `max_lora_rank`); 0 without `enable_lora`.
         num_ranks: Number of processes, each of which has its own accelerator unless the engine runs on CPUs.
@@ -85,6 +85,7 @@ class Footprint:
         if memory_bytes is not None:
             device = replace(device, is_large=memory_bytes >= LARGE_GPU_BYTES)
         dtype = _dtype(config, device, hf_config, is_elsewhere=memory_bytes is not None)
+        config = fit_to_model(config, device, describe_model(hf_config))
         task = choose_task(config, hf_config)
         stored = _stored_forms(config, hf_config, dtype, device)
         options = ModelOptions(config.quantization, config.deterministic, head=task.model_head, stored=stored)
@@ -121,7 +122,9 @@ class Footprint:
 
     @property
     def kv_tokens(self) -> int:
-        """Number of tokens that the KV cache holds if no window has passed a token."""
+        """Number of tokens that the KV cache holds if no window has passed a token; 0 for an encoder."""
+        if not self.caches:
+            return 0
         return self.num_blocks // len(self.caches) * self.block_size
 
     def num_running(self, num_tokens: float) -> int:
@@ -131,6 +134,8 @@ class Footprint:
             num_tokens: Number of tokens of prompt and output of each sequence.
         """
         length = max(1, int(num_tokens))
+        if not self.caches:
+            return min(self.max_num_seqs, max(1, self.max_num_batched_tokens // length))
         num_held = max_held_blocks(self.caches, length, self.block_size, self.max_num_batched_tokens)
         return min(self.max_num_seqs, self.num_blocks // num_held)
 

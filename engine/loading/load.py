@@ -28,6 +28,7 @@ from ..step.runner import MakeRecorder, ModelRunner
 from ..storage import Location
 from ..tasks.choose import choose_task
 from ..tasks.task import Task
+from ..weights.checkpoint import Join
 from ..weights.sharded_state import save_sharded_state
 from .adapter_memory import check_adapter_slots, lora_bytes
 from .capacity import GRAPH_BYTES, Capacity, Reserve, choose_max_model_len, most_num_seqs, plan_capacity
@@ -67,11 +68,13 @@ def save_rank(config: EngineConfig, parallel: ParallelContext, folder: Path) -> 
             "own part of the checkpoint anyway, so load it as it is"
         )
     dtype = Device.choose(config.device).resolve_dtype(config.dtype, hf_config.dtype)
-    head = choose_task(config, hf_config).model_head
-    options = ModelOptions(head=head, expert_parallel=config.enable_expert_parallel)
+    task = choose_task(config, hf_config)
+    options = ModelOptions(head=task.model_head, expert_parallel=config.enable_expert_parallel)
     model = build_model(hf_config, dtype, "meta", options, parallel)
     place = locate_model(config.model, config.hub)
-    save_sharded_state(model, place, weight_map(place, hf_config, dtype), parallel, folder)
+    weights = weight_map(place, hf_config, dtype)
+    join: Join = iter if task.head_rows is None else task.head_rows.after(iter, weights)
+    save_sharded_state(model, place, weights, parallel, folder, join)
 
 
 def load_runner(
@@ -111,6 +114,7 @@ def load_runner(
         max_model_len=config.max_model_len,
         adapter_slots=SlotSizes(config.max_loras, config.max_lora_rank) if config.enable_lora else None,
         stored=_stored_forms(config, place, hf_config, dtype, device),
+        head_rows=task.head_rows,
     )
     options.make_scheme().check(device, dtype)
     check_adapter_slots(device, lora_bytes(hf_config, dtype, options, parallel), options)

@@ -54,7 +54,8 @@ def run_largest_step(
         kv_dtype: Number type of the KV cache.
         draws: Whether the engine draws tokens, so that logits and draws are measured too.
     """
-    spec, num_rows, num_groups = model.spec, max(num_seqs, MAX_PROMPT_LOGITS), len(cache_groups(model.spec))
+    spec, num_rows = model.spec, max(num_seqs, MAX_PROMPT_LOGITS)
+    num_groups = max(1, len(cache_groups(spec)))
     tables, sampler = Tables(num_rows, max_model_len, block_size, device, num_groups), Sampler(num_rows, device)
     kv_cache = allocate_kv_cache(cache_shape(spec, model.parallel), 1, block_size, dtype=kv_dtype, device=device)
     kv_cache += allocate_states(state_shape(spec, model.parallel), 1, dtype=model.dtype, device=device)

@@ -57,10 +57,11 @@ def _default_spec(family: Family) -> DecoderSpec | None:
 
 def _default_config(architecture: str) -> Any:
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto import modeling_auto
 
+    decoders, encoders = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, modeling_auto.MODEL_MAPPING_NAMES
     # Of two model types with one architecture, the last is that of the text model alone.
-    for model_type, name in reversed(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()):
+    for model_type, name in reversed([*encoders.items(), *decoders.items()]):
         if name == architecture:
             # The default token ids may lie outside of the default vocabulary, of which transformers would warn.
             return AutoConfig.for_model(model_type, bos_token_id=0, eos_token_id=0)
@@ -69,6 +70,8 @@ def _default_config(architecture: str) -> Any:
 
 def _traits(spec: DecoderSpec) -> Iterator[str]:
     """Yields a few words for each part in which models differ most."""
+    if spec.is_encoder:
+        yield "encoder"
     if spec.state is not None:
         yield "states"
     if spec.latent is not None:
@@ -85,13 +88,15 @@ def _traits(spec: DecoderSpec) -> Iterator[str]:
         yield "learned positions"
     if spec.attention.alibi_slopes:
         yield "ALiBi"
+    if spec.attention.relative_bias is not None:
+        yield "relative bias"
     if spec.experts is not None:
         router = spec.experts.router
         yield f"{router.num_choices} of {router.num_experts} experts"
 
 
 def _features(family: Family, spec: DecoderSpec | None) -> dict[str, str]:
-    has_classifier = spec is None or "score" in family.weight_map(spec).modules.values()
+    has_classifier = spec is None or spec.is_encoder or "score" in family.weight_map(spec).modules.values()
     return {
         "TP": "yes",
         "PP": "yes",
@@ -114,4 +119,6 @@ def _adapters(spec: DecoderSpec | None) -> str:
 def _prefix_cache(spec: DecoderSpec | None) -> str:
     if spec is None:
         return "yes, unless layers keep states"
+    if spec.is_encoder:
+        return "no, encoder"
     return "yes" if spec.state is None else "no, states"

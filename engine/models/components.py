@@ -16,11 +16,18 @@ from ...kernels.paged_attention import PromptLibrary
 from ..errors import ConfigError
 from ..layers import (
     ACTIVATIONS,
+    HEAD_ACTIVATIONS,
     MLP,
     PLAIN,
     Attention,
     CacheWriter,
     ClampAndStore,
+    ClassHead,
+    ConvBlock,
+    DisentangledAttention,
+    DistanceBias,
+    DistanceVectors,
+    EncoderAttention,
     ExpertMLP,
     Experts,
     ExpertsLayer,
@@ -42,12 +49,14 @@ from ..layers import (
     NoPositions,
     Norm,
     NormAndStore,
+    NoTokenTypes,
     ParallelBlock,
     PlainMLP,
     PostNormBlock,
     PreNormBlock,
     ProjectionNorm,
     Reduce,
+    RelativeBias,
     RMSNorm,
     RotateAndStore,
     Router,
@@ -57,8 +66,10 @@ from ..layers import (
     SharedTokenEmbedding,
     Softcap,
     StoreOnly,
+    TextConv,
     TokenEmbedding,
     TokenMixer,
+    TokenTypes,
     rotary_table,
 )
 from ..lora.embedding import AdaptedEmbedding
@@ -69,7 +80,7 @@ from .latent import make_latent_attention
 from .linear_factory import LinearFactory
 from .options import ModelOptions
 from .pp_stages import cache_groups
-from .spec import DecoderSpec, ExpertsSpec, QueryGrowth, RopeSpec
+from .spec import ConvSpec, DecoderSpec, ExpertsSpec, QueryGrowth, RopeSpec
 from .state_components import make_state_mixer
 
 __all__ = ["Components"]
@@ -90,6 +101,9 @@ class Components:
 
     Attributes:
         linears: Factory of the linear layers.
+        relative_bias: The learned amounts that all attention layers add to their scores by distance; None for none.
+        distance_vectors: The learned vectors of which all attention layers make keys and queries of distances; None
+            for none.
     """
 
     def __init__(
@@ -109,6 +123,8 @@ class Components:
         self._library = self._choose_library()
         self._rotary_tables: dict[RopeSpec, Tensor] = {}
         self._group_of = {layer: index for index, group in enumerate(cache_groups(spec)) for layer in group.layers}
+        self.relative_bias = self._relative_bias()
+        self.distance_vectors = self._distance_vectors()
 
     def embed_tokens(self) -> TokenEmbedding | SharedTokenEmbedding | GroupEmbedding:
         """Makes the token embedding; with tensor parallelism, only this rank's rows of its table."""
@@ -162,21 +178,48 @@ class Components:
             return NoPositions()
         return LearnedPositions(
             spec.max_position_embeddings,
-            spec.hidden_size,
+            self._placed_size,
             offset=spec.position_offset,
             dtype=self._dtype,
             device=self._device,
         )
 
+    def token_types(self) -> TokenTypes | NoTokenTypes:
+        """Makes the table of the types of tokens, or a module that adds nothing if the model has no types."""
+        spec = self._spec
+        if not spec.num_token_types:
+            return NoTokenTypes()
+        return TokenTypes(spec.num_token_types, self._placed_size, dtype=self._dtype, device=self._device)
+
     def embedding_norm(self) -> Norm:
         """Makes the norm after the embedding; if the model has none, a module that changes nothing."""
-        return self._norm(sums=False) if self._spec.embedding_norm else NoNorm()
+        return self._norm(sums=False, size=self._placed_size) if self._spec.embedding_norm else NoNorm()
+
+    @property
+    def _placed_size(self) -> int:
+        """Width of the vectors to which positions and types are added."""
+        spec = self._spec
+        return spec.hidden_size if spec.projection == "first" else spec.embedding_size
+
+    def input_projection(self) -> LinearBase | nn.Identity:
+        """Makes the projection of the rows of the token embedding, of a model whose projection comes first."""
+        return self._projection("project_in", self._spec.embedding_size, self._placed_size)
+
+    def normed_projection(self) -> LinearBase | nn.Identity:
+        """Makes the projection of the normed embeddings, of a model whose projection comes last."""
+        if self._spec.projection == "first":
+            return nn.Identity()
+        return self.linears.make_linear("project_normed", self._placed_size, self._spec.hidden_size, bias=True)
 
     def _summed(self, name: str, in_features: Shard, out_features: int, *, bias: bool) -> LinearBase:
         """Makes a linear layer of partial results, which the next norm sums over ranks. Only tp_rank 0 has the bias."""
         return self.linears.make_linear(name, in_features, out_features, bias=bias and self._parallel.tp_rank == 0)
 
-    def projection(self, name: str, in_features: int, out_features: int) -> LinearBase | nn.Identity:
+    def output_projection(self) -> LinearBase | nn.Identity:
+        """Makes the projection of hidden states to the width of the token embedding, if the input has one as well."""
+        return self._projection("project_out", self._spec.hidden_size, self._spec.output_size)
+
+    def _projection(self, name: str, in_features: int, out_features: int) -> LinearBase | nn.Identity:
         """Makes a projection between two widths, or an identity if they are equal."""
         if in_features == out_features:
             return nn.Identity()
@@ -195,15 +238,17 @@ class Components:
         """Whether a layer returns one addend of its result on each rank: only a network with no norm after it does."""
         return self._spec.norm_placement == "before"
 
-    def _norm(self, *, sums: bool, output: InputFormat = PLAIN) -> Norm:
+    def _norm(self, *, sums: bool, output: InputFormat = PLAIN, size: int | None = None) -> Norm:
         """Makes a norm of the residual stream, which first sums its input over the ranks if `sums` is true.
 
         `output` is the form of the normed rows, if they go to one layer alone; a `LayerNorm` writes only plain rows.
+        `size` is the width of the rows, if it is not that of the residual stream.
         """
         spec, dtype, device, reduce = self._spec, self._dtype, self._device, self._reduce(sums=sums)
+        width = size or spec.hidden_size
         if spec.rms_norm:
             return RMSNorm(
-                spec.hidden_size,
+                width,
                 eps=spec.norm_eps,
                 unit_offset=spec.norm_unit_offset,
                 dtype=dtype,
@@ -212,7 +257,7 @@ class Components:
                 output=output,
             )
         return LayerNorm(
-            spec.hidden_size,
+            width,
             eps=spec.norm_eps,
             affine=spec.norm_affine,
             unit_offset=spec.norm_unit_offset,
@@ -243,16 +288,23 @@ class Components:
         """Makes the module that limits the logits of tokens smoothly or scales them; an identity if neither is done."""
         return Softcap(self._spec.logit_softcap) if self._spec.logit_softcap else _scale(self._spec.logit_scale)
 
-    def score(self) -> LinearBase:
+    def score(self) -> LinearBase | ClassHead:
         """Makes the head of a classifier; every rank of the last pp stage has the whole head."""
-        spec = self._spec
-        return self.linears.make_linear("score", spec.embedding_size, spec.num_labels, bias=False)
+        head, size, make_linear = self._spec.class_head, self._spec.output_size, self.linears.make_linear
+        if not head.activation:
+            return make_linear("score", size, self._spec.num_labels, bias=head.bias)
+        return ClassHead(
+            make_linear("score.dense", size, size, bias=head.dense_bias),
+            HEAD_ACTIVATIONS[head.activation],
+            self._norm(sums=False) if head.norm else NoNorm(),
+            make_linear("score.out", size, self._spec.num_labels, bias=head.bias),
+        )
 
     def block(self, layer_idx: int, *, is_first: bool) -> Block:
-        """Makes the decoder layer of this index: attention, feed-forward network and the norms around them.
+        """Makes a layer: attention, feed-forward network and the norms around them.
 
         Args:
-            layer_idx: Index of the layer in the model.
+            layer_idx: Index of the layer among those that have weights of their own.
             is_first: Whether it is the first layer of a pp stage, whose input is complete on every rank.
         """
         if self._spec.mlp_layers is not None:
@@ -260,7 +312,11 @@ class Components:
         attention, mlp = self._mixer(layer_idx), self._mlp(layer_idx)
         to_attention, to_mlp = attention.input_format, mlp.input_format
         if self._spec.norm_placement == "after":
-            return PostNormBlock(attention, mlp, self._norm(sums=True), self._norm(sums=True))
+            parts = (attention, mlp, self._norm(sums=True), self._norm(sums=True))
+            conv = self._spec.first_conv if layer_idx == 0 else None
+            if conv is None:
+                return PostNormBlock(*parts)
+            return ConvBlock(*parts, conv=self._text_conv(conv), conv_norm=self._norm(sums=False))
         if self._spec.norm_placement in ("output", "both"):
             is_both = self._spec.norm_placement == "both"
             return SandwichBlock(
@@ -277,9 +333,19 @@ class Components:
             return ParallelBlock(
                 attention, mlp, attention_norm, None if self._spec.shared_norm else self._norm(sums=False)
             )
-        attention_norm = self._norm(sums=not is_first, output=to_attention)
+        has_norm = layer_idx > 0 or self._spec.first_norm
+        attention_norm = self._norm(sums=not is_first, output=to_attention) if has_norm else NoNorm()
         mlp_norm, residual_scale = self._norm(sums=True, output=to_mlp), _scale(self._spec.residual_scale)
         return PreNormBlock(attention, mlp, attention_norm, mlp_norm, residual_scale=residual_scale)
+
+    def _text_conv(self, conv: ConvSpec) -> TextConv:
+        if self._options.deterministic:
+            raise ConfigError(
+                "deterministic=True is not supported for models with a convolution over the tokens of a text: the "
+                "order of its sums may depend on the batch; leave it out"
+            )
+        activation, size = HEAD_ACTIVATIONS[conv.activation], self._spec.hidden_size
+        return TextConv(size, conv.width, conv.groups, activation, dtype=self._dtype, device=self._device)
 
     def _single_block(self, layer_idx: int, *, is_first: bool) -> MixerBlock | MLPBlock:
         """Makes a decoder layer of one sublayer; of the result of the layer before, every rank has one addend."""
@@ -297,8 +363,10 @@ class Components:
         name = f"layers.{layer_idx}.attention"
         return make_state_mixer(name, *made_by, dtype=self._dtype, device=self._device)
 
-    def _attention(self, layer_idx: int) -> Attention | LatentAttention:
+    def _attention(self, layer_idx: int) -> Attention | LatentAttention | EncoderAttention | DisentangledAttention:
         spec, parallel = self._spec, self._parallel
+        if spec.is_encoder:
+            return self._encoder_attention(layer_idx)
         if spec.latent is not None:
             return self._latent_attention(layer_idx, spec.latent.value_dim)
         heads, kv_heads = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
@@ -322,6 +390,67 @@ class Components:
             deterministic=self._options.deterministic,
             library=self._library,
         )
+
+    def _encoder_attention(self, layer_idx: int) -> EncoderAttention | DisentangledAttention:
+        spec, parallel, name = self._spec, self._parallel, f"layers.{layer_idx}.attention"
+        heads, kv_heads = parallel.shard(spec.num_heads), parallel.kv_shard(spec.num_kv_heads)
+        query, kv = heads.times(spec.head_dim), kv_heads.times(spec.head_dim)
+        blocks = {"query": query, "key": kv, "value": kv}
+        made: dict[str, Any] = {
+            "qkv": self.linears.make_linear(f"{name}.qkv", spec.hidden_size, blocks, bias=spec.qkv_bias),
+            "out": self._summed(f"{name}.out", query, spec.hidden_size, bias=spec.attention_out_bias),
+            "scale": spec.attention_scale(layer_idx),
+        }
+        sizes, distances = Heads(heads, kv_heads.length, spec.head_dim), spec.attention.distances
+        if distances is not None:
+            assert self.distance_vectors is not None
+            return DisentangledAttention(sizes, vectors=self.distance_vectors, terms=distances.terms, **made)
+        rotate = self._rotate_and_store(layer_idx)
+        return EncoderAttention(
+            sizes,
+            **made,
+            rotate_and_store=None if isinstance(rotate, StoreOnly) else rotate,
+            softcap=spec.attention.softcap,
+            window=spec.windows[layer_idx],
+            distance_bias=self._distance_bias(heads),
+        )
+
+    def _relative_bias(self) -> RelativeBias | None:
+        bias = self._spec.attention.relative_bias
+        if bias is None:
+            return None
+        heads = self._parallel.shard(self._spec.num_heads)
+        return RelativeBias(heads, bias.num_buckets, bias.max_distance, dtype=self._dtype, device=self._device)
+
+    def _distance_vectors(self) -> DistanceVectors | None:
+        distances = self._spec.attention.distances
+        if distances is None:
+            return None
+        if self.linears.adapters is not None:
+            raise ConfigError(
+                "enable_lora=True is not supported for models with keys and queries of distances (DeBERTa): adapters "
+                "would change them too; merge the adapter into the model, or leave enable_lora out"
+            )
+        return DistanceVectors(
+            self._spec.hidden_size,
+            distances.max_distance,
+            distances.num_buckets,
+            norm=self._norm(sums=False) if distances.norm else NoNorm(),
+            dtype=self._dtype,
+            device=self._device,
+        )
+
+    def _distance_bias(self, heads: Shard) -> DistanceBias | None:
+        """Returns what gives the amounts by distance of an encoder: learned, or those of ALiBi; None for none."""
+        if self.relative_bias is not None:
+            return self.relative_bias.forward
+        slopes = self._alibi_slopes(heads)
+        if slopes is None:
+            return None
+        most = self._options.max_model_len or self._spec.max_position_embeddings
+        distances = torch.arange(1 - most, most, dtype=torch.float32, device=self._device).abs()
+        table = -slopes[:, None] * distances
+        return lambda: table
 
     def _alibi_slopes(self, heads: Shard) -> Tensor | None:
         slopes = self._spec.attention.alibi_slopes[heads.start : heads.start + heads.length]
@@ -448,7 +577,8 @@ class Components:
     def _dense_mlp(self, name: str, intermediate_size: int) -> MLP:
         spec, make_linear = self._spec, self.linears.make_linear
         inner = self._parallel.shard(intermediate_size)
-        down = self._summed(f"{name}.down", inner, spec.hidden_size, bias=spec.mlp_bias)
+        down_bias = spec.mlp_bias if spec.mlp_down_bias is None else spec.mlp_down_bias
+        down = self._summed(f"{name}.down", inner, spec.hidden_size, bias=down_bias)
         if spec.gated_mlp:
             blocks = {"gate": inner, "up": inner}
             gate_up = make_linear(f"{name}.gate_up", spec.hidden_size, blocks, bias=spec.mlp_bias)

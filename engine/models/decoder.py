@@ -1,6 +1,7 @@
-"""`Decoder`: any decoder-only language model, built from the components that its spec asks for.
+"""`Decoder`: any language model that is one stack of layers, built from the components that its spec asks for.
 
 A decoder maps a batch of tokens to hidden states, and hidden states to logits. It does not sample, and it owns no KV
+cache. An encoder is the same stack with attention to all tokens of a text (`DecoderSpec.is_encoder`), and uses no KV
 cache. In an engine of several ranks, the decoder is this rank's part of the model: some of the layers, and some of the
 heads and columns of each layer.
 """
@@ -22,7 +23,7 @@ __all__ = ["Decoder"]
 
 
 class Decoder(nn.Module):
-    """A decoder-only language model whose attention is paged.
+    """A language model: a stack of layers whose attention is paged, or that of an encoder.
 
     Args:
         spec: Description of the model.
@@ -60,21 +61,27 @@ class Decoder(nn.Module):
             tied = make.embed_tokens()
             self.embed_tokens = make.adapted_embedding(tied) if self._is_first else tied
         if self._is_first:
-            self.project_in = make.projection("project_in", spec.embedding_size, spec.hidden_size)
+            self.project_in = make.input_projection()
             self.positions = make.positions()
+            self.token_types = make.token_types()
             self.embedding_norm = make.embedding_norm()
+            self.project_normed = make.normed_projection()
             self.input_scale = make.input_scale()
         own = stage_layers(spec, parallel.pp_size)[parallel.pp_rank]
+        used = sorted({spec.weights_of(i) for i in own})
         # Every layer keeps its number, and therefore its name in the checkpoint. Layers of other pp stages are empty.
         self.layers = nn.ModuleList(
-            make.block(i, is_first=i == own[0]) if i in own else nn.Identity() for i in range(spec.num_layers)
+            make.block(i, is_first=i == used[0]) if i in used else nn.Identity()
+            for i in range(spec.num_layer_weights or spec.num_layers)
         )
-        self._own_layers = [(self.layers[i], pair) for i, pair in cache_pairs(spec, own).items()]
+        self.relative_bias = make.relative_bias
+        self.distance_vectors = make.distance_vectors
+        self._own_layers = [(self.layers[spec.weights_of(i)], pair) for i, pair in cache_pairs(spec, own).items()]
         if not self._is_last:
             self.total = make.stage_total()
         else:
             self.norm = make.final_norm()
-            self.project_out = make.projection("project_out", spec.hidden_size, spec.embedding_size)
+            self.project_out = make.output_projection()
             if makes_logits:
                 self.lm_head = make.head(tied if spec.tie_word_embeddings else None)
                 self.adjust_logits = make.logit_adjustment()
@@ -144,25 +151,27 @@ class Decoder(nn.Module):
         """Computes the logits of a classifier's classes, in the last pp stage.
 
         Args:
-            hidden: Rows of the result of `forward`, `[num_rows, embedding_size]`.
+            hidden: The vectors to classify, `[num_rows, embedding_size]`: rows of the result of `forward`, or their
+                means over texts (`HeadSpec.pooling`).
 
         Returns:
             `[num_rows, num_labels]` float32.
         """
-        return self.score.forward_float32(hidden)
+        return self.score.forward_float32(hidden.to(self.dtype)) * self.spec.class_head.scale
 
     def embed(self, batch: ForwardBatch) -> Tensor:
         """Returns the input of the first layer, `[num_tokens, hidden_size]`.
 
         The input is the embeddings of the tokens, scaled in some models, plus the embeddings of their positions if
-        positions are learned, normed in models with a norm there.
+        positions are learned, and those of their types, normed in models with a norm there.
         """
         embeddings = self.embed_tokens(batch.token_ids)
         if batch.given is not None:
             embeddings = batch.given.replace_in(embeddings)
         embeddings = self.input_scale(embeddings)
-        hidden, _ = self.embedding_norm(self.positions(self.project_in(embeddings), batch.positions))
-        return hidden
+        placed = self.positions(self.project_in(embeddings), batch.positions)
+        hidden, _ = self.embedding_norm(self.token_types(placed, batch.token_types))
+        return self.project_normed(hidden)
 
     def _send(self, hidden: Tensor, residual: Tensor | None) -> Tensor:
         """Sends the residual stream to the next pp stage; its first norm would have begun with the same sum."""

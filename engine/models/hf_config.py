@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import CheckpointError, ConfigError, UnsupportedModelError, quote
+from ..pooling.token_classes import TOKEN_CLASS_FIELDS, read_token_classes
 from ..quantization.settings_files import read_settings_file
 from ..storage import Location, read_json_object
 from .model_code import ModelCode
@@ -41,8 +42,11 @@ MAX_INT = 2**31 - 1
 OLD_ROPE_FIELDS = ("rope_scaling", "rope_theta")
 """Fields of older configs whose contents newer ones have in `rope_parameters`."""
 
-SAME_FIELDS = {"kimi_k2": "deepseek_v3"}
+SAME_FIELDS = {"kimi_k2": "deepseek_v3", "llama_bidirec": "llama", "new": "gte"}
 """Model types that transformers does not know -> the model type whose config has the same fields."""
+
+KEPT_FIELDS = {"llama_bidirec": ("temperature",)}
+"""Model types -> fields that transformers drops, because it takes them for settings of generation."""
 
 QUANTIZATION_FIELDS = ("quantization_config", "compression_config")
 """Fields that may have the settings of a quantised checkpoint."""
@@ -51,7 +55,7 @@ READ_BESIDE = frozenset(
     {
         *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings"),
         *("is_causal", "use_bidirectional_attention", "sliding_window", "layer_types", "head_dim", "auto_map"),
-        *(*QUANTIZATION_FIELDS, "classifier_from_token"),
+        *(*QUANTIZATION_FIELDS, *TOKEN_CLASS_FIELDS),
     }
 )
 """Fields that are read of every config, also where the class of the config does not have them."""
@@ -106,11 +110,15 @@ def load_hf_config(
         raise _unnamed(path, model_type, fields.get("architectures"))
     _check_counts(fields)
     config = _make_config(fields, code)
+    for name in KEPT_FIELDS.get(model_type, ()):
+        setattr(config, name, fields.get(name))
     if function is not None:
         config = _changed(function, config)
         if not _is_list_of_text(config.architectures):
             raise _unnamed(path, config.model_type, config.architectures)
     _check_dtype(config)
+    if (classes := read_token_classes(config)) is not None:
+        config.num_labels = classes.num_labels
     code.attach(config)
     return config
 

@@ -8,6 +8,7 @@ from ..lora.slots import SlotSizes
 from ..quantization.registry import find_scheme
 from ..quantization.scheme import QuantizationScheme
 from ..quantization.stored import StoredForms, StoredScheme
+from ..weights.head_rows import HeadRows
 
 __all__ = ["DEFAULT_OPTIONS", "ModelOptions"]
 
@@ -30,6 +31,8 @@ class ModelOptions:
             lists of rotary frequencies that some models have.
         adapter_slots: Number and size of the adapter slots; None for a model without adapters.
         stored: How the matrices of a quantised checkpoint are stored; None for an unquantised checkpoint.
+        head_rows: Rows of the checkpoint's output head that fill the head of a classifier; None for a checkpoint with
+            such a head.
 
     Raises:
         ConfigError: The quantization scheme cannot be combined with another option.
@@ -44,6 +47,7 @@ class ModelOptions:
     max_model_len: int | None = None
     adapter_slots: SlotSizes | None = None
     stored: StoredForms | None = None
+    head_rows: HeadRows | None = None
 
     def __post_init__(self) -> None:
         self.make_scheme()

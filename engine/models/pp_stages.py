@@ -50,7 +50,12 @@ def stage_layers(spec: DecoderSpec, pp_size: int) -> list[range]:
 
 
 def cache_groups(spec: DecoderSpec) -> tuple[LayerGroup, ...]:
-    """Returns the groups of layers that share a block table, for the whole model and not only for one pp stage."""
+    """Returns the groups of layers that share a block table, for the whole model and not only for one pp stage.
+
+    An encoder has no groups: its layers keep nothing.
+    """
+    if spec.is_encoder:
+        return ()
     layers = spec.attention_layers
     groups = cut_into_groups([LayerCache(spec.windows[layer]) for layer in layers])
     return tuple(replace(group, layers=tuple(layers[i] for i in group.layers)) for group in groups)
@@ -65,7 +70,7 @@ def cache_pairs(spec: DecoderSpec, layers: Collection[int]) -> dict[int, int]:
             states, one for each layer that keeps any, follow those of keys and values. A layer that keeps nothing is
             handed the first pair, which it does not read.
     """
-    pairs = {layer: 0 for layer in layers if not spec.has_mixer(layer)}
+    pairs = {layer: 0 for layer in layers if spec.is_encoder or not spec.has_mixer(layer)}
     for group in cache_groups(spec):
         pairs.update((layer, pair) for pair, layer in enumerate(i for i in group.layers if i in layers))
     first = _num_pairs(spec, layers)
@@ -96,7 +101,7 @@ def state_shape(spec: DecoderSpec, parallel: ParallelContext) -> StateShape:
 
 def _num_pairs(spec: DecoderSpec, layers: Collection[int]) -> int:
     """Returns the number of pairs of keys and values in a pp stage: one at least, so that a block has a size."""
-    return max(1, *(sum(layer in layers for layer in group.layers) for group in cache_groups(spec)))
+    return max([1, *(sum(layer in layers for layer in group.layers) for group in cache_groups(spec))])
 
 
 def _state_layers(spec: DecoderSpec, layers: Collection[int]) -> list[int]:

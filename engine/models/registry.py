@@ -28,7 +28,7 @@ from ..weights.model_slots import weight_slots
 from ..weights.sharded_state import load_sharded_state
 from . import families
 from .decoder import Decoder
-from .family import Family
+from .family import CLASSIFIER, TOKEN_CLASSIFIER, Family
 from .hf_config import load_hf_config, positive_int, quantization_settings
 from .model_code import model_code
 from .options import DEFAULT_OPTIONS, ModelOptions
@@ -48,16 +48,25 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-CAUSAL, CLASSIFIER, BARE = ("ForCausalLM", "LMHeadModel"), "ForSequenceClassification", "Model"
-"""Endings of the names of architectures: with a head that generates, with a head that classifies, without a head."""
+CAUSAL, BARE = ("ForCausalLM", "LMHeadModel"), "Model"
+"""Endings of the names of architectures: with a head that generates, and without a head."""
+
+CLASSIFIERS = (CLASSIFIER, TOKEN_CLASSIFIER)
+"""Endings of the names of architectures with a head that classifies."""
+
+PRETRAINED = ("ForMaskedLM", "ForPreTraining")
+"""Endings of the names of encoders that still have the head of their training, which nothing uses."""
+
+ALONE = ("EncoderModel", *CLASSIFIERS)
+"""Endings of the names of architectures that stand for themselves in a family: none has a name with another ending."""
 
 CAUSAL_VALUES = {"is_causal": True, "use_bidirectional_attention": False}
 """Fields of configs that may turn causal attention off -> the value that leaves it on, as null and absence do."""
 
 
 def supported_architectures() -> list[str]:
-    """Returns the names of the supported architectures that generate, as configs have them in `architectures`."""
-    return sorted(name for name in _families() if name.endswith(CAUSAL))
+    """Returns the names of the supported architectures as families give them: decoders that generate, and encoders."""
+    return sorted(name for _, family in iter_families() for name in family.architectures)
 
 
 def describe_model(hf_config: Any) -> DecoderSpec:
@@ -66,10 +75,15 @@ def describe_model(hf_config: Any) -> DecoderSpec:
     Raises:
         UnsupportedModelError: The architecture, or a value of a config field, is not implemented.
     """
-    spec = find_family(hf_config).spec(hf_config)
-    if hf_config.architectures[0].endswith(CLASSIFIER):
-        return replace(spec, num_labels=positive_int(hf_config, "num_labels"))
-    return spec
+    family = find_family(hf_config)
+    spec = family.spec(hf_config)
+    if _is_bidirectional(hf_config) and not spec.is_encoder:
+        spec = replace(spec, attention=replace(spec.attention, causal=False), windows=_both_ways(hf_config, spec))
+    ending = next((ending for ending in CLASSIFIERS if hf_config.architectures[0].endswith(ending)), None)
+    if ending is None:
+        return spec
+    head = family.head(ending, hf_config)
+    return replace(spec, num_labels=positive_int(hf_config, "num_labels"), class_head=head)
 
 
 def build_model(
@@ -134,7 +148,10 @@ def load_model(
         elsewhere = names_in_checkpoint(hf_config, dtype, options) if parallel.num_ranks > 1 else set()
         names = elsewhere | options.unused_weights
         join: Join = options.stored.checkpoint_format.join if options.stored else iter
-        sources = match_weights(weight_slots(sketch), folder, weight_map(folder, hf_config, dtype), names, join)
+        weights = weight_map(folder, hf_config, dtype)
+        if options.head_rows is not None:
+            join = options.head_rows.after(join, weights)
+        sources = match_weights(weight_slots(sketch), folder, weights, names, join)
     model = build_model(hf_config, dtype, device, options, parallel)
     if options.load_format == "dummy":
         load_dummy_weights(model)
@@ -195,18 +212,12 @@ def find_family(hf_config: Any) -> Family:
     """Returns the family of a config's architecture.
 
     Raises:
-        UnsupportedModelError: The architecture or the format of the checkpoint is not supported, or it is an encoder.
+        UnsupportedModelError: The architecture or the format of the checkpoint is not supported.
     """
     names = getattr(hf_config, "architectures", None) or []
     impl = model_code(hf_config).impl
     family = _families().get(names[0]) if names and impl != "transformers" else None
     find_format(quantization_settings(hf_config))  # Raises if the format of a quantised checkpoint is not implemented.
-    _check_causal(hf_config)
-    if getattr(hf_config, "classifier_from_token", None) is not None:
-        raise UnsupportedModelError(
-            "config field 'classifier_from_token' is set: classifiers made of rows of the output head are not there "
-            "yet; generate one token and read its log-probabilities, or use a checkpoint with a head of its own"
-        )
     if family is None and impl != "millrace":
         family = _fallback(names, hf_config)
     if family is None:
@@ -219,15 +230,22 @@ def _fallback(names: Sequence[str], hf_config: Any) -> Family | None:
     from .fallback import find_module_class
 
     code = model_code(hf_config)
-    endings = (*CAUSAL, CLASSIFIER, BARE)
-    if code.fallback is None and names and names[0].endswith(endings) and not names[0].endswith(CAUSAL[1]):
+    endings = (CAUSAL[0], *CLASSIFIERS, *PRETRAINED, BARE)
+    if code.fallback is None and names and names[0].endswith(endings) and not _is_old_decoder(names[0]):
         auto_map = getattr(hf_config, "auto_map", None)
         trusts = code.trust_remote_code
         module_class = find_module_class(names[0], auto_map, code.folder, trust_remote_code=trusts)
         if module_class is not None:
             code.fallback = _try_module(module_class, hf_config, code.impl)
-            logger.info("%s runs as a module of transformers, on the paged attention of this engine", names[0])
+            is_encoder = code.fallback.spec(hf_config).is_encoder
+            how = "text by text" if is_encoder else "on the paged attention of this engine"
+            logger.info("%s runs as a module of transformers, %s", names[0], how)
     return code.fallback
+
+
+def _is_old_decoder(architecture: str) -> bool:
+    """Returns whether a name is that of a decoder whose class is not called ForCausalLM; encoders have another one."""
+    return architecture.endswith(CAUSAL[1]) and not architecture.endswith("WithLMHeadModel")
 
 
 def _try_module(module_class: Any, hf_config: Any, impl: str) -> Family:
@@ -255,23 +273,33 @@ def _unsupported(names: Sequence[str], impl: str, reason: str = "") -> Unsupport
     )
 
 
-def _check_causal(hf_config: Any) -> None:
-    """Raises if the config asks for attention to later tokens, under either name that configs have for it."""
-    for name, causal in CAUSAL_VALUES.items():
-        value = getattr(hf_config, name, None)
-        if value is not None and value is not causal:
-            raise UnsupportedModelError(
-                f"config field {name!r} is {quote(value)}: encoders, whose tokens attend to later tokens, are not "
-                f"there yet; with hf_overrides={{{name!r}: {causal}}} attention is causal, and the outputs differ "
-                "from those that the checkpoint was trained for"
-            )
+def _is_bidirectional(hf_config: Any) -> bool:
+    """Returns whether the config asks for attention to later tokens, under either name that configs have for it."""
+    fields = {name: getattr(hf_config, name, None) for name in CAUSAL_VALUES}
+    for name, value in fields.items():
+        if value is not None and not isinstance(value, bool):
+            raise UnsupportedModelError(f"config field {name!r} is {quote(value)}; it must be true or false")
+    return any(value is not None and value is not CAUSAL_VALUES[name] for name, value in fields.items())
+
+
+def _both_ways(hf_config: Any, spec: DecoderSpec) -> tuple[int, ...]:
+    """Returns the windows of a decoder that attends to later tokens, as transformers understands them.
+
+    `sliding_window` counts the token itself in the configs of Gemma, which have halved it, and not in others.
+    """
+    more = 0 if getattr(hf_config, "use_bidirectional_attention", None) else 1
+    return tuple(window + more if window else 0 for window in spec.windows)
 
 
 def _variants(family: Family) -> list[str]:
     found = []
     for architecture in family.architectures:
-        ending = next(ending for ending in CAUSAL if architecture.endswith(ending))
-        found += [architecture.removesuffix(ending) + each for each in (ending, CLASSIFIER, BARE)]
+        if architecture.endswith(ALONE):
+            found.append(architecture)
+            continue
+        ending = next(ending for ending in (*CAUSAL, BARE) if architecture.endswith(ending))
+        others = PRETRAINED if ending == BARE else (BARE,)
+        found += [architecture.removesuffix(ending) + each for each in (ending, *CLASSIFIERS, *others)]
     return found
 
 

@@ -6,12 +6,30 @@ A family (`families/*.py`) turns a Hugging Face config into a `DecoderSpec`; `co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from ..errors import UnsupportedModelError
+from ..layers import DistanceTerms
 from ..layers.router import RouterSpec
 
-__all__ = ["AttentionSpec", "DecoderSpec", "ExpertsSpec", "LatentSpec", "QueryGrowth", "RopeSpec", "StateSpec"]
+__all__ = [
+    "AttentionSpec",
+    "ClassPooling",
+    "ConvSpec",
+    "DecoderSpec",
+    "DistanceSpec",
+    "ExpertsSpec",
+    "HeadSpec",
+    "LatentSpec",
+    "QueryGrowth",
+    "RelativeBiasSpec",
+    "RopeSpec",
+    "StateSpec",
+]
+
+
+ClassPooling: TypeAlias = Literal["LAST", "CLS", "MEAN"]
+"""The vector of a text that a classifier reads: the hidden state of its last or first token, or the mean of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,79 @@ class QueryGrowth:
 
 
 @dataclass(frozen=True, slots=True)
+class RelativeBiasSpec:
+    """A learned amount that is added to the score of a query and a key, by their distance, in all layers of an encoder.
+
+    Distances are put into buckets: each small distance has its own, larger ones share theirs with others, on a
+    logarithmic scale, and half of the buckets are for keys after the query (Raffel et al., 2020, arXiv:1910.10683).
+
+    Attributes:
+        num_buckets: Number of buckets, each with an amount for every head.
+        max_distance: Distance from which on all keys are in the last bucket.
+    """
+
+    num_buckets: int
+    max_distance: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConvSpec:
+    """A convolution over the input of the first layer of an encoder, which is added to the result of that layer.
+
+    Attributes:
+        width: Number of tokens that a token sees, itself in the middle; an odd number.
+        groups: Number of groups of channels, each of which sees only itself.
+        activation: Key of `layers.HEAD_ACTIVATIONS`, after the convolution.
+    """
+
+    width: int
+    groups: int
+    activation: str
+
+
+@dataclass(frozen=True, slots=True)
+class DistanceSpec:
+    """Learned vectors of distances, of which all layers of an encoder make keys and queries as of tokens.
+
+    This is the disentangled attention of DeBERTa (He et al., 2020, arXiv:2006.03654).
+
+    Attributes:
+        max_distance: Distance from which on all tokens on the same side have the same vector.
+        num_buckets: Number of vectors for each side, on a logarithmic scale; None for one for each distance.
+        terms: The terms of the scores by distance.
+        norm: Whether the vectors are normed.
+    """
+
+    max_distance: int
+    num_buckets: int | None
+    terms: DistanceTerms
+    norm: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """The head of a classifier: which vector it reads, and its layers. Only `Decoder.score` has such a head.
+
+    Attributes:
+        pooling: The vector of a text that is classified: `"LAST"` is the hidden state of its last token, `"CLS"` that
+            of its first one, `"MEAN"` the mean of all. A head that classifies every token does not ask.
+        activation: Key of `layers.HEAD_ACTIVATIONS`, after a first linear layer `[embedding_size] -> [embedding_size]`;
+            empty for a head without that layer.
+        dense_bias: Whether the first layer has a bias.
+        norm: Whether a norm follows the activation.
+        bias: Whether the last layer, whose rows are the classes, has a bias.
+        scale: Factor on the logits.
+    """
+
+    pooling: ClassPooling = "LAST"
+    activation: str = ""
+    dense_bias: bool = True
+    norm: bool = False
+    bias: bool = False
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionSpec:
     """Parameters of the attention scores, equal in all layers. Windows, which may differ, are `DecoderSpec.windows`.
 
@@ -63,11 +154,14 @@ class AttentionSpec:
         scale: Factor on the product of a query and a key; None for `head_dim ** -0.5`.
         scaled_by_layer: Whether the factor is divided by the number of the layer, from 1.
         softcap: Smooth limit on the scores; 0 for no limit.
-        causal: Whether a token attends only to itself and the tokens before it.
+        causal: Whether a token attends only to itself and the tokens before it. If not, the model is an encoder: a text
+            is computed in one step, and no layer keeps anything of it.
         output_gate: Whether what a head attends to is multiplied by the sigmoid of a projection of the token.
         sinks: Whether each query head has a learned score that takes part in its softmax and adds no value.
         query_growth: Factor on queries that grows with their position; None for none.
         alibi_slopes: For each query head, the amount that a score loses for each token of distance; empty for none.
+        relative_bias: Amounts by distance that an encoder has learned; None for none.
+        distances: Vectors of distances that an encoder has learned; None for none.
     """
 
     scale: float | None = None
@@ -78,6 +172,8 @@ class AttentionSpec:
     sinks: bool = False
     query_growth: QueryGrowth | None = None
     alibi_slopes: tuple[float, ...] = ()
+    relative_bias: RelativeBiasSpec | None = None
+    distances: DistanceSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +262,7 @@ class StateSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderSpec:
-    """The description of a decoder-only language model.
+    """The description of a language model that is one stack of layers: a decoder, or an encoder (`is_encoder`).
 
     Attributes:
         vocab_size: Number of rows of the token embedding and of the output head.
@@ -184,6 +280,10 @@ class DecoderSpec:
         embedding_scale: Factor on the rows of the token embedding, rounded to the model's dtype.
         input_scale: Factor on embeddings, also on those that a prompt gives in place of tokens.
         embedding_norm: Whether a norm follows the embedding.
+        projection: Where embeddings become as wide as the residual stream: `"first"` projects the rows of the token
+            embedding, `"last"` what positions and the norm have made of them, by a projection with a bias.
+        num_token_types: Number of types of tokens, each with a learned vector that is added to the embedding; 0 for
+            none. The texts of a pair have the types 0 and 1.
         tie_word_embeddings: Whether the output head uses the matrix of the token embedding.
         rms_norm: Whether norms are root-mean-square norms; otherwise they are layer norms.
         norm_eps: Number that norms add to the mean square or the variance.
@@ -195,10 +295,12 @@ class DecoderSpec:
         parallel: Whether both sublayers read the residual stream before the layer; else the second one has the result
             of the first one in its input.
         shared_norm: Whether parallel sublayers have one norm for both.
+        first_norm: Whether the first layer norms the input of its attention, as all others do.
         final_norm: Whether a norm follows the last layer.
         qkv_bias: Whether query, key and value projections have biases.
         attention_out_bias: Whether the attention's output projection has a bias.
         mlp_bias: Whether the feed-forward projections have biases.
+        mlp_down_bias: Whether the last of them has one; None if `mlp_bias` holds for it too.
         head_bias: Whether the output head has a bias.
         qk_norm: Whether queries and keys are normed before the rotation.
         qk_norm_form: `"head"` norms each head; `"projection"` norms all query heads of a token together, and all key
@@ -218,6 +320,10 @@ class DecoderSpec:
             single sublayer; None for a model whose layers have two sublayers.
         logit_softcap: Smooth limit on the logits of tokens; 0 for no limit.
         num_labels: Number of classes of a classifier; 0 for other models.
+        class_head: The head of a classifier.
+        num_layer_weights: Number of layers that have weights of their own; the layers are divided among them in equal
+            runs. None if every layer has its own.
+        first_conv: The convolution beside the first layer; None for none. A norm follows the sum of both.
         position_offset: Number of leading rows of the table of learned positions that belong to no position; None for
             a model without learned positions.
     """
@@ -237,6 +343,8 @@ class DecoderSpec:
     embedding_scale: float = 1.0
     input_scale: float = 1.0
     embedding_norm: bool = False
+    projection: Literal["first", "last"] = "first"
+    num_token_types: int = 0
     tie_word_embeddings: bool
     rms_norm: bool
     norm_eps: float
@@ -246,10 +354,12 @@ class DecoderSpec:
     norm_placement: Literal["before", "after", "output", "both"] = "before"
     parallel: bool = False
     shared_norm: bool = False
+    first_norm: bool = True
     final_norm: bool = True
     qkv_bias: bool = False
     attention_out_bias: bool = False
     mlp_bias: bool = False
+    mlp_down_bias: bool | None = None
     head_bias: bool = False
     qk_norm: bool = False
     qk_norm_form: Literal["head", "projection", "layer", "per head"] = "head"
@@ -265,6 +375,9 @@ class DecoderSpec:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     num_labels: int = 0
+    class_head: HeadSpec = HeadSpec()
+    num_layer_weights: int | None = None
+    first_conv: ConvSpec | None = None
     position_offset: int | None = None
 
     def __post_init__(self) -> None:
@@ -287,6 +400,35 @@ class DecoderSpec:
         assert self.mlp_layers is None or is_plain, "a single sublayer has a norm before it and nothing else"
         assert not (self.head_bias and self.tie_word_embeddings), "the layer of a tied head has no bias"
         assert self.logit_scale == 1 or not self.logit_softcap, "no model has both"
+        by_distance = (self.attention.relative_bias, self.attention.distances, self.attention.alibi_slopes)
+        assert sum(map(bool, by_distance)) <= 1, "no model does two of these"
+        assert self.is_encoder or not any(by_distance[:2]), "only encoders have these"
+        if self.is_encoder and (self.latent or self.state or self.attention.sinks or self.attention.output_gate):
+            raise UnsupportedModelError(
+                "attention to later tokens is not there for models with latents, states, sinks or output gates"
+            )
+        assert self.first_conv is None or (self.is_encoder and self.norm_placement == "after")
+        assert self.num_layers % (self.num_layer_weights or 1) == 0
+        assert self.num_layer_weights is None or (self.is_encoder and self.norm_placement == "after")
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether tokens attend to later tokens too, so that a text is computed whole and nothing of it is kept."""
+        return not self.attention.causal
+
+    @property
+    def output_size(self) -> int:
+        """Width of the vectors that the model returns."""
+        return self.embedding_size if self.projection == "first" else self.hidden_size
+
+    @property
+    def class_pooling(self) -> str:
+        """The vector of a text that a classifier reads, as `HeadSpec.pooling`."""
+        return self.class_head.pooling
+
+    def weights_of(self, layer_idx: int) -> int:
+        """Returns the number of the weights that a layer uses; mostly the layer's own number."""
+        return layer_idx // (self.num_layers // (self.num_layer_weights or self.num_layers))
 
     def rope_of(self, layer_idx: int) -> RopeSpec | None:
         """Returns the parameters of rotary positions in a layer; None for a layer without them."""

@@ -16,6 +16,7 @@ from .config import POOLING_TYPES, PoolerConfig
 from .dense import Dense, read_dense
 from .layer_norm import read_layer_norm
 from .pooler import normalize
+from .scoring import SIMILARITIES
 
 __all__ = ["SIMILARITIES", "SentenceTransformer", "read_sentence_transformer", "read_text_settings"]
 
@@ -31,9 +32,6 @@ POOLING_MODES = {
 
 KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 """The modules that are implemented; dropout does nothing outside of training."""
-
-SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
-"""Values of `similarity_fn_name`; the distances count as negative similarities."""
 
 TEXT_CONFIGS = tuple(
     f"sentence_{name}_config.json"
@@ -183,11 +181,13 @@ def _default_prompt(place: Location, prompts: Mapping[str, str]) -> str:
 
 def _similarity(place: Location) -> str:
     name = read_json_object(place / SETTINGS).get("similarity_fn_name")
-    if name is not None and name not in SIMILARITIES:
+    if name is None:
+        return "cosine"
+    if not isinstance(name, str) or name not in SIMILARITIES:
         raise CheckpointError(
             f"{place}/{SETTINGS}: similarity_fn_name is {quote(name)}; implemented are {', '.join(SIMILARITIES)}"
         )
-    return name or SIMILARITIES[0]
+    return name
 
 
 def _fitting_dense(folder: Location, size: int, *, of_tokens: bool) -> Dense:

@@ -43,7 +43,7 @@ class PoolingHead:
         self._model = model
         self._tables = tables
         num_rows, device = len(tables.tokens), tables.tokens.device
-        self._modes = [mode(num_rows, model.spec.embedding_size, device) for mode in modes]
+        self._modes = [mode(num_rows, model.spec.output_size, device) for mode in modes]
         self._host_copies = HostCopies(device, are_read=model.parallel.reports)
         self._by_token, self._left_out = np.zeros(num_rows, dtype=bool), np.zeros(num_rows, dtype=np.int32)
         self._held: dict[int, list[Tensor]] = {}
@@ -136,7 +136,7 @@ class ClassHead(PoolingHead):
 
     def project(self, vectors: Tensor) -> Tensor:
         """As `PoolingHead.project`: the logits of the classes."""
-        return self._model.compute_class_logits(vectors.to(self._model.dtype))
+        return self._model.compute_class_logits(vectors)
 
 
 def _runs(plan: StepPlan, hidden: Tensor, indices: list[int]) -> Tensor:

@@ -87,7 +87,8 @@ class ModelRunner:
         self.kv_cache: KVCache = allocate_kv_cache(shape, num_blocks, block_size, dtype=dtype, device=device)
         states = state_shape(model.spec, parallel)
         self.kv_cache += allocate_states(states, max_num_seqs, dtype=model.dtype, device=device)
-        self._tables = Tables(max_num_seqs, max_model_len, block_size, device, len(cache_groups(model.spec)))
+        num_groups = max(1, len(cache_groups(model.spec)))
+        self._tables = Tables(max_num_seqs, max_model_len, block_size, device, num_groups)
         self._spans = SpanRows(device) if parallel.is_first_stage else None
         self._head = make_head(model, self._tables) if parallel.is_last_stage else None
         draw = self._head.draw if self._head else None
@@ -136,7 +137,8 @@ class ModelRunner:
         longest = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
         max_blocks = -(-longest // self._tables.block_size)
         batch = self._tables.gather(sent.sequences, plan.num_tokens, max_blocks, plan.num_decodes, num_shared, given)
-        batch = replace(batch, longest_prompt=plan.longest_prompt)
+        types = self._tables.token_types(plan) if self.model.spec.num_token_types else None
+        batch = replace(batch, longest_prompt=plan.longest_prompt, token_types=types)
         return self._run_model(batch, self._route(plan, plan.num_tokens)), sent, None
 
     def _find_embeddings(self, plan: StepPlan) -> GivenEmbeddings | None:

@@ -59,6 +59,8 @@ class Tables:
 
     Attributes:
         adapter_slots: `[max_num_seqs]`, on the host: the adapter slot of each row's sequence; `NO_SLOT` for none.
+        num_first_tokens: `[max_num_seqs]`, on the host: the number of leading tokens of type 0 of each row's sequence;
+            `max_model_len` if it has no others.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Tables:
         self.tokens = torch.zeros((max_num_seqs, max_model_len), dtype=torch.int32, device=device)
         self.blocks = torch.zeros((num_groups, max_num_seqs, self.max_blocks), dtype=torch.int32, device=device)
         self.adapter_slots = np.full(max_num_seqs, NO_SLOT)
+        self.num_first_tokens = np.full(max_num_seqs, max_model_len)
         # Views of `blocks`, made once because every step needs them.
         self._blocks_of_groups = self.blocks.unbind()
         self._blocks_of_rows = self.blocks.flatten(0, 1)
@@ -129,6 +132,18 @@ class Tables:
             num_shared=num_shared,
             given=given,
         )
+
+    def token_types(self, plan: StepPlan) -> Tensor | None:
+        """Returns the type of each token of a step of whole texts, `[num_tokens]` int64; None if all have type 0."""
+        for new in plan.new_rows:
+            first = new.sequence.num_first_tokens
+            self.num_first_tokens[new.row] = self.tokens.shape[1] if first is None else first
+        counts = np.array(plan.counts)
+        num_first = np.minimum(self.num_first_tokens[plan.rows], counts)
+        if (num_first == counts).all():
+            return None
+        lengths = np.stack((num_first, counts - num_first), axis=1).ravel()
+        return to_device(np.tile((0, 1), len(counts)).repeat(lengths), torch.int64, self.tokens.device)
 
     def append(self, sampled: Tensor, token_ids: Tensor) -> None:
         """Writes `token_ids` `[num_samples]` int64 to the rows and positions in `sampled` (see `SentPlan`)."""

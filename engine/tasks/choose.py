@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config import EngineConfig
 from ..errors import ConfigError
-from ..models import find_family
+from ..models import describe_model, find_family
 from .classify import Classify
 from .embed import Embed
 from .generate import Generate
@@ -34,6 +34,11 @@ def choose_task(config: EngineConfig, hf_config: Any) -> Task:
     architecture = hf_config.architectures[0]
     natural = next(task for task in TASKS if architecture.endswith(task.architecture_endings))
     asked = _asked(config, natural)
+    if asked.decodes and describe_model(hf_config).is_encoder:
+        raise ConfigError(
+            f"{config.model} is an encoder, whose tokens attend to later tokens, so it generates no text; use "
+            "task='embed', or for a decoder hf_overrides={'is_causal': True}"
+        )
     if asked is not natural and not asked.takes_any_model:
         raise ConfigError(
             f"task={asked.name!r} needs a checkpoint of an architecture *{asked.architecture_endings[0]}, and "

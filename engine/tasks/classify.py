@@ -7,12 +7,14 @@ from typing import Any, Self
 
 from ..config import EngineConfig
 from ..errors import ConfigError, PoolingParamsError
+from ..loading.head_rows import find_head_rows
 from ..models import describe_model
+from ..models.hf_config import flag
 from ..pooling.config import PoolerConfig
 from ..pooling.pooler import Pooler, class_activation
-from ..pooling.scoring import PairScoring, Scoring
+from ..pooling.scoring import ClassScoring, Scoring, ScoringOptions
 from ..step.pooling_head import ClassHead
-from ..text.tokenizer import Tokenizer
+from ..weights.head_rows import HeadRows
 from .embed import MODES
 from .pool import PoolingTask
 
@@ -28,6 +30,7 @@ class Classify(PoolingTask):
 
     Attributes:
         names: Names of the classes.
+        separates: Whether a pair of texts has the separators of the tokenizer between them.
     """
 
     name = "classify"
@@ -38,6 +41,8 @@ class Classify(PoolingTask):
     head_type = ClassHead
 
     names: tuple[str, ...] = ()
+    head_rows: HeadRows | None = None
+    separates: bool = True
 
     @classmethod
     def create(cls, config: EngineConfig, hf_config: Any) -> Self:
@@ -45,17 +50,20 @@ class Classify(PoolingTask):
         own, spec = PoolerConfig.read(config.pooler_config), describe_model(hf_config)
         if len(own.types) > 1 or own.dimensions is not None:
             raise ConfigError("pooler_config: a classifier reads one vector of a prompt, and gives all of its classes")
-        (pooling_type,) = own.types or (getattr(spec, "class_pooling", "LAST"),)
+        (pooling_type,) = own.types or (spec.class_pooling,)
         pooling = replace(own, pooling_type=pooling_type)
         if pooling.enable_chunked_processing:
             raise ConfigError("pooler_config: enable_chunked_processing is for embeddings; a classifier has no mean")
         of_tokens = hf_config.architectures[0].endswith(TOKEN_ENDINGS) and config.task not in ("classify", "score")
+        rows = find_head_rows(config, hf_config)
         task = cls(
             Pooler(pooling, class_activation(hf_config, spec.num_labels)),
             (MODES[pooling_type],),
             spec.num_labels,
             config.task == cls.token_task or own.pools_tokens or (of_tokens and own.task is None),
             names=_names_of_classes(hf_config, spec.num_labels),
+            head_rows=rows,
+            separates=flag(hf_config, "use_sep_token", default=rows is None),
         )
         task.check_config()
         return task
@@ -74,11 +82,9 @@ class Classify(PoolingTask):
         """Returns why `dimensions` cannot be set: only embeddings can be shortened, see `PoolingTask.problem_of`."""
         return "dimensions are those of an embedding, and this engine classifies; drop them"
 
-    def scoring(self, tokenizer: Tokenizer | None) -> Scoring:
+    def scoring(self, options: ScoringOptions) -> Scoring:
         """Returns the scoring by one class of a pair of texts, see `Task.scoring`."""
-        if self.size != 1 or tokenizer is None:
-            raise ConfigError(f"score takes a tokenizer and a classifier of one class; this one has {self.size}")
-        return PairScoring(tokenizer)
+        return ClassScoring.of(options, self.size, separates=self.separates)
 
 
 def _names_of_classes(hf_config: Any, num_labels: int) -> tuple[str, ...]:

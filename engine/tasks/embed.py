@@ -11,13 +11,18 @@ from ..loading.model_source import locate_model
 from ..models import describe_model
 from ..pooling.config import PoolerConfig
 from ..pooling.pooler import Pooler, normalize
-from ..pooling.scoring import CosineScoring, Scoring
+from ..pooling.scoring import EmbeddingScoring, LateScoring, Scoring, ScoringOptions, find_similarity
 from ..pooling.sentence_transformer import read_sentence_transformer, read_text_settings
 from ..step.pooling_mode import FirstToken, LastToken, Max, Mean, MeanSqrtLen, PoolingMode, WeightedMean
-from ..text.tokenizer import TextSettings, Tokenizer
+from ..text.tokenizer import TextSettings
 from .pool import PoolingTask, check_chunks
 
 __all__ = ["MODES", "Embed"]
+
+HEAD_WEIGHTS = frozenset(
+    f"score{layer}.{name}" for layer in ("", ".dense", ".norm", ".out") for name in ("weight", "bias")
+)
+"""Names of all weights that the head of a classifier may have; an encoder without a task often has some of them."""
 
 MODES: dict[str, type[PoolingMode]] = {
     "CLS": FirstToken,
@@ -41,9 +46,9 @@ class Embed(PoolingTask):
 
     name = "embed"
     token_task = "token_embed"
-    architecture_endings = ("Model",)
+    architecture_endings = ("Model", "ForMaskedLM", "ForPreTraining")
     takes_any_model = True
-    unused_weights = frozenset({"lm_head.weight", "lm_head.bias", "score.weight"})
+    unused_weights = frozenset({"lm_head.weight", "lm_head.bias", *HEAD_WEIGHTS})
 
     trained_sizes: tuple[int, ...] | None = None
     similarity: str = "cosine"
@@ -53,10 +58,10 @@ class Embed(PoolingTask):
         """Makes the task, see `Task.create`. Pooler settings of the engine replace settings in the model's folder."""
         own, spec = PoolerConfig.read(config.pooler_config), describe_model(hf_config)
         place = locate_model(config.model, config.hub, with_weights=False)
-        modules = read_sentence_transformer(place, spec.embedding_size, own.types)
+        modules = read_sentence_transformer(place, spec.output_size, own.types)
         pooling = own.over(modules.pooling)
         if not pooling.types:
-            pooling = replace(pooling, pooling_type="LAST" if spec.attention.causal else "CLS")
+            pooling = replace(pooling, pooling_type="CLS" if spec.is_encoder else "LAST")
         check_chunks(pooling)
         if (pooling.logit_mean, pooling.logit_sigma) != (None, None):
             raise ConfigError("pooler_config: logit_mean and logit_sigma are for the logits of classes; drop them")
@@ -94,9 +99,12 @@ class Embed(PoolingTask):
             return f"dimensions={dimensions}, but the model's embeddings have {self.size}; use at most so many"
         return None
 
-    def scoring(self, tokenizer: Tokenizer | None) -> Scoring:
-        """Returns the scoring by the cosine of two embeddings, see `Task.scoring`."""
-        return CosineScoring()
+    def scoring(self, options: ScoringOptions) -> Scoring:
+        """Returns the scoring by two embeddings, or by the vectors of all tokens if asked, see `Task.scoring`."""
+        by_token = getattr(self, "pools_tokens", False) if options.params.task is None else False
+        if by_token or options.params.task == LateScoring.pooling_task:
+            return LateScoring.of(options)
+        return EmbeddingScoring.of(options, find_similarity(self.similarity))
 
 
 def _check_sizes(sizes: Any) -> tuple[int, ...]:

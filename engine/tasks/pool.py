@@ -226,8 +226,14 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
             raise PoolingParamsError(
                 "a request for a vector of each token has one prompt; make a request of each prompt"
             )
-        first = ParsedPrompt(request.prompt, request.prompt_token_ids, embeddings=request.prompt_embeds)
-        prompts = [first, *map(parse_prompt, request.more_prompts)]
+        first = ParsedPrompt(
+            request.prompt,
+            request.prompt_token_ids,
+            embeddings=request.prompt_embeds,
+            num_first_tokens=request.num_first_tokens,
+        )
+        more = [one if isinstance(one, ParsedPrompt) else parse_prompt(one) for one in request.more_prompts]
+        prompts = [first, *more]
         read = [self._read(replace(prompt, prefix=request.prefix), params, by_token) for prompt in prompts]
         parts = [(index, part) for index, prompt in enumerate(read) for part in self._parts(prompt)]
         sequences = [self._sequence(request, index, prompt, part) for index, (prompt, part) in enumerate(parts)]
@@ -333,6 +339,7 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
             priority=request.priority,
             cache_salt=hash_salt(request.cache_salt),
             spans=prompt.spans,
+            num_first_tokens=prompt.num_first_tokens,
             reads_prefix_cache=not (params.skip_reading_prefix_cache or needs_all),
             pools_tokens=by_token,
             prompt=prompt_index,

@@ -17,13 +17,14 @@ from ..inputs import PromptReader, describe
 from ..models.decoder import Decoder
 from ..outputs import RequestMetrics
 from ..pooling.params import PoolingParams
-from ..pooling.scoring import Scoring
+from ..pooling.scoring import Scoring, ScoringOptions
 from ..request import EngineOutput, Request
 from ..sequence import Sequence
 from ..step.head import Head, StepResult
 from ..step.tables import Tables
 from ..step_plan import StepPlan
-from ..text.tokenizer import PLAIN, TextSettings, Tokenizer
+from ..text.tokenizer import PLAIN, TextSettings
+from ..weights.head_rows import HeadRows
 
 __all__ = ["RequestHandler", "Task", "first_error", "metrics_of"]
 
@@ -43,6 +44,7 @@ class Task(ABC):
         unused_weights: Names of weights that a checkpoint may hold although the task does not use them.
         decodes: Whether sequences have decode steps after the prompt, one token each.
         request_type: Class of the requests that the engine accepts.
+        head_rows: Rows of the checkpoint's output head that the head of the task is made of; None for none.
     """
 
     name: ClassVar[str]
@@ -53,6 +55,7 @@ class Task(ABC):
     unused_weights: ClassVar[frozenset[str]] = frozenset()
     decodes: ClassVar[bool] = False
     request_type: ClassVar[type[Request]]
+    head_rows: HeadRows | None = None
 
     @classmethod
     @abstractmethod
@@ -113,14 +116,14 @@ class Task(ABC):
         """
         raise ConfigError(self.refusal)
 
-    def scoring(self, tokenizer: Tokenizer | None) -> Scoring:
+    def scoring(self, options: ScoringOptions) -> Scoring:
         """Returns the object that scores pairs of texts with the vectors of the task.
 
         Args:
-            tokenizer: Tokenizer of the engine, which may have none.
+            options: What the call asks for.
 
         Raises:
-            ConfigError: The engine cannot score pairs of texts.
+            ConfigError: The engine cannot score pairs of texts, or not in the way that the call asks for.
         """
         raise ConfigError(self.refusal)
 

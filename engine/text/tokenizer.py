@@ -20,6 +20,7 @@ from .chat_templates import ChatTemplates
 from .content_forms import ContentForms, Forms
 from .conversation import CONTENT_FORMATS, ContentFormat, Messages, as_read, check_messages, plain_data
 from .detokenizer import INCOMPLETE, decode_continuation, split_text
+from .pair_encoder import PairEncoder
 from .spellings import Speller
 
 TOKENIZER_FILES = (
@@ -137,6 +138,11 @@ class Tokenizer:
         return frozenset(str(token) for token in self.hf.added_tokens_decoder.values() if token.special)
 
     @property
+    def own_template(self) -> str | None:
+        """The chat template that replaces that of the tokenizer; None if none was given."""
+        return self._chat_template
+
+    @property
     def templates(self) -> list[str]:
         """The chat templates by which conversations are rendered."""
         given = self.hf.chat_template if self._chat_template is None else self._chat_template
@@ -173,6 +179,18 @@ class Tokenizer:
             for text, ids in zip(texts, encoded, strict=True)
         ]
 
+    @cached_property
+    def pairs(self) -> PairEncoder:
+        """Encoder of pairs of texts."""
+        return PairEncoder(self.hf)
+
+    def id_of(self, token: str) -> int | None:
+        """Returns the id of a token by its name in the vocabulary, or by its text; None if there is no such token."""
+        token_ids = [self.hf.get_vocab().get(token)]
+        if token_ids == [None]:
+            token_ids = self.encode_batch([token], add_special_tokens=False)[0]
+        return token_ids[0] if len(token_ids) == 1 and token_ids[0] != self.hf.unk_token_id else None
+
     def prefix_tokens(self, prefix: str | None) -> list[int]:
         """Returns the tokens in front of a text that belong to its prefix, special tokens included.
 
@@ -205,10 +223,6 @@ class Tokenizer:
             return token_ids[:most]
         inner = token_ids[len(head) : len(token_ids) - len(tail)]
         return [*head, *(inner[len(inner) - room :] if self.hf.truncation_side == "left" else inner[:room]), *tail]
-
-    def encode_pair(self, first: str, second: str) -> list[int]:
-        """Returns the token ids of two texts as one prompt, with the separators that the model expects in a pair."""
-        return self.hf(first, second, return_attention_mask=False)["input_ids"]
 
     def decode_ids(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of tokens, decoded without the tokens before them."""

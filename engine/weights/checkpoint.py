@@ -90,6 +90,10 @@ class WeightMap:
         ignored: Modules and tensors in checkpoints that are not loaded, because we compute their values.
         ignored_starts: Beginnings of names (after the prefix) of tensors that are not loaded, such as those of a layer
             that predicts further tokens.
+        unused_heads: Beginnings of names (after the prefix) of tensors that are not loaded, because they belong to a
+            head that no model of ours has, such as that of an encoder's training.
+        numbered_parts: Parts of names whose number is no index, such as `layer` in `block.3.layer.1`, where a layer of
+            the model is a block. This number is written out in the names of `modules`.
         layouts: Layouts of the tensors in checkpoints that are not stored as ours are, by their module or their name.
         tensors: Name of a tensor in checkpoints -> our name, if the names differ in more than the module.
     """
@@ -98,6 +102,8 @@ class WeightMap:
     modules: Mapping[str, str]
     ignored: tuple[str, ...] = ()
     ignored_starts: tuple[str, ...] = ()
+    unused_heads: tuple[str, ...] = ()
+    numbered_parts: tuple[str, ...] = ()
     layouts: Mapping[str, TensorLayout] = field(default_factory=dict)
     tensors: Mapping[str, str] = field(default_factory=dict)
 
@@ -111,7 +117,9 @@ class WeightMap:
             KeyError: The family has no tensor of this name.
         """
         module, indices, leaf = self._split(name)
-        if self.is_beside(name) or module in self.ignored or f"{module}.{leaf}" in self.ignored:
+        if self.is_beside(name) or self._rest(name).startswith(self.unused_heads):
+            return None
+        if module in self.ignored or f"{module}.{leaf}" in self.ignored:
             return None
         return _fill_in(self.tensors.get(f"{module}.{leaf}") or f"{self.modules[module]}.{leaf}", indices)
 
@@ -171,18 +179,19 @@ class WeightMap:
 
     def _split(self, name: str) -> tuple[str, list[str], str]:
         """Returns the module of a checkpoint's tensor without the prefix, its indices, and the leaf of its name."""
-        return _split_name(self._rest(name))
+        return _split_name(self._rest(name), self.numbered_parts)
 
     def _rest(self, name: str) -> str:
         """Returns a checkpoint's name without the prefix."""
         return name.removeprefix(next((prefix for prefix in self.prefixes if name.startswith(prefix)), ""))
 
 
-def _split_name(name: str) -> tuple[str, list[str], str]:
+def _split_name(name: str, numbered_parts: Collection[str] = ()) -> tuple[str, list[str], str]:
     """Splits `layers.3.mlp.up.weight` into `layers.*.mlp.up`, its indices `["3"]`, and `weight`."""
     *parts, leaf = name.split(".")
-    indices = [part for part in parts if part.isdigit()]
-    return ".".join("*" if part.isdigit() else part for part in parts), indices, leaf
+    is_index = [part.isdigit() and last not in numbered_parts for last, part in itertools.pairwise(("", *parts))]
+    indices = list(itertools.compress(parts, is_index))
+    return ".".join("*" if index else part for part, index in zip(parts, is_index, strict=True)), indices, leaf
 
 
 def _fill_in(name: str, indices: Iterable[str]) -> str:

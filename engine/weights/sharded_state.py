@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, ConfigError
 from ..parallel.context import ParallelContext
 from ..storage import Location
-from .checkpoint import StoredTensor, WeightMap, fill_slots, iter_safetensors, iter_tensors, match_tensor
+from .checkpoint import Join, StoredTensor, WeightMap, fill_slots, iter_safetensors, iter_tensors, match_tensor
 from .model_slots import weight_slots
 from .quantised_matrix import numbers_of
 from .remote import iter_remote_tensors, read_metadata
@@ -34,7 +34,12 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".safetensors.index.json", ".
 
 
 def save_sharded_state(
-    model: nn.Module, folder: str | Path | Location, weights: WeightMap, parallel: ParallelContext, target: Path
+    model: nn.Module,
+    folder: str | Path | Location,
+    weights: WeightMap,
+    parallel: ParallelContext,
+    target: Path,
+    join: Join = iter,
 ) -> None:
     """Reads one rank's part of a checkpoint and writes it to files that only this rank reads.
 
@@ -44,6 +49,7 @@ def save_sharded_state(
         weights: The names of the model's weights in the checkpoint.
         parallel: The place of the rank among all ranks.
         target: Folder to which the files are written.
+        join: Function that adds tensors to those of the checkpoint, such as the head of a classifier.
 
     Raises:
         CheckpointError: The checkpoint cannot be read.
@@ -51,7 +57,7 @@ def save_sharded_state(
     slots = weight_slots(model)
     part: dict[str, Tensor] = {}
     num_parts = 0
-    for name, tensor in iter_tensors(folder):
+    for name, tensor in join(iter_tensors(folder)):
         for ours, stored in match_tensor(slots, weights, name, tensor):
             if ours in slots:
                 dtype = slots[ours].targets[0].dtype

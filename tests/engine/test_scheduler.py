@@ -337,20 +337,47 @@ def test_sequences_without_a_slot_hold_up_no_others_and_few_adapters_are_uploade
 def test_an_adapter_is_not_passed_over_for_ever(monkeypatch):
     monkeypatch.setattr("millrace.engine.scheduler.MAX_OVERTAKING", 6)
     scheduler = Scheduler(KVCacheManager(2000, 4), max_num_seqs=2, max_num_batched_tokens=64, num_adapter_slots=1)
-    device, number = FakeDevice(4), 0
-    first = make_request("5000", [1] * 4, 2)
+    device, first = FakeDevice(4), make_request("5000", [1] * 4, 2)
     set_adapter(first, 1)
     for step in range(60):
-        for _ in range(2):  # As many as can run, so that the slot of adapter 0 is never left.
-            another = make_request(str(number := number + 1), [2] * 4, 3)
+        if step % 2 == 0:  # Each takes four steps, so that one of two runs at any time, and the slot is never left.
+            another = make_request(str(step), [2] * 4, 4, min_tokens=4)
             set_adapter(another, 0)
             scheduler.add(another)
-        if step == 2:
+        if step == 3:
             scheduler.add(first)
         plan = scheduler.schedule()
         scheduler.update(plan, device.run(plan))
         scheduler.check_integrity()
     assert first.is_finished
+
+
+def test_a_sequence_that_is_aborted_is_set_aside_no_longer():
+    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=8, max_num_batched_tokens=64, num_adapter_slots=1)
+    device, sequences = FakeDevice(4), [make_request(str(i), [i] * 4, 6, min_tokens=6) for i in range(5)]
+    for sequence, adapter in zip(sequences, (0, 1, 1, 2, 0), strict=True):
+        set_adapter(sequence, adapter)
+        scheduler.add(sequence)
+    plan = scheduler.schedule()
+    assert plan.sequences == [sequences[0], sequences[4]]
+    scheduler.update(plan, device.run(plan))
+    for sequence in sequences[1:3]:
+        scheduler.abort(sequence)
+        scheduler.check_integrity()
+    assert list(scheduler._set_aside.values()) == [{sequences[3]: None}] and scheduler.num_waiting == 1
+    scheduler.abort(sequences[3])
+    assert not scheduler._set_aside and scheduler._num_overtaking == 0
+    run_all(scheduler, device)
+    assert scheduler.num_unfinished == 0 and scheduler.adapter_slots.num_uploads == 1
+
+
+def test_sequences_enter_in_the_order_in_which_they_were_numbered():
+    scheduler = Scheduler(KVCacheManager(100, 4), max_num_seqs=1, max_num_batched_tokens=64)
+    early, late = make_request("0", [1] * 4, 2), make_request("1", [2] * 4, 2)
+    scheduler.number(early)
+    scheduler.add(late)
+    scheduler.add_numbered(early)
+    assert scheduler.schedule().sequences == [early]
 
 
 def test_equal_prompts_of_one_step_compute_their_prefix_once():

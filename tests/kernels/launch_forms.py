@@ -33,6 +33,7 @@ OPS = (
     *("short_conv", "state_scan", "gated_delta"),
     *("rms_norm", "layer_norm", "silu_and_mul", "rms_norm_fp8", "gate_and_mul_fp8", "quantize_fp8", "experts"),
     *("quantize_int8", "scaled_int8_linear", "fp8_linear", "group_linear", "lora"),
+    "varlen_attention",
 )
 Launch = tuple[Any, dict[str, Any]]
 
@@ -80,6 +81,7 @@ def launch_step(draw: random.Random) -> None:
     num_shared = torch.zeros(1, dtype=torch.int32) if draw.random() < 0.3 else None
     batch = launch_gather(num_seqs, num_tokens, max_blocks)
     launch_layer(draw.choice(SHAPES), batch, num_tokens, num_decodes, num_shared, draw)
+    launch_texts(draw.choice(SHAPES), batch[3], num_tokens, draw)
     launch_latents(batch, draw.choice([16, 128]), num_tokens, num_decodes, draw)
     launch_states(batch, num_seqs, num_tokens, num_decodes)
     launch_draw(draw.randint(1, num_seqs))
@@ -133,6 +135,16 @@ def launch_layer(
         deterministic=draw.random() < 0.1,
         **scales,
     )
+
+
+def launch_texts(shape: Shape, query_start_loc: torch.Tensor, num_tokens: int, draw: random.Random) -> None:
+    """Launches the attention of an encoder, with or without a bias of distances."""
+    heads = (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
+    parts = torch.empty((num_tokens, sum(heads), shape.head_dim), dtype=torch.bfloat16).split(heads, dim=1)
+    bias = torch.empty((shape.num_heads, draw.choice([1, 257]))) if draw.random() < 0.3 else None
+    window, longest = draw.choice([0, 1, 64, 128]), draw.choice([40, MAX_MODEL_LEN])
+    options = {"softcap": shape.softcap, "distance_bias": bias}
+    triton_op("varlen_attention")(*parts, query_start_loc, longest, shape.head_dim**-0.5, window, **options)
 
 
 def launch_latents(

@@ -9,6 +9,8 @@ from transformers.activations import GELUActivation, NewGELUActivation
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.bamba.modeling_bamba import causal_conv1d_fn, mamba2_chunk_scan
 from transformers.models.cohere import modeling_cohere
+from transformers.models.deberta_v2.configuration_deberta_v2 import DebertaV2Config
+from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfAttention, make_log_bucket_position
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import apply_rotary_pos_emb_interleave
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
@@ -19,6 +21,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralExperts
 from transformers.models.qwen3_next.modeling_qwen3_next import torch_recurrent_gated_delta_rule
 
 from millrace.kernels import (
+    disentangled_attention,
     experts,
     gated_delta,
     gather_batch,
@@ -453,3 +456,26 @@ def test_gated_delta_is_hugging_faces_from_a_state_on():
         out = implementation(query, key, value, *gates, new, **owners, rate=rate, decay_bias=bias)
         torch.testing.assert_close(out, expected[0])
         torch.testing.assert_close(new[1], last[0].mT)
+
+
+def test_disentangled_attention_is_hugging_faces():
+    config = DebertaV2Config(
+        hidden_size=64,
+        num_attention_heads=4,
+        relative_attention=True,
+        pos_att_type=["c2p", "p2c"],
+        position_buckets=16,
+        max_relative_positions=40,
+        share_att_key=True,
+        hidden_dropout_prob=0.0,
+    )
+    attention, hidden, vectors = DisentangledSelfAttention(config).eval(), torch.randn(90, 64), torch.randn(32, 64)
+    with torch.no_grad():
+        wanted, _ = attention(hidden[None], torch.ones(1, 1, 90, 90), rel_embeddings=vectors)
+        projections = (attention.query_proj, attention.key_proj, attention.value_proj)
+        heads = [layer(hidden).view(90, 4, 16) for layer in projections]
+        row_queries, row_keys = (layer(vectors).view(32, 4, 16) for layer in projections[:2])
+    rows = (make_log_bucket_position(torch.arange(-40, 41), 16, 40).long() + 16).clamp(0, 31)
+    starts = torch.tensor([0, 90], dtype=torch.int32)
+    out = disentangled_attention.plain(*heads, row_keys, row_queries, rows, starts, 90, 48**-0.5)
+    torch.testing.assert_close(out.flatten(1), wanted[0], rtol=1e-4, atol=1e-5)

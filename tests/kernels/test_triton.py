@@ -49,7 +49,7 @@ def test_no_batch_meets_a_form_that_is_not_listed():
     assert {"gather_batch_kernel", "prefill_kernel", "decode_kernel", "prefix_kernel", "merge_kernel"} < set(launched)
     assert {"rms_norm_kernel", "gate_and_mul_kernel", "gate_and_quantize_kernel", "quantize_fp8_kernel"} < set(launched)
     assert {"count_kernel", "place_kernel", "product_kernel", "combine_kernel", "sum_kernel"} < set(launched)
-    assert {"shrink_kernel", "expand_kernel"} < set(launched)
+    assert {"shrink_kernel", "expand_kernel", "text_kernel"} < set(launched)
 
 
 def test_a_launch_on_the_meta_device_compiles_ahead_and_a_failure_is_tried_again(tmp_path, monkeypatch):

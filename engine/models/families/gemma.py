@@ -31,13 +31,17 @@ VAULT_WEIGHTS = replace(WEIGHTS, modules={**WEIGHTS.modules, "layers.*.pre_feedf
 
 def gemma_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `GemmaConfig`: embeddings are scaled, and norms scale by `1 + weight`."""
-    if getattr(config, "use_bidirectional_attention", None):
-        raise UnsupportedModelError("config field 'use_bidirectional_attention' is true; only causal models decode")
+    _check_causal(config)
     return DecoderSpec(**_common_fields(config, "hidden_act"), windows=(0,) * config.num_hidden_layers)
 
 
 def gemma2_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `Gemma2Config`: norms around each sublayer, softcaps on scores and logits, some windows."""
+    _check_causal(config)
+    return _gemma2_spec(config)
+
+
+def _gemma2_spec(config: Any) -> DecoderSpec:
     return DecoderSpec(
         **_common_fields(config, "hidden_activation"),
         windows=attention_windows(config),
@@ -56,12 +60,20 @@ def gemma3_spec(config: Any) -> DecoderSpec:
         raise UnsupportedModelError(
             "config field 'attn_logit_softcapping' is set; the scores of Gemma 3 have no softcap, so set it to null"
         )
-    return replace(gemma2_spec(config), qk_norm=True)
+    return replace(_gemma2_spec(config), qk_norm=True)
 
 
 def vaultgemma_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `VaultGemmaConfig`: Gemma 2 without the norms after the sublayers."""
     return replace(gemma2_spec(config), norm_placement="before")
+
+
+def _check_causal(config: Any) -> None:
+    """Raises if a model attends to later tokens, which transformers does in some parts of Gemma 1 and 2 only."""
+    if getattr(config, "use_bidirectional_attention", None):
+        raise UnsupportedModelError(
+            "config field 'use_bidirectional_attention' is true; of Gemma only version 3 attends to later tokens here"
+        )
 
 
 def _common_fields(config: Any, activation_field: str) -> dict[str, Any]:
@@ -84,6 +96,6 @@ def _softcap(config: Any, field: str) -> float:
 FAMILIES = (
     Family(("GemmaForCausalLM",), gemma_spec, WEIGHTS),
     Family(("Gemma2ForCausalLM",), gemma2_spec, GEMMA2_WEIGHTS),
-    Family(("Gemma3ForCausalLM",), gemma3_spec, GEMMA2_WEIGHTS),
+    Family(("Gemma3ForCausalLM", "Gemma3TextModel"), gemma3_spec, GEMMA2_WEIGHTS),
     Family(("VaultGemmaForCausalLM",), vaultgemma_spec, VAULT_WEIGHTS),
 )

@@ -78,9 +78,11 @@ def open_engine(base: Path, **settings: Any) -> LLM:
 def generate(
     llm: LLM, jobs: list[tuple[list[int], Path | None]], params: SamplingParams, names: list[Path]
 ) -> list[RequestOutput]:
-    """Runs prompts, each with an adapter or with none, in one batch."""
+    """Runs prompts, each with an adapter or with none, in one batch: the adapters are read before the first step."""
     for index, (prompt, path) in enumerate(jobs):
         request = None if path is None else LoRARequest(path.name, 1 + names.index(path), str(path))
+        if request is not None:
+            llm.add_lora(request)
         llm.llm_engine.add_request(GenerateRequest(str(index), None, prompt, params, lora_request=request))
     outputs: dict[int, RequestOutput] = {}
     while llm.llm_engine.has_unfinished_requests():

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ class FakeReader:
     """Reads adapters when the test allows it.
 
     Attributes:
-        names: Names of the adapters that were read, in order.
+        names: Names of the adapters whose loads have begun, in order.
     """
 
     def __init__(self) -> None:
@@ -37,15 +38,16 @@ class FakeReader:
         self.may_end.set()
 
     def __call__(self, request: LoRARequest) -> Adapter:
-        assert self.may_end.wait(10)
         self.names.append(request.lora_name)
+        assert self.may_end.wait(10)
         if request.lora_name.startswith("bad"):
             raise AdapterError(f"the adapter {request.lora_name!r} is damaged")
         return Adapter(request.lora_name, request.lora_name.encode().ljust(16), {}, 0)
 
 
 def make_sequence(name: str) -> Sequence:
-    return Sequence(name, 0, GREEDY, 0, [1], num_prompt_tokens=1, max_tokens_total=3, stop_token_ids={})
+    made = {"num_prompt_tokens": 1, "max_tokens_total": 3, "stop_token_ids": {}, "arrival": int(name)}
+    return Sequence(name, 0, GREEDY, 0, [1], **made)  # type: ignore[arg-type]
 
 
 def ask(number: int, name: str | None = None) -> LoRARequest:
@@ -68,7 +70,7 @@ def library(reader: FakeReader):
 def settle(library: AdapterLibrary) -> tuple[list[Any], list[Any]]:
     """Waits for all loads for which there is room."""
     ready, failed = library.take_ready()
-    for _ in range(20):
+    while library.is_loading:
         library.wait()
         more, worse = library.take_ready()
         ready, failed = ready + more, failed + worse
@@ -94,7 +96,7 @@ def test_an_adapter_of_unfinished_sequences_stays_and_the_one_unused_for_longest
     settle(library)
     library.ask(ask(3), third)
     assert settle(library) == ([], []) and library.ids() == {1, 2}
-    second.fail_unstarted(None)
+    library.leave(second)
     assert settle(library) == ([third], []) and library.ids() == {1, 3}
     assert sorted(reader.names[:2]) == ["tune-1", "tune-2"] and reader.names[2:] == ["tune-3"]
 
@@ -120,13 +122,76 @@ def test_an_adapter_that_cannot_be_reached_holds_up_no_other(reader) -> None:
     far, near = make_sequence("0"), make_sequence("1")
     library.ask(ask(1, "far"), far)
     library.ask(ask(2), near)
-    library.take_ready()
-    library.wait()
-    assert library.take_ready() == ([near], []) and library.num_waiting == 1
+    ready, failed = library.take_ready()
+    while not ready:
+        library.wait()
+        ready, failed = library.take_ready()
+    assert (ready, failed) == ([near], []) and library.num_waiting == 1
     reader.may_end.set()
-    library.wait()
-    assert library.take_ready() == ([far], [])
+    assert settle(library) == ([far], [])
     library.close()
+
+
+def test_loads_start_and_adapters_are_handed_out_in_the_order_of_the_first_sequences(library, reader) -> None:
+    """The adapters take the places of one that is in use; one of them is asked for again and again."""
+    library.ask(ask(1), first := make_sequence("0"))
+    library.ask(ask(2), second := make_sequence("1"))
+    assert settle(library) == ([first, second], [])
+    sequences = [make_sequence(str(2 + i)) for i in range(5)]
+    for sequence, number in zip(sequences, (3, 4, 5, 3, 3), strict=True):
+        library.ask(ask(number), sequence)
+        assert settle(library) == ([], [])
+    library.leave(first)
+    assert settle(library) == ([sequences[0], sequences[3], sequences[4]], []) and reader.names[2:] == ["tune-3"]
+    library.ask(ask(6), make_sequence("7"))
+    for user in sequences[0], sequences[3], sequences[4], second:
+        library.leave(user)
+    assert settle(library) == (sequences[1:3], []) and set(reader.names[3:]) == {"tune-4", "tune-5"}
+    for sequence, number in ((late := make_sequence("9"), 4), (early := make_sequence("8"), 5)):
+        library.ask(ask(number), sequence)
+    assert settle(library) == ([early, late], [])
+
+
+def test_an_adapter_that_nobody_needs_goes_with_its_name_and_its_number(library, reader) -> None:
+    for number in range(1, 6):
+        library.ask(ask(number), sequence := make_sequence(str(number)))
+        settle(library)
+        library.leave(sequence)
+    assert library.ids() == {4, 5}
+    library.ask(ask(4), used := make_sequence("6"))
+    settle(library)
+    library.leave(used)
+    reader.may_end.clear()
+    library.ask(ask(1, "new"), waiting := make_sequence("7"))
+    library.take_ready()
+    assert library.ids() == {4}, "the adapter that was unused for the longest time has gone"
+    library.ask(ask(2, "never read"), queued := make_sequence("8"))
+    with pytest.raises(ConfigError, match="lora_int_id=2 is the number of the adapter 'never read'"):
+        library.check(ask(2, "other"))
+    assert library.leave(queued) and library.leave(waiting) and not library.leave(waiting)
+    library.check(ask(2, "other"))
+    with pytest.raises(ConfigError, match="lora_int_id=1 is the number of the adapter 'new'"):
+        library.check(ask(1, "other"))
+
+
+def test_closing_waits_for_no_load(reader) -> None:
+    ended = threading.Event()
+
+    def read(request: LoRARequest) -> Adapter:
+        reader.may_end.wait(5)
+        ended.set()
+        return Adapter(request.lora_name, b"", {}, 0)
+
+    reader.may_end.clear()
+    library = AdapterLibrary(read, max_adapters=9)
+    for number in range(1, 8):
+        library.ask(ask(number), make_sequence(str(number)))
+    library.take_ready()
+    loads = [thread for thread in threading.enumerate() if thread.name == "adapters"]
+    assert loads and all(thread.daemon for thread in loads), "the end of the interpreter would wait for a load"
+    library.close()
+    assert not ended.is_set() and not library.is_loading
+    reader.may_end.set()
 
 
 def test_an_error_that_no_reader_should_raise_names_the_adapter(library, monkeypatch) -> None:
@@ -144,6 +209,8 @@ def test_a_number_or_a_name_stands_for_one_adapter(library) -> None:
         library.check(ask(1, "other"))
     with pytest.raises(ConfigError, match=r"was read from '/adapters/1'.*load_inplace=True"):
         library.check(LoRARequest("tune-1", 1, "/elsewhere"))
+    with pytest.raises(ConfigError, match=r"'tune-1' has lora_int_id=1, and a request names it with lora_int_id=2"):
+        library.check(LoRARequest("tune-1", 2, "/adapters/1", load_inplace=True))
     library.add(LoRARequest("tune-1", 1, "/elsewhere", load_inplace=True))
     assert library.ids() == {1} and library.num_loads == 2
 
@@ -186,25 +253,29 @@ def test_an_adapter_for_which_pinned_ones_leave_no_room_fails_its_sequences(libr
     assert settle(library) == ([again], []) and library.ids() == {1, 2}
 
 
-def test_sequences_that_have_ended_are_forgotten(library) -> None:
-    for number in range(5):
-        library.ask(ask(1), sequence := make_sequence(str(number)))
-        settle(library)
-        sequence.fail_unstarted(None)
-    assert len(library._entries["tune-1"].users) == 1
-    library.ask(ask(1), make_sequence("unfinished"))
-    settle(library)
-    library.reset()
-    assert library.remove(1), "a reset ends all sequences"
-
-
 def test_an_adapter_in_use_is_not_removed(library) -> None:
-    library.ask(ask(1), sequence := make_sequence("0"))
-    settle(library)
-    with pytest.raises(ConfigError, match="unfinished requests use the adapter 'tune-1'"):
-        library.remove(1)
-    sequence.fail_unstarted(None)
+    first, second = make_sequence("0"), make_sequence("1")
+    for sequence in (first, second):
+        library.ask(ask(1), sequence)
+        settle(library)
+    for sequence in (first, second):
+        with pytest.raises(ConfigError, match="unfinished requests use the adapter 'tune-1'"):
+            library.remove(1)
+        assert not library.leave(sequence) and not library.leave(sequence)
     assert library.remove(1)
+
+
+def test_a_reset_ends_all_sequences_and_keeps_the_adapters(library, reader) -> None:
+    library.ask(ask(1), make_sequence("0"))
+    settle(library)
+    reader.may_end.clear()
+    for number in (1, 2, 3):
+        library.ask(ask(number), make_sequence(str(number)))
+    library.take_ready()
+    library.reset()
+    reader.may_end.set()
+    assert library.num_waiting == 0 and settle(library) == ([], []) and library.ids() == {1, 2}
+    assert library.remove(1) and library.remove(2) and not library.remove(3)
 
 
 @pytest.fixture(scope="module")
@@ -252,22 +323,40 @@ def test_the_same_prompt_under_adapters_in_turn_shares_no_block_but_with_itself(
             assert output.num_cached_tokens == 24
 
 
-def test_steps_go_on_while_an_adapter_is_read(folder, requests, monkeypatch) -> None:
+def test_steps_go_on_and_end_while_an_adapter_is_read(folder, requests, monkeypatch) -> None:
     with LLM(str(folder), dtype="float32", enable_lora=True) as llm:
         engine = llm.llm_engine
         assert engine.adapters is not None
         read, may_end = engine.adapters._read, threading.Event()
         monkeypatch.setattr(engine.adapters, "_read", lambda request: may_end.wait(20) and read(request))
         engine.add_request(GenerateRequest("slow", None, [5, 6, 7], GREEDY, lora_request=requests[0]))
+        assert [engine.step() for _ in range(3)] == [[]] * 3, "a step with nothing to run ends before the load does"
         engine.add_request(GenerateRequest("plain", None, [5, 6, 7], GREEDY))
         ended: list[str] = []
         while not ended:
             ended = [output.request_id for output in engine.step()]
-        assert ended == ["plain"] and engine.stats().num_waiting == 1
+        assert ended == ["plain"] and engine.stats().num_waiting == 1 and not may_end.is_set()
         may_end.set()
         while engine.has_unfinished_requests():
             ended += [output.request_id for output in engine.step()]
         assert ended == ["plain", "slow"]
+
+
+def test_sequences_that_waited_for_adapters_keep_their_places(folder, requests, monkeypatch) -> None:
+    with LLM(str(folder), dtype="float32", enable_lora=True, max_loras=2, max_num_seqs=1) as llm:
+        engine = llm.llm_engine
+        assert engine.adapters is not None
+        read, may_end = engine.adapters._read, threading.Event()
+        monkeypatch.setattr(engine.adapters, "_read", lambda request: may_end.wait(20) and read(request))
+        for name, adapter in enumerate((None, 0, 1, 0, None)):
+            request = None if adapter is None else requests[adapter]
+            engine.add_request(GenerateRequest(str(name), None, [5, 6, 7], GREEDY, lora_request=request))
+        ended = [output.request_id for output in engine.step()]
+        may_end.set()
+        futures.wait([entry.loading for entry in engine.adapters._loading.values() if entry.loading is not None])
+        while engine.has_unfinished_requests():
+            ended += [output.request_id for output in engine.step()]
+        assert ended == ["0", "1", "2", "3", "4"]
 
 
 def test_requests_that_wait_for_an_adapter_can_be_aborted(folder, requests, monkeypatch) -> None:

@@ -80,6 +80,8 @@ def run_peft(folder: Path, request: LoRARequest | None, token_ids: list[int]) ->
 
 def test_prompts_with_adapters_and_without_are_mixed_and_each_gets_what_peft_computes(folder, llm, requests):
     each = [requests[0], None, requests[1], requests[2]]
+    for request in requests:  # So that all prompts run in the same steps.
+        llm.add_lora(request)
     for output, request in zip(generate(llm, PROMPTS, each), each, strict=True):
         assert output.lora_request == request
         token_ids, num_prompt = output.outputs[0].token_ids, len(output.prompt_token_ids)

@@ -123,6 +123,8 @@ class Tuned:
     def run(self, folder: Path, **settings: Any) -> tuple[list[RequestOutput], LLM]:
         """Runs the prompts in one call; returns the outputs and the closed engine."""
         with LLM(str(folder), **{**SETTINGS, **settings}) as llm:
+            for request in self.requests:  # So that prompts with and without adapters run in the same steps.
+                llm.add_lora(request)
             asked = [self.request_of(index) for index in range(NUM_PROMPTS)]
             outputs = llm.generate(prompts(), PARAMS, use_tqdm=False, lora_request=asked)
             llm.llm_engine.check_integrity()

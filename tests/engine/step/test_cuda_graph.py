@@ -181,6 +181,8 @@ def test_steps_with_adapters_are_recorded_at_start_beside_those_without(tiny_mod
     settings = {"dtype": "float32", "max_num_seqs": MAX_NUM_SEQS, "enable_lora": True, "max_loras": 2}
     with LLM(str(model_folder), **settings) as llm:
         batches = [[1, None, 2, 1, 2], [None] * 5, [3, 1, 2, None, 0], [2]]
+        for number in range(4):  # So that prompts with and without adapters run in the same steps.
+            llm.add_lora(LoRARequest(str(number), number + 1, path.format(number)))
         expected = [run(names) for names in batches]
         assert expected[0] != expected[1] != expected[2], "adapters change tokens"
         _, backend = record_decodes(llm, [2, 8, 11])

@@ -77,6 +77,16 @@ def test_a_plan_enters_the_tables_and_becomes_a_batch():
     assert batch.rows.tolist() == [2, 0, 1]
 
 
+def test_the_tokens_of_the_second_text_of_a_pair_have_type_1():
+    tables = make_tables()
+    pair, single, empty_first = (SimpleNamespace(num_first_tokens=count) for count in (2, None, 0))
+    plan = SimpleNamespace(rows=[2, 0, 3], counts=[5, 3, 2])
+    plan.new_rows = [NewRow(2, pair, 5), NewRow(0, single, 3), NewRow(3, empty_first, 2)]
+    assert tables.token_types(plan).tolist() == [0, 0, 1, 1, 1, 0, 0, 0, 1, 1]
+    plan.new_rows = [NewRow(2, single, 5), NewRow(3, single, 2)]
+    assert tables.token_types(plan) is None, "new sequences own the rows, and all tokens have type 0"
+
+
 def test_what_is_sampled_is_appended_to_its_row():
     tables = make_tables()
     sent = tables.send(make_plan(), 3)
