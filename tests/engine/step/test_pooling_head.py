@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from checkpoints import tiny_classifier
+from encoders import reference, tiny_encoder
 from millrace.engine import LLM, PoolingParams, PoolingRequest
 from millrace.engine.pooling.config import POOLING_TYPES
 
@@ -132,6 +133,35 @@ def test_classes_of_tokens_of_steps_and_their_names(classifier):
         mean = [model.score(model.model(torch.tensor([ids])).last_hidden_state[0].mean(0)) for ids in PROMPTS]
         raw = llm.classify(PROMPTS, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
         assert_all_close([np.array(one.outputs.probs) for one in raw], [one.numpy() for one in mean])
+
+
+ENCODER = {"dtype": "float32", "max_num_batched_tokens": 80, "max_model_len": 70}
+"""Settings of encoders, whose texts are never cut, but fill several steps."""
+
+
+@pytest.mark.parametrize("model_type", ["bert", "llama"])
+def test_encoders_pool_in_every_way(tmp_path, model_type):
+    folder = tiny_encoder(tmp_path, model_type)
+    hidden = [rows.numpy() for rows in reference(folder, PROMPTS)]
+    config = {"pooling_type": POOLING_TYPES, "use_activation": False}
+    joined = [np.concatenate([FORMULAS[name](rows) for name in POOLING_TYPES]) for rows in hidden]
+    with LLM(str(folder), runner="pooling", pooler_config=config, **ENCODER) as llm:
+        tasks = [PoolingParams(task=("token_embed", "embed")[i % 2]) for i in range(len(PROMPTS))]
+        expected = [one if i % 2 else rows for i, (one, rows) in enumerate(zip(joined, hidden, strict=True))]
+        assert_all_close(data(llm.encode(PROMPTS, tasks, use_tqdm=False)), expected)
+
+
+def test_an_encoder_that_was_trained_to_classify_tokens_does_so_where_nothing_is_said(tmp_path):
+    folder = tiny_encoder(tmp_path, "bert", "tokens", id2label={0: "O", 1: "NAME", 2: "PLACE"})
+    expected = [rows.softmax(-1).numpy() for rows in reference(folder, PROMPTS, "tokens")]
+    with LLM(str(folder), **ENCODER) as llm:
+        for i, ids in enumerate(PROMPTS):
+            llm.llm_engine.add_request(PoolingRequest(str(i), None, ids, PoolingParams()))
+        outputs = {}
+        while llm.llm_engine.has_unfinished_requests():
+            outputs |= {output.request_id: output for output in llm.llm_engine.step()}
+        assert_all_close(data([outputs[str(i)] for i in range(len(PROMPTS))]), expected)
+        assert outputs["0"].outputs.labels == ("O", "NAME", "PLACE")
 
 
 @pytest.mark.slow
