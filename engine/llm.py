@@ -242,7 +242,7 @@ class LLM:
             EngineError: As in `generate`.
         """
         prefix = find_prefix(self.llm_engine.tokenizer, prompt_name, prompt)
-        parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
+        parsed = [attempt(parse_prompt, one) for one in _as_prompts(prompts)]
         return self._pool(
             parsed if prefix is None else [attempt(check_is_text, one) for one in parsed],
             pooling_params,

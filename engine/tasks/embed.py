@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from ..config import EngineConfig
-from ..errors import PoolingParamsError, UnsupportedModelError, quote
+from ..errors import ConfigError, PoolingParamsError, UnsupportedModelError, quote
 from ..loading.model_source import locate_model
 from ..models import describe_model
 from ..pooling.config import PoolerConfig
@@ -63,6 +63,8 @@ class Embed(PoolingTask):
         if not pooling.types:
             pooling = replace(pooling, pooling_type="CLS" if spec.is_encoder else "LAST")
         check_chunks(pooling)
+        if (pooling.logit_mean, pooling.logit_sigma) != (None, None):
+            raise ConfigError("pooler_config: logit_mean and logit_sigma are for the logits of classes; drop them")
         sizes = getattr(hf_config, "matryoshka_dimensions", None)
         task = cls(
             Pooler(pooling, normalize, modules.steps, modules.token_steps),

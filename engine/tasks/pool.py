@@ -157,7 +157,7 @@ class PoolingTask(Task):
             raise ConfigError(f"pooler_config: task={config.task!r}, but this engine does {self.name!r}; drop it")
         params = PoolingParams(task=self.token_task, returned_token_ids=config.returned_token_ids)
         try:
-            self.check_pooling(replace(params, step_tag_id=0))
+            self.check_pooling(params)
         except PoolingParamsError as error:
             raise ConfigError(f"pooler_config: {error}") from error
         if config.dimensions is not None and (problem := self.problem_of(config.dimensions)) is not None:
@@ -168,10 +168,14 @@ class PoolingTask(Task):
             for name in ("step_tag_id", "returned_token_ids"):
                 if getattr(params, name) is not None:
                     raise PoolingParamsError(f"{name} is for task={self.token_task!r}, a vector of each token; drop it")
-        elif self.pooler.config.tok_pooling_type == "STEP" and self.pooler.step_tag_id(params) is None:
-            raise PoolingParamsError("tok_pooling_type='STEP' needs the step tag; set step_tag_id")
         if params.returned_token_ids is not None:
             self.check_classes(params.returned_token_ids)
+
+    def check_step_tag(self, params: PoolingParams) -> None:
+        """Raises `PoolingParamsError` if a request wants the vectors of steps, and no token is set that ends one."""
+        wants_steps = self.wants_tokens(params) and self.pooler.config.tok_pooling_type == "STEP"
+        if wants_steps and self.pooler.step_tag_id(params) is None:
+            raise PoolingParamsError("tok_pooling_type='STEP' needs the step tag; set step_tag_id")
 
     @abstractmethod
     def problem_of(self, dimensions: int) -> str | None:
@@ -215,7 +219,8 @@ class PoolingHandler(RequestHandler[PoolingRequest, PooledSequence]):
         params: Any = request.pooling_params
         if not isinstance(params, PoolingParams):
             raise PoolingParamsError(f"pooling_params must be PoolingParams; got {describe(params)}")
-        self.task.check_pooling(params)
+        self._pooling.check_pooling(params)
+        self._pooling.check_step_tag(params)
         by_token = self._pooling.wants_tokens(params)
         if by_token and request.more_prompts:
             raise PoolingParamsError(

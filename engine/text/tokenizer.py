@@ -219,10 +219,10 @@ class Tokenizer:
         head = before if token_ids[: len(before)] == before else []
         tail = after if token_ids[len(token_ids) - len(after) :] == after else []
         room = most - len(head) - len(tail)
-        if room <= 0:
+        if room < 0:
             return token_ids[:most]
         inner = token_ids[len(head) : len(token_ids) - len(tail)]
-        return [*head, *(inner[-room:] if self.hf.truncation_side == "left" else inner[:room]), *tail]
+        return [*head, *(inner[len(inner) - room :] if self.hf.truncation_side == "left" else inner[:room]), *tail]
 
     def decode_ids(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of tokens, decoded without the tokens before them."""
