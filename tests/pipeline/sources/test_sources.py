@@ -70,7 +70,7 @@ def read_units(source: Source) -> list[dict[str, Any]]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts inputs as if they were large, and looks through little of them."""
-    monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
+    monkeypatch.setattr(text, "UNIT_BYTES", 100)
     monkeypatch.setattr(parquet, "UNIT_BYTES", 100)
     monkeypatch.setattr(parquet, "MAX_ROWS", 5)
     monkeypatch.setattr(text, "LOOK_BYTES", 300)
@@ -269,7 +269,7 @@ def test_a_line_end_inside_of_a_name_does_not_end_the_header_of_csv(tmp_path: Pa
 def test_lines_of_json_end_in_any_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, end: str
 ) -> None:
-    monkeypatch.setattr(jsonl, "UNIT_BYTES", 7)  # Some units begin inside of a line end.
+    monkeypatch.setattr(text, "UNIT_BYTES", 7)  # Some units begin inside of a line end.
     content = end.join(['{"id": 1}', '{"id": 2, "line": "b"}', "", "{", '{"id": 3}', '{"id": 4}']).encode()
     path = tmp_path / f"x.jsonl{compression}"
     path.write_bytes(gzip.compress(content) if compression else content)
@@ -286,7 +286,7 @@ def test_a_line_that_would_fill_the_memory_is_an_error_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(text, "MAX_LINE_BYTES", 60)
-    monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
+    monkeypatch.setattr(text, "UNIT_BYTES", 100)
     rows = [{"id": 1, "x": "a"}, {"id": 2, "x": "b" * 200}, {"id": 3, "x": "c"}, {"id": 4, "x": "d"}]
     path = Path(write_rows(tmp_path / f"x.{kind}", rows))
     first, error, *others = read_units(Source.find(str(path)))
@@ -461,7 +461,7 @@ def test_a_parquet_column_that_is_not_asked_for_is_not_read(tmp_path: Path) -> N
     ("name", "content", "said"),
     [
         ("missing.parquet", None, "does not exist"),
-        ("x.txt", b"x", "format of"),
+        ("x.log", b"x", "format of"),
         ("bad.parquet", b"no parquet", "bad.parquet' cannot be read as parquet"),
         ("bad.arrow", b"no arrow", "bad.arrow' cannot be read as arrow"),
         ("array.json", b'[\n{"a": 1}\n]', "one JSON array"),
@@ -580,7 +580,7 @@ def test_every_format_is_read_with_the_columns_of_its_sample(cluster: None, tmp_
 def test_a_limit_takes_the_first_rows(
     cluster: None, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
+    monkeypatch.setattr(text, "UNIT_BYTES", 100)
     rows = [{"id": index} for index in range(300)]
     source = Source.find([write_rows(tmp_path / f"{part}.{kind}", rows) for part in range(2)])
     assert sorted(row["id"] for row in source.read(limit=120).take_all()) == list(range(120))
