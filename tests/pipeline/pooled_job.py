@@ -43,10 +43,15 @@ def run_here(job: JobConfig, llm: LLM) -> Manifest:
     assert prepared.spec.schema is not None
     prepared.folder.clear(prepared.state.publisher)
     prepared.folder.write_state(prepared.state)
-    given = [row for unit in prepared.source.units for table in prepared.source.tables(unit) for row in table.to_pylist()]
+    given = [
+        row for unit in prepared.source.units for table in prepared.source.tables(unit) for row in table.to_pylist()
+    ]
     rows = [Row.read({name: value for name, value in row.items() if not name.startswith("__")}) for row in given]
     settings = {"adapters": prepared.config.adapter_names, "stop_on_error": False}
-    before = [PreprocessStage(MakePrompt.of(job)), *(one.make() for one in stages_on(Side.BEFORE_ENGINE, prepared.config))]
+    before = [
+        PreprocessStage(MakePrompt.of(job)),
+        *(one.make() for one in stages_on(Side.BEFORE_ENGINE, prepared.config)),
+    ]
     done = run_stages([*before, make_pooling_stage(prepared.config, OneEngine(llm), settings)], rows)
     generated = [Row(row.input, dict(row.data), row.error) for row in done]
     run_stages([PostprocessStage(MakeResult.of(job, prepared.spec.schema))], rows)
