@@ -32,7 +32,7 @@ class OneEngine:
     def generate(self, requests: list[Request]) -> Iterator[EngineOutput]:
         for request in requests:
             self._engine.add_request(request)
-        while self._engine.has_unfinished_requests:
+        while self._engine.has_unfinished_requests():
             yield from self._engine.step()
 
 

@@ -133,7 +133,7 @@ BIAS = Kind("an object of token ids and numbers", _is_bias)
 PROMPT = Kind("a string, a list of strings or a list of token ids", lambda value: isinstance(value, str | list))
 ITEM = Kind("a string or an object with a text", lambda value: isinstance(value, str | dict))
 TEXT_ITEMS = Kind(
-    "a string, or a list of strings or of objects with a text", lambda value: isinstance(value, str | list)
+    "a string, an object with a text, or a list of these", lambda value: isinstance(value, str | dict | list)
 )
 CONTENT = Kind("a string or a list of parts", lambda value: isinstance(value, str | list))
 ITEMS = Kind("a string or a list of items", lambda value: _is_text(value) or _is_list_of(_is_object)(value))

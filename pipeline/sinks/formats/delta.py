@@ -86,10 +86,8 @@ def table_type(kind: pa.DataType) -> pa.DataType:
     """Returns the type with which a Delta table stores a column of the given type.
 
     Raises:
-        ConfigError: The package `deltalake` is not installed.
         ValueError: A Delta table has no type for the column.
     """
-    require_delta()
     from deltalake import Schema
 
     kind = _widened(kind)
@@ -196,6 +194,7 @@ FORMAT = SinkFormat(
     encode,
     stored_type=table_type,
     check_schema=check_schema,
+    require=require_delta,
     needs_schema=True,
     publisher=DeltaPublisher(),
 )

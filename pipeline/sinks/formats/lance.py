@@ -67,10 +67,8 @@ def table_type(kind: pa.DataType) -> pa.DataType:
     """Returns the type with which a Lance table stores a column of the given type.
 
     Raises:
-        ConfigError: The package `pylance` is not installed.
         ValueError: A Lance table has no type for the column.
     """
-    require_lance()
     stored = pa.string() if pa.types.is_null(kind) else stored_type(kind)
     try:
         _describe(pa.schema([("value", stored)]))
@@ -183,4 +181,4 @@ def _fragment(described: dict[str, Any], file: dict[str, Any]) -> Any:
     return FragmentMetadata.from_json(json.dumps(entry))
 
 
-FORMAT = SinkFormat("lance", encode, stored_type=table_type, needs_schema=True, publisher=LancePublisher())
+FORMAT = SinkFormat("lance", encode, stored_type=table_type, require=require_lance, needs_schema=True, publisher=LancePublisher())
