@@ -181,4 +181,6 @@ def _fragment(described: dict[str, Any], file: dict[str, Any]) -> Any:
     return FragmentMetadata.from_json(json.dumps(entry))
 
 
-FORMAT = SinkFormat("lance", encode, stored_type=table_type, require=require_lance, needs_schema=True, publisher=LancePublisher())
+FORMAT = SinkFormat(
+    "lance", encode, stored_type=table_type, require=require_lance, needs_schema=True, publisher=LancePublisher()
+)

@@ -281,6 +281,26 @@ def test_lines_of_json_end_in_any_way(
     ]
 
 
+@pytest.mark.parametrize("compression", ["", ".gz"])
+def test_lines_of_text_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
+    monkeypatch.setattr(text, "UNIT_BYTES", 7)
+    content = b"\xef\xbb\xbffirst line\r\n\n  \n indented\nnot \xff text\nlast"
+    path = tmp_path / f"x.txt{compression}"
+    path.write_bytes(gzip.compress(content) if compression else content)
+    source = Source.find(str(path))
+    assert (source.num_rows, source.schema) == (4, pa.schema([("text", pa.string())]))
+    rows = read_units(source)
+    assert [row["text"] for row in rows] == ["first line", " indented", None, "last"]
+    assert "the line is not UTF-8" in rows[2][READ_ERROR] and rows[2][READ_ROW] == "not \\xff text"
+
+
+def test_notes_beside_data_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "README.txt").write_text("about the data")
+    assert Source.find(str(tmp_path)).schema.names == ["text"]
+    write_rows(tmp_path / "x.jsonl", [{"id": 1}])
+    assert Source.find(str(tmp_path)).schema.names == ["id"]
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_line_that_would_fill_the_memory_is_an_error_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
