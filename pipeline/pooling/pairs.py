@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ...engine import PoolingOutput, PoolingRequestOutput
 from ...engine.errors import ConfigError, PromptTypeError
-from ...engine.pooling.scoring import Scoring, pair_up
 from .. import columns
 from ..arrow_values import quoted
 from .answers import Answers, Pooled
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from ...engine.pooling.scoring import Scoring
 
 USUAL_COLUMNS = (
     (columns.TEXT_1, columns.TEXT_2),
@@ -47,6 +48,8 @@ class Pairs:
         Raises:
             PromptTypeError: The row lacks a text, or the numbers of texts do not match.
         """
+        from ...engine.pooling.scoring import pair_up  # It loads torch.
+
         first, second = (_texts(row, name) for name in names or pair_columns(row))
         are_listed = isinstance(first, list) or isinstance(second, list)
         try:

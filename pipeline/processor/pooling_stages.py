@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...engine.pooling.scoring import Scoring
 from ..pooling.answers import Answers, ClassAnswers, RewardAnswers, VectorAnswers
 from ..pooling.model import class_labels, pooling_task
 from ..pooling.pairs import ScoreAnswers
@@ -14,6 +13,9 @@ from ..stages.backends.engine import EngineClient
 from ..stages.backends.pooling import PoolingStage, ScoreStage
 from ..stages.tokenizers import load_tokenizer
 from .config import EngineProcessorConfig
+
+if TYPE_CHECKING:
+    from ...engine.pooling.scoring import Scoring
 
 
 def answers_of(config: EngineProcessorConfig) -> Answers:

@@ -147,8 +147,11 @@ class RequestReader:
         self._check_model(given)
         if self.task == "embed":
             return read_embedding(custom_id, given)
-        read = {"score": read_score, "classify": read_classify}.get(self.task, self._request)
-        return read(custom_id, url, given)
+        if self.task == "score":
+            return read_score(custom_id, url, given)
+        if self.task == "classify":
+            return read_classify(custom_id, url, given)
+        return self._request(custom_id, url, given)
 
     def _request(self, custom_id: str, url: str, given: dict[str, Any]) -> BatchRequest:
         asked = chat_body(given) if url == RESPONSES else given

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ....engine import PoolingParams, PoolingRequest
 from ....engine.errors import PoolingParamsError
-from ....engine.inputs import Parsed
-from ....engine.pooling.scoring import Scoring
 from ... import columns
 from ...pooling.answers import Answers
 from ...pooling.pairs import Pairs
 from .engine import Asked, EngineClient, EngineStage, plain_values, request_columns
+
+if TYPE_CHECKING:
+    from ....engine.inputs import Parsed
+    from ....engine.pooling.scoring import Scoring
 
 
 class PoolingStage(EngineStage):
