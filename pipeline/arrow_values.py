@@ -6,6 +6,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -341,12 +342,34 @@ def misfit(value: Any, kind: pa.DataType | pa.Field | None) -> BaseException | N
 def to_array(values: Sequence[Any], kind: pa.DataType | None) -> pa.Array:
     """Returns a column of values, with the given type if it gives all values back, otherwise with a type from Arrow."""
     if kind is not None:
+        if (vectors := _vector_type(values, kind)) is not None:
+            return pa.array(values, vectors)
         try:
             if keeps(values, kind):
                 return make_array(values, kind)
         except UNFIT:
             pass  # The user's `postprocess` uses the column for values of another type.
     return make_array(values, None)
+
+
+def _vector_type(values: Sequence[Any], kind: pa.DataType) -> pa.DataType | None:
+    """Returns a list of fixed size for vectors of one length, or lists of such vectors, in a column of lists.
+
+    Vectors are arrays only where the settings of a processor give all of them one length and type.
+    """
+    given = [value for value in values if value is not None]
+    if kind != pa.list_(pa.float32()) or not given:
+        return None
+    if are_lists := isinstance(given[0], list):
+        if not given[0] or not isinstance(given[0][0], np.ndarray) or not all(isinstance(one, list) for one in given):
+            return None
+        given = [vector for value in given for vector in value]
+    shapes = {(value.dtype, value.shape) if isinstance(value, np.ndarray) else None for value in given}
+    only = shapes.pop() if len(shapes) == 1 else None
+    if only is None or len(only[1]) != 1:
+        return None
+    vectors = pa.list_(pa.from_numpy_dtype(only[0]), only[1][0])
+    return pa.list_(vectors) if are_lists else vectors
 
 
 def own_column(

@@ -14,6 +14,7 @@ import typer
 from .._version import __version__
 from .commands.batch import batch
 from .commands.check import check
+from .commands.embed import embed
 from .commands.init import init
 from .commands.models import models
 from .commands.plan import plan
@@ -61,6 +62,7 @@ def options(
 
 
 app.command()(run)
+app.command()(embed)
 app.command()(batch)
 app.command()(resume)
 app.command("retry-failed")(retry_failed)

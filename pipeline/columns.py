@@ -35,6 +35,8 @@ PROMPT = "prompt"
 TOKENIZED_PROMPT = "tokenized_prompt"
 SAMPLING_PARAMS = "sampling_params"
 POOLING_PARAMS = "pooling_params"
+TEXT_1, TEXT_2 = "text_1", "text_2"
+QUERY, DOCUMENT, DOCUMENTS = "query", "document", "documents"
 MODEL = "model"
 TOOLS = "tools"
 CHAT_TEMPLATE = "chat_template"
@@ -63,6 +65,16 @@ GENERATED_TEXT = "generated_text"
 NUM_GENERATED_TOKENS = "num_generated_tokens"
 EMBEDDINGS = "embeddings"
 """Vector of a row's prompt, or the scores of its classes; Ray Data LLM uses this name for both."""
+
+EMBEDDING_SCALE = "embeddings_scale"
+"""Number by which the codes in `embeddings` are multiplied, where `embedding_dtype` is int8 or uint8; else null."""
+
+PROBS = "probs"
+LABEL = "label"
+LABEL_PROBABILITY = "label_probability"
+SCORE = "score"
+REWARD = "reward"
+"""Answers of the tasks classify, score and reward, which Ray Data LLM puts into `embeddings`."""
 
 METRICS = "metrics"
 LOGPROBS = "logprobs"
@@ -150,6 +162,7 @@ def result_types() -> dict[str, pa.DataType]:
         NUM_INPUT_TOKENS: pa.int64(),
         GENERATED_TOKENS: pa.list_(pa.int64()),
         EMBEDDINGS: pa.list_(pa.float32()),
+        EMBEDDING_SCALE: pa.float32(),
         GENERATED_TEXT: pa.string(),
         NUM_GENERATED_TOKENS: pa.int64(),
         INFERENCE_ERROR: pa.string(),

@@ -30,8 +30,8 @@ MAY_IMPORT_OURS = {
 }
 MAY_IMPORT_OTHERS = {
     "pipeline": {
-        "aiohttp", "deltalake", "jinja2", "numpy", "pyarrow", "pydantic", "pydantic_core", "ray", "rich", "tenacity",
-        "tqdm", "typer", "yaml",
+        "aiohttp", "deltalake", "jinja2", "lance", "numpy", "pyarrow", "pydantic", "pydantic_core", "ray", "rich",
+        "tenacity", "tqdm", "typer", "yaml",
     },
     "actors": {"ray", "tenacity"},
     "engine": {

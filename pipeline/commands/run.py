@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..sinks.formats import OutputFormat
-from .running import BatchSize, Replicas, TakeOver, Verbose, run_shown
+from .running import (
+    BatchSize,
+    KeptColumns,
+    KeyColumns,
+    Limit,
+    OnError,
+    Order,
+    Overwrite,
+    Replicas,
+    ResultFormat,
+    TakeOver,
+    Verbose,
+    run_shown,
+)
 
 if TYPE_CHECKING:
     from ..job.run import PreparedJob
@@ -21,23 +33,18 @@ def run(
     input: Annotated[list[str] | None, typer.Option(help="File, folder or pattern; may be repeated.")] = None,
     output: Annotated[str | None, typer.Option(help="Folder for the results.")] = None,
     prompt: Annotated[str | None, typer.Option(help="Prompt with {column} fields; replaces the job file's.")] = None,
-    columns: Annotated[list[str] | None, typer.Option(help="Column of the input to keep; may be repeated.")] = None,
-    key: Annotated[
-        list[str] | None, typer.Option(help="Column of the key that identifies a row; may be repeated.")
-    ] = None,
+    columns: KeptColumns = None,
+    key: KeyColumns = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens to generate for a row.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 for the most probable tokens.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the job.")] = None,
     replicas: Replicas = None,
     batch_size: BatchSize = None,
-    limit: Annotated[int | None, typer.Option(help="Run only the first rows.")] = None,
-    order: Annotated[Literal["any", "input"] | None, typer.Option(help="Order of the rows of the output.")] = None,
-    output_format: Annotated[OutputFormat | None, typer.Option(help="Format of the results.")] = None,
-    on_error: Annotated[
-        Literal["row", "stop"] | None,
-        typer.Option(help="A failed row goes to the folder _failed of the output, or stops the job."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the job in the output folder.")] = False,
+    limit: Limit = None,
+    order: Order = None,
+    output_format: ResultFormat = None,
+    on_error: OnError = None,
+    overwrite: Overwrite = False,
     take_over: TakeOver = False,
     set_fields: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Field of the job; may be repeated.")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Literal, TextIO
 
 import typer
 import yaml
@@ -19,6 +19,7 @@ from rich.markup import escape
 
 from ...engine.errors import ConfigError, MillraceError, UserError
 from ..plain_text import without_controls
+from ..sinks.formats import OutputFormat
 from .stopping import Stopping, ignore_signals, stop_on_signals
 
 EXIT_FAILED = 1
@@ -32,6 +33,18 @@ EngineSettings = Annotated[
     list[str] | None, typer.Option(metavar="KEY=VALUE", help="Setting of the engine; may be repeated.")
 ]
 EndpointUrl = Annotated[str | None, typer.Option(help="Address of the S3 server, if it is not Amazon's.")]
+KeptColumns = Annotated[
+    list[str] | None, typer.Option(help="Column of the input to keep; may be repeated. By default all are kept.")
+]
+KeyColumns = Annotated[list[str] | None, typer.Option(help="Column of the key that identifies a row; may be repeated.")]
+Limit = Annotated[int | None, typer.Option(help="Run only the first rows.")]
+Order = Annotated[Literal["any", "input"] | None, typer.Option(help="Order of the rows of the output.")]
+ResultFormat = Annotated[OutputFormat | None, typer.Option(help="Format of the results.")]
+OnError = Annotated[
+    Literal["row", "stop"] | None,
+    typer.Option(help="A failed row goes to the folder _failed of the output, or stops the job."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the job in the output folder.")]
 TakeOver = Annotated[bool, typer.Option("--take-over", help="Take the output over from another run that writes to it.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show Ray's logs, and tracebacks.")]
 

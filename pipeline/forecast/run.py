@@ -11,7 +11,7 @@ from pathlib import Path
 import ray
 
 from ...actors.supervisor.nodes import cluster_nodes
-from ...engine import EngineConfig, Footprint
+from ...engine import EngineConfig, Footprint, SamplingParams
 from ...engine.device import num_accelerators
 from ...engine.errors import AdapterError, ConfigError, quote
 from .. import columns
@@ -67,18 +67,24 @@ def forecast_job(
         ConfigError: A setting, the input or the report cannot be used.
     """
     job = job.relative_to(Path.cwd())
+    if job.task.reads_pairs:
+        raise ConfigError("plan counts the tokens of prompts, and a job of task_type='score' has pairs of texts")
+    if measure and job.task.is_pooling:
+        raise ConfigError(f"--measure generates text, and a job of task_type={job.task_type!r} generates none")
     config = processor_config(job)
     source = find_source(job)
-    result_schema(job, source.schema)
+    result_schema(job, source.schema, config)
     source = source.with_columns(input_columns(job, source.schema))
     footprint = Footprint.of(config.engine_config, memory_bytes)
     sample = Sample.take(source, sample_size, seed)
     if job.limit is not None and sample.num_rows is not None:
         sample = Sample(sample.rows, min(sample.num_rows, job.limit), sample.is_exact)
-    lengths = Lengths.of(_prepared(job, config, sample), default_params(config), footprint.max_model_len)
+    # A vector counts as one token, which is all that a pooled row makes.
+    params = SamplingParams(max_tokens=1) if config.is_pooling else default_params(config)
+    lengths = Lengths.of(_prepared(job, config, sample), params, footprint.max_model_len)
     if measure:
-        prompts, params = lengths.prompts[:MAX_MEASURED_ROWS], lengths.params[:MAX_MEASURED_ROWS]
-        throughput = Throughput.measure({"model": config.model_source, **config.engine_kwargs}, prompts, params)
+        prompts, each = lengths.prompts[:MAX_MEASURED_ROWS], lengths.params[:MAX_MEASURED_ROWS]
+        throughput = Throughput.measure({"model": config.model_source, **config.engine_kwargs}, prompts, each)
     elif throughput is None:
         throughput = _pace_of_report(job, report)
     placeable, where = _placeable(config.engine_config)

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ...engine import EngineConfig, SamplingParams
-from ...engine.errors import ConfigError, SamplingParamsError
+from ...engine import EngineConfig, PoolingParams, SamplingParams
+from ...engine.errors import ConfigError, PoolingParamsError, SamplingParamsError
 from ...engine.structured.grammar_text import check_compiles
-from ..columns import GENERATED_TEXT
+from ..pooling.task_types import TASK_TYPES, TaskName, TaskType
+from ..pooling.vectors import EmbeddingDtype
 from ..report.prices import Prices
 from ..settings import Settings
 from ..sinks.formats import OutputFormat
@@ -62,7 +63,8 @@ class JobConfig(Settings):
         row_settings: Columns of the input that hold settings of their row: `tools`, `chat_template` or
             `chat_template_kwargs`; None for no column. A column that is not listed has no effect on the prompt.
         columns: Columns of the input to keep; None for all.
-        output_column: Name of the column of the generated text.
+        output_column: Name of the column of the answer; None for `generated_text`, `embeddings`, `probs`, `score` or
+            `reward`, as the task has it.
         seed: Seed of the rows' draws; None for the engine's `seed`.
         limit: Most rows to run; None for all.
         key: Columns whose values identify a row when the job is resumed; None to identify it by its place in the input.
@@ -70,6 +72,13 @@ class JobConfig(Settings):
         max_rows_per_file: Most rows of a file of the output.
         flush_interval_s: Seconds after which a finished row is durable.
         dedup: Whether identical rows run once. If not, each of them has draws of its own.
+        task_type: The model's task: ``"generate"``, ``"embed"``, ``"classify"``, ``"score"``, ``"token_embed"``,
+            ``"token_classify"`` or ``"reward"``.
+        pooling: Pooling parameters, such as `dimensions`; None for the settings of the engine.
+        embedding_dtype: Type of the numbers of vectors: ``"float32"``, ``"float16"``, ``"int8"``, ``"uint8"``,
+            ``"binary"`` or ``"ubinary"``; None for ``"float32"``.
+        score_columns: Two columns of the input, with the first and the second texts to score; None for `text_1` and
+            `text_2`, or `query` and `document` or `documents`.
         prices: Prices for plan and report: a table, or the path of a YAML or JSON file with a table.
     """
 
@@ -89,7 +98,7 @@ class JobConfig(Settings):
     on_error: Literal["row", "stop"] = "row"
     row_settings: list[RowSetting] | None = None
     columns: list[str] | None = None
-    output_column: str = Field(default=GENERATED_TEXT, min_length=1)
+    output_column: str | None = Field(default=None, min_length=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     limit: int | None = Field(default=None, gt=0, lt=2**63)
     output_format: OutputFormat = "parquet"
@@ -99,6 +108,10 @@ class JobConfig(Settings):
     max_rows_per_file: int = Field(default=50_000, gt=0, lt=2**63)
     flush_interval_s: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     dedup: bool = True
+    task_type: TaskName = "generate"
+    pooling: dict[str, Any] | None = None
+    embedding_dtype: EmbeddingDtype | None = None
+    score_columns: list[str] | None = Field(default=None, min_length=2, max_length=2)
     prices: Prices | None = None
 
     @field_validator("sampling")
@@ -109,6 +122,15 @@ class JobConfig(Settings):
                 check_compiles(SamplingParams.from_dict(value).structured_outputs)
             except SamplingParamsError as error:
                 raise ConfigError(f"sampling: {error}") from error
+        return value
+
+    @field_validator("pooling")
+    @classmethod
+    def _check_pooling(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            PoolingParams.from_dict(value or {})
+        except PoolingParamsError as error:
+            raise ConfigError(f"pooling: {error}") from error
         return value
 
     @field_validator("lora_modules", mode="before")
@@ -156,6 +178,32 @@ class JobConfig(Settings):
         except ConfigError as error:
             raise ConfigError(f"{'messages' if self.prompt is None else 'prompt'}: {error}") from None
         return self
+
+    @model_validator(mode="after")
+    def _check_task(self) -> JobConfig:
+        task = self.task
+        asked = {
+            "sampling": (self.sampling, not task.is_pooling),
+            "pooling": (self.pooling, task.is_pooling),
+            "embedding_dtype": (self.embedding_dtype, task.makes_vectors),
+            "score_columns": (self.score_columns, task.reads_pairs),
+            "prompt": (self.prompt, not task.reads_pairs),
+            "messages": (self.messages, not task.reads_pairs),
+        }
+        for name, (value, is_read) in asked.items():
+            if value is not None and not is_read:
+                raise ConfigError(f"{name} has no use with task_type={task.name!r}; drop it")
+        return self
+
+    @property
+    def task(self) -> TaskType:
+        """The task that `task_type` names."""
+        return TASK_TYPES[self.task_type]
+
+    @property
+    def answer_column(self) -> str:
+        """The name of the column of the answer."""
+        return self.output_column or self.task.answers[0]
 
     def templates(self) -> list[Template]:
         """Returns the parsed template of the prompt, or of each message."""

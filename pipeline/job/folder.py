@@ -13,6 +13,7 @@ from ...engine.errors import ConfigError
 from ...engine.storage.local import DRAFT
 from ..files.storage import Storage
 from ..ledger.epoch import EPOCHS, FAILED, RESULTS
+from ..pooling.task_types import TASK_TYPES
 from ..sinks.formats import FORMATS
 from ..sinks.manifest import FAILED_FOLDER, MANIFEST
 from ..sinks.publish import PLAN, RETRY
@@ -35,7 +36,7 @@ FREE = frozenset({
 
 FINGERPRINT = (
     "model", "prompt", "messages", "sampling", "seed", "columns", "output_column", "output_format", "key", "order",
-    "limit", "lora_modules", "dynamic_lora_loading_path",
+    "limit", "lora_modules", "dynamic_lora_loading_path", "task_type", "pooling", "embedding_dtype", "score_columns",
 )  # fmt: skip
 """Fields of a job that determine its output, besides the input files and the engine's settings without `FREE`."""
 
@@ -66,6 +67,7 @@ class JobState:
         """
         engine = self.job.get("engine", {}) if isinstance(self.job, dict) else None
         is_job = isinstance(engine, dict) and self.job.get("output_format") in FORMATS.names
+        is_job = is_job and self.job.get("task_type", "generate") in TASK_TYPES
         # What `write_results` has begun has no file of its own as input.
         if not is_job or ("input" in self.job and "model" not in self.job):
             raise ValueError("its field 'job' holds no job")
@@ -79,7 +81,11 @@ class JobState:
     def fingerprint(self) -> dict[str, Any]:
         """Everything that determines the rows of the output."""
         engine = {name: value for name, value in self.job.get("engine", {}).items() if name not in FREE}
-        return {**{name: self.job.get(name) for name in FINGERPRINT}, "engine": engine, "input": self.inputs}
+        own = {name: self.job.get(name) for name in FINGERPRINT}
+        # A job of an older version names no task, and always its column.
+        task = own["task_type"] = own["task_type"] or "generate"
+        own["output_column"] = own["output_column"] or TASK_TYPES[task].answers[0]
+        return {**own, "engine": engine, "input": self.inputs}
 
     @property
     def table_versions(self) -> dict[str, int]:

@@ -120,7 +120,7 @@ def prepare_job(job: JobConfig, *, overwrite: bool = False, take_over: bool = Fa
     folder.refuse_input(source.paths)
     config = processor_config(job, source.num_rows)
     warn_of_unread(job, source.schema)
-    schema = result_schema(job, source.schema)
+    schema = result_schema(job, source.schema, config)
     source = source.with_columns(input_columns(job, source.schema))
     state = _state(job, source)
     resumes = folder.check(state, overwrite)
@@ -174,8 +174,8 @@ def prepare_retry(
         raise ConfigError(f"the job in {output!r} has no failed rows; there is nothing to run again")
     job = _changed(state, output, changes)
     given = _read_schema(state.input_schema)
-    spec = _spec(job, folder, result_schema(job, given), given)
     config = processor_config(job)
+    spec = _spec(job, folder, result_schema(job, given, config), given)
     return PreparedJob(job, config, state, folder, spec, None, folder.is_retrying, former, take_over=take_over)
 
 
@@ -396,4 +396,6 @@ def _spec(job: JobConfig, folder: JobFolder, schema: pa.Schema, given: pa.Schema
 
 def _processor(prepared: PreparedJob) -> Processor:
     job, config = prepared.job, prepared.config
-    return Processor(config, engine_stages(config), MakePrompt.of(job), MakeResult(job.output_column))
+    assert prepared.spec.schema is not None
+    result = MakeResult.of(job, prepared.spec.schema)
+    return Processor(config, engine_stages(config), MakePrompt.of(job), result)

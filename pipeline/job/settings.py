@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 import pyarrow as pa
 
 from ...engine import resolve_model
-from ...engine.errors import ConfigError
+from ...engine.errors import ConfigError, PoolingParamsError, PromptTypeError
 from ...engine.loading.hub import HubSettings
 from .. import columns
 from ..files.storage import StorageOptions
-from ..processor.config import EngineProcessorConfig, TaskType
+from ..mixed_values import holds_json
+from ..pooling.model import vector_size
+from ..pooling.pairs import ScoreAnswers, pair_columns
+from ..processor.config import EngineProcessorConfig
+from ..processor.pooling_stages import answers_of, make_scoring
 from ..sinks.formats import FORMATS
 from ..sources import Source
 from ..stages.declared.detokenize import DetokenizeStageConfig
 from .config import JobConfig, RowSetting
-from .rows import REPORTED
+from .rows import answer_names, reported
 from .template import Template
 
 logger = logging.getLogger(__name__)
@@ -30,15 +34,12 @@ LARGE_INPUT_ROWS = 100_000
 long rows stay smaller, because a source yields tables of a few megabytes."""
 
 
-def processor_config(
-    job: JobConfig, num_rows: int | None = 0, task_type: TaskType = "generate"
-) -> EngineProcessorConfig:
+def processor_config(job: JobConfig, num_rows: int | None = 0) -> EngineProcessorConfig:
     """Returns the processor's settings for a job.
 
     Args:
         job: The job.
         num_rows: Rows of the job's input; None, for an unknown number, counts as a large input.
-        task_type: The task of the model.
 
     Raises:
         ConfigError: The model folder or a setting of the engine cannot be used.
@@ -50,7 +51,10 @@ def processor_config(
     return EngineProcessorConfig(
         model_source=str(path.resolve()) if path.exists() else job.model,
         engine_kwargs=asked,
-        task_type=task_type,
+        task_type=job.task_type,
+        pooling_params=job.pooling,
+        embedding_dtype=(job.embedding_dtype or "float32") if job.task.makes_vectors else None,
+        score_columns=(columns.TEXT_1, columns.TEXT_2) if job.task.reads_pairs else None,
         batch_size=job.batch_size or block_rows(num_rows),
         concurrency=job.replicas,
         lora_modules=job.lora_modules,
@@ -110,38 +114,34 @@ def input_columns(job: JobConfig, given: pa.Schema) -> set[str]:
         given: Columns and types of its input.
     """
     named = {name for template in job.templates() for name in template.columns}
+    if job.task.reads_pairs:
+        named.update(_pair_columns(job, given.names))
     kept = given.names if job.columns is None else job.columns
     return named.union(kept, job.key or [], columns.READ_BY_STAGES, [columns.MODEL] if job.has_adapters else [])
 
 
-def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
-    """Returns the schema of the output: the kept columns of the input, the text, and `REPORTED`.
+def result_schema(job: JobConfig, given: pa.Schema, config: EngineProcessorConfig | None = None) -> pa.Schema:
+    """Returns the schema of the output: the kept columns of the input, the answer, and columns about its run.
 
     Args:
         job: The job.
         given: Columns and types of its input.
+        config: The settings of its processor, from whose model the size of vectors follows; None for a job that
+            generates.
 
     Raises:
-        ConfigError: The job names a column that the input lacks, a column would be written twice, or the output
-            format has no type for a column.
+        ConfigError: The job names a column that the input lacks, a column would be written twice, the model cannot do
+            the task, or the output format has no type for a column.
     """
     names = given.names
-    asked = [
-        Template("", (("", name),)) for name in [*(job.columns or []), *(job.key or []), *(job.row_settings or [])]
-    ]
-    for template in (*job.templates(), *asked):
-        template.check_columns(names)
-    if not job.templates() and not {columns.PROMPT, columns.MESSAGES} & set(names):
-        raise ConfigError(
-            f"the job has neither prompt nor messages, and the input no column of these names: {', '.join(names)}"
-        )
+    _check_columns(job, names)
     types = columns.result_types()
-    result = [(job.output_column, pa.string())]
+    result = _answer_columns(job, given, config)
     if (job.sampling or {}).get("n", 1) != 1:
         result.append((columns.OUTPUTS, pa.list_(pa.string())))
-    result += [(name, types[name]) for name in REPORTED]
-    if job.output_column in [name for name, _ in result[1:]] or job.output_column in columns.RESERVED:
-        raise ConfigError(f"output_column {job.output_column!r} is the name of another column; pass another name")
+    result += [(name, types[name]) for name in reported(job)]
+    if job.answer_column in [name for name, _ in result[1:]] or job.answer_column in columns.RESERVED:
+        raise ConfigError(f"output_column {job.answer_column!r} is the name of another column; pass another name")
     kept = [given.field(name) for name in (names if job.columns is None else dict.fromkeys(job.columns))]
     for name in [field.name for field in kept]:
         if name in dict(result):
@@ -153,3 +153,46 @@ def result_schema(job: JobConfig, given: pa.Schema) -> pa.Schema:
     schema = FORMATS[job.output_format].fit_schema(schema)
     # Rows that are put in order at the end wait in Parquet.
     return FORMATS["parquet"].fit_schema(schema) if job.order == "input" else schema
+
+
+def _check_columns(job: JobConfig, names: Sequence[str]) -> None:
+    """Raises if the input, which has columns of these names, lacks one that the job needs."""
+    asked = [*(job.columns or []), *(job.key or []), *(job.row_settings or [])]
+    if job.task.reads_pairs:
+        asked += _pair_columns(job, names)
+    for template in (*job.templates(), *(Template("", (("", name),)) for name in asked)):
+        template.check_columns(names)
+    has_prompt = job.templates() or job.task.reads_pairs or {columns.PROMPT, columns.MESSAGES} & set(names)
+    if not has_prompt:
+        raise ConfigError(
+            f"the job has neither prompt nor messages, and the input no column of these names: {', '.join(names)}"
+        )
+
+
+def _pair_columns(job: JobConfig, names: Sequence[str]) -> Sequence[str]:
+    try:
+        return job.score_columns or pair_columns(names)
+    except PromptTypeError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _answer_columns(
+    job: JobConfig, given: pa.Schema, config: EngineProcessorConfig | None
+) -> list[tuple[str, pa.DataType]]:
+    """Returns the names and types of the columns that the task adds to a row; the answer is the first."""
+    if not job.task.is_pooling:
+        return [(job.answer_column, pa.string())]
+    assert config is not None
+    if job.task.reads_pairs:
+        make_scoring(config)  # This raises if the model cannot score pairs.
+        texts = [given.field(name) for name in _pair_columns(job, given.names)]
+        are_listed = any(pa.types.is_nested(one.type) or holds_json(one) for one in texts)
+        types = ScoreAnswers(are_listed=are_listed).types(0)
+    else:
+        try:
+            types = answers_of(config).types(vector_size(config.engine_config, config.default_pooling_params))
+        except PoolingParamsError as error:
+            raise ConfigError(f"pooling: {error}") from error
+    return [
+        (own, types[name]) for name, own in answer_names(job.task.answers, job.answer_column).items() if name in types
+    ]

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ...engine.errors import ConfigError
 from ...engine.loading.generation_config import recommended_values
@@ -28,7 +29,7 @@ from .assemble import write_answers, write_errors
 from .batch_config import BatchConfig
 from .folder import BatchFolder
 from .input_index import InputIndex
-from .lines.fields import EMBEDDINGS
+from .lines.fields import KINDS, task_of
 from .lines.request import RequestReader, first_endpoint
 from .output_file import remove_drafts
 from .rows import RESULT_SCHEMA, AnswerLine, AskLine
@@ -81,6 +82,8 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False, take_over: bo
     listed: dict[str, str] | None = (
         {} if config.engine.get("enable_lora") and config.dynamic_lora_loading_path is None else None
     )
+    endpoint = first_endpoint(config.input_file) if config.input_file.exists() else None
+    task: Any = "generate" if endpoint is None else task_of(endpoint)
     job = JobConfig(
         model=config.model,
         lora_modules=listed if config.lora_modules is None else config.lora_modules,
@@ -91,18 +94,18 @@ def prepare_batch(config: BatchConfig, *, overwrite: bool = False, take_over: bo
         seed=config.seed,
         replicas=config.replicas,
         batch_size=config.batch_size,
+        task_type=task,
     )
-    embeds = first_endpoint(config.input_file) == EMBEDDINGS if config.input_file.exists() else False
     parsers = {"tool_call_stage": config.tool_call_parser, "reasoning_stage": config.reasoning_parser}
     stages = {field: {"parser": parser} for field, parser in parsers.items() if parser is not None}
-    if stages and embeds:
+    if stages and task != "generate":
         raise ConfigError(
-            f"{' and '.join(stages)} read generated text, and the file is one of embeddings; drop the parsers"
+            f"{' and '.join(stages)} read generated text, and the file is one of {KINDS[task]}; drop the parsers"
         )
     folder = BatchFolder(config)
     if not take_over:
         refuse_if_held(folder.writers, config.output, watch=False)
-    processor = processor_config(job, task_type="embed" if embeds else "generate").replace(**stages)
+    processor = processor_config(job).replace(**stages, embedding_dtype=None)
     return PreparedBatch(config, processor, folder, folder.check(overwrite), overwrite, take_over)
 
 
@@ -230,7 +233,7 @@ def _reader(prepared: PreparedBatch, index: InputIndex) -> RequestReader:
     if config.max_tokens is not None:
         defaults["max_tokens"] = config.max_tokens
     models = tuple(dict.fromkeys([*named, config.model]))
-    return RequestReader(models, defaults, config.seed, prepared.processor.is_pooling, adapters)
+    return RequestReader(models, defaults, config.seed, prepared.processor.task_type, adapters)
 
 
 def _fingerprint(prepared: PreparedBatch) -> str:

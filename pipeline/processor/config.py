@@ -10,15 +10,18 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, PrivateAttr, create_model, field_validator, model_validator
 
 from ...actors import Placement
 from ...engine.config import EngineConfig
-from ...engine.errors import ConfigError, SamplingParamsError, unknown_key_message
+from ...engine.errors import ConfigError, PoolingParamsError, SamplingParamsError, unknown_key_message
+from ...engine.pooling.params import PoolingParams
 from ...engine.sampling_params import SamplingParams
 from ...engine.structured.grammar_text import check_compiles
+from ..pooling.task_types import TASK_TYPES, TaskName, TaskType
+from ..pooling.vectors import EmbeddingDtype
 from ..settings import Settings
 from ..stages.adapters import AdapterNames, absolute_place, read_modules
 from ..stages.declaration import Config, StageDeclaration
@@ -40,9 +43,6 @@ LEGACY_STAGES = {
     "detokenize": ("detokenize_stage", "enabled"),
 }
 """Flag of an older release of Ray Data LLM -> (field of the stage, setting) that replaced the flag."""
-
-TaskType = Literal["generate", "embed", "classify"]
-TASK_TYPES = get_args(TaskType)
 
 NOT_YET = {
     "has_image": "images",
@@ -157,7 +157,15 @@ class EngineProcessorConfig(StageFields):
             list of ``"name=place"``. It turns `enable_lora` on, as `dynamic_lora_loading_path` does.
         dynamic_lora_loading_path: Folder or URL whose subfolders are adapters that rows may name. With `enable_lora`
             and neither of the two, the column `model` holds folders or hub repositories.
-        task_type: The model's task: ``"generate"``, ``"embed"`` or ``"classify"``. The last two add `embeddings`.
+        task_type: The model's task: ``"generate"``; ``"embed"`` or ``"token_embed"`` for the vector of a prompt or of
+            each token; ``"classify"`` or ``"token_classify"`` for probabilities of classes; ``"score"`` for pairs of
+            texts; ``"reward"`` for the number that a reward model gives.
+        pooling_params: Pooling parameters of rows that bring none; None for the settings of the engine.
+        embedding_dtype: Type of the numbers in `embeddings`, which is then a list of fixed size: ``"float32"``,
+            ``"float16"``, ``"int8"`` or ``"uint8"`` with a scale for each vector, ``"binary"`` or ``"ubinary"`` for
+            signs, eight in a byte. None for lists of 32-bit floats, whose length may differ from row to row.
+        score_columns: Columns of the first and of the second texts to score; None for `text_1` and `text_2`, or `query`
+            and `document` or `documents`.
         deduplicate: Whether identical requests run once and share the output. If not, each one that samples without a
             seed has draws of its own.
         num_cpus_per_replica: CPUs that a replica asks Ray for; None for an equal share of the CPUs that remain beside
@@ -185,7 +193,10 @@ class EngineProcessorConfig(StageFields):
     sampling_params: dict[str, Any] | None = None
     lora_modules: dict[str, str] | None = None
     dynamic_lora_loading_path: str | None = None
-    task_type: TaskType = "generate"
+    task_type: TaskName = "generate"
+    pooling_params: dict[str, Any] | None = None
+    embedding_dtype: EmbeddingDtype | None = None
+    score_columns: tuple[str, str] | None = None
     deduplicate: bool = True
     num_cpus_per_replica: float | None = Field(default=None, gt=0)
     num_gpus_per_replica: float | None = Field(default=None, ge=0)
@@ -218,9 +229,9 @@ class EngineProcessorConfig(StageFields):
     @field_validator("task_type", mode="before")
     @classmethod
     def _refuse_other_tasks(cls, value: Any) -> Any:
-        if value not in TASK_TYPES:
+        if not isinstance(value, str) or value not in TASK_TYPES:
             allowed = ", ".join(map(repr, TASK_TYPES))
-            raise ConfigError(f"task_type={value!r} is not there yet; this release does {allowed}")
+            raise ConfigError(f"task_type must be {allowed}; got {value!r:.80}")
         return value
 
     @field_validator(*STAGE_CONFIGS, mode="before")
@@ -284,13 +295,15 @@ class EngineProcessorConfig(StageFields):
             )
 
     def _check_task(self) -> None:
-        asked = self._engine_config.task
-        fits = asked == self.task_type if self.is_pooling else asked in ("auto", "generate")
-        if not fits or (self._engine_config.runner == "pooling" and not self.is_pooling):
-            raise ConfigError(
-                f"engine_kwargs ask for task={asked!r} and runner={self._engine_config.runner!r}, and task_type is "
-                f"{self.task_type!r}; say it once, with task_type"
-            )
+        asked, task = self._engine_config, self.task
+        expected = task.engine or {"task": ("auto", "generate"), "runner": ("auto", "generate")}
+        for name, values in expected.items():
+            value = getattr(asked, name)
+            if value not in ((values,) if isinstance(values, str) else values):
+                raise ConfigError(
+                    f"engine_kwargs ask for {name}={value!r}, and task_type is {task.name!r}; say it once, with "
+                    "task_type"
+                )
         for stage in self.declared_stages if self.is_pooling else ():
             # A stage that is on by default is dropped silently. One that is off by default was asked for by the user.
             if stage.reads_generated and not stage.config.enabled and self.stage_config(stage).enabled:
@@ -299,19 +312,48 @@ class EngineProcessorConfig(StageFields):
                 )
         if self.is_pooling and self.sampling_params is not None:
             raise ConfigError(f"sampling_params are for generation, and task_type is {self.task_type!r}; drop them")
+        self._check_pooling()
+
+    def _check_pooling(self) -> None:
+        asked = {
+            "pooling_params": (self.pooling_params, self.is_pooling),
+            "embedding_dtype": (self.embedding_dtype, self.task.makes_vectors),
+            "score_columns": (self.score_columns, self.task.reads_pairs),
+        }
+        for name, (value, is_read) in asked.items():
+            if value is not None and not is_read:
+                raise ConfigError(f"{name} has no use with task_type={self.task_type!r}; drop it")
+        try:
+            self.default_pooling_params  # noqa: B018  # the property checks the parameters
+        except PoolingParamsError as error:
+            raise ConfigError(f"pooling_params: {error}") from error
 
     @property
     def is_pooling(self) -> bool:
         """Whether the engine computes a vector for each prompt and generates no text."""
-        return self.task_type != "generate"
+        return self.task.is_pooling
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether a row has pairs of texts in place of a prompt."""
+        return self.task.reads_pairs
+
+    @property
+    def task(self) -> TaskType:
+        """The task that `task_type` names."""
+        return TASK_TYPES[self.task_type]
+
+    @property
+    def default_pooling_params(self) -> PoolingParams:
+        """The pooling parameters of rows that bring none."""
+        return PoolingParams.from_dict({**self.task.pooling, **(self.pooling_params or {})})
 
     @property
     def all_engine_kwargs(self) -> dict[str, Any]:
         """The settings of the engine: `engine_kwargs`, and the settings that other fields of this config determine."""
-        task = {"task": self.task_type} if self.is_pooling else {}
         has_adapters = self.lora_modules is not None or self.dynamic_lora_loading_path is not None
         lora = {"enable_lora": True} if has_adapters else {}
-        return {"model": self.model_source, **task, **lora, **self.engine_kwargs}
+        return {"model": self.model_source, **self.task.engine, **lora, **self.engine_kwargs}
 
     @property
     def adapter_names(self) -> AdapterNames:

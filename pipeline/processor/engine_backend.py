@@ -12,12 +12,13 @@ from ...engine.errors import ConfigError
 from .. import columns
 from ..stages.backends.engine import EngineClient
 from ..stages.backends.generate import GenerateStage
-from ..stages.backends.pooling import PoolingStage
+from ..stages.backends.pooling import PoolingStage, ScoreStage
 from ..stages.base import Stage
 from .backend import Backend
 from .config import EngineProcessorConfig
 from .default_params import default_params
 from .operators import MakeStages
+from .pooling_stages import make_pooling_stage
 from .resources import (
     OperatorResources,
     gathered_rows,
@@ -54,11 +55,7 @@ class EngineBackend(Backend):
         start_pool: StartPool = EnginePool.share,
         make_client: MakeClient | None = None,
     ) -> None:
-        kind, params = (
-            (PoolingStage, columns.POOLING_PARAMS) if config.is_pooling else (GenerateStage, columns.SAMPLING_PARAMS)
-        )
-        info = StageInfo(kind.__name__, config, (columns.PROMPT,), (columns.TOKENIZED_PROMPT, params, columns.MODEL))
-        super().__init__(info, generate_resources(config), gathered_rows(config))
+        super().__init__(_stage_info(config), generate_resources(config), gathered_rows(config))
         self._config = config
         self._start_pool = start_pool
         self._make_client = make_client or functools.partial(PoolClient, max_pending=max_pending_rows(config))
@@ -100,6 +97,17 @@ class EngineBackend(Backend):
             pool.close()
 
 
+def _stage_info(config: EngineProcessorConfig) -> StageInfo:
+    """Returns the description of the stage: its name, and the columns that it reads."""
+    if config.reads_pairs:
+        names = config.score_columns or (columns.TEXT_1, columns.TEXT_2)
+        return StageInfo(ScoreStage.__name__, config, names, (columns.POOLING_PARAMS, columns.MODEL))
+    kind, params = (
+        (PoolingStage, columns.POOLING_PARAMS) if config.is_pooling else (GenerateStage, columns.SAMPLING_PARAMS)
+    )
+    return StageInfo(kind.__name__, config, (columns.PROMPT,), (columns.TOKENIZED_PROMPT, params, columns.MODEL))
+
+
 def make_engine_stages(config: EngineProcessorConfig, pool_name: str, make_client: MakeClient) -> list[Stage]:
     """Returns a list with one stage, which sends rows to the engines.
 
@@ -114,7 +122,7 @@ def make_engine_stages(config: EngineProcessorConfig, pool_name: str, make_clien
         "stop_on_error": config.stop_on_error,
     }
     if config.is_pooling:
-        return [PoolingStage(make_client(pool_name), **settings)]
+        return [make_pooling_stage(config, make_client(pool_name), settings)]
     stage = GenerateStage(
         make_client(pool_name),
         default_params=default_params(config),

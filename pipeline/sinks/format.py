@@ -17,6 +17,10 @@ def _unchanged(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
+def _nothing() -> None:
+    """Raises nothing: the format needs no package beside those that are always there."""
+
+
 def _any_schema(_: pa.Schema) -> None:
     """Raises nothing: files of the format hold any columns together."""
 
@@ -32,6 +36,7 @@ class SinkFormat:
         max_fields: Most keys that the objects of a column may have together in a struct, if their types are not given.
             With more, and with 0, each object is JSON text, so that it keeps its own keys.
         check_schema: Raises a `ConfigError` if columns cannot be stored together.
+        require: Raises a `ConfigError` if a package that the format needs is not installed.
         needs_schema: Whether columns and types must be known before the first row is written.
         publisher: Makes the files visible to readers.
     """
@@ -41,6 +46,7 @@ class SinkFormat:
     stored_type: Callable[[pa.DataType], pa.DataType] = _unchanged
     max_fields: int = MAX_FIELDS
     check_schema: Callable[[pa.Schema], None] = _any_schema
+    require: Callable[[], None] = _nothing
     needs_schema: bool = False
     publisher: Publisher = field(default_factory=ManifestPublisher)
 
@@ -53,8 +59,9 @@ class SinkFormat:
             schema: Columns and types of the results.
 
         Raises:
-            ConfigError: The format has no type for a column.
+            ConfigError: The format has no type for a column, or needs a package that is not installed.
         """
+        self.require()
         fitted = pa.schema([self._fitted(field) for field in schema])
         self.check_schema(fitted)
         return fitted

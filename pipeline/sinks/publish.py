@@ -149,7 +149,7 @@ def _plan(parts: dict[str, list[Record]], former: Manifest, spec: OutputSpec, pu
     """Returns the plan as plain data for JSON: moves, commit, manifest, and names of files to remove."""
     token = uuid.uuid4().hex
     suffix = publisher.file_suffix(token)
-    results = _name_files(parts[RESULTS], former.files, "", suffix)
+    results = _name_files(parts[RESULTS], former.files, publisher.files_folder, suffix)
     failed = _name_files(parts[FAILED], former.failed_files, f"{FAILED_FOLDER}/", suffix)
     counts = Counts.sum([*(record.counts for record in parts[RESULTS]), former.counts])
     failed_counts = Counts.sum(record.counts for record in parts[FAILED])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
@@ -16,7 +16,12 @@ class Publisher(ABC):
 
     `publish` writes down a plan, moves the files into the output folder, calls `commit`, and writes the manifest. After
     an interruption it carries out the same plan again from the start, so `commit` must have an effect at most once.
+
+    Attributes:
+        files_folder: Folder in the output folder that gets the files of results, with a slash; empty for none.
     """
+
+    files_folder: ClassVar[str] = ""
 
     @property
     @abstractmethod

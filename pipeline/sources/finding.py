@@ -149,9 +149,15 @@ def _in_folder(place: Storage, format: str | None) -> list[FileInfo]:
         found = [one for one, folders in inside if all("=" in folder for folder in folders)]
     wanted = [one for one in found if not one.is_dir and split_extensions(one.url)[0] in known]
     visible = sorted((one for one in wanted if _name_of(one)[0] not in "._"), key=lambda one: one.url)
+    data = [one for one in visible if split_extensions(one.url)[0] not in _extensions_of_notes()]
+    visible = data or visible
     if not visible:
         raise ConfigError(f"input folder {quote(place.url)} holds no file of a known kind ({', '.join(sorted(known))})")
     return visible
+
+
+def _extensions_of_notes() -> set[str]:
+    return {extension for _, format in FORMATS.items() if format.is_often_a_note for extension in format.extensions}
 
 
 def _warn_of_folders(place: Storage, names: Iterable[str]) -> None:

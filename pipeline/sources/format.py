@@ -19,11 +19,14 @@ class SourceFormat(ABC):
         extensions: Extensions of its files, with the dot and in lower case.
         guesses_types: Whether the files do not say the types of columns, so that `look` finds them in samples.
         is_columnar: Whether a reader of some columns leaves the others alone.
+        is_often_a_note: Whether such files often explain the data beside them, so that a folder with files of other
+            formats is read without them.
     """
 
     extensions: tuple[str, ...]
     guesses_types: bool = False
     is_columnar: bool = False
+    is_often_a_note: bool = False
 
     @abstractmethod
     def look(self, files: Sequence[InputFile]) -> Look:

@@ -19,6 +19,9 @@ from ..mixed_values import JSON, holds_json
 from .base import END, LOOK_BYTES, SAMPLE_BYTES, TABLE_BYTES, InputFile, Unit, first_line, is_damage
 from .file_name import compression_of
 
+UNIT_BYTES = 16 << 20
+"""Size of a unit of a file that is cut by bytes."""
+
 READ_BYTES = 4 << 20
 """Size of a read request for a file behind a URL."""
 
@@ -148,6 +151,16 @@ def chunks(records: Iterator[Line]) -> Iterator[tuple[list[int], list[bytes]]]:
 def whole_file(file: InputFile) -> Unit:
     """Returns a unit that is the whole file."""
     return Unit(file, num_bytes=text_bytes(file))
+
+
+def cut_by_bytes(file: InputFile) -> Iterator[Unit]:
+    """Yields the units of a file whose lines can be read from any byte; a compressed file is one unit."""
+    if file.size is None or compression_of(file.path) is not None:
+        yield whole_file(file)
+        return
+    for start in range(0, file.size, UNIT_BYTES):
+        stop = min(start + UNIT_BYTES, file.size)
+        yield Unit(file, start, stop, num_bytes=stop - start)
 
 
 def text_bytes(file: InputFile) -> int:

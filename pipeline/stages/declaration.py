@@ -38,6 +38,10 @@ class ProcessorSettings(Protocol):
         """Whether the engine computes vectors and generates no text."""
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether a row has pairs of texts in place of a prompt, so that no stage makes a prompt."""
+
+    @property
     def declared_stages(self) -> Sequence[StageDeclaration[Any]]:
         """The stages that the processor may have, in the order in which they run."""
 
@@ -86,5 +90,6 @@ class StageDeclaration(Generic[Config]):
 
     def runs_with(self, settings: ProcessorSettings) -> bool:
         """Returns whether the stage runs in a processor with these settings."""
-        is_possible = not (self.reads_generated and settings.is_pooling)
+        makes_prompt = self.side == Side.BEFORE_ENGINE
+        is_possible = not (self.reads_generated and settings.is_pooling) and not (makes_prompt and settings.reads_pairs)
         return is_possible and settings.stage_config(self).enabled

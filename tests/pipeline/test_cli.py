@@ -47,6 +47,7 @@ def folder(tmp_path: Path, model_folder: Path) -> Path:
     return tmp_path
 
 
+EMBED = ["embed", "in.parquet", "out", "--model", "bundled:invoices"]
 FLAGS = ["run", "--model", "model", "--input", "in.parquet", "--output", "out", "--prompt", "{line}"]
 
 
@@ -65,6 +66,10 @@ FLAGS = ["run", "--model", "model", "--input", "in.parquet", "--output", "out", 
         (["check", "model", "--prompts", "nowhere.txt"], "--prompts 'nowhere.txt' cannot be read"),
         (["retry-failed", "nowhere"], "is no output folder of a job"),
         ([*FLAGS, "--temperature", "9"], "temperature must be a number from 0 to 2"),
+        ([*EMBED, "--column", "lines"], "the input has no column 'lines'; did you mean 'line'?"),
+        ([*EMBED, "--column", "line", "--dimensions", "0"], "dimensions must be an integer of at least 1; got 0"),
+        ([*EMBED, "--engine", "max_num_seq=4"], "the engine has no field 'max_num_seq'; did you mean"),
+        ([*EMBED, "--engine", "eager"], "--engine takes KEY=VALUE"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(

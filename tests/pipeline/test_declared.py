@@ -68,4 +68,4 @@ def test_a_job_takes_every_format_and_refuses_others() -> None:
     for name in (*SOURCE_FORMATS.names, *TABLES.names):
         assert JobConfig(**places, format=name).format == name
     with pytest.raises(ConfigError, match=r"JobConfig\.output_format: input should be 'arrow', 'csv'"):
-        JobConfig(**places, output_format="lance")
+        JobConfig(**places, output_format="orc")

@@ -41,9 +41,18 @@ class EmbeddingRequest:
     @property
     def columns(self) -> dict[str, Any]:
         """Columns that the stages read: the first input as the prompt of the row, and the other inputs as a list."""
-        first, *more = self.inputs
-        name = columns.PROMPT if isinstance(first, str) else columns.TOKENIZED_PROMPT
-        return {name: first, columns.MORE_PROMPTS: more, columns.POOLING_PARAMS: self.pooling}
+        return input_columns(self.inputs, self.pooling)
+
+    def body(self, row: Mapping[str, Any], created_s: int) -> dict[str, Any]:
+        """Returns the body of the answer, see `embedding_body`; it has no time."""
+        return embedding_body(self, row)
+
+
+def input_columns(inputs: Sequence[str | list[int]], pooling: PoolingParams) -> dict[str, Any]:
+    """Returns the columns of a row with several prompts: the first as its prompt, and the others as a list."""
+    first, *more = inputs
+    name = columns.PROMPT if isinstance(first, str) else columns.TOKENIZED_PROMPT
+    return {name: first, columns.MORE_PROMPTS: more, columns.POOLING_PARAMS: pooling}
 
 
 def read_embedding(custom_id: str, body: Mapping[str, Any]) -> EmbeddingRequest:
@@ -63,13 +72,18 @@ def read_embedding(custom_id: str, body: Mapping[str, Any]) -> EmbeddingRequest:
         allowed = " or ".join(map(repr, FORMATS))
         raise Refusal("invalid_value", f"encoding_format must be {allowed}; got {form!r:.80}", "encoding_format")
     try:
-        pooling = PoolingParams(task="embed", dimensions=body.get("dimensions"))
+        pooling = PoolingParams("embed", body.get("dimensions"), body.get("use_activation"))
     except PoolingParamsError as error:
         raise Refusal("invalid_value", str(error), "dimensions") from None
-    return EmbeddingRequest(custom_id, body["model"], _inputs(body["input"]), pooling, form == "base64")
+    return EmbeddingRequest(custom_id, body["model"], read_inputs(body["input"]), pooling, form == "base64")
 
 
-def _inputs(given: str | list[Any]) -> list[str | list[int]]:
+def read_inputs(given: str | list[Any]) -> list[str | list[int]]:
+    """Returns the texts, or the token ids of texts, that the field `input` of a body holds.
+
+    Raises:
+        Refusal: The field holds nothing, or something else.
+    """
     if given in ("", []):
         raise Refusal("invalid_value", "input is empty; it must hold at least one text", "input")
     if isinstance(given, str):
@@ -94,10 +108,15 @@ def embedding_body(request: EmbeddingRequest, row: Mapping[str, Any]) -> dict[st
     data = (
         [base64.b64encode(vector.tobytes()).decode() for vector in vectors] if request.is_base64 else vectors.tolist()
     )
-    num_tokens = row[columns.NUM_INPUT_TOKENS]
     return {
         "object": "list",
         "data": [{"object": "embedding", "index": index, "embedding": one} for index, one in enumerate(data)],
         "model": request.model,
-        "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        "usage": pooling_usage(row),
     }
+
+
+def pooling_usage(row: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the counts of tokens of a row that generates none."""
+    num_tokens = row[columns.NUM_INPUT_TOKENS]
+    return {"prompt_tokens": num_tokens, "total_tokens": num_tokens}

@@ -14,9 +14,35 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 RESPONSES = "/v1/responses"
 EMBEDDINGS = "/v1/embeddings"
-ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS)
+RERANK = ("/v1/rerank", "/v2/rerank", "/rerank")
+SCORE = ("/v1/score", "/score")
+CLASSIFY = ("/v1/classify", "/classify")
 TEXT_ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES)
 """The endpoints that answer with generated text."""
+
+ENDPOINTS_OF: Mapping[str, tuple[str, ...]] = {
+    "generate": TEXT_ENDPOINTS,
+    "embed": (EMBEDDINGS,),
+    "score": (*RERANK, *SCORE),
+    "classify": CLASSIFY,
+}
+"""Task of an engine -> the endpoints that it answers. All lines of a file are for endpoints of one task."""
+
+ENDPOINTS = tuple(url for urls in ENDPOINTS_OF.values() for url in urls)
+
+KINDS = {
+    "generate": "chats, completions and responses",
+    "embed": "embeddings",
+    "score": "scores and rerankings",
+    "classify": "classifications",
+}
+"""Task of an engine -> the requests that it answers, for messages."""
+
+
+def task_of(url: str) -> str:
+    """Returns the task of the engine that answers an endpoint."""
+    return next(task for task, urls in ENDPOINTS_OF.items() if url in urls)
+
 
 Use = Literal["sampling", "request", "ignored", "refused"]
 """Use of a field: it sets a sampling parameter or another part of the request, has no effect, or is an error."""
@@ -105,6 +131,10 @@ STRINGS_BY_NAME = Kind(
 )
 BIAS = Kind("an object of token ids and numbers", _is_bias)
 PROMPT = Kind("a string, a list of strings or a list of token ids", lambda value: isinstance(value, str | list))
+ITEM = Kind("a string or an object with a text", lambda value: isinstance(value, str | dict))
+TEXT_ITEMS = Kind(
+    "a string, an object with a text, or a list of these", lambda value: isinstance(value, str | dict | list)
+)
 CONTENT = Kind("a string or a list of parts", lambda value: isinstance(value, str | list))
 ITEMS = Kind("a string or a list of items", lambda value: _is_text(value) or _is_list_of(_is_object)(value))
 
@@ -135,6 +165,8 @@ _COMPLETIONS = (COMPLETIONS,)
 _RESPONSES = (RESPONSES,)
 _TALKS = (CHAT, RESPONSES)
 _OLDER = (CHAT, COMPLETIONS)
+_SCORED = (*RERANK, *SCORE)
+_POOLED = (EMBEDDINGS, *_SCORED, *CLASSIFY)
 
 FIELDS = (
     # The request itself.
@@ -142,6 +174,24 @@ FIELDS = (
     BodyField("messages", "request", OBJECTS, "the conversation, text only", endpoints=_CHAT),
     BodyField("prompt", "request", PROMPT, "one text, or the token ids of one", endpoints=_COMPLETIONS),
     BodyField("input", "request", PROMPT, "texts, or the token ids of texts, one or several", endpoints=_EMBEDDINGS),
+    BodyField("input", "request", PROMPT, "texts, or the token ids of texts, one or several", endpoints=CLASSIFY),
+    BodyField("query", "request", ITEM, "the text that documents are compared with", endpoints=RERANK),
+    BodyField("documents", "request", TEXT_ITEMS, 'the texts to rank, or `{"text": ...}`', endpoints=RERANK),
+    BodyField("top_n", "request", INTEGER, "number of the best documents to return; 0 for all", endpoints=RERANK),
+    BodyField("return_documents", "request", BOOLEAN, "false leaves the documents out", endpoints=RERANK),
+    *(
+        BodyField(name, "request", TEXT_ITEMS, note, endpoints=SCORE)
+        for name, note in (
+            ("text_1", "the first texts of the pairs: one, or as many as there are second texts"),
+            ("text_2", "the second texts"),
+            ("data_1", "another name of `text_1`"),
+            ("data_2", "another name of `text_2`"),
+            ("queries", "another name of `text_1`, with `items` or `documents`"),
+            ("items", "another name of `text_2`"),
+            ("documents", "another name of `text_2`"),
+        )
+    ),
+    BodyField("use_activation", "request", BOOLEAN, "`PoolingParams.use_activation`", endpoints=_POOLED),
     BodyField(
         "input", "request", ITEMS, "the conversation, text only: a text, or a list of items", endpoints=_RESPONSES
     ),
@@ -224,6 +274,7 @@ FIELDS = (
     BodyField("echo", "request", BOOLEAN, "repeats the prompt; not with `logprobs`", endpoints=_COMPLETIONS),
     # Settings that only a service needs.
     _ignored("user", endpoints=ENDPOINTS),
+    _ignored("priority", _POOLED),
     _ignored("safety_identifier"),
     _ignored("metadata", _CHAT),
     _ignored("store", _TALKS),

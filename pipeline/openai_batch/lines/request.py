@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic_core import from_json
 
@@ -16,13 +16,24 @@ from ... import columns
 from ...files.storage import Storage
 from ...seeds import MAX_SEED
 from ...stages.adapters import AdapterNames
+from .classification import ClassifyRequest, read_classify
 from .constraints import is_forced, read_constraint
 from .embedding import EmbeddingRequest, read_embedding
-from .fields import COMPLETIONS, EMBEDDINGS, ENDPOINTS, FIELDS_OF, LINE_FIELDS, RESPONSES, BodyField
+from .fields import (
+    COMPLETIONS,
+    ENDPOINTS,
+    ENDPOINTS_OF,
+    FIELDS_OF,
+    KINDS,
+    LINE_FIELDS,
+    RESPONSES,
+    BodyField,
+)
 from .line_error import LineError
 from .messages import read_messages, read_template_kwargs, read_tools
 from .refusal import Refusal, check_kind
 from .responses_body import chat_body, num_top_logprobs
+from .scoring import ScoreRequest, read_score
 
 BOM = b"\xef\xbb\xbf"
 
@@ -70,6 +81,10 @@ class BatchRequest:
         return {**self.prompt, columns.SAMPLING_PARAMS: self.sampling}
 
 
+PooledRequest: TypeAlias = EmbeddingRequest | ClassifyRequest | ScoreRequest
+"""A valid line of a batch file that asks for no text."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestReader:
     """Parses the lines of one batch file.
@@ -79,18 +94,18 @@ class RequestReader:
         defaults: Name -> value of the sampling parameters that apply where a body leaves them out.
         seed: Seed of the batch. A line that samples and gives no seed gets one that is derived from this seed and the
             `custom_id`. Equal bodies therefore draw different answers, as with OpenAI, and a rerun repeats each answer.
-        embeds: Whether the lines must ask for embeddings. If so, lines for other endpoints are errors; if not, lines
-            for embeddings are.
+        task: Task of the engine, `"generate"`, `"embed"`, `"score"` or `"classify"`. Lines for endpoints of another
+            task are errors.
         adapters: The adapters that lines may ask for beside the model itself.
     """
 
     models: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
-    embeds: bool = False
+    task: str = "generate"
     adapters: AdapterNames = field(default_factory=lambda: AdapterNames(("",)))
 
-    def read(self, line: bytes) -> BatchRequest | EmbeddingRequest | LineError:
+    def read(self, line: bytes) -> BatchRequest | PooledRequest | LineError:
         """Parses a line.
 
         Args:
@@ -119,17 +134,24 @@ class RequestReader:
         """
         return None if model in self.models else model
 
-    def _any_request(self, custom_id: str, url: str, body: dict[str, Any]) -> BatchRequest | EmbeddingRequest:
-        if (url == EMBEDDINGS) != self.embeds:
-            kind = "embeddings" if self.embeds else "chats, completions and responses"
-            message = f"this file is one of {kind}, as its first request says; move this line to another file"
+    def _any_request(self, custom_id: str, url: str, body: dict[str, Any]) -> BatchRequest | PooledRequest:
+        if url not in ENDPOINTS_OF[self.task]:
+            message = (
+                f"this file is one of {KINDS[self.task]}, as its first request says; move this line to another file"
+            )
             raise Refusal("unsupported_endpoint", message, "url")
         known = FIELDS_OF[url]
         given = {name: value for name, value in body.items() if value is not None}
         for name, value in given.items():
             _check_field(known, name, value)
         self._check_model(given)
-        return read_embedding(custom_id, given) if self.embeds else self._request(custom_id, url, given)
+        if self.task == "embed":
+            return read_embedding(custom_id, given)
+        if self.task == "score":
+            return read_score(custom_id, url, given)
+        if self.task == "classify":
+            return read_classify(custom_id, url, given)
+        return self._request(custom_id, url, given)
 
     def _request(self, custom_id: str, url: str, given: dict[str, Any]) -> BatchRequest:
         asked = chat_body(given) if url == RESPONSES else given

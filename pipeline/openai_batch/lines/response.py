@@ -11,10 +11,9 @@ from pydantic_core import to_json
 
 from ... import columns
 from ...answers.tool_calls import JSON_LIST, parse_tool_calls
-from .embedding import EmbeddingRequest, embedding_body
 from .fields import CHAT, RESPONSES
 from .line_error import LineError
-from .request import BatchRequest
+from .request import BatchRequest, PooledRequest
 from .response_object import response_body
 
 Token = Mapping[str, Any]
@@ -31,7 +30,7 @@ BYTES = re.compile("(<0x[0-9A-F]{2}>)+")
 
 
 def answer_line(
-    request: BatchRequest | EmbeddingRequest, row: Mapping[str, Any], created_s: int, fingerprint: str
+    request: BatchRequest | PooledRequest, row: Mapping[str, Any], created_s: int, fingerprint: str
 ) -> bytes:
     """Returns the line of the out file for an answered request.
 
@@ -44,8 +43,8 @@ def answer_line(
     Returns:
         The line as JSON, with a newline at its end.
     """
-    if isinstance(request, EmbeddingRequest):
-        return _line(request.custom_id, 200, embedding_body(request, row), None)
+    if not isinstance(request, BatchRequest):
+        return _line(request.custom_id, 200, request.body(row, created_s), None)
     chat = request.url == CHAT
     sequences = row[columns.OUTPUTS] or [_only_sequence(row)]
     if request.url == RESPONSES:

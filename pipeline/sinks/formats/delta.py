@@ -86,19 +86,24 @@ def table_type(kind: pa.DataType) -> pa.DataType:
     """Returns the type with which a Delta table stores a column of the given type.
 
     Raises:
-        ConfigError: The package `deltalake` is not installed.
         ValueError: A Delta table has no type for the column.
     """
-    require_delta()
     from deltalake import Schema
 
-    kind = WIDER.get(kind, kind)
+    kind = _widened(kind)
     if pa.types.is_timestamp(kind):
         kind = pa.timestamp("us", None if kind.tz is None else "UTC")
     try:
         return pa.schema(Schema.from_arrow(pa.schema([("value", kind)])).to_arrow()).field(0).type
     except Exception as error:  # The library raises bare exceptions.
         raise ValueError(f"a Delta table has no type for {kind}") from error
+
+
+def _widened(kind: pa.DataType) -> pa.DataType:
+    """Returns a type that a Delta table has and that holds the same values; also in lists, such as vectors."""
+    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_widened(kind.value_type))
+    return WIDER.get(kind, kind)
 
 
 def check_schema(schema: pa.Schema) -> None:
@@ -189,6 +194,7 @@ FORMAT = SinkFormat(
     encode,
     stored_type=table_type,
     check_schema=check_schema,
+    require=require_delta,
     needs_schema=True,
     publisher=DeltaPublisher(),
 )

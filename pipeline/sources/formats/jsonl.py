@@ -20,22 +20,19 @@ from ...arrow_values import UNFIT, make_array, misfit, quoted
 from ...common_type import common_type
 from ...mixed_values import JSON, holds_json
 from ..base import InputFile, Look, Unit, error_rows, finish_table, first_line
-from ..file_name import compression_of
 from ..format import SourceFormat
 from ..text import (
     DamagedTextError,
     Line,
     Sample,
     chunks,
+    cut_by_bytes,
     iter_lines,
     join_schemas,
     take_samples,
-    whole_file,
 )
 
 logger = logging.getLogger(__name__)
-
-UNIT_BYTES = 16 << 20
 
 MAX_COLUMNS = 10_000
 """Most names in the objects of an input. Objects with more have values as names, and no table can hold them."""
@@ -51,7 +48,7 @@ class JsonLinesFormat(SourceFormat):
 
     def look(self, files: Sequence[InputFile]) -> Look:
         """Returns the columns and units. A small input is read whole for exact types, and a large one is sampled."""
-        units = [unit for file in files for unit in _cut(file)]
+        units = [unit for file in files for unit in cut_by_bytes(file)]
         samples, counts = take_samples(units, _look_through)
         schema = join_schemas([sample.schema for sample in samples])
         _refuse_many_columns(schema.names)
@@ -184,15 +181,6 @@ def _are_utf8(names: Iterable[str]) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _cut(file: InputFile) -> Iterator[Unit]:
-    if file.size is None or compression_of(file.path) is not None:
-        yield whole_file(file)
-        return
-    for start in range(0, file.size, UNIT_BYTES):
-        stop = min(start + UNIT_BYTES, file.size)
-        yield Unit(file, start, stop, num_bytes=stop - start)
 
 
 def _lines(unit: Unit) -> Iterator[Line]:

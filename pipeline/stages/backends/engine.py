@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 from ....engine import EngineOutput, Request
-from ....engine.errors import EngineError
+from ....engine.errors import EngineError, UserError
 from ....engine.outputs import RequestMetrics
 from ....engine.request import longest_first
 from ... import columns
@@ -100,6 +100,15 @@ class EngineStage(Stage):
         self._adapters = adapters
         self._duplicates = Duplicates() if duplicates else None
         self._on_output = on_output
+
+    def read_prompt(self, row: Mapping[str, Any]) -> tuple[str | None, list[int] | None]:
+        """Returns the prompt of a row as text or as token ids; the other one of the two is None.
+
+        Raises:
+            PromptTypeError: The row has no prompt, or one of another type.
+        """
+        prompt_token_ids = checked_token_ids(row)
+        return (checked_prompt(row), None) if prompt_token_ids is None else (None, prompt_token_ids)
 
     @abstractmethod
     def make_request(
@@ -194,7 +203,11 @@ class EngineStage(Stage):
             self.fail(asked.row, self._row_error(output), output.error.to_exception())
             return asked.row
         timing = {columns.BATCH_UUID: block.batch_uuid, columns.TIME_TAKEN: time.monotonic() - block.start_s}
-        added = self.output_columns(asked, output)
+        try:
+            added = self.output_columns(asked, output)
+        except UserError as error:
+            self.fail(asked.row, RowError.from_exception(self.name, error), error)
+            return asked.row
         named = asked.request.lora_request
         mark = {} if named is None else {columns.ADAPTER: named.lora_name}
         self.merge(asked.row, {**added, **timing, **mark, **own})
@@ -218,9 +231,7 @@ class EngineStage(Stage):
 
     def _checked_request(self, request_id: str, row: Mapping[str, Any]) -> Request:
         lora_request = self._adapters.find(row.get(columns.MODEL))
-        prompt_token_ids = checked_token_ids(row)
-        prompt = checked_prompt(row) if prompt_token_ids is None else None
-        request = self.make_request(request_id, prompt, prompt_token_ids, row)
+        request = self.make_request(request_id, *self.read_prompt(row), row)
         request.lora_request = lora_request
         return request
 

@@ -52,6 +52,17 @@ def test_rows_that_do_not_fit_or_fail_are_counted(rows: Path) -> None:
     assert told["output_tokens_per_row"] == 20
 
 
+def test_a_job_that_embeds_has_lengths_and_no_speed(rows: Path) -> None:
+    asked = {"task_type": "embed", "prompt": "{line}", "messages": None, "sampling": None}
+    told = forecast_job(job(rows, **asked)).as_dict()
+    assert (told["num_rows"], told["prompt_tokens"]["count"], told["output_tokens_per_row"]) == (100, 96, 1)
+    with pytest.raises(ConfigError, match="--measure generates text, and a job of task_type='embed' generates none"):
+        forecast_job(job(rows, **asked), measure=True)
+    pairs = {**asked, "task_type": "score", "prompt": None, "score_columns": ["line", "line"]}
+    with pytest.raises(ConfigError, match="a job of task_type='score' has pairs of texts"):
+        forecast_job(job(rows, **pairs))
+
+
 def test_the_adapters_of_the_sample_and_their_memory_are_counted(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "adapters" / name).mkdir(parents=True)

@@ -9,11 +9,14 @@ import pytest
 
 from millrace.pipeline.openai_batch.lines.fields import (
     CHAT,
+    CLASSIFY,
     COMPLETIONS,
     EMBEDDINGS,
     ENDPOINTS,
     FIELDS,
+    RERANK,
     RESPONSES,
+    SCORE,
     TEXT_ENDPOINTS,
     BodyField,
 )
@@ -22,12 +25,19 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "openai_batch.md"
 
 USES = {"request": "taken", "sampling": "taken", "ignored": "no effect", "refused": "refused"}
 
-NAMES = {CHAT: "chat", COMPLETIONS: "completion", RESPONSES: "response", EMBEDDINGS: "embedding"}
+SPELLINGS = [
+    ((CHAT,), "chat"),
+    ((COMPLETIONS,), "completion"),
+    ((RESPONSES,), "response"),
+    ((EMBEDDINGS,), "embedding"),
+]
+SPELLINGS += [(RERANK, "rerank"), (SCORE, "score"), (CLASSIFY, "classify")]
+NAMES = {url: name for urls, name in SPELLINGS for url in urls}
 SEVERAL = {ENDPOINTS: "all", TEXT_ENDPOINTS: "texts"}
 
 
 def row(field: BodyField) -> str:
-    where = SEVERAL.get(field.endpoints) or ", ".join(NAMES[one] for one in field.endpoints)
+    where = SEVERAL.get(field.endpoints) or ", ".join(dict.fromkeys(NAMES[one] for one in field.endpoints))
     off = ", ".join(f"`{str(one).lower() if isinstance(one, bool) else one!r}`" for one in field.off)
     use = USES[field.use] + (f", but for {off}" if off else "")
     return f"| `{field.name}` | {where} | {use} | {field.note} |"

@@ -65,7 +65,10 @@ def test_placement_is_checked_when_the_config_is_made(caplog: pytest.LogCaptureF
         ({"chat_template_stage": {"enabld": True}}, "did you mean 'enabled'?"),
         ({"tokenize_stage": 3}, "tokenize_stage must be a bool, a dict or a TokenizerStageConfig; got int 3"),
         ({"sampling_params": {"temprature": 0}}, "did you mean 'temperature'?"),
-        ({"task_type": "score"}, "task_type='score' is not there yet; this release does 'generate', 'embed'"),
+        (
+            {"task_type": "scores"},
+            "task_type must be 'generate', 'embed', 'classify', 'score'",
+        ),
         ({"task_type": "embed", "sampling_params": {"n": 2}}, "sampling_params are for generation"),
         ({"task_type": "embed", "engine_kwargs": {"task": "classify"}}, "say it once, with task_type"),
         ({"engine_kwargs": {"runner": "pooling"}}, "say it once, with task_type"),

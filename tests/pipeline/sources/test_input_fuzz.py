@@ -82,7 +82,7 @@ def write(
     for table in tables:
         prepared = prepare(table)
         ids = row_id.as_bytes(row_id.from_arrow(prepared[columns.ROW_ID]))
-        rows = run_stages([Echo(), PostprocessStage(MakeResult(job.output_column))], unpack(prepared))
+        rows = run_stages([Echo(), PostprocessStage(MakeResult(job.answer_column))], unpack(prepared))
         finished = [Finished(id_, row, Row(row.input, row.data, row.error)) for id_, row in zip(ids, rows, strict=True)]
         good, unfit = result_tables([one for one in finished if one.row.error is None], spec.schema)
         failed = [one for one in finished if one.row.error is not None and one not in unfit]

@@ -70,7 +70,7 @@ def read_units(source: Source) -> list[dict[str, Any]]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cuts inputs as if they were large, and looks through little of them."""
-    monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
+    monkeypatch.setattr(text, "UNIT_BYTES", 100)
     monkeypatch.setattr(parquet, "UNIT_BYTES", 100)
     monkeypatch.setattr(parquet, "MAX_ROWS", 5)
     monkeypatch.setattr(text, "LOOK_BYTES", 300)
@@ -269,7 +269,7 @@ def test_a_line_end_inside_of_a_name_does_not_end_the_header_of_csv(tmp_path: Pa
 def test_lines_of_json_end_in_any_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str, end: str
 ) -> None:
-    monkeypatch.setattr(jsonl, "UNIT_BYTES", 7)  # Some units begin inside of a line end.
+    monkeypatch.setattr(text, "UNIT_BYTES", 7)  # Some units begin inside of a line end.
     content = end.join(['{"id": 1}', '{"id": 2, "line": "b"}', "", "{", '{"id": 3}', '{"id": 4}']).encode()
     path = tmp_path / f"x.jsonl{compression}"
     path.write_bytes(gzip.compress(content) if compression else content)
@@ -281,12 +281,32 @@ def test_lines_of_json_end_in_any_way(
     ]
 
 
+@pytest.mark.parametrize("compression", ["", ".gz"])
+def test_lines_of_text_are_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
+    monkeypatch.setattr(text, "UNIT_BYTES", 7)
+    content = b"\xef\xbb\xbffirst line\r\n\n  \n indented\nnot \xff text\nlast"
+    path = tmp_path / f"x.txt{compression}"
+    path.write_bytes(gzip.compress(content) if compression else content)
+    source = Source.find(str(path))
+    assert (source.num_rows, source.schema) == (4, pa.schema([("text", pa.string())]))
+    rows = read_units(source)
+    assert [row["text"] for row in rows] == ["first line", " indented", None, "last"]
+    assert "the line is not UTF-8" in rows[2][READ_ERROR] and rows[2][READ_ROW] == "not \\xff text"
+
+
+def test_notes_beside_data_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "README.txt").write_text("about the data")
+    assert Source.find(str(tmp_path)).schema.names == ["text"]
+    write_rows(tmp_path / "x.jsonl", [{"id": 1}])
+    assert Source.find(str(tmp_path)).schema.names == ["id"]
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_line_that_would_fill_the_memory_is_an_error_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(text, "MAX_LINE_BYTES", 60)
-    monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
+    monkeypatch.setattr(text, "UNIT_BYTES", 100)
     rows = [{"id": 1, "x": "a"}, {"id": 2, "x": "b" * 200}, {"id": 3, "x": "c"}, {"id": 4, "x": "d"}]
     path = Path(write_rows(tmp_path / f"x.{kind}", rows))
     first, error, *others = read_units(Source.find(str(path)))
@@ -461,7 +481,7 @@ def test_a_parquet_column_that_is_not_asked_for_is_not_read(tmp_path: Path) -> N
     ("name", "content", "said"),
     [
         ("missing.parquet", None, "does not exist"),
-        ("x.txt", b"x", "format of"),
+        ("x.log", b"x", "format of"),
         ("bad.parquet", b"no parquet", "bad.parquet' cannot be read as parquet"),
         ("bad.arrow", b"no arrow", "bad.arrow' cannot be read as arrow"),
         ("array.json", b'[\n{"a": 1}\n]', "one JSON array"),
@@ -580,7 +600,7 @@ def test_every_format_is_read_with_the_columns_of_its_sample(cluster: None, tmp_
 def test_a_limit_takes_the_first_rows(
     cluster: None, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
+    monkeypatch.setattr(text, "UNIT_BYTES", 100)
     rows = [{"id": index} for index in range(300)]
     source = Source.find([write_rows(tmp_path / f"{part}.{kind}", rows) for part in range(2)])
     assert sorted(row["id"] for row in source.read(limit=120).take_all()) == list(range(120))

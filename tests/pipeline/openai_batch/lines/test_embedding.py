@@ -21,7 +21,7 @@ from millrace.pipeline.openai_batch.lines.line_error import LineError
 from millrace.pipeline.openai_batch.lines.request import RequestReader
 from millrace.pipeline.openai_batch.lines.response import answer_line
 
-READER = RequestReader(("m",), embeds=True)
+READER = RequestReader(("m",), task="embed")
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 

@@ -280,7 +280,7 @@ def test_a_model_that_is_not_served_is_not_found() -> None:
 def test_a_file_is_of_one_kind() -> None:
     found = error(line(EMBEDDINGS))
     assert found.code == "unsupported_endpoint" and "one of chats, completions and responses" in found.message
-    found = RequestReader(("m",), embeds=True).read(line())
+    found = RequestReader(("m",), task="embed").read(line())
     assert isinstance(found, LineError) and "one of embeddings" in found.message
 
 
