@@ -15,7 +15,7 @@ from .answers import Answers, Pooled
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from ...engine.pooling.scoring import Scoring
+    from ...engine.pooling.scoring import Pair, Scoring
 
 USUAL_COLUMNS = (
     (columns.TEXT_1, columns.TEXT_2),
@@ -34,7 +34,7 @@ class Pairs:
         are_listed: Whether the row holds a list, so that its answer is a list of scores.
     """
 
-    texts: Sequence[tuple[str, str]]
+    texts: Sequence[Pair]
     are_listed: bool
 
     @classmethod
@@ -109,9 +109,10 @@ class ScoreAnswers(Answers):
         vectors = output.outputs.data
         each = [vectors] if vectors.ndim == 1 else list(vectors)
         pooled = [PoolingRequestOutput(output.request_id, PoolingOutput(vector), []) for vector in each]
-        scores = [one.outputs.score for one in self.scoring.outputs(pooled) if one.outputs is not None]
-        is_listed = self.are_listed or Pairs.of(row, self.names).are_listed
-        return {columns.SCORE: scores if is_listed else scores[0]}
+        pairs = Pairs.of(row, self.names)
+        outputs = self.scoring.outputs(pairs.texts, pooled)
+        scores = [one.outputs.score for one in outputs if one.outputs is not None]
+        return {columns.SCORE: scores if self.are_listed or pairs.are_listed else scores[0]}
 
     def types(self, size: int) -> dict[str, pa.DataType]:
         """Returns the type of a score, or of a list of scores. See `Answers.types`."""

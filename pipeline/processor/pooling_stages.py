@@ -61,11 +61,13 @@ def make_scoring(config: EngineProcessorConfig) -> Scoring:
     Raises:
         ConfigError: The model cannot score pairs.
     """
+    from ...engine.pooling.scoring import ScoringOptions  # It loads torch.
+
     engine = config.engine_config
     tokenizer = load_tokenizer(
         config.tokenizer_source, hub=engine.tokenizer_hub, trust_remote_code=engine.trust_remote_code
     )
-    return pooling_task(engine).scoring(tokenizer)
+    return pooling_task(engine).scoring(ScoringOptions(config.default_pooling_params, tokenizer))
 
 
 def _vectors(config: EngineProcessorConfig) -> VectorAnswers:

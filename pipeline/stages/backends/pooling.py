@@ -14,7 +14,7 @@ from ...pooling.pairs import Pairs
 from .engine import Asked, EngineClient, EngineStage, plain_values, request_columns
 
 if TYPE_CHECKING:
-    from ....engine.inputs import Parsed
+    from ....engine.inputs import Parsed, ParsedPrompt
     from ....engine.pooling.scoring import Scoring
 
 
@@ -116,14 +116,18 @@ class ScoreStage(PoolingStage):
         """Returns one request with the prompts of all pairs of a row. See `EngineStage.make_request`."""
         pairs = Pairs.of(row, self._names)
         first, *more = map(_prompt_of, self._scoring.prompts(pairs.texts))
-        text, token_ids = (first, None) if isinstance(first, str) else (None, first)
-        return PoolingRequest(request_id, text, token_ids, self._params(row), more_prompts=more)
+        return PoolingRequest(
+            request_id,
+            first.text,
+            first.token_ids,
+            self._params(row),
+            more_prompts=more,
+            num_first_tokens=first.num_first_tokens,
+        )
 
 
-def _prompt_of(parsed: Parsed) -> str | list[int]:
-    """Returns a prompt in the form in which a request holds it; raises the error of one that cannot be run."""
+def _prompt_of(parsed: Parsed) -> ParsedPrompt:
+    """Returns a prompt; raises the error of one that cannot be run."""
     if isinstance(parsed, Exception):
         raise parsed
-    prompt = parsed.text if parsed.is_text else parsed.token_ids
-    assert prompt is not None
-    return prompt
+    return parsed

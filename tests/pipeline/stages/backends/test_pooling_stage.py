@@ -9,7 +9,7 @@ import pytest
 from millrace.engine import PoolingParams
 from millrace.engine.errors import PoolingParamsError, PromptTypeError
 from millrace.engine.inputs import ParsedPrompt
-from millrace.engine.pooling.scoring import CosineScoring
+from millrace.engine.pooling.scoring import EmbeddingScoring
 from millrace.pipeline.pooling.answers import VectorAnswers
 from millrace.pipeline.pooling.pairs import ScoreAnswers
 from millrace.pipeline.stages.adapters import AdapterNames
@@ -39,21 +39,22 @@ def test_a_row_sets_its_parameters_within_the_size_of_all() -> None:
 
 
 def test_a_request_holds_the_prompts_of_all_pairs_of_its_row() -> None:
-    class Joined(CosineScoring):
+    class Joined(EmbeddingScoring):
         """A scoring of pairs as token ids, of which one text cannot be read."""
 
         def prompts(self, pairs: Any) -> Any:
             """Returns the lengths of the texts as tokens."""
             broken = PromptTypeError("no text")
-            return [broken if "bad" in pair else ParsedPrompt(token_ids=list(map(len, pair))) for pair in pairs]
+            texts = [tuple(side.text for side in pair.sides) for pair in pairs]
+            return [broken if "bad" in pair else ParsedPrompt(token_ids=list(map(len, pair))) for pair in texts]
 
     def stage(scoring: Any) -> ScoreStage:
         answers = ScoreAnswers(scoring)
         return ScoreStage(None, scoring=scoring, answers=answers, params=PoolingParams(), **SETTINGS)  # type: ignore[arg-type]
 
     row = {"query": "a", "documents": ["bc", "def"]}
-    apart = stage(CosineScoring()).make_request("r", None, None, row)
-    assert apart.prompts == ["a", "bc", "a", "def"]
+    apart = stage(EmbeddingScoring()).make_request("r", None, None, row)
+    assert apart.prompts == ["a", "bc", "def"]
     assert stage(Joined()).make_request("r", None, None, row).prompts == [[1, 2], [1, 3]]
     with pytest.raises(PromptTypeError, match="no text"):
         stage(Joined()).make_request("r", None, None, {"query": "a", "documents": ["b", "bad"]})
