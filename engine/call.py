@@ -47,12 +47,13 @@ class Call:
                 f"use_tqdm must be True, False or a function that makes a bar; got {quote(self.use_tqdm)}"
             )
 
-    def tokenize(self, parsed: list[Parsed], add_special_tokens: bool = True) -> None:
+    def tokenize(self, parsed: list[Parsed], add_special_tokens: bool = True, prefix: str | None = None) -> None:
         """Tokenises all prompts that are texts, together, and puts the results into the list `parsed`.
 
         Args:
             parsed: The prompts of the call. A text that the tokenizer cannot read is replaced by its error.
             add_special_tokens: Whether the tokenizer adds the special tokens that the model expects.
+            prefix: Text in front of every text; None for the model's default prompt.
         """
         tokenizer = self.engine.tokenizer
         untokenized = {i: one for i, one in enumerate(parsed) if isinstance(one, ParsedPrompt) and one.is_text}
@@ -60,9 +61,9 @@ class Call:
             return
         texts = [one.text or "" for one in untokenized.values()]
         try:
-            encoded = tokenizer.encode_batch(texts, add_special_tokens)
+            encoded = tokenizer.encode_batch(texts, add_special_tokens, prefix)
         except Exception:  # noqa: BLE001  # One unreadable text fails all texts, so each is tried alone.
-            encoded = [attempt(encode_text, tokenizer, text, add_special_tokens) for text in texts]
+            encoded = [attempt(encode_text, tokenizer, text, add_special_tokens, prefix) for text in texts]
         for (i, one), token_ids in zip(untokenized.items(), encoded, strict=True):
             parsed[i] = token_ids if isinstance(token_ids, UserError) else replace(one, token_ids=token_ids)
 

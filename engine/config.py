@@ -46,7 +46,7 @@ CHOICES: dict[str, dict[Any, Any]] = {
         "none": "auto",
         "generate": "generate",
         "embedding": "embed",
-        **{name: name for name in POOLING_TASKS},
+        **{name: name for name in (*POOLING_TASKS, "score", "reward")},
     },
     "model_impl": {
         **{name: name for name in ("auto", "millrace", "transformers")},
@@ -156,7 +156,9 @@ class EngineConfig:
         runner: ``"generate"`` generates tokens, ``"pooling"`` makes a vector of each prompt; ``"auto"`` takes the
             runner that the checkpoint was made for.
         task: ``"generate"``, ``"embed"`` (the vector is an embedding) or ``"classify"`` (the vector holds the
-            probabilities of classes); ``"auto"`` takes the task that the checkpoint was made for.
+            probabilities of classes); ``"token_embed"`` and ``"token_classify"`` make a vector of each token where a
+            request names no task. ``"score"`` classifies with a classifier and else embeds, ``"reward"`` classifies.
+            ``"auto"`` takes the task that the checkpoint was made for.
         pooler_config: Fields of `PoolerConfig`; None for the settings in the model's folder.
         dtype: ``"float32"``, ``"float16"``, ``"bfloat16"``, or ``"auto"`` for the dtype of the checkpoint (float32 on a
             CPU that has no arithmetic for that dtype).
@@ -323,13 +325,14 @@ class EngineConfig:
     @classmethod
     def _read(cls, kwargs: dict[str, Any]) -> tuple[EngineConfig, list[str]]:
         """Returns the config, and the warnings about settings without effect."""
-        fields, warnings = {}, []
+        fields: dict[str, Any] = {}
+        warnings: list[str] = []
         names = {field.name for field in dataclasses.fields(cls)}
         for given, value in kwargs.items():
             name = OTHER_NAMES.get(given, given)
             if name in names:
                 if value is not None:  # None asks for the default, as it does in vLLM.
-                    fields[name] = value
+                    fields[name] = _one_value(name, fields.get(name), value)
             elif name in IGNORED:
                 anyway, why = IGNORED[name]
                 if value is not None and not _is_one_of(value, (anyway,)):
@@ -449,6 +452,15 @@ OPTIONAL_SIZES = (
 
 ADAPTER_SIZES = ("max_loras", "max_lora_rank", "max_cpu_loras")
 """Settings that only an engine with `enable_lora` reads."""
+
+
+def _one_value(name: str, first: Any, second: Any) -> Any:
+    """Returns the value of a field that may be given under two names; the values that leave it open are replaced."""
+    open_values = (None, "auto", "none")
+    if _is_one_of(first, open_values) or _is_one_of(second, (first, *open_values)):
+        return second if _is_one_of(first, open_values) else first
+    other = next(other for other, field in OTHER_NAMES.items() if field == name)
+    raise ConfigError(f"{name} and {other} are two names of one setting, and differ; keep one")
 
 
 def _check_at_least_one(name: str, value: Any) -> None:

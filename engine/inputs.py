@@ -95,6 +95,7 @@ class ParsedPrompt:
         embeddings: `[num_tokens, embedding_size]`, embeddings of the prompt; None if it was given as text or tokens.
         num_first_tokens: Number of tokens of the first text of a pair, which have token type 0; the others have type 1.
             None if all have type 0.
+        prefix: Text in front of the text; None for the model's default prompt.
     """
 
     text: str | None = None
@@ -102,6 +103,7 @@ class ParsedPrompt:
     cache_salt: str | None = None
     embeddings: Tensor | None = None
     num_first_tokens: int | None = None
+    prefix: str | None = None
 
     @property
     def is_text(self) -> bool:
@@ -205,12 +207,16 @@ class PromptReader:
     max_model_len: int
     prompt_embeds: PromptEmbeds | None = None
 
-    def read(self, prompt: ParsedPrompt, *, num_new_tokens: int) -> ReadPrompt:
+    def read(
+        self, prompt: ParsedPrompt, *, num_new_tokens: int, most: int | None = None, max_tokens: int | None = None
+    ) -> ReadPrompt:
         """Tokenises a prompt if needed, and checks its tokens and its length against the model.
 
         Args:
             prompt: The prompt. Its text is ignored if token ids or embeddings are given.
             num_new_tokens: Number of tokens after the prompt that must also fit into `max_model_len`.
+            most: Number of tokens that a longer prompt is cut to; None to cut none.
+            max_tokens: Most tokens of a prompt; None for `max_model_len`.
 
         Returns:
             The token ids of the prompt, and the embeddings if they are given.
@@ -220,12 +226,16 @@ class PromptReader:
             ConfigError: The prompt is given as embeddings, and `enable_prompt_embeds` is off.
         """
         if prompt.embeddings is None:
-            token_ids = self._tokenize(prompt.text, prompt.token_ids)
-            read = ReadPrompt(token_ids, num_first_tokens=prompt.num_first_tokens)
+            token_ids = self._tokenize(prompt)
+            cut = token_ids if most is None else self._cut(token_ids, most)
+            read = ReadPrompt(cut, num_first_tokens=prompt.num_first_tokens)
         else:
             read = self._read_embeddings(prompt, num_new_tokens)
-        self._check(read.token_ids, num_new_tokens)
+        self._check(read.token_ids, num_new_tokens, max_tokens)
         return read
+
+    def _cut(self, token_ids: list[int], most: int) -> list[int]:
+        return token_ids[:most] if self.tokenizer is None else self.tokenizer.cut(token_ids, most)
 
     def _read_embeddings(self, prompt: ParsedPrompt, num_new_tokens: int) -> ReadPrompt:
         if self.prompt_embeds is None:
@@ -238,15 +248,15 @@ class PromptReader:
         span = self.prompt_embeds.read(prompt.embeddings)
         return ReadPrompt([PLACEHOLDER] * span.end, (span,))
 
-    def _tokenize(self, prompt: Any, prompt_token_ids: Any) -> list[int]:
-        if prompt_token_ids is not None:
-            return _parse_token_ids(prompt_token_ids)
-        text = parse_prompt(prompt).text
+    def _tokenize(self, prompt: ParsedPrompt) -> list[int]:
+        if prompt.token_ids is not None:
+            return _parse_token_ids(prompt.token_ids)
+        text = parse_prompt(prompt.text).text
         if self.tokenizer is None:
             raise PromptTypeError("the engine has no tokenizer (skip_tokenizer_init); give prompt_token_ids, not text")
-        return encode_text(self.tokenizer, text or "")
+        return encode_text(self.tokenizer, text or "", prefix=prompt.prefix)
 
-    def _check(self, token_ids: list[int], num_new_tokens: int) -> None:
+    def _check(self, token_ids: list[int], num_new_tokens: int, max_tokens: int | None) -> None:
         if not token_ids:
             raise EmptyPromptError("The decoder prompt cannot be empty; it has no token")
         if min(token_ids) < 0 or max(token_ids) >= self.vocab_size:
@@ -255,10 +265,15 @@ class PromptReader:
                 f"Token id {quote(wrong, 60)} is out of vocabulary: the model's ids are 0 to {self.vocab_size - 1}"
                 + self._origin(wrong)
             )
-        self._check_length(len(token_ids), num_new_tokens)
+        self._check_length(len(token_ids), num_new_tokens, max_tokens)
 
-    def _check_length(self, num_tokens: int, num_new_tokens: int) -> None:
-        if num_tokens + num_new_tokens > self.max_model_len:
+    def _check_length(self, num_tokens: int, num_new_tokens: int, max_tokens: int | None = None) -> None:
+        if max_tokens is not None and num_tokens > max_tokens:
+            raise PromptTooLongError(
+                f"The prompt has {num_tokens} tokens, which is longer than max_embed_len={max_tokens} of "
+                "pooler_config; shorten it, cut it with truncate_prompt_tokens, or raise the limit"
+            )
+        if max_tokens is None and num_tokens + num_new_tokens > self.max_model_len:
             room = " with room for one new token" if num_new_tokens else ""
             raise PromptTooLongError(
                 f"The prompt has {num_tokens} tokens, which is longer than the maximum model length of "
@@ -288,13 +303,15 @@ def attempt(parse: Callable[..., Any], *args: Any) -> Any:
         return error
 
 
-def encode_text(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
-    """Returns the token ids of one text.
+def encode_text(
+    tokenizer: Tokenizer, text: str, add_special_tokens: bool = True, prefix: str | None = None
+) -> list[int]:
+    """Returns the token ids of one text, with `prefix` in front of it as `Tokenizer.encode_batch` takes it.
 
     Raises:
         PromptTypeError: The tokenizer cannot read the text, e.g. because it holds half of a surrogate pair.
     """
-    return _encode(lambda: tokenizer.encode_batch([text], add_special_tokens)[0])
+    return _encode(lambda: tokenizer.encode_batch([text], add_special_tokens, prefix)[0])
 
 
 def encode_pairs(

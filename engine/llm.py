@@ -28,6 +28,7 @@ from .errors import (
 from .inputs import Parsed, ParsedPrompt, PromptType, attempt, describe, parse_prompt
 from .lora.request import LoRARequest, LoRARequests
 from .outputs import RequestOutput
+from .pooling.arguments import check_is_text, complete_params, find_prefix, take_cut
 from .pooling.outputs import (
     ClassificationRequestOutput,
     EmbeddingRequestOutput,
@@ -205,25 +206,32 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         pooling_task: str | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         lora_request: LoRARequests = None,
         priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
         **vllm_kwargs: Any,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
-        """Makes a vector of each prompt: an embedding, or the probabilities of classes.
+        """Makes a vector of each prompt, or one of each of its tokens: embeddings, or the probabilities of classes.
 
         Args:
             prompts: As in `generate`.
             pooling_params: Parameters for all prompts, or a list with the parameters of each prompt; None for the
                 settings of the engine.
-            pooling_task: ``"embed"`` or ``"classify"``; it must be the task of the engine. It may be None if `task` is
-                set in all pooling parameters.
+            pooling_task: ``"embed"`` or ``"classify"`` for one vector of each prompt; ``"token_embed"`` or
+                ``"token_classify"`` for one of each token. The engine must do it. It may be None if `task` is set in
+                all pooling parameters.
+            prompt_name: Name of one of the prompts in the model's folder, such as ``"query"``, that is put in front of
+                all texts; None for the model's default prompt.
+            prompt: The text of such a prompt itself.
             use_tqdm: As in `generate`.
             lora_request: As in `generate`.
             priority: As in `generate`.
             on_error: As in `generate`.
-            **vllm_kwargs: As in `generate`.
+            **vllm_kwargs: As in `generate`; and `truncate_prompt_tokens`, by itself or in `tokenization_kwargs`, as in
+                `PoolingParams`.
 
         Returns:
             One output for each prompt, in the order of the prompts.
@@ -233,11 +241,13 @@ class LLM:
                 ``"raise"``.
             EngineError: As in `generate`.
         """
-        parsed = [attempt(parse_prompt, prompt) for prompt in _as_prompts(prompts)]
+        prefix = find_prefix(self.llm_engine.tokenizer, prompt_name, prompt)
+        parsed = [attempt(parse_prompt, one) for one in _as_prompts(prompts)]
         return self._pool(
-            parsed,
+            parsed if prefix is None else [attempt(check_is_text, one) for one in parsed],
             pooling_params,
             pooling_task,
+            prefix=prefix,
             use_tqdm=use_tqdm,
             lora_request=lora_request,
             priority=priority,
@@ -251,18 +261,20 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None,
         task: str | None,
         *,
+        prefix: str | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
         lora_request: LoRARequests = None,
         priority: Sequence[int] | None = None,
         on_error: OnError = "raise",
         **vllm_kwargs: Any,
     ) -> list[PoolingRequestOutput[PoolingOutput]]:
-        """Makes a vector of each prompt, see `encode`."""
+        """Makes a vector of each prompt, see `encode`; `prefix` is put in front of the texts, None for the default."""
+        cut = take_cut(vllm_kwargs)
         _check_neutral("encode", vllm_kwargs)
         call = self._call(use_tqdm, on_error)
-        params = self._pooling_params(pooling_params, task, len(parsed))
-        call.tokenize(parsed)
-        return call.run(parsed, PoolingRequest, params, priority, lora_request)
+        params = self._pooling_params(pooling_params, task, cut, len(parsed))
+        call.tokenize(parsed, prefix=prefix)
+        return call.run(parsed, functools.partial(PoolingRequest, prefix=prefix), params, priority, lora_request)
 
     def embed(
         self,
@@ -276,7 +288,7 @@ class LLM:
         Args:
             prompts: As in `generate`.
             pooling_params: As in `encode`.
-            **kwargs: Further arguments of `encode`.
+            **kwargs: Further arguments of `encode`, such as `prompt_name`.
 
         Returns:
             One output for each prompt, in the order of the prompts.
@@ -288,6 +300,30 @@ class LLM:
         _check_no_task("embed", kwargs)
         pooled = self.encode(prompts, pooling_params, pooling_task="embed", **kwargs)
         return [EmbeddingRequestOutput.from_base(one, embedding_of(one.outputs)) for one in pooled]
+
+    def reward(
+        self,
+        prompts: PromptType | Sequence[PromptType],
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        **kwargs: Any,
+    ) -> list[PoolingRequestOutput[PoolingOutput]]:
+        """Computes the rewards of each token of each prompt, with a model that rewards or classifies.
+
+        Args:
+            prompts: As in `generate`.
+            pooling_params: As in `encode`. With `step_tag_id` only the tokens that end steps have rewards.
+            **kwargs: Further arguments of `encode`.
+
+        Returns:
+            One output for each prompt, in the order of the prompts; its `data` is `[num_rows, num_classes]`.
+
+        Raises:
+            UserError: As in `encode`.
+            EngineError: As in `generate`.
+        """
+        _check_no_task("reward", kwargs)
+        return self.encode(prompts, pooling_params, pooling_task="token_classify", **kwargs)
 
     def classify(
         self,
@@ -357,7 +393,8 @@ class LLM:
         pairs = pair_up(data_1, data_2)
         adapters = one_for_each("lora_request", lora_request, len(pairs))
         pairs = [replace(pair, adapter=adapter) for pair, adapter in zip(pairs, adapters, strict=True)]
-        params = _check_pooling(PoolingParams() if pooling_params is None else pooling_params)
+        given = PoolingParams() if pooling_params is None else pooling_params
+        params = complete_params(given, PoolingParams(truncate_prompt_tokens=take_cut(kwargs)))
         engine = self.llm_engine
         template = engine.tokenizer.read_template(chat_template) if engine.tokenizer else chat_template
         max_model_len = engine.handler.prompts.max_model_len
@@ -477,26 +514,26 @@ class LLM:
         return [attempt(_check_sampling, params) for params in one_for_each("params", sampling_params, num_prompts)]
 
     def _pooling_params(
-        self, given: PoolingParams | Sequence[PoolingParams] | None, task: str | None, num_prompts: int
+        self,
+        given: PoolingParams | Sequence[PoolingParams] | None,
+        task: str | None,
+        cut: int | None,
+        num_prompts: int,
     ) -> list[PoolingParams | UserError]:
-        """Returns the pooling parameters of each prompt; raises if the engine has another task than `task`."""
-        given = PoolingParams() if given is None else given
-        each = [attempt(_check_pooling, params) for params in one_for_each("params", given, num_prompts)]
-        if task is None and any(isinstance(params, PoolingParams) and params.task is None for params in each):
-            raise PoolingParamsError("pooling_task is missing; it is 'embed' or 'classify'")
-        self.llm_engine.task.check_pooling(PoolingParams(task=task))
-        return each
+        """Returns the pooling parameters of each prompt; raises if the engine does not do `task`."""
+        asked = PoolingParams(task=task, truncate_prompt_tokens=cut)
+        self.llm_engine.task.check_pooling(asked)
+        each = one_for_each("params", PoolingParams() if given is None else given, num_prompts)
+        read = [attempt(complete_params, params, asked) for params in each]
+        if task is None and any(isinstance(params, PoolingParams) and params.task is None for params in read):
+            names = " or ".join(map(repr, self.llm_engine.task.all_names()))
+            raise PoolingParamsError(f"pooling_task is missing; it is {names}")
+        return read
 
 
 def _check_sampling(params: Any) -> SamplingParams:
     if not isinstance(params, SamplingParams):
         raise SamplingParamsError(f"sampling_params must be SamplingParams; got {describe(params)}")
-    return params
-
-
-def _check_pooling(params: Any) -> PoolingParams:
-    if not isinstance(params, PoolingParams):
-        raise PoolingParamsError(f"pooling_params must be PoolingParams; got {describe(params)}")
     return params
 
 

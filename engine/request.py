@@ -82,6 +82,8 @@ class PoolingRequest:
         prompt_embeds: Embeddings of the first prompt, as in `GenerateRequest`.
         lora_request: As in `GenerateRequest`.
         num_first_tokens: Number of tokens of the first text, if the first prompt is a pair of texts; None otherwise.
+        prefix: Text in front of each text, such as a prompt that the model has for queries; None for the model's
+            default prompt. Token ids have it already.
     """
 
     request_id: str
@@ -94,6 +96,7 @@ class PoolingRequest:
     prompt_embeds: Tensor | None = field(default=None, repr=False, compare=False)
     lora_request: LoRARequest | None = None
     num_first_tokens: int | None = None
+    prefix: str | None = None
 
     @property
     def params(self) -> PoolingParams:

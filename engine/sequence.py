@@ -60,6 +60,8 @@ class Sequence:
         num_first_tokens: Number of tokens of the first text of a pair, which have token type 0; the others have type 1.
             None if all have type 0.
         reads_prefix_cache: Whether cached blocks may be used for the beginning of the prompt.
+        pools_tokens: Whether each token of the prompt gets a vector of its own, in an engine that pools.
+        num_left_out: Number of leading tokens of the prompt that its mean leaves out, in an engine that pools.
         grammar: State of the output in its grammar; None if the output follows no grammar. Only rank 0 has it.
         adapter: The adapter of the sequence; None for the model alone.
         adapter_slot: The adapter slot of the adapter while the sequence runs; `NO_SLOT` otherwise.
@@ -100,6 +102,8 @@ class Sequence:
     spans: abc.Sequence[EmbeddedSpan] = ()
     num_first_tokens: int | None = None
     reads_prefix_cache: bool = True
+    pools_tokens: bool = False
+    num_left_out: int = 0
     grammar: Grammar | None = None
     adapter: Adapter | None = None
     adapter_slot: int = NO_SLOT

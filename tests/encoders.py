@@ -41,7 +41,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "xlm-roberta": {"type_vocab_size": 1},
     "camembert": {"type_vocab_size": 1},
     "data2vec-text": {"type_vocab_size": 1},
-    "ernie": {},
+    "ernie": {"use_task_id": True, "task_type_vocab_size": 3},
     "distilbert": {"hidden_dim": 96, "intermediate_size": None},
     "electra": {"embedding_size": 32},
     "rembert": {"input_embedding_size": 32},

@@ -105,12 +105,14 @@ def _pack_row(new: NewRow) -> list[Any]:
         [_pack_span(span) for span in sequence.spans],
         sequence.adapter_slot,
         sequence.num_first_tokens,
+        sequence.pools_tokens,
+        sequence.num_left_out,
     ]
 
 
 def _unpack_row(packed: list[Any]) -> NewRow:
     row, tokens, params, seed, num_prompt_tokens, max_tokens_total, stop_token_ids, *others = packed
-    bad_word_edges, spans, adapter_slot, num_first_tokens = others
+    bad_word_edges, spans, adapter_slot, num_first_tokens, pools_tokens, num_left_out = others
     sequence = Sequence(
         request_id="",
         index=0,
@@ -124,6 +126,8 @@ def _unpack_row(packed: list[Any]) -> NewRow:
         spans=[_unpack_span(*span) for span in spans],
         adapter_slot=adapter_slot,
         num_first_tokens=num_first_tokens,
+        pools_tokens=pools_tokens,
+        num_left_out=num_left_out,
     )
     return NewRow(row, sequence, len(tokens))
 

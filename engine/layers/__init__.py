@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .activation import ACTIVATIONS, Activation
 from .attention import Attention, Heads
 from .block import (
     ConvBlock,
@@ -31,7 +32,7 @@ from .invariant_linear import InvariantLinear
 from .kv_scales import KVScales
 from .latent_attention import LatentAttention, LatentSizes, UpProjections
 from .linear import Linear, LinearBase, PackedWeight, Packs
-from .mlp import ACTIVATIONS, MLP, GatedMLP, PlainMLP
+from .mlp import MLP, GatedMLP, PlainMLP
 from .norm import HeadLayerNorm, HeadNorm, LayerNorm, LayerNormPerHead, NoNorm, Norm, ProjectionNorm, Reduce, RMSNorm
 from .rotate_and_store import (
     CacheWriter,
@@ -55,6 +56,7 @@ __all__ = [
     "HEAD_ACTIVATIONS",
     "MLP",
     "PLAIN",
+    "Activation",
     "Attention",
     "CacheWriter",
     "ClampAndStore",

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from ...kernels import packed_gated_linear, packed_linear
 from ...kernels.packed_linear import can_pack_panels, pack_panels
 from ..parallel.shard import Dimension, as_shard
-from .input_format import PLAIN, InputFormat
+from .activation import Activation
+from .input_format import PLAIN, InputFormat, Rows
 from .weight_slot import WeightSlot
 
 __all__ = ["GatedWeight", "Linear", "LinearBase", "PackedWeight", "Packs"]
@@ -46,9 +47,9 @@ class PanelWeight:
     packed: Tensor
     out_features: int
 
-    def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """As `PackedWeight.multiply`; the result is rounded once."""
-        return packed_linear(x, self.packed, bias, self.out_features, dtype)
+    def multiply(self, x: Tensor, bias: Tensor | None, dtype: torch.dtype, activation: str = "") -> Tensor:
+        """As `PackedWeight.multiply`, with an activation by its name in the kernel; the result is rounded once."""
+        return packed_linear(x, self.packed, bias, self.out_features, dtype, activation=activation)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,6 +120,10 @@ class LinearBase(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[..., in_features]` to `[..., out_features]` in the same dtype."""
         raise NotImplementedError
+
+    def forward_activated(self, x: Rows, activation: Activation) -> Tensor:
+        """Computes `activation(forward(x))`, in one kernel if the layer has one for both."""
+        return activation(self(x))
 
     def forward_float32(self, x: Tensor) -> Tensor:
         """Computes `forward` with a result in float32, as precisely as the layer can."""
@@ -202,6 +207,13 @@ class Linear(LinearBase):
             return self._packed.multiply(x, self.bias, x.dtype)
         assert self.weight is not None
         return F.linear(x, self.weight, self.bias)
+
+    def forward_activated(self, x: Rows, activation: Activation) -> Tensor:
+        """Computes `activation(forward(x))`. With a `PanelWeight` the sum is not rounded before the activation."""
+        if activation.fused and isinstance(self._packed, PanelWeight):
+            assert isinstance(x, Tensor)
+            return self._packed.multiply(x, self.bias, x.dtype, activation.fused)
+        return activation(self(x))
 
     def forward_float32(self, x: Tensor) -> Tensor:
         """Computes `forward` with a result in float32.

@@ -5,29 +5,18 @@ When ranks share a network, each rank returns one addend: the result is the sum 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TypeAlias
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...kernels import packed_gated_linear, silu_and_mul
 from ...kernels.packed_gated_linear import can_pack_gated, pack_gated
+from .activation import Activation
 from .input_format import InputFormat, Rows
 from .linear import GatedWeight, Linear, LinearBase
 
-__all__ = ["ACTIVATIONS", "MLP", "GatedMLP", "PlainMLP"]
-
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_new": functools.partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-    "silu": F.silu,
-}
-"""Elementwise activations, by their names in Hugging Face configs."""
+__all__ = ["MLP", "GatedMLP", "PlainMLP"]
 
 
 class GatedMLP(nn.Module):
@@ -81,7 +70,7 @@ class PlainMLP(nn.Module):
         activation: A value of `ACTIVATIONS`, applied to each element.
     """
 
-    def __init__(self, up: LinearBase, down: LinearBase, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, up: LinearBase, down: LinearBase, activation: Activation) -> None:
         super().__init__()
         self.up = up
         self.down = down
@@ -94,7 +83,7 @@ class PlainMLP(nn.Module):
 
     def forward(self, hidden: Rows) -> Tensor:
         """Returns the network's output (or this rank's addend) for `hidden`; both are `[num_tokens, hidden_size]`."""
-        return self.down(self.activation(self.up(hidden)))
+        return self.down(self.up.forward_activated(hidden, self.activation))
 
 
 MLP: TypeAlias = GatedMLP | PlainMLP

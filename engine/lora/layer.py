@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...kernels import lora
 from ..device import to_device
-from ..layers import LinearBase, WeightSlot
+from ..layers import Activation, LinearBase, Rows, WeightSlot
 from ..quantization.scheme import LinearSpec
 from .adapter import LowRank
 from .slots import DeviceSlots
@@ -97,6 +97,12 @@ class LoraLinear(LinearBase):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` `[..., in_features]` to `[..., out_features]` in the same dtype."""
         return self._adapt(self.unadapted(x), x)
+
+    def forward_activated(self, x: Rows, activation: Activation) -> Tensor:
+        """Computes `activation(forward(x))`. Adapters are added before the activation."""
+        if self.is_adapted:
+            return activation(self(x))
+        return self.unadapted.forward_activated(x, activation)
 
     def forward_float32(self, x: Tensor) -> Tensor:
         """Computes `forward` with a result in float32, as precisely as the layer can."""

@@ -186,10 +186,16 @@ class Components:
 
     def token_types(self) -> TokenTypes | NoTokenTypes:
         """Makes the table of the types of tokens, or a module that adds nothing if the model has no types."""
-        spec = self._spec
-        if not spec.num_token_types:
+        return self._types(self._spec.num_token_types)
+
+    def tasks(self) -> TokenTypes | NoTokenTypes:
+        """Makes the table of tasks, which are types of tokens too, or a module that adds nothing if there are none."""
+        return self._types(self._spec.num_tasks)
+
+    def _types(self, count: int) -> TokenTypes | NoTokenTypes:
+        if not count:
             return NoTokenTypes()
-        return TokenTypes(spec.num_token_types, self._placed_size, dtype=self._dtype, device=self._device)
+        return TokenTypes(count, self._placed_size, dtype=self._dtype, device=self._device)
 
     def embedding_norm(self) -> Norm:
         """Makes the norm after the embedding; if the model has none, a module that changes nothing."""

@@ -64,6 +64,7 @@ class Decoder(nn.Module):
             self.project_in = make.input_projection()
             self.positions = make.positions()
             self.token_types = make.token_types()
+            self.tasks = make.tasks()
             self.embedding_norm = make.embedding_norm()
             self.project_normed = make.normed_projection()
             self.input_scale = make.input_scale()
@@ -170,7 +171,8 @@ class Decoder(nn.Module):
             embeddings = batch.given.replace_in(embeddings)
         embeddings = self.input_scale(embeddings)
         placed = self.positions(self.project_in(embeddings), batch.positions)
-        hidden, _ = self.embedding_norm(self.token_types(placed, batch.token_types))
+        typed = self.tasks(self.token_types(placed, batch.token_types), None)
+        hidden, _ = self.embedding_norm(typed)
         return self.project_normed(hidden)
 
     def _send(self, hidden: Tensor, residual: Tensor | None) -> Tensor:

@@ -230,15 +230,22 @@ def _fallback(names: Sequence[str], hf_config: Any) -> Family | None:
     from .fallback import find_module_class
 
     code = model_code(hf_config)
-    endings = (*CAUSAL, *CLASSIFIERS, BARE)
-    if code.fallback is None and names and names[0].endswith(endings) and not names[0].endswith(CAUSAL[1]):
+    endings = (CAUSAL[0], *CLASSIFIERS, *PRETRAINED, BARE)
+    if code.fallback is None and names and names[0].endswith(endings) and not _is_old_decoder(names[0]):
         auto_map = getattr(hf_config, "auto_map", None)
         trusts = code.trust_remote_code
         module_class = find_module_class(names[0], auto_map, code.folder, trust_remote_code=trusts)
         if module_class is not None:
             code.fallback = _try_module(module_class, hf_config, code.impl)
-            logger.info("%s runs as a module of transformers, on the paged attention of this engine", names[0])
+            is_encoder = code.fallback.spec(hf_config).is_encoder
+            how = "text by text" if is_encoder else "on the paged attention of this engine"
+            logger.info("%s runs as a module of transformers, %s", names[0], how)
     return code.fallback
+
+
+def _is_old_decoder(architecture: str) -> bool:
+    """Returns whether a name is that of a decoder whose class is not called ForCausalLM; encoders have another one."""
+    return architecture.endswith(CAUSAL[1]) and not architecture.endswith("WithLMHeadModel")
 
 
 def _try_module(module_class: Any, hf_config: Any, impl: str) -> Family:

@@ -6,7 +6,7 @@ A family (`families/*.py`) turns a Hugging Face config into a `DecoderSpec`; `co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from ..errors import UnsupportedModelError
 from ..layers import DistanceTerms
@@ -14,6 +14,7 @@ from ..layers.router import RouterSpec
 
 __all__ = [
     "AttentionSpec",
+    "ClassPooling",
     "ConvSpec",
     "DecoderSpec",
     "DistanceSpec",
@@ -25,6 +26,10 @@ __all__ = [
     "RopeSpec",
     "StateSpec",
 ]
+
+
+ClassPooling: TypeAlias = Literal["LAST", "CLS", "MEAN"]
+"""The vector of a text that a classifier reads: the hidden state of its last or first token, or the mean of all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +138,7 @@ class HeadSpec:
         scale: Factor on the logits.
     """
 
-    pooling: Literal["LAST", "CLS", "MEAN"] = "LAST"
+    pooling: ClassPooling = "LAST"
     activation: str = ""
     dense_bias: bool = True
     norm: bool = False
@@ -279,6 +284,8 @@ class DecoderSpec:
             embedding, `"last"` what positions and the norm have made of them, by a projection with a bias.
         num_token_types: Number of types of tokens, each with a learned vector that is added to the embedding; 0 for
             none. The texts of a pair have the types 0 and 1.
+        num_tasks: Number of tasks with a learned vector, of which that of the first one is added to the embedding; 0
+            for none.
         tie_word_embeddings: Whether the output head uses the matrix of the token embedding.
         rms_norm: Whether norms are root-mean-square norms; otherwise they are layer norms.
         norm_eps: Number that norms add to the mean square or the variance.
@@ -340,6 +347,7 @@ class DecoderSpec:
     embedding_norm: bool = False
     projection: Literal["first", "last"] = "first"
     num_token_types: int = 0
+    num_tasks: int = 0
     tie_word_embeddings: bool
     rms_norm: bool
     norm_eps: float

@@ -15,20 +15,36 @@ from torch.nn import functional
 from ..errors import CheckpointError, quote
 from ..storage import Location
 
-__all__ = ["Dense", "read_dense"]
+__all__ = ["Dense", "read_dense", "read_tensors"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "Identity": lambda x: x,
     "Tanh": torch.tanh,
     "ReLU": torch.relu,
+    "ReLU6": functional.relu6,
+    "LeakyReLU": functional.leaky_relu,
+    "ELU": functional.elu,
+    "SELU": functional.selu,
+    "CELU": functional.celu,
     "GELU": functional.gelu,
     "SiLU": functional.silu,
+    "Mish": functional.mish,
     "Sigmoid": torch.sigmoid,
+    "LogSigmoid": functional.logsigmoid,
+    "Hardtanh": functional.hardtanh,
+    "Hardsigmoid": functional.hardsigmoid,
+    "Hardswish": functional.hardswish,
+    "Softplus": functional.softplus,
+    "Softsign": functional.softsign,
+    "Tanhshrink": functional.tanhshrink,
 }
 """Names of the classes of torch that a folder may name -> the functions that they compute."""
 
 CONFIG_NAMES = ("module_input_name", "module_output_name")
 """Settings that may send a layer's input or output elsewhere than to the embedding."""
+
+TARGETS = (None, "sentence_embedding")
+"""Values of these settings in a folder that pools; without a pooling a layer changes the vectors of tokens too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,18 +62,19 @@ class Dense:
     activation: str
 
     def __call__(self, vector: np.ndarray) -> np.ndarray:
-        """Returns the layer's output, `[out_features]` float32, for a vector `[in_features]`."""
+        """Returns the layer's output, `[..., out_features]` float32, for vectors `[..., in_features]`."""
         with torch.inference_mode():
             projected = functional.linear(torch.from_numpy(vector.astype(np.float32)), self.weight, self.bias)
             return ACTIVATIONS[self.activation](projected).numpy()
 
 
-def read_dense(place: Location, config: Mapping[str, Any]) -> Dense:
+def read_dense(place: Location, config: Mapping[str, Any], *, of_tokens: bool = False) -> Dense:
     """Reads a layer.
 
     Args:
         place: Folder of the layer.
         config: Content of its config.json.
+        of_tokens: Whether the layer may be one of the vectors of tokens, because nothing pools them before it.
 
     Raises:
         CheckpointError: The weights are missing or damaged, or a setting of the layer is not implemented.
@@ -67,10 +84,14 @@ def read_dense(place: Location, config: Mapping[str, Any]) -> Dense:
         raise CheckpointError(
             f"{place}: activation_function is {quote(activation)}; implemented are {', '.join(ACTIVATIONS)}"
         )
+    targets = (*TARGETS, "token_embeddings") if of_tokens else TARGETS
     for name in CONFIG_NAMES:
-        if config.get(name) not in (None, "sentence_embedding"):
-            raise CheckpointError(f"{place}: {name} is {quote(config[name])}; only 'sentence_embedding' is implemented")
-    tensors = _read_tensors(place)
+        if config.get(name) not in targets:
+            allowed = " and ".join(map(repr, targets[1:]))
+            raise CheckpointError(f"{place}: {name} is {quote(config[name])}; implemented: {allowed}")
+    if config.get("use_residual"):
+        raise CheckpointError(f"{place}: use_residual, a layer that is added to its input, is not implemented")
+    tensors = read_tensors(place)
     weight, bias = tensors.get("linear.weight"), tensors.get("linear.bias")
     if weight is None or weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -78,7 +99,12 @@ def read_dense(place: Location, config: Mapping[str, Any]) -> Dense:
     return Dense(weight.float(), None if bias is None else bias.float(), activation)
 
 
-def _read_tensors(place: Location) -> dict[str, Tensor]:
+def read_tensors(place: Location) -> dict[str, Tensor]:
+    """Returns the weights in the folder of a module.
+
+    Raises:
+        CheckpointError: They are missing or damaged.
+    """
     from safetensors.torch import load
 
     try:

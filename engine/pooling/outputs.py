@@ -27,13 +27,16 @@ __all__ = [
 
 @dataclass(slots=True, eq=False)
 class PoolingOutput:
-    """The vector of a prompt.
+    """The vector of a prompt, or the vectors of its tokens.
 
     Attributes:
-        data: `[size]` float32; `[num_prompts, size]` if the request has more than one prompt.
+        data: `[size]` float32; `[num_prompts, size]` if the request has more than one prompt; `[num_tokens, size]` if
+            it asks for a vector of each token.
+        labels: Names of the classes that the elements of a vector belong to; empty for embeddings.
     """
 
     data: np.ndarray
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -58,14 +61,21 @@ class ClassificationOutput:
 
     Attributes:
         probs: Probability of each class; the logit of each class if the request switches the activation off.
+        labels: Name of each class, from the model's config.
     """
 
     probs: list[float]
+    labels: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.probs)
+
+    @property
+    def label(self) -> str | None:
+        """Name of the most probable class; None if the classes have no names."""
+        return self.labels[int(np.argmax(self.probs))] if self.labels else None
 
 
 def embedding_of(pooled: PoolingOutput | None) -> EmbeddingOutput | None:
@@ -75,7 +85,7 @@ def embedding_of(pooled: PoolingOutput | None) -> EmbeddingOutput | None:
 
 def classes_of(pooled: PoolingOutput | None) -> ClassificationOutput | None:
     """Returns the probabilities that a vector holds; None for None, which stands for a failed request."""
-    return None if pooled is None else ClassificationOutput(pooled.data.tolist())
+    return None if pooled is None else ClassificationOutput(pooled.data.tolist(), pooled.labels)
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,24 +12,25 @@ import numpy as np
 from ..errors import CheckpointError, quote
 from ..storage import Location, read_json, read_json_object
 from ..text.tokenizer import TextSettings
-from .config import PoolerConfig
+from .config import POOLING_TYPES, PoolerConfig
 from .dense import Dense, read_dense
+from .layer_norm import read_layer_norm
 from .pooler import normalize
+from .scoring import SIMILARITIES
 
-__all__ = ["SentenceTransformer", "read_sentence_transformer", "read_text_settings"]
+__all__ = ["SIMILARITIES", "SentenceTransformer", "read_sentence_transformer", "read_text_settings"]
 
 POOLING_MODES = {
-    "lasttoken": "LAST",
-    "mean": "MEAN",
-    "mean_tokens": "MEAN",
     "cls": "CLS",
-    "cls_token": "CLS",
     "max": "MAX",
-    "max_tokens": "MAX",
+    "mean": "MEAN",
+    "mean_sqrt_len": "MEAN_SQRT_LEN",
+    "weightedmean": "WEIGHTEDMEAN",
+    "lasttoken": "LAST",
 }
-"""Names of pooling modes in sentence-transformers -> `PoolerConfig.pooling_type`."""
+"""Names of pooling modes in sentence-transformers, without their last part -> `PoolerConfig.pooling_type`."""
 
-KINDS = ("Transformer", "Pooling", "Dense", "Normalize", "Dropout")
+KINDS = ("Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
 """The modules that are implemented; dropout does nothing outside of training."""
 
 TEXT_CONFIGS = tuple(
@@ -40,8 +41,14 @@ TEXT_CONFIGS = tuple(
 
 MAX_TOKENS = 2**31 - 1
 
+SETTINGS = "config_sentence_transformers.json"
+"""Name of the file with the prompts and the similarity function."""
+
 Module = tuple[str, Location]
 """The kind of a module and its folder."""
+
+Step = Callable[[np.ndarray], np.ndarray]
+"""What a module does to vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +56,29 @@ class SentenceTransformer:
     """The modules after the transformer.
 
     Attributes:
-        pooling: Pooling type, and whether the last module normalises.
+        pooling: Pooling types, and whether the last module normalises.
         steps: Functions that are applied to the pooled vector, in order, before it is shortened and normalised.
+        token_steps: Functions that are applied to the vectors of tokens; all modules, if none of them pools.
+        size: Number of elements of the vector of a prompt.
+        includes_prompt: Whether the tokens of a prompt in front of a text count in means.
+        similarity: How embeddings are compared: one of `SIMILARITIES`.
     """
 
+    size: int
     pooling: PoolerConfig = field(default_factory=PoolerConfig)
-    steps: tuple[Callable[[np.ndarray], np.ndarray], ...] = ()
-
-    def embedding_size(self, hidden_size: int) -> int:
-        """Returns the number of elements of an embedding, from that of the hidden states."""
-        sizes = [step.weight.shape[0] for step in self.steps if isinstance(step, Dense)]
-        return sizes[-1] if sizes else hidden_size
+    steps: tuple[Step, ...] = ()
+    token_steps: tuple[Step, ...] = ()
+    includes_prompt: bool = True
+    similarity: str = "cosine"
 
 
-def read_sentence_transformer(place: Location, size: int) -> SentenceTransformer:
+def read_sentence_transformer(place: Location, size: int, types: Sequence[str] = ()) -> SentenceTransformer:
     """Reads the modules of a model from its `modules.json` and the folders that it names.
 
     Args:
         place: Folder of the model.
         size: Number of elements of the transformer's hidden states.
+        types: Pooling types that replace those of the folder; empty for those of the folder.
 
     Returns:
         The modules; none of them if there is no `modules.json`.
@@ -76,29 +87,49 @@ def read_sentence_transformer(place: Location, size: int) -> SentenceTransformer
         CheckpointError: A file is damaged, or asks for a module or a kind of pooling that this release does not have.
     """
     modules = _read_modules(place)
+    num_vectors = max(1, len(types))
     if not modules:
-        return SentenceTransformer()
+        return SentenceTransformer(size * num_vectors)
     kinds = [kind for kind, _ in modules if kind != "Dropout"]
-    pooling_type, after = None, modules
-    if "Pooling" in kinds:
+    pools = "Pooling" in kinds
+    own: tuple[str, ...] | None = None
+    includes_prompt, after = True, modules
+    if pools:
         if kinds.count("Pooling") > 1 or kinds.index("Pooling") != kinds.count("Transformer"):
             raise CheckpointError(f"{place}: modules.json must have one Pooling, after the Transformer; got {kinds}")
         index = next(i for i, (kind, _) in enumerate(modules) if kind == "Pooling")
-        pooling_type, after = _read_pooling(modules[index][1]), modules[index + 1 :]
-    steps: list[Callable[[np.ndarray], np.ndarray]] = []
-    for kind, folder in after:
+        (own, includes_prompt), after = _read_pooling(modules[index][1]), modules[index + 1 :]
+        num_vectors = len(types or own)
+    steps, size = _read_steps(after, size * num_vectors, of_tokens=not pools)
+    normalizes = bool(steps) and steps[-1] is normalize
+    done = tuple(steps[:-1] if normalizes else steps)
+    return SentenceTransformer(
+        size,
+        PoolerConfig(own, normalizes),
+        done,
+        () if pools else done,
+        includes_prompt,
+        _similarity(place),
+    )
+
+
+def _read_steps(modules: Sequence[Module], size: int, *, of_tokens: bool) -> tuple[list[Step], int]:
+    """Returns the functions that modules compute, and the number of elements that vectors have after them."""
+    steps: list[Step] = []
+    for kind, folder in modules:
         if kind == "Normalize":
             steps.append(normalize)
+        elif kind == "LayerNorm":
+            steps.append(read_layer_norm(folder, size))
         elif kind == "Dense":
-            dense = _fitting_dense(folder, size)
+            dense = _fitting_dense(folder, size, of_tokens=of_tokens)
             size = len(dense.weight)
             steps.append(dense)
-    normalizes = bool(steps) and steps[-1] is normalize
-    return SentenceTransformer(PoolerConfig(pooling_type, normalizes), tuple(steps[:-1] if normalizes else steps))
+    return steps, size
 
 
 def read_text_settings(place: Location) -> TextSettings:
-    """Reads the default prompt and the length limit of a model of sentence-transformers.
+    """Reads what a model of sentence-transformers does to texts: prompts, small letters, and the length limit.
 
     Args:
         place: Folder of the model.
@@ -107,7 +138,7 @@ def read_text_settings(place: Location) -> TextSettings:
         The settings; those of `TextSettings()` if there is no `modules.json`.
 
     Raises:
-        CheckpointError: A file is damaged, or a setting is wrong or not implemented.
+        CheckpointError: A file is damaged, or a setting is wrong.
     """
     modules = _read_modules(place)
     if not modules:
@@ -116,32 +147,51 @@ def read_text_settings(place: Location) -> TextSettings:
     files = [folder / name for folder in (*folders, place) for name in TEXT_CONFIGS]
     file = next((file for file in files if file.exists()), place / TEXT_CONFIGS[0])
     config = read_json_object(file)
-    if config.get("do_lower_case"):
-        raise CheckpointError(f"{file} asks for do_lower_case, which is not implemented")
+    lowers = config.get("do_lower_case")
+    if not isinstance(lowers, bool | None):
+        raise CheckpointError(f"{file}: do_lower_case must be true or false; got {quote(lowers)}")
     max_tokens = config.get("max_seq_length")
     if max_tokens is not None and (type(max_tokens) is not int or not 1 <= max_tokens <= MAX_TOKENS):
         raise CheckpointError(
             f"{file}: max_seq_length must be an integer of at least 1, at most {MAX_TOKENS}; got {quote(max_tokens)}"
         )
-    return TextSettings(_default_prompt(place), max_tokens)
+    prompts = _read_prompts(place)
+    return TextSettings(_default_prompt(place, prompts), max_tokens, bool(lowers), prompts)
 
 
-def _default_prompt(place: Location) -> str:
-    config = read_json_object(place / "config_sentence_transformers.json")
-    name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+def _read_prompts(place: Location) -> dict[str, str]:
+    """Returns the prompts of a model by name."""
+    prompts = read_json_object(place / SETTINGS).get("prompts") or {}
+    if not isinstance(prompts, Mapping) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise CheckpointError(f"{place}/{SETTINGS}: prompts must map names to texts; got {quote(prompts)}")
+    return {str(name): text for name, text in prompts.items() if text is not None}
+
+
+def _default_prompt(place: Location, prompts: Mapping[str, str]) -> str:
+    name = read_json_object(place / SETTINGS).get("default_prompt_name")
     if name is None:
         return ""
-    prompt = prompts.get(name) if isinstance(prompts, Mapping) and isinstance(name, str) else None
-    if not isinstance(prompt, str):
+    if not isinstance(name, str) or name not in prompts:
         raise CheckpointError(
-            f"{place}/config_sentence_transformers.json: default_prompt_name is {quote(name)}, and prompts have no "
-            f"text of that name: {quote(prompts)}"
+            f"{place}/{SETTINGS}: default_prompt_name is {quote(name)}, and prompts have no text of that name: "
+            f"{quote(dict(prompts))}"
         )
-    return prompt
+    return prompts[name]
 
 
-def _fitting_dense(folder: Location, size: int) -> Dense:
-    dense = read_dense(folder, _read_config(folder))
+def _similarity(place: Location) -> str:
+    name = read_json_object(place / SETTINGS).get("similarity_fn_name")
+    if name is None:
+        return "cosine"
+    if not isinstance(name, str) or name not in SIMILARITIES:
+        raise CheckpointError(
+            f"{place}/{SETTINGS}: similarity_fn_name is {quote(name)}; implemented are {', '.join(SIMILARITIES)}"
+        )
+    return name
+
+
+def _fitting_dense(folder: Location, size: int, *, of_tokens: bool) -> Dense:
+    dense = read_dense(folder, _read_config(folder), of_tokens=of_tokens)
     if dense.weight.shape[1] != size:
         raise CheckpointError(f"{folder} takes vectors of {dense.weight.shape[1]} elements; before it they have {size}")
     return dense
@@ -171,7 +221,7 @@ def _read_modules(place: Location) -> list[Module]:
             raise CheckpointError(
                 f"{place}/modules.json: a path must lie in the folder of the model; got {quote(path)}"
             )
-        if kind in ("Pooling", "Dense") and not PurePosixPath(path).parts:
+        if kind in ("Pooling", "Dense", "LayerNorm") and not PurePosixPath(path).parts:
             raise CheckpointError(
                 f"{place}/modules.json: the path of {kind} must name its own folder; got {quote(path)}"
             )
@@ -179,19 +229,26 @@ def _read_modules(place: Location) -> list[Module]:
     return modules
 
 
-def _read_pooling(folder: Location) -> str:
-    """Returns the pooling type that the config of a pooling module asks for, in the new form or the old one."""
+def _read_pooling(folder: Location) -> tuple[tuple[str, ...], bool]:
+    """Returns the pooling types that the config of a pooling module asks for, in the new form or the old one.
+
+    Also returns whether the tokens of a prompt in front of a text are pooled too.
+    """
     config = _read_config(folder)
     flags = {name.removeprefix("pooling_mode_"): on for name, on in config.items() if name.startswith("pooling_mode_")}
-    modes = [name for name, on in flags.items() if on is True]
+    modes: list[Any] = [name for name, on in flags.items() if on is True]
     if config.get("pooling_mode") is not None:
         given = config["pooling_mode"]
         modes = given if isinstance(given, list) else [given]
     elif not flags:
         modes = ["mean"]  # This is the default of sentence-transformers.
-    if len(modes) != 1 or not isinstance(modes[0], str) or modes[0] not in POOLING_MODES:
+    named = [POOLING_MODES.get(_stem(mode)) for mode in modes]
+    if not named or None in named:
         asked = " and ".join(map(str, modes))[:100] or "no mode, all are off"
-        raise CheckpointError(f"{folder} is to be pooled by {asked}; this release does lasttoken, mean, cls, max")
-    if config.get("include_prompt") is False and POOLING_MODES[modes[0]] != "LAST":
-        raise CheckpointError(f"{folder}: include_prompt=false, pooling without the prompt, is not implemented")
-    return POOLING_MODES[modes[0]]
+        raise CheckpointError(f"{folder} is to be pooled by {asked}; implemented are {', '.join(POOLING_MODES)}")
+    types = tuple(name for name in POOLING_TYPES if name in named)
+    return types, config.get("include_prompt") is not False
+
+
+def _stem(mode: Any) -> str:
+    return str(mode).removesuffix("_tokens").removesuffix("_token")

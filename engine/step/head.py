@@ -50,7 +50,8 @@ class StepResult:
 
     Attributes:
         drawn: One or several values for each sequence of the plan that samples, in order, in the form that
-            `Sequence.take` reads: a token id, which is negative if no token could be drawn, or a vector.
+            `Sequence.take` reads: a token id, which is negative if no token could be drawn, a vector, or one for each
+            token of a prompt.
         logprobs: Log-probabilities of the drawn tokens; None if no request asks for them.
         prompt_logprobs: Index in the plan -> log-probabilities of the prompt tokens after each computed position.
         num_drawn: Number of values in `drawn` for each sequence that samples, in order; None if each has one value.
@@ -67,7 +68,7 @@ class RunningStep:
     """A step that is queued on the device, with the copies that bring its results to the host.
 
     Attributes:
-        drawn: `[num_samples]` int64 tokens, or `[num_samples, size]` float32 vectors; None if no sequence samples.
+        drawn: `[num_samples]` int64 tokens, or float32 vectors in one array; None if no sequence samples.
         logprobs: The fields of the `TopLogprobs` of the drawn tokens; None if no request asks for them.
         prompt_logprobs: Index in the plan -> the fields of the `TopLogprobs` of prompt tokens.
         split: Splits the array that `drawn` brings to the host into one value for each sequence that samples. The

@@ -49,8 +49,12 @@ def choose_task(config: EngineConfig, hf_config: Any) -> Task:
 
 def _asked(config: EngineConfig, natural: type[Task]) -> type[Task]:
     """Returns the task class that `config` asks for; `natural`, the checkpoint's own, if it leaves that open."""
+    if config.task == "score":
+        return natural if natural is Classify else Embed
+    if config.task == "reward":
+        return Classify
     if config.task != "auto":
-        return next(task for task in TASKS if task.name == config.task)
+        return next(task for task in TASKS if config.task in task.all_names())
     if config.runner in ("auto", natural.runner):
         return natural
     return next(task for task in TASKS if task.runner == config.runner)

@@ -72,6 +72,11 @@ class Task(ABC):
         """
 
     @classmethod
+    def all_names(cls) -> tuple[str, ...]:
+        """Returns the values of `EngineConfig.task` that ask for the task."""
+        return (cls.name,)
+
+    @classmethod
     def text_settings(cls, config: EngineConfig) -> TextSettings:
         """Returns how plain texts become prompts; most tasks leave them as they are.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,14 @@ class TextSettings:
     Attributes:
         prefix: Text in front of every text: the default prompt of the model.
         max_tokens: Number of tokens, special tokens included, that longer texts are cut to; None for no cut.
+        lowers: Whether texts are changed to small letters.
+        prompts: The model's prompts by name, which callers can put in front of texts.
     """
 
     prefix: str = ""
     max_tokens: int | None = None
+    lowers: bool = False
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 PLAIN = TextSettings()
@@ -81,6 +85,9 @@ class Tokenizer:
         chat_template: Jinja text, or path of a file with it, that replaces the tokenizer's chat template.
         texts: How plain texts become prompts; rendered conversations are left as they are.
         trust_remote_code: Whether code in the folder may run, where only that has the tokenizer's class.
+
+    Attributes:
+        texts: The argument.
 
     Raises:
         ConfigError: The folder holds no tokenizer that can be loaded.
@@ -109,7 +116,7 @@ class Tokenizer:
                 f"no tokenizer could be loaded from {_find_damaged(Path(folder))}: {_first_line(error)}; {INSTEAD}"
             ) from error
         self._chat_template = _read_template(chat_template)
-        self._prefix = texts.prefix
+        self.texts = texts
         self._cut = {} if texts.max_tokens is None else {"truncation": True, "max_length": texts.max_tokens}
         self._speller = Speller(lambda texts: self.encode_batch(texts, add_special_tokens=False), self._all_bytes)
         self._templates, self._content_forms = ChatTemplates(), ContentForms()
@@ -141,7 +148,9 @@ class Tokenizer:
         given = self.hf.chat_template if self._chat_template is None else self._chat_template
         return list(given.values()) if isinstance(given, dict) else [given] if given else []
 
-    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+    def encode_batch(
+        self, texts: Sequence[str], add_special_tokens: bool = True, prefix: str | None = None
+    ) -> list[list[int]]:
         """Tokenises several texts, in parallel if the tokenizer can.
 
         Args:
@@ -149,6 +158,7 @@ class Tokenizer:
             add_special_tokens: Whether to add the special tokens that the model expects around a plain text, e.g. a
                 beginning-of-sequence token. A rendered conversation already has them. A text that begins with the
                 beginning-of-sequence token gets no second one.
+            prefix: Text in front of every text, if special tokens are added; None for the model's default prompt.
 
         Returns:
             A list of token ids for each text.
@@ -157,7 +167,9 @@ class Tokenizer:
             return []
         if not add_special_tokens:
             return self.hf(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        texts = [self._prefix + text for text in texts] if self._prefix else list(texts)
+        prefix = self.texts.prefix if prefix is None else prefix
+        texts = [prefix + text for text in texts] if prefix else list(texts)
+        texts = [text.lower() for text in texts] if self.texts.lowers else texts
         encoded = self.hf(texts, return_attention_mask=False, **self._cut)["input_ids"]
         if not self.hf.bos_token:
             return encoded
@@ -178,6 +190,39 @@ class Tokenizer:
         if token_ids == [None]:
             token_ids = self.encode_batch([token], add_special_tokens=False)[0]
         return token_ids[0] if len(token_ids) == 1 and token_ids[0] != self.hf.unk_token_id else None
+
+    def prefix_tokens(self, prefix: str | None) -> list[int]:
+        """Returns the tokens in front of a text that belong to its prefix, special tokens included.
+
+        Args:
+            prefix: The prefix; None for the model's default prompt.
+        """
+        prefix = self.texts.prefix if prefix is None else prefix
+        if not prefix:
+            return []
+        (ids,) = self.encode_batch([""], prefix=prefix)
+        return ids[:-1] if ids and ids[-1] in self.hf.all_special_ids else ids
+
+    @cached_property
+    def edges(self) -> tuple[list[int], list[int]]:
+        """The special tokens that are added before every text, and those after it."""
+        (with_text,), (plain,) = self.hf(["a"])["input_ids"], self.hf(["a"], add_special_tokens=False)["input_ids"]
+        starts = [i for i in range(len(with_text) - len(plain) + 1) if with_text[i : i + len(plain)] == plain]
+        first = starts[0] if plain and starts else 0
+        return with_text[:first], with_text[first + len(plain) :] if starts else []
+
+    def cut(self, token_ids: list[int], most: int) -> list[int]:
+        """Returns the tokens of a text, cut to `most` as the tokenizer cuts: its special tokens at both edges stay."""
+        if len(token_ids) <= most:
+            return token_ids
+        before, after = self.edges
+        head = before if token_ids[: len(before)] == before else []
+        tail = after if token_ids[len(token_ids) - len(after) :] == after else []
+        room = most - len(head) - len(tail)
+        if room < 0:
+            return token_ids[:most]
+        inner = token_ids[len(head) : len(token_ids) - len(tail)]
+        return [*head, *(inner[len(inner) - room :] if self.hf.truncation_side == "left" else inner[:room]), *tail]
 
     def decode_ids(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of tokens, decoded without the tokens before them."""

@@ -21,14 +21,17 @@ inline Floats load(const Bf16* p) {
 }
 
 inline void store(float* p, Floats x) { _mm256_storeu_ps(p, x); }
-inline void store(Bf16* p, Floats x) {  // Ties go to even, and NaN stays NaN.
+/// The bits of a bfloat16 in the upper half of each lane; the lower half is of no use. Ties go to even, and NaN stays NaN.
+inline Integers round_to_bf16(Floats x) {
     const Integers bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
     const Integers odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-    Integers rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
-    rounded = _mm256_srli_epi32(rounded, 16);
-    const Integers quiet = _mm256_or_si256(high, _mm256_set1_epi32(64));
+    const Integers rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+    const Integers quiet = _mm256_or_si256(bits, _mm256_set1_epi32(64 << 16));
     const Integers is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    const Integers result = _mm256_blendv_epi8(rounded, quiet, is_nan);
+    return _mm256_blendv_epi8(rounded, quiet, is_nan);
+}
+inline void store(Bf16* p, Floats x) {
+    const Integers result = _mm256_srli_epi32(round_to_bf16(x), 16);
     const Integers pairs = _mm256_permute4x64_epi64(_mm256_packus_epi32(result, result), 0x08);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(pairs));
 }

@@ -59,13 +59,15 @@ inline void store(T* p, Vec x, int left) {
 
 /// What a number is after it has been stored in type T and read again.
 template <typename T>
-inline Vec rounded(Vec x) {
-    T numbers[LANES];
-    store(numbers, x);
-    return load(numbers);
-}
+inline Vec rounded(Vec x);
 template <>
 inline Vec rounded<float>(Vec x) { return x; }
+template <>
+inline Vec rounded<Bf16>(Vec x) {
+    const __m256i upper = _mm256_set1_epi32(int(0xFFFF0000));
+    return {_mm256_castsi256_ps(_mm256_and_si256(avx2::round_to_bf16(x.low), upper)),
+            _mm256_castsi256_ps(_mm256_and_si256(avx2::round_to_bf16(x.high), upper))};
+}
 
 // ---- Arithmetic ----
 
@@ -78,6 +80,10 @@ inline Vec multiply_add(Vec a, Vec b, Vec c) {
 }
 inline Vec multiply_subtract(Vec a, Vec b, Vec c) {
     return {_mm256_fmsub_ps(a.low, b.low, c.low), _mm256_fmsub_ps(a.high, b.high, c.high)};
+}
+/// c - a * b
+inline Vec negative_multiply_add(Vec a, Vec b, Vec c) {
+    return {_mm256_fnmadd_ps(a.low, b.low, c.low), _mm256_fnmadd_ps(a.high, b.high, c.high)};
 }
 inline Vec magnitude(Vec x) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -92,8 +98,9 @@ inline Vec nearest_integer(Vec x) {
     return {_mm256_round_ps(x.low, MODE), _mm256_round_ps(x.high, MODE)};
 }
 
-/// The larger of each two; of a NaN and a number, b.
+/// The larger of each two, or the smaller; of a NaN and a number, b.
 inline Vec larger(Vec a, Vec b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+inline Vec smaller(Vec a, Vec b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
 
 /// x * 2^n, for a whole n. What is too large becomes infinite, and too small 0: for infinite n also if x is NaN.
 inline __m256 times_power_of_2(__m256 x, __m256 n) {

@@ -68,12 +68,14 @@ inline Vec times(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 inline Vec divide(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec multiply_subtract(Vec a, Vec b, Vec c) { return _mm512_fmsub_ps(a, b, c); }
+inline Vec negative_multiply_add(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }  // c - a * b
 inline Vec magnitude(Vec x) { return _mm512_abs_ps(x); }
 inline Vec with_sign_of(Vec size, Vec x) { return _mm512_or_ps(size, _mm512_and_ps(x, splat(-0.0f))); }
 inline Vec nearest_integer(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
-/// The larger of each two; of a NaN and a number, b.
+/// The larger of each two, or the smaller; of a NaN and a number, b.
 inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 
 /// x * 2^n, for a whole n. What is too large becomes infinite, and too small 0.
 inline Vec times_power_of_2(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }

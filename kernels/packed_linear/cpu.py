@@ -8,19 +8,26 @@ from torch import Tensor
 from .._native import kernels_by_dtype
 from ..tape import empty
 from .layout import unit_size
-from .op import packed_linear
+from .op import ACTIVATIONS, packed_linear
 
-_KERNELS = kernels_by_dtype("packed_linear", "PPPPlliii")
+_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}  # as `Activation` has them in activation.h
+_KERNELS = kernels_by_dtype("packed_linear", "PPPPlliiii")
 
 
 @packed_linear.register("cpu")
 def packed_linear_cpu(
-    x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int, dtype: torch.dtype | None = None
+    x: Tensor,
+    packed: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    dtype: torch.dtype | None = None,
+    *,
+    activation: str = "",
 ) -> Tensor:
     """Runs `packed_linear` in the compiled kernel, or its plain body if no kernel can be used here."""
     kernel = _KERNELS.get(x.dtype)
     if kernel is None:
-        return packed_linear.plain(x, packed, bias, out_features, dtype)
+        return packed_linear.plain(x, packed, bias, out_features, dtype, activation=activation)
     size = unit_size(x.dtype)
     if x.stride(1) != 1 or x.stride(0) % size:
         x = x.contiguous()
@@ -37,5 +44,6 @@ def packed_linear_cpu(
         packed.shape[1],
         out_features,
         dtype == torch.float32,
+        _NUMBERS[activation],
     )
     return out

@@ -1,4 +1,7 @@
-// y = x W^T + b with W packed once: `[panel][unit][64 columns]`, units of 32 bits along in_features (simd.h, panels.h).
+// y = activation(x W^T + b) with W packed once: `[panel][unit][64 columns]`, units of 32 bits along in_features (simd.h, panels.h).
+#include <type_traits>
+
+#include "../_cpu/activation.h"
 #include "../_cpu/panels.h"
 
 namespace millrace {
@@ -9,7 +12,7 @@ struct Call : Header {
     const void* bias;  // null for none
     void* out;
     long x_stride, out_stride;  // in units, in numbers
-    int num_units, num_columns, out_is_float;
+    int num_units, num_columns, out_is_float, activation;
 };
 
 template <typename T, typename Out>
@@ -27,6 +30,7 @@ struct Product : Call {
         }
         multiply_tile<T, ROWS, VECS>(sum, x + row * x_stride, x_stride, panel(panel_index), PANEL, num_units,
                                      ahead.start, ahead.step);
+        activate<std::is_same<Out, float>::value>(sum[0], ROWS * VECS, activation);
         for (int r = 0; r < ROWS; r++) {
             Out* to = static_cast<Out*>(out) + (row + r) * out_stride + first;
             for (int v = 0; v < VECS && v * LANES < width; v++) store(to + v * LANES, sum[r][v], width - v * LANES);

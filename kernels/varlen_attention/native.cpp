@@ -1,13 +1,13 @@
 // Attention of encoders on the CPU: keys and values are laid out once for all queries of a text and KV head.
 //
 // An item is a KV head and some queries of a text. Of its keys it takes CHUNK at a time, lays them out for the matrix
-// product of simd.h (keys transposed in panels, values in units), and goes over its queries in steps of up to six. Of a
-// step, the scores of a whole chunk lie in the L1 cache: so the maximum is known before the first power is computed, and
-// the sums of weighted values stay in registers for the whole chunk. A text of up to CHUNK tokens needs no more; a longer
-// one keeps a running softmax (Milakov and Gimelshein, 2018) from chunk to chunk. Scores are in base 2.
+// product of simd.h (keys transposed in panels, values in units), and goes over its queries in steps of up to six. The
+// scores of a step and a whole chunk lie in the L1 cache, so the maximum is known before the first power is computed,
+// and the sums of weighted values stay in registers for the whole chunk. A text of up to CHUNK tokens needs no more; a
+// longer one keeps a running softmax (Milakov and Gimelshein, 2018) from chunk to chunk. Scores are in base 2.
 //
-// Chunks begin at multiples of CHUNK of the text, and a row meets the same operations whatever the other rows of its step
-// are, so no bit of it depends on the other texts of the call or on the number of threads.
+// Chunks begin at multiples of CHUNK of the text, and a row meets the same operations whatever the other rows of its
+// step are, so no bit of it depends on the other texts of the call or on the number of threads.
 #include <numeric>
 #include <vector>
 
@@ -31,7 +31,9 @@ struct Call : Header {
     const int* starts;
     const float* bias;  // null for none
     T* out;
-    long query_token_stride, query_head_stride, key_token_stride, key_head_stride, value_token_stride, value_head_stride;
+    long query_token_stride, query_head_stride;
+    long key_token_stride, key_head_stride;
+    long value_token_stride, value_head_stride;
     int num_seqs, num_heads, num_kv_heads, head_dim, window, max_distance;
     float scale, softcap;
 
@@ -39,6 +41,10 @@ struct Call : Header {
     int num_units() const { return ceil_div(head_dim, Unit<T>::SIZE); }
     int padded_units() const { return round_up(num_units(), LANES); }
     int padded_dim() const { return round_up(head_dim, LANES); }
+
+    const T* row_of_query(long token, long head) const {
+        return query + token * query_token_stride + head * query_head_stride;
+    }
 };
 
 struct Item {
@@ -112,9 +118,11 @@ class Attention {
         bool is_first, is_last;  // whether there are no keys before these, or after them
     };
 
+    int bias_stride() const { return 2 * it.length + PANEL; }
+
     /// Of each head the bias of key j and query i at `length - 1 + j - i`, in base 2.
     void lay_out_biases() {
-        const int size = 2 * it.length + PANEL, num_columns = 2 * c.max_distance + 1;
+        const int size = bias_stride(), num_columns = 2 * c.max_distance + 1;
         Scratch::grow(s.biases, size_t(size) * c.group());
         for (int head = 0; head < c.group(); head++) {
             const float* from = c.bias + long(it.kv_head * c.group() + head) * num_columns;
@@ -132,7 +140,10 @@ class Attention {
         const T* values = c.value + token * c.value_token_stride + it.kv_head * c.value_head_stride;
         const T* rows[LANES];
         for (int key = first; key < end; key += LANES) {
-            for (int i = 0; i < LANES; i++) rows[i] = key + i < end ? keys + (key + i) * c.key_token_stride : nobody;
+            for (int i = 0; i < LANES; i++) {
+                rows[i] = key + i < end ? keys + (key + i) * c.key_token_stride : nobody;
+                bring(values + std::min(key + i, end - 1) * c.value_token_stride);  // for the next loop
+            }
             lay_out_keys(rows, s.keys.data() + long(key / PANEL) * PANEL * units + key % PANEL);
         }
         for (int key = first; key < end; key += SIZE) {
@@ -140,6 +151,12 @@ class Attention {
             uint32_t* to = s.values.data() + long(key / SIZE) * width;
             for (int d = 0; d < c.head_dim; d += LANES) store_units(to + d, Unit<T>::across(rows, d, c.head_dim - d));
         }
+    }
+
+    /// Brings a row to the cache: the rows of a head lie too far apart for the processor to foresee them.
+    void bring(const T* row) const {
+        const char* from = reinterpret_cast<const char*>(row);
+        for (int place = 0; place < c.head_dim * int(sizeof(T)); place += 64) _mm_prefetch(from + place, _MM_HINT_T0);
     }
 
     /// Lays out 16 keys as 16 columns of `[unit of head_dim][PANEL keys]`.
@@ -154,7 +171,8 @@ class Attention {
     }
 
     void attend(int head, int query, int num_rows, int reach) {
-        const int seen_first = std::max(0, query - reach + 1), seen_end = std::min(it.length, query + num_rows - 1 + reach);
+        const int seen_first = std::max(0, query - reach + 1);
+        const int seen_end = std::min(it.length, query + num_rows - 1 + reach);
         Step step{head, query, head * (it.end - it.first) + query - it.first, 0, 0, seen_first >= base, false};
         step.low = std::max(0, seen_first - base);
         step.high = std::min(CHUNK, seen_end - base);
@@ -175,7 +193,7 @@ class Attention {
         const int head = it.kv_head * c.group() + step.head;
         for (int r = 0; r < num_rows; r++) {
             Number* to = reinterpret_cast<Number*>(s.queries.data() + r * units);
-            copy_row(to, c.query + (it.start + step.query + r) * c.query_token_stride + head * c.query_head_stride, c.head_dim);
+            copy_row(to, c.row_of_query(it.start + step.query + r, head), c.head_dim);
             if (SIZE > 1 && c.head_dim % SIZE) to[c.head_dim] = Number{};  // the other half of the last pair
         }
     }
@@ -206,7 +224,8 @@ class Attention {
         Vec x[ROWS][VECS];
         for (auto& row : x)
             for (Vec& vec : row) vec = zero();
-        multiply_tile<T, ROWS, VECS>(x, s.queries.data(), units, s.keys.data() + long(key) * units, PANEL, c.num_units());
+        const uint32_t* panel = s.keys.data() + long(key) * units;
+        multiply_tile<T, ROWS, VECS>(x, s.queries.data(), units, panel, PANEL, c.num_units());
         for (int r = 0; r < ROWS; r++) {
             if (edits) edit(x[r], step, r, key);
             hide(x[r], step.query + r, key);
@@ -220,7 +239,8 @@ class Attention {
     /// softcap * tanh(scale * x / softcap) + bias, in base 2.
     template <int VECS>
     void edit(Vec (&x)[VECS], const Step& step, int r, int key) {
-        const float* bias = s.biases.data() + long(step.head) * (2 * it.length + PANEL) + it.length - 1 + base + key - step.query - r;
+        const int place = it.length - 1 + base + key - step.query - r;
+        const float* bias = s.biases.data() + long(step.head) * bias_stride() + place;
         for (int v = 0; v < VECS; v++) {
             x[v] = times(x[v], splat(c.scale * LOG2_E));
             if (c.softcap) {  // tanh(|y|) = (1 - exp(-2 |y|)) / (1 + exp(-2 |y|))
@@ -238,7 +258,10 @@ class Attention {
         constexpr uint64_t ALL = ~0ull >> (64 - VECS * LANES);
         const int here = query - base - key;  // counted from the first key of the panel
         int low = 0, high = std::min(VECS * LANES, it.length - base - key);
-        if (c.window) low = std::clamp(here - c.window + 1, 0, high), high = std::clamp(here + std::min(c.window, it.length), low, high);
+        if (c.window) {
+            low = std::clamp(here - c.window + 1, 0, high);
+            high = std::clamp(here + std::min(c.window, it.length), low, high);
+        }
         const uint64_t seen = high <= low ? 0 : (~0ull >> (64 - high)) & (~0ull << low);
         if (seen == ALL) return;
         for (int v = 0; v < VECS; v++) x[v] = select(mask_of_bits(seen >> (v * LANES)), x[v], splat(-INFINITY));
@@ -293,8 +316,8 @@ class Attention {
             for (int v = 0; v < VECS; v++)
                 sum[r][v] = step.is_first ? zero() : times(load(sums + r * width + v * LANES), shrink[r]);
         const int first = step.low / PANEL * PANEL / SIZE, end = ceil_div(step.high, SIZE);
-        multiply_tile<T, ROWS, VECS>(sum, s.weights.data() + first, WEIGHTS_STRIDE, s.values.data() + long(first) * width + d,
-                                     width, end - first);
+        const uint32_t* values = s.values.data() + long(first) * width + d;
+        multiply_tile<T, ROWS, VECS>(sum, s.weights.data() + first, WEIGHTS_STRIDE, values, width, end - first);
         for (int r = 0; r < ROWS; r++) {
             const long token = it.start + step.query + r, head = it.kv_head * c.group() + step.head;
             T* out = c.out + (token * c.num_heads + head) * c.head_dim + d;
@@ -319,7 +342,7 @@ std::vector<Item> plan(const Call<T>& c) {
     std::vector<Item> items;
     for (int text : texts) {
         const int n = length(text);
-        if (n == 0) break;
+        if (n <= 0) break;
         const int wanted = int(std::min(share / n, double(MAX_ROWS / c.group())));
         const int num_parts = ceil_div(n, std::max(wanted, MIN_ROWS)), rows = round_up(ceil_div(n, num_parts), STEP);
         for (int kv_head = 0; kv_head < c.num_kv_heads; kv_head++)

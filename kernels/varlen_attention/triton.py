@@ -78,8 +78,8 @@ def varlen_attention_triton(
         return out
     max_distance = None if distance_bias is None else distance_bias.shape[1] // 2
     layouts = Layout.of(query), Layout.of(key), Layout.of(value)
-    options = scale, window, softcap, max_distance
-    launch = plan_launch(Call(current_target(), *layouts, num_seqs, max_seq_len, *options))
+    call = Call(current_target(), *layouts, num_seqs, max_seq_len, scale, window, softcap, max_distance)
+    launch = plan_launch(call)
     # Without a bias, a pointer of the right type that is not read.
     bias = query_start_loc.view(torch.float32) if distance_bias is None else distance_bias
     launch.run(query, key, value, query_start_loc, bias, out)

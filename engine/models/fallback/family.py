@@ -11,38 +11,43 @@ from ..hf_config import positive_int
 from ..spec import DecoderSpec
 from .attention import register
 from .build import build_trial_module
+from .encoder import POSITION_FIELDS, encoder_family
 from .layer_form import Survey
 from .model import TransformersModel
+from .text_row import MOVING_ROPES
 from .trial import survey_module
 from .weights import ModuleWeights, declare_slots
 
 __all__ = ["fallback_family"]
 
-POSITION_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-"""Fields of configs that hold the number of positions for which a model was made."""
-
-REFUSED_ROPES = ("dynamic", "longrope")
-"""Rope types whose frequencies follow from the longest sequence that is computed, which in a step is any sequence."""
-
 
 def fallback_family(module_class: Any, hf_config: Any) -> Family:
     """Returns the family of one model that runs as a module of transformers.
+
+    A module runs with a paged cache if it can. Others that generate no text run as encoders, which compute texts whole.
 
     Args:
         module_class: Class of the module.
         hf_config: The transformers config of the model.
 
     Raises:
-        UnsupportedModelError: The module cannot run with a paged cache.
+        UnsupportedModelError: The module can run in neither way.
     """
     try:
         return _family(module_class, hf_config)
     except UnsupportedModelError:
-        raise
+        if _generates(module_class.__name__):
+            raise
+        return encoder_family(module_class, hf_config)
     except Exception as error:  # The classes of configs and modules raise anything.
         raise UnsupportedModelError(
             f"{module_class.__name__} of transformers cannot run here: {error!r:.300}"
         ) from error
+
+
+def _generates(name: str) -> bool:
+    """Returns whether a class makes the logits of next tokens; `WithLMHeadModel` is also the ending of encoders."""
+    return name.endswith(("ForCausalLM", "LMHeadModel")) and not name.endswith("WithLMHeadModel")
 
 
 def _family(module_class: Any, hf_config: Any) -> Family:
@@ -106,7 +111,7 @@ def _check_rope(config: Any) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     for parameters in [rope, *rope.values()]:
         kind = parameters.get("rope_type") if isinstance(parameters, dict) else None
-        if kind in REFUSED_ROPES:
+        if kind in MOVING_ROPES:
             raise UnsupportedModelError(
                 f"config field 'rope_parameters' is {quote(rope)}: with rope type {kind}, transformers takes the "
                 "frequencies of all tokens from the longest sequence of a step, so the model cannot run as its module"

@@ -25,7 +25,7 @@ from .self_check import check_paging
 from .trial import survey_module
 from .weights import declare_slots
 
-__all__ = ["TransformersModel"]
+__all__ = ["TransformersModel", "drop_head"]
 
 
 class TransformersModel(Decoder):
@@ -65,7 +65,7 @@ class TransformersModel(Decoder):
         self.dtype, self._device = dtype, device
         module: Any = build_module(module_class, hf_config, dtype, PAGED)
         if options.head is None:
-            _drop_head(module)
+            drop_head(module)
         names = survey.linears & {name for name, part in module.named_modules() if type(part) is nn.Linear}
         plan = tensor_plan(module, names, parallel.tp_size)
         tied = frozenset(name for name in names if _is_shared(module, module.get_submodule(name).weight))
@@ -165,7 +165,7 @@ def _beside_body(module: Any) -> set[str]:
     return {name for name, part in module.named_modules() if part is not module and part not in inside}
 
 
-def _drop_head(module: Any) -> None:
+def drop_head(module: Any) -> None:
     """Replaces the parts of a module that come after its body."""
     body = module.base_model
     for name, part in module.named_children():

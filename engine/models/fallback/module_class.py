@@ -11,7 +11,9 @@ __all__ = ["AUTO_CLASSES", "find_module_class", "folder_class"]
 
 AUTO_CLASSES = {
     "ForCausalLM": "AutoModelForCausalLM",
+    "ForMaskedLM": "AutoModelForMaskedLM",
     "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForTokenClassification": "AutoModelForTokenClassification",
     "Model": "AutoModel",
 }
 """Ending of an architecture's name -> the key of `auto_map` in config.json under which a folder names its own class."""

@@ -51,6 +51,9 @@ EMBEDDINGS = {
 """Names of the embeddings of BERT and its kin -> ours."""
 
 
+ERNIE_MODULES = {**EMBEDDINGS, **BLOCK, "embeddings.task_type_embeddings": "tasks"}
+"""Names of the modules of ERNIE -> ours."""
+
 POOLED = {"pooler.dense": "score.dense", "classifier": "score.out"}
 """Names of the two layers of a head whose first one is the pooler -> ours."""
 
@@ -154,10 +157,9 @@ def bert_spec(config: Any) -> DecoderSpec:
 
 
 def ernie_spec(config: Any) -> DecoderSpec:
-    """Returns the spec of an `ErnieConfig`: as BERT."""
-    if flag(config, "use_task_id", False):
-        raise UnsupportedModelError("config field 'use_task_id' is true; embeddings of tasks are not done")
-    return bert_spec(config)
+    """Returns the spec of an `ErnieConfig`: as BERT, and in some models with vectors of tasks."""
+    has_tasks = flag(config, "use_task_id", False)
+    return replace(bert_spec(config), num_tasks=positive_int(config, "task_type_vocab_size") if has_tasks else 0)
 
 
 def roberta_spec(config: Any) -> DecoderSpec:
@@ -185,7 +187,7 @@ HEADS = {CLASSIFIER: HeadSpec("CLS", "tanh", bias=True), TOKEN_CLASSIFIER: HeadS
 
 FAMILIES = (
     Family(("BertModel",), bert_spec, encoder_weights("bert.", head=POOLED), heads=HEADS),
-    Family(("ErnieModel",), ernie_spec, encoder_weights("ernie.", head=POOLED), heads=HEADS),
+    Family(("ErnieModel",), ernie_spec, encoder_weights("ernie.", modules=ERNIE_MODULES, head=POOLED), heads=HEADS),
     Family(
         ("RobertaModel", "XLMRobertaModel", "CamembertModel", "Data2VecTextModel"),
         roberta_spec,

@@ -5,23 +5,24 @@ Other decoders say in a field of their config that they attend so; `describe_mod
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ...weights.checkpoint import WeightMap
 from ..family import CLASSIFIER, TOKEN_CLASSIFIER, Family
 from ..hf_config import one_of, positive_float
-from ..spec import AttentionSpec, DecoderSpec, HeadSpec
+from ..spec import AttentionSpec, ClassPooling, DecoderSpec, HeadSpec
 from .llama import WEIGHTS, llama_spec
 
 __all__ = ["FAMILIES", "bidirectional_spec"]
 
 BODY = {name: ours for name, ours in WEIGHTS.modules.items() if name not in ("lm_head", "score")}
 
-EUROBERT_POOLINGS = {"bos": "CLS", "mean": "MEAN"}
+EUROBERT_POOLINGS: Mapping[str, ClassPooling] = {"bos": "CLS", "mean": "MEAN"}
 """Values of `classifier_pooling` -> values of `HeadSpec.pooling`; `late`, the mean of the logits, is not there."""
 
-LLAMA_POOLINGS = {"avg": "MEAN", "cls": "CLS", "last": "LAST"}
+LLAMA_POOLINGS: Mapping[str, ClassPooling] = {"avg": "MEAN", "cls": "CLS", "last": "LAST"}
 """Values of `pooling` -> values of `HeadSpec.pooling`."""
 
 

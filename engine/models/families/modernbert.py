@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ...layers import GATES, HEAD_ACTIVATIONS
@@ -10,7 +11,7 @@ from ...weights.tensor_layout import TensorLayout
 from ..family import CLASSIFIER, TOKEN_CLASSIFIER, Family
 from ..hf_config import attention_windows, flag, one_of, positive_float, positive_int, whole_heads
 from ..rope import rope_fields
-from ..spec import AttentionSpec, DecoderSpec, HeadSpec
+from ..spec import AttentionSpec, ClassPooling, DecoderSpec, HeadSpec
 
 __all__ = ["FAMILIES", "modernbert_spec"]
 
@@ -33,7 +34,7 @@ LAYOUTS = {
     "layers.*.mlp.Wi": TensorLayout(("gate", "up")),
 }
 
-POOLINGS = {"cls": "CLS", "mean": "MEAN"}
+POOLINGS: Mapping[str, ClassPooling] = {"cls": "CLS", "mean": "MEAN"}
 """Values of `classifier_pooling` -> values of `HeadSpec.pooling`."""
 
 

@@ -20,7 +20,7 @@ from ...weights.checkpoint import WeightMap
 from ...weights.tensor_layout import TensorLayout
 from ..alibi import alibi_slopes
 from ..family import CLASSIFIER, TOKEN_CLASSIFIER, Family
-from ..hf_config import flag, is_positive_number, one_of, positive_float, positive_int
+from ..hf_config import flag, is_positive_number, one_of, positive_float, positive_int, whole_heads
 from ..rope import plain_rope, rope_max_positions, rope_spec
 from ..spec import AttentionSpec, DecoderSpec, HeadSpec, RopeSpec
 from .bert import BLOCK, EMBEDDINGS, encoder_fields
@@ -107,6 +107,7 @@ NOMIC_FIXED = {
     "moe_every_n_layers": 0,
     "parallel_block": False,
     "prenorm": False,
+    "rotary_emb_fraction": 1.0,
     "rotary_emb_interleaved": False,
     "rotary_emb_scale_base": None,
     "scale_attn_by_inverse_layer_idx": False,
@@ -129,7 +130,7 @@ def nomic_spec(config: Any) -> DecoderSpec:
     if getattr(config, "n_embd", None) is not None:
         return _older_nomic_spec(config)
     gated = {"qkv_bias": False, "attention_out_bias": False, "mlp_bias": False, **_gated_fields(config)}
-    return _spec(config, rope=rope_spec(config), **gated)
+    return _spec(config, rope=rope_spec(config), max_position_embeddings=rope_max_positions(config), **gated)
 
 
 def _older_nomic_spec(config: Any) -> DecoderSpec:
@@ -147,8 +148,8 @@ def _older_nomic_spec(config: Any) -> DecoderSpec:
         mlp_bias=flag(config, "mlp_fc1_bias", True),
         mlp_down_bias=flag(config, "mlp_fc2_bias", True),
     )
-    fraction = positive_float(config, "rotary_emb_fraction", most=1.0)
-    rope = plain_rope(int(spec.head_dim * fraction), positive_float(config, "rotary_emb_base"))
+    positive_float(config, "rotary_emb_fraction")  # Without this field, positions are learned.
+    rope = plain_rope(_head_dim(config), positive_float(config, "rotary_emb_base"))
     return replace(spec, rope=rope, max_position_embeddings=_nomic_positions(config))
 
 
@@ -178,9 +179,20 @@ def _ntk_rope(config: Any, parameters: Mapping[str, Any]) -> RopeSpec:
             "numbers rope_theta and factor, and no mixed_b"
         )
     assert theta is not None and factor is not None
-    head_dim = positive_int(config, "hidden_size") // positive_int(config, "num_attention_heads")
+    head_dim = _head_dim(config)
     inv_freq = torch.tensor(plain_rope(head_dim, theta * factor).inv_freq) / factor ** (2 / head_dim)
     return RopeSpec(tuple(inv_freq.tolist()))
+
+
+def _head_dim(config: Any) -> int:
+    """Returns the size of a head, which must be even, because its numbers are rotated in pairs."""
+    head_dim: int = whole_heads(config)["head_dim"]
+    if head_dim % 2:
+        raise UnsupportedModelError(
+            f"config field 'num_attention_heads' makes heads of {head_dim} numbers, which rotate in pairs, so it must "
+            "make an even number"
+        )
+    return head_dim
 
 
 def jina_spec(config: Any) -> DecoderSpec:

@@ -1,11 +1,11 @@
-"""Linear layers whose result is float32: on a GPU nothing is rounded to 16 bits on the way."""
+"""Linear layers whose result is float32, of which on a GPU nothing is rounded to 16 bits, or that are activated."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from millrace.engine.layers import InvariantLinear, Linear
+from millrace.engine.layers import ACTIVATIONS, InvariantLinear, Linear
 from millrace.engine.layers import linear as linear_module
 
 
@@ -42,3 +42,19 @@ def test_a_product_on_a_gpu_is_asked_for_in_float32(bias, monkeypatch):
 def test_no_sum_is_rounded_to_16_bits_on_a_gpu(kind, dtype, bias):
     layer, x = make_layer(kind, dtype, "cuda", bias=bias)
     torch.testing.assert_close(layer.forward_float32(x), in_float32(layer, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_a_packed_layer_activates_its_product_and_a_deterministic_one_keeps_its_bits(name, dtype):
+    for kind in (Linear, InvariantLinear):
+        layer, x = make_layer(kind, dtype, "cpu", bias=True)
+        expected = ACTIVATIONS[name](in_float32(layer, x))
+        layer.pack()
+        activated = layer.forward_activated(x, ACTIVATIONS[name])
+        assert activated.dtype == dtype
+        tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+        torch.testing.assert_close(activated.float(), expected, rtol=tolerance, atol=tolerance)
+        if kind is InvariantLinear:
+            assert torch.equal(activated, ACTIVATIONS[name](layer(x)))

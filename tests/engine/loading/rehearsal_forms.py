@@ -24,7 +24,7 @@ from millrace.engine.models import ModelOptions, build_model
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.pooling.config import PoolerConfig
 from millrace.engine.pooling.pooler import Pooler, normalize
-from millrace.engine.step.pooling_head import MeanHead
+from millrace.engine.step.pooling_mode import Mean
 from millrace.engine.step.runner import ModelRunner
 from millrace.engine.step_plan import StepPlan
 from millrace.engine.tasks.embed import Embed
@@ -70,7 +70,7 @@ def rehearsals() -> Iterator[tuple[str, Rehearsal]]:
     no_sharing = replace(config, enable_prefix_caching=False)
     yield (
         "qwen3 embed",
-        replace(of_qwen3, config=no_sharing, task=Embed(Pooler(PoolerConfig(), normalize), MeanHead, 1024)),
+        replace(of_qwen3, config=no_sharing, task=Embed(Pooler(PoolerConfig(), normalize), (Mean,), 1024)),
     )
 
 

@@ -95,6 +95,7 @@ def test_a_step_computes_what_transformers_computes(tmp_path: Path, family: str,
 @pytest.mark.parametrize(
     ("family", "fields"),
     [
+        ("ernie", {"use_task_id": False}),
         ("electra", {"embedding_size": 64, "hidden_act": "gelu_new"}),
         ("albert", {"embedding_size": 64, "num_hidden_groups": 4, "hidden_act": "relu"}),
         ("t5", {"feed_forward_proj": "gated-silu", "relative_attention_num_buckets": 4}),
@@ -161,7 +162,7 @@ def _older_name(name: str) -> str:
     [
         ("bert", {"position_embedding_type": "relative_key"}, "'position_embedding_type' is 'relative_key'"),
         ("bert", {"hidden_act": "swish"}, "'hidden_act' is 'swish'"),
-        ("ernie", {"use_task_id": True}, "'use_task_id' is true"),
+        ("ernie", {"use_task_id": True, "task_type_vocab_size": 0}, "'task_type_vocab_size' is 0"),
         ("roberta", {"max_position_embeddings": 2}, "'max_position_embeddings' is 2"),
         ("distilbert", {"activation": "swish"}, "'activation' is 'swish'"),
         ("albert", {"num_hidden_groups": 3}, "'num_hidden_groups' is 3"),

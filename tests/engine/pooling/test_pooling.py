@@ -325,26 +325,22 @@ def test_the_default_prompt_precedes_texts_and_long_texts_are_cut(tmp_path):
 @pytest.mark.parametrize(
     ("pooling", "more", "files", "message"),
     [
-        (
-            {"pooling_mode": "weightedmean"},
-            [],
-            {},
-            "pooled by weightedmean; this release does lasttoken, mean, cls, max",
-        ),
-        ({"pooling_mode": ["cls", "mean"]}, [], {}, "pooled by cls and mean"),
+        ({"pooling_mode": ["cls", "min"]}, [], {}, "pooled by cls and min; implemented are cls, max, mean, mean_sqrt_"),
         ({"pooling_mode": 3}, [], {}, "pooled by 3"),
-        ({"pooling_mode_mean_sqrt_len_tokens": True}, [], {}, "pooled by mean_sqrt_len_tokens"),
         ({"pooling_mode_mean_tokens": False}, [], {}, "pooled by no mode, all are off"),
         ([], [], {}, "must hold a.* object"),
-        ({}, [("2", "LayerNorm")], {}, "names the module 'LayerNorm'"),
+        ({}, [("2", "CNN")], {}, "names the module 'CNN'"),
+        ({}, [("2", "LayerNorm")], {}, "weights of .*2 cannot be read"),
+        ({}, [("", "LayerNorm")], {}, "the path of LayerNorm must name its own folder"),
         ({}, [("2", "WeightedLayerPooling")], {}, "names the module 'WeightedLayerPooling'"),
         ({}, [("../2", "Dense")], {}, "must lie in the folder"),
         ({}, [("2", "Dense")], {}, "2, which modules.json names, has no config.json"),
         ({}, [("", "Dense")], {}, "the path of Dense must name its own folder"),
         ({}, [], {"sentence_roberta_config": {"max_seq_length": 10**30}}, "max_seq_length must be an integer"),
-        ({"include_prompt": False}, [], {}, "include_prompt=false"),
         ({}, [], {"sentence_bert_config": {"max_seq_length": "12"}}, "max_seq_length must be an integer"),
-        ({}, [], {"sentence_bert_config": {"do_lower_case": True}}, "do_lower_case"),
+        ({}, [], {"sentence_bert_config": {"do_lower_case": 1}}, "do_lower_case must be true or false"),
+        ({}, [], {"config_sentence_transformers": {"similarity_fn_name": "tanimoto"}}, "implemented are cosine, dot,"),
+        ({}, [], {"config_sentence_transformers": {"prompts": ["q"]}}, "prompts must map names to texts"),
         ({}, [], {"config_sentence_transformers": {"default_prompt_name": "q"}}, "default_prompt_name is 'q'"),
         ({}, [], {"modules": {"0": 1}}, "must hold a list of modules"),
     ],
@@ -384,8 +380,8 @@ def test_the_activation_of_a_cross_encoder_is_that_of_its_config(fields, activat
 
 
 def test_an_unknown_activation_of_a_cross_encoder_is_refused():
-    config = SimpleNamespace(sentence_transformers={"activation_fn": "torch.nn.modules.activation.Tanh"})
-    with pytest.raises(UnsupportedModelError, match="implemented are Identity, Sigmoid, Softmax"):
+    config = SimpleNamespace(sentence_transformers={"activation_fn": "torch.nn.modules.activation.ReLU"})
+    with pytest.raises(UnsupportedModelError, match="implemented are Identity, Sigmoid, Softmax, Tanh"):
         class_activation(config, 1)
 
 
@@ -400,7 +396,20 @@ def test_a_vector_that_a_later_layer_spoils_is_an_error_of_its_row(tiny_model, m
 WRONG_SETTINGS = [
     ({"runner": "draft"}, "runner must be one of auto, generate, pooling"),
     ({"runner": "generate", "task": "embed"}, "exclude each other"),
-    ({"runner": "pooling", "pooler_config": {"pooling_type": "STEP"}}, "can be LAST, MEAN, CLS, MAX"),
+    ({"runner": "pooling", "pooler_config": {"pooling_type": "MIN"}}, "can be CLS, MAX, MEAN, MEAN_SQRT_LEN, WEIGHTED"),
+    ({"runner": "pooling", "pooler_config": {"pooling_type": ["ALL", "STEP"]}}, "is for tokens; keep one"),
+    ({"runner": "pooling", "pooler_config": {"tok_pooling_type": "MEAN"}}, "tok_pooling_type='MEAN' is not there"),
+    (
+        {"runner": "pooling", "pooler_config": {"pooling_type": "CLS", "seq_pooling_type": "MAX"}},
+        "differ; they are one",
+    ),
+    ({"runner": "pooling", "pooler_config": {"task": "classify"}}, "task='classify', but this engine does 'embed'"),
+    ({"runner": "pooling", "pooler_config": {"returned_token_ids": [0]}}, "classes of a classifier"),
+    ({"runner": "pooling", "pooler_config": {"max_embed_len": 9}}, "needs enable_chunked_processing"),
+    ({"runner": "pooling", "pooler_config": {"enable_chunked_processing": True}}, "'MEAN'; this engine has LAST"),
+    ({"runner": "pooling", "pooler_config": {"logit_sigma": 0}}, "must not be 0"),
+    ({"runner": "pooling", "pooler_config": {"logit_mean": 1.0}}, "are for the logits of classes"),
+    ({"runner": "pooling", "pooler_config": {"logit_mean": float("nan")}}, "logit_mean must be a finite number"),
     ({"runner": "pooling", "pooler_config": {"pooling_typ": "LAST"}}, "did you mean 'pooling_type'"),
     ({"runner": "pooling", "pooler_config": {"dimensions": 65}}, "embeddings have 64"),
     ({"task": "generate", "pooler_config": {"pooling_type": "LAST"}}, "for engines that pool"),
@@ -414,11 +423,18 @@ def test_a_wrong_setting_of_pooling_is_named(tiny_model, values, message):
 
 
 WRONG_PARAMS = [
-    ({"task": "token_embed"}, "task must be 'embed' or 'classify'"),
+    ({"task": "encode"}, "task must be one of 'embed', 'token_embed', 'classify', 'token_classify'"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens must be an integer of at least 1, or -1"),
+    ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens must be an integer of at least -1"),
+    ({"step_tag_id": -1}, "step_tag_id must be an integer of at least 0"),
+    ({"returned_token_ids": []}, "returned_token_ids must be a list of integers"),
+    ({"returned_token_ids": [0, True]}, "returned_token_ids must be an integer of at least 0"),
+    ({"requires_token_ids": "yes"}, "requires_token_ids must be True, False or None"),
+    ({"softmax": True, "activation": False}, "two names of one thing"),
     ({"dimensions": 0}, "dimensions must be an integer of at least 1"),
     ({"dimensions": float("nan")}, "dimensions must be an integer"),
     ({"normalize": 1}, "normalize must be True, False or None"),
-    ({"normalize": True, "use_activation": False}, "two names of one thing"),
+    ({"normalize": True, "use_activation": False}, "normalize and use_activation differ; they are two names of one"),
     ({"dimension": 3}, "did you mean 'dimensions'"),
 ]
 

@@ -12,7 +12,7 @@ from millrace.engine.errors import ConfigError
 from millrace.engine.inputs import PromptReader
 from millrace.engine.models import load_hf_config
 from millrace.engine.pooling.params import POOLING_TASKS
-from millrace.engine.step.pooling_head import LastTokenHead
+from millrace.engine.step.pooling_head import PoolingHead
 from millrace.engine.tasks import choose
 from millrace.engine.tasks.choose import TASKS, choose_task
 from millrace.engine.tasks.embed import Embed
@@ -28,8 +28,13 @@ CHOSEN = [
     ("LlamaForSequenceClassification", {}, "classify"),
     ("LlamaForSequenceClassification", {"runner": "pooling"}, "classify"),
     ("LlamaForSequenceClassification", {"task": "embed"}, "embed"),
+    ("LlamaForSequenceClassification", {"task": "score"}, "classify"),
+    ("LlamaForSequenceClassification", {"task": "reward"}, "classify"),
+    ("LlamaForCausalLM", {"task": "score"}, "embed"),
+    ("LlamaForCausalLM", {"task": "token_embed"}, "embed"),
 ]
 REFUSED = [
+    ("LlamaForCausalLM", {"task": "reward"}, r"needs .* \*ForSequenceClassification, and .*; use runner='generate'"),
     ("LlamaForCausalLM", {"task": "classify"}, r"\*ForSequenceClassification, and .*; use runner='generate'"),
     ("LlamaModel", {"task": "classify"}, r"\*ForSequenceClassification, and .*; use runner='pooling'"),
     ("LlamaModel", {"runner": "generate"}, r"task='generate' needs .* \*ForCausalLM, and .*; use runner='pooling'"),
@@ -61,9 +66,9 @@ def test_a_task_that_the_checkpoint_is_not_made_for_is_refused(chosen, architect
 
 
 def test_every_task_has_a_name_that_settings_and_parameters_know():
-    names = [task.name for task in TASKS]
-    assert set(names) == set(CHOICES["task"].values()) - {"auto"}
-    assert [task.name for task in TASKS if task.runner == "pooling"] == list(POOLING_TASKS)
+    names = [name for task in TASKS for name in task.all_names()]
+    assert {*names, "score", "reward"} == set(CHOICES["task"].values()) - {"auto"}
+    assert [name for task in TASKS if task.runner == "pooling" for name in task.all_names()] == list(POOLING_TASKS)
 
 
 REQUESTS = {
@@ -101,18 +106,17 @@ def test_a_vector_of_every_token_is_not_read_from_the_prefix_cache(chosen, pooli
     assert sequence.reads_prefix_cache is reads
 
 
-class PositiveHead(LastTokenHead):
-    """Takes the sizes of the last token's hidden numbers, without their signs."""
+class PositiveHead(PoolingHead):
+    """Takes the sizes of the hidden numbers, without their signs."""
 
-    def vectors(self, hidden: Tensor, sampled: Tensor) -> Tensor:
-        return super().vectors(hidden, sampled).abs()
+    def project(self, vectors: Tensor) -> Tensor:
+        return super().project(vectors).abs()
 
 
 class EmbedPositive(Embed):
     """A task that no module of the engine knows."""
 
-    def make_head(self, model, tables):
-        return PositiveHead(model, tables)
+    head_type = PositiveHead
 
 
 def test_an_engine_runs_a_task_that_only_the_list_of_tasks_names(tiny_model, monkeypatch):
