@@ -101,8 +101,7 @@ class Embed(PoolingTask):
 
     def scoring(self, options: ScoringOptions) -> Scoring:
         """Returns the scoring by two embeddings, or by the vectors of all tokens if asked, see `Task.scoring`."""
-        by_token = getattr(self, "pools_tokens", False) if options.params.task is None else False
-        if by_token or options.params.task == LateScoring.pooling_task:
+        if self.wants_tokens(options.params):
             return LateScoring.of(options)
         return EmbeddingScoring.of(options, find_similarity(self.similarity))
 

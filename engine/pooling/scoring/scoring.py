@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 from ...inputs import Parsed
 from ...text.tokenizer import Tokenizer
 from ..outputs import PoolingOutput, PoolingRequestOutput, ScoringRequestOutput
-from ..params import PoolingParams
+from ..params import CUT_TO_LIMIT, PoolingParams
 from .pairs import Pair
 
 __all__ = ["Pooled", "Scoring", "ScoringOptions"]
@@ -36,8 +36,8 @@ class ScoringOptions:
     @property
     def max_tokens(self) -> int | None:
         """Number of tokens that longer prompts are cut to; None for no cut."""
-        asked = getattr(self.params, "truncate_prompt_tokens", None)
-        return self.max_model_len if asked == -1 else asked
+        asked = self.params.truncate_prompt_tokens
+        return self.max_model_len if asked == CUT_TO_LIMIT else asked
 
 
 class Scoring(Protocol):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from checkpoints import tiny_classifier, tiny_tokenizer
+from checkpoints import tiny_checkpoint, tiny_classifier, tiny_tokenizer
 from encoders import tiny_encoder
 from millrace.engine import LLM, PoolingParams, PoolingRequest
 from millrace.engine.errors import (
@@ -25,8 +25,7 @@ from millrace.engine.errors import (
 )
 from millrace.engine.inputs import ParsedPrompt
 from millrace.engine.pooling.outputs import PoolingOutput, PoolingRequestOutput
-from millrace.engine.pooling.scoring import EmbeddingScoring, LateScoring, ScoringOptions, find_similarity, pair_up
-from millrace.engine.tasks.embed import Embed
+from millrace.engine.pooling.scoring import EmbeddingScoring, LateScoring, find_similarity, pair_up
 
 QUERY = "Where does the water go?"
 DOCUMENTS = ["The mill wheel turns as long as water comes down the race.", "Rows stream in.", "x", "Größe, 水車", QUERY]
@@ -64,7 +63,7 @@ def class_logits(folder: Path, *token_ids: list[int]) -> list[float]:
     return [float(model(torch.tensor([ids])).logits[0, 0]) for ids in token_ids]
 
 
-def test_embeddings_are_compared_and_a_text_of_many_pairs_runs_once(tiny_model, monkeypatch):
+def test_embeddings_are_compared_and_a_text_of_many_pairs_runs_once(tiny_model):
     with engine(tiny_model("llama"), runner="pooling") as llm:
         embeddings = np.array([one.outputs.embedding for one in llm.embed([QUERY, *DOCUMENTS], use_tqdm=False)])
         before = llm.stats().counters.num_prompt_tokens
@@ -74,15 +73,28 @@ def test_embeddings_are_compared_and_a_text_of_many_pairs_runs_once(tiny_model, 
         np.testing.assert_allclose([one.outputs.score for one in outputs], embeddings[1:] @ embeddings[0], **CLOSE)
         assert outputs[1].prompt_token_ids == [*outputs[4].prompt_token_ids[: lengths[4]], *ids(llm, DOCUMENTS[1])]
         assert len({one.request_id for one in outputs}) == len(outputs)
-        monkeypatch.setattr(Embed, "similarity", "manhattan", raising=False)
-        distances = -np.abs(embeddings[1:] - embeddings[0]).sum(1)
-        np.testing.assert_allclose(scores(llm, QUERY, DOCUMENTS), distances, **CLOSE)
         with pytest.raises(ConfigError, match="reads each by itself"):
             llm.score(QUERY, DOCUMENTS, chat_template="{{ messages }}")
 
 
 def ids(llm: LLM, text: str) -> list[int]:
     return llm.get_tokenizer()(text)["input_ids"]
+
+
+def test_the_folder_of_a_sentence_transformer_says_how_embeddings_are_compared(tmp_path):
+    folder = tiny_checkpoint(tmp_path, "llama")
+    modules = [{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"}]
+    (folder / "1_Pooling").mkdir()
+    for name, content in (
+        ("modules", modules),
+        ("1_Pooling/config", {"pooling_mode": "mean"}),
+        ("config_sentence_transformers", {"similarity_fn_name": "manhattan"}),
+    ):
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    with engine(folder, runner="pooling") as llm:
+        query, *documents = (np.array(one.outputs.embedding) for one in llm.embed([QUERY, *DOCUMENTS], use_tqdm=False))
+        distances = [-np.abs(query - document).sum() for document in documents]
+        np.testing.assert_allclose(scores(llm, QUERY, DOCUMENTS), distances, rtol=1e-4, atol=1e-3)
 
 
 def test_sides_are_texts_contents_or_tokens(tiny_model):
@@ -139,15 +151,21 @@ def test_late_interaction_adds_up_the_best_match_of_each_token_of_the_query():
     assert outputs[1].prompt_token_ids == [0, 0, 0, 2] and scoring.pooling_task == "token_embed"
 
 
-def test_a_call_says_whether_vectors_of_tokens_are_compared(monkeypatch):
-    task = object.__new__(Embed)
-    params = PoolingParams()
-    assert type(task.scoring(ScoringOptions(params, None))) is EmbeddingScoring
-    object.__setattr__(params, "task", "token_embed")
-    assert type(task.scoring(ScoringOptions(params, None))) is LateScoring
-    monkeypatch.setattr(Embed, "pools_tokens", True, raising=False)
-    assert type(task.scoring(ScoringOptions(PoolingParams(), None))) is LateScoring
-    assert type(task.scoring(ScoringOptions(PoolingParams(task="embed"), None))) is EmbeddingScoring
+def test_a_call_or_an_engine_compares_the_vectors_of_tokens(tiny_model):
+    params = PoolingParams(task="token_embed")
+    with engine(tiny_model("llama"), runner="pooling") as llm:
+        query, *documents = (
+            one.outputs.data for one in llm.encode([QUERY, *DOCUMENTS], pooling_task="token_embed", use_tqdm=False)
+        )
+        expected = [(query @ document.T).max(1).sum() for document in documents]
+        np.testing.assert_allclose(scores(llm, QUERY, DOCUMENTS, pooling_params=params), expected, **CLOSE)
+        assert expected[-1] == pytest.approx(len(query), abs=1e-4) and len(query) > len(expected)
+        cosines = scores(llm, QUERY, DOCUMENTS)
+        assert max(cosines) <= 1 + 1e-6
+    with engine(tiny_model("llama"), task="token_embed") as llm:
+        np.testing.assert_allclose(scores(llm, QUERY, DOCUMENTS), expected, **CLOSE)
+        one_vector = PoolingParams(task="embed")
+        np.testing.assert_allclose(scores(llm, QUERY, DOCUMENTS, pooling_params=one_vector), cosines, **CLOSE)
 
 
 def test_adapters_keep_equal_texts_apart():
@@ -231,13 +249,20 @@ def test_a_faulty_pair_is_an_error_of_its_own(cross_encoder):
             llm.score(["a", "b"], ["a", "b", "c"])
 
 
-def test_long_pairs_are_cut_if_asked(cross_encoder, monkeypatch):
-    monkeypatch.setattr(PoolingParams, "truncate_prompt_tokens", -1, raising=False)
+@pytest.mark.parametrize(
+    ("given", "length"),
+    [
+        ({"pooling_params": replace(RAW, truncate_prompt_tokens=-1)}, 24),
+        ({"pooling_params": RAW, "truncate_prompt_tokens": 20}, 20),
+        ({"pooling_params": RAW, "tokenization_kwargs": {"truncation": True, "max_length": 21}}, 21),
+    ],
+)
+def test_long_pairs_are_cut_if_asked(cross_encoder, given, length):
     long = "Rows stream in, engines stay full. " * 4
     with engine(cross_encoder, max_model_len=24) as llm:
-        cut = llm.get_tokenizer()([QUERY], [long], truncation="longest_first", max_length=24)["input_ids"][0]
-        (output,) = llm.score(QUERY, long, pooling_params=RAW, use_tqdm=False)
-    assert output.prompt_token_ids == cut
+        cut = llm.get_tokenizer()([QUERY], [long], truncation="longest_first", max_length=length)["input_ids"][0]
+        (output,) = llm.score(QUERY, long, use_tqdm=False, **given)
+    assert output.prompt_token_ids == cut and len(cut) == length
     assert output.outputs.score == pytest.approx(*class_logits(cross_encoder, cut), abs=1e-4)
 
 
