@@ -1,4 +1,7 @@
-"""The fallback: models without a family here run as transformers' own modules, with our paged attention inside them."""
+"""The fallback: models without a family here run as transformers' own modules.
+
+Those that generate have our paged attention inside them. Encoders compute whole texts, one by one or in one row.
+"""
 
 from __future__ import annotations
 

@@ -7,9 +7,9 @@ whose model type is `new`; both forms are read.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -98,9 +98,8 @@ NOMIC_FIELDS = {
     "n_inner": "intermediate_size",
     "n_layer": "num_hidden_layers",
     "n_positions": "max_position_embeddings",
-    "layer_norm_epsilon": "layer_norm_eps",
 }
-"""Fields of the older configs of NomicBERT -> those of transformers, whose class gives them its own defaults."""
+"""Sizes in the older configs of NomicBERT -> fields of transformers, whose class gives them its own defaults."""
 
 NOMIC_FIXED = {
     "causal": False,
@@ -130,14 +129,14 @@ def nomic_spec(config: Any) -> DecoderSpec:
     if getattr(config, "n_embd", None) is not None:
         return _older_nomic_spec(config)
     gated = {"qkv_bias": False, "attention_out_bias": False, "mlp_bias": False, **_gated_fields(config)}
-    return _spec(config, rope=rope_spec(config), max_position_embeddings=rope_max_positions(config), **gated)
+    return _spec(config, **_rope_fields(config), **gated)
 
 
 def _older_nomic_spec(config: Any) -> DecoderSpec:
     _check_fixed(config, NOMIC_FIXED)
-    config = copy.copy(config)
-    for older, newer in NOMIC_FIELDS.items():
-        setattr(config, newer, getattr(config, older, None))
+    sizes = {newer: positive_int(config, older) for older, newer in NOMIC_FIELDS.items()}
+    eps = positive_float(config, "layer_norm_epsilon", most=1.0)
+    config = SimpleNamespace(**{**vars(config), **sizes, "layer_norm_eps": eps})
     name, bias = one_of(config, "activation_function", ("gelu", *NOMIC_GATES)), flag(config, "qkv_proj_bias", True)
     spec = _spec(
         config,
@@ -167,7 +166,7 @@ def gte_spec(config: Any) -> DecoderSpec:
     parameters = getattr(config, "rope_parameters", None) or {}
     if parameters.get("rope_type") == "ntk":
         return _spec(config, rope=_ntk_rope(config, parameters), **fields)
-    return _spec(config, rope=rope_spec(config), max_position_embeddings=rope_max_positions(config), **fields)
+    return _spec(config, **_rope_fields(config), **fields)
 
 
 def _ntk_rope(config: Any, parameters: Mapping[str, Any]) -> RopeSpec:
@@ -184,6 +183,11 @@ def _ntk_rope(config: Any, parameters: Mapping[str, Any]) -> RopeSpec:
     return RopeSpec(tuple(inv_freq.tolist()))
 
 
+def _rope_fields(config: Any) -> dict[str, Any]:
+    whole_heads(config)  # The frequencies are those of heads that share out the hidden size.
+    return {"rope": rope_spec(config), "max_position_embeddings": rope_max_positions(config)}
+
+
 def _head_dim(config: Any) -> int:
     """Returns the size of a head, which must be even, because its numbers are rotated in pairs."""
     head_dim: int = whole_heads(config)["head_dim"]
@@ -197,7 +201,7 @@ def _head_dim(config: Any) -> int:
 
 def jina_spec(config: Any) -> DecoderSpec:
     """Returns the spec of a `JinaEmbeddingsV3Config`: BERT with rotary positions in place of learned ones."""
-    return _spec(config, rope=rope_spec(config), max_position_embeddings=rope_max_positions(config))
+    return _spec(config, **_rope_fields(config))
 
 
 def jina_alibi_spec(config: Any) -> DecoderSpec:

@@ -157,6 +157,8 @@ def test_a_bidirectional_llama_scores_the_mean_of_a_text(tmp_path: Path) -> None
     ("fields", "changed"),
     [
         (OLDER_NOMIC, {"prenorm": True}),
+        (OLDER_NOMIC, {"n_head": "4"}),
+        (OLDER_NOMIC, {"rotary_emb_fraction": 0.5}),
         (OLDER_NOMIC, {"moe_every_n_layers": 2}),
         (OLDER_NOMIC, {"activation_function": "glu"}),
         (OLDER_NOMIC, {"rotary_emb_interleaved": True}),
@@ -165,6 +167,7 @@ def test_a_bidirectional_llama_scores_the_mean_of_a_text(tmp_path: Path) -> None
         (GTE, {"rope_scaling": {"type": "ntk", "factor": 8.0, "mixed_b": 0.5}}),
         (JINA_ALIBI, {"position_embedding_type": "absolute"}),
         (JINA_ALIBI, {"feed_forward_type": "original"}),
+        (GTE, {"num_attention_heads": 0}),
         (EUROBERT, {"classifier_pooling": "late"}),
         (MODERNBERT, {"classifier_activation": "mish"}),
         (MODERNBERT, {"hidden_activation": "mish"}),
