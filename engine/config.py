@@ -343,7 +343,7 @@ class EngineConfig:
                     allowed = " or ".join(repr(allowed) for allowed in ONLY[name])
                     raise ConfigError(f"{name}={quote(value)} is not supported in this release; it can be {allowed}")
             else:
-                raise ConfigError(unknown_key_message("the engine", name, names | IGNORED.keys() | ONLY.keys()))
+                raise ConfigError(unknown_key_message("the engine", name, names, IGNORED.keys() | ONLY.keys()))
         if "model" not in fields:
             raise ConfigError("model is missing; pass the folder of a model in Hugging Face's layout")
         fields["max_model_len"] = _parse_length(fields.get("max_model_len"))

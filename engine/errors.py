@@ -211,18 +211,20 @@ def quote(value: object, max_chars: int = 200) -> str:
     return text if len(text) <= max_chars else text[: max_chars - 3] + "..."
 
 
-def unknown_key_message(what: str, key: object, known: Iterable[str]) -> str:
+def unknown_key_message(what: str, key: object, known: Iterable[str], accepted: Iterable[str] = ()) -> str:
     """Returns the message of an error about an unknown key.
 
     Args:
         what: Name of the object that the key was given to, e.g. ``"SamplingParams"``.
         key: The unknown key, of any type.
         known: All known keys.
+        accepted: Further keys that are taken, of which only one that is similar is named.
 
     Returns:
         One line with the unknown key and the most similar known key; with all known keys if none is similar.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(key[:MAX_KEY_CHARS], names, n=1) if isinstance(key, str) else []
+    all_names = [*names, *accepted]
+    near = difflib.get_close_matches(key[:MAX_KEY_CHARS], all_names, n=1) if isinstance(key, str) else []
     hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
     return f"{what} has no field {quote(key, MAX_KEY_CHARS)}; {hint}"

@@ -10,14 +10,18 @@ from ..weights.checkpoint import WeightMap
 from .decoder import Decoder
 from .spec import DecoderSpec, HeadSpec
 
-__all__ = ["CLASSIFIER", "TOKEN_CLASSIFIER", "Family"]
+__all__ = ["CLASSIFIER", "NUM_REWARDS", "TOKEN_CLASSIFIER", "Family"]
 
 CLASSIFIER, TOKEN_CLASSIFIER = "ForSequenceClassification", "ForTokenClassification"
 """Endings of the names of architectures that classify texts, or each of their tokens."""
 
+NUM_REWARDS = {"ForRewardModel": 1, "ForProcessRewardModel": 2}
+"""Endings of the names of decoders that reward a text or the steps of a solution -> the number of their classes."""
+
 
 def _decoder_heads() -> Mapping[str, HeadSpec | Callable[[Any], HeadSpec]]:
-    return {CLASSIFIER: HeadSpec(), TOKEN_CLASSIFIER: HeadSpec(bias=True)}
+    rewards = dict.fromkeys(NUM_REWARDS, HeadSpec(activation="relu", bias=True))
+    return {CLASSIFIER: HeadSpec(), TOKEN_CLASSIFIER: HeadSpec(bias=True), **rewards}
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from ..weights.model_slots import weight_slots
 from ..weights.sharded_state import load_sharded_state
 from . import families
 from .decoder import Decoder
-from .family import CLASSIFIER, TOKEN_CLASSIFIER, Family
+from .family import CLASSIFIER, NUM_REWARDS, TOKEN_CLASSIFIER, Family
 from .hf_config import load_hf_config, positive_int, quantization_settings
 from .model_code import model_code
 from .options import DEFAULT_OPTIONS, ModelOptions
@@ -79,11 +79,11 @@ def describe_model(hf_config: Any) -> DecoderSpec:
     spec = family.spec(hf_config)
     if _is_bidirectional(hf_config) and not spec.is_encoder:
         spec = replace(spec, attention=replace(spec.attention, causal=False), windows=_both_ways(hf_config, spec))
-    ending = next((ending for ending in CLASSIFIERS if hf_config.architectures[0].endswith(ending)), None)
+    ending = next((ending for ending in family.heads if hf_config.architectures[0].endswith(ending)), None)
     if ending is None:
         return spec
-    head = family.head(ending, hf_config)
-    return replace(spec, num_labels=positive_int(hf_config, "num_labels"), class_head=head)
+    num_labels = NUM_REWARDS.get(ending) or positive_int(hf_config, "num_labels")
+    return replace(spec, num_labels=num_labels, class_head=family.head(ending, hf_config))
 
 
 def build_model(
@@ -299,7 +299,7 @@ def _variants(family: Family) -> list[str]:
             continue
         ending = next(ending for ending in (*CAUSAL, BARE) if architecture.endswith(ending))
         others = PRETRAINED if ending == BARE else (BARE,)
-        found += [architecture.removesuffix(ending) + each for each in (ending, *CLASSIFIERS, *others)]
+        found += [architecture.removesuffix(ending) + each for each in (ending, *family.heads, *others)]
     return found
 
 

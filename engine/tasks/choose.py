@@ -32,7 +32,7 @@ def choose_task(config: EngineConfig, hf_config: Any) -> Task:
     """
     find_family(hf_config)
     architecture = hf_config.architectures[0]
-    natural = next(task for task in TASKS if architecture.endswith(task.architecture_endings))
+    natural = _natural(architecture)
     asked = _asked(config, natural)
     if asked.decodes and describe_model(hf_config).is_encoder:
         raise ConfigError(
@@ -58,3 +58,9 @@ def _asked(config: EngineConfig, natural: type[Task]) -> type[Task]:
     if config.runner in ("auto", natural.runner):
         return natural
     return next(task for task in TASKS if task.runner == config.runner)
+
+
+def _natural(architecture: str) -> type[Task]:
+    """Returns the task that an architecture is made for: the one with the longest ending of its name."""
+    endings = {ending: task for task in TASKS for ending in task.architecture_endings}
+    return endings[max((ending for ending in endings if architecture.endswith(ending)), key=len)]

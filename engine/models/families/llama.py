@@ -32,8 +32,11 @@ WEIGHTS = WeightMap(
         "norm": "norm",
         "lm_head": "lm_head",
         "score": "score",
+        "score.0": "score.dense",
+        "score.2": "score.out",
     },
     ignored=("rotary_emb", "layers.*.self_attn.rotary_emb"),
+    numbered_parts=("score",),
 )
 
 
