@@ -253,6 +253,23 @@ def test_an_adapter_for_which_pinned_ones_leave_no_room_fails_its_sequences(libr
     assert settle(library) == ([again], []) and library.ids() == {1, 2}
 
 
+@pytest.mark.parametrize("name", ["tune", "bad"])
+def test_a_load_whose_sequences_have_left_keeps_neither_room_nor_a_name_after_its_end(reader, name) -> None:
+    library, sequence = AdapterLibrary(reader, max_adapters=1), make_sequence("1")
+    reader.may_end.clear()
+    library.ask(ask(1, name), sequence)
+    library.take_ready()
+    library.reset()  # As after an interrupt: no step comes that would notice the end of the load.
+    with pytest.raises(ConfigError, match="in use, pinned or being read"):
+        library.add(ask(2))
+    reader.may_end.set()
+    for thread in threading.enumerate():
+        if thread.name == "adapters":
+            thread.join(10)
+    assert library.add(ask(2)) and library.ids() == {2}
+    library.check(ask(3, name))
+
+
 def test_an_adapter_in_use_is_not_removed(library) -> None:
     first, second = make_sequence("0"), make_sequence("1")
     for sequence in (first, second):
