@@ -67,11 +67,19 @@ def library(reader: FakeReader):
     library.close()
 
 
+def end_loads() -> None:
+    """Waits for the loads that are going on, so that it does not matter which of them ends first."""
+    for thread in threading.enumerate():
+        if thread.name == "adapters":
+            thread.join(10)
+
+
 def settle(library: AdapterLibrary) -> tuple[list[Any], list[Any]]:
     """Waits for all loads for which there is room."""
     ready, failed = library.take_ready()
     while library.is_loading:
         library.wait()
+        end_loads()
         more, worse = library.take_ready()
         ready, failed = ready + more, failed + worse
     return ready, failed
@@ -263,9 +271,7 @@ def test_a_load_whose_sequences_have_left_keeps_neither_room_nor_a_name_after_it
     with pytest.raises(ConfigError, match="in use, pinned or being read"):
         library.add(ask(2))
     reader.may_end.set()
-    for thread in threading.enumerate():
-        if thread.name == "adapters":
-            thread.join(10)
+    end_loads()
     assert library.add(ask(2)) and library.ids() == {2}
     library.check(ask(3, name))
 
