@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -143,7 +144,11 @@ def _load_pickle(data: bytes) -> Mapping[str, Tensor]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > len(data):
                 raise ValueError("the archive is compressed, and torch.save compresses nothing")
-    tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        tensors = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # The message of PyTorch advises to load without the check, before it says what is wrong.
+        raise ValueError(str(error.__context__ or error).partition(". ")[0]) from error
     plain = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
     if not plain or not all(type(one) in (Tensor, nn.Parameter) and _is_dense(one) for one in tensors.values()):
         raise ValueError("it is no mapping of names to dense tensors")

@@ -88,6 +88,7 @@ class AdapterLibrary:
         Raises:
             ConfigError: The number of the request names another adapter, or its name another number or folder.
         """
+        self._notice_abandoned()
         if (known := self._entries.get(request.lora_name)) is not None:
             _check_same(known, request)
         owner = self._names.get(request.lora_int_id, request.lora_name)
@@ -255,6 +256,12 @@ class AdapterLibrary:
         entry = self._entries[request.lora_name] = Entry(request)
         return entry
 
+    def _notice_abandoned(self) -> None:
+        """Notices the loads that have ended after their last sequence left; no step may come that does."""
+        for entry in list(self._loading.values()):
+            if entry.loading is not None and entry.loading.done() and not entry.waiting:
+                self._finish_load(entry)
+
     def _rest(self, entry: Entry) -> None:
         """Makes an adapter that nobody needs the last one of those that may be forgotten."""
         is_held = entry.adapter is not None and self._entries.get(entry.name) is entry
@@ -296,7 +303,7 @@ class AdapterLibrary:
     def _no_room(self, entry: Entry) -> ConfigError:
         return ConfigError(
             f"there is no room for the adapter {quote(entry.name)}: the {self._max_adapters} adapters in memory are in "
-            "use or pinned; raise max_cpu_loras, or remove one"
+            "use, pinned or being read; raise max_cpu_loras, or remove one"
         )
 
     def _make_room(self) -> bool:

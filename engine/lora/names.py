@@ -18,7 +18,7 @@ from ..errors import AdapterError, quote
 from ..weights.tensor_layout import TensorLayout
 from .base import AdapterBase
 
-__all__ = ["Piece", "Sorted", "find_pieces", "sort_tensors"]
+__all__ = ["Piece", "Sorted", "find_pieces", "is_unused", "sort_tensors"]
 
 PREFIX = "base_model.model."
 WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -134,6 +134,18 @@ def find_pieces(module: str, base: AdapterBase) -> list[Piece]:
         if own:
             return [Piece(own, None)]
     raise _unknown(module, base)
+
+
+def is_unused(module: str, base: AdapterBase) -> bool:
+    """Returns whether checkpoints of the family have a module that the model never runs, such as BERT's pooler."""
+    return any(_is_ignored(f"{name}.weight", base) for name in _spellings(module))
+
+
+def _is_ignored(name: str, base: AdapterBase) -> bool:
+    try:
+        return base.weights.ours(name) is None
+    except KeyError:
+        return False
 
 
 def _spellings(module: str) -> list[str]:

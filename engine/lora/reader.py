@@ -14,7 +14,7 @@ from .base import AdapterBase
 from .cast import cast_matrix
 from .config import AdapterConfig
 from .files import locate_adapter, read_files
-from .names import FUSED, Sorted, find_pieces, sort_tensors
+from .names import FUSED, Sorted, find_pieces, is_unused, sort_tensors
 from .request import LoRARequest
 from .table_rows import read_new_rows
 
@@ -40,6 +40,8 @@ def read_adapter(request: LoRARequest, base: AdapterBase) -> Adapter:
     try:
         files = read_files(locate_adapter(request.lora_path, base.download_dir), _max_bytes(base))
         config, tensors = AdapterConfig.of(files.fields), sort_tensors(files.tensors)
+        _check_pairs(tensors)
+        _drop_unused(request.lora_name, tensors, base)
         updates = _updates(config, tensors, base)
         new_rows = read_new_rows(tensors.others, config, base)
         _check_one_kind(config, updates, new_rows)
@@ -58,8 +60,8 @@ def _max_bytes(base: AdapterBase) -> int:
     return SPARE_BYTES + torch.float64.itemsize * (narrow + 2 * largest)
 
 
-def _updates(config: AdapterConfig, tensors: Sorted, base: AdapterBase) -> dict[str, LowRank]:
-    """Returns the update of each of our parts."""
+def _check_pairs(tensors: Sorted) -> None:
+    """Raises if a module has one of its two matrices, or if there is nothing at all."""
     alone = tensors.a.keys() ^ tensors.b.keys()
     if alone:
         module = min(alone)
@@ -67,6 +69,24 @@ def _updates(config: AdapterConfig, tensors: Sorted, base: AdapterBase) -> dict[
         raise AdapterError(f"the file holds {here} of {quote(module)} and no {absent}; save the adapter again")
     if not tensors.a and not tensors.others:
         raise AdapterError("the file holds no matrices lora_A and lora_B; check that training has saved the adapter")
+
+
+def _drop_unused(name: str, tensors: Sorted, base: AdapterBase) -> None:
+    """Drops the matrices of modules that the model never runs, which PEFT writes if the targets name them too."""
+    unused = sorted(module for module in tensors.a if is_unused(module, base))
+    for module in unused:
+        del tensors.a[module], tensors.b[module]
+    if unused:
+        logger.warning(
+            "the adapter %s changes %s and %d more, which the model does not run for this task; they are not used",
+            quote(name),
+            quote(unused[0]),
+            len(unused) - 1,
+        )
+
+
+def _updates(config: AdapterConfig, tensors: Sorted, base: AdapterBase) -> dict[str, LowRank]:
+    """Returns the update of each of our parts."""
     updates: dict[str, LowRank] = {}
     for module, a in sorted(tensors.a.items()):
         for part, update in _read_module(module, a, tensors.b[module], config, base).items():

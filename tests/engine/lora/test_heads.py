@@ -238,6 +238,8 @@ def test_adapters_of_a_classifier_have_heads_of_their_own(tmp_path: Path) -> Non
     ]
     prompts = [{"prompt_token_ids": prompt} for prompt, _ in jobs]
     params = PoolingParams(use_activation=False)
+    for request in requests[: len(adapters)]:  # So that prompts with and without adapters run in the same steps.
+        assert request is not None and llm.add_lora(request)
     outputs = llm.classify(prompts, pooling_params=params, lora_request=requests, use_tqdm=False)
     models = {path: peft_model(base, path, AutoModelForSequenceClassification) for path in (*adapters, None)}
     for (prompt, path), output in zip(jobs, outputs, strict=True):
@@ -253,8 +255,9 @@ def test_embeddings_of_prompts_are_those_of_their_adapters(tmp_path: Path) -> No
         write_adapter(tmp_path / "tokens", base, seed=2, target_modules=["q_proj"], trainable_token_indices=[7, 45]),
     ]
     llm = open_engine(base, runner="pooling")
+    requests = [LoRARequest(path.name, 1 + index, str(path)) for index, path in enumerate(adapters)]
+    assert all(llm.add_lora(request) for request in requests), "so that all prompts run in the same steps"
     for prompt in PROMPTS:
-        requests = [LoRARequest(path.name, 1 + index, str(path)) for index, path in enumerate(adapters)]
         asked = [{"prompt_token_ids": prompt}] * 3
         outputs = llm.embed(asked, lora_request=[*requests, None], use_tqdm=False)
         for output, path in zip(outputs, (*adapters, None), strict=True):

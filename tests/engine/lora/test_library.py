@@ -67,11 +67,19 @@ def library(reader: FakeReader):
     library.close()
 
 
+def end_loads() -> None:
+    """Waits for the loads that are going on, so that it does not matter which of them ends first."""
+    for thread in threading.enumerate():
+        if thread.name == "adapters":
+            thread.join(10)
+
+
 def settle(library: AdapterLibrary) -> tuple[list[Any], list[Any]]:
     """Waits for all loads for which there is room."""
     ready, failed = library.take_ready()
     while library.is_loading:
         library.wait()
+        end_loads()
         more, worse = library.take_ready()
         ready, failed = ready + more, failed + worse
     return ready, failed
@@ -251,6 +259,21 @@ def test_an_adapter_for_which_pinned_ones_leave_no_room_fails_its_sequences(libr
     assert sequence.error is not None and "no room for the adapter 'tune-3'" in sequence.error.message
     library.ask(LoRARequest("tune-1", 1, "/adapters/1", load_inplace=True), again := make_sequence("1"))
     assert settle(library) == ([again], []) and library.ids() == {1, 2}
+
+
+@pytest.mark.parametrize("name", ["tune", "bad"])
+def test_a_load_whose_sequences_have_left_keeps_neither_room_nor_a_name_after_its_end(reader, name) -> None:
+    library, sequence = AdapterLibrary(reader, max_adapters=1), make_sequence("1")
+    reader.may_end.clear()
+    library.ask(ask(1, name), sequence)
+    library.take_ready()
+    library.reset()  # As after an interrupt: no step comes that would notice the end of the load.
+    with pytest.raises(ConfigError, match="in use, pinned or being read"):
+        library.add(ask(2))
+    reader.may_end.set()
+    end_loads()
+    assert library.add(ask(2)) and library.ids() == {2}
+    library.check(ask(3, name))
 
 
 def test_an_adapter_in_use_is_not_removed(library) -> None:

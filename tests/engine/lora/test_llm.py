@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModel, AutoModelForCausalLM
 
 from adapters import make_adapter
+from encoders import reference, tiny_encoder
 from millrace.engine.errors import AdapterError, ConfigError, EngineDeadError, PromptError
 from millrace.engine.llm import LLM
 from millrace.engine.lora.request import LoRARequest
@@ -230,6 +231,26 @@ def test_embeddings_and_scores_take_adapters(folder, requests):
         assert vector.outputs.data.tolist() == pytest.approx(outputs[0].outputs.embedding, abs=1e-5)
         bad, good = llm.embed(PROMPTS[:2], lora_request=["x", None], on_error="return", use_tqdm=False)
         assert bad.error.kind == "ConfigError" and good.error is None
+
+
+@pytest.mark.parametrize(("model_type", "unused"), [("bert", "pooler.dense"), ("albert", "pooler")])
+def test_an_encoder_takes_adapters_whose_targets_name_the_pooler_too(model_type, unused, tmp_path, caplog):
+    encoder, adapter, token_ids = tiny_encoder(tmp_path / "model", model_type), tmp_path / "adapter", [5, 6, 7, 8, 9]
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", init_lora_weights=False)
+    peft_model: Any = get_peft_model(AutoModel.from_pretrained(encoder, dtype=torch.float32), config).eval()
+    peft_model.save_pretrained(adapter)
+    with torch.inference_mode():
+        expected = torch.nn.functional.normalize(peft_model(torch.tensor([token_ids])).last_hidden_state[0], dim=-1)
+    plain = torch.nn.functional.normalize(reference(encoder, [token_ids])[0], dim=-1)
+    assert (expected - plain).abs().max() > 0.01
+    settings: dict[str, Any] = {"dtype": "float32", "task": "embed", "max_num_seqs": 4, "enable_lora": True}
+    with LLM(str(encoder), **settings) as llm:
+        prompts, each = [{"prompt_token_ids": token_ids}] * 2, [LoRARequest("tune", 1, adapter), None]
+        outputs = llm.encode(prompts, pooling_task="token_embed", lora_request=each, use_tqdm=False)
+    for output, wanted in zip(outputs, (expected, plain), strict=True):
+        torch.testing.assert_close(torch.as_tensor(output.outputs.data), wanted, atol=1e-5, rtol=0)
+    assert f"the adapter 'tune' changes '{unused}' and 0 more, which the model does not run" in caplog.text
 
 
 @pytest.mark.parametrize(
