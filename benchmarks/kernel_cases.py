@@ -632,5 +632,5 @@ def attend_to_equal_texts(
     query: Tensor, key: Tensor, value: Tensor, _starts: Tensor, length: int, scale: float, **_options: None
 ) -> Tensor:
     """Runs torch's attention over texts of one length, which needs no padding."""
-    parts = (part.unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, value))
-    return F.scaled_dot_product_attention(*parts, scale=scale).transpose(1, 2).flatten(0, 1)
+    queries, keys, values = (part.unflatten(0, (-1, length)).transpose(1, 2) for part in (query, key, value))
+    return F.scaled_dot_product_attention(queries, keys, values, scale=scale).transpose(1, 2).flatten(0, 1)
