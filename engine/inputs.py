@@ -145,6 +145,8 @@ def parse_prompt(prompt: Any) -> ParsedPrompt:
 def _parse_token_ids(token_ids: Any) -> list[int]:
     if not _is_list(token_ids):
         raise PromptTypeError(f"Token prompt should be a list of integers; got {describe(token_ids)}")
+    if set(map(type, token_ids)) == {int}:  # A loop over the tokens would take longer than all other checks.
+        return list(token_ids)
     for token_id in token_ids:
         if not isinstance(token_id, numbers.Integral) or isinstance(token_id, bool):
             raise PromptTypeError(f"Token prompt should be a list of integers; it holds {describe(token_id)}")
