@@ -477,5 +477,5 @@ def test_disentangled_attention_is_hugging_faces():
         row_queries, row_keys = (layer(vectors).view(32, 4, 16) for layer in projections[:2])
     rows = (make_log_bucket_position(torch.arange(-40, 41), 16, 40).long() + 16).clamp(0, 31)
     starts = torch.tensor([0, 90], dtype=torch.int32)
-    out = disentangled_attention.plain(*heads, row_keys, row_queries, rows, starts, 90, 48**-0.5)
+    out = disentangled_attention.plain(*heads, row_keys, row_queries, rows, starts, 90, scale=48**-0.5)
     torch.testing.assert_close(out.flatten(1), wanted[0], rtol=1e-4, atol=1e-5)

@@ -29,7 +29,7 @@ from millrace.engine.lora import layer
 from millrace.engine.models import describe_model
 from millrace.engine.parallel.context import ParallelContext
 from millrace.engine.step import token_head
-from millrace.engine.step.pooling_head import LastTokenHead
+from millrace.engine.step.pooling_head import PoolingHead
 from millrace.engine.step.tables import Tables
 from millrace.engine.step.token_head import TokenHead
 from millrace.engine.step_plan import NewRow, StepPlan
@@ -195,7 +195,7 @@ class Tokens(SimpleNamespace):
         return 4
 
 
-@pytest.mark.parametrize("head", [TokenHead, LastTokenHead])
+@pytest.mark.parametrize("head", [TokenHead, lambda model, tables: PoolingHead(model, tables, ())])
 def test_a_rank_whose_results_nobody_reads_copies_nothing_to_the_host(head, monkeypatch):
     monkeypatch.setattr(token_head, "Sampler", lambda *_: None)
     model = SimpleNamespace(parallel=ParallelContext.of_rank(1, 2, 1))
