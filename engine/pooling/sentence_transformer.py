@@ -18,7 +18,14 @@ from .layer_norm import read_layer_norm
 from .pooler import normalize
 from .scoring import SIMILARITIES
 
-__all__ = ["SIMILARITIES", "SentenceTransformer", "read_sentence_transformer", "read_text_settings"]
+__all__ = [
+    "SIMILARITIES",
+    "SentenceTransformer",
+    "read_cross_encoder_activation",
+    "read_cross_encoder_texts",
+    "read_sentence_transformer",
+    "read_text_settings",
+]
 
 POOLING_MODES = {
     "cls": "CLS",
@@ -159,6 +166,35 @@ def read_text_settings(place: Location) -> TextSettings:
         )
     prompts = _read_prompts(place)
     return TextSettings(_default_prompt(place, prompts), max_tokens, bool(lowers), prompts)
+
+
+def read_cross_encoder_activation(place: Location) -> Any:
+    """Returns the name of the activation that a folder of a cross-encoder has in its own file; None if it has none.
+
+    Raises:
+        CheckpointError: The file is damaged, or has a default prompt, which is not implemented.
+    """
+    settings = _cross_encoder_settings(place)
+    if settings.get("default_prompt_name") is not None:
+        raise CheckpointError(
+            f"{place}/{SETTINGS}: default_prompt_name, a text in front of pairs, is not implemented; make it null, and "
+            "put the text in front of the queries"
+        )
+    return settings.get("activation_fn")
+
+
+def read_cross_encoder_texts(place: Location) -> TextSettings:
+    """Reads the length limit of a cross-encoder of sentence-transformers, which cuts texts and pairs.
+
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    return TextSettings(max_tokens=_tokenizer_limit([place])) if _cross_encoder_settings(place) else TextSettings()
+
+
+def _cross_encoder_settings(place: Location) -> dict[str, Any]:
+    settings = read_json_object(place / SETTINGS)
+    return settings if settings.get("model_type") == "CrossEncoder" else {}
 
 
 def _tokenizer_limit(folders: Sequence[Location]) -> int | None:
