@@ -300,8 +300,8 @@ def _read_pooling(folder: Location) -> tuple[tuple[str, ...], bool]:
         modes = given if isinstance(given, list) else [given]
     elif not flags:
         modes = ["mean"]  # This is the default of sentence-transformers.
-    named = [POOLING_MODES.get(_stem(mode)) for mode in modes]
-    if not named or None in named:
+    named = [POOLING_MODES.get(_stem(mode), "") for mode in modes]
+    if not all(named) or not named:
         asked = " and ".join(map(str, modes))[:100] or "no mode, all are off"
         raise CheckpointError(f"{folder} is to be pooled by {asked}; implemented are {', '.join(POOLING_MODES)}")
     # A list has its own order; the older flags have none.
