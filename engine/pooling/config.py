@@ -16,7 +16,7 @@ __all__ = ["POOLING_TYPES", "TOKEN_POOLING_TYPES", "PoolerConfig"]
 POOLING_TYPES = ("CLS", "MAX", "MEAN", "MEAN_SQRT_LEN", "WEIGHTEDMEAN", "LAST")
 """What makes the vector of a prompt: the hidden state of its first token, the largest value of each element, the mean,
 the sum divided by the root of the number of tokens, the mean in which token i (from 1) weighs i, and the hidden state
-of its last token. The vectors of several types are joined in this order."""
+of its last token. The vectors of several types are joined in the order in which they are named."""
 
 TOKEN_POOLING_TYPES = ("ALL", "STEP")
 """Which tokens get a vector, where each has one of its own: all, or those of `step_tag_id`."""
@@ -87,7 +87,7 @@ class PoolerConfig:
         """Gives the pooling types the forms that the fields have, whichever names they were given under."""
         of_prompt = _types("pooling_type", self.pooling_type, (*POOLING_TYPES, *TOKEN_POOLING_TYPES))
         of_tokens = _types("tok_pooling_type", self.tok_pooling_type, TOKEN_POOLING_TYPES)
-        if of_prompt and of_prompt[0] in TOKEN_POOLING_TYPES:
+        if of_prompt and any(name in TOKEN_POOLING_TYPES for name in of_prompt):
             if of_tokens not in (None, of_prompt) or len(of_prompt) > 1:
                 raise ConfigError(f"pooler_config: pooling_type={quote(of_prompt)} is for tokens; keep one such type")
             of_prompt, of_tokens = None, of_prompt
@@ -146,7 +146,7 @@ class PoolerConfig:
 
 
 def _types(field: str, given: Any, allowed: Sequence[str]) -> tuple[str, ...] | None:
-    """Returns names of pooling types in the order of `allowed`, which is that of joined vectors; None for None."""
+    """Returns names of pooling types in the order given, which is that of joined vectors; None for None."""
     if given is None:
         return None
     names = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else [given]
@@ -155,7 +155,7 @@ def _types(field: str, given: Any, allowed: Sequence[str]) -> tuple[str, ...] | 
     if wrong or not upper:
         shown = quote(wrong[0] if wrong else given)
         raise ConfigError(f"pooler_config: {field}={shown} is not there; it can be {', '.join(allowed)}")
-    return tuple(name for name in allowed if name in upper)
+    return tuple(upper)
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -60,25 +60,26 @@ ACTIVATIONS_BY_CLASS: dict[str, Activation] = {
 """Names of the classes of torch that a cross-encoder of sentence-transformers may name -> the functions."""
 
 
-def class_activation(hf_config: Any, num_labels: int) -> Activation:
+def class_activation(hf_config: Any, num_labels: int, named: Any = None) -> Activation:
     """Returns the function that turns a classifier's logits into probabilities.
 
     Args:
         hf_config: Config of the model. The activation of a cross-encoder of sentence-transformers chooses the function,
             or else `problem_type`.
         num_labels: Number of classes. If the config chooses none, one class uses `sigmoid` and several use `softmax`.
+        named: Name of the class of torch that another file of the model's folder chooses; None if there is none.
 
     Raises:
         UnsupportedModelError: The activation of the cross-encoder is not implemented.
     """
     own = getattr(hf_config, "sentence_transformers", None)
-    named = own.get("activation_fn") if isinstance(own, Mapping) else None
+    named = named or (own.get("activation_fn") if isinstance(own, Mapping) else None)
     named = named or getattr(hf_config, "sbert_ce_default_activation_function", None)
     if named is not None:
         name = str(named).rpartition(".")[2]
         if name not in ACTIVATIONS_BY_CLASS:
             raise UnsupportedModelError(
-                f"config.json names the activation {quote(named)}; implemented are {', '.join(ACTIVATIONS_BY_CLASS)}"
+                f"the folder names the activation {quote(named)}; implemented are {', '.join(ACTIVATIONS_BY_CLASS)}"
             )
         return ACTIVATIONS_BY_CLASS[name]
     default = softmax if num_labels > 1 else sigmoid

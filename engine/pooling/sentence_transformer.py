@@ -18,7 +18,14 @@ from .layer_norm import read_layer_norm
 from .pooler import normalize
 from .scoring import SIMILARITIES
 
-__all__ = ["SIMILARITIES", "SentenceTransformer", "read_sentence_transformer", "read_text_settings"]
+__all__ = [
+    "SIMILARITIES",
+    "SentenceTransformer",
+    "read_cross_encoder_activation",
+    "read_cross_encoder_texts",
+    "read_sentence_transformer",
+    "read_text_settings",
+]
 
 POOLING_MODES = {
     "cls": "CLS",
@@ -105,7 +112,7 @@ def read_sentence_transformer(place: Location, size: int, types: Sequence[str] =
     done = tuple(steps[:-1] if normalizes else steps)
     return SentenceTransformer(
         size,
-        PoolerConfig(own, normalizes),
+        PoolerConfig(own, normalizes, _own_dimensions(place, size)),
         done,
         () if pools else done,
         includes_prompt,
@@ -151,12 +158,53 @@ def read_text_settings(place: Location) -> TextSettings:
     if not isinstance(lowers, bool | None):
         raise CheckpointError(f"{file}: do_lower_case must be true or false; got {quote(lowers)}")
     max_tokens = config.get("max_seq_length")
-    if max_tokens is not None and (type(max_tokens) is not int or not 1 <= max_tokens <= MAX_TOKENS):
+    if max_tokens is None:
+        max_tokens = _tokenizer_limit([*folders, place])
+    elif type(max_tokens) is not int or not 1 <= max_tokens <= MAX_TOKENS:
         raise CheckpointError(
             f"{file}: max_seq_length must be an integer of at least 1, at most {MAX_TOKENS}; got {quote(max_tokens)}"
         )
     prompts = _read_prompts(place)
     return TextSettings(_default_prompt(place, prompts), max_tokens, bool(lowers), prompts)
+
+
+def read_cross_encoder_activation(place: Location) -> Any:
+    """Returns the name of the activation that a folder of a cross-encoder has in its own file; None if it has none.
+
+    Raises:
+        CheckpointError: The file is damaged, or has a default prompt, which is not implemented.
+    """
+    settings = _cross_encoder_settings(place)
+    if settings.get("default_prompt_name") is not None:
+        raise CheckpointError(
+            f"{place}/{SETTINGS}: default_prompt_name, a text in front of pairs, is not implemented; make it null, and "
+            "put the text in front of the queries"
+        )
+    return settings.get("activation_fn")
+
+
+def read_cross_encoder_texts(place: Location) -> TextSettings:
+    """Reads the length limit of a cross-encoder of sentence-transformers, which cuts texts and pairs.
+
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    return TextSettings(max_tokens=_tokenizer_limit([place])) if _cross_encoder_settings(place) else TextSettings()
+
+
+def _cross_encoder_settings(place: Location) -> dict[str, Any]:
+    settings = read_json_object(place / SETTINGS)
+    return settings if settings.get("model_type") == "CrossEncoder" else {}
+
+
+def _tokenizer_limit(folders: Sequence[Location]) -> int | None:
+    """Returns the limit in the tokenizer's own file, where sentence-transformers keeps it since version 5.
+
+    Tokenizers without a limit have a huge number there.
+    """
+    file = next((file for file in (folder / "tokenizer_config.json" for folder in folders) if file.exists()), None)
+    limit = None if file is None else read_json_object(file).get("model_max_length")
+    return limit if type(limit) is int and 1 <= limit <= MAX_TOKENS else None
 
 
 def _read_prompts(place: Location) -> dict[str, str]:
@@ -177,6 +225,16 @@ def _default_prompt(place: Location, prompts: Mapping[str, str]) -> str:
             f"{quote(dict(prompts))}"
         )
     return prompts[name]
+
+
+def _own_dimensions(place: Location, size: int) -> int | None:
+    """Returns the number of elements that the folder has embeddings cut to; None if they stay whole."""
+    dimensions = read_json_object(place / SETTINGS).get("truncate_dim")
+    if dimensions is not None and (type(dimensions) is not int or dimensions < 1):
+        raise CheckpointError(
+            f"{place}/{SETTINGS}: truncate_dim must be an integer of at least 1; got {quote(dimensions)}"
+        )
+    return dimensions if dimensions is None else min(dimensions, size)
 
 
 def _similarity(place: Location) -> str:
@@ -242,11 +300,12 @@ def _read_pooling(folder: Location) -> tuple[tuple[str, ...], bool]:
         modes = given if isinstance(given, list) else [given]
     elif not flags:
         modes = ["mean"]  # This is the default of sentence-transformers.
-    named = [POOLING_MODES.get(_stem(mode)) for mode in modes]
-    if not named or None in named:
+    named = [POOLING_MODES.get(_stem(mode), "") for mode in modes]
+    if not all(named) or not named:
         asked = " and ".join(map(str, modes))[:100] or "no mode, all are off"
         raise CheckpointError(f"{folder} is to be pooled by {asked}; implemented are {', '.join(POOLING_MODES)}")
-    types = tuple(name for name in POOLING_TYPES if name in named)
+    # A list has its own order; the older flags have none.
+    types = tuple(named) if "pooling_mode" in config else tuple(name for name in POOLING_TYPES if name in named)
     return types, config.get("include_prompt") is not False
 
 

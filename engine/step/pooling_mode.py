@@ -136,13 +136,17 @@ class StatefulMode(PoolingMode):
         parts = self.parts(runs)
         rows = to_device(np.asarray(runs.rows), torch.int64, parts.device)
         if any(runs.starts):
-            is_first = to_device(np.equal(runs.starts, 0), torch.bool, parts.device).unsqueeze(1)
-            parts = torch.where(is_first, parts, self.join(self._states[rows], parts))
+            begins = to_device(self.begins(runs), torch.bool, parts.device).unsqueeze(1)
+            parts = torch.where(begins, parts, self.join(self._states[rows], parts))
         self._states[rows] = parts
 
     def vectors(self, prompts: PooledPrompts) -> Tensor:
         """As `PoolingMode.vectors`: the states."""
         return self._states[prompts.sampled[1]]
+
+    def begins(self, runs: Runs) -> np.ndarray:
+        """Returns `[num_runs]`: whether the state of each run alone replaces the state of its prompt."""
+        return np.equal(runs.starts, 0)
 
     @abstractmethod
     def parts(self, runs: Runs) -> Tensor:
@@ -154,12 +158,22 @@ class StatefulMode(PoolingMode):
 
 
 class FirstToken(StatefulMode):
-    """Takes the hidden state of the first token."""
+    """Takes the hidden state of the first token that is not left out; of the first one if all are."""
+
+    def begins(self, runs: Runs) -> np.ndarray:
+        """As `PoolingMode.begins`: also the run with the first token that is not left out."""
+        return (self._offsets(runs) > 0) | np.equal(runs.starts, 0) | np.equal(runs.starts, runs.left_out)
 
     def parts(self, runs: Runs) -> Tensor:
         """As `PoolingMode.parts`."""
-        ends = np.cumsum(runs.counts)
-        return runs.states[to_device(ends - runs.counts, torch.int64, runs.states.device)]
+        firsts = np.cumsum(runs.counts) - runs.counts + self._offsets(runs)
+        return runs.states[to_device(firsts, torch.int64, runs.states.device)]
+
+    @staticmethod
+    def _offsets(runs: Runs) -> np.ndarray:
+        """Returns `[num_runs]`: the index of the token in its run, or 0 if the run does not have it."""
+        offsets = runs.left_out - np.asarray(runs.starts)
+        return np.where((offsets >= 0) & (offsets < runs.counts), offsets, 0)
 
     def join(self, states: Tensor, parts: Tensor) -> Tensor:
         """As `PoolingMode.join`: the states as they are."""

@@ -8,12 +8,15 @@ from typing import Any, Self
 from ..config import EngineConfig
 from ..errors import ConfigError, PoolingParamsError
 from ..loading.head_rows import find_head_rows
+from ..loading.model_source import locate_model
 from ..models import describe_model
 from ..models.hf_config import flag
 from ..pooling.config import PoolerConfig
 from ..pooling.pooler import Pooler, class_activation
 from ..pooling.scoring import ClassScoring, Scoring, ScoringOptions
+from ..pooling.sentence_transformer import read_cross_encoder_activation, read_cross_encoder_texts
 from ..step.pooling_head import ClassHead
+from ..text.tokenizer import TextSettings
 from ..weights.head_rows import HeadRows
 from .embed import MODES
 from .pool import PoolingTask
@@ -56,8 +59,9 @@ class Classify(PoolingTask):
             raise ConfigError("pooler_config: enable_chunked_processing is for embeddings; a classifier has no mean")
         of_tokens = hf_config.architectures[0].endswith(TOKEN_ENDINGS) and config.task not in ("classify", "score")
         rows = find_head_rows(config, hf_config)
+        activation = read_cross_encoder_activation(locate_model(config.model, config.hub, with_weights=False))
         task = cls(
-            Pooler(pooling, class_activation(hf_config, spec.num_labels)),
+            Pooler(pooling, class_activation(hf_config, spec.num_labels, activation)),
             (MODES[pooling_type],),
             spec.num_labels,
             config.task == cls.token_task or own.pools_tokens or (of_tokens and own.task is None),
@@ -67,6 +71,11 @@ class Classify(PoolingTask):
         )
         task.check_config()
         return task
+
+    @classmethod
+    def text_settings(cls, config: EngineConfig) -> TextSettings:
+        """Returns the length limit of a cross-encoder, see `Task.text_settings`."""
+        return read_cross_encoder_texts(locate_model(config.model, config.hub, with_weights=False))
 
     @property
     def labels(self) -> tuple[str, ...]:

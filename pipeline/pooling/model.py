@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...engine import EngineConfig, PoolerConfig, PoolingParams, resolve_model
+from ...engine import EngineConfig, PoolingParams, resolve_model
 from ...engine.errors import CheckpointError, ConfigError
 from ...engine.loading.model_source import locate_model
 from ...engine.storage import read_json_object
@@ -46,7 +46,7 @@ def vector_size(config: EngineConfig, params: PoolingParams) -> int:
     """
     task = pooling_task(config)
     task.check_pooling(params)
-    return params.dimensions or PoolerConfig.read(config.pooler_config).dimensions or task.size
+    return params.dimensions or task.pooler.config.dimensions or task.size
 
 
 def class_labels(config: EngineConfig) -> list[str]:

@@ -64,10 +64,16 @@ def make_scoring(config: EngineProcessorConfig) -> Scoring:
     from ...engine.pooling.scoring import ScoringOptions  # It loads torch.
 
     engine = config.engine_config
+    task = pooling_task(engine)
     tokenizer = load_tokenizer(
-        config.tokenizer_source, hub=engine.tokenizer_hub, trust_remote_code=engine.trust_remote_code
+        config.tokenizer_source,
+        model=engine.model,
+        task=task.name,
+        hub=engine.tokenizer_hub,
+        model_hub=engine.hub,
+        trust_remote_code=engine.trust_remote_code,
     )
-    return pooling_task(engine).scoring(ScoringOptions(config.default_pooling_params, tokenizer))
+    return task.scoring(ScoringOptions(config.default_pooling_params, tokenizer))
 
 
 def _vectors(config: EngineProcessorConfig) -> VectorAnswers:

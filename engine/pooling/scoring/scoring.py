@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
@@ -35,8 +36,10 @@ class ScoringOptions:
 
     @property
     def max_tokens(self) -> int | None:
-        """Number of tokens that longer prompts are cut to; None for no cut."""
+        """Number of tokens that longer prompts are cut to; None for no cut. The model's folder may have a limit."""
         asked = self.params.truncate_prompt_tokens
+        if asked is None and self.tokenizer is not None and self.tokenizer.texts.max_tokens is not None:
+            return min(self.tokenizer.texts.max_tokens, self.max_model_len or sys.maxsize)
         return self.max_model_len if asked == CUT_TO_LIMIT else asked
 
 

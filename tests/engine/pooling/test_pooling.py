@@ -398,6 +398,7 @@ WRONG_SETTINGS = [
     ({"runner": "generate", "task": "embed"}, "exclude each other"),
     ({"runner": "pooling", "pooler_config": {"pooling_type": "MIN"}}, "can be CLS, MAX, MEAN, MEAN_SQRT_LEN, WEIGHTED"),
     ({"runner": "pooling", "pooler_config": {"pooling_type": ["ALL", "STEP"]}}, "is for tokens; keep one"),
+    ({"runner": "pooling", "pooler_config": {"pooling_type": ["MEAN", "ALL"]}}, "is for tokens; keep one"),
     ({"runner": "pooling", "pooler_config": {"tok_pooling_type": "MEAN"}}, "tok_pooling_type='MEAN' is not there"),
     (
         {"runner": "pooling", "pooler_config": {"pooling_type": "CLS", "seq_pooling_type": "MAX"}},

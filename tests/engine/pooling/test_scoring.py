@@ -266,6 +266,26 @@ def test_long_pairs_are_cut_if_asked(cross_encoder, given, length):
     assert output.outputs.score == pytest.approx(*class_logits(cross_encoder, cut), abs=1e-4)
 
 
+def test_a_cross_encoder_that_sentence_transformers_writes_has_its_limit_and_activation(tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    folder = tiny_encoder(tmp_path / "plain", "bert", "classes", num_labels=1)
+    (folder / "chat_template.jinja").unlink(missing_ok=True)  # They would render pairs with it.
+    theirs = CrossEncoder(str(folder), device="cpu", max_length=30, activation_fn=torch.nn.Tanh())
+    theirs.save_pretrained(str(tmp_path / "own"))
+    pairs = [(QUERY, document) for document in (*DOCUMENTS, DOCUMENTS[0] * 9)]
+    with engine(tmp_path / "own") as llm:
+        outputs = llm.score(QUERY, [document for _, document in pairs], use_tqdm=False)
+        assert len(outputs[-1].prompt_token_ids) == 30
+        np.testing.assert_allclose([one.outputs.score for one in outputs], theirs.predict(pairs), **CLOSE)
+        assert len(llm.classify(DOCUMENTS[0] * 9, use_tqdm=False)[0].prompt_token_ids) == 30
+    settings = tmp_path / "own" / "config_sentence_transformers.json"
+    prompt = {"prompts": {"find": "Find: "}, "default_prompt_name": "find"}
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | prompt))
+    with pytest.raises(CheckpointError, match="default_prompt_name, a text in front of pairs"):
+        engine(tmp_path / "own")
+
+
 TEMPLATE = (
     "query: {{ (messages | selectattr('role', 'eq', 'query') | first).content }}\n"
     "document: {{ (messages | selectattr('role', 'eq', 'document') | first).content }}"

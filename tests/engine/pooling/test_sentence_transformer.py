@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from transformers import AutoModel
 
 from checkpoints import tiny_checkpoint
-from millrace.engine import LLM, PoolingParams, PoolingRequest
+from millrace.engine import LLM, EngineConfig, PoolingParams, PoolingRequest
 from millrace.engine.errors import CheckpointError, ConfigError, PromptTypeError
 from millrace.engine.pooling.dense import ACTIVATIONS
 from millrace.engine.pooling.sentence_transformer import read_text_settings
 from millrace.engine.storage import Location
+from millrace.pipeline.pooling.model import vector_size
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 TEXT = "The mill wheel turns as long as water comes down the race. "
@@ -84,7 +85,9 @@ def test_modes_are_joined_and_all_modules_are_applied_in_order(tmp_path, pooling
     for ids, one, rows in zip(prompts, got, tokens, strict=True):
         hidden = states(folder, ids)
         order = torch.arange(1, len(ids) + 1).unsqueeze(1)
-        joined = torch.cat([hidden.mean(0), (hidden * order).sum(0) / order.sum(), hidden[-1]])
+        parts = [hidden.mean(0), (hidden * order).sum(0) / order.sum(), hidden[-1]]
+        # A list of modes has its own order; the flags of the older form have one order.
+        joined = torch.cat(parts[-1:] + parts[:-1] if "pooling_mode" in pooling else parts)
         with torch.inference_mode():
             expected = torch.nn.functional.normalize(torch.nn.functional.gelu(dense(norm(joined))), dim=-1)
         np.testing.assert_allclose(one, expected, **CLOSE)
@@ -117,7 +120,7 @@ def prompted(tmp_path_factory) -> Path:
     """A folder with prompts, whose means leave their tokens out, and that lower-cases texts."""
     return write(
         tiny_checkpoint(tmp_path_factory.mktemp("prompted"), "llama"),
-        {"pooling_mode": ["mean", "max", "weightedmean"], "include_prompt": False},
+        {"pooling_mode": ["mean", "max", "cls", "weightedmean"], "include_prompt": False},
         config_sentence_transformers={
             "prompts": {"query": "Find: ", "document": ""},
             "default_prompt_name": "query",
@@ -141,8 +144,7 @@ def test_prompts_come_by_name_or_text_and_are_left_out_of_means(prompted):
                 hidden = states(prompted, ids)
                 order = torch.arange(1, len(ids) + 1).unsqueeze(1)[out:]
                 kept = hidden[out:]
-                # The maximum of sentence-transformers comes before its mean.
-                expected = torch.cat([kept.amax(0), kept.mean(0), (kept * order).sum(0) / order.sum()])
+                expected = torch.cat([kept.mean(0), kept.amax(0), kept[0], (kept * order).sum(0) / order.sum()])
                 np.testing.assert_allclose(output.outputs.embedding, expected, **CLOSE)
         # A request of the engine with text alone gets the default prompt; its mean leaves the prompt out too.
         llm.llm_engine.add_request(PoolingRequest("r", "Water", None, PoolingParams()))
@@ -169,6 +171,24 @@ def test_the_limit_of_the_folder_cuts_texts_but_never_above_that_of_the_model(pr
         assert cut.prompt_token_ids == ids[:24]
         (failed,) = llm.embed([[5] * 25], use_tqdm=False, on_error="return")
         assert failed.error.kind == "PromptTooLongError"
+
+
+def test_limits_that_sentence_transformers_writes_itself_are_heeded(tmp_path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    plain = tiny_checkpoint(tmp_path / "plain", "llama")
+    (plain / "chat_template.jinja").unlink(missing_ok=True)  # They would render texts with it.
+    modules = [Transformer(str(plain), max_seq_length=20), Pooling(64, pooling_mode="mean")]
+    SentenceTransformer(modules=modules, device="cpu", truncate_dim=12).save_pretrained(str(tmp_path / "own"))
+    theirs = SentenceTransformer(str(tmp_path / "own"), device="cpu")
+    with LLM(str(tmp_path / "own"), **SETTINGS) as llm:
+        (got,) = llm.embed(TEXT * 2, pooling_params=PoolingParams(use_activation=False), use_tqdm=False)
+        assert len(got.prompt_token_ids) == 20
+        np.testing.assert_allclose(got.outputs.embedding, theirs.encode(TEXT * 2), **CLOSE)
+        (more,) = llm.embed("Water", pooling_params=PoolingParams(dimensions=30), use_tqdm=False)
+        assert len(more.outputs.embedding) == 30
+    assert vector_size(EngineConfig(model=str(tmp_path / "own"), runner="pooling"), PoolingParams()) == 12
 
 
 def test_a_dense_layer_that_asks_for_more_is_refused(tmp_path):
