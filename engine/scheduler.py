@@ -424,7 +424,8 @@ class Scheduler:
         aside.pop(sequence, None)
         if digest in self._set_aside and not aside:
             del self._set_aside[digest]
-            self._num_overtaking *= bool(self._set_aside)
+            if not self._set_aside:
+                self._num_overtaking = 0
 
     def _leave(self, sequence: Sequence) -> None:
         """Removes a sequence from the running ones, and frees its row and its blocks."""

@@ -373,7 +373,7 @@ def _load(read: Callable[[LoRARequest], Adapter], request: LoRARequest, loading:
     """Reads an adapter, and puts it or the error into the future."""
     try:
         loading.set_result(read(request))
-    except BaseException as error:  # noqa: BLE001  # Whoever waits for the adapter must hear of any error.
+    except BaseException as error:  # noqa: BLE001  # `_error_of` hands it to the requests.
         loading.set_exception(error)
 
 
